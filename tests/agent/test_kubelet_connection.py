@@ -145,6 +145,10 @@ async def test_a_kubelet_that_is_away_is_named_and_asked_anew_when_it_is_back(tm
         assert await node.told() == (["a"], 2)
 
 
+LAST_OF_A_CALL = b"\x00\x00\x05\x00\x01"
+"""A frame of type DATA with five bytes and END_STREAM: the empty message."""
+
+
 class Fickle(Kubelet):
     """Ends its first connection in the way it is told, when it is asked a second time over it."""
 
@@ -160,7 +164,7 @@ class Fickle(Kubelet):
         serving = asyncio.create_task(super().serve(inner, writer))
         calls = 0
         while data := await reader.read(65536):
-            calls += data.count(b"application/grpc")
+            calls += data.count(LAST_OF_A_CALL)
             if calls > 2:  # the second turn's
                 break
             inner.feed_data(data)
