@@ -197,25 +197,3 @@ async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight
         stage.e.cluster.delete(PDBS, "keep", "default")
         await stage.ready(seconds=HOUR)
         assert stage.node_writes(before)["gpu-1"] == 2, "the point of no return and the release"
-
-
-@virtually
-async def test_one_that_was_given_up_is_shown_with_who_since_when_and_that_a_person_ends_it() -> None:
-    """It keeps its slot for good: the nodes behind it do not only stand in line."""
-    resource, obj, who = KINDS["NVIDIA"]
-    left = {"conditions": [{"type": "RequestorFailed", "status": "True"}]}
-    async with scene(*nodes(2)) as stage:
-        begin(stage, resource, {**obj, "status": left})
-        stage.apply(SLICED, rollout=at_once(1))
-        told = await stage.reason("gpu-1", "ForeignMaintenance")
-        assert (told["phase"], told["culprit"], told["deadline"]) == ("Blocked", f"{who} (failed)", "person")
-        assert told["message"].startswith(f"{who} (failed) left gpu-1 in the middle; look at the node")
-        behind = await stage.reason("gpu-2", "BudgetFull")
-        assert behind["phase"] == "Blocked"
-        assert f"({who} (failed) has begun with gpu-1)" in behind["message"]
-        since = told["since"], behind["since"]
-        await asyncio.sleep(HOUR)
-        assert (stage.transition("gpu-1")["since"], stage.transition("gpu-2")["since"]) == since
-        assert stage.node_writes() == {}
-        end(stage, resource, obj)
-        await stage.ready()

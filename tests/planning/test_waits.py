@@ -90,12 +90,6 @@ ENDS: dict[str, tuple[Verdict, str]] = {
 }  # fmt: skip
 
 
-def test_who_gave_up_in_the_middle_of_a_maintenance_waits_for_a_person_and_who_goes_on_does_not() -> None:
-    waiting = verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
-    assert shown(waiting, foreign="nm", foreign_failed=True)["deadline"] == PERSON
-    assert shown(waiting, foreign="nm")["deadline"] == OTHERS
-
-
 @pytest.mark.parametrize(("one", "end"), ENDS.values(), ids=ENDS.keys())
 def test_the_end_of_a_wait_is(one: Verdict, end: str) -> None:
     assert shown(one)["deadline"] == end

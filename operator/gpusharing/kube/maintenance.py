@@ -33,8 +33,6 @@ class Maintenance:
     who: str
     waits: bool = False
     """Its operator has not chosen it yet; of a large upgrade there is one for each node at once."""
-    failed: bool = False
-    """Nobody goes on with the node before a person has looked at it."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
@@ -65,8 +63,7 @@ def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maint
     deleting = "deletionTimestamp" in section(raw, "metadata")
     state = " (being deleted)" if deleting else " (failed)" if failed else ""
     name = f"{where}/{name}" if where else name
-    who = f"{operator} NodeMaintenance {name}{asker}{state}"
-    return Maintenance(text(raw, "spec", "nodeName"), who, failed=failed and not deleting)
+    return Maintenance(text(raw, "spec", "nodeName"), f"{operator} NodeMaintenance {name}{asker}{state}")
 
 
 class Maintained:
@@ -110,4 +107,4 @@ class Maintained:
 def _joined(view: NodeView, found: Maintenance) -> NodeView:
     if found.waits and view.foreign and not view.foreign_waits:
         return view  # somebody else works on it already
-    return replace(view, foreign=found.who, foreign_waits=found.waits, foreign_failed=found.failed)
+    return replace(view, foreign=found.who, foreign_waits=found.waits)

@@ -35,7 +35,7 @@ from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import is_tried_again
 from gpusharing.planning.way.guard import not_judged
-from gpusharing.planning.way.members import Member, is_expected_away, is_held_by_others, is_unavailable
+from gpusharing.planning.way.members import Member, is_expected_away, is_unavailable
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
@@ -116,13 +116,6 @@ class Pool:
         return allowance(self.policy.spec.rollout.max_unavailable, self.total)
 
     @property
-    def held_up(self) -> bool:
-        """Others have every slot, and no change of ours will give one back: it may stay so until a person acts."""
-        away = [one.node for one in self.members if one.away and not one.newcomer]
-        full = not self.moving and 0 < self.limit <= self.used
-        return full and bool(away) and all(map(is_held_by_others, away))
-
-    @property
     def frozen(self) -> bool:
         """Not even one node of many may be away."""
         spec = self.policy.spec
@@ -160,7 +153,6 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
     claims: dict[str, Claim] = {}
     looks: dict[str, Look] = {}
     listed, hold = 0, common.recent >= FIRST_LOOKS
-    waiting = Phase.BLOCKED if pool.held_up else Phase.PENDING
     candidates = _in_order(pool, common, verdicts)
     waves = group(candidates) if room > 0 else {}
     for candidate in candidates:
@@ -175,8 +167,7 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
             continue
         if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
             wait = capped if candidate.newcomer else full
-            phase = waiting if wait is full else Phase.PENDING
-            verdict = case.verdict(phase, wait.reason, wait.message, candidate=True)
+            verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True)
         else:
             verdict, look = try_start(candidate, common)
             listed += candidate.needs_list and verdict.wants_pods

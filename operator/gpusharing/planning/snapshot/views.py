@@ -81,8 +81,6 @@ class NodeView:
     does."""
     foreign_waits: bool = False
     """Whoever that is has not begun or has given up, and may stay so for weeks."""
-    foreign_failed: bool = False
-    """Whoever that is has given up in the middle, and a person has to look at the node."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
     asked for by many rules."""

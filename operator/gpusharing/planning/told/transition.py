@@ -34,7 +34,7 @@ def transition(
         "reason": reason,
         "message": cut(verdict.message, MAX_MESSAGE),
         "since": since,
-        "deadline": until_when(verdict, node, from_rfc3339(since) or now),
+        "deadline": until_when(verdict, from_rfc3339(since) or now),
         "attempt": verdict.attempt,
         "step": verdict.step,
         "observed": cut(verdict.observed, MAX_MESSAGE),

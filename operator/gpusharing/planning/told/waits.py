@@ -95,7 +95,7 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
     return (node.foreign or who) if who == _FOREIGN else who
 
 
-def until_when(verdict: Verdict, node: NodeView, since: datetime) -> str:
+def until_when(verdict: Verdict, since: datetime) -> str:
     """When the clock ends the wait: a time of day in UTC, with its date where it is more than a day after `since`, when
     the phase began. Otherwise who ends it; empty: nothing is waited for."""
     if not is_wait(verdict):
@@ -105,5 +105,5 @@ def until_when(verdict: Verdict, node: NodeView, since: datetime) -> str:
     deadline = verdict.deadline
     if deadline is not None and deadline != NEVER:
         return to_rfc3339(deadline) if deadline - since > DAY else f"{deadline.astimezone(UTC):%H:%M:%SZ}"
-    foreign = verdict.reason is Reason.FOREIGN_MAINTENANCE and not node.foreign_failed
+    foreign = verdict.reason is Reason.FOREIGN_MAINTENANCE
     return PERSON if verdict.reason.passes is Passes.BY_A_PERSON and not foreign else OTHERS

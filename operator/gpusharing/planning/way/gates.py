@@ -58,8 +58,6 @@ def _unready(case: NodeCase, assessed: Assessed) -> str:
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
     node = case.node
-    if node.foreign_failed:
-        return f"{node.foreign} left {node.name} in the middle; look at the node, then delete that object"
     return f"{node.foreign} works on {node.name}; waiting until it is done" if node.foreign else ""
 
 

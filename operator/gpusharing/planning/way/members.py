@@ -54,9 +54,3 @@ def is_expected_away(node: NodeView) -> bool:
     (docs/design/nvidia.md#d4).
     """
     return bool(node.foreign) and not node.foreign_waits
-
-
-def is_held_by_others(node: NodeView) -> bool:
-    """Whether it is away because of what somebody else has begun there, or for a cordon that is not ours."""
-    ours = node.fence is not None and node.fence.stage != "yielded"
-    return not ours and (is_expected_away(node) or node.unschedulable)
