@@ -329,10 +329,10 @@ def test_whatever_a_telling_key_has_goes_but_for_what_is_no_text() -> None:
 
 TEXTS = {
     "password=hunter2": "password=REMOVED",
-    "passwd: hunter2, next": "passwd: REMOVED, next",
+    "passwd: hunter2 next": "passwd: REMOVED next",
     'api_key = "hunter2 and more" next': "api_key = REMOVED next",
     "PGPASSWORD='hunter2'": "PGPASSWORD=REMOVED",
-    r"{\"token\":\"hunter2\"}": r"{\"token\":\REMOVED}",
+    r"{\"token\":\"hunter2\"}": r"{\"token\":REMOVED}",
     "?access_key=hunter2&next=1": "?access_key=REMOVED&next=1",
     "--auth-token hunter2 --next": "--auth-token REMOVED --next",
     "-password hunter2": "-password REMOVED",
@@ -342,12 +342,28 @@ TEXTS = {
     "jwt eyJhbGciOiJI.eyJzdWIiOiJodW50ZXIy.c2ln": "jwt REMOVED",
     "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----\nnext": "REMOVED\nnext",
     "-----BEGIN PRIVATE KEY-----\nhunter2": "REMOVED",
+    "hunter2hunter2==\n-----END RSA PRIVATE KEY-----\nnext": "REMOVED\nnext",
+    '"tokens": ["hunter2"]\nnext': '"tokens": REMOVED\nnext',
+    '{"password":{"v":"hunter2"}}\nnext': '{"password":REMOVED\nnext',
+    "password: |\n  hunter2\n  hunter2\nnext: 1": "password: REMOVED\nREMOVEDnext: 1",
+    "password:\n  hunter2\nnext: 1": "password:\nREMOVEDnext: 1",
+    r'password="a\"hunter2" next': "password=REMOVED next",
+    "password=a,hunter2;hunter2 next": "password=REMOVED next",
+    '{"auth":"aHVudGVyMg=="}': '{"auth":REMOVED}',
+    "DB_PASS=hunter2": "DB_PASS=REMOVED",
+    "client-key-data: aHVudGVyMg==": "client-key-data: REMOVED",
+    "https://hunter2@host/x": "https://REMOVED@host/x",
+    '{"authorization":"Bearer hunter2","error":"y"}': '{"authorization":REMOVED,"error":"y"}',
 }
 HARMLESS = (
     'MountVolume.SetUp failed for volume "v": secret "gpu-tls" not found',
     "passDeviceSpecs: true",
     "http://10.0.0.7:8080/metrics",
     "the token has expired; reading it anew",
+    "failed to fetch token: context deadline exceeded",
+    "secret: not found",
+    "tokenreviews.authentication.k8s.io: User cannot create",
+    "passes: 3, compass=north",
     "2x3g.40gb -> 7x1g.10gb; class Reset",
 )
 

@@ -29,20 +29,40 @@ LEFT_OUT = frozenset(
 )
 """Keys whose whole value goes: environments, command lines and probes of containers above all."""
 KEPT_ANNOTATIONS = ("gpusharing.dev/", "nvidia.com/", "deployment.kubernetes.io/", "meta.helm.sh/")
-_NAMES = "passw|passphrase|pwd|token|secret|credential|(?:api|access|private|licen[cs]e).?key"
-_TELLING = re.compile(f"{_NAMES}|private|authorization", re.IGNORECASE)
+_KEYS = "(?:api|access|private|client|licen[cs]e).?key"
+_NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|{_KEYS}"
+_TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
+_QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _IN_TEXTS = (
-    # PEM (RFC 7468), also one that was cut.
-    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-    # HTTP's Authorization to the end of its line, and a bearer token anywhere (RFC 9110, RFC 6750).
-    re.compile(r"(\bauthorization[\"']?[ \t]*[=:][ \t]*)[^\n]+", re.IGNORECASE),
-    re.compile(r"(\bbearer[ \t]+)\S+", re.IGNORECASE),
-    # user:password@ of an address (RFC 3986), and a JSON Web Token (RFC 7519).
-    re.compile(r"(://)[^/\s:@]*:[^/\s@]+(?=@)"),
+    # PEM (RFC 7468), also one that was cut at either end.
+    re.compile(
+        r"()-----BEGIN [A-Z ]*PRIVATE KEY-----"
+        r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]+)*)"
+    ),
+    re.compile(r"()(?:^[\w+/=]+[ \t\r]*\n)*-----END [A-Z ]*PRIVATE KEY-----", re.MULTILINE),
+    # HTTP's Authorization, its scheme and one word, and a bearer token anywhere (RFC 9110, RFC 6750).
+    re.compile(
+        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
+        re.IGNORECASE,
+    ),
+    re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
+    # user:password@ or token@ of an address (RFC 3986), and a JSON Web Token (RFC 7519).
+    re.compile(r"(://)[^/\s@\"']+(?=@)"),
     re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
+    # Under such a name a list or an object, to the end of its line, and a block or list of YAML.
+    re.compile(rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*)[\[{{][^\n]*", re.IGNORECASE),
+    re.compile(
+        rf"(^([ \t]*)[\w\"'.-]{{0,60}}(?:{_NAMES})[\w\"'.-]{{0,60}}:[ \t]*(?:[|>][+-]?)?\n)"
+        r"(?:\2[ \t]+[^\n]*(?:\n|\Z))+",
+        re.IGNORECASE | re.MULTILINE,
+    ),
     # password=x, "apiKey": "x", --token x
     re.compile(
-        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*\\?)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s\"',;&)}}\]]+)",
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[^\s\"'&}}\]]+)", re.IGNORECASE
+    ),
+    re.compile(
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*:[ \t]*)"
+        rf"(?:{_QUOTED}|(?!(?:not|no|context|user|unauthorized|invalid|expired|error|failed|the|a)\b)[^\s\"'}}\]]+)",
         re.IGNORECASE,
     ),
     re.compile(rf"((?<![\w-])--?[\w-]{{0,60}}(?:{_NAMES})[\w-]{{0,60}}[ \t]+)[^\s-]\S*", re.IGNORECASE),
