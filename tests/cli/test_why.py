@@ -195,6 +195,27 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
 
 
 @virtually
+async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
+    """The operator writes the label itself, with the release (docs/how-to/choose-a-mode.md)."""
+    async with operated(1) as stage:
+        stage.apply(FULL)
+        await stage.ready()
+        stage.cordon("gpu-1")
+        stage.apply(MIXED)
+        await stage.reason("gpu-1", "AlreadyCordoned")
+        raw = pending("new", "nvidia.com/mig-3g.40gb")
+        raw["spec"] |= {"nodeSelector": {"gpusharing.dev/mode": "mig"}}
+        stage.e.cluster.add(PODS, raw)
+        told = await ask(stage.e.cluster, "why", "default/new", "-o", "json")
+    (service,) = told.data["services"]
+    assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
+    assert service["but"].startswith("not yet; ")
+    assert told.data["conclusion"].startswith(
+        "a pool serves what it asks for, now or once its changes are done"
+    )
+
+
+@virtually
 async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
     async with operated(1, workloads=[Workload("llm", 2)]) as stage:
         stage.apply(FULL)

@@ -21,20 +21,36 @@ TOLD_APART = frozenset(
     }
 )
 """Taints that go by themselves, with a cordon, a condition or our proof; a node is told to be closed for these."""
+_REWRITTEN = (
+    *(f"nvidia.com/gpu.{name}" for name in ("product", "count", "replicas", "memory", "slices.", "engines.")),
+    *(
+        "nvidia.com/gpu.sharing-strategy",
+        "nvidia.com/gpu.multiprocessors",
+        "nvidia.com/mig",
+        "nvidia.com/mps.",
+    ),
+)
+"""Beginnings of labels that follow the layout (docs/design/nvidia.md, (c))."""
 _NOT_LOOKED_AT = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _NODE_AFFINITY),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),
 }
 
 
-def find_obstacle(pod: JSON, node: JSON) -> str:
-    """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does."""
-    spec, labels = section(pod, "spec"), texts(part(node, "metadata", "labels"))
+def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = None) -> str:
+    """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does.
+
+    `becomes`: labels that a change will set. Then what the change leads to is asked about, and rules about labels that
+    NVIDIA's programs rewrite with a layout (docs/design/nvidia.md) keep no pod away: nobody knows them yet.
+    """
+    spec, labels = section(pod, "spec"), {**texts(part(node, "metadata", "labels")), **(becomes or {})}
+    node = {**node, "metadata": {**section(node, "metadata"), "labels": labels}}
+    later = becomes is not None
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
-        if labels.get(key) != value:
+        if labels.get(key) != value and not (later and _is_rewritten(key)):
             return f"spec.nodeSelector of the pod wants {key}={value}"
     affinity = part(spec, "affinity", "nodeAffinity", _NODE_AFFINITY)
-    if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), node)):
+    if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), node, later=later)):
         return f"spec.affinity.nodeAffinity of the pod wants {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
@@ -54,14 +70,18 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _is_rewritten(key: str) -> bool:
+    return key.startswith(_REWRITTEN)
+
+
 # --- affinity ------------------------------------------------------------------------------------------------
 
 
-def _outside(terms: Sequence[JSON], node: JSON) -> str:
+def _outside(terms: Sequence[JSON], node: JSON, *, later: bool) -> str:
     """What the terms want, if the node is in none of them. A term without any requirement matches nothing."""
     wanted = []
     for term in terms:
-        missing = list(_missing(term, node))
+        missing = list(_missing(term, node, later=later))
         if not missing and _requirements(term):
             return ""
         wanted.append(missing[0] if missing else "nothing that there is")
@@ -72,13 +92,13 @@ def _requirements(term: JSON) -> list[JSON]:
     return [*entries(term, "matchExpressions"), *entries(term, "matchFields")]
 
 
-def _missing(term: JSON, node: JSON) -> Iterator[str]:
+def _missing(term: JSON, node: JSON, *, later: bool) -> Iterator[str]:
     """The requirements of a term that the node does not meet."""
     labels = texts(part(node, "metadata", "labels"))
     fields = {"metadata.name": text(node, "metadata", "name")}
     for rows, known in ((entries(term, "matchExpressions"), labels), (entries(term, "matchFields"), fields)):
         for row in rows:
-            if not _meets(row, known):
+            if not _meets(row, known) and not (later and _is_rewritten(text(row, "key"))):
                 values = ",".join(strings(row.get("values")))
                 yield " ".join(filter(None, (text(row, "key"), text(row, "operator"), values)))
 

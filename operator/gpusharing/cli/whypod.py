@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpusharing.api.names import Phase, is_gpu_resource
+from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, Phase, is_gpu_resource
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.placement import find_obstacle, find_overlooked
@@ -14,7 +14,7 @@ from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, routing_label
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.words.lengths import some
 
@@ -76,10 +76,12 @@ def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
     """What is to be said about one pod. `nodes`: all Nodes, with their taints."""
     pod = pod_view(raw, {})
     asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
-    obstacles = {text(one, "metadata", "name"): find_obstacle(raw, one) for one in nodes}
-    services = tuple(_services(asks, obstacles, decided))
+    named = {text(one, "metadata", "name"): one for one in nodes}
+    obstacles = {name: find_obstacle(raw, one) for name, one in named.items()}
+    later = {name: find_obstacle(raw, one, _becomes(name, decided)) for name, one in named.items()}
+    services = tuple(_services(asks, obstacles, later, decided))
     node = text(raw, "spec", "nodeName")
-    others = () if any(one.after for one in services) else _in_the_end(obstacles, decided)
+    others = () if any(one.after for one in services) else _in_the_end(later, decided)
     return PodAnswer(
         pod=pod.ref,
         phase=pod.phase,
@@ -92,6 +94,20 @@ def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
         notes=(*decided.notes, *(_overlooked(raw) if asks and not node else ())),
         simulated=decided.simulated(),
     )
+
+
+def _becomes(node: str, decided: Decided) -> Mapping[str, str] | None:
+    """Labels that the change of a node sets in the end; None: none is to come."""
+    verdict = decided.plan.verdicts.get(node)
+    if verdict is None or verdict.phase is Phase.SYNCED:
+        return None
+    specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
+    owner = next((name for name, pool in decided.plan.pools.items() if node in pool.names), "")
+    spec = specs.get(owner)
+    if spec is None:
+        return None
+    routing = routing_label(spec.mode, time_slicing=spec.time_slicing is not None)
+    return {LABEL_POLICY: owner, LABEL_MODE: routing}
 
 
 def _overlooked(raw: JSON) -> Iterator[str]:
@@ -118,28 +134,31 @@ def _scheduler(raw: JSON) -> str:
     )
 
 
-def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -> Iterator[Service]:
+def _services(
+    asks: Mapping[str, int], obstacles: Obstacles, later: Obstacles, decided: Decided
+) -> Iterator[Service]:
     """Of each pool that has, or will have, something of what is asked for."""
     snapshot, plan = decided.snapshot, decided.plan
     for policy in snapshot.policies:
         nodes = [snapshot.nodes[name] for name in plan.pools[policy.name].names]
         near = [node for node in nodes if not obstacles.get(node.name)]
-        kept = tuple(_kept(nodes, obstacles))
+        ready = [node for node in nodes if not later.get(node.name)]
         for resource in asks:
             then = {node.name: plan.targets.get(node.name, served(node)).get(resource, 0) for node in nodes}
             if not any(then[node.name] or served(node).get(resource) for node in nodes):
                 continue
+            kept = tuple(_kept([node for node in nodes if then[node.name]], later))
             now = sum(served(node).get(resource, 0) for node in near)
-            after = sum(then[node.name] for node in near)
+            after = sum(then[node.name] for node in ready)
             free = _free(near, resource, snapshot)
             said = policy_status(policy, plan, snapshot, {}, decided.now)["summary"]
             but = _but(resource, near, free, after, asks[resource], f"{said['status']}: {said['message']}")
-            but = but if near else _all_of(kept)
+            but = but if near or not kept else _all_of(kept)
             yield Service(policy.name, resource, now, free, after, but, kept)
 
 
 def _kept(nodes: Sequence[NodeView], obstacles: Obstacles) -> Iterator[str]:
-    """Each rule with the nodes from which it keeps the pod."""
+    """Each rule with the nodes that will offer what is asked for, and from which it keeps the pod."""
     by_rule: dict[str, list[str]] = {}
     for node in nodes:
         if why := obstacles.get(node.name):
