@@ -352,6 +352,7 @@ async def test_gpus_that_are_simulated_are_said_to_be() -> None:
 async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_not_there() -> None:
     """The API server refuses before it looks whether it serves a kind: 403, where others are told 404."""
     cluster = bare()
+    cluster.uninstalled |= {POLICIES, GPUNODES}
     for resource in (POLICIES, GPUNODES):
         refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
         cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
@@ -359,3 +360,14 @@ async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_no
     assert nodes_of(told) == EARLY, "as to whom it is told that they are not served"
     assert (told.data["installed"], told.data["unknown"]) == (False, {})
     assert {one["reason"] for one in told.data["symptoms"]}.isdisjoint({"NotReadable", "OperatorMissing"})
+
+
+@virtually
+async def test_kinds_that_an_uninstalled_operator_left_behind_are_not_taken_for_none() -> None:
+    """The chart keeps its CRDs, and policies with them: who may not see those is told so."""
+    cluster = bare()
+    for resource in (POLICIES, GPUNODES):
+        refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
+        cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert "NotReadable" in {one["reason"] for one in told.data["symptoms"]}

@@ -14,7 +14,7 @@ from gpusharing.cli.installed import read_installed
 from gpusharing.cli.onlooker import Onlooker
 from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import INSTALL, Trouble, said, sentence
-from gpusharing.kube.client import JSON
+from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.gather import Gatherer
@@ -112,7 +112,9 @@ async def gathered(
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
-        client = Onlooker(session.client, proposed, beforehand=missing)
+        # Who has no right to a kind is refused also where it is not served; whether it is, everybody may ask.
+        bare = missing and not await session.client.served(GPUNODES)
+        client = Onlooker(session.client, proposed, beforehand=bare)
         settings = installed.settings
         sources = Sources(
             client,
@@ -126,7 +128,7 @@ async def gathered(
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())
             try:
-                notes = [*installed.notes, *await _listed(sources, session.where, missing=missing)]
+                notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
                 await _count_pending(gatherer, notes)
                 yield Cluster(gatherer, dict(installed.claims), notes, missing, session.now)
             finally:
@@ -150,9 +152,9 @@ async def _count_pending(gatherer: Gatherer, notes: list[str]) -> None:
         notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
 
 
-async def _listed(sources: Sources, where: str, *, missing: bool) -> list[str]:
-    """Wait until everything is listed; returns what may not be. Raises Trouble where that is needed. `missing`: our own
-    kinds and ClusterRoles need not be there."""
+async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
+    """Wait until everything is listed; returns what may not be. Raises Trouble where that is needed. `missing`: our
+    ClusterRoles need not be there; `bare`: nor our own kinds."""
     everything = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):
@@ -165,7 +167,7 @@ async def _listed(sources: Sources, where: str, *, missing: bool) -> list[str]:
         raise Trouble(
             f"{where} has no gpunodes.gpusharing.dev: the operator is not installed. To install: {INSTALL}"
         )
-    if missing:  # who has no right to our kinds is refused also where they are not served
+    if bare:
         del everything["gpunodes"]
     refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
     needed = [said(error) for name, error in refused.items() if name not in MARKERS]

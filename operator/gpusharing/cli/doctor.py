@@ -19,7 +19,7 @@ from gpusharing.cli.simulated import describe_simulated
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, NODES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import gpu_server
 from gpusharing.kube.installation import gather_installation
@@ -82,7 +82,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     place, given, notes = await _place(client)
-    view = _as_installed(await gather_installation(client, place))
+    view = await _as_installed(client, await gather_installation(client, place))
     version = await _version(client)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
@@ -121,11 +121,11 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     return view, examined
 
 
-def _as_installed(view: InstallationView) -> InstallationView:
+async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
     """Who has no right to our kinds is refused also where they are not served: the API server authorizes before it
-    looks. Where the operator is not, neither are its kinds."""
+    looks. Whether they are served everybody may ask (system:discovery); an uninstalled operator leaves them there."""
     hidden = OUR_KINDS & view.unread.keys()
-    if view.operator_replicas is not None or "deployments.apps" in view.unread:
+    if not hidden or await client.served(GPUNODES):
         return view
     unread = {kind: why for kind, why in view.unread.items() if kind not in hidden}
     return replace(view, unread=unread, not_served=view.not_served | hidden)
