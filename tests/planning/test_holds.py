@@ -182,6 +182,11 @@ def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_
     assert find_note(pooled(canary=LARGE)) == ""
 
 
+def test_a_canary_larger_than_the_pool_keeps_no_policy_from_being_deleted() -> None:
+    whole = pooled(*MANY, canary=LARGE)
+    assert find_hold(replace(whole, policy=replace(whole.policy, resetting=True))) is None
+
+
 SMALLER: dict[str, tuple[Member, Reason | None]] = {
     "serves as its canary for long enough": (proven("n9", -600), None),
     "has not served for long enough": (proven("n9", -599), Reason.CANARY_SOAK),

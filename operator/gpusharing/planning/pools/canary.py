@@ -40,9 +40,10 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
 
 
 def outnumbers(pooled: Pooled) -> bool:
-    """The canary has more nodes than the pool, which has some."""
+    """The canary has more nodes than the pool, which has some. A policy that is being deleted holds nothing up by it:
+    nobody edits that any more."""
     canary = pooled.spec.rollout.canary
-    return canary is not None and 0 < len(pooled.members) < canary.nodes
+    return canary is not None and 0 < len(pooled.members) < canary.nodes and not pooled.policy.resetting
 
 
 def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | None:
