@@ -33,36 +33,39 @@ _KEYS = "(?:api|access|private|client|licen[cs]e).?key"
 _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|{_KEYS}"
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
+_PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
+"""With what a sentence about a secret goes on after its colon."""
 _IN_TEXTS = (
     # PEM (RFC 7468), also one that was cut at either end.
     re.compile(
         r"()-----BEGIN [A-Z ]*PRIVATE KEY-----"
-        r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]+)*)"
+        r"(?:[\sA-Za-z0-9+/=:,-]*?-----END [A-Z ]*PRIVATE KEY-----|(?:\s+[\w+/=]{16,})*(?:\s+[\w+/=]+(?=\s*\Z))?)"
     ),
     re.compile(r"()(?:^[\w+/=]+[ \t\r]*\n)*-----END [A-Z ]*PRIVATE KEY-----", re.MULTILINE),
-    # HTTP's Authorization, its scheme and one word, and a bearer token anywhere (RFC 9110, RFC 6750).
-    re.compile(
-        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
-        re.IGNORECASE,
-    ),
     re.compile(r"(\bbearer[ \t]+)[^\s\"']+", re.IGNORECASE),
     # user:password@ or token@ of an address (RFC 3986), and a JSON Web Token (RFC 7519).
     re.compile(r"(://)[^/\s@\"']+(?=@)"),
     re.compile(r"()\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
     # Under such a name a list or an object, to the end of its line, and a block or list of YAML.
-    re.compile(rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*)[\[{{][^\n]*", re.IGNORECASE),
+    re.compile(rf"((?:{_NAMES}|\bauth\b)[\w.-]{{0,60}}\\?[\"']?[ \t]*[=:][ \t]*)[\[{{][^\n]*", re.IGNORECASE),
     re.compile(
-        rf"(^([ \t]*)[\w\"'.-]{{0,60}}(?:{_NAMES})[\w\"'.-]{{0,60}}:[ \t]*(?:[|>][+-]?)?\n)"
-        r"(?:\2[ \t]+[^\n]*(?:\n|\Z))+",
+        rf"(^([ \t]*)[\w\"'.-]{{0,60}}(?:{_NAMES})[\w\"'.-]{{0,60}}:[ \t]*(?:[|>][^\n]*)?\n)"
+        r"(?:\2(?:[ \t]+|- )[^\n]*(?:\n|\Z))+",
         re.IGNORECASE | re.MULTILINE,
+    ),
+    # HTTP's Authorization, its scheme and one word, and a bearer token anywhere (RFC 9110, RFC 6750).
+    re.compile(
+        rf"(\bauth(?:orization)?[\"']?[ \t]*[=:][ \t]*)(?:{_QUOTED}|(?:\w+[ \t]+)?[^\s\"',;}}]+)",
+        re.IGNORECASE,
     ),
     # password=x, "apiKey": "x", --token x
     re.compile(
-        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[^\s\"'&}}\]]+)", re.IGNORECASE
+        rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*=[ \t]*)(?:{_QUOTED}|[\"'][^\n]*|[^\s\"'&}}\]]+)",
+        re.IGNORECASE,
     ),
     re.compile(
         rf"((?:{_NAMES})[\w.-]{{0,60}}\\?[\"']?[ \t]*:[ \t]*)"
-        rf"(?:{_QUOTED}|(?!(?:not|no|context|user|unauthorized|invalid|expired|error|failed|the|a)\b)[^\s\"'}}\]]+)",
+        rf"(?:{_QUOTED}|[\"'][^\n]*|(?!{_PROSE}[ \t]+[a-z])[^\s\"'}}\]]+)",
         re.IGNORECASE,
     ),
     re.compile(rf"((?<![\w-])--?[\w-]{{0,60}}(?:{_NAMES})[\w-]{{0,60}}[ \t]+)[^\s-]\S*", re.IGNORECASE),

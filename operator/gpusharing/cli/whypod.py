@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, Phase, is_gpu_resource
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.placement import find_obstacle, find_overlooked
@@ -78,7 +79,8 @@ def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
     asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
     named = {text(one, "metadata", "name"): one for one in nodes}
     obstacles = {name: find_obstacle(raw, one) for name, one in named.items()}
-    later = {name: find_obstacle(raw, one, _becomes(name, decided)) for name, one in named.items()}
+    specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
+    later = {name: find_obstacle(raw, one, _becomes(name, specs, decided)) for name, one in named.items()}
     services = tuple(_services(asks, obstacles, later, decided))
     node = text(raw, "spec", "nodeName")
     others = () if any(one.after for one in services) else _in_the_end(later, decided)
@@ -96,18 +98,18 @@ def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
     )
 
 
-def _becomes(node: str, decided: Decided) -> Mapping[str, str] | None:
+def _becomes(
+    node: str, specs: Mapping[str, GPUSharingPolicySpec | None], decided: Decided
+) -> Mapping[str, str] | None:
     """Labels that the change of a node sets in the end; None: none is to come."""
     verdict = decided.plan.verdicts.get(node)
     if verdict is None or verdict.phase is Phase.SYNCED:
         return None
-    specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
-    owner = next((name for name, pool in decided.plan.pools.items() if node in pool.names), "")
-    spec = specs.get(owner)
+    spec = specs.get(verdict.policy)
     if spec is None:
         return None
     routing = routing_label(spec.mode, time_slicing=spec.time_slicing is not None)
-    return {LABEL_POLICY: owner, LABEL_MODE: routing}
+    return {LABEL_POLICY: verdict.policy, LABEL_MODE: routing}
 
 
 def _overlooked(raw: JSON) -> Iterator[str]:
