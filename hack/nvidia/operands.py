@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX
@@ -176,8 +177,14 @@ class Programs:
         return PodProcesses(_uid(pod), tasks, init)
 
     def _cluster_policy(self) -> Object | None:
-        """The spec of the one that there is, as the GPU Operator reads it when it makes the pod."""
-        listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
+        """The spec of the one that there is, as the GPU Operator reads it when it makes the pod; None also where its
+        kind is not served."""
+        try:
+            listed = self.api.list("/apis/nvidia.com/v1/clusterpolicies")
+        except ApiError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            listed = []
         return section(listed[0], "spec") if listed else None
 
     def _config_manager(self, program: str, config: Path, proc: ProcessView, *flags: str) -> SandboxTask:
