@@ -33,7 +33,7 @@ from gpusharing.agent.library import (
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 from hack.sim.gpuuse import use_of
-from hack.sim.readings import HANGING
+from hack.sim.readings import Hang
 
 DRIVER_VERSION = "580.159.03"
 HEALTHY_ROWS = DriverRemappedRows()
@@ -100,8 +100,7 @@ class SimulatedGPUs:
         self._node = node
         self._driver_version = driver_version
         self._lock = threading.RLock()
-        self._returns = threading.Event()
-        self._returns.set()
+        self._hang = Hang()
         self._failure: LibraryError | None = None
         self._container = ALL_RIGHTS
         self._gpus = [self._new_gpu(index, product) for index, product in enumerate(products)]
@@ -119,7 +118,7 @@ class SimulatedGPUs:
     def _read(self, container: Container) -> Reading:
         with self.client():
             self.readings += 1
-            self._wait_while_hung()
+            self._hang.wait()
             with self._lock:
                 if self._failure is not None:
                     raise self._failure
@@ -146,15 +145,15 @@ class SimulatedGPUs:
     @property
     def hangs(self) -> bool:
         """Whether a reading that begins now does not return."""
-        return not self._returns.is_set()
+        return self._hang.begun
 
     def hang(self) -> None:
         """From now on a reading does not return, as when a GPU hangs in the kernel."""
-        self._returns.clear()
+        self._hang.begin()
 
     def unhang(self) -> None:
         """Let every hanging reading return."""
-        self._returns.set()
+        self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
         """The agent's container starts: privileged or not, in the host's PID namespace or in one of its own."""
@@ -276,13 +275,6 @@ class SimulatedGPUs:
         self._gpus[index].access, self._gpus[index].error = access, error
 
     # --- inside -----------------------------------------------------------------------------------------
-
-    def _wait_while_hung(self) -> None:
-        if not self.hangs:
-            return
-        HANGING.add(threading.current_thread())
-        self._returns.wait()
-        HANGING.discard(threading.current_thread())
 
     def _new_gpu(self, index: int, product: str) -> _GPU:
         card = find_card(product)

@@ -18,6 +18,44 @@ HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 """Threads in a reading that hangs on purpose: nobody should wait for them."""
 
 
+class Hang:
+    """A call of NVML that does not return, and the threads that are in it."""
+
+    def __init__(self) -> None:
+        """None hangs at first."""
+        self._returns = threading.Event()
+        self._returns.set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a call that is made now does not return."""
+        return not self._returns.is_set()
+
+    def begin(self) -> None:
+        """From now on calls do not return."""
+        self._returns.clear()
+
+    def end(self) -> None:
+        """Let them return. From here on they are waited for again: when their threads get to run is the machine's
+        choice, and minutes of a simulated clock might pass before."""
+        with self._lock:
+            HANGING.difference_update(self._threads)
+            self._threads.clear()
+            self._returns.set()
+
+    def wait(self) -> None:
+        """Be in such a call, for as long as it hangs."""
+        with self._lock:
+            if not self.begun:
+                return
+            thread = threading.current_thread()
+            self._threads.add(thread)
+            HANGING.add(thread)
+        self._returns.wait()
+
+
 class CanHang(Protocol):
     """SIMULATED GPUs."""
 
