@@ -2,9 +2,10 @@
 
 `make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=); `make test-faults
 FULL=1` every kind at every write. Each scenario is a part with a file of results in build/faults; a full run that was
-ended goes on there.
+ended goes on there, also on another commit that changes nothing of what is PLAYED.
 """
 
+import hashlib
 import os
 import subprocess
 import time
@@ -23,15 +24,23 @@ FOLDER = ROOT / "build" / "faults" / ("full" if FULL else "sample")
 
 pytestmark = pytest.mark.faults
 
+PLAYED = ("crds", "deploy", "hack", "operator", "requirements-dev.lock", "tests/faults", "tests/integration")
 
-def commit() -> str:
-    """Of the checkout; empty outside of one."""
-    asked = ["git", "rev-parse", "--short=12", "HEAD"]
-    return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+
+def git(*arguments: str) -> str:
+    """What it says of the checkout; empty outside of one."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def played() -> str:
+    """A name for what is played, with what is not committed yet."""
+    trees = git("rev-parse", *(f"HEAD:{folder}" for folder in PLAYED))
+    return hashlib.sha256(f"{trees} {git('diff', 'HEAD', '--', *PLAYED)}".encode()).hexdigest()[:12]
 
 
 RUNS = int(os.environ.get("FAULTS_RUNS") or SAMPLE)
-SEED = os.environ.get("FAULTS_SEED") or commit() or "none"
+SEED = os.environ.get("FAULTS_SEED") or git("rev-parse", "--short=12", "HEAD") or "none"
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +58,11 @@ def cases_of(scenario: Scenario, theatre: FaultTheatre, known: int) -> list[Faul
 
 
 def part(scenario: Scenario) -> Results:
-    """The results of a scenario; of a full run those from before, when they are of this commit."""
+    """The results of a scenario; of a full run those from before, when they are of the same."""
     path = FOLDER / f"{scenario.name}.jsonl"
     if not FULL:
         path.unlink(missing_ok=True)
-    return Results(path, f"{commit()} {'full' if FULL else SEED}")
+    return Results(path, f"{played()} {'full' if FULL else SEED}")
 
 
 def play(theatre: FaultTheatre, scenario: Scenario, case: FaultCase) -> Result:
