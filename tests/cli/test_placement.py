@@ -163,10 +163,10 @@ def test_a_taint_that_only_prefers_others_is_no_rule() -> None:
     assert find_obstacle({}, tainted({**GPU, "effect": "PreferNoSchedule"})) == ""
 
 
-# --- what other pods decide ----------------------------------------------------------------------------------
+# --- what other pods and volumes decide ----------------------------------------------------------------------
 
 
-def test_rules_that_go_by_other_pods_are_named_as_not_looked_at() -> None:
+def test_rules_that_go_by_other_pods_and_volumes_are_named_as_not_looked_at() -> None:
     required = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}
     spec = {
         "affinity": {"podAffinity": required, "podAntiAffinity": required},
@@ -179,6 +179,14 @@ def test_rules_that_go_by_other_pods_are_named_as_not_looked_at() -> None:
     )
     lax = {"topologySpreadConstraints": [{"whenUnsatisfiable": "ScheduleAnyway"}]}
     assert find_overlooked({"spec": lax}) == ()
+    volumes = [{"emptyDir": {}}, {"ephemeral": {}}, {"persistentVolumeClaim": {"claimName": "models"}}]
+    ports = [{"ports": [{"containerPort": 80}]}, {"ports": [{"containerPort": 80, "hostPort": 80}]}]
+    assert find_overlooked({"spec": {"volumes": volumes, "containers": ports}}) == (
+        "spec.volumes[].persistentVolumeClaim",
+        "spec.volumes[].ephemeral",
+        "spec.containers[].ports[].hostPort",
+    )
+    assert find_overlooked({"spec": {"volumes": volumes[:1], "containers": ports[:1]}}) == ()
     assert find_overlooked({}) == ()
 
 

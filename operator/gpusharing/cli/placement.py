@@ -36,6 +36,9 @@ _NOT_LOOKED_AT = {
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),
 }
 
+_PERSISTENT = ("persistentVolumeClaim", "ephemeral")
+"""Volumes that may be bound to some of the nodes."""
+
 
 def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = None) -> str:
     """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does.
@@ -61,12 +64,16 @@ def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = Non
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Fields of the pod that keep it from nodes too and go by other pods: nobody looks at these."""
+    """Fields of the pod that keep it from nodes too, by other pods and by where volumes are: nobody looks at these."""
     spec = section(pod, "spec")
     found = [field for field, path in _NOT_LOOKED_AT.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
     if any(text(one, "whenUnsatisfiable") != "ScheduleAnyway" for one in spreads):
         found.append("spec.topologySpreadConstraints")
+    volumes = entries(spec, "volumes")
+    found += [f"spec.volumes[].{kind}" for kind in _PERSISTENT if any(kind in one for one in volumes)]
+    if any("hostPort" in port for one in entries(spec, "containers") for port in entries(one, "ports")):
+        found.append("spec.containers[].ports[].hostPort")
     return tuple(found)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ NAME = "kubectl-gpusharing"
 """The field manager of what a person writes with it, and its User-Agent."""
 LIMITS = Limits(connect=5.0, total=30.0)
 PAGE = 500
-"""Objects of one answer: a person waits for all of them, and memory is no matter for a moment."""
+"""Objects of one answer: a person waits for all of them, so there are few requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,14 @@ class Session:
         """For programs."""
         return self.where.removeprefix("context ")
 
-    async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
-        """Every object of a kind, by name. Raises Trouble, also where the kind is not installed."""
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, fields: str = ""
+    ) -> AsyncIterator[Sequence[JSON]]:
+        """Every object of a kind, page by page. Raises Trouble, also where the kind is not installed."""
         try:
             pages = self.client.pages(resource, namespace=namespace, field_selector=fields, limit=PAGE)
-            found = [raw async for page in pages for raw in page.items]
+            async for page in pages:
+                yield page.items
         except NotFound as error:
             kind = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
             raise Trouble(
@@ -57,6 +60,10 @@ class Session:
             raise Denied(sentence(error, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error
+
+    async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
+        """Every object of a kind, by name. Raises as `pages` does."""
+        found = [raw async for page in self.pages(resource, namespace, fields) for raw in page]
         return sorted(found, key=_key)
 
     async def lists(self, *resources: Resource) -> list[list[JSON]]:

@@ -13,7 +13,7 @@ from gpusharing.cli.session import Session, no_such
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.cli.whynode import NodeAnswer, describe_node, node_answer
-from gpusharing.cli.whypod import describe_pod, pod_answer
+from gpusharing.cli.whypod import Obstacles, describe_pod, pod_answer
 from gpusharing.kube.client import GPUNODES, NODES, PODS
 from gpusharing.kube.errors import KubeError, NotFound
 
@@ -49,7 +49,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         pod = await session.one(PODS, subject.name, subject.namespace)
         async with gathered(session) as cluster:
             decided = await cluster.decide(())
-            told = pod_answer(pod, await session.all(NODES), decided)
+            obstacles = Obstacles(pod, decided)
+            async for nodes in session.pages(NODES):
+                obstacles.look(nodes)
+            told = pod_answer(pod, obstacles, decided)
         if terminal.structured:
             terminal.data(told.as_data())
         else:

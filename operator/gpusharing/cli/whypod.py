@@ -1,11 +1,10 @@
 """Why a pod waits for a GPU: which pools serve what it asks for, now or in the end, and what they wait for. Pure."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, Phase, is_gpu_resource
-from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.placement import find_obstacle, find_overlooked
@@ -27,7 +26,7 @@ COLUMNS = (
     Column("AFTER"),
     Column("BUT"),
 )
-Obstacles = Mapping[str, str]
+Clauses = Mapping[str, str]
 """By node, why the pod may not go there; empty: it may."""
 
 
@@ -73,17 +72,44 @@ class PodAnswer:
         return asdict(self)
 
 
-def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
-    """What is to be said about one pod. `nodes`: all Nodes, with their taints."""
+class Obstacles:
+    """What keeps a pod from nodes. Of a Node nothing else is kept: there may be thousands."""
+
+    def __init__(self, raw: JSON, decided: Decided) -> None:
+        """Of a pod; no Node was looked at yet."""
+        self._raw, self._decided = raw, decided
+        self._specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
+        self.now: dict[str, str] = {}
+        """By node, why the pod may not go there; empty: it may."""
+        self.later: dict[str, str] = {}
+        """The same for when the changes are done."""
+
+    def look(self, nodes: Iterable[JSON]) -> None:
+        """Look at Nodes, with their taints."""
+        for node in nodes:
+            name = text(node, "metadata", "name")
+            self.now[name] = find_obstacle(self._raw, node)
+            self.later[name] = find_obstacle(self._raw, node, self._becomes(name))
+
+    def _becomes(self, node: str) -> Mapping[str, str] | None:
+        """Labels that the change of a node sets in the end; None: none is to come."""
+        verdict = self._decided.plan.verdicts.get(node)
+        if verdict is None or verdict.phase is Phase.SYNCED:
+            return None
+        spec = self._specs.get(verdict.policy)
+        if spec is None:
+            return None
+        routing = routing_label(spec.mode, time_slicing=spec.time_slicing is not None)
+        return {LABEL_POLICY: verdict.policy, LABEL_MODE: routing}
+
+
+def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
+    """What is to be said about one pod, for which all Nodes were looked at."""
     pod = pod_view(raw, {})
     asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
-    named = {text(one, "metadata", "name"): one for one in nodes}
-    obstacles = {name: find_obstacle(raw, one) for name, one in named.items()}
-    specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
-    later = {name: find_obstacle(raw, one, _becomes(name, specs, decided)) for name, one in named.items()}
-    services = tuple(_services(asks, obstacles, later, decided))
+    services = tuple(_services(asks, obstacles, decided))
     node = text(raw, "spec", "nodeName")
-    others = () if any(one.after for one in services) else _in_the_end(later, decided)
+    others = () if any(one.after for one in services) else _in_the_end(obstacles.later, decided)
     return PodAnswer(
         pod=pod.ref,
         phase=pod.phase,
@@ -98,26 +124,12 @@ def pod_answer(raw: JSON, nodes: Sequence[JSON], decided: Decided) -> PodAnswer:
     )
 
 
-def _becomes(
-    node: str, specs: Mapping[str, GPUSharingPolicySpec | None], decided: Decided
-) -> Mapping[str, str] | None:
-    """Labels that the change of a node sets in the end; None: none is to come."""
-    verdict = decided.plan.verdicts.get(node)
-    if verdict is None or verdict.phase is Phase.SYNCED:
-        return None
-    spec = specs.get(verdict.policy)
-    if spec is None:
-        return None
-    routing = routing_label(spec.mode, time_slicing=spec.time_slicing is not None)
-    return {LABEL_POLICY: verdict.policy, LABEL_MODE: routing}
-
-
 def _overlooked(raw: JSON) -> Iterator[str]:
     if found := find_overlooked(raw):
-        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here: other pods decide about it"
+        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here, and was not looked at"
 
 
-def _in_the_end(obstacles: Obstacles, decided: Decided) -> tuple[str, ...]:
+def _in_the_end(obstacles: Clauses, decided: Decided) -> tuple[str, ...]:
     """What the nodes that the pod may go to offer when all changes are done."""
     targets = decided.plan.targets
     near = {node: view for node, view in decided.snapshot.nodes.items() if not obstacles.get(node)}
@@ -136,20 +148,18 @@ def _scheduler(raw: JSON) -> str:
     )
 
 
-def _services(
-    asks: Mapping[str, int], obstacles: Obstacles, later: Obstacles, decided: Decided
-) -> Iterator[Service]:
+def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -> Iterator[Service]:
     """Of each pool that has, or will have, something of what is asked for."""
     snapshot, plan = decided.snapshot, decided.plan
     for policy in snapshot.policies:
         nodes = [snapshot.nodes[name] for name in plan.pools[policy.name].names]
-        near = [node for node in nodes if not obstacles.get(node.name)]
-        ready = [node for node in nodes if not later.get(node.name)]
+        near = [node for node in nodes if not obstacles.now.get(node.name)]
+        ready = [node for node in nodes if not obstacles.later.get(node.name)]
         for resource in asks:
             then = {node.name: plan.targets.get(node.name, served(node)).get(resource, 0) for node in nodes}
             if not any(then[node.name] or served(node).get(resource) for node in nodes):
                 continue
-            kept = tuple(_kept([node for node in nodes if then[node.name]], later))
+            kept = tuple(_kept([node for node in nodes if then[node.name]], obstacles.later))
             now = sum(served(node).get(resource, 0) for node in near)
             after = sum(then[node.name] for node in ready)
             free = _free(near, resource, snapshot)
@@ -159,7 +169,7 @@ def _services(
             yield Service(policy.name, resource, now, free, after, but, kept)
 
 
-def _kept(nodes: Sequence[NodeView], obstacles: Obstacles) -> Iterator[str]:
+def _kept(nodes: Sequence[NodeView], obstacles: Clauses) -> Iterator[str]:
     """Each rule with the nodes that will offer what is asked for, and from which it keeps the pod."""
     by_rule: dict[str, list[str]] = {}
     for node in nodes:
