@@ -42,7 +42,8 @@ MASKS = (
     (re.compile(r'(policyUid\\*": ?\\*")[^"\\]*'), r"\1"),
     (re.compile(r'(changedAt\\*": ?\\*")[^"\\]*'), r"\1"),
     (re.compile(r'(took\\*": ?)\d+'), r"\1 0"),
-    (re.compile(r'(apart\\*": ?)(true|false)'), r"\1 false"),  # whether people came before or after a node's end
+    # Whether people came before or after the end of a node's change.
+    (re.compile(r'(apart\\*": ?)(true|false)'), r"\1 false"),
     (re.compile(r"\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(-on-POOL-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
 )
