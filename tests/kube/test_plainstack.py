@@ -23,6 +23,7 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         plugin_version="v0.19.3",
         tolerates_gate=False,
         tolerations=tolerations_text(TOLERATIONS),
+        mps_sees_host=False,
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True),
     )
 
@@ -31,6 +32,15 @@ def test_a_strategy_that_the_chart_fixes_is_seen() -> None:
     found = read(plugin(mig_strategy="single"), discovery())
     assert found is not None
     assert found.mig_strategy == "single"
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_whether_the_mps_daemon_sees_the_hosts_processes_is_read_of_its_daemonset(sees: bool) -> None:
+    daemon = daemon_set("mps-control-daemon", "mps-control-daemon-ctr", "gpusharing-device-plugin")
+    daemon["spec"]["template"]["spec"]["hostPID"] = sees
+    found = read(plugin(), discovery(), daemon)
+    assert found is not None
+    assert found.mps_sees_host is sees
 
 
 @pytest.mark.parametrize(

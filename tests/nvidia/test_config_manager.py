@@ -1,12 +1,15 @@
 """The real config-manager on a real API server: a known key, an unknown one, and an edit under the same key."""
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
+from hack.nvidia import build
 from hack.nvidia.kubelet import gfd_labels_in
 from hack.nvidia.mounts import Mount
 from hack.nvidia.operands import GFD, Programs
@@ -21,6 +24,7 @@ from tests.nvidia.programs import SECONDS, ProgramEnded, served
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, key_for
+from gpusharing.planning.wanted.toolversions import panics_for_mps
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -156,6 +160,25 @@ def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
         pod.stop()
         for other in others:
             other.stop()
+
+
+def test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_does_on_every_host(
+    node: ConfiguredNode, count: Count
+) -> None:
+    """NVIDIA/k8s-device-plugin#1726: of a host it sees the kernel's threads, too; here a process that nobody has waited
+    for stands for them."""
+    node.wait_for(KEY_FULL)
+    node.program.stop()
+    with subprocess.Popen(["true"]) as over:
+        os.waitid(os.P_PID, over.pid, os.WEXITED | os.WNOWAIT)
+        node.sandbox.proc.show(over.pid)
+        node.label(KEY_SHARED)
+        node.program = node.start("--send-signal=true", "--process-to-signal", "/nowhere")
+        with pytest.raises(ProgramEnded, match="index out of range"):
+            node.program.wait(lambda: False)
+        node.sandbox.proc.hide(over.pid)
+    assert panics_for_mps(build.DEVICE_PLUGIN.version)
+    count(MODEL, Asked.BAD_INPUT)
 
 
 @pytest.mark.parametrize(("fallback", "linked"), [("empty", "null"), ("named,single", NEUTRAL_KEY)])

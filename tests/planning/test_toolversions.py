@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.wanted.toolversions import merged, merges_suffixes, suffixed
+from gpusharing.planning.wanted.toolversions import merged, merges_suffixes, panics_for_mps, suffixed
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,23 @@ from gpusharing.planning.wanted.toolversions import merged, merges_suffixes, suf
 )
 def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: bool) -> None:
     assert merges_suffixes(version) is old
+
+
+@pytest.mark.parametrize(
+    ("version", "panics"),
+    [
+        ("v0.18.2", False),
+        ("v0.19.0", True),
+        ("v0.19", True),
+        ("0.19.3-ubi9", True),
+        ("v0.19.4", False),
+        ("v0.20.0", False),
+        ("", False),
+        ("sha256:0.19.1", False),
+    ],
+)
+def test_a_version_cannot_switch_to_mps_only_when_it_is_known_not_to(version: str, panics: bool) -> None:
+    assert panics_for_mps(version) is panics
 
 
 def test_the_first_profile_with_a_suffix_is_named() -> None:

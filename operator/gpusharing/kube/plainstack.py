@@ -5,7 +5,7 @@ what is read here to its rendered templates.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, section, text, texts
@@ -13,6 +13,7 @@ from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
+MPS = "mps-control-daemon-ctr"
 """Containers by which the chart's DaemonSets are known; the GPU Operator's have other names."""
 CONFIGS = "available-configs"
 """The volume that config-manager takes configurations from."""
@@ -37,6 +38,8 @@ class DaemonSetView:
     """Its pods may start behind the start-up taint."""
     tolerations: str = "[]"
     """Those of its pods, as JSON."""
+    mps_sees_host: bool = False
+    """It is the MPS daemon's, and its pods see the processes of their host."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
@@ -48,9 +51,11 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     template = section(raw, "spec", "template", "spec")
     containers = {text(one, "name"): one for one in entries(template, "containers")}
     if any(owner.get("kind") == "ClusterPolicy" for owner in owners) or not (
-        containers.keys() & {PLUGIN, DISCOVERY}
+        containers.keys() & {PLUGIN, DISCOVERY, MPS}
     ):
         return _OTHER
+    if MPS in containers:
+        return replace(_OTHER, mps_sees_host=template.get("hostPID") is True)
     main = containers.get(PLUGIN) or containers[DISCOVERY]
     init = entries(template, "initContainers")
     volumes = (one for one in entries(template, "volumes") if one.get("name") == CONFIGS)
@@ -74,6 +79,7 @@ def _variable(container: JSON, name: str) -> str:
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """What stands in the place of a ClusterPolicy; None where the chart is not installed either."""
+    sets = list(sets)
     found = sorted((one for one in sets if one.plugin or one.discovery), key=lambda one: one.name)
     plugin = next((one for one in found if one.plugin), None)
     if plugin is None:
@@ -89,5 +95,6 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
         plugin_version=plugin.version,
         tolerates_gate=narrow.tolerates_gate,
         tolerations=narrow.tolerations,
+        mps_sees_host=any(one.mps_sees_host for one in sets),
         plain=PlainStackView(plugin.name, plugin.release, discovers),
     )

@@ -49,6 +49,8 @@ class ClusterPolicyView:
     """NVIDIA's pods may run behind the start-up taint."""
     tolerations: str = "[]"
     """Their tolerations as JSON."""
+    mps_sees_host: bool = True
+    """The MPS daemon's pod sees the processes of its host; NVIDIA's chart alone can be told otherwise."""
     plain: PlainStackView | None = None
     """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 

@@ -5,6 +5,10 @@ The device plugin's resource patterns are unanchored up to 0.19: instances of `1
 
 On a node with two models mig-parted before 0.15 looks a profile up by name on the first card that has it: 1g.10gb is
 one thing on an H100 and another on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1).
+
+config-manager 0.19.0 to 0.19.3 ends in a panic at the first process without a command line that it meets while it looks
+for the one to signal (k8s-device-plugin issue 1726, mended by PR 1822). The pod of the MPS daemon sees the processes of
+the host, of which kernel threads have none; so the daemon never reads the configuration that a label names.
 """
 
 import re
@@ -20,9 +24,11 @@ SUFFIXES_SINCE = (0, 20)
 """First version that serves a profile with a suffix under a name of its own."""
 OWN_NAMES_SINCE = (0, 15)
 """First version of mig-parted that gives each card its own profile of a name."""
+MPS_PANICS = ((0, 19, 0), (0, 19, 3))
+"""First and last version of which that is known."""
 ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
 
-_VERSION = re.compile(r"v?(\d+)\.(\d+)\b")
+_VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
 _PLAIN = re.compile(r"\d+g\.\d+gb")
 _NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
 
@@ -64,6 +70,13 @@ def find_mistaken(
 def merges_suffixes(version: str) -> bool:
     """Whether this version of the device plugin (as ClusterPolicy names it, `v0.19.3-ubi9`) is known to be too old."""
     return _is_before(version, SUFFIXES_SINCE)
+
+
+def panics_for_mps(version: str) -> bool:
+    """Whether this version of the device plugin is known not to switch nodes to MPS by a label."""
+    found = _VERSION.match(version)
+    first, last = MPS_PANICS
+    return found is not None and first <= (int(found[1]), int(found[2]), int(found[3] or 0)) <= last
 
 
 def _is_before(version: str, since: tuple[int, int]) -> bool:

@@ -17,6 +17,8 @@ from gpusharing.planning.proof.verify import (
     is_told_mps,
 )
 from gpusharing.planning.snapshot.views import NodeView, is_switched_off
+from gpusharing.planning.stack.acceptance import plain_upgrade
+from gpusharing.planning.wanted.toolversions import panics_for_mps
 from gpusharing.planning.way.attempts import (
     may_correct_at_once,
     retry_command,
@@ -169,6 +171,23 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_exclusive(assessed.observed.hardware)
 
 
+def _no_mps(case: NodeCase, assessed: Assessed) -> str:
+    """The daemon would not start, and that would show after the drain only."""
+    seen = case.stack.cluster_policy
+    if seen is None or not (seen.mps_sees_host and panics_for_mps(seen.plugin_version)):
+        return ""
+    if assessed.spec.mode is not Mode.MPS:
+        return ""
+    told = (
+        f"device plugin {seen.plugin_version} cannot switch a node to MPS: its config-manager panics beside the host's"
+        " processes (NVIDIA/k8s-device-plugin#1726); upgrade it to v0.20"
+    )
+    if seen.plain is None:
+        return told
+    command = plain_upgrade(seen.plain, case.settings.gpu_operator_namespace, "mps.enableHostPID=false")
+    return f"{told}, or run: {command}"
+
+
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
     target, policy = assessed.target, case.stack.cluster_policy
     if target.mig_config or found_layouts(case) == target.layouts:
@@ -312,6 +331,7 @@ GATES = (
     Gate(_unhealthy, Reason.GPU_UNHEALTHY),
     Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
     Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
+    Gate(_no_mps, Reason.MPS_NOT_SWITCHABLE),
     Gate(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
     Gate(_rebooting, Reason.ACTUATOR_BUSY),
     Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),

@@ -325,6 +325,10 @@ class Reason(Worded):
         "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
         "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
+    MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
+        "The device plugin is of a version (0.19.0 to 0.19.3) whose config-manager panics beside the processes of the "
+        "host, so the MPS daemon would never read its configuration. Nothing was drained.",
+        "Upgrade the device plugin to v0.20; with NVIDIA's chart alone, mps.enableHostPID=false does as well.")
     MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
         "mig-manager before v0.15 confuses profiles of the same name on different cards of a node; it would fail.",
         "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
