@@ -14,6 +14,8 @@ VISIBLE, CAPABILITIES = "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"
 SPECIAL_DEVICES = {"NVIDIA_MIG_CONFIG_DEVICES": CONFIG, "NVIDIA_MIG_MONITOR_DEVICES": MONITOR}
 DEFAULT_CAPABILITIES = "compute,utility"
 WITHOUT_DRIVER = ("", "void")
+MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+"""Whoever has it is a client of MPS."""
 
 
 class Refused(Exception):
@@ -42,6 +44,8 @@ class Grant:
     """Capability files that it can open."""
     computes_on: tuple[Device, ...]
     """Devices that were named one by one: its first process computes on them. SIMULATED."""
+    mps: bool = False
+    """As a client of the MPS server."""
 
 
 def machine_devices(shown: Object) -> list[Device]:
@@ -74,7 +78,8 @@ def find_grant(spec: Object, devices: Sequence[Device]) -> Grant | None:
     chosen = list(devices) if named == "all" else [_find(name, devices) for name in named.split(",")]
     access = [name for one in chosen if one.instance for name in of_device(one.gpu, *one.instance)]
     minors = tuple(sorted({one.gpu for one in chosen}))
-    return Grant(library, minors, (*special, *access), tuple(chosen) if named != "all" else ())
+    computes_on = tuple(chosen) if named != "all" else ()
+    return Grant(library, minors, (*special, *access), computes_on, mps=MPS_PIPES in environ)
 
 
 def is_privileged(spec: Object) -> bool:

@@ -132,6 +132,19 @@ def static_program(name: str, source: str) -> Path:
     Raises:
         BuildError: there is no C compiler, or no static C library.
     """
+    return _program(name, source, "-static", needs="static program (libc6-dev has the library)")
+
+
+def dynamic_program(name: str, source: str) -> Path:
+    """A program of one C file that loads libraries when it runs, from the user's cache.
+
+    Raises:
+        BuildError: there is no C compiler.
+    """
+    return _program(name, source, "-pie", "-fPIE", needs="program")
+
+
+def _program(name: str, source: str, *flags: str, needs: str) -> Path:
     program = compiler()
     if program is None:
         raise BuildError(f"the program {name} needs a C compiler: apt-get install --yes gcc libc6-dev")
@@ -139,11 +152,9 @@ def static_program(name: str, source: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}-{os.getpid()}")
-        command = [program, "-x", "c", "-O2", "-static", "-s", "-o", str(scratch), "-"]
+        command = [program, "-x", "c", "-O2", *flags, "-s", "-o", str(scratch), "-"]
         done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise BuildError(
-                f"{program} cannot make a static program (libc6-dev has the library):\n{done.stderr.strip()}"
-            )
+            raise BuildError(f"{program} cannot make a {needs}:\n{done.stderr.strip()}")
         scratch.rename(path)
     return path

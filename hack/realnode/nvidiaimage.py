@@ -6,13 +6,17 @@
 
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 from hack.nvidia import build
+from hack.realnode import mps
 from hack.realnode.images import Entry, Image, static_program
 
 NVIDIA_IMAGE = "localhost/nvidia-programs:1"
+TOOLS = ("mount", "umount", "tail")
+"""The machine's own, which mps-control-daemon runs."""
 _ENTER_SOURCE = r"""
 /* SIMULATED: /proc/modules that names the driver. */
 #define _GNU_SOURCE
@@ -53,12 +57,14 @@ int main(int count, char **arguments)
 
 
 def nvidia_image() -> Image:
-    """Device plugin, GFD, config-manager, MPS daemon, mig-parted and mig-manager below /usr/bin.
+    """Device plugin, GFD, config-manager, MPS daemon, mig-parted and mig-manager below /usr/bin, with what they run.
 
     Raises:
         BuildError: a program cannot be built here.
     """
-    programs = {name: build.program(name) for release in build.RELEASES for name in release.programs}
+    tools = {name: Path(found) for name in TOOLS if (found := shutil.which(name))}
+    built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
+    programs = {**tools, **mps.programs(), **built}
     files = {f"usr/bin/{name}": Entry(path.read_bytes()) for name, path in programs.items()}
     files["usr/bin/enter"] = Entry(static_program("enter", _ENTER_SOURCE).read_bytes())
     for library in sorted({one for path in programs.values() for one in _libraries(path)}):
@@ -70,7 +76,8 @@ def nvidia_image() -> Image:
 
 
 def _libraries(program: Path) -> list[Path]:
-    told = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True).stdout
+    """None of one that is static, which makes ldd fail."""
+    told = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
     return [Path(found) for found in re.findall(r"(/\S+) \(0x", told)]
 
 

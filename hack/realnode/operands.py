@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from hack.cluster.api import Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.nvidia.node import MIG_MAP, PLUGIN_MAP
-from hack.nvidia.operands import GFD, GFD_SECONDS, MIG_MANAGER, PLUGIN, SELECTORS
+from hack.nvidia.operands import GFD, GFD_SECONDS, MIG_MANAGER, MPS, PLUGIN, SELECTORS
+from hack.realnode.mps import IN_CONTAINERS, MPS_ROOT
 from hack.realnode.nvidiaimage import NVIDIA_IMAGE
 
 ACCOUNT = "nvidia-operands"
@@ -21,7 +22,7 @@ CONFIGS, CONFIG = "/available-configs", "/config/config.yaml"
 
 
 def manifests() -> list[Object]:
-    """ServiceAccount, binding, and the DaemonSets of device plugin, GFD and mig-manager."""
+    """ServiceAccount, binding, and the DaemonSets of device plugin, GFD, MPS daemon and mig-manager."""
     account = {"kind": "ServiceAccount", "name": ACCOUNT, "namespace": GPU_OPERATOR_NAMESPACE}
     return [
         {
@@ -42,31 +43,50 @@ def manifests() -> list[Object]:
         },
         _plugin(),
         _gfd(),
+        _mps(),
         _mig_manager(),
     ]
 
 
 def _plugin() -> Object:
     sockets = "/var/lib/kubelet/device-plugins"
-    command = ["/usr/bin/nvidia-device-plugin", "--config-file", CONFIG]
-    return _configured(PLUGIN, command, {"device-plugins": sockets})
+    command = ["/usr/bin/nvidia-device-plugin", "--config-file", CONFIG, "--mps-root", MPS_ROOT]
+    return _configured(
+        PLUGIN, command, {"device-plugins": (sockets, sockets), "mps-root": (MPS_ROOT, IN_CONTAINERS)}
+    )
 
 
 def _gfd() -> Object:
     output = ["--use-node-feature-api=false", "--output-file", LABELS, "--sleep-interval", GFD_SECONDS]
     command = ["/usr/bin/gpu-feature-discovery", "--config-file", CONFIG, *output]
-    return _configured(GFD, command, {"features": FEATURES})
+    return _configured(GFD, command, {"features": (FEATURES, FEATURES)})
 
 
-def _configured(name: str, command: Sequence[str], folders: Mapping[str, str]) -> Object:
-    """A program with config-manager as its init container and as its sidecar."""
+def _mps() -> Object:
+    """As NVIDIA's chart makes it with mps.enableHostPID=false: beside the processes of a host its config-manager
+    panics (docs/design/nvidia.md#b5). It mounts shared memory for the node."""
+    folders = {"mps-root": (MPS_ROOT, IN_CONTAINERS), "mps-shm": (f"{MPS_ROOT}/shm", "/dev/shm")}
+    made = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
+    mounts = _container("mps-control-daemon-mounts", ["/usr/bin/mps-control-daemon", "mount-shm"])
+    mounts["volumeMounts"] = [
+        {"name": "mps-root", "mountPath": IN_CONTAINERS, "mountPropagation": "Bidirectional"}
+    ]
+    made["spec"]["template"]["spec"]["initContainers"].insert(0, mounts)
+    return made
+
+
+def _configured(name: str, command: Sequence[str], folders: Mapping[str, tuple[str, str]]) -> Object:
+    """A program with config-manager as its init container and as its sidecar. `folders`: by the volume's name the path
+    on the node and in the program's container."""
     config = [
         {"name": "available-configs", "mountPath": CONFIGS},
         {"name": "config", "mountPath": "/config"},
     ]
     main = _container(name, command)
     # config-manager links into /available-configs, so the program needs them, too.
-    main["volumeMounts"] = config + [{"name": one, "mountPath": path} for one, path in folders.items()]
+    main["volumeMounts"] = config + [
+        {"name": one, "mountPath": inside} for one, (_, inside) in folders.items()
+    ]
     environ = {
         "CONFIG_FILE_SRCDIR": CONFIGS,
         "CONFIG_FILE_DST": CONFIG,
@@ -84,7 +104,7 @@ def _configured(name: str, command: Sequence[str], folders: Mapping[str, str]) -
     volumes = [
         {"name": "available-configs", "configMap": {"name": PLUGIN_MAP}},
         {"name": "config", "emptyDir": {}},
-        *(_host_folder(one, path) for one, path in folders.items()),
+        *(_host_folder(one, path) for one, (path, _) in folders.items()),
     ]
     spec = {"initContainers": [init], "containers": [main, sidecar], "volumes": volumes}
     return _daemon_set(name, {**spec, "shareProcessNamespace": True})

@@ -33,7 +33,9 @@ MEMORY_MIB = 512
 POD_ANNOTATION = "io.kubernetes.cri.sandbox-name"
 HOOKS = (("createRuntime", "began"), ("createContainer", "mount"))
 COMPUTES_ON = "computes-on.json"
-"""In the bundle: GPU and MIG instance of each device that the container was given by name."""
+"""In the bundle: GPU and MIG instance of each device that the container was given by name, and whether by MPS."""
+EXCLUSIVE_PROCESS = 3
+"""The compute mode in which a GPU has one process, or MPS's server with its clients."""
 FOLLOWED = "followed"
 """What a follower says when the records of its process are written."""
 _RUNTIME = """#!/bin/sh
@@ -112,7 +114,8 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
         file.write_text("SIMULATED\n")
         file.chmod(0o400)
     edit(spec, grant, folder, bundle)
-    (bundle / COMPUTES_ON).write_text(json.dumps([(one.gpu, one.instance) for one in grant.computes_on]))
+    on = [(one.gpu, one.instance) for one in grant.computes_on]
+    (bundle / COMPUTES_ON).write_text(json.dumps({"on": on, "mps": grant.mps}))
     (bundle / "config.json").write_text(json.dumps(spec))
     return 0
 
@@ -136,7 +139,7 @@ def _began(folder: Path, state: Object) -> None:
         ProcessLookupError: it has ended already.
         RuntimeError: the records cannot be written; the container is not made.
     """
-    if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text()):
+    if not json.loads((Path(state["bundle"]) / COMPUTES_ON).read_text())["on"]:
         return
     pod = (state.get("annotations") or {}).get(POD_ANNOTATION, "workload")
     process = os.pidfd_open(state["pid"])
@@ -165,14 +168,23 @@ def follow(folder: Path, bundle: Path, name: str, pid: int, process: int) -> Non
     ended = select.poll()
     ended.register(process, select.POLLIN)
     try:
-        for gpu, instance in json.loads((bundle / COMPUTES_ON).read_text()):
+        told = json.loads((bundle / COMPUTES_ON).read_text())
+        for gpu, instance in told["on"]:
+            if not told["mps"] and _is_taken(simulator.show(), gpu):
+                continue
             where = {} if instance is None else {"gpu_instance": instance[0], "compute_instance": instance[1]}
-            simulator.add_process(gpu, pid, name, memory_mib=MEMORY_MIB, **where)
+            simulator.add_process(gpu, pid, name, memory_mib=MEMORY_MIB, mps=told["mps"], **where)
         with contextlib.suppress(BrokenPipeError):  # the hook was killed; the process may live on
             print(FOLLOWED, flush=True)
         ended.poll()
     finally:
         simulator.remove_process(pid)
+
+
+def _is_taken(shown: Object, gpu: int) -> bool:
+    """The GPU has a process and takes no other one: whoever comes starts, and computes nothing."""
+    exclusive = shown["gpus"][gpu]["compute_mode"] == EXCLUSIVE_PROCESS
+    return exclusive and any(one["gpu"] == gpu for one in shown["processes"])
 
 
 def _mount(folder: Path, state: Object) -> None:

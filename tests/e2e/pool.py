@@ -40,6 +40,12 @@ class Stop:
     offered: Mapping[str, int]
     layout: str
 
+    @property
+    def mode(self) -> str:
+        """As `kubectl get gsp` shows it."""
+        both = self.spec["mode"] == "MIG" and "timeSlicing" in self.spec
+        return "MIG+TS" if both else str(self.spec["mode"])
+
 
 HALVES = {"strategy": "single", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
 GPU = "nvidia.com/gpu"
@@ -48,11 +54,12 @@ MIG = Stop("MIG", {"mode": "MIG", "mig": HALVES}, {GPU: 4}, "2x3g.40gb")
 SLICE = "nvidia.com/mig-3g.40gb"
 HALF_OF_ONE = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
 MIXED = Stop(
-    "MIG with strategy mixed, one GPU whole",
-    {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": HALF_OF_ONE}},
-    {GPU: 1, SLICE: 2},
-    "2x3g.40gb (1 GPU), 1x full (1 GPU)",
+    "MIG with strategy mixed, one GPU whole, and time-slicing",
+    {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": HALF_OF_ONE}, "timeSlicing": {"replicas": 2}},
+    {GPU: 2, SLICE: 4},
+    "2x3g.40gb 2x shared (1 GPU), 2x shared (1 GPU)",
 )
+MPS = Stop("MPS with 4 clients", {"mode": "MPS", "mps": {"replicas": 4}}, {GPU: 8}, "4x shared")
 
 
 def sliced(replicas: int) -> Stop:

@@ -9,6 +9,7 @@ from hack.stage import NAMESPACE
 from tests.build import make_fence
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import FASTER, MIG, POLICY, Walk
+from tests.e2e.usage import holds
 
 from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CONFIG, LABEL_PLUGIN_CONFIG
 from gpusharing.kube.fence import record_text
@@ -90,6 +91,7 @@ def test_uninstalling_is_refused_while_a_node_is_in_the_middle_of_a_change_unles
 
 def test_without_one_it_says_what_stays_and_it_can_be_installed_again(walk: Walk) -> None:
     walk.bring(MIG)
+    holds(walk, MIG)
     site, before, since = walk.site, served(walk), walk.mark()
     try:
         status, said = uninstall(site)

@@ -32,9 +32,11 @@ def process() -> Iterator["subprocess.Popen[bytes]"]:
         started.kill()
 
 
-def begin(tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int] | None]]) -> int:
+def begin(
+    tmp_path: Path, pid: int, computes_on: list[tuple[int, tuple[int, int] | None]], *, mps: bool = False
+) -> int:
     """What runc does with the hook; its exit status."""
-    (tmp_path / "bundle" / runtime.COMPUTES_ON).write_text(json.dumps(computes_on))
+    (tmp_path / "bundle" / runtime.COMPUTES_ON).write_text(json.dumps({"on": computes_on, "mps": mps}))
     state = {"pid": pid, "bundle": str(tmp_path / "bundle"), "annotations": {runtime.POD_ANNOTATION: "pod"}}
     hook = [sys.executable, "-m", "hack.realnode.runtime", "began", str(tmp_path)]
     return subprocess.run(
@@ -77,3 +79,19 @@ def test_a_container_without_a_named_device_computes_on_nothing(
 ) -> None:
     assert begin(tmp_path, process.pid, []) == 0
     assert pids(simulator) == []
+
+
+def test_a_gpu_in_exclusive_mode_takes_a_second_process_by_mps_alone(
+    simulator: Simulator, tmp_path: Path, process: "subprocess.Popen[bytes]"
+) -> None:
+    simulator.set_gpu(0, compute_mode=runtime.EXCLUSIVE_PROCESS)
+    simulator.add_process(0, 1)
+    assert begin(tmp_path, process.pid, [(0, None), (1, None)]) == 0
+    assert [(one["gpu"], one["pid"], one["mps"]) for one in simulator.show()["processes"]] == [
+        (0, 1, False),
+        (1, process.pid, False),
+    ]
+    assert begin(tmp_path, process.pid, [(0, None)], mps=True) == 0
+    assert (0, process.pid, True) in [
+        (one["gpu"], one["pid"], one["mps"]) for one in simulator.show()["processes"]
+    ]

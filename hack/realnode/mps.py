@@ -1,0 +1,129 @@
+"""SIMULATED programs of the driver that NVIDIA's mps-control-daemon runs: they are closed, and need a real GPU.
+
+`nvidia-cuda-mps-control -d` is a daemon that listens in its pipe folder, and is gone when its container is: who asks it
+then is told so, as by the real one. It starts no nvidia-cuda-mps-server. `nvidia-smi` sets compute modes by the library
+that it finds, with the rights of who runs it.
+"""
+
+from pathlib import Path
+
+from hack.realnode.images import dynamic_program, static_program
+
+MPS_ROOT = "/run/nvidia/mps"
+"""On the node, as the GPU Operator has it: pipes, logs and shared memory of MPS."""
+IN_CONTAINERS = "/mps"
+_CONTROL_SOURCE = r"""
+/* SIMULATED: remembers that it runs, and what it was told. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static struct sockaddr_un place = {.sun_family = AF_UNIX};
+
+static int reach(void)
+{
+    int there = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (there >= 0 && connect(there, (struct sockaddr *)&place, sizeof place) == 0) return there;
+    close(there);
+    return -1;
+}
+
+static void serve(int door, const char *log)
+{
+    char told[4096];
+    for (;;) {
+        int from = accept(door, NULL, NULL);
+        if (from < 0) continue;
+        size_t length = 0;
+        for (ssize_t more; (more = read(from, told + length, sizeof told - 1 - length)) > 0;) length += more;
+        told[length] = 0;
+        FILE *kept = fopen(log, "a");
+        if (kept) { fprintf(kept, "SIMULATED: %s\n", told); fclose(kept); }
+        if (!strncmp(told, "get_", 4)) dprintf(from, "100.0\n");
+        int ends = !strncmp(told, "quit", 4);
+        if (ends) unlink(place.sun_path);
+        close(from);
+        if (ends) exit(0);
+    }
+}
+
+static int start(void)
+{
+    char log[256];
+    const char *folder = getenv("CUDA_MPS_LOG_DIRECTORY");
+    int door = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (reach() >= 0) { fprintf(stderr, "An instance of this daemon is already running\n"); return 1; }
+    snprintf(log, sizeof log, "%s/control.log", folder ? folder : "/var/log/nvidia-mps");
+    unlink(place.sun_path);
+    if (bind(door, (struct sockaddr *)&place, sizeof place) || listen(door, 8)) { perror(place.sun_path); return 1; }
+    FILE *kept = fopen(log, "a");
+    if (!kept) { perror(log); return 1; }
+    fclose(kept);
+    if (daemon(0, 0)) { perror("daemon"); return 1; }
+    serve(door, log);
+    return 0;
+}
+
+int main(int count, char **arguments)
+{
+    char told[4096];
+    const char *folder = getenv("CUDA_MPS_PIPE_DIRECTORY");
+    snprintf(place.sun_path, sizeof place.sun_path, "%s/control", folder ? folder : "/tmp/nvidia-mps");
+    if (count > 1 && !strcmp(arguments[1], "-d")) return start();
+    int there = reach();
+    if (there < 0) { printf("Cannot find MPS control daemon process\n"); return 1; }
+    for (ssize_t more; (more = read(0, told, sizeof told)) > 0;)
+        if (write(there, told, more) != more) return 1;
+    shutdown(there, SHUT_WR);
+    for (ssize_t more; (more = read(there, told, sizeof told)) > 0;)
+        if (write(1, told, more) != more) return 1;
+    return 0;
+}
+"""
+_SMI_SOURCE = r"""
+/* SIMULATED: `-i UUID -c MODE` alone, which is what mps-control-daemon asks for. */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef int (*call)();
+struct mode { const char *name; unsigned number; };
+static const struct mode modes[] = {{"DEFAULT", 0}, {"PROHIBITED", 2}, {"EXCLUSIVE_PROCESS", 3}};
+
+int main(int count, char **arguments)
+{
+    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW), *gpu = NULL;
+    if (!library) { printf("NVIDIA-SMI (SIMULATED) could not find libnvidia-ml.so.1: %s\n", dlerror()); return 12; }
+    if (count != 5 || strcmp(arguments[1], "-i") || strcmp(arguments[3], "-c")) {
+        printf("NVIDIA-SMI (SIMULATED) knows `-i UUID -c MODE` only\n");
+        return 2;
+    }
+    call init = (call)dlsym(library, "nvmlInit_v2"), find = (call)dlsym(library, "nvmlDeviceGetHandleByUUID");
+    call set = (call)dlsym(library, "nvmlDeviceSetComputeMode");
+    for (unsigned row = 0; row < sizeof modes / sizeof *modes; row++) {
+        if (strcmp(arguments[4], modes[row].name)) continue;
+        int why = init();
+        if (!why) why = find(arguments[2], &gpu);
+        if (!why) why = set(gpu, modes[row].number);
+        if (why) printf("Failed to set compute mode for GPU %s: NVML error %d (SIMULATED)\n", arguments[2], why);
+        return why;
+    }
+    printf("Invalid compute mode specified: %s (SIMULATED)\n", arguments[4]);
+    return 2;
+}
+"""
+
+
+def programs() -> dict[str, Path]:
+    """The two by name.
+
+    Raises:
+        BuildError: there is no C compiler, or no static C library.
+    """
+    return {
+        "nvidia-cuda-mps-control": static_program("nvidia-cuda-mps-control", _CONTROL_SOURCE),
+        "nvidia-smi": dynamic_program("nvidia-smi", _SMI_SOURCE),
+    }
