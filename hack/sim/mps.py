@@ -88,6 +88,9 @@ class MpsDaemon(Configured):
             return False
         if config.clients is None:
             return True  # "No devices are configured for MPS sharing": it waits for ever
+        if self.cluster.settings.plugin == "0.19.3":
+            self.cluster.log(f"{self.node.name}: {self.operand}: waits for ever: config-manager panics")
+            return True
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
         self._pids += 1
         self._pid = self._pids

@@ -5,8 +5,10 @@ import pytest
 from hack.cluster.nodes import node_manifest
 from hack.sim.gpu import InUse
 from hack.sim.mps import most_clients
+from hack.sim.settings import SimSettings
 from tests.sim.build import L40S
 from tests.sim.stage import (
+    FACTOR,
     GPU,
     MIG_CONFIG,
     NAMESPACE,
@@ -72,6 +74,16 @@ async def test_the_plugin_serves_nothing_until_the_daemon_does() -> None:
         while seen[0] == {GPU: "2"}:
             seen.pop(0)
         assert seen[0] == {GPU: "0"}, "whole GPUs go before shares of them come"
+
+
+async def test_with_a_plugin_that_panics_for_mps_the_daemon_waits_for_ever() -> None:
+    """Seen on rung 4 with 0.19.3 (docs/design/nvidia.md#b5)."""
+    old = SimSettings(time_factor=FACTOR, agents=False, play_daemon_sets=True, plugin="0.19.3")
+    async with playing(settings=old) as stage:
+        await configured(stage, "mps4")
+        await stage.until(lambda: stage.said("waits for ever: config-manager panics"))
+        assert stage.offered() == {GPU: "0"}
+        assert modes(stage) == ["Default"] * 2
 
 
 async def test_leaving_mps_ends_the_daemon_which_frees_the_gpus() -> None:
