@@ -11,8 +11,8 @@ from tests.build import make_policy
 from tests.conformance.test_drain_rows import missing, no_decision
 from tests.planning.test_pool import candidate, fenced
 
-from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.hours import find_hours
+from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, select
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rollout_cases.yaml").read_text())
@@ -26,7 +26,7 @@ def test_how_many_more_nodes_start(case: dict[str, Any]) -> None:
     rollout = {"maxUnavailable": case["maxUnavailable"]} if "maxUnavailable" in case else {}
     waiting = [candidate(f"c{number}") for number in range(total - away)]
     pool = Pool(make_policy(rollout=rollout), [f"n{number}" for number in range(total)], away, waiting)
-    assert len(fenced(select(pool, 100, Common(OFFERED)))) == case["starts"]
+    assert len(fenced(select(pool, 100, Ledger(OFFERED)))) == case["starts"]
 
 
 @pytest.mark.parametrize("case", TABLE["hours"], ids=lambda case: case["id"])

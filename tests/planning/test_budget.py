@@ -28,7 +28,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.memo import Memo
-from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.looks import LOOKS, Look
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -224,9 +224,9 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
     fence = make_fence(since=at(-1))
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], looks=begun(("team-a/llm", 1)))
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
-        common = Common(frozenset())
-        look = common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW)
-        assert (common.crowd.total(), common.crowd_known, look is not None) == (counted, True, bool(counted))
+        ledger = Ledger(frozenset())
+        look = ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW)
+        assert (ledger.crowd.total(), ledger.crowd_known, look is not None) == (counted, True, bool(counted))
 
 
 UNCOUNTED = {
@@ -243,9 +243,9 @@ UNCOUNTED = {
 def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, listed: bool) -> None:
     work = {"n0": guarded_work()} if listed else {}
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
-    common = Common(frozenset())
-    assert common.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW) is None
-    assert (common.crowd, common.crowd_known) == (Counter(), True)
+    ledger = Ledger(frozenset())
+    assert ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW) is None
+    assert (ledger.crowd, ledger.crowd_known) == (Counter(), True)
 
 
 # --- looks at blocked nodes -------------------------------------------------------------------------------------

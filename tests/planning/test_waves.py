@@ -26,7 +26,7 @@ from tests.planning.told import verdict
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.candidates import op_of
-from gpusharing.planning.pools.common import Common, find_mates
+from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
@@ -92,8 +92,8 @@ def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_the_r
     (left,) = {"a", "b", "c"} - set(fenced(selection))
     assert {fence.mates for fence in fences(selection).values()} == {(left,)}
     assert selection.verdicts[left].reason is Reason.BUDGET_FULL
-    after = Common(OFFERED, following=frozenset({left}))
-    assert fenced(chosen(candidate(left, pods=9), candidate("z"), common=after)) == [left]
+    after = Ledger(OFFERED, following=frozenset({left}))
+    assert fenced(chosen(candidate(left, pods=9), candidate("z"), ledger=after)) == [left]
 
 
 def test_a_wave_waits_for_room_that_is_on_its_way_and_nobody_fills_it_meanwhile() -> None:
@@ -143,9 +143,9 @@ def test_within_a_wave_the_server_decides_and_others_that_the_budget_guards_wait
 
 def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> None:
     guard = make_pdb(allowed=1)
-    common = Common(OFFERED)
-    common.crowd["team-a/llm"] = 1
-    selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, common=common)
+    ledger = Ledger(OFFERED)
+    ledger.crowd["team-a/llm"] = 1
+    selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, ledger=ledger)
     assert fenced(selection) == []
     assert {(v.reason, v.wants_pods) for v in selection.verdicts.values()} == {(Reason.PDB, True)}
 
@@ -155,18 +155,18 @@ def later(seconds: float, *cases: NodeCase) -> list[NodeCase]:
     return [replace(case, now=case.now + timedelta(seconds=seconds)) for case in cases]
 
 
-def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> Common:
+def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> Ledger:
     """What the next process finds: fences on these nodes, of the others the claims of the last pass."""
     claims = {name: claim for one in passes for name, claim in one.claims.items() if name not in begun}
-    return Common(OFFERED, claimed_waves={name: claim.wave for name, claim in claims.items()})
+    return Ledger(OFFERED, claimed_waves={name: claim.wave for name, claim in claims.items()})
 
 
 def test_after_a_crash_the_rest_of_a_wave_stays_with_those_that_had_begun() -> None:
     first, *rest = sharing("a", "b", "c")
     start = chosen(first, *rest, limit=3)
     (wave,) = {fence.wave for fence in fences(start).values()}
-    common = after_a_crash(start, begun=("a",))
-    again = chosen(*later(5, *rest), limit=3, used=1, common=common)
+    ledger = after_a_crash(start, begun=("a",))
+    again = chosen(*later(5, *rest), limit=3, used=1, ledger=ledger)
     assert {fence.wave for fence in fences(again).values()} == {wave}
     assert {claim.wave for claim in again.claims.values()} == {wave}
 
@@ -175,10 +175,10 @@ def test_after_two_crashes_the_last_of_a_wave_is_still_in_it() -> None:
     first, *rest = sharing("a", "b", "c")
     start = chosen(first, *rest, limit=3)
     (wave,) = {fence.wave for fence in fences(start).values()}
-    common = after_a_crash(start, begun=("a",))
-    again = chosen(*later(5, *rest), limit=3, used=1, common=common)
-    common = after_a_crash(start, again, begun=("a", "b"))
-    last = chosen(*later(10, rest[1]), limit=3, used=2, common=common)
+    ledger = after_a_crash(start, begun=("a",))
+    again = chosen(*later(5, *rest), limit=3, used=1, ledger=ledger)
+    ledger = after_a_crash(start, again, begun=("a", "b"))
+    last = chosen(*later(10, rest[1]), limit=3, used=2, ledger=ledger)
     assert fences(last)["c"].wave == wave
     assert last.claims["c"].wave == wave
 
@@ -187,14 +187,14 @@ def test_after_a_crash_a_node_that_started_beside_a_wave_joins_none() -> None:
     alone = candidate("z")
     start = chosen(*sharing("a", "b"), alone, limit=3)
     assert fenced(start) == ["a", "b", "z"]
-    common = after_a_crash(start, begun=("a", "b"))
-    assert fences(chosen(*later(5, alone), limit=3, used=2, common=common))["z"].wave == ""
+    ledger = after_a_crash(start, begun=("a", "b"))
+    assert fences(chosen(*later(5, alone), limit=3, used=2, ledger=ledger))["z"].wave == ""
 
 
 def test_after_a_crash_before_the_first_fence_the_wave_keeps_its_name() -> None:
     both = sharing("a", "b")
     start = chosen(*both, limit=2)
-    again = chosen(*later(5, *both), limit=2, common=after_a_crash(start, begun=()))
+    again = chosen(*later(5, *both), limit=2, ledger=after_a_crash(start, begun=()))
     assert {fence.wave for fence in fences(again).values()} == {
         fence.wave for fence in fences(start).values()
     }
@@ -215,7 +215,7 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
     members += [Member(make_node(name), verdict(Phase.SYNCED), None) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
-    return select(Pool(policy, names, 0, list(cases), members=members), 100, Common(OFFERED))
+    return select(Pool(policy, names, 0, list(cases), members=members), 100, Ledger(OFFERED))
 
 
 def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:

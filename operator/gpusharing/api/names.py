@@ -178,8 +178,14 @@ class DisruptionClass(StrEnum):
         """Each class disturbs more than those before it."""
         return _CLASSES.index(self)
 
+    @property
+    def cordons(self) -> bool:
+        """It needs an idle, cordoned node."""
+        return self in _CORDONING
+
 
 _CLASSES = tuple(DisruptionClass)
+_CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
 
 
 class Phase(StrEnum):

@@ -24,7 +24,6 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.told.proposal import configured
-from gpusharing.planning.way.gates import CORDONING
 
 MAX_LISTED = 100
 """Nodes whose pods are listed: each is a call."""
@@ -75,7 +74,7 @@ class Cluster:
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()
-            if verdict.disruption in CORDONING and (only is None or verdict.policy in only)
+            if verdict.disruption.cordons and (only is None or verdict.policy in only)
         ]
         notes = list(self.notes)
         if len(wanted) > MAX_LISTED:

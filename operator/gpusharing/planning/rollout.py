@@ -37,8 +37,8 @@ from operator import attrgetter
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.actions import Action, SetClaims, WriteConfig
 from gpusharing.planning.memo import Memo
-from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.forgetting import find_forgotten
+from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
@@ -298,14 +298,14 @@ def choose(
         for case in pool.candidates
         if pool.limit > pool.used or is_newcomer(case.node, case.gpunode)
     ]
-    common = Common.of(snapshot, now, offered, cases)
+    ledger = Ledger.of(snapshot, now, offered, cases)
     for name in sorted(in_flight):
-        if (look := common.add_in_flight(snapshot, verdicts[name], now)) is not None:
+        if (look := ledger.add_in_flight(snapshot, verdicts[name], now)) is not None:
             looks[name] = look
     for pool in waiting:
         taken = len(in_flight) + held + len(claims)
         try:
-            selection = select(pool, snapshot.settings.max_in_flight - taken, common)
+            selection = select(pool, snapshot.settings.max_in_flight - taken, ledger)
         except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
             selection = Selection.none(pool, error)
         claims |= selection.claims

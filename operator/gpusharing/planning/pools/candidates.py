@@ -13,14 +13,13 @@ from gpusharing.planning.drain.gangs import find_gang_blockers, name_gangs
 from gpusharing.planning.drain.holders import holds_gpu
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
-from gpusharing.planning.pools.common import Common, standing_look
+from gpusharing.planning.pools.ledger import Ledger, standing_look
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.attempts import failed_in, owed_for
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
@@ -52,7 +51,7 @@ class Candidate:
     @property
     def cordons(self) -> bool:
         """Its change needs an idle node."""
-        return self.assessed.disruption in CORDONING
+        return self.assessed.disruption.cordons
 
     @property
     def newcomer(self) -> bool:
@@ -90,20 +89,20 @@ def find_cost(case: NodeCase, pods: int) -> int:
     return alone + len(members)
 
 
-def find_candidate(case: NodeCase, policy: PolicyView, common: Common) -> Candidate:
+def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger) -> Candidate:
     """The candidate with what would keep its drain from succeeding, as far as its pods are or were listed."""
-    assessed, before = case.assessment, standing_look(case, policy, common.looks)
+    assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:
-        return Candidate(case, assessed, policy, before, follows=case.node.name in common.following)
+        return Candidate(case, assessed, policy, before, follows=case.node.name in ledger.following)
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
-    blockers = preflight(pods, drain, common.offered, case.now)
+    blockers = preflight(pods, drain, ledger.offered, case.now)
     if case.work.gangs:
         strictest = find_gang_blockers(case.work, case.node.name, drain, case.now, case.scope)
         blockers = merge((*name_gangs(blockers, case.work), *strictest))
     look = look_at(case, policy, before, pods, blockers) if blockers else None
-    return Candidate(case, assessed, policy, look, pods, case.node.name in common.following)
+    return Candidate(case, assessed, policy, look, pods, case.node.name in ledger.following)
 
 
 def look_at(
@@ -122,24 +121,24 @@ def look_at(
     return Look(policy.uid, policy.generation, case.node.retry, at, tries, blockers)
 
 
-def try_start(candidate: Candidate, common: Common) -> tuple[Verdict, Look | None]:
+def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
     """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
     if look is not None:
-        return blocked(case, look, again=pods is None and case.node.name in common.due), look
+        return blocked(case, look, again=pods is None and case.node.name in ledger.due), look
     if pods is None:
         return looking(case), None
     needed = budget_room(pods)
-    if needed and not common.crowd_known:
+    if needed and not ledger.crowd_known:
         return looking(case), None
-    if crowded := crowding(pods, common.crowd):
+    if crowded := crowding(pods, ledger.crowd):
         # Others make room within seconds: such a node is looked at again at every poll.
         look = look_at(case, policy, None, pods, crowded, slower=False)
         return blocked(case, look), look
-    common.crowd.update(needed)
-    return begin(candidate, common.resumed_wave(case)), begun_look(candidate, pods)
+    ledger.crowd.update(needed)
+    return begin(candidate, ledger.resumed_wave(case)), begun_look(candidate, pods)
 
 
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
@@ -190,7 +189,7 @@ def op_of(case: NodeCase, policy: PolicyView) -> str:
 def _fence(candidate: Candidate) -> FenceNode:
     case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
-    cordon = assessed.disruption in CORDONING
+    cordon = assessed.disruption.cordons
     labels, annotations = marks_for(node, case.settings.neighbour_labels)
     added = (*labels, *annotations)
     if cordon and names.LABEL_MODE in node.labels:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import NodeCase
 
 LAST_PLACE = (
@@ -50,4 +49,4 @@ class Places:
 
 
 def _cordons(case: NodeCase) -> bool:
-    return isinstance(case.assessment, Assessed) and case.assessment.disruption in CORDONING
+    return isinstance(case.assessment, Assessed) and case.assessment.disruption.cordons

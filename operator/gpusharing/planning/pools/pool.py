@@ -24,9 +24,9 @@ from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
-from gpusharing.planning.pools.common import Common
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
+from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.places import LAST_PLACE
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.pools.waves import group, try_wave
@@ -138,22 +138,23 @@ class Selection:
         return Selection(told, {}, {})
 
 
-def select(pool: Pool, cap: int, common: Common) -> Selection:
+def select(pool: Pool, cap: int, ledger: Ledger) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
     pooled = pool.pooled(pool.candidates[0].now) if pool.candidates else None
     if pooled is None:
         return Selection({}, {}, {})
-    return _select(pool, pooled, cap, common, frozenset())
+    return _select(pool, pooled, cap, ledger, frozenset())
 
 
-def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
+def _choose(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
     """Among the candidates of a pool that nothing holds."""
-    room, most, cap, full, capped = _find_room(pool, pooled, cap, common)
+    found = _find_room(pool, pooled, cap, ledger)
+    room, cap = found.room, found.cap
     verdicts: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
     looks: dict[str, Look] = {}
-    listed, hold = 0, common.recent >= FIRST_LOOKS
-    candidates = _in_order(pool, common, verdicts)
+    listed, hold = 0, ledger.recent >= FIRST_LOOKS
+    candidates = _in_order(pool, ledger, verdicts)
     waves = group(candidates) if room > 0 else {}
     for candidate in candidates:
         case, look = candidate.case, candidate.look
@@ -161,15 +162,15 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
         if case.node.name in verdicts:
             continue  # it went with its wave
         if room > 0 and (wave := waves.get(case.node.name)):
-            went = try_wave(wave, room, most, full, common)
+            went = try_wave(wave, room, found.most, found.full, ledger)
             room, cap = room - went.taken, cap - went.taken
             verdicts, claims, looks = verdicts | went.verdicts, claims | went.claims, looks | went.looks
             continue
         if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
-            wait = capped if candidate.newcomer else full
+            wait = found.capped if candidate.newcomer else found.full
             verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True)
         else:
-            verdict, look = try_start(candidate, common)
+            verdict, look = try_start(candidate, ledger)
             listed += candidate.needs_list and verdict.wants_pods
             if (claim := claim_of(verdict, case)) is not None:
                 cap -= 1
@@ -178,16 +179,28 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, common: Common) -> Selection:
         verdicts[case.node.name] = verdict
         if look is not None:
             looks[case.node.name] = look
-    if common.places is not None:
-        common.places.close(claims)
+    if ledger.places is not None:
+        ledger.places.close(claims)
     return Selection(verdicts, claims, looks)
 
 
-def _find_room(
-    pool: Pool, pooled: Pooled, cap: int, common: Common
-) -> tuple[int, int, int, Finding, Finding]:
-    """How many may start now and how many could ever go at once, both without newcomers; how many with these. Then what
-    the others are told for which there is no room, and what newcomers are."""
+@value
+class Room:
+    """How many candidates of a pool may start."""
+
+    room: int
+    """Now, newcomers apart."""
+    most: int
+    """At once, whenever that is; newcomers apart."""
+    cap: int
+    """Now, with newcomers."""
+    full: Finding
+    """What those are told for which there is no room."""
+    capped: Finding
+    """What newcomers are told for which there is none."""
+
+
+def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
     capped = Finding(Reason.BUDGET_FULL, CAP_REACHED)
@@ -201,17 +214,17 @@ def _find_room(
         if canaries < room:
             # A gang that is larger does not wait for its canaries, of which it may be all.
             room, most, full = canaries, canaries, waits
-    spare = None if common.places is None else common.places.spare(pool.candidates)
+    spare = None if ledger.places is None else ledger.places.spare(pool.candidates)
     if spare is not None and spare < room:
         room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
-    return room, most if spare is None else min(most, max(1, spare)), cap, full, capped
+    return Room(room, most if spare is None else min(most, max(1, spare)), cap, full, capped)
 
 
-def _select(pool: Pool, pooled: Pooled, cap: int, common: Common, past: AbstractSet[Reason]) -> Selection:
+def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
     """Among candidates that nothing of `past` holds. What holds the pool may let some of them through: the others wait,
     and what else holds those is asked of them alone."""
     if (hold := find_hold(pooled, past)) is None:
-        return _choose(pool, pooled, cap, common)
+        return _choose(pool, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)
     free = [] if passes is None else [case for case in pool.candidates if passes(case, pool.policy)]
     if not free:
@@ -219,7 +232,7 @@ def _select(pool: Pool, pooled: Pooled, cap: int, common: Common, past: Abstract
     names = {case.node.name for case in free}
     others = [case for case in pool.candidates if case.node.name not in names]
     held = _held(replace(pool, candidates=others), hold)
-    chosen = _select(replace(pool, candidates=free), pooled, cap, common, past | {hold.reason})
+    chosen = _select(replace(pool, candidates=free), pooled, cap, ledger, past | {hold.reason})
     return Selection({**held.verdicts, **chosen.verdicts}, chosen.claims, chosen.looks)
 
 
@@ -250,12 +263,12 @@ def _why_full(pool: Pool, cap: int) -> str:
     )
 
 
-def _in_order(pool: Pool, common: Common, verdicts: dict[str, Verdict]) -> list[Candidate]:
+def _in_order(pool: Pool, ledger: Ledger, verdicts: dict[str, Verdict]) -> list[Candidate]:
     """The candidates, best first. One whose pods make the planner fail gets its verdict and stands in nobody's way."""
     found = []
     for case in pool.candidates:
         try:
-            candidate = find_candidate(case, pool.policy, common)
+            candidate = find_candidate(case, pool.policy, ledger)
             found.append((candidate.order, candidate))
         except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
             verdicts[case.node.name] = not_judged(case.node, pool.policy.name, error)

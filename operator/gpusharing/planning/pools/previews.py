@@ -19,7 +19,6 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.guard import explain_error
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker
@@ -102,7 +101,7 @@ def _held(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterato
         found = 0
         for member in pool.members:
             verdict = verdicts[member.node.name]
-            if verdict.reason not in HELD or verdict.disruption not in CORDONING:
+            if verdict.reason not in HELD or not verdict.disruption.cordons:
                 continue
             yield pool.policy, verdict
             found += 1

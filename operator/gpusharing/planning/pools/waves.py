@@ -19,7 +19,7 @@ from gpusharing.planning.pools.candidates import (
     looking,
     op_of,
 )
-from gpusharing.planning.pools.common import Common, find_mates
+from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.way.verdict import Verdict
@@ -86,7 +86,7 @@ class Wave:
     """Slots that it takes, or that are kept for it until it can start."""
 
 
-def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, common: Common) -> Wave:
+def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, ledger: Ledger) -> Wave:
     """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none.
 
     `full`: what those are told for which there will be no room. Nodes that something blocks stay behind; before the
@@ -96,8 +96,8 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, com
     free = [one for one in wave if one.look is None][: max(1, most)]
     stale = [one for one in wave if one.look is not None and one.pods is None][: max(0, most - len(free))]
     going = frozenset(one.case.node.name for one in free)
-    wait = _find_wait(free, room, common)
-    again = frozenset(one.case.node.name for one in stale) if wait is None and free else common.due
+    wait = _find_wait(free, room, ledger)
+    again = frozenset(one.case.node.name for one in stale) if wait is None and free else ledger.due
     for one in wave:
         name = one.case.node.name
         if one.look is not None:
@@ -111,19 +111,19 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, com
     if free and wait is None and not stale:
         left = tuple(one.case.node.name for one in wave if one.case.node.name not in going)
         first = free[0]
-        begun = next(filter(None, (common.resumed_wave(one.case) for one in free)), "")
+        begun = next(filter(None, (ledger.resumed_wave(one.case) for one in free)), "")
         anew = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
         for one in free:
-            _start(went, one, begun or anew, left[:MAX_MATES], common)
+            _start(went, one, begun or anew, left[:MAX_MATES], ledger)
     return went
 
 
-def _find_wait(free: Sequence[Candidate], room: int, common: Common) -> Callable[[Candidate], Verdict] | None:
+def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
     """What each node of the wave is told while it cannot start; None: it can."""
     pods = [one.pods for one in free if one.pods is not None]
-    if len(pods) < len(free) or (not common.crowd_known and any(map(budget_room, pods))):
+    if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
-    if crowded := merge(blocker for found in pods for blocker in crowding(found, common.crowd)):
+    if crowded := merge(blocker for found in pods for blocker in crowding(found, ledger.crowd)):
         return partial(_crowded, blockers=crowded)
     return partial(_gathering, size=len(free)) if room < len(free) else None
 
@@ -151,11 +151,11 @@ def _gathering(one: Candidate, size: int) -> Verdict:
     return replace(verdict, wants_pods=True)
 
 
-def _start(went: Wave, one: Candidate, wave: str, left: tuple[str, ...], common: Common) -> None:
+def _start(went: Wave, one: Candidate, wave: str, left: tuple[str, ...], ledger: Ledger) -> None:
     """Begin with one node of a wave. Within a wave the server decides who goes first under a budget."""
     assert one.pods is not None, "all nodes of a wave that starts were looked at"
     name, needed = one.case.node.name, budget_room(one.pods)
-    common.crowd.update(needed)
+    ledger.crowd.update(needed)
     went.verdicts[name] = begun = begin(one, wave, left)
     if (claim := claim_of(begun, one.case)) is not None:
         went.claims[name] = claim

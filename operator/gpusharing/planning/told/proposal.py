@@ -11,7 +11,7 @@ from datetime import datetime
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.planning.actions import FenceNode, WriteConfig
 from gpusharing.planning.pools.candidates import find_candidate
-from gpusharing.planning.pools.common import Common
+from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
@@ -183,9 +183,9 @@ def _steps(
     snapshot: ClusterSnapshot,
     offered: frozenset[str],
 ) -> Iterator[Step]:
-    common = Common(offered, snapshot.looks)
+    ledger = Ledger(offered, snapshot.looks)
     order = {
-        case.node.name: find_candidate(case, policy, common).order
+        case.node.name: find_candidate(case, policy, ledger).order
         for case in plan.pools[policy.name].candidates
         if policy.spec is not None
     }

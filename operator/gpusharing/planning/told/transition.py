@@ -7,7 +7,6 @@ from typing import Any
 from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.told.waits import until_when, who_keeps
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.lengths import cut
@@ -70,6 +69,6 @@ def whose_cordon(node: NodeView) -> str:
     """Who holds the cordon of a node, as far as anybody can tell."""
     if not node.unschedulable:
         return ""
-    if node.fence is not None and node.fence.disruption in CORDONING and not node.fence.prior_unschedulable:
+    if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:
         return "ours"
     return "foreign" if node.foreign else "human"

@@ -24,7 +24,7 @@ from gpusharing.planning.way.attempts import (
     remembered,
     still_failed,
 )
-from gpusharing.planning.way.gates import CORDONING, PROPAGATION, find_gate
+from gpusharing.planning.way.gates import PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import is_ready, needs_restart, needs_run
@@ -47,8 +47,8 @@ def run(
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
-    if case.fence.disruption not in CORDONING:
-        if case.disruption in CORDONING or needs_run(case, goal):
+    if not case.fence.disruption.cordons:
+        if case.disruption.cordons or needs_run(case, goal):
             return start_anew(case)
         return waiting or _begin(case, assessed, goal, again=False)
     way = way_to_idle(case, waiting, since=since, step_proven=step_proven)
@@ -76,7 +76,7 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
     )
     if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
         return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
-    if case.fence.disruption not in CORDONING:
+    if not case.fence.disruption.cordons:
         return start_anew(case)
     if (way := way_to_idle(case)) is not None:
         return way
@@ -93,7 +93,7 @@ def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
     """What the run needs and is not there yet: a node that stays, the configuration on it, mig-manager."""
-    phase = Phase.VERIFYING_IDLE if case.fence.disruption in CORDONING else Phase.PREFLIGHT
+    phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
     if case.node.deleting:

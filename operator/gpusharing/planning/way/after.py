@@ -30,7 +30,6 @@ from gpusharing.planning.way.attempts import (
     retry_command,
     was_asked_again,
 )
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import ManagerTrouble, find_trouble, next_look
 from gpusharing.planning.way.requests import prepares_next_step, verify_id, verify_request
@@ -119,7 +118,7 @@ def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
 
 
 def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
-    if case.fence.disruption not in CORDONING or case.node.unschedulable:
+    if not case.fence.disruption.cordons or case.node.unschedulable:
         return None
     message = "somebody lifted the cordon before a good layout was proven; it is put back"
     verdict = case.verdict(Phase.RECONFIGURING, reason, message)
@@ -308,7 +307,7 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     back = turn_back(case, mismatch, known=known)
     if isinstance(back, Verdict):
         return back
-    kept = "The node stays cordoned; when" if case.fence.disruption in CORDONING else "When"
+    kept = "The node stays cordoned; when" if case.fence.disruption.cordons else "When"
     retry = retry_command(case.node.name, case.fence.retry)
     message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: {retry}"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)

@@ -23,7 +23,6 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
@@ -55,7 +54,7 @@ def _next_step(case: FencedCase) -> Verdict:
         goes_on = "" if outlasts(case) else ", and drain.timeout goes on"
         message = f"spec.rollout.paused holds the change: no further pod is evicted{goes_on}"
         return _held_up(case, Reason.PAUSED, message)
-    if case.fence.disruption not in CORDONING:
+    if not case.fence.disruption.cordons:
         return run(case, assessment)
     if (risen := rise(case)) is not None:
         return risen
@@ -215,13 +214,13 @@ def _as_wanted(case: FencedCase) -> str:
 
 def _now_cordons(case: FencedCase) -> str:
     found = case.assessment
-    cordons = isinstance(found, Assessed) and found.disruption in CORDONING
-    anew = cordons and case.fence.disruption not in CORDONING
+    cordons = isinstance(found, Assessed) and found.disruption.cordons
+    anew = cordons and not case.fence.disruption.cordons
     return "the change now needs an idle node; it starts over with a drain" if anew else ""
 
 
 def _uncordoned(case: FencedCase) -> str:
-    lifted = case.fence.disruption in CORDONING and not case.node.unschedulable
+    lifted = case.fence.disruption.cordons and not case.node.unschedulable
     return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
 
 
@@ -258,7 +257,7 @@ def _unlooked(case: FencedCase) -> bool:
     """The time is over, nothing holds the change up, and nobody of this process has looked at the pods: a process that
     was away may find them gone, and what is there counts more than the clock (docs/design/drain.md#x10)."""
     found, fence = case.assessment, case.fence
-    if case.work is not None or fence.disruption not in CORDONING or case.now < fence.deadline:
+    if case.work is not None or not fence.disruption.cordons or case.now < fence.deadline:
         return False
     return isinstance(found, Assessed) and not _holds(found.spec)
 
@@ -287,7 +286,7 @@ come before the clock, so that an abort is told by its cause."""
 
 def _limit(case: FencedCase) -> datetime:
     """`drain.timeout` is for pods to leave: the proof that the node is idle has a time of its own."""
-    gone = case.fence.disruption not in CORDONING
+    gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle
         if case.drain.only_leaving:  # what was deleted by force has its grace period until the deadline

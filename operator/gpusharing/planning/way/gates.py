@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass, Mode
+from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_flaw
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.proof.verify import (
@@ -345,9 +345,6 @@ GATES = (
 )
 """First wins; a test pins the order. Whether anybody may touch the node comes first, then whether the change could be
 made and proven, then whether it is to be made now."""
-
-CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
-"""Classes that need an idle, cordoned node."""
 
 
 def find_gate(case: NodeCase, assessed: Assessed, gates: Sequence[Gate] = GATES) -> Finding | None:

@@ -15,7 +15,6 @@ from gpusharing.planning.proof.verify import Comparison, find_mismatch
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.attempts import goes_back, owe, owed_for, retry_command
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import cut
@@ -88,7 +87,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
         return f"spec.rollout.onFailure is Rollback, but {back}"
     if owed_for(back.target) == owed_for(found.target):
         return "spec.rollout.onFailure is Rollback, but what was proven last is what failed"
-    if case.fence.disruption not in CORDONING and back.disruption in CORDONING:
+    if not case.fence.disruption.cordons and back.disruption.cordons:
         return (
             "spec.rollout.onFailure is Rollback, but the way back needs an idle node, and this one is in use"
         )

@@ -13,7 +13,6 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.way.attempts import next_deferral
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -22,7 +21,7 @@ from gpusharing.planning.words.reasons import Reason
 def holds_our_cordon(case: FencedCase) -> bool:
     """The node is cordoned, and nobody but we did it as far as anybody can tell."""
     node, fence = case.node, case.fence
-    ours = fence.disruption in CORDONING and not fence.prior_unschedulable
+    ours = fence.disruption.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
 
 

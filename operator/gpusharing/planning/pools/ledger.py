@@ -12,13 +12,12 @@ from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.way.gates import CORDONING
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
 
 @dataclass(slots=True)
-class Common:
+class Ledger:
     """What all pools share in one pass."""
 
     offered: frozenset[str]
@@ -46,7 +45,7 @@ class Common:
         now: datetime,
         offered: frozenset[str],
         cases: Sequence[tuple[NodeCase, PolicyView]],
-    ) -> "Common":
+    ) -> "Ledger":
         """What is known before anybody starts. `cases`: candidates of pools with room, each with its policy."""
         poll = snapshot.settings.poll
         last = [
@@ -59,7 +58,7 @@ class Common:
         following = frozenset(name for fence in fences.values() for name in fence.mates)
         claimed_waves = {name: claim.wave for name, claim in snapshot.claims.items() if name not in fences}
         places = Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None
-        return Common(
+        return Ledger(
             offered,
             snapshot.looks,
             due=due,
@@ -83,7 +82,7 @@ class Common:
         """
         node = snapshot.nodes[verdict.node]
         fence = node.fence
-        if fence is None or fence.disruption not in CORDONING or verdict.reason is Reason.NODE_NOT_JUDGED:
+        if fence is None or not fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
         work, look = snapshot.work.get(node.name), snapshot.looks.get(node.name)
         if work is not None:
