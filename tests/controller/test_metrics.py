@@ -19,8 +19,8 @@ from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.planning.actions import SetFinalizer
-from gpusharing.planning.gpus.health import Diagnosis
 from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -155,7 +155,7 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_sum", {"step": "execute"}) == 0.2
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {}
     plan = world.plan()
-    ill = replace(plan.verdicts["gpu-07"], health=Diagnosis(Reason.GPU_LOST, "GPU 0: lost"))
+    ill = replace(plan.verdicts["gpu-07"], health=Finding(Reason.GPU_LOST, "GPU 0: lost"))
     metrics.passed({}, replace(plan, verdicts={"gpu-07": ill}), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {("pool-b", "GPULost"): 1}
     world.remove_node("gpu-07")

@@ -14,11 +14,12 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import SetPointers
-from gpusharing.planning.gpus.health import NO_TROUBLE, Diagnosis
+from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 PHASES = (Phase.PENDING, Phase.BLOCKED, Phase.DRAINING, Phase.RECONFIGURING, Phase.FAILED, Phase.ABORTING)
@@ -28,8 +29,8 @@ LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
 LISTED = replace(DRAINING, pods=2)
 VERIFYING = replace(CHANGING, phase=Phase.VERIFYING, reason=Reason.LABEL_MISMATCH)
 DONE = replace(SYNCED, node="gpu-08")
-ILL = Diagnosis(Reason.GPU_LOST, "GPU 1: fell off the bus")
-WORSE = Diagnosis(Reason.ROW_REMAP_FAILED, "GPU 2: replace the card")
+ILL = Finding(Reason.GPU_LOST, "GPU 1: fell off the bus")
+WORSE = Finding(Reason.ROW_REMAP_FAILED, "GPU 2: replace the card")
 TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     "waiting is no event": (PENDING, replace(PENDING, reason=Reason.PROGRESSING, message="other"), []),
     "a cordon is no event": (PENDING, verdict(Phase.CORDONED, Reason.SETTLING, "gpu-08"), []),

@@ -18,9 +18,9 @@ from gpusharing.planning.gpus.health import (
     RULES,
     WELL,
     XIDS,
-    Diagnosis,
     Vitals,
     diagnose,
+    is_well,
 )
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, PolicyView
@@ -28,6 +28,7 @@ from gpusharing.planning.told.transition import health_conditions
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.verdict import NodeCase, find_health
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 
@@ -51,7 +52,7 @@ SICK: dict[str, tuple[Vitals, Reason, str]] = {
 @pytest.mark.parametrize(("vitals", "reason", "what_to_do"), SICK.values(), ids=SICK.keys())
 def test_it_is_named_with_the_gpu_and_what_to_do(vitals: Vitals, reason: Reason, what_to_do: str) -> None:
     found = diagnose([(0, WELL), (3, vitals)])
-    assert (found.reason, found.well) == (reason, False)
+    assert (found.reason, is_well(found)) == (reason, False)
     assert found.message.startswith("GPU 3: ")
     assert what_to_do in found.message
     assert reason.passes is Passes.BY_A_PERSON
@@ -139,12 +140,12 @@ def test_where_no_gpu_was_reported_nobody_says_that_all_are_well(report: GPUNode
 
 
 def test_the_condition_changes_its_time_only_with_its_status() -> None:
-    ill = Diagnosis(Reason.ECC_UNCORRECTED, "GPU 0: errors")
+    ill = Finding(Reason.ECC_UNCORRECTED, "GPU 0: errors")
     first = health_conditions(replace(SYNCED, health=ill), [], NOW)
     (row,) = first
     NodeCondition.model_validate(row)
     assert (row["status"], row["reason"], row["message"]) == ("False", "ECCUncorrected", "GPU 0: errors")
-    worse = replace(SYNCED, health=Diagnosis(Reason.GPU_LOST, "GPU 0: lost"))
+    worse = replace(SYNCED, health=Finding(Reason.GPU_LOST, "GPU 0: lost"))
     assert health_conditions(worse, first, at(60))[0]["lastTransitionTime"] == row["lastTransitionTime"]
     (healed,) = health_conditions(replace(SYNCED, health=NO_TROUBLE), first, at(60))
     assert (healed["status"], healed["reason"]) == ("True", "NoTrouble")

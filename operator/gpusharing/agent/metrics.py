@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.observation import Observation
-from gpusharing.planning.gpus.health import Vitals, diagnose
+from gpusharing.planning.gpus.health import Vitals, diagnose, is_well
 
 PREFIX = "gpusharing_agent"
 
@@ -95,7 +95,7 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         "gpu_healthy",
         "1 while nothing that NVML tells makes the GPU unhealthy.",
         gpus,
-        lambda g: diagnose([(g.index, vitals(g))]).well,
+        lambda g: is_well(diagnose([(g.index, vitals(g))])),
     )
     yield _per_gpu(
         "gpu_row_remap_pending",

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
 from gpusharing.planning.actions import Action
+from gpusharing.planning.gpus.health import is_well
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -199,7 +200,7 @@ class Metrics:
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
         _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in mine))
-        ill = ((name, v.health.reason) for name, v in mine if v.health is not None and not v.health.well)
+        ill = ((name, v.health.reason) for name, v in mine if v.health is not None and not is_well(v.health))
         _show(self.unhealthy, Tally((name, str(reason)) for name, reason in ill))
         _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
         _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})

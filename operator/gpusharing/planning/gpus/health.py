@@ -7,6 +7,7 @@ device plugin lets it. It is only not given another mode or layout until a perso
 
 from collections.abc import Callable, Iterable, Mapping
 
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -62,20 +63,8 @@ RECOVERIES: Mapping[str, str] = {
 """What to do, by the driver's recovery action (nvmlDeviceGpuRecoveryAction_t; the meaning of each is NVIDIA's)."""
 
 
-@value
-class Diagnosis:
-    """How a node's GPUs are: NoTrouble, or the gravest fact, with what to do."""
-
-    reason: Reason
-    message: str
-
-    @property
-    def well(self) -> bool:
-        """Whether nothing is wrong."""
-        return self.reason is Reason.NO_TROUBLE
-
-
-NO_TROUBLE = Diagnosis(Reason.NO_TROUBLE, "every GPU is healthy")
+NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
+"""What is found of GPUs of which nothing is wrong."""
 
 
 @value
@@ -136,15 +125,20 @@ RULES: tuple[Rule, ...] = (
 """Gravest first; the first that holds is told. A test pins the order."""
 
 
-def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Diagnosis:
-    """The gravest trouble among GPUs given as (index, vitals). Equal facts give equal texts."""
+def is_well(found: Finding) -> bool:
+    """Whether nothing is wrong with the GPUs."""
+    return found.reason is Reason.NO_TROUBLE
+
+
+def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
+    """NO_TROUBLE, or the gravest trouble among GPUs given as (index, vitals). Equal facts give equal texts."""
     ill = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
     if not ill:
         return NO_TROUBLE
     rank, index, gpu = min(ill, key=lambda found: found[:2])
     others = len(ill) - 1
     more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
-    return Diagnosis(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
+    return Finding(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
 
 
 def _rank(gpu: Vitals) -> int | None:

@@ -16,7 +16,7 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import WELL, Diagnosis, Vitals, diagnose
+from gpusharing.planning.gpus.health import WELL, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look, Preview
@@ -151,7 +151,7 @@ class Hardware:
         return tuple({gpu.product: gpu for gpu in self.gpus}.values())
 
     @cached_property
-    def health(self) -> Diagnosis:
+    def health(self) -> Finding:
         """How they are."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 

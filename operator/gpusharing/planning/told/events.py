@@ -4,6 +4,7 @@ from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.actions import SetPointers, UpdateFence
+from gpusharing.planning.gpus.health import is_well
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
@@ -101,7 +102,7 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
     known, health = before.health, after.health
     if health is None or health == known:
         return None
-    if not health.well:
+    if not is_well(health):
         note = f"{after.node}: {health.reason}: {health.message}"
         return Event("Warning", str(Reason.GPU_UNHEALTHY), note)
     if known is None:

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.gpus.health import Diagnosis
 from gpusharing.planning.proof.assess import Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
@@ -43,7 +42,7 @@ class NodeFacts:
     """Against that policy; None when there is none."""
     models: tuple[GpuView, ...]
     """One GPU of each card model in the node."""
-    health: Diagnosis | None
+    health: Finding | None
     """How its GPUs are; None while none was reported."""
 
 

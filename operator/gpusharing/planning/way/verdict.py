@@ -10,7 +10,7 @@ from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.gpus.health import Diagnosis
+from gpusharing.planning.gpus.health import is_well
 from gpusharing.planning.proof.assess import Assessed, Assessment
 from gpusharing.planning.proof.verify import describe_observed
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -62,7 +62,7 @@ class Verdict:
     """The next pass needs the pods of this node."""
     candidate: bool = False
     """Waits for a slot of the budget only."""
-    health: Diagnosis | None = None
+    health: Finding | None = None
     """How the GPUs of the node are, as last reported; None while no GPU was reported."""
 
     def then(self, *actions: Action) -> "Verdict":
@@ -70,7 +70,7 @@ class Verdict:
         return replace(self, actions=actions)
 
 
-def find_health(gpunode: GPUNodeView | None) -> Diagnosis | None:
+def find_health(gpunode: GPUNodeView | None) -> Finding | None:
     """How the GPUs of a node are; None while the agent reported none."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
@@ -104,7 +104,7 @@ class NodeCase:
     now: datetime
     at_work_since: datetime | None = None
     """Since when this process has seen mig-manager at work; None where it is not."""
-    health: Diagnosis | None = None
+    health: Finding | None = None
     """How the GPUs of the node are, as the agent reported last; None while it reported none."""
     mig_failure: str = ""
     """What mig-manager's log says about its failure; empty when nobody could read it."""
@@ -118,10 +118,10 @@ class NodeCase:
         return Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}"
 
     @property
-    def ailment(self) -> Diagnosis | None:
+    def ailment(self) -> Finding | None:
         """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
         health = self.health
-        return None if health is None or health.well else health
+        return None if health is None or is_well(health) else health
 
     @property
     def disruption(self) -> DisruptionClass:
