@@ -2,12 +2,12 @@
 
 import shlex
 
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import kubectl_patch
 
 
 def test_the_shell_hands_the_json_of_a_patch_over_unchanged() -> None:
     config = {"devicePlugin": {"config": {"name": "gpusharing-device-plugin"}}}
-    words = shlex.split(patch_command("gpu-cluster-policy", config))
+    words = shlex.split(kubectl_patch("gpu-cluster-policy", config))
     assert words == [
         *("kubectl", "patch", "clusterpolicy", "gpu-cluster-policy", "--type", "merge", "-p"),
         '{"spec":{"devicePlugin":{"config":{"name":"gpusharing-device-plugin"}}}}',
@@ -16,6 +16,6 @@ def test_the_shell_hands_the_json_of_a_patch_over_unchanged() -> None:
 
 def test_what_is_set_in_one_block_is_set_by_one_patch() -> None:
     name, switch = {"migManager": {"config": {"name": "ours"}}}, {"migManager": {"enabled": True}}
-    assert patch_command("gpus", name, {"mig": {"strategy": None}}, switch).endswith(
+    assert kubectl_patch("gpus", name, {"mig": {"strategy": None}}, switch).endswith(
         """ -p '{"spec":{"migManager":{"config":{"name":"ours"},"enabled":true},"mig":{"strategy":null}}}'"""
     )

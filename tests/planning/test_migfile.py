@@ -86,7 +86,7 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "why"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_mig_parted_would_refuse_stays_out_of_the_merged_file(text: str, why: str) -> None:
     text = f"mig-configs: {text}" if text.startswith("{") else text
-    found = migfile.read_admin(text)
+    found = migfile.parse_admin(text)
     assert why in found.problem
     assert found.entries == {}
 
@@ -97,10 +97,10 @@ def test_what_mig_parted_takes_is_merged_as_it_stands() -> None:
         " {1c.3g.40gb: 1, 1g.10gb+me: 1}}], empty: [],"
         " all-enabled: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
     )
-    found = migfile.read_admin(text)
+    found = migfile.parse_admin(text)
     assert found.problem == ""
     assert found.entries.keys() == {"1", "empty", "all-enabled"}
-    assert migfile.read_admin("") == migfile.AdminFile({})
+    assert migfile.parse_admin("") == migfile.AdminFile({})
 
 
 MEANINGS: dict[str, tuple[migfile.Entry, object]] = {

@@ -5,28 +5,28 @@ import sys
 import pytest
 from tests.kube.damage import ODD_YAML
 
-from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, read_yaml
+from gpusharing.planning.wanted.yamltext import MAX_DEPTH, Unreadable, parse_yaml
 
 
 def test_what_is_yaml_is_read() -> None:
-    assert read_yaml("") is None
-    assert read_yaml("a: [1, {b: c}]") == {"a": [1, {"b": "c"}]}
+    assert parse_yaml("") is None
+    assert parse_yaml("a: [1, {b: c}]") == {"a": [1, {"b": "c"}]}
 
 
 @pytest.mark.parametrize("text", ODD_YAML, ids=lambda text: text[:24].encode("unicode_escape").decode())
 def test_whatever_the_text_is_no_other_error_is_raised(text: str) -> None:
     try:
-        read_yaml(text)
+        parse_yaml(text)
     except Unreadable as error:
         assert str(error).startswith(("it is ", "it holds "))  # noqa: PT017 - what else it may be is the question
 
 
 def test_depth_and_size_are_bounded_also_where_aliases_repeat() -> None:
-    assert read_yaml("[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)) is not None
+    assert parse_yaml("[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)) is not None
     with pytest.raises(Unreadable, match="nested more than 20 levels"):
-        read_yaml("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+        parse_yaml("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
     with pytest.raises(Unreadable, match="more than 100000 values"):
-        read_yaml(ODD_YAML[-1])
+        parse_yaml(ODD_YAML[-1])
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_brackets_without_end_do_not_hold_the_process_up(text: str) -> None:
     sys.setprofile(count)
     try:
         with pytest.raises(Unreadable, match="nested more than 20 levels"):
-            read_yaml(text)
+            parse_yaml(text)
     finally:
         sys.setprofile(None)
     assert calls < 10_000, (

@@ -20,10 +20,10 @@ from gpusharing.planning.proof.assess import Assessed, has_gpu
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.acceptance import plain_upgrade
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 from gpusharing.planning.told.proposal import configured
-from gpusharing.planning.wanted.migfile import parse, read_admin
+from gpusharing.planning.wanted.migfile import parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_claimants
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -277,7 +277,7 @@ def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     """Ends when our ConfigMaps have an entry each that they did not hold; all of one are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted((given.plugin_configs or {}).keys() - stack.plugin_configs.keys())
-    theirs = read_admin(given.mig_file or "").entries
+    theirs = parse_admin(given.mig_file or "").entries
     mig = sorted(theirs.keys() - parse(stack.mig_file).keys())
     asked = []
     if plugin:
@@ -301,7 +301,7 @@ def _point(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     if policy.plain is None:
         found = (plugin, mig_pointer(policy, settings.mig_config_map))
         parts = [one.patch for one in found if one.now != one.ours]
-        return patch_command(policy.name, *parts) if parts else ""
+        return kubectl_patch(policy.name, *parts) if parts else ""
     if plugin.now == plugin.ours:
         return ""
     return plain_upgrade(policy.plain, settings.gpu_operator_namespace, f"config.name={plugin.ours}")

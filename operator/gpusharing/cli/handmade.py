@@ -17,7 +17,7 @@ from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, Sharing
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
-from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
 
 Spec = Mapping[str, Any]
 """Mode and its block, as a policy has them on the wire."""
@@ -160,7 +160,7 @@ def _unsayable(config: PluginConfig, layouts: Sequence[Layout | None], offered: 
 def find_unsaid(text: str) -> tuple[str, ...]:
     """Fields of a device plugin's configuration that no policy says, by their paths."""
     try:
-        document = read_yaml(text)
+        document = parse_yaml(text)
     except Unreadable:
         return ()
     return tuple(_paths(document, _SAID, ""))

@@ -282,7 +282,7 @@ class Gatherer:
         for name in now.missing_maps:
             if before is None or name not in before.missing_maps:
                 log.warning("the admin's ConfigMap is not there", configmap=name)
-        problem = migfile.read_admin(now.admin_mig_file).problem
+        problem = migfile.parse_admin(now.admin_mig_file).problem
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
             log.warning(
                 "entries of the admin's ConfigMap are left out", configmap=self.admin_maps.mig, why=problem

@@ -11,7 +11,7 @@ from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.stack.commands import Fields, patch_command
+from gpusharing.planning.stack.commands import Fields, kubectl_patch
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
@@ -274,7 +274,7 @@ def _told(
     said = "; ".join(one.said for one in wrong)
     hints = "".join(one.hint for one in wrong)
     patches = [one.patch for one in wrong if one.patch]
-    command = f"; run: {patch_command(cluster_policy.name, *patches)}{hints}" if patches else ""
+    command = f"; run: {kubectl_patch(cluster_policy.name, *patches)}{hints}" if patches else ""
     # A command of which the end is missing could be pasted all the same: what is cut is said before it.
     return cut(said, MAX_TEXT - len(command)) + command
 

@@ -8,7 +8,7 @@ Fields = Mapping[str, Mapping[str, object]]
 """A part of ClusterPolicy's spec: what to set in which block."""
 
 
-def patch_command(cluster_policy: str, *parts: Fields) -> str:
+def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
     """The one that sets these fields of the ClusterPolicy of this name."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:

@@ -10,7 +10,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.active import find_active
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationagents import find_agent_symptoms
 from gpusharing.planning.stack.installationviews import (
     AGENT,
@@ -204,7 +204,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {pointer.without_default}, which {pointer.ours} does not"
             " hold: device plugins of nodes without a policy cannot start",
-            patch_command(policy.name, {"devicePlugin": {"config": {"default": None}}}),
+            kubectl_patch(policy.name, {"devicePlugin": {"config": {"default": None}}}),
         )
 
 
@@ -245,7 +245,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "MigManagerDisabled",
             f"{policy.name}: migManager.enabled is false, so policies of mode MIG are refused",
-            patch_command(policy.name, {"migManager": {"enabled": True}}),
+            kubectl_patch(policy.name, {"migManager": {"enabled": True}}),
         )
     elif pointer.now != pointer.ours:
         yield (error if wants_layouts else warning)(
@@ -262,7 +262,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides what a policy says",
-            patch_command(policy.name, {"mig": {"strategy": None}}),
+            kubectl_patch(policy.name, {"mig": {"strategy": None}}),
         )
 
 

@@ -10,7 +10,7 @@ from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.commands import Fields, patch_command
+from gpusharing.planning.stack.commands import Fields, kubectl_patch
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
@@ -93,7 +93,7 @@ class Pointer:
 
     def command(self, cluster_policy: str) -> str:
         """Sets it by hand."""
-        return patch_command(cluster_policy, self.patch)
+        return kubectl_patch(cluster_policy, self.patch)
 
 
 def plugin_pointer(

@@ -5,7 +5,7 @@ from typing import Any
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.words.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
@@ -33,7 +33,7 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
             f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values"
             f" --set-json 'tolerations={value}'",
         )
-    command = patch_command(policy.name, {"daemonsets": {"tolerations": tolerations}})
+    command = kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}})
     return Untolerated(f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}", command)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
-from gpusharing.planning.stack.commands import patch_command
+from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.wanted.configmaps import referenced
 from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
@@ -114,7 +114,7 @@ def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[st
     pointers = {block: {"config": {"name": ""}} for block in ("devicePlugin", "migManager")}
     return [
         "To take those away as well, in this order:",
-        *(f"  {patch_command(name, pointers)}" for name in cluster_policies or ("NAME",)),
+        *(f"  {kubectl_patch(name, pointers)}" for name in cluster_policies or ("NAME",)),
         f"  kubectl label node -l {names.LABEL_PLUGIN_CONFIG} {names.LABEL_PLUGIN_CONFIG}-",
         f"  kubectl label node --overwrite NODE {names.LABEL_MIG_CONFIG}=all-disabled   # each drained node with MIG",
         f"  kubectl -n {settings.gpu_operator_namespace} delete configmap {maps}",

@@ -64,7 +64,7 @@ def _wanted(
     plugin = dict(stack.admin_plugin_configs)
     plugin |= {key: pluginconfig.render(config) for key, config in plugins.items()}
     well_known = migfile.well_known_entries({product: [gpu] for product, gpu in models.items()})
-    entries = {**well_known, **migfile.read_admin(stack.admin_mig_file).entries}
+    entries = {**well_known, **migfile.parse_admin(stack.admin_mig_file).entries}
     entries[migfile.ALL_DISABLED] = well_known[
         migfile.ALL_DISABLED
     ]  # every mode but MIG means it by this name
@@ -87,7 +87,7 @@ def _retain(
     if not unclaimed:
         return
     kept = unclaimed & (referenced(nodes) | _default(stack))
-    if migfile.read_admin(stack.admin_mig_file).problem:
+    if migfile.parse_admin(stack.admin_mig_file).problem:
         # What cannot be read now was right when it was merged; a slip of the pen takes no entry away.
         kept |= migfile.parse(stack.mig_file).keys()
     for key in kept & (old_plugin.keys() - plugin.keys()):

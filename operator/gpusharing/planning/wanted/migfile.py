@@ -17,7 +17,7 @@ from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normali
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted.pluginconfig import is_named_after
-from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
 from gpusharing.planning.words.values import value
 
 ALL_DISABLED = "all-disabled"
@@ -61,7 +61,7 @@ def render(entries: Mapping[str, Entry]) -> str:
 def parse(text: str) -> Mapping[str, Entry]:
     """Entries of a file by name; a damaged file has none."""
     try:
-        document = read_yaml(text)
+        document = parse_yaml(text)
     except Unreadable:
         return {}
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -96,12 +96,12 @@ class AdminFile:
 
 
 @lru_cache(maxsize=16)
-def read_admin(text: str) -> AdminFile:
+def parse_admin(text: str) -> AdminFile:
     """Read it. One bad entry would make mig-parted refuse the whole file on every node, so it stays out."""
     if not text:
         return AdminFile({})
     try:
-        document = read_yaml(text)
+        document = parse_yaml(text)
     except Unreadable as error:
         return AdminFile({}, str(error))
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -154,7 +154,7 @@ def resolve_name(
     """What a mig.config name means on a node: the admin's entries, our file, or what mig-manager generated."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, stack)
-    admin = read_admin(stack.admin_mig_file)
+    admin = parse_admin(stack.admin_mig_file)
     for entries in (admin.entries, parse(stack.mig_file)):
         if entry := entries.get(name):
             return resolve(entry, gpus)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.wanted.yamltext import Unreadable, read_yaml
+from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
 from gpusharing.planning.words.values import value
 
 MigStrategy = Literal["none", "single", "mixed"]
@@ -94,7 +94,7 @@ def render(config: PluginConfig) -> str:
 def parse(text: str) -> PluginConfig | None:
     """Read a configuration; None when it is none."""
     try:
-        document = read_yaml(text)
+        document = parse_yaml(text)
     except Unreadable:
         return None
     if not isinstance(document, dict):

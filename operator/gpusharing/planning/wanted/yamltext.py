@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(TokenClass)
 
 
-def read_yaml(text: str) -> object:
+def parse_yaml(text: str) -> object:
     """The document, of at most MAX_DEPTH levels and MAX_VALUES values; None for an empty text.
 
     Raises:
