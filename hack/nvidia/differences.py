@@ -48,9 +48,10 @@ DIFFERENCES = (
     Difference(
         "config-manager", "v0.19.3",
         "in the MPS daemon's pod it signals the daemon, among all processes of the host (hostPID)",
-        "it panics at the first process without a command line, as a kernel thread is (k8s-device-plugin issue "
-        "1726, mended in v0.20); the daemon keeps the empty configuration with which it started, and waits for ever",
-        "no node can be switched to MPS by a label: planning/way/gates.py keeps it as it is, before any drain",
+        "it panics at the first process without a command line, as a kernel thread is (k8s-device-plugin issue 1726, "
+        "mended in v0.20), and would not find the daemon by the name that it is given (PR 1827); the daemon keeps the "
+        "empty configuration with which the GPU Operator's starts, and waits for ever",
+        "no node is drained for MPS there: MPSNotSwitchable (docs/design/nvidia.md#b5)",
         "test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_does_on_every_host",
     ),
     Difference(

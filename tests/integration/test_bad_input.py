@@ -187,22 +187,6 @@ def test_a_cluster_policy_that_would_override_us_is_told_with_the_command_that_m
         pool.wait_condition("Accepted", "True", "Valid")
 
 
-def test_a_device_plugin_that_panics_for_mps_costs_no_pod(product: Product) -> None:
-    """Before any drain: what its config-manager does shows after one only (docs/design/nvidia.md#b5)."""
-    with product.pool(L40S) as pool:
-        pool.apply(SLICED)
-        pool.wait_synced()
-        since = product.mark()
-        with cluster_policy(
-            product, {"devicePlugin": {"version": "v0.19.3"}}, {"devicePlugin": {"version": None}}
-        ):
-            pool.apply({"mode": "MPS", "mps": {"replicas": 4}})
-            message = pool.wait_phase("Blocked", "MPSNotSwitchable")
-            assert "upgrade it to v0.20" in message
-            assert product.writes("nodes", pool.nodes[0], since) == []
-        pool.wait_synced()
-
-
 def test_on_the_dra_stack_we_keep_our_hands_off(product: Product) -> None:
     clusters = "/apis/nvidia.com/v1alpha1/gpuclusters"
     with product.pool(L40S) as pool:

@@ -1,12 +1,13 @@
 """What the DaemonSets of NVIDIA's device-plugin chart say in ClusterPolicy's place (the real ones: tests/nvidia)."""
 
 import pytest
+from tests.build import make_cluster_policy
 from tests.plainchart import TOLERATIONS, daemon_set, discovery, plugin
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.plainstack import daemon_set_view, plain_stack
+from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
 from gpusharing.kube.startgate import tolerations_text
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, PlainStackView
 
 
 def read(*sets: JSON) -> ClusterPolicyView | None:
@@ -23,7 +24,6 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
         plugin_version="v0.19.3",
         tolerates_gate=False,
         tolerations=tolerations_text(TOLERATIONS),
-        mps_sees_host=False,
         plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True),
     )
 
@@ -34,13 +34,34 @@ def test_a_strategy_that_the_chart_fixes_is_seen() -> None:
     assert found.mig_strategy == "single"
 
 
-@pytest.mark.parametrize("sees", [True, False])
-def test_whether_the_mps_daemon_sees_the_hosts_processes_is_read_of_its_daemonset(sees: bool) -> None:
-    daemon = daemon_set("mps-control-daemon", "mps-control-daemon-ctr", "gpusharing-device-plugin")
-    daemon["spec"]["template"]["spec"]["hostPID"] = sees
-    found = read(plugin(), discovery(), daemon)
-    assert found is not None
-    assert found.mps_sees_host is sees
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        ("example.com/k8s-device-plugin:v0.19.3", "v0.19.3"),
+        ("registry:5000/k8s-device-plugin:v0.20.0@sha256:0a19bc", "v0.20.0"),
+        ("registry:5000/k8s-device-plugin@sha256:0a19bc", ""),
+    ],
+    ids=["a tag", "a tag and a digest", "a digest alone"],
+)
+def test_what_the_gpu_operators_mps_daemon_is_called_and_what_is_signalled_is_read_of_its_daemonset(
+    image: str, version: str
+) -> None:
+    """As assets/state-mps-control-daemon/0400_daemonset.yaml of gpu-operator v26.7.0 has it."""
+    name = "mps-control-daemon"
+    containers = [
+        {"name": f"{name}-ctr", "image": image, "command": [name]},
+        {"name": "config-manager", "env": [{"name": "PROCESS_TO_SIGNAL", "value": f"/usr/bin/{name}"}]},
+    ]
+    raw = {
+        "metadata": {
+            "name": "theirs",
+            "ownerReferences": [{"kind": "ClusterPolicy", "name": "cluster-policy"}],
+        },
+        "spec": {"template": {"spec": {"hostPID": True, "containers": containers}}},
+    }
+    found = with_mps_daemon(make_cluster_policy(), map(daemon_set_view, (plugin(), raw)))
+    assert found.mps_daemon == MpsDaemonView(version, name, f"/usr/bin/{name}", sees_host=True)
+    assert with_mps_daemon(found, ()).mps_daemon is None
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,10 @@ from tests.nvidia.held import HeldServer, held_server
 from tests.nvidia.programs import SECONDS, ProgramEnded, served
 
 from gpusharing.api.names import LABEL_GPU_REPLICAS, LABEL_PLUGIN_CONFIG
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, PluginConfig, key_for
-from gpusharing.planning.wanted.toolversions import panics_for_mps
+from gpusharing.planning.wanted.toolversions import find_deafness
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -177,7 +178,8 @@ def test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_do
         with pytest.raises(ProgramEnded, match="index out of range"):
             node.program.wait(lambda: False)
         node.sandbox.proc.hide(over.pid)
-    assert panics_for_mps(build.DEVICE_PLUGIN.version)
+    daemon = MpsDaemonView(build.DEVICE_PLUGIN.version, "/nowhere", "/nowhere", sees_host=True)
+    assert "panics" in find_deafness(daemon)
     count(MODEL, Asked.BAD_INPUT)
 
 

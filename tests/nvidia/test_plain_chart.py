@@ -93,18 +93,14 @@ def test_the_mps_daemon_comes_by_the_label_alone_and_has_no_label_of_its_own(ren
     sets = {one["metadata"]["name"]: one["spec"]["template"] for one in render(OURS, "gfd.enabled=true")}
     daemon = sets["nvdp-nvidia-device-plugin-mps-control-daemon"]
     assert daemon["spec"]["nodeSelector"] == {"nvidia.com/mps.capable": "true"}
-    assert daemon["spec"]["hostPID"] is True, "which keeps config-manager 0.19 from switching to MPS"
+    by_name = {one["name"]: one for one in daemon["spec"]["containers"]}
+    assert list(by_name) == ["mps-control-daemon-sidecar", "mps-control-daemon-ctr"], (
+        "config-manager is started first"
+    )
+    signalled = [
+        one for one in by_name["mps-control-daemon-sidecar"]["env"] if one["name"] == "PROCESS_TO_SIGNAL"
+    ]
+    assert [one["value"] for one in signalled] == ["/usr/bin/mps-control-daemon"]
+    assert by_name["mps-control-daemon-ctr"]["command"] == ["mps-control-daemon"], "which is another name"
+    assert daemon["spec"]["hostPID"] is True
     assert daemon["metadata"]["labels"] == sets["nvdp-nvidia-device-plugin"]["metadata"]["labels"]
-
-
-@pytest.mark.parametrize(
-    ("values", "sees"),
-    [((), True), (("mps.enableHostPID=false",), False)],
-    ids=["as it comes", "told otherwise"],
-)
-def test_whether_the_mps_daemon_sees_its_host_is_read_of_the_chart(
-    values: tuple[str, ...], sees: bool, render: Render
-) -> None:
-    found = plain_stack(views(render(OURS, "gfd.enabled=true", *values)).values())
-    assert found is not None
-    assert found.mps_sees_host is sees

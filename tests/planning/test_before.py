@@ -8,17 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import (
-    JOB,
-    NOW,
-    SETTINGS,
-    at,
-    make_gpu,
-    make_pod,
-    make_policy,
-    make_stack,
-    make_work,
-)
+from tests.build import JOB, NOW, SETTINGS, at, make_gpu, make_pod, make_policy, make_stack, make_work
 from tests.planning.cases import FULL, MIXED, SLICED, fenced_of, make_case, quiet_report
 from tests.planning.drains import (
     EARLIER,
@@ -258,6 +248,7 @@ def test_the_order_of_the_endings_is_part_of_the_product() -> None:
         ("_as_wanted", Reason.SYNCED),
         ("_paused", Reason.PAUSED),
         ("_unapproved", Reason.APPROVAL_NEEDED),
+        ("_deaf", Reason.MPS_NOT_SWITCHABLE),
         ("_now_cordons", Reason.PODS_LEAVING),
         ("_uncordoned", Reason.UNCORDONED_EXTERNALLY),
         ("_foreign", Reason.FOREIGN_MAINTENANCE),

@@ -21,7 +21,7 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred, Verified
-from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import render
@@ -53,7 +53,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_unhealthy", Reason.GPU_UNHEALTHY),
         ("_unsafe_driver", Reason.UNSAFE_DRIVER),
         ("_left_exclusive", Reason.COMPUTE_MODE),
-        ("_no_mps", Reason.MPS_NOT_SWITCHABLE),
+        ("_deaf_mps", Reason.MPS_NOT_SWITCHABLE),
         ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
         ("_rebooting", Reason.ACTUATOR_BUSY),
         ("_no_mig_manager", Reason.ACTUATOR_MISSING),
@@ -104,10 +104,6 @@ def stopping(written: datetime | None) -> NodeCase:
     if written is not None:
         times[stop.plugin_key] = written
     return make_case(MIXED, was=MPS, stack=replace(case.stack, plugin_configs=configs, written=times))
-
-
-def panicking(version: str, **more: Any) -> StackView:
-    return make_stack(MPS, cluster_policy=replace(make_cluster_policy(plugin_version=version), **more))
 
 
 FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", 1, "")
@@ -180,8 +176,6 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         stopping(at(-100)), Reason.CONFIG_PROPAGATING, at(20)),
     "the configuration of the stop on the way is not written": (
         stopping(None), Reason.CONFIG_PROPAGATING, None),
-    "the device plugin is one that panics when a node is switched to MPS": (
-        make_case(MPS, stack=panicking("v0.19.3")), Reason.MPS_NOT_SWITCHABLE, None),
     "there is no mig-manager": (make_case(MIXED, operand=None), Reason.ACTUATOR_MISSING, None),
     "mig-manager is not ready": (
         make_case(MIXED, operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING, None),
@@ -341,27 +335,3 @@ def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> No
         assert gate is not None
         assert gate.reason is Reason.ACTUATOR_MISSING
         assert words in gate.message
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        make_case(MPS, stack=panicking("v0.20.0")),
-        make_case(MPS, stack=panicking("v0.19.3", mps_sees_host=False)),
-        make_case(
-            SLICED, stack=make_stack(SLICED, cluster_policy=make_cluster_policy(plugin_version="v0.19.3"))
-        ),
-    ],
-    ids=["another version", "the chart keeps the host's processes from it", "another mode"],
-)
-def test_a_device_plugin_that_panics_for_mps_keeps_nothing_else_from_beginning(case: NodeCase) -> None:
-    assert find_gate(case, assessed_of(case)) is None
-
-
-def test_where_nvidias_chart_stands_alone_the_value_that_mends_mps_is_told() -> None:
-    plain = PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True)
-    case = make_case(MPS, stack=panicking("v0.19.3", plain=plain))
-    gate = find_gate(case, assessed_of(case))
-    assert gate is not None
-    assert gate.reason is Reason.MPS_NOT_SWITCHABLE
-    assert gate.message.endswith("--reuse-values --set mps.enableHostPID=false")

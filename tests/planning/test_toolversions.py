@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpusharing.planning.wanted.toolversions import merged, merges_suffixes, panics_for_mps, suffixed
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView
+from gpusharing.planning.wanted.toolversions import find_deafness, merged, merges_suffixes, suffixed
 
 
 @pytest.mark.parametrize(
@@ -29,20 +30,41 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
 
 
 @pytest.mark.parametrize(
-    ("version", "panics"),
+    ("version", "named", "sees_host", "says"),
     [
-        ("v0.18.2", False),
-        ("v0.19.0", True),
-        ("v0.19", True),
-        ("0.19.3-ubi9", True),
-        ("v0.19.4", False),
-        ("v0.20.0", False),
-        ("", False),
-        ("sha256:0.19.1", False),
+        ("v0.18.1", False, True, ""),
+        ("v0.18.2", False, True, "panics at the threads of the host's kernel"),
+        ("v0.19.3", True, True, "panics at the threads of the host's kernel"),
+        (
+            "0.19.3-ubi9",
+            False,
+            False,
+            "looks for a process /usr/bin/mps-control-daemon, and the daemon is called mps-",
+        ),
+        ("v0.20.0", False, True, "looks for a process /usr/bin/mps-control-daemon"),
+        ("v0.20.0", True, True, ""),
+        ("", False, True, ""),
+        ("sha256:0.19.1", False, True, ""),
+    ],
+    ids=[
+        "the last that waits for the label",
+        "the first that does not",
+        "the name would be right",
+        "the host is not seen",
+        "the first that passes over threads",
+        "nothing is wrong",
+        "unknown",
+        "a digest",
     ],
 )
-def test_a_version_cannot_switch_to_mps_only_when_it_is_known_not_to(version: str, panics: bool) -> None:
-    assert panics_for_mps(version) is panics
+def test_an_mps_daemon_is_deaf_where_its_config_manager_cannot_reach_it(
+    version: str, named: bool, sees_host: bool, says: str
+) -> None:
+    name = "mps-control-daemon"
+    daemon = MpsDaemonView(version, name, name if named else f"/usr/bin/{name}", sees_host)
+    found = find_deafness(daemon)
+    assert says in found
+    assert bool(found) is bool(says)
 
 
 def test_the_first_profile_with_a_suffix_is_named() -> None:

@@ -1,20 +1,22 @@
-"""NVIDIA's device-plugin chart without the GPU Operator: what ClusterPolicy would say, read from its DaemonSets.
+"""NVIDIA's device-plugin chart without the GPU Operator: what ClusterPolicy would say, read from its DaemonSets; and
+what ClusterPolicy does not say, read from the GPU Operator's.
 
 Names are those of the chart in k8s-device-plugin, deployments/helm/nvidia-device-plugin (v0.19.3); tests/nvidia holds
 what is read here to its rendered templates.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, text, texts
+from gpusharing.kube.raw import entries, section, strings, text, texts
 from gpusharing.kube.startgate import tolerates, tolerations_text
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, PlainStackView
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
-MPS = "mps-control-daemon-ctr"
 """Containers by which the chart's DaemonSets are known; the GPU Operator's have other names."""
+MPS, MANAGER = "mps-control-daemon-ctr", "config-manager"
+"""Containers of the GPU Operator's MPS daemon."""
 CONFIGS = "available-configs"
 """The volume that config-manager takes configurations from."""
 
@@ -38,24 +40,22 @@ class DaemonSetView:
     """Its pods may start behind the start-up taint."""
     tolerations: str = "[]"
     """Those of its pods, as JSON."""
-    mps_sees_host: bool = False
-    """It is the MPS daemon's, and its pods see the processes of their host."""
+    mps_daemon: MpsDaemonView | None = None
+    """It is that of the GPU Operator's MPS daemons."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """A DaemonSet; the same empty view for all that are not of the chart, and for the GPU Operator's own."""
+    """A DaemonSet; the same empty view for all that are neither of the chart nor the GPU Operator's MPS daemon."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(one, "name"): one for one in entries(template, "containers")}
-    if any(owner.get("kind") == "ClusterPolicy" for owner in owners) or not (
-        containers.keys() & {PLUGIN, DISCOVERY, MPS}
-    ):
+    if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
+        return replace(_OTHER, mps_daemon=_mps_daemon(template, containers)) if MPS in containers else _OTHER
+    if not containers.keys() & {PLUGIN, DISCOVERY}:
         return _OTHER
-    if MPS in containers:
-        return replace(_OTHER, mps_sees_host=template.get("hostPID") is True)
     main = containers.get(PLUGIN) or containers[DISCOVERY]
     init = entries(template, "initContainers")
     volumes = (one for one in entries(template, "volumes") if one.get("name") == CONFIGS)
@@ -67,10 +67,26 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         config_map=next((text(one, "configMap", "name") for one in volumes), ""),
         default=next((found for one in init if (found := _variable(one, "DEFAULT_CONFIG"))), ""),
         mig_strategy=_variable(main, "MIG_STRATEGY"),
-        version=text(main, "image").rpartition(":")[2],
+        version=_version(main),
         tolerates_gate=tolerates(entries(template, "tolerations")),
         tolerations=tolerations_text(entries(template, "tolerations")),
     )
+
+
+def _mps_daemon(template: JSON, containers: Mapping[str, JSON]) -> MpsDaemonView:
+    daemon = containers[MPS]
+    return MpsDaemonView(
+        version=_version(daemon),
+        program=next(iter(strings(daemon.get("command"))), ""),
+        signalled=_variable(containers.get(MANAGER, {}), "PROCESS_TO_SIGNAL"),
+        sees_host=template.get("hostPID") is True,
+    )
+
+
+def _version(container: JSON) -> str:
+    """The tag of its image, which may have a digest behind it; empty: it has a digest alone."""
+    tagged = text(container, "image").partition("@")[0].rpartition("/")[2]
+    return tagged.partition(":")[2]
 
 
 def _variable(container: JSON, name: str) -> str:
@@ -79,7 +95,6 @@ def _variable(container: JSON, name: str) -> str:
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     """What stands in the place of a ClusterPolicy; None where the chart is not installed either."""
-    sets = list(sets)
     found = sorted((one for one in sets if one.plugin or one.discovery), key=lambda one: one.name)
     plugin = next((one for one in found if one.plugin), None)
     if plugin is None:
@@ -95,6 +110,11 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
         plugin_version=plugin.version,
         tolerates_gate=narrow.tolerates_gate,
         tolerations=narrow.tolerations,
-        mps_sees_host=any(one.mps_sees_host for one in sets),
         plain=PlainStackView(plugin.name, plugin.release, discovers),
     )
+
+
+def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
+    """With what the GPU Operator's own DaemonSet says of its MPS daemon."""
+    daemon = next((one.mps_daemon for one in sets if one.mps_daemon is not None), None)
+    return replace(policy, mps_daemon=daemon)

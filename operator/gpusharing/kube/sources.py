@@ -27,7 +27,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
-from gpusharing.kube.plainstack import daemon_set_view, plain_stack
+from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section
 from gpusharing.kube.reflector import Reflector
@@ -153,7 +153,8 @@ class Sources:
     def cluster_policy(self) -> ClusterPolicyView | None:
         """What configures NVIDIA's components: ClusterPolicy, else the DaemonSets of the plain stack."""
         active, _ = find_active(self.cluster_policies.items.values())
-        return active or plain_stack(self.daemon_sets.items.values())
+        sets = self.daemon_sets.items.values()
+        return plain_stack(sets) if active is None else with_mps_daemon(active, sets)
 
     @property
     def rival_policies(self) -> tuple[str, ...]:

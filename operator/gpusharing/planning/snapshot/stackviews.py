@@ -21,6 +21,20 @@ class PlainStackView:
 
 
 @value
+class MpsDaemonView:
+    """The GPU Operator's DaemonSet of MPS control daemons, as far as it says whether they hear of a configuration."""
+
+    version: str
+    """Of the device plugin's image, which it runs; empty when unknown."""
+    program: str
+    """The name under which the daemon runs."""
+    signalled: str
+    """The name of the process that its config-manager looks for."""
+    sees_host: bool
+    """Its pods see the processes of their host."""
+
+
+@value
 class ClusterPolicyView:
     """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in its place."""
 
@@ -49,8 +63,8 @@ class ClusterPolicyView:
     """NVIDIA's pods may run behind the start-up taint."""
     tolerations: str = "[]"
     """Their tolerations as JSON."""
-    mps_sees_host: bool = True
-    """The MPS daemon's pod sees the processes of its host; NVIDIA's chart alone can be told otherwise."""
+    mps_daemon: MpsDaemonView | None = None
+    """The GPU Operator's; None: not there, or not seen."""
     plain: PlainStackView | None = None
     """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
 

@@ -6,9 +6,12 @@ The device plugin's resource patterns are unanchored up to 0.19: instances of `1
 On a node with two models mig-parted before 0.15 looks a profile up by name on the first card that has it: 1g.10gb is
 one thing on an H100 and another on an A100 40GB (docs/reference/nvidia-differences.md; seen with 0.13.1).
 
-config-manager 0.19.0 to 0.19.3 ends in a panic at the first process without a command line that it meets while it looks
-for the one to signal (k8s-device-plugin issue 1726, mended by PR 1822). The pod of the MPS daemon sees the processes of
-the host, of which kernel threads have none; so the daemon never reads the configuration that a label names.
+From 0.18.2 on config-manager takes the fallback before it has read the label, and signals its program afterwards (PR
+"Fix race condition in config-manager when label is unset"; seen with 0.19.3). The GPU Operator's MPS daemon is not
+reached by that signal: before 0.20 config-manager panics at a process without a command line, as the kernel's threads
+of the host are (k8s-device-plugin issue 1726), and it looks for /usr/bin/mps-control-daemon where the daemon runs as
+mps-control-daemon (PR 1827; gpu-operator v25.3 to v26.7, assets/state-mps-control-daemon). So the daemon keeps the
+fallback. In NVIDIA's chart alone config-manager is started before the daemon, which mostly reads what the label names.
 """
 
 import re
@@ -16,7 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.words.reasons import Reason
 
@@ -24,8 +27,10 @@ SUFFIXES_SINCE = (0, 20)
 """First version that serves a profile with a suffix under a name of its own."""
 OWN_NAMES_SINCE = (0, 15)
 """First version of mig-parted that gives each card its own profile of a name."""
-MPS_PANICS = ((0, 19, 0), (0, 19, 3))
-"""First and last version of which that is known."""
+FALLBACK_FIRST_SINCE = (0, 18, 2)
+"""First version whose config-manager starts with the fallback."""
+SKIPS_THREADS_SINCE = (0, 20)
+"""First version whose config-manager passes over processes without a command line."""
 ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
@@ -72,16 +77,24 @@ def merges_suffixes(version: str) -> bool:
     return _is_before(version, SUFFIXES_SINCE)
 
 
-def panics_for_mps(version: str) -> bool:
-    """Whether this version of the device plugin is known not to switch nodes to MPS by a label."""
-    found = _VERSION.match(version)
-    first, last = MPS_PANICS
-    return found is not None and first <= (int(found[1]), int(found[2]), int(found[3] or 0)) <= last
+def find_deafness(daemon: MpsDaemonView) -> str:
+    """Why this MPS daemon would not read the configuration that a label names; empty: it would, or nobody knows."""
+    if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
+        return ""
+    if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
+        return "config-manager panics at the threads of the host's kernel (NVIDIA/k8s-device-plugin#1726)"
+    if daemon.signalled == daemon.program or not (daemon.signalled and daemon.program):
+        return ""
+    return (
+        f"config-manager looks for a process {daemon.signalled}, and the daemon is called {daemon.program}"
+        " (NVIDIA/k8s-device-plugin#1827)"
+    )
 
 
-def _is_before(version: str, since: tuple[int, int]) -> bool:
+def _is_before(version: str, since: tuple[int, ...]) -> bool:
+    """False where the version is not known."""
     found = _VERSION.match(version)
-    return found is not None and (int(found[1]), int(found[2])) < since
+    return found is not None and tuple(int(part or 0) for part in found.groups())[: len(since)] < since
 
 
 def suffixed(layouts: Sequence[Layout | None]) -> str:

@@ -24,7 +24,7 @@ from gpusharing.planning.way.attempts import (
     remembered,
     still_failed,
 )
-from gpusharing.planning.way.gates import PROPAGATION, find_gate
+from gpusharing.planning.way.gates import DEAF, PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import is_ready, needs_restart, needs_run
@@ -99,7 +99,7 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.node.deleting:
         message = f"{case.node.name} is being deleted; nothing is begun on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
-    if (closed := find_gate(case, assessed, PROPAGATION)) is not None:
+    if (closed := find_gate(case, assessed, (DEAF, *PROPAGATION))) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
     there = case.operand is not None if again and goal.mig_config else is_ready(case)
     if (needs_run(case, goal) or (again and goal.mig_config)) and not there:

@@ -23,6 +23,7 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
+from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
@@ -224,6 +225,12 @@ def _uncordoned(case: FencedCase) -> str:
     return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
 
 
+def _deaf(case: FencedCase) -> str | Finding:
+    """Nothing is lost yet but what has been evicted."""
+    found = case.assessment
+    return DEAF.find(case, found) if isinstance(found, Assessed) else ""
+
+
 def _foreign(case: FencedCase) -> str:
     foreign = case.node.foreign
     return f"{foreign} began to work on the node; the cordon is left to it" if foreign else ""
@@ -273,6 +280,7 @@ ENDINGS = (
     Ending(_as_wanted, Reason.SYNCED),
     Ending(_paused, Reason.PAUSED),
     Ending(_unapproved, Reason.APPROVAL_NEEDED),
+    Ending(_deaf, Reason.MPS_NOT_SWITCHABLE),
     Ending(_now_cordons, Reason.PODS_LEAVING),
     Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
     Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),

@@ -17,8 +17,7 @@ from gpusharing.planning.proof.verify import (
     is_told_mps,
 )
 from gpusharing.planning.snapshot.views import NodeView, is_switched_off
-from gpusharing.planning.stack.acceptance import plain_upgrade
-from gpusharing.planning.wanted.toolversions import panics_for_mps
+from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.way.attempts import (
     may_correct_at_once,
     retry_command,
@@ -171,21 +170,16 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_exclusive(assessed.observed.hardware)
 
 
-def _no_mps(case: NodeCase, assessed: Assessed) -> str:
-    """The daemon would not start, and that would show after the drain only."""
+def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
+    """MPS would not begin, which would show after the drain only."""
     seen = case.stack.cluster_policy
-    if seen is None or not (seen.mps_sees_host and panics_for_mps(seen.plugin_version)):
+    daemon = seen.mps_daemon if seen is not None else None
+    if daemon is None or assessed.spec.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
-    if assessed.spec.mode is not Mode.MPS:
-        return ""
-    told = (
-        f"device plugin {seen.plugin_version} cannot switch a node to MPS: its config-manager panics beside the host's"
-        " processes (NVIDIA/k8s-device-plugin#1726); upgrade it to v0.20"
+    return (
+        f"under device plugin {daemon.version} no label switches a node to MPS: the daemon starts with the fallback,"
+        f" and {why}; set ClusterPolicy devicePlugin.version to v0.18.1, or choose another mode"
     )
-    if seen.plain is None:
-        return told
-    command = plain_upgrade(seen.plain, case.settings.gpu_operator_namespace, "mps.enableHostPID=false")
-    return f"{told}, or run: {command}"
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
@@ -314,6 +308,10 @@ PROPAGATION = (
 """Closed until the configuration that the labels will name had time to reach the node (docs/design/nvidia.md#b4).
 A change that has begun asks these again before every run."""
 
+DEAF = Gate(_deaf_mps, Reason.MPS_NOT_SWITCHABLE)
+"""Asked before a change, in a drain and before every run: the policy may have been edited since the change began, or
+the GPU Operator upgraded."""
+
 GATES = (
     Gate(_skipped, Reason.SKIP_LABEL),
     Gate(_going, Reason.NODE_NOT_READY),
@@ -331,7 +329,7 @@ GATES = (
     Gate(_unhealthy, Reason.GPU_UNHEALTHY),
     Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
     Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
-    Gate(_no_mps, Reason.MPS_NOT_SWITCHABLE),
+    DEAF,
     Gate(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
     Gate(_rebooting, Reason.ACTUATOR_BUSY),
     Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),

@@ -57,6 +57,11 @@ class Reason(Worded):
     ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
+    MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
+        "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
+        "on it starts with the fallback, and its config-manager cannot tell it afterwards. No node is drained for it.",
+        "Set ClusterPolicy devicePlugin.version to v0.18.1, upgrade the GPU Operator once it has both faults in the "
+        "message mended, or choose another mode.")
     TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
         "The node waits behind the taint gpusharing.dev/unproven, which NVIDIA's pods do not tolerate.",
         "Run the command in the message.")
@@ -325,10 +330,6 @@ class Reason(Worded):
         "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
         "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
-    MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
-        "The device plugin is of a version (0.19.0 to 0.19.3) whose config-manager panics beside the processes of the "
-        "host, so the MPS daemon would never read its configuration. Nothing was drained.",
-        "Upgrade the device plugin to v0.20; with NVIDIA's chart alone, mps.enableHostPID=false does as well.")
     MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
         "mig-manager before v0.15 confuses profiles of the same name on different cards of a node; it would fail.",
         "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
