@@ -148,7 +148,8 @@ def _program(name: str, source: str, *flags: str, needs: str) -> Path:
     program = compiler()
     if program is None:
         raise BuildError(f"the program {name} needs a C compiler: apt-get install --yes gcc libc6-dev")
-    path = cache_root() / f"{name}-{platform.machine()}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    content = hashlib.sha256(" ".join((*flags, source)).encode()).hexdigest()[:12]
+    path = cache_root() / f"{name}-{platform.machine()}-{content}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}-{os.getpid()}")

@@ -14,10 +14,12 @@ MPS_ROOT = "/run/nvidia/mps"
 IN_CONTAINERS = "/mps"
 _CONTROL_SOURCE = r"""
 /* SIMULATED: remembers that it runs, and what it was told. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -36,7 +38,9 @@ static void serve(int door, const char *log)
     char told[4096];
     for (;;) {
         int from = accept(door, NULL, NULL);
-        if (from < 0) continue;
+        if (from < 0) { sleep(1); continue; }
+        struct timeval patience = {.tv_sec = 5};  /* whoever connects and says nothing keeps others waiting no longer */
+        setsockopt(from, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
         size_t length = 0;
         for (ssize_t more; (more = read(from, told + length, sizeof told - 1 - length)) > 0;) length += more;
         told[length] = 0;
@@ -62,6 +66,7 @@ static int start(void)
     FILE *kept = fopen(log, "a");
     if (!kept) { perror(log); return 1; }
     fclose(kept);
+    signal(SIGPIPE, SIG_IGN);  /* who asked may be gone */
     if (daemon(0, 0)) { perror("daemon"); return 1; }
     serve(door, log);
     return 0;
@@ -89,7 +94,9 @@ _SMI_SOURCE = r"""
 #include <stdio.h>
 #include <string.h>
 
-typedef int (*call)();
+typedef int (*call_init)(void);
+typedef int (*call_find)(const char *, void **);
+typedef int (*call_set)(void *, unsigned);
 struct mode { const char *name; unsigned number; };
 static const struct mode modes[] = {{"DEFAULT", 0}, {"PROHIBITED", 2}, {"EXCLUSIVE_PROCESS", 3}};
 
@@ -101,8 +108,9 @@ int main(int count, char **arguments)
         printf("NVIDIA-SMI (SIMULATED) knows `-i UUID -c MODE` only\n");
         return 2;
     }
-    call init = (call)dlsym(library, "nvmlInit_v2"), find = (call)dlsym(library, "nvmlDeviceGetHandleByUUID");
-    call set = (call)dlsym(library, "nvmlDeviceSetComputeMode");
+    call_init init = (call_init)dlsym(library, "nvmlInit_v2");
+    call_find find = (call_find)dlsym(library, "nvmlDeviceGetHandleByUUID");
+    call_set set = (call_set)dlsym(library, "nvmlDeviceSetComputeMode");
     for (unsigned row = 0; row < sizeof modes / sizeof *modes; row++) {
         if (strcmp(arguments[4], modes[row].name)) continue;
         int why = init();

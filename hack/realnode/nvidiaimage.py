@@ -62,7 +62,7 @@ def nvidia_image() -> Image:
     Raises:
         BuildError: a program cannot be built here.
     """
-    tools = {name: Path(found) for name in TOOLS if (found := shutil.which(name))}
+    tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
     programs = {**tools, **mps.programs(), **built}
     files = {f"usr/bin/{name}": Entry(path.read_bytes()) for name, path in programs.items()}
@@ -75,10 +75,19 @@ def nvidia_image() -> Image:
     )
 
 
+def _tool(name: str) -> Path:
+    found = shutil.which(name)
+    if found is None:
+        raise build.BuildError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
+    return Path(found)
+
+
 def _libraries(program: Path) -> list[Path]:
     """None of one that is static, which makes ldd fail."""
-    told = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
-    return [Path(found) for found in re.findall(r"(/\S+) \(0x", told)]
+    done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
+    if done.returncode != 0 and "not a dynamic executable" not in done.stdout + done.stderr:
+        raise build.BuildError(f"ldd {program}: {done.stderr.strip()}")
+    return [Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)]
 
 
 def _place(library: Path) -> str:

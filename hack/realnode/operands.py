@@ -63,8 +63,9 @@ def _gfd() -> Object:
 
 
 def _mps() -> Object:
-    """As NVIDIA's chart makes it with mps.enableHostPID=false: beside the processes of a host its config-manager
-    panics (docs/design/nvidia.md#b5). It mounts shared memory for the node."""
+    """It hears of its configuration, unlike NVIDIA's up to GPU Operator v26.7 (docs/design/nvidia.md#b5): it does not
+    see the processes of the host, and runs under the name that config-manager looks for. It mounts shared memory for
+    the node."""
     folders = {"mps-root": (MPS_ROOT, IN_CONTAINERS), "mps-shm": (f"{MPS_ROOT}/shm", "/dev/shm")}
     made = _configured(MPS, ["/usr/bin/mps-control-daemon", "--config-file", CONFIG], folders)
     mounts = _container("mps-control-daemon-mounts", ["/usr/bin/mps-control-daemon", "mount-shm"])

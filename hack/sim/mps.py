@@ -89,7 +89,9 @@ class MpsDaemon(Configured):
         if config.clients is None:
             return True  # "No devices are configured for MPS sharing": it waits for ever
         if self.cluster.settings.plugin == "0.19.3":
-            self.cluster.log(f"{self.node.name}: {self.operand}: waits for ever: config-manager panics")
+            self.cluster.log(
+                f"{self.node.name}: {self.operand}: waits for ever: config-manager tells it nothing"
+            )
             return True
         await self.cluster.clock.sleep(self.cluster.settings.times.reload)
         self._pids += 1

@@ -23,19 +23,20 @@ class Hang:
 
     def __init__(self) -> None:
         """None hangs at first."""
-        self._returns = threading.Event()
-        self._returns.set()
+        self._end: threading.Event | None = None
+        """Of the hang that has begun: each has its own, so that who is in one does not wait for the next."""
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
 
     @property
     def begun(self) -> bool:
         """Whether a call that is made now does not return."""
-        return not self._returns.is_set()
+        return self._end is not None
 
     def begin(self) -> None:
         """From now on calls do not return."""
-        self._returns.clear()
+        with self._lock:
+            self._end = self._end or threading.Event()
 
     def end(self) -> None:
         """Let them return. From here on they are waited for again: when their threads get to run is the machine's
@@ -43,17 +44,19 @@ class Hang:
         with self._lock:
             HANGING.difference_update(self._threads)
             self._threads.clear()
-            self._returns.set()
+            if self._end is not None:
+                self._end.set()
+            self._end = None
 
     def wait(self) -> None:
         """Be in such a call, for as long as it hangs."""
         with self._lock:
-            if not self.begun:
+            if (end := self._end) is None:
                 return
             thread = threading.current_thread()
             self._threads.add(thread)
             HANGING.add(thread)
-        self._returns.wait()
+        end.wait()
 
 
 class CanHang(Protocol):

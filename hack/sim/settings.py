@@ -69,8 +69,9 @@ class SimSettings:
     times: Times = field(default_factory=Times)
     mig_manager: MigManagerVersion = "0.15.0"
     plugin: PluginVersion = "0.20.0"
-    """Device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6), and
-    with 0.19.3 no MPS daemon hears of its configuration (b.5)."""
+    """Device plugin and GFD. Before 0.20 `+me` instances are counted under the plain profile (b.6). With
+    0.19.3 the GPU Operator is one up to v26.7, whose MPS daemon hears of no configuration; with 0.20.0 it is a later
+    one (b.5)."""
     unknown_profile_is_success: bool | None = None
     """mig-parted's trap: a profile that the card lacks is "applied successfully", the GPU left MIG-on and empty.
     None: as the version does. Seen with 0.13.1; nobody looked at later versions, which fail here."""

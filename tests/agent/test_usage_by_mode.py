@@ -2,8 +2,8 @@
 
 The agent's loop, its NVML adapter, its way through procfs and log folders and its client of the kubelet are those that
 are shipped. NVML, the processes and the kubelet are SIMULATED; tests/e2e/test_modes.py and test_uninstall.py walk all
-five on real cgroups and a real kubelet. That a client of MPS is listed under its own pid, and the server beside it, is
-what NVIDIA says (docs/design/hardware.md#usage), and nothing that was seen here.
+five on real cgroups and a real kubelet, time-slicing on a whole GPU beside MIG. That a client of MPS is listed under
+its own pid, and the server beside it, is what NVIDIA says (docs/design/hardware.md#usage); it was not seen here.
 """
 
 from collections.abc import Mapping, Sequence
