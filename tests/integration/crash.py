@@ -42,11 +42,10 @@ MASKS = (
     (re.compile(r'(policyUid\\*": ?\\*")[^"\\]*'), r"\1"),
     (re.compile(r'(changedAt\\*": ?\\*")[^"\\]*'), r"\1"),
     (re.compile(r'(took\\*": ?)\d+'), r"\1 0"),
-    # Whether people came before or after the end of a node's change.
-    (re.compile(r'(apart\\*": ?)(true|false)'), r"\1 false"),
     (re.compile(r"\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(-on-POOL-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
 )
+APART = re.compile(r'(apart\\*": ?)(true|false)')
 REVISION = re.compile(r'(?<=revision)(\\*": ?\\*")([0-9a-f]{12})\b')
 
 
@@ -131,7 +130,7 @@ class Theatre:
             with self._operator(scenario, log, kill_at, before) as lives:
                 scenario.act(pool)
                 self._wait_calm(pool, scenario)
-                state = end_state(pool)
+                state = end_state(pool, midway=scenario.midway)
                 counted = tuple(write for write in self.proxy.writes if write.number)
                 restarts = len(lives) - 1
         self.clear()
@@ -232,8 +231,9 @@ def wait_for_pods(pool: Pool) -> None:
 # --- end states ---------------------------------------------------------------------------------------------
 
 
-def end_state(pool: Pool) -> Object:
-    """What is left on the server, without what differs from run to run."""
+def end_state(pool: Pool, *, midway: bool = False) -> Object:
+    """What is left on the server, without what differs from run to run. `midway`: of a scenario that is so, in which it
+    is chance as well whether people came before or after the end of a node's change."""
     api = pool.api
     state = {
         "policy": _policy(_maybe(pool, pool.path)),
@@ -254,6 +254,8 @@ def end_state(pool: Pool) -> Object:
     text = json.dumps(state).replace(pool.name, "POOL")
     for pattern, mask in MASKS:
         text = pattern.sub(mask, text)
+    if midway:
+        text = APART.sub(r"\1 false", text)
     masked: Object = json.loads(_number_revisions(text))
     return masked
 

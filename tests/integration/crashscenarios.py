@@ -104,7 +104,7 @@ def rest_ready(pool: Pool) -> bool:
 SCENARIOS = (
     Scenario("idle", create, ready, (H100,), publish_period=0.25),
     Scenario("pods", unblock, ready, (H100,), prepare=busy_node, gpus=4),
-    Scenario("retarget", retarget, ready, (H100,)),
+    Scenario("retarget", retarget, ready, (H100,), midway=True),
     Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
     Scenario("policy-deleted", lose_policy, given_back, (H100,)),
     Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),

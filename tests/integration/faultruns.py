@@ -108,7 +108,7 @@ class FaultTheatre(Theatre):
                 self._wait_end(pool, scenario, fault, wanted, patience=around.patience)
                 marks.append(time.monotonic())
                 wrong = list(self._left_over(lives))
-                state = without_way(end_state(pool))
+                state = without_way(end_state(pool, midway=scenario.midway))
                 written = self._log(began)
                 assert around.gaps or self.recorder.gaps == known, (
                     "states were missed: nothing can be said of this run"
@@ -142,7 +142,7 @@ class FaultTheatre(Theatre):
                 calm_at = calm_at or now
                 if wanted is None or now > calm_at + LATE:
                     return
-                if not any(differences(wanted, without_way(end_state(pool)))):
+                if not any(differences(wanted, without_way(end_state(pool, midway=scenario.midway)))):
                     return
             time.sleep(LOOK)
 

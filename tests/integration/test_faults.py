@@ -24,7 +24,7 @@ FOLDER = ROOT / "build" / "faults" / ("full" if FULL else "sample")
 
 pytestmark = pytest.mark.faults
 
-PLAYED = ("crds", "deploy", "hack", "operator", "requirements-dev.lock", "tests/faults", "tests/integration")
+PLAYED = ("crds", "deploy", "hack", "operator", "pyproject.toml", "requirements-dev.lock", "tests")
 
 
 def git(*arguments: str) -> str:
@@ -35,8 +35,11 @@ def git(*arguments: str) -> str:
 
 def played() -> str:
     """A name for what is played, with what is not committed yet."""
-    trees = git("rev-parse", *(f"HEAD:{folder}" for folder in PLAYED))
-    return hashlib.sha256(f"{trees} {git('diff', 'HEAD', '--', *PLAYED)}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(git("rev-parse", *(f"HEAD:{folder}" for folder in PLAYED)).encode())
+    name.update(git("diff", "HEAD", "--", *PLAYED).encode())
+    for path in git("ls-files", "--others", "--exclude-standard", "--", *PLAYED).splitlines():
+        name.update(path.encode() + (ROOT / path).read_bytes())
+    return name.hexdigest()[:12]
 
 
 RUNS = int(os.environ.get("FAULTS_RUNS") or SAMPLE)

@@ -71,8 +71,8 @@ _IN_TEXTS = (
     re.compile(rf"((?<![\w-])--?[\w-]{{0,60}}(?:{_NAMES})[\w-]{{0,60}}[ \t]+)[^\s-]\S*", re.IGNORECASE),
 )
 
-_HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credential", "key", "auth")
-"""Every text in which one of the above finds something has one of these, in small letters; most texts have none."""
+_HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
+"""Every text in which one of the above finds something has one of these, with its case folded; most texts have none."""
 
 
 def cleaned(value: object) -> Any:
@@ -99,8 +99,8 @@ def _cleaned(key: str, value: object) -> Any:
 
 def scrubbed(text: str) -> str:
     """A text of a program, with REMOVED in the place of what is named as a secret or has the form of one."""
-    lowered = text.lower()
-    if not any(hint in lowered for hint in _HINTS):
+    folded = text.casefold()
+    if not any(hint in folded for hint in _HINTS):
         return text
     for pattern in _IN_TEXTS:
         text = pattern.sub(rf"\g<1>{REMOVED}", text)

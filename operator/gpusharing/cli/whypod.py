@@ -126,7 +126,7 @@ def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
 
 def _overlooked(raw: JSON) -> Iterator[str]:
     if found := find_overlooked(raw):
-        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here, and was not looked at"
+        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here: nobody looked at that"
 
 
 def _in_the_end(obstacles: Clauses, decided: Decided) -> tuple[str, ...]:
