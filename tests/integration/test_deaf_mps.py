@@ -44,10 +44,10 @@ def only(raw: Object, *keys: str) -> Object:
 def test_an_mps_daemon_that_would_not_hear_of_its_configuration_costs_no_pod(product: Product) -> None:
     """Before any drain: that it does not hear would show after one only (docs/design/nvidia.md#b5)."""
     with product.pool(L40S) as pool:
-        pool.apply(SLICED)
-        pool.wait_synced()
-        since = product.mark()
         with their_mps_daemon(product):
+            pool.apply(SLICED)
+            pool.wait_synced()  # by then the operator has seen the DaemonSet
+            since = product.mark()
             pool.apply(MPS)
             message = pool.wait_phase("Blocked", "MPSNotSwitchable")
             assert "looks for a process /usr/bin/mps-control-daemon" in message

@@ -3,13 +3,24 @@
 from dataclasses import replace
 
 import pytest
-from tests.build import make_cluster_policy, make_pod, make_stack, make_work
-from tests.planning.cases import MPS, SLICED, assessed_of, make_case
-from tests.planning.changes import changing, fence_to, proven_idle
+from tests.build import at, make_cluster_policy, make_pod, make_stack, make_work
+from tests.planning.cases import MIXED, MPS, SLICED, assessed_of, edited, make_case, pair_of
+from tests.planning.changes import (
+    MIG_CONFIG,
+    MIG_STATE,
+    PLUGIN,
+    VERIFY,
+    answering,
+    changing,
+    fence_to,
+    only,
+    proven_idle,
+)
 from tests.planning.drains import fenced, released
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate
+from gpusharing.api.rollout import Rollout
+from gpusharing.planning.actions import Actuate, UpdateFence
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, StackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.after import after_pnr
@@ -32,7 +43,7 @@ def test_no_change_to_mps_begins() -> None:
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.reason is Reason.MPS_NOT_SWITCHABLE
-    assert "devicePlugin.version to v0.18.1" in gate.message
+    assert "a GPU Operator up to v25.10.1" in gate.message
 
 
 @pytest.mark.parametrize(
@@ -50,7 +61,7 @@ def test_a_drain_that_is_to_lead_to_mps_now_is_given_up_and_the_node_back() -> N
     verdict = before_pnr(fenced(MPS, stack=under(DEAF, MPS), work=evicting))
     assert (verdict.phase, verdict.reason) == (Phase.ABORTING, Reason.MPS_NOT_SWITCHABLE)
     action = released(verdict)
-    assert (action.uncordon, action.deferred) == (True, None), "the gate keeps it from beginning again"
+    assert (action.uncordon, action.deferred is not None) == (True, True)
 
 
 def test_a_node_past_its_point_of_no_return_is_not_led_on_to_mps() -> None:
@@ -61,3 +72,48 @@ def test_a_node_past_its_point_of_no_return_is_not_led_on_to_mps() -> None:
     held = after_pnr(changing(MPS, stack=under(DEAF, MPS, SLICED), **idle))
     assert held.reason is Reason.MPS_NOT_SWITCHABLE
     assert not any(isinstance(action, Actuate) for action in held.actions)
+    assert held.phase is Phase.VERIFYING_IDLE
+    again = after_pnr(changing(MPS, stack=under(HEARS, MPS, SLICED), **idle))
+    assert any(isinstance(action, Actuate) for action in again.actions), "it goes on by itself"
+
+
+BACK = Rollout(on_failure="Rollback")
+
+
+def test_a_way_back_from_mps_is_gone_though_the_policy_wants_mps() -> None:
+    wants = edited(MPS, rollout=BACK)
+    stack = under(DEAF, wants, SLICED)
+    fence = fence_to(
+        wants, to_layout="4x shared", deadline=at(30), generation=wants.generation, policy_uid=wants.uid
+    )
+    labels = {PLUGIN: fence.target_plugin_config}
+    late = changing(
+        wants, was=SLICED, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, SLICED)
+    )
+    turned = only(after_pnr(late))
+    assert isinstance(turned, UpdateFence)
+    assert turned.fence.rolls_back
+    idle = {"was": SLICED, "fence": turned.fence, **proven_idle(60, SLICED)}
+    led = only(after_pnr(changing(wants, stack=stack, labels=labels, **idle)))
+    assert isinstance(led, Actuate)
+    assert led.labels == {PLUGIN: pair_of(SLICED)[1]}
+
+
+@pytest.mark.parametrize(("version", "goes"), [(HEARS, True), (DEAF, False)])
+def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(version: str, goes: bool) -> None:
+    wants = edited(MIXED, rollout=BACK)
+    fence = fence_to(wants, generation=wants.generation, policy_uid=wants.uid)
+    labels = {
+        MIG_CONFIG: fence.target_mig_config,
+        PLUGIN: fence.target_plugin_config,
+        MIG_STATE: "failed",
+    }
+    stack = under(version, MIXED, MPS)
+    verdict = after_pnr(
+        changing(wants, was=MPS, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, MPS))
+    )
+    assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [
+        True
+    ] * goes
+    assert ("it leads to MPS, and under device plugin v0.19.3" in verdict.message) is not goes
+    assert (verdict.phase is Phase.FAILED) is not goes

@@ -43,6 +43,7 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
         ),
         ("v0.20.0", False, True, "looks for a process /usr/bin/mps-control-daemon"),
         ("v0.20.0", True, True, ""),
+        ("v0.20.0", None, True, ""),
         ("", False, True, ""),
         ("sha256:0.19.1", False, True, ""),
     ],
@@ -53,15 +54,17 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
         "the host is not seen",
         "the first that passes over threads",
         "nothing is wrong",
+        "a shell around it",
         "unknown",
         "a digest",
     ],
 )
 def test_an_mps_daemon_is_deaf_where_its_config_manager_cannot_reach_it(
-    version: str, named: bool, sees_host: bool, says: str
+    version: str, named: bool | None, sees_host: bool, says: str
 ) -> None:
     name = "mps-control-daemon"
-    daemon = MpsDaemonView(version, name, name if named else f"/usr/bin/{name}", sees_host)
+    program = "/bin/sh" if named is None else name
+    daemon = MpsDaemonView(version, program, name if named else f"/usr/bin/{name}", sees_host)
     found = find_deafness(daemon)
     assert says in found
     assert bool(found) is bool(says)

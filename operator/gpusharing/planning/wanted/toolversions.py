@@ -81,14 +81,20 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     """Why this MPS daemon would not read the configuration that a label names; empty: it would, or nobody knows."""
     if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
+    if not daemon.signalled:  # it has no config-manager
+        return ""
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
         return "config-manager panics at the threads of the host's kernel (NVIDIA/k8s-device-plugin#1726)"
-    if daemon.signalled == daemon.program or not (daemon.signalled and daemon.program):
-        return ""
+    if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
+        return ""  # of a program behind a shell nobody here knows the name
     return (
         f"config-manager looks for a process {daemon.signalled}, and the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
     )
+
+
+def _base(program: str) -> str:
+    return program.rpartition("/")[2]
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:

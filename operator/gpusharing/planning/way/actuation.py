@@ -99,7 +99,9 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.node.deleting:
         message = f"{case.node.name} is being deleted; nothing is begun on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
-    if (closed := find_gate(case, assessed, (DEAF, *PROPAGATION))) is not None:
+    # What cures the stop on the way to MPS leads to whole GPUs, wherever the way goes on from there.
+    gates = PROPAGATION if again and goal is not assessed.target else (DEAF, *PROPAGATION)
+    if (closed := find_gate(case, assessed, gates)) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
     there = case.operand is not None if again and goal.mig_config else is_ready(case)
     if (needs_run(case, goal) or (again and goal.mig_config)) and not there:

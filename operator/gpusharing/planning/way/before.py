@@ -280,7 +280,7 @@ ENDINGS = (
     Ending(_as_wanted, Reason.SYNCED),
     Ending(_paused, Reason.PAUSED),
     Ending(_unapproved, Reason.APPROVAL_NEEDED),
-    Ending(_deaf, Reason.MPS_NOT_SWITCHABLE),
+    Ending(_deaf, Reason.MPS_NOT_SWITCHABLE, defer=True),  # a DaemonSet may come and go
     Ending(_now_cordons, Reason.PODS_LEAVING),
     Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
     Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),

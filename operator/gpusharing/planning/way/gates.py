@@ -171,14 +171,16 @@ def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
-    """MPS would not begin, which would show after the drain only."""
+    """MPS would not begin, which would show after the drain only. It is asked of the target: a way back may lead away
+    from the policy's mode, or to another."""
     seen = case.stack.cluster_policy
     daemon = seen.mps_daemon if seen is not None else None
-    if daemon is None or assessed.spec.mode is not Mode.MPS or not (why := find_deafness(daemon)):
+    if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
     return (
-        f"under device plugin {daemon.version} no label switches a node to MPS: the daemon starts with the fallback,"
-        f" and {why}; set ClusterPolicy devicePlugin.version to v0.18.1, or choose another mode"
+        f"under device plugin {daemon.version} of the GPU Operator no label brings MPS, or another number of clients:"
+        f" the daemon starts with the fallback, and {why}. Choose another mode, or a GPU Operator up to v25.10.1, which"
+        " has device plugin v0.18.1"
     )
 
 

@@ -15,6 +15,7 @@ from gpusharing.planning.proof.verify import Comparison, find_mismatch
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.attempts import goes_back, owe, owed_for, retry_command
+from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import cut
@@ -31,6 +32,7 @@ KNOWN = frozenset(
         Reason.ALLOCATABLE_MISMATCH,
         Reason.PLUGIN_TOO_OLD,
         Reason.MPS_NOT_RUNNING,
+        Reason.MPS_NOT_SWITCHABLE,
         Reason.COMPUTE_MODE,
     }
 )
@@ -116,6 +118,8 @@ def _assess_back(case: FencedCase, found: Assessed) -> Assessed | str:
     target = find_last_proven(node, observed, stack)
     if isinstance(target, str):
         return target
+    if deaf := DEAF.find(case, replace(found, target=target)):
+        return f"it leads to MPS, and {deaf}"
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     return replace(
         found,

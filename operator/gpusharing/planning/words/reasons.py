@@ -59,9 +59,9 @@ class Reason(Worded):
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
     MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
         "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
-        "on it starts with the fallback, and its config-manager cannot tell it afterwards. No node is drained for it.",
-        "Set ClusterPolicy devicePlugin.version to v0.18.1, upgrade the GPU Operator once it has both faults in the "
-        "message mended, or choose another mode.")
+        "on it starts with the fallback, and its config-manager cannot tell it afterwards. No change to MPS begins.",
+        "Choose another mode, or a GPU Operator whose MPS daemon can be told: up to v25.10.1, with plugin v0.18.1. "
+        "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
     TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
         "The node waits behind the taint gpusharing.dev/unproven, which NVIDIA's pods do not tolerate.",
         "Run the command in the message.")
