@@ -19,6 +19,8 @@ from hack.sim import kubeletsocket
 OTHER_PODS = 32
 """Pods without a device, which a kubelet lists as well: those of the system, and whoever needs no GPU."""
 MEMORY_MIB, SM_PERCENT = 4096, 40
+COMMAND = ("sleep", "infinity")
+"""Of each process; NVML tells it as the name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
     cgroup = _make_cgroup()
     try:
         for tenant in tenants:
-            process = subprocess.Popen(("sleep", "infinity"), stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(COMMAND, stdin=subprocess.DEVNULL)
             running.append(process)
             if cgroup:
                 pod = cgroups.hierarchies()[0] / cgroup.lstrip("/") / f"pod{tenant.uid}"
@@ -120,6 +122,7 @@ def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
             machine.add_process(
                 tenant.gpu,
                 process.pid,
+                " ".join(COMMAND),
                 memory_mib=MEMORY_MIB,
                 sm_percent=SM_PERCENT,
                 gpu_instance=tenant.gpu_instance,

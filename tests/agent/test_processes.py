@@ -48,7 +48,7 @@ class Proc:
 
     def name(self, pid: int, reported: str) -> str:
         """What the agent calls it."""
-        return Processes(self.root).of(pid, reported).name
+        return Processes(self.root).of(pid, ask=lambda _: reported).name
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_alone_in_its_own_pid_namespace_the_agent_knows_nobody(proc: Proc) -> No
     proc.start(SERVER, "/usr/bin/python3.11")
     blind = Processes(proc.root, own_pid=1)
     assert (blind.blind, Processes(proc.root).blind) == (True, False)
-    assert blind.of(SERVER, "python3", "MIG-1") == Process(0, "", "MIG-1")
+    assert blind.of(SERVER, "MIG-1", lambda _: "python3") == Process(0, "", "MIG-1")
 
 
 UID = "0f3c1de2-54a1-4f6c-9a0e-3b1f2c4d5e6f"
@@ -175,7 +175,7 @@ class Readings:
     def tell(self, pid: int, reported: str = "") -> tuple[str, str]:
         """Name and pod's uid of a process."""
         self._processes.begin()
-        name, pod = self._processes.of(pid, reported).name, self._processes.pod_of(pid)
+        name, pod = self._processes.of(pid, ask=lambda _: reported).name, self._processes.pod_of(pid)
         return name, pod.uid if pod else ""
 
 
@@ -187,7 +187,11 @@ def test_a_process_that_is_still_the_same_is_looked_at_once(proc: Proc) -> None:
     for file in ("exe", "comm", "cgroup"):
         (proc.root / str(SERVER) / file).unlink()
     assert readings.tell(SERVER) == ("python3", UID)
-    assert readings.tell(SERVER, "/opt/train.py") == ("train.py", UID)
+    assert readings.tell(SERVER, "[Not Found]") == ("python3", UID), "asked again until NVML tells"
+    assert readings.tell(SERVER, "/opt/train.py --lr 1") == ("train.py", UID)
+    assert readings.tell(SERVER, "/opt/another.py") == ("train.py", UID), "and then no more"
+    proc.start(SERVER, "/usr/bin/python3", began=8)
+    assert readings.tell(SERVER, "/opt/another.py")[0] == "another.py"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,15 @@ MOST = 16 << 20
 MOST_TURNS = 1000
 """Of one connection: h2 4.4 remembers every stream that has ended, up to 65,536 (H2Connection.MAX_CLOSED_STREAMS)."""
 
+_CONFIGURATION = H2Configuration(
+    client_side=True,
+    header_encoding=None,
+    # Ours are the same six every time. What the kubelet sends is not looked at but for gRPC's status and message.
+    validate_outbound_headers=False,
+    normalize_outbound_headers=False,
+    validate_inbound_headers=False,
+    normalize_inbound_headers=False,
+)
 _EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0
 
 
@@ -43,7 +52,7 @@ class Conversation:
     """One connection, from the client's preface on."""
 
     def __init__(self) -> None:
-        self._http2 = H2Connection(H2Configuration(client_side=True, header_encoding=None))
+        self._http2 = H2Connection(_CONFIGURATION)
         self._http2.initiate_connection()
         self._open: dict[int, Stream] = {}
         self._turns = 0

@@ -57,7 +57,7 @@ class ProcessLists:
                 if error.value == REFUSED or call in _ALWAYS:
                     known[UNKNOWN_PROCESS.pid] = None
         return [
-            Listed(self._processes.of(pid, _reported(pid), device), memory)
+            Listed(self._processes.of(pid, device, _reported), memory)
             for pid, memory in sorted(known.items())
         ]
 
@@ -73,7 +73,7 @@ class ProcessLists:
 def _reported(pid: int) -> str:
     """What NVML calls a process: a word that the process chose itself."""
     try:
-        name: str = pynvml.nvmlSystemGetProcessName(pid) if pid else ""
+        name: str = pynvml.nvmlSystemGetProcessName(pid)
     except (pynvml.NVMLError, UnicodeDecodeError):
         return ""
     return name

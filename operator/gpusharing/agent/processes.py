@@ -8,6 +8,7 @@ and cuts to 15 bytes (proc(5)).
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -38,14 +39,20 @@ class _Seen:
     program: str
     pod: str | None
     """Its uid."""
+    told: str = ""
+    """What NVML called it, without path and arguments; empty: it did not tell."""
+
+
+def _unnamed(pid: int) -> str:
+    return ""
 
 
 class Processes:
     """Processes by the id that NVML tells. Both must mean the same: the agent's pod needs hostPID.
 
-    Of a process that is still the same, `stat` alone is read again; another program in its place (execve) shows by its
-    `comm`. Who is in no pod may still be moved into one, and who may be one of the MPS daemons bears on drains: these
-    are looked at in full each time.
+    Of a process that is still the same, `stat` alone is read again, and NVML is not asked again for a name that is only
+    shown; another program in its place (execve) shows by its `comm`. Who is in no pod may still be moved into one, and
+    who may be one of the MPS daemons bears on drains: these are looked at in full each time.
     """
 
     def __init__(
@@ -64,11 +71,11 @@ class Processes:
         """A new reading: forget who was not seen in the last one."""
         self._before, self._seen = self._seen, {}
 
-    def of(self, pid: int, reported: str = "", device: str = "") -> Process:
-        """A process that uses a device; `reported` is what NVML calls it."""
+    def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
+        """A process that uses a device; `ask`: what NVML calls it, asked until it tells and not again."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
-        return Process(pid, self._name(pid, reported.strip()), device)
+        return Process(pid, self._name(pid, ask), device)
 
     def pod_of(self, pid: int) -> PodID | None:
         """The pod whose cgroup a process is in; None: in none, or the process has ended.
@@ -91,11 +98,12 @@ class Processes:
         self._seen[pid] = known
         return known
 
-    def _name(self, pid: int, reported: str) -> str:
+    def _name(self, pid: int, ask: Callable[[int], str]) -> str:
         """Without path and arguments; empty when nobody knows."""
-        told, program = "", self._look(pid).program
-        if reported and not reported.startswith("["):  # NVML says [Not Found] in a foreign PID namespace
-            told = PurePosixPath(reported.split()[0]).name
+        seen = self._look(pid)
+        if not seen.told and (told := _first_word(ask(pid))):
+            self._seen[pid] = seen = replace(seen, told=told)
+        told, program = seen.told, seen.program
         if (told or program) not in _DAEMONS and program not in _PROGRAMS:
             return told or program
         program, parent = self._program(pid), self._program(self._parent(pid))
@@ -142,3 +150,9 @@ class Processes:
             return b""
         finally:
             os.close(file)
+
+
+def _first_word(reported: str) -> str:
+    """The program in a command line; empty for NVML's [Not Found], as in a foreign PID namespace."""
+    words = reported.split(maxsplit=1)
+    return PurePosixPath(words[0]).name if words and not words[0].startswith("[") else ""
