@@ -86,6 +86,16 @@ def test_a_server_that_goes_away_or_takes_a_call_back_ends_it_without_a_status()
     assert (conversation.over, second.ended, second.headers) == (True, True, {})
 
 
+def test_odd_headers_are_no_status_and_disturb_no_other_call() -> None:
+    conversation, (first, second) = asked()
+    odd = headers(("Grpc-Status", "0"), (":status", "late"), ("connection", "close"), ("", " "))
+    conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 1, odd))
+    assert (first.ended, b"grpc-status" in first.headers) == (True, False)
+    conversation.receive(frame(HEADERS, END_HEADERS, 3, headers((":status", "200"))))
+    conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 3, headers(("grpc-status", "0"))))
+    assert (second.ended, second.headers[b"grpc-status"], conversation.over) == (True, b"0", False)
+
+
 def test_a_connection_does_not_grow_for_ever() -> None:
     conversation = Conversation()
     for turn in range(MOST_TURNS):
