@@ -203,7 +203,6 @@ def make_gpu(
     return GpuView(
         index=index,
         product=product,
-        memory_mib=card.memory_mib or card.memory_gb * 1024,
         mig_capable=bool(card.profiles),
         mig_enabled=layout is not None,
         mig_pending=mig_pending,

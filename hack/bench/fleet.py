@@ -103,7 +103,6 @@ def _gpu(index: int) -> GpuView:
     return GpuView(
         index=index,
         product=PRODUCT,
-        memory_mib=row.memory_mib or row.memory_gb * 1024,
         mig_capable=bool(row.profiles),
         mig_enabled=False,
         mig_pending=False,

@@ -176,10 +176,12 @@ def test_a_claimed_node_that_its_pods_block_holds_no_slot() -> None:
 PDB = make_pdb(allowed=1)
 
 
-def in_flight(settling: bool, **fields: Any) -> ClusterSnapshot:
+def in_flight(settling: bool, fence: Fence | None = None, **fields: Any) -> ClusterSnapshot:
     """n0 is fenced, n1 is a candidate; a budget that allows one pod guards a pod of each."""
     policy = make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 2})
-    fence = make_fence(node_uid="uid-n0", since=at(-1 if settling else -60), deadline=at(600))
+    fence = replace(
+        fence or make_fence(), node_uid="uid-n0", since=at(-1 if settling else -60), deadline=at(600)
+    )
     guarded = make_work(make_pod("b"), pdbs=[PDB])
     nodes = [make_node("n0", fence=fence, unschedulable=True), make_node("n1")]
     known = {"work": {"n1": guarded}, "claims": {"n0": make_claim("uid-n0")}, **fields}
@@ -198,6 +200,10 @@ BOTH = {"n0": guarded_work(), "n1": guarded_work()}
 GOING = {"n0": make_work(make_pod("a", deleted_at=at(30)), pdbs=[PDB]), "n1": guarded_work()}
 CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
     "its pod is still to go": (in_flight(False, work=BOTH), False, Reason.PDB),
+    "the policy of its change is gone, and nobody evicts": (
+        in_flight(False, make_fence(policy="gone"), work=BOTH), True, None),
+    "its GPUs are reset now, where a restart of the plugin was planned": (
+        in_flight(False, make_fence(disruption=DisruptionClass.PLUGIN_RESTART), work=BOTH), True, None),
     "its pod is going: the budget tells the rest": (in_flight(False, work=GOING), True, None),
     "its pods are not listed while it settles, but were before": (
         in_flight(True, looks=begun(("team-a/llm", 1))), False, Reason.PDB),
@@ -225,7 +231,7 @@ def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], looks=begun(("team-a/llm", 1)))
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
         ledger = Ledger(frozenset())
-        look = ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW)
+        look = ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
         assert (ledger.crowd.total(), ledger.crowd_known, look is not None) == (counted, True, bool(counted))
 
 
@@ -244,7 +250,7 @@ def test_it_takes_no_room_in_a_budget_of_pods(fence: Fence, reason: Reason, list
     work = {"n0": guarded_work()} if listed else {}
     snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], work=work)
     ledger = Ledger(frozenset())
-    assert ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""), NOW) is None
+    assert ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, "")) is None
     assert (ledger.crowd, ledger.crowd_known) == (Counter(), True)
 
 

@@ -16,6 +16,7 @@ from gpusharing.api.rollout import Canary, Rollout
 from gpusharing.planning.pools.canary import find_canary, find_note
 from gpusharing.planning.pools.holds import HOLDS, find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
@@ -370,3 +371,16 @@ def test_a_canary_that_becomes_too_large_in_the_middle_freezes_the_nodes_that_ha
     assert shared(world) == [first], "what had begun by another spec shows nothing of this canary"
     told = {one.reason for name, one in world.plan().verdicts.items() if name != first}
     assert told == {Reason.CANARY_TOO_LARGE}
+
+
+# --- a pool and its windows -----------------------------------------------------------------------------------
+
+
+def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
+    pool = Pool(replace(POOL, spec=None), ["a", "b"]).ask_windows(NOW)
+    assert (pool.limit, pool.hours, pool.pooled(NOW)) == (0, ALWAYS, None)
+
+
+def test_nobody_learns_what_windows_say_that_were_not_asked() -> None:
+    with pytest.raises(ValueError, match="policy pool-b: its windows were not asked"):
+        _ = Pool(POOL).hours

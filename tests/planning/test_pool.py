@@ -59,7 +59,7 @@ def chosen(
     assert policy.spec is not None
     rollout = policy.spec.rollout.model_copy(update={"max_unavailable": limit})
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
-    pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases), moving=moving)
+    pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases), moving=moving).ask_windows(NOW)
     return select(pool, cap, ledger or Ledger(OFFERED))
 
 
@@ -351,10 +351,6 @@ def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
     assert fenced(chosen(mild, ledger=Ledger(OFFERED, recent=FIRST_LOOKS))) == ["c"]
 
 
-def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
-    assert Pool(replace(MIXED, spec=None), ["a", "b"]).limit == 0
-
-
 # --- halted, and a person wants a node tried again that went back --------------------------------------------------
 
 
@@ -382,7 +378,8 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     policy = replace(MIXED, spec=MIXED.spec.model_copy(update={"rollout": rollout}))
     cases = [failed("n1"), candidate("n2")]
     members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
-    return select(Pool(policy, ["n1", "n2"], 0, cases, members=members), 100, Ledger(OFFERED))
+    pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).ask_windows(NOW)
+    return select(pool, 100, Ledger(OFFERED))
 
 
 @pytest.mark.parametrize("failed", [went_back, gave_up])

@@ -215,7 +215,8 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
     members += [Member(make_node(name), verdict(Phase.SYNCED), None) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
-    return select(Pool(policy, names, 0, list(cases), members=members), 100, Ledger(OFFERED))
+    pool = Pool(policy, names, 0, list(cases), members=members).ask_windows(NOW)
+    return select(pool, 100, Ledger(OFFERED))
 
 
 def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:

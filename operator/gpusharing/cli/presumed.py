@@ -36,7 +36,6 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
             GpuView(
                 index=index,
                 product=bare_product(label),
-                memory_mib=card.memory_mib if card else None,
                 mig_capable=bool(card and card.profiles),
                 mig_enabled=False,
                 mig_pending=False,

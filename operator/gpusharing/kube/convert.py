@@ -213,24 +213,20 @@ def _verified(annotations: Mapping[str, str]) -> Verified | None:
 class _Model:
     """What the GPUs of one card model share."""
 
-    memory_mib: int | None
     profiles: tuple[Profile, ...]
     doubt: Finding | None
 
 
 def _model(product: str, reported: ObservedModel | None) -> _Model:
     card = find_card(product)
-    told = reported.memory_mib if reported else None
-    memory = told or (card.memory_mib if card else None)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
-    return _Model(memory, _profiles(reported, card), doubt)
+    return _Model(_profiles(reported, card), doubt)
 
 
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
     return GpuView(
         index=gpu.index,
         product=gpu.product,
-        memory_mib=model.memory_mib,
         mig_capable=gpu.mig_mode != "NotSupported",
         mig_enabled=gpu.mig_mode == "Enabled",
         mig_pending=gpu.mig_mode_pending != gpu.mig_mode,

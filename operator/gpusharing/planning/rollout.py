@@ -135,7 +135,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     held = hold_together(verdicts, _fences(snapshot), snapshot.nodes, snapshot.policies, now)
     verdicts |= held
     members |= {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
-    pools = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
+    counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
+    pools = {name: pool.ask_windows(now) for name, pool in counted.items()}
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
@@ -167,7 +168,7 @@ def _wake(
 ) -> datetime | None:
     """The next moment at which the clock may change anything; that of a window is told even where no node waits."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
-    changes = (previews.wake, *(pool.hours(now).change for pool in pools.values()))
+    changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)
 
 
@@ -300,7 +301,7 @@ def choose(
     ]
     ledger = Ledger.of(snapshot, now, offered, cases)
     for name in sorted(in_flight):
-        if (look := ledger.add_in_flight(snapshot, verdicts[name], now)) is not None:
+        if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
             looks[name] = look
     for pool in waiting:
         taken = len(in_flight) + held + len(claims)

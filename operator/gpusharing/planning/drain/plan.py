@@ -57,6 +57,8 @@ class DrainPlan:
     """When the time of the last of these is over, NEVER where that has no end; None: there are none."""
     overdue: tuple[PodView, ...] = ()
     """Those of `jobs` whose time is over, and that are not to be evicted: the change is to be given up."""
+    needs: tuple[tuple[str, int], ...] = ()
+    """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
     """When something changes by the clock alone; apart from that, the next LIST tells."""
 
@@ -110,6 +112,7 @@ def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> 
         jobs=tuple(one.pod for one in jobs),
         jobs_until=max((one.ends for one in jobs if one.ends is not None), default=None),
         overdue=tuple(one.pod for one in jobs if one.ends is not None and one.ends <= now),
+        needs=tuple(budget_room(found).items()),
         next_wake=_next_wake(found, len(evict) + len(forced), end, now),
     )
 

@@ -5,10 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.drain.holders import scope_of
-from gpusharing.planning.drain.plan import budget_room
-from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
@@ -75,26 +71,21 @@ class Ledger:
         """
         return self.claimed_waves.get(case.node.name, "")
 
-    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict, now: datetime) -> Look | None:
-        """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.
+    def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict) -> Look | None:
+        """Count which budgets the pods of a fenced node still need, by its verdict or by the look before its fence.
 
-        Returns that look while it is the newest word on them.
+        Returns that look while nothing newer is known about them.
         """
         node = snapshot.nodes[verdict.node]
         fence = node.fence
         if fence is None or not fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None
-        work, look = snapshot.work.get(node.name), snapshot.looks.get(node.name)
-        if work is not None:
-            policy = next((policy for policy in snapshot.policies if policy.name == fence.policy), None)
-            reboots = fence.disruption is DisruptionClass.REBOOT
-            scope = scope_of(snapshot.settings, all_pods=reboots, cordoned_at=fence.since)
-            if policy is not None and policy.spec is not None:
-                found = find_standings(work, policy.spec.drain, now, scope=scope)
-                self.crowd.update(budget_room(found))
+        if node.name in snapshot.work:
+            self.crowd.update(dict(verdict.needs))
             return None
         if verdict.reason is not Reason.SETTLING:  # nothing is evicted there before its pods are listed
             return None
+        look = snapshot.looks.get(node.name)
         if look is None or look.blockers:
             self.crowd_known = False
             return None

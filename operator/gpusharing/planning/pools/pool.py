@@ -71,8 +71,8 @@ class Pool:
     becomes such a change or is given back."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
-    _hours: tuple[datetime, int, Hours] | None = field(default=None, compare=False, repr=False)
-    """What the windows said last, when, and of how many members: they are asked several times in a pass."""
+    asked: Hours | None = None
+    """What the windows say, once they were asked; see `hours`."""
 
     @property
     def total(self) -> int:
@@ -93,20 +93,24 @@ class Pool:
             goes_on = verdict.phase.in_flight and verdict.phase is not Phase.FAILED
             self.moving += goes_on or not member.away
 
-    def hours(self, now: datetime) -> Hours:
-        """What the windows of the policy say."""
-        spec, asked = self.policy.spec, (now, len(self.members))
-        if spec is None:
-            return ALWAYS
-        if self._hours is None or self._hours[:2] != asked:
-            self._hours = (*asked, find_hours(spec, [one.node for one in self.members], now))
-        return self._hours[2]
+    def ask_windows(self, now: datetime) -> "Pool":
+        """The same pool with what its windows say, for which all its nodes have to be counted."""
+        spec = self.policy.spec
+        hours = ALWAYS if spec is None else find_hours(spec, [one.node for one in self.members], now)
+        return replace(self, asked=hours)
+
+    @property
+    def hours(self) -> Hours:
+        """What the windows of the policy say. Raises ValueError where nobody asked them."""
+        if self.asked is None:
+            raise ValueError(f"policy {self.policy.name}: its windows were not asked")
+        return self.asked
 
     def pooled(self, now: datetime) -> Pooled | None:
         """All that may keep its nodes from starting; None: the policy cannot be read, and has no candidates."""
         if self.policy.spec is None:
             return None
-        return Pooled(self.policy, self.policy.spec, self.members, self.frozen, self.hours(now), now)
+        return Pooled(self.policy, self.policy.spec, self.members, self.frozen, self.hours, now)
 
     @property
     def limit(self) -> int:

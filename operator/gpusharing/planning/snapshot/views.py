@@ -101,8 +101,6 @@ class GpuView:
 
     index: int
     product: str
-    memory_mib: int | None
-    """None: unknown."""
     mig_capable: bool
     mig_enabled: bool
     mig_pending: bool

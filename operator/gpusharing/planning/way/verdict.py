@@ -22,6 +22,8 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
+_DRAINS = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING})
+"""The phases in which pods are asked to leave, or are about to be."""
 _WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
 
 
@@ -44,6 +46,9 @@ class Verdict:
     """What they are divided into now, for people; empty: nobody knows."""
     pods: int = 0
     """Pods holding a GPU, as far as listed."""
+    needs: tuple[tuple[str, int], ...] = ()
+    """By PodDisruptionBudget (`namespace/name`): how many pods its drain has still to evict under it, as far as listed.
+    Empty where no drain goes on, and where no policy says how to drain."""
     blockers: tuple[Blocker, ...] = ()
     """What keeps pods from leaving, before and in a drain."""
     leaving: str = ""
@@ -136,6 +141,11 @@ class NodeCase:
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         return scope_of(self.settings, all_pods=reboots, cordoned_at=fence.since if fence else None)
 
+    def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
+        """What its drain still needs of each PodDisruptionBudget; empty: no drain of ours goes on."""
+        del phase
+        return ()
+
     def _observed_text(self) -> str:
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
@@ -169,6 +179,7 @@ class NodeCase:
             deadline=fence.deadline if fence else None,
             attempt=fence.attempt if fence else 0,
             step=f"{fence.step}/{fence.steps}" if fence else "",
+            needs=self.needs(phase),
             wake=wake,
             candidate=candidate,
             health=self.health,
@@ -192,6 +203,11 @@ class FencedCase(NodeCase):
             return None
         found = find_standings(self.work, spec.drain, self.now, scope=self.scope)
         return plan_drain(found, self.now, self._force_end)
+
+    def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
+        """What its drain still needs of each PodDisruptionBudget; empty: nothing, or nobody knows."""
+        drains = phase in _DRAINS and self.fence.disruption.cordons
+        return self.drain.needs if drains and self.drain is not None else ()
 
     @property
     def _force_end(self) -> datetime | None:
