@@ -14,7 +14,7 @@ from hack.images import local
 from hack.realnode import operands
 from hack.realnode.network import bridge
 from hack.realnode.node import KubeletNode, options
-from hack.realnode.nodesoftware import NodeSoftware
+from hack.realnode.hostservices import HostServices
 from hack.realnode.nvidiaimage import nvidia_image
 
 MODEL = "h100-80gb"
@@ -29,7 +29,7 @@ class Site:
     plane: ControlPlane
     nodes: dict[str, KubeletNode]
     image: local.Image
-    software: dict[str, NodeSoftware] = field(default_factory=dict)
+    software: dict[str, HostServices] = field(default_factory=dict)
     """Of each node, as it runs now."""
 
     @property
@@ -70,7 +70,7 @@ class Site:
 
     def start_software(self, name: str) -> None:
         """What runs beside the pods of this node."""
-        self.software[name] = NodeSoftware(self.nodes[name])
+        self.software[name] = HostServices(self.nodes[name])
         self.software[name].start()
 
     def stop_software(self) -> None:

@@ -15,7 +15,7 @@ LOOK_SECONDS = 0.5
 BUS_SECONDS = 60.0
 
 
-class NodeSoftware:
+class HostServices:
     """Of one boot of a node; `stop` before it ends."""
 
     def __init__(self, node: KubeletNode) -> None:
