@@ -12,9 +12,9 @@ from hack.cluster.api import Api
 from hack.cluster.controlplane import ControlPlane
 from hack.images import local
 from hack.realnode import operands
+from hack.realnode.hostservices import HostServices
 from hack.realnode.network import bridge
 from hack.realnode.node import KubeletNode, options
-from hack.realnode.hostservices import HostServices
 from hack.realnode.nvidiaimage import nvidia_image
 
 MODEL = "h100-80gb"

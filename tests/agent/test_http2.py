@@ -9,8 +9,12 @@ from hpack import Encoder
 from gpusharing.agent.http2 import MOST, MOST_TURNS, Conversation, Stream
 
 PATHS = ("/v1.Lister/List", "/v1.Lister/Get")
-DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, GOAWAY, CONTINUATION = 0, 1, 3, 4, 5, 7, 9
-END_STREAM, END_HEADERS = 1, 4
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
+    range(10)
+)
+UNHEARD_OF = 0x50
+END_STREAM, END_HEADERS, PADDED = 1, 4, 8
+ACK = 1
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
@@ -66,7 +70,7 @@ def test_bytes_may_come_one_at_a_time() -> None:
         ]
     )
     back = b"".join(conversation.receive(data[at : at + 1]) for at in range(len(data)))
-    assert back == frame(SETTINGS, 1, 0)
+    assert back == frame(SETTINGS, ACK, 0)
     assert (bytes(first.body), first.ended, second.ended) == (b"abcdef", True, False)
 
 
@@ -76,6 +80,55 @@ def test_an_answer_that_is_larger_than_the_window_is_let_through() -> None:
     for _ in range(100):
         conversation.receive(frame(DATA, 0, 1, bytes(16000)))
     assert len(first.body) == 1_600_000
+
+
+def test_headers_may_come_in_parts_and_bodies_with_padding() -> None:
+    conversation, (first, _) = asked()
+    block = headers((":status", "200"), ("content-type", "application/grpc"))
+    conversation.receive(frame(HEADERS, 0, 1, block[:3]))
+    conversation.receive(frame(CONTINUATION, 0, 1, block[3:5]))
+    assert first.headers == {}
+    conversation.receive(frame(CONTINUATION, END_HEADERS, 1, block[5:]))
+    conversation.receive(frame(DATA, PADDED, 1, b"\x02abc--"))
+    conversation.receive(frame(HEADERS, END_STREAM, 1, headers(("grpc-status", "0"))[:1]))
+    assert not first.ended, "the trailers are not whole"
+    conversation.receive(frame(CONTINUATION, END_HEADERS, 1, headers(("grpc-status", "0"))[1:]))
+    assert (first.headers[b":status"], bytes(first.body), first.ended) == (b"200", b"abc", True)
+    assert first.headers[b"grpc-status"] == b"0"
+
+
+def test_what_is_of_no_concern_to_such_calls_is_passed_over() -> None:
+    conversation, (first, _) = asked()
+    for kind, number, content in (
+        (WINDOW_UPDATE, 0, (1000).to_bytes(4)), (WINDOW_UPDATE, 1, (1000).to_bytes(4)), (PRIORITY, 1, bytes(5)),
+        (UNHEARD_OF, 1, b"grease"), (UNHEARD_OF, 0, b""),
+    ):  # fmt: skip
+        assert conversation.receive(frame(kind, 0, number, content)) == b""
+    assert conversation.receive(frame(PING, ACK, 0, bytes(8))) == b"", "nobody answers an answer"
+    assert conversation.receive(frame(SETTINGS, ACK, 0)) == b""
+    assert (first.ended, conversation.over) == (False, False)
+
+
+def test_late_words_on_a_call_that_has_ended_change_nothing_and_keep_the_table_of_headers() -> None:
+    conversation, (first, second) = asked()
+    encoder = Encoder()
+    begun, late, late_too = (encoder.encode([("x", text)]) for text in ("begun", "late", "late"))
+    conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 1, begun))
+    conversation.receive(frame(HEADERS, END_HEADERS, 1, late) + frame(DATA, 0, 1, b"late"))
+    conversation.receive(frame(RST_STREAM, 0, 1, bytes(4)) + frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1"))
+    conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 3, late_too))
+    assert (first.headers, bytes(first.body), second.headers) == ({b"x": b"begun"}, b"", {b"x": b"late"})
+
+
+def test_the_room_that_answers_take_is_given_back() -> None:
+    conversation, _ = asked()
+    part, taken, back = bytes(16384), 0, b""
+    for number in (1, 3):
+        for _ in range(MOST // 2 // len(part)):
+            assert back == b""
+            back = conversation.receive(frame(DATA, 0, number, part))
+            taken += len(part)
+    assert back == frame(WINDOW_UPDATE, 0, 0, taken.to_bytes(4))
 
 
 def test_a_server_that_goes_away_or_takes_a_call_back_ends_it_without_a_status() -> None:
@@ -115,15 +168,34 @@ def test_a_connection_does_not_grow_for_ever() -> None:
         frame(HEADERS, END_HEADERS, 1, b"\xff"),
         frame(PUSH_PROMISE, 0, 1, bytes(8)),
         frame(CONTINUATION, 0, 1),
+        frame(HEADERS, 0, 1) + frame(DATA, 0, 1, b"x"),
+        frame(HEADERS, 0, 1) + frame(CONTINUATION, END_HEADERS, 3),
+        frame(HEADERS, 0, 1) + 5 * frame(CONTINUATION, 0, 1, bytes(16384)),
+        frame(DATA, 0, 2, b"x"),
+        frame(DATA, PADDED, 1, b"\x09abc"),
+        frame(DATA, 0, 1, bytes(16385)),
+        frame(SETTINGS, 0, 0, b"\x00\x03" + bytes(4)),
+        frame(SETTINGS, 0, 0, b"\x00\x04" + (4).to_bytes(4)),
+        frame(SETTINGS, 0, 0, bytes(5)),
     ],
     ids=[
         "data on no stream", "an answer that nobody asked for", "headers of no table", "a push", "a continuation",
+        "headers that break off", "headers that go on elsewhere", "headers without an end", "a stream of the server's",
+        "more padding than frame", "a frame that is too large", "no room for a call", "no room for a message",
+        "settings that are cut short",
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(data: bytes) -> None:
     conversation, _ = asked()
     with pytest.raises(ValueError, match="no HTTP/2 as it should be"):
         conversation.receive(data)
+
+
+def test_nobody_calls_a_server_that_has_gone_away() -> None:
+    conversation, _ = asked()
+    conversation.receive(frame(GOAWAY, 0, 0, bytes(8)))
+    with pytest.raises(ValueError, match="no call can be made"):
+        conversation.call(PATHS)
 
 
 def test_an_answer_has_an_end() -> None:

@@ -120,6 +120,8 @@ class _Connection(asyncio.Protocol):
             async with asyncio.timeout(patience):
                 await self._until_ended(streams)
         await self._until_ended(streams[:1])
+        if isinstance(self._error, ValueError):
+            raise self._error  # who goes on with something else may have said anything before
         if _STATUS not in streams[0].headers:
             raise self._error or ValueError("the call ended without a gRPC status")
         return streams

@@ -61,7 +61,9 @@ def maybe(otherwise: Any, call: Any, *arguments: Any) -> Any:
 
 def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
     """Unsigned values of NVML fields; None unless all are supported."""
-    values = maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, numbers)
+    # In pairs with a scope: pynvml tries that first, and raises and catches an error for each bare number.
+    scoped = [(number, 0) for number in numbers]
+    values = maybe(None, pynvml.nvmlDeviceGetFieldValues, handle, scoped)
     if values is None or any(value.nvmlReturn != pynvml.NVML_SUCCESS for value in values):
         return None
     return tuple(value.value.uiVal for value in values)
