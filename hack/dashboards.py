@@ -7,7 +7,7 @@ from typing import Literal
 MOVING = "Cordoned|Draining|VerifyingIdle|Reconfiguring|Verifying|Uncordoning|Aborting"
 Variable = Literal["policy", "namespace", "price"]
 RATE, RANGE = "$__rate_interval", "$__range"
-"""Grafana's words for a range that no scrape falls out of, and for all that is shown."""
+"""Grafana's variables for a range that misses no scrape, and for the whole range shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Panel:
     """A stat that is red above 0."""
     stacked: bool = False
     text: str = ""
-    """What is not plain from the title."""
+    """What the title does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Dashboard:
 
 
 def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = False) -> str:
-    """A metric of the clusters that are looked at, and of the policies or namespaces."""
+    """A metric of the selected clusters, and of the selected policies or namespaces."""
     chosen = ['cluster=~"$cluster"']
     chosen += ['policy=~"$policy"'] if policy else []
     chosen += ['namespace=~"$namespace"'] if namespace else []
@@ -47,7 +47,7 @@ def of(metric: str, *selectors: str, policy: bool = False, namespace: bool = Fal
 
 
 def increase(metric: str, over: str) -> str:
-    """What the counter of a meter grew by."""
+    """How much a counter of the meter grew."""
     return f"increase({metric}[{over}])"
 
 
@@ -83,7 +83,7 @@ FLEET = Dashboard(
     "GPU sharing: fleet",
     ("policy",),
     (
-        _stat("Leads", f"sum({of('gpusharing_leader')})"),
+        _stat("Leaders", f"sum({of('gpusharing_leader')})"),
         _stat("Nodes", f"sum({_nodes()})"),
         _stat("GPUs", f"count({of('gpusharing_agent_gpu_info')})"),
         _stat("Slices", f"sum({of('gpusharing_policy_slices', policy=True)})"),
@@ -98,7 +98,7 @@ FLEET = Dashboard(
             "Idle slices by policy",
             f"sum by (policy, resource) ({of('gpusharing_policy_slices_idle', policy=True)})",
             "{{policy}} {{resource}}",
-            text="What a pod could be given now.",
+            text="What a pod could get now.",
         ),
         Panel("Pods that wait", f"sum by (resource) ({of('gpusharing_pending_pods')})", "{{resource}}"),
         Panel(
@@ -162,7 +162,7 @@ ROLLOUT = Dashboard(
             "{{policy}} {{is}}",
         ),
         Panel(
-            "Pods that keep nodes",
+            "Pods that keep nodes from changing",
             f"sum by (policy, reason) ({of('gpusharing_drain_blocked_pods', policy=True)})",
             "{{policy}} {{reason}}",
         ),
@@ -227,14 +227,14 @@ TENANT = Dashboard(
             f" (max by (node, uuid, namespace) ({_SLICES}) > bool 0))",
             "{{namespace}}",
             unit="percentunit",
-            text="Of a shared device, what all its pods do. Needs dcgm-exporter with MIG on.",
+            text="For a shared device, what all its pods do together. Needs dcgm-exporter with MIG on.",
         ),
         Panel(
             "Memory that pods on shared devices need, of what there is",
             of("gpusharing:shared_memory_demand:ratio"),
             "{{node}} GPU {{gpu}} {{profile}}",
             unit="percentunit",
-            text="Each pod at its highest in 6 hours. Above 100 % one of them is out of memory when peaks meet.",
+            text="Each pod at its peak in 6 hours. Above 100 % one of them runs out of memory when peaks coincide.",
         ),
         Panel(
             "Slices held by pods that do nothing",
@@ -263,16 +263,16 @@ WASTE = Dashboard(
             )
             for title, part, text in (
                 ("Held", "slice_", "Given to a pod, whatever it does."),
-                ("Idle", "idle_slice_", "Slices that nobody held."),
+                ("Idle", "idle_slice_", "Slices that no pod held."),
                 ("Stranded", "stranded_slice_", "What no slice of the layout offered."),
-                ("In transition", "transition_slice_", "Held by nobody on nodes in the middle of a change."),
+                ("In transition", "transition_slice_", "Held by no pod on nodes in the middle of a change."),
             )
         ),
         _stat(
             "Metered",
             f"sum(rate({of('gpusharing_gpu_seconds_total')}[{RATE}])) / count({of('gpusharing_agent_gpu_info')})",
             unit="percentunit",
-            text="Which part of the time of all GPUs was counted; a restart of an agent leaves a gap.",
+            text="The share of all GPU time that was counted; a restart of an agent leaves a gap.",
         ),
         Panel(
             "Where the GPUs are",

@@ -56,20 +56,21 @@ def reasons() -> str:
             (f"`{reason}`", reason.when, reason.remedy or "–") for reason in Reason if reason.group == group
         ]
         body += [f"## {group}", "", *_table(("Reason", "When it is used", "What to do"), rows), ""]
-    text = (
-        "One word of each GPUNode and condition. Where several hold, the first that needs a person is shown."
-    )
+    text = "Each GPUNode and condition shows one of these. Where several apply, it is the first that needs a person."
     return _page("operator/gpusharing/planning/words/reasons.py", "Reasons", text, body[:-1])
 
 
 _PATIENCE = {
-    Passes.BY_A_PERSON: ("It waits for you", "Nothing goes on before somebody acts."),
-    Passes.LATER: ("It waits for others", "It goes on by itself when others are done or a back-off is over."),
+    Passes.BY_A_PERSON: ("It waits for you", "Nothing goes on until somebody acts."),
+    Passes.LATER: (
+        "It waits for others",
+        "It goes on automatically when others are done or a back-off is over.",
+    ),
     Passes.SOON: (
         "It is at work",
-        "It passes by itself, within seconds or minutes; look here when it does not.",
+        "It ends on its own within seconds or minutes; look here if it does not.",
     ),
-    Passes.DONE: ("Nothing waits", "It tells how things are; nothing is under way and nothing is wrong."),
+    Passes.DONE: ("Nothing waits", "It describes how things are; nothing is under way and nothing is wrong."),
 }
 _SEEN = {
     "Accepted": "`kubectl get gsp`, condition Accepted",
@@ -118,8 +119,8 @@ def nvidia_differences() -> str:
         (f"{one.program} {one.seen_with}", one.expected, one.seen, one.consequence) for one in DIFFERENCES
     ]
     text = (
-        "Seen with NVIDIA's unmodified programs on SIMULATED GPUs (`make test-nvidia`). Each row is held by a test,\n"
-        "which fails when a newer version behaves as expected."
+        "Seen with NVIDIA's unmodified programs on SIMULATED GPUs (`make test-nvidia`). A test guards each row\n"
+        "and fails when a newer version behaves as expected."
     )
     header = ("Program", "Expected", "Seen", "What follows")
     return _page("hack/nvidia/differences.py", "NVIDIA's programs: differences", text, _table(header, rows))
@@ -229,13 +230,13 @@ def agent_fields() -> str:
     header = ("Metrics `gpusharing_…` of usage", *header[1:])
     body += ["", "## Usage", "", *_table(header, _source_rows(USAGE))]
     text = (
-        "What each field of `GPUNode.status.observed` is read with, what right that takes, and what is lost without.\n"
-        "docs/how-to/install.md says which rights the chart gives. The agent runs as user 0 for the kubelet's socket.\n"
-        "No call of it changes a GPU. Every call also needs the way to it:\n"
+        "With which call the agent reads each field of `GPUNode.status.observed`, what right that needs, and what is\n"
+        "lost without it. docs/how-to/install.md says which rights the chart grants. The agent runs as user 0 for the\n"
+        "kubelet's socket. None of its calls changes a GPU. Every call also needs these:\n"
         f"{', '.join(f'`{call}`' for call in SESSION)}.\n"
-        "The rights are those of NVIDIA's nvml.h and of what its trackers tell. What a container without more gets of\n"
+        "The rights are taken from NVIDIA's nvml.h and its issue trackers. What an unprivileged container sees of\n"
         "a MIG GPU is tested on the SIMULATED library only. What the agent may not see is shown as unknown, and\n"
-        "counts as busy where processes are in question: never as idle, never as empty."
+        "counts as busy where processes are concerned: never as idle, never as empty."
     )
     return _page("operator/gpusharing/agent/fields.py", "Fields and rights of the agent", text, body)
 
@@ -258,8 +259,8 @@ def gpus() -> str:
     for card in CARDS:
         body += [f"## {card.products[0] if card.products else card.key}", "", *_card(card), ""]
     text = (
-        "What each card model can do, from the table that checks layouts when the driver does not tell. A card's own\n"
-        "answer through NVML always wins. To add a model, add one entry to `CARDS` in\n"
+        "What each card model can do, from the table that checks layouts when the driver does not report it. A card's\n"
+        "own answer through NVML always wins. To add a model, add one entry to `CARDS` in\n"
         "`operator/gpusharing/planning/gpus/cards.py` and run `make gen`; its tests check the entry by brute force."
     )
     return _page("operator/gpusharing/planning/gpus/cards.py", "GPU models", text, body[:-1])

@@ -21,14 +21,14 @@ with MPS. The operator drives NVIDIA's GPU Operator; it replaces none of its com
 $ helm install gpusharing . -n gpusharing --create-namespace --set image.repository=REGISTRY/gpu-sharing-operator
 ```
 
-`image.repository` is the only value that is required. `values.schema.json` refuses what is not in the table below, by
-name. `docs/how-to/install.md` in the repository has image, namespaces, rights, upgrade and uninstall; `platforms/`
+Only `image.repository` is required. `values.schema.json` refuses values that are not in the table below, and names
+them. `docs/how-to/install.md` in the repository covers image, namespaces, rights, upgrade and uninstall; `platforms/`
 has a values file each for OpenShift, k3s, RKE2, GKE, EKS, AKS, and for clusters without a runtime class, without
-labels, or with NVIDIA's device-plugin chart alone. What values do, suites for helm-unittest show (`tests/` in the
+labels, or with NVIDIA's device-plugin chart alone. Suites for helm-unittest show what the values do (`tests/` in the
 repository).
 
-Installed are: the operator (Deployment, one replica), the agent (DaemonSet on nodes with
-`nvidia.com/gpu.present=true`), privileged and in a namespace of its own, the CRDs GPUSharingPolicy and GPUNode (kept on
+The chart installs the operator (Deployment, one replica), the agent (DaemonSet on nodes with
+`nvidia.com/gpu.present=true`), privileged and in its own namespace, the CRDs GPUSharingPolicy and GPUNode (kept on
 uninstall), least-privilege roles, ValidatingAdmissionPolicies that narrow what roles cannot, and the ClusterRoles
 gpusharing-viewer (aggregated to view) and gpusharing-editor.
 

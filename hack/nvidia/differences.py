@@ -25,14 +25,14 @@ DIFFERENCES = (
         "nvidia-device-plugin", "v0.19.3",
         "each profile with a suffix is a resource of its own: nvidia.com/mig-1g.10gb.me, nvidia.com/mig-1g.24gb-me",
         "resource patterns are unanchored regular expressions: +me, +gfx, -me instances are served in the plain name",
-        "planning/wanted/toolversions.py: refused where ClusterPolicy names an older version, else told by name",
+        "planning/wanted/toolversions.py: refused where ClusterPolicy names an older version, else reported by name",
         "test_a_mode_is_served_and_labelled_exactly_as_predicted",
     ),
     Difference(
         "config-manager", "v0.19.3",
         "its init container (oneshot) links the configuration that the label names before the plugin starts",
-        "it takes an empty label first, as its watch has nearly never answered by then: fallback or default; the init "
-        "container ends with that, and the sidecar puts it right some milliseconds later",
+        "it takes an empty label first, because its watch has hardly ever answered by then: fallback or default; the "
+        "init container ends with that, and the sidecar corrects it some milliseconds later",
         "after every start of the plugin's or GFD's pod the fallback is served for a moment (with MIG on: whole GPUs): "
         "allocatable and labels of that moment prove nothing",
         "test_the_init_container_ends_with_the_fallback_whatever_the_label_says",
@@ -40,8 +40,8 @@ DIFFERENCES = (
     Difference(
         "config-manager", "v0.19.3",
         "it signals its program whenever it has changed the configuration, sooner or later",
-        "it changes the configuration, then looks through all processes of the pod, and ends at one that is over, or "
-        "without the program; only its next start, which takes the fallback first, signals again",
+        "it changes the configuration, then looks through all processes of the pod, and exits at one that has ended, "
+        "or without finding the program; only its next start, which takes the fallback first, signals again",
         "plugin or GFD may keep the old configuration until the kubelet starts the sidecar again (10 s to 5 min)",
         "test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_to_signal",
     ),
@@ -49,8 +49,8 @@ DIFFERENCES = (
         "config-manager", "v0.19.3",
         "in the MPS daemon's pod it signals the daemon, among all processes of the host (hostPID)",
         "it panics at the first process without a command line, as a kernel thread is (k8s-device-plugin issue 1726, "
-        "mended in v0.20), and would not find the daemon by the name that it is given (PR 1827); the daemon keeps the "
-        "empty configuration with which the GPU Operator's starts, and waits for ever",
+        "fixed in v0.20), and would not find the daemon by the name that it is given (PR 1827); the daemon keeps the "
+        "empty configuration with which the GPU Operator's daemon starts, and waits for ever",
         "no node is drained for MPS there: MPSNotSwitchable (docs/design/nvidia.md#b5)",
         "test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_does_on_every_host",
     ),
@@ -63,23 +63,23 @@ DIFFERENCES = (
     ),
     Difference(
         "gpu-feature-discovery", "v0.19.3",
-        "nvidia.com/gpu.count counts what nvidia.com/gpu stands for",
-        "with strategy mixed it counts the GPUs, also those that have MIG on",
+        "nvidia.com/gpu.count counts what nvidia.com/gpu represents",
+        "with strategy mixed it counts the GPUs, including those that have MIG on",
         "it proves nothing about MIG; the per-profile counts do",
         "test_with_mixed_gfd_counts_gpus_that_have_mig_on_too",
     ),
     Difference(
         "gpu-feature-discovery", "v0.19.3",
-        "nvidia.com/gpu.product and nvidia.com/gpu.count tell of all GPUs of a node with two card models",
-        "they tell of one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
+        "nvidia.com/gpu.product and nvidia.com/gpu.count describe all GPUs of a node with two card models",
+        "they describe one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
         "whole GPU before divided ones",
-        "planning/proof/verify.py takes the label set of any one model; a nodeSelector on such a product is a coin",
+        "planning/proof/verify.py takes the label set of any one model; a nodeSelector on such a product is a gamble",
         "test_gfd_counts_per_model_and_whichever_it_shows_is_accepted",
     ),
     Difference(
         "nvidia-device-plugin", "v0.19.3",
-        "more MPS replicas than the card's limit end the device plugin",
-        "the plugin accepts any number; mps-control-daemon ends with 'maximum allowed replicas exceeded', and the "
+        "more MPS replicas than the card's limit make the device plugin exit",
+        "the plugin accepts any number; mps-control-daemon exits with 'maximum allowed replicas exceeded', and the "
         "plugin, which waits for it, serves nothing",
         "the planner must refuse them; the sign on a node is absent resources, not a crashing plugin",
         "test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more",
@@ -87,14 +87,14 @@ DIFFERENCES = (
     Difference(
         "gpu-feature-discovery", "v0.19.3",
         "it writes no labels when an MPS configuration meets a GPU with MIG",
-        "it ends: 'MPS sharing is not supported for mig devices'; its pod crash-loops and the labels go with it",
+        "it exits: 'MPS sharing is not supported for mig devices'; its pod crash-loops and the labels vanish with it",
         "a node pointed at MPS before MIG is off loses its GPU labels: one more reason for two steps",
         "test_gfd_ends_without_labels_when_mps_meets_a_gpu_with_mig",
     ),
     Difference(
         "nvidia-mig-parted", "v0.13.1",
         "its last line says why it failed",
-        "the last line is the sum ('all orderings failed'); the cause is in the level=error lines before, by the "
+        "the last line is a summary ('all orderings failed'); the cause is in the level=error lines before, by the "
         "name of NVML's code (ERROR_IN_USE), not by NVML's text",
         "a message for people takes the first level=error line too",
         "test_an_instance_in_use_stops_the_change_after_its_neighbour_is_gone",
@@ -102,7 +102,7 @@ DIFFERENCES = (
     Difference(
         "nvidia-mig-parted", "v0.13.1",
         "a held Hopper fails when the mode is set",
-        "setting the mode is taken as done (the activation status is not read); it fails one step later with 'unable "
+        "setting the mode counts as done (the activation status is not read); it fails one step later with 'unable "
         "to apply MIG config with MIG mode disabled'",
         "that line means: the GPU was held",
         "test_a_held_hopper_is_not_changed_and_the_failure_is_told",
@@ -110,15 +110,15 @@ DIFFERENCES = (
     Difference(
         "nvidia-mig-manager", "v0.13.1",
         "with WITH_REBOOT a GPU that is held comes up in the new mode after the reboot",
-        "so it is on Ampere, which keeps the pending mode; Hopper and later lose it (MIG user guide), and the run "
+        "that is true on Ampere, which keeps the pending mode; Hopper and later lose it (MIG user guide), and the run "
         "after the reboot ends in 'failed': MIG mode change did not take effect after rebooting",
         "on these cards a reboot frees the GPU and no more: a restart of mig-manager's pod is needed too",
         "test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_manager",
     ),
     Difference(
         "nvidia-mig-parted", "v0.13.1",
-        "a row for all devices passes over a card without MIG, whether applied or asserted",
-        "apply passes over it and says success, assert fails",
+        "a row for all devices skips a card without MIG, whether applied or asserted",
+        "apply skips it and says success, assert fails",
         "mig-manager would say success and never find it applied; planning/wanted/target.py: cards without MIG get no "
         "mig.* labels, and a MIG policy on them is refused",
         "test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and_nothing_happens",

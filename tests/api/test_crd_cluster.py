@@ -175,5 +175,5 @@ def test_explain_tells_everything_about_mig(control_plane: ControlPlane) -> None
     ):
         assert words in text
     entries = " ".join(control_plane.kubectl("explain", "gsp.spec.mig.layouts").split())
-    for words in ("for example [0, 1]", "profiles <map[string]integer> MIG profile to instances"):
+    for words in ("for example [0, 1]", "profiles <map[string]integer> How many instances of each"):
         assert words in entries

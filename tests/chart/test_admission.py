@@ -234,12 +234,17 @@ DEDICATED = {"key": "dedicated", "value": "x", "effect": "NoSchedule"}
 PROOF = {"gpusharing.dev/verified": "{}", "gpusharing.dev/fence": None}
 OPENING: dict[str, tuple[list[dict[str, str]], dict[str, Any], int, str]] = {
     "it, with the proof": ([DEDICATED], PROOF, 200, ""),
-    "it, without a proof": ([DEDICATED], {}, 403, "goes only from a Node that is proven and given back"),
+    "it, without a proof": (
+        [DEDICATED],
+        {},
+        403,
+        "may only be removed from a Node that is proven and given back",
+    ),
     "it, while the fence stays": (
         [DEDICATED],
         {**PROOF, **FENCE},
         403,
-        "goes only from a Node that is proven",
+        "may only be removed from a Node that is proven",
     ),
     "another one with it": ([], PROOF, 403, "may only remove gpusharing.dev/unproven:NoSchedule"),
     "another one alone": ([GATE], PROOF, 403, "may only remove gpusharing.dev/unproven:NoSchedule"),

@@ -59,8 +59,8 @@ def test_each_right_comes_with_its_value(helm: Helm, value: str, given: set[Need
 
 def test_the_hosts_processes_are_no_choice(helm: Helm) -> None:
     refusal = helm.refusal("--set", "agent.hostPID=false")
-    assert "agent.hostPID is no choice any more" in refusal
-    assert "a busy GPU would be taken for an idle one" in refusal
+    assert "agent.hostPID can no longer be set" in refusal
+    assert "a busy GPU would look idle" in refusal
 
 
 def environment(pod: dict[str, Any]) -> dict[str, Any]:

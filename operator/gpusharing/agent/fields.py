@@ -1,7 +1,7 @@
 """Which call gives each observed field, what right that needs, and what is shown without the right.
 
-Data for docs/reference/agent-fields.md and for the tests that hold the adapter, the wire type, the simulator's rights
-and the chart against it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h.
+Data for docs/reference/agent-fields.md and for the tests that compare the adapter, the wire type, the simulator's
+rights and the chart with it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h.
 """
 
 from dataclasses import dataclass
@@ -20,32 +20,32 @@ class NeededRight(Enum):
     MIG_CONFIG = (
         "the rights of NVIDIA's own operands",
         "`agent.privileged: true` (the default)",
-        "only a privileged container has them for certain: read access to mig/config (/dev/nvidia-caps/nvidia-cap1, "
+        "only a privileged container is certain to have them: read access to mig/config (/dev/nvidia-caps/nvidia-cap1, "
         "mode 0400), the devices of instances that are created after the container, and CAP_SYS_PTRACE for the "
-        "executables of others",
+        "executables of other processes",
     )
     HOST_PID = (
         "the host's PID namespace",
         "`hostPID: true`, no value changes it",
-        "NVML tells process ids of the host, and drops processes of other PID namespaces: they are missing, not "
+        "NVML reports the host's process ids, and drops processes of other PID namespaces: they are missing, not "
         "nameless",
     )
     POD_RESOURCES = (
         "the kubelet's podresources socket",
         "`agent.podResourcesPath`, mounted read-only; the container runs as user 0",
-        "the socket and its folder belong to root and are closed to others",
+        "the socket and its folder belong to root and are not accessible to other users",
     )
     POD_LOGS = (
         "the names of the pods' log folders",
         "`agent.podLogsPath`, mounted read-only where `agent.privileged` is true",
-        "a process tells the uid of its pod by its cgroup, and the kubelet names these folders after namespace, name "
+        "the cgroup of a process shows the uid of its pod, and the kubelet names these folders after namespace, name "
         "and uid; no log is read",
     )
 
     def __init__(self, title: str, chart: str, why: str) -> None:
         self.title = title
         self.chart = chart
-        """Which values give it."""
+        """The values of the chart that grant it."""
         self.why = why
 
 
@@ -68,7 +68,7 @@ SESSION = (
     "nvmlDeviceGetCount",
     "nvmlDeviceGetHandleByIndex",
 )
-"""Calls that open the way to the others; without their right there is no reading, and `error` says so."""
+"""Calls that every other call needs; without their right there is no reading, and `error` says so."""
 
 SOURCES: tuple[FieldSource, ...] = (
     FieldSource(("requestID", "quiet", "simulated", "error"), (), (NeededRight.NOTHING,), "–"),
@@ -86,7 +86,7 @@ SOURCES: tuple[FieldSource, ...] = (
         ("models[].memoryMiB",),
         ("nvmlDeviceGetMemoryInfo",),
         (NeededRight.DRIVER, NeededRight.MIG_CONFIG),
-        "null, where MIG is on (without MIG it takes no right)",
+        "null where MIG is on (without MIG it needs no right)",
     ),
     FieldSource(
         ("models[].computeCapability",),
@@ -110,13 +110,13 @@ SOURCES: tuple[FieldSource, ...] = (
         ("models[].profiles",),
         ("nvmlDeviceGetGpuInstanceProfileInfo",),
         (NeededRight.DRIVER,),
-        "none; the planner takes those of its table of cards",
+        "none; the planner uses those of its table of cards",
     ),
     FieldSource(
         ("models[].profiles[].starts", "models[].profiles[].size"),
         ("nvmlDeviceGetGpuInstancePossiblePlacements",),
         (NeededRight.MIG_CONFIG,),
-        "none and 0; the planner takes those of its table of cards",
+        "none and 0; the planner uses those of its table of cards",
     ),
     FieldSource(
         ("gpus[].computeMode",),
@@ -169,8 +169,8 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].processes[].name",),
         ("nvmlSystemGetProcessName",),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "empty, which counts as busy. MPS's own daemons are known by their executable and parent; where executables "
-        "may not be looked at, by the 15 bytes that the kernel keeps of their names",
+        "empty, which counts as busy. MPS's own daemons are recognised by their executable and parent; where "
+        "executables may not be read, by the 15 bytes that the kernel keeps of their names",
     ),
     FieldSource(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "null"),
     FieldSource(

@@ -22,7 +22,7 @@ class MeterCollector(Collector):
         held = _family(
             "slice_seconds",
             "GPU-seconds that a namespace held: its slices by time, each as its share of the GPU. Replicas of a shared "
-            "GPU count as reserved, whoever computes.",
+            "GPU count as reserved, whichever pod computes.",
             "policy",
             "namespace",
             "resource",
@@ -30,16 +30,18 @@ class MeterCollector(Collector):
         for account, seconds in metered.held.items():
             held.add_metric([account.policy, account.namespace, account.resource], seconds)
         yield held
-        idle = _family("idle_slice_seconds", "GPU-seconds of slices that nobody held.", "policy", "resource")
+        idle = _family("idle_slice_seconds", "GPU-seconds of slices that no pod held.", "policy", "resource")
         for (policy, resource), seconds in metered.idle.items():
             idle.add_metric([policy, resource], seconds)
         yield idle
         stranded = _family(
-            "stranded_slice_seconds", "GPU-seconds of what no slice of the layout offered.", "policy"
+            "stranded_slice_seconds",
+            "GPU-seconds of those parts that no slice of the layout offered.",
+            "policy",
         )
         changing = _family(
             "transition_slice_seconds",
-            "GPU-seconds that nobody held on nodes in the middle of a change.",
+            "GPU-seconds that no pod held on nodes in the middle of a change.",
             "policy",
         )
         gpus = _family(

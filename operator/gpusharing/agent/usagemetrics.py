@@ -37,7 +37,7 @@ class UsageCollector(Collector):
         yield from _of_pods(known.holders)
         yield _of_xids(use)
         left_out = _family(
-            "usage_left_out", "Devices, and pairs of a pod and a device, left out for a bound."
+            "usage_left_out", "Devices, and pairs of a pod and a device, left out because of a bound."
         )
         left_out.add_metric([], known.left_out)
         yield left_out
@@ -75,7 +75,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
     yield _per_device(
         "device_unattributed_processes",
-        "Processes on the device that belong to no pod, or to one that nobody names; absent where some are not seen.",
+        "Processes on the device that belong to no pod, or to one of unknown name; absent where some are not seen.",
         devices,
         lambda device: others(device).processes if device.all_seen else None,
     )

@@ -10,7 +10,7 @@ from gpusharing.api import rules
 Line = Annotated[str, Field(max_length=1024)]
 """A name or a few words."""
 Sentence = Annotated[str, Field(max_length=4096)]
-"""Text for people; writers shorten what is longer."""
+"""Text for people; writers shorten longer texts."""
 Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
 """RFC 3339 in UTC, to the second."""
 Duration = Annotated[
@@ -29,14 +29,14 @@ Wait = Annotated[
 ]
 """A Duration, or Never."""
 Counts = Annotated[dict[str, int], Field(max_length=128)]
-"""Name to number, for example of a resource."""
+"""Numbers by name, for example by that of a resource."""
 
 
 class WireModel(BaseModel):
     """Base of every type that is read from or written to the API server.
 
     Unknown fields are ignored: an older operator must be able to read a newer object. A policy's spec is the exception
-    (`validation.py`): what is not understood there must not be acted upon.
+    (`validation.py`): the operator must not act on a spec that it does not fully understand.
     """
 
     model_config = ConfigDict(
@@ -55,12 +55,12 @@ class Condition(WireModel):
     type: Annotated[str, Field(max_length=64)]
     """Type of the condition: Accepted, Ready, Reconciling or Stalled."""
     status: Literal["True", "False", "Unknown"]
-    """Whether the condition holds."""
+    """Whether the condition is met."""
     reason: Annotated[str, Field(max_length=128)]
     """One CamelCase word that tools may match on; docs/reference/reasons.md explains each."""
     message: Sentence
-    """A sentence for people: what is the case and what happens or is to be done next."""
+    """A sentence for people: what is the case, and what happens next or what to do."""
     observed_generation: int
-    """The metadata.generation that this condition speaks about."""
+    """The metadata.generation that this condition describes."""
     last_transition_time: Time
     """When the status last changed, RFC 3339 in UTC, to the second."""

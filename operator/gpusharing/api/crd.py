@@ -1,6 +1,6 @@
 """From pydantic types to CustomResourceDefinitions: a pure rewrite of JSON schema into a structural schema.
 
-Whatever this module does not know is refused, so that nothing reaches the API server half understood.
+This module refuses whatever it does not know, so that nothing half understood reaches the API server.
 """
 
 from collections.abc import Mapping, Sequence
@@ -123,7 +123,7 @@ GPUNODE = CustomResource(
     kind="GPUNode",
     plural=GPUNODES,
     short_name="gpun",
-    description="GPUNode shows one GPU node: what is wanted, what its agent observed, where a change stands. "
+    description="GPUNode shows one GPU node: what is wanted, what its agent observed, how far a change has come. "
     "The operator creates one for each GPU node, with the same name.",
     spec=GPUNodeSpec,
     status=GPUNodeStatus,
@@ -131,18 +131,23 @@ GPUNODE = CustomResource(
         PrinterColumn("Policy", ".status.transition.policy", "The policy that owns the node."),
         PrinterColumn("Wanted", ".status.transition.wanted", "What each GPU is to be divided into."),
         PrinterColumn("Observed", ".status.transition.observed", "What each GPU is divided into now."),
-        PrinterColumn("Phase", ".status.transition.phase", "Where the node is on its way."),
+        PrinterColumn("Phase", ".status.transition.phase", "How far the node's change has come."),
         PrinterColumn("Reason", ".status.transition.reason", "Why, in one word."),
         PrinterColumn("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
         PrinterColumn("Since", ".status.transition.since", "Time since the phase began.", "date"),
         PrinterColumn("Deadline", ".status.transition.deadline", "When the wait ends, UTC, or who ends it."),
         AGE,
         PrinterColumn(
-            "Culprit", ".status.transition.culprit", "Who keeps the node: a pod, or else what.", wide=True
+            "Culprit",
+            ".status.transition.culprit",
+            "What keeps the node: a pod, or something else.",
+            wide=True,
         ),
         PrinterColumn("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
-        PrinterColumn("Step", ".status.transition.step", "Step of how many.", wide=True),
-        PrinterColumn("Message", ".status.transition.message", "What is, why, and what to do.", wide=True),
+        PrinterColumn("Step", ".status.transition.step", "The step, and how many there are.", wide=True),
+        PrinterColumn(
+            "Message", ".status.transition.message", "What is the case, why, and what to do.", wide=True
+        ),
     ),
 )
 RESOURCES = (POLICY, GPUNODE)
@@ -263,7 +268,7 @@ class _Rewrite:
         raise SchemaError(f"{at}: {key} has no place in a structural schema")
 
     def _resolve(self, source: Mapping[str, Any]) -> Schema:
-        """Inline a $ref; what stands beside it wins over what the definition says."""
+        """Inline a $ref; keys beside it win over those of the definition."""
         schema = {key: value for key, value in source.items() if key != "title"}
         reference = schema.pop("$ref", None)
         if reference is None:
@@ -271,7 +276,7 @@ class _Rewrite:
         return self._resolve(self.definitions[reference.rsplit("/", 1)[-1]]) | schema
 
     def _says_something(self, default: Any, schema: Schema) -> bool:
-        """An empty default says what an absent field says, unless `{}` lets the defaults below it work."""
+        """An empty default means what an absent field means, unless `{}` makes the defaults below it apply."""
         empty = default in (None, "", [], {}) and not (default == {} and "properties" in schema)
         return not empty and not self.keep_null
 
@@ -298,7 +303,7 @@ def _without_null(schema: Schema, at: str) -> tuple[Schema, bool]:
 
 
 def _is_value_validation(branches: Sequence[Schema]) -> bool:
-    """Branches without a type only narrow the node that they stand in."""
+    """Branches without a type only narrow the node that contains them."""
     return all(set(branch) <= _BOUNDS | _JUNCTORS | {"items", "properties"} for branch in branches)
 
 
@@ -309,7 +314,7 @@ def _check_value_validation(schema: Schema, at: str) -> None:
 
 
 def _assert_structural(schema: Schema, at: str) -> None:
-    """The rules of structural schemas that a rewrite could break, and our own: text and bounds everywhere."""
+    """Check the rules of structural schemas that a rewrite could break, and our own: text and bounds everywhere."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or schema.get("x-kubernetes-int-or-string"):
         return
     kind = schema.get("type")

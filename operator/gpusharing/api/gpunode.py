@@ -1,4 +1,4 @@
-"""GPUNode: one per GPU node, same name. The operator asks in spec, the agent answers in status.observed.
+"""GPUNode: one per GPU node, with its name. The operator asks in spec, the agent answers in status.observed.
 
 `status.transition` is written by the operator for people; nothing is ever decided from it.
 """
@@ -26,8 +26,8 @@ RecoveryValue = Literal[
 
 
 MAX_SLICES, MAX_UNITS = 8, 32
-"""More than any card has (7 compute slices, 12 memory units; planning/gpus/cards.py). Layouts are looked for by trying
-placements, and a false report must not make that endless."""
+"""More than any card has (7 compute slices, 12 memory units; planning/gpus/cards.py). The planner finds layouts by
+trying placements, and a false report must not make that endless."""
 
 
 class Request(WireModel):
@@ -60,7 +60,7 @@ class ObservedProfile(WireModel):
     max_count: Annotated[int, Field(ge=0, le=MAX_UNITS)]
     """How many instances of only this profile fit."""
     starts: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_UNITS - 1)], ...], Field(max_length=64)]
-    """Possible placement starts, in NVML placement units; empty when the driver does not tell."""
+    """Possible placement starts, in NVML placement units; empty when the driver does not report them."""
     size: Annotated[int, Field(ge=0, le=MAX_UNITS)]
     """Placement size in the same units."""
 
@@ -71,9 +71,9 @@ class ObservedModel(WireModel):
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
     memory_mib: Annotated[int | None, Field(alias="memoryMiB")] = None
-    """Total memory, MiB; null when the driver does not tell, as of a GPU with MIG on to a container without rights."""
+    """Total memory, MiB; null when the driver does not report it, as to a container without rights when MIG is on."""
     compute_capability: Line
-    """For example 9.0; empty when the driver does not tell."""
+    """For example 9.0; empty when the driver does not report it."""
     mig_capable: bool
     """Whether the card has MIG."""
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
@@ -101,10 +101,10 @@ class ObservedProcess(WireModel):
     """A process that uses a GPU: for computing, as a client of MPS, or for graphics."""
 
     pid: int
-    """Process id on the host; 0 stands for all that the agent may not see, which count as busy."""
+    """Process id on the host; 0 represents all processes that the agent may not see, which count as busy."""
     name: Line
-    """Name of the program; empty when the agent cannot tell, which counts as busy. NVIDIA's MPS daemons have theirs
-    only when the executable and its parent are the real ones."""
+    """Name of the program; empty when the agent cannot tell, which counts as busy. The names of NVIDIA's MPS daemons
+    are given only when the executable and its parent are the real ones."""
     device: Line = ""
     """UUID of the MIG device it runs on; empty for the whole GPU."""
 
@@ -126,39 +126,39 @@ class ObservedGPU(WireModel):
     """One GPU."""
 
     index: int
-    """Index as NVML counts."""
+    """Index, as NVML counts."""
     uuid: Line
-    """GPU-..."""
+    """UUID, GPU-..."""
     product: Line
-    """Model; see models."""
+    """Product name of its model, as in models."""
     mig_mode: MigModeValue
     """MIG mode in force."""
     mig_mode_pending: MigModeValue
     """MIG mode after the next reset."""
     compute_mode: ComputeModeValue
-    """CUDA compute mode; ExclusiveProcess belongs to MPS. Unknown when NVML refuses to tell."""
+    """CUDA compute mode; ExclusiveProcess belongs to MPS. Unknown when NVML refuses to report it."""
     instances: Annotated[tuple[ObservedInstance, ...], Field(max_length=64)]
     """MIG instances that exist; see instancesWithheld."""
     processes: Annotated[tuple[ObservedProcess, ...], Field(max_length=1024)]
     """Processes that use it."""
     ecc_uncorrected: int | None = None
-    """Uncorrected volatile ECC errors; null when not supported. A count that only grows is not written anew."""
+    """Uncorrected volatile ECC errors; null when not supported. Once above 0, an increase alone is not written."""
     remapped_rows: RemappedRows | None = None
-    """Row remapping; null when not supported. The counts as of eccUncorrected."""
+    """Row remapping; null when not supported. Its counts are written as eccUncorrected is."""
     access: AccessValue = "Ok"
-    """Whether NVML can talk to the GPU; otherwise everything else here is from before."""
+    """Whether NVML can talk to the GPU; unless Ok, everything else here is from an earlier reading."""
     recovery_action: RecoveryValue | None = None
     """What the driver asks for (NVML field 230); null before R565."""
     xid: int | None = None
     """The first critical XID that the agent heard since it started; it hears only while it reads."""
     error: Line = ""
-    """What NVML answered about this GPU, with access Failed."""
+    """What NVML answered about this GPU, with access Failed; empty otherwise."""
     instances_withheld: bool = False
-    """NVML refuses to list MIG instances to the agent's container: there may be more than instances has."""
+    """NVML refuses to list MIG instances to the agent's container: there may be more than instances lists."""
 
 
 class Observed(WireModel):
-    """What the agent read. It is the only writer, by JSON merge patch with every key present."""
+    """What the agent read. The agent is its only writer, by JSON merge patches with every key present."""
 
     request_id: Annotated[str, Field(alias="requestID", max_length=128)]
     """The request that this observation answers: it was read after that request arrived."""
@@ -175,17 +175,17 @@ class Observed(WireModel):
     gpus: Annotated[tuple[ObservedGPU, ...], Field(max_length=64)]
     """GPUs by index."""
     allocated: Counts | None = None
-    """GPU resource name to devices held by pods, from the kubelet's podresources; absent when it did not answer.
+    """Devices held by pods, by GPU resource name, from the kubelet's podresources; absent when it did not answer.
     Finished pods hold none, whatever the version of the kubelet."""
     pods: int | None = None
-    """Pods that hold a GPU device, as of allocated."""
+    """Pods that hold a GPU device, by the same source as allocated."""
 
 
 class HistoryEntry(WireModel):
     """One past transition."""
 
     phase: Line
-    """Phase entered."""
+    """The phase that the node entered."""
     reason: Line
     """Why, in one CamelCase word."""
     at: Time
@@ -193,33 +193,34 @@ class HistoryEntry(WireModel):
 
 
 class Transition(WireModel):
-    """Where the node is on its way. For people: nothing is decided from it."""
+    """How far the node's change has come. For people: nothing is decided from it."""
 
     policy: Line = ""
     """The policy that owns the node."""
     wanted: Line = ""
     """What each GPU is to be divided into."""
     phase: Line = ""
-    """Phase of the node."""
+    """Phase of the node, for example Draining or Synced."""
     reason: Line = ""
-    """One CamelCase word."""
+    """Why it is in this phase, in one CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence = ""
     """A sentence with names and the next step."""
     since: Time | None = None
     """When the phase began, RFC 3339."""
     deadline: Line = ""
-    """When the clock ends the present wait or gives it up: a time of day in UTC, with the date where it is more than a
-    day after since. person or others where no clock does; empty: nothing is waited for."""
+    """When the clock ends the present wait or the operator gives up: a time of day in UTC, with the date where it is
+    more than a day after since. person or others where no clock ends it; empty: nothing is waited for."""
     attempt: int = 0
-    """How often the present step was tried."""
+    """Number of the attempt at what the change now leads to; 1, and one more after each cure of mig-manager. 0 when
+    nothing is in flight."""
     step: Line = ""
-    """Step of how many, for example 1/1; empty when nothing is in flight."""
+    """The step and how many there are, for example 1/1; empty when nothing is in flight."""
     observed: Line = ""
     """What each GPU is divided into now."""
     disruption: Line = ""
-    """Disruption class of the change that is planned or under way."""
+    """Disruption class of the change that is planned or under way; None when nothing is to change."""
     culprit: Line = ""
-    """Who keeps the node: the first pod and how many more (ns/pod +2), otherwise what does, such as gsp/pool-b,
+    """What keeps the node: the first pod and how many more (ns/pod +2), or something else, such as gsp/pool-b,
     node/gpu-07 or mig-manager; empty: nothing is waited for."""
     cordon: Line = ""
     """Whose cordon the node carries: ours, human, foreign or empty."""
@@ -235,7 +236,7 @@ class NodeCondition(WireModel):
     type: Literal["Healthy"]
     """Healthy: no GPU of the node needs a reset, a reboot or a person."""
     status: Literal["True", "False", "Unknown"]
-    """Whether the condition holds."""
+    """Whether the condition is met."""
     reason: Annotated[str, Field(max_length=128)]
     """One CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence
@@ -245,7 +246,7 @@ class NodeCondition(WireModel):
 
 
 class GPUNodeStatus(WireModel):
-    """Two writers: the agent of `observed`, the operator of all else."""
+    """Has two writers: the agent writes `observed`, the operator everything else."""
 
     observed: Observed | None = None
     """Written by the agent of this node only."""
@@ -258,4 +259,4 @@ class GPUNodeStatus(WireModel):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
         ),
     ] = ()
-    """Healthy. Written by the operator only; nothing is decided from it."""
+    """One condition, Healthy. Written by the operator only; nothing is decided from it."""

@@ -15,25 +15,29 @@ PREFIX = f"{GROUP}/"
 
 # --- Node labels and annotations that we own ---------------------------------------------------------
 LABEL_MODE = f"{PREFIX}mode"
-"""Routing label: `full`, `mig`, `time-slicing` ...; absent while a change drains the node: nothing is to land there."""
+"""Routing label: `full`, `mig`, `time-slicing` ... A change that cordons the node removes it with the fence and writes
+it at the release, so that workloads that select a mode do not land there meanwhile."""
 LABEL_POLICY = f"{PREFIX}policy"
 """The policy that owns the node. It makes ownership sticky: equal priority never moves a node."""
 ANNOTATION_FENCE = f"{PREFIX}fence"
-"""JSON record of the change in flight; written with the cordon in one PATCH, removed with it in one PATCH."""
+"""JSON record of the change in flight. One PATCH writes it, with the cordon where the change needs one; the PATCH of
+the release removes it, and lifts the cordon if that was only ours."""
 ANNOTATION_DEFERRED = f"{PREFIX}deferred"
-"""JSON record of the last change that was given up or taken back: count, until when we wait, why."""
+"""JSON record of the last change that was given up (planning/snapshot/records.py, `Deferred`): how many were, until
+when the next one waits, and why."""
 ANNOTATION_VERIFIED = f"{PREFIX}verified"
-"""JSON record of what was last proven on the node: configurations, their meaning, GPUs, and drift put right."""
+"""JSON record of what was last proven on the node (planning/snapshot/records.py, `Verified`): configurations, their
+meaning, GPUs, and whether drift was put right."""
 ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
 """`true` on a Node: when our change ends, leave the node cordoned."""
 ANNOTATION_DO_NOT_DISRUPT = f"{PREFIX}do-not-disrupt"
-"""On a Pod: true, or a duration from its start; nobody is to disturb it (docs/design/drain.md#p17)."""
+"""On a Pod: `true`, or a duration from its start; until then it must not be disturbed (docs/design/drain.md#p17)."""
 ANNOTATION_GPU_MEMORY = f"{PREFIX}gpu-memory"
-"""On a Pod: memory of a GPU that it needs, such as 15Gi, where what it takes says nothing of it; for advice only."""
+"""On a Pod: the GPU memory that it needs, such as 15Gi, where what it allocates does not show that; for advice only."""
 ANNOTATION_RETRY = f"{PREFIX}retry"
-"""Any new value on a Node: try a Failed or deferred node again now."""
+"""On a Node: a new value starts another attempt at once, after a failure, an abort, or drift that came back."""
 ANNOTATION_ABORT = f"{PREFIX}abort"
-"""On a Node, the `op` of its fence: give this change up, as long as that is before the point of no return."""
+"""On a Node, with the `op` of its fence: give this change up, unless it is past the point of no return."""
 LABEL_SKIP = f"{PREFIX}skip"
 """`true` on a Node: begin no change there. The node still counts in its pool."""
 ANNOTATION_APPROVE = f"{PREFIX}approve"
@@ -47,12 +51,12 @@ ANNOTATION_CLAIMS = f"{PREFIX}claims"
 ANNOTATION_WRITTEN = f"{PREFIX}written"
 """On our ConfigMaps: JSON map of entry to the time it was written."""
 ANNOTATION_CONFIGURED = f"{PREFIX}configured"
-"""On ClusterPolicy, commas between: the fields that the operator has set once and does not set again."""
+"""On ClusterPolicy, comma-separated: the fields that the operator has set once and does not set again."""
 LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-operator"
-"""On our ConfigMaps: who keeps them."""
+"""On our ConfigMaps: who maintains them."""
 TAINT_UNPROVEN = f"{PREFIX}unproven"
-"""Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node which joins: no workload lands
-before its layout is proven. It is the one taint that we ever take away; we never set one (docs/design/way.md#gate)."""
+"""Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node that joins: no workload lands
+before its layout is proven. It is the only taint that we ever remove; we never set one (docs/design/way.md#gate)."""
 FINALIZER = f"{PREFIX}in-flight"
 """On a policy while one of its nodes is in flight, and with deletionPolicy Reset all the time."""
 
@@ -72,11 +76,12 @@ LABEL_GFD_TIMESTAMP = "nvidia.com/gfd.timestamp"
 LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
 LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
 UPGRADE_LASTING = frozenset({"upgrade-required", "upgrade-failed"})
-"""Its values that may last for weeks, in which nobody unloads anything (k8s-operator-libs pkg/upgrade/consts.go)."""
+"""Values of LABEL_UPGRADE_STATE that may last for weeks, during which no driver is unloaded (k8s-operator-libs
+pkg/upgrade/consts.go)."""
 LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
 DEPLOY_NEEDED = ("operands", "device-plugin", "gpu-feature-discovery")
-"""Switches of the GPU Operator without which no change shows on a node (d.2); suffixes of LABEL_DEPLOY_PREFIX."""
+"""Switches of the GPU Operator without which a node shows no change (d.2); suffixes of LABEL_DEPLOY_PREFIX."""
 WORKLOAD_CONTAINER = "container"
 """The one value of LABEL_WORKLOAD_CONFIG with which a node has a device plugin (d.2); absent means the same."""
 PAUSED_FOR_MIG = "paused-for-mig-change"
@@ -100,7 +105,7 @@ NEIGHBOUR_LABELS = {
     LABEL_NO_REMEDIATION: "true",
 }
 """Set on a fenced Node, with these values: NVIDIA's driver upgrade keeps out, and the health agents NVSentinel (the
-second one is its older name) and medik8s see DCGM stop and do not repair the node (docs/design/drain.md#c6)."""
+third label is its older name) and medik8s, which see DCGM stop, do not repair the node (docs/design/drain.md#c6)."""
 
 REWRITTEN_LABELS = (
     LABEL_MODE,
@@ -119,7 +124,7 @@ REWRITTEN_LABELS = (
     LABEL_MPS_CAPABLE,
     *NEIGHBOUR_LABELS,
 )
-"""Labels whose value a mode change rewrites: a nodeSelector on one would select itself out of its pool.
+"""Labels whose value a mode change rewrites: a node would leave a pool that selects by one.
 
 GFD describes the MIG device instead of the card in `gpu.*` under strategy single (docs/design/nvidia.md#c);
 the last ones are set by our own fence (docs/design/drain.md#c6).
@@ -137,7 +142,7 @@ RESOURCE_MIG_PREFIX = "nvidia.com/mig-"
 
 
 def is_gpu_resource(name: str) -> bool:
-    """Whether an extended resource stands for GPUs or parts of one (docs/design/drain.md#g1).
+    """Whether an extended resource represents GPUs or parts of one (docs/design/drain.md#g1).
 
     Names that NVIDIA's plugin never serves, but that somebody else may serve for a GPU, count too: `nvidia.com/gpumem`,
     `nvidia.com/gpu-h100`. Their pods hold a GPU, and must leave before it changes. Other nvidia.com/* resources
@@ -156,7 +161,8 @@ class Mode(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """The terms of kstatus, understood by `kubectl wait`, `helm --wait`, Argo CD and Flux."""
+    """Conditions of a policy. Ready, Reconciling and Stalled are those of kstatus; Argo CD needs a health check
+    (deploy/gitops)."""
 
     ACCEPTED = "Accepted"
     READY = "Ready"
@@ -175,12 +181,12 @@ class DisruptionClass(StrEnum):
 
     @property
     def severity(self) -> int:
-        """Each class disturbs more than those before it."""
+        """Position in the order of disruption: each class disturbs more than those before it."""
         return _CLASSES.index(self)
 
     @property
     def cordons(self) -> bool:
-        """It needs an idle, cordoned node."""
+        """Whether a change of this class needs an idle, cordoned node."""
         return self in _CORDONING
 
 
@@ -189,7 +195,7 @@ _CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, Disrupt
 
 
 class Phase(StrEnum):
-    """Where one node is on its way; derived from facts on every pass, never read back."""
+    """How far the change of one node has come; derived from facts on every pass, never read back to decide."""
 
     PENDING = "Pending"
     PREFLIGHT = "Preflight"
@@ -208,7 +214,8 @@ class Phase(StrEnum):
 
     @property
     def in_flight(self) -> bool:
-        """The node carries our fence, or is about to lose it."""
+        """Whether a change of ours has begun on the node and is not over: it carries our fence, or is about to get or
+        lose it. A node that was left to other maintenance keeps its fence too, but is Blocked."""
         return self in _IN_FLIGHT
 
 

@@ -12,7 +12,7 @@ from gpusharing.api.rules import cel
 
 Replicas = Annotated[int, Field(ge=2, le=1024, json_schema_extra=cel(rules.REPLICAS))]
 ALL_ALONE = {"anyOf": [{"maxItems": 1}, {"items": {"properties": {"devices": {"not": {"enum": ["all"]}}}}}]}
-"""Schema of layouts: an entry for `all` GPUs is the only one."""
+"""Schema of layouts: an entry for `all` GPUs must be the only one."""
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=rules.LABEL_KEY)]
 LabelValue = Annotated[str, Field(max_length=63, pattern=rules.LABEL_VALUE)]
 MAX_GPUS = 16
@@ -63,7 +63,7 @@ class Selector(WireModel):
     match_labels: Annotated[
         dict[str, LabelValue], Field(max_length=8, json_schema_extra=cel(rules.LABEL_KEYS))
     ] = Field(default_factory=dict)
-    """Labels that it must carry, for example {tier: training}."""
+    """Labels that a namespace or pod must carry, for example {tier: training}."""
     match_expressions: Annotated[tuple[Requirement, ...], Field(max_length=8)] = ()
     """Further requirements, all of which must hold."""
 
@@ -91,7 +91,7 @@ class MigLayout(WireModel):
         dict[str, Annotated[int, Field(ge=1, le=7)]],
         Field(max_length=16, json_schema_extra=cel(rules.PROFILE_NAMES)),
     ] = Field(default_factory=dict)
-    """MIG profile to instances on each of these GPUs, for example {3g.40gb: 2}; {} keeps them whole."""
+    """How many instances of each MIG profile each of these GPUs gets, for example {3g.40gb: 2}; {} keeps them whole."""
 
 
 class Mig(WireModel):
@@ -101,7 +101,7 @@ class Mig(WireModel):
 
     strategy: Literal["single", "mixed"] = "mixed"
     """`mixed` advertises nvidia.com/mig-<profile>; `single` keeps the resource name nvidia.com/gpu, so that
-    manifests need no edit, and needs the same one profile on all GPUs."""
+    manifests need no edit, and needs one and the same profile on all GPUs."""
     config: (
         Annotated[
             str,
@@ -150,7 +150,7 @@ class Mps(WireModel):
 
 
 class DrainRule(WireModel):
-    """How some pods leave; of several rules that match a pod the first decides."""
+    """How some pods leave; if several rules match a pod, the first one decides."""
 
     model_config = ConfigDict(json_schema_extra=cel(rules.RULE_TIMEOUT))
 
@@ -162,21 +162,21 @@ class DrainRule(WireModel):
     """Evict removes the pod. WaitCompleted cordons the node and waits until the pod has ended. Block leaves the node
     alone while the pod is there."""
     timeout: Wait | None = None
-    """With WaitCompleted: how long it is waited for after the cordon, or Never for a wait without an end; jobs.timeout
-    where it is missing."""
+    """With WaitCompleted: how long to wait for the pod after the cordon, or Never to wait indefinitely; without it,
+    jobs.timeout applies."""
     order: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """Pods of a lower order leave first, and all of them are gone before the next ones are asked to; pods that no
+    """Pods of a lower order leave first, and the next ones are asked to leave when all of these are gone; pods that no
     rule matches have 0."""
 
 
 class Jobs(WireModel):
-    """Pods that end by themselves: of a Job and its like, with restartPolicy Never or OnFailure."""
+    """Pods that run to completion: those of a Job or the like, with restartPolicy Never or OnFailure."""
 
     timeout: Wait = "1h"
-    """How long they are waited for after the cordon, for example 1h or 8h; Never: for as long as they run."""
+    """How long to wait for them after the cordon, for example 1h or 8h; Never: for as long as they run."""
     on_timeout: Literal["Abort", "Evict"] = "Abort"
-    """What happens then: Abort gives the change up and restores the node, Evict removes them like other pods. It
-    holds for pods that a rule waits for as well."""
+    """What happens then: Abort gives the change up and restores the node, Evict removes them like other pods. It also
+    applies to pods that a rule waits for."""
 
 
 class Drain(WireModel):
@@ -184,25 +184,25 @@ class Drain(WireModel):
 
     timeout: Duration = "15m"
     """How long a drain may take before it is given up and the node restored, for example 15m or 1h30m.
-    Until then it keeps its place in maxUnavailable, whatever keeps the pods."""
+    Until then the node keeps its place in maxUnavailable, whatever keeps the pods."""
     on_timeout: Literal["Abort", "Hold", "ForceDelete"] = "Abort"
     """What happens then: Abort gives the change up and restores the node; Hold keeps it cordoned and in its place in
-    maxUnavailable, and goes on trying until the pods are gone or a person gives the change up. ForceDelete deletes
-    what its PodDisruptionBudget still keeps, a grace period before the end, and needs the chart's value forceDelete."""
+    maxUnavailable, and goes on trying until the pods are gone or a person gives the change up. ForceDelete deletes pods
+    that a PodDisruptionBudget still keeps, a grace period before the end, and needs the chart's value forceDelete."""
     unmanaged_pods: Literal["Block", "Evict"] = "Block"
     """Pods without a controller do not come back: Block leaves the node alone, Evict removes them."""
     protected_pods: Literal["Wait", "Block", "Ignore"] = "Wait"
     """Pods with a mark that asks not to disturb them (do-not-disrupt, safe-to-evict, cluster.x-k8s.io/drain): Wait
     leaves the node alone until the mark ends or the pod is gone, Block for as long as the mark is there, whatever
-    duration it names, Ignore pays no heed to marks."""
+    duration it names, Ignore disregards marks."""
     local_storage: Literal["Evict", "Block"] = "Evict"
-    """Pods with files in an emptyDir on the node's disk lose them: Evict removes them all the same, Block leaves
+    """Pods with files in an emptyDir on the node's disk lose them: Evict removes them anyway, Block leaves
     the node alone. An emptyDir in memory, such as /dev/shm, never blocks."""
     rules: Annotated[tuple[DrainRule, ...], Field(max_length=16)] = ()
-    """Exceptions for some pods, the first that matches wins. A rule overrides unmanagedPods, localStorage and jobs; it
-    does not override what nobody evicts, nor marks on the pod."""
+    """Exceptions for some pods; the first that matches wins. A rule overrides unmanagedPods, localStorage and jobs, but
+    neither marks on the pod nor the rule that some pods are never evicted."""
     jobs: Jobs = Field(default_factory=Jobs)
-    """Pods that end by themselves are waited for."""
+    """How long the drain waits for pods that run to completion."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
     """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts."""
 
@@ -213,15 +213,15 @@ class Cost(WireModel):
     gpu_hourly_price: Annotated[
         str, Field(max_length=13, pattern=rules.PRICE, json_schema_extra=cel(rules.GPU_HOURLY_PRICE))
     ]
-    """One whole GPU for an hour, as text: "3.20". Where OpenCost tells a price of the node, that one counts."""
+    """One whole GPU for an hour, as text: "3.20". If OpenCost has a price for the node, that one counts."""
     currency: Annotated[
         str, Field(max_length=3, pattern=rules.CURRENCY, json_schema_extra=cel(rules.CURRENCY_CODE))
     ] = "USD"
-    """Three capital letters. Nothing is converted."""
+    """Currency code of three capital letters. Nothing is converted."""
 
 
 class GPUSharingPolicySpec(WireModel):
-    """What the pool is for and how a change may reach it."""
+    """What the pool is for, and how it may be changed."""
 
     model_config = ConfigDict(
         json_schema_extra=cel(
@@ -240,7 +240,8 @@ class GPUSharingPolicySpec(WireModel):
     """Optional guard: only nodes with one of these cards change, others are skipped and reported. The name is
     NVML's with dashes, for example NVIDIA-H100-80GB-HBM3."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """The highest of the policies that select a node wins; an equal one never takes it from its owner."""
+    """Of the policies that select a node, the one of the highest priority owns it; one of equal priority never takes a
+    node from its owner."""
     mode: Mode
     """What the GPUs are for. Full: one pod has a whole GPU. MIG, MPS and TimeSlicing need the block of that name;
     MIG may have timeSlicing too."""
@@ -255,18 +256,18 @@ class GPUSharingPolicySpec(WireModel):
     rollout: Rollout = Field(default_factory=Rollout)
     """How the change moves over the pool."""
     deletion_policy: Literal["Retain", "Reset"] = "Retain"
-    """What becomes of the nodes when the policy is deleted. Retain leaves them as they are; Reset brings each to whole
-    GPUs first, by drain and rollout as ever, proves that and takes our labels off; the policy stays until then."""
+    """What happens to the nodes when the policy is deleted. Retain leaves them as they are; Reset first changes each to
+    whole GPUs, by the usual drain and rollout, proves that and removes our labels; the policy stays until then."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. As with every edit, a halt by rollout.maxFailures, an approval and waits for
-    another try end when it changes."""
+    """What a GPU of the pool costs. Like every edit, a new value ends a halt by rollout.maxFailures, an approval and
+    waits for another attempt."""
 
 
 class Summary(WireModel):
     """Flat values for the columns of `kubectl get`."""
 
     mode: Line = ""
-    """Mode as shown."""
+    """Mode as shown: Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."""
     layout: Line = ""
     """What each GPU is divided into, for example 2x3g.40gb, 4x shared or 1x full."""
     nodes: Line = ""
@@ -276,13 +277,14 @@ class Summary(WireModel):
     used: Line = ""
     """Devices held by pods, of all devices served, for example 27/32."""
     pending_pods: int = 0
-    """Pending pods that ask for a resource of this pool or, with drain.strandedPods Allow, for one of no node."""
+    """Pending pods that ask for a resource of this pool or, with drain.strandedPods Allow, for one that no node
+    offers."""
     strategy: Line = ""
     """MIG strategy, empty for other modes."""
     product: Line = ""
     """Card models in the pool."""
     next_window: Line = ""
-    """With rollout.windows or rollout.blackouts: when nodes may start next, or until when they may now; UTC."""
+    """With rollout.windows or rollout.blackouts: when nodes may start next or, if they may now, until when; UTC."""
     status: Line = ""
     """One word: Synced, Draining, Blocked, Failed ..."""
     message: Sentence = ""
@@ -290,10 +292,10 @@ class Summary(WireModel):
 
 
 class Plan(WireModel):
-    """What is going to happen, shown before it does."""
+    """What is going to happen, shown beforehand."""
 
     hash: Line
-    """Changes when the plan changes."""
+    """Identifies the plan, for rollout.approval Manual; changes when the plan changes."""
     disruption: Line
     """Highest disruption class of the nodes that change."""
     nodes: Annotated[tuple[Line, ...], Field(max_length=20)]
@@ -303,8 +305,8 @@ class Plan(WireModel):
     pods: int
     """Pods holding a GPU on these nodes."""
     pod_names: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
-    """Of them, at most 20 that would be evicted. Listed while the whole pool waits: for an approval, a window, the
-    canary or a person. Nodes in work show theirs in kubectl get gpunodes."""
+    """At most 20 of these pods that would be evicted. Listed while the whole pool waits: for an approval, a window, the
+    canary or a person. For nodes that are being changed, see kubectl get gpunodes."""
     budgets: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
     """PodDisruptionBudgets that guard these pods, at most 20."""
     gangs: Annotated[tuple[Sentence, ...], Field(max_length=10)] = ()
@@ -325,7 +327,7 @@ class Failure(WireModel):
     node: Line
     """Name of the node."""
     reason: Line
-    """One CamelCase word."""
+    """Why, in one CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence
     """What happened and what to do."""
 
@@ -334,11 +336,11 @@ class GPUSharingPolicyStatus(WireModel):
     """Recomputed from scratch on every pass; written only when it changed."""
 
     observed_generation: int = 0
-    """The metadata.generation that this status speaks about."""
+    """The metadata.generation that this status describes."""
     summary: Summary = Field(default_factory=Summary)
     """Flat values for the columns of `kubectl get`."""
     plan: Plan | None = None
-    """What is going to happen; absent when nothing is."""
+    """What is going to happen; absent when no node is to change."""
     failures: Annotated[tuple[Failure, ...], Field(max_length=20)] = ()
     """Nodes that need a person, at most 20."""
     conditions: Annotated[

@@ -9,14 +9,14 @@ from gpusharing.api.base import Duration, WireModel
 from gpusharing.api.rules import cel
 
 MAX_WINDOWS = 16
-"""Windows, and as many blackouts: CEL needs a bound."""
+"""How many windows, and how many blackouts, a policy may have: CEL needs a bound."""
 
 
 class Window(WireModel):
     """A recurring time window."""
 
     schedule: Annotated[str, Field(min_length=9, max_length=128, json_schema_extra=cel(rules.SCHEDULE))]
-    """When it begins, as cron has it: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"."""
+    """When it begins, in cron syntax: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"."""
     duration: Duration
     """How long it lasts, in elapsed time, for example 6h."""
     time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
@@ -29,12 +29,13 @@ Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]
 
 
 class Canary(WireModel):
-    """The first nodes of a change, which the others wait for."""
+    """The first nodes of a change, for which the others wait."""
 
     nodes: Annotated[int, Field(ge=1, le=5000)] = 1
-    """How many; as many as the pool has are the whole pool, and nobody waits. Of more no node in service starts."""
+    """How many nodes. If the pool has exactly as many, all are canaries and no node waits; if it has fewer, no node in
+    service starts."""
     soak: Duration = "10m"
-    """How long they have to be proven before the next node starts."""
+    """How long they must have served since their proof before the next node starts."""
 
 
 class Timeouts(WireModel):
@@ -64,7 +65,7 @@ class Rollout(WireModel):
     paused: bool = False
     """Start no further node."""
     when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
-    """What becomes of nodes in flight that are not past the point of no return. Finish: they go on. Hold: no further
+    """What happens to nodes in flight that are not past the point of no return. Finish: they go on. Hold: no further
     pod is evicted, and the node waits cordoned until drain.timeout restores it, or longer with drain.onTimeout: Hold.
     Abort: they are restored at once."""
     windows: Windows = ()
@@ -73,15 +74,15 @@ class Rollout(WireModel):
     blackouts: Windows = ()
     """When no node may start, whatever the windows say."""
     canary: Canary | None = None
-    """Change some nodes first, and the others when these are proven and have served for a while."""
+    """Change some nodes first, and the others once these are proven and have served for a while."""
     approval: Literal["Automatic", "Manual"] = "Automatic"
-    """Manual: no node starts before the plan was approved by its hash (status.plan.hash), as the annotation
-    gpusharing.dev/approve of the policy."""
+    """Manual: no node starts before the annotation gpusharing.dev/approve of the policy has the hash of the plan
+    (status.plan.hash)."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
-    """Nodes that may fail after the point of no return, per generation of the policy, before no further node starts.
-    The annotation gpusharing.dev/resume with that generation lets it go on."""
+    """When so many nodes have failed after the point of no return in one generation of the policy, no further node
+    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
-    """What becomes of a node that failed after the point of no return. Hold: it stays cordoned until a person retries
+    """What happens to a node that failed after the point of no return. Hold: it stays cordoned until a person retries
     it or changes the policy. Rollback: it goes back to what was proven on it last, once per generation or retry, and
     serves that; where nothing was proven, or going back fails too, it is held."""
     timeouts: Timeouts = Field(default_factory=Timeouts)

@@ -1,6 +1,6 @@
-"""What a policy may say, beyond types and bounds: each rule once, with one text for both who check it.
+"""What a policy may say, beyond types and bounds: each rule once, with one text for both its checkers.
 
-The API server evaluates `cel`; `validation.py` asks the same question in Python and answers with the same
+The API server evaluates `cel`; `validation.py` checks the same in Python and answers with the same
 message. A message says what is wrong and shows a valid example.
 """
 
@@ -13,7 +13,7 @@ LABEL_KEY = (
     r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?"
     r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
-"""A qualified name as Kubernetes wants it: optional DNS prefix and slash, then at most 63 characters."""
+"""A qualified name as Kubernetes requires it: optional DNS prefix and slash, then at most 63 characters."""
 LABEL_VALUE = r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$"
 """Kubernetes' rule for a label value (the length is bounded beside it)."""
 PROFILE = r"^[1-9]g\.(0|[1-9][0-9]{0,3})gb([+]me|-me|[+]gfx|[+]me\.all)?$"
@@ -24,14 +24,14 @@ DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?$"
 MAX_DURATION_HOURS = 168
 """A week: more is a typing error, and a node must not stay fenced for ever."""
 CRON = r"^[0-9*/,-]+ +[0-9*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,-]+ +[0-9A-Za-z*/,#-]+$"
-"""Five fields that can be cron's; whether they name a time at all is found out when it is looked for."""
+"""Five fields that can be cron's; whether they name a time at all shows when the operator looks for one."""
 ZONE = r"^[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}$"
-"""What a name of the IANA time zone database can be."""
+"""The form of a name in the IANA time zone database; whether there is such a zone shows when it is used."""
 PERCENT = "^(100|[1-9]?[0-9])%$"
 PRICE = "^[0-9]{1,6}([.][0-9]{1,6})?$"
-"""An amount of money as text, because a float is none: no sign, so none is below 0."""
+"""An amount of money as text, because a float cannot hold it exactly; without a sign, so none is below 0."""
 CURRENCY = "^[A-Z]{3}$"
-"""ISO 4217's form; whether there is such a currency is nobody's business here, for nothing is converted."""
+"""The form of an ISO 4217 code; whether there is such a currency does not matter, because nothing is converted."""
 MAX_NAME = 50
 """A policy's name plus a content hash must fit a label value (63 characters)."""
 
@@ -41,7 +41,7 @@ class ApiRule:
     """One rule of the API."""
 
     cel: str
-    """Holds when the value (`self`) is right."""
+    """CEL that is true when the value (`self`) is right."""
     message: str
     """What is wrong, with a valid example."""
     field: str = ""
@@ -70,7 +70,7 @@ def _quoted(text: str) -> str:
 
 
 def _rewritten(variable: str) -> str:
-    """CEL that holds when a mode change rewrites the label."""
+    """CEL that is true when a mode change rewrites the label."""
     names = ", ".join(_quoted(label) for label in REWRITTEN_LABELS)
     prefixes = (f"{variable}.startsWith({_quoted(prefix)})" for prefix in REWRITTEN_PREFIXES)
     return " || ".join([f"{variable} in [{names}]", *prefixes])
@@ -146,7 +146,7 @@ SINGLE_PROFILE = ApiRule(
     "self.strategy != 'single' || !has(self.layouts) || self.layouts.all(entry,"
     " has(entry.profiles) && size(entry.profiles) == 1"
     " && entry.profiles.all(name, name in self.layouts[0].profiles))",
-    "strategy single needs the same one profile on every GPU, for example "
+    "strategy single needs one and the same profile on every GPU, for example "
     "layouts: [{devices: all, profiles: {1g.10gb: 7}}]; use strategy: mixed for several profiles",
     field=".strategy",
 )
@@ -164,7 +164,7 @@ PROFILE_NAMES = ApiRule(
     "not a MIG profile that the device plugin advertises; for example 3g.40gb, 1g.10gb+me or 1g.24gb-me",
 )
 DEVICES = "devices is `all` alone, or lists that name each GPU once, for example devices: [0, 1]"
-"""No CEL in the CRD: `devices` is a word or a list, which has no type there. The chart's admission policy says it."""
+"""No CEL in the CRD: `devices` is a word or a list, which has no type there. The chart's admission policy checks it."""
 
 # --- numbers and times ------------------------------------------------------------------------------
 GPU_HOURLY_PRICE = ApiRule(
@@ -186,7 +186,7 @@ POSITIVE_DURATION = ApiRule(
     f"a duration of more than 0 and at most {MAX_DURATION_HOURS}h, for example 15m or 1h30m",
 )
 NEVER = "Never"
-"""A wait without an end."""
+"""The text for an indefinite wait."""
 WAIT = r"^(Never|([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?)$"
 POSITIVE_WAIT = ApiRule(
     f"self == {_quoted(NEVER)} || ({POSITIVE_DURATION.cel})",

@@ -15,10 +15,10 @@ def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bo
 
 
 def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable[Row] = ()) -> bool:
-    """All of matchLabels and of matchExpressions must hold; nothing at all matches everything.
+    """All of matchLabels and of matchExpressions must match; an empty selector matches everything.
 
-    NotIn holds where the label is missing. An operator that we do not know holds: who asks foresees a budget's
-    refusal, and would rather see one too many than overlook one; our own CRDs admit no such operator.
+    NotIn matches where the label is missing. An operator that we do not know matches: the caller foresees refusals by
+    budgets, and one too many is better than one overlooked; our own CRDs admit no such operator.
     """
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
         _holds(labels, row) for row in rows

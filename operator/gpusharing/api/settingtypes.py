@@ -1,4 +1,4 @@
-"""Types of the operator's settings: what the text of an environment variable may say. pydantic reads and checks it."""
+"""Types of the operator's settings: what the text of an environment variable may be. pydantic reads and checks it."""
 
 import re
 from collections.abc import Callable
@@ -16,7 +16,8 @@ _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def listed(find_problem: Callable[[str], str]) -> BeforeValidator:
-    """Entries with commas between; none in an empty text. `find_problem`: why one is bad; empty when it is good."""
+    """Comma-separated entries; an empty text has none. `find_problem` says why an entry is bad, and "" if it is
+    good."""
     return BeforeValidator(partial(_split, find_problem))
 
 
@@ -49,7 +50,7 @@ def _is_on(text: str) -> bool:
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Period = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-"""Seconds above 0: with 0 the loop would spin, or never act."""
+"""Seconds, more than 0: with 0 the loop would spin, or never act."""
 Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 """0 switches the port off."""

@@ -1,23 +1,23 @@
-"""Moments as text: RFC 3339, as Kubernetes and our own records have them."""
+"""Moments as text: RFC 3339, as in Kubernetes and in our own records."""
 
 from datetime import UTC, datetime
 
 NEVER = datetime(9000, 1, 1, tzinfo=UTC)
-"""A deadline that does not come, in records that need one. Far enough from the end of the calendar to add to."""
+"""A deadline that never comes, for records that need one. Far enough from the end of the calendar to add to."""
 
 
 def to_rfc3339(moment: datetime) -> str:
-    """UTC with a Z, in whole seconds, as metav1.Time has it."""
+    """UTC with a Z, in whole seconds, like metav1.Time."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def to_micro_time(moment: datetime) -> str:
-    """UTC with a Z and exactly six digits of a second, which metav1.MicroTime wants."""
+    """UTC with a Z and exactly six digits of a second, as metav1.MicroTime requires."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def from_rfc3339(text: object) -> datetime | None:
-    """The moment, or None when it is not a text in RFC 3339 with a time zone."""
+    """The moment, or None when `text` is not a time in RFC 3339 with a time zone."""
     if not isinstance(text, str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""What the API server says of a policy, in Python: for objects that are older than a rule, or without a server.
+"""The API server's checks of a policy, in Python: for objects that are older than a rule, or without a server.
 
 Pure. Every refusal is a Problem that names the field and shows a valid example; `rules.py` has the texts.
 """
@@ -70,19 +70,19 @@ class Problem:
     message: str
     """What is wrong, with a valid example."""
     value: str = ""
-    """What stands there, as JSON has it; empty where that is no text, number or switch, or nothing does."""
+    """The value there, as JSON; empty where it is not a text, number or boolean, or where there is none."""
 
     def __str__(self) -> str:
-        """On one line: the field, what stands there, what is wrong."""
+        """On one line: the field, its value, what is wrong."""
         return f"{self.field}{' ' if self.value else ''}{self.value}: {self.message}"
 
 
 def validate_policy(raw: Mapping[str, Any]) -> GPUSharingPolicySpec | tuple[Problem, ...]:
     """Check a whole GPUSharingPolicy object as the API server does.
 
-    Types are taken literally, as JSON has them ("4" is no number). A field that we do not know is refused: the API
+    Types are taken literally, as in JSON ("4" is not a number). A field that we do not know is refused: the API
     server keeps one only where the CRDs are newer than the operator, and it may be the very one that says when no
-    node may be drained. Bounds and patterns are checked first: only what passes them is asked for its meaning.
+    node may be drained. Bounds and patterns are checked first, and the meaning of only what passes them.
     """
     spec = raw.get("spec")
     if not isinstance(spec, Mapping):
@@ -106,7 +106,7 @@ def _with_values(problems: Iterable[Problem], raw: Mapping[str, Any]) -> tuple[P
 
 
 def _value_at(path: str, raw: Any) -> str:
-    """What stands at a path such as `spec.mig.layouts[1].devices`, as far as it fits into a message."""
+    """The value at a path such as `spec.mig.layouts[1].devices`, as far as it fits into a message."""
     for part in re.findall(r"[^.\[\]]+", path):
         if isinstance(raw, Mapping):
             raw = raw.get(part)
@@ -181,8 +181,8 @@ def parse_duration(text: str) -> timedelta:
 def allowance(max_unavailable: int | str, total: int) -> int:
     """Nodes of a pool of `total` that may be unavailable at once (docs/design/drain.md#budget).
 
-    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze. Nonsense
-    counts as 0, never as unlimited.
+    A percentage rounds down but is at least 1 while the pool has a node; 0 and "0%" freeze the pool. An invalid
+    value counts as 0, never as unlimited.
     """
     if isinstance(max_unavailable, bool) or total <= 0:
         return 0

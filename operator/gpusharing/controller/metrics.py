@@ -49,7 +49,7 @@ class Metrics:
         )
         self.actions = Counter(
             "gpusharing_actions_total",
-            "Actions carried out, by kind and result (done, or what kept it).",
+            "Actions carried out, by kind and result (done, or what prevented it).",
             ["action", "result"],
             registry=self.registry,
         )
@@ -97,7 +97,7 @@ class Metrics:
         )
         self.used = Gauge(
             "gpusharing_policy_budget_used_nodes",
-            "How many nodes of a policy are unavailable, or about to be by somebody else; each counts once.",
+            "How many nodes of a policy are unavailable, or soon will be by another controller; each counts once.",
             policy,
             registry=registry,
         )
@@ -109,7 +109,7 @@ class Metrics:
         )
         self.price = Gauge(
             "gpusharing_policy_gpu_hourly_price",
-            "What a GPU of a policy costs for an hour: spec.cost, absent where it says nothing.",
+            "What a GPU of a policy costs per hour: spec.cost of the policy; absent where it is not set.",
             [*policy, "currency"],
             registry=registry,
         )
@@ -129,13 +129,13 @@ class Metrics:
         policy, registry = ["policy"], self.registry
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
-            "Phases that nodes of a policy entered: while it does not grow, nothing moves.",
+            "Phases that nodes of a policy entered; while it does not grow, no node moves on.",
             policy,
             registry=registry,
         )
         self.drifted = Gauge(
             "gpusharing_policy_drifted_nodes",
-            "Nodes of a policy that no longer match what was proven there, and are not being put right yet.",
+            "Nodes of a policy that no longer match what was proven there, and are not being corrected yet.",
             policy,
             registry=registry,
         )
@@ -153,7 +153,7 @@ class Metrics:
         )
         self.idle = Gauge(
             "gpusharing_policy_slices_idle",
-            "Slices that a pod could be given now: nobody holds them, and their nodes take pods.",
+            "Slices that a pod could get now: no pod holds them, and their nodes accept pods.",
             [*policy, "resource"],
             registry=registry,
         )

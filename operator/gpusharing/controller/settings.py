@@ -42,37 +42,37 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the shell needs beyond what the planner needs. Times in seconds."""
+    """Settings of the process itself, besides those of the planner. Times in seconds."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
-    """Settings that decisions depend on; each has a variable of its own too."""
+    """Settings that decisions depend on; each has its own variable too."""
     admin_mig_config_map: str = ""
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
     admin_plugin_config_map: str = ""
-    """ConfigMap there whose device-plugin configurations are merged into ours; empty: none."""
+    """ConfigMap in the GPU Operator's namespace whose plugin configurations are merged into ours; empty: none."""
     agent_namespace: str = "gpusharing-agent"
-    """Where the agent's pods are; empty: our own namespace."""
+    """Namespace of the agent's pods; empty: our own namespace."""
     maintenance_keys: MaintenanceKeys = ()
-    """Keys, separated by commas: a label, annotation or taint with one means that somebody else maintains the Node."""
+    """Comma-separated keys: a label, annotation or taint with one means that another controller maintains the Node."""
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in our namespace that holds leader and claims."""
     lease_seconds: Period = 15.0
     """How long a lost leader blocks its successor."""
     renew_deadline: Period = 10.0
-    """A leader that could not renew for this long ends its process at once."""
+    """A leader that could not renew the Lease for this long ends its process at once."""
     retry_period: Period = 2.0
-    """Between two attempts to take or renew the Lease."""
+    """Time between two attempts to take or renew the Lease."""
     debounce: Seconds = 0.2
-    """From the first change to the pass that looks at all of them."""
+    """Time from the first change to the pass that handles all of them."""
     publish_period: Seconds = 2.0
     """A node that begins to change is shown after this time, and its next phases after twice that; phases that pass
     more quickly are never shown."""
     relist: Period = 600.0
-    """Policies are listed again after this long even when nothing happened."""
+    """Time after which policies are listed again even when nothing happened."""
     pending_period: Period = 60.0
-    """Between two counts of Pending GPU pods."""
+    """Time between two counts of Pending GPU pods."""
     parallel: Annotated[int, Field(gt=0)] = 16
-    """Nodes acted on at once."""
+    """How many nodes are acted on at once."""
     log_format: Literal["json", "console"] = "json"
     """json or console."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -86,7 +86,7 @@ class Settings:
 
     @property
     def admin_maps(self) -> AdminMaps:
-        """The ConfigMaps of an admin's own."""
+        """The admin's own ConfigMaps."""
         return AdminMaps(self.admin_plugin_config_map, self.admin_mig_config_map)
 
 
@@ -115,7 +115,7 @@ _PLAN, _SHELL = TypeAdapter(PlanSettings), TypeAdapter(Settings)
 
 
 def default_text(value: object) -> str:
-    """A value as its variable would have it."""
+    """A value in the form of its variable."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -24,9 +24,13 @@ class EnsureGPUNode:
     """Create the GPUNode, or patch its spec: what the agent is asked."""
 
     node: str
+    """Name of the node, and of its GPUNode."""
     node_uid: str
+    """UID of the Node, which owns the GPUNode."""
     request_id: str
+    """Id of the request; the agent's answer echoes it."""
     quiet: bool
+    """Whether the agent is to close NVML once it has read."""
 
 
 @value
@@ -34,6 +38,7 @@ class SetClaims:
     """Compare-and-swap of all claims on the leader Lease: proves leadership before a node is fenced."""
 
     claims: Mapping[str, Claim]
+    """All claims, by node name; they replace those on the Lease."""
 
 
 @value
@@ -41,9 +46,11 @@ class SetFinalizer:
     """Keep a policy while one of its nodes is in flight, or let it go."""
 
     policy: str
+    """Name of the policy."""
     present: bool
+    """Whether it is to have our finalizer."""
     uid: str = ""
-    """Of the policy that was decided about; another one of its name is left alone. Empty: any."""
+    """UID of the policy that was decided about; another one of its name is left alone. Empty: any."""
 
 
 @value
@@ -51,7 +58,7 @@ class SetPointers:
     """Point ClusterPolicy at our ConfigMaps, once, in one conditional PATCH; no fence waits for it."""
 
     policy: ClusterPolicyView
-    """As it was when this was decided."""
+    """ClusterPolicy as it was when this was decided."""
     wanted: Mapping[str, str]
     """By field of its spec: the name of our ConfigMap."""
 
@@ -61,7 +68,9 @@ class FenceNode:
     """Cordon and fence in one conditional Node PATCH; the routing label goes with it."""
 
     node: NodeView
+    """The Node as it was when this was decided."""
     fence: Fence
+    """The fence to write."""
     cordon: bool
     """False for class PluginRestart: the node stays schedulable."""
     labels: Mapping[str, str | None]
@@ -75,8 +84,11 @@ class Actuate:
     """The point of no return: fence stage and every label that changes in one conditional Node PATCH."""
 
     node: NodeView
+    """The Node as it was when this was decided."""
     fence: Fence
+    """The fence to write, in stage `actuating`."""
     labels: Mapping[str, str | None]
+    """Labels to set, or to remove (None)."""
 
 
 @value
@@ -84,9 +96,11 @@ class UpdateFence:
     """Record the next attempt before acting on it, or that we stand aside, in one conditional Node PATCH."""
 
     node: NodeView
+    """The Node as it was when this was decided."""
     fence: Fence
+    """The fence to write."""
     cordon: bool = False
-    """Restore the cordon as well: a person lifted it after the point of no return."""
+    """Whether to restore the cordon too: a person lifted it after the point of no return."""
     labels: Mapping[str, str | None] = field(default_factory=dict)
     """Neighbour marks to drop."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -98,9 +112,13 @@ class Evict:
     """Ask the Eviction subresource, with the pod's UID as precondition."""
 
     node: str
+    """Name of the node of the pod."""
     namespace: str
+    """Namespace of the pod."""
     name: str
+    """Name of the pod."""
     uid: str
+    """UID of the pod."""
 
 
 @value
@@ -108,11 +126,15 @@ class ForceDelete:
     """DELETE of a pod at the end of its drain, with its UID as precondition (docs/design/drain.md#t4)."""
 
     node: str
+    """Name of the node of the pod."""
     namespace: str
+    """Namespace of the pod."""
     name: str
+    """Name of the pod."""
     uid: str
+    """UID of the pod."""
     grace: int | None = None
-    """Seconds; None: the pod's own grace period. Only ever longer than that."""
+    """Grace period in seconds, never shorter than the pod's own; None: the pod's own."""
 
 
 @value
@@ -120,9 +142,13 @@ class RestartOperand:
     """Delete the mig-manager pod of a node, so that a fresh run starts (docs/design/nvidia.md#a6)."""
 
     node: str
+    """Name of the node of the pod."""
     namespace: str
+    """Namespace of the pod."""
     name: str
+    """Name of the pod."""
     uid: str
+    """UID of the pod."""
 
 
 @value
@@ -131,8 +157,11 @@ class Release:
     start-up taint. One conditional PATCH."""
 
     node: NodeView
+    """The Node as it was when this was decided."""
     uncordon: bool
+    """Whether to lift the cordon."""
     labels: Mapping[str, str | None]
+    """Our labels and neighbour marks: to set, or to remove (None)."""
     verified: Verified | None = None
     """What was proven; None leaves the earlier record."""
     annotations: Mapping[str, str | None] = field(default_factory=dict)
@@ -147,10 +176,13 @@ class LabelNode:
     a proven node waits behind the start-up taint, which then goes in the same PATCH, or is forgotten."""
 
     node: NodeView
+    """The Node as it was when this was decided."""
     labels: Mapping[str, str | None]
+    """Our labels to set, or to remove (None)."""
     verified: Verified | None = None
+    """What was proven; None leaves the earlier record."""
     forget: bool = False
-    """The records of what was proven and given up go too: nothing of ours stays on the node."""
+    """Whether to remove the records of what was proven and given up too: nothing of ours stays on the node."""
 
 
 Action = (

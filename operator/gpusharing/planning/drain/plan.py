@@ -40,27 +40,27 @@ class DrainPlan:
     """What to do about the pods of one node in this pass."""
 
     evict: tuple[PodView, ...] = ()
-    """To evict now, in this order."""
+    """Pods to evict now, in this order."""
     delete: tuple[PodView, ...] = ()
-    """To delete now, because the time of the drain is nearly over."""
+    """Pods to delete now, because the time of the drain is nearly over."""
     only_leaving: bool = False
-    """Whoever is left is leaving, and the policy wants the node empty at the end of the drain."""
+    """Whether every pod that is left is terminating, and the policy wants the node empty at the end of the drain."""
     holders: int = 0
     """Pods that still hold a GPU, blocked ones included; -1: unknown, the pods could not be listed."""
     first: str = ""
-    """`namespace/name` of the first of them that are asked to go or leave already; empty: there are none."""
+    """`namespace/name` of the first of these that is asked to leave or terminates already; empty: there is none."""
     blockers: tuple[Blocker, ...] = ()
     """What a person may have to look at; the drain goes on trying."""
     jobs: tuple[PodView, ...] = ()
-    """Whose turn it is and who end by themselves: until they have, nobody of their tier is evicted."""
+    """Pods whose turn it is and that run to completion: until they have, no pod of their tier is evicted."""
     jobs_until: datetime | None = None
-    """When the time of the last of these is over, NEVER where that has no end; None: there are none."""
+    """When the time of the last of these is over, NEVER where it has no end; None: there are none."""
     overdue: tuple[PodView, ...] = ()
-    """Those of `jobs` whose time is over, and that are not to be evicted: the change is to be given up."""
+    """Pods of `jobs` whose time is over and that are not to be evicted: the change is to be given up."""
     needs: tuple[tuple[str, int], ...] = ()
     """By PodDisruptionBudget (`namespace/name`): how many pods are still to be evicted under it."""
     next_wake: datetime | None = None
-    """When something changes by the clock alone; apart from that, the next LIST tells."""
+    """When the clock alone changes something; every other change shows in the next LIST."""
 
     @property
     def idle(self) -> bool:

@@ -19,21 +19,21 @@ class Ledger:
     offered: frozenset[str]
     """GPU resource names that some node still offers after all planned changes."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """By node: what its last look found."""
+    """By node: what the last look at its pods found."""
     crowd: Counter[str] = field(default_factory=Counter)
     """By PodDisruptionBudget: pods of nodes in flight that are still to be evicted under it."""
     crowd_known: bool = True
-    """The pods of every node in flight were listed, or cannot be."""
+    """Whether the pods of every node in flight were listed, or cannot be."""
     due: frozenset[str] = frozenset()
-    """Blocked nodes whose turn it is to be looked at again."""
+    """Blocked nodes that are due for another look."""
     recent: int = 0
     """Blocked nodes that were looked at within the last poll."""
     following: frozenset[str] = frozenset()
-    """Nodes that share a gang with one in flight, and for which there was no room beside it."""
+    """Nodes that share a gang with a node in flight, for which there was no room at its start."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """By node with a claim and without a fence: the wave that it was about to start in; empty: in none."""
+    """By node that has a claim and no fence: the wave in which it was about to start; empty: none."""
     places: Places | None = None
-    """Where our own pod could be scheduled; None: we run in none."""
+    """Where our own pod could be scheduled; None: we do not run in a pod."""
 
     @staticmethod
     def of(

@@ -34,23 +34,30 @@ _CHANGING = (
 
 @value
 class AgentPod:
-    """One pod of the agent's DaemonSet, as the kubelet tells of it."""
+    """One pod of the agent's DaemonSet, as the kubelet reports it."""
 
     namespace: str
+    """Namespace of the pod."""
     name: str
+    """Name of the pod."""
     node: str
-    """The node that it is for, also before it is bound."""
+    """The node that it is for, even before it is bound."""
     ready: bool
+    """Whether its condition Ready is True."""
     deleting: bool
+    """Whether it is being deleted."""
     created: datetime | None = None
+    """metadata.creationTimestamp; None: not readable."""
     scheduled: bool = True
+    """Whether it is bound to its node."""
     image: str = ""
+    """The image that its container is to run; empty: unknown."""
     waiting: str = ""
     """Why its container waits, as the kubelet calls it; empty while it does not."""
     message: str = ""
-    """The kubelet's sentence about that."""
+    """The kubelet's sentence about why it waits; empty: there is none."""
     ended: str = ""
-    """How the container ended last, where it has never been up since: `Error, exit code 1`."""
+    """How the container ended last, such as `Error, exit code 1`; empty where it has been up since."""
     last_words: str = ""
     """The end of that container's log."""
 
@@ -60,21 +67,23 @@ class AgentWarning:
     """A Warning of Kubernetes about the agent's DaemonSet or one of its pods."""
 
     namespace: str
+    """Namespace of the DaemonSet or pod."""
     pod: str
     """Name of the pod; empty: about the DaemonSet."""
     message: str
+    """What Kubernetes says."""
     at: datetime | None
-    """When it came first; of the DaemonSet's when it came last."""
+    """When it came first, for the DaemonSet when it came last; None: not readable."""
 
 
 @value
 class AgentTroubles:
-    """Why no agent runs, as far as anybody says so."""
+    """Why no agent runs, as far as that is known."""
 
     pods: Mapping[str, Finding | None] = field(default_factory=dict)
-    """By node, of those that have a pod which is not Ready; None: it may just be starting."""
+    """By node that has a pod that is not Ready: why; None: it may just be starting."""
     refused: Finding | None = None
-    """Why the DaemonSet gets no further pods."""
+    """Why the API server refuses further pods of the DaemonSet; None: it does not."""
 
     def of(self, node: str) -> Finding | None:
         """Why no agent runs on this node, which has no Ready one."""

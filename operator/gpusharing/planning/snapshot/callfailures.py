@@ -34,9 +34,11 @@ class CallFailure:
     message: str
     """Which call, and what the server said."""
     next_try: datetime
+    """When the next call about the node may be made."""
     tries: int = 1
+    """How many failed in a row; decides about the next wait."""
     call: str = ""
-    """What was called; only a success of the same takes the failure away."""
+    """What was called; only a success of the same call removes the failure."""
 
     def holds(self, now: datetime) -> bool:
         """Nothing is sent about the node yet."""

@@ -21,10 +21,12 @@ LONGEST = timedelta(seconds=60)
 
 @value
 class Look:
-    """What kept the pods of a node when they were listed last, and for which change that was asked."""
+    """What kept the pods of a node when they were listed last, and for which change they were listed."""
 
     policy_uid: str
+    """UID of the policy whose change it was."""
     generation: int
+    """Generation of that policy; a look for another one is worthless."""
     retry: str
     """The value of the retry annotation on the Node: another one asks for a look at once."""
     at: datetime
@@ -32,9 +34,9 @@ class Look:
     tries: int
     """How often in a row the same was found; decides about the next wait."""
     blockers: tuple[Blocker, ...] = ()
-    """Empty: nothing did, and the change began."""
+    """What kept the pods; empty: nothing did, and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
-    """Of a change that began: by PodDisruptionBudget, how many pods it will evict under it."""
+    """For a change that began: how many pods it will evict under each PodDisruptionBudget."""
 
     def due(self, poll: float) -> datetime:
         """When to look again: after a while, and when the clock has ended all that blocks. `poll` is in seconds."""
@@ -48,7 +50,9 @@ class Preview:
     """What the change of a node would disturb, as its pods were listed while its whole pool is held."""
 
     policy_uid: str
+    """UID of the policy whose change it is."""
     generation: int
+    """Generation of that policy; a preview for another one is worthless."""
     at: datetime
     """When the pods were listed."""
     pods: tuple[str, ...] = ()

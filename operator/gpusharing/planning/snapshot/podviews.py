@@ -13,24 +13,29 @@ class Owner:
     """The controller of a pod."""
 
     api_version: str
+    """API group and version, such as `apps/v1`."""
     kind: str
+    """Kind, such as `ReplicaSet`."""
     name: str
+    """Name, in the namespace of the pod."""
     exists: bool | None = None
     """False: looked up and gone. None: not looked up (kinds we cannot or need not read)."""
 
 
 @value
 class Gang:
-    """Pods that work as one, so that the end of one ends them all (docs/design/drain.md#t13). Known from pods alone."""
+    """Pods that work as one: the end of one ends them all (docs/design/drain.md#t13). Known from the pods alone."""
 
     kind: str
-    """What people call it: PodGroup, JobSet, LeaderWorkerSet, Workload."""
+    """The kind that people know it by: PodGroup, JobSet, LeaderWorkerSet, Workload."""
     namespace: str
+    """Namespace of its pods."""
     name: str
+    """Name of the gang, as its pods give it."""
     labels: str = ""
-    """The label selector of its pods; empty: no label tells them apart."""
+    """The label selector of its pods; empty: no label distinguishes them."""
     fields: str = ""
-    """A field selector that holds for all of its pods, and for others; empty: there is none."""
+    """A field selector that matches all of its pods, and others; empty: there is none."""
 
     @property
     def ref(self) -> str:
@@ -43,43 +48,49 @@ class PodView:
     """One pod bound to a node in work."""
 
     namespace: str
+    """Namespace of the pod."""
     name: str
+    """Name of the pod."""
     uid: str
+    """UID of the pod; a successor under its name has another."""
     phase: str
+    """status.phase."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """All its labels."""
     owner: Owner | None = None
-    """Controller ownerRef only."""
+    """Its controller, from the ownerReference that says so; None: it has none."""
     mirror: bool = False
-    """Static pod: annotation kubernetes.io/config.mirror or an ownerRef of kind Node."""
+    """Whether it is a static pod: annotation kubernetes.io/config.mirror or an ownerReference of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
-    """nvidia.com/* that its containers, init and sidecar containers included, ask for; 0 left out."""
+    """GPU resources that its containers, init and sidecar containers included, ask for; 0 is left out."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
-    """ResourceClaims: `gpu` when gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as one."""
+    """Its ResourceClaims: `gpu` when gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as that."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
+    """spec.nodeSelector."""
     deleted_at: datetime | None = None
-    """metadata.deletionTimestamp: when the grace period ends."""
+    """metadata.deletionTimestamp: when the grace period ends; None: it is not being deleted."""
     ready: bool = True
-    """Condition Ready: only such pods are healthy for a budget."""
+    """Whether its condition Ready is True: only then is it healthy for a budget."""
     finalizers: tuple[str, ...] = ()
-    """What keeps its object after its containers have ended."""
+    """Its finalizers, which keep the object after the containers have ended."""
     tolerates_cordon: bool = False
-    """It tolerates the taint of a cordoned node, so the scheduler may start it there."""
+    """Whether it tolerates the taint of a cordoned node, so that the scheduler may start it there."""
     created: datetime | None = None
     """metadata.creationTimestamp; None: not readable."""
     started: datetime | None = None
-    """status.startTime; None: the kubelet has not taken it up, or it is not readable."""
+    """status.startTime; None: the kubelet has not accepted it yet, or it is not readable."""
     marks: tuple[tuple[str, str], ...] = ()
     """Annotations and labels that ask not to disturb it (drain/protection.py), with their values, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Of its namespace; None: nobody asked for them, or they cannot be read."""
+    """Labels of its namespace; None: no rule needs them, or they cannot be read."""
     restarts: bool = True
-    """restartPolicy Always: it never ends by itself."""
+    """Whether its restartPolicy is Always: it never runs to completion."""
     system: bool = False
-    """Its priority class is one of the cluster's own, system-cluster-critical or system-node-critical."""
+    """Whether its priority class is system-cluster-critical or system-node-critical."""
     local_files: bool = False
-    """It mounts an emptyDir of the node's disk; one in memory, as for /dev/shm, does not count."""
+    """Whether it mounts an emptyDir on the node's disk; one in memory, as for /dev/shm, does not count."""
     gang: Gang | None = None
-    """None: it works by itself."""
+    """The gang that it belongs to; None: it works alone."""
     grace: int = 30
     """spec.terminationGracePeriodSeconds: how long it may take to end, in seconds."""
 
@@ -94,8 +105,9 @@ class GangMember:
     """A pod of a gang, and where it is."""
 
     node: str
-    """Empty: it has no node yet."""
+    """Name of its node; empty: it has none yet."""
     pod: PodView
+    """The pod."""
 
 
 @value
@@ -103,12 +115,13 @@ class GangView:
     """A gang with all of its pods that are not finished."""
 
     gang: Gang
+    """Which gang."""
     members: tuple[GangMember, ...] = ()
-    """By node, then `namespace/name`."""
+    """Its pods, sorted by node, then `namespace/name`."""
     partial: bool = False
-    """There are more than were read."""
+    """Whether there are more than were read."""
     error: str = ""
-    """Why they could not be listed: then nothing else is known."""
+    """Why they could not be listed, so that nothing else is known; empty: they were."""
 
 
 @value
@@ -116,21 +129,25 @@ class PdbView:
     """One PodDisruptionBudget, as far as it decides about an eviction."""
 
     namespace: str
+    """Namespace of the budget and its pods."""
     name: str
+    """Name of the budget."""
     match_labels: Mapping[str, str]
+    """matchLabels of its selector."""
     match_expressions: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
-    """(key, operator, values)."""
+    """matchExpressions of its selector: key, operator, values."""
     selects_all: bool = False
-    """An empty selector: every pod of the namespace."""
+    """Whether the selector is empty and so selects every pod of the namespace."""
     disruptions_allowed: int = 0
     """Evictions that it lets through now."""
     expected_pods: int = 0
     """Pods that it counts, healthy or not."""
     desired_healthy: int = 0
-    """So many of them must stay healthy."""
+    """How many of them must stay healthy."""
     current_healthy: int = 0
+    """How many of them are healthy now."""
     always_allow_unhealthy: bool = False
-    """unhealthyPodEvictionPolicy is AlwaysAllow: a pod that is not ready may always go."""
+    """Whether unhealthyPodEvictionPolicy is AlwaysAllow: a pod that is not ready may always be evicted."""
 
 
 @value
@@ -142,11 +159,11 @@ class EvictionMemory:
     message: str
     """The server's own words; empty where none are shown."""
     next_try: datetime
-    """Until then the pod is not asked for again."""
+    """When the eviction of the pod may be requested again."""
     since: datetime
-    """When this answer came for the first time in a row."""
+    """When this answer came for the first time in an unbroken row."""
     tries: int = 1
-    """How often it came in a row; decides about the next wait."""
+    """How often it came in that row; decides about the next wait."""
     asked_at: datetime | None = None
     """When the server was asked last; None: not known, and long ago."""
 
@@ -156,24 +173,24 @@ class NodeWork:
     """Pods of a node in work, as listed now."""
 
     pods: tuple[PodView, ...]
-    """All that are bound to it."""
+    """All pods that are bound to it."""
     pdbs: tuple[PdbView, ...]
     """The budgets of their namespaces."""
     listed_at: datetime
-    """When the LIST was begun: it says nothing of what came later."""
+    """When the LIST began: it says nothing about later pods."""
     empty_since: datetime | None = None
-    """First of the consecutive LISTs that found no GPU holder, as the drain rules see it."""
+    """When the first of the consecutive LISTs without a GPU holder was made; None: the latest found one."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
-    """By pod UID."""
+    """By pod UID: the last answer to its eviction."""
     error: str = ""
-    """Why the pods could not be listed; nothing is decided about them then."""
+    """Why the pods could not be listed, so that nothing is decided about them; empty: they were."""
     empty_lists: tuple[datetime, ...] = ()
     """When the latest of these consecutive LISTs were made, oldest first."""
     all_pods: bool = False
-    """They found no pod at all that counts for a reboot, and not only no GPU holder."""
+    """Whether these found no pod at all that counts for a reboot, not only no GPU holder."""
     quiet_for: str = ""
-    """The request for silence that the agent has answered and that stands; empty: there is none."""
+    """Id of the request for silence that the agent has answered and that is still in force; empty: there is none."""
     quiet_since: datetime | None = None
-    """Since when this process has seen that answer."""
+    """Since when this process has seen that answer; None: there is none."""
     gangs: tuple[GangView, ...] = ()
     """The gangs of its pods that hold a GPU, by `Gang.ref`."""

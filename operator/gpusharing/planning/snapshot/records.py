@@ -1,4 +1,4 @@
-"""What we leave on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
+"""What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal
@@ -22,208 +22,218 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A field that is written as text. Not so far away that nothing can be added to it: that would stop other nodes too."""
+"""A time that is written as text; not so far away that adding to it overflows, which would stop other nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
-"""What is counted; likewise. In seconds that is 317 years."""
+"""A count, bounded for the same reason. In seconds that is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
-"""As text: camelCase keys, and no value is taken for one of another type."""
+"""As text: camelCase keys, and no conversion between types."""
 
 
 @value
 class Fence:
     """Our record on a Node of the change in flight. It is the only memory of that change.
 
-    It is written with the cordon, rewritten at every run of the actuators (each goes through the point of no return,
-    PNR) and at the steps that a field names, and taken away by the release.
+    The PATCH that cordons, where the change needs a cordon, also writes it. Every run of the actuators (each goes
+    through the point of no return, PNR) and the steps that a field names rewrite it, and the release removes it.
     """
 
     __pydantic_config__ = _WRITTEN
 
     op: str
-    """Identifies the change, and begins every request to the agent that belongs to it; stays the same to its end."""
+    """Identifies the change; the ids of its requests to the agent begin with it. Stays the same until the release."""
     policy: str
-    """Whose change it is. Each run takes the policy that drives the node then; that of a Failed node which another
-    policy owns by now is replaced by its owner."""
+    """The policy whose change it is. Each run sets the policy that drives the node at that time; on a Failed node that
+    another policy owns by now, that owner replaces it."""
     generation: int
-    """Of the policy's spec that the change goes by: at the fence, and from each run on as it was then."""
+    """Generation of the policy's spec that the change follows: that at the fence, and after each run or turn back that
+    at that time."""
     node_uid: str
-    """Of the Node that was fenced. A Node of another UID has only inherited the annotation."""
+    """UID of the Node that was fenced. A Node with another UID has only inherited the annotation."""
     prior_unschedulable: bool
-    """Somebody had cordoned the node before: that cordon is not ours to lift."""
+    """Whether the node was cordoned before the fence: that cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and take away again; empty from
-    the moment the node is yielded, which takes them away."""
+    """Keys of the labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and remove again;
+    empty once the node is yielded, which removes them."""
     disruption: DisruptionClass
-    """The worst class of disruption that the change was ever seen to have; it only rises."""
+    """The worst class of disruption that the change has had so far; it only rises."""
     from_layout: str
-    """What the GPUs were divided into at the fence, for people."""
+    """What the GPUs were divided into at the fence, for people; does not change."""
     to_layout: str
-    """What the change leads to, for people; from the PNR on what the run leads to, a stop on the way included. The
-    target must still read so, or a configuration has got another meaning since."""
+    """What the change leads to, for people; from the PNR on what the run leads to, which may be a stop on the way.
+    Where the text of the target differs from it, a configuration has got another meaning since."""
     stage: Literal["fenced", "yielded", "actuating"]
-    """`fenced` before the PNR, `actuating` after it, `yielded` while somebody else maintains the node that we had
+    """`fenced` before the PNR, `actuating` after it, `yielded` while another controller maintains the node that we had
     fenced."""
     step: Number
-    """Number of the step that the last run belongs to, or the first one will; from 1."""
+    """Number, from 1, of the step that the last run belongs to; before the PNR 1."""
     steps: Number
-    """Of so many; 2 where the way leads through a stop."""
+    """How many steps there are: 2 where the way leads through a stop, else 1. Each run sets it."""
     attempt: Number
-    """1 for a new aim and after each retry that a person asks for; one more with each cure of mig-manager."""
+    """1 for a new aim and after each retry that a person asks for; each cure of mig-manager adds 1."""
     since: Moment
-    """When the node was fenced, or our cordon put back after the PNR: LISTs from before prove nothing, and pods made
-    later were started in spite of the cordon."""
+    """When the node was fenced, or when we restored our cordon after the PNR: earlier LISTs prove nothing, and pods
+    created later were started despite the cordon."""
     stage_since: Moment
-    """When the stage began; after the PNR, when the last run did."""
+    """When the stage began; after the PNR, when the last run began."""
     deadline: Moment
-    """Before the PNR the end of the time for pods to leave; after it the moment from which the node counts as Failed.
-    Each run sets it anew, and so does the record of a run that is owed."""
+    """Before the PNR the end of the time for pods to leave; after it the time from which the node counts as Failed.
+    Each run sets a new one, and so does the record of a run that is owed."""
     drift: bool = False
-    """The change puts drift right, which is allowed once per generation; false from a run on that goes by another
+    """Whether the change corrects drift, which is allowed once per generation; false after a run that follows another
     policy or generation."""
     from_mode: str = ""
-    """Routing label before the fence; an abort puts it back. Empty: there was none."""
+    """Value of the routing label before the fence; an abort restores it. Empty: there was none."""
     target_mode: str = ""
-    """Routing label of what the run leads to; empty before the PNR. For people and tools that read the annotation: no
-    version of the operator reads it, since a release takes the label from the target that was proven."""
+    """Value of the routing label for what the run leads to; empty before the PNR. For people and tools that read the
+    annotation: the operator never reads it, because a release takes the label from the target that was proven."""
     target_mig_config: str = ""
     """Value of `nvidia.com/mig.config` that the run leads to; empty before the PNR, and where mig-manager is not
     needed."""
     target_plugin_config: str = ""
     """Value of `nvidia.com/device-plugin.config` that the run leads to; empty before the PNR."""
     gfd_timestamp: str = ""
-    """GFD's start time before the run that changed the configuration of the plugin, which is proven by a later one
-    only; empty where the run changed none."""
+    """GFD's start time before the run that changed the plugin's configuration: only a later start time proves that
+    change. Empty where the run did not change it."""
     daemon_uid: str = ""
-    """The MPS daemon's pod that this run deletes; while that very pod lives, it is still to be deleted. Empty: none."""
+    """UID of the MPS daemon's pod that this run deletes; as long as that pod exists, it is still to be deleted. Empty:
+    none."""
     restart_uid: str = ""
-    """The mig-manager pod that this run deletes; while that very pod lives, it is still to be deleted. Empty: none."""
+    """UID of the mig-manager pod that this run deletes; as long as that pod exists, it is still to be deleted. Empty:
+    none."""
     retry: str = ""
-    """The value of the retry annotation that was answered last: by the fence, by a run or by one that is owed."""
+    """The value of the retry annotation at the fence, at the last run or at the record of one that is owed; another
+    value on the Node asks for a new attempt."""
     policy_uid: str = ""
-    """Of the policy, as of the fence or of the last run: another one of this name counts its attempts anew. Empty: not
-    recorded."""
+    """UID of the policy at the fence, the last run or the turn back: one recreated under its name starts counting
+    again. Empty: not recorded."""
     began: Moment | None = None
     """When the change first passed the PNR; None before that, and in fences of older operators."""
     planned: DisruptionClass = DisruptionClass.NONE
-    """The class of disruption that the plan showed, which may have risen since. None: not recorded."""
+    """The class of disruption that the plan showed; `disruption` may have risen since. None: not recorded."""
     failed_generation: int = 0
-    """The generation of the policy in which this change failed after the PNR before; 0: it did not."""
+    """The generation of the policy in which an earlier run of this change failed after the PNR; 0: none did."""
     failed: Moment | None = None
-    """When the last run was first seen to have failed after the PNR; None: it was not, or an older operator saw it. At
-    or after `deadline`: by the clock, whatever that says since."""
+    """When a pass first found that the last run had failed after the PNR; None: none did, or an older operator did not
+    record it. At or after `deadline`, it failed by the clock, even if the clock has been set back since."""
     rolls_back: bool = False
-    """The change of this generation has failed, and the node goes back to what was proven on it last. Holds until the
+    """Whether the change of this generation failed and the node goes back to what was proven on it last. True until the
     policy is edited or a person sets another value of the retry annotation."""
     failure: str = ""
-    """Why it goes back, for people; empty: it does not."""
+    """Why the node goes back, for people; empty: it does not."""
     owed: str = ""
-    """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
+    """What a run that has yet to begin leads to; it begins when the node is proven idle again. Empty: no run is
+    owed."""
     jobs: bool = False
-    """Before the PNR, pods that end by themselves are waited for, and `deadline` is the end of that wait."""
+    """Whether, before the PNR, pods that run to completion are waited for; `deadline` is then the end of that wait."""
     newcomer: bool = False
-    """The node waited behind the start-up taint, had never been given back after a proof and had no GPU pod: nobody
-    counted on it, so the change takes no slot of its policy's budget."""
+    """Whether the node waited behind the start-up taint, had never been given back after a proof and had no GPU pod:
+    nobody counted on it, so the change takes no slot of its policy's budget."""
     wave: str = ""
-    """The same on all nodes that started together because they share a gang; empty: it started by itself."""
+    """Name of the wave, the same on all nodes that started together because they share a gang; empty: it started
+    alone."""
     mates: tuple[str, ...] = ()
-    """Nodes of that gang which the budget did not let start with it, and which come next; at most 20 are recorded."""
+    """Nodes of that gang that did not fit into the budget and so come next; at most 20 are recorded."""
     proven: Moment | None = None
-    """When the node was found proven, of a wave that it waits for; None: not yet, or it does not wait."""
+    """When the node was found proven while it waits for the others of its wave; None: not yet, or it does not wait."""
     revision: str = ""
-    """The policy's spec that the change goes by, as `wanted/revision.py` names it, and set when `generation` is. Empty:
-    not recorded."""
-    turned: bool = False
-    """It had begun by another policy or revision than those of the last run."""
-    approved: str = ""
-    """What a person approved that the change leads to, in the words of `owed`. Empty: nobody had to, or it was not
+    """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `generation`. Empty: not
     recorded."""
+    turned: bool = False
+    """Whether the change began under another policy or revision than its last run."""
+    approved: str = ""
+    """The target that a person approved for the change, in the form of `owed`. Empty: no approval was needed, or it was
+    not recorded."""
     unknown: str = ""
-    """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
+    """JSON object of the keys that a newer operator wrote and this one does not know; they are kept. Empty: none."""
 
 
 @value
 class Deferred:
-    """Left on a Node by an abort: the next try waits until `until`. Taken away by the next release without one.
+    """An abort leaves it on the Node: the next attempt waits until `until`. The next release without one removes it.
 
-    What is given back after a failure, to begin anew, leaves one that makes nobody wait and remembers the failure.
+    A node that is given back after a failure, to begin again, gets one that only records the failure, without a wait.
     """
 
     __pydantic_config__ = _WRITTEN
 
     count: Number
-    """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes. 0: nobody waits."""
+    """How many changes of this policy and generation were aborted so far; each doubles the wait, from 5 minutes. 0:
+    there is no wait."""
     until: Moment
-    """The next try may begin then."""
+    """When the next attempt may begin."""
     reason: str
-    """Why the last try was given up, for people."""
+    """Why the last attempt was given up, for people."""
     generation: int
-    """Of the policy's spec whose change was given up; another one does not wait."""
+    """Generation of the policy whose change was given up; another generation does not wait."""
     retry: str = ""
-    """The value of the retry annotation at the time; another one ends the wait."""
+    """The value of the retry annotation at the time; another value ends the wait."""
     policy_uid: str = ""
-    """Whose change it was: a policy of another UID does not wait. Empty in records of older operators: any policy."""
+    """UID of the policy whose change it was; a policy with another UID does not wait. Empty in records of older
+    operators: any policy waits."""
     failed_generation: int = 0
     """The generation of the policy in which the change failed after the PNR before it was given up; 0: it did not."""
 
 
 @value
 class Verified:
-    """Left on a Node by every release after a proof and by every adoption: what was proven there last."""
+    """What was proven on a Node last; every release after a proof and every adoption leaves it there."""
 
     __pydantic_config__ = _WRITTEN
 
     policy: str
-    """The policy that asked for it."""
+    """Name of the policy that asked for what was proven."""
     mig_config: str
-    """Value of `nvidia.com/mig.config`; empty where mig-manager is not needed."""
+    """Value of `nvidia.com/mig.config` at the proof; empty where mig-manager is not needed."""
     plugin_config: str
     """Value of `nvidia.com/device-plugin.config`."""
     corrected_generation: int = 0
-    """The policy generation in which drift was already put right once; 0: never."""
+    """The policy generation in which drift was already corrected once; 0: never."""
     retry: str = ""
-    """The value of the retry annotation at the time; another one allows one more correction."""
+    """The value of the retry annotation at the time; another value allows one more correction."""
     layout: str = ""
-    """What the two values meant, which an admin may change. Empty: not recorded."""
+    """The layout that the two values meant at the proof; an admin may give them another meaning. Empty: not
+    recorded."""
     gpus: Number = 0
-    """On how many GPUs: fewer mean that one is missing. 0: not recorded."""
+    """How many GPUs the node had: if it has fewer, one is missing. 0: not recorded."""
     policy_uid: str = ""
-    """Of the policy, whose generation it is: one of this name that was made anew counts anew. Empty: not recorded."""
+    """UID of `policy`: a policy recreated under its name starts counting again. Empty: not recorded."""
     changed_at: Moment | None = None
-    """When the last change of ours was proven here; None: there was none, or an older operator made it."""
+    """When our last change was proven here; None: there was none, or an older operator made it."""
     took: Number = 0
-    """Seconds from its PNR to its proof; 0: not recorded."""
+    """Seconds from the PNR of that change to its proof; 0: not recorded."""
     generation: int = 0
-    """The generation of the policy that this change went by; 0: not recorded."""
+    """The generation of the policy that this change followed; 0: not recorded."""
     planned: DisruptionClass = DisruptionClass.NONE
-    """The class of disruption that its plan showed. None: not recorded."""
+    """The class of disruption that the plan of this change showed. None: not recorded."""
     failed_generation: int = 0
-    """The generation of the policy in which it failed after the PNR before it was proven; 0: it did not."""
+    """The generation of the policy in which this change failed after the PNR before it was proven; 0: it did not."""
     rolled_back: bool = False
-    """The change of `generation` failed, and this is what the node went back to. `changed_at` and `took` are those of
-    the last change that reached its target."""
+    """Whether the change of `generation` failed and this is what the node went back to; `changed_at` and `took` are
+    then those of the last change that reached its target."""
     failure: str = ""
-    """Why it went back, for people; empty: it did not."""
+    """Why the node went back, for people; empty: it did not."""
     revision: str = ""
-    """The policy's spec that this change went by, as `wanted/revision.py` names it. Empty: not recorded."""
+    """Revision of the policy's spec that this change followed (`wanted/revision.py`). Empty: not recorded."""
     apart: bool = False
-    """The change says nothing of a canary that the pool is too small for: nobody counted on the node yet (`newcomer`),
-    or it had begun by another spec (`turned`). False as well where an older operator wrote the record."""
+    """Whether the change says nothing about a canary for which the pool is too small: nobody counted on the node yet
+    (`newcomer`), or the change began under another spec (`turned`). Also false where an older operator wrote the
+    record."""
 
 
 @value
 class Claim:
-    """A slot of the disruption budget, held on the leader Lease from before the fence until it is gone."""
+    """A slot of the disruption budget, held on the leader Lease from before the fence is written until it is gone."""
 
     __pydantic_config__ = _WRITTEN
 
     node_uid: str
-    """A Node of another UID that has the name does not hold the slot."""
+    """UID of the Node that holds the slot; a Node with another UID under the same name does not hold it."""
     policy: str
-    """In whose budget the slot counts."""
+    """Name of the policy in whose budget the slot counts."""
     op: str
-    """The change that it is for, as in the fence."""
+    """The change that the slot is for: `op` of the fence."""
     wave: str = ""
-    """The fence's, from before there is one: whoever goes on after a crash starts the node in the same. Empty: none."""
+    """`wave` of the fence that is to come: after a crash a successor starts the node in the same wave. Empty: none."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":

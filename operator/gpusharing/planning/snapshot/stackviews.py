@@ -13,60 +13,67 @@ class PlainStackView:
     """NVIDIA's device-plugin chart without the GPU Operator: no ClusterPolicy, no mig-manager."""
 
     daemon_set: str
-    """The device plugin's."""
+    """Name of the device plugin's DaemonSet."""
     release: str
-    """Of Helm; empty when unknown."""
+    """Name of its Helm release; empty when unknown."""
     discovers: bool
-    """GPU Feature Discovery is there and reads the same ConfigMap."""
+    """Whether GPU Feature Discovery is there and reads the same ConfigMap."""
 
 
 @value
 class MpsDaemonView:
-    """The GPU Operator's DaemonSet of MPS control daemons, as far as it says whether they hear of a configuration."""
+    """The GPU Operator's DaemonSet of MPS control daemons, as far as it shows whether they learn of a configuration."""
 
     version: str
-    """Of the device plugin's image, which it runs; empty when unknown."""
+    """Version of the device plugin's image, which it runs; empty when unknown."""
     program: str
     """The name under which the daemon runs."""
     signalled: str
     """The name of the process that its config-manager looks for."""
     sees_host: bool
-    """Its pods see the processes of their host."""
+    """Whether its pods see the processes of their host."""
 
 
 @value
 class ClusterPolicyView:
-    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in its place."""
+    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what replaces it."""
 
     plugin_config_name: str
+    """devicePlugin.config.name; empty: not set."""
     mig_strategy: str
+    """mig.strategy; empty: not set."""
     mig_manager_enabled: bool
+    """Whether mig-manager runs (migManager.enabled)."""
     mig_config_name: str
+    """migManager.config.name; empty: not set."""
     plugin_default: str = ""
-    """Device-plugin configuration for nodes without the label."""
+    """devicePlugin.config.default: the device-plugin configuration for nodes without the label; empty: not set."""
     with_reboot: bool = False
-    """mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
+    """Whether mig-manager reboots the node when a GPU cannot be reset (env WITH_REBOOT)."""
     plugin_version: str = ""
+    """Version of the device plugin, such as `v0.19.3`; empty when ClusterPolicy does not name it."""
     mig_manager_version: str = ""
-    """Of device plugin and mig-manager, as `v0.19.3`; empty when ClusterPolicy does not name it."""
+    """Version of mig-manager, such as `v0.13.1`; empty when ClusterPolicy does not name it."""
     name: str = "cluster-policy"
-    """What the object is called: `cluster-policy` by NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
+    """Name of the object: `cluster-policy` with NVIDIA's chart, `gpu-cluster-policy` on OpenShift."""
     uid: str = ""
+    """UID of the object; empty: there is none."""
     ignored: bool = False
-    """The GPU Operator says that it follows another one (docs/design/nvidia.md#d7)."""
+    """Whether the GPU Operator says that it follows another one (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
+    """Field manager that wrote `plugin_config_name` last; empty when unknown."""
     mig_config_setter: str = ""
-    """Field managers that wrote the two names last; empty when unknown."""
+    """Field manager that wrote `mig_config_name` last; empty when unknown."""
     configured: frozenset[str] = frozenset()
     """Fields that the operator has set once (`planning/stack/pointers.py`)."""
     tolerates_gate: bool = True
-    """NVIDIA's pods may run behind the start-up taint."""
+    """Whether NVIDIA's pods tolerate the start-up taint."""
     tolerations: str = "[]"
-    """Their tolerations as JSON."""
+    """The tolerations of NVIDIA's pods as JSON."""
     mps_daemon: MpsDaemonView | None = None
-    """The GPU Operator's; None: not there, or not seen."""
+    """The GPU Operator's MPS daemon; None: there is none, or it was not seen."""
     plain: PlainStackView | None = None
-    """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
+    """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made; None: there is a ClusterPolicy."""
 
 
 @value
@@ -74,10 +81,11 @@ class StackView:
     """NVIDIA's software in the cluster and the configuration we keep for it."""
 
     cluster_policy: ClusterPolicyView | None
+    """What serves the GPUs; None: nothing was found."""
     gpu_cluster: bool
-    """NVIDIA's DRA stack is installed: our labels would have no effect."""
+    """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
     plugin_configs: Mapping[str, str]
-    """Device-plugin configurations by key, as the ConfigMap holds them now."""
+    """Device-plugin configurations by key, as they are in our ConfigMap now."""
     mig_file: str
     """The mig-parted file we render, empty before the first write."""
     written: Mapping[str, datetime]
@@ -89,27 +97,29 @@ class StackView:
     missing_entries: tuple[str, ...] = ()
     """Device-plugin configurations that Nodes name and `plugin_configs` lacks, while the pointer is not at ours."""
     missing_maps: tuple[str, ...] = ()
-    """ConfigMaps of the admin's own that a setting names, and that are not there."""
+    """ConfigMaps of the admin that a setting names, and that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
     plugin_map_exists: bool = True
-    """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
+    """Whether our device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names a missing
+    one."""
     serves_our_mig_file: bool = False
-    """ClusterPolicy points mig-manager at our ConfigMap."""
+    """Whether ClusterPolicy points mig-manager at our ConfigMap."""
     marked: bool = True
-    """Our label is on our two ConfigMaps, as far as they exist."""
+    """Whether those of our two ConfigMaps that exist have our label."""
     write_error: str = ""
-    """Why the last write of them was refused."""
+    """Why the last write of our ConfigMaps was refused; empty: it was not."""
     rival_policies: tuple[str, ...] = ()
     """ClusterPolicies of which nobody can tell which one the GPU Operator follows; `cluster_policy` is then the
     first of them."""
     pointer_error: str = ""
-    """Why ClusterPolicy could not be pointed at them."""
+    """Why ClusterPolicy could not be pointed at our ConfigMaps; empty: nothing prevented it."""
     foreign_map: str = ""
-    """Name of a ConfigMap that somebody else made and filled under the name of ours."""
+    """Name of a ConfigMap that somebody else created and filled under the name of ours; empty: there is none."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
+    """What this process has read of device-plugin entries named by their content: lost ones can be restored."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """What this process has read of entries named by their content: what is lost can be put back."""
+    """The same for mig-parted entries."""
 
 
 @value
@@ -117,10 +127,14 @@ class Operand:
     """A pod of NVIDIA's that we may restart: mig-manager, or the MPS control daemon."""
 
     namespace: str
+    """Namespace of the pod."""
     name: str
+    """Name of the pod."""
     uid: str
+    """UID of the pod."""
     ready: bool
+    """Whether its condition Ready is True."""
     deleting: bool = False
-    """Somebody deleted it already; it is on its way out."""
+    """Whether it is already being deleted."""
     ready_since: datetime | None = None
     """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""

@@ -54,36 +54,46 @@ class NodeView:
     """One Node."""
 
     name: str
+    """Name of the Node."""
     uid: str
+    """Its UID; a Node that is recreated under its name has another."""
     labels: Mapping[str, str]
+    """All its labels."""
     resources: Mapping[str, int]
-    """Allocatable nvidia.com/* counts; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
+    """Allocatable GPU resources; 0 counts as absent and is left out (docs/design/nvidia.md#b7)."""
     ready: bool
+    """Whether its condition Ready is True."""
     unschedulable: bool
+    """Whether the node is cordoned, by whomever."""
     deleting: bool = False
+    """Whether the Node object is being deleted."""
     barred: bool = False
-    """A taint keeps off pods that do not tolerate it; taints that tell a condition of the node do not count."""
+    """Whether a taint keeps away pods that do not tolerate it; taints for conditions of the node do not count."""
     fence: Fence | None = None
+    """Our record of the change in flight; None: there is none, or `fence_error` says why it cannot be read."""
     fence_error: str = ""
-    """Why our fence annotation cannot be read; such a node is left as it is."""
+    """Why our fence annotation cannot be read; such a node is left as it is. Empty: it can, or there is none."""
     deferred: Deferred | None = None
+    """Our record of the last change that was given up; None: there is none."""
     verified: Verified | None = None
+    """Our record of what was proven last; None: there is none."""
     neighbour_marks: frozenset[str] = frozenset()
     """Annotations of NEIGHBOUR_ANNOTATIONS that the node has."""
     hold_cordon: bool = False
+    """Whether a person wants the cordon kept when our change ends."""
     retry: str = ""
+    """Value of the retry annotation; empty: there is none."""
     gate: StartGate | None = None
-    """The start-up taint is on the node; None: it is not."""
+    """The start-up taint of the node; None: it has none."""
     abort: str = ""
-    """The change that a person wants given up, as its fence names it."""
+    """The `op` of the change that a person wants given up; empty: none."""
     foreign: str = ""
-    """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
-    does."""
+    """What else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty: nothing."""
     foreign_waits: bool = False
-    """Whoever that is has not begun or has given up, and may stay so for weeks."""
+    """Whether that has not begun or has given up, and may stay so for weeks."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
-    asked for by many rules."""
+    read by many rules."""
 
     def __post_init__(self) -> None:
         """Look through the labels once."""
@@ -100,29 +110,37 @@ class GpuView:
     """One GPU as the agent read it."""
 
     index: int
+    """Index, as NVML counts."""
     product: str
+    """Product name, as NVML reports it."""
     mig_capable: bool
+    """Whether the card has MIG."""
     mig_enabled: bool
+    """Whether MIG mode is in force."""
     mig_pending: bool
-    """MIG mode after the next reset differs from the mode in force."""
+    """Whether the MIG mode after the next reset differs from the mode in force."""
     compute_mode: str
+    """CUDA compute mode, as in `ObservedGPU`."""
     layout: Layout | None
     """Instances that exist; None while MIG is off."""
     profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
-    """Profiles the card offers; from the card facts when the driver lists none."""
+    """Profiles that the card offers; those of our table when the driver lists none."""
     processes: tuple[str, ...] = ()
-    """Names of processes that use it; empty text for what the agent cannot name or may not see."""
+    """Names of processes that use it; empty for each that the agent cannot name or may not see."""
     doubt: Finding | None = None
+    """How the profiles that the driver reports and our table differ; None: they do not."""
     vitals: Vitals = WELL
+    """What NVML reports about its health."""
     instances_withheld: bool = False
-    """The agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
+    """Whether the agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
 
 
 @value(eq=False, slots=False)  # without slots, for what is worked out once
 class Hardware:
-    """The GPUs of a node, and what many rules ask of them. Thousands of nodes share one."""
+    """The GPUs of a node, and what many rules derive from them. Thousands of nodes share one."""
 
     gpus: tuple[GpuView, ...]
+    """The GPUs, as the agent reported them."""
 
     @staticmethod
     @lru_cache(maxsize=1024)
@@ -132,12 +150,12 @@ class Hardware:
 
     @cached_property
     def layouts(self) -> tuple[Layout | None, ...]:
-        """Of the GPUs, in their order."""
+        """Layouts of the GPUs, in their order."""
         return tuple(gpu.layout for gpu in self.gpus)
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """The first of those GPUs that differ in nothing but their index. The first GPU of a quality is among them."""
+        """One GPU, the first, of each group that differs in nothing but the index."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -150,12 +168,13 @@ class Hardware:
 
     @cached_property
     def health(self) -> Finding:
-        """How they are."""
+        """How healthy the GPUs are."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
     def key(self) -> tuple[object, ...]:
-        """Equal where targets are. Profiles by identity, so it is good for as long as `gpus` are kept."""
+        """Equal where the targets are equal. Profiles count by identity, so a key is valid as long as `gpus` are
+        kept."""
         return tuple((gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in self.gpus)
 
 
@@ -164,18 +183,23 @@ class ObservedView:
     """What the agent of one node reported last."""
 
     request_id: str
+    """Id of the request that this observation answers."""
     quiet: bool
+    """Whether NVML is closed at our request."""
     error: str
+    """What keeps the agent from reading NVML; empty: nothing does."""
     gpus: tuple[GpuView, ...]
+    """The GPUs of the node."""
     allocated: Mapping[str, int] | None = field(default_factory=dict)
-    """None: unknown."""
+    """Devices that pods hold, by GPU resource name; None: unknown."""
     pods: int | None = 0
-    """None: unknown."""
+    """How many pods hold a GPU device; None: unknown."""
     simulated: bool = False
+    """Whether the GPUs are SIMULATED."""
     driver_version: str = ""
     """As NVML reports it; empty when unknown."""
     hardware: Hardware = field(init=False, compare=False)
-    """The GPUs once more."""
+    """The same GPUs, with what rules derive from them."""
 
     def __post_init__(self) -> None:
         """Share the GPUs with other nodes that have the same: they are most of what a snapshot weighs."""
@@ -189,10 +213,15 @@ class GPUNodeView:
     """One GPUNode: what we asked and what the agent answered; without `status.transition`, which is for people."""
 
     name: str
+    """Name of the GPUNode, which is that of its Node."""
     uid: str
+    """UID of the GPUNode."""
     request_id: str
+    """Id of our last request to the agent."""
     quiet: bool
+    """Whether that request asks the agent to keep NVML closed."""
     observed: ObservedView | None
+    """What the agent reported last; None: nothing yet."""
 
 
 @value
@@ -200,25 +229,34 @@ class PolicyView:
     """One GPUSharingPolicy; `spec` is None when `problems` say why it cannot be read."""
 
     name: str
+    """Name of the policy."""
     uid: str
+    """Its UID; a policy that is recreated under its name has another."""
     generation: int
+    """Its metadata.generation: each edit of the spec raises it, and so does the deletion."""
     created: str
+    """Its metadata.creationTimestamp: of policies of equal priority, the oldest takes a node."""
     deleting: bool
-    """It is being deleted and gives its nodes up; see `resetting`."""
+    """Whether it is being deleted and gives its nodes up; see `resetting`."""
     finalizer: bool
+    """Whether it has our finalizer."""
     force_release: bool
+    """Whether a person wants it released at once, with every cordon kept."""
     spec: GPUSharingPolicySpec | None
+    """What it asks for; None: `problems` say why it cannot be read."""
     problems: tuple[Problem, ...] = ()
+    """Why the spec is refused; empty: it is not."""
     approved: str = ""
-    """The hash of the plan that a person approved last."""
+    """The hash of the plan that a person approved last; empty: none."""
     resumed: str = ""
-    """The generation whose failures a person has looked at."""
+    """The generation whose failures, for a person, need not keep further nodes from starting; empty: none."""
     resetting: bool = False
-    """It is being deleted, and brings its nodes to whole GPUs first: `spec` says so, and `deleting` is False."""
+    """Whether it is being deleted and first changes its nodes to whole GPUs: `spec` asks for these, and `deleting` is
+    False."""
 
     @property
     def going(self) -> bool:
-        """It is being deleted, whatever becomes of its nodes."""
+        """Whether it is being deleted, whatever happens to its nodes."""
         return self.deleting or self.resetting
 
 
@@ -227,49 +265,53 @@ class PlanSettings:
     """Operator settings that the planner needs; all times in seconds."""
 
     namespace: str = "gpusharing"
+    """Our own namespace, in which the Lease is."""
     gpu_operator_namespace: str = "gpu-operator"
+    """Namespace of the NVIDIA GPU Operator, in which our ConfigMaps are."""
     plugin_config_map: str = "gpusharing-device-plugin"
+    """Our ConfigMap of device-plugin configurations; ClusterPolicy devicePlugin.config.name must name it."""
     mig_config_map: str = "gpusharing-mig-parted"
+    """Our ConfigMap of mig-parted configurations; ClusterPolicy migManager.config.name must name it for layouts."""
     configure_gpu_operator: Switch = False
-    """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has said anything else."""
+    """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has set them."""
     pod_name: str = ""
     """Name of our own pod, which is never drained; empty: we run in none."""
     protected_namespaces: Namespaces = ("kube-system",)
-    """Separated by commas: no pod is evicted there. The chart's admission policy refuses it too."""
+    """Comma-separated: no pod is evicted in these. The chart's admission policy refuses it too."""
     neighbour_labels: Labels = ()
-    """Further labels, as key=value and separated by commas, that a Node has while it changes, so that others leave it
-    alone; those that everybody needs are known."""
+    """Comma-separated, as key=value: further labels that a Node has while it changes, so that other controllers leave
+    it alone; the common ones are built in."""
     force_delete: Switch = False
-    """Pods may be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete grants the
-    right and opens the admission policy."""
+    """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
+    grants the right and opens the admission policy."""
     refuse_unsafe_drivers: Switch = True
-    """No MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
+    """Make no MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
-    """Separated by commas: further driver versions, or branches such as 570, on which MIG is not changed."""
+    """Comma-separated: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100
     """Operator-wide cap on nodes in flight; at most 500."""
     settle: Seconds = 5.0
-    """From the cordon until the pods are first looked at (scheduler race, docs/design/drain.md#t2)."""
+    """Time from the cordon until the pods are first looked at (scheduler race, docs/design/drain.md#t2)."""
     idle: Seconds = 3.0
-    """Between the two empty LISTs that prove a node idle."""
+    """Time between the two empty LISTs that prove a node idle."""
     config_propagation: Seconds = 120.0
-    """From a ConfigMap write until a label may point at the new entry."""
+    """Time from a ConfigMap write until a label may point at the new entry."""
     eviction_wait: Period = 5.0
-    """After the first refusal of an eviction; doubles up to a minute."""
+    """Wait after the first refusal of an eviction; doubles up to a minute."""
     wedge_pending: Seconds = 1200.0
-    """mig.config.state pending for longer is a wedge (docs/design/nvidia.md#a7)."""
+    """A mig.config.state that stays pending for longer is a wedge (docs/design/nvidia.md#a7)."""
     wedge_paused: Seconds = 15.0
-    """Operands paused after success or failed for longer is a wedge."""
+    """Operands that stay paused for longer after success or failed are a wedge."""
     abort_backoff: Seconds = 300.0
-    """First wait after an abort; doubles each time."""
+    """First wait after an abort; it doubles each time."""
     poll: Period = 5.0
-    """Between two LISTs of the pods of a node in work."""
+    """Time between two LISTs of the pods of a node in work."""
     restart_grace: Seconds = 30.0
-    """From a restarted mig-manager pod being Ready until the state on the node is believed to be its own."""
+    """Time after a restarted mig-manager pod becomes Ready until the state on the node counts as its own."""
     drift_grace: Seconds = 60.0
     """A difference must last this long before it counts as drift (plugin restarts and reboots heal themselves)."""
     max_cures: Count = 2
-    """Restarts of a node's mig-manager per change before the node is Failed."""
+    """Cures per change (restarts of mig-manager, or mig.config set again) before the node is Failed."""
 
 
 @value
@@ -277,35 +319,43 @@ class ClusterSnapshot:
     """Everything a plan depends on, read once. Mappings are keyed by node name unless said otherwise."""
 
     nodes: Mapping[str, NodeView]
+    """Every Node of the cluster."""
     gpunodes: Mapping[str, GPUNodeView]
+    """Every GPUNode."""
     policies: tuple[PolicyView, ...]
-    """Sorted by name."""
+    """Every policy, sorted by name."""
     stack: StackView
+    """NVIDIA's components and our ConfigMaps."""
     agents: frozenset[str]
     """Nodes whose agent pod is Ready."""
     mig_managers: Mapping[str, Operand]
+    """The mig-manager pod of each node that has one."""
     claims: Mapping[str, Claim]
+    """The slots of the disruption budget that are taken."""
     work: Mapping[str, NodeWork]
+    """The pods of the nodes whose pods were listed."""
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
-    """Why no agent is Ready on the others."""
+    """Why no agent is Ready on the other nodes."""
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
+    """The MPS control daemon's pod of each node that has one."""
     mig_failures: Mapping[str, str] = field(default_factory=dict)
-    """Why mig-manager failed, from its log, where it did so in a change of ours."""
+    """Why mig-manager failed, from its log, where it failed in a change of ours."""
     pending: Mapping[str, int] = field(default_factory=dict)
-    """GPU resource name to Pending pods that ask for it and have no node yet."""
+    """By GPU resource name: Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Nodes that differ from what was proven there, and since when this process has seen it."""
+    """Since when this process has seen a node differ from what was proven there."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Nodes whose mig.config.state says that mig-manager works, and since when this process has seen it."""
+    """Since when this process has seen a mig.config.state that says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """By node, or subject of a shared write: our last call about it failed; in memory only."""
+    """By node, or subject of a shared write: the failure of our last call about it; in memory only."""
     policies_error: str = ""
-    """Why the policies may have changed meanwhile; no node starts then."""
+    """Why the policies may have changed meanwhile; no node starts then. Empty: they are up to date."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the changes of held pools would disturb; see `RolloutPlan.previews`."""
     settings: PlanSettings = PlanSettings()
+    """The operator's settings."""
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:

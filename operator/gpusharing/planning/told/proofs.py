@@ -25,10 +25,13 @@ class Proof:
     """One source."""
 
     source: Source
+    """Which source of proof."""
     says: str
+    """What it says of the node."""
     should: str
-    """Empty: nothing is asked of it for this target."""
+    """What it should say; empty: the target asks nothing of it."""
     disagrees: Finding | None
+    """Why it disagrees with the target; None: it does not."""
 
 
 def tell_proofs(

@@ -32,43 +32,46 @@ class Verdict:
     """One per node that a policy selects or that carries our fence, "nothing to do" included."""
 
     node: str
+    """Name of the node."""
     policy: str
-    """The owner, or the policy whose change is in flight; empty when nobody owns the node."""
+    """The owner, or the policy whose change is in flight; empty when no policy owns the node."""
     phase: Phase
+    """How far the node's change has come."""
     reason: Reason
+    """Why it is in this phase."""
     message: str
-    """What is, why, and what to do; the same text as long as nothing changes."""
+    """What is the case, why, and what to do; the same text as long as nothing changes."""
     disruption: DisruptionClass = DisruptionClass.NONE
-    """What the change disturbs, or would; NONE: nothing is to be changed."""
+    """What the change disturbs, or would disturb; NONE: nothing is to be changed."""
     wanted: str = ""
-    """What the GPUs are to be divided into, for people; empty: nobody knows."""
+    """What the GPUs are to be divided into, for people; empty: unknown."""
     observed: str = ""
-    """What they are divided into now, for people; empty: nobody knows."""
+    """What they are divided into now, for people; empty: unknown."""
     pods: int = 0
-    """Pods holding a GPU, as far as listed."""
+    """Pods that hold a GPU, as far as listed."""
     needs: tuple[tuple[str, int], ...] = ()
-    """By PodDisruptionBudget (`namespace/name`): how many pods its drain has still to evict under it, as far as listed.
-    Empty where no drain goes on, and where no policy says how to drain."""
+    """By PodDisruptionBudget (`namespace/name`): how many pods its drain still has to evict under it, as far as listed.
+    Empty where no drain is under way, and where no policy says how to drain."""
     blockers: tuple[Blocker, ...] = ()
     """What keeps pods from leaving, before and in a drain."""
     leaving: str = ""
     """The first pod that is still to leave in a drain, and how many more: `namespace/name +2`; empty: none is."""
     deadline: datetime | None = None
-    """The fence's, or when the clock ends the wait before it; None: something else does."""
+    """That of the fence, or before it when the clock ends the wait; None: something other than the clock ends it."""
     attempt: int = 0
-    """The fence's; 0: no change is in flight."""
+    """That of the fence; 0: no change is in flight."""
     step: str = ""
-    """`1/2`: the step and of how many; empty: no change is in flight."""
+    """The step and how many there are, such as `1/2`; empty: no change is in flight."""
     actions: tuple[Action, ...] = ()
     """What is done about it now, in this order."""
     wake: datetime | None = None
-    """Look again then, even if nothing happens."""
+    """When to look again even if nothing happens; None: when something does."""
     wants_pods: bool = False
-    """The next pass needs the pods of this node."""
+    """Whether the next pass needs the pods of this node."""
     candidate: bool = False
-    """Waits for a slot of the budget only."""
+    """Whether the node waits only for a slot of the budget."""
     health: Finding | None = None
-    """How the GPUs of the node are, as last reported; None while no GPU was reported."""
+    """The health of the node's GPUs, as last reported; None while no GPU was reported."""
 
     def then(self, *actions: Action) -> "Verdict":
         """The same verdict with actions."""
@@ -76,7 +79,7 @@ class Verdict:
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """How the GPUs of a node are; None while the agent reported none."""
+    """The health of a node's GPUs; None while the agent reported none."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -86,35 +89,39 @@ class NodeCase:
     """Everything that decides about one node in this pass."""
 
     node: NodeView
+    """The Node."""
     gpunode: GPUNodeView | None
-    """What the agent was asked and reports; None: the node has no such object yet."""
+    """What we asked the agent and what it reports; None: the node has no GPUNode yet."""
     assessment: Assessment | None
-    """Against the policy that drives the node; None when there is none."""
+    """The node compared with what the policy that drives it wants; None: no policy drives it."""
     owner: str
     """The policy that owns the node by selectors; empty: none."""
     work: NodeWork | None
     """Its pods; None: they were not listed."""
     agent_ready: bool
-    """The agent's pod on the node is Ready."""
+    """Whether the agent's pod on the node is Ready."""
     operand: Operand | None
-    """The node's mig-manager pod."""
+    """The node's mig-manager pod; None: there is none."""
     mps_daemon: Operand | None
-    """The node's MPS control daemon pod."""
+    """The node's MPS control daemon pod; None: there is none."""
     claimed: bool
-    """The node holds a slot of the budget already."""
+    """Whether the node already holds a slot of the budget."""
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target; None: it has seen no difference."""
     stack: StackView
+    """NVIDIA's components and our ConfigMaps."""
     settings: PlanSettings
+    """The operator's settings."""
     now: datetime
+    """The time of this pass."""
     at_work_since: datetime | None = None
-    """Since when this process has seen mig-manager at work; None where it is not."""
+    """Since when this process has seen mig-manager at work; None: it is not at work."""
     health: Finding | None = None
-    """How the GPUs of the node are, as the agent reported last; None while it reported none."""
+    """The health of the node's GPUs, as last reported; None while no GPU was reported."""
     mig_failure: str = ""
     """What mig-manager's log says about its failure; empty when nobody could read it."""
     agent_trouble: Finding | None = None
-    """Why no agent is Ready; None where one is, or where nobody says why."""
+    """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
 
     def no_agent(self, consequence: str) -> tuple[Reason, str]:
         """Reason and message where no agent is Ready; `consequence` says what that is in the way of."""

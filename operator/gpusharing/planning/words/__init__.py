@@ -1,1 +1,1 @@
-"""In which words is it said? Every reason, why something is not so, and how those who block are told."""
+"""In which words is it said? Every reason, why something is not as it should be, and how blockers are reported."""

@@ -24,9 +24,9 @@ class Blocker:
     pdb: str = ""
     """`namespace/name` of the PodDisruptionBudget; several are joined by a comma."""
     message: str = ""
-    """The particulars; what the API server said stands in it verbatim, after `Server:`."""
+    """The particulars; it quotes what the API server said verbatim, after `Server:`."""
     until: datetime | None = None
-    """The clock alone ends it then; None: it does not."""
+    """When the clock alone ends it; None: the clock does not."""
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
@@ -64,7 +64,7 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """When the clock has ended all of them; None: some need more than that, or there are none."""
+    """When the clock will have ended all of them; None: some need more than the clock, or there are none."""
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None

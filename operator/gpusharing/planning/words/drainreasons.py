@@ -32,14 +32,14 @@ OWN_POD = ("OwnPod", "Drain", _PERSON,
     "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
     "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
 TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
-    "The pod tolerates the cordon and its controller starts it again on this very node, so evicting "
-    "it would never end.",
-    "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale that down.")
+    "The pod tolerates the cordon and its controller starts it again on this very node, so evictions "
+    "would never end.",
+    "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale the controller down.")
 RULE_BLOCKS = ("RuleBlocks", "Drain", _PERSON,
     "A rule of the policy (drain.rules, behavior Block) keeps the pod; the message says which.",
     "Wait until the pod is gone, move it yourself, or change the rule.")
 NAMESPACE_UNREADABLE = ("NamespaceUnreadable", "Drain", _PERSON,
-    "A rule of the policy asks for labels of the pod's namespace, and these cannot be read; the node is left alone.",
+    "A rule of the policy needs labels of the pod's namespace, which cannot be read; the node is left alone.",
     "Grant the operator get on namespaces (its chart does), or take namespaceSelector out of the rule.")
 LOCAL_STORAGE = ("LocalStorage", "Drain", _PERSON,
     "The pod keeps files in an emptyDir on the node's disk, which it would lose, and drain.localStorage is Block.",
@@ -53,11 +53,11 @@ DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
     "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
 FORCE_DELETE_FAILED = ("ForceDeleteFailed", "Drain", _PERSON,
     "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are in "
-    "the message. It is tried again for as long as its grace period can end with the drain.",
+    "the message. The operator tries again for as long as the pod's grace period can still end with the drain.",
     "Check the message: a webhook or an admission policy may refuse it.")
 TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
     "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
-    "Find out who is to remove the finalizers in the message, or why the kubelet cannot end the container.")
+    "Find out what should remove the finalizers in the message, or why the kubelet cannot end the container.")
 FORBIDDEN = ("Forbidden", "Drain", _PERSON,
     "The API server does not let us evict the pod.",
     "Grant the right that the message names, or remove the policy that refuses.")
@@ -71,20 +71,20 @@ EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
 DO_NOT_DISRUPT = ("DoNotDisrupt", "Drain", _LATER,
     "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node is "
     "not cordoned meanwhile.",
-    "Wait for the pod or the end of its mark, take the mark away, or set drain.protectedPods to Ignore.")
+    "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
 JOBS_RUNNING = ("JobsRunning", "Drain", _LATER,
-    "The node is cordoned and waits for pods that end by themselves: those of Jobs, and those of rules with "
-    "WaitCompleted. Until then none of their order is evicted.",
+    "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "
+    "WaitCompleted. Until then no pod of their order is evicted.",
     "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
 PDB = ("PDB", "Drain", _LATER,
     "The PodDisruptionBudget allows no disruption at the moment.",
     "Bring the unready pods back, scale up, or raise maxUnavailable.")
 PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
-    "The PodDisruptionBudget changed and its controller has not worked it out yet; shown after 60 s.",
+    "The PodDisruptionBudget changed and its controller has not processed that yet; shown after 60 s.",
     "If it lasts, check kube-controller-manager.")
 GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
     "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help: its grace "
-    "period and 10 s (of a short drain a quarter) are not shorter than drain.timeout.",
+    "period plus 10 s (in a short drain, plus a quarter of it) is not shorter than drain.timeout.",
     "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or make room in its "
     "PodDisruptionBudget.")
 NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
@@ -92,11 +92,11 @@ NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
     "If it lasts, find out what keeps the namespace from going.")
 FORCE_DELETE = ("ForceDelete", "Drain", _SOON,
     "The time of the drain is nearly over, the pod's eviction is still refused, and drain.onTimeout is ForceDelete: "
-    "the pod is deleted, with its own grace period, whatever PodDisruptionBudgets say.")
+    "the pod is deleted, with its own grace period, despite its PodDisruptionBudgets.")
 THROTTLED = ("Throttled", "Drain", _SOON,
     "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
 PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
-    "Nothing blocks; pods that are leaving use their grace period.")
+    "Nothing blocks; terminating pods are using their grace period.")
 EVICTED = ("Evicted", "Drain", _SOON,
     "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
 # fmt: on

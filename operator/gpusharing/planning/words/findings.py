@@ -1,4 +1,4 @@
-"""Why something is not as it should be, or not yet: an expected "no" is a value."""
+"""Why something is not, or not yet, as it should be: an expected "no" is a value."""
 
 from datetime import datetime
 
@@ -8,15 +8,15 @@ from gpusharing.planning.words.values import value
 
 @value
 class Finding:
-    """One reason with its particulars: of a policy, a card, an agent, a closed gate, or a source that disagrees."""
+    """One reason with its particulars: about a policy, a card, an agent, a closed gate, or a source that disagrees."""
 
     reason: Reason
     message: str
-    """What is, and what to do about it; the same text as long as nothing changes."""
+    """What is the case, and what to do about it; the same text as long as nothing changes."""
     until: datetime | None = None
-    """When the clock alone may end it; None: when something changes."""
+    """When the clock alone may end it; None: it ends only when something changes."""
 
     @staticmethod
     def of(found: "str | Finding", reason: Reason) -> "Finding":
-        """What one row of a ladder found: a text is told with the row's reason, a finding with its own."""
+        """What one row of a ladder found: a text gets the row's reason, a finding keeps its own."""
         return found if isinstance(found, Finding) else Finding(reason, found)

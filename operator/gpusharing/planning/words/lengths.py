@@ -7,11 +7,11 @@ MAX_TEXT = 1000
 
 
 def cut(text: str, most: int) -> str:
-    """The text, or its beginning and three dots, in `most` characters."""
+    """The text, or its beginning and three dots, in at most `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def some(things: Sequence[str], most: int = 3) -> str:
-    """The first of them, at most so many, and how many more there are."""
+    """The first `most` of them, and how many more there are."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(things[:most]) + more

@@ -15,9 +15,9 @@ class Passes(IntEnum):
     LATER = 1
     """When others are done or a back-off is over: minutes to hours."""
     SOON = 2
-    """By itself, within seconds or minutes."""
+    """Automatically, within seconds or minutes."""
     DONE = 3
-    """It is an end; nothing is waited for."""
+    """Already: it is an end state, and nothing is waited for."""
 
 
 class Worded(StrEnum):
@@ -27,7 +27,7 @@ class Worded(StrEnum):
     group: Group
     passes: Passes
     when: str
-    """In which situation it is used."""
+    """The situation in which it is used."""
     remedy: str
     """What a person does next; empty when there is nothing to do."""
 

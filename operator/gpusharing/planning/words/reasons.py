@@ -1,8 +1,8 @@
 """Every reason the product gives: one CamelCase word for tools, when it is used, what a person does about it.
 
-A reason is never taken back or given a second meaning. `docs/reference/reasons.md` is made from this file.
-Where several reasons hold and there is room for one, `most_urgent` decides: first what waits for a person,
-then what lasts longest. Within one degree of patience the order of definition decides, longest first.
+A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file.
+Where several reasons apply and there is room for one, `most_urgent` decides: first what waits for a person,
+then what lasts longest. Among reasons with the same `passes` the order of definition decides, longest first.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class Reason(Worded):
         "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
         "Check the GPUs, then remove the annotation and uncordon the node.")
     ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
-        "The node was past the point of no return when its policy vanished or the Node was made anew; it stays "
+        "The node was past the point of no return when its policy vanished or the Node was recreated; it stays "
         "cordoned because its layout is unproven.",
         "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
     ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
@@ -34,18 +34,19 @@ class Reason(Worded):
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
     INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
-        "Report it with the message; it is a fault of this operator or of an admission webhook.")
+        "Report it with the message; it is a bug in this operator or in an admission webhook.")
     NODE_NOT_JUDGED = ("NodeNotJudged", "Node", _PERSON,
         "Something on this node made the planner fail. The node is left exactly as it is; the others go on.",
-        "Report the message: it is a fault of this operator. Undoing the last edit of the node may help.")
+        "Report the message: it is a bug in this operator. Undoing the last edit of the node may help.")
     FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
         "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
-        "Let that maintenance finish; the change starts by itself when the marker or object is gone.")
+        "Let that maintenance finish; the change starts automatically when the marker or object is gone.")
     ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")
     UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
-        "Repartitioning GPUs under the node's driver can corrupt data or hang (CVE-2026-24197), or an admin named it.",
+        "Repartitioning GPUs under the node's driver can corrupt data or hang (CVE-2026-24197), or an administrator "
+        "listed the driver as unsafe.",
         "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
     OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
@@ -59,8 +60,8 @@ class Reason(Worded):
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
     MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
         "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
-        "on it starts with the fallback, and its config-manager cannot tell it afterwards. No change to MPS begins.",
-        "Choose another mode, or a GPU Operator whose MPS daemon can be told: up to v25.10.1, with plugin v0.18.1. "
+        "on it starts with the fallback, and its config-manager cannot notify it afterwards. No change to MPS begins.",
+        "Choose another mode, or a GPU Operator whose MPS daemon follows labels: up to v25.10.1, with plugin v0.18.1. "
         "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
     TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
         "The node waits behind the taint gpusharing.dev/unproven, which NVIDIA's pods do not tolerate.",
@@ -86,8 +87,8 @@ class Reason(Worded):
         "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
         "Grant the right that the message names, or correct what it says.")
     SUPERSEDED = ("Superseded", "Node", _PERSON,
-        "The policy does not own the node (any more): another one has higher priority or had it first, or the selector "
-        "no longer matches.",
+        "The policy does not own the node, or no longer does: another one has a higher priority or owned it first, or "
+        "the selector no longer matches.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
     FROZEN = rolloutreasons.FROZEN
     PAUSED = rolloutreasons.PAUSED
@@ -104,9 +105,9 @@ class Reason(Worded):
         "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
         "or set gpusharing.dev/retry on the Node.")
     CORDON_KEPT = ("CordonKept", "Node", _PERSON,
-        "The operator is done with the node, which stays cordoned because the cordon is not only ours: a person's, "
-        "another controller's, gpusharing.dev/hold-cordon, or because gpusharing.dev/force-release let go of it.",
-        "Uncordon the node when its other holder agrees.")
+        "The operator is done with the node, which stays cordoned because the cordon is not ours alone: a person or "
+        "another controller needs it, gpusharing.dev/hold-cordon keeps it, or gpusharing.dev/force-release left it.",
+        "Uncordon the node when nobody else needs the cordon.")
     CALL_FAILED = ("CallFailed", "Node", _LATER,
         "A call to the API server about this node fails; the server's words are in the message. This node waits, "
         "the others go on. After the point of no return the node is Failed once its time is up.",
@@ -125,12 +126,12 @@ class Reason(Worded):
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
         "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
     DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
-        "The drain ran into drain.timeout; the node was restored. Pods that were evicted stay away.",
+        "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they went.",
         "Remove what blocked (see the message); the next attempt follows after a wait.")
     JOBS_TIMEOUT = ("JobsTimeout", "Node", _LATER,
-        "Pods that are to end by themselves ran longer than jobs.timeout or the timeout of their rule; the node was "
+        "Pods that were to run to completion took longer than jobs.timeout or the timeout of their rule; the node was "
         "restored.",
-        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end them yourself; the next try follows later.")
+        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end them yourself; the next attempt follows later.")
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
@@ -139,25 +140,25 @@ class Reason(Worded):
     BUDGET_FULL = rolloutreasons.BUDGET_FULL
     WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,
         "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
-        "other pod takes the place of half a gang. At most rollout.timeouts.verification.")
+        "other pod takes the place of half a gang. It waits at most rollout.timeouts.verification.")
     ABORT_REQUESTED = rolloutreasons.ABORT_REQUESTED
     CANARY_SOAK = rolloutreasons.CANARY_SOAK
     WINDOW_CLOSED = rolloutreasons.WINDOW_CLOSED
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
-        "mig-manager is still at work on an earlier configuration or reboots the node.")
+        "mig-manager is still working on an earlier configuration, or is rebooting the node.")
     DRIFTED = ("Drifted", "Node", _LATER,
         "The node is no longer as it was last proven; it is corrected once, as a normal change.")
     CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
         "The ConfigMap was written a moment ago and may not have reached the node yet.")
     ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
-        "The labels are written; mig-manager or the device plugin is at work.")
+        "The labels are written; mig-manager or the device plugin is applying them.")
     OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
         "The agent has not yet answered the latest request; older readings prove nothing.")
     SETTLING = ("Settling", "Node", _SOON,
         "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear; or its "
         "pods are listed once more before they count as gone.")
     ADOPTABLE = ("Adoptable", "Node", _SOON,
-        "The node is already as wanted; it is taken over without a disturbance.")
+        "The node is already as wanted; it is taken over without disruption.")
     PRODUCT_SKIPPED = ("ProductSkipped", "Node", _DONE,
         "The node's card is not in spec.products; the node is left alone.",
         "Add the product to spec.products if it belongs to the pool.")
@@ -189,7 +190,7 @@ class Reason(Worded):
         "spec.mig.layouts names a GPU index that the node does not have.",
         "Remove the index, or keep such nodes out of the pool.")
     LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
-        "Strategy single needs one and the same profile on every GPU of the node.",
+        "Strategy single needs the same profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
     LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
         "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
@@ -198,16 +199,16 @@ class Reason(Worded):
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
         "Lower spec.mps.replicas.")
     GPU_MISSING = ("GPUMissing", "Hardware", _PERSON,
-        "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was taken out.",
-        "Read dmesg on the node and repair it, or run the command in the message when the GPU is gone for good.")
+        "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was removed.",
+        "Read dmesg on the node and repair it, or run the command in the message if the GPU is gone permanently.")
     CARD_DIFFERS = ("CardDiffers", "Accepted", _DONE,
         "The MIG profiles that the card reports differ from those in our table. What the card reports is used.",
-        "Nothing on the cluster; report the message, so that the table is corrected.")
+        "Nothing on the cluster; report the message, so that the table can be corrected.")
     PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
         "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
         "Nothing, unless a layout is refused that should fit: then update the driver.")
     FORCE_DELETE_OFF = ("ForceDeleteOff", "Accepted", _DONE,
-        "The policy says drain.onTimeout ForceDelete, and the operator may not delete pods. It acts as Abort: at "
+        "The policy says drain.onTimeout ForceDelete, but the operator may not delete pods. It acts as Abort: at "
         "drain.timeout the node is restored, and nothing is deleted.",
         "Run the command in the message if pods may be deleted at the end of a drain, or set drain.onTimeout to Abort.")
     MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
@@ -220,7 +221,7 @@ class Reason(Worded):
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
     GPU_UNHEALTHY = ("GPUUnhealthy", "Health", _PERSON,
         "A GPU of the node is not healthy; the node is not reconfigured. Its pods are left alone.",
-        "Do what the message says; the change starts by itself when the GPU is healthy again.")
+        "Do what the message says; the change starts automatically when the GPU is healthy again.")
     GPU_LOST = ("GPULost", "Health", _PERSON,
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
     GPU_UNREADABLE = ("GPUUnreadable", "Health", _PERSON,
@@ -244,12 +245,12 @@ class Reason(Worded):
     # --- Proof: what does not agree yet after a change, or no longer does
     OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
-        "Usually cured by the restart of mig-manager that follows by itself.")
+        "Usually cured by the restart of mig-manager, which follows automatically.")
     MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
         "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
     LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
-        "The GPUs are not divided as wanted, as the agent reads them.")
+        "According to the agent, the GPUs are not divided as wanted.")
     ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
         "The node does not offer the resource names and counts that the mode predicts.",
         "If it lasts, read the log of the device plugin on the node. A plugin that read its configuration "
@@ -258,7 +259,7 @@ class Reason(Worded):
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
         "If it lasts, read the log of gpu-feature-discovery on the node.")
 
-    # --- Drain: why a pod does not leave; the node is not cordoned for these when they are known before
+    # --- Drain: why a pod does not leave; if one is known before the cordon, the node is not cordoned
     PDB_CONFLICT = drainreasons.PDB_CONFLICT
     PDB_NEVER_ALLOWS = drainreasons.PDB_NEVER_ALLOWS
     UNMANAGED = drainreasons.UNMANAGED
@@ -309,10 +310,10 @@ class Reason(Worded):
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
     MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
-        "The policy wants MIG, and ClusterPolicy migManager.enabled is false: nobody would act on our label.",
+        "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
         "Run the command in the message once.")
     MIG_MANAGER_MISSING = ("MigManagerMissing", "Accepted", _PERSON,
-        "The policy wants MIG, and NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
+        "The policy wants MIG, but NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
         "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
     FEATURE_DISCOVERY_MISSING = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
         "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
@@ -331,7 +332,7 @@ class Reason(Worded):
         "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
     MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
-        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node; it would fail.",
+        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail.",
         "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
     NO_NODES = ("NoNodes", "Accepted", _LATER,
         "The node selector selects no node.",
@@ -367,7 +368,7 @@ _BY_WORD = {reason.value: reason for reason in Reason}
 
 
 def reason_of(word: str) -> Reason:
-    """The reason with this word. Raises ValueError for a word that is none."""
+    """The reason with this word. Raises ValueError for a word that is not a reason."""
     try:
         return _BY_WORD[word]
     except KeyError:

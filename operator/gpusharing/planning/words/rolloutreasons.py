@@ -1,4 +1,4 @@
-"""The words of reasons that a policy's rollout gives: who may start, and when. `reasons.py` lists them all."""
+"""The words of reasons that a policy's rollout gives: which nodes may start, and when. `reasons.py` lists them all."""
 
 from gpusharing.planning.words.reasonkinds import Group, Passes
 
@@ -17,7 +17,7 @@ HALTED: Words = ("Halted", "Node", _PERSON,
     "No further node starts.",
     "Find out why (status.failures); then run the command in the message, or change the policy.")
 APPROVAL_NEEDED: Words = ("ApprovalNeeded", "Node", _PERSON,
-    "rollout.approval is Manual, and the plan as it is now was not approved.",
+    "rollout.approval is Manual, and the current plan is not approved.",
     "Look at status.plan, then run the command in the message.")
 SKIP_LABEL: Words = ("SkipLabel", "Node", _PERSON,
     "The Node has the label gpusharing.dev/skip=true: no change begins there. It still counts in its pool.",
@@ -32,7 +32,7 @@ CANARY_TOO_LARGE: Words = ("CanaryTooLarge", "Node", _PERSON,
     "rollout.canary asks for more nodes than the pool has, so it could never be proven. No node in service starts.",
     "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
 CANARY_SOAK: Words = ("CanarySoak", "Node", _LATER,
-    "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the time of soak.",
+    "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the soak time.",
     "Wait for them.")
 INVALID_WINDOW: Words = ("InvalidWindow", "Node", _PERSON,
     "A schedule or time zone of rollout.windows or rollout.blackouts cannot be followed, so no node may start.",
@@ -52,7 +52,7 @@ DEFERRED: Words = ("Deferred", "Node", _LATER,
     "An earlier attempt was given up before anything changed; the next one waits.",
     "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
 BUDGET_FULL: Words = ("BudgetFull", "Node", _LATER,
-    "No more nodes may be away: by rollout.maxUnavailable, the operator-wide cap, or for a place for our own pod.",
+    "No more nodes may be unavailable: limited by rollout.maxUnavailable, the operator-wide cap, or a place for us.",
     "Wait, or raise the limit that the message names.")
 WINDOW_CLOSED: Words = ("WindowClosed", "Node", _LATER,
     "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",

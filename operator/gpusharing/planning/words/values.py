@@ -1,4 +1,4 @@
-"""Values: what nobody changes once it is made. mypy holds everybody to that, so the running program need not."""
+"""Values: objects that nobody changes once they are made. mypy enforces that, so the running program need not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,9 +29,9 @@ def value(
 ) -> type[Made] | Callable[[type[Made]], type[Made]]:
     """A dataclass whose fields nobody assigns: a plain one in the running program, a frozen one for mypy.
 
-    Frozen ones assign each of their own fields by a call of `object.__setattr__` (dataclasses.py of Python 3.11,
-    `_field_assign`): five times the time for a class of twenty fields, and a fifth of a whole plan
-    (docs/adr/0050-values-are-frozen-by-mypy.md). Equal by content, and so is the hash; `eq=False`: by identity.
+    A frozen dataclass assigns each of its own fields by a call of `object.__setattr__` (dataclasses.py of Python 3.11,
+    `_field_assign`), which takes five times as long for a class of twenty fields, and a fifth of a whole plan
+    (docs/adr/0050-values-are-frozen-by-mypy.md). Equality and hash go by content; with `eq=False` by identity.
     """
     made = dataclass(eq=eq, order=order, kw_only=kw_only, slots=slots, unsafe_hash=eq)
     return made if cls is None else made(cls)
