@@ -360,7 +360,7 @@ class Executor:
         """
         name, uid = action.node, action.node_uid
         if self.made.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
-            raise NotFound(f"the Node {name} was made again")
+            raise NotFound(f"the Node {name} was created again")
         self.made[name] = uid
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
         metadata = {"name": name, "ownerReferences": [owner]}

@@ -68,7 +68,7 @@ class Idleness:
                 log.info("leading", claims=len(self.leader.claims))
             return
         error = self.leader.error
-        why = str(error) if error is not None else "another process leads, or its Lease has not run out yet"
+        why = str(error) if error is not None else "another process leads, or its Lease has not expired yet"
         event = "no longer leads" if self._led else "waits to lead"
         self.complaints.begins("lease", event, type(error).__name__, why=why)
 
@@ -76,7 +76,7 @@ class Idleness:
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
-                "the claims on the Lease cannot be read; they are made anew from the fences",
+                "the claims on the Lease cannot be read; they are rebuilt from the fences",
                 why=why,
             )
         else:

@@ -28,7 +28,7 @@ async def ask(client: Followable, settings: PlanSettings) -> Farewell:
         return Farewell(
             False,
             f"NOT UNINSTALLED: whether a node or a policy needs the operator cannot be read: {error}\n"
-            "To uninstall all the same: helm uninstall --no-hooks",
+            "To uninstall anyway: helm uninstall --no-hooks",
         )
     return find_farewell(nodes, settings, await _cluster_policies(client), policies)
 

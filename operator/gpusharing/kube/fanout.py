@@ -68,7 +68,7 @@ class Reachability:
         subjects = {seen.subject for seen in self.failed}
         doors = {(seen.verb, seen.kind) for seen in self.failed}
         if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
-            raise ServerAway(f"the API server is away: {error}") from error
+            raise ServerAway(f"the API server is unavailable: {error}") from error
 
 
 @dataclass(slots=True)

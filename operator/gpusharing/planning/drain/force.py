@@ -29,7 +29,7 @@ def find_note(options: Drain, *, granted: bool, namespace: str) -> Finding | Non
         return None
     return Finding(
         Reason.FORCE_DELETE_OFF,
-        "spec.drain.onTimeout is ForceDelete, and the operator may not delete pods, so it acts as Abort. To allow it:"
+        "spec.drain.onTimeout is ForceDelete, but the operator may not delete pods, so it acts as Abort. To allow it:"
         f" helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
     )
 
@@ -91,7 +91,7 @@ def explain_force(found: Standings, forced: list[Standing]) -> Iterator[Blocker]
         if refuses and not one.waits and not fits(one, found):
             within = int(found.force_within.total_seconds())
             more = _slack(found.force_within).total_seconds()
-            said = f"Its grace period of {one.pod.grace} s and {more:g} s do not fit into drain.timeout, {within} s"
+            said = f"Its grace period of {one.pod.grace} s plus {more:g} s does not fit into drain.timeout, {within} s"
             yield Blocker(Reason.GRACE_TOO_LONG, (one.pod.ref,), message=said)
 
 

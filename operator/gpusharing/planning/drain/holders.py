@@ -267,7 +267,7 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
     if ruled is None:
         return ""
     if not ruled.known:
-        return f"{ruled.place}.namespaceSelector asks for the labels of namespace {pod.namespace}"
+        return f"{ruled.place}.namespaceSelector needs the labels of namespace {pod.namespace}"
     return f"{ruled.place} says {ruled.rule.behavior}"
 
 

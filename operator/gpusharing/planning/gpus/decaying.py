@@ -75,7 +75,7 @@ class Histogram:
         """The least value that at least `part` of the weight does not exceed, told up to 5 % too high and never above
         the highest sample; 0 without samples. ValueError: `part` is not within 0 to 1."""
         if not 0 <= part <= 1:
-            raise ValueError(f"a percentile is from 0 to 1, for example 0.99; not {part}")
+            raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)
         reached = 0.0
         for bucket, weight in self.weights:
@@ -92,9 +92,7 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
         return Histogram(scale)
     wrong = next((one for one in found if not isfinite(one.value) or one.value < 0), None)
     if wrong is not None:
-        raise ValueError(
-            f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is no value that was measured"
-        )
+        raise ValueError(f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is not a measured value")
     last = max(one.at for one in found)
     weights: dict[int, list[float]] = {}
     for one in found:

@@ -23,8 +23,8 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     if not reported:
         return Finding(
             Reason.PROFILES_FROM_TABLE,
-            f"the driver lists no MIG profiles of {product}, so our table is used; if a layout is refused that should"
-            " fit, update the driver",
+            f"the driver lists no MIG profiles of {product}, so the operator uses its own table; if it refuses a"
+            " layout that should fit, update the driver",
         )
     known = {profile.name: profile for profile in card.profiles}
     found = [text for profile in reported if (text := _difference(profile, known))]
@@ -32,8 +32,8 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
         return None
     return Finding(
         Reason.CARD_DIFFERS,
-        f"{product} reports {'; '.join(found[:TOLD])}. What the card reports is used; please tell us, so that our table"
-        " is corrected",
+        f"{product} reports {'; '.join(found[:TOLD])}. The operator uses what the card reports; please open an issue,"
+        " so that the table can be corrected",
     )
 
 

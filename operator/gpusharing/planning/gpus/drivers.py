@@ -20,7 +20,7 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def _find_no_version(entry: str) -> str:
-    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the beginning of one"
+    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the start of one"
 
 
 DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
@@ -38,7 +38,7 @@ def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> s
     for name in named:
         beginning = _numbers(name)
         if beginning and numbers[: len(beginning)] == beginning:
-            return f"driver {version} is among operator.unsafeDrivers ({name}); update it"
+            return f"driver {version} is in operator.unsafeDrivers ({name}); update it"
     fixed = FIXED.get(numbers[0])
     if refuse_affected and fixed is not None and numbers < _numbers(fixed):
         return (

@@ -53,7 +53,7 @@ _REBOOT = "drain and reboot the node"
 RECOVERIES: Mapping[str, str] = {
     "Reset": _RESET,
     "Reboot": _REBOOT,
-    "DrainP2P": "end the applications that use peer-to-peer traffic of this GPU",
+    "DrainP2P": "stop the applications that use peer-to-peer traffic of this GPU",
     "DrainAndReset": _RESET,
     "RecoverIMEX": "recover the IMEX domain of the node",
     "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",

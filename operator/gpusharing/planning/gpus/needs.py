@@ -193,7 +193,7 @@ def _activity(history: History) -> Histogram | None:
         return None
     found = build(ACTIVITY, history.activity)
     if found.highest > 1:
-        raise ValueError(f"activity: {found.highest} is no part of a card; for example 0.35")
+        raise ValueError(f"activity: {found.highest} is not a part of a card; for example 0.35")
     return found
 
 
@@ -255,6 +255,6 @@ def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[
             f"{round(MIN_SPAN / _HOUR)} h are needed"
         )
     if Doubt.PREALLOCATED in doubts:
-        return "memory is flat and activity low, so what is in use may be a setting: say what it needs"
+        return "memory is flat and activity low, so the program may just reserve it: say what it needs"
     days = min(span / _DAY, memory.samples / 24)
     return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

@@ -48,7 +48,7 @@ def find_flaw(window: Window) -> tuple[str, str] | None:
     except CronSimError as error:
         return "schedule", f'cron cannot read it: {error}; for example "0 22 * * 1-5"'
     except StopIteration:
-        return "schedule", 'no day is like that; for example "0 22 * * 1-5"'
+        return "schedule", 'no date matches it; for example "0 22 * * 1-5"'
     return None
 
 

@@ -76,8 +76,8 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     message = (
-        f"the first {_nodes(nodes)} of spec.rollout.canary are proven and serve for {soak} before others start, until"
-        f" {to_rfc3339(end)}"
+        f"the first {_nodes(nodes)} of spec.rollout.canary are proven; others start when they have served for {soak},"
+        f" at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 
@@ -112,7 +112,7 @@ def find_note(pooled: Pooled) -> str:
     found = find_canary(pooled)
     if isinstance(found, Finding) and found.reason is Reason.CANARY_TOO_LARGE:
         return found.message
-    return f"{_said(pooled, canary.nodes)} by now: the first of those that are left stands for its canary"
+    return f"{_said(pooled, canary.nodes)} by now: the first of the remaining nodes is its canary"
 
 
 def _said(pooled: Pooled, nodes: int) -> str:

@@ -36,11 +36,11 @@ def _forget(verdict: Verdict, node: NodeView) -> Verdict:
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }
-    message = f"{verdict.message}, and the policy is being deleted: our labels go"
+    message = f"{verdict.message}, and the policy is being deleted: the operator removes its labels"
     if names.LABEL_PLUGIN_CONFIG in node.labels:
         message += (
-            f" but {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would go by ClusterPolicy's"
-            " devicePlugin.config.default, which is not whole GPUs"
+            f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
+            " devicePlugin.config.default, which does not mean whole GPUs"
         )
     told = replace(verdict, reason=Reason.DELETING, message=message)
     return told.then(LabelNode(node, labels, forget=True))

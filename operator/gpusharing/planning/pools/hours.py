@@ -130,9 +130,9 @@ def _flaw(windows: Windows, blackouts: Windows) -> str:
 def _too_short(needed: timedelta, longest: timedelta) -> str:
     open_for = f"for {_text(longest)} at most" if longest else "never"
     return (
-        f"a start needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes), and"
-        f" spec.rollout.windows less spec.rollout.blackouts is open {open_for}: make a window longer, for example"
-        " duration: 6h, or spec.drain.timeout shorter"
+        f"a change needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes),"
+        f" but spec.rollout.windows minus spec.rollout.blackouts is open {open_for}: make a window longer, for example"
+        " duration: 6h, or shorten spec.drain.timeout"
     )
 
 

@@ -252,7 +252,7 @@ def _why_full(pool: Pool, cap: int) -> str:
     if cap < pool.limit - pool.used:
         return CAP_REACHED
     expected = sorted(
-        f"{one.node.foreign} has begun with {one.node.name}"
+        f"{one.node.foreign} has begun to work on {one.node.name}"
         for one in pool.members
         if not one.newcomer and is_expected_away(one.node) and not is_unavailable(one.node)
     )

@@ -145,7 +145,7 @@ def _gathering(one: Candidate, size: int) -> Verdict:
     case = one.case
     gang = case.work.gangs[0].gang.ref if case.work is not None and case.work.gangs else "a gang"
     message = (
-        f"{gang} runs on {size} nodes that are to change at once, so that it is interrupted once; waiting for"
+        f"{gang} runs on {size} nodes, which change together so that it is interrupted only once; waiting for"
     )
     verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, f"{message} {size} slots", candidate=True)
     return replace(verdict, wants_pods=True)

@@ -101,7 +101,7 @@ def _unreadable(compared: Comparison) -> str:
 
 
 def _quiet(compared: Comparison) -> str:
-    return "the agent is quiet, its last reading proves nothing" if compared.observed.quiet else ""
+    return "the agent is quiet, so its last reading proves nothing" if compared.observed.quiet else ""
 
 
 def _unreachable(compared: Comparison) -> str:
@@ -139,7 +139,7 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
         return ""
     return (
         f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
-        f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
+        f" if it should have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
     )
 
 
@@ -160,7 +160,9 @@ def _mig_config(compared: Comparison) -> str:
     if config == wanted or not wanted:
         return ""
     if not config:
-        unset = f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot"
+        unset = (
+            f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not restore this layout after a reboot"
+        )
         return unset if compared.target.with_mig else ""
     meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
     same = not isinstance(meaning, Unresolved) and meaning == compared.target.layouts
@@ -176,7 +178,7 @@ def _mig_failed(compared: Comparison) -> str:
 def _mig_busy(compared: Comparison) -> str:
     config, state = _mig_state(compared)
     busy = config and state != "success"
-    return f"mig-manager applies {config} (state {state or 'not reported yet'})" if busy else ""
+    return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
 
 
 def _mig_state(compared: Comparison) -> tuple[str, str]:
@@ -233,7 +235,7 @@ def _plugin_config(compared: Comparison) -> str:
     if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
     if not compared.target.plugin_key:
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, and is to go: the default means the same"
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default means the same"
     config = effective_plugin_config(compared.node, compared.stack)
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
@@ -269,7 +271,7 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
     if odd is None:
         return ""
     if odd.compute_mode == "Unknown":
-        text = f"NVML does not tell the agent the compute mode of GPU {odd.index}"
+        text = f"NVML does not show the agent the compute mode of GPU {odd.index}"
         return Finding(Reason.AGENT_LACKS_RIGHTS, text)
     text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
     if MPS_DAEMONS.intersection(odd.processes):

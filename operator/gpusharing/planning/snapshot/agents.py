@@ -124,7 +124,7 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding |
         return _not_started(f"{pod.waiting}{f': {said}' if said else ''}; {show}")
     if pod.ended:
         return _not_started(
-            f"its container ends at once ({pod.ended}); kubectl -n {pod.namespace} logs {pod.name} --previous"
+            f"its container exits at once ({pod.ended}); kubectl -n {pod.namespace} logs {pod.name} --previous"
         )
     if warnings:
         return _not_started(f"{steady(_latest(warnings).message)}; {show}")
@@ -154,8 +154,8 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
         remedy = f"kubectl label --overwrite namespace {last.namespace} pod-security.kubernetes.io/enforce=privileged"
     elif "RuntimeClass" in said:
         remedy = (
-            "the GPU Operator brings that class; where it does without (NRI plugin, or a default runtime), set"
-            " agent.runtimeClassName to the empty text"
+            "the GPU Operator creates that class; where it does not (NRI plugin, or a default runtime), set"
+            " agent.runtimeClassName to the empty string"
         )
     else:
         remedy = f"kubectl -n {last.namespace} describe daemonset gpusharing-agent"

@@ -98,7 +98,8 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
         return ""
     return (
         f"spec.nodeSelector names {keys[0]}, which the operator sets on nodes that change (chart value"
-        " operator.neighbourLabels): a node would leave its pool in the middle. Select by a label of your own"
+        " operator.neighbourLabels): a node would leave its pool in the middle of its change. Select nodes by a label"
+        " of your own"
     )
 
 
@@ -115,9 +116,9 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
     if stack.cluster_policy is not None:
         return ""
     return (
-        "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
-        " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
-        f" namespace {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)"
+        "no ClusterPolicy found, and no device plugin of NVIDIA's chart in namespace"
+        f" {settings.gpu_operator_namespace} (chart value gpuOperator.namespace): install the NVIDIA GPU Operator, or"
+        " grant this operator list and watch on clusterpolicies.nvidia.com (chart value rbac.create)"
     )
 
 
@@ -208,9 +209,9 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
     return (
-        f"ConfigMap {stack.foreign_map} was made by somebody else and holds entries; nothing is written to it. To hand"
-        f" it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node"
-        f" names then go); or to have a new one: kubectl delete {where}"
+        f"somebody else created ConfigMap {stack.foreign_map}, and it has entries; the operator writes nothing to it."
+        f" To hand it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries"
+        f" that no Node names are then removed); or, to get a new one: kubectl delete {where}"
     )
 
 

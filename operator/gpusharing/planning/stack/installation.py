@@ -59,7 +59,7 @@ def _unread(view: InstallationView) -> Symptoms:
         yield warning(
             Topic.RIGHTS,
             "NotReadable",
-            f"{what}: cannot be looked at, so nothing is known about it: {why}",
+            f"{what}: could not be read, so nothing is known about it: {why}",
             f"kubectl auth can-i list {what}",
         )
 
@@ -221,7 +221,7 @@ def _unmerged(pointer: Pointer) -> str:
     """What has to come before the pointer moves, where somebody uses another ConfigMap."""
     if pointer.stops or not pointer.now:
         return pointer.merge_first
-    return ". Entries of it that Nodes name have to be in ours first: see kubectl gpusharing import"
+    return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
 
 
 def _merge_command(view: InstallationView, pointer: Pointer) -> str:
@@ -272,9 +272,7 @@ def _start_gate(view: InstallationView) -> Symptoms:
         return
     namespace = view.place.gpu_operator_namespace
     waiting = (
-        f"{some(sorted(view.gated))} wait there"
-        if view.gated
-        else "nodes that join would wait there for ever"
+        f"{some(sorted(view.gated))} wait there" if view.gated else "nodes that join would wait there forever"
     )
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
     stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
@@ -317,7 +315,7 @@ def _config_maps(view: InstallationView) -> Symptoms:
             yield error(
                 Topic.CONFIG_MAPS,
                 "ConfigMapTaken",
-                f"{name} was made by somebody else and holds entries; the operator writes nothing to it",
+                f"somebody else created {name}, and it has entries; the operator writes nothing to it",
                 f"kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
             )
 
@@ -349,6 +347,6 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
         for one in of_it:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]
     errors = sum(one.severity is Severity.ERROR for one in found)
-    can = "can work as far as it was looked at" if unseen else "can work"
+    can = "can work as far as it could be checked" if unseen else "can work"
     verdict = "cannot work as it is" if errors else can
     return [*lines, "", f"This installation {verdict}: errors {errors}, warnings {len(found) - errors}."]

@@ -101,7 +101,7 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
             Topic.AGENTS,
             "TwoDevicePlugins",
             f"GKE runs its own device plugin on {some(sorted(agents.cloud_plugins))}, and the kubelet there takes"
-            " nvidia.com/gpu from whichever of the two spoke last; give its node pool the label as well",
+            " nvidia.com/gpu from whichever of the two reported last; label its node pool too",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
         )
     if agents.system_plugins:
@@ -109,7 +109,7 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
             Topic.AGENTS,
             "TwoDevicePlugins",
             f"Bottlerocket starts a device plugin of its own on {some(sorted(agents.system_plugins))} unless its"
-            " settings say no, which the API does not show; beside NVIDIA's, pods lose their GPUs. Switch it off on"
+            " settings disable it, which the API does not show; next to NVIDIA's, pods lose their GPUs. Disable it on"
             " each of them, or in their user data (Bottlerocket 1.63.0 or newer)",
             "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )

@@ -85,9 +85,9 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
         yield warning(
             Topic.NODES,
             "TwoDevicePlugins",
-            f"{other.where} runs a device plugin beside {main.where}, both meant for {some(nodes)}: the kubelet takes a"
-            " resource from whichever of the two spoke last, and only one of them reads our configuration. Remove the"
-            " one that is too many, and let the other one speak again",
+            f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet takes"
+            " a resource from whichever of the two reported last, and only one of them reads our configuration. Remove"
+            " the superfluous one and restart the other, so that it reports again",
             other.removal if other.owned and not other.release else f"{other.removal} && {again}",
         )
 
@@ -100,8 +100,8 @@ def _driver(driver: Server, nodes: list[str]) -> Symptoms:
         yield warning(
             Topic.NODES,
             "DRADriverServesGPUs",
-            f"{driver.where} is NVIDIA's DRA driver with GPUs switched on, meant for {some(nodes)} as the device plugin"
-            " is: a GPU may be given to a ResourceClaim and to a pod at once, and GPUs held through ResourceClaims are"
-            " invisible to drains",
+            f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
+            " plugin does: a GPU may be given to a ResourceClaim and to a pod at once, and drains do not see GPUs that"
+            " are held through ResourceClaims",
             how,
         )

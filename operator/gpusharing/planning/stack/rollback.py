@@ -61,7 +61,7 @@ def _refusal(lost: Mapping[str, Sequence[str]], release: str, namespace: str) ->
     return "\n".join(
         [
             f"NOT ROLLED BACK: {len(lost)} policy(s) have fields that the version to roll back to does not know;"
-            " its CRD would cut them off:",
+            " its CRD would drop them:",
             *lines,
             "Take them out (kubectl edit gsp NAME) and try again, or stay with the newer version.",
             explain_unblock(release, namespace),

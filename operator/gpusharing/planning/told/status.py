@@ -149,7 +149,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
         return (
             True,
             Reason.VALID,
-            f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
+            f"{len(refused)} of {len(pool.verdicts)} nodes cannot serve it: {_first(refused)}",
         )
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
     told = [_legal(pool), *(found.message for found in doubts), note]
@@ -223,7 +223,7 @@ def _no_nodes(pool: Members) -> str:
 
 def _coming(pool: Members) -> str:
     """Which nodes another policy's change keeps."""
-    return f"{some(pool.coming, 1)} to come: a change that another policy began ends first"
+    return f"{some(pool.coming, 1)} to come: a change that another policy began has to end first"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:

@@ -169,7 +169,9 @@ def _generated_name(
 ) -> tuple[Layout | None, ...] | Unresolved:
     entries = parse(stack.generated_mig_files.get(node, ""))
     if not entries:
-        return Unresolved(f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there")
+        return Unresolved(
+            f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
+        )
     if name not in entries:
         return Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
     return resolve(entries[name], gpus)

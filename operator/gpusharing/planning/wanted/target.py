@@ -278,7 +278,7 @@ def _own(
     if beyond := sorted(named - here):
         return Finding(
             Reason.LAYOUT_TOO_MANY_GPUS,
-            f"{node} has {len(gpus)} GPUs, spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
+            f"{node} has {len(gpus)} GPUs, but spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
     found = migfile.resolve(entry, gpus)
     if isinstance(found, migfile.Unresolved):

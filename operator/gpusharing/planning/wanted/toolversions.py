@@ -88,7 +88,7 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
         return ""  # of a program behind a shell nobody here knows the name
     return (
-        f"config-manager looks for a process {daemon.signalled}, and the daemon is called {daemon.program}"
+        f"config-manager looks for a process {daemon.signalled}, but the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
     )
 

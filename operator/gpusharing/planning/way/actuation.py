@@ -97,7 +97,7 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
     if case.node.deleting:
-        message = f"{case.node.name} is being deleted; nothing is begun on it"
+        message = f"{case.node.name} is being deleted; no change begins on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
     # What cures the stop on the way to MPS leads to whole GPUs, wherever the way goes on from there.
     gates = PROPAGATION if again and goal is not assessed.target else (DEAF, *PROPAGATION)

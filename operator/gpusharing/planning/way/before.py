@@ -161,7 +161,7 @@ def _policy_going(case: FencedCase) -> str:
 
 def _asked_to_end(case: FencedCase) -> str:
     asked = case.node.abort == case.fence.op
-    return f"{names.ANNOTATION_ABORT} asks for it; evicted pods are not brought back" if asked else ""
+    return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if asked else ""
 
 
 def _paused(case: FencedCase) -> str:
@@ -233,7 +233,7 @@ def _deaf(case: FencedCase) -> str | Finding:
 
 def _foreign(case: FencedCase) -> str:
     foreign = case.node.foreign
-    return f"{foreign} began to work on the node; the cordon is left to it" if foreign else ""
+    return f"{foreign} began to work on the node; the cordon stays for it" if foreign else ""
 
 
 def _unhealthy(case: FencedCase) -> str:

@@ -103,8 +103,8 @@ def _disabled(node: NodeView) -> str:
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
-                f"{label} is {value}: the GPU Operator keeps off {node.name} what would serve and show the change;"
-                f" to change that: kubectl label node {node.name} {label}-"
+                f"{label} is {value}: the GPU Operator does not run on {node.name} what would serve and show the"
+                f" change; to change that: kubectl label node {node.name} {label}-"
             )
     return ""
 
@@ -178,9 +178,9 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
     return (
-        f"under device plugin {daemon.version} of the GPU Operator no label brings MPS, or another number of clients:"
-        f" the daemon starts with the fallback, and {why}. Choose another mode, or a GPU Operator up to v25.10.1, which"
-        " has device plugin v0.18.1"
+        f"with device plugin {daemon.version} of the GPU Operator no label can turn on MPS or change the number of"
+        f" clients: the daemon starts with the fallback, and {why}. Choose another mode, or GPU Operator v25.10.1 or"
+        " older, which has device plugin v0.18.1"
     )
 
 
@@ -198,7 +198,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
-    return "mig-manager is at work on its own (state rebooting)"
+    return "mig-manager is busy with a change of its own (state rebooting)"
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
@@ -242,7 +242,7 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
         return ""
     if needs_run(case, target):
         return ""
-    return Finding(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
+    return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would change that")
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:

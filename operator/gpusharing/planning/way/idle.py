@@ -142,7 +142,7 @@ def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_pro
     if request is not None or busy or not answers_quiet(case):
         # What the last answer said stays in view until the next: status does not flap with every question.
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
-        verdict = wait(reason, busy or "waiting for the agent to read once more and to close NVML")
+        verdict = wait(reason, busy or "waiting for the agent to read the GPUs once more and close NVML")
         return verdict.then(request) if request is not None else verdict
     if _listed_twice(case, work):
         return None

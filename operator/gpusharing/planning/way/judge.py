@@ -170,7 +170,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
         return case.verdict(
-            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, though it looks so")
+            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, although it looks so")
         )
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")

@@ -95,7 +95,7 @@ def _overwritten(case: FencedCase) -> Finding | None:
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if label == wanted:
         return None
-    message = f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody wrote over it"
+    message = f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody overwrote it"
     return Finding(Reason.ACTUATOR_FAILED, message)
 
 

@@ -63,6 +63,6 @@ def _mig_manager(case: NodeCase) -> Finding | None:
     state = case.node.labels[names.LABEL_MIG_STATE]
     return Finding(
         Reason.ACTUATOR_BUSY,
-        f"mig-manager is at work on its own (state {state}); the agent keeps NVML closed meanwhile",
+        f"mig-manager is busy with a change of its own (state {state}); the agent keeps NVML closed meanwhile",
         until,
     )

@@ -83,7 +83,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     if goes_back(case):
         return f"the way back to {found.target.text} failed too"
     if not (known and case.node.ready and case.agent_ready):
-        return "spec.rollout.onFailure Rollback follows once it is known what the node has become"
+        return "spec.rollout.onFailure Rollback follows once the state of the node is known"
     back = _assess_back(case, found)
     if isinstance(back, str):
         return f"spec.rollout.onFailure is Rollback, but {back}"
