@@ -1,4 +1,4 @@
-"""The answer for one node: where it is, why, what is done about it now, and when to look again."""
+"""The answer for one node: where it is, why, what to do about it now, and when to look again."""
 
 from dataclasses import fields, replace
 from datetime import datetime
@@ -27,7 +27,7 @@ _WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCK
 
 @value
 class Verdict:
-    """One per node that a policy selects or that carries our fence, "nothing to do" included."""
+    """One per node that a policy selects or that carries our fence, including "nothing to do"."""
 
     node: str
     policy: str
@@ -35,19 +35,19 @@ class Verdict:
     phase: Phase
     reason: Reason
     message: str
-    """What is, why, and what to do; the same text as long as nothing changes."""
+    """What is the case, why, and what to do; the same text as long as nothing changes."""
     disruption: DisruptionClass = DisruptionClass.NONE
     """What the change disturbs, or would; NONE: nothing is to be changed."""
     wanted: str = ""
-    """What the GPUs are to be divided into, for people; empty: nobody knows."""
+    """The layout that the GPUs should have, for people; empty: unknown."""
     observed: str = ""
-    """What they are divided into now, for people; empty: nobody knows."""
+    """The layout that they have now, for people; empty: unknown."""
     pods: int = 0
     """Pods holding a GPU, as far as listed."""
     blockers: tuple[Blocker, ...] = ()
     """What keeps pods from leaving, before and in a drain."""
     leaving: str = ""
-    """The first pod that is still to leave in a drain, and how many more: `namespace/name +2`; empty: none is."""
+    """The first pod that still has to leave in a drain, and how many more: `namespace/name +2`; empty: none."""
     deadline: datetime | None = None
     """The fence's, or when the clock ends the wait before it; None: something else does."""
     attempt: int = 0
@@ -61,9 +61,9 @@ class Verdict:
     wants_pods: bool = False
     """The next pass needs the pods of this node."""
     candidate: bool = False
-    """Waits for a slot of the budget only."""
+    """Waits only for a slot of the budget."""
     health: Finding | None = None
-    """How the GPUs of the node are, as last reported; None while no GPU was reported."""
+    """The health of the node's GPUs as last reported; None while no GPU was reported."""
 
     def then(self, *actions: Action) -> "Verdict":
         """The same verdict with actions."""
@@ -71,7 +71,7 @@ class Verdict:
 
 
 def find_health(gpunode: GPUNodeView | None) -> Finding | None:
-    """How the GPUs of a node are; None while the agent reported none."""
+    """The health of a node's GPUs; None while the agent has reported none."""
     hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
     return hardware.health if hardware is not None and hardware.gpus else None
 
@@ -82,7 +82,7 @@ class NodeCase:
 
     node: NodeView
     gpunode: GPUNodeView | None
-    """What the agent was asked and reports; None: the node has no such object yet."""
+    """What the agent was asked and what it reports; None: the node has no such object yet."""
     assessment: Assessment | None
     """Against the policy that drives the node; None when there is none."""
     owner: str
@@ -105,14 +105,14 @@ class NodeCase:
     at_work_since: datetime | None = None
     """Since when this process has seen mig-manager at work; None where it is not."""
     health: Finding | None = None
-    """How the GPUs of the node are, as the agent reported last; None while it reported none."""
+    """The health of the node's GPUs as the agent last reported it; None while it has reported none."""
     mig_failure: str = ""
     """What mig-manager's log says about its failure; empty when nobody could read it."""
     agent_trouble: Finding | None = None
-    """Why no agent is Ready; None where one is, or where nobody says why."""
+    """Why no agent is Ready; None if one is, or if the cause is unknown."""
 
     def no_agent(self, consequence: str) -> tuple[Reason, str]:
-        """Reason and message where no agent is Ready; `consequence` says what that is in the way of."""
+        """Reason and message when no agent is Ready; `consequence` says what that prevents."""
         if (trouble := self.agent_trouble) is not None:
             return trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}"
         return Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}"
@@ -125,7 +125,7 @@ class NodeCase:
 
     @property
     def disruption(self) -> DisruptionClass:
-        """What the change disturbs: of a fenced node the worst that was ever seen, for a class only rises."""
+        """What the change disturbs: for a fenced node the worst class ever seen, because a class only rises."""
         fence, assessment = self.node.fence, self.assessment
         now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
         return max(fence.disruption, now, key=lambda one: one.severity) if fence else now
@@ -153,7 +153,7 @@ class NodeCase:
         wake: datetime | None = None,
         candidate: bool = False,
     ) -> Verdict:
-        """A verdict with what is the same for every phase filled in."""
+        """A verdict with the fields filled in that are the same for every phase."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
@@ -183,9 +183,10 @@ class FencedCase(NodeCase):
 
     @cached_property
     def drain(self) -> DrainPlan | None:
-        """Who must leave and what keeps them; None while the pods were not listed, or no policy says how to drain.
+        """Which pods must leave and what keeps them; None while the pods were not listed, or no policy says how to
+        drain.
 
-        Planned once for all that ask how far the drain is, and only when somebody asks.
+        Planned once for all callers, and only when one asks.
         """
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
@@ -195,10 +196,10 @@ class FencedCase(NodeCase):
 
     @property
     def _force_end(self) -> datetime | None:
-        """When what is left has to be gone, where it is deleted by force in the end; None: nothing is, now.
+        """When the remaining pods must be gone, if they are deleted by force in the end; None: no pod is, at present.
 
         Not after the point of no return, nor while jobs have their time, nor on a node whose kubelet does not answer:
-        there the object would go on existing, and its containers with it.
+        there the object would stay, and its containers would keep running.
         """
         fence = self.fence
         return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None
