@@ -1,4 +1,5 @@
-"""What the pools share in one pass: names that stay on offer, looks at pods, and the room of PodDisruptionBudgets."""
+"""What the pools share in one pass: resource names that stay available, looks at pods, and room in
+PodDisruptionBudgets."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,19 +26,19 @@ class Ledger:
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By node: what its last look found."""
     crowd: Counter[str] = field(default_factory=Counter)
-    """By PodDisruptionBudget: pods of nodes in flight that are still to be evicted under it."""
+    """By PodDisruptionBudget: how many pods of nodes in flight still have to be evicted under it."""
     crowd_known: bool = True
-    """The pods of every node in flight were listed, or cannot be."""
+    """Whether the pods of every node in flight were listed, or cannot be listed."""
     due: frozenset[str] = frozenset()
     """Blocked nodes whose turn it is to be looked at again."""
     recent: int = 0
     """Blocked nodes that were looked at within the last poll."""
     following: frozenset[str] = frozenset()
-    """Nodes that share a gang with one in flight, and for which there was no room beside it."""
+    """Nodes that share a gang with a node in flight, and for which there was no room next to it."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
-    """By node with a claim and without a fence: the wave that it was about to start in; empty: in none."""
+    """By node with a claim and without a fence: the wave in which it was about to start; empty: none."""
     places: Places | None = None
-    """Where our own pod could be scheduled; None: we run in none."""
+    """Where our own pod could be scheduled; None: we do not run in a pod."""
 
     @staticmethod
     def of(
@@ -46,7 +47,7 @@ class Ledger:
         offered: frozenset[str],
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
-        """What is known before anybody starts. `cases`: candidates of pools with room, each with its policy."""
+        """What is known before any node starts. `cases`: candidates of pools with room, each with its policy."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)
@@ -71,14 +72,14 @@ class Ledger:
     def resumed_wave(self, case: NodeCase) -> str:
         """The wave in which the node was about to start when an operator ended between claim and fence; empty: none.
 
-        So a wave of which a part had begun stays one, however often that happens.
+        So a wave of which a part had begun stays one wave, however often that happens.
         """
         return self.claimed_waves.get(case.node.name, "")
 
     def add_in_flight(self, snapshot: ClusterSnapshot, verdict: Verdict, now: datetime) -> Look | None:
         """Count which budgets the pods of a fenced node still need, by its LIST or by the look before its fence.
 
-        Returns that look while it is the newest word on them.
+        Returns that look while it is the newest information about them.
         """
         node = snapshot.nodes[verdict.node]
         fence = node.fence
@@ -103,7 +104,7 @@ class Ledger:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """The other nodes that the gangs of this node run on, as far as its pods were listed."""
+    """The other nodes on which the gangs of this node run, as far as its pods were listed."""
     gangs = case.work.gangs if case.work is not None else ()
     return frozenset(
         member.node for view in gangs for member in view.members if member.node not in ("", case.node.name)
@@ -111,7 +112,7 @@ def find_mates(case: NodeCase) -> frozenset[str]:
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
-    """The last look at a candidate, when it was for this very change."""
+    """The last look at a candidate, if it was for this very change."""
     look = looks.get(case.node.name)
     if (
         look is None

@@ -1,4 +1,5 @@
-"""Why no agent runs on a node: its pods are refused, never start, or end at once. In words that stay while it lasts."""
+"""Why no agent runs on a node: its pods are refused, never start, or exit at once. The words stay the same while it
+lasts."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,17 +30,17 @@ _CHANGING = (
     (re.compile(r"rpc error: code = \w+ desc = "), ""),
     (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
 )
-"""What differs from one try to the next, and what says nothing."""
+"""Parts that differ from one try to the next, or that carry no information."""
 
 
 @value
 class AgentPod:
-    """One pod of the agent's DaemonSet, as the kubelet tells of it."""
+    """One pod of the agent's DaemonSet, as the kubelet reports it."""
 
     namespace: str
     name: str
     node: str
-    """The node that it is for, also before it is bound."""
+    """The node that it is meant for, even before it is bound."""
     ready: bool
     deleting: bool
     created: datetime | None = None
@@ -50,7 +51,7 @@ class AgentPod:
     message: str = ""
     """The kubelet's sentence about that."""
     ended: str = ""
-    """How the container ended last, where it has never been up since: `Error, exit code 1`."""
+    """How the container last ended, if it has not been up since: `Error, exit code 1`."""
     last_words: str = ""
     """The end of that container's log."""
 
@@ -64,27 +65,27 @@ class AgentWarning:
     """Name of the pod; empty: about the DaemonSet."""
     message: str
     at: datetime | None
-    """When it came first; of the DaemonSet's when it came last."""
+    """When it first came; for those of the DaemonSet, when it last came."""
 
 
 @value
 class AgentTroubles:
-    """Why no agent runs, as far as anybody says so."""
+    """Why no agent runs, as far as the cluster says so."""
 
     pods: Mapping[str, Finding | None] = field(default_factory=dict)
-    """By node, of those that have a pod which is not Ready; None: it may just be starting."""
+    """By node that has a pod which is not Ready; None: the pod may just be starting."""
     refused: Finding | None = None
     """Why the DaemonSet gets no further pods."""
 
     def of(self, node: str) -> Finding | None:
-        """Why no agent runs on this node, which has no Ready one."""
+        """Why no agent runs on this node, which has no Ready agent."""
         return self.pods.get(node, self.refused)
 
 
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """What the agent's pods and the Warnings about them say. `arch`: of a node, by name; empty when unknown."""
+    """What the agent's pods and the Warnings about them say. `arch`: architectures by node name; empty when unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     told = [one for one in warnings if one is not None]
     if not unready and not told:
@@ -132,7 +133,7 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding |
 
 
 def _start_error(pod: AgentPod) -> str:
-    """What the runtime says of a container that it cannot start; between two tries it stands in the last state."""
+    """What the runtime says of a container that it cannot start; between two tries it is in the last state."""
     if pod.waiting == "RunContainerError":
         return steady(pod.message)
     return steady(pod.last_words) if pod.ended.startswith(_NEVER_RAN) else ""
@@ -167,7 +168,8 @@ def _latest(warnings: list[AgentWarning]) -> AgentWarning:
 
 
 def steady(message: str) -> str:
-    """A sentence of Kubernetes without what differs from one try to the next; a long one without its middle."""
+    """A sentence of Kubernetes without the parts that differ from one try to the next; a long one without its
+    middle."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)

@@ -1,4 +1,4 @@
-"""The pods of nodes in work, as the drain rules see them, and what is known of their evictions."""
+"""The pods of nodes in work, as the drain rules see them, and what is known about their evictions."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -21,7 +21,8 @@ class Owner:
 
 @value
 class Gang:
-    """Pods that work as one, so that the end of one ends them all (docs/design/drain.md#t13). Known from pods alone."""
+    """Pods that work as a unit, so that the end of one ends them all (docs/design/drain.md#t13). Known from pods
+    alone."""
 
     kind: str
     """What people call it: PodGroup, JobSet, LeaderWorkerSet, Workload."""
@@ -30,7 +31,7 @@ class Gang:
     labels: str = ""
     """The label selector of its pods; empty: no label tells them apart."""
     fields: str = ""
-    """A field selector that holds for all of its pods, and for others; empty: there is none."""
+    """A field selector that matches all of its pods, and others too; empty: there is none."""
 
     @property
     def ref(self) -> str:
@@ -52,7 +53,7 @@ class PodView:
     mirror: bool = False
     """Static pod: annotation kubernetes.io/config.mirror or an ownerRef of kind Node."""
     resources: Mapping[str, int] = field(default_factory=dict)
-    """nvidia.com/* that its containers, init and sidecar containers included, ask for; 0 left out."""
+    """nvidia.com/* resources that its containers ask for, including init and sidecar containers; 0 is left out."""
     dra: Literal["none", "gpu", "unresolved"] = "none"
     """ResourceClaims: `gpu` when gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as one."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class PodView:
     marks: tuple[tuple[str, str], ...] = ()
     """Annotations and labels that ask not to disturb it (drain/protection.py), with their values, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Of its namespace; None: nobody asked for them, or they cannot be read."""
+    """The labels of its namespace; None: they are not needed, or cannot be read."""
     restarts: bool = True
     """restartPolicy Always: it never ends by itself."""
     system: bool = False
@@ -106,9 +107,9 @@ class GangView:
     members: tuple[GangMember, ...] = ()
     """By node, then `namespace/name`."""
     partial: bool = False
-    """There are more than were read."""
+    """There are more members than were read."""
     error: str = ""
-    """Why they could not be listed: then nothing else is known."""
+    """Why they could not be listed; nothing else is known then."""
 
 
 @value
@@ -127,7 +128,7 @@ class PdbView:
     expected_pods: int = 0
     """Pods that it counts, healthy or not."""
     desired_healthy: int = 0
-    """So many of them must stay healthy."""
+    """How many of them must stay healthy."""
     current_healthy: int = 0
     always_allow_unhealthy: bool = False
     """unhealthyPodEvictionPolicy is AlwaysAllow: a pod that is not ready may always go."""
@@ -142,13 +143,13 @@ class EvictionMemory:
     message: str
     """The server's own words; empty where none are shown."""
     next_try: datetime
-    """Until then the pod is not asked for again."""
+    """The pod is not evicted again before then."""
     since: datetime
     """When this answer came for the first time in a row."""
     tries: int = 1
-    """How often it came in a row; decides about the next wait."""
+    """How often it came in a row; decides the next wait."""
     asked_at: datetime | None = None
-    """When the server was asked last; None: not known, and long ago."""
+    """When the server was last asked; None: unknown, but long ago."""
 
 
 @value
@@ -160,7 +161,7 @@ class NodeWork:
     pdbs: tuple[PdbView, ...]
     """The budgets of their namespaces."""
     listed_at: datetime
-    """When the LIST was begun: it says nothing of what came later."""
+    """When the LIST began: it says nothing about what came later."""
     empty_since: datetime | None = None
     """First of the consecutive LISTs that found no GPU holder, as the drain rules see it."""
     evictions: Mapping[str, EvictionMemory] = field(default_factory=dict)
@@ -170,9 +171,9 @@ class NodeWork:
     empty_lists: tuple[datetime, ...] = ()
     """When the latest of these consecutive LISTs were made, oldest first."""
     all_pods: bool = False
-    """They found no pod at all that counts for a reboot, and not only no GPU holder."""
+    """Whether they found no pod at all that counts for a reboot, rather than only no GPU holder."""
     quiet_for: str = ""
-    """The request for silence that the agent has answered and that stands; empty: there is none."""
+    """The current request for silence, if the agent has answered it; empty: there is none."""
     quiet_since: datetime | None = None
     """Since when this process has seen that answer."""
     gangs: tuple[GangView, ...] = ()

@@ -22,11 +22,12 @@ def _moment(text: object) -> datetime:
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
-"""A field that is written as text. Not so far away that nothing can be added to it: that would stop other nodes too."""
+"""A field that is written as text. It is limited so that a duration can be added to it: an overflow would stop other
+nodes too."""
 Number = Annotated[int, Field(ge=0, le=10**10)]
-"""What is counted; likewise. In seconds that is 317 years."""
+"""A count, limited for the same reason. In seconds that is 317 years."""
 _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
-"""As text: camelCase keys, and no value is taken for one of another type."""
+"""As text: camelCase keys, and no value is converted from another type."""
 
 
 @value
@@ -34,7 +35,7 @@ class Fence:
     """Our record on a Node of the change in flight. It is the only memory of that change.
 
     It is written with the cordon, rewritten at every run of the actuators (each goes through the point of no return,
-    PNR) and at the steps that a field names, and taken away by the release.
+    PNR) and at the steps that a field names, and removed by the release.
     """
 
     __pydantic_config__ = _WRITTEN
@@ -42,10 +43,10 @@ class Fence:
     op: str
     """Identifies the change, and begins every request to the agent that belongs to it; stays the same to its end."""
     policy: str
-    """Whose change it is. Each run takes the policy that drives the node then; that of a Failed node which another
-    policy owns by now is replaced by its owner."""
+    """The policy of the change. Each run records the policy that drives the node then; for a Failed node that another
+    policy owns by now, it is replaced by that owner."""
     generation: int
-    """Of the policy's spec that the change goes by: at the fence, and from each run on as it was then."""
+    """The generation of the policy's spec that the change follows: at the fence, and updated at each run."""
     node_uid: str
     """Of the Node that was fenced. A Node of another UID has only inherited the annotation."""
     prior_unschedulable: bool
@@ -54,7 +55,7 @@ class Fence:
     """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and take away again; empty from
     the moment the node is yielded, which takes them away."""
     disruption: DisruptionClass
-    """The worst class of disruption that the change was ever seen to have; it only rises."""
+    """The worst class of disruption that the change ever had; it only rises."""
     from_layout: str
     """What the GPUs were divided into at the fence, for people."""
     to_layout: str

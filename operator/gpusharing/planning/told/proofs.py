@@ -1,4 +1,4 @@
-"""What each source of proof says of a node, and what it should say: for a person who asks why it is not done.
+"""What each source of proof says about a node, and what it should say: for a person who asks why it is not done.
 
 The answers are those of `proof/verify.py`, source by source.
 """
@@ -27,7 +27,7 @@ class Proof:
     source: Source
     says: str
     should: str
-    """Empty: nothing is asked of it for this target."""
+    """Empty: this target asks nothing of the source."""
     disagrees: Finding | None
 
 
