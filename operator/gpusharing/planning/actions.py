@@ -16,12 +16,12 @@ class WriteConfig:
     plugin_configs: Mapping[str, str]
     """The whole data of the device-plugin ConfigMap; a missing key is removed."""
     mig_file: str
-    """The whole mig-parted file; empty: nobody needs it."""
+    """The whole mig-parted file; empty: it is not needed."""
 
 
 @value
 class EnsureGPUNode:
-    """Create the GPUNode, or patch its spec: what the agent is asked."""
+    """Create the GPUNode, or patch its spec: the request to the agent."""
 
     node: str
     node_uid: str
@@ -43,7 +43,7 @@ class SetFinalizer:
     policy: str
     present: bool
     uid: str = ""
-    """Of the policy that was decided about; another one of its name is left alone. Empty: any."""
+    """UID of the policy that was decided about; another one of its name is left alone. Empty: any."""
 
 
 @value
@@ -81,7 +81,7 @@ class Actuate:
 
 @value
 class UpdateFence:
-    """Record the next attempt before acting on it, or that we stand aside, in one conditional Node PATCH."""
+    """Record the next attempt before acting on it, or that we yield, in one conditional Node PATCH."""
 
     node: NodeView
     fence: Fence
@@ -95,7 +95,7 @@ class UpdateFence:
 
 @value
 class Evict:
-    """Ask the Eviction subresource, with the pod's UID as precondition."""
+    """Call the Eviction subresource, with the pod's UID as precondition."""
 
     node: str
     namespace: str
@@ -112,12 +112,12 @@ class ForceDelete:
     name: str
     uid: str
     grace: int | None = None
-    """Seconds; None: the pod's own grace period. Only ever longer than that."""
+    """Seconds, never less than the pod's own grace period; None: that period."""
 
 
 @value
 class RestartOperand:
-    """Delete the mig-manager pod of a node, so that a fresh run starts (docs/design/nvidia.md#a6)."""
+    """Delete the mig-manager pod of a node, so that a new run starts (docs/design/nvidia.md#a6)."""
 
     node: str
     namespace: str
@@ -127,7 +127,7 @@ class RestartOperand:
 
 @value
 class Release:
-    """Give the node back: fence and our marks off, our cordon off if it is still only ours, and after a proof the
+    """Give the node back: remove the fence, our marks, our cordon if it is still only ours, and after a proof the
     start-up taint. One conditional PATCH."""
 
     node: NodeView
@@ -150,7 +150,7 @@ class LabelNode:
     labels: Mapping[str, str | None]
     verified: Verified | None = None
     forget: bool = False
-    """The records of what was proven and given up go too: nothing of ours stays on the node."""
+    """The records of what was proven and given up are removed too: nothing of ours stays on the node."""
 
 
 Action = (

@@ -52,91 +52,91 @@ class Fence:
     prior_unschedulable: bool
     """Somebody had cordoned the node before: that cordon is not ours to lift."""
     added: tuple[str, ...]
-    """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and take away again; empty from
-    the moment the node is yielded, which takes them away."""
+    """Labels and annotations for the neighbours (docs/design/drain.md#c6) that we set and remove again; empty once the
+    node is yielded, which removes them."""
     disruption: DisruptionClass
     """The worst class of disruption that the change ever had; it only rises."""
     from_layout: str
     """What the GPUs were divided into at the fence, for people."""
     to_layout: str
-    """What the change leads to, for people; from the PNR on what the run leads to, a stop on the way included. The
-    target must still read so, or a configuration has got another meaning since."""
+    """The goal of the change, for people; from the PNR on the goal of the run, which may be a stop on the way. If the
+    target no longer reads the same, a configuration has changed its meaning."""
     stage: Literal["fenced", "yielded", "actuating"]
     """`fenced` before the PNR, `actuating` after it, `yielded` while somebody else maintains the node that we had
     fenced."""
     step: Number
     """Number of the step that the last run belongs to, or the first one will; from 1."""
     steps: Number
-    """Of so many; 2 where the way leads through a stop."""
+    """The number of steps; 2 if the way leads through a stop."""
     attempt: Number
-    """1 for a new aim and after each retry that a person asks for; one more with each cure of mig-manager."""
+    """1 for a new aim and after each retry that a person requests; one more with each cure of mig-manager."""
     since: Moment
-    """When the node was fenced, or our cordon put back after the PNR: LISTs from before prove nothing, and pods made
+    """When the node was fenced, or our cordon put back after the PNR: earlier LISTs prove nothing, and pods created
     later were started in spite of the cordon."""
     stage_since: Moment
-    """When the stage began; after the PNR, when the last run did."""
+    """When the stage began; after the PNR, when the last run began."""
     deadline: Moment
     """Before the PNR the end of the time for pods to leave; after it the moment from which the node counts as Failed.
-    Each run sets it anew, and so does the record of a run that is owed."""
+    Each run sets it again, and so does the record of a run that is owed."""
     drift: bool = False
-    """The change puts drift right, which is allowed once per generation; false from a run on that goes by another
-    policy or generation."""
+    """The change corrects drift, which is allowed once per generation; false from the first run for another policy or
+    generation."""
     from_mode: str = ""
-    """Routing label before the fence; an abort puts it back. Empty: there was none."""
+    """Routing label before the fence; an abort restores it. Empty: there was none."""
     target_mode: str = ""
-    """Routing label of what the run leads to; empty before the PNR. For people and tools that read the annotation: no
-    version of the operator reads it, since a release takes the label from the target that was proven."""
+    """Routing label of the run's goal; empty before the PNR. For people and tools that read the annotation: no version
+    of the operator reads it, because a release takes the label from the proven target."""
     target_mig_config: str = ""
     """Value of `nvidia.com/mig.config` that the run leads to; empty before the PNR, and where mig-manager is not
     needed."""
     target_plugin_config: str = ""
     """Value of `nvidia.com/device-plugin.config` that the run leads to; empty before the PNR."""
     gfd_timestamp: str = ""
-    """GFD's start time before the run that changed the configuration of the plugin, which is proven by a later one
-    only; empty where the run changed none."""
+    """GFD's start time before the run that changed the configuration of the plugin, which only a later one proves;
+    empty if the run changed none."""
     daemon_uid: str = ""
     """The MPS daemon's pod that this run deletes; while that very pod lives, it is still to be deleted. Empty: none."""
     restart_uid: str = ""
     """The mig-manager pod that this run deletes; while that very pod lives, it is still to be deleted. Empty: none."""
     retry: str = ""
-    """The value of the retry annotation that was answered last: by the fence, by a run or by one that is owed."""
+    """The value of the retry annotation that was last answered: by the fence, by a run or by one that is owed."""
     policy_uid: str = ""
-    """Of the policy, as of the fence or of the last run: another one of this name counts its attempts anew. Empty: not
-    recorded."""
+    """UID of the policy at the fence or at the last run: another policy of this name counts its attempts from the
+    start. Empty: not recorded."""
     began: Moment | None = None
     """When the change first passed the PNR; None before that, and in fences of older operators."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan showed, which may have risen since. None: not recorded."""
     failed_generation: int = 0
-    """The generation of the policy in which this change failed after the PNR before; 0: it did not."""
+    """The generation of the policy in which this change has failed after the PNR; 0: it has not."""
     failed: Moment | None = None
     """When the last run was first seen to have failed after the PNR; None: it was not, or an older operator saw it. At
-    or after `deadline`: by the clock, whatever that says since."""
+    or after `deadline`: it failed by the clock, whatever the clock says since."""
     rolls_back: bool = False
-    """The change of this generation has failed, and the node goes back to what was proven on it last. Holds until the
+    """The change of this generation has failed, and the node goes back to what was proven on it last. True until the
     policy is edited or a person sets another value of the retry annotation."""
     failure: str = ""
     """Why it goes back, for people; empty: it does not."""
     owed: str = ""
-    """What a run that is still to begin leads to; it begins when the node is proven idle anew. Empty: none is owed."""
+    """The goal of a run that has yet to begin; it begins when the node is proven idle again. Empty: none is owed."""
     jobs: bool = False
-    """Before the PNR, pods that end by themselves are waited for, and `deadline` is the end of that wait."""
+    """Before the PNR, the drain waits for pods that end by themselves, and `deadline` is the end of that wait."""
     newcomer: bool = False
     """The node waited behind the start-up taint, had never been given back after a proof and had no GPU pod: nobody
     counted on it, so the change takes no slot of its policy's budget."""
     wave: str = ""
     """The same on all nodes that started together because they share a gang; empty: it started by itself."""
     mates: tuple[str, ...] = ()
-    """Nodes of that gang which the budget did not let start with it, and which come next; at most 20 are recorded."""
+    """Nodes of that gang which the budget did not let start with it and which start next; at most 20 are recorded."""
     proven: Moment | None = None
-    """When the node was found proven, of a wave that it waits for; None: not yet, or it does not wait."""
+    """When the node was found proven while it waits for its wave; None: not yet, or it does not wait."""
     revision: str = ""
-    """The policy's spec that the change goes by, as `wanted/revision.py` names it, and set when `generation` is. Empty:
-    not recorded."""
+    """The revision of the policy's spec that the change follows (`wanted/revision.py`), set when `generation` is.
+    Empty: not recorded."""
     turned: bool = False
-    """It had begun by another policy or revision than those of the last run."""
+    """It began under another policy or revision than those of the last run."""
     approved: str = ""
-    """What a person approved that the change leads to, in the words of `owed`. Empty: nobody had to, or it was not
+    """The goal that a person approved, in the form of `owed`. Empty: no approval was needed, or it was not
     recorded."""
     unknown: str = ""
     """JSON object of the keys that a newer operator wrote and this one does not know: kept as they are. Empty: none."""
@@ -144,32 +144,33 @@ class Fence:
 
 @value
 class Deferred:
-    """Left on a Node by an abort: the next try waits until `until`. Taken away by the next release without one.
+    """Left on a Node by an abort: the next try waits until `until`. Removed by the next release without one.
 
-    What is given back after a failure, to begin anew, leaves one that makes nobody wait and remembers the failure.
+    A node that is given back after a failure, to start over, gets one that causes no wait and records the failure.
     """
 
     __pydantic_config__ = _WRITTEN
 
     count: Number
-    """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes. 0: nobody waits."""
+    """Aborts of this policy in this generation so far; each doubles the wait, from 5 minutes. 0: no wait."""
     until: Moment
     """The next try may begin then."""
     reason: str
     """Why the last try was given up, for people."""
     generation: int
-    """Of the policy's spec whose change was given up; another one does not wait."""
+    """The generation of the policy's spec whose change was given up; another one does not wait."""
     retry: str = ""
     """The value of the retry annotation at the time; another one ends the wait."""
     policy_uid: str = ""
-    """Whose change it was: a policy of another UID does not wait. Empty in records of older operators: any policy."""
+    """UID of the policy whose change it was: a policy of another UID does not wait. Empty in records of older
+    operators: any policy."""
     failed_generation: int = 0
     """The generation of the policy in which the change failed after the PNR before it was given up; 0: it did not."""
 
 
 @value
 class Verified:
-    """Left on a Node by every release after a proof and by every adoption: what was proven there last."""
+    """Left on a Node by every release after a proof and by every adoption: what was last proven there."""
 
     __pydantic_config__ = _WRITTEN
 
@@ -180,51 +181,53 @@ class Verified:
     plugin_config: str
     """Value of `nvidia.com/device-plugin.config`."""
     corrected_generation: int = 0
-    """The policy generation in which drift was already put right once; 0: never."""
+    """The policy generation in which drift was already corrected once; 0: never."""
     retry: str = ""
     """The value of the retry annotation at the time; another one allows one more correction."""
     layout: str = ""
-    """What the two values meant, which an admin may change. Empty: not recorded."""
+    """The meaning of the two values at the time, which an admin may change. Empty: not recorded."""
     gpus: Number = 0
     """On how many GPUs: fewer mean that one is missing. 0: not recorded."""
     policy_uid: str = ""
-    """Of the policy, whose generation it is: one of this name that was made anew counts anew. Empty: not recorded."""
+    """UID of the policy whose generation it is: a recreated policy of this name counts from the start. Empty: not
+    recorded."""
     changed_at: Moment | None = None
     """When the last change of ours was proven here; None: there was none, or an older operator made it."""
     took: Number = 0
     """Seconds from its PNR to its proof; 0: not recorded."""
     generation: int = 0
-    """The generation of the policy that this change went by; 0: not recorded."""
+    """The generation of the policy that this change followed; 0: not recorded."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that its plan showed. None: not recorded."""
     failed_generation: int = 0
-    """The generation of the policy in which it failed after the PNR before it was proven; 0: it did not."""
+    """The generation of the policy in which it failed after the PNR before it was proven; 0: it did not fail."""
     rolled_back: bool = False
-    """The change of `generation` failed, and this is what the node went back to. `changed_at` and `took` are those of
-    the last change that reached its target."""
+    """The change of `generation` failed, and the node went back to what this records. `changed_at` and `took` are
+    those of the last change that reached its target."""
     failure: str = ""
     """Why it went back, for people; empty: it did not."""
     revision: str = ""
-    """The policy's spec that this change went by, as `wanted/revision.py` names it. Empty: not recorded."""
+    """The revision of the policy's spec that this change followed (`wanted/revision.py`). Empty: not recorded."""
     apart: bool = False
-    """The change says nothing of a canary that the pool is too small for: nobody counted on the node yet (`newcomer`),
-    or it had begun by another spec (`turned`). False as well where an older operator wrote the record."""
+    """The change says nothing about a canary that is too large for the pool: nobody counted on the node yet
+    (`newcomer`), or it began under another spec (`turned`). Also False if an older operator wrote the record."""
 
 
 @value
 class Claim:
-    """A slot of the disruption budget, held on the leader Lease from before the fence until it is gone."""
+    """A slot of the disruption budget, held on the leader Lease from before the fence until the fence is gone."""
 
     __pydantic_config__ = _WRITTEN
 
     node_uid: str
     """A Node of another UID that has the name does not hold the slot."""
     policy: str
-    """In whose budget the slot counts."""
+    """The policy whose budget the slot counts in."""
     op: str
     """The change that it is for, as in the fence."""
     wave: str = ""
-    """The fence's, from before there is one: whoever goes on after a crash starts the node in the same. Empty: none."""
+    """The wave of the coming fence: an operator that continues after a crash starts the node in the same wave. Empty:
+    none."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":

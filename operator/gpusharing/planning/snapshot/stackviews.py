@@ -22,7 +22,8 @@ class PlainStackView:
 
 @value
 class MpsDaemonView:
-    """The GPU Operator's DaemonSet of MPS control daemons, as far as it says whether they hear of a configuration."""
+    """The GPU Operator's DaemonSet of MPS control daemons, as far as it shows whether they notice a new
+    configuration."""
 
     version: str
     """Of the device plugin's image, which it runs; empty when unknown."""
@@ -36,7 +37,7 @@ class MpsDaemonView:
 
 @value
 class ClusterPolicyView:
-    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or what stands in its place."""
+    """NVIDIA's ClusterPolicy, as far as it can override us (docs/design/nvidia.md#d5), or its substitute."""
 
     plugin_config_name: str
     mig_strategy: str
@@ -56,7 +57,7 @@ class ClusterPolicyView:
     """The GPU Operator says that it follows another one (docs/design/nvidia.md#d7)."""
     plugin_config_setter: str = ""
     mig_config_setter: str = ""
-    """Field managers that wrote the two names last; empty when unknown."""
+    """Field managers that last wrote the two names; empty when unknown."""
     configured: frozenset[str] = frozenset()
     """Fields that the operator has set once (`planning/stack/pointers.py`)."""
     tolerates_gate: bool = True
@@ -66,7 +67,7 @@ class ClusterPolicyView:
     mps_daemon: MpsDaemonView | None = None
     """The GPU Operator's; None: not there, or not seen."""
     plain: PlainStackView | None = None
-    """There is no ClusterPolicy; the same questions are answered by the DaemonSets of NVIDIA's device-plugin chart."""
+    """There is no ClusterPolicy; the DaemonSets of NVIDIA's device-plugin chart answer the same questions."""
 
 
 @value
@@ -89,11 +90,11 @@ class StackView:
     missing_entries: tuple[str, ...] = ()
     """Device-plugin configurations that Nodes name and `plugin_configs` lacks, while the pointer is not at ours."""
     missing_maps: tuple[str, ...] = ()
-    """ConfigMaps of the admin's own that a setting names, and that are not there."""
+    """The admin's own ConfigMaps that a setting names and that do not exist."""
     generated_mig_files: Mapping[str, str] = field(default_factory=dict)
     """By node: the configuration that mig-manager >= 0.14 generated from its hardware."""
     plugin_map_exists: bool = True
-    """The device-plugin ConfigMap is there; NVIDIA's pods cannot start while ClusterPolicy names one that is not."""
+    """The device-plugin ConfigMap exists; NVIDIA's pods cannot start while ClusterPolicy names one that does not."""
     serves_our_mig_file: bool = False
     """ClusterPolicy points mig-manager at our ConfigMap."""
     marked: bool = True
@@ -101,15 +102,15 @@ class StackView:
     write_error: str = ""
     """Why the last write of them was refused."""
     rival_policies: tuple[str, ...] = ()
-    """ClusterPolicies of which nobody can tell which one the GPU Operator follows; `cluster_policy` is then the
+    """ClusterPolicies among which we cannot tell which one the GPU Operator follows; `cluster_policy` is then the
     first of them."""
     pointer_error: str = ""
     """Why ClusterPolicy could not be pointed at them."""
     foreign_map: str = ""
-    """Name of a ConfigMap that somebody else made and filled under the name of ours."""
+    """Name of a ConfigMap that somebody else created and filled under the name of ours."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """What this process has read of entries named by their content: what is lost can be put back."""
+    """The entries named after their content that this process has read: a lost entry can be restored."""
 
 
 @value

@@ -1,7 +1,7 @@
 """What the planner sees of the world: small frozen projections of API objects, compared by value.
 
-A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same
-input, so verdicts are memoised on identity. The executor takes the resourceVersion from the cache.
+A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same input, so
+verdicts are memoised by identity. The executor takes the resourceVersion from the cache.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class StartGate:
 
 
 def is_switched_off(operand: str, value: str) -> bool:
-    """Whether somebody keeps an operand off a node by its label of LABEL_DEPLOY_PREFIX (docs/design/nvidia.md#d2).
+    """Whether somebody keeps an operand off a node with its LABEL_DEPLOY_PREFIX label (docs/design/nvidia.md#d2).
 
     `operands` has one word for off. The others are node selectors of DaemonSets, which want `true`; an empty one the
     GPU Operator makes `true`, and pauses of mig-manager and of a driver upgrade end.
@@ -62,7 +62,7 @@ class NodeView:
     unschedulable: bool
     deleting: bool = False
     barred: bool = False
-    """A taint keeps off pods that do not tolerate it; taints that tell a condition of the node do not count."""
+    """A taint keeps off pods that do not tolerate it; taints that report a condition of the node do not count."""
     fence: Fence | None = None
     fence_error: str = ""
     """Why our fence annotation cannot be read; such a node is left as it is."""
@@ -80,10 +80,10 @@ class NodeView:
     """Who else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty when nobody
     does."""
     foreign_waits: bool = False
-    """Whoever that is has not begun or has given up, and may stay so for weeks."""
+    """`foreign` has not begun or has given up, and may stay so for weeks."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
-    asked for by many rules."""
+    read by many rules."""
 
     def __post_init__(self) -> None:
         """Look through the labels once."""
@@ -113,7 +113,7 @@ class GpuView:
     profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
     """Profiles the card offers; from the card facts when the driver lists none."""
     processes: tuple[str, ...] = ()
-    """Names of processes that use it; empty text for what the agent cannot name or may not see."""
+    """Names of processes that use it; an empty string for a process that the agent cannot name or may not see."""
     doubt: Finding | None = None
     vitals: Vitals = WELL
     instances_withheld: bool = False
@@ -122,7 +122,7 @@ class GpuView:
 
 @value(eq=False, slots=False)  # without slots, for what is worked out once
 class Hardware:
-    """The GPUs of a node, and what many rules ask of them. Thousands of nodes share one."""
+    """The GPUs of a node, and facts about them that many rules need. Thousands of nodes share one object."""
 
     gpus: tuple[GpuView, ...]
 
@@ -134,12 +134,13 @@ class Hardware:
 
     @cached_property
     def layouts(self) -> tuple[Layout | None, ...]:
-        """Of the GPUs, in their order."""
+        """The layouts of the GPUs, in their order."""
         return tuple(gpu.layout for gpu in self.gpus)
 
     @cached_property
     def kinds(self) -> tuple[GpuView, ...]:
-        """The first of those GPUs that differ in nothing but their index. The first GPU of a quality is among them."""
+        """The first of each group of GPUs that differ only in their index. The first GPU with any given property is
+        among them."""
         kinds: dict[GpuView, GpuView] = {}
         for gpu in self.gpus:
             kinds.setdefault(replace(gpu, index=0), gpu)
@@ -152,18 +153,18 @@ class Hardware:
 
     @cached_property
     def health(self) -> Finding:
-        """How they are."""
+        """The health of the GPUs."""
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
     def key(self) -> tuple[object, ...]:
-        """Equal where targets are. Profiles by identity, so it is good for as long as `gpus` are kept."""
+        """Equal if the targets are. Profiles count by identity, so it is valid as long as `gpus` are kept."""
         return tuple((gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in self.gpus)
 
 
 @value
 class ObservedView:
-    """What the agent of one node reported last."""
+    """The last report of a node's agent."""
 
     request_id: str
     quiet: bool
@@ -180,7 +181,7 @@ class ObservedView:
     """The GPUs once more."""
 
     def __post_init__(self) -> None:
-        """Share the GPUs with other nodes that have the same: they are most of what a snapshot weighs."""
+        """Share the GPUs with other nodes that have the same: they are most of a snapshot's size."""
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
@@ -214,13 +215,13 @@ class PolicyView:
     approved: str = ""
     """The hash of the plan that a person approved last."""
     resumed: str = ""
-    """The generation whose failures a person has looked at."""
+    """The generation whose failures a person has acknowledged."""
     resetting: bool = False
-    """It is being deleted, and brings its nodes to whole GPUs first: `spec` says so, and `deleting` is False."""
+    """It is being deleted, but first brings its nodes to whole GPUs: `spec` says so, and `deleting` is False."""
 
     @property
     def going(self) -> bool:
-        """It is being deleted, whatever becomes of its nodes."""
+        """It is being deleted, whatever happens to its nodes."""
         return self.deleting or self.resetting
 
 
@@ -233,9 +234,9 @@ class PlanSettings:
     plugin_config_map: str = "gpusharing-device-plugin"
     mig_config_map: str = "gpusharing-mig-parted"
     configure_gpu_operator: Switch = False
-    """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has said anything else."""
+    """Set ClusterPolicy's two pointers to our ConfigMaps, once, if nobody has set anything else."""
     pod_name: str = ""
-    """Name of our own pod, which is never drained; empty: we run in none."""
+    """Name of our own pod, which is never drained; empty: we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Separated by commas: no pod is evicted there. The chart's admission policy refuses it too."""
     neighbour_labels: Labels = ()
@@ -289,16 +290,16 @@ class ClusterSnapshot:
     claims: Mapping[str, Claim]
     work: Mapping[str, NodeWork]
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
-    """Why no agent is Ready on the others."""
+    """Why no agent is Ready on the other nodes."""
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)
     mig_failures: Mapping[str, str] = field(default_factory=dict)
-    """Why mig-manager failed, from its log, where it did so in a change of ours."""
+    """Why mig-manager failed in a change of ours, from its log."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """GPU resource name to Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Nodes that differ from what was proven there, and since when this process has seen it."""
+    """Nodes that differ from what was proven there, and since when this process has seen the difference."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Nodes whose mig.config.state says that mig-manager works, and since when this process has seen it."""
+    """Nodes whose mig.config.state says that mig-manager is working, and since when this process has seen that."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
     """By node, or subject of a shared write: our last call about it failed; in memory only."""
     policies_error: str = ""

@@ -11,12 +11,12 @@ from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
 
 SHOWN = 20
-"""Nodes named one by one; of more, the rest is counted."""
+"""The most nodes named one by one; the rest are counted."""
 
 
 @value
 class Farewell:
-    """What is told to who uninstalls. `allowed`: nobody is left behind who needs the operator."""
+    """The answer for the person who uninstalls. `allowed`: no node or policy is left that needs the operator."""
 
     allowed: bool
     text: str
@@ -28,10 +28,11 @@ def find_farewell(
     cluster_policies: Sequence[str] = (),
     policies: Collection[PolicyView] = (),
 ) -> Farewell:
-    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change. And while a
-    policy carries our finalizer, as with deletionPolicy Reset at rest: it could not be deleted any more, nor its CRD.
+    """Refused while a node carries our fence: it would stay cordoned, with nothing left to finish its change. And
+    while a policy carries our finalizer, as every idle one with deletionPolicy Reset does: neither it nor its CRD
+    could be deleted any more.
 
-    `cluster_policies`: their names; none where they cannot be read, or where NVIDIA's GPU Operator is not installed.
+    `cluster_policies`: their names; none if they cannot be read, or if NVIDIA's GPU Operator is not installed.
     """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
