@@ -42,8 +42,8 @@ def test_values_reach_the_shell_and_the_planner_with_their_types() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("SETTEL", "5", "is not a setting; known are "),
-        ("PLAN", "x", "is not a setting; known are "),
+        ("SETTEL", "5", "is not a setting; the known ones are "),
+        ("PLAN", "x", "is not a setting; the known ones are "),
         ("SETTLE", "five", "is not a number; for example GPUSHARING_SETTLE=5.0"),
         ("SETTLE", "", "is not a number; for example GPUSHARING_SETTLE=5.0"),
         ("SETTLE", "nan", "is not a number; for example GPUSHARING_SETTLE=5.0"),

@@ -1,4 +1,4 @@
-"""Why the operator does nothing at all. Each reason is logged when it begins and when it is over."""
+"""Why the operator does nothing at all. Each reason is logged when it begins and when it ends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Leader(Protocol):
 
     @property
     def error(self) -> Exception | None:
-        """Why the Lease could not be asked for or renewed; None when it could."""
+        """Why the Lease could not be acquired or renewed; None when it could."""
         ...
 
     @property
@@ -86,14 +86,15 @@ class Idleness:
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:
-            kind = " ".join(sorted(self._refused))  # those that come back one by one are no news
+            kind = " ".join(sorted(self._refused))  # those that come back one by one are not news
             self.complaints.begins("sources", "not everything can be read", kind, sources=refused)
         elif not missing:
             self._refused.clear()
             self.complaints.ends("sources")
 
     def _tell_warnings(self) -> None:
-        """They only explain, so nothing waits for them: without this line nobody would know that they are missing."""
+        """They only explain, so nothing waits for them: without this log line nobody would know that they are
+        missing."""
         error = self.sources.agent_warnings.error
         if error is None:
             self.complaints.ends("agent warnings")

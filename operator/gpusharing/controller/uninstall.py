@@ -34,7 +34,7 @@ async def ask(client: Followable, settings: PlanSettings) -> Farewell:
 
 
 async def _policies(client: Followable) -> list[PolicyView]:
-    """Of a kind that is gone already there are none."""
+    """A kind that no longer exists has none."""
     try:
         return [policy_view(raw) async for page in client.pages(POLICIES) for raw in page.items]
     except NotFound:

@@ -1,4 +1,4 @@
-"""What a card reports of its MIG profiles against our table: the card wins, and people are told."""
+"""The MIG profiles that a card reports against our table: the card wins, and a message says so."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -8,14 +8,14 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 TOLD = 3
-"""Differences that a message names."""
+"""The most differences that a message names."""
 
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     """Why the profiles of a card are less certain than usual; nothing is decided from it.
 
-    None where card and table agree, where only one of them knows, and where the table is known to be right.
+    None if card and table agree, if only one of them knows, and if the table is known to be right.
     """
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
@@ -38,7 +38,7 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """What the card says of one profile and the table does not; what one of them leaves open is no difference."""
+    """How card and table differ on one profile; what one of them leaves open is not a difference."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which our table does not have"

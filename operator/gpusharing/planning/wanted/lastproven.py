@@ -1,4 +1,4 @@
-"""What was proven on a node last, as a target: where a change that failed goes back to (docs/design/way.md#rollback).
+"""What was last proven on a node, as a target: where a failed change goes back to (docs/design/way.md#rollback).
 
 The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
 after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
@@ -17,7 +17,7 @@ from gpusharing.planning.wanted.target import Target, describe_layouts, predict_
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """The target that the record of the last proof names, or why it is none any more, a clause for people."""
+    """The target that the record of the last proof names, or why it is no longer valid, as a clause for people."""
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "nothing was proven on the node before"
