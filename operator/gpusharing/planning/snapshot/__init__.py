@@ -1,2 +1,1 @@
-"""What did this pass find? Frozen views of the cluster and of our own records, read once; decisions are made
-elsewhere."""
+"""What did this pass find? Frozen views of the cluster and of our own records, read once, without decisions."""
