@@ -58,9 +58,10 @@ def _refusal(lost: Mapping[str, Sequence[str]], release: str, namespace: str) ->
     lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:
         lines.append(f"  and {len(lost) - SHOWN} more")
+    have = "policy has" if len(lost) == 1 else "policies have"
     return "\n".join(
         [
-            f"NOT ROLLED BACK: {len(lost)} policy(s) have fields that the version to roll back to does not know;"
+            f"NOT ROLLED BACK: {len(lost)} {have} fields that the version to roll back to does not know;"
             " its CRD would drop them:",
             *lines,
             "Take them out (kubectl edit gsp NAME) and try again, or stay with the newer version.",

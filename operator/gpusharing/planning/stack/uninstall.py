@@ -69,10 +69,11 @@ def _held(policies: Sequence[str]) -> str:
     shown, more = policies[:SHOWN], len(policies) - SHOWN
     retain = '{"spec":{"deletionPolicy":"Retain"}}'
     finalizers = '{"metadata":{"finalizers":null}}'
+    carry = "policy carries" if len(policies) == 1 else "policies carry"
     return "\n".join(
         [
-            f"NOT UNINSTALLED: {len(policies)} policy(s) carry the finalizer {names.FINALIZER}, which only the operator"
-            " removes; without it neither they nor their CRD could be deleted:",
+            f"NOT UNINSTALLED: {len(policies)} {carry} the finalizer {names.FINALIZER}, which only the operator"
+            " removes; without the operator neither policies nor their CRD could be deleted:",
             *(f"  {name}" for name in shown),
             *([f"  and {more} more"] if more > 0 else []),
             "Either delete them now, and try again when they are gone (kubectl get gsp -o wide). With deletionPolicy"
