@@ -51,7 +51,7 @@ def test_without_credentials_it_says_so_and_exits() -> None:
     with start("--service-account", "/no/such") as process:
         _, logs = process.communicate(timeout=SECONDS)
     assert process.returncode == 2
-    assert "this process runs in no pod; set KUBECONFIG" in logs
+    assert "this process does not run in a pod; set KUBECONFIG" in logs
 
 
 def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path) -> None:

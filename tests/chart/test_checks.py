@@ -201,7 +201,7 @@ def test_its_own_missing_rights_are_told_and_not_guessed(
     with without(installed, f"{BINDINGS}/{ACCOUNT}"):
         wait_until(lambda: "WARNING" in told(checks)[1], SECONDS, "the authorizer to hear of it")
         _, screen = told(checks)
-    assert "cannot be looked at, so nothing is known about it" in screen
+    assert "could not be read, so nothing is known about it" in screen
     assert "cannot tell what gpusharing/gpusharing-operator may do" in screen
 
 

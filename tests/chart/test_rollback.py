@@ -176,7 +176,7 @@ def test_a_rollback_that_would_cut_a_field_off_is_refused_before_anything_is_tou
     deployed = admin.get(DEPLOYMENT)["metadata"]["generation"]
     status, told = rolled_back(upgraded, tmp_path, 1)
     assert status != 0, told
-    assert told.startswith("NOT ROLLED BACK: 1 policy(s)")
+    assert told.startswith("NOT ROLLED BACK: 1 policy has fields")
     assert "\n  nightly: spec.rollout.hours\n" in told
     assert "pool-d" not in told, "a default is nothing that anybody wrote"
     after = [admin.get(path)["metadata"]["resourceVersion"] for path in (CRD, f"{POLICIES}/nightly")]

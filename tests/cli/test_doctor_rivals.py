@@ -82,7 +82,7 @@ async def test_a_second_device_plugin_is_told_with_what_takes_it_away(other: JSO
     assert message.startswith(
         f"DaemonSet {where} runs a device plugin beside DaemonSet gpu-operator/nvidia-device-"
     )
-    assert "both meant for gpu-1, gpu-2:" in message
+    assert "both select gpu-1, gpu-2:" in message
     assert command == f"{removal} && {AGAIN}", (
         "a kubelet forgets the other plugin with the one that spoke last"
     )
@@ -94,7 +94,8 @@ async def test_a_dra_driver_that_serves_gpus_is_told_with_what_switches_them_off
     message, command = found.pop("DRADriverServesGPUs")
     assert found == {}
     assert (
-        "NVIDIA's DRA driver with GPUs switched on, meant for gpu-1, gpu-2 as the device plugin is" in message
+        "NVIDIA's DRA driver with GPUs enabled, and it selects gpu-1, gpu-2 as the device plugin does"
+        in message
     )
     assert (
         command
@@ -146,7 +147,7 @@ async def test_of_those_who_share_no_node_nothing_is_said(sets: tuple[JSON, ...]
 async def test_only_nodes_that_both_are_meant_for_are_named() -> None:
     narrow = daemon_set("kube-system", "nvdp", CHARTED, selector={"pool": "b"})
     ((message, _),) = (await rivals(MAIN, narrow)).values()
-    assert "both meant for gpu-2:" in message
+    assert "both select gpu-2:" in message
 
 
 @virtually

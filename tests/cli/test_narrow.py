@@ -154,7 +154,7 @@ async def test_a_proof_that_is_cut_says_below_what_is_wrong() -> None:
         told = await ask(stage.e.cluster, "why", "gpu-1", width=WIDTH)
     text = " ".join(told.out.split())
     assert re.search(r"x mig-man\S+ (\S+\.\.) \1", text)
-    assert re.search(r"mig-manager: mig-manager applies \S+ \(state pending\)", text)
+    assert re.search(r"mig-manager: mig-manager is applying \S+ \(state pending\)", text)
 
 
 @virtually

@@ -85,7 +85,7 @@ async def test_a_node_that_somebody_has_marked_and_not_yet_cordoned_counts_too(
         shown = await stage.reason("gpu-1", "ForeignMaintenance")
         assert shown["message"].startswith(f"{who} works on gpu-1")
         full = await stage.reason("gpu-2", "BudgetFull")
-        assert f"to be unavailable at once ({who} has begun with gpu-1); waiting" in full["message"]
+        assert f"to be unavailable at once ({who} has begun to work on gpu-1); waiting" in full["message"]
         assert stage.node_writes() == {}
         stage.person("gpu-1", unmark)
         await stage.ready()

@@ -239,7 +239,7 @@ async def test_a_node_that_is_away_is_not_turned_back_and_one_that_comes_back_pr
         await stage.fenced("gpu-1", "actuating")
         ready(stage, "False")
         held = await stage.phase("gpu-1", "Failed", seconds=2 * HOUR)
-        assert "once it is known what the node has become" in held["message"]
+        assert "once the state of the node is known" in held["message"]
         assert not goes_back(stage)
         ready(stage, "True")
         await stage.ready()

@@ -106,7 +106,7 @@ def test_the_cards_own_word_counts_and_the_difference_is_shown(product: Product)
         pool.wait_synced()
         message = pool.wait_condition("Accepted", "True", "CardDiffers")
         assert "3g.40gb at 0 (size 4), our table says 0, 4 (size 4)" in message
-        assert "please tell us" in message
+        assert "please open an issue" in message
 
 
 def test_a_driver_too_old_for_a_field_leaves_it_to_the_table_and_says_so(product: Product) -> None:

@@ -248,7 +248,7 @@ def test_a_pool_with_two_card_models_is_handled_node_by_node(product: Product) -
         assert pool.offered(hopper) == SERVED["mixed"]
         assert product.writes("nodes", ada) == []
         message = pool.wait_condition("Accepted", "True", "Valid")
-        assert message.startswith("1 of 2 nodes cannot take it"), message
+        assert message.startswith("1 of 2 nodes cannot serve it"), message
         pool.apply({**MIXED, "products": [H100.replace(" ", "-")]})
         pool.wait_synced()
         assert pool.summary()["nodes"] == "1/1"

@@ -148,7 +148,7 @@ async def test_outside_a_pod_there_is_no_service_account(monkeypatch: pytest.Mon
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(Unauthorized, match="service account of this pod"):
         await OfficialLogin(None).access()
-    with pytest.raises(Unauthorized, match="runs in no pod"):
+    with pytest.raises(Unauthorized, match="does not run in a pod"):
         await ServiceAccountLogin({}).access()
 
 

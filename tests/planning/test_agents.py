@@ -104,11 +104,11 @@ NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {
     ),
     "its program ends at once": (
         replace(POD, waiting="CrashLoopBackOff", message="back-off 40s", ended="Error, exit code 2"),
-        ("ends at once (Error, exit code 2)", "logs gpusharing-agent-x7k2p --previous"),
+        ("exits at once (Error, exit code 2)", "logs gpusharing-agent-x7k2p --previous"),
     ),
     "its program ends at once, and runs just now": (
         replace(POD, ended="Error, exit code 2"),
-        ("ends at once (Error, exit code 2)",),
+        ("exits at once (Error, exit code 2)",),
     ),
     "the scheduler does not place it": (replace(POD, scheduled=False), ("the scheduler does not place it",)),
 }

@@ -43,7 +43,7 @@ def test_no_change_to_mps_begins() -> None:
     gate = find_gate(case, assessed_of(case))
     assert gate is not None
     assert gate.reason is Reason.MPS_NOT_SWITCHABLE
-    assert "a GPU Operator up to v25.10.1" in gate.message
+    assert "GPU Operator v25.10.1 or older" in gate.message
 
 
 @pytest.mark.parametrize(
@@ -115,5 +115,5 @@ def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(versio
     assert [action.fence.rolls_back for action in verdict.actions if isinstance(action, UpdateFence)] == [
         True
     ] * goes
-    assert ("it leads to MPS, and under device plugin v0.19.3" in verdict.message) is not goes
+    assert ("it leads to MPS, and with device plugin v0.19.3" in verdict.message) is not goes
     assert (verdict.phase is Phase.FAILED) is not goes

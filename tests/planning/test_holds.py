@@ -215,7 +215,9 @@ def test_a_pool_that_became_smaller_than_its_canary_goes_by_what_is_left_of_it_w
     smaller = pooled(*MANY, left, canary=LARGE)
     hold = find_hold(smaller)
     assert (hold.reason if hold is not None else None) is reason
-    assert ("stands for its canary" in find_note(smaller)) is (reason is not Reason.CANARY_TOO_LARGE)
+    assert ("of the remaining nodes is its canary" in find_note(smaller)) is (
+        reason is not Reason.CANARY_TOO_LARGE
+    )
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------

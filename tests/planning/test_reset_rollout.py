@@ -221,7 +221,7 @@ def test_where_the_default_shares_the_label_stays_and_that_is_told(mode: str) ->
         told |= {one.message for one in world.step().verdicts.values() if one.reason is Reason.DELETING}
         world.now += timedelta(seconds=1)
     assert len(world.policies) == 0
-    assert any("our labels go but nvidia.com/device-plugin.config" in one for one in told)
+    assert any("removes its labels except nvidia.com/device-plugin.config" in one for one in told)
     for node in world.nodes.values():
         assert dict(node.resources) == {"nvidia.com/gpu": 1}
         assert names.LABEL_PLUGIN_CONFIG in node.labels

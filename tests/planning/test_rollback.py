@@ -95,7 +95,7 @@ def test_refused_is_what_would_lose(case: str) -> None:
 def test_the_refusal_says_what_to_do_about_fields_and_release() -> None:
     told = asked(b={"approval": "Manual"}).text
     for words in (
-        "NOT ROLLED BACK: 1 policy(s)",
+        "NOT ROLLED BACK: 1 policy has fields",
         "kubectl edit gsp",
         "helm rollback --no-hooks",
         "kubectl -n gpus delete secret -l owner=helm,name=share,status=pending-rollback",

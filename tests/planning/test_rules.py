@@ -96,7 +96,7 @@ def test_where_the_labels_of_a_namespace_cannot_be_read_the_pod_is_left_alone_an
     (blocker,) = classify([SERVER], options, CORDONED).blockers
     assert str(blocker.reason) == "NamespaceUnreadable"
     assert blocker.pods == ("team-a/llm-0",)
-    assert blocker.message == "spec.drain.rules[0].namespaceSelector asks for the labels of namespace team-a"
+    assert blocker.message == "spec.drain.rules[0].namespaceSelector needs the labels of namespace team-a"
 
 
 def test_a_rule_for_other_pods_does_not_care_for_a_namespace_that_cannot_be_read() -> None:
@@ -187,7 +187,7 @@ def test_while_a_job_runs_nobody_is_evicted_and_it_is_named_with_the_end_of_its_
         (),
     )
     assert [(str(one.reason), one.pods, one.message) for one in found.blockers] == [
-        ("JobsRunning", ("team-a/train-0",), "Waited for until 2026-11-20T11:00:00Z")
+        ("JobsRunning", ("team-a/train-0",), "The drain waits until 2026-11-20T11:00:00Z")
     ]
     assert found.next_wake == at(3600)
 

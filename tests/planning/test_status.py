@@ -171,7 +171,7 @@ def test_the_most_urgent_refusal_gives_reason_and_message() -> None:
 
 def test_refusals_of_some_nodes_are_a_note() -> None:
     assert message(StatusInput([SYNCED, REFUSED]).status(), "Accepted") == (
-        "1 of 2 nodes cannot take it: gpu-11: Tesla T4 has no MIG"
+        "1 of 2 nodes cannot serve it: gpu-11: Tesla T4 has no MIG"
     )
 
 

@@ -276,7 +276,7 @@ NAMES: dict[str, tuple[StackView, str, str]] = {
     "mig-manager has not published its list": (
         make_stack(cluster_policy=NOT_OURS),
         "all-balanced",
-        "ConfigMap gpu-07-mig-config, where mig-manager lists its names, is not there",
+        "ConfigMap gpu-07-mig-config, where mig-manager lists its configurations, does not exist",
     ),
 }
 

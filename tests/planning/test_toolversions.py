@@ -39,7 +39,7 @@ def test_a_version_is_too_old_only_when_it_is_known_to_be(version: str, old: boo
             "0.19.3-ubi9",
             False,
             False,
-            "looks for a process /usr/bin/mps-control-daemon, and the daemon is called mps-",
+            "looks for a process /usr/bin/mps-control-daemon, but the daemon is called mps-",
         ),
         ("v0.20.0", False, True, "looks for a process /usr/bin/mps-control-daemon"),
         ("v0.20.0", True, True, ""),

@@ -95,7 +95,7 @@ def test_a_policy_that_holds_our_finalizer_refuses_and_both_ways_out_are_told() 
     farewell = find_farewell([], SETTINGS, (), policies)
     assert not farewell.allowed
     assert farewell.text.startswith(
-        "NOT UNINSTALLED: 2 policy(s) carry the finalizer gpusharing.dev/in-flight"
+        "NOT UNINSTALLED: 2 policies carry the finalizer gpusharing.dev/in-flight"
     )
     assert "  kubectl delete gsp pool-a pool-b --wait=false\n" in farewell.text
     for name in ("pool-a", "pool-b"):

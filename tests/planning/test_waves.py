@@ -102,7 +102,7 @@ def test_a_wave_waits_for_room_that_is_on_its_way_and_nobody_fills_it_meanwhile(
     told = selection.verdicts["a"]
     assert (told.phase, told.reason, told.wants_pods) == (Phase.PENDING, Reason.BUDGET_FULL, True)
     assert told.message == (
-        "JobSet team-a/train runs on 2 nodes that are to change at once, so that it is interrupted once;"
+        "JobSet team-a/train runs on 2 nodes, which change together so that it is interrupted only once;"
         " waiting for 2 slots"
     )
     assert selection.verdicts["z"].reason is Reason.BUDGET_FULL

@@ -101,13 +101,13 @@ LOST: dict[str, tuple[Callable[..., Any], str]] = {
     "an older operator recorded it": (lambda n, o, s: (record(n, layout=""), o, s), "without its layout"),
     "a GPU is missing": (lambda n, o, s: (record(n, gpus=2), o, s), "2 GPUs were proven before"),
     "the plugin's entry is gone": (
-        lambda n, o, s: (n, o, without(n.verified.plugin_config)(s)), "is not there any more"),
+        lambda n, o, s: (n, o, without(n.verified.plugin_config)(s)), "no longer exists"),
     "somebody edited the plugin's entry": (
         lambda n, o, s: (n, o, replace(s, plugin_configs={n.verified.plugin_config: "version: v1\n"})),
-        "is not there any more"),
-    "the mig-parted entry is gone": (lambda n, o, s: (record(n, mig_config="gone"), o, s), "not usable any more"),
+        "no longer exists"),
+    "the mig-parted entry is gone": (lambda n, o, s: (record(n, mig_config="gone"), o, s), "is no longer usable"),
     "the entry means something else": (
-        lambda n, o, s: (record(n, layout="7x1g.10gb"), o, s), "means 2x3g.40gb by now, and 7x1g.10gb was proven"),
+        lambda n, o, s: (record(n, layout="7x1g.10gb"), o, s), "now means 2x3g.40gb, but 7x1g.10gb was proven"),
     "nobody would end MIG": (lambda n, o, s: (record(n, mig_config=""), o, s), "MIG is on"),
 }  # fmt: skip
 
@@ -253,12 +253,12 @@ def test_what_was_proven_last_and_failed_now_is_not_gone_back_to() -> None:
 
 def test_while_mig_manager_still_works_nothing_is_turned_back() -> None:
     late = failing(labels={**FAILED, MIG_STATE: "rebooting"}, now=2400)
-    assert "once it is known what the node has become" in held(late)
+    assert "once the state of the node is known" in held(late)
 
 
 def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
     late = failing(labels={**FAILED, MIG_STATE: "success"}, gpunode=answering("old", SLICED), now=2400)
-    assert "once it is known what the node has become" in after_pnr(late).message
+    assert "once the state of the node is known" in after_pnr(late).message
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(
 ) -> None:
     """What it offers is from before the change: it may be proven as soon as it is there again."""
     late = failing(labels={**FAILED, MIG_STATE: state}, gpunode=answering(VERIFY, SLICED), now=2400, **away)
-    assert "once it is known what the node has become" in held(late)
+    assert "once the state of the node is known" in held(late)
 
 
 def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:

@@ -1,4 +1,4 @@
-"""What runs by the clock beside the loop: list the policies again, and count the pods that wait for a GPU."""
+"""What runs by the clock next to the loop: list the policies again, and count the pods that wait for a GPU."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What keeps us from working, said once when it begins and once when it is over, however often it is looked at."""
+"""What keeps us from working, logged once when it begins and once when it is over, however often it is checked."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,8 @@ class Complaints:
     _open: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def begins(self, subject: str, event: str, kind: str = "", **words: object) -> None:
-        """Something is wrong. Said again only when the event or its `kind` differs: server texts may hold counters."""
+        """Something is wrong. Logged again only when the event or its `kind` differs: server texts may contain
+        counters."""
         if self._open.get(subject) != (event, kind):
             self._open[subject] = (event, kind)
             log.warning(event, subject=subject, **words)

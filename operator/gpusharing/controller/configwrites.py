@@ -31,7 +31,7 @@ def mig_patch(action: WriteConfig, stack: StackView, now: datetime) -> JSON | No
     data = {MIG_KEY: action.mig_file} if action.mig_file != stack.mig_file else {}
     if not data and _is_marked(wanted, stack):
         return None
-    # A file that somebody edited may have been refused as a whole, and reaches the nodes anew.
+    # A file that somebody edited may have been refused as a whole, and has to reach the nodes again.
     whole = not stack.mig_file or migfile.is_rendered(stack.mig_file)
     same = [name for name, entry in wanted.items() if whole and present.get(name) == entry]
     return _body(data, wanted, same, stack.written, now)

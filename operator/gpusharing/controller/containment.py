@@ -1,8 +1,8 @@
-"""Keeps kopf apart from everything else in the process, and starts it again when it stops (docs/adr/0030).
+"""Isolates kopf from everything else in the process, and restarts it when it stops (docs/adr/0030).
 
-It stops on a watch ERROR such as 500, which is no reason to restart the process. And it treats the event loop that it
-runs in as its own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT.
-So it gets a loop of its own, in a thread of its own.
+It stops on a watch ERROR such as 500, which is no reason to restart the process. And it treats its event loop as its
+own: when it stops, it cancels every task that was started after it, and it handles SIGTERM and SIGINT. So it gets a
+loop of its own, in a thread of its own.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ log = structlog.get_logger()
 AGAIN_FIRST, AGAIN_MOST = 1.0, 60.0
 """Seconds until kopf is started again; doubled while its lives are short."""
 LONG_LIFE = 60.0
-"""Seconds. A kopf that ran for so long was working: the next time it stops, the waits start from the shortest again."""
+"""Seconds. A kopf that ran for this long was working: the next time it stops, the waits start again from the
+shortest."""
 STOP_SECONDS = 5.0
 """Seconds that kopf may take to stop. Its thread does not keep the process alive."""
 
@@ -52,7 +53,7 @@ class PolicyWatch:
             try:
                 await self._served()
                 await self._once()
-            except Exception as error:  # noqa: BLE001 -- kopf's watchers raise what they meet; all of it means: again
+            except Exception as error:  # noqa: BLE001 -- kopf's watchers raise anything; all of it means: restart
                 before, self.error = self.error, str(error) or repr(error)
                 if self.error != before:
                     log.warning("the policies are not being watched, trying again", error=self.error)
@@ -113,7 +114,7 @@ class PolicyWatch:
 class KopfLoop(asyncio.SelectorEventLoop):
     """An event loop that knows its tasks and its connections, so that none is left when it is closed.
 
-    asyncio keeps only weak references to tasks: those of a kopf that is cancelled while it starts would be lost
+    asyncio keeps only weak references to tasks: those of a kopf that is cancelled during its start would be lost
     without being ended. And aiohttp forgets a connection as soon as it has begun to close it, which over TLS waits for
     the server.
     """
@@ -161,6 +162,6 @@ async def _clear_up(sessions: list[aiohttp.ClientSession]) -> None:
         task.cancel()
     if left:
         ended, _ = await asyncio.wait(left)
-        _ = [task.cancelled() or task.exception() for task in ended]  # nobody else wants to know
+        _ = [task.cancelled() or task.exception() for task in ended]  # nobody else needs to know
     for session in sessions:
         await session.close()

@@ -1,5 +1,5 @@
 """Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4).
-No pod is asked to go twice."""
+No pod is evicted twice."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Evictor:
-    """Part of the executor, which says what its fields are."""
+    """Part of the executor, which documents its fields."""
 
     client: KubeClient
     now: Callable[[], datetime]
@@ -43,7 +43,7 @@ class Evictor:
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
-        """Forget what was refused: it holds for one drain only, and the next one asks the budgets again.
+        """Forget refusals: they are valid for one drain only, and the next one asks the budgets again.
 
         An accepted eviction is remembered beyond the drain: a LIST begun before it would show the pod as still to be
         evicted.
@@ -65,7 +65,7 @@ class Evictor:
     async def evict(self, action: Evict) -> bool:
         """Evict a pod; True when the server accepted it. Any other answer is remembered.
 
-        An accepted eviction is not sent again, whatever was decided.
+        An accepted eviction is not sent again, whatever the plan says.
 
         Raises:
             KubeError: what concerns all calls.
@@ -114,14 +114,14 @@ class Evictor:
         return False
 
     def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:
-        """What is sent: both name the UID, so that a pod that took the name is safe."""
+        """The call: both kinds name the UID, so that a new pod of the same name is safe."""
         space, name, uid = action.namespace, action.name, action.uid
         if isinstance(action, Evict):
             return self.client.evict(space, name, uid)
         return self.client.delete(PODS, name, namespace=space, uid=uid, grace=action.grace)
 
     async def _ask(self, action: Evict | ForceDelete) -> tuple[Reason, str, float | None]:
-        """What the server answered, its words, and the seconds that it asks us to wait."""
+        """The server's answer, its words, and the seconds that it asks us to wait."""
         retry_after: float | None = None
         done, failed = Reason.EVICTED, Reason.EVICTION_ERROR
         if isinstance(action, ForceDelete):
@@ -129,7 +129,7 @@ class Evictor:
         try:
             await self._call(action)
         except (NotFound, Conflict) as error:
-            # E2, E3: gone or replaced; the next LIST tells. A pod that LISTs go on showing is neither.
+            # E2, E3: gone or replaced; the next LIST shows which. A pod that LISTs still show is neither.
             odd = is_odd(self.memories.get(action.node, {}).get(action.uid))
             answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
         except HeldBack:
@@ -142,7 +142,7 @@ class Evictor:
             answer, message = failed, str(error)
         except Unavailable as error:
             answer, message = failed, str(error)
-            self.unsure.add(action.node)  # it may be on its way
+            self.unsure.add(action.node)  # it may have been carried out
         except Forbidden as error:
             terminating = error.namespace_terminating
             answer, message = Reason.NAMESPACE_TERMINATING if terminating else Reason.FORBIDDEN, str(error)

@@ -1,8 +1,8 @@
 """Carry out a plan: one API call per action, preconditions on every check-then-act write.
 
-A call that fails ends the actions of that node for this pass; the node waits, and is named when it lasts. Only a
-lost Lease, lost credentials or a server that is away end the pass itself. A call that takes long is not waited for:
-its node is left alone until it has ended. The cache takes what the server answered, never what we meant to write
+A failed call ends the actions of that node for this pass; the node waits, and the failure is shown if it lasts. Only a
+lost Lease, lost credentials or a server that is away end the pass itself. A pass does not wait for a slow call: its
+node is left alone until the call has ended. The cache takes the server's answer, never what we meant to write
 (docs/design/faults.md#d12).
 """
 
@@ -73,7 +73,7 @@ FATAL = (Unauthorized, ServerAway, LeaseLost)
 """What concerns all calls, not one object."""
 
 SHARED_PATIENCE = 6.0
-"""Seconds for a write on which fences wait: claims are given up after five. With less, no node would ever start on a
+"""Seconds for a write that fences wait for: claims are given up after five. With less, no node would ever start on a
 server that takes longer for each call."""
 
 
@@ -84,9 +84,9 @@ class Outcome:
     done: int = 0
     """Writes that the server accepted."""
     surprises: dict[str, str] = field(default_factory=dict)
-    """By node or subject: what did not work, for log and next pass."""
+    """By node or subject: what did not work, for the log and the next pass."""
     again: datetime | None = None
-    """When the first of what failed may be tried again."""
+    """When the first failed call may be tried again."""
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class Executor:
     deleted: set[str] = field(default_factory=set)
     """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
     missed: Counter[str] = field(default_factory=Counter)
-    """By UID of a mig-manager pod: how often the server said that it is gone, or another one."""
+    """By UID of a mig-manager pod: how often the server said that it is gone or replaced."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Called after each action: for metrics."""
     view: Callable[[JSON], NodeView] = node_view
@@ -122,18 +122,18 @@ class Executor:
     unsure: set[str] = field(default_factory=set)
     """Nodes with a call that got no answer: only a new LIST can tell whether a pod was evicted."""
     on_late: Callable[[], None] = lambda: None
-    """Called when a call ended for which no pass waited."""
+    """Called when a call ends for which no pass waited."""
     seen: Callable[[str], NodeView | None] = lambda name: None
-    """The view of a Node as it is known at this moment, by name; None when nothing is."""
+    """The latest known view of a Node, by name; None if there is none."""
     made: dict[str, str] = field(default_factory=dict)
-    """UIDs of the Nodes that a GPUNode was made for, by name; in memory only."""
+    """UIDs of the Nodes for which a GPUNode was created, by name; in memory only."""
     crew: Crew = field(init=False)
     shared: SharedWrites = field(init=False)
     evictor: Evictor = field(init=False)
     _complaints: Complaints = field(default_factory=Complaints)
 
     def __post_init__(self) -> None:
-        """The parts that share what it was given."""
+        """Create the parts that share its fields."""
         self.crew = Crew(self.parallel, self.on_late)
         self.evictor = Evictor(
             self.client,
@@ -149,7 +149,8 @@ class Executor:
         )
 
     def under_way(self) -> frozenset[str]:
-        """Nodes that are being written to. Ask before a snapshot is begun: it does not show what comes of them."""
+        """Nodes that are being written to. Ask before a snapshot begins: it does not show the result of these
+        writes."""
         return frozenset(self.crew.busy)
 
     async def execute(
@@ -157,8 +158,8 @@ class Executor:
     ) -> Outcome:
         """Shared writes first; then every node's actions, nodes side by side, one node's in order.
 
-        `unseen`: the nodes that were `under_way` when the snapshot was begun. Whatever their calls came to, it was
-        decided without them, so they are left to the next pass, even if the calls have ended since.
+        `unseen`: the nodes that were `under_way` when the snapshot was begun. Whatever the result of their calls, the
+        plan was made without it, so they are left to the next pass, even if the calls have ended since.
 
         Raises a group with what concerns all calls, and nothing else.
         """
@@ -210,7 +211,7 @@ class Executor:
         return blocked
 
     async def _shared_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
-        """Whether this shared write is done now. One that hangs does not hold up the nodes that are under way."""
+        """Whether this shared write is done now. One that hangs does not hold up the nodes in flight."""
         subject, before = subject_of(action), outcome.done
         if self._held(subject):
             return False
@@ -244,10 +245,10 @@ class Executor:
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
-        """The actions of one node in order, as long as the node is the one that they were decided on.
+        """The actions of one node in order, as long as the node is as it was when they were decided.
 
-        The cache may have moved on since, and with it the version that a conditional write carries: without this
-        look a cordon that arrived meanwhile would be overridden without a 409.
+        The cache may have moved on since, and with it the version that a conditional write carries: without this check
+        a cordon that arrived meanwhile would be overridden without a 409.
         """
         for action in actions:
             if isinstance(action, FenceNode) and blocked & {"*", action.fence.policy}:
@@ -256,7 +257,7 @@ class Executor:
                 log.info("node changed meanwhile, deciding again", node=node, action=type(action).__name__)
                 return
             if isinstance(action, NodePatch):
-                decided_on = None  # the write itself changes the node; what follows belongs to it
+                decided_on = None  # the write itself changes the node; the actions after it expect that
             try:
                 if await self._perform(action):
                     outcome.done += 1
@@ -289,7 +290,7 @@ class Executor:
         )
 
     def _worked(self, subject: str, call: str = "") -> None:
-        """Note a success: a call about the subject was answered, though perhaps not the one that failed before."""
+        """Note a success: a call about the subject was answered, although perhaps not the one that failed before."""
         failure = self.failures.get(subject)
         if failure is None or call in ("", failure.call):
             self.failures.pop(subject, None)
@@ -317,9 +318,9 @@ class Executor:
     # --- nodes -------------------------------------------------------------------------------------------
 
     async def _patch_node(self, action: NodePatch) -> bool:
-        """Patch with the newest resourceVersion; after a 409 go on only if the node is still what we decided on.
+        """Patch with the newest resourceVersion; after a 409 go on only if the node is still as it was when we decided.
 
-        `_node` has compared what is known with what was decided on, without a pause in between.
+        `_node` has compared the node with the one that the plan saw, without a pause in between.
         """
         name, version = action.node.name, self.nodes.resource_version(action.node.name)
         for _ in range(TRIES):
@@ -352,15 +353,15 @@ class Executor:
         self.gpunodes.accept(raw)
 
     async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Make one. Where there was one already, only if its Node is really there, which a late watch does not tell:
-        what belongs to a Node that is gone is taken away at once, and would be made again as fast as we can.
+        """Create one. If there was one already, only if its Node really exists, which a late watch does not show: an
+        object whose Node is gone is deleted at once, and we would create it again as fast as we can.
 
         Raises:
             NotFound: that Node is gone.
         """
         name, uid = action.node, action.node_uid
         if self.made.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
-            raise NotFound(f"the Node {name} was made again")
+            raise NotFound(f"the Node {name} was created again")
         self.made[name] = uid
         owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
         metadata = {"name": name, "ownerReferences": [owner]}
@@ -376,17 +377,17 @@ class Executor:
         except (NotFound, Conflict):
             self.missed[action.uid] += 1
             if self.missed[action.uid] >= ODD_AFTER:
-                raise  # a pod that the watch goes on showing is neither
+                raise  # a pod that the watch still shows is neither
             return False
         self.deleted.add(action.uid)
         return True
 
 
 def called(action: Action) -> str:
-    """Which object an action writes to."""
+    """The object that an action writes to."""
     return "Node" if isinstance(action, NodePatch) else type(action).__name__
 
 
 def same_node(now: NodeView, then: NodeView) -> bool:
-    """Whether what we decided on still holds: everything that a plan reads of a Node."""
+    """Whether everything that a plan reads from a Node is still the same."""
     return now is then or now == then

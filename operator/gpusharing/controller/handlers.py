@@ -21,8 +21,8 @@ Credentials = Callable[[], Awaitable[tuple[Access, str | None]]]
 TOKEN_LIFE = timedelta(minutes=10)
 """kopf logs in again after this long: the kubelet replaces the pod's token."""
 IDENTITY: Any = "gpusharing-operator"
-"""kopf's name for us among its peers. There are none (standalone), but without a name it asks for that of the user. A
-pod's uid has none, so getpass.getuser() would raise and kopf would never run. The type of it is not public."""
+"""kopf's name for us among its peers. There are none (standalone), but without an identity it uses the user's name. A
+pod's uid has none, so getpass.getuser() would raise and kopf would never run. Its type is not public."""
 
 
 async def follow_policies(
@@ -30,7 +30,7 @@ async def follow_policies(
 ) -> None:
     """One life of kopf, in an event loop of its own (containment.py). `running`: an Event, set while it follows.
 
-    `sessions` tells the caller what to close: kopf leaves it open when it is cancelled.
+    `sessions` tells the caller what to close: kopf leaves sessions open when it is cancelled.
     """
     registry = kopf.OperatorRegistry()
     heard = _after_each_list(lambda: touch("", ""))
@@ -66,8 +66,8 @@ async def follow_policies(
 def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
     """Call `act` when kopf begins to watch what it has just listed: at its start, and after a 410.
 
-    Nobody tells kopf of a policy that went before its list, and its list says nothing of what is missing. What goes
-    later the watch tells.
+    kopf does not learn of a policy that was deleted before its list, and the list does not show what is missing. The
+    watch reports later deletions.
     """
     listed = False
 
@@ -84,7 +84,7 @@ def _after_each_list(act: Callable[[], None]) -> aiohttp.ClientMiddlewareType:
 
 
 def _called(name: str) -> aiohttp.ClientMiddlewareType:
-    """Set the name that the server's certificate must bear on every request of a session: kopf itself sets none."""
+    """Set the name that the server's certificate must have on every request of a session: kopf itself sets none."""
 
     async def named(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType

@@ -19,7 +19,7 @@ from gpusharing.kube.lease import LeaderLease
 STUCK = 120.0
 """Seconds without a pass or the answer to one of its calls; a call has a deadline of ten."""
 SILENT = 200.0
-"""Seconds without a word on a watch; the server sends a bookmark each minute and ends it after five."""
+"""Seconds without an event on a watch; the server sends a bookmark each minute and ends the watch after five."""
 
 
 @dataclass(slots=True)
@@ -32,11 +32,11 @@ class Health:
     clock: Callable[[], float] = loop_time
 
     def dead(self) -> dict[str, str]:
-        """What only a restart can mend, by part."""
+        """What only a restart can repair, by part."""
         found = {}
         still = self.clock() - self.loop.progress.last
         if still > STUCK:
-            found["loop"] = f"no pass has ended, and no call of one was answered, for {still:.0f} s"
+            found["loop"] = f"no pass has ended, and no call of a pass was answered, for {still:.0f} s"
         for name, source in self.loop.sources.required.items():
             silent = self.clock() - source.last_contact
             if source.synced.is_set() and source.error is None and silent > SILENT:

@@ -1,4 +1,4 @@
-"""Why the operator does nothing at all. Each reason is logged when it begins and when it is over."""
+"""Why the operator does nothing at all. Each reason is logged when it begins and when it ends."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Leader(Protocol):
 
     @property
     def error(self) -> Exception | None:
-        """Why the Lease could not be asked for or renewed; None when it could."""
+        """Why the Lease could not be acquired or renewed; None when it could."""
         ...
 
     @property
@@ -68,7 +68,7 @@ class Idleness:
                 log.info("leading", claims=len(self.leader.claims))
             return
         error = self.leader.error
-        why = str(error) if error is not None else "another process leads, or its Lease has not run out yet"
+        why = str(error) if error is not None else "another process leads, or its Lease has not expired yet"
         event = "no longer leads" if self._led else "waits to lead"
         self.complaints.begins("lease", event, type(error).__name__, why=why)
 
@@ -76,7 +76,7 @@ class Idleness:
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
-                "the claims on the Lease cannot be read; they are made anew from the fences",
+                "the claims on the Lease cannot be read; they are rebuilt from the fences",
                 why=why,
             )
         else:
@@ -86,14 +86,15 @@ class Idleness:
         refused = {name: why for name, why in missing.items() if why != NOT_YET}
         self._refused |= refused.keys()
         if refused:
-            kind = " ".join(sorted(self._refused))  # those that come back one by one are no news
+            kind = " ".join(sorted(self._refused))  # those that come back one by one are not news
             self.complaints.begins("sources", "not everything can be read", kind, sources=refused)
         elif not missing:
             self._refused.clear()
             self.complaints.ends("sources")
 
     def _tell_warnings(self) -> None:
-        """They only explain, so nothing waits for them: without this line nobody would know that they are missing."""
+        """They only explain, so nothing waits for them: without this log line nobody would know that they are
+        missing."""
         error = self.sources.agent_warnings.error
         if error is None:
             self.complaints.ends("agent warnings")

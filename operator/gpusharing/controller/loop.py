@@ -1,7 +1,8 @@
 """wake → gather → plan → execute → publish: one level-triggered loop for the whole cluster.
 
-An event only says "look again". No decision rests on what only this process remembers, except for waits: how long to
-back off, since when a node differs, when a blocked node was looked at last. What else is kept saves work.
+An event only says "look again". No decision depends on what only this process remembers, except for waits: how long to
+back off, since when a node differs, when a blocked node was last looked at. Anything else that it keeps only saves
+work.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def is_proving(verdict: Verdict) -> bool:
-    """Only a look at the pods of the node is missing."""
+    """Whether only a look at the pods of the node is missing."""
     return verdict.phase is Phase.VERIFYING_IDLE and verdict.reason is Reason.SETTLING
 
 
@@ -48,13 +49,13 @@ def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A plan, and what it was made of."""
+    """A plan, and what it was made from."""
 
     plan: RolloutPlan
     snapshot: ClusterSnapshot
     now: datetime
     more_pods: bool
-    """It wants the pods of nodes whose pods the snapshot does not have."""
+    """Whether it wants the pods of nodes whose pods the snapshot does not have."""
 
 
 class Loop:
@@ -85,12 +86,12 @@ class Loop:
         self.memo = Memo()
         self.plan: RolloutPlan | None = None
         self._on_first_pass = on_first_pass
-        """Called once, when the whole cluster was read and planned."""
+        """Called once, when the whole cluster has been read and planned."""
         self.progress = Progress()
-        """/healthz looks at it."""
+        """/healthz reads it."""
 
     async def run(self) -> None:
-        """Follow the API and go round until cancelled."""
+        """Follow the API and run passes until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
             group.create_task(self._beside.run())
@@ -164,7 +165,7 @@ class Loop:
         with timing(seconds, "publish"):
             await self.publisher.ended()
             self.publisher.begin(plan, decision.snapshot, now)
-            # What people see does not hold up what is done: a follow-up pass does not wait for it.
+            # What people see does not hold up the work: a follow-up pass does not wait for it.
             held_back = None if at_once else await self.publisher.ended()
         self.observer.passed(seconds, plan, decision.snapshot, outcome)
         if why := decision.snapshot.policies_error:
@@ -175,11 +176,11 @@ class Loop:
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> Decision:
-        """`wanted`: the nodes whose pods the snapshot has. What it does not have and the plan needs is read at once."""
+        """`wanted`: the nodes whose pods the snapshot has. If the plan needs others, they are read at once."""
         now = self.now()  # what was seen is as old as it is now
         plan = plan_rollout(snapshot, now, self.memo)
         if plan.wants_pods - wanted:
-            # Nobody waits for a round of status writes to learn whether the pods of a node block its change.
+            # A look at whether the pods of a node block its change does not wait for a round of status writes.
             wanted |= plan.wants_pods
             snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
             now = self.now()

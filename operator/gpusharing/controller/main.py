@@ -57,17 +57,17 @@ def main() -> None:
 def read_in_small_pieces() -> None:
     """Let asyncio ask TLS for 64 KiB at once instead of 256.
 
-    It takes memory for the most that may come at every look whether there is more, two for each answer; beyond
+    It allocates memory for the most that may come every time it checks for more, twice for each answer; beyond
     MALLOC_MMAP_THRESHOLD_ that is a mapping of its own each time, a fifth of the CPU time of a call.
     """
     sslproto.SSLProtocol.max_size = 64 * 1024
 
 
 def settle_heap() -> None:
-    """Collect garbage, then keep the cycle collector from ever looking at what is there now: it lives long.
+    """Collect garbage, then keep the cycle collector from ever visiting the present objects: they live long.
 
-    Reference counts still free it. This is done again once the cluster has been read: thousands of views, none of them
-    in a cycle, cost 90 ms at every full collection.
+    Reference counts still free them. This is done again once the cluster has been read: thousands of views, none of
+    them in a cycle, cost 90 ms at every full collection.
     """
     gc.collect()
     gc.freeze()
@@ -105,7 +105,7 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers, root.level = [handler], max(level, logging.WARNING)
-    # kopf warns that it cannot take our signals in its thread; that is what the thread is for.
+    # kopf warns that it cannot handle signals in its thread; that is why it has one.
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)
 
 

@@ -29,12 +29,12 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._clock = clock
         self._entered: dict[str, float] = {}
-        """By node: when its phase began, as far as this process has seen it begin."""
-        # First in the registry, so that what follows is shown as it is when somebody asks.
+        """By node: when its phase began, if this process has seen it begin."""
+        # First in the registry, so that the metrics after it are up to date at each scrape.
         self.registry.register(_AtEachScrape(self._count))
         self._last: tuple[RolloutPlan, ClusterSnapshot] | None = None
         self._policies: set[str] = set()
-        """Those with a count of what moved."""
+        """Policies whose transitions are counted."""
         self._describe_passes()
         self._describe_pools()
         self._describe_slices()
@@ -61,7 +61,7 @@ class Metrics:
         )
         self.phase_seconds = Histogram(
             "gpusharing_phase_seconds",
-            "How long nodes were in a phase, as far as this process saw it begin.",
+            "How long nodes were in a phase, if this process saw the phase begin.",
             ["phase"],
             registry=self.registry,
             buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
@@ -166,7 +166,7 @@ class Metrics:
         )
 
     def _count(self) -> None:
-        """What only a scrape needs, and thousands of nodes make dear: it is not counted in each pass."""
+        """Count what only a scrape needs and what is expensive with thousands of nodes, so not in each pass."""
         if self._last is None:
             return
         plan, snapshot = self._last
@@ -233,7 +233,7 @@ class Metrics:
 
 
 class _AtEachScrape(Collector):
-    """Counts before the metrics after it in the registry are read, and has none itself."""
+    """Counts before the metrics after it in the registry are read; it has no metric itself."""
 
     def __init__(self, count: Callable[[], None]) -> None:
         self._count = count
@@ -272,7 +272,7 @@ def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _show(gauge: Gauge, values: Mapping[tuple[str, ...], float]) -> None:
-    """What is no longer there is no longer shown. Nothing is scraped meanwhile: pages are served by the same thread."""
+    """Values that are gone are no longer shown. Nothing is scraped meanwhile: the same thread serves the pages."""
     gauge.clear()
     for labels, value in values.items():
         gauge.labels(*labels).set(value)

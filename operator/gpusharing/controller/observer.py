@@ -1,4 +1,4 @@
-"""The Protocol of whoever is told what the loop does: in the shipped process, the metrics."""
+"""The Protocol of the observer of the loop: in the shipped process, the metrics."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -11,12 +11,12 @@ from gpusharing.planning.way.verdict import Verdict
 
 
 class Observer(Protocol):
-    """Is told what happens, and answers nothing."""
+    """Is told what happens, and returns nothing."""
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """One pass: the seconds of its steps, what it decided, what of, and what came of it."""
+        """One pass: the seconds of its steps, its plan, its snapshot, and the outcome."""
         ...
 
     def acted(self, action: Action, result: str) -> None:

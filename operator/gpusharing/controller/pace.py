@@ -1,4 +1,4 @@
-"""When the loop looks again: what wakes it, how a burst of events becomes one pass, what slows an endless plan down."""
+"""When the loop runs again: what wakes it, how a burst of events becomes one pass, what slows an endless plan down."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,12 +12,14 @@ log = structlog.get_logger()
 LOOK_EVERY = timedelta(seconds=10)
 """The longest rest between two passes, whatever a plan says."""
 FIRST_LOOK = 4
-"""The first event after a quiet time waits for this part of the debounce: events that belong together come in it."""
+"""The first event after a quiet time waits for this fraction of the debounce: events that belong together arrive
+within it."""
 AT_ONCE = 2
 """Follow-ups without a break: configuration, then fence. In a longer row, other nodes keep a large pool busy, and every
 pass looks at all of it."""
 FOLLOW_UPS = 30
-"""Passes that may follow one another at once. More of them make no progress and would only load the API server."""
+"""The most passes that may follow one another at once. More of them make no progress and would only load the API
+server."""
 RETRY = 2.0
 """Seconds until the next pass after one that the API server or the Lease ended."""
 
@@ -44,9 +46,9 @@ class Pace:
     _follow_ups: int = 0
 
     async def rest(self, due: datetime | None) -> None:
-        """Until something happens or is due; then a moment more, so that one pass sees all of a burst.
+        """Wait until something happens or is due; then a moment longer, so that one pass sees all of a burst.
 
-        An event after a quiet time is looked at soon; while much happens, passes are a whole debounce apart.
+        An event after a quiet time gets a pass soon; while much happens, passes are a whole debounce apart.
         """
         clock = asyncio.get_running_loop().time
         begun = clock()
@@ -61,7 +63,7 @@ class Pace:
         await asyncio.sleep(max(apart, self.debounce / FIRST_LOOK))
 
     async def _slow_down(self, left: timedelta) -> None:
-        """Slow down a plan that writes in every pass and never comes to rest: such a mistake must not run fast."""
+        """Slow down a plan that writes in every pass and never settles: such a mistake must not run fast."""
         self._follow_ups = self._follow_ups + 1 if left <= timedelta(0) else 0
         if self._follow_ups > FOLLOW_UPS:
             log.warning("passes make no progress", passes=self._follow_ups)

@@ -1,4 +1,4 @@
-"""The parts that one loop is made of, and who of them knows whom: sources, gatherer, executor, publisher."""
+"""The parts of one loop, and which of them know each other: sources, gatherer, executor, publisher."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gpusharing.planning.actions import Action, SetPointers
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What reads, decides on nothing, and writes."""
+    """The parts that read and write and decide nothing."""
 
     sources: Sources
     gatherer: Gatherer
@@ -39,7 +39,7 @@ class Assembly:
     identity: str
 
     def assemble(self) -> Parts:
-        """New parts, which have asked for nothing yet."""
+        """New parts, which have made no call yet."""
         sources = self._sources()
         publisher = self._publisher(sources)
         executor = self._executor(sources, publisher)

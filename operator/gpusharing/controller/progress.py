@@ -1,8 +1,8 @@
-"""Does the loop make progress? This decides liveness: how long a pass takes says nothing.
+"""Does the loop make progress? This decides liveness: the duration of a pass says nothing.
 
 A pass that creates five thousand objects takes minutes on a slow API server, and nothing is wrong with it. So what
 counts is that passes end, or that the API server answers the calls of the pass that is under way. Other calls of the
-process (watches, the Lease, the count of Pending pods) go on beside a loop that hangs, and do not count.
+process (watches, the Lease, the count of Pending pods) continue while the loop hangs, and do not count.
 """
 
 from collections.abc import Callable, Iterator

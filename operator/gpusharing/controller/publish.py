@@ -1,7 +1,7 @@
 """Write what people see: status of policies and GPUNodes, Events. Only changes are written.
 
 A node that begins to change is shown one period after it began to differ from what is shown, and its next phases after
-two: phases that pass more quickly are never shown, and what they had to tell travels with the next one. An end (Synced,
+two: shorter phases are never shown, and their information is shown with the next one. An end (Synced,
 Failed, Blocked ...) is written at once. Nothing is decided from any of it.
 
 Whatever fails here is logged and tried again, after a longer wait each time: no pass ends or waits because of it, and
@@ -56,7 +56,7 @@ RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
 """Phases that last: their transition is written without delay."""
 
 FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What a status may raise that cannot be worked out of what one object holds: a fault of ours, and no end of a pass."""
+"""The errors that computing a status from one odd object may raise: a fault of ours, which must not end a pass."""
 
 _EVENTS = "events"
 
@@ -65,7 +65,7 @@ class AnswerCache(Protocol):
     """Where the answers to our writes go."""
 
     def accept(self, raw: JSON) -> None:
-        """Take an object that the server answered."""
+        """Take an object that the server returned."""
         ...
 
 
@@ -78,7 +78,7 @@ class WrittenPolicies(AnswerCache, Protocol):
 
 
 class Statuses(Protocol):
-    """What stands in the status of our objects now (kube/sources.py)."""
+    """The present status of our objects (kube/sources.py)."""
 
     @property
     def policies(self) -> WrittenPolicies:
@@ -107,17 +107,17 @@ class Publisher:
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
     """Called for every verdict that changed: for metrics."""
     on_late: Callable[[], None] = lambda: None
-    """Called when a write ended for which no round waited."""
+    """Called when a write ends for which no round waited."""
     crew: Crew = field(init=False)
     _told: dict[str, Verdict] = field(default_factory=dict)
     _due: dict[str, datetime] = field(default_factory=dict)
-    """By object that differs from what stands there: when that is to be written. Looked at again then, not before."""
+    """By object whose status differs from what it should be: when to write it. It is checked again then, not before."""
     _held: set[str] = field(default_factory=set)
-    """Transitions that are due though their verdict did not change."""
+    """Transitions that are due although their verdict did not change."""
     _seen: dict[str, tuple[NodeView, GPUNodeView | None]] = field(default_factory=dict)
     """The objects of the last pass, compared by identity."""
     _shown: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    """By policy: what decided the status of its conditions when they were last looked at."""
+    """By policy: what decided the status of its conditions when they were last checked."""
     _refused: dict[str, tuple[int, datetime]] = field(default_factory=dict)
     """By object: refusals in a row, and when to try again."""
     _untold: deque[JSON] = field(default_factory=lambda: deque(maxlen=UNTOLD))
@@ -125,18 +125,18 @@ class Publisher:
     _complaints: Complaints = field(default_factory=Complaints)
     _serial: int = 0
     _round: asyncio.Task[datetime | None] | None = None
-    """The round that was begun last."""
+    """The latest round."""
 
     def __post_init__(self) -> None:
-        """Those who write."""
+        """Create the writers."""
         self.crew = Crew(self.parallel, self.on_late)
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Begin to publish, beside whatever comes next. Only after `ended`: there is one round at a time."""
+        """Begin to publish, concurrently with whatever comes next. Only after `ended`: there is one round at a time."""
         self._round = asyncio.create_task(self.publish(plan, snapshot, now))
 
     async def ended(self) -> datetime | None:
-        """Wait for the round that was begun; returns when something that was held back is due."""
+        """Wait for the current round; returns when something that was held back is due."""
         round_, self._round = self._round, None
         return await round_ if round_ is not None else None
 
@@ -145,13 +145,13 @@ class Publisher:
         if self._round is not None:
             self._round.cancel()
             await asyncio.wait({self._round})
-            # Nobody awaits it any more: what ended it is what ended us, and no news.
+            # Nobody awaits it any more: it ended for the same reason as we did.
             _ = self._round.cancelled() or self._round.exception()
             self._round = None
         await self.crew.close()
 
     async def publish(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> datetime | None:
-        """Returns when something that was held back is due. Raises nothing that the server may do."""
+        """Returns when something that was held back is due. Raises nothing that the server causes."""
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():
@@ -200,7 +200,8 @@ class Publisher:
         self._complaints.ends(key)
 
     def _is_news(self, verdict: Verdict, snapshot: ClusterSnapshot) -> bool:
-        """Whether the transition may have to change: it shows the verdict and the node, and stands on the GPUNode."""
+        """Whether the transition may have to change: it shows the verdict and the node, and is stored on the
+        GPUNode."""
         name = verdict.node
         seen = (snapshot.nodes[name], snapshot.gpunodes.get(name))
         before, self._seen[name] = self._seen.get(name), seen
@@ -208,7 +209,7 @@ class Publisher:
         return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, now: datetime) -> None:
-        """What is new about a node: for metrics, the log and the Events. Its transition is due from now on."""
+        """Report what is new about a node in metrics, log and Events. Its transition is due from now on."""
         before = self._told.get(verdict.node)
         self._held.add(f"node/{verdict.node}")
         if before != verdict:
@@ -265,7 +266,7 @@ class Publisher:
         return await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
 
     def _lag_of(self, shown: Mapping[str, Any]) -> timedelta:
-        """How long a node that moves may be shown so."""
+        """How long a changing node may keep what is shown."""
         rested = shown.get("phase", Phase.SYNCED) in RESTING
         return timedelta(seconds=self.period * (1 if rested else MOVING_FACTOR))
 
@@ -322,14 +323,14 @@ class Publisher:
             )
 
     def tell_pointers(self, action: SetPointers, now: datetime) -> None:
-        """We changed somebody else's object; posted with the next round."""
+        """Report that we changed somebody else's object; posted with the next round."""
         policy = action.policy
         kind = {"apiVersion": CLUSTER_POLICIES.api_version, "kind": "ClusterPolicy"}
         regarding = {**kind, "name": policy.name, "uid": policy.uid}
         self._untold.append(self._event(pointers_event(action), regarding, now))
 
     async def _tell(self, now: datetime) -> datetime | None:
-        """Post the Events that are still to be posted, in the order in which they happened."""
+        """Post the pending Events, in the order in which they happened."""
         while self._untold:
             body = self._untold[0]
             try:
@@ -375,7 +376,7 @@ def _policy_of(policy: PolicyView) -> JSON:
 
 
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """All that can change the status of a condition; far less than the whole status."""
+    """Everything that can change the status of a condition; far less than the whole status."""
     mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
     kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready): v for v in mine}
     bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}

@@ -1,6 +1,7 @@
 """`gpusharing-rollback-check`: the chart's pre-rollback hook. Reads the CRD and the policies, writes nothing.
 
-Helm runs it from the revision that is rolled back to, so what this image knows is what the policies are cut down to.
+Helm runs it from the revision that is rolled back to, so the fields that this image knows are all that the policies
+would keep.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ CRD = f"{POLICIES.plural}.{GROUP}"
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> Retreat:
-    """Whether it may be rolled back. What cannot be read is refused, with the server's words."""
+    """Whether the release may be rolled back. If something cannot be read the answer is no, with the server's words."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         specs = {
@@ -33,7 +34,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> Retreat:
             for raw in page.items
         }
     except NotFound:
-        return Retreat(True, f"CRD {CRD} is not there, and so no policy.")
+        return Retreat(True, f"CRD {CRD} does not exist, so there is no policy.")
     except KubeError as error:
         return Retreat(
             False,

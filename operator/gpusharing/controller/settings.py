@@ -97,7 +97,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     known = plan.keys() | shell.keys()
     if unknown := sorted(texts.keys() - known):
         names = ", ".join(PREFIX + name for name in sorted(known))
-        raise SettingsError(f"{PREFIX}{unknown[0]} is not a setting; known are {names}")
+        raise SettingsError(f"{PREFIX}{unknown[0]} is not a setting; the known ones are {names}")
     try:
         planner = _PLAN.validate_python({plan[name]: texts[name] for name in texts if name in plan})
         given = {shell[name]: texts[name] for name in texts if name in shell}
@@ -161,7 +161,7 @@ def _check_cap(settings: Settings) -> None:
 
 
 def _check_marks(settings: Settings) -> None:
-    """What we set while we work may not be what keeps us from working."""
+    """The marks that we set during a change must not be marks that keep us away."""
     for entry in settings.plan.neighbour_labels:
         key = entry.partition("=")[0]
         if key in settings.maintenance_keys:
@@ -172,7 +172,7 @@ def _check_marks(settings: Settings) -> None:
 
 
 def _check_admin_maps(settings: Settings) -> None:
-    """Merged into itself, a ConfigMap of ours would keep every entry for good and never be put right."""
+    """Merged into itself, a ConfigMap of ours would keep every entry forever and never be corrected."""
     ours = settings.plan.plugin_config_map, settings.plan.mig_config_map
     given = {
         "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,
@@ -181,6 +181,6 @@ def _check_admin_maps(settings: Settings) -> None:
     for name, value in given.items():
         if value in ours:
             raise SettingsError(
-                f"{PREFIX}{name}={value} is the operator's own ConfigMap: name the one of which entries are to be"
+                f"{PREFIX}{name}={value} is the operator's own ConfigMap: name the one whose entries should be"
                 " merged into it, or none"
             )

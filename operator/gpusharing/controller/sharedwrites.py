@@ -50,12 +50,12 @@ class Claims(Protocol):
     """The leader Lease."""
 
     async def set_claims(self, claims: Mapping[str, Claim]) -> None:
-        """Compare-and-swap; raises LeaseLost when we do not lead any more."""
+        """Compare-and-swap; raises LeaseLost when we no longer lead."""
         ...
 
 
 class PolicyStore(Protocol):
-    """Where the finalizers of a policy are known from."""
+    """The source of a policy's finalizers."""
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
         """(resourceVersion, finalizers) as last read."""
@@ -90,10 +90,10 @@ class SharedWrites:
     config_maps: ReflectorCache | None = None
     cluster_policies: ClusterPolicies | None = None
     writing: str = ""
-    """The ConfigMap that is, or was, written last: `namespace/name`."""
+    """The ConfigMap that is being written, or was written last: `namespace/name`."""
 
     async def perform(self, action: Action, snapshot: ClusterSnapshot) -> None:
-        """One of them."""
+        """Carry out one shared write."""
         match action:
             case WriteConfig():
                 await self._write_config(action, snapshot)
@@ -115,9 +115,9 @@ class SharedWrites:
             await self._apply(settings.mig_config_map, body, {MIG_KEY: action.mig_file}, namespace)
 
     async def _apply(self, name: str, body: JSON, data: Mapping[str, str], namespace: str) -> None:
-        """Patch what differs; a ConfigMap that is not there, or not any more, is created with all of its `data`.
+        """Patch what differs; a ConfigMap that does not exist, or no longer exists, is created with all of its `data`.
 
-        One that somebody made a moment ago may hold entries of theirs: it is not patched before it has been read.
+        One that somebody created a moment ago may have their entries: it is not patched before it has been read.
         """
         self.writing = f"{namespace}/{name}"
         metadata = body["metadata"] | {"name": name, "namespace": namespace}
@@ -134,7 +134,7 @@ class SharedWrites:
             self.config_maps.accept(raw)
 
     async def _set_pointers(self, action: SetPointers) -> None:
-        """One patch, refused when the ClusterPolicy is not what was decided on any more; the next pass decides anew."""
+        """One patch, refused when the ClusterPolicy has changed since the decision; the next pass decides again."""
         name, cache = action.policy.name, self.cluster_policies
         if cache is None or cache.items.get(name) != action.policy:
             raise Conflict(f"ClusterPolicy {name} changed meanwhile")
@@ -150,8 +150,8 @@ class SharedWrites:
         log.info("ClusterPolicy pointed at our ConfigMaps", clusterpolicy=name, fields=sorted(action.wanted))
 
     async def _set_finalizer(self, action: SetFinalizer) -> None:
-        """Where the policy has changed meanwhile, ours is still put on, for nobody is kept from anything by that. It is
-        not taken off: the change may be the very deletionPolicy that needs it, so the next pass decides."""
+        """If the policy has changed meanwhile, our finalizer is still added, because that hinders nobody. It is not
+        removed: the change may be the very deletionPolicy that needs it, so the next pass decides."""
         version, present = self.policies.finalizers(action.policy)
         for _ in range(TRIES):
             others = [name for name in present if name != names.FINALIZER]

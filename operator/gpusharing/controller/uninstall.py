@@ -28,13 +28,13 @@ async def ask(client: Followable, settings: PlanSettings) -> Farewell:
         return Farewell(
             False,
             f"NOT UNINSTALLED: whether a node or a policy needs the operator cannot be read: {error}\n"
-            "To uninstall all the same: helm uninstall --no-hooks",
+            "To uninstall anyway: helm uninstall --no-hooks",
         )
     return find_farewell(nodes, settings, await _cluster_policies(client), policies)
 
 
 async def _policies(client: Followable) -> list[PolicyView]:
-    """Of a kind that is gone already there are none."""
+    """A kind that no longer exists has none."""
     try:
         return [policy_view(raw) async for page in client.pages(POLICIES) for raw in page.items]
     except NotFound:

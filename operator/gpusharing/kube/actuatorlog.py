@@ -1,7 +1,7 @@
 """Why mig-manager failed. Its labels do not say why (docs/design/nvidia.md#a3); only the log of its pod does.
 
-Read once per failure, and only then. Without the right, or with a kubelet that does not answer, nothing is lost but
-the reason: the verdict points at the log instead.
+Read once per failure, and only then. Without the right, or with a kubelet that does not answer, only the reason is
+lost: the verdict points to the log instead.
 """
 
 import asyncio
@@ -18,11 +18,11 @@ from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
 
 LINES = 200
-"""More than one run of mig-parted writes for eight GPUs after its first error."""
+"""More lines than one run of mig-parted writes for eight GPUs after its first error."""
 PATIENCE = 2.0
 """Seconds: the API server asks the kubelet, which may be gone, and the pass waits."""
 RETRY = timedelta(seconds=30)
-"""Until a log that gave no reason is asked for again; doubles each time."""
+"""The wait until a log that gave no reason is read again; doubles each time."""
 LONGEST = timedelta(minutes=10)
 """A Failed node may wait for a person for weeks."""
 MAX_TEXT = 400
@@ -44,7 +44,7 @@ def failure_in(log: str) -> str:
     rows = [row for row in rows if not row[1].startswith(_SUM)] or rows
     if not rows:
         return ""
-    # A fatal line ends a mig-parted; earlier ones are its questions ("selected configuration not applied").
+    # A fatal line ends a mig-parted; earlier ones are its checks ("selected configuration not applied").
     cause = next((text for level, text in rows if level == "error"), "")
     return "; ".join(dict.fromkeys(filter(None, (cause, rows[-1][1]))))[:MAX_TEXT]
 
@@ -56,7 +56,7 @@ class _Known:
     key: str
     """Which pod and attempt."""
     text: str
-    """The reason; empty: none was found, or nobody answered."""
+    """The reason; empty: none was found, or there was no answer."""
     tries: int
     again: datetime
     """When to ask again if there is no reason."""
@@ -64,7 +64,7 @@ class _Known:
 
 @dataclass(slots=True)
 class ActuatorLogs:
-    """The reasons of the failures that are there now, by node."""
+    """The reasons of the present failures, by node."""
 
     client: KubeClient
     _known: dict[str, _Known] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class ActuatorLogs:
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
     ) -> dict[str, str]:
-        """Ask where mig-manager says `failed` in a change of ours and the reason is not known yet.
+        """Read the logs of nodes where mig-manager says `failed` in a change of ours and the reason is not known yet.
 
         Raises:
             ExceptionGroup: what ends a pass, see Crew.

@@ -11,12 +11,12 @@ from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 
 AGENT = "gpusharing-agent"
 _OF_PODS = frozenset({"FailedCreatePodSandBox", "FailedMount"})
-"""Why a container is only "ContainerCreating": a RuntimeClass whose handler the node lacks, a folder that is not there.
-The other Warnings of pods repeat what their status says."""
+"""Why a container is only "ContainerCreating": a RuntimeClass whose handler the node lacks, a missing folder. The
+other Warnings of pods repeat what their status says."""
 
 
 def agent_pod(raw: JSON) -> AgentPod:
-    """One pod of the DaemonSet; of a Ready one nothing else is kept."""
+    """One pod of the DaemonSet; for a Ready one nothing else is kept."""
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     pod = AgentPod(
@@ -31,7 +31,7 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
-    """What a Warning (events.k8s.io/v1) says of the DaemonSet or of a pod's start; None where it is about others."""
+    """What a Warning (events.k8s.io/v1) says about the DaemonSet or about a pod's start; None if it is about others."""
     namespace, kind, name, reason = (
         text(raw, *path)
         for path in (
@@ -44,7 +44,7 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
     if kind == "DaemonSet" and name == AGENT and reason == "FailedCreate":
         return AgentWarning(namespace, "", text(raw, "note"), _last_seen(raw))
     if kind == "Pod" and name.startswith(f"{AGENT}-") and reason in _OF_PODS:
-        # Not the last time, which changes with every attempt and must wake nobody.
+        # Not the last time, which changes with every attempt and must not wake the loop.
         return AgentWarning(
             namespace, name, text(raw, "note"), from_rfc3339(part(raw, "metadata", "creationTimestamp"))
         )

@@ -3,7 +3,7 @@
 As it is imported it makes two TLS contexts, for calls that name none, and reads all authorities for each
 (aiohttp/connector.py: `_SSL_CONTEXT_VERIFIED`, `_SSL_CONTEXT_UNVERIFIED`, 3.14): 100 ms of CPU, and 2 MiB for as long
 as the process lives. Every call of ours names its own context (`Access.tls`, `Place.tls`); one that forgot it would
-trust nobody, and fail. What asks for the machine's authorities later still gets them.
+trust nobody, and fail. Code that asks for the machine's authorities later still gets them.
 
 Whoever imports aiohttp first decides, so `gpusharing.controller` imports this module before anything else, kopf too.
 """

@@ -1,4 +1,4 @@
-"""What an answer of the API server means: HTTP status and Status object to an error of `errors.py`.
+"""What an answer of the API server means: from HTTP status and Status object to an error of `errors.py`.
 
 Only machine-readable parts decide (code, reason, details.causes); the prose is passed on, never parsed
 (docs/design/drain.md#e11).
@@ -28,7 +28,7 @@ EVICTION = "eviction"
 
 @dataclass(frozen=True, slots=True)
 class ApiRequest:
-    """What was asked, in the words of RBAC: an eviction is `create` of `pods/eviction`."""
+    """The request in terms of RBAC: an eviction is `create` of `pods/eviction`."""
 
     verb: str
     resource: Resource
@@ -47,7 +47,7 @@ class ApiRequest:
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:
-    """The error for an answer that is no success. `answer` is the parsed body, `retry_after` the header."""
+    """The error for an answer that is not a success. `answer` is the parsed body, `retry_after` the header."""
     message = text(answer, "message") or f"HTTP {status}"
     match status:
         case 401:
@@ -87,8 +87,9 @@ def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
-    """Whoever asks all clients to slow down gives a time, or plain words (apiserver pkg/server/filters). A Status
-    without one is somebody's answer about this pod (E11): KubeVirt's webhook refuses so while it moves a machine."""
+    """A request to all clients to slow down has a time, or is plain text (apiserver pkg/server/filters). A Status
+    without a time is somebody's answer about this pod (E11): KubeVirt's webhook refuses this way while it moves a
+    machine."""
     causes = _causes(answer)
     if "DisruptionBudget" in causes:
         return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
@@ -103,7 +104,7 @@ def _eviction_error(
     """With a time to wait, the server only lost a race over the budget (E14); without one, a 500 will never succeed.
 
     The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (KK pkg/registry/core/
-    pod/storage/eviction.go). A 504 of anybody else is a call that failed.
+    pod/storage/eviction.go). Any other 504 is a call that failed.
     """
     seconds = _seconds(answer, retry_after)
     if status == 500:

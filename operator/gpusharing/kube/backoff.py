@@ -1,11 +1,11 @@
-"""How long to wait after failures in a row, the same for every part of both shells."""
+"""How long to wait after failures in a row, for every part of both shells."""
 
 import random
 from collections.abc import Callable
 
 
 def half_to_one_and_a_half() -> float:
-    """The spread of waits: many who failed together do not come back together."""
+    """The spread of waits: many clients that failed together do not come back together."""
     return random.uniform(0.5, 1.5)
 
 

@@ -1,4 +1,4 @@
-"""The PodDisruptionBudgets of the cluster as last listed. A node waits for an answer on its way: that is no error."""
+"""The PodDisruptionBudgets of the cluster as last listed. A node waits for a pending answer: that is not an error."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.planning.snapshot.podviews import PdbView
 
 KEPT = 15.0
-"""Seconds for which a list counts; the eviction itself asks the budget as it is."""
+"""Seconds for which a list is valid; the eviction itself checks the present budget."""
 PATIENCE = 30.0
-"""Seconds for which a first answer is waited for, and an error stands while a next one is."""
+"""Seconds to wait for a first answer, and for which an error stays while we wait for the next one."""
 
 _KEY = "/budgets"
 """The crew's key for the list; no node has this name."""
@@ -28,16 +28,16 @@ class Budgets:
     _listed: float = float("-inf")
     """When, by the loop's clock."""
     _error: str = ""
-    """What the last list ended with; empty when it was answered."""
+    """The error of the last list; empty when it was answered."""
     _failed: float = float("-inf")
-    """When it ended so."""
+    """When that error came."""
     _waits_since: float | None = None
-    """Since when an answer is waited for."""
+    """Since when we have been waiting for an answer."""
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
         """All of them; why they cannot be listed; or None: the server has not answered yet, ask again.
 
-        On a slow server an answer comes when its round is over: the next round has it then.
+        On a slow server an answer comes after its round is over: the next round has it then.
 
         Raises:
             ServerAway, Unauthorized: also in a group.
@@ -57,7 +57,7 @@ class Budgets:
     async def _read(self, _: str) -> None:
         try:
             raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
-        except HeldBack:  # not asked: the wait goes on, and what the server said last stands
+        except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
             self._failed = loop_time() if self._error else self._failed
         except (Unauthorized, ServerAway):
             self._waits_since = None

@@ -1,4 +1,4 @@
-"""The verbs we use of the Kubernetes API, in our words. Objects are raw JSON: hot paths never build typed models.
+"""The verbs of the Kubernetes API that we use, in our words. Objects are raw JSON: hot paths never build typed models.
 
 Implementations: `HttpClient` of `kube/http.py`, over aiohttp, and the SIMULATED `FakeClient` of
 `hack/sim/fakecluster.py`; one contract suite runs against both (`tests/kube/contract.py`).
@@ -20,7 +20,7 @@ class Resource:
     plural: str
     namespaced: bool = False
     bookmarks: bool = True
-    """A quiet watch gets a bookmark each minute. Not of Events, of which the API server keeps no watch cache
+    """A quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache
     (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
 
     @property
@@ -76,7 +76,7 @@ class WatchEvent:
 
 
 class Followable(Protocol):
-    """What a reflector needs of a client. Raises a KubeError and nothing else, as KubeClient does."""
+    """What a reflector needs from a client. Raises a KubeError and nothing else, as KubeClient does."""
 
     def pages(
         self,
@@ -108,10 +108,11 @@ class Followable(Protocol):
 
 
 class KubeClient(Followable, Protocol):
-    """Every method raises a KubeError of `kube/errors.py` and nothing else for what the server or the network does."""
+    """For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and
+    nothing else."""
 
     async def version(self) -> str:
-        """The API server's own version as it says it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`."""
+        """The API server's version as it reports it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`."""
         ...
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
@@ -119,7 +120,7 @@ class KubeClient(Followable, Protocol):
         ...
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """Create one object; AlreadyExists when it is there."""
+        """Create one object; AlreadyExists when it exists."""
         ...
 
     async def patch(
@@ -147,12 +148,12 @@ class KubeClient(Followable, Protocol):
         ...
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """The last lines of a pod's log; Unavailable where its kubelet cannot be asked."""
+        """The last lines of a pod's log; Unavailable if its kubelet cannot be asked."""
         ...
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """Eviction subresource with a UID precondition and the pod's own grace period (docs/design/drain.md#rule-1).
 
-        NotFound and Conflict mean: that pod is gone or replaced.
+        NotFound and Conflict mean that the pod is gone or replaced.
         """
         ...

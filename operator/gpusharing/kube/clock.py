@@ -3,9 +3,9 @@
 How long ago? `loop_time`, or any other monotonic clock: nobody can set it.
 
 What time is it? `SteadyClock`: deadlines and claims are absolute times on the API server's objects, read by other
-processes on other machines, so they need a time of day; but a time of day that somebody sets back or forward must
-neither stop a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers,
-and from then on it advances by a clock that cannot be set:
+processes on other machines, so they need a time of day; but a time of day that is set back or forward must neither
+stop a rollout nor end a drain early. So the API server's time is taken once, from the `Date` of its answers, and then
+advances by a clock that cannot be set:
 
 - a step of any machine's wall clock changes nothing, whether it is ours (never read again) or the API server's;
 - it never goes back and never jumps. While the server's Date differs, it is followed by at most SLEW seconds per second
@@ -35,14 +35,14 @@ def loop_time() -> float:
 
 
 def boot_time() -> float:
-    """Seconds of a clock that nobody sets and that goes on while the machine sleeps (clock_gettime(2))."""
+    """Seconds of a clock that cannot be set and that advances while the machine sleeps (clock_gettime(2))."""
     if hasattr(time, "CLOCK_BOOTTIME"):
         return time.clock_gettime(time.CLOCK_BOOTTIME)
     return time.monotonic()  # not Linux: development
 
 
 def wall_time() -> datetime:
-    """What this machine believes."""
+    """The time according to this machine."""
     return datetime.now(UTC)
 
 
@@ -52,7 +52,7 @@ class SteadyClock:
     def __init__(
         self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time
     ) -> None:
-        """`wall` is read once, now, for the time until the API server has told its own."""
+        """`wall` is read once, now, for the time until the API server has reported its own."""
         self._steady = steady
         self._offset = wall().timestamp() - steady()
         """Seconds to add to the steady clock."""
@@ -60,7 +60,7 @@ class SteadyClock:
         self._shown = float("-inf")
 
     def __call__(self) -> datetime:
-        """The time of day; never earlier than it was before, once the API server has told it."""
+        """The time of day; once the API server has reported it, it never goes back."""
         self._shown = max(self._shown, self._steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
 
@@ -69,9 +69,9 @@ class SteadyClock:
         return self._steady()
 
     def heard(self, date: str, asked_at: float) -> None:
-        """An answer with this `Date` came just now, to a question of `asked_at` (steady).
+        """An answer with this `Date` has just arrived, to a request of `asked_at` (steady).
 
-        A header that is missing or no date (RFC 9110, 5.6.7) is ignored.
+        A header that is missing or not a date (RFC 9110, 5.6.7) is ignored.
         """
         try:
             told = parsedate_to_datetime(date).timestamp()

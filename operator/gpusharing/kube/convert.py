@@ -1,6 +1,6 @@
 """Raw Nodes, GPUNodes, policies and NVIDIA's ClusterPolicy as the planner sees them; pods: `convert_pods.py`.
 
-Nothing here raises for what an object contains: a missing or malformed field becomes the value that makes the
+Nothing here raises because of an object's contents: a missing or malformed field becomes the value that makes the
 planner careful (not ready, no observation, a problem).
 """
 
@@ -62,7 +62,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def _is_barred(raw: JSON) -> bool:
-    """Taints named node.kubernetes.io/ follow the node's conditions and its cordon, which are told apart."""
+    """Taints named node.kubernetes.io/ follow the node's conditions and its cordon, which are read separately."""
     return any(
         text(taint, "effect") in ("NoSchedule", "NoExecute")
         and not text(taint, "key").startswith("node.kubernetes.io/")
@@ -71,7 +71,7 @@ def _is_barred(raw: JSON) -> bool:
 
 
 def gpu_counts(quantities: object) -> Mapping[str, int]:
-    """The GPU entries of allocatable; 0 and what cannot be read count as absent (docs/design/nvidia.md#r12)."""
+    """The GPU entries of allocatable; 0 and unreadable values count as absent (docs/design/nvidia.md#r12)."""
     if not isinstance(quantities, dict):
         return {}
     counts = {intern(key): count(value) for key, value in quantities.items() if names.is_gpu_resource(key)}
@@ -105,7 +105,7 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 
 
 def observed_view(raw: object) -> ObservedView:
-    """What the agent reported. A report that cannot be read proves nothing: no request id, no GPU."""
+    """The agent's report. An unreadable report proves nothing: no request id, no GPU."""
     try:
         observed = Observed.model_validate(raw)
     except ValidationError as error:
@@ -181,7 +181,7 @@ def _configured(raw: JSON) -> str:
 
 
 def _setter(raw: JSON, *path: str) -> str:
-    """The field manager that wrote a field last; empty when nobody is known to have done it."""
+    """The field manager that last wrote a field; empty when unknown."""
     fields = [f"f:{name}" for name in path]
     managers = entries(raw, "metadata", "managedFields")
     told = [
@@ -241,7 +241,7 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
 
 
 def _vitals(gpu: ObservedGPU) -> Vitals:
-    """One object for all healthy GPUs: the planner need not look any further at it."""
+    """One object for all healthy GPUs, so that the planner need not examine it any further."""
     rows = gpu.remapped_rows
     vitals = Vitals(
         access=gpu.access,
@@ -262,8 +262,8 @@ def _layout(gpu: ObservedGPU) -> Layout | None:
 
 
 def _listed(model: ObservedModel) -> tuple[Profile, ...]:
-    """The profiles as the driver lists them, but for those without a readable name: names go into the mig-parted file
-    of all nodes, which is refused as a whole."""
+    """The profiles as the driver lists them, without those whose name cannot be read: names go into the mig-parted
+    file of all nodes, which would be refused as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
@@ -272,7 +272,7 @@ def _listed(model: ObservedModel) -> tuple[Profile, ...]:
 
 
 def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, ...]:
-    """What the card reports; the table where the driver lists none or is known to be wrong.
+    """What the card reports; the table if the driver lists none or is known to be wrong.
 
     Placements that the driver does not report are filled in from the same profile of the table.
     """
@@ -294,5 +294,5 @@ def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, 
 
 @lru_cache(maxsize=256)
 def _shared(profiles: tuple[Profile, ...]) -> tuple[Profile, ...]:
-    """One object for all GPUs that offer the same: it saves memory, and the planner compares by identity."""
+    """One object for all GPUs that offer the same profiles: it saves memory, and the planner compares by identity."""
     return profiles

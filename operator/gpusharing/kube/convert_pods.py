@@ -59,7 +59,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
 
 
 def _grace(raw: JSON) -> int:
-    """Seconds; the API server fills in 30 where nobody said. One that is no number is never over (fail-safe)."""
+    """Seconds; the API server's default is 30. A grace period that is not a number never ends (fail-safe)."""
     found = part(raw, "spec", "terminationGracePeriodSeconds")
     if found is None:
         return 30
@@ -142,7 +142,7 @@ def _is_mirror(metadata: JSON) -> bool:
 
 
 def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
-    """Those that ask not to disturb the pod (P17); a value that is no text is shown as it is."""
+    """The marks that ask not to disturb the pod (P17); a value that is not a string is shown as it is."""
     found: dict[str, object] = {}
     for kind, keys in (("annotations", ANNOTATION_MARKS), ("labels", LABEL_MARKS)):
         written = metadata.get(kind)
@@ -152,7 +152,7 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
 
 
 def _is_local(volume: JSON) -> bool:
-    """An emptyDir on the disk of the node; one in memory holds nothing that outlives its pod elsewhere (P8)."""
+    """An emptyDir on the disk of the node; one in memory keeps nothing beyond its pod (P8)."""
     return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
 
 
@@ -196,5 +196,5 @@ def _deleted_at(metadata: JSON) -> datetime | None:
     written = metadata.get("deletionTimestamp")
     if written is None:
         return None
-    # A pod that is being deleted is waited for and never evicted again, so an unreadable time means: going.
+    # The drain waits for a pod that is being deleted and never evicts it again, so an unreadable time means: leaving.
     return from_rfc3339(written) or _FAR_FUTURE

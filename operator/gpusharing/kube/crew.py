@@ -1,8 +1,8 @@
-"""Calls side by side, one piece of work per object, none of which holds up the others.
+"""Concurrent calls, one piece of work per object, none of which holds up the others.
 
-A call about one object may take its whole deadline, again and again. Whoever waits for the slowest of many makes all
-of them as slow as that one. So a round waits only as long as pieces of work keep ending; what is still under way after
-that goes on by itself, and its object is left out of the following rounds until it is done.
+A call about one object may take its whole deadline, again and again. Waiting for the slowest of many makes all of them
+as slow as that one. So a round waits only as long as pieces of work keep ending; work that is still under way after
+that continues by itself, and its object is left out of the following rounds until it is done.
 """
 
 import asyncio
@@ -11,27 +11,27 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 PATIENCE = 1.0
-"""Seconds without any piece of work coming to an end: the others are not waited for any longer."""
+"""Seconds without any piece of work ending, after which the round no longer waits for the others."""
 LONGEST = 10.0
-"""The most seconds of one round; what has not begun by then belongs to the next one, which decides again."""
+"""The longest round in seconds; work that has not begun by then belongs to the next one, which decides again."""
 
 Work = Callable[[str], Awaitable[None]]
 
 
 def _nobody() -> None:
-    """Nobody wants to know."""
+    """The default of `on_late`: do nothing."""
 
 
 @dataclass(slots=True)
 class _Round:
-    """What is still to be begun, and how many work on it."""
+    """The work that has not begun yet, and how many workers do it."""
 
     queue: deque[str]
     work: Work
     workers: int = 0
     moved: asyncio.Event = field(default_factory=asyncio.Event)
     left: bool = False
-    """Nobody waits for it any more."""
+    """Whether nobody waits for the round any more."""
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Crew:
 
     parallel: int
     on_late: Callable[[], None] = _nobody
-    """Called when something ended for which its round did not wait."""
+    """Called when work ends for which its round did not wait."""
     busy: set[str] = field(default_factory=set)
     """Objects that are being worked on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -49,8 +49,8 @@ class Crew:
     async def each(self, keys: Iterable[str], work: Work, patience: float = PATIENCE) -> None:
         """Work on every key that is not busy, in their order, at most `parallel` at once. `patience` is in seconds.
 
-        The first error ends all work, that of earlier rounds too, and is raised here; one that came after its round
-        is raised by the next.
+        The first error ends all work, including that of earlier rounds, and is raised here; an error that comes after
+        its round is raised by the next.
         """
         await self._raise()
         round_ = _Round(deque(key for key in keys if key not in self.busy), work)

@@ -1,6 +1,6 @@
 """What the API server may answer, named by what the caller does next (not by HTTP code).
 
-The class of a failure says how far it reaches. Nearly all of them concern one call: this object, this pass. Only
+The class of a failure says how far it reaches. Nearly all concern one call: this object, in this pass. Only
 `ServerAway`, `Unauthorized` and `LeaseLost` (kube/lease.py) concern all calls and end a pass.
 """
 
@@ -16,7 +16,7 @@ class NotFound(KubeError):
 
 
 class Conflict(KubeError):
-    """409: the object changed or is another one than we thought; read again and decide again."""
+    """409: the object changed or is not the one that we expected; read again and decide again."""
 
 
 class AlreadyExists(KubeError):
@@ -42,9 +42,9 @@ class Forbidden(KubeError):
     message: str
     namespace_terminating: bool = False
     hint: str = ""
-    """What grants the right to the operator: of no use to anybody else."""
+    """What grants the right to the operator; useless for other programs."""
     group: str = ""
-    """The API group of what was asked for; empty: the core group, or it is not known."""
+    """The API group of the request; empty: the core group, or unknown."""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -78,7 +78,8 @@ class Throttled(KubeError):
 
 @dataclass
 class HeldBack(Throttled):
-    """Not sent at all: the server asked us, or this object alone, to wait. `retry_after` is never None."""
+    """Not sent at all: the server asked us to wait, for all objects or for this one alone. `retry_after` is never
+    None."""
 
 
 class Unavailable(KubeError):
@@ -97,7 +98,8 @@ class ServerAway(KubeError):
 
 @dataclass
 class EvictionFailed(KubeError):
-    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8): told verbatim."""
+    """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8); its message is
+    shown verbatim."""
 
     message: str
 

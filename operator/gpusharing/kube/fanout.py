@@ -1,8 +1,8 @@
-"""Fanout: the one door through which all calls of the operator go, those of its Lease apart.
+"""Fanout: all calls of the operator pass through here, except those of its Lease.
 
-It bounds how many are under way at once, keeps to the times that the API server asks us to wait, and tells whether
-one call failed or the server is away. It repeats nothing and does not sleep: a call that has to wait is refused with
-HeldBack, and its caller decides again when the time has come.
+It bounds how many are under way at once, waits as long as the API server asks us to, and decides whether one call
+failed or the server is away. It repeats nothing and does not sleep: a call that has to wait is refused with HeldBack,
+and its caller decides again when the time has come.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from gpusharing.kube.passing import PassingClient
 Answer = TypeVar("Answer")
 
 AWAY_OBJECTS = 3
-"""The server counts as away after calls about so many different objects failed, without one success in between ..."""
+"""The server counts as away after calls about this many different objects failed, without one success in between ..."""
 AWAY_DOORS = 2
-"""... if these calls were of so many kinds. One webhook may refuse every eviction while the server is well."""
+"""... if these calls were of this many kinds. One webhook may refuse every eviction while the server is well."""
 LONGEST_HOLD = 60.0
-"""Seconds; the most that a Retry-After may ask of us."""
+"""Seconds; the longest Retry-After that we follow."""
 FORGOTTEN = 600.0
-"""Seconds from the end of its wait until a refused object that nobody asked for again counts as new."""
+"""Seconds from the end of its wait until a refused object without further calls counts as new."""
 FIRST_HOLD = 1.0
 """Seconds after a 429 without a Retry-After; doubles with each further one."""
 
@@ -36,39 +36,39 @@ class CallTarget:
 
     verb: str
     kind: str
-    """Plural with the subresource; of discovery the group and version."""
+    """Plural with the subresource; for discovery, the group and version."""
     name: str
     """`namespace/name`, or the selector of a list."""
 
     @property
     def subject(self) -> str:
-        """Node, GPUNode and pods of one node are one subject; a list of everything is one of its kind."""
+        """Node, GPUNode and pods of one node are one subject; a list of everything is a subject per kind."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
 
 
 @dataclass(slots=True)
 class Reachability:
-    """Tells a call that failed from a server that is away. The only place that raises ServerAway."""
+    """Distinguishes a failed call from a server that is away. The only place that raises ServerAway."""
 
     successes: int = 0
-    """Answers so far; a call that began before the last of them says nothing about now."""
+    """Answers so far; a call that began before the last of them says nothing about the present."""
     failed: dict[CallTarget, str] = field(default_factory=dict)
     """Calls that failed since the last answer, with the reasons."""
 
     def answered(self) -> None:
-        """The server said something."""
+        """The server answered."""
         self.successes += 1
         self.failed.clear()
 
     def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
-        """A call that began after `began` answers failed. Raises ServerAway when it was one too many."""
+        """A call that began after `began` answers failed. Raises ServerAway if it was one failure too many."""
         if began != self.successes:
             return
         self.failed[target] = str(error)
         subjects = {seen.subject for seen in self.failed}
         doors = {(seen.verb, seen.kind) for seen in self.failed}
         if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
-            raise ServerAway(f"the API server is away: {error}") from error
+            raise ServerAway(f"the API server is unavailable: {error}") from error
 
 
 @dataclass(slots=True)
@@ -91,14 +91,15 @@ class Holds:
         return until - self.clock()
 
     def answered(self, target: CallTarget) -> None:
-        """The server carried out a call, or refused it for what it asked: it does not hold everybody back."""
+        """The server carried out a call, or refused it because of its contents: it does not hold everybody back."""
         self.refused.clear()
         if target in self.tries:
             del self.tries[target]
             self.objects.pop(target, None)
 
     def throttled(self, target: CallTarget, retry_after: float | None, alone: bool) -> float:
-        """A call was refused; returns the seconds to wait. One object `alone` waits alone, a second one for all."""
+        """A call was refused; returns the seconds to wait. If one object `alone` was refused, only it waits; after a
+        second one, all wait."""
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
         wait = min(wait, LONGEST_HOLD)
@@ -113,7 +114,7 @@ class Holds:
         return wait
 
     def _forget_old(self) -> None:
-        """Nobody calls again for an object that is gone."""
+        """There are no more calls about an object that is gone."""
         now = self.clock()
         for target in [target for target, until in self.objects.items() if until + FORGOTTEN < now]:
             del self.objects[target]
@@ -123,7 +124,7 @@ class Holds:
 class Fanout(PassingClient):
     """A KubeClient in front of another one. Calls also raise HeldBack and ServerAway.
 
-    A watch takes no slot and is not held back; what it says counts as an answer.
+    A watch takes no slot and is not held back; its events count as answers.
     """
 
     def __init__(self, client: KubeClient, *, parallel: int = 16) -> None:
@@ -139,7 +140,7 @@ class Fanout(PassingClient):
         return True
 
     async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """One call in its slot, and what its end says about the others."""
+        """Make one call in its slot, and note what its result says about the others."""
         target = CallTarget(request.verb, request.kind, name)
         async with self._slots:
             if (left := self.holds.left(target)) > 0:

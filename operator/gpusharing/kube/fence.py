@@ -24,11 +24,11 @@ from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verifie
 
 RECORD_VERSION = 1
 JOBS_VERSION = 2
-"""Of a fence that waits for jobs. An operator that knows version 1 only would take the wait for a drain, and evict the
-jobs: it finds this fence unreadable, and leaves the node as it is until a newer one comes back."""
+"""Of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain and evict
+the jobs: it finds this fence unreadable, and leaves the node as it is until a newer operator comes back."""
 MOST_CLAIMS = 500
-"""All annotations of an object may have 256 KiB together (apimachinery pkg/api/validation, TotalAnnotationSizeLimitB).
-One claim more than fits, and the Lease would take none: no node would ever start."""
+"""All annotations of an object together may have 256 KiB (apimachinery pkg/api/validation, TotalAnnotationSizeLimitB).
+With one claim too many the Lease would accept none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
@@ -41,7 +41,7 @@ Record = TypeVar("Record", Fence, Deferred, Verified, Claim)
 def record_text(record: Fence | Deferred | Verified) -> str:
     """Value of the annotation that holds this record."""
     written = _dump(_encode(record), version=JOBS_VERSION if _waits(record) else RECORD_VERSION)
-    # As text: who wrote these keys may have nested them as deeply as JSON can be read.
+    # As text: these keys may be nested as deeply as JSON can be read.
     return f"{written[:-1]},{record.unknown[1:]}" if isinstance(record, Fence) and record.unknown else written
 
 
@@ -67,7 +67,7 @@ def parse_verified(text: str) -> tuple[Verified | None, str]:
 def claims_text(claims: Mapping[str, Claim], before: str = "") -> str:
     """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order.
 
-    `before`: the text that this one replaces; what it says beyond our knowledge, of claims that stay too, is kept.
+    `before`: the text that this one replaces; unknown keys in it are kept for claims that stay.
     """
     try:
         record = _load(before) if before else {}
@@ -140,7 +140,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
 
 def _grown(before: object, ours: JSON) -> JSON:
-    """Our keys of a claim, and those of the same claim that we do not know."""
+    """Our keys of a claim, and the unknown keys of the same claim."""
     if not isinstance(before, dict):
         return ours
     if any(before.get(key) != value for key, value in ours.items() if key != "wave"):
@@ -183,7 +183,7 @@ _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim)
 }
 _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
-"""`Fence.unknown` is no key of a record: a key of that name would be one that we do not know."""
+"""`Fence.unknown` is not a key of a record: a key of that name would be an unknown one."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:

@@ -1,8 +1,8 @@
 """Which maintenance markers of others a Node carries (docs/design/drain.md#c5).
 
-While one is there we do not start, and at the end we leave the node cordoned. Each row says how the marker is
-recognised and whom a person has to ask. Our own marks are not in this table. NodeMaintenance objects, which name a
-Node from outside: `maintenance.py`.
+While one is present we do not start, and at the end we leave the node cordoned. Each row says how the marker is
+recognised and whom to ask about it. Our own marks are not in this table. NodeMaintenance objects, which name a Node
+from outside: `maintenance.py`.
 """
 
 import re
@@ -26,11 +26,11 @@ _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
-"""Every node asks at once, and few are drained at a time; one that is, is cordoned too (sriov-network-operator,
-pkg/consts and controllers/drain_controller.go)."""
+"""All nodes ask at once, and few are drained at a time; a node that is drained is also cordoned
+(sriov-network-operator, pkg/consts and controllers/drain_controller.go)."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
-"""quarantined, draining ... remediation-failed; absent on a node that it holds well (NVIDIA/NVSentinel
+"""quarantined, draining ... remediation-failed; absent on a node that it considers healthy (NVIDIA/NVSentinel
 commons/pkg/statemanager)."""
 _NODEWRIGHT = (
     "nodewright.nvidia.com/cordon_",
@@ -50,7 +50,7 @@ WAITING: Mapping[str, Check] = {
     _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_WAITS,
     _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
 }
-"""Which of these markers, once it is there, only waits for its turn."""
+"""The markers that may only wait for their turn."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -80,11 +80,11 @@ _OUR_PREFIXES = (names.PREFIX, *names.REWRITTEN_PREFIXES)
 
 
 def find_problem(key: str) -> str:
-    """Why an admin may not name this key as one more marker; empty when nothing speaks against it."""
+    """Why an admin may not name this key as a further marker; empty when nothing speaks against it."""
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
-        return f"{key} comes and goes with our own changes, which would stop each other"
+        return f"the operator's own changes set and remove {key}, so they would stop each other"
     if key in _BY_VALUE:
         return f"{key} is checked already, by its value: nodes that nobody maintains carry it too"
     return ""
@@ -94,13 +94,13 @@ class Marker(NamedTuple):
     """Somebody's marker on a Node."""
 
     who: str = ""
-    """Whom a person has to ask; empty when nobody works on the node."""
+    """Whom to ask; empty when nobody works on the node."""
     waits: bool = False
-    """Nothing is done there yet, or any more, and it may stay so for weeks."""
+    """The work has not begun or has stopped, and that may stay so for weeks."""
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Who else works on this Node. The first row of the tables wins, then `keys`; who only waits comes last."""
+    """Who else works on this Node. The first row of the tables wins, then `keys`; markers that only wait come last."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     waiting = Marker()

@@ -1,8 +1,8 @@
-"""Which gang a pod belongs to, read from the pod alone: no kind of object that names gangs need be installed.
+"""The gang that a pod belongs to, read from the pod alone: no kind that defines gangs has to be installed.
 
-LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that a pod answers to decides. From the
-widest unit to the narrowest: what starts a whole workload anew when one pod ends counts more than what was scheduled
-together.
+LADDER is the maintained list of keys (docs/design/drain.md#t13); the first row that matches a pod decides. From the
+widest unit to the narrowest: a unit that restarts a whole workload when one pod ends counts more than pods that were
+scheduled together.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,12 @@ class GangKey:
     """One way in which pods say that they belong together."""
 
     kind: str
-    """What people call the gang."""
+    """The name of its kind, for people."""
     find: Callable[[JSON], tuple[str, str] | None]
-    """Name and label selector of the gang; the selector is empty where no label tells. None: the pod says nothing."""
+    """Name and label selector of the gang; the selector is empty if no label identifies it. None: the pod does not
+    say."""
     source: str
-    """Where the key was read, and why it means one fate."""
+    """The source of the key, and why its pods share one fate."""
 
 
 def _labels(*keys: str) -> Callable[[JSON], tuple[str, str] | None]:
@@ -95,7 +96,7 @@ LADDER: tuple[GangKey, ...] = (
         "kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: admitted and evicted together",
     ),
 )
-"""First wins; a test pins the order."""
+"""The first match wins; a test pins the order."""
 
 
 def gang_of(raw: JSON) -> Gang | None:

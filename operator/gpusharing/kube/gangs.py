@@ -1,7 +1,7 @@
-"""Where the other pods of a gang are: one LIST in its namespace, by its label, when a node of it is looked at.
+"""Where the other pods of a gang are: one LIST in its namespace, by its label, when one of its nodes is looked at.
 
-A gang whose key is no label is listed by the scheduler that its pods name, and picked out here. Nothing is watched, and
-nothing is asked where no pod belongs to a gang.
+A gang whose key is no label is listed by the scheduler that its pods name, and picked out here. Nothing is watched,
+and no call is made if no pod belongs to a gang.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from gpusharing.planning.drain.holders import holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_GANGS = 16
-"""Gangs of one node that are looked up; a node with more has no room for a large one."""
+"""The most gangs of one node that are looked up; a node with more has no room for a large one."""
 MAX_PODS = 5000
-"""Pods that are read of one gang's LIST."""
+"""The most pods read from the LIST of one gang."""
 KEPT = timedelta(seconds=3)
 """A LIST serves all nodes that are looked at meanwhile."""
 FORGOTTEN = timedelta(minutes=2)
-"""From the last time that somebody asked for a gang."""
+"""The time from the last request for a gang."""
 _FINISHED = ("Succeeded", "Failed")
 
 
@@ -38,14 +38,14 @@ class _Known:
 
 @dataclass(slots=True)
 class Gangs:
-    """Lists them when asked; each of them once at a time."""
+    """Lists gangs on request, each at most once at a time."""
 
     client: KubeClient
     _known: dict[Gang, _Known] = field(default_factory=dict)
     _locks: defaultdict[Gang, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(self, pods: Iterable[PodView], now: datetime, *, anew: bool) -> tuple[GangView, ...]:
-        """The gangs of those pods that hold a GPU. `anew`: as they are now, and not only as they were seen last.
+        """The gangs of those pods that hold a GPU. `anew`: list them now instead of using the last list.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: nothing can be said.
@@ -89,5 +89,5 @@ class Gangs:
 
 
 def _member(raw: JSON) -> GangMember:
-    """What a ResourceClaim is for says who manages a GPU over there, and nothing about the gang: none is read."""
+    """The use of a ResourceClaim says who manages a GPU there, and nothing about the gang: none is read."""
     return GangMember(text(raw, "spec", "nodeName"), replace(pod_view(raw, {}), dra="none"))

@@ -48,7 +48,7 @@ _POLICIES = "/policies"
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """The pods of one node, or why they could not be listed, as of the moment when the LIST was begun."""
+    """The pods of one node, or why they could not be listed, at the moment when the LIST began."""
 
     pods: tuple[PodView, ...]
     error: str
@@ -72,9 +72,9 @@ class Gatherer:
     """Nodes whose pods must be listed again because an answer was lost; removed when that begins."""
     parallel: int = 16
     on_late: Callable[[], None] = lambda: None
-    """Called when a LIST came for which no snapshot waited."""
+    """Called when a LIST arrives for which no snapshot waited."""
     silent: bool = False
-    """Nothing is logged: it is part of a program whose output is the answer to a question."""
+    """Log nothing: it is part of a program whose output is an answer."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     write_error: str = ""
     """Why the executor's last write of our ConfigMaps was refused."""
@@ -84,7 +84,7 @@ class Gatherer:
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the last plan wants remembered about held pools."""
     proving: frozenset[str] = frozenset()
-    """Nodes of which the last plan needs nothing more than a look at their pods."""
+    """Nodes for which the last plan needs nothing but a look at their pods."""
     pending: dict[str, int] = field(default_factory=dict)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
     _ready_since: dict[str, datetime] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Gatherer:
     _gangs: Gangs = field(init=False)
     crew: Crew = field(init=False)
     shared: Crew = field(init=False)
-    """For what all nodes need: it must not wait until slow calls about single nodes leave a worker."""
+    """For reads that all nodes need: they must not wait until slow calls about single nodes free a worker."""
     _lists: dict[str, _Listed] = field(default_factory=dict)
     """LISTs that came since the last snapshot."""
     _policies_error: str = ""
@@ -111,9 +111,9 @@ class Gatherer:
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
     ) -> ClusterSnapshot:
-        """Everything a plan depends on. A call that fails is part of the answer, as far as it speaks of one node.
+        """Everything a plan depends on. A failed call is part of the answer if it is about one node.
 
-        A LIST that takes long is not waited for: the node keeps what was seen before, with its age.
+        A snapshot does not wait for a slow LIST: the node keeps what was seen before, with its age.
 
         Raises:
             KubeError: the policies cannot be listed, the server is away, or our credentials are no longer valid;
@@ -123,7 +123,7 @@ class Gatherer:
         policies_error = await self._refresh_policies()
         self._hear(now, began)
         await self._list_pods(wants_pods, now, began)
-        # The answer may have come while LISTs were under way; these do not count as made after it.
+        # The answer may have come while LISTs were under way; they do not count as made after it.
         self._hear(now, began)
         sources = self.sources
         mig_managers = self._mig_managers(now)
@@ -151,7 +151,7 @@ class Gatherer:
         )
 
     def _hear(self, now: datetime, began: float) -> None:
-        """What the agents of the nodes in work have answered by now."""
+        """Note what the agents of the nodes in work have answered by now."""
         answers = self.sources.gpunodes.items
         for name, work in self.work.items():
             self.work[name] = heard(work, answers.get(name), _later(now, began))
@@ -163,8 +163,8 @@ class Gatherer:
     async def _refresh_policies(self) -> str:
         """Why the policies are older than this pass; empty when they are not.
 
-        What is heard of them after their LIST belongs to the next pass. Otherwise somebody who writes to a policy all
-        the time would keep every node from starting.
+        News about them after their LIST belongs to the next pass. Otherwise constant writes to a policy would keep
+        every node from starting.
         """
         cache = self.sources.policies
         if cache.stale:
@@ -188,14 +188,14 @@ class Gatherer:
         return message
 
     def remember_differing(self, differing: frozenset[str], now: datetime) -> None:
-        """Since when each node differs from its target, as this process has seen it."""
+        """Remember since when each node differs from its target, as seen by this process."""
         for name in self.drifting_since.keys() - differing:
             del self.drifting_since[name]
         for name in differing - self.drifting_since.keys():
             self.drifting_since[name] = now
 
     def _look_for_work(self, now: datetime) -> dict[str, datetime]:
-        """Since when mig-manager works on each node, as this process has seen it."""
+        """Since when mig-manager works on each node, as seen by this process."""
         before, nodes = self._at_work_since, self.sources.nodes.items
         self._at_work_since = {
             name: before.get(name, now) for name, node in nodes.items() if is_at_work(node)
@@ -203,12 +203,12 @@ class Gatherer:
         return dict(self._at_work_since)
 
     def forget_pods(self) -> None:
-        """An answer of the server was lost: only a new LIST tells whether a pod was evicted."""
+        """An answer of the server was lost: only a new LIST shows whether a pod was evicted."""
         self.work.clear()
         self._lists.clear()
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
-        """The mig-manager pods; of those on fenced nodes also since when they are Ready."""
+        """The mig-manager pods; for those on fenced nodes also since when they are Ready."""
         found = by_node(self.sources.operands.items.values(), MIG_MANAGER)
         seen: dict[str, datetime] = {}
         for name, node in self.sources.nodes.items.items():
@@ -270,7 +270,7 @@ class Gatherer:
 
     def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
         if policy is None or policy.plugin_config_name == self.settings.plugin_config_map:
-            return ()  # no pointer to move; a Node that names nothing is told of by itself
+            return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         told = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
         return tuple(sorted(told - {"", *held}))
 
@@ -298,7 +298,7 @@ class Gatherer:
         async def read(node: str) -> None:
             self.unsure.discard(node)
             at = _later(now, began)  # it may have waited for others, and must not be older than it is
-            with suppress(HeldBack):  # not asked: what was seen before stands, with its age
+            with suppress(HeldBack):  # not sent: what was seen before stays valid, with its age
                 pods, error = await self._pods_of(node, at)
                 view = self.sources.nodes.items.get(node)
                 gangs = await self._gangs.find(pods, at, anew=view is None or view.fence is None)
@@ -316,7 +316,7 @@ class Gatherer:
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, listed in lists.items():
             if budgets is None and node in guarded:
-                self._lists.setdefault(node, listed)  # what was seen stands until the budgets are known
+                self._lists.setdefault(node, listed)  # what was seen stays valid until the budgets are known
                 continue
             error = listed.error or (trouble if node in guarded else "")
             self.work[node] = self._work(node, listed, pdbs, error)
@@ -326,7 +326,7 @@ class Gatherer:
                 self.work[node] = replace(work, evictions=dict(memories))
 
     def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
-        """Nodes whose pods are to be listed now, the most urgent first."""
+        """Nodes whose pods have to be listed now, the most urgent first."""
         age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
 
         def is_due(name: str) -> bool:
@@ -343,7 +343,7 @@ class Gatherer:
         """On a slow server a round ends before its work is done, and the next one begins with the most urgent.
 
         These are the nodes whose agent has closed NVML: their proof grows old. Always in the same order, so that the
-        first of them are proven where there is no time for all. Then the others: who was looked at longest ago.
+        first of them are proven if there is no time for all. Then the others, by how long ago they were looked at.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in self.proving and node is not None and node.fence is not None:
@@ -389,5 +389,5 @@ class Gatherer:
 
 
 def _later(now: datetime, began: float) -> datetime:
-    """What time it is, when it was `now` at `began` of the loop's clock."""
+    """The present time, given that it was `now` at `began` of the loop's clock."""
     return now + timedelta(seconds=loop_time() - began)

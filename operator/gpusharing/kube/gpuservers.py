@@ -1,4 +1,4 @@
-"""DaemonSets that serve GPUs to kubelets, by what their containers are called.
+"""DaemonSets that serve GPUs to kubelets, by the names of their containers.
 
 - the GPU Operator's device plugin: container `nvidia-device-plugin`, owner ClusterPolicy (gpu-operator
   assets/state-device-plugin/0500_daemonset.yaml);
@@ -17,7 +17,7 @@ DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """A DaemonSet as one that serves GPUs; None: it does not, as far as anybody can tell."""
+    """A DaemonSet as a server of GPUs; None: it does not serve GPUs, as far as can be told."""
     template = section(raw, "spec", "template", "spec")
     containers = entries(template, "containers")
     dra = any(text(one, "name") == DRIVER and _starts(one, DRIVER_PROGRAM) for one in containers)

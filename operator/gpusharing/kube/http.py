@@ -55,7 +55,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """What goes over the wire, but for the credentials: these may be renewed between two tries."""
+    """What goes over the wire, without the credentials: these may be renewed between two tries."""
 
     method: str
     path: str
@@ -84,7 +84,7 @@ class HttpClient:
         on_call: OnCall | None = None,
         clock: SteadyClock | None = None,
     ) -> None:
-        """`name` is the field manager of our writes and our User-Agent. `clock` is told the server's time."""
+        """`name` is the field manager of our writes and our User-Agent. `clock` gets the server's time."""
         self._login = login
         self._name = name
         self._limits = limits or Limits()
@@ -218,7 +218,7 @@ class HttpClient:
         return answer.body.decode(errors="replace")
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient. The answer's body is a Status and tells nothing (docs/design/drain.md#e1)."""
+        """See KubeClient. The answer's body is a Status without information (docs/design/drain.md#e1)."""
         eviction = {
             "apiVersion": "policy/v1",
             "kind": "Eviction",
@@ -290,7 +290,7 @@ class HttpClient:
     async def _open(
         self, request: ApiRequest, sent: _Sent, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request on the wire; whatever the network does becomes Unavailable."""
+        """One request on the wire; any network failure becomes Unavailable."""
         access = await self._login.access()
         session = self._opened()
         started, status = time.monotonic(), 0
@@ -344,9 +344,9 @@ class HttpClient:
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:
-    """Drop the connection of an answer that was not read to its end, such as a watch that somebody leaves.
+    """Drop the connection of an answer that was not read to its end, such as an abandoned watch.
 
-    aiohttp would begin to close TLS, which nobody waits for and which would outlive the session.
+    aiohttp would start to close TLS, which nobody awaits and which would outlive the session.
     """
     if response.connection and response.connection.transport:
         response.connection.transport.abort()

@@ -1,4 +1,5 @@
-"""Reads what `planning/stack/installation.py` checks. It only reads; what cannot be read becomes part of the answer."""
+"""Reads what `planning/stack/installation.py` checks. It only reads; anything that cannot be read becomes part of the
+answer."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ class _Reader:
     not_served: set[str] = field(default_factory=set)
 
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
-        """All objects; none where they cannot be read, which is then remembered."""
+        """All objects; none if they cannot be read, which is then remembered."""
         try:
             pages = self.client.pages(resource, namespace=namespace, label_selector=labels)
             return [raw async for page in pages for raw in page.items]
@@ -67,7 +68,7 @@ class _Reader:
         return []
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """One object; None where there is none, or where it cannot be read, which is then remembered."""
+        """One object; None if there is none, or if it cannot be read, which is then remembered."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (Unauthorized, Unavailable):
@@ -83,7 +84,7 @@ class _Reader:
         return tuple(map(_pod, await self.items(PODS, namespace, f"{NAME}={name}")))
 
     async def config_maps(self) -> dict[str, ConfigMapState]:
-        """Our two, as far as they are there."""
+        """Our two ConfigMaps, as far as they exist."""
         found = {}
         for name in (self.place.plugin_config_map, self.place.mig_config_map):
             raw = await self.one(CONFIG_MAPS, name, self.place.gpu_operator_namespace)
@@ -95,9 +96,10 @@ class _Reader:
         return found
 
     async def nodes(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Those that wait behind the start-up taint, and the entries of the device plugin's ConfigMap that all name.
+        """The nodes that wait behind the start-up taint, and the entries of the device plugin's ConfigMap that any
+        node names.
 
-        Page by page: of thousands of Nodes only this is kept.
+        Page by page, keeping only this of thousands of Nodes.
         """
         gated, named = set(), set()
         try:
@@ -114,7 +116,7 @@ class _Reader:
         return frozenset(gated), frozenset(named - {""})
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """The DaemonSet, the nodes it is for, and what may keep its pods out. `reports`: all GPUNodes."""
+        """The DaemonSet, its nodes, and what may keep its pods out. `reports`: all GPUNodes."""
         where = self.place.agent_namespace
         raw = await self.one(DAEMON_SETS, AGENT, where)
         if raw is None:

@@ -32,7 +32,7 @@ RELEASE_SECONDS = 2.0
 
 
 class LeaseLost(Exception):
-    """Somebody else leads now: whatever was about to be done must not be done."""
+    """Somebody else leads now: any pending action must not be carried out."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class LeaderLease:
         self._renewed_at = float("-inf")
         self._lost = False
         self._taking = False
-        """We have tried to take the Lease. Until the answer arrives, it may be ours without our knowing."""
+        """We have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
         self._seen: tuple[str, float] = ("", float("-inf"))
 
     @property
     def claims(self) -> Mapping[str, Claim]:
-        """The claims on the Lease by node name, those of a predecessor included."""
+        """The claims on the Lease by node name, including those of a predecessor."""
         return self._claims
 
     @property
@@ -122,7 +122,7 @@ class LeaderLease:
             KubeError: the server could not be asked.
         """
         try:
-            # A slow renewal may come first. It has a limit of its own, and leaves this one its whole time.
+            # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
             async with self._lock, asyncio.timeout(self._patience):
                 for _ in range(CLAIM_ATTEMPTS):
                     self._still_mine()
@@ -142,7 +142,7 @@ class LeaderLease:
         return self._timing.deadline / 2
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
-        """One step within `limit` seconds, asked anew when its turn comes: claims that were written renew the Lease.
+        """One step within `limit` seconds, evaluated when its turn comes: written claims renew the Lease.
 
         A failure is kept in `error`.
         """
@@ -166,7 +166,7 @@ class LeaderLease:
         return False
 
     async def _acquire(self) -> bool:
-        """Take the Lease when it is free, new, ours already, or was not renewed for its duration."""
+        """Take the Lease when it is free, new, already ours, or was not renewed for its duration."""
         started = self._clock()
         try:
             lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
@@ -210,7 +210,9 @@ class LeaderLease:
             await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
 
         if self.acquired.is_set():
-            with suppress(Conflict):  # the end cut off a write of ours, so we do not know its version
+            with suppress(
+                Conflict
+            ):  # the shutdown interrupted a write of ours, so we do not know its version
                 await release(self._version)
                 return True
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)

@@ -50,7 +50,7 @@ class Login(Protocol):
         ...
 
     async def token(self) -> str | None:
-        """Value of the Authorization header, None when the client certificate says it all."""
+        """Value of the Authorization header, None when the client certificate is enough."""
         ...
 
     async def renew(self) -> None:
@@ -76,14 +76,14 @@ class ServiceAccountLogin:
     async def access(self) -> Access:
         """The server that the kubelet names, trusted by `ca.crt` as it is now.
 
-        It is looked at each time and read when it is another file: the kubelet replaces it when the cluster's authority
-        is rotated, and from that moment no connection can be made with the old one.
+        It is checked each time and read again when the file changed: the kubelet replaces it when the cluster's
+        authority is rotated, and from then on no connection can be made with the old one.
         """
         host = self.environment.get("KUBERNETES_SERVICE_HOST", "")
         port = self.environment.get("KUBERNETES_SERVICE_PORT", "443")
         if not host:
             raise Unauthorized(
-                "KUBERNETES_SERVICE_HOST is not set: this process runs in no pod; set KUBECONFIG"
+                "KUBERNETES_SERVICE_HOST is not set: this process does not run in a pod; set KUBECONFIG"
             )
         stamp = self._stamp("ca.crt")
         if self._access is not None and stamp == self._trusted:
@@ -105,7 +105,7 @@ class ServiceAccountLogin:
         return self._token
 
     def _trust(self, authority: str) -> ssl.SSLContext:
-        """These certificates and no others: with none the library would trust those of the image."""
+        """Trust these certificates and no others: with none the library would trust those of the image."""
         try:
             if authority.strip():
                 return ssl.create_default_context(cadata=authority)
@@ -125,7 +125,7 @@ class ServiceAccountLogin:
             raise _not_mounted(error) from error
 
     def _stamp(self, name: str) -> tuple[int, ...]:
-        """Differs when the file does: a twentieth of what reading it costs, and every call asks."""
+        """Differs when the file does: it costs a twentieth of reading the file, and every call needs it."""
         try:
             found = os.stat(f"{self.directory}/{name}")
         except OSError as error:
@@ -199,14 +199,14 @@ class OfficialLogin:
                     )
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise Unauthorized(f"no credentials from {where}: {error}") from error
-        # Where a login program fails the client would go on as nobody, and be refused as somebody without rights.
+        # If a login program fails the client would go on without credentials, and be refused for lack of rights.
         if complaints and not configuration.api_key and not configuration.cert_file:
             raise Unauthorized(f"no credentials from {where}: {'; '.join(complaints)}. Log in again")
         return configuration
 
 
 def _without_init(package: str) -> None:
-    """Let the modules of a package be imported without what its `__init__` imports, unless it is there already.
+    """Let the modules of a package be imported without what its `__init__` imports, unless that is loaded already.
 
     That of the official client imports all of its half for blocking calls, of which `kubernetes.aio` uses nothing, and
     requests with it: two fifths of what reading a kubeconfig costs, and a fifth of what a command of kubectl-gpusharing
@@ -219,7 +219,7 @@ def _without_init(package: str) -> None:
 
 @contextmanager
 def _complaints() -> Iterator[list[str]]:
-    """What the official client only writes into its log, such as what a login program said as it failed."""
+    """What the official client only writes into its log, such as the output of a failing login program."""
     told: list[str] = []
 
     class Listener(logging.Handler):
@@ -238,7 +238,7 @@ def _complaints() -> Iterator[list[str]]:
 
 
 def _readable(text: str) -> str:
-    """The client writes what a program said as Python writes bytes."""
+    """Undo the client's rendering of a program's output as Python bytes."""
     head, found, rest = text.partition(". b")
     if not found:
         return text

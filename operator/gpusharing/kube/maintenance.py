@@ -27,12 +27,12 @@ from gpusharing.planning.snapshot.views import NodeView
 
 @dataclass(frozen=True, slots=True)
 class Maintenance:
-    """One NodeMaintenance: for which node, and what a person is told about it."""
+    """One NodeMaintenance: its node, and what people read about it."""
 
     node: str
     who: str
     waits: bool = False
-    """Its operator has not chosen it yet; of a large upgrade there is one for each node at once."""
+    """Its operator has not chosen it yet; a large upgrade creates one for every node at once."""
 
 
 def medik8s_maintenance(raw: JSON) -> Maintenance:
@@ -67,15 +67,15 @@ def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maint
 
 
 class Maintained:
-    """Joins NodeMaintenance objects to the Nodes that they name. What did not change keeps its identity."""
+    """Joins NodeMaintenance objects to the Nodes that they name. Views that did not change keep their identity."""
 
     def __init__(self, *kinds: Mapping[str, Maintenance]) -> None:
-        """`kinds` by name each, live; of several objects for a node the first kind and name speaks."""
+        """`kinds`: each by name, live; of several objects for a node the first kind and name counts."""
         self._kinds = kinds
         self._joined: dict[str, tuple[NodeView, NodeView]] = {}
 
     def by_node(self) -> dict[str, Maintenance]:
-        """By node who maintains it; one that only waits gives way."""
+        """By node, who maintains it; one that only waits yields to others."""
         found: dict[str, Maintenance] = {}
         for kind in self._kinds:
             for name in sorted(kind):
@@ -85,7 +85,7 @@ class Maintained:
         return found
 
     def join(self, view: NodeView) -> NodeView:
-        """The node with its NodeMaintenance, which says more than a mark that its operator leaves on the Node."""
+        """The node with its NodeMaintenance, which has more information than the mark of its operator on the Node."""
         found = self.by_node().get(view.name)
         return _joined(view, found) if found is not None else view
 

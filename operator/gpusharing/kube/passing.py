@@ -25,7 +25,7 @@ class PassingClient:
         return await send()
 
     def heard(self, resource: Resource, event: WatchEvent) -> bool:
-        """One event of a watch arrived; whether it is passed on."""
+        """One event of a watch arrived; returns whether to pass it on."""
         return True
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:

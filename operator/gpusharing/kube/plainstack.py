@@ -23,7 +23,7 @@ CONFIGS = "available-configs"
 
 @dataclass(frozen=True, slots=True)
 class DaemonSetView:
-    """What one DaemonSet in the namespace of NVIDIA's components says."""
+    """What one DaemonSet in the namespace of NVIDIA's components shows."""
 
     name: str
     release: str
@@ -48,7 +48,8 @@ _OTHER = DaemonSetView("", "", False, False, "")
 
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
-    """A DaemonSet; the same empty view for all that are neither of the chart nor the GPU Operator's MPS daemon."""
+    """A DaemonSet; the same empty view for all that belong neither to the chart nor to the GPU Operator's MPS
+    daemon."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(one, "name"): one for one in entries(template, "containers")}
@@ -94,7 +95,7 @@ def _variable(container: JSON, name: str) -> str:
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """What stands in the place of a ClusterPolicy; None where the chart is not installed either."""
+    """The substitute for a ClusterPolicy; None if the chart is not installed either."""
     found = sorted((one for one in sets if one.plugin or one.discovery), key=lambda one: one.name)
     plugin = next((one for one in found if one.plugin), None)
     if plugin is None:
@@ -115,6 +116,6 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
 
 
 def with_mps_daemon(policy: ClusterPolicyView, sets: Iterable[DaemonSetView]) -> ClusterPolicyView:
-    """With what the GPU Operator's own DaemonSet says of its MPS daemon."""
+    """The policy with what the GPU Operator's own DaemonSet shows about its MPS daemon."""
     daemon = next((one.mps_daemon for one in sets if one.mps_daemon is not None), None)
     return replace(policy, mps_daemon=daemon)

@@ -21,16 +21,16 @@ KEPT = timedelta(seconds=30)
 
 @dataclass(slots=True)
 class PodLookups:
-    """Reads single objects for the pods of nodes in work, and only for those that a drain is about."""
+    """Reads single objects for the pods of nodes in work, and only for those that matter to a drain."""
 
     client: KubeClient
     owners: dict[tuple[str, str], tuple[datetime, bool | None]] = field(default_factory=dict)
-    """By namespace and name of a DaemonSet: when it was read, and whether it was there."""
+    """By namespace and name of a DaemonSet: when it was read, and whether it existed."""
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """By name: when it was read, and its labels."""
 
     async def view(self, raw: JSON, scope: Scope, now: datetime, *, namespaces: bool) -> PodView:
-        """The pod with what stands elsewhere. `namespaces`: the labels of its namespace decide about it.
+        """The pod with what other objects say about it. `namespaces`: the labels of its namespace matter.
 
         Raises:
             KubeError: an object could not be read for another reason than that it is gone, or not ours to read.
@@ -54,7 +54,7 @@ class PodLookups:
         return uses
 
     async def _with_owner(self, pod: PodView, now: datetime) -> PodView:
-        """Look up whether the DaemonSet of a pod that is to leave still exists (docs/design/drain.md#p3, P5)."""
+        """Look up whether the DaemonSet of a pod that has to leave still exists (docs/design/drain.md#p3, P5)."""
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
@@ -67,7 +67,7 @@ class PodLookups:
         return replace(pod, owner=replace(owner, exists=known[1]))
 
     async def _labels(self, namespace: str, now: datetime) -> Mapping[str, str] | None:
-        """Labels of a namespace (docs/design/drain.md#p19); None where it cannot be read."""
+        """Labels of a namespace (docs/design/drain.md#p19); None if it cannot be read."""
         known = self.namespaces.get(namespace)
         if known is None or now - known[0] > KEPT:
             found = await self._get(NAMESPACES, namespace, None)
@@ -93,6 +93,6 @@ class PodLookups:
 
 
 def _forget_old(known: dict[Key, tuple[datetime, Answer]], now: datetime) -> None:
-    """What is read again before it counts: namespaces come and go for as long as the operator runs."""
+    """Forget entries that would be read again anyway: namespaces come and go as long as the operator runs."""
     for key in [key for key, (read_at, _) in known.items() if now - read_at > KEPT]:
         del known[key]

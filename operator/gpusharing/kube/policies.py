@@ -20,7 +20,7 @@ class PolicyCache:
         self._dirty = True
         self._listing = False
         self.listed = False
-        """Listed once at least."""
+        """Listed at least once."""
 
     @property
     def views(self) -> tuple[PolicyView, ...]:
@@ -29,7 +29,7 @@ class PolicyCache:
 
     @property
     def stale(self) -> bool:
-        """Something has been heard of that is not listed yet."""
+        """There is news that is not listed yet."""
         return self._dirty or self._listing
 
     @property
@@ -38,7 +38,7 @@ class PolicyCache:
         return self._dirty
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
-        """An event was seen. False when it says what we hold already: the echo of our own write."""
+        """An event was seen. False when it says what we already know: the echo of our own write."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
         self._dirty = True
@@ -61,7 +61,7 @@ class PolicyCache:
         return self._views
 
     def accept(self, raw: JSON) -> None:
-        """Take a policy that the server answered to our write, unless a newer version is known already.
+        """Take the policy that the server returned for our write, unless a newer version is known already.
 
         Status is written beside the passes: an edit can be listed before the answer to an older write arrives.
         """

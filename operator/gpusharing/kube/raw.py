@@ -1,4 +1,4 @@
-"""Reading raw JSON without trusting its shape: what is missing or malformed becomes an empty value."""
+"""Reading raw JSON without trusting its shape: anything missing or malformed becomes an empty value."""
 
 from collections.abc import Mapping
 from sys import intern
@@ -8,7 +8,7 @@ from gpusharing.kube.client import JSON
 
 
 def part(value: object, *path: str) -> Any:
-    """The value at `path`, None where a step is missing or no object."""
+    """The value at `path`, None if a step is missing or not an object."""
     for key in path:
         if not isinstance(value, dict):
             return None
@@ -41,7 +41,7 @@ def whole(value: object, *path: str) -> int:
 
 
 def texts(value: object) -> Mapping[str, str]:
-    """Labels or annotations; entries that are no text are left out."""
+    """Labels or annotations; entries that are not strings are left out."""
     if not isinstance(value, dict):
         return {}
     return {key: item for key, item in value.items() if isinstance(item, str)}

@@ -1,6 +1,6 @@
 """Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
 
-Our own because what exists loses deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever, and the
+Our own because existing ones lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever, and the
 informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
 What holds at any time after `synced`:
@@ -33,21 +33,21 @@ BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
 REMEMBERED_DELETIONS = 1024
 BRIEF = 1.0
-"""Seconds. A watch that ends sooner is no progress, whatever it brought: the next one waits."""
+"""Seconds. A watch that ends sooner is not progress, whatever it brought: the next one waits."""
 GONE_AFTER = 30.0
-"""Seconds without the kind in discovery, after which its objects are believed to be gone."""
+"""Seconds without the kind in discovery after which its objects count as gone."""
 
 
 @dataclass(slots=True)
 class _Known:
-    """What is kept of an object besides its view."""
+    """What is kept about an object besides its view."""
 
     uid: str
     version: str
 
 
 class _Where(TypedDict):
-    """Which objects of the kind."""
+    """The selection of objects of the kind."""
 
     namespace: str | None
     label_selector: str
@@ -55,7 +55,7 @@ class _Where(TypedDict):
 
 
 def _ignore(_: str) -> None:
-    """Nobody wants to know."""
+    """The default callback: do nothing."""
 
 
 class Reflector(Generic[View]):
@@ -112,19 +112,19 @@ class Reflector(Generic[View]):
         """Since when discovery has not listed the kind."""
 
     def resource_version(self, name: str) -> str:
-        """The newest version seen of an object, also when its projection did not change; empty when unknown."""
+        """The newest version seen of an object, even if its projection did not change; empty when unknown."""
         known = self._known.get(name)
         return known.version if known else ""
 
     def accept(self, obj: JSON) -> None:
-        """Take over the object that the server answered to our write, without waiting for the watch.
+        """Take over the object that the server returned for our write, without waiting for the watch.
 
-        What is older than the cache, or was deleted since, is ignored.
+        An object that is older than the cache, or was deleted since, is ignored.
         """
         self._apply(obj)
 
     def drop(self, name: str) -> None:
-        """The server answered that it has no object of this name; the watch may not have told yet."""
+        """The server answered that it has no object of this name; the watch may not have shown that yet."""
         if name in self._known:
             self._forget(name, self._known[name].version)
 
@@ -136,8 +136,8 @@ class Reflector(Generic[View]):
             if self.error is not None:
                 self._tell(str(self.error) or repr(self.error))
             lasted = self._clock() - began
-            # Only what goes on for a while is progress: a server that expires, breaks or closes every watch, or that
-            # sends something first, is not pestered. Nothing may have happened in a while that is long.
+            # Only a watch that lasts for a while is progress: a server that expires, breaks or closes every watch,
+            # even after sending something, is not pestered. Nothing may have happened during a long watch.
             lived = lasted >= (BRIEF if self._watched else BACKOFF_MOST)
             if lived and self.error is None and not expired:
                 self._backoff.success()
@@ -145,14 +145,14 @@ class Reflector(Generic[View]):
                 await asyncio.sleep(self._backoff.after_failure())
 
     async def _until_it_ends(self) -> tuple[KubeError | None, bool]:
-        """One `_follow`; the trouble that is left, and whether the server had forgotten our place."""
+        """One `_follow`; returns the remaining error, and whether the server had forgotten our place."""
         try:
             await self._follow()
         except Expired:
             self._version = ""  # the list that follows heals the gap
             return self.error, True
         except (Forbidden, NotFound, Invalid) as error:
-            # Not a passing trouble: start over with a list, in case the kind was installed meanwhile.
+            # Not a temporary error: start over with a list, in case the kind was installed meanwhile.
             self._version = ""
             if isinstance(error, NotFound):
                 await self._look_for_kind()
@@ -162,11 +162,11 @@ class Reflector(Generic[View]):
         return self.error, False
 
     async def _look_for_kind(self) -> None:
-        """Empty the cache when the kind was gone for long enough."""
+        """Empty the cache when the kind has been gone for long enough."""
         try:
             served = await self._client.served(self._resource)
         except KubeError:
-            served = True  # nobody knows
+            served = True  # unknown
         if served:
             self._absent_since = None
         elif self._absent_since is None:
@@ -186,7 +186,7 @@ class Reflector(Generic[View]):
             self._version = ""  # time for the next list
 
     async def _list(self) -> None:
-        """List everything and drop what is no longer there."""
+        """List everything and drop what no longer exists."""
         seen: set[str] = set()
         version = ""
         pages = self._client.pages(

@@ -1,4 +1,4 @@
-"""Everything the operator follows in the API, each kind by its own reflector. One callback: look again."""
+"""Everything the operator follows in the API, each kind with its own reflector. One callback: look again."""
 
 import asyncio
 import json
@@ -69,7 +69,7 @@ NO_MAPS = AdminMaps()
 
 @dataclass(frozen=True, slots=True)
 class ConfigMapView:
-    """Data, the annotation that tells when each entry was written, and whose it is."""
+    """Data, the annotation that says when each entry was written, and whose ConfigMap it is."""
 
     data: Mapping[str, str]
     annotations: Mapping[str, str]
@@ -77,7 +77,7 @@ class ConfigMapView:
     labelled: bool = False
     """Our label is on it."""
     ours: bool = False
-    """It carries a mark of ours, or this process has seen one on it."""
+    """It has a mark of ours, or this process has seen one on it."""
 
 
 def _pod_place(raw: JSON) -> PodPlace:
@@ -91,7 +91,7 @@ def _pod_place(raw: JSON) -> PodPlace:
 
 
 class Sources:
-    """The reflectors, and what they hold that is no decision input: what GPUNodes show, and raw versions."""
+    """The reflectors, and the data in them that does not affect decisions: what GPUNodes show, and raw versions."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Sources:
         pods = agent_namespace or settings.namespace
         namespace = settings.gpu_operator_namespace
         self._shown: dict[str, str] = {}
-        """As JSON text, a fifth of the size: they are read only when something is about to be written."""
+        """As JSON text, a fifth of the size: read only when something is about to be written."""
         self._reports: dict[str, int] = {}
         """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
         self.policies = PolicyCache(client)
@@ -158,7 +158,7 @@ class Sources:
 
     @property
     def rival_policies(self) -> tuple[str, ...]:
-        """ClusterPolicies among which it cannot be known which one is obeyed."""
+        """ClusterPolicies among which the active one is unknown."""
         return find_active(self.cluster_policies.items.values())[1]
 
     def _node(self, raw: JSON) -> NodeView:
@@ -169,7 +169,7 @@ class Sources:
         return self._maintained.join(self._node(raw))
 
     def seen_node(self, name: str) -> NodeView | None:
-        """The Node as it is known at this moment, joined as for a plan; None when it is not known."""
+        """The latest known Node, joined as for a plan; None when it is not known."""
         view = self.nodes.items.get(name)
         return self._maintained.join(view) if view is not None else None
 
@@ -183,7 +183,7 @@ class Sources:
         return view.labels.get(LABEL_ARCH, "") if view is not None else ""
 
     def _gpunode(self, raw: JSON) -> GPUNodeView:
-        """The view of a GPUNode; its `status.transition` is kept aside, because nothing is decided from it."""
+        """The view of a GPUNode; its `status.transition` is kept separately, because nothing is decided from it."""
         name = raw["metadata"]["name"]
         shown = [section(raw, "status", "transition"), entries(raw, "status", "conditions")]
         self._shown[name] = json.dumps(shown)
@@ -193,7 +193,7 @@ class Sources:
         return gpunode_view(raw, known.observed if known is not None else None)
 
     def _config_map(self, raw: JSON) -> ConfigMapView:
-        """The view of a ConfigMap; of most only that they are there."""
+        """The view of a ConfigMap; of most only that they exist."""
         metadata = raw.get("metadata", {})
         name, uid = metadata.get("name", ""), str(metadata.get("uid", ""))
         if name not in self._read_maps and not name.endswith(NODE_CONFIG_SUFFIX):
@@ -226,7 +226,7 @@ class Sources:
 
     @property
     def optional(self) -> Mapping[str, Reflector[Any]]:
-        """Kinds of others may not be installed, or not be for us to read; that means: none."""
+        """Kinds of other programs may not be installed, or we may not be allowed to read them; that means: none."""
         return {
             "clusterpolicies": self.cluster_policies,
             "gpuclusters": self.gpu_clusters,
@@ -242,7 +242,7 @@ class Sources:
                 group.create_task(reflector.run())
 
     def missing(self) -> dict[str, str]:
-        """Sources that hold no complete list yet, with the reason."""
+        """Sources without a complete list so far, with the reason."""
         missing = {
             name: str(source.error or NOT_YET)
             for name, source in self.required.items()
@@ -255,7 +255,7 @@ class Sources:
 
 
 def by_node(pods: Iterable[PodPlace], app: str) -> dict[str, Operand]:
-    """One pod per node; a Ready one wins over one that is going."""
+    """One pod per node; a Ready one wins over one that is terminating."""
     found: dict[str, Operand] = {}
     for pod in pods:
         if pod.app == app and pod.node and (pod.node not in found or pod.operand.ready):

@@ -10,12 +10,12 @@ from gpusharing.planning.snapshot.views import StartGate
 
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
-"""What the GPU Operator's DaemonSets have where ClusterPolicy says nothing: a list there replaces it
+"""The toleration of the GPU Operator's DaemonSets if ClusterPolicy sets none: a list there replaces it
 (docs/design/nvidia.md#d9)."""
 
 
 def start_gate(node: JSON) -> StartGate | None:
-    """The start-up taint on a Node, whatever its value; None: it is not there, or with another effect only."""
+    """The start-up taint on a Node, whatever its value; None: it is absent, or has only another effect."""
     taints = entries(node, "spec", "taints")
     others = [taint for taint in taints if not _is_ours(taint)]
     return None if len(others) == len(taints) else StartGate(_dump(others))
@@ -32,7 +32,8 @@ def _is_ours(taint: JSON) -> bool:
 
 
 def tolerates(tolerations: Sequence[JSON]) -> bool:
-    """Whether pods with these may start behind the start-up taint. Who names its key has thought of its value."""
+    """Whether pods with these may start behind the start-up taint. A toleration that names its key counts whatever its
+    value."""
     return any(
         text(one, "effect") in ("", EFFECT)
         and (
@@ -49,7 +50,7 @@ def operand_tolerations(cluster_policy: JSON) -> list[JSON]:
 
 
 def tolerations_text(tolerations: Sequence[JSON]) -> str:
-    """As a view keeps them."""
+    """Tolerations as a view keeps them."""
     return _dump(list(tolerations))
 
 

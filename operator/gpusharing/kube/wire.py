@@ -1,4 +1,4 @@
-"""What goes over the wire and how it is read, the same for both transports: aiohttp's (http.py) and the agent's."""
+"""What goes over the wire and how it is read, for both transports: aiohttp's (http.py) and the agent's."""
 
 import json
 import random
@@ -21,12 +21,12 @@ Query = dict[str, str]
 
 
 def watch_seconds(resource: Resource, most: float, inactivity: float) -> float:
-    """How long a watch is asked for: where no bookmark tells that it lives, less than it may be silent."""
+    """The duration to request for a watch: without bookmarks to show that it lives, less than it may be silent."""
     return most if resource.bookmarks else min(most, 0.8 * inactivity)
 
 
 def selectors(label_selector: str, field_selector: str) -> Query:
-    """Those that are given."""
+    """The selectors that are given."""
     given = {"labelSelector": label_selector, "fieldSelector": field_selector}
     return {key: value for key, value in given.items() if value}
 
@@ -45,7 +45,8 @@ def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_S
 async def each_page(
     ask: Callable[[Query], Awaitable[JSON]], limit: int, selected: Query
 ) -> AsyncIterator[Page]:
-    """The pages of a list; `ask` makes one call. Raises Expired when the server does not keep its moment so long."""
+    """The pages of a list; `ask` makes one call. Raises Expired when the server does not keep the list's version for
+    that long."""
     query = {"limit": str(limit), **selected}
     while True:
         listed = await ask(query)
@@ -67,7 +68,7 @@ async def is_served(ask: Callable[[ApiRequest, str], Awaitable[JSON]], resource:
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
-    """One line of a watch. Raises what an ERROR event stands for."""
+    """One line of a watch. Raises the error of an ERROR event."""
     event = parsed(request, line)
     kind = event.get("type")
     if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
@@ -76,7 +77,7 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
 
 
 def parsed(request: ApiRequest, raw: bytes) -> JSON:
-    """The JSON object of a success. Raises Unavailable for anything else: that was no API server."""
+    """The JSON object of a success. Raises Unavailable for anything else: that did not come from an API server."""
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -92,7 +93,7 @@ def refusal(request: ApiRequest, status: int, raw: bytes, retry_after: str | Non
 
 
 def _status_of(raw: bytes) -> object:
-    """The Status object of a refusal; its text for the plain words that proxies and filters send."""
+    """The Status object of a refusal, or its text if proxies or filters sent plain words."""
     try:
         found: object = json.loads(raw)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Our two ConfigMaps as they are: when each entry was written, whose they are, and what they held before."""
+"""Our two ConfigMaps: when each entry was written, whose they are, and what they held before."""
 
 import json
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from gpusharing.planning.wanted.configured import known_times
 MIG_KEY = "config.yaml"
 """The one key that mig-manager mounts (docs/design/nvidia.md#a10)."""
 KEPT = 500
-"""Entries remembered of each ConfigMap, the newest ones."""
+"""The most entries remembered of each ConfigMap, the newest ones."""
 _ABSENT = ConfigMapView({}, {})
 
 
 def parse_written(text: str) -> dict[str, datetime]:
-    """Read the annotation; what cannot be read counts as never stamped."""
+    """Read the annotation; an entry that cannot be read counts as never stamped."""
     try:
         stamps = json.loads(text or "{}")
     except (ValueError, RecursionError):
@@ -33,10 +33,10 @@ def parse_written(text: str) -> dict[str, datetime]:
 
 @dataclass(slots=True)
 class OurConfigMaps:
-    """The device-plugin and the mig-parted ConfigMap, and what people did to them.
+    """The device-plugin and the mig-parted ConfigMap, and changes that people made to them.
 
-    An entry that is named after its content can mean nothing else. Those that were read are remembered, so that one
-    that somebody edits or deletes while a Node names it can be put back. A restart forgets them.
+    An entry that is named after its content can mean nothing else. Such entries are remembered, so that one that
+    somebody edits or deletes while a Node names it can be restored. A restart forgets them.
     """
 
     plugin: ConfigMapView = _ABSENT
@@ -47,7 +47,7 @@ class OurConfigMaps:
     """When the entries were written, as the annotations say."""
 
     def read(self, plugin: ConfigMapView | None, mig: ConfigMapView | None) -> None:
-        """Take over what is there; None for a ConfigMap that is not."""
+        """Take over the present ConfigMaps; None for one that does not exist."""
         if plugin is self.plugin and mig is self.mig:
             return
         if plugin is not self.plugin:
@@ -71,11 +71,11 @@ class OurConfigMaps:
 
     @staticmethod
     def is_foreign(found: ConfigMapView) -> bool:
-        """Somebody else made it: it holds something, and never carried a mark of ours as far as is known."""
+        """Somebody else created it: it is not empty, and as far as known never had a mark of ours."""
         return bool(found.data) and not found.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
-        """When the entries of both were written; a time that is yet to come says nothing."""
+        """When the entries of both were written; a time in the future does not count."""
         return known_times(self._times, now)
 
 

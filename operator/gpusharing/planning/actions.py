@@ -16,12 +16,12 @@ class WriteConfig:
     plugin_configs: Mapping[str, str]
     """The whole data of the device-plugin ConfigMap; a missing key is removed."""
     mig_file: str
-    """The whole mig-parted file; empty: nobody needs it."""
+    """The whole mig-parted file; empty: it is not needed."""
 
 
 @value
 class EnsureGPUNode:
-    """Create the GPUNode, or patch its spec: what the agent is asked."""
+    """Create the GPUNode, or patch its spec: the request to the agent."""
 
     node: str
     """Name of the node, and of its GPUNode."""
@@ -93,7 +93,7 @@ class Actuate:
 
 @value
 class UpdateFence:
-    """Record the next attempt before acting on it, or that we stand aside, in one conditional Node PATCH."""
+    """Record the next attempt before acting on it, or that we yield, in one conditional Node PATCH."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -109,7 +109,7 @@ class UpdateFence:
 
 @value
 class Evict:
-    """Ask the Eviction subresource, with the pod's UID as precondition."""
+    """Call the Eviction subresource, with the pod's UID as precondition."""
 
     node: str
     """Name of the node of the pod."""
@@ -139,7 +139,7 @@ class ForceDelete:
 
 @value
 class RestartOperand:
-    """Delete the mig-manager pod of a node, so that a fresh run starts (docs/design/nvidia.md#a6)."""
+    """Delete the mig-manager pod of a node, so that a new run starts (docs/design/nvidia.md#a6)."""
 
     node: str
     """Name of the node of the pod."""
@@ -153,7 +153,7 @@ class RestartOperand:
 
 @value
 class Release:
-    """Give the node back: fence and our marks off, our cordon off if it is still only ours, and after a proof the
+    """Give the node back: remove the fence, our marks, our cordon if it is still only ours, and after a proof the
     start-up taint. One conditional PATCH."""
 
     node: NodeView

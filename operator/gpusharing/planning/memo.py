@@ -1,9 +1,8 @@
-"""Answers to questions that were asked before: a pass costs what changed, not what exists.
+"""Answers to questions that were asked before: the cost of a pass depends on what changed, not on what exists.
 
-A question is a pure function, and what it reads are its arguments. Its answer stands while it is asked with the same
-objects, or with equal ones: they are values. So the list of arguments is the key, and whoever adds one has added it to
-the key. Python compares objects with themselves at once, and gatherers keep what did not change: a comparison costs
-next to nothing.
+A question is a pure function of its arguments. Its answer is valid while it is asked with the same objects, or with
+equal ones: they are values. So the list of arguments is the key, and adding an argument adds it to the key. Python
+compares an object with itself at once, and gatherers keep what did not change: a comparison costs next to nothing.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,25 +16,26 @@ Value = TypeVar("Value")
 
 
 class Memo:
-    """What was answered in the last pass. One per planner; start with an empty one.
+    """The answers of the last pass. One per planner; start with an empty one.
 
-    What a pass does not ask is forgotten after it: nodes and policies that are gone leave nothing behind.
+    A question that a pass does not ask is forgotten after it: nodes and policies that are gone leave nothing behind.
     """
 
     def __init__(self) -> None:
         self._answers: dict[object, tuple[dict[str, tuple[object, ...]], dict[str, Any]]] = {}
-        """By question: what was given with each name, of answers that stand; and all answers."""
+        """By question: the arguments given with each name, for answers that are still valid; and all answers."""
         self._values: dict[str, Any] = {}
         self._latest: datetime | None = None
 
     def begin(self, now: datetime) -> None:
-        """Begin a pass. Answers stand while time goes on; a clock that was set back asks everything anew."""
+        """Begin a pass. Answers stay valid while time goes forward; after a clock is set back everything is asked
+        again."""
         if self._latest is not None and now < self._latest:
             self._answers, self._values = {}, {}
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """The value that had this name in the last pass, where it equals this one: the same object for a question."""
+        """The value of this name in the last pass if it equals this one, so that a question gets the same object."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -61,8 +61,9 @@ class Memo:
     ) -> dict[str, Answer]:
         """The answers to one question about many, by name. Asked once in a pass, about all.
 
-        What a question reads besides, above all the time, is bound to it by functools.partial; `lasts` says which of
-        its answers stand all the same. An error goes into `failed`, and its name has no answer; None: it is raised.
+        Whatever else a question reads, above all the time, is bound to it with functools.partial; `lasts` says which
+        of its answers stay valid nevertheless. An error goes into `failed`, and its name has no answer; None: it is
+        raised.
         """
         key = question.func if isinstance(question, partial) else question
         asked, told = self._answers.get(key, _NOTHING)

@@ -1,4 +1,4 @@
-"""The front door of the planner: snapshot and time in, a verdict for every node and the next actions out. Pure.
+"""The entry point of the planner: snapshot and time in, a verdict for every node and the next actions out. Pure.
 
 What holds after every action and from every interrupted prefix (tests/planning/test_invariants.py):
 
@@ -95,16 +95,16 @@ class RolloutPlan:
     wake_at: datetime | None
     """Look again then at the latest."""
     looks: Mapping[str, Look] = field(default_factory=dict)
-    """What was found at nodes that their pods block; the caller puts both into the next snapshot."""
+    """What was found at nodes whose pods block; the caller puts this and `previews` into the next snapshot."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What held pools would disturb."""
+    """What the changes of held pools would disturb."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By policy: nodes that it owns and that another policy's change keeps until it ends."""
+    """By policy: nodes that it owns and that another policy's change keeps until that ends."""
 
 
 @value
 class Choice:
-    """Who begins now."""
+    """The nodes that begin now."""
 
     verdicts: Mapping[str, Verdict]
     """Of all candidates."""
@@ -115,7 +115,7 @@ class Choice:
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Decide about every node. Equal snapshots and times give equal plans, whatever the memo holds."""
+    """Decide about every node. Equal snapshots and times give equal plans, whatever is in the memo."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
     failed: dict[str, Exception] = {}
@@ -166,7 +166,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
-    """The next moment at which the clock may change anything; that of a window is told even where no node waits."""
+    """The next moment at which the clock may change anything; that of a window counts even if no node waits."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)
@@ -196,7 +196,7 @@ def assess(
     memo: Memo,
     failed: dict[str, Exception],
 ) -> dict[str, NodeFacts]:
-    """What each node is to be, and whether it is."""
+    """What each node should be, and whether it is."""
     nodes, gpunodes, stack = snapshot.nodes, snapshot.gpunodes, snapshot.stack
 
     def rows() -> Iterator[
@@ -231,7 +231,7 @@ def _members(
     judged: Mapping[str, Judged],
     failed: Mapping[str, Exception],
 ) -> dict[str, Member]:
-    """What each node is told, in the order of their names; those that nobody can judge are told that."""
+    """The verdict of each node, sorted by name; a node that cannot be judged gets a verdict that says so."""
     members = {name: one.member for name, one in judged.items() if one.member is not None}
     if not failed:
         return members
@@ -245,7 +245,7 @@ def _members(
 def _cases(
     snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts], judged: Mapping[str, Judged], now: datetime
 ) -> dict[str, NodeCase]:
-    """The cases of all candidates as of now; what was judged before has the time of then."""
+    """The cases of all candidates at the present time; an earlier verdict has the time at which it was made."""
     cases = {name: one.candidate for name, one in judged.items() if one.candidate is not None}
     old = {name: facts[name] for name, case in cases.items() if case.now != now}
     return cases | {name: case_of(given, now) for name, given in find_surroundings(snapshot, old)}
@@ -270,7 +270,7 @@ def _pools(
 
 
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
-    """A node with a claim was about to begin, unless it waits or has just ended in proof."""
+    """A node with a claim was about to begin, unless it waits or has just been proven."""
     return verdict.node in failing.kept or not (verdict.candidate or verdict.phase is Phase.SYNCED)
 
 
@@ -313,13 +313,13 @@ def choose(
         looks |= selection.looks
         for case in pool.candidates:
             name, verdict = case.node.name, selection.verdicts[case.node.name]
-            # Nearly every candidate's agent has nothing to be asked, and `judge` has found that out.
+            # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
             chosen[name] = with_gpunode(verdict, case) if verdicts[name].actions else verdict
     return Choice(chosen, claims, looks)
 
 
 def _fences(snapshot: ClusterSnapshot) -> dict[str, Fence]:
-    """Our fences, by node. Nothing happens on a yielded one, and nothing waits for it but its pool."""
+    """Our fences, by node. Nothing happens on a yielded node, and only its pool waits for it."""
     return {name: node.fence for name, node in snapshot.nodes.items() if node.fence is not None}
 
 
@@ -388,12 +388,12 @@ def _configure(
 
 
 def _is_settled(found: tuple[WriteConfig | None, bool]) -> bool:
-    """Nothing is to be written, whatever the nodes name."""
+    """Nothing has to be written, whatever the nodes name."""
     return found == (None, False)
 
 
 def _targets(facts: Mapping[str, NodeFacts]) -> dict[str, Target]:
-    """What the nodes that have a target are to be."""
+    """The targets of the nodes that have one."""
     return {
         name: one.assessment.target for name, one in facts.items() if isinstance(one.assessment, Assessed)
     }

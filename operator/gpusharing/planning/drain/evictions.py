@@ -1,7 +1,7 @@
 """What the API server answered to an eviction, and when to ask again (docs/design/drain.md, rows E).
 
-The memory of an answer lives in the process only: after a restart every pod is simply asked for again, and a
-pod that is already leaving is recognised by its deletionTimestamp.
+Answers are kept in memory only: after a restart the operator simply evicts every pod again, and recognises a pod that
+is already leaving by its deletionTimestamp.
 """
 
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from gpusharing.planning.words.reasons import Reason
 FIRST_WAIT = 5.0
 """Seconds after the first refusal; doubles with each further one."""
 LONGEST_WAIT = 60.0
-"""Seconds, to which that grows."""
+"""Seconds; the wait grows no longer than this."""
 SLOW_WAIT = 300.0
-"""Seconds; for what only a person can change, and the most that a Retry-After may ask of us."""
+"""Seconds; for what only a person can change, and the longest Retry-After that we follow."""
 ODD_AFTER = 3
-"""After so many answers in a row that a pod is gone, which newer LISTs go on showing, that is told as an error."""
+"""This many answers in a row that a pod is gone, while newer LISTs still show it, are reported as an error."""
 MAX_EVICTIONS = 10
 """Evictions per node within `PACE`, however soon passes follow one another (E18)."""
 EVICTIONS_PER_SECOND = 5
@@ -37,7 +37,7 @@ REMEMBERED = _SLOW | {
     Reason.FORCE_DELETE,
     Reason.FORCE_DELETE_FAILED,
 }
-"""The answers worth remembering. A lost connection is not: the next LIST tells."""
+"""The answers worth remembering. A lost connection is not one: the next LIST shows what happened."""
 
 
 def remember(
@@ -90,28 +90,29 @@ def is_accepted(memory: EvictionMemory | None) -> bool:
 
 
 def is_seen(memory: EvictionMemory, listed_at: datetime | None) -> bool:
-    """Whether a LIST that was begun then shows what came of the answer. An older one says nothing about that pod."""
+    """Whether a LIST begun at `listed_at` shows the effect of the answer. An older one says nothing about that pod."""
     if memory.asked_at is None:
         return True  # not known, and long ago
     return listed_at is not None and listed_at > memory.asked_at
 
 
 def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping[str, EvictionMemory]:
-    """The answers whose wait is not over, and the accepted evictions, which hold whatever the time."""
+    """The answers whose wait is not over, and the accepted evictions, which never expire."""
     return {uid: memory for uid, memory in memories.items() if memory.next_try > now or is_accepted(memory)}
 
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Until when no eviction may be sent on this node; None: they may be (E7).
+    """Until when no eviction may be sent on this node; None: evictions may be sent (E7).
 
-    Where the server asks for more than one object, no call at all is sent (kube/fanout.py).
+    When the server throttles more than one object, no call at all is sent (kube/fanout.py).
     """
     later = [m.next_try for m in memories.values() if m.reason == Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
 
 def asked_lately(memories: Mapping[str, EvictionMemory], now: datetime) -> tuple[datetime, ...]:
-    """When the evictions of the last `PACE` were sent. A pass that made progress is followed by one at once."""
+    """When the evictions of the last `PACE` were sent. A pass that made progress is followed by the next one at
+    once."""
     times = (memory.asked_at for memory in memories.values())
     return tuple(moment for moment in times if moment is not None and now - PACE < moment)
 

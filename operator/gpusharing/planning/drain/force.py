@@ -1,8 +1,8 @@
 """What is deleted by force near the end of a drain (docs/design/drain.md#t4): `drain.onTimeout: ForceDelete`.
 
-A DELETE asks no PodDisruptionBudget, so it comes last and to few: to pods that the drain evicts anyway and whose
-eviction their budget refused, so early that their own grace period is over with the drain. Nobody is deleted for a
-node that would not be empty anyway. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
+A DELETE bypasses PodDisruptionBudgets, so it comes last and hits few pods: those that the drain evicts anyway and
+whose budget refused the eviction, early enough for their own grace period to end with the drain. No pod is deleted on
+a node that would not be empty anyway. Specification: docs/adr/0032-force-is-a-delete-with-grace.md.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,17 @@ _REFUSED = frozenset({Reason.PDB, Reason.PDB_NOT_OBSERVED, Reason.EVICTION_ERROR
 _NOT_OURS = frozenset({Reason.FORBIDDEN, Reason.INTERNAL_ERROR})
 """Answers that no DELETE overrides: a right is missing, or somebody's admission refuses."""
 SLACK = timedelta(seconds=10)
-"""Beyond the grace period, for a pass to come and for a DELETE that fails at first; a quarter of a short drain."""
+"""Added to the grace period, for the next pass to come and for a DELETE that fails at first; a quarter of a short
+drain."""
 
 
 def find_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
-    """What is told of a policy that asks for what the operator may not do; None: nothing. `namespace`: our own."""
+    """The note on a policy that asks for what the operator may not do; None: there is none. `namespace`: our own."""
     if granted or not asks_for_force(options):
         return None
     return Finding(
         Reason.FORCE_DELETE_OFF,
-        "spec.drain.onTimeout is ForceDelete, and the operator may not delete pods, so it acts as Abort. To allow it:"
+        "spec.drain.onTimeout is ForceDelete, but the operator may not delete pods, so it acts as Abort. To allow it:"
         f" helm upgrade RELEASE CHART -n {namespace} --reset-then-reuse-values --set forceDelete=true",
     )
 
@@ -49,7 +50,7 @@ def _slack(within: timedelta) -> timedelta:
 
 
 def find_forced(found: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Those to delete now. `end`: of the drain; None: nobody is deleted in this pass."""
+    """The pods to delete now. `end`: of the drain; None: no pod is deleted in this pass."""
     if end is None or found.throttled_until is not None or _in_vain(found, end, now):
         return []
     come = (one for one in found.staying if _has_come(one, found, end, now))
@@ -57,8 +58,8 @@ def find_forced(found: Standings, end: datetime | None, now: datetime) -> list[S
 
 
 def find_unasked(found: Standings, end: datetime | None, now: datetime) -> list[Standing]:
-    """Those whose time is as good as over without a refusal that counts: their eviction is asked for first, whether it
-    is their turn or not."""
+    """The pods whose time is nearly over without a refusal that counts: they are evicted first, whether it is their
+    turn or not."""
     if end is None or _in_vain(found, end, now):
         return []
     come = (one for one in found.staying if _has_come(one, found, end, now) and not one.conflicts)
@@ -66,23 +67,23 @@ def find_unasked(found: Standings, end: datetime | None, now: datetime) -> list[
 
 
 def next_force(found: Standings, end: datetime | None) -> Iterator[datetime]:
-    """When the time of a pod comes by the clock alone."""
+    """When a pod becomes due for deletion by the clock alone."""
     for one in found.staying:
         if (moment := _moment(one, found, end)) is not None:
             yield moment
 
 
 def waits_for_forced(found: Standings, end: datetime | None) -> bool:
-    """Nobody is left but pods that are leaving, so that a minute more than the drain has may still be enough."""
+    """Only pods that are leaving are left, so one minute beyond the end of the drain may still be enough."""
     only_leaving = bool(found.leaving) and not found.staying and not found.blocked
     return end is not None and found.force_within is not None and only_leaving
 
 
 def explain_force(found: Standings, forced: list[Standing]) -> Iterator[Blocker]:
-    """Who is deleted, and who cannot be because of the grace period."""
+    """Which pods are deleted, and which cannot be because of their grace period."""
     deleted = (one for one in found.leaving if one.answer is Reason.FORCE_DELETE)
     for one in (*forced, *deleted):
-        if one.answer is not Reason.FORCE_DELETE_FAILED:  # told as that until a deletion is accepted
+        if one.answer is not Reason.FORCE_DELETE_FAILED:  # reported as failed until a deletion is accepted
             yield Blocker(Reason.FORCE_DELETE, (one.pod.ref,))
     if found.force_within is None:
         return
@@ -91,16 +92,16 @@ def explain_force(found: Standings, forced: list[Standing]) -> Iterator[Blocker]
         if refuses and not one.waits and not fits(one, found):
             within = int(found.force_within.total_seconds())
             more = _slack(found.force_within).total_seconds()
-            said = f"Its grace period of {one.pod.grace} s and {more:g} s do not fit into drain.timeout, {within} s"
+            said = f"Its grace period of {one.pod.grace} s plus {more:g} s does not fit into drain.timeout, {within} s"
             yield Blocker(Reason.GRACE_TOO_LONG, (one.pod.ref,), message=said)
 
 
 def _moment(one: Standing, found: Standings, end: datetime | None) -> datetime | None:
-    """From when on the pod may be deleted: its grace period is then over with the drain. None: it never may."""
+    """From when the pod may be deleted: its grace period then ends with the drain. None: it never may be."""
     if end is None or found.force_within is None or not fits(one, found):
         return None
     moment = end - _lead(one, found.force_within)
-    # Before the cordon nobody was asked to go: the drain is shorter than the policy says by now.
+    # Before the cordon no pod was evicted: the drain is shorter than the policy now says.
     return moment if found.cordoned_at is None or moment > found.cordoned_at else None
 
 
@@ -121,16 +122,17 @@ def _is_refused(one: Standing, found: Standings, now: datetime) -> bool:
 
 
 def _is_unasked(one: Standing, now: datetime) -> bool:
-    """Nobody asked, or the answer said nothing about the pod (E7) and nothing came of it since (E2, E3, E12)."""
+    """The pod was not evicted yet, or the answer said nothing about it (E7) and had no effect since (E2, E3, E12)."""
     if one.memory is None:
         return True
     return one.answer not in _REFUSED and one.memory.next_try <= now
 
 
 def _is_stale(one: Standing, found: Standings, end: datetime) -> bool:
-    """It was refused before its time came, and for all we see it would not be refused now: it is asked once more.
+    """It was refused before its time came, and as far as we can see it would not be refused now: it is evicted once
+    more.
 
-    Between two tries is up to a minute, in which budgets get room.
+    Up to a minute passes between two tries, in which budgets may gain room.
     """
     full = one.budget is not None and one.budget.disruptions_allowed <= 0
     if one.memory is None or one.conflicts or full or one.answer not in (Reason.PDB, Reason.EVICTION_ERROR):
@@ -140,7 +142,7 @@ def _is_stale(one: Standing, found: Standings, end: datetime) -> bool:
 
 
 def _in_vain(found: Standings, end: datetime, now: datetime) -> bool:
-    """Somebody stays whatever is deleted, so the change will be given up, and nobody is to die for it."""
+    """Some pod stays whatever is deleted, so the change will be given up, and no pod should be deleted for it."""
     if found.blocked:
         return True
     if any(one.waits or one.answer in _NOT_OURS or _moment(one, found, end) is None for one in found.staying):
@@ -151,7 +153,8 @@ def _in_vain(found: Standings, end: datetime, now: datetime) -> bool:
 
 
 def _is_too_late(one: Standing, end: datetime, now: datetime) -> bool:
-    """Its moment was missed (nobody ran, the node was silent, calls failed): deleted now it would outlive the drain."""
+    """Its moment was missed (no operator ran, the node was silent, calls failed): deleted now, it would outlive the
+    drain."""
     return now + timedelta(seconds=max(1, one.pod.grace)) + SLACK > end + STUCK_AFTER
 
 
@@ -159,6 +162,6 @@ def _stays(one: Standing, end: datetime, now: datetime) -> bool:
     """A pod that is leaving will not be gone in time."""
     stuck = stuck_from(one.pod)
     if one.pod.deleted_at is not None and stuck is None:
-        return True  # beyond every clock
+        return True  # later than any datetime
     late = one.pod.deleted_at is not None and one.pod.deleted_at > end + STUCK_AFTER
     return late or one.pod.phase == "Unknown" or (stuck is not None and now > stuck)

@@ -1,4 +1,4 @@
-"""What a gang makes of a drain: the rule for all of it is that of its strictest member, wherever that one runs.
+"""How a gang affects a drain: the strictest rule of any member, on whatever node, applies to all of them.
 
 Specification: docs/design/drain.md#t13.
 """
@@ -17,17 +17,17 @@ from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
 
 MAX_NODES = 3
-"""Nodes of a gang that a text names."""
+"""The most nodes of a gang that a text names."""
 MAX_GANGS = 2
-"""Gangs of a node that a text names."""
+"""The most gangs of a node that a text names."""
 
 
 def find_gang_blockers(
     work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
-    """Why the gangs of this node must not be interrupted, though no pod of the node itself says so.
+    """Why the gangs of this node must not be interrupted, although no pod on the node itself says so.
 
-    Every member counts, with a GPU or without: what ends one of them ends them all.
+    Every member counts, with or without a GPU: what ends one of them ends them all.
     """
     found: list[Blocker] = []
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
@@ -50,7 +50,7 @@ def find_gang_blockers(
 
 
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
-    """The blockers of the node's own pods; where all pods of one belong to one gang, it is named."""
+    """The blockers of the node's own pods; a blocker whose pods all belong to one gang names it."""
     views = {view.gang: view for view in work.gangs}
     gangs = {pod.ref: views.get(pod.gang) if pod.gang is not None else None for pod in work.pods}
     named = []

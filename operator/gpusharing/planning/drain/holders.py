@@ -28,15 +28,15 @@ class Scope:
     operator_namespace: str
     """Where NVIDIA's own DaemonSets run."""
     all_pods: bool = False
-    """Class Reboot: every pod ends with the node, so every pod must leave before."""
+    """Class Reboot: every pod ends with the node, so every pod must leave first."""
     protected: frozenset[str] = frozenset()
     """Namespaces in which nothing is evicted."""
     own_pod: str = ""
-    """Our own pod, `namespace/name`; empty where we run in none."""
+    """Our own pod, `namespace/name`; empty when we do not run in a pod."""
     cordoned_at: datetime | None = None
     """When we cordoned the node; None: we did not."""
     now: datetime | None = None
-    """When this is asked; None: a mark with a duration counts whatever the time."""
+    """The current time; None: a mark with a duration counts whatever the time."""
     forces: bool = False
     """The operator may delete pods at the end of a drain, where the policy asks for it."""
 
@@ -56,7 +56,7 @@ class Classified:
     holders: tuple[PodView, ...]
     """Hold a GPU and must leave; some may be terminating already."""
     waited: frozenset[str]
-    """By uid, those of them that end by themselves: they are waited for before they are evicted."""
+    """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
     ignored: tuple[PodView, ...]
     """Hold no GPU, or are NVIDIA's own."""
     blocked: tuple[PodView, ...]
@@ -119,8 +119,8 @@ def _no_end(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
-"""It holds no GPU; it holds one and can be evicted; it holds one and is to end by itself; or it holds one, and this is
-the reason why it is kept."""
+"""It holds no GPU; it holds one and can be evicted; it holds one and should end by itself; or it holds one, and this
+is the reason why it is kept."""
 
 
 @value
@@ -131,9 +131,9 @@ class PodFilter:
     """Whether the pod is of this kind; if not, the next filter decides."""
     decision: Decision
     particulars: Callable[[PodView, Drain, Scope], str] = _no_particulars
-    """What the blocker says of this pod beside its reason."""
+    """What the blocker says about this pod besides the reason."""
     until: Callable[[PodView, Drain, Scope], datetime | None] = _no_end
-    """When the clock alone ends it."""
+    """When the block ends by the clock alone."""
 
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
@@ -181,7 +181,7 @@ def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _own_pod(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """Whoever evicts itself leaves a cordoned node behind until its successor has taken over."""
+    """An operator that evicts itself leaves a cordoned node behind until its successor takes over."""
     return pod.ref == scope.own_pod
 
 
@@ -200,7 +200,7 @@ def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P15: evicting it would never end, for its node selector leaves it no other node."""
+    """P15: evicting it would never end, because its node selector leaves it no other node."""
     return _returns(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
@@ -209,7 +209,7 @@ def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P15: evicting it would never end, for its controller has started it on the cordoned node already."""
+    """P15: evicting it would never end, because its controller has already started it on the cordoned node."""
     since = scope.cordoned_at
     return _returns(pod) and since is not None and pod.created is not None and pod.created > since
 
@@ -240,7 +240,7 @@ def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None
 
 
 def _undecided(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P19: whether the rule is about this pod nobody knows, so it is left alone."""
+    """P19: nobody knows whether the rule applies to this pod, so it is left alone."""
     ruled = find_rule(pod, options)
     return ruled is not None and not ruled.known
 
@@ -267,12 +267,12 @@ def _rule(pod: PodView, options: Drain, scope: Scope) -> str:
     if ruled is None:
         return ""
     if not ruled.known:
-        return f"{ruled.place}.namespaceSelector asks for the labels of namespace {pod.namespace}"
+        return f"{ruled.place}.namespaceSelector needs the labels of namespace {pod.namespace}"
     return f"{ruled.place} says {ruled.rule.behavior}"
 
 
 def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """T12: nothing is lost where it may end first."""
+    """T12: nothing is lost if it may end first."""
     return is_job(pod)
 
 
@@ -325,4 +325,4 @@ FILTERS: tuple[PodFilter, ...] = (
     PodFilter(_local_files, Reason.LOCAL_STORAGE),
     PodFilter(_job, "wait"),
 )
-"""First wins (P2); a test pins the order. A pod to which none applies holds a GPU and can be evicted."""
+"""The first match wins (P2); a test pins the order. A pod that matches none holds a GPU and can be evicted."""

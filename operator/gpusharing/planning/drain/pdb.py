@@ -1,7 +1,7 @@
 """What PodDisruptionBudgets say about an eviction, worked out as the API server does it.
 
-The server decides (kubernetes `pkg/registry/core/pod/storage/eviction.go`); this only foresees its answer, so
-that a hopeless drain is not begun and the reason can be named before anybody is disturbed.
+The server decides (kubernetes `pkg/registry/core/pod/storage/eviction.go`); this only predicts its answer, so that a
+hopeless drain does not begin and the reason is known before any pod is disturbed.
 """
 
 from collections.abc import Iterable
@@ -16,12 +16,12 @@ def ref(pdb: PdbView) -> str:
 
 
 def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """The budgets that select the pod, by name."""
+    """The budgets that select the pod, sorted by name."""
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 
 def asked(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
-    """The budgets that the server will ask about an eviction of the pod, by name.
+    """The budgets that the server will check for an eviction of the pod, sorted by name.
 
     None: the eviction is not up to a budget. One decides. Two or more make every eviction of the pod fail, even of an
     unready one (500, kubernetes#75957).
@@ -38,7 +38,7 @@ def never_allows(pdb: PdbView) -> bool:
 
 
 def _exempt(pod: PodView) -> bool:
-    """eviction.go canIgnorePDB: finished, pending and terminating pods go without asking a budget."""
+    """eviction.go canIgnorePDB: finished, pending and terminating pods leave without a check of any budget."""
     return pod.phase in ("Succeeded", "Failed", "Pending") or pod.deleted_at is not None
 
 

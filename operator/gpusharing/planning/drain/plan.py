@@ -1,6 +1,6 @@
 """The drain of one node: which pods to evict now, and what keeps the others.
 
-The plan is a function of how the pods stand (standing.py); it asks nothing of a pod again.
+The plan is a function of the pods' standings (standing.py); it examines no pod a second time.
 
 Specification: docs/design/drain.md. What holds in every plan:
 
@@ -71,10 +71,10 @@ class DrainPlan:
 def preflight(
     found: Standings, options: Drain, offered: AbstractSet[str], now: datetime
 ) -> tuple[Blocker, ...]:
-    """What would keep a drain from succeeding; while there is anything, the node is not cordoned.
+    """What would keep a drain from succeeding; while there is any blocker, the node is not cordoned.
 
-    `found`: of a node that is not cordoned. `offered`: the resource names that some node of the cluster will still
-    offer after all planned changes.
+    `found`: the standings on a node that is not cordoned. `offered`: the resource names that some node of the cluster
+    will still offer after all planned changes.
     """
     if found.error:
         return (_list_failed(found),)
@@ -85,8 +85,8 @@ def preflight(
 
 
 def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> DrainPlan:
-    """Whom to evict now and what keeps the others. `end`: when the drain's time is over, where what is left is then to
-    be deleted by force; None: nothing is."""
+    """Which pods to evict now, and what keeps the others. `end`: when the drain's time is over and the remaining pods
+    are to be deleted by force; None: no pod is."""
     if found.error:
         return DrainPlan(holders=found.holders, blockers=(_list_failed(found),))
     throttled = found.throttled_until is not None
@@ -118,12 +118,12 @@ def plan_drain(found: Standings, now: datetime, end: datetime | None = None) -> 
 
 
 def budget_room(found: Standings) -> Counter[str]:
-    """By PodDisruptionBudget (`namespace/name`): pods of the node that a drain has still to evict under it."""
+    """By PodDisruptionBudget (`namespace/name`): how many pods of the node a drain still has to evict under it."""
     return Counter(pdb.ref(one.budget) for one in _to_evict(found) if one.budget is not None)
 
 
 def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
-    """The budgets whose whole room other nodes use. `crowd`: the sum of their `budget_room`."""
+    """The budgets whose disruptions are all used by other nodes. `crowd`: the sum of the nodes' `budget_room`."""
     return merge(
         Blocker(
             Reason.PDB,
@@ -137,7 +137,7 @@ def crowding(found: Standings, crowd: Mapping[str, int]) -> tuple[Blocker, ...]:
 
 
 def forbidding(found: Standings) -> tuple[Blocker, ...]:
-    """Why some pods must not be evicted at all or now: by a rule, or by a budget. Of pods that nobody asked for yet."""
+    """Why some pods must not be evicted at all, or not now: a rule or a budget. For pods that were not evicted yet."""
     return merge((*found.blockers, *_budgets(_unforced(found.staying, found))))
 
 
@@ -145,7 +145,8 @@ def forbidding(found: Standings) -> tuple[Blocker, ...]:
 
 
 def _kept(found: Standings, guarded: Sequence[Standing], now: datetime) -> Iterator[Blocker]:
-    """What keeps pods from leaving whatever the pace is, before and in a drain. `guarded`: whose budgets count."""
+    """What keeps pods from leaving whatever the pace, before and during a drain. `guarded`: the pods whose budgets
+    count."""
     yield from found.blockers
     yield from _stuck(found.leaving, now)
     yield from _budgets(guarded)
@@ -153,17 +154,17 @@ def _kept(found: Standings, guarded: Sequence[Standing], now: datetime) -> Itera
 
 
 def _unforced(staying: Iterable[Standing], found: Standings) -> list[Standing]:
-    """Those whose budgets can keep a drain from succeeding: the others are deleted at its end (T4)."""
+    """The pods whose budgets can keep a drain from succeeding: the others are deleted at its end (T4)."""
     return [one for one in staying if not fits(one, found)]
 
 
 def _to_evict(found: Standings) -> list[Standing]:
-    """Those that are asked to go sooner or later, but for those that are given the time to end first."""
+    """The pods that are evicted sooner or later, without those that get time to end first."""
     return [one for one in found.staying if not (one.spared or (one.waits and one.ends is not None))]
 
 
 def _jobs(found: Standings) -> list[Standing]:
-    """T11: those in their turn that end by themselves, on a cordoned node."""
+    """T11: the pods that end by themselves and whose turn it is, on a cordoned node."""
     waiting = (one for one in found.staying if one.waits and one.ends is not None)
     return [one for one in waiting if one.tier == found.front]
 
@@ -171,9 +172,9 @@ def _jobs(found: Standings) -> list[Standing]:
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     for one in jobs:
         if one.ends == NEVER:
-            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message="Waited for as long as it runs")
+            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message="The drain waits as long as it runs")
         elif one.ends is not None:
-            said = f"Waited for until {to_rfc3339(one.ends)}"
+            said = f"The drain waits until {to_rfc3339(one.ends)}"
             yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said, until=one.ends)
 
 
@@ -191,7 +192,7 @@ def _stranded(staying: Iterable[Standing], offered: AbstractSet[str]) -> Iterato
 
 
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """T5, P13: pods that are to leave and do not."""
+    """T5, P13: pods that should leave and do not."""
     for pod in (one.pod for one in leaving):
         moment = stuck_from(pod)
         if moment is not None and now > moment:
@@ -206,7 +207,7 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
 
 
 def _budgets(staying: Sequence[Standing]) -> Iterator[Blocker]:
-    """E5, E8, E9: one blocker per PodDisruptionBudget that refuses, whether the server said so or will."""
+    """E5, E8, E9: one blocker per PodDisruptionBudget that refuses, whether the server has said so or will."""
     for one in staying:
         if one.conflicts:
             names = ", ".join(map(pdb.ref, one.budgets))
@@ -235,7 +236,7 @@ def _refused(staying: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
         if one.memory is None or one.answer is None or one.conflicts:
             continue
         if one.answer is Reason.PDB and one.budget is not None:
-            continue  # told with its budget
+            continue  # reported with its budget
         if one.answer is Reason.PDB_NOT_OBSERVED and now < one.memory.since + timedelta(seconds=QUIET_WAIT):
             continue
         if one.answer not in (
@@ -268,8 +269,8 @@ def _server_said(standings: Iterable[Standing]) -> str:
 
 
 def _in_turn(found: Standings, unasked: Sequence[Standing]) -> list[Standing]:
-    """Those that are due, fewest refusals first, so that refused pods do not crowd out the others. `unasked`: those who
-    are due though it is not their turn."""
+    """The pods that are due, fewest refusals first, so that refused pods do not crowd out the others. `unasked`: pods
+    that are due although it is not their turn."""
     early = {one.pod.uid for one in unasked}
     return sorted((one for one in found.staying if one.due or one.pod.uid in early), key=_turn)
 
@@ -279,9 +280,9 @@ def _turn(one: Standing) -> tuple[int, tuple[str, str]]:
 
 
 def _pick(due: Iterable[Standing], most: int, unasked: Sequence[Standing]) -> tuple[PodView, ...]:
-    """At most so many, and per budget no more than it allows now: the rest would surely be answered 429.
+    """At most `most` pods, and per budget no more than it allows now: the rest would surely be answered 429.
 
-    Where a budget allows none, one pod is tried all the same: our reading of it may be out of date. `unasked`: there is
+    If a budget allows none, one pod is tried anyway: our reading of the budget may be out of date. `unasked`: there is
     no time left to try these one after another.
     """
     room: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""Marks on a pod that ask not to disturb it, and until when they hold (docs/design/drain.md#p17, P18).
+"""Marks on a pod that ask not to disturb it, and until when they are valid (docs/design/drain.md#p17, P18).
 
-A value that nobody can read counts as a mark that holds: whoever set it wanted to protect the pod.
+A value that cannot be read counts as a valid mark: whoever set it wanted to protect the pod.
 """
 
 import re
@@ -17,7 +17,7 @@ SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 KARPENTER = "karpenter.sh/do-not-disrupt"
 CAPI_DRAIN = "cluster.x-k8s.io/drain"
 MAX_VALUE = 40
-"""Characters of a value that a message repeats."""
+"""The most characters of a value that a message repeats."""
 _GO_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -28,7 +28,7 @@ class Protection:
     """Why a pod is not to be disturbed."""
 
     text: str
-    """Which mark it is and what it says; the same as long as the pod is."""
+    """Which mark it is and what it says; it does not change while the pod exists."""
     until: datetime | None
     """When it ends by itself; None: not before the mark or the pod is gone."""
 
@@ -36,7 +36,7 @@ class Protection:
 def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
     """What protects the pod longest; None: nothing does. `now` None: a duration has no end.
 
-    That a finished or a leaving pod loses its protection is for the caller to know.
+    The caller has to know that a finished or leaving pod is no longer protected.
     """
     found = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
     return max(found, key=lambda one: (one.until or _NEVER, one.text), default=None)
@@ -48,7 +48,7 @@ def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protectio
 
 
 def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """`true`, or how long from its start, as Go writes durations; `false` asks for nothing."""
+    """`true`, or a duration from the pod's start as Go writes durations; `false` asks for nothing."""
     said, meant = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
     if meant == "false":
         return None
@@ -56,7 +56,7 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
         return Protection(said, None)
     seconds = _seconds(value.strip())
     if seconds is None:
-        wish = "is no duration such as 15m or 1h30m and counts as protection without an end"
+        wish = "is not a duration such as 15m or 1h30m, so it protects the pod without an end"
         return Protection(f"{said}, which {wish}", None)
     if pod.started is None:
         return Protection(f"{said}, counted from its start, and it has not started", None)
@@ -75,7 +75,7 @@ def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> 
 
 
 def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
-    """Whoever holds a GPU cannot be skipped: it has to be gone."""
+    """A pod that holds a GPU cannot be skipped: it has to be gone."""
     said, meant = f"Label {key} is {_quoted(value)}", value.lower()
     if meant == "skip":
         return Protection(f"{said}, and a pod that has to leave cannot be skipped", None)
@@ -97,7 +97,7 @@ def _quoted(value: str) -> str:
 
 
 def _seconds(text: str) -> float | None:
-    """A duration as Go's time.ParseDuration reads it; None: it is none, or a negative one."""
+    """A duration as Go's time.ParseDuration reads it; None: it is not a duration, or a negative one."""
     if text == "0":
         return 0.0
     parts = _GO_DURATION.findall(text)

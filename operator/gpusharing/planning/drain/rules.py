@@ -1,6 +1,6 @@
 """Rules of a policy about its pods, and pods that end by themselves (docs/design/drain.md#p19, T9-T12).
 
-The first rule that matches a pod decides; where none does, whether it is a job is asked last.
+The first rule that matches a pod decides; if none does, it matters whether the pod is a job.
 """
 
 from datetime import timedelta
@@ -25,10 +25,10 @@ JOB_KINDS = frozenset(
 )
 """API group and kind of controllers whose pods end by themselves. A JobSet's and a TrainJob's pods belong to Jobs."""
 RAY_ORIGIN = "ray.io/originated-from-crd"
-"""Label on the pods of a RayCluster; RayJob where it was made for one job."""
+"""Label on the pods of a RayCluster; RayJob if the cluster was made for one job."""
 
 Tier = tuple[int, bool]
-"""Who leaves first: by the order of the rule, then pods of the cluster's own priority classes last."""
+"""Which pods leave first: by the order of the rule, then pods of the cluster's own priority classes last."""
 
 
 @value
@@ -39,16 +39,16 @@ class Ruled:
     """Its place in drain.rules."""
     rule: DrainRule
     known: bool
-    """Whether it matches is known; False: the labels of the pod's namespace cannot be read."""
+    """Whether it matches for certain; False: unknown, the labels of the pod's namespace cannot be read."""
 
     @property
     def place(self) -> str:
-        """Where it stands in the policy."""
+        """Its path in the policy."""
         return f"spec.drain.rules[{self.index}]"
 
 
 def find_rule(pod: PodView, options: Drain) -> Ruled | None:
-    """The first rule that matches the pod, or may do so; None: none does."""
+    """The first rule that matches the pod, or may match it; None: none does."""
     for index, rule in enumerate(options.rules):
         if not selects(rule.pod_selector, pod.labels):
             continue
@@ -72,7 +72,7 @@ def is_empty(selector: Selector) -> bool:
 
 
 def is_job(pod: PodView) -> bool:
-    """T12: it ends by itself, and a controller that knows what that means has started it."""
+    """T12: it ends by itself, and a controller that understands completion started it."""
     if pod.restarts or pod.owner is None:
         return False
     group = pod.owner.api_version.partition("/")[0]
@@ -80,7 +80,7 @@ def is_job(pod: PodView) -> bool:
 
 
 def patience(pod: PodView, options: Drain) -> timedelta | None:
-    """How long after the cordon a pod that is to end by itself is waited for; None: as long as it runs."""
+    """How long after the cordon the drain waits for a pod that ends by itself; None: as long as it runs."""
     ruled = find_rule(pod, options)
     own = ruled.rule.timeout if ruled is not None else None
     return _wait(own or options.jobs.timeout)
@@ -91,6 +91,6 @@ def _wait(text: str) -> timedelta | None:
 
 
 def tier_of(pod: PodView, options: Drain) -> Tier:
-    """T9, T10: its turn; a lower tier is gone before the next one begins."""
+    """T9, T10: its turn; all pods of a lower tier are gone before the next tier begins."""
     ruled = find_rule(pod, options)
     return (ruled.rule.order if ruled is not None and ruled.known else 0, pod.system)

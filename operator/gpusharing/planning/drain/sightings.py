@@ -1,6 +1,6 @@
 """What several looks at a node in work add up to: since when LISTs find it empty, and since when its agent is quiet.
 
-A process remembers this between its passes, in `NodeWork`; one that was restarted looks anew.
+A process remembers this between passes, in `NodeWork`; after a restart it starts again.
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 
 KEPT = 32
-"""LISTs remembered of one node."""
+"""The most LISTs remembered of one node."""
 
 
 def looked(before: NodeWork | None, now: NodeWork, node: NodeView | None, scope: Scope) -> NodeWork:
@@ -31,7 +31,7 @@ def looked(before: NodeWork | None, now: NodeWork, node: NodeView | None, scope:
 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:
-    """The look with the agent's answer, when it closed NVML for the request that stands."""
+    """`work` with the agent's answer, once the agent has closed NVML for the current request."""
     observed = gpunode.observed if gpunode is not None else None
     if gpunode is None or observed is None or not observed.quiet or observed.request_id != gpunode.request_id:
         return work if not work.quiet_for else replace(work, quiet_for="", quiet_since=None)

@@ -1,7 +1,7 @@
-"""How each pod of a node stands in its drain (docs/design/drain.md): looked at once, for preflight and plan alike.
+"""The standing of each pod in the drain of its node (docs/design/drain.md): found once, for preflight and plan alike.
 
-What is asked of one pod is asked here: who decides about it (holders.py), what the server said of it last
-(evictions.py), which budgets guard it (pdb.py), and with these whether it may be evicted now.
+Everything about a single pod is found here: who decides about it (holders.py), what the server last said about it
+(evictions.py), which budgets guard it (pdb.py), and hence whether it may be evicted now.
 """
 
 from dataclasses import replace
@@ -31,32 +31,34 @@ STUCK_AFTER = timedelta(seconds=60)
 
 @value
 class Standing:
-    """One pod that holds a GPU and that no filter keeps: where its eviction stands in this pass."""
+    """One pod that holds a GPU and that no filter keeps, and the state of its eviction in this pass."""
 
     pod: PodView
     memory: EvictionMemory | None
-    """The server's last answer about it, as far as that still counts; None: it was not asked."""
+    """The server's last answer about it, if that still counts; None: no eviction was sent."""
     answer: Reason | None
-    """What that answer was."""
+    """The reason of that answer."""
     budgets: tuple[PdbView, ...]
-    """The budgets that the server will ask, by name; more than one: it refuses with certainty (E8)."""
+    """The budgets that the server will check, sorted by name; with more than one, it always refuses (E8)."""
     leaves: bool
-    """It needs no eviction of ours: it is terminating, accepted (E1), unknown to the server by now (E2, E3), or on a
+    """It needs no eviction from us: it is terminating, accepted (E1), no longer known to the server (E2, E3), or on a
     kubelet that does not answer (P13)."""
     due: bool
-    """It may be evicted now, as far as the pod goes; the pace and the room of its budget are the plan's."""
+    """Nothing about the pod itself keeps it from being evicted now; the plan adds the pace and the room of its
+    budget."""
     tier: Tier = (0, False)
-    """A lower one is gone before it is asked to go."""
+    """All pods of a lower tier are gone before it is evicted."""
     waits: bool = False
-    """It is to end by itself, and is not evicted now."""
+    """It should end by itself, and is not evicted now."""
     ends: datetime | None = None
-    """Until when it is waited for, NEVER where that has no end; None: it is not, or the node is not cordoned yet."""
+    """Until when the drain waits for it, NEVER if that has no end; None: it does not wait, or the node is not cordoned
+    yet."""
     spared: bool = False
-    """It is to end by itself, and is never evicted: past its time the change is given up."""
+    """It should end by itself and is never evicted: when its time is over, the change is given up."""
 
     @property
     def budget(self) -> PdbView | None:
-        """The one budget that decides about the eviction; None: none does, or several conflict."""
+        """The one budget that decides about the eviction; None: no budget does, or several conflict."""
         return self.budgets[0] if len(self.budgets) == 1 else None
 
     @property
@@ -71,7 +73,7 @@ class Standings:
 
     listed_at: datetime
     leaving: tuple[Standing, ...] = ()
-    """Only to be waited for."""
+    """They are already leaving."""
     staying: tuple[Standing, ...] = ()
     """To be evicted, now or later."""
     blocked: int = 0
@@ -81,11 +83,11 @@ class Standings:
     front: Tier = (0, False)
     """The tier whose turn it is: the lowest of all pods that hold a GPU, blocked ones included."""
     asked: tuple[datetime, ...] = ()
-    """When the evictions of the last `PACE` were sent, those of pods that are gone since included."""
+    """When the evictions of the last `PACE` were sent, including those of pods that are gone since."""
     throttled_until: datetime | None = None
-    """No eviction may be sent on this node before then; None: they may be (E7)."""
+    """No eviction may be sent on this node before then; None: evictions may be sent (E7)."""
     error: str = ""
-    """Why the pods could not be listed: then nothing else is known."""
+    """Why the pods could not be listed; nothing else is known then."""
     force_within: timedelta | None = None
     """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
     cordoned_at: datetime | None = None
@@ -102,8 +104,8 @@ def find_standings(
 ) -> Standings:
     """Look at every pod of the node once.
 
-    `cordoned`: the drain is under way. Before it nobody asks the server, so an answer whose wait is over would block
-    for ever and is left out.
+    `cordoned`: the drain is under way. Before it no eviction is sent, so an answer whose wait is over would block
+    forever and is left out.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)
@@ -128,7 +130,7 @@ def find_standings(
 
 
 def stuck_from(pod: PodView) -> datetime | None:
-    """When a pod that is to leave counts as stuck (T5); None: it is not leaving, or its time is beyond every clock."""
+    """When a leaving pod counts as stuck (T5); None: it is not leaving, or that time is later than any datetime."""
     try:
         return None if pod.deleted_at is None else pod.deleted_at + STUCK_AFTER
     except OverflowError:
@@ -141,12 +143,12 @@ def force_within(options: Drain, scope: Scope) -> timedelta | None:
 
 
 def asks_for_force(options: Drain) -> bool:
-    """Whether the policy wants what is left at the end of the drain deleted."""
+    """Whether the policy wants the pods that are left at the end of the drain deleted."""
     return options.on_timeout == "ForceDelete"
 
 
 def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now: datetime) -> Standing:
-    """With its tier, and whether it is waited for (T9-T12)."""
+    """The same with its tier, and whether the drain waits for it (T9-T12)."""
     one = replace(one, tier=tier_of(one.pod, options))
     if one.pod.uid not in found.waited or one.leaves:
         return one
@@ -160,7 +162,7 @@ def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now:
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
-    """Nobody is evicted before it is the turn of its tier, nor while pods of that tier are waited for."""
+    """No pod is evicted before the turn of its tier, nor while the drain waits for pods of that tier."""
     waits = any(one.waits and one.tier == front for one in standings)
     return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
 
@@ -169,14 +171,14 @@ def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: dat
     answer = None if memory is None else reason_of(memory.reason)
     budgets = pdb.asked(pod, work.pdbs)
     leaves = pod.deleted_at is not None or pod.phase == "Unknown" or _is_answered(memory, answer, work)
-    # One that was asked for since the LIST was begun is left alone: an eviction whose answer was lost may have been
-    # accepted. With two budgets the server would refuse with certainty.
+    # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
+    # accepted. With two budgets the server always refuses.
     waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
     return Standing(pod, memory, answer, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
 
 
 def _is_answered(memory: EvictionMemory | None, answer: Reason | None, work: NodeWork) -> bool:
-    """Accepted (E1); or the server knows no such pod any more, and only a newer LIST tells more (E2, E3)."""
+    """Accepted (E1); or the server no longer knows the pod, and only a newer LIST shows more (E2, E3)."""
     if memory is None:
         return False
     if answer is Reason.PODS_LEAVING:

@@ -1,1 +1,1 @@
-"""What can a card do, into which layouts can it be divided, and is it well?"""
+"""What can a card do, into which layouts can it be divided, and is it healthy?"""

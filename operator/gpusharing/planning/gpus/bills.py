@@ -1,8 +1,9 @@
 """What GPU time costs whom: arithmetic on whole numbers and fractions, so that a bill adds up to the cent.
 
 A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the price,
-rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). What spans pools is a
-sum of such parts. So tenants, idle, stranded and transition always are the pool, and the pools the total.
+rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). An amount across
+pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and the pools to the
+total.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,14 +29,14 @@ class Part(StrEnum):
 
 
 class Basis(StrEnum):
-    """What the time that a tenant held is."""
+    """How the time of a tenant was found."""
 
     MEASURED = "measured"
     """A device that no other pod could use."""
     RESERVED = "reserved"
-    """Replicas of a shared device: how many were reserved, whoever computed."""
+    """Replicas of a shared device: how many were reserved, whichever pod computed."""
     ESTIMATE = "estimate"
-    """Nobody knows whether the device was shared."""
+    """It is unknown whether the device was shared."""
     NONE = ""
     """No tenant held it."""
 
@@ -47,21 +48,21 @@ class Price:
     amount: Fraction
     currency: str
     source: str
-    """Who says so, for people."""
+    """The source of the price, for people."""
 
 
 @value
 class Cell:
-    """What time is counted for: the finest division of a bill."""
+    """What time is counted by: the finest division of a bill."""
 
     policy: str
     tenant: str
-    """Who is billed; of what nobody held, the empty text."""
+    """Who is billed; the empty string for time that nobody held."""
     part: Part
     resource: str
     basis: Basis
     price: Price | None
-    """None: nobody knows."""
+    """None: unknown."""
 
 
 @value
@@ -70,14 +71,14 @@ class Row:
 
     tenant: str
     policy: str
-    """Of a bill by policies; else the empty text."""
+    """In a bill by policies; else the empty string."""
     part: Part
     resource: str
     basis: Basis
     micros: int
     """Microseconds of whole GPUs."""
     currency: str
-    """The empty text: the price is not known."""
+    """The empty string: the price is not known."""
     cents: int | None
 
 
@@ -101,7 +102,7 @@ class Total:
     micros: int
     cents: int | None
     parts: Mapping[Part, int]
-    """Cents of each part; nothing where the price is not known."""
+    """Cents of each part; empty if the price is not known."""
 
 
 @value
@@ -114,7 +115,7 @@ class Bill:
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
-    """The bill for microseconds of GPUs by cell. `by_policy`: a policy has rows of its own for all of its parts.
+    """The bill for microseconds of GPUs by cell. `by_policy`: every policy has its own rows for all of its parts.
 
     Raises ValueError for a time or a price below 0: no bill has these.
     """
@@ -138,7 +139,7 @@ def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
-    """Each amount rounded down; what the whole then lacks goes to those that lost most, of equals to the first.
+    """Each amount rounded down; the rest of the whole goes to those that lost most, in a tie to the first.
 
     `whole` is the rounded sum of `exact`, which are not below 0.
     """

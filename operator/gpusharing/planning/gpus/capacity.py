@@ -1,6 +1,6 @@
 """How much memory a card and each of its MIG instances have for workloads, and which profile is large enough.
 
-The number in a profile's name is nominal: an instance has less, and nobody can compute how much less. `_SEEN` is what
+The number in a profile's name is nominal: an instance has less, and how much less cannot be computed. `_SEEN` is what
 ``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as in
 tests/planning/mig-facts.yaml, which names them). It varies by 0.1 to 0.5 GiB with the driver.
 """
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from gpusharing.planning.gpus.cards import Card, Profile
 
 HEADROOM = 1.2
-"""Of memory: allocators, caches and bursts need a fifth more than the peak that was seen."""
+"""Factor on memory: allocators, caches and bursts need a fifth more than the peak seen."""
 _CARD = 0.95
-"""GiB of a whole card for each GB of its name, where nobody has printed how much it has."""
+"""GiB of a whole card for each GB of its name, if there is no capture of it."""
 _INSTANCE = 0.88
-"""GiB of an instance for each GB of its name, where there is no capture. The least of all captures is 16.0 GiB of an
-H200's 1g.18gb, 0.89; what is assumed must not be more than what is there."""
+"""GiB of an instance for each GB of its name, if there is no capture. The least of all captures is 16.0 GiB of an
+H200's 1g.18gb, 0.89; the assumption must not exceed the real size."""
 _SEEN: Mapping[str, Mapping[int, float]] = {
     "a30": {6: 5.81, 12: 11.69, 24: 23.5},
     "a100-40gb": {5: 4.75, 10: 9.62, 20: 19.5, 40: 39.25},
@@ -26,11 +26,11 @@ _SEEN: Mapping[str, Mapping[int, float]] = {
     "h200-141gb": {18: 16.0, 35: 32.5, 71: 69.8, 141: 140.0},
     "rtx-pro-6000-blackwell": {24: 23.62, 48: 47.38, 96: 95.0},
 }
-"""GiB of an instance, by card and the GB in the profile's name: profiles of as many GB have as much."""
+"""GiB of an instance, by card and the GB in the profile's name: profiles with the same number have the same memory."""
 
 
 def memory_of(card: Card) -> float:
-    """GiB of the whole card, as far as is known: all of it, or what its largest instance has, or what is assumed."""
+    """GiB of the whole card, as far as known: its total, or the memory of its largest instance, or an assumption."""
     if card.memory_mib:
         return card.memory_mib / 1024
     return _SEEN.get(card.key, {}).get(card.memory_gb, card.memory_gb * _CARD)
@@ -44,14 +44,14 @@ def usable(card: Card, profile: Profile) -> float:
 
 
 def plain_profiles(card: Card) -> tuple[Profile, ...]:
-    """The profiles that are a part of the card and have no attribute such as +me or +gfx, smallest first; of as much
-    memory the one with more instances first."""
+    """The profiles that are a part of the card and have no attribute such as +me or +gfx, smallest first; with equal
+    memory, the one with more instances first."""
     whole = max((profile.slices for profile in card.profiles), default=0)
     plain = [one for one in card.profiles if not {"+", "-"} & set(one.name) and one.slices < whole]
     return tuple(sorted(plain, key=lambda one: (one.memory_gb, -one.max_count)))
 
 
 def smallest(card: Card, gib: float) -> Profile | None:
-    """The profile with the least memory that holds so much, of those as small the one with more instances; None: only
-    the whole card would, or not even that."""
+    """The profile with the least memory that holds this much, in a tie the one with more instances; None: only the
+    whole card does, or not even that."""
     return next((one for one in plain_profiles(card) if usable(card, one) >= gib), None)

@@ -1,9 +1,8 @@
-"""What was seen over days in a few hundred numbers: a histogram with buckets that grow by 5 % and weights that halve
-in a day.
+"""Days of samples in a few hundred numbers: a histogram with buckets that grow by 5 % and weights that halve in a day.
 
 The scheme is that of the Vertical Pod Autoscaler (kubernetes/autoscaler, pkg/recommender/model/
 aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory and CPU). One difference:
-there the width of a bucket grows by 5 %, here its bounds do, so that no value is told more than 5 % too high.
+there the width of a bucket grows by 5 %, here its bounds do, so that no value is reported more than 5 % too high.
 
 They are built anew for each question: what lasts is Prometheus' (docs/adr/0048).
 """
@@ -18,7 +17,7 @@ from gpusharing.planning.words.values import value
 GROWTH = 1.05
 HALF_LIFE = timedelta(hours=24)
 _NEGLIGIBLE = 2.0**-60
-"""Of the heaviest bucket: what weighs less than that changes no percentile and is dropped (after two months)."""
+"""Relative to the heaviest bucket: a lighter one changes no percentile and is dropped (after two months)."""
 
 
 class Sample(NamedTuple):
@@ -35,12 +34,12 @@ class Scale:
 
     name: str
     first: float
-    """The first bucket is from 0 to here; what is less is told as this."""
+    """The first bucket is from 0 to here; smaller values are reported as this."""
     last: float
-    """What is more is told as this."""
+    """Larger values are reported as this."""
 
     def bucket(self, value: float) -> int:
-        """Bucket n > 0 has what is above first x GROWTH^(n-1), up to first x GROWTH^n."""
+        """Bucket n > 0 has values above first x GROWTH^(n-1), up to first x GROWTH^n."""
         if value <= self.first:
             return 0
         index = ceil(log(min(value, self.last) / self.first) / log(GROWTH) - 1e-9)
@@ -59,7 +58,7 @@ ACTIVITY = Scale("activity", 0.001, 1.0)
 
 @value
 class Histogram:
-    """What was seen, newer samples weighing more. Bounded: a weight for each bucket of the scale at most."""
+    """The samples seen, with newer ones weighing more. Bounded: at most one weight for each bucket of the scale."""
 
     scale: Scale
     weights: tuple[tuple[int, float], ...] = ()
@@ -72,10 +71,10 @@ class Histogram:
     highest: float = 0.0
 
     def percentile(self, part: float) -> float:
-        """The least value that at least `part` of the weight does not exceed, told up to 5 % too high and never above
-        the highest sample; 0 without samples. ValueError: `part` is not within 0 to 1."""
+        """The least value that at least `part` of the weight does not exceed, reported up to 5 % too high and never
+        above the highest sample; 0 without samples. ValueError: `part` is not within 0 to 1."""
         if not 0 <= part <= 1:
-            raise ValueError(f"a percentile is from 0 to 1, for example 0.99; not {part}")
+            raise ValueError(f"a percentile is a number from 0 to 1, for example 0.99, not {part}")
         wanted = part * fsum(weight for _, weight in self.weights)
         reached = 0.0
         for bucket, weight in self.weights:
@@ -86,15 +85,13 @@ class Histogram:
 
 
 def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> Histogram:
-    """Of samples in any order. ValueError: one is negative or not a number."""
+    """A histogram of samples in any order. ValueError: a sample is negative or not a number."""
     found = [Sample(*one) for one in samples]
     if not found:
         return Histogram(scale)
     wrong = next((one for one in found if not isfinite(one.value) or one.value < 0), None)
     if wrong is not None:
-        raise ValueError(
-            f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is no value that was measured"
-        )
+        raise ValueError(f"{scale.name}: {wrong.value} at {wrong.at:%Y-%m-%d %H:%M} is not a measured value")
     last = max(one.at for one in found)
     weights: dict[int, list[float]] = {}
     for one in found:

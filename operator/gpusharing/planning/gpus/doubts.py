@@ -1,4 +1,4 @@
-"""What a card reports of its MIG profiles against our table: the card wins, and people are told."""
+"""The MIG profiles that a card reports against our table: the card wins, and a message says so."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -8,14 +8,14 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 TOLD = 3
-"""Differences that a message names."""
+"""The most differences that a message names."""
 
 
 @lru_cache(maxsize=64)
 def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     """Why the profiles of a card are less certain than usual; nothing is decided from it.
 
-    None where card and table agree, where only one of them knows, and where the table is known to be right.
+    None if card and table agree, if only one of them knows, and if the table is known to be right.
     """
     card = find_card(product)
     if card is None or not card.profiles or card.nvml_counts_wrong:
@@ -23,8 +23,8 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
     if not reported:
         return Finding(
             Reason.PROFILES_FROM_TABLE,
-            f"the driver lists no MIG profiles of {product}, so our table is used; if a layout is refused that should"
-            " fit, update the driver",
+            f"the driver lists no MIG profiles of {product}, so the operator uses its own table; if it refuses a"
+            " layout that should fit, update the driver",
         )
     known = {profile.name: profile for profile in card.profiles}
     found = [text for profile in reported if (text := _difference(profile, known))]
@@ -32,13 +32,13 @@ def find_doubt(product: str, reported: tuple[Profile, ...]) -> Finding | None:
         return None
     return Finding(
         Reason.CARD_DIFFERS,
-        f"{product} reports {'; '.join(found[:TOLD])}. What the card reports is used; please tell us, so that our table"
-        " is corrected",
+        f"{product} reports {'; '.join(found[:TOLD])}. The operator uses what the card reports; please open an issue,"
+        " so that the table can be corrected",
     )
 
 
 def _difference(profile: Profile, known: Mapping[str, Profile]) -> str:
-    """What the card says of one profile and the table does not; what one of them leaves open is no difference."""
+    """How card and table differ on one profile; what one of them leaves open is not a difference."""
     same = known.get(profile.name)
     if same is None:
         return f"{profile.name}, which our table does not have"

@@ -1,4 +1,4 @@
-"""Drivers under which no GPU is repartitioned: those that CVE-2026-24197 affects, and those that an admin names.
+"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197, and those that an admin names.
 
 CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
 data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
@@ -20,7 +20,7 @@ _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def _find_no_version(entry: str) -> str:
-    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the beginning of one"
+    return "" if _VERSION.fullmatch(entry) else f"{entry!r} is not a driver version or the start of one"
 
 
 DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
@@ -38,7 +38,7 @@ def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> s
     for name in named:
         beginning = _numbers(name)
         if beginning and numbers[: len(beginning)] == beginning:
-            return f"driver {version} is among operator.unsafeDrivers ({name}); update it"
+            return f"driver {version} is in operator.unsafeDrivers ({name}); update it"
     fixed = FIXED.get(numbers[0])
     if refuse_affected and fixed is not None and numbers < _numbers(fixed):
         return (
@@ -48,7 +48,7 @@ def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> s
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The parts of a version; empty for text that is none."""
+    """The parts of a version; empty for text that is not a version."""
     # Nine digits are more than any version has, and few enough for int() whatever a label says.
     if not _VERSION.fullmatch(version) or any(len(part) > 9 for part in version.split(".")):
         return ()

@@ -126,10 +126,10 @@ def find_fit(layout: Layout, profiles: Sequence[Profile]) -> Fit:
 def nearest(layout: Layout, profiles: Sequence[Profile]) -> Layout | None:
     """The legal layout closest to ``layout``; None for a card without profiles.
 
-    A name that the card does not offer becomes the profile with the same compute slices (else the closest
-    number), then the nearest memory, then the same attribute, then the smaller one: 1g.20gb is 1g.18gb on an
-    H200. Then the fewest instances are dropped; of equal choices the one that keeps more compute slices, then
-    more memory. A request with no readable name gets one instance of the largest profile.
+    A name that the card does not offer becomes the profile with the same compute slices (else the closest number),
+    then the nearest memory, then the same attribute, then the smaller one: 1g.20gb is 1g.18gb on an H200. Then the
+    fewest instances are dropped; among equal choices the one that keeps more compute slices, then more memory. A
+    request with no readable name gets one instance of the largest profile.
     """
     if not profiles:
         return None
@@ -262,14 +262,14 @@ class _Offer:
         return tuple(placed)
 
     def _shapes(self, layout: Layout) -> "tuple[_Shape, ...]":
-        """The layout as the placement search sees it: profiles that lie alike are one, the widest first."""
+        """The layout as the placement search sees it: profiles with the same placements are one, the widest first."""
         shapes: Counter[tuple[tuple[int, ...], int]] = Counter()
         for name, count in layout:
             shapes[self.by_name[name].starts, self.by_name[name].size] += count
         return tuple(sorted(((*s, n) for s, n in shapes.items()), key=lambda shape: (-shape[1], shape)))
 
     def legal_layouts(self, most: Mapping[str, int]) -> Iterator[Layout]:
-        """Every legal layout with at most ``most`` of each profile; what is legal is downward closed."""
+        """Every legal layout with at most ``most`` of each profile; legal layouts are downward closed."""
 
         def extend(names: Sequence[str], chosen: Layout) -> Iterator[Layout]:
             if not names:
@@ -339,8 +339,8 @@ def _place(shapes: tuple[_Shape, ...], taken: int = 0) -> tuple[tuple[int, ...],
 
 
 def _choices(shape: _Shape, taken: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Starts for all of one shape, and the units in use then. Nothing is built upon a start that overlaps: a card that
-    somebody made up may offer many."""
+    """Starts for all of one shape, and the units in use then. An overlapping start is never extended: an invented card
+    may offer many."""
     starts, size, count = shape
     if not count:
         yield (), taken

@@ -1,8 +1,8 @@
-"""Is a GPU well enough to be reconfigured? The rules are data: which fact, which reason, what a person does.
+"""Is a GPU healthy enough to be reconfigured? The rules are data: which fact, which reason, what a person does.
 
-The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that sees
-and what it does not). Running pods are nobody's business here: an unhealthy GPU keeps serving, as far as NVIDIA's
-device plugin lets it. It is only not given another mode or layout until a person has acted.
+The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that sees and
+what it does not). Running pods are left alone: an unhealthy GPU keeps serving, as far as NVIDIA's device plugin lets
+it. It only gets no other mode or layout until a person has acted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -16,12 +16,13 @@ REACHABLE = "Ok"
 
 @value
 class Vitals:
-    """What NVML tells of one GPU's health. Counts are reduced to yes or no, so that one that grows changes nothing."""
+    """What NVML reports about one GPU's health. Counts are reduced to yes or no, so that a growing count changes
+    nothing."""
 
     access: str = REACHABLE
     """Ok, Lost, ResetRequired or Failed: whether NVML can talk to the GPU."""
     recovery: str | None = None
-    """What the driver asks for (NVML field 230, since R565); None where it does not say."""
+    """The action that the driver asks for (NVML field 230, since R565); None if it does not say."""
     ecc_errors: bool = False
     """Uncorrected ECC errors since the last reset."""
     remap_pending: bool = False
@@ -29,7 +30,7 @@ class Vitals:
     xid: int | None = None
     """The first XID of XIDS that the agent heard."""
     error: str = ""
-    """What NVML answers where access is Failed."""
+    """NVML's error if access is Failed."""
 
 
 WELL = Vitals(recovery="None")
@@ -45,7 +46,7 @@ XIDS: Mapping[int, str] = {
     143: "GPU initialisation error",
 }
 """XIDs after which a GPU needs a reset or a reboot (NVIDIA, XID Errors, docs.nvidia.com/deploy/xid-errors). The many
-others are about an application, about NVLink, or are told by the fields above."""
+others are about an application, about NVLink, or are covered by the fields above."""
 
 NO_ACTION = "None"
 _RESET = "drain the node, then reset the GPU (nvidia-smi -r) or reboot the node"
@@ -53,7 +54,7 @@ _REBOOT = "drain and reboot the node"
 RECOVERIES: Mapping[str, str] = {
     "Reset": _RESET,
     "Reboot": _REBOOT,
-    "DrainP2P": "end the applications that use peer-to-peer traffic of this GPU",
+    "DrainP2P": "stop the applications that use peer-to-peer traffic of this GPU",
     "DrainAndReset": _RESET,
     "RecoverIMEX": "recover the IMEX domain of the node",
     "BusReset": "drain the node and reset the GPU's PCIe bus, or reboot the node",
@@ -64,7 +65,7 @@ RECOVERIES: Mapping[str, str] = {
 
 
 NO_TROUBLE = Finding(Reason.NO_TROUBLE, "every GPU is healthy")
-"""What is found of GPUs of which nothing is wrong."""
+"""The finding for GPUs without trouble."""
 
 
 @value
@@ -74,7 +75,7 @@ class Rule:
     reason: Reason
     holds: Callable[[Vitals], bool]
     says: Callable[[Vitals], str]
-    """What is so and what to do, without the GPU."""
+    """The trouble and what to do about it, without the GPU."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -110,7 +111,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         Reason.XID_SEEN,
-        # Where the driver says what its XIDs call for, that counts: it ends with the trouble, a memory does not.
+        # If the driver names the recovery for its XIDs, that counts: it ends with the trouble, a memory does not.
         lambda gpu: gpu.xid is not None and gpu.recovery is None,
         lambda gpu: (
             f"XID {gpu.xid} ({XIDS.get(gpu.xid or 0, 'critical')}); {_RESET}, then delete the agent's pod"
@@ -122,7 +123,7 @@ RULES: tuple[Rule, ...] = (
         lambda gpu: f"uncorrected ECC errors since the last reset; {_RESET}",
     ),
 )
-"""Gravest first; the first that holds is told. A test pins the order."""
+"""Gravest first; the first that applies is reported. A test pins the order."""
 
 
 def is_well(found: Finding) -> bool:
@@ -131,7 +132,8 @@ def is_well(found: Finding) -> bool:
 
 
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
-    """NO_TROUBLE, or the gravest trouble among GPUs given as (index, vitals). Equal facts give equal texts."""
+    """NO_TROUBLE, or the gravest trouble among the GPUs, which are given as (index, vitals). Equal facts give equal
+    texts."""
     ill = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
     if not ill:
         return NO_TROUBLE

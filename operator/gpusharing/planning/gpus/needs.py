@@ -1,8 +1,8 @@
-"""What a workload needs of a GPU, by what it used: memory, part of the compute, and how sure that is.
+"""How much of a GPU a workload needs, by what it used: memory, part of the compute, and how sure that is.
 
 - *Memory*: the 99th percentile of the hourly peaks with headroom, and never less than a tenth above the highest peak:
-  who runs out of memory is killed, so nothing of it is given up for a price. People plan with 20 to 30 % of headroom.
-- *Compute*: a percentile of the activity. Who gets less is slower, no more.
+  a pod that runs out of memory is killed, so memory is never traded for price. People plan with 20 to 30 % of headroom.
+- *Compute*: a percentile of the activity. A pod that gets less is only slower.
 - *Nothing* where the history is too short, or where memory is flat beside little activity: servers such as vLLM take
   most of the memory at their start, so that what is in use is a setting and no need. Their owner has to say it.
 """
@@ -23,24 +23,24 @@ MIN_POINTS = 24
 """Hourly peaks below which nothing is advised. KRR wants 100 points of any step and 3 hours (robusta-dev/krr
 robusta_krr/strategies/simple.py); a day is the shortest time in which day and night can differ."""
 MIN_SPAN = timedelta(hours=24)
-"""From the first hour's beginning to the last one's end."""
+"""From the beginning of the first hour to the end of the last."""
 FLAT = 0.95
 """Memory is flat when the lowest hourly peak is at least this part of the highest."""
 FILLED = 0.5
-"""Of the device's memory: below that nobody has taken most of it at the start."""
+"""Part of the device's memory: below it no program has taken most of the memory at its start."""
 LOW_ACTIVITY = 0.5
 """Activity is low when its part of the card's compute is below this part of memory's part of the card's memory."""
 COVERED = 0.8
-"""Hours with a peak, of all hours of the span; below that there are gaps worth telling."""
+"""Hours with a peak, of all hours of the span; below that there are gaps worth reporting."""
 IDLE = 0.01
-"""Activity below which nothing computes."""
+"""Activity below this means that nothing computes."""
 _HOUR = timedelta(hours=1)
 _DAY = timedelta(days=1)
 
 
 class Goal(StrEnum):
-    """What a recommendation is to be good at. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
-    98th percentile) it says which part of the use a profile has to hold."""
+    """What a recommendation optimises. As in Kruize (kruize/autotune, RecommendationConstants.java: the 60th and
+    98th percentile) it decides which part of the use a profile has to hold."""
 
     COST = "cost"
     """As few GPUs as hold 95 % of the activity."""
@@ -53,19 +53,19 @@ class Level:
     """Which part of its use a workload gets."""
 
     headroom: float
-    """Times the 99th percentile of memory."""
+    """Factor on the 99th percentile of memory."""
     activity: float
     """Percentile of activity, 0 to 1."""
 
 
 MEMORY_PART = 0.99
 RARE = 1.1
-"""Times the highest peak: of peaks that come a few times in a fortnight, the next may be a little higher."""
+"""Factor on the highest peak: if peaks come a few times in a fortnight, the next may be a little higher."""
 LEVELS: Mapping[Goal, Level] = {Goal.COST: Level(1.2, 0.95), Goal.PERFORMANCE: Level(1.3, 0.98)}
 
 
 class Confidence(StrEnum):
-    """How much a need rests on: days of hours that were seen, as VPA counts (logic/estimator.go, getConfidence)."""
+    """How much data a need rests on: days of hours seen, as VPA counts (logic/estimator.go, getConfidence)."""
 
     NONE = "none"
     """Nothing is advised."""
@@ -77,7 +77,7 @@ class Confidence(StrEnum):
 
 
 class Doubt(StrEnum):
-    """What is not known of a workload."""
+    """What is not known about a workload."""
 
     TOO_LITTLE = "too little history"
     PREALLOCATED = "LIKELY PREALLOCATED"
@@ -87,7 +87,7 @@ class Doubt(StrEnum):
 
 @value(order=True)
 class Workload:
-    """Whose pods they are."""
+    """The owner of some pods."""
 
     namespace: str
     kind: str
@@ -108,11 +108,11 @@ class Holding:
 
 @value
 class History:
-    """What a workload used. A sample is that of the pod that used most, of its devices the one with most."""
+    """What a workload used. A sample is that of the pod that used most, on the device with the highest use."""
 
     workload: Workload
     pods: int
-    """At once, the most in the window."""
+    """The most at the same time in the window."""
     holds: Holding
     memory: tuple[Sample, ...]
     """For each hour its highest use, in bytes, with the hour's end as its time."""
@@ -120,7 +120,7 @@ class History:
     """Part of a whole card's compute that was in use, 0 to 1: that of an instance times its part of the card's slices.
     None: nobody measured it."""
     declared: int | None = None
-    """Bytes that the owner says a pod needs; it wins over what was seen."""
+    """Bytes that a pod needs according to its owner; this wins over what was seen."""
     of_device: bool = False
     """Whether some of the activity is that of a whole device which other pods held too: more than a pod took."""
 
@@ -160,7 +160,7 @@ class Need:
 
 
 def find_need(history: History, card: Card, goal: Goal) -> Need:
-    """By what was seen on `card`. ValueError: a sample is negative or no number, or activity is above 1."""
+    """The need by the use seen on `card`. ValueError: a sample is negative or not a number, or activity is above 1."""
     memory = build(MEMORY, history.memory)
     activity = _activity(history)
     level = LEVELS[goal]
@@ -188,12 +188,12 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
 
 
 def _activity(history: History) -> Histogram | None:
-    """None where nobody measured it, or not for long enough to say anything."""
+    """None if it was not measured, or not for long enough."""
     if history.activity is None or len(history.activity) < MIN_POINTS:
         return None
     found = build(ACTIVITY, history.activity)
     if found.highest > 1:
-        raise ValueError(f"activity: {found.highest} is no part of a card; for example 0.35")
+        raise ValueError(f"activity: {found.highest} is not a part of a card; for example 0.35")
     return found
 
 
@@ -215,7 +215,7 @@ def _doubts(
 
 
 def _is_preallocated(history: History, memory: Histogram, compute: float | None, card: Card) -> bool:
-    """Flat, most of the device, and little activity beside it. Where nobody measured activity, nobody can say."""
+    """Flat, most of the device, and with little activity. Unknown if activity was not measured."""
     whole = memory_of(card) * GIB
     if compute is None or not memory.samples or not whole:
         return False
@@ -255,6 +255,6 @@ def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[
             f"{round(MIN_SPAN / _HOUR)} h are needed"
         )
     if Doubt.PREALLOCATED in doubts:
-        return "memory is flat and activity low, so what is in use may be a setting: say what it needs"
+        return "memory is flat and activity low, so the program may just reserve it: say what it needs"
     days = min(span / _DAY, memory.samples / 24)
     return f"{days:.0f} days of data" if days >= 1.5 else "1 day of data"

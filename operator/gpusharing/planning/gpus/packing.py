@@ -1,8 +1,8 @@
 """On how few GPUs do these instances fit? Exact: over legal layouts of the card, never over sums of slices alone.
 
-Two 3g.40gb and a 1g.10gb have 7 compute slices together, as many as the card, and do not fit; so GPUs are filled one by
-one with layouts that `geometry` calls legal. A GPU is only ever filled until nothing more of what is left fits on it:
-because a legal layout stays legal without one of its instances, that loses no solution.
+Two 3g.40gb and a 1g.10gb have 7 compute slices together, as many as the card, and do not fit; so GPUs are filled one
+by one with layouts that `geometry` calls legal. A GPU is only ever filled until nothing more of what is left fits on
+it: because a legal layout stays legal without one of its instances, no solution is lost.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ Counts = tuple[int, ...]
 
 
 class Packer:
-    """Answers for one card. Remembers what it has worked out, so ask the same one again."""
+    """Answers for one card. It remembers its results, so reuse the same packer."""
 
     def __init__(self, card: Card) -> None:
         self.profiles = plain_profiles(card)
@@ -33,12 +33,12 @@ class Packer:
         self._fits = cache(self._find_fit)
 
     def fewest(self, wanted: Counts, most: int) -> int | None:
-        """GPUs that hold `wanted`; None: more than `most`."""
+        """The fewest GPUs that hold `wanted`; None: more than `most`."""
         return next((gpus for gpus in range(self.least(wanted), most + 1) if self._fits(wanted, gpus)), None)
 
     def pack(self, wanted: Counts, gpus: int) -> tuple[Layout, ...]:
-        """A layout for each of `gpus` GPUs that together hold `wanted`; fewer where fewer do. Where that works, a
-        GPU has one profile: that is easier to read. ValueError: that many do not hold it."""
+        """A layout for each of `gpus` GPUs that together hold `wanted`; fewer if fewer suffice. If possible, a GPU has
+        only one profile, which is easier to read. ValueError: that many do not hold it."""
         layouts = []
         while any(wanted):
             gpus -= 1
@@ -51,15 +51,15 @@ class Packer:
         return tuple(layouts)
 
     def least(self, wanted: Counts) -> int:
-        """A number of GPUs with fewer of which it cannot be done, by slices, memory units and maxima."""
+        """A lower bound for the number of GPUs, by slices, memory units and maxima."""
         alone = [-(-count // one.max_count) for count, one in zip(wanted, self.profiles, strict=True)]
         slices = -(-self._sum(wanted, "slices") // self._slices) if self._slices else 0
         units = -(-self._sum(wanted, "size") // self._units) if self._units else 0
         return max(slices, units, *alone, 0)
 
     def fill_up(self, layout: Layout, wanted: Collection[str]) -> Layout:
-        """The layout with what else fits on its GPU: as many instances as possible of profiles that are wanted, then
-        of as few profiles as possible, then with as little as possible stranded."""
+        """The layout with whatever else fits on its GPU: as many instances as possible of wanted profiles, then of as
+        few profiles as possible, then with as little stranded as possible."""
         counts = self._counts(layout)
         asked = {self._index[name] for name in wanted}
 

@@ -1,10 +1,10 @@
-"""Which layout a pool should have, by what all its workloads need.
+"""Which layout a pool should have, given what all its workloads need.
 
 A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is one
 template for a node and how many nodes it takes. Workloads whose smallest profile is the same get the same profile, a
-larger one where that takes fewer GPUs: an explanation that fits into a sentence, and few resource names in manifests.
+larger one if that takes fewer GPUs: an explanation that fits into a sentence, and few resource names in manifests.
 
-On no more nodes than the pool has, or else on as few more as it takes:
+On no more nodes than the pool has, or else on as few additional ones as possible:
 
 - *cost*: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
 - *performance*: the most room for the workload that has least; then the most slices for all; then the fewest GPUs.
@@ -36,9 +36,9 @@ class ModelPool:
     name: str
     card: Card
     nodes: tuple[int, ...]
-    """GPUs of each node. Where they differ, a policy can only name one layout for all GPUs."""
+    """GPUs of each node. If they differ, a policy can only name one layout for all GPUs."""
     used: int
-    """GPUs that pods hold now, or parts of them."""
+    """GPUs that pods hold now, completely or in part."""
 
     @property
     def gpus(self) -> int:
@@ -52,20 +52,20 @@ class Occupied:
 
     gpu: str
     pods: tuple[tuple[Workload, int], ...]
-    """Whose, and how many."""
+    """The workloads and how many pods of each."""
 
 
 class Bound(StrEnum):
-    """Why a workload gets that much."""
+    """Why a workload gets this much."""
 
     MEMORY = "memory-bound"
-    """A smaller profile has not enough memory."""
+    """A smaller profile does not have enough memory."""
     COMPUTE = "compute-bound"
-    """A smaller profile has enough memory and not enough compute."""
+    """A smaller profile has enough memory but not enough compute."""
     SMALLEST = "fits smallest"
     """The card has no smaller profile."""
     LAYOUT = "larger than needed"
-    """The layout of the pool has nothing smaller that is left, or gives more room."""
+    """The layout of the pool has nothing smaller left, or gives more room."""
     WHOLE = "needs whole GPUs"
 
 
@@ -78,16 +78,16 @@ class Misplaced(StrEnum):
     APART = "needs a pool of whole GPUs"
     """The nodes have one GPU each, or differ, so that one policy cannot divide some GPUs and leave others whole."""
     DEVICES = "holds several instances or shares"
-    """Of one pod, which have to be on one node: nobody advises on such."""
+    """One pod holds several, which have to be on one node: there is no advice for such pods."""
 
 
 @value
 class Placed:
-    """A workload and what each of its pods is to ask for."""
+    """A workload and what each of its pods should ask for."""
 
     need: Need
     profile: str
-    """The empty text: whole GPUs."""
+    """The empty string: whole GPUs."""
     gpus: int
     """Whole GPUs of each pod; 0 with a profile."""
     bound: Bound
@@ -100,17 +100,17 @@ class Unplaced:
     need: Need
     why: Misplaced
     gpus: int = 0
-    """Whole GPUs of each pod, where that is what it needs."""
+    """Whole GPUs of each pod, if it needs whole GPUs."""
 
 
 @value
 class Portion:
-    """GPUs of a node that are divided alike."""
+    """GPUs of a node with the same layout."""
 
     layout: Layout | None
     """None: whole."""
     indexes: tuple[int, ...]
-    """On each node, as NVML counts."""
+    """The indexes on each node, as NVML counts."""
     gpus: int
     """On all nodes that are needed."""
 
@@ -127,11 +127,11 @@ class Stranded:
 
 @value
 class CoLocation:
-    """A GPU on which pods would want more memory than others' GPUs do, if all had their highest peak at once."""
+    """The GPU on which pods would want the most memory if all had their highest peak at once."""
 
     gpu: str
     parts: tuple[tuple[Workload, int, float], ...]
-    """Whose, how many pods, bytes of each; the largest first."""
+    """Workload, number of pods, bytes of each; the largest first."""
     memory: float
     """Bytes of the card."""
 
@@ -157,23 +157,23 @@ class Recommendation:
     placed: tuple[Placed, ...]
     unplaced: tuple[Unplaced, ...]
     nodes: int
-    """That are needed."""
+    """The number of nodes needed."""
     gpus: int
-    """That are needed: of these nodes those that are divided, and those that pods hold whole."""
+    """The number of GPUs needed: on these nodes those that are divided, and those that pods hold whole."""
     stranded: Stranded
     idle: Layout
-    """Instances on these nodes that nobody needs: room to grow."""
+    """Instances on these nodes that no workload needs: room to grow."""
     worst: CoLocation | None
-    """Today, where GPUs are shared."""
+    """The worst case today, if GPUs are shared."""
 
     @property
     def pods(self) -> int:
-        """That have a place."""
+        """The number of pods that have a place."""
         return sum(one.need.history.pods for one in self.placed)
 
     @property
     def mode(self) -> Mode:
-        """What the policy's mode is."""
+        """The mode of the policy."""
         return Mode.MIG if any(self.template) else Mode.FULL
 
     @property
@@ -247,7 +247,7 @@ def _sizes(card: Card) -> tuple[Size, ...]:
 def _seats(
     pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
 ) -> tuple[list[Seat], tuple[Unplaced, ...]]:
-    """What each workload has to be given, and who has no place."""
+    """What each workload has to get, and which have no place."""
     seats: list[Seat] = []
     unplaced: list[Unplaced] = []
     for need in sorted(needs, key=lambda one: one.workload):
@@ -280,7 +280,7 @@ def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
         if size.holds(wanted):
             return Seat(need, index, 0)
     whole = memory_of(card) * GIB
-    # What was used did fit on one GPU: more than that is only headroom.
+    # The use did fit on one GPU: anything more is only headroom.
     declared = need.history.declared is not None
     return Seat(need, -1, ceil(need.memory / whole) if declared and need.memory > whole else 1)
 
@@ -301,7 +301,7 @@ def _granted(
 
 
 def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
-    """For each GPU of a node: what is needed, filled up with what fits for nothing; then those left whole."""
+    """For each GPU of a node: what is needed, filled up with what else fits; then those left whole."""
     names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
     divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
     whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
@@ -309,7 +309,8 @@ def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Lay
 
 
 def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
-    """How many nodes have so many GPUs, the largest first; all of them and more where even all have not."""
+    """How many nodes it takes to have this many GPUs, the largest first; more than there are if all together have
+    fewer."""
     ordered = sorted(nodes, reverse=True)
     for count in range(len(ordered) + 1):
         if sum(ordered[:count]) >= gpus:

@@ -1,7 +1,7 @@
 """What part of a GPU a MIG instance is, for bills: the larger of its parts of compute and of memory.
 
-The larger, because who takes all of the one leaves nobody a use for the other. Parts of one GPU may then add up to more
-than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
+The larger, because a pod that takes all of one resource leaves no use for the other. Parts of one GPU may then add up
+to more than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and are reduced in proportion.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ class Extent:
     slices: int
     """Compute slices."""
     memory: int
-    """Memory, in any unit that the card's largest profile is told in too."""
+    """Memory, in the same unit as the card's largest profile."""
 
 
 def shares(instances: Sequence[Extent], card: Extent) -> tuple[Fraction, ...]:
-    """The share of each instance of one GPU, in their order: at most 1 together; the rest is nobody's.
+    """The share of each instance of one GPU, in their order: at most 1 together; the rest belongs to nobody.
 
     `card` is the largest profile. An instance of an unknown size has no share.
     """

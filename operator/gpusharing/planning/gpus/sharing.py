@@ -1,5 +1,5 @@
-"""Would the pods of a recommended layout be on fewer GPUs if they shared whole ones? The arithmetic, and no more:
-nothing isolates what shares a GPU, so whether that will do is for people to say (`advise` asks them).
+"""Would the pods of a recommended layout fit on fewer GPUs if they shared whole ones? Only the arithmetic: nothing
+isolates pods that share a GPU, so people have to say whether that is acceptable (`advise` asks them).
 
 A policy gives all GPUs the same number of replicas, and the scheduler puts any pods together, so the worst case counts:
 
@@ -36,11 +36,11 @@ class Shared:
     instead: int
     """GPUs that the layout takes for them."""
     needed: float
-    """Bytes, headroom included: with MPS of the pod that needs most, else of as many as share a GPU, the largest."""
+    """Bytes, headroom included: with MPS of the pod that needs most, else of the largest pods that share a GPU."""
     there: float
     """Bytes that they have: 1/replicas of the card with MPS, else the card's."""
     busy: float | None
-    """Likewise, of the compute of a whole card. None: not of all is it known."""
+    """Likewise, of the compute of a whole card. None: not known for all pods."""
 
 
 @value
@@ -49,12 +49,12 @@ class _Pods:
 
     memory: tuple[float, ...]
     compute: tuple[float, ...] | None
-    """None: not of all is it known."""
+    """None: not known for all pods."""
 
 
 def find_shared(found: Recommendation) -> Shared | None:
-    """The way to share whole GPUs that takes the fewest; None: none takes fewer than the layout, or room was asked for
-    and no price. Pods with whole GPUs of a card that has MIG keep them, and are not counted."""
+    """The way to share whole GPUs that takes the fewest; None: none takes fewer than the layout, or the goal was room
+    rather than price. Pods with whole GPUs of a card that has MIG keep them, and are not counted."""
     if found.goal is not Goal.COST:
         return None
     card = found.pool.card
@@ -104,6 +104,6 @@ def _turns(card: Card, pods: _Pods, instead: int) -> Shared | None:
 
 
 def _spread(pods: int, most: int) -> tuple[int, int]:
-    """GPUs with at most so many pods on each, and how many on each are enough then."""
+    """The number of GPUs with at most this many pods on each, and how many pods on each are then enough."""
     gpus = -(-pods // most)
     return gpus, -(-pods // gpus)

@@ -1,4 +1,5 @@
-"""The search behind a recommendation: which profile for whom, how many of each on a node, and on how many nodes.
+"""The search behind a recommendation: which workload gets which profile, how many of each on a node, and on how many
+nodes.
 
 With n nodes each must hold an n-th of the pods that get a profile, rounded up; whether a node does is a question of
 exact packing (packing.py). Only those n matter at which one of these numbers changes, so the search is short and, for
@@ -21,7 +22,8 @@ _Key = tuple[float | int | tuple[tuple[int, int], ...], ...]
 
 
 ROUNDING = 1e-6
-"""Of compute: a full 1g instance was measured as 1/7 of the card, maybe in single precision, and is no more."""
+"""Of compute: a full 1g instance was measured as 1/7 of the card, perhaps in single precision, and is not more than
+that."""
 
 
 @value
@@ -34,19 +36,19 @@ class Size:
     """Part of the whole card."""
 
     def holds(self, other: "Size") -> bool:
-        """Whether who fits into the other one fits here."""
+        """Whether a pod that fits into the other one fits here."""
         return self.memory >= other.memory and self.compute >= other.compute - ROUNDING
 
 
 @value
 class Seat:
-    """What each pod of a workload has to be given at least."""
+    """The least that each pod of a workload has to get."""
 
     need: Need
     index: int
     """Of the smallest profile, in the packer's order; -1 with whole GPUs."""
     gpus: int
-    """Whole ones; 0 with a profile."""
+    """Whole GPUs; 0 with a profile."""
 
     @property
     def pods(self) -> int:
@@ -56,10 +58,10 @@ class Seat:
 
 @value
 class Fleet:
-    """The nodes there are."""
+    """The existing nodes."""
 
     per_node: int
-    """GPUs that one template speaks of."""
+    """The number of GPUs that one template covers."""
     nodes: int
 
 
@@ -78,7 +80,7 @@ class TemplateChoice:
     whole: int = 0
     """GPUs that are needed whole, on all nodes."""
     layouts: tuple[Layout, ...] = ()
-    """Of the divided GPUs of a node, before anything is filled up."""
+    """The layouts of the divided GPUs of a node, before they are filled up."""
 
     @property
     def gpus(self) -> int:
@@ -94,7 +96,7 @@ def choose(
     packer: Packer, sizes: Sequence[Size], seats: Sequence[Seat], fleet: Fleet, goal: Goal
 ) -> TemplateChoice:
     """The best template by the goal; `sizes` are of the packer's profiles. ValueError: no node has room for instances
-    beside the whole GPUs of one pod."""
+    next to the whole GPUs of one pod."""
     key = _dearness(seats) if goal is Goal.COST else _tightness(seats, sizes)
     found = _best(packer, _ways(sizes, seats), seats, fleet, key)
     if found is None:
@@ -118,7 +120,7 @@ def _best(
     fleet: Fleet,
     key: Callable[[TemplateChoice], _Key],
 ) -> TemplateChoice | None:
-    """The way that takes the fewest nodes more than there are, then with the least key; None: there is none."""
+    """The way that takes the fewest additional nodes, then the one with the least key; None: there is none."""
     pods: Counter[int] = Counter()
     for seat in seats:
         if not seat.gpus:
@@ -156,7 +158,8 @@ def _dearness(seats: Sequence[Seat]) -> Callable[[TemplateChoice], _Key]:
 
 
 def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[TemplateChoice], _Key]:
-    """Most room for who has least, in memory or compute, whichever is tighter; then most for all; then fewest GPUs."""
+    """Most room for the workload that has least, in memory or compute, whichever is tighter; then most for all; then
+    fewest GPUs."""
     shared = [seat for seat in seats if not seat.gpus]
 
     def key(one: TemplateChoice) -> _Key:
@@ -168,7 +171,7 @@ def _tightness(seats: Sequence[Seat], sizes: Sequence[Size]) -> Callable[[Templa
 
 
 def _room(need: Need, size: Size) -> float:
-    """How often the need fits."""
+    """How many times the need fits."""
     memory = size.memory / need.memory if need.memory else inf
     return min(memory, size.compute / need.compute if need.compute else inf)
 
@@ -180,8 +183,8 @@ def _cheapest(
     fleet: Fleet,
     undivided_on: Callable[[int], int | None],
 ) -> TemplateChoice | None:
-    """On as few GPUs as the nodes that there are allow, then on as few nodes; else on as few more nodes as it takes.
-    None: on none."""
+    """On as few GPUs as the existing nodes allow, then on as few nodes; else on as few additional nodes as possible.
+    None: impossible."""
     if not any(way.wanted) and not whole:
         return way
     best: TemplateChoice | None = None

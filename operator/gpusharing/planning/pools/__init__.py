@@ -1,1 +1,1 @@
-"""Which candidates begin now, within the allowance of their node pool and the cap of all?"""
+"""Which candidates begin now, within the allowance of their node pool and the operator-wide cap?"""

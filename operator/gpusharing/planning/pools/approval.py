@@ -1,8 +1,8 @@
-"""The hash of a plan, by which a person approves it: what is to become of which nodes, and how much that disturbs.
+"""The hash of a plan, by which a person approves it: what each node will become, and how much that disturbs.
 
-It goes by the plan as it was when the change of each node began: pods and progress are not in it, and an approval lasts
-until the plan is carried out. A node that joins or leaves, and every edit of the policy, make another plan. So does a
-node that drifted since, where putting it right disturbs more than what was approved; drift of less is covered.
+It covers the plan as it was when the change of each node began: pods and progress are not in it, and an approval lasts
+until the plan is carried out. A node that joins or leaves, and every edit of the policy, makes another plan. So does a
+node that has drifted since, if correcting it disturbs more than what was approved; lesser drift is covered.
 
 Every edit: a spec that comes back after another one has the same words, and nobody looked at its plan again.
 """
@@ -29,7 +29,7 @@ def plan_hash(policy: PolicyView, members: Sequence[Member]) -> str:
 
 
 def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
-    """What the plan says of one node; None: nothing, it is as wanted."""
+    """What the plan says about one node; None: nothing, the node is as wanted."""
     found = member.assessment
     if not isinstance(found, Assessed):
         return None
@@ -38,7 +38,7 @@ def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
 
 
 def _planned(policy: PolicyView, member: Member, found: Assessed) -> DisruptionClass | None:
-    """The class that the plan shows of a node; None: none, for it is as wanted and was not changed."""
+    """The class that the plan shows for a node; None: none, because the node is as wanted and was not changed."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and _is_of(policy, fence):
         return fence.planned
@@ -51,5 +51,5 @@ def _planned(policy: PolicyView, member: Member, found: Assessed) -> DisruptionC
 
 
 def _is_of(policy: PolicyView, record: Fence | Verified) -> bool:
-    """A change of this generation, begun or proven."""
+    """Whether the record is of a change of this generation, begun or proven."""
     return (record.policy_uid, record.generation) == (policy.uid, policy.generation)

@@ -1,4 +1,4 @@
-"""When nodes may start by the clock: windows less blackouts, as spans of time.
+"""When nodes may start by the clock: windows minus blackouts, as spans of time.
 
 union      windows that overlap or touch are one span; blackouts are cut out of it
 length     a duration is elapsed time: six hours are six hours when the clocks change too
@@ -17,12 +17,12 @@ from gpusharing.planning.pools.zones import find_zone
 from gpusharing.planning.words.values import value
 
 HORIZON = timedelta(days=8)
-"""A span that goes on for longer is told as one without end: no window is longer than a week."""
+"""A longer span is shown as one without an end: no window is longer than a week."""
 STEPS = 400
-"""Windows in a row that are looked at; so many without a gap count as a span without end."""
+"""The most windows in a row that are examined; this many without a gap count as a span without an end."""
 SHIFT = timedelta(hours=3)
-"""More than any clock is put back or forward: cronsim goes by the time of day alone where a schedule names minute and
-hour, and takes the first of two."""
+"""More than any change of the clock: cronsim uses only the time of day when a schedule names minute and hour, and
+takes the first of two."""
 
 
 @value
@@ -30,17 +30,17 @@ class Span:
     """A time in which nodes may start."""
 
     opens: datetime
-    """Its beginning, or the moment that was asked about when that is within it."""
+    """Its beginning, or the moment that was asked about if that is within the span."""
     closes: datetime | None
     """None: it has no end within HORIZON."""
 
     def lasts(self, needed: timedelta, now: datetime) -> bool:
-        """Whether so much of it is left."""
+        """Whether at least `needed` of it is left."""
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 
 def find_flaw(window: Window) -> tuple[str, str] | None:
-    """The field of a window that nobody can follow, and why; None: there is none."""
+    """The invalid field of a window, and why it is invalid; None: there is none."""
     if find_zone(window.time_zone) is None:
         return "timeZone", "the time zone database has no such name; for example Europe/Berlin"
     try:
@@ -48,7 +48,7 @@ def find_flaw(window: Window) -> tuple[str, str] | None:
     except CronSimError as error:
         return "schedule", f'cron cannot read it: {error}; for example "0 22 * * 1-5"'
     except StopIteration:
-        return "schedule", 'no day is like that; for example "0 22 * * 1-5"'
+        return "schedule", 'no date matches it; for example "0 22 * * 1-5"'
     return None
 
 
@@ -59,7 +59,7 @@ _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 def find_spans(windows: Sequence[Window], blackouts: Sequence[Window], after: datetime) -> Iterator[Span]:
     """The times from then on in which nodes may start, in order; each window must be without a flaw.
 
-    Without windows that is always, the blackouts apart.
+    Without windows that is always, except in blackouts.
     """
     allowed, forbidden = [_Times.of(one) for one in windows], [_Times.of(one) for one in blackouts]
     moment: datetime | None = after
@@ -81,7 +81,7 @@ class _Times:
     zone: tzinfo
     duration: timedelta
     shift: timedelta
-    """How far away from a moment the search for a start has to begin."""
+    """How far from a moment the search for a start has to begin."""
 
     @staticmethod
     def of(window: Window) -> "_Times":
@@ -100,7 +100,7 @@ class _Times:
         return self._find(moment - self.shift, lambda start: start > moment, reverse=False)
 
     def until(self, moment: datetime) -> datetime:
-        """The end of the latest of these windows that covers this moment; the moment itself where none does."""
+        """The end of the latest of these windows that covers this moment; the moment itself if none does."""
         start = self.last(moment)
         return moment if start is None else max(moment, start + self.duration)
 
@@ -111,7 +111,7 @@ class _Times:
 
 
 def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
-    """The first moment from this one on at which a node may start; None: never, as far as anybody can see."""
+    """The first moment from this one on at which a node may start; None: never, as far as can be foreseen."""
     for _ in range(STEPS):
         if any(one.until(moment) > moment for one in forbidden):
             end = _end(forbidden, moment)

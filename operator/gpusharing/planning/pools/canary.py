@@ -1,11 +1,11 @@
 """The first nodes of a change, which the others wait for.
 
-Which they are is read from the Nodes, from the fences and proofs of this revision of the policy: a restart changes
-nothing, and neither does a pause.
+The fences and proofs of this revision of the policy on the Nodes say which they are: neither a restart nor a pause
+changes that.
 
 A canary of more nodes than the pool has cannot be proven, so no node in service starts. A pool that becomes smaller
-than its canary after that has begun goes on: the nodes that are gone took their proofs with them, and the first of
-those in service that is left stands for all (docs/adr/0055-a-canary-larger-than-its-pool.md).
+than its canary after the canary began goes on: the nodes that are gone took their proofs with them, and the first
+remaining node in service stands in for all (docs/adr/0055-a-canary-larger-than-its-pool.md).
 """
 
 from datetime import datetime
@@ -22,7 +22,7 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
-    """How many more nodes may start as canaries, or why none does; None: any node may start, as far as this goes."""
+    """How many more nodes may start as canaries, or why none may; None: the canary keeps no node from starting."""
     canary, policy, members = pooled.spec.rollout.canary, pooled.policy, pooled.members
     if canary is None or not members or canary.nodes == len(members):
         return None
@@ -40,14 +40,14 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
 
 
 def outnumbers(pooled: Pooled) -> bool:
-    """The canary has more nodes than the pool, which has some. A policy that is being deleted holds nothing up by it:
-    nobody edits that any more."""
+    """The canary has more nodes than the pool, and the pool is not empty. That holds nothing up for a policy that is
+    being deleted: nobody can correct it any more."""
     canary = pooled.spec.rollout.canary
     return canary is not None and 0 < len(pooled.members) < canary.nodes and not pooled.policy.resetting
 
 
 def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | None:
-    """When a change to this revision was proven on the node; None: none was."""
+    """When a change to this revision was proven on the node; None: it was not."""
     verified = member.node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
@@ -55,8 +55,8 @@ def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | N
 
 
 def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
-    """Its change shows nothing of a canary that is too large: it is that of a newcomer, who starts all the same, or had
-    begun by another spec."""
+    """Its change is unaffected by a canary that is too large: it is that of a newcomer, which starts anyway, or it
+    began under another spec."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
@@ -64,7 +64,8 @@ def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
-    """It is in flight for this revision; one of an earlier one that goes on turns to it with its next run."""
+    """It is in flight for this revision; a change of an earlier revision that goes on switches to this one with its
+    next run."""
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.policy_uid != policy.uid:
         return False
@@ -76,8 +77,8 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     message = (
-        f"the first {_nodes(nodes)} of spec.rollout.canary are proven and serve for {soak} before others start, until"
-        f" {to_rfc3339(end)}"
+        f"the first {_nodes(nodes)} of spec.rollout.canary are proven; others start when they have served for {soak},"
+        f" at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 
@@ -98,7 +99,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
 
 
 def waits_for_canaries(nodes: int) -> str:
-    """What is told of nodes that are no canaries while these start."""
+    """The message for nodes that are not canaries while the canaries start."""
     return f"the first {_nodes(nodes)} of the change (spec.rollout.canary) go before this one"
 
 
@@ -112,7 +113,7 @@ def find_note(pooled: Pooled) -> str:
     found = find_canary(pooled)
     if isinstance(found, Finding) and found.reason is Reason.CANARY_TOO_LARGE:
         return found.message
-    return f"{_said(pooled, canary.nodes)} by now: the first of those that are left stands for its canary"
+    return f"{_said(pooled, canary.nodes)} by now: the first of the remaining nodes is its canary"
 
 
 def _said(pooled: Pooled, nodes: int) -> str:

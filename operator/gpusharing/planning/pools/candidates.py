@@ -1,4 +1,4 @@
-"""One candidate of a pool: what its pods say, and what it takes to begin with it."""
+"""One candidate of a pool: what its pods allow, and what starting it takes."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -28,23 +28,23 @@ from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 MAX_NAME = 40
-"""Characters of a policy's name that identify its changes."""
+"""The most characters of a policy's name in the id of its changes."""
 UNKNOWN_PODS = 1000
-"""A node whose pods nobody can count comes after all others."""
+"""A node whose pods cannot be counted comes after all others."""
 
 
 @value
 class Candidate:
-    """One candidate and what its pods say."""
+    """One candidate and the state of its pods."""
 
     case: NodeCase
     assessed: Assessed
     """The case's; a candidate has a target."""
     policy: PolicyView
     look: Look | None
-    """What blocks it, by the pods as listed now or last; None: nothing, or they were not listed."""
+    """What blocks it, by the latest list of its pods; None: nothing, or they were not listed."""
     pods: Standings | None = None
-    """How its pods stand; None: they were not listed in this pass."""
+    """The standings of its pods; None: they were not listed in this pass."""
     follows: bool = False
     """It shares a gang with a node in flight, and there was no room to start with that one."""
 
@@ -61,7 +61,7 @@ class Candidate:
 
     @property
     def needs_list(self) -> bool:
-        """The pods must be known before this node may start, and are not."""
+        """The pods must be known before this node may start, and are not known yet."""
         return self.cordons and self.pods is None and self.look is None
 
     @property
@@ -76,12 +76,12 @@ class Candidate:
 
 @lru_cache(maxsize=16384)
 def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
-    """A stable order that is another one for every generation."""
+    """A stable order that differs for every generation."""
     return sha256(f"{node_uid}{policy_uid}{generation}".encode()).hexdigest()
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """How many pods a change of this node ends. `pods`: those on it that hold a GPU. A gang counts as a whole."""
+    """How many pods a change of this node ends. `pods`: those on the node that hold a GPU. A gang counts as a whole."""
     if case.work is None or not case.work.gangs:
         return pods
     members = {member.pod.uid for view in case.work.gangs for member in view.members}
@@ -90,7 +90,7 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger) -> Candidate:
-    """The candidate with what would keep its drain from succeeding, as far as its pods are or were listed."""
+    """The candidate with what would keep its drain from succeeding, as far as its pods were listed."""
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:
@@ -114,7 +114,7 @@ def look_at(
     *,
     slower: bool = True,
 ) -> Look:
-    """What is remembered of a look that found these blockers. `slower`: the next one waits longer than this one did."""
+    """What to remember of a look that found these blockers. `slower`: the next look waits longer than this one did."""
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
@@ -122,7 +122,7 @@ def look_at(
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
-    """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks."""
+    """Preflight of one candidate that has a slot: fence it, look at its pods, or say what blocks it."""
     case, policy, look, pods = candidate.case, candidate.policy, candidate.look, candidate.pods
     if not candidate.cordons:
         return begin(candidate), None
@@ -142,7 +142,7 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
 
 
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
-    """What is remembered of the look before the start: the budgets that its pods need."""
+    """What to remember of the look before the start: the budgets that its pods need."""
     policy, needed = candidate.policy, tuple(budget_room(pods).items())
     return Look(policy.uid, policy.generation, candidate.case.node.retry, pods.listed_at, 1, (), needed)
 
@@ -169,7 +169,7 @@ def looking(case: NodeCase) -> Verdict:
 
 
 def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
-    """What blocks stays shown between two looks. `again`: it is looked at now."""
+    """The blockers stay visible between two looks. `again`: the next pass lists the pods."""
     reason = main_reason(look.blockers) or Reason.BLOCKED
     due = look.due(case.settings.poll)
     wake = due if due > case.now else case.now + timedelta(seconds=case.settings.poll)
@@ -179,7 +179,7 @@ def blocked(case: NodeCase, look: Look, *, again: bool = False) -> Verdict:
 
 
 def op_of(case: NodeCase, policy: PolicyView) -> str:
-    """What identifies a change of this policy that begins now. A long name is cut, and told from its like by a hash."""
+    """The id of a change of this policy that begins now. A long name is cut, and a hash keeps it distinct."""
     name = policy.name
     if len(name) > MAX_NAME:
         name = f"{name[: MAX_NAME - 8]}-{sha256(name.encode()).hexdigest()[:7]}"

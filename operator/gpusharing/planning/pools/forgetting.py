@@ -1,7 +1,7 @@
 """The last step of a policy with deletionPolicy Reset: nothing of ours stays on its nodes (docs/design/way.md#reset).
 
-What a rollout remembers lies on its nodes: who is away, which canaries serve and since when, what failed, which plan
-was approved. So a node that is whole is not forgotten by itself: all of them are, when the last one is proven.
+A rollout keeps its memory on its nodes: which are away, which canaries serve and since when, what failed, which plan
+was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,8 @@ from gpusharing.planning.words.reasons import Reason
 def find_forgotten(
     pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict], nodes: Mapping[str, NodeView]
 ) -> dict[str, Verdict]:
-    """The verdicts of the nodes that are forgotten now. Killed in between, the next pass forgets the others."""
+    """The verdicts of the nodes that are forgotten now. If the operator is killed in between, the next pass forgets
+    the others."""
     forgotten: dict[str, Verdict] = {}
     for pool in pools.values():
         if not pool.policy.resetting:
@@ -36,11 +37,11 @@ def _forget(verdict: Verdict, node: NodeView) -> Verdict:
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }
-    message = f"{verdict.message}, and the policy is being deleted: our labels go"
+    message = f"{verdict.message}, and the policy is being deleted: the operator removes its labels"
     if names.LABEL_PLUGIN_CONFIG in node.labels:
         message += (
-            f" but {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would go by ClusterPolicy's"
-            " devicePlugin.config.default, which is not whole GPUs"
+            f" except {names.LABEL_PLUGIN_CONFIG}: without it the device plugin would use ClusterPolicy's"
+            " devicePlugin.config.default, which does not mean whole GPUs"
         )
     told = replace(verdict, reason=Reason.DELETING, message=message)
     return told.then(LabelNode(node, labels, forget=True))

@@ -1,4 +1,4 @@
-"""What keeps every node of a policy from starting, whatever its nodes are like. HOLDS in their order; the first wins.
+"""What keeps every node of a policy from starting, whatever the state of its nodes: HOLDS, in order; the first wins.
 
 Asked once per pool and pass, and only while some node could start. Nodes in flight go on.
 """
@@ -26,7 +26,7 @@ class Hold:
     """What keeps the next node of a policy from starting."""
 
     find: Callable[[Pooled], str | Finding]
-    """What is told of it, a Finding where the clock ends it or it has a reason of its own; empty: it does not hold."""
+    """The message, or a Finding if the clock ends it or it has a reason of its own; empty: it does not apply."""
     reason: Reason
 
 
@@ -49,7 +49,7 @@ def _halted(pooled: Pooled) -> str:
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
-    """The node failed after the point of no return in this generation of the policy, whatever became of it since."""
+    """The node failed after the point of no return in this generation of the policy, whatever happened to it since."""
     fence = member.node.fence
     if fence is not None and fence.policy_uid == policy.uid:
         fails = member.verdict.phase is Phase.FAILED or fence.failed is not None
@@ -99,11 +99,12 @@ HOLDS = (
     Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
 )
-"""First wins; a test pins the order. What a person has to end comes before what the clock ends."""
+"""The first match wins; a test pins the order. Holds that a person has to end come before those that the clock ends."""
 
 
 def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Finding | None:
-    """The first of HOLDS that holds; None: nodes may start. `past`: those that let the nodes asked about through."""
+    """The first of HOLDS that applies; None: nodes may start. `past`: reasons that do not hold the nodes in
+    question."""
     for hold in HOLDS:
         if hold.reason in past:
             continue
@@ -113,10 +114,10 @@ def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Findin
 
 
 _BY_THE_AUTHOR = frozenset({Reason.FROZEN, Reason.APPROVAL_NEEDED})
-"""What the author of a policy wants so is no trouble."""
+"""The author of the policy wants these, so they are not trouble."""
 
 
 def phase_of(hold: Finding) -> Phase:
-    """As what the nodes are shown that wait for it: Blocked only where a person has to put something right."""
+    """The phase of nodes that wait for it: Blocked only if a person has to correct something."""
     wrong = hold.reason.passes is Passes.BY_A_PERSON and hold.reason not in _BY_THE_AUTHOR
     return Phase.BLOCKED if wrong else Phase.PENDING

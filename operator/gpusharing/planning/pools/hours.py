@@ -1,7 +1,7 @@
-"""May a node of the policy start now, by its windows, and when may the next one? Asked once per policy and pass.
+"""May a node of the policy start now, by its windows, and when may the next one? Computed once per policy and pass.
 
-A start needs so much of its window as the change may take: drain.timeout, and the slowest of the last 20 changes of
-the pool. What has begun is let end.
+A start needs as much of its window as the change may take: drain.timeout, and the slowest of the last 20 changes of
+the pool. A change that has begun may finish.
 """
 
 from collections.abc import Iterable
@@ -22,13 +22,13 @@ from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 RECENT = 20
-"""Changes whose slowest says how long the next may take."""
+"""The number of recent changes whose slowest says how long the next may take."""
 UNKNOWN = timedelta(minutes=15)
-"""How long the first one may."""
+"""How long the first change may take."""
 SHOWN = 3
-"""Spans that are told."""
+"""The most spans that are shown."""
 LOOKED_AT = 40
-"""Spans that are looked at for one that is long enough."""
+"""The most spans that are searched for one that is long enough."""
 
 
 @value
@@ -36,11 +36,11 @@ class Hours:
     """What the windows of a policy say at one moment."""
 
     spans: tuple[Span, ...] = ()
-    """The next ones in which a node can start, at most SHOWN; empty: any time, or never (see `closed`)."""
+    """The next spans in which a node can start, at most SHOWN; empty: any time, or never (see `closed`)."""
     closed: Finding | None = None
     """Why no node starts now; None: it may."""
     change: datetime | None = None
-    """When the clock may give another answer."""
+    """When the clock alone may change the answer."""
 
     @property
     def next_window(self) -> str:
@@ -54,7 +54,7 @@ class Hours:
 
     @property
     def listed(self) -> list[str]:
-        """For the plan: from when until when, one line for each."""
+        """For the plan: beginning and end of each span, one per line."""
         begins = ["now" if self.closed is None else to_rfc3339(span.opens) for span in self.spans[:1]]
         begins += [to_rfc3339(span.opens) for span in self.spans[1:]]
         ends = ["open end" if span.closes is None else to_rfc3339(span.closes) for span in self.spans]
@@ -67,7 +67,7 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
     took = [(one.changed_at, one.took) for one in proofs if one is not None and one.changed_at and one.took]
     last = nlargest(RECENT, took)
     slowest = timedelta(seconds=max(seconds for _, seconds in last)) if last else UNKNOWN
-    # What took longer was Failed meanwhile, and waited for a person.
+    # A change that took longer was Failed meanwhile, and waited for a person.
     return parse_duration(spec.drain.timeout) + min(slowest, actuation_limit(spec))
 
 
@@ -101,8 +101,8 @@ _MOMENT = timedelta(seconds=1)
 def _spans(
     windows: Windows, blackouts: Windows, needed: timedelta, minute: datetime
 ) -> tuple[tuple[Span, ...], timedelta]:
-    """The next spans that are long enough, and the length of the longest that was looked at. No schedule has seconds,
-    so that the answer of a minute is looked for once.
+    """The next spans that are long enough, and the length of the longest one examined. No schedule has seconds, so
+    each minute is computed once.
     """
     found, longest = [], timedelta(0)
     for span in islice(find_spans(windows, blackouts, minute), LOOKED_AT):
@@ -117,7 +117,7 @@ def _spans(
 
 @lru_cache(maxsize=512)
 def _flaw(windows: Windows, blackouts: Windows) -> str:
-    """The first window that nobody can follow, by its field and value; empty: there is none."""
+    """The first invalid window, by its field and value; empty: there is none."""
     for field, listed in (("windows", windows), ("blackouts", blackouts)):
         for index, window in enumerate(listed):
             if (flaw := find_flaw(window)) is not None:
@@ -130,9 +130,9 @@ def _flaw(windows: Windows, blackouts: Windows) -> str:
 def _too_short(needed: timedelta, longest: timedelta) -> str:
     open_for = f"for {_text(longest)} at most" if longest else "never"
     return (
-        f"a start needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes), and"
-        f" spec.rollout.windows less spec.rollout.blackouts is open {open_for}: make a window longer, for example"
-        " duration: 6h, or spec.drain.timeout shorter"
+        f"a change needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes),"
+        f" but spec.rollout.windows minus spec.rollout.blackouts is open {open_for}: make a window longer, for example"
+        " duration: 6h, or shorten spec.drain.timeout"
     )
 
 

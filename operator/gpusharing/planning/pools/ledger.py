@@ -1,4 +1,5 @@
-"""What the pools share in one pass: names that stay on offer, looks at pods, and the room of PodDisruptionBudgets."""
+"""What the pools share in one pass: resource names that stay available, looks at pods, and room in
+PodDisruptionBudgets."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ class Ledger:
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By node: what the last look at its pods found."""
     crowd: Counter[str] = field(default_factory=Counter)
-    """By PodDisruptionBudget: pods of nodes in flight that are still to be evicted under it."""
+    """By PodDisruptionBudget: how many pods of nodes in flight still have to be evicted under it."""
     crowd_known: bool = True
     """Whether the pods of every node in flight were listed, or cannot be."""
     due: frozenset[str] = frozenset()
@@ -42,7 +43,7 @@ class Ledger:
         offered: frozenset[str],
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
-        """What is known before anybody starts. `cases`: candidates of pools with room, each with its policy."""
+        """What is known before any node starts. `cases`: candidates of pools with room, each with its policy."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)
@@ -67,7 +68,7 @@ class Ledger:
     def resumed_wave(self, case: NodeCase) -> str:
         """The wave in which the node was about to start when an operator ended between claim and fence; empty: none.
 
-        So a wave of which a part had begun stays one, however often that happens.
+        So a wave of which a part had begun stays one wave, however often that happens.
         """
         return self.claimed_waves.get(case.node.name, "")
 
@@ -94,7 +95,7 @@ class Ledger:
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:
-    """The other nodes that the gangs of this node run on, as far as its pods were listed."""
+    """The other nodes on which the gangs of this node run, as far as its pods were listed."""
     gangs = case.work.gangs if case.work is not None else ()
     return frozenset(
         member.node for view in gangs for member in view.members if member.node not in ("", case.node.name)
@@ -102,7 +103,7 @@ def find_mates(case: NodeCase) -> frozenset[str]:
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
-    """The last look at a candidate, when it was for this very change."""
+    """The last look at a candidate, if it was for this very change."""
     look = looks.get(case.node.name)
     if (
         look is None

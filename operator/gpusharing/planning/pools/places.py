@@ -20,7 +20,7 @@ LAST_PLACE = (
 
 @dataclass(slots=True)
 class Places:
-    """The nodes that would take our pod, by what is known of them: our own tolerations and selectors are not."""
+    """The nodes that would take our pod, as far as we know: our own tolerations and selectors are not known."""
 
     open: set[str]
     """Ready, schedulable, and without a taint that keeps pods off."""
@@ -29,15 +29,15 @@ class Places:
 
     @staticmethod
     def of(nodes: Iterable[NodeView]) -> "Places":
-        """As the nodes are now."""
+        """From the present state of the nodes."""
         able = [node for node in nodes if not node.barred and not node.deleting]
         return Places({node.name for node in able if node.ready and not node.unschedulable}, len(able))
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
         """How many of these nodes may be cordoned so that one open node is left.
 
-        None: any number, for none of them would close a place, or no other node may ever open again, so that waiting
-        would not help.
+        None: any number, because none of them would close a place, or because no other node may ever open again, so
+        waiting would not help.
         """
         if self.all <= 1 or not any(case.node.name in self.open and _cordons(case) for case in candidates):
             return None

@@ -43,7 +43,7 @@ from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
-"""What selected nodes are told that the policy has no business with."""
+"""The reasons of selected nodes that do not concern the policy."""
 CAP_REACHED = "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
@@ -51,8 +51,8 @@ _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
     Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
 }
-"""Whom a hold lets through: nodes that failed and that a person wants tried again, as one that is retried in its own
-slot; and newcomers, from whom nobody is evicted."""
+"""The nodes that each hold lets through: failed nodes that a person wants tried again, as if retried in their own
+slot; and newcomers, from which no pod is evicted."""
 
 
 @dataclass(slots=True)
@@ -65,10 +65,10 @@ class Pool:
     used: int = 0
     candidates: list[NodeCase] = field(default_factory=list)
     outside: int = 0
-    """How many of `names` are none of the policy's business, or not yet: see is_newcomer."""
+    """How many of `names` do not concern the policy, or not yet: see is_newcomer."""
     moving: int = 0
-    """How many of the used ones come back: a change of ours goes on there, or a claim alone holds the slot, which
-    becomes such a change or is given back."""
+    """How many of the used slots become free by themselves: a change of ours is under way there, or only a claim holds
+    the slot, which becomes such a change or is given back."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
     asked: Hours | None = None
@@ -76,7 +76,7 @@ class Pool:
 
     @property
     def total(self) -> int:
-        """Nodes that the budget is about."""
+        """The nodes that the budget covers."""
         return len(self.names) - self.outside
 
     def count(self, member: Member, *, claimed: bool = False) -> None:
@@ -121,7 +121,7 @@ class Pool:
 
     @property
     def frozen(self) -> bool:
-        """Not even one node of many may be away."""
+        """Whether not a single node may be away, however many there are."""
         spec = self.policy.spec
         return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
@@ -137,7 +137,7 @@ class Selection:
 
     @staticmethod
     def none(pool: Pool, error: Exception) -> "Selection":
-        """Nobody starts in a pool in which nobody can be chosen; what is wrong may be on any of its nodes."""
+        """No node starts in a pool whose candidates cannot be compared; the fault may be on any of its nodes."""
         told = {case.node.name: not_judged(case.node, pool.policy.name, error) for case in pool.candidates}
         return Selection(told, {}, {})
 
@@ -193,15 +193,15 @@ class Room:
     """How many candidates of a pool may start."""
 
     room: int
-    """Now, newcomers apart."""
+    """Now, not counting newcomers."""
     most: int
-    """At once, whenever that is; newcomers apart."""
+    """At the same time, at whatever moment; not counting newcomers."""
     cap: int
-    """Now, with newcomers."""
+    """Now, including newcomers."""
     full: Finding
-    """What those are told for which there is no room."""
+    """The finding for nodes for which there is no room."""
     capped: Finding
-    """What newcomers are told for which there is none."""
+    """The finding for newcomers for which there is no room."""
 
 
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
@@ -209,14 +209,14 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
     capped = Finding(Reason.BUDGET_FULL, CAP_REACHED)
     canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
-    if isinstance(canaries, Finding):  # newcomers alone came this far; one of them may have pods all the same
+    if isinstance(canaries, Finding):  # only newcomers came this far; one of them may have pods nevertheless
         room, most, full = 0, 0, canaries
     if isinstance(canaries, int) and canary is not None:
         waits = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
         if canaries < cap:
             cap, capped = canaries, waits
         if canaries < room:
-            # A gang that is larger does not wait for its canaries, of which it may be all.
+            # A larger gang does not wait for its canaries: it may consist of nothing else.
             room, most, full = canaries, canaries, waits
     spare = None if ledger.places is None else ledger.places.spare(pool.candidates)
     if spare is not None and spare < room:
@@ -225,8 +225,8 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
 
 
 def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
-    """Among candidates that nothing of `past` holds. What holds the pool may let some of them through: the others wait,
-    and what else holds those is asked of them alone."""
+    """Among candidates that nothing of `past` holds. A hold of the pool may let some of them through: the others wait,
+    and further holds are checked only for those that pass."""
     if (hold := find_hold(pooled, past)) is None:
         return _choose(pool, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)
@@ -241,7 +241,7 @@ def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: Abstract
 
 
 def _held(pool: Pool, hold: Finding) -> Selection:
-    """No candidate of the pool starts, and nobody looks at their pods."""
+    """No candidate of the pool starts, and their pods are not listed."""
     phase, wake = phase_of(hold), hold.until
     verdicts = {
         case.node.name: replace(case.verdict(phase, hold.reason, hold.message, wake=wake), deadline=wake)
@@ -251,12 +251,12 @@ def _held(pool: Pool, hold: Finding) -> Selection:
 
 
 def _why_full(pool: Pool, cap: int) -> str:
-    """Which of the two limits keeps the next node waiting, and who has begun with a node that still looks well. It
-    names no count that changes as nodes come and go."""
+    """Which of the two limits keeps the next node waiting, and who has begun to work on a node that still looks well.
+    It names no count that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
         return CAP_REACHED
     expected = sorted(
-        f"{one.node.foreign} has begun with {one.node.name}"
+        f"{one.node.foreign} has begun to work on {one.node.name}"
         for one in pool.members
         if not one.newcomer and is_expected_away(one.node) and not is_unavailable(one.node)
     )
@@ -268,7 +268,8 @@ def _why_full(pool: Pool, cap: int) -> str:
 
 
 def _in_order(pool: Pool, ledger: Ledger, verdicts: dict[str, Verdict]) -> list[Candidate]:
-    """The candidates, best first. One whose pods make the planner fail gets its verdict and stands in nobody's way."""
+    """The candidates, best first. A candidate whose pods make the planner fail gets its verdict and does not stop the
+    others."""
     found = []
     for case in pool.candidates:
         try:

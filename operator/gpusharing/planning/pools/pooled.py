@@ -1,4 +1,4 @@
-"""The nodes of one policy, as what keeps them from starting is asked about them: holds, approval, canary."""
+"""The nodes of one policy, as holds, approval and canary see them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,15 +12,15 @@ from gpusharing.planning.words.values import value
 
 @value
 class Pooled:
-    """All that a hold may look at."""
+    """Everything that a hold may look at."""
 
     policy: PolicyView
     spec: GPUSharingPolicySpec
     """The policy's."""
     members: Sequence[Member]
-    """Those that its budget is about."""
+    """Those that its budget covers."""
     frozen: bool
-    """The limit is 0, whatever the pool has."""
+    """The limit is 0, whatever the size of the pool."""
     hours: Hours
     """What the windows say."""
     now: datetime

@@ -1,7 +1,7 @@
-"""What a held pool would disturb, for who is to approve it or waits for its window: read from pods, decides nothing.
+"""What a held pool would disturb, for people who approve it or wait for its window: read from pods, decides nothing.
 
-Nodes in work show their own pods. While all of a pool waits nobody looks at pods, and `status.plan` could only count
-them. The first nodes of such a pool are looked at, seldom, and a few at a time over all pools
+Nodes in work show their own pods. While all of a pool waits its pods are not listed, and `status.plan` could only
+count nodes. The first nodes of such a pool are looked at, seldom, and a few at a time over all pools
 (docs/design/drain.md#preview).
 """
 
@@ -28,7 +28,7 @@ from gpusharing.planning.words.values import value
 AGAIN = timedelta(minutes=5)
 """Between two looks at one node."""
 MAX_NODES = 20
-"""Nodes of a pool that are looked at; `status.plan` names no more."""
+"""The most nodes of a pool that are looked at; `status.plan` names no more."""
 HELD = frozenset(
     {
         Reason.APPROVAL_NEEDED,
@@ -47,7 +47,7 @@ HELD = frozenset(
 
 @value
 class Previews:
-    """What is known, and what the next pass needs for it."""
+    """The known previews, and what the next pass needs for further ones."""
 
     known: Mapping[str, Preview] = field(default_factory=dict)
     """By node."""
@@ -85,7 +85,7 @@ def find_previews(
 
 
 def _pace(known: Mapping[str, Preview], missing: Sequence[str], now: datetime, poll: timedelta) -> Previews:
-    """The clock alone asks for the first looks only: whatever changes pods wakes the operator by itself."""
+    """The clock alone asks only for the first looks: any change of pods wakes the operator anyway."""
     old = sorted((one.at, name) for name, one in known.items() if one.at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
     left = max(0, LOOKS - sum(now - poll < one.at for one in known.values()))
@@ -97,7 +97,7 @@ def _held(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterato
     for _, pool in sorted(pools.items()):
         spec = pool.policy.spec
         if spec is None or pool.policy.deleting or not (pool.candidates or spec.rollout.paused):
-            continue  # nothing waits there: most pools, most of the time
+            continue  # no node waits there: most pools, most of the time
         found = 0
         for member in pool.members:
             verdict = verdicts[member.node.name]
@@ -118,7 +118,7 @@ def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
 def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, offered: AbstractSet[str], settings: PlanSettings
 ) -> Preview:
-    """What the change of one node would disturb, by its pods as they were listed. The policy has a spec."""
+    """What the change of one node would disturb, by the last list of its pods. The policy has a spec."""
     assert policy.spec is not None, "a policy without a spec has no held nodes"
     drain = policy.spec.drain
     scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT)

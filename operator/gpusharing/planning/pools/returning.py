@@ -1,4 +1,4 @@
-"""Nodes that started as one wave are given back together: no filler takes the place of half a gang.
+"""Nodes that started as one wave are given back together: no filler pod takes the place of half a gang.
 
 Specification: docs/design/drain.md#waves. A wave is known by the `wave` of its fences, and so survives a restart.
 """
@@ -27,7 +27,7 @@ def hold_together(
     """The verdicts of proven nodes that wait for the others of their wave.
 
     They wait until all are proven, at most `timeouts.verification` from the first proof on, and not at all once a
-    member is Failed: nothing would come back to it then.
+    member is Failed: the gang could not come back whole.
     """
     waves: dict[str, list[str]] = {}
     for name, fence in fences.items():
@@ -67,7 +67,7 @@ def _is_leaving(verdict: Verdict) -> bool:
 def _until(
     proven: Iterable[str], fences: Mapping[str, Fence], policies: Mapping[str, PolicyView], now: datetime
 ) -> datetime:
-    """When the first of them has waited long enough; now, where no policy says how long that is."""
+    """When the first of them has waited long enough; now, if no policy says how long that is."""
     first = min((moment for name in proven if (moment := fences[name].proven) is not None), default=now)
     spec = next((p.spec for name in proven if (p := policies.get(fences[name].policy)) is not None), None)
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)

@@ -1,7 +1,7 @@
-"""Which claims stay though their nodes carry no fence, and which policies keep our finalizer for it.
+"""Which claims stay although their nodes carry no fence, and which policies keep our finalizer for that.
 
-A claim is written before its fence. Where the operator ends in between, the next one may find the node's gate shut
-once more: giving claim and finalizer back then, and taking them again, would be four writes for nothing.
+A claim is written before its fence. If the operator ends in between, the next one may find the node's gate closed
+again: giving claim and finalizer back then, and taking them again, would be four writes for nothing.
 """
 
 from collections.abc import Collection, Mapping
@@ -20,10 +20,10 @@ CLOCKS = timedelta(seconds=1.5)
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:
-    """Whether the gate was open for the process before, and opens for this one by itself and soon.
+    """Whether the gate was open for the previous process, and opens for this one soon and by itself.
 
-    A wait that was just over may have a moment to go by another clock; and since when a node drifts is known to a
-    process only, so a new one waits anew. What waits for an answer or for a person may do so for ever.
+    A wait that was just over may last a moment longer by another clock; and only a process knows since when a node
+    drifts, so a new process waits again. A wait for an answer or a person may last forever.
     """
     if verdict.wake is None:
         return False
@@ -36,7 +36,7 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Claims of nodes whose change begins in a moment: no fence yet, and nothing but a brief wait before it."""
+    """Claims of nodes whose change is about to begin: no fence yet, and only a brief wait before it."""
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
@@ -53,7 +53,7 @@ def plan_finalizers(
     fenced: Collection[NodeView],
     verdicts: Mapping[str, Verdict],
 ) -> list[SetFinalizer]:
-    """Finalizers to put on or to take off. `claims`: all that stand after this pass; `fenced`: nodes with our fence."""
+    """Finalizers to add or remove. `claims`: all that exist after this pass; `fenced`: nodes with our fence."""
     actions = []
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
@@ -69,15 +69,15 @@ def plan_finalizers(
 
 
 def _resets(policy: PolicyView) -> bool:
-    """The finalizer is held from the start: nobody can put it on when the policy is being deleted already. What cannot
-    be read may have said so."""
+    """The finalizer is held from the start: it cannot be added once the policy is being deleted. A spec that cannot be
+    read may have asked for a reset."""
     return policy.finalizer if policy.spec is None else policy.spec.deletion_policy == "Reset"
 
 
 def _holds_up(node: NodeView, policy: str, verdict: Verdict) -> bool:
-    """Whether a policy waits for this node before it goes.
+    """Whether a policy waits for this node before it is deleted.
 
-    A Failed node may never end: what it waits for then is a policy, any policy. A yielded one is left to somebody else.
+    A Failed node may never end: it then waits for a policy, any policy. A yielded node is left to somebody else.
     """
     fence = node.fence
     if fence is None or fence.policy != policy or fence.stage == "yielded":

@@ -1,4 +1,4 @@
-"""Nodes of one pool that share a gang go as one wave: they start in one pass, or wait until they can.
+"""Nodes of one pool that share a gang change as one wave: they start in one pass, or wait until they can.
 
 Specification: docs/design/drain.md#waves.
 """
@@ -28,14 +28,15 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 MAX_MATES = 20
-"""Nodes of a wave that a fence records as left behind."""
+"""The most nodes of a wave that a fence records as left behind."""
 
 
 # --- who goes together -----------------------------------------------------------------------------------------
 
 
 def find_waves(order: Sequence[str], mates: Mapping[str, frozenset[str]]) -> dict[str, tuple[str, ...]]:
-    """By the first node in `order`: the nodes that share gangs, directly or by way of others. None of one node."""
+    """By the first node in `order`: the nodes that share gangs, directly or through others. No wave of a single
+    node."""
     places = {name: place for place, name in enumerate(order)}
     linked: dict[str, set[str]] = {}
     for name, others in mates.items():
@@ -61,7 +62,7 @@ def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
 
 
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """By the first of them: candidates that share gangs. Where no gang was seen this costs next to nothing."""
+    """By the first of them: candidates that share gangs. If no gang was seen this costs next to nothing."""
     mates = {
         one.case.node.name: found for one in candidates if one.cordons and (found := find_mates(one.case))
     }
@@ -83,14 +84,14 @@ class Wave:
     claims: dict[str, Claim] = field(default_factory=dict)
     looks: dict[str, Look] = field(default_factory=dict)
     taken: int = 0
-    """Slots that it takes, or that are kept for it until it can start."""
+    """The slots that it takes, or that are kept for it until it can start."""
 
 
 def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, ledger: Ledger) -> Wave:
     """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none.
 
-    `full`: what those are told for which there will be no room. Nodes that something blocks stay behind; before the
-    others start without them, their pods are looked at once more.
+    `full`: the finding for nodes for which there will be no room. Blocked nodes stay behind; before the others start
+    without them, their pods are listed once more.
     """
     went = Wave()
     free = [one for one in wave if one.look is None][: max(1, most)]
@@ -119,7 +120,7 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, led
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
-    """What each node of the wave is told while it cannot start; None: it can."""
+    """The verdict of each node of the wave while it cannot start; None: it can."""
     pods = [one.pods for one in free if one.pods is not None]
     if len(pods) < len(free) or (not ledger.crowd_known and any(map(budget_room, pods))):
         return _look_first
@@ -133,7 +134,7 @@ def _look_first(one: Candidate) -> Verdict:
 
 
 def _crowded(one: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
-    """Others make room within seconds: the nodes of the wave are looked at again at every poll, all of them."""
+    """Others make room within seconds: all nodes of the wave are looked at again at every poll."""
     assert one.pods is not None, "it was looked at"
     return blocked(
         one.case, look_at(one.case, one.policy, None, one.pods, blockers, slower=False), again=True
@@ -145,14 +146,14 @@ def _gathering(one: Candidate, size: int) -> Verdict:
     case = one.case
     gang = case.work.gangs[0].gang.ref if case.work is not None and case.work.gangs else "a gang"
     message = (
-        f"{gang} runs on {size} nodes that are to change at once, so that it is interrupted once; waiting for"
+        f"{gang} runs on {size} nodes, which change together so that it is interrupted only once; waiting for"
     )
     verdict = case.verdict(Phase.PENDING, Reason.BUDGET_FULL, f"{message} {size} slots", candidate=True)
     return replace(verdict, wants_pods=True)
 
 
 def _start(went: Wave, one: Candidate, wave: str, left: tuple[str, ...], ledger: Ledger) -> None:
-    """Begin with one node of a wave. Within a wave the server decides who goes first under a budget."""
+    """Start one node of a wave. Within a wave the server decides which pod goes first under a budget."""
     assert one.pods is not None, "all nodes of a wave that starts were looked at"
     name, needed = one.case.node.name, budget_room(one.pods)
     ledger.crowd.update(needed)

@@ -1,4 +1,5 @@
-"""Time zones by their IANA names, from the pinned package `tzdata`: the same answer everywhere, whatever a system has.
+"""Time zones by their IANA names, from the pinned package `tzdata`: the same answer everywhere, whatever the system
+has.
 
 Its data is a constant of the program, as our table of cards is.
 """

@@ -1,4 +1,4 @@
-"""One unfenced or fenced node against its owner's policy: what it should be, whether it is, and what a change disturbs.
+"""One node, fenced or not, against its owner's policy: what it should be, whether it is, and what a change disturbs.
 
 Independent of time, so that the memo may keep the result for as long as its inputs are equal.
 """
@@ -40,7 +40,7 @@ class Refused:
 
 @value
 class Unobserved:
-    """Nobody knows what GPUs the node has, so it has no target yet."""
+    """The GPUs of the node are unknown, so it has no target yet."""
 
     policy: PolicyView
     pending: Finding
@@ -59,7 +59,7 @@ class Assessed:
     """The reading that the target is for."""
     target: Target
     stop: Target
-    """Whole GPUs without sharing, through which the way leads when `two_steps`."""
+    """Whole GPUs without sharing: the stop on the way when `two_steps`."""
     two_steps: bool
     """From MPS to MIG or back, as the node is now: in one step mig-manager would race with the MPS daemon."""
     mismatch: Finding | None
@@ -71,12 +71,13 @@ class Assessed:
 
     @property
     def goal(self) -> Target:
-        """What the next point of no return leads to: the target, or the stop before it."""
+        """The goal of the next point of no return: the target, or the stop before it."""
         return self.stop if self.two_steps else self.target
 
 
 Assessment = Refused | Unobserved | Assessed
-"""What is true of one node under one policy, whatever the time. `observed_text`: what its GPUs are now, for people."""
+"""The facts about one node under one policy, independent of time. `observed_text`: the present layout of its GPUs, for
+people."""
 
 
 def assess(
@@ -86,7 +87,8 @@ def assess(
     terms: Finding | Targets,
     stack: StackView,
 ) -> Assessment:
-    """Compare a node with its policy. `terms`: why that is not accepted (acceptance.py), or its targets by hardware."""
+    """Compare a node with its policy. `terms`: why the policy is not accepted (acceptance.py), or its targets by
+    hardware."""
     observed = gpunode.observed if gpunode else None
     text = describe_observed(node, observed)
     if isinstance(terms, Finding):
@@ -96,7 +98,7 @@ def assess(
     if observed is None or not observed.gpus:
         return Unobserved(policy, _unobserved(observed), text)
     if nameless := next((gpu for gpu in observed.hardware.kinds if not gpu.product), None):
-        message = f"GPU {nameless.index} does not answer and never did; drain and reboot the node"
+        message = f"GPU {nameless.index} does not answer and never has; drain and reboot the node"
         return Unobserved(policy, Finding(Reason.GPU_UNHEALTHY, message), text)
     target = terms.find(node.name, observed.hardware)
     if isinstance(target, Finding):
@@ -114,7 +116,7 @@ def assess(
 
 def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stack: StackView) -> bool:
     """Whether the way leads from MPS to MIG or back (docs/design/nvidia.md#b5, R11), or from MPS to MPS without a right
-    to restart its daemon, which keeps its old number of clients: on the plain stack it has to go by itself first.
+    to restart its daemon, which keeps its old number of clients: on the plain stack it has to end by itself first.
     """
     if target.with_mig:
         return uses_mps(node, observed, stack)
@@ -137,7 +139,7 @@ def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
 
 
 def has_gpu(node: NodeView) -> bool:
-    """A node with NVIDIA GPUs, as GPU Feature Discovery or the device plugin tells."""
+    """A node with NVIDIA GPUs, according to GPU Feature Discovery or the device plugin."""
     return (
         node.labels.get(names.LABEL_GPU_PRESENT) == "true"
         or names.LABEL_GPU_PRODUCT in node.labels
@@ -191,7 +193,8 @@ def find_disruption(
 
 
 def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> bool:
-    """The devices are as wanted, and mig-manager has nothing to do: the device plugin only has to tell more of them."""
+    """The devices are as wanted, and mig-manager has nothing to do: the device plugin only has to report more of
+    them."""
     if served(node) != target.resources or observed.hardware.layouts != target.layouts:
         return False
     if not target.mig_config:

@@ -46,12 +46,12 @@ FREE = ("Default", "NotSupported")
 
 @value
 class Evidence:
-    """How fresh the proof must be; empty fields ask for nothing."""
+    """How fresh the proof must be; empty fields set no requirement."""
 
     request_id: str = ""
     """Only an observation that echoes this id counts."""
     gfd_timestamp: str = ""
-    """GFD must have started anew since this one."""
+    """GFD must have restarted since this timestamp."""
 
 
 @value
@@ -66,7 +66,7 @@ class Comparison:
 
 
 class Source(StrEnum):
-    """Who says what a node is."""
+    """Who reports the state of a node."""
 
     AGENT = "agent"
     NVML = "NVML"
@@ -79,10 +79,10 @@ class Source(StrEnum):
 
 @value
 class Check:
-    """What one source says about the node."""
+    """The check of one source."""
 
     find: Callable[[Comparison], str | Finding]
-    """How it disagrees, a Finding where that has a reason of its own; empty: it agrees."""
+    """How it disagrees, or a Finding if that has a reason of its own; empty: it agrees."""
     reason: Reason
     source: Source
 
@@ -101,7 +101,7 @@ def _unreadable(compared: Comparison) -> str:
 
 
 def _quiet(compared: Comparison) -> str:
-    return "the agent is quiet, its last reading proves nothing" if compared.observed.quiet else ""
+    return "the agent is quiet, so its last reading proves nothing" if compared.observed.quiet else ""
 
 
 def _unreachable(compared: Comparison) -> str:
@@ -139,7 +139,7 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
         return ""
     return (
         f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
-        f" when it is to have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
+        f" if it should have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
     )
 
 
@@ -160,7 +160,9 @@ def _mig_config(compared: Comparison) -> str:
     if config == wanted or not wanted:
         return ""
     if not config:
-        unset = f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not bring this layout back after a reboot"
+        unset = (
+            f"{names.LABEL_MIG_CONFIG} is not set: mig-manager would not restore this layout after a reboot"
+        )
         return unset if compared.target.with_mig else ""
     meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
     same = not isinstance(meaning, Unresolved) and meaning == compared.target.layouts
@@ -176,11 +178,11 @@ def _mig_failed(compared: Comparison) -> str:
 def _mig_busy(compared: Comparison) -> str:
     config, state = _mig_state(compared)
     busy = config and state != "success"
-    return f"mig-manager applies {config} (state {state or 'not reported yet'})" if busy else ""
+    return f"mig-manager is applying {config} (state {state or 'not reported yet'})" if busy else ""
 
 
 def _mig_state(compared: Comparison) -> tuple[str, str]:
-    """What mig-manager applies and how far it says that is; nothing where the target does not need it."""
+    """What mig-manager is applying and the state that it reports; nothing if the target does not need it."""
     labels = compared.node.labels
     config = labels.get(names.LABEL_MIG_CONFIG, "") if compared.target.mig_config else ""
     return config, labels.get(names.LABEL_MIG_STATE, "")
@@ -190,7 +192,8 @@ _PAUSABLE = tuple((operand, names.LABEL_DEPLOY_PREFIX + operand) for operand in 
 
 
 def paused_operands(node: NodeView) -> tuple[str, ...]:
-    """Operands that a MIG change or driver upgrade paused and nobody started again (docs/design/nvidia.md#a1, d.4)."""
+    """Operands that a MIG change or driver upgrade paused and that were not started again (docs/design/nvidia.md#a1,
+    d.4)."""
     if not (labels := node.held_off):
         return ()
     return tuple([operand for operand, label in _PAUSABLE if "paused-for-" in labels.get(label, "")])
@@ -202,7 +205,7 @@ def _paused(compared: Comparison) -> str:
 
 
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
-    """What the device plugin of a node is told now; None when its label names no configuration (b.4)."""
+    """The present configuration of a node's device plugin; None when its label names no configuration (b.4)."""
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     fixed = _fixed_strategy(stack)
     if not key:
@@ -213,18 +216,18 @@ def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | 
 
 
 def find_entry(label: str, stack: StackView) -> str:
-    """The entry that the device plugin of a node with this label goes by; empty: none, which shares nothing."""
+    """The entry that the device plugin of a node with this label uses; empty: none, which shares nothing."""
     return label or default_entry(stack)
 
 
 def is_told_mps(node: NodeView, stack: StackView) -> bool:
-    """The device plugin of a node is told now to share its GPUs by MPS."""
+    """Whether the device plugin of a node is configured to share its GPUs by MPS."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
 
 
 def _fixed_strategy(stack: StackView) -> MigStrategy | None:
-    """ClusterPolicy mig.strategy beats every configuration's own (b.2)."""
+    """ClusterPolicy mig.strategy overrides that of every configuration (b.2)."""
     return STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
 
 
@@ -233,7 +236,7 @@ def _plugin_config(compared: Comparison) -> str:
     if key == compared.target.plugin_key:
         return ""  # the entry itself is written again when somebody deletes it (configmaps.py); the node is as it was
     if not compared.target.plugin_key:
-        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, and is to go: the default means the same"
+        return f"{names.LABEL_PLUGIN_CONFIG} is {key}, but should be absent: the default means the same"
     config = effective_plugin_config(compared.node, compared.stack)
     if config is None:
         return f"{names.LABEL_PLUGIN_CONFIG} is {key}, which names no known configuration"
@@ -246,7 +249,7 @@ def _plugin_config(compared: Comparison) -> str:
 
 
 def _mps_absent(compared: Comparison) -> str:
-    """MPS's daemon makes a GPU exclusive and sets Default again when it stops cleanly
+    """The MPS daemon makes a GPU exclusive and restores Default when it stops cleanly
     (docs/design/hardware.md#mps-mode)."""
     if compared.target.mode is not Mode.MPS:
         return ""
@@ -269,7 +272,7 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
     if odd is None:
         return ""
     if odd.compute_mode == "Unknown":
-        text = f"NVML does not tell the agent the compute mode of GPU {odd.index}"
+        text = f"NVML does not show the agent the compute mode of GPU {odd.index}"
         return Finding(Reason.AGENT_LACKS_RIGHTS, text)
     text = f"GPU {odd.index} is in compute mode {odd.compute_mode}"
     if MPS_DAEMONS.intersection(odd.processes):
@@ -341,8 +344,9 @@ CHECKS = (
         _allocatable, Reason.ALLOCATABLE_MISMATCH, Source.ALLOCATABLE
     ),  # or a device plugin that is too old for it
 )
-"""First wins; a test pins the order. The agent comes first because every other source can be stale; the compute mode
-comes after the plugin, because a GPU is exclusive by right for as long as the plugin is told to use MPS."""
+"""The first disagreement wins; a test pins the order. The agent comes first because every other source can be stale;
+the compute mode comes after the plugin, because a GPU is rightly exclusive as long as the plugin is configured for
+MPS."""
 
 
 def find_mismatch(compared: Comparison) -> Finding | None:
@@ -354,7 +358,7 @@ def find_mismatch(compared: Comparison) -> Finding | None:
 
 
 def find_disagreements(compared: Comparison) -> dict[Source, Finding]:
-    """The first disagreement of each source that disagrees, for people: what is decided goes by the first of all."""
+    """The first disagreement of each source that disagrees, for people: decisions use only the first of all."""
     found: dict[Source, Finding] = {}
     for check in CHECKS:
         if check.source not in found and (text := check.find(compared)):
@@ -374,7 +378,7 @@ _COUNT = re.compile("[0-9]{1,9}")
 
 
 def _replicas_now(node: NodeView, layouts: Sequence[Layout | None]) -> int:
-    """Shares of each device, as GFD's labels tell: of the GPU, or with strategy mixed of its profiles."""
+    """Shares of each device according to GFD's labels: of the GPU, or with strategy mixed of its profiles."""
     labels, label = node.labels, names.LABEL_GPU_REPLICAS
     if labels.get(names.LABEL_MIG_STRATEGY) == "mixed":
         profile = next((name for layout in layouts for name, _ in layout or ()), "")

@@ -1,4 +1,5 @@
-"""Why no agent runs on a node: its pods are refused, never start, or end at once. In words that stay while it lasts."""
+"""Why no agent runs on a node: its pods are refused, never start, or exit at once. The words stay the same while it
+lasts."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -29,7 +30,7 @@ _CHANGING = (
     (re.compile(r"rpc error: code = \w+ desc = "), ""),
     (re.compile(r"\b[0-9a-f]{64}\b"), "..."),
 )
-"""What differs from one try to the next, and what says nothing."""
+"""Parts that differ from one try to the next, or that carry no information."""
 
 
 @value
@@ -86,14 +87,14 @@ class AgentTroubles:
     """Why the API server refuses further pods of the DaemonSet; None: it does not."""
 
     def of(self, node: str) -> Finding | None:
-        """Why no agent runs on this node, which has no Ready one."""
+        """Why no agent runs on this node, which has no Ready agent."""
         return self.pods.get(node, self.refused)
 
 
 def find_troubles(
     pods: Collection[AgentPod], warnings: Iterable[AgentWarning | None], arch: Callable[[str], str]
 ) -> AgentTroubles:
-    """What the agent's pods and the Warnings about them say. `arch`: of a node, by name; empty when unknown."""
+    """What the agent's pods and the Warnings about them say. `arch`: architectures by node name; empty when unknown."""
     unready = [pod for pod in pods if not pod.ready and pod.node and not pod.deleting]
     told = [one for one in warnings if one is not None]
     if not unready and not told:
@@ -133,7 +134,7 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding |
         return _not_started(f"{pod.waiting}{f': {said}' if said else ''}; {show}")
     if pod.ended:
         return _not_started(
-            f"its container ends at once ({pod.ended}); kubectl -n {pod.namespace} logs {pod.name} --previous"
+            f"its container exits at once ({pod.ended}); kubectl -n {pod.namespace} logs {pod.name} --previous"
         )
     if warnings:
         return _not_started(f"{steady(_latest(warnings).message)}; {show}")
@@ -141,7 +142,7 @@ def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding |
 
 
 def _start_error(pod: AgentPod) -> str:
-    """What the runtime says of a container that it cannot start; between two tries it stands in the last state."""
+    """What the runtime says of a container that it cannot start; between two tries it is in the last state."""
     if pod.waiting == "RunContainerError":
         return steady(pod.message)
     return steady(pod.last_words) if pod.ended.startswith(_NEVER_RAN) else ""
@@ -163,8 +164,8 @@ def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding 
         remedy = f"kubectl label --overwrite namespace {last.namespace} pod-security.kubernetes.io/enforce=privileged"
     elif "RuntimeClass" in said:
         remedy = (
-            "the GPU Operator brings that class; where it does without (NRI plugin, or a default runtime), set"
-            " agent.runtimeClassName to the empty text"
+            "the GPU Operator creates that class; where it does not (NRI plugin, or a default runtime), set"
+            " agent.runtimeClassName to the empty string"
         )
     else:
         remedy = f"kubectl -n {last.namespace} describe daemonset gpusharing-agent"
@@ -176,7 +177,8 @@ def _latest(warnings: list[AgentWarning]) -> AgentWarning:
 
 
 def steady(message: str) -> str:
-    """A sentence of Kubernetes without what differs from one try to the next; a long one without its middle."""
+    """A sentence of Kubernetes without the parts that differ from one try to the next; a long one without its
+    middle."""
     text = " ".join(message.split())
     for pattern, put in _CHANGING:
         text = pattern.sub(put, text)

@@ -1,7 +1,7 @@
 """Calls about one node that fail: the node waits, named, with the server's words; the other nodes go on.
 
-The memory lives in the process only. Whatever failed may have been carried out all the same (a lost answer), so the
-next try is decided anew from what the cluster says then.
+Failures are kept in memory only. A failed call may have been carried out nevertheless (a lost answer), so the next try
+is decided again from the state of the cluster then.
 """
 
 from datetime import datetime, timedelta
@@ -13,23 +13,23 @@ FIRST_WAIT = 2.0
 LONGEST_WAIT = 60.0
 """Seconds."""
 LASTING = 2
-"""So many failures in a row are told to people; one alone is often over before anybody has read of it."""
+"""This many failures in a row are shown to people; a single one is often over before anybody reads about it."""
 
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
-"""Subjects of failures that are about no node: no fence is written before these writes succeed."""
+"""Subjects of failures that are not about a node: no fence is written before these writes succeed."""
 CLUSTER_POLICY = "pointers of ClusterPolicy"
 """The same, and no fence waits for it."""
 
 
 def policy_subject(policy: str) -> str:
     """The subject of a failing write to a policy; only its own fences wait for it."""
-    return f"policy {policy}"  # the name of no node: it has a space
+    return f"policy {policy}"  # cannot be the name of a node: it has a space
 
 
 @value
 class CallFailure:
-    """The last of some failures in a row of the calls about one node."""
+    """The last of several failures in a row of the calls about one node."""
 
     message: str
     """Which call, and what the server said."""
@@ -45,14 +45,14 @@ class CallFailure:
         return now < self.next_try
 
     def is_fresh(self, now: datetime) -> bool:
-        """The next try may not have come round yet: much has to be proven anew before some calls."""
+        """The next try may not have come yet: much has to be proven again before some calls."""
         return now < self.next_try + timedelta(seconds=LONGEST_WAIT)
 
     @property
     def lasts(self) -> bool:
-        """It is told to people, and a slot that was taken for a fence is given back.
+        """It is shown to people, and a slot that was taken for a fence is given back.
 
-        Before, the fence may stand though its call failed; by the second time the watch has told.
+        Before that the fence may exist although its call failed; by the second time the watch has shown it.
         """
         return self.tries >= LASTING
 

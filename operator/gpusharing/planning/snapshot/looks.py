@@ -1,8 +1,8 @@
 """Looks at the pods of blocked nodes: few at a time, in turn, and less often the longer a node stays blocked.
 
-A LIST of pods costs the API server the same whether it finds the old blocker or a way to go on. Blocked nodes of all
-policies share `LOOKS` of them per poll. What a look found is remembered by the caller and stands in the next snapshot,
-so that nothing here is but a function of it.
+A LIST of pods costs the API server the same whether it finds the old blocker or a node that can start. Blocked nodes
+of all policies share `LOOKS` of them per poll. The caller remembers what a look found and puts it into the next
+snapshot, so everything here is a pure function of that.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from gpusharing.planning.words.values import value
 LOOKS = 5
 """LISTs of pods of blocked nodes within one poll, over all policies."""
 FIRST_LOOKS = 20
-"""While so many nodes were found blocked within one poll, no further one is looked at for the first time."""
+"""Once this many nodes were found blocked within one poll, no further node is looked at for the first time."""
 LONGEST = timedelta(seconds=60)
 """Between two looks at one node, however long it is blocked."""
 
@@ -32,14 +32,14 @@ class Look:
     at: datetime
     """When the pods were listed."""
     tries: int
-    """How often in a row the same was found; decides about the next wait."""
+    """How often in a row the same was found; decides the next wait."""
     blockers: tuple[Blocker, ...] = ()
     """What kept the pods; empty: nothing did, and the change began."""
     needs: tuple[tuple[str, int], ...] = ()
     """For a change that began: how many pods it will evict under each PodDisruptionBudget."""
 
     def due(self, poll: float) -> datetime:
-        """When to look again: after a while, and when the clock has ended all that blocks. `poll` is in seconds."""
+        """When to look again: after a while, or when the clock has ended all blockers. `poll` is in seconds."""
         again = self.at + min(LONGEST, timedelta(seconds=poll * 2 ** min(self.tries - 1, 10)))
         end = ends_at(self.blockers)
         return again if end is None or end <= self.at else min(again, end)
@@ -66,7 +66,8 @@ class Preview:
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """The nodes to look at again now: those that wait longest, as many as the looks of the last poll leave."""
+    """The nodes to look at again now: those that have waited longest, as many as the looks of the last poll leave room
+    for."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

@@ -1,4 +1,4 @@
-"""The pods of nodes in work, as the drain rules see them, and what is known of their evictions."""
+"""The pods of nodes in work, as the drain rules see them, and what is known about their evictions."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -165,7 +165,7 @@ class EvictionMemory:
     tries: int = 1
     """How often it came in that row; decides about the next wait."""
     asked_at: datetime | None = None
-    """When the server was asked last; None: not known, and long ago."""
+    """When the server was last asked; None: unknown, but long ago."""
 
 
 @value

@@ -110,7 +110,7 @@ class StackView:
     write_error: str = ""
     """Why the last write of our ConfigMaps was refused; empty: it was not."""
     rival_policies: tuple[str, ...] = ()
-    """ClusterPolicies of which nobody can tell which one the GPU Operator follows; `cluster_policy` is then the
+    """ClusterPolicies among which we cannot tell which one the GPU Operator follows; `cluster_policy` is then the
     first of them."""
     pointer_error: str = ""
     """Why ClusterPolicy could not be pointed at our ConfigMaps; empty: nothing prevented it."""

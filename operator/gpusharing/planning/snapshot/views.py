@@ -1,7 +1,7 @@
 """What the planner sees of the world: small frozen projections of API objects, compared by value.
 
-A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same
-input, so verdicts are memoised on identity. The executor takes the resourceVersion from the cache.
+A view leaves out resourceVersion and heartbeats on purpose: a node whose view did not change is the same input, so
+verdicts are memoised by identity. The executor takes the resourceVersion from the cache.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class StartGate:
 
 
 def is_switched_off(operand: str, value: str) -> bool:
-    """Whether somebody keeps an operand off a node by its label of LABEL_DEPLOY_PREFIX (docs/design/nvidia.md#d2).
+    """Whether somebody keeps an operand off a node with its LABEL_DEPLOY_PREFIX label (docs/design/nvidia.md#d2).
 
     `operands` has one word for off. The others are node selectors of DaemonSets, which want `true`; an empty one the
     GPU Operator makes `true`, and pauses of mig-manager and of a driver upgrade end.
@@ -180,7 +180,7 @@ class Hardware:
 
 @value
 class ObservedView:
-    """What the agent of one node reported last."""
+    """The last report of a node's agent."""
 
     request_id: str
     """Id of the request that this observation answers."""
@@ -202,7 +202,7 @@ class ObservedView:
     """The same GPUs, with what rules derive from them."""
 
     def __post_init__(self) -> None:
-        """Share the GPUs with other nodes that have the same: they are most of what a snapshot weighs."""
+        """Share the GPUs with other nodes that have the same: they are most of a snapshot's size."""
         hardware = Hardware.of(self.gpus)
         object.__setattr__(self, "hardware", hardware)
         object.__setattr__(self, "gpus", hardware.gpus)
@@ -275,7 +275,7 @@ class PlanSettings:
     configure_gpu_operator: Switch = False
     """Set ClusterPolicy's two pointers to our ConfigMaps, once, where nobody has set them."""
     pod_name: str = ""
-    """Name of our own pod, which is never drained; empty: we run in none."""
+    """Name of our own pod, which is never drained; empty: we do not run in a pod."""
     protected_namespaces: Namespaces = ("kube-system",)
     """Comma-separated: no pod is evicted in these. The chart's admission policy refuses it too."""
     neighbour_labels: Labels = ()

@@ -1,4 +1,4 @@
-"""Can a policy be carried out in this cluster at all? OBJECTIONS in their order; the first that holds is the answer.
+"""Can a policy be carried out in this cluster at all? OBJECTIONS, in order; the first that applies is the answer.
 
 What depends on the card of a node is not decided here but in target.py, node by node.
 """
@@ -21,10 +21,10 @@ from gpusharing.planning.words.values import value
 
 @value
 class Objection:
-    """What stands in the way of a policy."""
+    """An obstacle to a policy."""
 
     find: Callable[[PolicyView, StackView, PlanSettings], str]
-    """What is told of it; empty: it does not hold."""
+    """The message; empty: it does not apply."""
     reason: Reason
 
 
@@ -34,13 +34,13 @@ class WrongField:
 
     said: str
     patch: Fields
-    """What to set, below `spec`."""
+    """The fields to set, below `spec`."""
     hint: str = ""
-    """Said after the command."""
+    """Appended to the command."""
 
 
 FieldCheck = Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], WrongField | None]
-"""Says which field of the one ClusterPolicy is in the way of a spec; None: not the one that this check looks at."""
+"""The field of the one ClusterPolicy that is in the way of a spec; None: the field of this check is not."""
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
@@ -52,7 +52,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
-    """What the policy asks for, or why nobody can read it."""
+    """What the policy asks for, or why it cannot be read."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -60,10 +60,11 @@ def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
 
 
 def passes(reason: Reason) -> bool:
-    """What may be gone for a moment, and changes nothing of what a node in flight goes to: it holds until its deadline.
+    """Whether the obstacle may be gone in a moment and does not change the goal of a node in flight, which waits until
+    its deadline.
 
-    A ClusterPolicy that is deleted comes back with the next reconciliation of who deploys the GPU Operator, which also
-    says soon which of two it ignores.
+    A deleted ClusterPolicy comes back when whatever deploys the GPU Operator next reconciles, and the GPU Operator
+    soon says which of two it ignores.
     """
     return reason in (Reason.CLUSTER_POLICY_MISSING, Reason.SEVERAL_CLUSTER_POLICIES)
 
@@ -71,7 +72,7 @@ def passes(reason: Reason) -> bool:
 def _against(
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str],
 ) -> Callable[[PolicyView, StackView, PlanSettings], str]:
-    """What holds the spec against the one ClusterPolicy; where either is missing, an earlier row has said so."""
+    """A check of the spec against the one ClusterPolicy; if either is missing, an earlier row has said so."""
 
     @wraps(find)
     def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -88,7 +89,7 @@ def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """The CRD refuses this of the marks that it knows."""
+    """The CRD refuses this for the marks that it knows."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -98,7 +99,8 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
         return ""
     return (
         f"spec.nodeSelector names {keys[0]}, which the operator sets on nodes that change (chart value"
-        " operator.neighbourLabels): a node would leave its pool in the middle. Select by a label of your own"
+        " operator.neighbourLabels): a node would leave its pool in the middle of its change. Select nodes by a label"
+        " of your own"
     )
 
 
@@ -115,9 +117,9 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
     if stack.cluster_policy is not None:
         return ""
     return (
-        "no ClusterPolicy found: install the NVIDIA GPU Operator, or grant this operator list and watch on"
-        " clusterpolicies.nvidia.com (chart value rbac.create); nor is there a device plugin of NVIDIA's chart in"
-        f" namespace {settings.gpu_operator_namespace} (chart value gpuOperator.namespace)"
+        "no ClusterPolicy found, and no device plugin of NVIDIA's chart in namespace"
+        f" {settings.gpu_operator_namespace} (chart value gpuOperator.namespace): install the NVIDIA GPU Operator, or"
+        " grant this operator list and watch on clusterpolicies.nvidia.com (chart value rbac.create)"
     )
 
 
@@ -170,7 +172,8 @@ def _plugin_field(
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
-    """What has to come before the pointer moves: entries of somebody else's ConfigMap that Nodes name, or may name."""
+    """What has to be done before the pointer moves: entries of somebody else's ConfigMap that Nodes name, or may
+    name."""
     absent = "".join(
         f"; there is no ConfigMap {name}, which a chart value names" for name in stack.missing_maps
     )
@@ -208,9 +211,9 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
     return (
-        f"ConfigMap {stack.foreign_map} was made by somebody else and holds entries; nothing is written to it. To hand"
-        f" it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries that no Node"
-        f" names then go); or to have a new one: kubectl delete {where}"
+        f"somebody else created ConfigMap {stack.foreign_map}, and it has entries; the operator writes nothing to it."
+        f" To hand it over: kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY} (entries"
+        f" that no Node names are then removed); or, to get a new one: kubectl delete {where}"
     )
 
 
@@ -256,7 +259,8 @@ def _layouts_field(
 
 
 FIELDS: tuple[FieldCheck, ...] = (_plugin_field, _switch_field, _strategy_field, _layouts_field)
-"""What a ClusterPolicy can say against a policy. The first has its reason; all are told, with one command for all."""
+"""Fields with which a ClusterPolicy can stop a policy. The first gives the reason; all are named, with one command for
+all."""
 
 
 def _told(
@@ -266,7 +270,8 @@ def _told(
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """What `first` and those after it find, and the one command that mends it all; empty: `first` finds nothing."""
+    """What `first` and the checks after it find, and the one command that corrects everything; empty: `first` finds
+    nothing."""
     found = [check(spec, cluster_policy, stack, settings) for check in FIELDS[FIELDS.index(first) :]]
     if found[0] is None:
         return ""
@@ -275,7 +280,7 @@ def _told(
     hints = "".join(one.hint for one in wrong)
     patches = [one.patch for one in wrong if one.patch]
     command = f"; run: {kubectl_patch(cluster_policy.name, *patches)}{hints}" if patches else ""
-    # A command of which the end is missing could be pasted all the same: what is cut is said before it.
+    # A truncated command could be pasted nevertheless: the text before it is cut instead.
     return cut(said, MAX_TEXT - len(command)) + command
 
 
@@ -314,4 +319,4 @@ OBJECTIONS = (
     Objection(_strategy, Reason.MIG_STRATEGY_SET),
     Objection(_layouts, Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
-"""First wins; a test pins the order."""
+"""The first match wins; a test pins the order."""

@@ -6,10 +6,11 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 
 
 def find_active(found: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
-    """The one that it follows, and the names among which it cannot be told; then the first is the first of these.
+    """The one that it follows, and the names among which that cannot be decided; the policy returned is then the first
+    of these.
 
-    The GPU Operator calls all but one `ignored`; before it has looked, or while it is away, it may have called none so.
-    One that is alone is the one, whatever was once said of it.
+    The GPU Operator marks all but one as `ignored`; before it has looked, or while it is away, it may have marked
+    none. A single ClusterPolicy is the one, whatever its mark.
     """
     policies = sorted(found, key=lambda policy: policy.name)
     heeded = [policy for policy in policies if not policy.ignored] or policies

@@ -9,7 +9,7 @@ Fields = Mapping[str, Mapping[str, object]]
 
 
 def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
-    """The one that sets these fields of the ClusterPolicy of this name."""
+    """The command that sets these fields of the ClusterPolicy of this name."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():

@@ -1,6 +1,6 @@
-"""Can this installation work? Pure: what was read of a cluster goes in, what is wrong and what mends it comes out.
+"""Can this installation work? Pure: what was read from a cluster goes in, faults and their remedies come out.
 
-`helm test` prints it; everything else that asks the same question must call it too, so that there is one answer.
+`helm test` prints them; everything else that asks the same question must call this too, so that there is one answer.
 """
 
 from collections.abc import Callable, Iterable
@@ -59,7 +59,7 @@ def _unread(view: InstallationView) -> Symptoms:
         yield warning(
             Topic.RIGHTS,
             "NotReadable",
-            f"{what}: cannot be looked at, so nothing is known about it: {why}",
+            f"{what}: could not be read, so nothing is known about it: {why}",
             f"kubectl auth can-i list {what}",
         )
 
@@ -151,7 +151,7 @@ def _stack(view: InstallationView) -> Symptoms:
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """The same questions where NVIDIA's device-plugin chart stands alone."""
+    """The same questions for NVIDIA's device-plugin chart alone."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return
@@ -218,14 +218,14 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
 
 
 def _unmerged(pointer: Pointer) -> str:
-    """What has to come before the pointer moves, where somebody uses another ConfigMap."""
+    """What has to be done before the pointer moves, if somebody uses another ConfigMap."""
     if pointer.stops or not pointer.now:
         return pointer.merge_first
-    return ". Entries of it that Nodes name have to be in ours first: see kubectl gpusharing import"
+    return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
 
 
 def _merge_command(view: InstallationView, pointer: Pointer) -> str:
-    """What comes before the pointer's own command, as the condition says it; empty: nothing."""
+    """The command that has to run before the pointer's own, as in the condition; empty: none."""
     if not pointer.stops:
         return ""
     if pointer.merges:
@@ -267,14 +267,12 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 
 def _start_gate(view: InstallationView) -> Symptoms:
-    """Where nodes join behind the start-up taint, or are to: whether what proves them may run there."""
+    """If nodes join behind the start-up taint, or will: whether the pods that prove them may run there."""
     if not (view.gated or view.place.startup_gate):
         return
     namespace = view.place.gpu_operator_namespace
     waiting = (
-        f"{some(sorted(view.gated))} wait there"
-        if view.gated
-        else "nodes that join would wait there for ever"
+        f"{some(sorted(view.gated))} wait there" if view.gated else "nodes that join would wait there forever"
     )
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
     stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
@@ -317,7 +315,7 @@ def _config_maps(view: InstallationView) -> Symptoms:
             yield error(
                 Topic.CONFIG_MAPS,
                 "ConfigMapTaken",
-                f"{name} was made by somebody else and holds entries; the operator writes nothing to it",
+                f"somebody else created {name}, and it has entries; the operator writes nothing to it",
                 f"kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
             )
 
@@ -337,7 +335,7 @@ CHECKS: tuple[Callable[[InstallationView], Symptoms], ...] = (
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
-    """One screen for people: a line per topic that is well, the symptoms of the others with their commands."""
+    """One screen for people: one line per topic without a fault, the symptoms of the others with their commands."""
     found = list(symptoms)
     lines = []
     for topic in Topic:
@@ -349,6 +347,6 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
         for one in of_it:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]
     errors = sum(one.severity is Severity.ERROR for one in found)
-    can = "can work as far as it was looked at" if unseen else "can work"
+    can = "can work as far as it could be checked" if unseen else "can work"
     verdict = "cannot work as it is" if errors else can
     return [*lines, "", f"This installation {verdict}: errors {errors}, warnings {len(found) - errors}."]

@@ -21,8 +21,8 @@ GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-defaul
 def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
     """Whether GKE runs its own device plugin on a Node with these labels.
 
-    Two that offer nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu advertiser
-    per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
+    Two plugins that offer nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
+    advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
     """
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
 
@@ -39,7 +39,7 @@ def has_system_plugin(os_image: str) -> bool:
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """What keeps agents from running and reading, and what runs on their nodes that must not."""
+    """What keeps agents from running and reading, and what must not run on their nodes but does."""
     agents, place = view.agents, view.place
     if agents is None:
         if "daemonsets.apps" not in view.unread:
@@ -101,7 +101,7 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
             Topic.AGENTS,
             "TwoDevicePlugins",
             f"GKE runs its own device plugin on {some(sorted(agents.cloud_plugins))}, and the kubelet there takes"
-            " nvidia.com/gpu from whichever of the two spoke last; give its node pool the label as well",
+            " nvidia.com/gpu from whichever of the two registered last; label its node pool too",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
         )
     if agents.system_plugins:
@@ -109,7 +109,7 @@ def _two_plugins(agents: AgentsState) -> Symptoms:
             Topic.AGENTS,
             "TwoDevicePlugins",
             f"Bottlerocket starts a device plugin of its own on {some(sorted(agents.system_plugins))} unless its"
-            " settings say no, which the API does not show; beside NVIDIA's, pods lose their GPUs. Switch it off on"
+            " settings disable it, which the API does not show; next to NVIDIA's, pods lose their GPUs. Disable it on"
             " each of them, or in their user data (Bottlerocket 1.63.0 or newer)",
             "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
         )

@@ -1,4 +1,4 @@
-"""What is read of a cluster to check an installation: plain values, no API objects."""
+"""What is read from a cluster to check an installation: plain values, no API objects."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -9,12 +9,12 @@ from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.words.values import value
 
 OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
-"""Service accounts, and what their workloads are called."""
+"""Service accounts, and the names of their workloads."""
 
 
 @value
 class Place:
-    """Where the release is and what its values call things."""
+    """Where the release is, and the names that its values set."""
 
     release: str = "gpusharing"
     namespace: str = "gpusharing"
@@ -25,12 +25,12 @@ class Place:
     configure_gpu_operator: bool = False
     """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
     startup_gate: bool = False
-    """Nodes are to join behind the start-up taint (chart value gpuOperator.startupGate)."""
+    """Nodes will join behind the start-up taint (chart value gpuOperator.startupGate)."""
     force_delete: bool = False
     """The operator may delete pods at the end of a drain (chart value forceDelete)."""
     operator_account: str = OPERATOR
     agent_account: str = AGENT
-    """Service accounts, where the values name others."""
+    """Service accounts, if the values name others."""
 
     def account(self, subject: str) -> str:
         """namespace/name of the service account of OPERATOR or AGENT."""
@@ -63,7 +63,7 @@ class RightState:
 
     @property
     def text(self) -> str:
-        """The right, with its place where that is a namespace."""
+        """The right, with its namespace if it has one."""
         scope = self.right.scope
         return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
 
@@ -79,7 +79,7 @@ class ConfigMapState:
 
 @value
 class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker, without which nobody knows that a node has a GPU."""
+    """A DaemonSet of Node Feature Discovery's worker, without which a node is not known to have a GPU."""
 
     name: str
     release: str
@@ -107,9 +107,10 @@ class AgentsState:
     cloud_plugins: frozenset[str] = frozenset()
     """Of these nodes those on which the cloud runs a device plugin of its own."""
     system_plugins: frozenset[str] = frozenset()
-    """Of these nodes those whose operating system brings a device plugin, on unless its settings say no."""
+    """Of these nodes those whose operating system includes a device plugin, which is on unless its settings disable
+    it."""
     reports: Mapping[str, str] = field(default_factory=dict)
-    """By node: what keeps the agent from reading the GPUs, as it says itself."""
+    """By node: what keeps the agent from reading the GPUs, in its own words."""
 
 
 @value
@@ -133,7 +134,7 @@ class InstallationView:
     named: frozenset[str] = frozenset()
     """Entries of the device plugin's ConfigMap that Nodes name."""
     plain: ClusterPolicyView | None = None
-    """There is no ClusterPolicy: what NVIDIA's device-plugin chart says in its place; None: it is not there either."""
+    """There is no ClusterPolicy: what NVIDIA's device-plugin chart says instead; None: it does not exist either."""
     gpu_cluster: bool = False
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
     """Ours, by name, as far as they exist."""

@@ -1,4 +1,4 @@
-"""Kubelets of GPU nodes by their versions: which of them Kubernetes, or we, do not stand for."""
+"""Kubelets of GPU nodes by version: which of them Kubernetes, or this operator, does not support."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -26,16 +26,16 @@ class _Kubelet:
 
 
 def find_minor(version: str) -> Minor | None:
-    """Major and minor of `v1.33.1-eks-1-33-5`; None where it is not told, or is that of a build without a version
+    """Major and minor of `v1.33.1-eks-1-33-5`; None if it is unknown, or that of a build without a version
     (`v0.0.0-master+$Format:%H$`, component-base/version/base.go)."""
     found = _VERSION.match(version)
     return (int(found[1]), int(found[2])) if found and found[1] != "0" else None
 
 
 def find_kubelet_symptoms(nodes: Iterable[NodeLabels], api_server: str) -> tuple[Symptom, ...]:
-    """What is wrong with versions of kubelets on nodes with GPUs. `api_server`: its version, empty where not known.
+    """What is wrong with the versions of kubelets on nodes with GPUs. `api_server`: its version, empty if unknown.
 
-    A kubelet is told once, for the worst of it.
+    A kubelet is listed once, for its worst fault.
     """
     kubelets = [
         _Kubelet(one.name, one.kubelet, minor)

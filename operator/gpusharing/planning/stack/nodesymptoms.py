@@ -1,7 +1,7 @@
-"""What Node labels of NVIDIA's say that nobody has noticed: values that mean nothing, failures, pauses that do not end,
-switches that somebody turned off.
+"""Unnoticed trouble in NVIDIA's Node labels: values that mean nothing, failures, pauses that do not end, switches that
+somebody turned off.
 
-Of nodes that the operator changes just now nothing is said: what looks like this there is on its way.
+Nodes that the operator is changing are left out: such values are part of the change there.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -23,7 +23,7 @@ _AT_WORK = ("pending", "rebooting")
 
 @value
 class NodeLabels:
-    """One Node, as far as this is about it."""
+    """One Node, as far as it matters here."""
 
     name: str
     labels: Mapping[str, str]
@@ -34,13 +34,13 @@ class NodeLabels:
 
     @property
     def has_gpu(self) -> bool:
-        """As the GPU Operator or GPU Feature Discovery tells."""
+        """According to the GPU Operator or GPU Feature Discovery."""
         return self.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in self.labels
 
 
 @value
 class MigEntries:
-    """The mig-parted configuration that mig-manager goes by on a node (docs/design/nvidia.md#a10)."""
+    """The mig-parted configuration that mig-manager uses on a node (docs/design/nvidia.md#a10)."""
 
     config_map: str
     names: frozenset[str]
@@ -48,33 +48,33 @@ class MigEntries:
 
 @value
 class Given:
-    """What the labels are held against."""
+    """What the labels are compared with."""
 
     namespace: str
     """The GPU Operator's."""
     plugin_map: str
     """The ConfigMap that ClusterPolicy points the device plugin at; empty: none."""
     plugin_keys: Collection[str] | None
-    """What it holds; None: it could not be read, or is not there."""
+    """Its keys; None: it could not be read, or does not exist."""
     unsafe_drivers: tuple[str, ...] = ()
     refuse_unsafe_drivers: bool = True
     selectors: tuple[LabelSelector, ...] | None = None
-    """Node selectors of the policies; None: there is no policy, or nobody can tell."""
+    """Node selectors of the policies; None: there is no policy, or that is unknown."""
     mig_entries: Mapping[str, MigEntries] = field(default_factory=dict)
-    """By node: what mig-manager goes by there. Where it is not known the node is missing, and where there is no
-    mig-manager."""
+    """By node: what mig-manager uses there. The node is missing if that is unknown, or if there is no mig-manager."""
 
     def takes(self, node: NodeLabels) -> bool:
         """Whether a policy selects it."""
         return any(selects_node(one, node.labels) for one in self.selectors or ())
 
     def concerns(self, node: NodeLabels) -> bool:
-        """Whether it would serve us, if it could: a policy selects it, or it has GPUs and there is no policy yet."""
+        """Whether we would use the node if it could serve: a policy selects it, or it has GPUs and there is no policy
+        yet."""
         return node.has_gpu and (self.selectors is None or self.takes(node))
 
 
 def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Symptom, ...]:
-    """One for each thing that is wrong, however many nodes it is about."""
+    """One for each fault, however many nodes have it."""
     known = sorted((one for one in nodes if not one.fenced), key=lambda one: one.name)
     return (
         *_unknown_configs(known, given),
@@ -88,7 +88,7 @@ def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Sympt
 
 
 def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """config-manager goes on with what it had when the label names no key (docs/design/nvidia.md#b4)."""
+    """config-manager keeps its configuration when the label names no key (docs/design/nvidia.md#b4)."""
     if given.plugin_keys is None:
         return
     label = names.LABEL_PLUGIN_CONFIG
@@ -120,7 +120,7 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
             f"{label} of {some([one.name for one in odd])} says that the GPUs are not for containers"
             f" ({odd[0].name}: {odd[0].labels[label]}), so no policy changes anything there. Stop virtual machines that"
             " have them and set it to container, or keep the node out of the policy's nodeSelector",
-            # Not the label taken off: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
+            # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
             _mend(
                 given, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
             ),
@@ -128,7 +128,7 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Of mig-manager's pauses and a driver upgrade's nothing is said: they end (docs/design/nvidia.md#d2, d.4)."""
+    """Pauses of mig-manager and of a driver upgrade are left out: they end (docs/design/nvidia.md#d2, d.4)."""
     for operand in names.DEPLOY_NEEDED:
         label = names.LABEL_DEPLOY_PREFIX + operand
         odd = [
@@ -140,15 +140,15 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
             yield _blocking(given)(
                 Topic.NODES,
                 "OperandsDisabled",
-                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the GPU Operator keeps off"
-                " what would serve and show a change, and no policy changes anything there. Take the label off, or"
-                " keep the node out of the policy's nodeSelector",
+                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the GPU Operator does not"
+                " run there what would serve and show a change, and no policy changes anything there. Remove the"
+                " label, or keep the node out of the policy's nodeSelector",
                 _mend(given, label, f"kubectl label node {_all(odd)} {label}-"),
             )
 
 
 def _mend(given: Given, label: str, command: str) -> str:
-    """Without a policy nobody knows whether such a node is to be one of ours: then a command that only shows them."""
+    """Without a policy it is unknown whether such nodes will be ours: then a command that only shows them."""
     return f"kubectl get nodes -L {label}" if given.selectors is None else command
 
 
@@ -174,8 +174,8 @@ def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
             "MigConfigUnknown",
             f"{label} of {some([one.name for one in odd])} names no configuration that mig-manager has there"
             f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
-            " reboot it does not make the MIG instances again. Name what the GPUs have now: mig-manager divides them"
-            " anew where it differs, and where the label is taken off the GPU Operator may write all-disabled",
+            " reboot it does not create the MIG instances again. Name what the GPUs have now: mig-manager repartitions"
+            " them if it differs, and if the label is removed the GPU Operator may write all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
 
@@ -186,7 +186,7 @@ def _names_no_entry(node: NodeLabels, given: Given) -> bool:
 
 
 def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """But for those whose label names nothing: that is why, and it is told already."""
+    """Without nodes whose label names nothing: that is the cause, and it is reported already."""
     failed = [
         one
         for one in nodes
@@ -204,7 +204,7 @@ def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _paused(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """mig-manager pauses operands and starts them again; where it died in between, they stay off."""
+    """mig-manager pauses operands and starts them again; if it died in between, they stay off."""
     paused = [
         one for one in nodes if one.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(one)
     ]

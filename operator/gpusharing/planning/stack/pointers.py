@@ -1,7 +1,7 @@
 """ClusterPolicy's two pointers to our ConfigMaps: which of them the operator sets itself, and why not the others.
 
-Chart value gpuOperator.configure. Each is set once per ClusterPolicy, and only where nobody has said anything else; an
-annotation in the same write remembers it. Whoever sets one back has decided, and is not fought.
+Chart value gpuOperator.configure. Each is set once per ClusterPolicy, and only if nobody has set anything else; an
+annotation in the same write remembers it. If somebody sets one back, the operator leaves it alone.
 """
 
 from collections.abc import Collection
@@ -18,13 +18,13 @@ from gpusharing.planning.words.values import value
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
 """Fields of ClusterPolicy's spec."""
 UPSTREAM_MIG_CONFIG = "default-mig-parted-config"
-"""What the CRD makes of an empty migManager.config.name up to v25.10.1: nobody chose it (docs/design/nvidia.md#d6)."""
+"""The CRD's default for an empty migManager.config.name up to v25.10.1: nobody chose it (docs/design/nvidia.md#d6)."""
 VALUE = "chart value gpuOperator.configure"
 
 
 @value
 class Pointer:
-    """One of the two."""
+    """One of the two pointers."""
 
     field: str
     ours: str
@@ -32,31 +32,31 @@ class Pointer:
     now: str
     """What it names; empty: nothing."""
     setter: str = ""
-    """Who wrote that last, by the name of the field manager; empty when unknown."""
+    """The field manager that last wrote it; empty when unknown."""
     without_default: str = ""
     """A default in the same block that our ConfigMap does not hold; with it, device plugins could not start."""
     lacking: tuple[str, ...] = ()
     """Entries that Nodes name and our ConfigMap lacks: with the pointer there, their device plugins could not start."""
     nowhere: frozenset[str] = frozenset()
-    """Those of them that the ConfigMap which it names lacks, too, as far as anybody looked."""
+    """Those of them that the ConfigMap which it names also lacks, as far as known."""
 
     @property
     def said(self) -> str:
-        """What it names and who said so, for people."""
+        """What it names and who set that, for people."""
         if not self.now:
             return "not set"
         return f"{self.now} (set by {self.setter})" if self.setter else self.now
 
     @property
     def is_free(self) -> bool:
-        """Nobody has said anything else."""
+        """Nobody has set anything else."""
         return self.now in ("", UPSTREAM_MIG_CONFIG if self.field == MIG_POINTER else "")
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Entries that device plugins use and our ConfigMap lacks: with the pointer there, they would not start.
 
-        A default of nothing is none: without a ConfigMap nobody goes by it, and the patch takes it away.
+        A default without a ConfigMap does not count: nothing uses it, and the patch removes it.
         """
         default = {self.without_default} if self.without_default and self.now else set()
         return tuple(sorted({*self.lacking, *default}))
@@ -68,7 +68,7 @@ class Pointer:
 
     @property
     def merge_first(self) -> str:
-        """What has to come before it is set, for people, after a semicolon; empty: nothing."""
+        """What has to be done before it is set, for people, after a semicolon; empty: nothing."""
         if not self.stops:
             return ""
         if self.merges:
@@ -86,13 +86,13 @@ class Pointer:
 
     @property
     def patch(self) -> Fields:
-        """What sets it, below ClusterPolicy's `spec`."""
+        """The patch that sets it, below ClusterPolicy's `spec`."""
         block, _, _ = self.field.partition(".")
         config = {"name": self.ours} | ({"default": None} if self.without_default else {})
         return {block: {"config": config}}
 
     def command(self, cluster_policy: str) -> str:
-        """Sets it by hand."""
+        """The command that sets it by hand."""
         return kubectl_patch(cluster_policy, self.patch)
 
 
@@ -103,8 +103,8 @@ def plugin_pointer(
     missing: tuple[str, ...] = (),
     theirs: Collection[str] | None = None,
 ) -> Pointer:
-    """The device plugin's. `held`: the keys of our ConfigMap; `missing`: those that Nodes name beside them; `theirs`:
-    the keys of the one that it names, None where nobody looked."""
+    """The device plugin's. `held`: the keys of our ConfigMap; `missing`: further keys that Nodes name; `theirs`: the
+    keys of the ConfigMap that it names, None if not read."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
@@ -123,10 +123,10 @@ def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """What is to be written now; None: nothing. `quiet`: no node is in the middle of a change.
+    """What has to be written now; None: nothing. `quiet`: no node is in the middle of a change.
 
-    Both ConfigMaps come first: a pod that mounts one which is not there cannot start. And every operand starts anew
-    on every node when ClusterPolicy changes, which must not happen under a change of ours.
+    Both ConfigMaps come first: a pod that mounts a missing one cannot start. And every operand restarts on every node
+    when ClusterPolicy changes, which must not happen during a change of ours.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
@@ -147,7 +147,7 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, error: str = "") -> str:
-    """Why the operator has not set a pointer that is not ours; empty where it was not `asked` to.
+    """Why the operator has not set a pointer that is not ours; empty if it was not `asked` to.
 
     `error`: why it could not.
     """

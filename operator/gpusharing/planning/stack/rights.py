@@ -1,6 +1,6 @@
-"""What operator and agent must be allowed, right by right: the roles of the chart in words of the API.
+"""The rights that operator and agent need, one by one: the roles of the chart in terms of the API.
 
-tests/chart/rbac.yaml says the same once more with the reasons; a test compares both.
+tests/chart/rbac.yaml lists them again with the reasons; a test compares both.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
 """Programs that serve GPUs to a kubelet beside the device plugin whose configuration we choose.
 
 A kubelet takes a resource from whichever plugin registered last (kubernetes pkg/kubelet/cm/devicemanager, manager.go
-addEndpoint), so of two device plugins on a node one is deaf to our labels. NVIDIA's DRA driver gives the same GPUs to
-ResourceClaims, and knows nothing of what the device plugin gave to whom.
+addEndpoint), so of two device plugins on a node one does not follow our labels. NVIDIA's DRA driver gives the same
+GPUs to ResourceClaims, and does not know which pods the device plugin gave them to.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,12 +24,12 @@ class Server:
     of_gpu_operator: bool
     """ClusterPolicy owns it."""
     release: str
-    """Its Helm release; empty: somebody applied it otherwise."""
+    """Its Helm release; empty: it was not installed with Helm."""
     release_namespace: str
     owned: bool
     """Something else made it, and would make it again."""
     wanted: int
-    """Nodes that it is meant to run on, as its controller counts them."""
+    """The number of nodes that it should run on, as its controller counts them."""
     selector: Mapping[str, str]
     """Labels that a node must have; affinity is not looked at."""
 
@@ -40,7 +40,8 @@ class Server:
 
     @property
     def removal(self) -> str:
-        """The command that takes it away; that shows it where it would come again, or other things with it go."""
+        """The command that removes it; or one that shows it, if it would come back or removing it would remove other
+        things too."""
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.dra or self.owned:
@@ -51,7 +52,7 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeLabels], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Who else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are."""
+    """What else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are."""
     running = sorted(
         (one for one in servers if one.wanted),
         # First the one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it.
@@ -75,7 +76,7 @@ def _shared(main: Server, other: Server, nodes: Iterable[NodeLabels]) -> list[st
 
     either = [one for one in nodes if one.has_gpu and (takes(main, one) or takes(other, one))]
     if main.wanted + other.wanted <= len(either):
-        return []  # so few pods that taints or affinity may well part them
+        return []  # so few pods that taints or affinity may well keep them apart
     return sorted(one.name for one in either if takes(main, one) and takes(other, one))
 
 
@@ -85,9 +86,9 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
         yield warning(
             Topic.NODES,
             "TwoDevicePlugins",
-            f"{other.where} runs a device plugin beside {main.where}, both meant for {some(nodes)}: the kubelet takes a"
-            " resource from whichever of the two spoke last, and only one of them reads our configuration. Remove the"
-            " one that is too many, and let the other one speak again",
+            f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet takes"
+            " a resource from whichever of the two registered last, and only one of them reads our configuration."
+            " Remove the superfluous one and restart the other, so that it registers again",
             other.removal if other.owned and not other.release else f"{other.removal} && {again}",
         )
 
@@ -100,8 +101,8 @@ def _driver(driver: Server, nodes: list[str]) -> Symptoms:
         yield warning(
             Topic.NODES,
             "DRADriverServesGPUs",
-            f"{driver.where} is NVIDIA's DRA driver with GPUs switched on, meant for {some(nodes)} as the device plugin"
-            " is: a GPU may be given to a ResourceClaim and to a pod at once, and GPUs held through ResourceClaims are"
-            " invisible to drains",
+            f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
+            " plugin does: a GPU may be given to a ResourceClaim and to a pod at once, and drains do not see GPUs that"
+            " are held through ResourceClaims",
             how,
         )

@@ -1,7 +1,7 @@
-"""Would a rollback cut fields off stored policies? The chart's pre-rollback hook asks.
+"""Would a rollback drop fields of stored policies? The chart's pre-rollback hook asks.
 
 Helm puts the older CRDs back, and the API server then drops what they do not know: a policy that may drain at night
-only would drain by day. GPUNodes are not asked about: operator and agent write them anew.
+only would drain by day. GPUNodes do not matter: operator and agent write them again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +10,14 @@ from typing import Any
 from gpusharing.planning.words.values import value
 
 SHOWN = 20
-"""Policies named one by one; of more, the rest is counted."""
+"""The most policies named one by one; the rest are counted."""
 
 Schema = Mapping[str, Any]
 
 
 @value
 class Retreat:
-    """The answer for the person who rolls back. `allowed`: nothing is cut off a stored policy."""
+    """The answer for the person who rolls back. `allowed`: no stored policy loses a field."""
 
     allowed: bool
     text: str
@@ -44,7 +44,7 @@ def find_retreat(specs: Mapping[str, object], schemas: Schemas, release: str, na
 
 
 def explain_unblock(release: str, namespace: str) -> str:
-    """What to do about the release after a refusal, and against one: a line for each command."""
+    """What to do about the release after a refusal, and how to override one: a line for each command."""
     return "\n".join(
         [
             "Nothing was changed. Helm marks the release as pending-rollback and refuses to upgrade it until you run:",
@@ -58,10 +58,11 @@ def _refusal(lost: Mapping[str, Sequence[str]], release: str, namespace: str) ->
     lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:
         lines.append(f"  and {len(lost) - SHOWN} more")
+    have = "policy has" if len(lost) == 1 else "policies have"
     return "\n".join(
         [
-            f"NOT ROLLED BACK: {len(lost)} policy(s) have fields that the version to roll back to does not know;"
-            " its CRD would cut them off:",
+            f"NOT ROLLED BACK: {len(lost)} {have} fields that the version to roll back to does not know;"
+            " its CRD would drop them:",
             *lines,
             "Take them out (kubectl edit gsp NAME) and try again, or stay with the newer version.",
             explain_unblock(release, namespace),
@@ -90,7 +91,7 @@ def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
 
 
 def _is_default(value: object, schema: Schema) -> bool:
-    """Whether the API server would put this value there where nobody says anything."""
+    """Whether the API server would set this value by default."""
     return "default" in schema and value == _filled(schema["default"], schema)
 
 

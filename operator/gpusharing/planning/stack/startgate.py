@@ -9,7 +9,7 @@ from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.words.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
-"""What everything that proves a node must have."""
+"""The toleration that everything needs that proves a node."""
 
 
 @value
@@ -18,7 +18,7 @@ class Untolerated:
 
     said: str
     command: str
-    """What mends it. It restarts the pods that it changes, on every node."""
+    """The command that corrects it. It restarts the pods that it changes, on every node."""
 
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated | None:
@@ -38,7 +38,8 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
 
 
 def finder_command(release: str, tolerations: str, namespace: str, *, plain: bool) -> str:
-    """The command that lets the worker of Node Feature Discovery run behind the taint; it came with NVIDIA's chart."""
+    """The command that lets the worker of Node Feature Discovery, installed with NVIDIA's chart, run behind the
+    taint."""
     chart, value = (
         ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
     )

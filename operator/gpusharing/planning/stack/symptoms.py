@@ -8,7 +8,7 @@ from gpusharing.planning.words.values import value
 
 
 class Topic(StrEnum):
-    """What is looked at, in the order in which it is told."""
+    """What is checked, in the order of the output."""
 
     API = "API"
     RIGHTS = "rights"
@@ -30,12 +30,12 @@ class Severity(StrEnum):
     ERROR = "ERROR"
     """Policies cannot be carried out, or only some of them."""
     WARNING = "WARNING"
-    """It works, or nobody can tell; one day it may not."""
+    """It works, or that is unknown; one day it may not."""
 
 
 @value
 class Symptom:
-    """One thing that is wrong."""
+    """One fault."""
 
     topic: Topic
     severity: Severity
@@ -43,19 +43,19 @@ class Symptom:
     """One CamelCase word, for tools; never changes its meaning."""
     message: str
     command: str
-    """The one command that mends it, or that shows what a person has to decide on. CAPITALS are for you to fill in."""
+    """The one command that corrects it, or that shows what a person has to decide. CAPITALS are for you to fill in."""
 
 
 Symptoms = Iterable[Symptom]
 
 
 def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """One that keeps policies from being carried out."""
+    """A symptom that keeps policies from being carried out."""
     return Symptom(topic, Severity.ERROR, reason, message, command)
 
 
 def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """One with which it works today, or of which nobody can tell."""
+    """A symptom with which the installation works today, or whose effect is unknown."""
     return Symptom(topic, Severity.WARNING, reason, message, command)
 
 

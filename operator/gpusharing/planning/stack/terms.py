@@ -18,7 +18,7 @@ class Terms:
 
 
 def wish_of(policy: PolicyView) -> Wish | Finding:
-    """What a policy asks for, or why nobody can read it."""
+    """What a policy asks for, or why it cannot be read."""
     spec = find_spec(policy)
     return spec if isinstance(spec, Finding) else find_wish(policy.name, spec)
 

@@ -11,12 +11,12 @@ from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
 
 SHOWN = 20
-"""Nodes named one by one; of more, the rest is counted."""
+"""The most nodes named one by one; the rest are counted."""
 
 
 @value
 class Farewell:
-    """What is told to who uninstalls. `allowed`: nobody is left behind who needs the operator."""
+    """The answer for the person who uninstalls. `allowed`: no node or policy is left that needs the operator."""
 
     allowed: bool
     text: str
@@ -28,10 +28,11 @@ def find_farewell(
     cluster_policies: Sequence[str] = (),
     policies: Collection[PolicyView] = (),
 ) -> Farewell:
-    """Refused while a node carries our fence: it would stay cordoned, with nobody to finish its change. And while a
-    policy carries our finalizer, as with deletionPolicy Reset at rest: it could not be deleted any more, nor its CRD.
+    """Refused while a node carries our fence: it would stay cordoned, with nothing left to finish its change. And
+    while a policy carries our finalizer, as every idle one with deletionPolicy Reset does: neither it nor its CRD
+    could be deleted any more.
 
-    `cluster_policies`: their names; none where they cannot be read, or where NVIDIA's GPU Operator is not installed.
+    `cluster_policies`: their names; none if they cannot be read, or if NVIDIA's GPU Operator is not installed.
     """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
@@ -53,13 +54,13 @@ def _refusal(fenced: list[NodeView]) -> str:
     return "\n".join(
         [
             f"NOT UNINSTALLED: {len(fenced)} node(s) are in the middle of a change and would stay as they are now,"
-            " with nobody to finish it:",
+            " with nothing left to finish it:",
             *lines,
-            "Let no further node begin, wait until these are Synced or given back (kubectl get gpun), then try again:",
+            "Pause the policies, wait until these nodes are Synced or given back (kubectl get gpun), then try again:",
             *pause,
             "A Failed node is repaired first: its reason says how (kubectl describe gpun NODE).",
-            "To uninstall all the same: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
-            " installed again, which goes on where it stopped.",
+            "To uninstall anyway: helm uninstall --no-hooks. The nodes stay fenced until the operator is"
+            " installed again; it then continues where it stopped.",
         ]
     )
 
@@ -68,20 +69,21 @@ def _held(policies: Sequence[str]) -> str:
     shown, more = policies[:SHOWN], len(policies) - SHOWN
     retain = '{"spec":{"deletionPolicy":"Retain"}}'
     finalizers = '{"metadata":{"finalizers":null}}'
+    carry = "policy carries" if len(policies) == 1 else "policies carry"
     return "\n".join(
         [
-            f"NOT UNINSTALLED: {len(policies)} policy(s) carry the finalizer {names.FINALIZER}, which only the operator"
-            " takes off; without it neither they nor their CRD could be deleted:",
+            f"NOT UNINSTALLED: {len(policies)} {carry} the finalizer {names.FINALIZER}, which only the operator"
+            " removes; without the operator neither policies nor their CRD could be deleted:",
             *(f"  {name}" for name in shown),
             *([f"  and {more} more"] if more > 0 else []),
             "Either delete them now, and try again when they are gone (kubectl get gsp -o wide). With deletionPolicy"
             " Reset they bring their nodes to whole GPUs first:",
             f"  kubectl delete gsp {' '.join(shown)} --wait=false",
-            "or leave their nodes as they are (what is being deleted already: kubectl annotate gsp NAME"
+            "or leave their nodes as they are (for a policy that is already being deleted: kubectl annotate gsp NAME"
             f" {names.ANNOTATION_FORCE_RELEASE}=true):",
             *(f"  kubectl patch gsp {name} --type merge -p '{retain}'" for name in shown),
-            "To uninstall all the same: helm uninstall --no-hooks. An operator that is installed again goes on with"
-            " these policies; without one, this lets a policy go:",
+            "To uninstall anyway: helm uninstall --no-hooks. An operator that is installed again goes on with"
+            " these policies; without one, this releases a policy:",
             f"  kubectl patch gsp NAME --type merge -p '{finalizers}'",
         ]
     )
@@ -105,7 +107,7 @@ def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_pol
     if naming:
         lines.append(
             f"{len(naming)} node(s) name an entry of these ConfigMaps ({some(naming, SHOWN)}): without it their"
-            " device plugin or mig-manager cannot start. Keep both while that is so."
+            " device plugin or mig-manager cannot start. Keep both ConfigMaps until none does."
         )
     return "\n".join([*lines, *_afterwards(maps, settings, cluster_policies)])
 
@@ -113,7 +115,7 @@ def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_pol
 def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[str]) -> list[str]:
     pointers = {block: {"config": {"name": ""}} for block in ("devicePlugin", "migManager")}
     return [
-        "To take those away as well, in this order:",
+        "To remove those too, in this order:",
         *(f"  {kubectl_patch(name, pointers)}" for name in cluster_policies or ("NAME",)),
         f"  kubectl label node -l {names.LABEL_PLUGIN_CONFIG} {names.LABEL_PLUGIN_CONFIG}-",
         f"  kubectl label node --overwrite NODE {names.LABEL_MIG_CONFIG}=all-disabled   # each drained node with MIG",

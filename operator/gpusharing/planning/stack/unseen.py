@@ -1,4 +1,4 @@
-"""Of which topics something could not be looked at: such a topic is never called ok. Pure."""
+"""The topics of which something could not be read: such a topic is never reported as ok. Pure."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,7 +8,8 @@ from gpusharing.planning.stack.symptoms import Topic
 _POLICIES, _GPUNODES = "gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"
 _STACK = frozenset({"clusterpolicies.nvidia.com", "daemonsets.apps"})
 LOOKED_AT: Mapping[Topic, frozenset[str]] = {
-    # Who may not list a kind is refused also where it is not served (the API server authorizes before it routes).
+    # A list without the right to it is refused even if the kind is not served (the API server authorizes before it
+    # routes).
     Topic.API: frozenset({_POLICIES, _GPUNODES}),
     Topic.OPERATOR: frozenset({"deployments.apps", "pods"}),
     Topic.CLUSTER_POLICY: _STACK | {"gpuclusters.nvidia.com", "configmaps", "nodes", _POLICIES},
@@ -19,19 +20,19 @@ LOOKED_AT: Mapping[Topic, frozenset[str]] = {
     Topic.KUBELETS: frozenset({"nodes"}),
     Topic.NODES: _STACK | {"nodes", "configmaps", _POLICIES},
 }
-"""Kinds that a topic is judged by, as kubectl takes them. What is unknown of rights is a symptom of its own."""
+"""The kinds that decide a topic, as kubectl takes them. An unknown right is a symptom of its own."""
 Unseen = Mapping[Topic, str]
-"""What of a topic could not be looked at, as a clause."""
+"""The parts of a topic that could not be read, as a clause."""
 
 
 def find_unseen(view: InstallationView) -> Unseen:
-    """By topic, in the order in which they are told."""
+    """By topic, in the order of the output."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be looked at" for topic, kinds in found.items() if kinds}
 
 
 def joined(*parts: Unseen) -> Unseen:
-    """What several of these say of each topic."""
+    """What several of these say about each topic."""
     return {topic: "; ".join(clauses) for topic in Topic if (clauses := list(_of(topic, parts)))}
 
 

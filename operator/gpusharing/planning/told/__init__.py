@@ -1,1 +1,1 @@
-"""What is told to people: status, events, and the transition of a GPUNode?"""
+"""What do people see: status, Events, and the transition of a GPUNode?"""

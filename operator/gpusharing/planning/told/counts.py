@@ -11,13 +11,13 @@ from gpusharing.planning.words.values import value
 
 _OVER = ("Succeeded", "Failed")
 MOST_WAITED_FOR = 16
-"""Resource names that pods wait for and no node serves, told apart: whoever may create pods may invent names."""
+"""The most resource names that pods wait for and no node serves: anyone who may create pods may invent names."""
 OTHERS = "_others"
-"""What the rest of them is called together; no resource can be."""
+"""The common name of the rest; no resource can have it."""
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Devices held, of all devices that the nodes serve: `27/32`; `27+?/32` where a node's are not known."""
+    """Devices held, of all devices that the nodes serve: `27/32`; `27+?/32` if those of a node are not known."""
     held = offered = 0
     known = True
     for node in nodes:
@@ -30,7 +30,7 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
 
 
 def _held(node: str, snapshot: ClusterSnapshot) -> Mapping[str, int] | None:
-    """By resource name: from the pods of a node in work, just listed, else as its agent has told, up to 30 s ago."""
+    """By resource name: from the pods of a node in work, just listed, else as its agent reported, up to 30 s ago."""
     work = snapshot.work.get(node)
     if work is not None and not work.error:
         held: Counter[str] = Counter()
@@ -48,9 +48,10 @@ def count_pending(
     targets: Mapping[str, Mapping[str, int]],
     snapshot: ClusterSnapshot,
 ) -> int:
-    """Pending pods that ask for what the nodes serve. Where the policy may strand pods, also those that no node serves.
+    """Pending pods that ask for what the nodes serve. If the policy may strand pods, also those whose name no node
+    serves.
 
-    Nobody can say which change took a name away, so every such policy counts them. `targets`: what each node is to
+    It is not known which change removed a name, so every such policy counts them. `targets`: what each node should
     serve, by name.
     """
     names = {name for node in nodes for name in served(node)}
@@ -69,11 +70,11 @@ class Slices:
     offered: Mapping[str, int]
     """What the nodes serve."""
     idle: Mapping[str, int]
-    """What of that nobody holds, on nodes that take pods and tell who holds what; with 0 where all is held."""
+    """What of that no pod holds, on nodes that accept pods and report who holds what; 0 if all is held."""
 
 
 def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices:
-    """Slices of the nodes, and how many of them a pod could be given now."""
+    """Slices of the nodes, and how many of them a pod could get now."""
     offered: Counter[str] = Counter()
     idle: Counter[str] = Counter()
     for node in nodes:
@@ -90,7 +91,7 @@ def _takes_pods(node: NodeView) -> bool:
 
 
 def waited_for(snapshot: ClusterSnapshot) -> Mapping[str, int]:
-    """Pending pods by the GPU resource that they ask for, without a limit to pods and with one to names."""
+    """Pending pods by the GPU resource that they ask for; the number of names is limited, that of pods is not."""
     served_names = {name for node in snapshot.nodes.values() for name in served(node)}
     strange = sorted(snapshot.pending.keys() - served_names, key=lambda name: (-snapshot.pending[name], name))
     counts = {name: count for name, count in snapshot.pending.items() if name in served_names}

@@ -1,4 +1,4 @@
-"""Events as values: one per transition of a node, none while nothing happens. (before, after) → what to tell."""
+"""Events as values: one per transition of a node, none while nothing happens. (before, after) → Events."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ MAX_NOTE = 1000
 
 @value
 class Event:
-    """Something that happened: to a node, told on its policy and its Node, or to ClusterPolicy."""
+    """Something that happened: to a node, reported on its policy and its Node, or to ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -26,7 +26,8 @@ class Event:
 
 
 def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
-    """What changed between two verdicts of one node. Without a `before` (a restart) only what is new since then."""
+    """What changed between two verdicts of one node. Without a `before` (after a restart) only what is new since
+    then."""
     if before is None or before is after:
         return ()
     told: list[Event] = []
@@ -54,7 +55,7 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
 
 
 def pointers_event(action: SetPointers) -> Event:
-    """What we changed of somebody else's object."""
+    """What we changed in somebody else's object."""
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {VALUE}. The GPU Operator restarts its operands on every GPU node"
     return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
@@ -81,9 +82,9 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
         case Phase.WAITING_FOR_JOBS:
             return Event("Normal", "WaitingForJobs", f"{node}: {after.message}")
         case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
-            return None  # told below, as what it is
+            return None  # reported below, with its own reason
         case Phase.RECONFIGURING if after.reason is Reason.ROLLING_BACK:
-            return None  # told once, when it turns back
+            return None  # reported once, when it turns back
         case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
             text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
             return Event("Normal", "Reconfiguring", text)
@@ -98,7 +99,7 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:
-    """A report that went missing is no recovery, and a first report that all is well is no news."""
+    """A missing report is not a recovery, and a first report that all is well is not news."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None
@@ -120,7 +121,7 @@ def _turns_back(verdict: Verdict) -> bool:
 
 
 def _drain_started(before: Verdict, after: Verdict) -> bool:
-    """A drain begins without knowing the pods; it is told when they are known."""
+    """A drain begins before the pods are known; it is reported when they are."""
     draining = before.phase is Phase.DRAINING and before.pods > 0
     return after.phase is Phase.DRAINING and after.pods > 0 and not draining
 
@@ -133,7 +134,7 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
 
 
 _TOLD_OTHERWISE = (Reason.CALL_FAILED, Reason.JOBS_RUNNING, Reason.FORCE_DELETE)
-"""No pod is to blame, or it is told as a wait, or as what we do."""
+"""No pod is to blame, or it is reported as a wait or as an action of ours."""
 
 
 def _forced(verdict: Verdict) -> set[str]:

@@ -1,4 +1,4 @@
-"""What each source of proof says of a node, and what it should say: for a person who asks why it is not done.
+"""What each source of proof says about a node, and what it should say: for a person who asks why it is not done.
 
 The answers are those of `proof/verify.py`, source by source.
 """

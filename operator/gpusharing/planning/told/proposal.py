@@ -1,6 +1,6 @@
-"""What a plan would do to the pool of one policy, in the order in which it would: told before anything is done.
+"""What a plan would do to the pool of one policy, in order, shown before anything is done.
 
-The decisions are those of `plan_rollout`; here they are only laid side by side.
+The decisions are those of `plan_rollout`; here they are only put side by side.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ class Step:
 
 @value
 class Vanishing:
-    """A resource name of which the pool offers fewer afterwards, and those who ask for it."""
+    """A resource name of which the pool offers fewer afterwards, and the pods that ask for it."""
 
     resource: str
     before: int
@@ -48,7 +48,7 @@ class Vanishing:
     anywhere: bool
     """Some node still offers it in the end."""
     pods: tuple[str, ...]
-    """`namespace/name` of those that run on nodes which change, as far as these were listed."""
+    """`namespace/name` of the pods that run on nodes which change, as far as they were listed."""
     pending: int
     """Pods without a node that ask for it."""
 
@@ -60,12 +60,12 @@ class Proposal:
     policy: str
     accepted: bool
     about: str
-    """Why it is refused, with what the cards offer; or what can serve it, and what is doubtful about it."""
+    """Why it is refused, with what the cards offer; or what can serve it, and any doubts about that."""
     reason: str
     steps: tuple[Step, ...]
     """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
     left_out: tuple[Verdict, ...]
-    """Nodes that are not as wanted and do not change either: somebody or something has to act first."""
+    """Nodes that are not as wanted and do not change: somebody or something has to act first."""
     adopted: tuple[str, ...]
     """Nodes that are as wanted and not under the policy yet: they are labelled, and nothing else."""
     settled: int
@@ -75,13 +75,13 @@ class Proposal:
     after: Mapping[str, int]
     vanishing: tuple[Vanishing, ...]
     hash: str
-    """Of the plan, by which it is approved; empty where nothing changes, and while the policy has no UID to go by."""
+    """The hash of the plan, by which it is approved; empty if nothing changes, or while the policy has no UID."""
     windows: tuple[str, ...]
     """The next times at which nodes may start; empty: at any time."""
     at_once: int
     """Nodes that may be away at once."""
     single_keeps_name: bool = False
-    """mig.strategy single would go on offering nvidia.com/gpu, for which somebody asks, and nothing is against it."""
+    """mig.strategy single would keep offering nvidia.com/gpu, for which pods ask, and nothing speaks against it."""
 
     @property
     def changes(self) -> bool:
@@ -99,8 +99,8 @@ class Proposal:
 
 
 def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
-    """The snapshot as it is when the configuration that the plan wants to write has been there since then: until it is,
-    every node is told to wait for it. None: it is there already.
+    """The snapshot as if the configuration that the plan wants to write had existed since `since`: without it every
+    node would wait for it. None: it exists already.
     """
     change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
     if change is None:
@@ -162,7 +162,7 @@ def tell_proposal(
 def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
-    """One profile on all GPUs of each node is what strategy single can serve under the name of a whole GPU."""
+    """With one profile on all GPUs of each node, strategy single can serve it under the name of a whole GPU."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
@@ -204,7 +204,7 @@ def _steps(
 
 
 _LAST = (True, True, True, 1_000_000, "")
-"""The place of a node that is no candidate."""
+"""The place of a node that is not a candidate."""
 
 
 def _vanishing(
@@ -214,7 +214,7 @@ def _vanishing(
     snapshot: ClusterSnapshot,
     offered: frozenset[str],
 ) -> Iterator[Vanishing]:
-    """Names of which less is offered, those that are gone from the pool first."""
+    """Names of which fewer are offered; those that the pool loses completely come first."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
     for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
         pods = [

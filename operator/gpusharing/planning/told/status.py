@@ -27,7 +27,7 @@ from gpusharing.planning.words.reasons import Reason, priority
 from gpusharing.planning.words.values import value
 
 _LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
-"""States that a node is in, not what its card cannot do: the policy is accepted all the same."""
+"""Reasons about the state of a node, not about what its card can do: the policy is still accepted."""
 _NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
 _UNSUPPORTED = _NOT_HERE | frozenset(
     reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS
@@ -36,20 +36,20 @@ _UNSUPPORTED = _NOT_HERE | frozenset(
 
 @value
 class Members:
-    """The nodes of one policy with their verdicts; nodes left alone on purpose (spec.products) are not among them."""
+    """The nodes of one policy with their verdicts, without those left alone on purpose (spec.products)."""
 
     policy: PolicyView
     verdicts: tuple[Verdict, ...]
     nodes: tuple[NodeView, ...]
     skipped: tuple[Verdict, ...]
     lost: tuple[str, ...] = ()
-    """Nodes that the policy selects and another one owns; looked for only when it has no node at all."""
+    """Nodes that the policy selects and another policy owns; only filled in when it has no node at all."""
     coming: tuple[str, ...] = ()
-    """Nodes of the policy that another one's change keeps until it ends."""
+    """Nodes of the policy that a change of another policy keeps until it ends."""
 
 
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
-    """Collect what a policy's status speaks about."""
+    """Collect what a policy's status is about."""
     mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
     counted = tuple(verdict for verdict in mine if verdict.reason is not Reason.PRODUCT_SKIPPED)
     skipped = tuple(verdict for verdict in mine if verdict.reason is Reason.PRODUCT_SKIPPED)
@@ -99,7 +99,7 @@ def policy_status(
 
 
 def bearing(verdict: Verdict, *, ready: bool) -> tuple[bool, ...]:
-    """All that the statuses of the conditions ask of one node; `ready`: of its Node. Texts ask more."""
+    """Everything about one node that decides the statuses of the conditions; `ready`: of its Node. Texts need more."""
     return (
         verdict.reason is Reason.PRODUCT_SKIPPED,
         verdict.reason in _UNSUPPORTED,
@@ -149,7 +149,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
         return (
             True,
             Reason.VALID,
-            f"{len(refused)} of {len(pool.verdicts)} nodes cannot take it: {_first(refused)}",
+            f"{len(refused)} of {len(pool.verdicts)} nodes cannot serve it: {_first(refused)}",
         )
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
     told = [_legal(pool), *(found.message for found in doubts), note]
@@ -157,7 +157,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
 
 
 def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """What the policy asks for at the end of a drain, and the operator may not do."""
+    """What the policy asks for at the end of a drain although the operator may not do it."""
     spec, settings = pool.policy.spec, snapshot.settings
     if spec is None:
         return None
@@ -165,7 +165,7 @@ def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """What is uncertain about the MIG profiles of the pool's cards; of no interest where nobody wants MIG."""
+    """What is uncertain about the MIG profiles of the pool's cards; irrelevant if nobody wants MIG."""
     if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
         return None
     return next(
@@ -203,7 +203,7 @@ def _ready(pool: Members, plan: RolloutPlan) -> Answer:
 
 
 def _resetting(pool: Members) -> str:
-    """How far a policy is that brings its nodes to whole GPUs before it goes."""
+    """The progress of a policy that brings its nodes to whole GPUs before it is deleted."""
     text = "the policy is being deleted, and spec.deletionPolicy is Reset"
     left = [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
     return f"{text}: {_nodes(len(left))} to become whole GPUs first; {_first(left)}" if left else text
@@ -223,7 +223,7 @@ def _no_nodes(pool: Members) -> str:
 
 def _coming(pool: Members) -> str:
     """Which nodes another policy's change keeps."""
-    return f"{some(pool.coming, 1)} to come: a change that another policy began ends first"
+    return f"{some(pool.coming, 1)} to come: a change that another policy began has to end first"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:
@@ -252,21 +252,21 @@ def _reconciling(pool: Members, plan: RolloutPlan) -> Answer:
 
 
 def _moves(verdict: Verdict) -> bool:
-    """In flight, or proven and only a write of ours is missing."""
+    """In flight, or proven and waiting only for a write of ours."""
     if verdict.phase is Phase.SYNCED:
         return bool(verdict.actions)
     return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
 
 
 def _waits(verdict: Verdict) -> bool:
-    """Not begun, and not for a person to begin."""
+    """Not begun, and no person has to begin it."""
     if verdict.phase is Phase.BLOCKED:
         return verdict.reason.passes is not Passes.BY_A_PERSON
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
 
 
 _STALLING = (Reason.ROLLED_BACK, Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
-"""What a person has to end on one node, whatever the others do; first wins."""
+"""Reasons on one node that a person has to end, whatever the other nodes do; the first wins."""
 
 
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
@@ -289,7 +289,7 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
 def _failures(pool: Members) -> list[Verdict]:
     """Of the nodes that failed past the point of no return in this generation: they are held, go back, or went back.
 
-    One that goes back is told by whatever it waits for just now, so its fence says that it does.
+    The verdict of a node that goes back names whatever it waits for now, so its fence says that it goes back.
     """
     return [
         verdict
@@ -332,7 +332,7 @@ def _summary(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours:
 
 
 def _mode(spec: GPUSharingPolicySpec) -> str:
-    """As the MODE column shows it."""
+    """The value of the MODE column."""
     return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
 
 

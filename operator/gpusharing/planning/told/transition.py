@@ -19,7 +19,7 @@ MAX_MESSAGE = 1000
 def transition(
     verdict: Verdict, node: NodeView, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
-    """`status.transition` after this pass; `previous` is what stands there now. Equal verdicts give equal texts."""
+    """`status.transition` after this pass; `previous` is its present value. Equal verdicts give equal texts."""
     phase, reason = str(verdict.phase), str(verdict.reason)
     same = previous.get("phase") == phase
     moment = to_rfc3339(now)
@@ -49,7 +49,7 @@ def transition(
 def health_conditions(
     verdict: Verdict, previous: Sequence[Mapping[str, Any]], now: datetime
 ) -> list[Mapping[str, Any]]:
-    """`GPUNode.status.conditions`: Healthy. `previous` stays while nothing is known of any GPU."""
+    """`GPUNode.status.conditions`: Healthy. `previous` stays while nothing is known about any GPU."""
     health = verdict.health
     if health is None:
         return list(previous)
@@ -67,7 +67,7 @@ def health_conditions(
 
 
 def whose_cordon(node: NodeView) -> str:
-    """Who holds the cordon of a node, as far as anybody can tell."""
+    """Who holds the cordon of a node, as far as can be told."""
     if not node.unschedulable:
         return ""
     if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:

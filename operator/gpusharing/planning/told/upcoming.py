@@ -1,4 +1,4 @@
-"""What is going to happen to a pool, shown before it does: `status.plan` of a policy."""
+"""What is going to happen to a pool, shown in advance: `status.plan` of a policy."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def tell_plan(
 
 
 def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
-    """The same for the same pods, whatever the order of the looks: a status is written when it changes."""
+    """The same for the same pods, whatever the order of the looks, because a status is written when it changes."""
     pods = sorted({name for one in previews for name in one.pods})
     budgets = sorted({name for one in previews for name in one.budgets})
     gangs = sorted({text for one in previews for text in one.gangs})

@@ -1,6 +1,6 @@
-"""Of every wait that is shown: who keeps the node where no pod does, and until when (docs/design/drain.md#rule-14).
+"""For every wait that is shown: who keeps the node if no pod does, and until when (docs/design/drain.md#rule-14).
 
-A wait that the clock ends has a time. One that it does not end says who does: a person, or others.
+A wait that the clock ends has a time. Any other wait says who ends it: a person, or others.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,9 +14,9 @@ from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 
 PERSON, OTHERS = "person", "others"
-"""What DEADLINE says where no clock ends the wait."""
+"""What DEADLINE shows if no clock ends the wait."""
 DAY = timedelta(days=1)
-"""A deadline that is further from the beginning of its phase is told with its date."""
+"""A deadline that is further than this from the beginning of its phase is shown with its date."""
 
 _SERVER, _OPERATOR, _AGENT, _GPUS = "kube-apiserver", "operator", "agent", "GPUs"
 _MIG_MANAGER, _PLUGIN, _GFD, _MPS = (
@@ -74,13 +74,13 @@ _AFTER_PODS = (Reason.DRAIN_TIMEOUT, Reason.JOBS_TIMEOUT)
 
 
 def is_wait(verdict: Verdict) -> bool:
-    """Something is still to come for this node: a person, somebody else or the clock decides when."""
+    """Something still has to happen to this node: a person, somebody else or the clock decides when."""
     return verdict.reason.passes is not Passes.DONE or verdict.reason is Reason.PROGRESSING
 
 
 def who_keeps(verdict: Verdict, node: NodeView) -> str:
-    """The first pod that keeps the node and how many more, otherwise the object or program that does; empty: nothing
-    is waited for."""
+    """The first pod that keeps the node and how many more, otherwise the object or program that keeps it; empty: there
+    is no wait."""
     if not is_wait(verdict):
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving:
@@ -96,8 +96,8 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:
-    """When the clock ends the wait: a time of day in UTC, with its date where it is more than a day after `since`, when
-    the phase began. Otherwise who ends it; empty: nothing is waited for."""
+    """When the clock ends the wait: a time of day in UTC, with its date if it is more than a day after `since`, when
+    the phase began. Otherwise who ends it; empty: there is no wait."""
     if not is_wait(verdict):
         return ""
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:

@@ -29,7 +29,7 @@ def plan_config(
     *,
     wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
-    """The ConfigMaps as they should be (None when they are so already, or are somebody else's), and whether they hold
+    """The ConfigMaps as they should be (None when they are already, or are somebody else's), and whether they hold
     entries that only Nodes keep, so that a later look may find them free. `models`: one GPU per card model present;
     `plugins`: what the targets of nodes need, by key.
     """
@@ -80,7 +80,7 @@ def _wanted(
 def _retain(
     plugin: dict[str, str], entries: dict[str, migfile.Entry], nodes: Iterable[NodeView], stack: StackView
 ) -> None:
-    """Add what nobody wants and a Node still names, as it was before somebody edited or deleted it."""
+    """Add entries that no policy wants and a Node still names, as they were before somebody edited or deleted them."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
     old_entries = {**migfile.parse(stack.mig_file), **stack.seen_mig_entries}
     unclaimed = (old_plugin.keys() - plugin.keys()) | (old_entries.keys() - entries.keys())
@@ -88,7 +88,7 @@ def _retain(
         return
     kept = unclaimed & (referenced(nodes) | _default(stack))
     if migfile.parse_admin(stack.admin_mig_file).problem:
-        # What cannot be read now was right when it was merged; a slip of the pen takes no entry away.
+        # An entry that cannot be read now was right when it was merged; a typing error removes no entry.
         kept |= migfile.parse(stack.mig_file).keys()
     for key in kept & (old_plugin.keys() - plugin.keys()):
         plugin[key] = old_plugin[key]
@@ -99,7 +99,7 @@ def _retain(
 def _default(stack: StackView) -> set[str]:
     """The device plugin's configuration on nodes without the label; without it their plugin would not start (b.4).
 
-    NVIDIA's own chart takes the neutral entry's name for it: a merged one must not turn neutral under running pods.
+    NVIDIA's own chart uses the neutral entry's name for it: a merged one must not become neutral under running pods.
     """
     policy = stack.cluster_policy
     if policy is None:

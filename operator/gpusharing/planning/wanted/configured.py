@@ -1,4 +1,4 @@
-"""Since when our ConfigMaps hold just what a node needs: the content counts, not the name (ADR 16)."""
+"""Since when our ConfigMaps hold exactly what a node needs: the content counts, not the name (ADR 16)."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -10,8 +10,8 @@ from gpusharing.planning.wanted import migfile
 
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """When entries were written, by key. A time that is yet to come says nothing: the clock was set back since. Such an
-    entry is written anew, with a time that is waited for no longer than any other."""
+    """When entries were written, by key. A time in the future does not count: the clock was set back since. Such an
+    entry is written again, and its wait is no longer than any other."""
     return {key: moment for key, moment in times.items() if moment <= now}
 
 
@@ -22,7 +22,7 @@ def configured_since(
     gpus: Sequence[GpuView],
     stack: StackView,
 ) -> datetime | None:
-    """None while an entry is missing, is not as it must be, or has no time of writing. `plugin`: key and text."""
+    """None while an entry is missing, is wrong, or has no time of writing. `plugin`: key and text."""
     key, text = plugin
     if stack.plugin_configs.get(key) != text:
         return None

@@ -1,4 +1,4 @@
-"""What was proven on a node last, as a target: where a change that failed goes back to (docs/design/way.md#rollback).
+"""What was last proven on a node, as a target: where a failed change goes back to (docs/design/way.md#rollback).
 
 The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
 after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
@@ -17,7 +17,7 @@ from gpusharing.planning.wanted.target import Target, describe_layouts, predict_
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """The target that the record of the last proof names, or why it is none any more, a clause for people."""
+    """The target that the record of the last proof names, or why it is no longer valid, as a clause for people."""
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "nothing was proven on the node before"
@@ -27,15 +27,13 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
         return f"{record.gpus} GPUs were proven before, and NVML lists {len(gpus)}"
     content, plugin = _find_plugin(record.plugin_config, stack)
     if plugin is None:
-        return f"the device plugin's configuration {record.plugin_config} is not there any more"
+        return f"the device plugin's configuration {record.plugin_config} no longer exists"
     layouts = _find_layouts(record, node, observed, stack)
     if isinstance(layouts, Unresolved):
-        return f"the mig-parted configuration {record.mig_config} is not usable any more: {layouts.why}"
+        return f"the mig-parted configuration {record.mig_config} is no longer usable: {layouts.why}"
     text = describe_layouts(layouts, plugin.sharing.replicas[0][1] if plugin.sharing else 1)
     if text != record.layout:
-        return (
-            f"{record.mig_config or 'what is recorded'} means {text} by now, and {record.layout} was proven"
-        )
+        return f"{record.mig_config or 'what is recorded'} now means {text}, but {record.layout} was proven"
     mode = _find_mode(layouts, plugin)
     return Target(
         mode=mode,
@@ -69,7 +67,7 @@ def _find_layouts(
     if record.mig_config:
         return migfile.resolve_name(record.mig_config, node.name, observed.gpus, stack)
     if observed.hardware.layouts != whole:
-        return Unresolved("MIG is on, and no configuration of mig-manager is recorded that would end it")
+        return Unresolved("MIG is on, and no recorded mig-manager configuration would switch it off")
     return whole
 
 

@@ -1,4 +1,4 @@
-"""The mig-parted file: rendering our entries, reading anybody's, and what a name means on one node's GPUs.
+"""The mig-parted file: rendering our entries, reading those of others, and what a name means on one node's GPUs.
 
 Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole; names of our own entries
 are content-hashed and never change their meaning.
@@ -76,7 +76,7 @@ def _is_entry(entry: object) -> bool:
 
 @lru_cache(maxsize=64)
 def lasting_entries(text: str) -> Mapping[str, Entry]:
-    """Entries of a file that are named after their content, so that their name can mean nothing else."""
+    """Entries of a file that are named after their content, so that their name has only one meaning."""
     return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
 
@@ -92,12 +92,12 @@ class AdminFile:
 
     entries: Mapping[str, Entry]
     problem: str = ""
-    """Why the rest cannot, a clause for people; empty when all can."""
+    """Why the rest cannot, as a clause for people; empty when all can."""
 
 
 @lru_cache(maxsize=16)
 def parse_admin(text: str) -> AdminFile:
-    """Read it. One bad entry would make mig-parted refuse the whole file on every node, so it stays out."""
+    """Read it. One bad entry would make mig-parted refuse the whole file on every node, so it is left out."""
     if not text:
         return AdminFile({})
     try:
@@ -169,7 +169,9 @@ def _generated_name(
 ) -> tuple[Layout | None, ...] | Unresolved:
     entries = parse(stack.generated_mig_files.get(node, ""))
     if not entries:
-        return Unresolved(f"ConfigMap {node}-mig-config, where mig-manager lists its names, is not there")
+        return Unresolved(
+            f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
+        )
     if name not in entries:
         return Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
     return resolve(entries[name], gpus)

@@ -32,7 +32,7 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 @value
 class Claimant:
-    """All of a policy that decides about ownership; the rest of it may change without a new choice."""
+    """The parts of a policy that decide about ownership; the rest may change without a new choice."""
 
     name: str
     created: str
@@ -40,7 +40,7 @@ class Claimant:
     """None: the spec cannot be read."""
     priority: int
     leaving: bool = False
-    """It only keeps what it has, and what another one selects as well is that one's."""
+    """It only keeps what it has; a node that another policy selects too belongs to that one."""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -88,7 +88,7 @@ class Owners:
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[Claimant]:
-        """Everyone whose selector matches, best claim first."""
+        """All claimants whose selector matches, best claim first."""
         labels = node.labels
         found = [claimant for selector, claimant in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
@@ -103,7 +103,7 @@ class Owners:
 
 
 def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[str, tuple[str, ...]]:
-    """By policy the nodes that it owns and that a change of another one keeps until it ends, in the order of names."""
+    """By policy, the nodes that it owns and that a change of another policy keeps until that ends, sorted by name."""
     coming = defaultdict(list)
     for name in sorted(fences):
         if (owner := owners.get(name, "")) not in ("", fences[name].policy):
@@ -112,7 +112,7 @@ def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[
 
 
 def _holder(node: NodeView) -> str:
-    """The policy that has the node now, empty when none does."""
+    """The policy that has the node now; empty when none does."""
     return node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
 
 

@@ -1,4 +1,4 @@
-"""The device plugin's configuration: what a mode means there, its text, and reading somebody else's.
+"""The device plugin's configuration: what a mode means there, its text, and how to read that of others.
 
 Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
 never change their meaning, because config-manager does not notice an edit under the same key.
@@ -20,7 +20,7 @@ MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}
 
 NEUTRAL_KEY, NEUTRAL = "default", "version: v1\n"
-"""The entry that is always there, and its text: nothing is shared, every flag is the plugin's own.
+"""The entry that always exists, and its text: nothing is shared, every flag has the plugin's default.
 
 config-manager 0.19.3 ends with "no configuration files available" when there is no entry at all, and the pods of the
 device plugin and GFD do not start. Where no label and no DEFAULT_CONFIG names an entry, its fallback `named` takes the
@@ -30,7 +30,7 @@ one of this name; without it, `single` would take the only entry there is, which
 
 
 def default_entry(stack: StackView) -> str:
-    """The entry that the device plugin of a node without the label goes by; empty: none, which shares nothing.
+    """The entry that the device plugin of a node without the label uses; empty: none, which shares nothing.
 
     NVIDIA's own chart takes the one of the neutral name where it is not told another (b.4).
     """
@@ -64,14 +64,14 @@ class PluginConfig:
     sharing: Sharing | None = None
 
     def on(self, names: Container[str]) -> "PluginConfig":
-        """What is left of it on a node that has only these resources: rows for others do nothing there."""
+        """Its effect on a node that has only these resources: rows for others do nothing there."""
         if self.sharing is None:
             return self
         rows = tuple(row for row in self.sharing.replicas if row[0] in names)
         return replace(self, sharing=replace(self.sharing, replicas=rows) if rows else None)
 
     def same_effect(self, other: "PluginConfig", *, with_mig: bool) -> bool:
-        """Whether both serve the same; the MIG strategy matters only where MIG instances exist."""
+        """Whether both serve the same; the MIG strategy only matters if MIG instances exist."""
         return self.sharing == other.sharing and (not with_mig or self.mig_strategy == other.mig_strategy)
 
 
@@ -92,7 +92,7 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Read a configuration; None when it is none."""
+    """Read a configuration; None when it is not one."""
     try:
         document = parse_yaml(text)
     except Unreadable:
@@ -138,7 +138,7 @@ def key_for(policy: str, content: str) -> str:
 
 
 def is_named_after(content: str, key: str) -> bool:
-    """Whether `key_for` gave the entry its name: it can then mean nothing else."""
+    """Whether `key_for` gave the entry its name, which then has only one meaning."""
     return key.endswith(f"-{_digest(content)}")
 
 

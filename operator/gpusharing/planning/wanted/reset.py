@@ -19,7 +19,7 @@ _FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
     """The policy as the planner is to see it. `resets`: deletionPolicy is Reset, as far as anybody can read.
 
-    Without our finalizer the object is gone in a moment; with force-release a person has given it up.
+    Without our finalizer the object will be gone in a moment; with force-release a person has given it up.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -30,8 +30,8 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 def unlabelled(target: Target, stack: StackView) -> Target:
     """The same without the label for the device plugin, where ClusterPolicy's default means the same.
 
-    Taking the label off restarts the plugin, so it is part of the change: budgeted, held and proven as all of it. Where
-    the default shares GPUs, or names what nobody can read, the label stays for good.
+    Removing the label restarts the plugin, so it is part of the change: budgeted, held and proven like the rest. If
+    the default shares GPUs, or names an entry that cannot be read, the label stays permanently.
     """
     key = pluginconfig.default_entry(stack)
     default = pluginconfig.parse(stack.plugin_configs.get(key, "")) if key else pluginconfig.PluginConfig()

@@ -1,6 +1,6 @@
-"""Which spec a policy has, but for its price and what only stops and starts its rollout: these make no other of it.
+"""The revision of a policy's spec, without its price and the fields that only stop and start its rollout.
 
-Fences and proofs carry it, so that a canary that was proven is still one after a pause (docs/design/drain.md#canary).
+Fences and proofs record it, so that a proven canary is still one after a pause (docs/design/drain.md#canary).
 """
 
 import json
@@ -18,7 +18,7 @@ _RUNNING = Rollout()
 def find_revision(policy: PolicyView) -> str:
     """The hash of its spec without `rollout.paused`, `rollout.whenPaused` and `cost`; empty: the spec cannot be read.
 
-    Defaults are left out: a field that a newer operator adds makes no other revision of a policy that lacks it.
+    Defaults are left out: a field that a newer operator adds does not change the revision of a policy without it.
     """
     if policy.spec is None:
         return ""
@@ -30,9 +30,10 @@ def find_revision(policy: PolicyView) -> str:
 
 
 def is_of(record: Fence | Verified, policy: PolicyView, revision: str) -> bool:
-    """The change went by this policy as it is now. `revision`: the policy's, which nobody works out for each node.
+    """Whether the change followed this policy as it is now. `revision`: the policy's, so that it is not computed for
+    each node.
 
-    A record of an older operator names the generation only.
+    A record of an older operator only names the generation.
     """
     if record.policy_uid != policy.uid:
         return False

@@ -1,4 +1,4 @@
-"""policy × the GPUs of one node → what the node is to become, or why it cannot. Nothing is touched to find out."""
+"""policy × the GPUs of one node → what the node should become, or why it cannot. Nothing is touched to find out."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from gpusharing.planning.words.values import value
 
 @value
 class Target:
-    """What a node is to become, in the words of the components that bring it about and of those that prove it."""
+    """What a node should become, in terms of the components that make the change and of those that prove it."""
 
     mode: Mode
     routing: str
@@ -37,16 +37,16 @@ class Target:
     layouts: tuple[Layout | None, ...]
     """Per GPU, in the order of their indexes; None: MIG off."""
     mig_config: str
-    """Value of nvidia.com/mig.config; empty where nobody reads it: cards without MIG never get mig labels."""
+    """Value of nvidia.com/mig.config; empty if nothing reads it: cards without MIG never get mig labels."""
     plugin_key: str
-    """Value of nvidia.com/device-plugin.config; empty: the label is not to be there (reset.py)."""
+    """Value of nvidia.com/device-plugin.config; empty: the label must be absent (reset.py)."""
     plugin: PluginConfig
     resources: Mapping[str, int]
     """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
     text: str
     """For people: 2x3g.40gb, 4x shared, 1x full."""
     configured: datetime | None
-    """Since when our ConfigMaps hold just that; None while they do not."""
+    """Since when our ConfigMaps hold exactly that; None while they do not."""
 
     @property
     def with_mig(self) -> bool:
@@ -60,13 +60,13 @@ class Wish:
 
     policy: str
     spec: GPUSharingPolicySpec = field(compare=False)
-    """The whole of it; wishes are equal when all that follows is."""
+    """The whole spec; wishes are equal when all the other fields are."""
     mig_config: str
     """The mig-parted entry that MIG-capable nodes are pointed at."""
     entry: migfile.Entry | None
     """Our own mig-parted entry, when the policy gives layouts."""
     plugins: Mapping[str, str]
-    """Device-plugin configurations that can be foreseen, by key."""
+    """Device-plugin configurations that are known in advance, by key."""
 
 
 def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
@@ -150,7 +150,7 @@ def _too_old(
     layouts: Sequence[Layout | None],
     stack: StackView,
 ) -> Finding | None:
-    """What NVIDIA's software of this cluster gets wrong, by its versions."""
+    """What NVIDIA's software in this cluster gets wrong, by its versions."""
     found = None
     if spec.mig is not None and stack.cluster_policy is not None:
         found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
@@ -158,7 +158,7 @@ def _too_old(
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
-    """Whether mig.config means anything here; where mig-manager is switched off, MIG must be off already."""
+    """Whether mig.config has an effect here; if mig-manager is switched off, MIG must be off already."""
     switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
     return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
 
@@ -174,7 +174,7 @@ class Targets:
     _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
-        """What `find_target` says, without asking it twice about equal hardware."""
+        """The result of `find_target`, computed once for equal hardware."""
         key, gpus = hardware.key, hardware.gpus
         if not self.stack.serves_our_mig_file:
             key = (*key, self.stack.generated_mig_files.get(node, ""))
@@ -188,7 +188,7 @@ class Targets:
         return target
 
     def stop(self, hardware: Hardware) -> Target:
-        """Whole GPUs without sharing: where the way from MPS to MIG, and back, stops; they would race (b.5)."""
+        """Whole GPUs without sharing: the stop on the way from MPS to MIG and back; the two would race (b.5)."""
         gpus = hardware.gpus
         capable = _has_mig_manager(self.wish.spec, hardware.kinds, self.stack)
         key = (len(gpus), capable)
@@ -201,7 +201,7 @@ class Targets:
 
 
 _KINDS = 256
-"""Kinds of hardware remembered per policy."""
+"""The most kinds of hardware remembered per policy."""
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
@@ -210,7 +210,7 @@ def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> st
 
 
 def plugin_config(spec: GPUSharingPolicySpec, layouts: Sequence[Layout | None]) -> PluginConfig:
-    """What the device plugin of a node with these layouts is told in this mode."""
+    """The device plugin's configuration for a node with these layouts in this mode."""
     if spec.mode is Mode.MPS and spec.mps is not None:
         # failRequestsGreaterThanOne: MPS's own default; two shares of one GPU would be no more than one.
         return PluginConfig(
@@ -278,7 +278,7 @@ def _own(
     if beyond := sorted(named - here):
         return Finding(
             Reason.LAYOUT_TOO_MANY_GPUS,
-            f"{node} has {len(gpus)} GPUs, spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
+            f"{node} has {len(gpus)} GPUs, but spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
     found = migfile.resolve(entry, gpus)
     if isinstance(found, migfile.Unresolved):
@@ -343,7 +343,7 @@ def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) ->
 
 
 def describe_layouts(layouts: Sequence[Layout | None], replicas: int = 1) -> str:
-    """Different GPUs are told apart: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
+    """Different GPUs are listed separately: 2x3g.40gb (4 GPUs), 1x full (4 GPUs)."""
     return _describe(tuple(layouts), replicas)
 
 
@@ -364,7 +364,8 @@ def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
 def is_plugin_resource(name: str) -> bool:
     """Whether NVIDIA's device plugin serves this name under a configuration of ours.
 
-    Fewer names than `api.names.is_gpu_resource`: what another plugin serves on the node is no difference to a target.
+    Fewer names than `api.names.is_gpu_resource`: resources that another plugin serves on the node do not count as a
+    difference.
     """
     return name in (RESOURCE_GPU, RESOURCE_GPU_SHARED) or name.startswith(RESOURCE_MIG_PREFIX)
 

@@ -30,7 +30,7 @@ OWN_NAMES_SINCE = (0, 15)
 FALLBACK_FIRST_SINCE = (0, 18, 2)
 """First version whose config-manager starts with the fallback."""
 SKIPS_THREADS_SINCE = (0, 20)
-"""First version whose config-manager passes over processes without a command line."""
+"""First version whose config-manager skips processes without a command line."""
 ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
 
 _VERSION = re.compile(r"v?(\d+)\.(\d+)(?:\.(\d+))?\b")
@@ -78,7 +78,7 @@ def merges_suffixes(version: str) -> bool:
 
 
 def find_deafness(daemon: MpsDaemonView) -> str:
-    """Why this MPS daemon would not read the configuration that a label names; empty: it would, or nobody knows."""
+    """Why this MPS daemon would not read the configuration that a label names; empty: it would, or that is unknown."""
     if _VERSION.match(daemon.version) is None or _is_before(daemon.version, FALLBACK_FIRST_SINCE):
         return ""
     if not daemon.signalled:  # it has no config-manager
@@ -86,9 +86,9 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     if daemon.sees_host and _is_before(daemon.version, SKIPS_THREADS_SINCE):
         return "config-manager panics at the threads of the host's kernel (NVIDIA/k8s-device-plugin#1726)"
     if daemon.signalled == daemon.program or _base(daemon.signalled) != _base(daemon.program):
-        return ""  # of a program behind a shell nobody here knows the name
+        return ""  # the name of a program behind a shell is not known here
     return (
-        f"config-manager looks for a process {daemon.signalled}, and the daemon is called {daemon.program}"
+        f"config-manager looks for a process {daemon.signalled}, but the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
     )
 
@@ -98,7 +98,7 @@ def _base(program: str) -> str:
 
 
 def _is_before(version: str, since: tuple[int, ...]) -> bool:
-    """False where the version is not known."""
+    """False if the version is not known."""
     found = _VERSION.match(version)
     return found is not None and tuple(int(part or 0) for part in found.groups())[: len(since)] < since
 

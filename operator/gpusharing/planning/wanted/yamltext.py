@@ -1,4 +1,4 @@
-"""The one door for YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
+"""The only reader of YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
 after an edit. PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45,
 OverflowError, TypeError), and aliases make a small text a huge or an endless document.
 """
@@ -15,7 +15,7 @@ MAX_VALUES = 100_000
 
 
 class Unreadable(ValueError):
-    """The text is no document that we read; the message is a clause for people."""
+    """The text is not a document that we read; the message is a clause for people."""
 
 
 class _TooDeep(Exception):

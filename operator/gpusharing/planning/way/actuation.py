@@ -1,7 +1,7 @@
 """The one door to the actuators: the labels of the point of no return (PNR), and restarts of their pods.
 
-Nothing goes through it but on a node that was proven idle just now: for the first run, for a retry, a cure and the
-next step alike. A plugin restart disturbs no pod and needs no idle node; mig-manager never runs for one.
+It opens only on a node that was just proven idle: for the first run, a retry, a cure and the next step alike. A plugin
+restart disturbs no pod and needs no idle node; mig-manager never runs for one.
 """
 
 from dataclasses import replace
@@ -40,10 +40,10 @@ def run(
     since: datetime | None = None,
     step_proven: bool = False,
 ) -> Verdict:
-    """Nearer to an idle node, and through the PNR once it is proven idle.
+    """The next step towards an idle node, and through the PNR once the node is proven idle.
 
     `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `since`: readings
-    that were asked for earlier prove nothing. `step_proven`: the step before is proven, this is the next one.
+    requested earlier prove nothing. `step_proven`: the step before is proven, this is the next one.
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
@@ -56,8 +56,8 @@ def run(
 
 
 def start_anew(case: FencedCase) -> Verdict:
-    """What began as a plugin restart needs an idle node: it is given back, and fenced again with a cordon. One that
-    goes back is held instead: the fence is all that knows of the failure."""
+    """A change that began as a plugin restart now needs an idle node: the node is given back, and fenced again with a
+    cordon. A node that is going back is held instead, because only its fence records the failure."""
     if goes_back(case):
         message = "the way back needs an idle node, and this one is in use"
         return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
@@ -70,7 +70,7 @@ def start_anew(case: FencedCase) -> Verdict:
 
 
 def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
-    """A fresh run begins when the pod of the actuator is gone; the fence records which pod that is."""
+    """A new run begins when the pod of the actuator is gone; the fence records which pod that is."""
     verdict = case.verdict(
         Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
     )
@@ -87,19 +87,19 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
 
 
 def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
-    """What this run leads to; a step that is repeated leads to the stop, whatever the node looks like half way."""
+    """The goal of this run; a repeated step leads to the stop, whatever the node looks like half way."""
     return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
 
 
 def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
-    """What the run needs and is not there yet: a node that stays, the configuration on it, mig-manager."""
+    """What the run needs and does not have yet: a node that stays, the configuration on it, mig-manager."""
     phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
     if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
         phase = Phase.RECONFIGURING
     if case.node.deleting:
-        message = f"{case.node.name} is being deleted; nothing is begun on it"
+        message = f"{case.node.name} is being deleted; no change begins on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
-    # What cures the stop on the way to MPS leads to whole GPUs, wherever the way goes on from there.
+    # A cure at the stop on the way to MPS leads to whole GPUs, wherever the way continues from there.
     gates = PROPAGATION if again and goal is not assessed.target else (DEAF, *PROPAGATION)
     if (closed := find_gate(case, assessed, gates)) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
@@ -163,7 +163,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 
 
 def _changed_labels(node: NodeView, goal: Target) -> dict[str, str | None]:
-    """The labels that say what is to be. The state goes to null only with a new value, never while rebooting."""
+    """The labels that name the goal. The state is set to null only with a new value, never while rebooting."""
     labels: dict[str, str | None] = {}
     if goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
         labels[names.LABEL_MIG_CONFIG] = goal.mig_config
@@ -175,14 +175,15 @@ def _changed_labels(node: NodeView, goal: Target) -> dict[str, str | None]:
 
 
 def _mig_manager_to_restart(case: FencedCase, goal: Target, *, again: bool) -> str:
-    """The pod that is to go before the run begins, by its uid; empty: none."""
+    """The uid of the pod that has to go before the run begins; empty: none."""
     if not goal.mig_config or case.operand is None:
         return ""
     return case.operand.uid if _restarts(case, goal, again=again) else ""
 
 
 def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
-    """Whether the run needs a fresh mig-manager: one that rests takes up a new value by itself, a stuck one never."""
+    """Whether the run needs a new mig-manager pod: an idle one picks up a new value by itself, a stuck one never
+    does."""
     if not again or case.node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed"):
         same = case.node.labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
         return needs_restart(case, goal) or (again and same)

@@ -50,9 +50,9 @@ def after_pnr(case: FencedCase) -> Verdict:
 
 
 def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
-    """Every way after the PNR leaves through here: what goes on past the deadline is Failed, and still goes on.
+    """Every verdict after the PNR passes through here: what continues past the deadline is Failed, and still continues.
 
-    A step that the planner takes now counts more than the clock; so does a person who asks for another try.
+    A step that the planner takes now counts more than the clock; so does a person's request for another try.
     """
     if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
         return verdict
@@ -72,7 +72,7 @@ _STEPS = (Actuate, Release, RestartOperand, UpdateFence)
 
 
 def _way(case: FencedCase) -> Verdict:
-    """The first situation that the node is in decides."""
+    """The first situation that applies to the node decides."""
     if (verdict := _first(HELD, case)) is not None:
         return verdict
     if not isinstance(case.assessment, Assessed):
@@ -86,10 +86,10 @@ Looked = TypeVar("Looked")
 
 @value
 class Situation(Generic[Looked]):
-    """Where a node can be after the PNR, and what follows."""
+    """A situation of a node after the PNR, and what follows from it."""
 
     follow: Callable[[Looked, Reason], Verdict | None]
-    """The verdict, told with this reason where it knows no nearer one; None: the node is not in this situation."""
+    """The verdict, with this reason unless it has a more specific one; None: the node is not in this situation."""
     reason: Reason
 
 
@@ -122,7 +122,7 @@ def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
         return None
     message = "somebody lifted the cordon before a good layout was proven; it is put back"
     verdict = case.verdict(Phase.RECONFIGURING, reason, message)
-    # What was seen before this cordon proves nothing, and pods that came before it do not tolerate it.
+    # What was seen before this cordon proves nothing, and pods that arrived before it need not tolerate it.
     return verdict.then(UpdateFence(case.node, replace(case.fence, since=case.now), cordon=True))
 
 
@@ -131,7 +131,8 @@ HELD = (
     Situation(_no_policy, Reason.ORPHAN_FENCE),
     Situation(_uncordoned, Reason.CORDON_RESTORED),
 )
-"""First wins; a test pins the order. Nothing else is asked about a node that is not ours or that pods may come to."""
+"""The first match wins; a test pins the order. Nothing else matters for a node that is not ours or that pods may still
+reach."""
 
 
 # --- the policy, as it is now, gives no target: what is there cannot be proven against anything ------------------
@@ -172,7 +173,7 @@ AIMLESS = (
     Situation(_refused, Reason.NOT_ACCEPTED),  # told with the objection's own reason
     Situation(_not_asked, Reason.OBSERVATION_PENDING),
 )
-"""First wins; a test pins the order. When none applies, the answer of the agent is waited for."""
+"""The first match wins; a test pins the order. When none applies, we wait for the agent's answer."""
 
 
 # --- the node has a target ---------------------------------------------------------------------------------
@@ -180,14 +181,14 @@ AIMLESS = (
 
 @value
 class _Aimed:
-    """A node with a target, and how its last run stands to that."""
+    """A node with a target, and how its last run relates to that target."""
 
     case: FencedCase
     assessed: Assessed
     aim: Target
-    """What the present step leads to: the target, or the stop before it."""
+    """The goal of the present step: the target, or the stop before it."""
     on_course: bool
-    """The labels of the PNR lead to the aim; if not, the spec has changed since."""
+    """Whether the labels of the PNR lead to the aim; if not, the spec has changed since."""
     owed: bool
     """Another run towards the target is recorded and has not begun."""
     trouble: ManagerTrouble | None
@@ -201,7 +202,7 @@ class _Aimed:
         return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, find_trouble(case))
 
     def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
-        """The next run; what was read before the last one proves nothing."""
+        """The next run; readings from before the last one prove nothing."""
         since = self.case.fence.stage_since
         return run(self.case, self.assessed, again=again, since=since, step_proven=step_proven)
 
@@ -212,7 +213,7 @@ class _Aimed:
 
 
 def _aims_at(case: FencedCase, target: Target) -> bool:
-    """Whether the labels of the PNR lead there; an admin may have given a name another meaning since."""
+    """Whether the labels of the PNR lead there; an admin may have changed the meaning of a name since."""
     fence = case.fence
     aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
     return aims == (target.mig_config, target.plugin_key, target.text)
@@ -289,8 +290,9 @@ AIMED = (
     Situation(_incurable, Reason.ACTUATOR_FAILED),  # told with what mig-manager says
     Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
 )
-"""First wins; a test pins the order. What was recorded is done before anything is decided, and what works is let end.
-When none applies, the spec was changed after the deadline: another run is owed, with a time of its own."""
+"""The first match wins; a test pins the order. A recorded run is done before anything new is decided, and a run that
+is under way may end. When none applies, the spec was changed after the deadline: another run is owed, with a deadline
+of its own."""
 
 
 def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
@@ -299,8 +301,8 @@ def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
 
 
 def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
-    """Failed, unless a person asked for another try: then the labels are written again, and mig-manager starts anew; or
-    the policy wants the node to go back. `known`: what the node has become was read."""
+    """Failed, unless a person asked for another try: then the labels are written again, and mig-manager restarts; or
+    the policy wants the node to go back. `known`: the present state of the node was read."""
     if was_asked_again(case) and isinstance(case.assessment, Assessed):
         verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again")
         return verdict.then(owe(case, case.assessment, attempt=1, failed=True))
@@ -312,7 +314,9 @@ def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
     message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: {retry}"
     verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
     request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
-    return verdict.then(request) if request is not None else verdict  # mig-manager rests: show what it left
+    return (
+        verdict.then(request) if request is not None else verdict
+    )  # mig-manager is idle: show what it left behind
 
 
 # --- the proof ---------------------------------------------------------------------------------------------
@@ -336,7 +340,7 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """One PATCH: fence, marks and cordon go, the routing label comes back."""
+    """One PATCH removes fence, marks and cordon, and restores the routing label."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
     labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy.name}

@@ -26,15 +26,15 @@ def actuation_limit(spec: GPUSharingPolicySpec) -> timedelta:
 
 
 def owed_for(target: Target) -> str:
-    """What the fence says of a run that is to lead to this target."""
+    """The fence's name for a run that leads to this target."""
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
-    `failed`: the change has failed until now. A change that goes back goes on doing so.
+    `failed`: the change has failed so far. A change that is going back continues to do so.
 
-    The record comes first, so that a crash in between repeats nothing, and a pod that blocks does so for a while only.
+    The record comes first, so that a crash in between repeats nothing, and a pod can block only for a limited time.
     """
     return UpdateFence(
         case.node,
@@ -56,9 +56,9 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
 def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
     """The verdict of a node past the PNR with the record that it has failed, which is made once.
 
-    What was seen must not depend on a clock that may be set back: it would be derived from it again, and a rollout that
-    this failure has halted would go on. What a Ready agent is about to answer comes before that: a result counts more
-    than the clock, and an operator that was away finds many a deadline over.
+    What was seen must not depend on a clock that may be set back: otherwise the failure would vanish with it, and a
+    rollout that it halted would continue. The pending answer of a Ready agent comes first: a result counts more than
+    the clock, and an operator that was away may find many deadlines over.
     """
     if verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready:
         return verdict
@@ -69,19 +69,19 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
 
 
 def still_failed(case: FencedCase) -> datetime | None:
-    """When the change was seen to have failed, for a run that begins by itself; None: it was not. Only a proof, a
+    """When the change was seen to have failed, for a run that begins by itself; None: it has not. Only a proof, a
     person or another generation ends that. Never later than now, for a new deadline is counted from now."""
     return None if case.fence.failed is None else min(case.fence.failed, case.now)
 
 
 def is_late(case: FencedCase) -> bool:
-    """The deadline after the PNR is over, or was when somebody looked."""
+    """The deadline after the PNR has passed, or had passed when somebody looked."""
     seen, deadline = case.fence.failed, case.fence.deadline
     return case.now >= deadline or (seen is not None and seen >= deadline)
 
 
 def proof_time(case: NodeCase) -> timedelta:
-    """What a node whose pods are gone may take to be proven idle: configuration on its way, readings, LISTs."""
+    """How long a node whose pods are gone may take to be proven idle: configuration on its way, readings, LISTs."""
     return timedelta(seconds=case.settings.config_propagation + PROOF)
 
 
@@ -91,14 +91,15 @@ def was_asked_again(case: FencedCase) -> bool:
 
 
 def retry_command(node: str, answered: str) -> str:
-    """What a person runs for another try on this node. `answered`: the value that would ask for nothing any more."""
+    """The command for another try on this node. `answered`: the value that was answered already and would have no
+    effect."""
     value = "once-more" if answered == "again" else "again"
     return f"kubectl annotate node {node} --overwrite {names.ANNOTATION_RETRY}={value}"
 
 
 def goes_back(case: FencedCase) -> bool:
-    """The node is on its way back to what was proven on it last. Another generation, a policy made anew and a person's
-    retry turn it round: they want what the policy asks for. Not a deletion, nor a policy that is paused."""
+    """Whether the node is on its way back to what was proven on it last. Another generation, a recreated policy and a
+    person's retry turn it round: they want what the policy asks for. A deletion or a pause of the policy does not."""
     fence, found = case.fence, case.assessment
     if not fence.rolls_back or found is None or was_asked_again(case):
         return False
@@ -106,13 +107,13 @@ def goes_back(case: FencedCase) -> bool:
     if fence.policy_uid != policy.uid:
         return False
     if policy.spec is not None and policy.spec.rollout.paused:
-        return True  # whoever pauses while nodes fail wants no more of the layout that failed
+        return True  # someone who pauses while nodes fail does not want more of the layout that failed
     # The API server gives an object that is being deleted another generation, though nobody edited it.
     return fence.generation in (policy.generation, policy.generation - policy.deleting)
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
-    """The change of this very generation failed on the node, and it went back."""
+    """The change of this very generation failed on the node, and the node went back."""
     seen = node.verified
     return (
         seen is not None
@@ -122,15 +123,16 @@ def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
 
 
 def failed_in(node: NodeView, policy: PolicyView) -> int:
-    """The generation of this policy in which a change failed here last, as far as is known: another try does not undo
-    that. 0: none did."""
+    """The last known generation of this policy in which a change failed here; another try does not reset it. 0: no
+    change failed."""
     records = (seen for seen in (node.verified, node.deferred) if seen is not None)
     return max((seen.failed_generation for seen in records if seen.policy_uid == policy.uid), default=0)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
-    """A person wanted another try after a failure of this generation, and the node is still to begin with it: it went
-    back, or had to be given back first. What has kept the other nodes from starting since then does not apply to it."""
+    """A person asked for another try after a failure of this generation, and the node has not begun it yet: it went
+    back, or had to be given back first. Whatever has kept other nodes from starting since then does not apply to
+    it."""
     given = node.deferred
     if given is not None and (given.policy_uid, given.failed_generation) == (policy.uid, policy.generation):
         return True
@@ -153,8 +155,8 @@ def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
 
 
 def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
-    """What is left on a node that is given back without a wait: that the change had failed; None: it had not, or the
-    last proof knows."""
+    """What stays on a node that is given back without a wait: the fact that the change had failed; None: it had not,
+    or the last proof records it."""
     fence, proof, failed = case.fence, case.node.verified, _failed_generation(case.fence)
     known = proof is not None and (proof.policy_uid, proof.failed_generation) == (fence.policy_uid, failed)
     if not failed or known:
@@ -163,12 +165,12 @@ def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
 
 
 def _failed_generation(fence: Fence) -> int:
-    """The generation in which the change has failed, now or before; 0: it did not."""
+    """The generation in which the change has failed, now or before; 0: it has not failed."""
     return fence.failed_generation if fence.failed is None else fence.generation
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
-    """The wait that holds the node back now; another generation or policy and a new value of retry end it."""
+    """The wait that holds the node back now; another generation or policy, or a new value of retry, ends it."""
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None
@@ -187,25 +189,25 @@ def may_correct_at_once(case: NodeCase) -> bool:
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
-    """Drift was put right in this generation of this very policy already."""
+    """Whether drift was already corrected in this generation of this very policy."""
     verified = case.node.verified
     return verified is not None and _corrected_in(verified, policy) == policy.generation
 
 
 def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
-    """The generation of this policy in which drift was put right last; 0: it never was."""
+    """The generation of this policy in which drift was last corrected; 0: it never was."""
     if verified is None or verified.policy != policy.name or verified.policy_uid not in ("", policy.uid):
         return 0
     return verified.corrected_generation
 
 
 def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
-    """The change in flight puts drift right, and nobody edited the policy or made it anew since it began."""
+    """Whether the change in flight corrects drift, and nobody has edited or recreated the policy since it began."""
     return fence.drift and fence.generation == policy.generation and fence.policy_uid in ("", policy.uid)
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
-    """The record of a node that is as wanted without a change of ours. That drift was put right is not forgotten."""
+    """The record of a node that is as wanted without a change of ours. It keeps the record of corrected drift."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
         case.owner,
@@ -222,7 +224,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     record = replace(record, changed_at=earlier.changed_at, took=earlier.took)
     if earlier.policy_uid != policy.uid:
         return record
-    if earlier.rolled_back:  # no change of ours made it as it is now: it is no canary
+    if earlier.rolled_back:  # no change of ours made it as it is now: it is not a canary
         return replace(record, failed_generation=earlier.failed_generation)
     return replace(
         record,
@@ -235,7 +237,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
 
 
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
-    """The record of a change that was proven, or of the way back from one that failed."""
+    """The record of a proven change, or of the way back from a failed one."""
     fence = case.fence
     kept = _corrected_in(case.node.verified, policy)
     record = Verified(

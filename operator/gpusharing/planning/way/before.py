@@ -3,7 +3,8 @@
     Cordoned ── settle ──► Draining ── no holder by LIST ──► VerifyingIdle ── twice, agent quiet, GPUs idle ──► PNR
         └───────────────────────┴──────────── any objection, time-out, lifted cordon ──────────────► Aborting
 
-Until the PNR nothing is lost but evicted pods: people win over us, and an abort restores the node as it was.
+Until the PNR nothing is lost but evicted pods: people take precedence over us, and an abort restores the node as it
+was.
 """
 
 from collections.abc import Callable
@@ -67,8 +68,8 @@ def _next_step(case: FencedCase) -> Verdict:
 
 
 def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
-    """Nothing goes on for now but the clock. That of jobs ends with the last of them, so somebody has to look; that of
-    a drain which is held ends nothing."""
+    """Only the clock goes on for now. The clock of jobs ends with the last of them, so their pods must be listed; the
+    clock of a held drain ends nothing."""
     if not case.fence.jobs:
         if outlasts(case):
             held = "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned until this passes or"
@@ -80,10 +81,10 @@ def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
 
 
 def _begin_jobs(case: FencedCase) -> Verdict | None:
-    """Record that the deadline is that of jobs: they have their time, then the drain has all of its.
+    """Record that the deadline is that of the jobs: first they get their time, then the drain gets all of its own.
 
-    While jobs are waited for it only grows, with what the policy says now; none of them is given more than that. A wait
-    without an end gets one when the policy is edited so.
+    While we wait for jobs the deadline only grows, to what the policy says now; no job gets more than that. A wait
+    without an end gets one when the policy is edited accordingly.
     """
     plan, fence = case.drain, case.fence
     if plan is None or plan.jobs_until is None:
@@ -98,8 +99,8 @@ def _begin_jobs(case: FencedCase) -> Verdict | None:
 
 
 def _end_jobs(case: FencedCase) -> Verdict | None:
-    """No job is left: the clock of the drain begins, also where something else holds it up, for the wait for jobs may
-    have no end of its own."""
+    """No job is left: the clock of the drain starts, even if something else holds the drain up, because the wait for
+    jobs may have no end of its own."""
     plan, fence = case.drain, case.fence
     spec = case.assessment.policy.spec if case.assessment is not None else None
     if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
@@ -115,7 +116,7 @@ def _set_clock(case: FencedCase, plan: DrainPlan, verdict: Verdict, fence: Fence
 
 
 def _holds(spec: GPUSharingPolicySpec) -> bool:
-    """The policy was paused, and what is in flight is not to go on."""
+    """The policy was paused, and changes in flight must not continue."""
     return spec.rollout.paused and spec.rollout.when_paused == "Hold"
 
 
@@ -127,10 +128,10 @@ class Ending:
     """What ends a change before the PNR, and how the node is given back."""
 
     find: Callable[[FencedCase], str | Finding]
-    """What is told of it, a Finding where it has a reason of its own; empty: the change goes on."""
+    """The message, or a Finding if it has a reason of its own; empty: the change goes on."""
     reason: Reason
     defer: bool = False
-    """It could begin and end alike again, so the next try is put off."""
+    """The next try could end the same way, so it is put off."""
     restore: bool = True
     """The node becomes what it was before the fence."""
 
@@ -161,7 +162,7 @@ def _policy_going(case: FencedCase) -> str:
 
 def _asked_to_end(case: FencedCase) -> str:
     asked = case.node.abort == case.fence.op
-    return f"{names.ANNOTATION_ABORT} asks for it; evicted pods are not brought back" if asked else ""
+    return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if asked else ""
 
 
 def _paused(case: FencedCase) -> str:
@@ -171,8 +172,9 @@ def _paused(case: FencedCase) -> str:
 
 
 def _unapproved(case: FencedCase) -> str:
-    """The change leads to something else than was approved. An edit that leaves its target as it is, such as a pause,
-    leaves its class of disruption too, so it is still what was approved; one that began without an approval is not."""
+    """The change leads to something other than what was approved. An edit that keeps its target, such as a pause, also
+    keeps its class of disruption, so the approval still covers it; a change that began without an approval is not
+    covered."""
     found, fence = case.assessment, case.fence
     policy = found.policy if found is not None else None
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
@@ -226,14 +228,14 @@ def _uncordoned(case: FencedCase) -> str:
 
 
 def _deaf(case: FencedCase) -> str | Finding:
-    """Nothing is lost yet but what has been evicted."""
+    """Nothing is lost yet except evicted pods."""
     found = case.assessment
     return DEAF.find(case, found) if isinstance(found, Assessed) else ""
 
 
 def _foreign(case: FencedCase) -> str:
     foreign = case.node.foreign
-    return f"{foreign} began to work on the node; the cordon is left to it" if foreign else ""
+    return f"{foreign} began to work on the node; the cordon stays for it" if foreign else ""
 
 
 def _unhealthy(case: FencedCase) -> str:
@@ -255,14 +257,14 @@ def _late(case: FencedCase) -> str:
     plan = case.drain
     ended = plan is None or (plan.holders >= 0 and not plan.jobs)
     if case.fence.jobs and ended and isinstance(case.assessment, Assessed):
-        return ""  # nobody has looked yet, or they ended: what is there counts more than the clock
+        return ""  # nobody has looked yet, or they ended: what a LIST shows counts more than the clock
     late = case.now >= case.fence.deadline and case.now >= _limit(case)
     return _timeout_text(case) if late else ""
 
 
 def _unlooked(case: FencedCase) -> bool:
-    """The time is over, nothing holds the change up, and nobody of this process has looked at the pods: a process that
-    was away may find them gone, and what is there counts more than the clock (docs/design/drain.md#x10)."""
+    """The time is over, nothing holds the change up, and this process has not looked at the pods yet: a process that
+    was away may find them gone, and what a LIST shows counts more than the clock (docs/design/drain.md#x10)."""
     found, fence = case.assessment, case.fence
     if case.work is not None or not fence.disruption.cordons or case.now < fence.deadline:
         return False
@@ -276,7 +278,7 @@ ENDINGS = (
     Ending(_asked_to_end, Reason.ABORT_REQUESTED, defer=True),
     Ending(_other_owner, Reason.SUPERSEDED),
     Ending(_no_owner, Reason.SUPERSEDED, defer=True),  # a label may come and go with the fence
-    Ending(_refused, Reason.NOT_ACCEPTED, defer=True),  # told with the objection's own reason
+    Ending(_refused, Reason.NOT_ACCEPTED, defer=True),  # reported with the objection's own reason
     Ending(_as_wanted, Reason.SYNCED),
     Ending(_paused, Reason.PAUSED),
     Ending(_unapproved, Reason.APPROVAL_NEEDED),
@@ -288,16 +290,16 @@ ENDINGS = (
     Ending(_jobs_late, Reason.JOBS_TIMEOUT, defer=True),
     Ending(_late, Reason.DRAIN_TIMEOUT, defer=True),
 )
-"""First wins; a test pins the order. Who owns the node comes before what is wanted of it; people and other programs
-come before the clock, so that an abort is told by its cause."""
+"""The first match wins; a test pins the order. Who owns the node comes before what is wanted of it; people and other
+programs come before the clock, so that an abort names its cause."""
 
 
 def _limit(case: FencedCase) -> datetime:
-    """`drain.timeout` is for pods to leave: the proof that the node is idle has a time of its own."""
+    """`drain.timeout` is the time for pods to leave: the proof that the node is idle has a time of its own."""
     gone = not case.fence.disruption.cordons
     if case.drain is not None:
         gone = case.drain.idle
-        if case.drain.only_leaving:  # what was deleted by force has its grace period until the deadline
+        if case.drain.only_leaving:  # pods deleted by force have their grace period until the deadline
             return case.fence.deadline + STUCK_AFTER
     return case.fence.deadline + proof_time(case) if gone else case.fence.deadline
 

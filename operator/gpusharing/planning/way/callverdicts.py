@@ -1,4 +1,4 @@
-"""What is said about a node whose calls fail: its verdict, named, with the server's words (see callfailures.py)."""
+"""The verdict of a node whose calls fail, with the server's words (see callfailures.py)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,13 +16,13 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def is_moot(verdict: Verdict) -> bool:
-    """The node is where it shall be: an earlier failure says nothing any more."""
+    """The node is where it should be: an earlier failure no longer matters."""
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
 def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
-    """The verdict of a node whose calls fail, unless it is named already. Its actions stay in it; they wait for
-    `next_try`."""
+    """The verdict of a node whose calls fail, with the failure unless it names that already. It keeps its actions;
+    they wait for `next_try`."""
     held = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
     silent = not verdict.actions and not (held and verdict.candidate) and not on_its_way
@@ -46,22 +46,23 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
 
 
 def _is_late(verdict: Verdict, now: datetime) -> bool:
-    """A step after the point of no return cannot be taken, and the time for it is up. To give back has no limit."""
+    """A step after the point of no return cannot be taken, and the time for it is up. Giving a node back has no
+    limit."""
     deadline = verdict.deadline
     return deadline is not None and now >= deadline and any(map(_goes_on, verdict.actions))
 
 
 def _goes_on(action: Action) -> bool:
-    """Before the point of no return the deadline ends the change, and nothing like this is planned after it."""
+    """Before the point of no return the deadline ends the change, and no such action is planned after it."""
     if isinstance(action, UpdateFence | Actuate):
         return action.node.fence is not None and action.node.fence.stage == "actuating"
     return isinstance(action, RestartOperand)
 
 
 def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
-    """With the record that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md).
+    """The verdict with the record that the change has failed (docs/adr/0044-what-was-seen-is-written-down.md).
 
-    It goes into the PATCH that cannot be made now. A step that is no PATCH comes after it.
+    The record goes into the PATCH that fails now. A step that is not a PATCH comes after it.
     """
     fence = node.fence
     if fence is None or fence.failed is not None:
@@ -73,7 +74,7 @@ def _noted(verdict: Verdict, node: NodeView, now: datetime) -> Verdict:
 
 
 def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
-    """`failed`: the fence as it stands. What is no change of its generation any more has not failed in it."""
+    """`failed`: the present fence. A change that no longer belongs to its generation has not failed in it."""
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence
@@ -89,13 +90,13 @@ class Failing:
 
     failures: Mapping[str, CallFailure]
     claims: Mapping[str, Claim]
-    """As they stand on the Lease."""
+    """As the Lease records them."""
     now: datetime
     kept: dict[str, Claim] = field(default_factory=dict)
-    """Claims of nodes without a fence whose fence may stand though its call failed."""
+    """Claims of nodes without a visible fence whose fence may exist although the call that wrote it failed."""
 
     def holds(self, node: str) -> bool:
-        """A candidate whose last call failed lets others go first; its slot is free once no fence can stand."""
+        """A candidate whose last call failed lets others go first; its slot is free once no fence can exist."""
         failure = self.failures.get(node)
         if failure is None or not failure.holds(self.now):
             return False
@@ -104,7 +105,7 @@ class Failing:
         return True
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """The members, those as Failed that cannot take their next step though the time for it is up.
+        """The members; those that cannot take their next step although the time for it is up are Failed.
 
         Their pools must know this before they choose, because nodes shown as Failed count for maxFailures.
         """

@@ -1,6 +1,6 @@
-"""May a change of this node begin? GATES ask after everything but its pods; the first that is closed is the answer.
+"""May a change of this node begin? GATES check everything but its pods; the first closed gate is the answer.
 
-None of these has touched the node: it is not cordoned while it waits here.
+No gate touches the node: it is not cordoned while it waits here.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ class Gate:
     """What keeps a change of a node from beginning."""
 
     find: Callable[[NodeCase, Assessed], str | Finding]
-    """What is told of it, a Finding where the clock opens it or it has a reason of its own; empty: it is open."""
+    """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
     reason: Reason
 
 
@@ -78,7 +78,7 @@ _NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEP
 
 
 def find_switched_off(node: NodeView) -> Finding | None:
-    """Where an admin keeps NVIDIA's operands off the node: nothing would serve or show what it becomes
+    """An admin keeps NVIDIA's operands off the node, so nothing would serve or show what it becomes
     (docs/design/nvidia.md#d2)."""
     if workload := _other_workload(node):
         return Finding(Reason.WORKLOAD_CONFIG, workload)
@@ -103,8 +103,8 @@ def _disabled(node: NodeView) -> str:
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
-                f"{label} is {value}: the GPU Operator keeps off {node.name} what would serve and show the change;"
-                f" to change that: kubectl label node {node.name} {label}-"
+                f"{label} is {value}: the GPU Operator does not run on {node.name} what would serve and show the"
+                f" change; to change that: kubectl label node {node.name} {label}-"
             )
     return ""
 
@@ -138,7 +138,7 @@ def _unreadable(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
-    """What could not be proven afterwards does not begin."""
+    """A change that could not be proven afterwards does not begin."""
     return find_withheld(assessed.target, assessed.observed)
 
 
@@ -164,23 +164,24 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """A compute mode that nobody holds: no label of ours sets it back, and every change but one to MPS fails on it."""
+    """A compute mode that no process uses: no label that we set resets it, and every change except one to MPS fails on
+    it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
 
 
 def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
-    """MPS would not begin, which would show after the drain only. It is asked of the target: a way back may lead away
-    from the policy's mode, or to another."""
+    """MPS would not start, which would only show after the drain. The target decides: a way back may lead away from
+    the policy's mode, or to another."""
     seen = case.stack.cluster_policy
     daemon = seen.mps_daemon if seen is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
         return ""
     return (
-        f"under device plugin {daemon.version} of the GPU Operator no label brings MPS, or another number of clients:"
-        f" the daemon starts with the fallback, and {why}. Choose another mode, or a GPU Operator up to v25.10.1, which"
-        " has device plugin v0.18.1"
+        f"with device plugin {daemon.version} of the GPU Operator no label can turn on MPS or change the number of"
+        f" clients: the daemon starts with the fallback, and {why}. Choose another mode, or GPU Operator v25.10.1 or"
+        " older, which has device plugin v0.18.1"
     )
 
 
@@ -198,7 +199,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
-    return "mig-manager is at work on its own (state rebooting)"
+    return "mig-manager is busy with a change of its own (state rebooting)"
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
@@ -211,7 +212,7 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """A difference that lasts only a moment is nothing to drain a node for."""
+    """A difference that lasts only a moment is no reason to drain a node."""
     if not _is_drift(case, assessed):
         return ""
     since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
@@ -242,7 +243,7 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
         return ""
     if needs_run(case, target):
         return ""
-    return Finding(mismatch.reason, f"{mismatch.message}; no label of ours would change that")
+    return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would change that")
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
@@ -250,7 +251,7 @@ def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
     seen, retry = case.node.verified, case.node.retry
     if seen is None or not was_rolled_back(case.node, assessed.policy):
         return ""
-    if retry not in ("", seen.retry):  # who takes the annotation away asks for nothing: the node serves
+    if retry not in ("", seen.retry):  # removing the annotation asks for nothing: the node serves
         return ""
     return (
         f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}. To try again:"
@@ -296,7 +297,7 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _configured(assessed: Assessed) -> datetime | None:
-    """When the last of what the labels will name was written: for the goal, and for the target behind it."""
+    """When the last configuration that the labels will name was written: for the goal, and for the target behind it."""
     since, goal = assessed.target.configured, assessed.goal
     if since is None or goal is assessed.target:
         return since
@@ -307,11 +308,11 @@ PROPAGATION = (
     Gate(_not_written, Reason.CONFIG_NOT_WRITTEN),
     Gate(_on_its_way, Reason.CONFIG_PROPAGATING),
 )
-"""Closed until the configuration that the labels will name had time to reach the node (docs/design/nvidia.md#b4).
-A change that has begun asks these again before every run."""
+"""Closed until the configuration that the labels will name has had time to reach the node (docs/design/nvidia.md#b4).
+A change that has begun checks these again before every run."""
 
 DEAF = Gate(_deaf_mps, Reason.MPS_NOT_SWITCHABLE)
-"""Asked before a change, in a drain and before every run: the policy may have been edited since the change began, or
+"""Checked before a change, in a drain and before every run: the policy may have been edited since the change began, or
 the GPU Operator upgraded."""
 
 GATES = (
@@ -320,7 +321,7 @@ GATES = (
     Gate(_unready, Reason.NODE_NOT_READY),
     Gate(_foreign, Reason.FOREIGN_MAINTENANCE),
     Gate(_cordoned, Reason.ALREADY_CORDONED),
-    Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is told as foreign maintenance
+    Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is reported as foreign maintenance
     Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
     Gate(_switched_off, Reason.OPERANDS_DISABLED),
     Gate(_no_agent, Reason.AGENT_NOT_READY),  # or why none is
@@ -337,14 +338,14 @@ GATES = (
     Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),
     Gate(_drifted, Reason.DRIFTED),
     Gate(_drifted_again, Reason.DRIFT_RETURNED),
-    Gate(_futile, Reason.BLOCKED),  # told with the reason of the difference
+    Gate(_futile, Reason.BLOCKED),  # reported with the reason of the difference
     Gate(_rolled_back, Reason.ROLLED_BACK),
     Gate(_deferred, Reason.DEFERRED),
     Gate(_paused, Reason.PAUSED),
     *PROPAGATION,
 )
-"""First wins; a test pins the order. Whether anybody may touch the node comes first, then whether the change could be
-made and proven, then whether it is to be made now."""
+"""The first closed gate wins; a test pins the order. First come the gates on whether anybody may touch the node, then
+whether the change could be made and proven, then whether it should be made now."""
 
 
 def find_gate(case: NodeCase, assessed: Assessed, gates: Sequence[Gate] = GATES) -> Finding | None:

@@ -1,7 +1,7 @@
-"""No input of one node ends the pass: what the planner cannot judge is shown on that node, and the others go on.
+"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on.
 
-Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this is met only where one of them has a
-fault. Without it the process would end, start again, and meet the same node again.
+Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this catches only faults in one of them.
+Without it the process would end, restart, and meet the same node again.
 """
 
 from gpusharing.api.names import DisruptionClass, Phase
@@ -11,7 +11,7 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
-    """The verdict for a node whose judgement raised: nothing is done on it, a fence and a cordon stay."""
+    """The verdict for a node whose judgement raised: nothing is done on it, and a fence and a cordon stay."""
     fence = node.fence
     return Verdict(
         node=node.name,

@@ -1,9 +1,9 @@
-"""The way of a cordoned node to idleness, taken anew before every run of an actuator: drain, waits, then the proof.
+"""A cordoned node's way to idleness, repeated before every run of an actuator: drain, waits, then the proof.
 
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 
-What can take long comes first, so that nothing of the proof is old when it is used: the reading was asked for at most
-a minute ago, both LISTs were made after it was answered and in the last half minute.
+What can take long comes first, so that the proof is fresh when it is used: the reading was requested at most a minute
+ago, and both LISTs were made after it was answered and in the last half minute.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from gpusharing.planning.words.reasons import Reason
 JOBS_PACE = 4
 """Polls between two looks at jobs, which run for minutes to hours."""
 LIST_AGE = timedelta(seconds=30)
-"""A LIST that proves idleness is no older."""
+"""A LIST that proves idleness is not older than this."""
 
 
 def way_to_idle(
@@ -34,9 +34,9 @@ def way_to_idle(
     since: datetime | None = None,
     step_proven: bool = False,
 ) -> Verdict | None:
-    """What is still to be done or waited for; None: the node is proven idle, just now.
+    """What still has to be done or awaited; None: the node was just proven idle.
 
-    `waiting`: what the run needs and is not there yet. `since`: older readings prove nothing.
+    `waiting`: what the run needs and does not have yet. `since`: older readings prove nothing.
     """
     if (risen := rise(case)) is not None:
         return risen
@@ -53,9 +53,9 @@ def way_to_idle(
 
 
 def rise(case: FencedCase) -> Verdict | None:
-    """Record that the change disturbs more than was known: the worst class that was seen decides who must leave.
+    """Record that the change disturbs more than was known: the worst class seen decides which pods must leave.
 
-    Pods that were none of its business have all of `drain.timeout` from now on; the wait for jobs comes before that.
+    Pods that it did not concern so far have all of `drain.timeout` from now on; the wait for jobs comes first.
     """
     fence, found = case.fence, case.assessment
     if case.disruption is case.fence.disruption:
@@ -70,20 +70,20 @@ def rise(case: FencedCase) -> Verdict | None:
 
 
 def holds(case: FencedCase) -> bool:
-    """The policy wants the drain to go on past its time; before the point of no return only."""
+    """The policy wants the drain to go on past its time; only before the point of no return."""
     spec = case.assessment.policy.spec if case.assessment is not None else None
     return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
 
 
 def outlasts(case: FencedCase) -> bool:
-    """The drain goes on past its time: no clock ends it any more, and its deadline is the end of nothing."""
+    """The drain goes on past its time: no clock ends it any more, and its deadline has no effect."""
     return holds(case) and case.now >= case.fence.deadline
 
 
 def next_poll(case: FencedCase, pace: int = 1) -> datetime:
     """The next look at the pods, after so many polls; not past the deadline, which ends a drain.
 
-    From the last one on: a pass that something else brought about does not put it off.
+    Counted from the last look: a pass with another cause does not put it off.
     """
     poll = timedelta(seconds=case.settings.poll * pace)
     soon = (case.work.listed_at if case.work is not None else case.now) + poll
@@ -126,7 +126,7 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
 
 
 def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_proven: bool) -> Verdict | None:
-    """An agent that closed NVML and saw nobody who computes, then two empty LISTs some seconds apart."""
+    """An agent that closed NVML and saw no process that computes, then two empty LISTs some seconds apart."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
         verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
@@ -140,9 +140,9 @@ def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_pro
     asked_since = max(empty_since, since) if since is not None else empty_since
     request, busy = next_quiet_request(case, asked_since, step_proven=step_proven), last_busy(case)
     if request is not None or busy or not answers_quiet(case):
-        # What the last answer said stays in view until the next: status does not flap with every question.
+        # The last answer stays visible until the next one: status does not flap with every request.
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
-        verdict = wait(reason, busy or "waiting for the agent to read once more and to close NVML")
+        verdict = wait(reason, busy or "waiting for the agent to read the GPUs once more and close NVML")
         return verdict.then(request) if request is not None else verdict
     if _listed_twice(case, work):
         return None
@@ -151,7 +151,7 @@ def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_pro
 
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
-    """Two LISTs without a holder, some seconds apart, both young and since the agent's answer is known."""
+    """Two LISTs without a holder, some seconds apart, both recent and made after the agent's answer."""
     if work.quiet_since is None or work.all_pods != case.scope.all_pods:
         return False
     first = max(work.quiet_since, case.now - LIST_AGE)

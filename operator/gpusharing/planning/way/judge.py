@@ -1,4 +1,4 @@
-"""The verdict for one node: fenced nodes go on their way, others are adopted, skipped, gated or candidates."""
+"""The verdict for one node: fenced nodes continue their way, others are adopted, skipped, gated or candidates."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,11 +27,11 @@ _WAITING = frozenset(
 )
 """Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
 _NONE_OF_ITS_BUSINESS = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
-"""A policy that is reset gives such nodes up as they are."""
+"""A policy that is being reset gives such nodes up as they are."""
 
 
 def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
-    """The verdict for one node; None for a node that is none of our business (no GPU, no policy, no mark of ours)."""
+    """The verdict for one node; None for a node that does not concern us (no GPU, no policy, no mark of ours)."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
@@ -43,14 +43,14 @@ def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
 
 
 def is_lasting(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the node is told the same later, until something else than the time changes."""
+    """Whether the node gets the same verdict until something other than the time changes."""
     return node.fence is None and not node.fence_error and verdict.wake is None and not verdict.actions
 
 
 def is_told_apart(case: NodeCase) -> bool:
     """Whether somebody has looked and seen a difference from the target, which may count as drift when it lasts.
 
-    While NVML is closed nobody has; and what mig-manager is just mending after a reboot is no drift.
+    While NVML is closed nobody has; and what mig-manager is repairing after a reboot is not drift.
     """
     found = case.assessment
     difference = (
@@ -90,14 +90,14 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
-    """A Failed node would wait for ever for a policy that has lost it: its owner goes on, in the same slot."""
+    """A Failed node would wait forever for a policy that has lost it: its owner continues, in the same slot."""
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
     fence = replace(case.fence, policy=heir.name, generation=heir.generation, revision=find_revision(heir))
     return replace(verdict, message=message).then(UpdateFence(case.node, fence))
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
-    """A GPU node that no policy selects keeps what it has; only the mark of its former owner goes."""
+    """A GPU node that no policy selects keeps what it has; only the mark of its former owner is removed."""
     marked = names.LABEL_POLICY in case.node.labels
     if not has_gpu(case.node) and not marked:
         return None
@@ -149,7 +149,7 @@ def _gated(case: NodeCase, gate: Finding) -> Verdict:
 
 
 def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
-    """Nothing differs: adopt the node by our own labels only, or leave everything alone."""
+    """Nothing differs: adopt the node with our own labels only, or leave everything alone."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
         case.owner,
@@ -170,7 +170,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
         return case.verdict(
-            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, though it looks so")
+            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, although it looks so")
         )
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
@@ -185,7 +185,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
 
 
 def _unseen(case: NodeCase) -> Verdict | None:
-    """A policy that goes waits for a node of which nobody can say now that it has whole GPUs still (forgetting.py)."""
+    """A policy that is being deleted waits for a node whose whole GPUs nobody can confirm now (forgetting.py)."""
     if not case.agent_ready:
         return case.verdict(Phase.BLOCKED, *case.no_agent(" to prove that the node has whole GPUs"))
     if not case.node.ready:

@@ -1,7 +1,7 @@
-"""Being a good neighbour: marks on a fenced Node that keep driver upgrades, autoscalers and who repairs nodes away
+"""Being a good neighbour: marks on a fenced Node that keep driver upgrades, autoscalers and repair controllers away
 (docs/design/drain.md#c6).
 
-Only marks that we set are taken away again; the fence lists them.
+Only marks that we set are removed again; the fence lists them.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ Marks = dict[str, str | None]
 
 def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     """(labels, annotations) that the fence sets: those that the node does not have already. `more`: further labels of
-    this cluster, as key=value; one that we know gets the value of ours."""
+    this cluster, as key=value; one that we also set gets our value."""
     known = {
         key: value for key, _, value in (entry.partition("=") for entry in more)
     } | names.NEIGHBOUR_LABELS
@@ -25,10 +25,10 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
 
 
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
-    """(labels, annotations) that a release takes away.
+    """(labels, annotations) that a release removes.
 
-    medik8s marks a node that it maintains with the very label that we have set, and takes it away at its end
-    (node-maintenance-operator, addExcludeRemediationLabel): while it is at work the label is its own.
+    medik8s marks a node that it maintains with the same label that we set, and removes it at the end
+    (node-maintenance-operator, addExcludeRemediationLabel): while it works on the node the label belongs to it.
     """
     annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
     theirs = {names.LABEL_NO_REMEDIATION} if node.foreign.startswith("medik8s") else set()

@@ -1,4 +1,5 @@
-"""One node as its pool counts it: what is true of it alone, so that the memo keeps it and a pass only adds up."""
+"""One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
+up."""
 
 from gpusharing.planning.proof.assess import Assessment
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
@@ -13,11 +14,11 @@ class Member:
 
     node: NodeView
     verdict: Verdict
-    """What it is told before the pools choose."""
+    """Its verdict before the pools choose."""
     assessment: Assessment | None = None
-    """Against the policy; None: nobody knows."""
+    """Of the node against the policy; None: unknown."""
     policy: str = ""
-    """Whose budget it is about: the policy that it is held against, else the one that it is told."""
+    """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
     away: bool = False
     """It counts as used: see is_unavailable and is_expected_away."""
     newcomer: bool = False
@@ -31,7 +32,7 @@ def find_member(
     policy: PolicyView | None = None,
     assessment: Assessment | None = None,
 ) -> Member:
-    """`policy`: the one that the node is held against, and `assessment` the result; None: nobody knows."""
+    """`policy`: the one that the node is compared with, and `assessment` the result; None: unknown."""
     return Member(
         node,
         verdict,
@@ -43,14 +44,14 @@ def find_member(
 
 
 def is_unavailable(node: NodeView) -> bool:
-    """Whether no pod could be given a place there now, for whatever reason."""
+    """Whether no pod could be placed there now, for whatever reason."""
     return not node.ready or node.unschedulable or node.deleting or node.fence is not None
 
 
 def is_expected_away(node: NodeView) -> bool:
-    """Whether somebody else has begun with the node, who may cordon and drain it at any moment.
+    """Whether somebody else has begun to work on the node and may cordon and drain it at any moment.
 
-    Whoever only waits for a turn takes no slot: a driver upgrade that is required may wait for weeks
+    Work that only waits for its turn takes no slot: a required driver upgrade may wait for weeks
     (docs/design/nvidia.md#d4).
     """
     return bool(node.foreign) and not node.foreign_waits

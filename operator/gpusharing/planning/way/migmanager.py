@@ -1,4 +1,4 @@
-"""What is known about mig-manager on one node: does a change need it, is it at work, stuck, to be believed?"""
+"""What is known about mig-manager on one node: does a change need it, is it working or stuck, can it be believed?"""
 
 from datetime import datetime, timedelta
 
@@ -13,7 +13,7 @@ from gpusharing.planning.words.values import value
 
 
 def needs_run(case: NodeCase, target: Target) -> bool:
-    """Whether the change cannot come about without mig-manager."""
+    """Whether the change is impossible without mig-manager."""
     if not target.mig_config:
         return False
     labels = case.node.labels
@@ -21,7 +21,7 @@ def needs_run(case: NodeCase, target: Target) -> bool:
 
 
 def needs_restart(case: NodeCase, target: Target) -> bool:
-    """The label has its value already, so only a fresh run of mig-manager can mend what is wrong
+    """The label has its value already, so only a new run of mig-manager can repair the difference
     (docs/design/nvidia.md#a6)."""
     if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
         return False
@@ -33,7 +33,7 @@ def needs_restart(case: NodeCase, target: Target) -> bool:
 
 
 def found_layouts(case: NodeCase) -> tuple[Layout | None, ...]:
-    """What the agent saw of every GPU last."""
+    """The layout of every GPU that the agent saw last."""
     observed = case.gpunode.observed if case.gpunode else None
     return observed.hardware.layouts if observed else ()
 
@@ -55,11 +55,11 @@ class ManagerTrouble:
     curable: bool = False
     """Another run may help."""
     cure: str = "restarting mig-manager"
-    """What that begins with, for people."""
+    """The first step of that run, for people."""
 
 
 def find_trouble(case: FencedCase) -> ManagerTrouble | None:
-    """What mig-manager's labels say against it, given the time since the PNR or the last restart."""
+    """The trouble that mig-manager's labels show, given the time since the PNR or the last restart."""
     fence, node, settings = case.fence, case.node, case.settings
     if not fence.target_mig_config:
         return None
@@ -84,25 +84,25 @@ def find_trouble(case: FencedCase) -> ManagerTrouble | None:
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
     stuck = waited >= settings.wedge_pending and state != "rebooting"
     reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
-    # The limit and not the time itself: a message that tells seconds would be written anew on every pass.
+    # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
     lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
     return ManagerTrouble(Finding(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
 
 
 def _overwritten(case: FencedCase) -> Finding | None:
-    """Somebody wrote over our label in the middle of the change, as NVIDIA's GPU Operator does with all-disabled where
-    it finds none (docs/design/nvidia.md#d1): what mig-manager says is about another configuration."""
+    """Somebody overwrote our label in the middle of the change, as NVIDIA's GPU Operator does with all-disabled when
+    it finds none (docs/design/nvidia.md#d1): what mig-manager reports is about another configuration."""
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if label == wanted:
         return None
-    message = f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody wrote over it"
+    message = f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody overwrote it"
     return Finding(Reason.ACTUATOR_FAILED, message)
 
 
 def believed_from(case: FencedCase) -> datetime:
-    """From when a state says something about this attempt: the pod that is to replace the old one had time to begin.
+    """From when a state is about this attempt: the pod that replaces the old one has had time to start.
 
-    The old pod may use its whole grace period, and only then the next one starts.
+    The old pod may use its whole grace period, and the next one starts only after that.
     """
     fence, operand = case.fence, case.operand
     if not fence.restart_uid:

@@ -1,6 +1,6 @@
-"""What is true of one node, whatever the time, and what it is told. Both are functions of what they are given.
+"""The facts about one node that do not depend on the time, and its verdict. Both are pure functions of their arguments.
 
-So that the memo (memo.py) can keep both, whatever changes from pass to pass is an argument here, and the time is named.
+So that the memo (memo.py) can keep both, everything that changes from pass to pass is an argument here, as is the time.
 """
 
 from collections import Counter
@@ -30,38 +30,38 @@ from gpusharing.planning.words.values import value
 
 @value(eq=False)
 class NodeFacts:
-    """What is true of one node, whatever the time."""
+    """The facts about one node that do not depend on the time."""
 
     node: NodeView
     gpunode: GPUNodeView | None
     owner: PolicyView | None
     """The policy that owns the node by selectors."""
     policy: PolicyView | None
-    """The policy that the node is held against: that of its fence while there is one, else its owner."""
+    """The policy that the node is compared with: that of its fence while there is one, else its owner."""
     assessment: Assessment | None
     """Against that policy; None when there is none."""
     models: tuple[GpuView, ...]
     """One GPU of each card model in the node."""
     health: Finding | None
-    """How its GPUs are; None while none was reported."""
+    """The health of its GPUs; None while none was reported."""
 
 
 @value
 class Judged:
-    """What one node is told before the pools choose."""
+    """The verdict for one node before the pools choose."""
 
     member: Member | None
-    """What its pool counts, its verdict in it; None: the node is none of our business."""
+    """What its pool counts, including its verdict; None: the node does not concern us."""
     candidate: NodeCase | None
     """The case of a node that waits for its turn."""
     differs: bool
     """A Ready, unfenced node that somebody has seen to differ from its target."""
     lasts: bool
-    """It is told the same later, until something else than the time changes."""
+    """It gets the same verdict until something other than the time changes."""
 
 
 class Surroundings(NamedTuple):
-    """All that a case is made of besides the time. A tuple, for thousands are made and compared in each pass."""
+    """Everything that a case is made of besides the time. A tuple, because each pass makes and compares thousands."""
 
     known: NodeFacts
     work: NodeWork | None
@@ -86,7 +86,7 @@ class Surroundings(NamedTuple):
 def find_facts(
     node: NodeView, gpunode: GPUNodeView | None, owner: Terms | None, held: Terms | None, stack: StackView
 ) -> NodeFacts:
-    """What is true of a node that `owner` owns and that is held to the terms `held`."""
+    """The facts about a node that `owner` owns and that is compared with the terms `held`."""
     observed = gpunode.observed if gpunode else None
     return NodeFacts(
         node=node,
@@ -151,7 +151,7 @@ def case_of(given: Surroundings, now: datetime) -> NodeCase:
 
 
 def judge_facts(given: Surroundings, *, now: datetime) -> Judged:
-    """What the node is told at this moment, and for how long that holds."""
+    """The verdict for the node at this moment, and whether it lasts."""
     case, known = case_of(given, now), given.known
     node = known.node
     concerned = (known.owner, known.policy) if node.fence is not None else ()
@@ -172,7 +172,7 @@ def judge_facts(given: Surroundings, *, now: datetime) -> Judged:
 def find_models(facts: Iterable[NodeFacts]) -> dict[str, GpuView]:
     """One GPU of each card model in the cluster, with what most nodes say that it offers.
 
-    NVIDIA's well-known names mean that on every node, so no single report decides it. Of equally many the first counts.
+    NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie the first counts.
     """
     said: dict[tuple[str, int], list[GpuView]] = {}
     for one in facts:

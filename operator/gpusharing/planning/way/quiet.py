@@ -1,4 +1,4 @@
-"""When NVML must stay closed on a node that we do not change: somebody else works on its driver or on its GPUs.
+"""When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
 
 An open NVML makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8, a.9, d.4).
 In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a reboot, and
@@ -34,7 +34,7 @@ def is_at_work(node: NodeView) -> bool:
 
 
 def find_quiet(case: NodeCase) -> Finding | None:
-    """Why the agent of a node that we do not change is to keep NVML closed; None: it may read."""
+    """Why the agent of a node that we do not change must keep NVML closed; None: it may read."""
     if case.node.fence is not None and case.node.fence.stage != "yielded":
         return None
     return _driver(case.node) or _mig_manager(case)
@@ -54,7 +54,7 @@ def _driver(node: NodeView) -> Finding | None:
 
 
 def _mig_manager(case: NodeCase) -> Finding | None:
-    """Not for ever: whether a mig-manager that does not end has done its work, only a reading tells (a.7)."""
+    """Not forever: only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
     if not is_at_work(case.node):
         return None
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
@@ -63,6 +63,6 @@ def _mig_manager(case: NodeCase) -> Finding | None:
     state = case.node.labels[names.LABEL_MIG_STATE]
     return Finding(
         Reason.ACTUATOR_BUSY,
-        f"mig-manager is at work on its own (state {state}); the agent keeps NVML closed meanwhile",
+        f"mig-manager is busy with a change of its own (state {state}); the agent keeps NVML closed meanwhile",
         until,
     )

@@ -1,4 +1,4 @@
-"""What the agent of a node is asked, and which of its answers counts: request ids, silence (quiet) and echo.
+"""What the operator asks a node's agent, and which answers count: request ids, silence (quiet) and echo.
 
     new:<node uid>                first request of a fresh GPUNode
     <op>:quiet:<when>             close NVML; asked anew every poll while somebody computes, and when it grew old
@@ -40,7 +40,7 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
     if gpunode is None and not has_gpu(node):
         return verdict
     if gpunode is None:
-        # In the middle of a change NVML stays closed, even for an agent that lost what it was told.
+        # In the middle of a change NVML stays closed, even for an agent that lost its request.
         changing = node.fence is not None and node.fence.stage == "actuating"
         request = ask(case, f"new:{node.uid}", quiet=changing or quiet is not None)
     elif free and gpunode.quiet != (quiet is not None):
@@ -55,26 +55,27 @@ def with_gpunode(verdict: Verdict, case: NodeCase) -> Verdict:
 
 
 QUIET_AGE = 60.0
-"""Seconds; a reading that proves idleness was asked for no longer ago. Eight GPUs without persistence mode take 24."""
+"""Seconds; the greatest age of the request for a reading that proves idleness. Eight GPUs without persistence mode
+take 24."""
 
 
 def _quiet_prefix(case: FencedCase) -> str:
-    """Of every request for silence in this change."""
+    """The prefix of every request for silence in this change."""
     return f"{case.fence.op}:quiet:"
 
 
 def _step_prefix(case: FencedCase) -> str:
-    """Of the requests that tell that the present step is proven and the next one prepared."""
+    """The prefix of requests which say that the present step is proven and the next one is being prepared."""
     return f"{_quiet_prefix(case)}after-{case.fence.step}:"
 
 
 def prepares_next_step(case: FencedCase) -> bool:
-    """The agent was asked for silence after this step: the step is proven already."""
+    """The operator asked for silence after this step, so the step is proven already."""
     return case.gpunode is not None and case.gpunode.request_id.startswith(_step_prefix(case))
 
 
 def answers_quiet(case: NodeCase) -> bool:
-    """The agent has closed NVML, and it did so for the request that stands."""
+    """The agent has closed NVML for the current request."""
     gpunode = case.gpunode
     if gpunode is None or gpunode.observed is None:
         return False
@@ -82,9 +83,9 @@ def answers_quiet(case: NodeCase) -> bool:
 
 
 def last_busy(case: FencedCase) -> str:
-    """Why the GPUs were not idle, as far as the agent knew, when it closed NVML for this change last.
+    """Why the GPUs were not idle, as far as the agent knew, when it last closed NVML for this change.
 
-    Empty: nobody computed, or it has not closed NVML yet.
+    Empty: no process computed, or it has not closed NVML yet.
     """
     observed = case.gpunode.observed if case.gpunode else None
     if observed is None or not observed.quiet or not observed.request_id.startswith(_quiet_prefix(case)):
@@ -93,7 +94,7 @@ def last_busy(case: FencedCase) -> str:
         return f"the agent cannot read the GPUs: {observed.error}"
     for gpu in observed.gpus:
         if gpu.vitals.access != REACHABLE:
-            return f"GPU {gpu.index} does not answer: nobody knows whether a process computes on it"
+            return f"GPU {gpu.index} does not answer: nobody knows whether a process uses it"
         if foreign := [name for name in gpu.processes if name not in MPS_DAEMONS]:
             shown = ", ".join(name or "an unidentified process" for name in foreign[:3])
             return f"no pod holds a GPU, yet GPU {gpu.index} is used by {shown}"
@@ -101,9 +102,10 @@ def last_busy(case: FencedCase) -> str:
 
 
 def next_quiet_request(case: FencedCase, since: datetime, *, step_proven: bool) -> EnsureGPUNode | None:
-    """Ask for silence: once after `since`, again every poll while somebody computes, and when the answer grew old.
+    """Ask for silence: once after `since`, again at every poll while a process computes, and when the answer is too
+    old.
 
-    A question that the agent has not answered yet is not replaced by another one, or it might never answer.
+    A request that the agent has not answered yet is not replaced by another one, or it might never answer.
     """
     asked, now = _asked_at(case), _stamp(case.now)
     if asked is not None and _stamp(since) <= asked <= now:
@@ -120,7 +122,7 @@ def _stamp(moment: datetime) -> int:
 
 
 def _asked_at(case: FencedCase) -> int | None:
-    """When this operation asked for silence last, as a stamp; None: it did not yet, or nobody can tell."""
+    """When this operation last asked for silence, as a stamp; None: it has not yet, or that is unknown."""
     gpunode = case.gpunode
     if gpunode is None or not gpunode.quiet or not gpunode.request_id.startswith(_quiet_prefix(case)):
         return None
@@ -132,12 +134,12 @@ def _asked_at(case: FencedCase) -> int | None:
 
 
 def verify_id(case: FencedCase) -> str:
-    """The request whose answer proves what the last run of the actuators left."""
+    """The request whose answer proves the result of the last run of the actuators."""
     return f"{case.fence.op}:verify:{case.fence.stage_since.timestamp():.3f}"
 
 
 def verify_request(case: FencedCase) -> EnsureGPUNode | None:
-    """Ask for the reading that proves; None: it was asked for."""
+    """Ask for the reading that proves; None: it was requested already."""
     gpunode = case.gpunode
     if gpunode is not None and gpunode.request_id == verify_id(case) and not gpunode.quiet:
         return None

@@ -1,7 +1,7 @@
 """A node that joins behind the start-up taint `gpusharing.dev/unproven` (docs/design/way.md#gate).
 
-It goes the ordinary way to its layout, and loses the taint with the proof: by the release of its change, or by being
-taken over where it is as wanted already. Until then every verdict on it says what keeps workloads off.
+It gets its layout the ordinary way, and loses the taint with the proof: when its change is released, or when it is
+adopted because it is as wanted already. Until then every verdict on it says what keeps workloads off.
 """
 
 from gpusharing.api import names
@@ -15,11 +15,11 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
-    """Nobody counts on this node yet, so that its change takes no slot of its policy's budget.
+    """Nobody counts on this node yet, so its change takes no slot of its policy's budget.
 
     It waits behind the taint, was never given back after a proof (docs/adr/0034-the-start-up-gate.md), and has no GPU
-    pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be drained at
-    once. What was decided at the fence holds to its end.
+    pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be drained
+    at once. What was decided at the fence stays valid to its end.
     """
     if node.fence is not None:
         return node.fence.newcomer
@@ -42,7 +42,7 @@ def find_closed(case: NodeCase) -> Finding | None:
 
 
 def find_unseen(case: NodeCase) -> str:
-    """What else is told of a node behind the taint on which nobody has found a GPU; empty where one was found."""
+    """What else to say about a node behind the taint on which nobody has found a GPU; empty if one was found."""
     if case.node.gate is None or has_gpu(case.node):
         return ""
     return (

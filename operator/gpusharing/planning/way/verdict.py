@@ -1,4 +1,4 @@
-"""The answer for one node: where it is, why, what is done about it now, and when to look again."""
+"""The answer for one node: where it is, why, what to do about it now, and when to look again."""
 
 from dataclasses import fields, replace
 from datetime import datetime
@@ -29,7 +29,7 @@ _WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCK
 
 @value
 class Verdict:
-    """One per node that a policy selects or that carries our fence, "nothing to do" included."""
+    """One per node that a policy selects or that carries our fence, including "nothing to do"."""
 
     node: str
     """Name of the node."""
@@ -55,7 +55,7 @@ class Verdict:
     blockers: tuple[Blocker, ...] = ()
     """What keeps pods from leaving, before and in a drain."""
     leaving: str = ""
-    """The first pod that is still to leave in a drain, and how many more: `namespace/name +2`; empty: none is."""
+    """The first pod that still has to leave in a drain, and how many more: `namespace/name +2`; empty: none."""
     deadline: datetime | None = None
     """That of the fence, or before it when the clock ends the wait; None: something other than the clock ends it."""
     attempt: int = 0
@@ -124,7 +124,7 @@ class NodeCase:
     """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
 
     def no_agent(self, consequence: str) -> tuple[Reason, str]:
-        """Reason and message where no agent is Ready; `consequence` says what that is in the way of."""
+        """Reason and message when no agent is Ready; `consequence` says what that prevents."""
         if (trouble := self.agent_trouble) is not None:
             return trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}"
         return Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}"
@@ -137,7 +137,7 @@ class NodeCase:
 
     @property
     def disruption(self) -> DisruptionClass:
-        """What the change disturbs: of a fenced node the worst that was ever seen, for a class only rises."""
+        """What the change disturbs: for a fenced node the worst class ever seen, because a class only rises."""
         fence, assessment = self.node.fence, self.assessment
         now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
         return max(fence.disruption, now, key=lambda one: one.severity) if fence else now
@@ -170,7 +170,7 @@ class NodeCase:
         wake: datetime | None = None,
         candidate: bool = False,
     ) -> Verdict:
-        """A verdict with what is the same for every phase filled in."""
+        """A verdict with the fields filled in that are the same for every phase."""
         assessment = self.assessment
         fence = self.node.fence
         target = assessment.target if isinstance(assessment, Assessed) else None
@@ -201,9 +201,10 @@ class FencedCase(NodeCase):
 
     @cached_property
     def drain(self) -> DrainPlan | None:
-        """Who must leave and what keeps them; None while the pods were not listed, or no policy says how to drain.
+        """Which pods must leave and what keeps them; None while the pods were not listed, or no policy says how to
+        drain.
 
-        Planned once for all that ask how far the drain is, and only when somebody asks.
+        Planned once for all callers, and only when one asks.
         """
         spec = self.assessment.policy.spec if self.assessment is not None else None
         if self.work is None or spec is None:
@@ -218,10 +219,10 @@ class FencedCase(NodeCase):
 
     @property
     def _force_end(self) -> datetime | None:
-        """When what is left has to be gone, where it is deleted by force in the end; None: nothing is, now.
+        """When the remaining pods must be gone, if they are deleted by force in the end; None: no pod is, at present.
 
         Not after the point of no return, nor while jobs have their time, nor on a node whose kubelet does not answer:
-        there the object would go on existing, and its containers with it.
+        there the object would stay, and its containers would keep running.
         """
         fence = self.fence
         return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None

@@ -36,11 +36,11 @@ KNOWN = frozenset(
         Reason.COMPUTE_MODE,
     }
 )
-"""What was read of the node and disagrees. Where nobody knows what it has become (node or agent away, a GPU that does
-not answer, a mig-manager that still works), the change may yet prove itself, and going back could not be proven."""
+"""Reasons that come from a reading of the node. While its state is unknown (node or agent away, a GPU that does not
+answer, a mig-manager that still works), the change may yet be proven, and going back could not be proven."""
 
 MAX_FAILURE = 300
-"""Characters of the cause that is kept on the Node."""
+"""The most characters of the cause that is kept on the Node."""
 
 
 def find_way_back(case: FencedCase) -> FencedCase | None:
@@ -58,7 +58,7 @@ def find_way_back(case: FencedCase) -> FencedCase | None:
 
 
 def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
-    """What is told of a node on its way back. `case`: as the policy wants it, which stays what is wanted."""
+    """The verdict of a node on its way back. `case`: as the policy wants it; that stays the wanted state."""
     found = case.assessment
     wanted = found.target.text if isinstance(found, Assessed) else verdict.wanted
     reason, message = verdict.reason, verdict.message
@@ -72,10 +72,11 @@ def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
 
 
 def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
-    """The record that the node goes back, or why it is held instead, a clause for people; empty: the policy wants that.
+    """The record that the node goes back, or why it is held instead, as a clause for people; empty: the policy wants
+    it held.
 
-    `known`: the failure says what the node has become. A node that is not Ready, or without an agent, says what it was:
-    what a kubelet offers that went away in the middle is from before the change.
+    `known`: the failure shows the present state of the node. A node that is not Ready, or without an agent, shows an
+    old state: what a kubelet offered before it went away is from before the change.
     """
     found = case.assessment
     if not isinstance(found, Assessed) or found.spec.rollout.on_failure != "Rollback":
@@ -83,7 +84,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     if goes_back(case):
         return f"the way back to {found.target.text} failed too"
     if not (known and case.node.ready and case.agent_ready):
-        return "spec.rollout.onFailure Rollback follows once it is known what the node has become"
+        return "spec.rollout.onFailure Rollback follows once the state of the node is known"
     back = _assess_back(case, found)
     if isinstance(back, str):
         return f"spec.rollout.onFailure is Rollback, but {back}"
@@ -113,7 +114,7 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
 
 
 def _assess_back(case: FencedCase, found: Assessed) -> Assessed | str:
-    """The node held against what was proven on it last, or why nobody can."""
+    """The node compared with what was proven on it last, or why that is impossible."""
     node, observed, stack = case.node, found.observed, case.stack
     target = find_last_proven(node, observed, stack)
     if isinstance(target, str):

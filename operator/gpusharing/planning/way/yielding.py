@@ -2,9 +2,9 @@
 
     fenced ── a foreign marker appears ──► yielded ── the marker goes ──► given back, our own cordon lifted
 
-The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage takes our
-marks for the neighbours away: NVIDIA's driver upgrade skips a node with them, and we would wait for it for ever.
-Nothing is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
+The fence stays, or our cordon would look like somebody else's forever. The PATCH that writes the stage removes our
+marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it forever. Nothing
+is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def holds_our_cordon(case: FencedCase) -> bool:
-    """The node is cordoned, and nobody but we did it as far as anybody can tell."""
+    """The node is cordoned, and as far as we can tell only by us."""
     node, fence = case.node, case.fence
     ours = fence.disruption.cordons and not fence.prior_unschedulable
     return ours and node.unschedulable and fence.node_uid == node.uid
