@@ -61,6 +61,8 @@ test-crash: setup ## kill -9 at every write on rungs 1 and 2; FULL=1: every scen
 
 test-faults: setup ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 all of it, going on where it was ended
 	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
+	$(if $(FULL),@exec env -u CI FAULTS=points $(PY) -m pytest -q -n $$($(PY) -m tests.faults.cases) -m faults tests/integration/test_faults.py $(ARGS))
+	$(if $(FULL),@exec $(PY) -m tests.faults.points build/faults/full)
 	@trap : INT; trap 'kill $$!' TERM; $(if $(FULL),FAULTS=full) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(PY) -m pytest -n $$($(PY) -m tests.faults.cases) -m faults tests/integration $(ARGS) & wait $$!; status=$$?; \
 	  while kill -0 $$! 2>/dev/null; do wait $$!; status=$$?; done; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full,sample); exit $$status
 

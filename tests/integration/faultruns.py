@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -94,6 +94,12 @@ class FaultTheatre(Theatre):
             self._references[scenario.name] = Reference((one, two), writes)
         return self._references[scenario.name]
 
+    def record(self, scenario: Scenario) -> tuple[Write, ...]:
+        """The writes that count of one run that nothing disturbs."""
+        run = self.watch(scenario)
+        assert not run.wrong, f"undisturbed {scenario.name}: {run.wrong}"
+        return tuple(write for write in self.proxy.writes if write.number)
+
     def watch(
         self, scenario: Scenario, case: FaultCase | None = None, at: int = 0, *, around: Around = UNDISTURBED
     ) -> Outcome:
@@ -124,6 +130,8 @@ class FaultTheatre(Theatre):
                 )
         self.clear()
         outcome = self._outcome(written, state, wrong, lives.restarts, fault)
+        if case is not None and fault is None:
+            outcome = replace(outcome, reached=lives.restarts > 0)  # it was to be killed
         for part, one, two in zip(SPENT, marks, [*marks[1:], time.monotonic()], strict=True):
             self.spent[part] += two - one
         return outcome
@@ -173,6 +181,7 @@ class FaultTheatre(Theatre):
             twice=_twice(log),
             restarts=restarts,
             hits=hits,
+            reached=fault is None or not fault.at or fault.began is not None,
         )
 
     @contextlib.contextmanager
