@@ -33,6 +33,8 @@ class Incoming:
     """What number it gets among the writes if the server takes it; 0 when it is none or does not count."""
     since: int
     """The newest resourceVersion that the server had told through this proxy when it came."""
+    mark: int = 0
+    """The number that traps and faults go by: as `number`, but counted among the writes that are aimed at only."""
 
     @property
     def is_write(self) -> bool:

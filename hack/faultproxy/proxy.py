@@ -21,6 +21,13 @@ HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "host"}
 )
 HOST = "127.0.0.1"
+Aim = Callable[[str, str, bytes], bool]
+"""Of a write's method, path and body."""
+
+
+def is_any(method: str, path: str, body: bytes) -> bool:
+    """Aims at every write."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,8 @@ class FaultProxy:
         self._relay = Relay()
         self._port = 0
         self._count = 0
+        self._marks = 0
+        self._aim: Aim = is_any
         self._newest = 0
         self._trap: _Trap | None = None
         self.writes: list[Write] = []
@@ -67,12 +76,17 @@ class FaultProxy:
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Forget the log, count from 1 again, take the trap and the faults away."""
+        """Forget the log, count from 1 again, aim at every write, take the trap and the faults away."""
         self._trap = None
         self._sick, self._faults = (), ()
-        self._count = 0
+        self._count = self._marks = 0
+        self._aim = is_any
         self.writes = []
         self.sprung.clear()
+
+    def aim(self, aim: Aim) -> None:
+        """From now on traps and faults count the writes for which `aim` says yes; the log counts all of them."""
+        self._aim, self._marks = aim, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
         """Call `act` when write number `at` was answered upstream, or `before` it is forwarded at all."""
@@ -148,6 +162,7 @@ class FaultProxy:
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
+        aimed_at = counts and self._aim(request.method, request.path, body)
         return Incoming(
             method=request.method,
             path=request.path,
@@ -157,11 +172,12 @@ class FaultProxy:
             agent=request.headers.get("User-Agent", ""),
             number=self._count + 1 if counts else 0,
             since=self._newest,
+            mark=self._marks + 1 if aimed_at else 0,
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
         call = self._incoming(request, await request.read())
-        if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.number:
+        if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
             return web.Response(status=503, text="the fault proxy did not forward this")
         for sick in self._sick:
@@ -239,6 +255,7 @@ class FaultProxy:
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
+            self._marks += call.mark > 0
         number = self._count if counts else 0
         self.writes.append(
             Write(
@@ -253,7 +270,8 @@ class FaultProxy:
                 answer.version if answer.status < 300 else 0,
             )
         )
-        if counts and self._trap is not None and not self._trap.before and self._trap.at == self._count:
+        trap = self._trap
+        if counts and call.mark and trap is not None and not trap.before and trap.at == self._marks:
             self._spring()
         self._begun(call, answered=True)
 

@@ -10,6 +10,7 @@ prints how many workers play side by side.
 import json
 import os
 import random
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +36,7 @@ KINDS: tuple[tuple[str, Scope], ...] = (
     *((kind, "one") for kind in PROCESS),
     *((kind, scope) for kind in (*CALLS, *WATCHES) for scope in ("one", "all")),
 )
+DOMAIN = re.compile(r"\b[a-z0-9.-]+\.[a-z]+/")
 SAMPLE = 150
 WORKERS = min(4, 1 + (os.cpu_count() or 1))
 """Runs side by side (Makefile), one more than cores: a run waits for a third of its time. Each has a control plane."""
@@ -52,22 +54,34 @@ class FaultCase:
     place: float
     """How far into the run, from 0 to 1: at which of the writes that an undisturbed run has."""
     number: int = 0
-    """Of the write, from 1, in the full matrix; 0: the write is the one at `place`."""
+    """In the full matrix the number of the write in the recorded run, from 1; 0: the write is the one at `place`."""
     aim: str = ""
-    """What write that is, for people; empty without a number."""
+    """With a number: what the write asks for (points.py). The order of writes differs from run to run, so the fault
+    waits for a write that asks for this, whatever its number is."""
+    turn: int = 0
+    """Which of the writes that ask for it the fault waits for, from 1."""
 
     def write(self, writes: int) -> int:
-        """The number of the write, from 1, where an undisturbed run has so many.
+        """The number of the write, from 1, among those aimed at, where an undisturbed run has so many writes.
 
-        A number of the full matrix stays what it is: where a run has fewer writes, the fault is not reached.
+        In the full matrix it is the turn, even where a run has fewer of them: then the fault is not reached.
         """
-        return self.number or min(writes, 1 + int(self.place * writes))
+        return self.turn or min(writes, 1 + int(self.place * writes))
 
     @property
     def title(self) -> str:
         """For people."""
-        where = f"write {self.number}, the {self.aim}" if self.number else f"{self.place:.3f}"
+        where = (
+            f"write {self.number} ({shorten(self.aim)}, no. {self.turn})"
+            if self.number
+            else f"{self.place:.3f}"
+        )
         return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {where}"
+
+
+def shorten(text: str) -> str:
+    """For people: keys of labels and annotations without their domains."""
+    return DOMAIN.sub("", text)
 
 
 def sample(

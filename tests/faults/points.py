@@ -2,27 +2,27 @@
 
 Two writes are of one sort when they ask the server for the same kind of change, whatever the names, times and random
 parts in them. A fault is played at the first and at the last write of each sort: what lies between differs from them in
-the node only.
+the node only. The order of writes differs from run to run, so a case names the sort that its fault waits for.
 
 `python -m tests.faults.points FOLDER` prints how many runs the full matrix has, by scenario and in all.
 """
 
 import json
-import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hack.faultproxy import Write
 from hack.faultproxy.calls import collection_of, object_of
-from tests.faults.cases import KINDS, FaultCase, expected_in
+from hack.faultproxy.proxy import Aim
+from tests.faults.cases import KINDS, FaultCase, expected_in, shorten
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 
-DOMAIN = re.compile(r"\b[a-z0-9.-]+\.[a-z]+/")
 REFUSED = 400
 """HTTP statuses from here on: the server did not do it."""
 
@@ -41,11 +41,15 @@ class Sort:
     refused: bool
     """The server did not do it."""
 
-    def __str__(self) -> str:
-        """For people, without the domains of labels and annotations."""
+    @property
+    def asked(self) -> str:
+        """What is known of it when it is sent: all but whether the server refuses it."""
         where = f"{self.verb} {self.resource}{self.subresource and '/'}{self.subresource}"
-        what = DOMAIN.sub("", ", ".join(self.change))
-        return f"{where}{what and ': '}{what}{' (refused)' if self.refused else ''}"
+        return f"{where}{(self.change and ': ') or ''}{', '.join(self.change)}"
+
+    def __str__(self) -> str:
+        """For people."""
+        return shorten(self.asked) + (" (refused)" if self.refused else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,8 @@ class Point:
     sort: Sort
     which: Literal["first", "last", "only"]
     """Which write of its sort."""
+    turn: int
+    """Which of the writes that ask for the same, from 1; those that the server refused count as well."""
 
     @property
     def text(self) -> str:
@@ -66,27 +72,33 @@ class Point:
 
 def sort_of(write: Write) -> Sort:
     """The sort of a write."""
-    front, _, name = object_of(write.path).rpartition("/")
-    subresource = write.path.rpartition("/")[2] if write.path != object_of(write.path) else ""
-    body = write.body if isinstance(write.body, dict) else {}
-    resource = collection_of(write.path)
-    fixed = name if front.endswith(f"/{resource}") else _section(body, "metadata").get("name", "")
-    change = tuple(_find_change(resource, fixed, body))
-    return Sort(write.method, resource, subresource, change, write.status >= REFUSED)
+    return _sort_of(write.method, write.path, write.body, refused=write.status >= REFUSED)
+
+
+def aim_at(asked: str) -> Aim:
+    """Says yes to writes that ask for this, before the server has answered them."""
+
+    def aims(method: str, path: str, body: bytes) -> bool:
+        return _sort_of(method, path, json.loads(body) if body else None, refused=False).asked == asked
+
+    return aims
 
 
 def find_points(writes: Iterable[Write]) -> tuple[Point, ...]:
     """The first and the last write of each sort, by number; writes that the proxy does not count are left out."""
-    numbers: dict[Sort, list[int]] = {}
+    found: dict[Sort, list[Point]] = {}
+    turns: Counter[str] = Counter()
     for write in sorted(writes, key=lambda one: one.number):
         if write.number:
-            numbers.setdefault(sort_of(write), []).append(write.number)
+            sort = sort_of(write)
+            turns[sort.asked] += 1
+            found.setdefault(sort, []).append(Point(write.number, sort, "only", turns[sort.asked]))
     points = []
-    for sort, found in numbers.items():
-        if len(found) == 1:
-            points.append(Point(found[0], sort, "only"))
+    for same in found.values():
+        if len(same) == 1:
+            points += same
         else:
-            points += [Point(found[0], sort, "first"), Point(found[-1], sort, "last")]
+            points += [replace(same[0], which="first"), replace(same[-1], which="last")]
     return tuple(sorted(points, key=lambda point: point.number))
 
 
@@ -95,10 +107,19 @@ def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[F
     for point in points:
         place = round((point.number - 0.5) / writes, 4)
         for kind, scope in KINDS:
-            yield FaultCase(scenario, kind, scope, place, point.number, point.text)
+            yield FaultCase(scenario, kind, scope, place, point.number, point.sort.asked, point.turn)
 
 
 # --- what a write changes ------------------------------------------------------------------------------------
+
+
+def _sort_of(method: str, path: str, body: object, *, refused: bool) -> Sort:
+    whole, resource = object_of(path), collection_of(path)
+    front, _, name = whole.rpartition("/")
+    subresource = path.rpartition("/")[2] if path != whole else ""
+    found = body if isinstance(body, dict) else {}
+    fixed = name if front.endswith(f"/{resource}") else str(_section(found, "metadata").get("name", ""))
+    return Sort(method, resource, subresource, tuple(_find_change(resource, fixed, found)), refused)
 
 
 def _find_change(resource: str, name: str, body: JSON) -> Iterator[str]:

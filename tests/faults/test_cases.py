@@ -73,16 +73,16 @@ def test_the_sample_of_ci_stays_what_it_was() -> None:
     assert not any(case.number for case in cases)
 
 
-def test_a_case_is_at_its_place_or_at_its_number_even_where_a_run_is_shorter() -> None:
+def test_a_case_is_at_its_place_or_at_its_turn_even_where_a_run_is_shorter() -> None:
     assert FaultCase("idle", *KINDS[0], 0.0).write(3) == 1
     assert FaultCase("idle", *KINDS[0], 0.999).write(3) == 3
-    assert FaultCase("idle", *KINDS[0], 0.9, 7).write(3) == 7
+    assert FaultCase("idle", *KINDS[0], 0.9, 7, "POST gpunodes", 4).write(3) == 4
 
 
 def test_the_title_of_a_case_says_where_it_is() -> None:
     assert FaultCase("idle", "refused", "all", 0.25).title == "idle: refused (F7) at all from 0.250"
-    numbered = FaultCase("idle", "refused", "all", 0.25, 7, "last POST gpunodes")
-    assert numbered.title == "idle: refused (F7) at all from write 7, the last POST gpunodes"
+    numbered = FaultCase("idle", "refused", "all", 0.25, 7, "PATCH nodes: label gpusharing.dev/mode", 2)
+    assert numbered.title == "idle: refused (F7) at all from write 7 (PATCH nodes: label mode, no. 2)"
 
 
 def begun(path: Path, stamp: str, cases: Sequence[FaultCase]) -> Results:
@@ -109,7 +109,7 @@ def test_what_was_not_reached_has_not_passed_and_is_played_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases = [
-        FaultCase("idle", "refused", "one", 0.99, 43, "only POST events"),
+        FaultCase("idle", "refused", "one", 0.99, 43, "POST events", 3),
         FaultCase("idle", *KINDS[0], 0.5),
     ]
     results = begun(tmp_path / "idle.jsonl", "commit", cases)
@@ -119,7 +119,7 @@ def test_what_was_not_reached_has_not_passed_and_is_played_again(
     tell(tmp_path)
     told = capsys.readouterr().out
     assert "1 not reached" in told
-    assert "not reached, so not passed: idle: refused (F7) at one from write 43, the only POST events" in told
+    assert "not reached, so not passed: idle: refused (F7) at one from write 43 (POST events, no. 3)" in told
     assert "incomplete" not in told
 
 

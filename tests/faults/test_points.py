@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hack.faultproxy import Write
 from tests.faults.cases import KINDS
-from tests.faults.points import Point, all_cases, find_points, sort_of, tell
+from tests.faults.points import Point, aim_at, all_cases, find_points, sort_of, tell
 from tests.faults.test_cases import begun
 
 from gpusharing.kube.client import JSON
@@ -190,14 +190,26 @@ def test_two_recordings_that_differ_in_names_and_times_have_the_same_points() ->
     assert find_points(list(reversed(one))) == find_points(one)
 
 
+def test_each_point_is_found_again_in_a_run_with_another_order() -> None:
+    """Before the server answers, nobody knows whether it refuses: the eviction that it accepts is the second one."""
+    writes = recorded(pool="a", pod="b", since="2026-01-01T00:00:00Z")
+    for point in find_points(writes):
+        aims = aim_at(point.sort.asked)
+        for order in (writes, sorted(writes, key=lambda one: (one.path, one.number))):
+            met = [one for one in order if aims(one.method, one.path, json.dumps(one.body).encode())]
+            assert sort_of(met[point.turn - 1]) == point.sort
+    turns = {(point.sort.refused, point.turn) for point in find_points(writes) if "eviction" in point.text}
+    assert turns == {(True, 1), (False, 2)}
+
+
 def test_all_cases_are_every_fault_at_every_point() -> None:
     writes = recorded(pool="a", pod="b", since="2026-01-01T00:00:00Z")
     points = find_points(writes)
     cases = list(all_cases("pods", points, len(writes)))
     assert len(cases) == len(set(cases)) == len(points) * len(KINDS)
-    assert {case.number for case in cases} == {point.number for point in points}
-    assert all(case.number == case.write(len(writes)) for case in cases)
-    assert {(case.number, case.aim) for case in cases} == {(point.number, point.text) for point in points}
+    wanted = {(point.number, point.sort.asked, point.turn) for point in points}
+    assert {(case.number, case.aim, case.turn) for case in cases} == wanted
+    assert all(case.write(1) == case.turn for case in cases), "even where a run has fewer writes"
     by_place = {1 + int(case.place * len(writes)) - case.number for case in cases}
     assert by_place == {0}
 
@@ -205,8 +217,8 @@ def test_all_cases_are_every_fault_at_every_point() -> None:
 def test_a_full_run_says_at_its_start_how_many_runs_it_has(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    point = Point(1, sort_of(claimed("a")), "only")
-    other = Point(2, sort_of(claimed()), "only")
+    point = Point(1, sort_of(claimed("a")), "only", 1)
+    other = Point(2, sort_of(claimed()), "only", 1)
     begun(tmp_path / "idle.jsonl", "commit", list(all_cases("idle", [point], 4)))
     begun(tmp_path / "pods.jsonl", "commit", list(all_cases("pods", [point, other], 4)))
     tell(tmp_path)

@@ -17,6 +17,7 @@ from tests.fakes.tls import Identity
 from tests.faults.cases import CALLS, FaultCase
 from tests.faults.invariants import cost_of, find_wrong, find_wrong_end, uid_of
 from tests.faults.oracle import Outcome, Reference, differences, without_way
+from tests.faults.points import aim_at
 from tests.faults.writelog import Call, WriteLog
 from tests.integration.crash import CALM, SECONDS, Scenario, Theatre, end_state, kind_of, wait_for_pods
 from tests.integration.crashscenarios import ELSEWHERE, plain_node
@@ -103,10 +104,14 @@ class FaultTheatre(Theatre):
     def watch(
         self, scenario: Scenario, case: FaultCase | None = None, at: int = 0, *, around: Around = UNDISTURBED
     ) -> Outcome:
-        """Play it once, with a fault from the write `at` on, or with something that goes on all the time."""
+        """Play it once, with a fault from the write `at` on, or with something that goes on all the time.
+
+        `at` counts the writes that a case aims at: those of one sort in the full matrix, otherwise all.
+        """
         wanted = self.reference(scenario).state if case or around.alike else None
         marks = [time.monotonic()]
-        log = self.directory / f"{scenario.name}-{case.kind if case else 'reference'}-{at}.log"
+        number = (case and case.number) or at
+        log = self.directory / f"{scenario.name}-{case.kind if case else 'reference'}-{number}.log"
         self.clear()
         self.recorder.forget()
         known = self.recorder.gaps
@@ -196,6 +201,8 @@ class FaultTheatre(Theatre):
         lives = Lives(self.proxy, self.nursery, self.product.api, environment, log, self._doors)
         if around.forget:
             lives.forget = self._forget_holder
+        if case is not None and case.aim:
+            self.proxy.aim(aim_at(case.aim))
         fault = self._fault(case, at, lives) if case is not None else None
         if around.fault is not None:
             fault = around.fault()
