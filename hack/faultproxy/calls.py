@@ -34,7 +34,8 @@ class Incoming:
     since: int
     """The newest resourceVersion that the server had told through this proxy when it came."""
     mark: int = 0
-    """The number that traps and faults go by: as `number`, but counted among the writes that are aimed at only."""
+    """What traps and faults go by: `number`, unless some writes are aimed at: then it counts these, by when they came
+    until the server has answered, and by when it answered from then on; 0 for all others."""
 
     @property
     def is_write(self) -> bool:

@@ -208,6 +208,27 @@ async def test_faults_and_traps_count_the_writes_that_are_aimed_at_and_the_log_c
     assert await patch(client, GPU_1) == 0, "every write is aimed at again"
 
 
+async def test_of_writes_on_their_way_at_once_each_is_aimed_at_in_its_turn(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    came, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        came.set()
+        assert go.wait(30)
+
+    lost, late = faults.AnswerLost(2, "one", times=1), faults.WatchLate(2, "one")
+    proxy.aim(lambda method, path, body: path.startswith(GPU_1))
+    proxy.disturb(faults.Held(1, "one", act=wait), lost, late)
+    held = asyncio.create_task(patch(client, GPU_1))
+    assert await asyncio.to_thread(came.wait, 30)
+    assert await patch(client, f"{GPU_1}/status") == 0, "the second one to come"
+    assert late.began is None, "the first answer"
+    go.set()
+    assert await held == 200
+    assert (late.began is not None, lost.hits) == (True, 1)
+
+
 async def test_a_fault_whose_write_never_comes_does_not_begin(
     proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:
