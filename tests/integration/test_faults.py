@@ -89,7 +89,7 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
     request: pytest.FixtureRequest, scenario: Scenario
 ) -> None:
     results = part(scenario)
-    if not (results.expected and ONLY_POINTS):
+    if not (results.expected and ONLY_POINTS):  # what is known needs no control plane
         theatre: FaultTheatre = request.getfixturevalue("theatre")
     if not results.expected:
         results.expect(cases_of(scenario, theatre))
