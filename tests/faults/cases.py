@@ -1,10 +1,10 @@
 """Which faults are played where: every kind, at one object and at everything, in every scenario, at chosen writes.
 
-With FULL=1 these are the points of a scenario (points.py); else it is a sample that is the same for the same seed, and
-holds every kind and every scenario.
+With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is a sample that is the same for the same
+seed, and holds every kind and every scenario.
 
-`python -m tests.faults.cases FOLDER` sums up the results in a folder and says what is missing; without a folder it
-prints how many workers play side by side.
+`python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1
+by default); without a folder it prints how many workers play side by side.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import random
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,8 @@ class FaultCase:
     waits for a write that asks for this, whatever its number is."""
     turn: int = 0
     """Which of the writes that ask for it the fault waits for, from 1."""
+    depth: int = 1
+    """In the full matrix: 1 if FULL=1 and FULL=2 play it, 2 if only FULL=2 does."""
 
     def write(self, writes: int) -> int:
         """The number of the write, from 1, among those aimed at, where an undisturbed run has so many writes.
@@ -77,6 +79,11 @@ class FaultCase:
             else f"{self.place:.3f}"
         )
         return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {where}"
+
+
+def within(cases: Iterable[FaultCase], depth: int) -> tuple[FaultCase, ...]:
+    """The cases that FULL=`depth` plays. A sample is whole at depth 1."""
+    return tuple(case for case in cases if case.depth <= depth)
 
 
 def shorten(text: str) -> str:
@@ -135,27 +142,37 @@ class Result:
 class Results:
     """The results of one part of the cases, in a file that is added to after each run.
 
-    Its first line holds all cases that are to be played, so that a play that was ended early can be told from a whole
-    one.
+    Its first line holds the cases of every depth, so that a play that was ended early can be told from a whole one, and
+    a deeper play goes on from a shallower one.
     """
 
-    def __init__(self, path: Path, stamp: str) -> None:
-        """`stamp`: names what is played; results of anything else are thrown away."""
-        self._path, self._stamp, self.done = path, stamp, list[Result]()
-        self.expected: tuple[FaultCase, ...] = ()
-        """The cases to play; empty: nobody has said so yet."""
+    def __init__(self, path: Path, stamp: str, depth: int = 1) -> None:
+        """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=."""
+        self._path, self._stamp, self._depth = path, stamp, depth
+        self._cases: tuple[FaultCase, ...] = ()
+        self._results: list[Result] = []
         lines = text_of(path).splitlines()
         head = json.loads(lines[0]) if lines else {}
         if head.get("stamp") == stamp:
-            self.expected = _expected(head)
-            self.done = [_read(line) for line in lines[1:]]
+            self._cases = _expected(head)
+            self._results = [_read(line) for line in lines[1:]]
+
+    @property
+    def expected(self) -> tuple[FaultCase, ...]:
+        """The cases to play at this depth; empty: nobody has said so yet."""
+        return within(self._cases, self._depth)
+
+    @property
+    def done(self) -> list[Result]:
+        """The results at this depth."""
+        return [one for one in self._results if one.case.depth <= self._depth]
 
     def expect(self, cases: Sequence[FaultCase]) -> None:
-        """These are to be played. Two undisturbed runs may differ in a write: the first list stays."""
-        self.expected = tuple(cases)
+        """Keep the cases of every depth. Two undisturbed runs may differ in a write: the first list stays."""
+        self._cases = tuple(cases)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         head = {"stamp": self._stamp, "expected": [asdict(case) for case in cases]}
-        self._path.write_text("".join(f"{row}\n" for row in (json.dumps(head), *map(_line, self.done))))
+        self._path.write_text("".join(f"{row}\n" for row in (json.dumps(head), *map(_line, self._results))))
 
     def left(self) -> list[FaultCase]:
         """Expected cases that have not passed: not played, failed, or not reached."""
@@ -164,24 +181,25 @@ class Results:
 
     def add(self, result: Result) -> None:
         """Keep it from now on, in place of an earlier one of the case."""
-        self.done = [one for one in self.done if one.case != result.case] + [result]
+        self._results = [one for one in self._results if one.case != result.case] + [result]
         with self._path.open("a") as file:
             file.write(f"{_line(result)}\n")
 
 
-def load(folder: Path) -> list[Result]:
-    """The last result of each case of all parts."""
+def load(folder: Path, depth: int = 1) -> list[Result]:
+    """The last result of each case of all parts at this depth."""
     latest = {}
     for path in _parts(folder):
         for line in path.read_text().splitlines()[1:]:
             result = _read(line)
-            latest[result.case] = result
+            if result.case.depth <= depth:
+                latest[result.case] = result
     return list(latest.values())
 
 
-def expected_in(folder: Path) -> Mapping[str, Sequence[FaultCase]]:
-    """The cases to play, by part."""
-    return {path.stem: _expected(_head(path)) for path in _parts(folder)}
+def expected_in(folder: Path, depth: int = 1) -> Mapping[str, Sequence[FaultCase]]:
+    """The cases to play at this depth, by part."""
+    return {path.stem: within(_expected(_head(path)), depth) for path in _parts(folder)}
 
 
 def missing(results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase]]) -> str:
@@ -234,19 +252,19 @@ def _read(line: str) -> Result:
     return Result(**{**raw, "case": FaultCase(**raw["case"]), "complaints": tuple(raw["complaints"])})
 
 
-def tell(folder: Path) -> None:
-    """Sum up the results in a folder."""
-    found = load(folder)
+def tell(folder: Path, depth: int = 1) -> None:
+    """Sum up the results in a folder at this depth."""
+    found = load(folder, depth)
     print(summary(found))
     for result in found:
         if not result.reached:
             print(f"not reached, so not passed: {result.case.title}")
-    if left := missing(found, expected_in(folder)):
+    if left := missing(found, expected_in(folder, depth)):
         print(left)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        tell(Path(sys.argv[1]))
+        tell(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:
         print(WORKERS)

@@ -1,10 +1,12 @@
 """The points of the full fault matrix: the first and the last write of each sort that a scenario makes.
 
 Two writes are of one sort when they ask the server for the same kind of change, whatever the names, times and random
-parts in them. A fault is played at the first and at the last write of each sort: what lies between differs from them in
-the node only. The order of writes differs from run to run, so a case names the sort that its fault waits for.
+parts in them. A fault is played at the first or the last write of each sort (FULL=1), or at both (FULL=2): what lies
+between differs from them in the node only. The order of writes differs from run to run, so a case names the sort that
+its fault waits for.
 
-`python -m tests.faults.points FOLDER` prints how many runs the full matrix has, by scenario and in all.
+`python -m tests.faults.points FOLDER [DEPTH]` prints how many runs the full matrix has at that depth (1 by default), by
+scenario and in all.
 """
 
 import json
@@ -18,16 +20,18 @@ from typing import Any, Literal
 from hack.faultproxy import Write
 from hack.faultproxy.calls import collection_of, object_of
 from hack.faultproxy.proxy import Aim
-from tests.faults.cases import KINDS, FaultCase, expected_in, shorten
+from tests.faults.cases import KINDS, PROCESS, FaultCase, Scope, expected_in, shorten
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 
 REFUSED = 400
 """HTTP statuses from here on: the server did not do it."""
+FAULTS = tuple(dict.fromkeys(kind for kind, _ in KINDS))
+"""Each fault once; its number is its place here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Sort:
     """What a write asks for, apart from the object that it names."""
 
@@ -54,7 +58,7 @@ class Sort:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A write at which every fault is played."""
+    """A write at which faults are played."""
 
     number: int
     """Of the write within its scenario, from 1."""
@@ -103,11 +107,25 @@ def find_points(writes: Iterable[Write]) -> tuple[Point, ...]:
 
 
 def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[FaultCase]:
-    """Every fault at every point of a scenario. `writes`: how many the recorded run made."""
+    """Every fault at every point of a scenario, with its depth. `writes`: how many the recorded run made."""
+    points = tuple(points)
+    numbers = {sort: number for number, sort in enumerate(sorted({point.sort for point in points}))}
     for point in points:
         place = round((point.number - 0.5) / writes, 4)
         for kind, scope in KINDS:
-            yield FaultCase(scenario, kind, scope, place, point.number, point.sort.asked, point.turn)
+            depth = _depth(point, numbers[point.sort], kind, scope)
+            yield FaultCase(scenario, kind, scope, place, point.number, point.sort.asked, point.turn, depth)
+
+
+def _depth(point: Point, number: int, kind: str, scope: Scope) -> int:
+    """1 for one case of each sort and fault: at the first write on one object, or at the last on everything.
+
+    Where the number of the sort and that of the fault add up to an even number it is the first. A fault of the process
+    has one scope only, so for it the write alone alternates.
+    """
+    early = (number + FAULTS.index(kind)) % 2 == 0
+    write, reach = ("first", "one") if early else ("last", "all")
+    return 1 if point.which in (write, "only") and (kind in PROCESS or scope == reach) else 2
 
 
 # --- what a write changes ------------------------------------------------------------------------------------
@@ -176,14 +194,14 @@ def _section(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def tell(folder: Path) -> None:
-    """How many runs the full matrix has."""
-    by_scenario = expected_in(folder)
+def tell(folder: Path, depth: int = 1) -> None:
+    """How many runs the full matrix has at this depth."""
+    by_scenario = expected_in(folder, depth)
     for scenario, cases in sorted(by_scenario.items()):
-        print(f"{scenario}: {len(cases)} runs at {len(cases) // len(KINDS)} writes")
+        print(f"{scenario}: {len(cases)} runs at {len({case.number for case in cases})} writes")
     total = sum(map(len, by_scenario.values()))
     print(f"faults: {total} runs in all, in {len(by_scenario)} scenarios")
 
 
 if __name__ == "__main__":
-    tell(Path(sys.argv[1]))
+    tell(Path(sys.argv[1]), *map(int, sys.argv[2:]))

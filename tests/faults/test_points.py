@@ -1,14 +1,19 @@
 """A sort of write says what is changed, and never whose object it is; points are the first and last write of each."""
 
 import json
+import re
+import subprocess
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hack.faultproxy import Write
-from tests.faults.cases import KINDS
-from tests.faults.points import Point, aim_at, all_cases, find_points, sort_of, tell
-from tests.faults.test_cases import begun
+from hack.generate import ROOT
+from tests.faults.cases import KINDS, PROCESS, FaultCase, Results, within
+from tests.faults.cases import tell as sum_up
+from tests.faults.points import FAULTS, Point, Sort, aim_at, all_cases, find_points, sort_of, tell
+from tests.faults.test_cases import begun, result
 
 from gpusharing.kube.client import JSON
 
@@ -221,7 +226,130 @@ def test_a_full_run_says_at_its_start_how_many_runs_it_has(
     other = Point(2, sort_of(claimed()), "only", 1)
     begun(tmp_path / "idle.jsonl", "commit", list(all_cases("idle", [point], 4)))
     begun(tmp_path / "pods.jsonl", "commit", list(all_cases("pods", [point, other], 4)))
-    tell(tmp_path)
+    tell(tmp_path, 2)
     assert capsys.readouterr().out == (
         "idle: 23 runs at 1 writes\npods: 46 runs at 2 writes\nfaults: 69 runs in all, in 2 scenarios\n"
     )
+    tell(tmp_path)
+    assert capsys.readouterr().out == (
+        "idle: 13 runs at 1 writes\npods: 26 runs at 2 writes\nfaults: 39 runs in all, in 2 scenarios\n"
+    )
+
+
+# --- FULL=1 and FULL=2 -----------------------------------------------------------------------------------
+
+
+def cases_of(writes: Sequence[Write], scenario: str = "pods") -> list[FaultCase]:
+    return list(all_cases(scenario, find_points(writes), len(writes)))
+
+
+def many_sorts(count: int = 15) -> list[Write]:
+    """Two writes of each sort, all first ones before all last ones."""
+    return numbered([shown(node, "Draining", f"Reason{sort}") for node in "ab" for sort in range(count)])
+
+
+def sorts_by_number(writes: Sequence[Write]) -> dict[int, Sort]:
+    return {one.number: sort_of(one) for one in writes}
+
+
+def test_full_1_plays_each_fault_once_for_each_sort_of_each_scenario() -> None:
+    writes = recorded(pool="a", pod="b", since="2026-01-01T00:00:00Z")
+    sorts = sorts_by_number(writes)
+    cases = within([case for name in ("pods", "idle") for case in cases_of(writes, name)], 1)
+    played = Counter((case.scenario, sorts[case.number], case.kind) for case in cases)
+    assert set(played) == {
+        (name, sort, fault) for name in ("pods", "idle") for sort in sorts.values() for fault in FAULTS
+    }
+    assert set(played.values()) == {1}
+
+
+def test_full_2_plays_every_fault_at_every_point_and_so_all_of_full_1() -> None:
+    cases = cases_of(many_sorts())
+    assert within(cases, 2) == tuple(cases)
+    assert len(cases) == 30 * len(KINDS)
+    assert set(within(cases, 1)) < set(cases)
+
+
+def test_full_1_alternates_between_one_object_at_the_first_write_and_everything_at_the_last() -> None:
+    cases = within(cases_of(many_sorts()), 1)
+    for fault in FAULTS:
+        where = Counter(
+            ("first" if case.number <= 15 else "last", case.scope) for case in cases if case.kind == fault
+        )
+        last = "one" if fault in PROCESS else "all"
+        assert set(where) == {("first", "one"), ("last", last)}
+        assert sorted(where.values()) == [7, 8]
+    for number in range(1, 16):
+        firsts = sum(case.number == number for case in cases)
+        assert firsts in (6, 7), "about as many at either write of a sort"
+
+
+def test_a_sort_with_one_write_has_faults_on_one_object_and_on_everything() -> None:
+    (write,) = numbered([claimed("a")])
+    cases = within(cases_of([write]), 1)
+    assert [case.kind for case in cases] == list(FAULTS)
+    scopes = {case.kind: case.scope for case in cases}
+    assert {scopes[fault] for fault in PROCESS} == {"one"}
+    assert Counter(scopes[fault] for fault in FAULTS if fault not in PROCESS) == {"one": 5, "all": 5}
+
+
+def test_what_full_1_plays_does_not_depend_on_the_order_in_which_the_sorts_come() -> None:
+    half = [shown("a", "Draining", f"Reason{sort}") for sort in range(15)]
+    one, other = numbered(half), numbered(half[::-1])
+
+    def chosen(writes: Sequence[Write]) -> set[tuple[str, str, str]]:
+        return {(case.aim, case.kind, case.scope) for case in within(cases_of(writes), 1)}
+
+    assert chosen(one) == chosen(other)
+
+
+def test_full_2_goes_on_from_what_full_1_has_played(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = cases_of(numbered([claimed("a"), claimed("b")]))
+    path = tmp_path / "pods.jsonl"
+    first = Results(path, "commit", 1)
+    first.expect(cases)
+    assert first.left() == [case for case in cases if case.depth == 1]
+    for case in first.left():
+        first.add(result(case))
+    assert first.left() == []
+    sum_up(tmp_path, 1)
+    assert "incomplete" not in capsys.readouterr().out
+
+    second = Results(path, "commit", 2)
+    assert second.expected == tuple(cases)
+    assert second.left() == [case for case in cases if case.depth == 2]
+    second.add(result(second.left()[0], "an orphan cordon"))
+    sum_up(tmp_path, 2)
+    told = capsys.readouterr().out
+    assert told.startswith("faults: 14 runs, 1 failures")
+    assert "incomplete: 32 of 46 cases" in told
+
+    again = Results(path, "commit", 1)
+    assert (len(again.done), again.left()) == (13, []), "what only FULL=2 plays is no matter of FULL=1"
+    sum_up(tmp_path, 1)
+    assert capsys.readouterr().out.startswith("faults: 13 runs, 0 failures")
+    assert len(Results(path, "commit", 2).done) == 14
+
+
+@pytest.mark.parametrize("full", ["1", "2"])
+def test_make_hands_on_which_full_matrix_is_asked_for(full: str) -> None:
+    told = make(f"FULL={full}").stdout
+    assert set(re.findall(r"FAULTS_DEPTH=(\S*)", told)) == {full}
+    assert f"tests.faults.points build/faults/full {full}\n" in told
+    assert f"tests.faults.cases build/faults/full {full};" in told
+
+
+@pytest.mark.parametrize("full", ["0", "3", "full", "1 2"])
+def test_any_other_full_matrix_is_an_error_that_names_the_two(full: str) -> None:
+    done = make(f"FULL={full}")
+    assert done.returncode
+    assert f"FULL={full} is neither FULL=1 " in done.stderr
+    assert " nor FULL=2 " in done.stderr
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """What `make test-faults` would run."""
+    command = ["make", "--dry-run", "test-faults", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

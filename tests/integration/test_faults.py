@@ -2,8 +2,9 @@
 
 `make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults
 FULL=1` first records each scenario once (FAULTS=points) to find its points (tests/faults/points.py), and then plays
-every fault at each of them. Each scenario is a part with a file in build/faults that begins with the cases to play. A
-full run that was ended goes on there, also on another commit that changes nothing of what is PLAYED.
+every fault once for each sort of write. `FULL=2` plays every fault at each point. Each scenario is a part with a file
+in build/faults that begins with the cases of both depths. A full run that was ended goes on there, also with FULL=2
+after FULL=1, and on another commit that changes nothing of what is PLAYED.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ from tests.integration.product import Product
 ONLY_POINTS = os.environ.get("FAULTS") == "points"
 """Find out what a full run has to play, and play nothing."""
 FULL = ONLY_POINTS or os.environ.get("FAULTS") == "full"
+DEPTH = int(os.environ.get("FAULTS_DEPTH") or 1)
+"""Of a full run: the number in FULL=."""
 FOLDER = ROOT / "build" / "faults" / ("full" if FULL else "sample")
 
 pytestmark = pytest.mark.faults
@@ -57,7 +60,7 @@ def theatre(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def cases_of(scenario: Scenario, theatre: FaultTheatre) -> list[FaultCase]:
-    """What is played of a scenario."""
+    """What is played of a scenario; of a full run at every depth, as another recording would have other points."""
     if FULL:
         writes = theatre.record(scenario)
         return list(all_cases(scenario.name, find_points(writes), len(writes)))
@@ -70,7 +73,7 @@ def part(scenario: Scenario) -> Results:
     path = FOLDER / f"{scenario.name}.jsonl"
     if not FULL:
         path.unlink(missing_ok=True)
-    return Results(path, f"{played()} {'full' if FULL else SEED}")
+    return Results(path, f"{played()} {'full' if FULL else SEED}", DEPTH)
 
 
 def play(theatre: FaultTheatre, scenario: Scenario, case: FaultCase) -> Result:
