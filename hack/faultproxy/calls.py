@@ -33,6 +33,9 @@ class Incoming:
     """What number it gets among the writes if the server takes it; 0 when it is none or does not count."""
     since: int
     """The newest resourceVersion that the server had told through this proxy when it came."""
+    mark: int = 0
+    """What traps and faults go by: `number`, unless some writes are aimed at: then it counts these, by when they came
+    until the server has answered, and by when it answered from then on; 0 for all others."""
 
     @property
     def is_write(self) -> bool:

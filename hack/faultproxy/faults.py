@@ -30,7 +30,7 @@ AGAIN_SECONDS = 2.5
 
 @dataclass
 class Fault:
-    """What begins at the write number `at`; `one`: at calls about its object, `all`: at all calls."""
+    """What begins at the write number `at` of those aimed at; `one`: at calls about its object, `all`: at all calls."""
 
     at: int
     scope: Scope
@@ -52,7 +52,7 @@ class Fault:
 
         Of two writes that are on their way at once both have the lower number.
         """
-        if self.began is not None or not 0 < self.at <= call.number or answered is self.early:
+        if self.began is not None or not 0 < self.at <= call.mark or answered is self.early:
             return False
         self.began, self.target = asyncio.get_running_loop().time(), object_of(call.path)
         self.begin()

@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 from urllib.parse import unquote_plus
 
@@ -21,6 +21,8 @@ HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "te", "upgrade", "content-length", "host"}
 )
 HOST = "127.0.0.1"
+Aim = Callable[[str, str, bytes], bool]
+"""Whether a write is meant, by its method, path and body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,11 @@ class FaultProxy:
         self._relay = Relay()
         self._port = 0
         self._count = 0
+        self._aim: Aim | None = None
+        self._aimed_at = 0
+        """Of the writes aimed at those that came; without those that the server refused."""
+        self._taken = 0
+        """Of these, those that it answered."""
         self._newest = 0
         self._trap: _Trap | None = None
         self.writes: list[Write] = []
@@ -67,12 +74,20 @@ class FaultProxy:
         return self._url(listening.result(60))
 
     def reset(self) -> None:
-        """Forget the log, count from 1 again, take the trap and the faults away."""
+        """Forget the log, count from 1 again, aim at every write, take the trap and the faults away."""
         self._trap = None
         self._sick, self._faults = (), ()
         self._count = 0
+        self._aim = None
         self.writes = []
         self.sprung.clear()
+
+    def aim(self, aim: Aim) -> None:
+        """From now on traps and faults count only writes for which `aim` says yes; the log counts all of them.
+
+        Those that come while others of them are on their way count in the order in which they come.
+        """
+        self._aim, self._aimed_at, self._taken = aim, 0, 0
 
     def arm(self, at: int, act: Callable[[], None], *, before: bool = False) -> None:
         """Call `act` when write number `at` was answered upstream, or `before` it is forwarded at all."""
@@ -148,6 +163,11 @@ class FaultProxy:
         transport = request.transport
         port = transport.get_extra_info("sockname")[1] if transport is not None else 0
         counts = request.method in WRITES and not is_renewal(request.path, body)
+        number = self._count + 1 if counts else 0
+        mark = number
+        if self._aim is not None:
+            mark = self._aimed_at + 1 if counts and self._aim(request.method, request.path, body) else 0
+            self._aimed_at += mark > 0
         return Incoming(
             method=request.method,
             path=request.path,
@@ -155,13 +175,14 @@ class FaultProxy:
             body=body,
             door=self._doors.get(port, ""),
             agent=request.headers.get("User-Agent", ""),
-            number=self._count + 1 if counts else 0,
+            number=number,
             since=self._newest,
+            mark=mark,
         )
 
     async def _handle(self, request: web.Request, session: aiohttp.ClientSession) -> web.StreamResponse:
         call = self._incoming(request, await request.read())
-        if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.number:
+        if self._trap is not None and self._trap.before and 0 < self._trap.at <= call.mark:
             self._spring()
             return web.Response(status=503, text="the fault proxy did not forward this")
         for sick in self._sick:
@@ -239,6 +260,9 @@ class FaultProxy:
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
+        if self._aim is not None and call.mark:
+            self._taken += counts
+            self._aimed_at -= not counts
         number = self._count if counts else 0
         self.writes.append(
             Write(
@@ -253,7 +277,11 @@ class FaultProxy:
                 answer.version if answer.status < 300 else 0,
             )
         )
-        if counts and self._trap is not None and not self._trap.before and self._trap.at == self._count:
+        mark = self._count
+        if self._aim is not None:
+            mark = self._taken if call.mark else 0
+            call = replace(call, mark=mark if counts else 0)
+        if counts and self._trap is not None and not self._trap.before and self._trap.at == mark:
             self._spring()
         self._begun(call, answered=True)
 

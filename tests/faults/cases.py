@@ -1,19 +1,21 @@
-"""Which faults are played where: every kind, at one object and at everything, in every scenario, at every write.
+"""Which faults are played where: every kind, at one object and at everything, in every scenario, at chosen writes.
 
-All of them with FULL=1; else a sample that is the same for the same seed, and holds every kind and every scenario.
+With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is a sample that is the same for the same
+seed, and holds every kind and every scenario.
 
-`python -m tests.faults.cases FOLDER` tells in one line what the results in a folder come to; without a folder it tells
-how many workers play side by side.
+`python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1
+by default); without a folder it prints how many workers play side by side.
 """
 
 import json
 import os
 import random
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hack.cluster.process import text_of
 
@@ -34,6 +36,7 @@ KINDS: tuple[tuple[str, Scope], ...] = (
     *((kind, "one") for kind in PROCESS),
     *((kind, scope) for kind in (*CALLS, *WATCHES) for scope in ("one", "all")),
 )
+DOMAIN = re.compile(r"\b[a-z0-9.-]+\.[a-z]+/")
 SAMPLE = 150
 WORKERS = min(4, 1 + (os.cpu_count() or 1))
 """Runs side by side (Makefile), one more than cores: a run waits for a third of its time. Each has a control plane."""
@@ -50,15 +53,42 @@ class FaultCase:
     scope: Scope
     place: float
     """How far into the run, from 0 to 1: at which of the writes that an undisturbed run has."""
+    number: int = 0
+    """In the full matrix the number of the write in the recorded run, from 1; 0: the write is the one at `place`."""
+    aim: str = ""
+    """With a number: what the write asks for (points.py). The order of writes differs from run to run, so the fault
+    waits for a write that asks for this, whatever its number is."""
+    turn: int = 0
+    """Which of the writes that ask for it the fault waits for, from 1."""
+    depth: int = 1
+    """In the full matrix: 1 if FULL=1 and FULL=2 play it, 2 if only FULL=2 does."""
 
     def write(self, writes: int) -> int:
-        """The number of the write, from 1, where an undisturbed run has so many."""
-        return min(writes, 1 + int(self.place * writes))
+        """The number of the write, from 1, among those aimed at, where an undisturbed run has so many writes.
+
+        In the full matrix it is the turn, even where a run has fewer of them: then the fault is not reached.
+        """
+        return self.turn or min(writes, 1 + int(self.place * writes))
 
     @property
     def title(self) -> str:
         """For people."""
-        return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {self.place:.3f}"
+        where = (
+            f"write {self.number} ({shorten(self.aim)}, no. {self.turn})"
+            if self.number
+            else f"{self.place:.3f}"
+        )
+        return f"{self.scenario}: {self.kind} ({ROWS[self.kind]}) at {self.scope} from {where}"
+
+
+def within(cases: Iterable[FaultCase], depth: int) -> tuple[FaultCase, ...]:
+    """The cases that FULL=`depth` plays. A sample is whole at depth 1."""
+    return tuple(case for case in cases if case.depth <= depth)
+
+
+def shorten(text: str) -> str:
+    """For people: keys of labels and annotations without their domains."""
+    return DOMAIN.sub("", text)
 
 
 def sample(
@@ -84,13 +114,6 @@ def _draw(scenarios: Sequence[str], seed: str, count: int) -> list[FaultCase]:
     ]
 
 
-def all_cases(scenario: str, writes: int) -> Iterator[FaultCase]:
-    """Every kind at every write of a scenario."""
-    for number in range(writes):
-        for kind, scope in KINDS:
-            yield FaultCase(scenario, kind, scope, round((number + 0.5) / writes, 4))
-
-
 # --- what came of them ---------------------------------------------------------------------------------------
 
 
@@ -100,84 +123,124 @@ class Result:
 
     case: FaultCase
     complaints: tuple[str, ...]
-    """Empty: it did what it should."""
+    """Empty: it did what it should, if it was reached."""
     hits: int
-    """Calls, events or streams that the fault took; 0: the run never came to that write."""
+    """Calls, events or streams that the fault took."""
     extra_writes: int
     """Writes that act, more than in an undisturbed run; below 0 there were fewer."""
     extra_evictions: int
     seconds: float
+    reached: bool = True
+    """The run came to the write of its case. Otherwise nothing was disturbed, and nothing is proven."""
+
+    @property
+    def passed(self) -> bool:
+        """The run met its fault, and did what it should."""
+        return self.reached and not self.complaints
 
 
 class Results:
-    """The results of one part of the cases, in a file that is added to after each run."""
+    """The results of one part of the cases, in a file that is added to after each run.
 
-    def __init__(self, path: Path, stamp: str) -> None:
-        """`stamp`: of what they are results; those of something else are thrown away."""
-        self._path, self._stamp, self.done = path, stamp, list[Result]()
-        self.cases = 0
-        """How many are to be; 0: nobody has said so yet."""
+    Its first line holds the cases of every depth, so that a play that was ended early can be told from a whole one, and
+    a deeper play goes on from a shallower one.
+    """
+
+    def __init__(self, path: Path, stamp: str, depth: int = 1) -> None:
+        """`stamp`: names what is played; results of anything else are thrown away. `depth`: as in FULL=."""
+        self._path, self._stamp, self._depth = path, stamp, depth
+        self._cases: tuple[FaultCase, ...] = ()
+        self._results: list[Result] = []
         lines = text_of(path).splitlines()
         head = json.loads(lines[0]) if lines else {}
         if head.get("stamp") == stamp:
-            self.cases = head["cases"]
-            self.done = [_read(line) for line in lines[1:]]
+            self._cases = _expected(head)
+            self._results = [_read(line) for line in lines[1:]]
 
-    def expect(self, cases: int) -> None:
-        """So many are to be. Two undisturbed runs may differ in a write: who goes on keeps to what was said first."""
-        self.cases = cases
+    @property
+    def expected(self) -> tuple[FaultCase, ...]:
+        """The cases to play at this depth; empty: nobody has said so yet."""
+        return within(self._cases, self._depth)
+
+    @property
+    def done(self) -> list[Result]:
+        """The results at this depth."""
+        return [one for one in self._results if one.case.depth <= self._depth]
+
+    def expect(self, cases: Sequence[FaultCase]) -> None:
+        """Keep the cases of every depth. Two undisturbed runs may differ in a write: the first list stays."""
+        self._cases = tuple(cases)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [json.dumps({"stamp": self._stamp, "cases": cases}), *map(_line, self.done)]
-        self._path.write_text("".join(f"{row}\n" for row in rows))
+        head = {"stamp": self._stamp, "expected": [asdict(case) for case in cases]}
+        self._path.write_text("".join(f"{row}\n" for row in (json.dumps(head), *map(_line, self._results))))
 
-    def left(self, cases: Iterable[FaultCase]) -> list[FaultCase]:
-        """Those without a good result."""
-        good = {result.case for result in self.done if not result.complaints}
-        return [case for case in cases if case not in good]
+    def left(self) -> list[FaultCase]:
+        """Expected cases that have not passed: not played, failed, or not reached."""
+        passed = {result.case for result in self.done if result.passed}
+        return [case for case in self.expected if case not in passed]
 
     def add(self, result: Result) -> None:
-        """It is kept from now on, in place of an earlier one of the case."""
-        self.done = [one for one in self.done if one.case != result.case] + [result]
+        """Keep it from now on, in place of an earlier one of the case."""
+        self._results = [one for one in self._results if one.case != result.case] + [result]
         with self._path.open("a") as file:
             file.write(f"{_line(result)}\n")
 
 
-def load(folder: Path) -> list[Result]:
-    """The last result of each case of all parts."""
+def load(folder: Path, depth: int = 1) -> list[Result]:
+    """The last result of each case of all parts at this depth."""
     latest = {}
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in _parts(folder):
         for line in path.read_text().splitlines()[1:]:
             result = _read(line)
-            latest[result.case] = result
+            if result.case.depth <= depth:
+                latest[result.case] = result
     return list(latest.values())
 
 
-def cases_in(folder: Path) -> int:
-    """How many cases the parts have that were begun."""
-    heads = [path.read_text().partition("\n")[0] for path in folder.glob("*.jsonl")]
-    return sum(int(json.loads(head).get("cases", 0)) for head in heads)
+def expected_in(folder: Path, depth: int = 1) -> Mapping[str, Sequence[FaultCase]]:
+    """The cases to play at this depth, by part."""
+    return {path.stem: within(_expected(_head(path)), depth) for path in _parts(folder)}
 
 
-def outlook(results: Sequence[Result], cases: int) -> str:
-    """What is left of so many cases, and for how long the workers have to do with it; empty: nothing."""
-    left = cases - len(results)
-    if left <= 0 or not results:
+def missing(results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase]]) -> str:
+    """How many cases have no result, and for how long the workers will be busy with them; empty: none."""
+    total, played = sum(map(len, expected.values())), {result.case for result in results}
+    left = sum(case not in played for cases in expected.values() for case in cases)
+    if not left:
         return ""
-    each = sum(result.seconds for result in results) / len(results)
-    return f"{left} of {cases} cases are left: about {left * each / WORKERS / 60:.0f} minutes"
+    each = sum(result.seconds for result in results) / len(results) if results else 0.0
+    time = f": about {left * each / WORKERS / 60:.0f} minutes" if each else ""
+    return f"incomplete: {left} of {total} cases have not been played{time}"
 
 
 def summary(results: Sequence[Result]) -> str:
     """The numbers that are asked for, in one line."""
-    played = [result for result in results if result.hits]
+    reached = [result for result in results if result.reached]
     failed = sum(bool(result.complaints) for result in results)
-    extra = max((result.extra_writes for result in played), default=0)
-    evictions = sum(max(0, result.extra_evictions) for result in played)
+    extra = max((result.extra_writes for result in reached), default=0)
+    evictions = sum(max(0, result.extra_evictions) for result in reached)
+    idle = sum(not result.hits for result in reached)
     return (
         f"faults: {len(results)} runs, {failed} failures, at most {extra} extra writes,"
-        f" {evictions} extra evictions; {len(results) - len(played)} never came to their write;"
-        f" {sum(result.seconds for result in results):.0f} s"
+        f" {evictions} extra evictions; {len(results) - len(reached)} not reached,"
+        f" {idle} without anything to disturb; {sum(result.seconds for result in results):.0f} s"
     )
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of what was played last; a scenario that is gone may have left one of something else."""
+    found = sorted(folder.glob("*.jsonl"))
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    return [path for path in found if newest and _head(path).get("stamp") == _head(newest).get("stamp")]
+
+
+def _head(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text().partition("\n")[0])
+    return found
+
+
+def _expected(head: Mapping[str, Any]) -> tuple[FaultCase, ...]:
+    return tuple(FaultCase(**raw) for raw in head.get("expected", ()))
 
 
 def _line(result: Result) -> str:
@@ -189,16 +252,19 @@ def _read(line: str) -> Result:
     return Result(**{**raw, "case": FaultCase(**raw["case"]), "complaints": tuple(raw["complaints"])})
 
 
-def tell(folder: Path) -> None:
-    """What the results in a folder come to."""
-    found = load(folder)
+def tell(folder: Path, depth: int = 1) -> None:
+    """Sum up the results in a folder at this depth."""
+    found = load(folder, depth)
     print(summary(found))
-    if more := outlook(found, cases_in(folder)):
-        print(f"{more}, of scenarios that were begun; the same command goes on there")
+    for result in found:
+        if not result.reached:
+            print(f"not reached, so not passed: {result.case.title}")
+    if left := missing(found, expected_in(folder, depth)):
+        print(left)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        tell(Path(sys.argv[1]))
+        tell(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:
         print(WORKERS)

@@ -37,6 +37,8 @@ class Outcome:
     restarts: int = 0
     hits: int = 0
     """Calls, events or streams that its fault took."""
+    reached: bool = True
+    """It came to the write at which its fault begins; True without one."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Reference:
 
     runs: tuple[Outcome, Outcome]
     writes: int
-    """Writes of the first one that count as points to disturb."""
+    """Writes of the second one that count as points to disturb."""
     state: Any = field(init=False)
 
     def __post_init__(self) -> None:

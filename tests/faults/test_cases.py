@@ -1,8 +1,12 @@
 """The sample holds every kind and every scenario, is the same for the same seed, and goes on where it was ended."""
 
+import hashlib
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from hack.generate import ROOT
 from tests.faults.cases import (
     KINDS,
@@ -12,19 +16,20 @@ from tests.faults.cases import (
     FaultCase,
     Result,
     Results,
-    all_cases,
-    cases_in,
+    expected_in,
     load,
-    outlook,
+    missing,
     sample,
     summary,
+    tell,
 )
+from tests.integration.faultscenarios import LATER, MATRIX
 
 SCENARIOS = [f"scenario-{number}" for number in range(12)]
 
 
-def result(case: FaultCase, *complaints: str, hits: int = 1, extra: int = 0) -> Result:
-    return Result(case, complaints, hits, extra, 0, 1.0)
+def result(case: FaultCase, *complaints: str, hits: int = 1, extra: int = 0, reached: bool = True) -> Result:
+    return Result(case, complaints, hits, extra, 0, 1.0, reached)
 
 
 def test_every_kind_at_both_scopes_and_every_scenario_is_in_a_sample() -> None:
@@ -61,67 +66,109 @@ def test_every_fault_of_the_specification_is_played() -> None:
     assert set(re.findall(r'<a id="f\d+"></a>(F\d+)', page)) == set(ROWS.values())
 
 
-def test_all_cases_are_each_kind_at_each_write() -> None:
-    cases = list(all_cases("idle", 7))
-    assert len(cases) == 7 * len(KINDS)
-    assert {case.write(7) for case in cases} == set(range(1, 8))
+def test_the_sample_of_ci_stays_what_it_was() -> None:
+    cases = sample([one.name for one in MATRIX], "1", later=[one.name for one in LATER])
+    told = "\n".join(f"{case.scenario} {case.kind} {case.scope} {case.place}" for case in cases)
+    assert hashlib.sha256(told.encode()).hexdigest()[:12] == "a1f183370490"
+    assert not any(case.number for case in cases)
+
+
+def test_a_case_is_at_its_place_or_at_its_turn_even_where_a_run_is_shorter() -> None:
+    assert FaultCase("idle", *KINDS[0], 0.0).write(3) == 1
     assert FaultCase("idle", *KINDS[0], 0.999).write(3) == 3
+    assert FaultCase("idle", *KINDS[0], 0.9, 7, "POST gpunodes", 4).write(3) == 4
 
 
-def begun(path: Path, stamp: str, cases: int = 3) -> Results:
-    """A part with so many cases."""
+def test_the_title_of_a_case_says_where_it_is() -> None:
+    assert FaultCase("idle", "refused", "all", 0.25).title == "idle: refused (F7) at all from 0.250"
+    numbered = FaultCase("idle", "refused", "all", 0.25, 7, "PATCH nodes: label gpusharing.dev/mode", 2)
+    assert numbered.title == "idle: refused (F7) at all from write 7 (PATCH nodes: label mode, no. 2)"
+
+
+def begun(path: Path, stamp: str, cases: Sequence[FaultCase]) -> Results:
+    """A part with these cases."""
     results = Results(path, stamp)
-    results.expect(results.cases or cases)
+    results.expect(results.expected or cases)
     return results
 
 
-def test_what_has_a_good_result_is_not_played_again(tmp_path: Path) -> None:
-    one, two, three = sample(SCENARIOS, "1", 3)
+def test_what_has_passed_is_not_played_again(tmp_path: Path) -> None:
+    one, two, three = cases = sample(SCENARIOS, "1", 3)
     path = tmp_path / "part.jsonl"
-    first = begun(path, "commit")
+    first = begun(path, "commit", cases)
     first.add(result(one))
     first.add(result(two, "an orphan cordon"))
-    again = begun(path, "commit")
-    assert again.left([one, two, three]) == [two, three]
+    again = begun(path, "commit", cases)
+    assert again.left() == [two, three]
     again.add(result(two, extra=2))
-    assert begun(path, "commit").left([one, two, three]) == [three]
+    assert begun(path, "commit", cases).left() == [three]
     assert {(found.case, found.complaints) for found in load(tmp_path)} == {(one, ()), (two, ())}
 
 
-def test_who_goes_on_plays_as_many_cases_as_were_found_first(tmp_path: Path) -> None:
-    path = tmp_path / "part.jsonl"
-    begun(path, "commit", 989)
-    assert begun(path, "commit", 966).cases == 989
-    assert begun(path, "another", 966).cases == 966
+def test_what_was_not_reached_has_not_passed_and_is_played_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [
+        FaultCase("idle", "refused", "one", 0.99, 43, "POST events", 3),
+        FaultCase("idle", *KINDS[0], 0.5),
+    ]
+    results = begun(tmp_path / "idle.jsonl", "commit", cases)
+    results.add(result(cases[0], hits=0, reached=False))
+    results.add(result(cases[1]))
+    assert begun(tmp_path / "idle.jsonl", "commit", cases).left() == [cases[0]]
+    tell(tmp_path)
+    told = capsys.readouterr().out
+    assert "1 not reached" in told
+    assert "not reached, so not passed: idle: refused (F7) at one from write 43 (POST events, no. 3)" in told
+    assert "incomplete" not in told
+
+
+def test_who_goes_on_plays_the_cases_that_were_found_first(tmp_path: Path) -> None:
+    path, cases = tmp_path / "part.jsonl", sample(SCENARIOS, "1", 9)
+    begun(path, "commit", cases)
+    assert begun(path, "commit", cases[:8]).expected == tuple(cases)
+    assert begun(path, "another", cases[:8]).expected == tuple(cases[:8])
 
 
 def test_results_of_something_else_are_thrown_away(tmp_path: Path) -> None:
     (case,) = sample(SCENARIOS, "1", 1)
     path = tmp_path / "part.jsonl"
-    begun(path, "commit").add(result(case))
-    assert begun(path, "another").left([case]) == [case]
+    begun(path, "commit", [case]).add(result(case))
+    assert begun(path, "another", [case]).left() == [case]
     assert load(tmp_path) == []
 
 
-def test_a_full_run_that_was_ended_tells_what_is_left_and_how_long_that_takes(tmp_path: Path) -> None:
-    first, second = list(all_cases("idle", 5)), list(all_cases("pods", 4))
+def test_a_file_of_something_else_beside_them_does_not_count(tmp_path: Path) -> None:
+    old, new = sample(SCENARIOS, "1", 2)
+    begun(tmp_path / "gone.jsonl", "commit", [old]).add(result(old))
+    os.utime(tmp_path / "gone.jsonl", (1, 1))
+    begun(tmp_path / "there.jsonl", "another", [new]).add(result(new))
+    assert [found.case for found in load(tmp_path)] == [new]
+    assert expected_in(tmp_path) == {"there": (new,)}
+
+
+def test_a_full_run_that_was_ended_says_what_is_missing_and_how_long_that_takes(tmp_path: Path) -> None:
+    first, second = sample(SCENARIOS, "1", 80), sample(SCENARIOS, "2", 70)
     for number, cases in enumerate((first, second)):
-        results = Results(tmp_path / f"{number}.jsonl", "commit")
-        results.expect(len(cases))
-        for case in cases[:10]:
+        results = begun(tmp_path / f"{number}.jsonl", "commit", cases)
+        for case in cases[: 10 * number]:
             results.add(Result(case, (), 1, 0, 0, 8.0))
-    total = len(first) + len(second)
-    assert cases_in(tmp_path) == total
-    left = total - 20
-    told = outlook(load(tmp_path), cases_in(tmp_path))
-    assert told == f"{left} of {total} cases are left: about {left * 8 / WORKERS / 60:.0f} minutes"
-    assert outlook(load(tmp_path), 20) == ""
+    expected = expected_in(tmp_path)
+    assert {part: len(cases) for part, cases in expected.items()} == {"0": 80, "1": 70}
+    told = missing(load(tmp_path), expected)
+    assert (
+        told
+        == f"incomplete: 140 of 150 cases have not been played: about {140 * 8 / WORKERS / 60:.0f} minutes"
+    )
+    assert missing([], expected) == "incomplete: 150 of 150 cases have not been played"
+    assert missing([result(case) for case in (*first, *second)], expected) == ""
 
 
 def test_the_closing_line_tells_the_numbers() -> None:
-    one, two, three = sample(SCENARIOS, "1", 3)
-    text = summary([result(one, "bad", extra=4), result(two, extra=-1), result(three, hits=0, extra=9)])
-    assert text == (
-        "faults: 3 runs, 1 failures, at most 4 extra writes, 0 extra evictions;"
-        " 1 never came to their write; 3 s"
+    one, two, three, four = sample(SCENARIOS, "1", 4)
+    bad, good = result(one, "bad", extra=4), result(two, extra=-1)
+    late, idle = result(three, hits=0, extra=9, reached=False), result(four, hits=0)
+    assert summary([bad, good, late, idle]) == (
+        "faults: 4 runs, 1 failures, at most 4 extra writes, 0 extra evictions;"
+        " 1 not reached, 1 without anything to disturb; 4 s"
     )

@@ -189,6 +189,56 @@ async def test_where_two_writes_are_on_their_way_at_once_no_number_is_passed_ove
     assert (killed.is_set(), lost.hits) == (True, 1)
 
 
+async def test_faults_and_traps_count_the_writes_that_are_aimed_at_and_the_log_counts_all(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    killed = threading.Event()
+    lost = faults.AnswerLost(2, "one", times=1)
+    proxy.aim(lambda method, path, body: (method, path) == ("PATCH", GPU_2))
+    proxy.disturb(lost)
+    proxy.arm(3, killed.set)
+    paths = (GPU_1, GPU_1, GPU_2, GPU_1, GPU_2, GPU_1, GPU_1)
+    assert [await patch(client, path) for path in paths] == [200, 200, 200, 200, 0, 200, 200]
+    assert not killed.is_set()
+    assert await patch(client, GPU_2) == 200
+    assert killed.is_set()
+    assert [write.number for write in proxy.writes] == [1, 2, 3, 4, 5, 6, 7, 8]
+    proxy.reset()
+    proxy.disturb(faults.AnswerLost(1, "one", times=1))
+    assert await patch(client, GPU_1) == 0, "every write is aimed at again"
+
+
+async def test_of_writes_on_their_way_at_once_each_is_aimed_at_in_its_turn(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    came, go = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        came.set()
+        assert go.wait(30)
+
+    lost, late = faults.AnswerLost(2, "one", times=1), faults.WatchLate(2, "one")
+    proxy.aim(lambda method, path, body: path.startswith(GPU_1))
+    proxy.disturb(faults.Held(1, "one", act=wait), lost, late)
+    held = asyncio.create_task(patch(client, GPU_1))
+    assert await asyncio.to_thread(came.wait, 30)
+    assert await patch(client, f"{GPU_1}/status") == 0, "the second one to come"
+    assert late.began is None, "the first answer"
+    go.set()
+    assert await held == 200
+    assert (late.began is not None, lost.hits) == (True, 1)
+
+
+async def test_a_fault_whose_write_never_comes_does_not_begin(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    lost = faults.AnswerLost(2, "all", times=1)
+    proxy.aim(lambda method, path, body: path == GPU_2)
+    proxy.disturb(lost)
+    assert [await patch(client, path) for path in (GPU_1, GPU_2, GPU_1)] == [200, 200, 200]
+    assert (lost.began, lost.hits) == (None, 0)
+
+
 async def test_a_watch_is_late_as_a_whole_and_in_its_order(
     server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -17,6 +17,7 @@ from tests.fakes.tls import Identity
 from tests.faults.cases import CALLS, FaultCase
 from tests.faults.invariants import cost_of, find_wrong, find_wrong_end, uid_of
 from tests.faults.oracle import Outcome, Reference, differences, without_way
+from tests.faults.points import aim_at
 from tests.faults.writelog import Call, WriteLog
 from tests.integration.crash import CALM, SECONDS, Scenario, Theatre, end_state, kind_of, wait_for_pods
 from tests.integration.crashscenarios import ELSEWHERE, plain_node
@@ -94,13 +95,23 @@ class FaultTheatre(Theatre):
             self._references[scenario.name] = Reference((one, two), writes)
         return self._references[scenario.name]
 
+    def record(self, scenario: Scenario) -> tuple[Write, ...]:
+        """The writes that count of one run that nothing disturbs."""
+        run = self.watch(scenario)
+        assert not run.wrong, f"undisturbed {scenario.name}: {run.wrong}"
+        return tuple(write for write in self.proxy.writes if write.number)
+
     def watch(
         self, scenario: Scenario, case: FaultCase | None = None, at: int = 0, *, around: Around = UNDISTURBED
     ) -> Outcome:
-        """Play it once, with a fault from the write `at` on, or with something that goes on all the time."""
+        """Play it once, with a fault from the write `at` on, or with something that goes on all the time.
+
+        `at` counts the writes that a case aims at: those of one sort in the full matrix, otherwise all.
+        """
         wanted = self.reference(scenario).state if case or around.alike else None
         marks = [time.monotonic()]
-        log = self.directory / f"{scenario.name}-{case.kind if case else 'reference'}-{at}.log"
+        number = (case and case.number) or at
+        log = self.directory / f"{scenario.name}-{case.kind if case else 'reference'}-{number}.log"
         self.clear()
         self.recorder.forget()
         known = self.recorder.gaps
@@ -124,6 +135,8 @@ class FaultTheatre(Theatre):
                 )
         self.clear()
         outcome = self._outcome(written, state, wrong, lives.restarts, fault)
+        if case is not None and fault is None:
+            outcome = replace(outcome, reached=lives.restarts > 0)  # it was to be killed
         for part, one, two in zip(SPENT, marks, [*marks[1:], time.monotonic()], strict=True):
             self.spent[part] += two - one
         return outcome
@@ -173,6 +186,7 @@ class FaultTheatre(Theatre):
             twice=_twice(log),
             restarts=restarts,
             hits=hits,
+            reached=fault is None or not fault.at or fault.began is not None,
         )
 
     @contextlib.contextmanager
@@ -187,6 +201,8 @@ class FaultTheatre(Theatre):
         lives = Lives(self.proxy, self.nursery, self.product.api, environment, log, self._doors)
         if around.forget:
             lives.forget = self._forget_holder
+        if case is not None and case.aim:
+            self.proxy.aim(aim_at(case.aim))
         fault = self._fault(case, at, lives) if case is not None else None
         if around.fault is not None:
             fault = around.fault()
