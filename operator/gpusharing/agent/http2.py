@@ -37,7 +37,7 @@ _EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0
 
 
 class Stream:
-    """One call, and what has come of it so far."""
+    """One call, and its result so far."""
 
     __slots__ = ("body", "ended", "headers")
 
@@ -60,12 +60,12 @@ class Conversation:
 
     @property
     def over(self) -> bool:
-        """No more calls are made on it: the server takes none, or there were many."""
+        """No more calls are made on it: the server accepts none, or there were many."""
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
-        """What is to be sent to call these methods with an empty message, and their streams in that order. Raises
-        ValueError where the connection allows no more calls."""
+        """The bytes to send to call these methods with an empty message, and their streams in that order. Raises
+        ValueError when the connection allows no more calls."""
         self._turns += 1
         try:
             streams = [self._begin(path) for path in paths]
@@ -74,13 +74,13 @@ class Conversation:
         return self._http2.data_to_send(), streams
 
     def receive(self, data: bytes) -> bytes:
-        """Take what the server sent; returns what is to be sent back. Raises ValueError where it is not understood:
-        then the connection is of no use any more."""
+        """Take what the server sent; returns the bytes to send back. Raises ValueError when it is not understood: then
+        the connection is useless."""
         try:
             for event in self._http2.receive_data(data):
                 self._take(event)
         except H2Error as error:
-            raise ValueError(f"no HTTP/2 as it should be: {error}") from error
+            raise ValueError(f"invalid HTTP/2: {error}") from error
         return self._http2.data_to_send()
 
     def _begin(self, path: str) -> Stream:
