@@ -25,14 +25,15 @@ DIFFERENCES = (
         "nvidia-device-plugin", "v0.19.3",
         "each profile with a suffix is a resource of its own: nvidia.com/mig-1g.10gb.me, nvidia.com/mig-1g.24gb-me",
         "resource patterns are unanchored regular expressions: +me, +gfx, -me instances are served in the plain name",
-        "planning/wanted/toolversions.py: refused where ClusterPolicy names an older version, else told by name",
+        "planning/wanted/toolversions.py: refused where ClusterPolicy names an older version, otherwise reported by"
+        " name",
         "test_a_mode_is_served_and_labelled_exactly_as_predicted",
     ),
     Difference(
         "config-manager", "v0.19.3",
         "its init container (oneshot) links the configuration that the label names before the plugin starts",
         "it takes an empty label first, as its watch has nearly never answered by then: fallback or default; the init "
-        "container ends with that, and the sidecar puts it right some milliseconds later",
+        "container ends with that, and the sidecar corrects it a few milliseconds later",
         "after every start of the plugin's or GFD's pod the fallback is served for a moment (with MIG on: whole GPUs): "
         "allocatable and labels of that moment prove nothing",
         "test_the_init_container_ends_with_the_fallback_whatever_the_label_says",
@@ -40,16 +41,16 @@ DIFFERENCES = (
     Difference(
         "config-manager", "v0.19.3",
         "it signals its program whenever it has changed the configuration, sooner or later",
-        "it changes the configuration, then looks through all processes of the pod, and ends at one that is over, or "
-        "without the program; only its next start, which takes the fallback first, signals again",
+        "it changes the configuration, then looks through all processes of the pod, and exits if one of them has ended,"
+        " or if the program is not among them; only its next start, which takes the fallback first, signals again",
         "plugin or GFD may keep the old configuration until the kubelet starts the sidecar again (10 s to 5 min)",
         "test_it_changes_the_configuration_before_it_finds_that_there_is_no_program_to_signal",
     ),
     Difference(
         "config-manager", "v0.19.3",
         "in the MPS daemon's pod it signals the daemon, among all processes of the host (hostPID)",
-        "it panics at the first process without a command line, as a kernel thread is (k8s-device-plugin issue 1726, "
-        "mended in v0.20), and would not find the daemon by the name that it is given (PR 1827); the daemon keeps the "
+        "it panics at the first process without a command line, as a kernel thread is (k8s-device-plugin issue 1726,"
+        " fixed in v0.20), and would not find the daemon by the name that it is given (PR 1827); the daemon keeps the "
         "empty configuration with which the GPU Operator's starts, and waits for ever",
         "no node is drained for MPS there: MPSNotSwitchable (docs/design/nvidia.md#b5)",
         "test_beside_a_process_without_a_command_line_it_panics_as_the_mps_daemons_does_on_every_host",
@@ -70,10 +71,11 @@ DIFFERENCES = (
     ),
     Difference(
         "gpu-feature-discovery", "v0.19.3",
-        "nvidia.com/gpu.product and nvidia.com/gpu.count tell of all GPUs of a node with two card models",
-        "they tell of one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
+        "nvidia.com/gpu.product and nvidia.com/gpu.count describe all GPUs of a node with two card models",
+        "they describe one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
         "whole GPU before divided ones",
-        "planning/proof/verify.py takes the label set of any one model; a nodeSelector on such a product is a coin",
+        "planning/proof/verify.py accepts the label set of any one model; a nodeSelector on such a product is a coin"
+        " toss",
         "test_gfd_counts_per_model_and_whichever_it_shows_is_accepted",
     ),
     Difference(
@@ -94,7 +96,7 @@ DIFFERENCES = (
     Difference(
         "nvidia-mig-parted", "v0.13.1",
         "its last line says why it failed",
-        "the last line is the sum ('all orderings failed'); the cause is in the level=error lines before, by the "
+        "the last line is a summary ('all orderings failed'); the cause is in the level=error lines before, by the "
         "name of NVML's code (ERROR_IN_USE), not by NVML's text",
         "a message for people takes the first level=error line too",
         "test_an_instance_in_use_stops_the_change_after_its_neighbour_is_gone",
@@ -102,7 +104,7 @@ DIFFERENCES = (
     Difference(
         "nvidia-mig-parted", "v0.13.1",
         "a held Hopper fails when the mode is set",
-        "setting the mode is taken as done (the activation status is not read); it fails one step later with 'unable "
+        "setting the mode counts as done (the activation status is not read); it fails one step later with 'unable "
         "to apply MIG config with MIG mode disabled'",
         "that line means: the GPU was held",
         "test_a_held_hopper_is_not_changed_and_the_failure_is_told",
@@ -112,13 +114,13 @@ DIFFERENCES = (
         "with WITH_REBOOT a GPU that is held comes up in the new mode after the reboot",
         "so it is on Ampere, which keeps the pending mode; Hopper and later lose it (MIG user guide), and the run "
         "after the reboot ends in 'failed': MIG mode change did not take effect after rebooting",
-        "on these cards a reboot frees the GPU and no more: a restart of mig-manager's pod is needed too",
+        "on these cards a reboot only frees the GPU: a restart of mig-manager's pod is needed too",
         "test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_manager",
     ),
     Difference(
         "nvidia-mig-parted", "v0.13.1",
-        "a row for all devices passes over a card without MIG, whether applied or asserted",
-        "apply passes over it and says success, assert fails",
+        "a row for all devices skips a card without MIG, whether applied or asserted",
+        "apply skips it and reports success, assert fails",
         "mig-manager would say success and never find it applied; planning/wanted/target.py: cards without MIG get no "
         "mig.* labels, and a MIG policy on them is refused",
         "test_on_a_card_without_mig_a_layout_for_all_gpus_is_applied_successfully_and_nothing_happens",
