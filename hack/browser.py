@@ -38,7 +38,7 @@ class Browser:
 
 
 def find() -> Browser | None:
-    """What there is already, in the cache or on the PATH."""
+    """What exists already, in the cache or on the PATH."""
     if (_folder() / PROGRAM).is_file():
         libraries = sorted(path for path in (_folder() / "usr/lib").glob("*-linux-gnu*") if path.is_dir())
         folders = [folder for path in libraries for folder in (path, path / "pulseaudio")]

@@ -131,7 +131,7 @@ class Embedded:
             loop.wake()
 
     async def kill_operator(self) -> None:
-        """kill -9: the operator ends where it stands, and its Lease runs until it expires."""
+        """kill -9: the operator ends wherever it is, and its Lease runs until it expires."""
         if self._operator is None or self.client is None:
             return
         self.client.die()
@@ -169,9 +169,9 @@ class Embedded:
         return self.cluster.get(GPUNODES, name)
 
     async def until(self, condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-        """Wait for a condition on the stored objects; AssertionError tells what did not come.
+        """Wait for a condition on the stored objects; AssertionError says what did not come.
 
-        An operator that ends by itself raises here what ended it.
+        An operator that ends unexpectedly raises here what ended it.
         """
         changed = asyncio.Event()
         self.cluster.store.waiting.add(changed)

@@ -87,7 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hack.krew", description=__doc__.splitlines()[0])
     parser.add_argument("source", help="address of the repository, for example https://HOST/TEAM/NAME")
     parser.add_argument(
-        "--platform", action="append", choices=PLATFORMS, help="instead of all; several times"
+        "--platform",
+        action="append",
+        choices=PLATFORMS,
+        help="only this one; can be given several times; default: all",
     )
     options = parser.parse_args(arguments)
     shutil.rmtree(TARGET, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""Write all requirement locks anew from pyproject.toml: pinned, with hashes, for every platform.
+"""Regenerate all requirement locks from pyproject.toml: pinned, with hashes, for every platform.
 
-No uv.lock: it names the registry of whoever wrote it (docs/adr/0006).
+No uv.lock: it names the registry of the person who wrote it (docs/adr/0006).
 """
 
 import subprocess
@@ -14,7 +14,7 @@ LOCKS = {
     "requirements-dev.lock": ("pyproject.toml", "--group", "dev"),
     "requirements-docs.lock": ("--group", "docs", "--python-version", "3.11"),
 }
-"""File name and what goes into it: the project's own dependencies, a group besides, or a group alone."""
+"""File name and what goes into it: the project's own dependencies, these with a group, or a group alone."""
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,5 @@
-"""The chart as it is published: a copy that names its image by digest and says what changed, so that nobody has to.
+"""The chart as it is published: a copy that names its image by digest and says what changed, so that this is not done
+by hand.
 
 python -m hack.release REPOSITORY sha256:...   writes build/chart/gpu-sharing-operator, for `helm package`
 
@@ -34,17 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--changelog", type=Path, default=CHANGELOG, help="CHANGELOG.md without it")
     parser.add_argument(
-        "--target", type=Path, default=TARGET, help="build/chart/gpu-sharing-operator without it"
+        "--target", type=Path, default=TARGET, help="default: build/chart/gpu-sharing-operator"
     )
     options = parser.parse_args(arguments)
     if not DIGEST.fullmatch(options.digest):
-        print(f"{options.digest} is no digest; for example sha256:{'0' * 64}", file=sys.stderr)
+        print(f"{options.digest} is not a digest; write one like sha256:{'0' * 64}", file=sys.stderr)
         return 2
     version = _version()
     changes = read_changes(options.changelog.read_text(), version)
     if not changes:
         needed = f"needed: a section ## {version} with a line per change"
-        print(f"{options.changelog.name} says nothing of {version}; {needed}", file=sys.stderr)
+        print(f"{options.changelog.name} says nothing about {version}; {needed}", file=sys.stderr)
         return 1
     print(write_chart(options.target, options.repository, options.digest, changes, options.source))
     return 0
@@ -109,13 +110,13 @@ def _addresses(source: str) -> list[str]:
 
 
 def _put(text: str, old: str, new: str) -> str:
-    """Replace a line that stands there once.
+    """Replace a line that occurs once.
 
     Raises:
         ValueError: it does not; the chart was changed, and this program must follow.
     """
     if text.count(f"\n{old}\n") != 1:
-        raise ValueError(f"the line {old!r} does not stand there once")
+        raise ValueError(f"the line {old!r} does not occur exactly once")
     return text.replace(f"\n{old}\n", f"\n{new}\n")
 
 

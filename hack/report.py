@@ -39,15 +39,15 @@ EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", 
 REQUIRED_IN_CI = (2, 3, 4)
 SLOWEST = 10
 LONG = 120.0
-"""Seconds from which on a run tells how fast the machine was."""
+"""Seconds from which on a run reports how fast the machine was."""
 FEW_FILES = 15
-"""Up to here the time is told by file."""
+"""Up to here the time is reported by file."""
 FROM_WORKER = "gpusharing-report"
-"""Key of what a worker tells at its end."""
+"""Key of what a worker reports at its end."""
 
 
 class Report:
-    """Collects what pytest tells and prints it before pytest's closing line."""
+    """Collects what pytest reports and prints it before pytest's closing line."""
 
     def __init__(self) -> None:
         """The wall clock runs from here."""
@@ -117,7 +117,7 @@ class Report:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take what a worker tells at its end; all of them collect the same."""
+        """Take what a worker reports at its end; all of them collect the same tests."""
         told = getattr(node, "workeroutput", {}).get(FROM_WORKER)
         if told is not None:
             self._not_selected = Counter({(rung, verb): count for rung, verb, count in told["left out"]})
@@ -191,7 +191,7 @@ def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[
 
 
 def find_rung(item: pytest.Item) -> int:
-    """The rung (docs/design/faults.md#rungs) that a test stands on: its marker, else what it runs."""
+    """The rung (docs/design/faults.md#rungs) that a test is on: its marker, else what it runs."""
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung

@@ -48,7 +48,7 @@ class Results:
     """The table."""
 
     def __init__(self) -> None:
-        """Nothing was asked yet."""
+        """Nothing has been asked yet."""
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def add(self, properties: Iterable[tuple[str, object]]) -> None:

@@ -1,7 +1,7 @@
 """Make .venv as requirements-dev.lock says; nothing to do when it is there already.
 
 Run by the system's Python, so that nothing but Python is needed: this file keeps to syntax that an old one can
-read, and tells such a one what is missing.
+read, and tells them what is missing.
 """
 
 import hashlib
@@ -33,7 +33,8 @@ def main() -> int:
         say(f"making .venv with Python {sys.version.split()[0]}")
         if subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]) != 0:
             return refuse(
-                "python3 -m venv failed.", "On Debian and Ubuntu it is apart: apt install python3-venv"
+                "python3 -m venv failed.",
+                "On Debian and Ubuntu it is a separate package: apt install python3-venv",
             )
     stamp.unlink(missing_ok=True)
     say("installing requirements-dev.lock, every file checked against its hash")

@@ -98,7 +98,7 @@ IN_A_POD = ("-m", "hack.inpod", "gpusharing.controller.main")
 
 @dataclass(frozen=True)
 class Door:
-    """What stands before an API server and is taken for it."""
+    """What is in front of an API server and is taken for it."""
 
     url: str
     """https://..."""

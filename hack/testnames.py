@@ -32,5 +32,6 @@ def check_names(items: Iterable[pytest.Item]) -> None:
         )
         if ADDRESS.search(call.id) or any(str(value) in call.id for value in sets):
             raise pytest.UsageError(
-                f"{item.nodeid}: other in the next process, for it shows a set or an address; give it `ids` or a tuple"
+                f"{item.nodeid}: differs in the next process, because it shows a set or an address; give it `ids` or a"
+                " tuple"
             )

@@ -1,4 +1,5 @@
-"""`make verify`: everything about the checkout that needs no control plane. Every step runs, then a table tells.
+"""`make verify`: everything about the checkout that needs no control plane. Every step runs, then a table shows the
+results.
 
 A step is a program of .venv with its arguments, so that what you see is what you can repeat.
 """

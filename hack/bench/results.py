@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REFERENCE_PACE_MS = 70.0
-"""What machine.pace_ms is where the aims of CPU time hold: two cores that nobody else uses
+"""The machine.pace_ms at which the aims of CPU time apply: two cores that nothing else uses
 (docs/adr/0051-aims-at-a-pace.md)."""
 
 
@@ -67,7 +67,7 @@ class Measured:
     value: float
     how: str
     pace_ms: float | None = None
-    """How fast the machine ran around it (machine.pace_ms); None: nobody looked."""
+    """How fast the machine ran around it (machine.pace_ms); None: not measured."""
 
     @property
     def judged(self) -> float:
@@ -127,7 +127,7 @@ def write(
 ) -> None:
     """One flat JSON object: metric to number and to the pace around it, and the machine's facts under `machine.`.
 
-    What has no number is told under `METRIC.failed`.
+    What has no number is reported under `METRIC.failed`.
     """
     flat: dict[str, str | int | float] = {result.name: round(result.value, 5) for result in results}
     flat |= {f"{one.name}.pace_ms": round(one.pace_ms) for one in results if one.pace_ms is not None}

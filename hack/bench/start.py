@@ -25,7 +25,7 @@ WAIT_PER_NODE = 0.2
 
 
 def start(testbed: Testbed, count: int) -> Iterator[Measured]:
-    """Adopt `count` nodes, then start the operator anew."""
+    """Adopt `count` nodes, then restart the operator."""
     seconds = 60 + WAIT_PER_NODE * count
     made = [
         nodes.node_manifest(f"{POOL}-{i:04}", pool=POOL, product=PRODUCT, gpus=GPUS) for i in range(count)

@@ -20,7 +20,7 @@ OTHER_PODS = 32
 """Pods without a device, which a kubelet lists as well: those of the system, and whoever needs no GPU."""
 MEMORY_MIB, SM_PERCENT = 4096, 40
 COMMAND = ("sleep", "infinity")
-"""Of each process; NVML tells it as the name."""
+"""Of each process; NVML reports it as the name."""
 
 
 @dataclass(frozen=True, slots=True)

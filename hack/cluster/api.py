@@ -23,7 +23,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 TIMEOUT_SECONDS = 30.0
 
 IDLE_SECONDS = 30.0
-"""Older idle connections are opened anew: the server closes them without a word after some time."""
+"""Older idle connections are reopened: the server closes them silently after some time."""
 
 Object = dict[str, Any]
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """Who we are to the API server: a client certificate, or a bearer token, or nobody."""
+    """Our credentials for the API server: a client certificate, or a bearer token, or none."""
 
     cert: Path | None = None
     key: Path | None = None

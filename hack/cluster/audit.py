@@ -77,7 +77,7 @@ def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iter
 
 
 def wait_logged(log: Path, api: Api) -> None:
-    """Until the log tells of what the server has answered: it writes a line after the answer has left.
+    """Wait until the log shows what the server has answered: it writes a line after the answer has left.
 
     The line of a request that is asked now comes later than theirs, but for one that is held up for longer than a
     whole request takes.
@@ -88,7 +88,7 @@ def wait_logged(log: Path, api: Api) -> None:
     def logged() -> bool:
         return any(mark.encode() in line for line in lines_since(log, start))
 
-    wait_until(logged, LOGGED_SECONDS, "the audit log to tell of a request", poll=0.002)
+    wait_until(logged, LOGGED_SECONDS, "the audit log to show a request", poll=0.002)
 
 
 def count_verbs(requests: Iterable[Request]) -> Counter[tuple[str, str, str]]:

@@ -116,9 +116,9 @@ def find_running(directory: Path) -> Api | None:
             api.get("/readyz")
             return api
         except (ApiError, OSError) as error:
-            _say(f"the recorded cluster does not answer ({error}); starting anew")
+            _say(f"the recorded cluster does not answer ({error}); starting a new one")
     else:
-        _say(f"the recorded cluster is broken ({', '.join(dead)} not running); starting anew")
+        _say(f"the recorded cluster is broken ({', '.join(dead)} not running); starting a new one")
     state.stop_recorded(directory)
     shutil.rmtree(directory, ignore_errors=True)
     return None

@@ -20,7 +20,7 @@ class Field:
     there: bool
     """The CRD has it."""
     default: Any = None
-    """What the CRD makes of it where its block is there and it is not; None: nothing."""
+    """The CRD's default where its block exists and the field does not; None: none."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _is_taken(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now, for programs that are told theirs, and that may be started again on them.
+    """Loopback ports that are free now, for programs that are given theirs, and that may be started again on them.
 
     They are none of those that the system gives to whoever asks for any, or connects to somebody: one that nobody
     listens on for a moment would soon be taken. Another call of this may still find the same: callers start again then.
@@ -141,7 +141,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _any_port() -> int:
-    """One that the system gives to nobody by itself; 0, which lets it choose, where it gives nearly all."""
+    """One that the system does not hand out automatically; 0, which lets it choose, where it hands out nearly all."""
     try:
         first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     except OSError:

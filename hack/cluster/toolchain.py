@@ -34,7 +34,7 @@ CHARTTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "charttools"
 KREWTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "krewtools"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 OLDEST_GO = (1, 21)
-"""The first Go that fetches the toolchain which a go.mod asks for by itself."""
+"""The first Go that automatically fetches the toolchain that a go.mod asks for."""
 
 
 class ToolchainError(Exception):

@@ -1,4 +1,4 @@
-"""`python -m hack.demo`: the story on a stage. Exit status 0 only when everything that it showed is so."""
+"""`python -m hack.demo`: the story on a stage. Exit status 0 only when everything that it showed is true."""
 
 import argparse
 import asyncio
@@ -102,7 +102,7 @@ def main() -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("\ninterrupted", file=sys.stderr)
         return 130
-    screen.heading(f"All {screen.checks} checks hold. What to try next:")
+    screen.heading(f"All {screen.checks} checks passed. What to try next:")
     for line in TRY_NEXT[options.driver]:
         print(f"  {line}")
     return 0

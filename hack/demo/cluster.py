@@ -89,7 +89,7 @@ class ClusterStage:
         return await asyncio.to_thread(self._writes)
 
     async def changed(self) -> None:
-        """See Stage. An operator that ended by itself will not change anything any more."""
+        """See Stage. An operator that ended unexpectedly will not change anything any more."""
         if self._operator is not None and self._operator.exit_status not in (None, -signal.SIGKILL):
             raise ComponentError(
                 f"the operator ended with status {self._operator.exit_status}; its last lines ({LOG}):\n{tail(LOG)}"

@@ -70,7 +70,7 @@ class Demo:
         await self.until(f"{', '.join(names)} Ready", condition, seconds)
 
     async def used(self, name: str, text: str) -> None:
-        """Wait until the agents have told how many devices pods hold."""
+        """Wait until the agents have reported how many devices pods hold."""
 
         async def told() -> bool:
             return bool(find((await self.policy(name))[1], ".summary.used") == text)
@@ -94,7 +94,7 @@ class Demo:
         return found
 
     async def leader(self) -> str:
-        """Who holds the operator's Lease; empty while nobody does."""
+        """Holder of the operator's Lease; empty while there is none."""
         lease = await self.stage.client.get(
             LEASES, Settings().lease_name, namespace=Settings().plan.namespace
         )

@@ -115,7 +115,7 @@ def _broken_gpu(screen: Screen, loop: Loop, number: int) -> None:
     screen.check(f"{FAULTY} is Failed, and stays cordoned", is_cordoned(loop, FAULTY))
     screen.check("mig-parted's own words are shown", "all orderings failed" in place["message"])
     loop.nodes[FAULTY].simulator.clear_faults()
-    screen.say("The GPU is mended; a person asks for another try.")
+    screen.say("The GPU is repaired; a person asks for a retry.")
     words = ("annotate", "node", FAULTY, "--overwrite", f"{names.ANNOTATION_RETRY}=again")
     screen.command(" ".join(("kubectl", *words)))
     screen.output(loop.plane.kubectl(*words))

@@ -37,7 +37,7 @@ class Screen:
             self._line(self._paint(line, "33"))
 
     def say(self, text: str) -> None:
-        """A sentence that tells what happens and why."""
+        """A sentence that says what happens and why."""
         if not self.quiet:
             for line in textwrap.wrap(text, WIDTH):
                 self._line(line)
@@ -50,7 +50,7 @@ class Screen:
         self._line(self._paint(" \\\n".join(lines), "36"))
 
     def output(self, text: str) -> None:
-        """What a program answered; a line that is too long goes on below its last column."""
+        """What a program answered; a line that is too long continues below its last column."""
         if self.quiet:
             return
         lines = text.rstrip().splitlines()

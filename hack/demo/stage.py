@@ -1,4 +1,4 @@
-"""Where the story is played. Two stages, one story: what differs between them stands here and nowhere else."""
+"""Where the story is played. Two stages, one story: what differs between them is here and nowhere else."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass

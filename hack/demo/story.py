@@ -208,7 +208,7 @@ async def budget_blocks(demo: Demo) -> None:
 
 
 async def _settled(demo: Demo) -> None:
-    """All pods that may leave have left: only the budget is in the way, and the agents have counted anew."""
+    """All pods that may leave have left: only the budget is in the way, and the agents have counted again."""
 
     async def alone() -> bool:
         place = await demo.place(fleet.RANKER_NODE)
@@ -252,11 +252,11 @@ async def operator_dies(demo: Demo) -> None:
     await demo.show(places(*POOL_B))
     again = await demo.fence(fleet.RANKER_NODE)
     same = (again.get("op"), again.get("deadline")) == (fence["op"], fence["deadline"])
-    screen.check("a new process goes on with the same change and the same deadline", same)
+    screen.check("a new process continues the same change with the same deadline", same)
 
 
 async def owner_gives_way(demo: Demo) -> None:
-    """The owner of the budget allows it; the rest goes by itself."""
+    """The owner of the budget allows it; the rest happens automatically."""
     screen = demo.screen
     screen.heading("8. The owner of the budget gives way")
     screen.command('kubectl -n team-b patch pdb ranker --type merge -p \'{"spec": {"minAvailable": 0}}\'')
@@ -289,7 +289,7 @@ async def look_back(demo: Demo, since: int) -> None:
         bool(evicted) and max(evicted.values()) == 1,
     )
     written = (await demo.stage.writes())[since:]
-    screen.say("What the operator wrote for the three nodes of pool-b, its Lease apart:")
+    screen.say("What the operator wrote for the three nodes of pool-b, not counting its Lease:")
     kinds = Counter(write.resource for write in written)
     screen.output("\n".join(f"{number:4} {kind}" for kind, number in kinds.most_common()))
     by_node = Counter(write.name for write in written if write.resource == "nodes")

@@ -45,5 +45,5 @@ class SetClock:
         self._seconds.close()
 
     def set(self, seconds: int) -> None:
-        """From now on it is so much later than it really is; below 0 earlier."""
+        """From now on it is that much later than it really is; below 0 earlier."""
         self._seconds[:8] = struct.pack("=q", seconds)

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--arch", choices=ARCHITECTURES, action="append", help="this machine's without it")
     parser.add_argument(
-        "--image", default="", help="name and tag, as registry.example/gpu-sharing-operator:0.1.0"
+        "--image", default="", help="name and tag, such as registry.example/gpu-sharing-operator:0.1.0"
     )
     parser.add_argument("--advisories", type=Path, help="a file in OSV's format to compare the contents with")
     options = parser.parse_args(arguments)

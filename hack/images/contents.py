@@ -1,4 +1,4 @@
-"""What an image holds, part by part: the one reading from which sizes, SBOM and advisories are told."""
+"""What an image holds, part by part: the one reading from which sizes, SBOM and advisories are derived."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ DEBIAN, PYPI = "Debian", "PyPI"
 PYTHON_ITSELF = "Python"
 """Of a Python that was built from source; OSV has no ecosystem for it, so no advisory is compared with it."""
 UNKNOWN = "NOASSERTION"
-"""What SPDX says where nobody has said."""
+"""SPDX's value for what is not given."""
 
 
 @dataclass(frozen=True, order=True)

@@ -1,6 +1,6 @@
 """Fetch the locked Debian packages and lay them out as a tree: no root, no apt and no dpkg is needed for that.
 
-`python -m hack.images.debian` writes deploy/debian.lock anew from Debian's signed index (that needs apt).
+`python -m hack.images.debian` regenerates deploy/debian.lock from Debian's signed index (that needs apt).
 """
 
 import hashlib
@@ -104,12 +104,12 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
         Path(file.name).replace(target)
         return target
     raise FetchError(
-        f"{package.name} {package.version} ({package.architecture}) cannot be had:\n"
+        f"{package.name} {package.version} ({package.architecture}) cannot be downloaded:\n"
         + "\n".join(tried)
         + "\n"
         "Debian drops a version when a newer one is out. Name a mirror that has it\n"
         "  DEBIAN_MIRROR=http://deb.debian.org make images BASE=local\n"
-        "or take the versions of today (needs apt, changes deploy/debian.lock): python -m hack.images.debian"
+        "or use today's versions (needs apt, changes deploy/debian.lock): python -m hack.images.debian"
     )
 
 

@@ -28,7 +28,7 @@ class Origin:
     epoch: int
     """The commit's time, seconds since 1970: the image's time, so that two builds are alike."""
     source: str = ""
-    """Where the sources are; empty when nobody has said ($IMAGE_SOURCE)."""
+    """Where the sources are; empty when not given ($IMAGE_SOURCE)."""
 
     @property
     def created(self) -> str:

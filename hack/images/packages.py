@@ -103,7 +103,7 @@ class Package:
     sha256: str
 
     def line(self) -> str:
-        """As it stands in the lock."""
+        """As it is written in the lock."""
         return " ".join(
             (self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}")
         )
@@ -117,7 +117,7 @@ AS_OF = re.compile(r"^# as of (?P<stamp>\d{8}T\d{6}Z)$", re.MULTILINE)
 
 
 class LockError(ValueError):
-    """The lock of Debian packages is not what the code needs; the text says what and how to write it anew."""
+    """The lock of Debian packages is not what the code needs; the text says what and how to regenerate it."""
 
 
 def parse_lock(text: str) -> list[Package]:
@@ -132,8 +132,8 @@ def parse_lock(text: str) -> list[Package]:
             continue
         if not (match := LINE.fullmatch(row)):
             raise LockError(
-                f"line {number} is no package: {row!r}; each is: architecture name version debian pool/....deb"
-                " sha256:...; write it anew with: python -m hack.images.debian"
+                f"line {number} is not a package: {row!r}; each is: architecture name version debian pool/....deb"
+                " sha256:...; regenerate it with: python -m hack.images.debian"
             )
         found.append(Package(**match.groupdict()))
     for architecture in ARCHITECTURES:
@@ -141,8 +141,8 @@ def parse_lock(text: str) -> list[Package]:
         if have != set(PACKAGES):
             wrong = ", ".join(sorted(have ^ set(PACKAGES)))
             raise LockError(
-                f"{architecture}: {wrong} differ from hack/images/packages.py;"
-                " write the lock anew with: python -m hack.images.debian"
+                f"{architecture}: {wrong} differ from hack/images/packages.py; regenerate the lock with: python -m"
+                " hack.images.debian"
             )
     return sorted(found)
 
@@ -155,7 +155,7 @@ def as_of(text: str) -> str:
     """
     if not (match := AS_OF.search(text)):
         raise LockError(
-            "the lock says not `# as of 20261120T220000Z`; write it anew: python -m hack.images.debian"
+            "the lock lacks a line such as `# as of 20261120T220000Z`; regenerate it: python -m hack.images.debian"
         )
     return match["stamp"]
 

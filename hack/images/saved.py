@@ -65,7 +65,7 @@ def read(path: Path) -> Saved:
             (manifest,) = json.loads(_member(tar, "manifest.json"))
         except (KeyError, ValueError) as error:
             raise ArchiveError(
-                f"{path} is no archive of one image, as `docker save` writes it: {error}"
+                f"{path} is not an archive of one image, as `docker save` writes it: {error}"
             ) from error
         raw = _member(tar, manifest["Config"])
         files: dict[str, bytes] = {}

@@ -87,7 +87,7 @@ def measure(root: Path, plane: ControlPlane) -> Start:
                     return Start(time.monotonic() - begin, cpu_ms(process.pid) / 1000)
                 time.sleep(0.01)
             log.seek(0)
-            raise RuntimeError(f"the operator never was Ready:\n{log.read().decode()}")
+            raise RuntimeError(f"the operator was never Ready:\n{log.read().decode()}")
         finally:
             process.terminate()
             process.wait(PATIENCE)

@@ -20,7 +20,7 @@ from hack.images.packages import ARCHITECTURES, PYTHON
 
 LOCK = ROOT / "requirements.lock"
 SITE = f"usr/local/lib/python{PYTHON}/dist-packages"
-"""Where Debian's Python looks without being told."""
+"""Where Debian's Python looks by default."""
 STDLIB = f"usr/lib/python{PYTHON}"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 """Debian's name of an architecture, and the one of wheels and of uname."""
@@ -149,7 +149,7 @@ def compile_all(interpreter: Sequence[str], environ: Mapping[str, str], folder: 
         raise WheelError(f"{folder} cannot be compiled:\n{done.stdout}{done.stderr}")
     files = sorted(folder.rglob("*.pyc"))
     if timed := [file for file in files if file.read_bytes()[4:8] != UNCHECKED]:
-        raise WheelError(f"{timed[0]} and {len(timed) - 1} more hold the time of their source")
+        raise WheelError(f"{timed[0]} and {len(timed) - 1} more contain the time of their source")
     return len(files)
 
 

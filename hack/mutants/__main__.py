@@ -1,4 +1,4 @@
-"""`make mutants`: the product without each of its guards in turn; the named test fails, or the mutant survives.
+"""`make mutants`: the product without each of its guards, one at a time; the named test fails, or the mutant survives.
 
 Each mutant lives in a process of its own, forked from this one, and plays the one test that
 tests/mutants/killers.yaml names for it. MUTANTS=regex plays some. FIND=1 looks for killers of those that have none,

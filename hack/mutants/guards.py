@@ -35,15 +35,17 @@ class Guard:
         """The text of the module without the guard.
 
         Raises:
-            ValueError: the line is not there once, or nothing would change.
+            ValueError: the line does not occur exactly once, or nothing would change.
         """
         text = self.path.read_text()
         if text.count(self.line) != 1 or self.line == self.without:
-            raise ValueError(f"{self.module} has not once, or not otherwise: {self.line}")
+            raise ValueError(
+                f"{self.module} does not contain this line exactly once, or the guard changes nothing: {self.line}"
+            )
         return text.replace(self.line, self.without)
 
     def plant(self) -> None:
-        """The module is compiled without the guard when it is imported, in this process and for good."""
+        """The module is compiled without the guard when it is imported, permanently in this process."""
         if self.module in sys.modules:
             raise RuntimeError(f"{self.module} was imported with the guard")
         loaders, text = importlib.machinery.SourceFileLoader, self.blind()

@@ -16,7 +16,7 @@ class Killers:
     tests: Mapping[str, str]
     """The test that fails, by mutant."""
     equivalent: Mapping[str, str]
-    """Why nobody could notice, by mutant."""
+    """Why no test could notice, by mutant."""
 
     def find_gaps(self, mutants: Iterable[str]) -> list[str]:
         """What does not go with these mutants, a line each."""

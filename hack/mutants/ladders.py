@@ -53,7 +53,7 @@ class Ladder:
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
-        """Make the row blind, in this process and for good."""
+        """Make the row blind, permanently in this process."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
         if self.part:
             object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))

@@ -26,7 +26,7 @@ class Mutant(Protocol):
         """Files of tests where a killer is looked for."""
 
     def plant(self) -> None:
-        """Take it away, in this process and for good."""
+        """Remove it, permanently in this process."""
 
 
 def in_child(work: Callable[[], object]) -> object:
@@ -55,7 +55,7 @@ def find_failing(tests: Sequence[str], mutant: Mutant | None = None, *, first: b
     """The tests that fail under a mutant. `first`: only the first of them.
 
     Raises:
-        RuntimeError: the process died, so that nobody knows.
+        RuntimeError: the process died, so the result is unknown.
     """
     failed = in_child(partial(_play, tests, mutant, first=first))
     if not isinstance(failed, list):

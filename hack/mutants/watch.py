@@ -32,7 +32,7 @@ class Watch:
         self._now = nodeid
 
     def follow(self, ladder: Ladder) -> None:
-        """Wrap the rows of a ladder, in this process and for good. Plain functions cannot be followed."""
+        """Wrap the rows of a ladder, permanently in this process. Plain functions cannot be followed."""
         for row, name in zip(ladder.rows(), ladder.names(), strict=True):
             if ladder.part:
                 asks = getattr(row, ladder.part)

@@ -112,7 +112,7 @@ DIFFERENCES = (
         "with WITH_REBOOT a GPU that is held comes up in the new mode after the reboot",
         "that is true on Ampere, which keeps the pending mode; Hopper and later lose it (MIG user guide), and the run "
         "after the reboot ends in 'failed': MIG mode change did not take effect after rebooting",
-        "on these cards a reboot frees the GPU and no more: a restart of mig-manager's pod is needed too",
+        "on these cards a reboot only frees the GPU: a restart of mig-manager's pod is needed too",
         "test_a_held_hopper_loses_the_mode_in_the_reboot_and_needs_a_restart_of_mig_manager",
     ),
     Difference(

@@ -69,7 +69,7 @@ class Loop:
         self.wait_ready()
 
     def wait(self, condition: Any, what: str) -> None:
-        """Wait until it holds; what is there instead is told."""
+        """Wait until it is true; the error says what is there instead."""
         try:
             wait_until(condition, SECONDS, what, self._check)
         except TimeoutError as error:

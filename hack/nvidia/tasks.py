@@ -158,6 +158,6 @@ class PodProcesses:
         self._containers[number].task.kill()
 
     def stop(self) -> None:
-        """The pod is deleted: all of it ends."""
+        """The pod is deleted: all its processes end."""
         for container in self._containers:
             container.task.stop()

@@ -49,7 +49,7 @@ class Grant:
 
 
 def machine_devices(shown: Object) -> list[Device]:
-    """GPUs and MIG devices of a simulated machine, as `Simulator.show` tells them."""
+    """GPUs and MIG devices of a simulated machine, as `Simulator.show` reports them."""
     found: list[Device] = []
     for gpu in shown["gpus"]:
         found.append(Device(gpu["index"], gpu["uuid"]))

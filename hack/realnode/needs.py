@@ -1,4 +1,4 @@
-"""What rung 4 needs of a machine, and which of it is missing here."""
+"""What rung 4 needs from a machine, and what of that is missing here."""
 
 import os
 import shutil

@@ -89,7 +89,7 @@ def edit(spec: Object, grant: Grant, folder: Path, bundle: Path) -> None:
 
 
 def _loader_folder(spec: Object, bundle: Path) -> str:
-    """Where the loader of this root file system looks without being told."""
+    """Where the loader of this root file system looks by default."""
     root = bundle / spec["root"]["path"]
     multiarch = f"usr/lib/{platform.machine()}-linux-gnu"
     return next((f"/{one}" for one in (multiarch, "usr/lib64") if (root / one).is_dir()), f"/{multiarch}")

@@ -22,7 +22,7 @@ from hack.sim.lapse import Lapse
 
 
 class Pages(Protocol):
-    """Who is told which agents run."""
+    """The readers that learn which agents run."""
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
         """The agent of that node runs from now on, with counters that begin at 0, by the clock `lapse` if given."""
@@ -73,7 +73,7 @@ class AgentPages:
 
 
 class _Timed(Collector):
-    """What a collector tells, as of a SIMULATED time."""
+    """What a collector exports, as of a SIMULATED time."""
 
     def __init__(self, collector: Collector, lapse: Lapse) -> None:
         self._collector, self._lapse = collector, lapse

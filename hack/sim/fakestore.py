@@ -211,7 +211,7 @@ class Store:
         return history[bisect_right(history, version, key=lambda change: change.version) :]
 
     def compact(self) -> None:
-        """Forget the history: every watch that is not started anew gets 410."""
+        """Forget the history: every watch that is not restarted gets 410."""
         self.version += 1
         self._oldest_of_all = self.version
         self._history.clear()

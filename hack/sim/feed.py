@@ -21,7 +21,7 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Tell the handler of every object there is, and of every change. Errors are told once and tried again;
+    """Tell the handler of every object there is, and of every change. Errors are reported once and retried;
     a kind that the server does not serve counts as empty. `synced` is set after the first list."""
     known: dict[tuple[str, str], JSON] = {}
     wait, told = FIRST_RETRY, ""

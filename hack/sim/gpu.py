@@ -127,7 +127,7 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
-        """What is so, without NVML: to compare the agent's report with. Never hangs and is no client."""
+        """The actual state, without NVML: to compare the agent's report with. Never hangs and is no client."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 

@@ -118,7 +118,7 @@ class SimNode:
         self.name = self.object.name
         self.gpus = gpus
         self.told = Told(gpus)
-        """What NVML tells the agent."""
+        """What NVML reports to the agent."""
         self.faults = Faults()
         self.generated_file = ""
         self._spawn = spawn

@@ -84,10 +84,10 @@ class NodeSoftware:
         self._lapse = Lapse()
         port = self.settings.agent_port
         self.pages: Pages | None = pages or (None if port is None else AgentPages(port))
-        """The agents' metrics; None: nobody asks for them."""
+        """The agents' metrics; None: they are not needed."""
 
     async def run(self) -> None:
-        """Play until cancelled. What the API server refuses for good ends it with that error."""
+        """Play until cancelled. A permanent refusal by the API server ends it with that error."""
         try:
             await self._run()
         finally:
@@ -348,7 +348,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - refuse: the apply fails, and every later one of that configuration; accept: it no longer does;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
-- the words of oddities.py: what NVML tells the agent from now on;
+- the words of oddities.py: what NVML reports to the agent from now on;
 - kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
 - default-compute-mode: a person runs nvidia-smi -c 0 on every GPU;
 - hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;

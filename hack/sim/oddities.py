@@ -13,7 +13,7 @@ Change: TypeAlias = Callable[[Reading], Reading]
 
 
 class Told:
-    """What NVML tells the agent of a SIMULATED node: a reading of its GPUs, changed."""
+    """What NVML reports to the agent of a SIMULATED node: a reading of its GPUs, changed."""
 
     simulated = True
 

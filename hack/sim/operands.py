@@ -108,7 +108,7 @@ class FeatureDiscovery(Configured):
         self._turns = 0
 
     async def serve(self, key: str) -> None:
-        """Start anew: the timestamp is of now."""
+        """Restart: the timestamp is that of now."""
         self._config = self.config(key)
         self._started = self.cluster.clock.timestamp()
         await self.label()

@@ -15,7 +15,7 @@ from gpusharing.agent.background import in_daemon_thread
 
 T = TypeVar("T")
 HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-"""Threads in a reading that hangs on purpose: nobody should wait for them."""
+"""Threads in a reading that hangs on purpose: nothing should wait for them."""
 
 
 class Hang:

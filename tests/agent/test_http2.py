@@ -187,7 +187,7 @@ def test_a_connection_does_not_grow_for_ever() -> None:
 )  # fmt: skip
 def test_what_is_not_understood_is_refused(data: bytes) -> None:
     conversation, _ = asked()
-    with pytest.raises(ValueError, match="no HTTP/2 as it should be"):
+    with pytest.raises(ValueError, match="invalid HTTP/2"):
         conversation.receive(data)
 
 

@@ -189,7 +189,7 @@ async def test_a_server_that_never_answers_is_given_up_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not understood: no HTTP/2 as it should be"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not understood: invalid HTTP/2"),
         (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "not understood"),
     ],
     ids=["an HTTP/1 server", "a DATA frame outside of any stream"],

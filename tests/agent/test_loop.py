@@ -246,7 +246,7 @@ async def test_the_error_stays_in_view_over_the_restart_until_a_reading_succeeds
     bench.gpus.hang()
     async with bench.running(LoopSettings(interval=NEVER, hung_after=NEVER)) as again:
         await eventually(lambda: bench.gpus.readings == 2)
-        assert again.why_not_ready() == "the GPUs were not read yet"
+        assert again.why_not_ready() == "the GPUs have not been read yet"
         assert bench.node.observed is not None
         assert bench.node.observed.error == "NVMLReplaced: another driver"
         bench.gpus.fail(None)
@@ -289,7 +289,7 @@ async def test_an_api_server_that_is_away_is_waited_for(
     faults = bench.node.cluster.faults
     faults.fail("list", GPUNODES, Unavailable("connection refused"), times=3)
     async with bench.running() as loop:
-        assert loop.why_not_ready() == "the API server was not reached yet"
+        assert loop.why_not_ready() == "the API server has not been reached yet"
         await bench.node.answered("r1")
         assert loop.why_not_ready() == ""
         faults.fail("patch", GPUNODES, Unavailable("connection reset"), times=2)

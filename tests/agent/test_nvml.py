@@ -81,7 +81,7 @@ def test_processes_are_read_per_gpu_and_per_mig_device(machine: Simulator) -> No
     whole, divided = read(machine)["gpus"]
     assert [(p["pid"], p["name"], p["device"]) for p in whole["processes"]] == [
         (4_000_001, "python3", ""),
-        (4_000_002, "nvidia-cuda-mps-server (program unknown, started by nobody known)", ""),
+        (4_000_002, "nvidia-cuda-mps-server (program unknown, started by an unknown process)", ""),
         (4_000_003, "", ""),
     ]
     assert [(p["pid"], p["name"], p["device"]) for p in divided["processes"]] == [

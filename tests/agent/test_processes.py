@@ -111,7 +111,7 @@ def test_a_copy_of_the_server_that_somebody_else_started_is_busy(proc: Proc) -> 
 
 
 def test_an_mps_server_of_which_procfs_tells_nothing_is_busy(proc: Proc) -> None:
-    assert proc.name(SERVER, MPS_SERVER) == f"{MPS_SERVER} (program unknown, started by nobody known)"
+    assert proc.name(SERVER, MPS_SERVER) == f"{MPS_SERVER} (program unknown, started by an unknown process)"
 
 
 def test_a_parent_that_procfs_does_not_tell_is_no_proof(proc: Proc) -> None:

@@ -208,4 +208,4 @@ def test_its_own_missing_rights_are_told_and_not_guessed(
 def test_without_a_server_it_says_so(checks: dict[str, str]) -> None:
     status, screen = told({**checks, "KUBERNETES_SERVICE_PORT": "1"})
     assert status == 2
-    assert "the API server cannot be asked" in screen
+    assert "cannot query the API server" in screen

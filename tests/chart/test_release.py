@@ -179,4 +179,4 @@ def test_the_workflow_begins_with_a_tag_that_chart_and_changelog_know(
 
 def test_what_is_no_digest_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["registry.test/x", "latest"]) == 2
-    assert "latest is no digest; for example sha256:" in capsys.readouterr().err
+    assert "latest is not a digest; write one like sha256:" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_a_size_is_read_as_people_write_it(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "a lot", "0", "-3Gi", "15Ti"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(Trouble, match="is no size of memory"):
+    with pytest.raises(Trouble, match="is not a memory size"):
         size_of(text)
 
 
@@ -161,7 +161,7 @@ def test_an_answer_that_means_nothing_ends_the_dialogue_in_one_sentence(desk: De
     answers = {**FIRST, PROMISE: "n", STRANGERS: "n", BILL: "n", BURSTS: "n"}
     _, memory = FIRST
     status, said = answered(desk, {**answers, memory: "a lot"})
-    assert (status, said) == (FAILED, "n\nerror: 'a lot' is no size of memory; for example 15Gi\n")
+    assert (status, said) == (FAILED, "n\nerror: 'a lot' is not a memory size; write it like 15Gi\n")
 
 
 def test_a_card_whose_memory_is_not_its_own_is_refused(desk: Desk) -> None:

@@ -78,7 +78,7 @@ def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: 
 def test_who_may_not_list_nodes_is_still_told_that_there_is_none(desk: Desk, wrong: Wrong, verb: str) -> None:
     """As who has the documented rights only: get and patch."""
     desk.server.refusals = {"/api/v1/nodes": (403, "you may not list nodes")}
-    told = "error: there is no gpu-07 in nodes of context desk; which there are you may not list\n"
+    told = "error: there is no gpu-07 in nodes of context desk; you may not list those that exist\n"
     assert wrong(verb, "gpu-07") == told
 
 
@@ -138,5 +138,5 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
 def test_a_file_of_two_clusters_is_refused(desk: Desk, wrong: Wrong, verb: str) -> None:
     """One would be written over the other, or both applied to one cluster."""
     desk.write_kubeconfig(desk.url, ("east", "west"))
-    assert "makes a file of one cluster: use --context" in wrong(verb, "--contexts", "east,west")
+    assert "writes a file for one cluster: use --context" in wrong(verb, "--contexts", "east,west")
     assert [call for call in desk.server.asked if call.startswith("GET /api")] == []

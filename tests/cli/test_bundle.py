@@ -194,7 +194,7 @@ async def test_it_tells_the_versions_of_plugin_and_operator_and_that_they_differ
     assert "Not read" not in same
     assert "\nSIMULATED: gpu-1 has no real GPUs" in same
     assert f"\nPlugin: {ours}\nOperator: 9.9.9\n" in other
-    assert f"the operator is of version 9.9.9 and this plugin of {ours}" in other
+    assert f"the operator is version 9.9.9 and this plugin is version {ours}" in other
     assert f"\nPlugin: {ours}\nOperator: not known\n" in none
     assert "no operator is installed" in none
 

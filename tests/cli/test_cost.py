@@ -149,7 +149,7 @@ def test_what_is_no_prometheus_is_told(desk: Desk, fake: FakePrometheus, answer:
 def test_a_token_that_is_refused(desk: Desk, fake: FakePrometheus, status: int) -> None:
     instead(fake, (status, "text/plain", b"no"))
     told = wrong(desk, "--prometheus", fake.url)
-    assert f"refuses us (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+    assert f"refuses access (HTTP {status}): give a token that it accepts: --token-file FILE" in told
 
 
 def test_nobody_sends_us_and_our_token_elsewhere(desk: Desk, fake: FakePrometheus) -> None:
@@ -165,7 +165,7 @@ def test_nobody_sends_us_and_our_token_elsewhere(desk: Desk, fake: FakePrometheu
 def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> None:
     (desk.folder / "token").write_text("s3cret\n")
     told = wrong(desk, "--prometheus", "http://prometheus.example", "--token-file", "token")
-    assert "could read the token: write https://" in told
+    assert "could read the token: use https://" in told
     for here in ("http://localhost:9", "http://[::1]:9", "http://127.0.0.9:9"):
         assert "no Prometheus answers" in wrong(desk, "--prometheus", here, "--token-file", "token")
 
@@ -173,7 +173,7 @@ def test_a_token_is_not_sent_in_the_clear_but_to_this_machine(desk: Desk) -> Non
 @pytest.mark.parametrize("url", ["http://me:secret@x", "http://me:secret@x:99999", "ftp://me:secret@x?a=b"])
 def test_a_password_in_an_address_is_refused_and_not_repeated(desk: Desk, url: str) -> None:
     told = wrong(desk, "--prometheus", url)
-    assert "no password in an address" in told
+    assert "do not put a password into the address" in told
     assert "secret" not in told
 
 
@@ -188,7 +188,7 @@ def test_a_token_is_sent_and_never_shown(desk: Desk, fake: FakePrometheus) -> No
 def test_a_file_without_a_token(desk: Desk, content: str) -> None:
     (desk.folder / "token").write_text(content)
     told = wrong(desk, "--prometheus", "http://127.0.0.1:9", "--token-file", "token")
-    assert "there is no token in it" in told
+    assert "it holds no token" in told
 
 
 def test_files_that_are_not_there_and_flags_that_do_not_go_together(desk: Desk) -> None:
@@ -211,7 +211,7 @@ def test_a_certificate_that_nobody_trusts_and_then_its_authority(desk: Desk, tmp
 
 
 def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
-    assert "Is it http:// there?" in wrong(desk, "--prometheus", fake.url.replace("http:", "https:"))
+    assert "Does it speak http://?" in wrong(desk, "--prometheus", fake.url.replace("http:", "https:"))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: Fake
     del fake.answers["gpusharing_idle_slice_seconds_total"]
     said = ask(desk, fake)
     assert said.status == CHANGES
-    assert "add up to 12.0 GPU-hours, and its GPUs were metered for 24.0" in " ".join(said.out.split())
+    assert "add up to 12.0 GPU-hours, but its GPUs were metered for 24.0" in " ".join(said.out.split())
 
 
 def test_without_the_label_of_the_node_nobody_can_tell_two_from_one(desk: Desk, fake: FakePrometheus) -> None:
@@ -307,7 +307,10 @@ def test_the_only_service_that_looks_like_a_prometheus_is_asked(desk: Desk, fake
     assert said.status == DONE
     assert json.loads(said.out)["prometheus"] == "Service monitoring/kps-prometheus:9090 of context desk"
     (remark,) = json.loads(said.out)["remarks"]
-    assert remark == f"asked was {json.loads(said.out)['prometheus']}, by its labels; --service names another"
+    assert (
+        remark
+        == f"{json.loads(said.out)['prometheus']} was asked, because of its labels; --service names another"
+    )
     assert set(fake.paths[1:]) == {
         f"/api/v1/namespaces/monitoring/services/kps-prometheus:9090/proxy/api/v1/{one}"
         for one in ("query", "query_range")
@@ -342,7 +345,7 @@ def test_who_may_not_list_services_may_name_one(desk: Desk) -> None:
     desk.server.refusals[SERVICES] = (403, 'User "me" cannot list resource "services"')
     told = wrong(desk)
     assert 'cannot list resource "services"' in told
-    assert "To look for none: --service monitoring/prometheus-operated:9090" in told
+    assert "To skip the search: --service monitoring/prometheus-operated:9090" in told
 
 
 def test_a_right_to_the_service_that_is_missing(desk: Desk, fake: FakePrometheus) -> None:

@@ -269,7 +269,7 @@ def test_a_gap_is_told_and_a_counter_bridges_it(desk: Desk, prometheus: str) -> 
     said = ask(desk, prometheus, "-o", "json", cluster="gaps")
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
-    assert "Prometheus has nothing for 10h in all, in 2 gaps, the first of them from 2026-10-01T1" in (
+    assert "Prometheus has no data for 10h in total, in 2 gaps, the first from 2026-10-01T1" in (
         missing.replace("11h", "10h")
     )
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(SHORT, abs=0.2)
@@ -287,7 +287,7 @@ def test_history_that_is_too_short_is_told(desk: Desk, prometheus: str) -> None:
 
 def test_agents_that_are_gone_are_told(desk: Desk, prometheus: str) -> None:
     assert (
-        "PARTIAL: Prometheus has had nothing since 2026-10-01T20:0"
+        "PARTIAL: Prometheus has had no data since 2026-10-01T20:0"
         in ask(desk, prometheus, cluster="gone").out
     )
 
@@ -296,7 +296,7 @@ def test_what_has_no_price_has_its_hours_and_says_how_to_give_it_one(desk: Desk,
     said = ask(desk, prometheus, cluster="unpriced")
     assert said.status == CHANGES
     assert "48.0 GPU-hours have no price." in said.out
-    assert "no price is known for 48.0 GPU-hours of pool-x: nobody tells it; set" in " ".join(
+    assert "no price is known for 48.0 GPU-hours of pool-x: Prometheus has none; set" in " ".join(
         said.out.split()
     )
 
@@ -374,7 +374,7 @@ def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus:
     assert said.status == CHANGES
     assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": "72.00", "red": "72.00"}
     assert data(said)["missing"] == [
-        "on 1 day Prometheus knew no namespace with the label team: what was held then is in (no team)"
+        "on 1 day Prometheus knew no namespace with the label team: usage on those days is listed under (no team)"
     ]
 
 
@@ -383,7 +383,7 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
     assert said.status == CHANGES
     (missing,) = data(said)["missing"]
     assert missing.endswith(
-        "policy pool-x has several prices at once, as where several clusters have it: choose one by --selector"
+        "policy pool-x has several prices at once, as when several clusters have it: choose one by --selector"
     )
     chosen = ask(desk, prometheus, "--selector", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == "192.00"
@@ -392,7 +392,7 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
 def test_a_window_without_any_history_says_what_to_look_at(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="nowhere")
     assert (said.status, said.out) == (FAILED, "")
-    assert "has nothing of the meter in this window" in said.err
+    assert "has no data of the meter in this window" in said.err
     assert "monitoring.podMonitor.enabled=true" in said.err
 
 

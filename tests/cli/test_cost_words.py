@@ -68,7 +68,7 @@ def test_a_day_begins_at_midnight_in_utc() -> None:
     ("words", "told"),
     [
         (("--until", "yesterday"), "write a day or a time, such as 2026-11-01"),
-        (("--until", "2999-01-01"), "is still to come"),
+        (("--until", "2999-01-01"), "is in the future"),
         (("--currency", "dollar"), "write three capital letters, such as USD"),
         (("--by", "a b"), "write namespace, policy, or a label of namespaces, such as team"),
         (("--by", ""), "write namespace, policy, or a label"),
@@ -137,7 +137,7 @@ def test_opencost_wins_then_the_policy_then_the_chart() -> None:
         "0 is what OpenCost does not know"
     )
     assert found("gpu-3", "pool-y", told) == Price(Fraction("1.1"), "EUR", "chart")
-    assert found("gpu-4", "pool-y", told) == "nobody tells it"
+    assert found("gpu-4", "pool-y", told) == "Prometheus has none"
 
 
 def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
@@ -146,7 +146,7 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
         "cards": [one(1, node="gpu-1", product="a"), one(1, node="gpu-1", product="b")],
     }
     assert found("gpu-1", "pool-x", told) == "its GPUs (a, b) have several"
-    assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "nobody tells it"
+    assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "Prometheus has none"
 
 
 def test_prices_of_several_clusters_have_no_mean() -> None:
@@ -175,11 +175,11 @@ def test_a_policy_whose_currency_changed_has_no_price_on_that_day() -> None:
 
 def test_a_price_without_a_currency_is_left_out() -> None:
     prices = read_prices([], [one(1, policy="pool-x")], [], [], currency="USD")
-    assert prices.find("gpu-1", "pool-x") == "nobody tells it"
+    assert prices.find("gpu-1", "pool-x") == "Prometheus has none"
     assert prices.faults == (
         "gpusharing_policy_gpu_hourly_price of policy pool-x is 1, which is left out: it names no currency",
     )
-    assert Prices().find("gpu-1", "") == "nobody tells it"
+    assert Prices().find("gpu-1", "") == "Prometheus has none"
 
 
 # --- numbers -----------------------------------------------------------------------------------------------------

@@ -132,4 +132,4 @@ async def test_an_operator_of_another_version_is_told() -> None:
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "0.0.1"}}}
         stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
         told = await ask(stage.e.cluster, "doctor")
-    assert "Note: the operator is of version 0.0.1 and this plugin of" in told.out
+    assert "Note: the operator is version 0.0.1 and this plugin is version" in told.out

@@ -314,7 +314,7 @@ async def test_of_a_server_that_keeps_its_version_kubelets_are_not_called_ok() -
     cluster.uninstalled |= {VERSION, POLICIES}
     told = await ask(cluster, "doctor", "-o", "json")
     assert nodes_of(told) == {"WorkloadConfig": "WARNING"}
-    said = "the API server does not tell its version, so no kubelet is held against it"
+    said = "the API server does not report its version, so kubelet versions were not compared with it"
     assert told.data["unknown"] == {"kubelets": said}
     shown = " ".join((await ask(cluster, "doctor")).out.split())
     assert f"UNKNOWN kubelets: {said}" in shown

@@ -156,7 +156,7 @@ async def test_who_may_not_list_them_is_told_what_would_not_be_seen() -> None:
     refusal = Forbidden('User "me" cannot list resource "daemonsets" at the cluster scope')
     cluster.faults.fail("list", DAEMON_SETS, refusal, times=EVER, identity=ME, namespace="")
     told = await ask(cluster, "doctor", "-o", "json")
-    assert "a second device plugin would not be seen" in told.data["unknown"]["labels of Nodes"]
+    assert "a second device plugin would go unnoticed" in told.data["unknown"]["labels of Nodes"]
 
 
 @pytest.mark.parametrize(

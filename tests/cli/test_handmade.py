@@ -126,9 +126,9 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "instances that nos made and NVIDIA has no name for": (
         {"layout": (("3g.40gb", 1), ("1g.10gb", 4)), "label": ""},
-        "when you name an entry that means it",
+        "when you name an entry that has this layout",
     ),
-    "a configuration that nobody knows": ({"label": "gone"}, "no configuration that is known here"),
+    "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
     "an entry that cannot be read": ({"entry": "["}, "ConfigMap time-slicing-config has no such entry"),
 }
 

@@ -134,7 +134,7 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
         assert planned.out.count("nothing to change") == len(found)
         assert "stays as it is" not in planned.out
         for count in (one.count for one in recipe.pools.values()):
-            assert f"{counted(count, 'node')} as wanted already, taken over without a change" in planned.out
+            assert f"{counted(count, 'node')} already as wanted, taken over without a change" in planned.out
         since = stage.mark()
         for one in found.values():
             stage.e.apply(one)
@@ -187,7 +187,7 @@ async def test_nodes_that_have_a_policy_are_left_to_it(capsys: pytest.CaptureFix
 
 HALF = replace(DOCUMENTED, pools={"c": Pool({}, {"mode": "Full"}, count=2)})
 BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
-    "mig-manager at work": ({STATE: "pending"}, "mig-manager applies all-disabled (state pending)"),
+    "mig-manager at work": ({STATE: "pending"}, "mig-manager is applying all-disabled (state pending)"),
     "mig-manager that failed": ({STATE: "failed"}, "mig-manager failed to apply all-disabled"),
     "a label that contradicts the hardware": (
         {MIG: "all-balanced", STATE: "success"},
@@ -195,7 +195,8 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     ),
     "a label that names no entry": (
         {PLUGIN: "ts-8"},
-        "its device plugin is told to take entry ts-8, and ConfigMap time-slicing-config-fine has no such entry",
+        "its device plugin is configured to use entry ts-8, but ConfigMap time-slicing-config-fine has no"
+        " such entry",
     ),
     "labels of GFD that say something else": (
         {"nvidia.com/gpu.replicas": "3"},
@@ -265,7 +266,7 @@ async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_mi
         stage.e.cluster.delete(CONFIG_MAPS, "time-slicing-config-fine", SPACE)
         told = await ask(stage.e.cluster, "import")
     assert set(policies(told.out)) == {"pool-a", "pool-c"}
-    assert "Left out: d-1: its device plugin is told to take entry l40s" in capsys.readouterr().err
+    assert "Left out: d-1: its device plugin is configured to use entry l40s" in capsys.readouterr().err
 
 
 # --- before the operator is installed ---------------------------------------------------------------------------
@@ -319,7 +320,7 @@ async def test_what_labels_do_not_tell_waits_for_the_agent(capsys: pytest.Captur
     (one,) = policies(told.out).values()
     assert told.status == CHANGES
     assert one["spec"]["nodeSelector"]["matchExpressions"][0]["values"] == ["c-1"]
-    assert "Left out: c-2: its labels and what it offers do not say" in capsys.readouterr().err
+    assert "Left out: c-2: its labels and what it offers do not show" in capsys.readouterr().err
 
 
 def test_instances_that_are_served_as_gpus_are_not_presumed_to_be_whole() -> None:

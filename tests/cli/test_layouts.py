@@ -26,7 +26,7 @@ NVIDIA H100 80GB HBM3: 80 GB, 7 compute slices
 1x3g.40gb+2x1g.20gb            [     3g.40gb      ][1g.20gb ][1g.20gb ]  5/7 slices
 1x3g.40gb+1x1g.20gb+2x1g.10gb  [     3g.40gb      ][ 1g][ 1g][1g.20gb ]  6/7 slices
 
---all shows profiles with attributes too, such as +me.
+--all also shows profiles with attributes, such as +me.
 """
     )
 
@@ -84,7 +84,7 @@ def test_a_card_is_found_by_the_names_that_people_have_for_it(word: str, key: st
 
 
 def test_a_word_that_means_several_cards_is_answered_with_their_names() -> None:
-    with pytest.raises(Trouble, match="several cards are called a100; one of: a100-40gb, a100-80gb"):
+    with pytest.raises(Trouble, match="several cards match a100; one of: a100-40gb, a100-80gb"):
         pick("a100")
     with pytest.raises(Trouble, match="no card is called h300"):
         pick("h300")

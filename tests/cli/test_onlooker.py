@@ -22,7 +22,7 @@ async def test_a_write_never_leaves(write: Call) -> None:
     cluster = FakeCluster()
     cluster.add(NODES, {"metadata": {"name": "n"}})
     before = len(cluster.writes)
-    with pytest.raises(RuntimeError, match="who only looks was told to"):
+    with pytest.raises(RuntimeError, match="a read-only client was asked to"):
         await write(Onlooker(cluster.client("person")))
     assert len(cluster.writes) == before
 

@@ -224,9 +224,12 @@ def test_the_program_writes_the_page(desk: Desk) -> None:
 
 REFUSED = {
     "of another verb": (("plan", "-o", "html"), "invalid choice: 'html'"),
-    "of another verb, before it": (("-o", "html", "plan"), "-o html is of other verbs; plan has table, wide"),
-    "that is watched": (("status", "-w", "-o", "html"), "one page of one context"),
-    "of two contexts": (("status", "-o", "html", "--contexts", "a,b"), "one page of one context"),
+    "of another verb, before it": (
+        ("-o", "html", "plan"),
+        "-o html does not work here; plan has table, wide",
+    ),
+    "that is watched": (("status", "-w", "-o", "html"), "one page for one context"),
+    "of two contexts": (("status", "-o", "html", "--contexts", "a,b"), "one page for one context"),
 }
 
 

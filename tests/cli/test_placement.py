@@ -15,7 +15,7 @@ from gpusharing.kube.errors import Forbidden
 
 JSON = dict[str, Any]
 NODE = {"metadata": {"name": "gpu-1", "labels": {"zone": "east", "rank": "7", "empty": ""}}}
-AFFINITY, WANTS = "spec.affinity.nodeAffinity of the pod wants", "spec.nodeSelector of the pod wants"
+AFFINITY, WANTS = "spec.affinity.nodeAffinity of the pod requires", "spec.nodeSelector of the pod requires"
 
 
 def affine(*terms: JSON) -> JSON:
@@ -89,8 +89,8 @@ FAILS = {
         affine(labels(row("zone", "In", "west")), labels(row("none", "Exists"))),
         f"{AFFINITY} zone In west or none Exists",
     ),
-    "a term without a row": (affine({}), f"{AFFINITY} nothing that there is"),
-    "no term at all": (affine(), f"{AFFINITY} nothing that there is"),
+    "a term without a row": (affine({}), f"{AFFINITY} nothing that exists"),
+    "no term at all": (affine(), f"{AFFINITY} nothing that exists"),
     "an operator that nobody knows": (affine(labels(row("zone", "Odd", "a"))), f"{AFFINITY} zone Odd a"),
 }
 
@@ -243,7 +243,7 @@ async def test_each_rule_is_told_with_the_nodes_that_it_closes() -> None:
     wanted = affine(names(row("metadata.name", "In", "gpu-2")))["spec"]["affinity"]
     _, data = await asked(2, [GPU], affinity=wanted)
     (service,) = data["services"]
-    closed = "gpu-1: spec.affinity.nodeAffinity of the pod wants metadata.name In gpu-2"
+    closed = "gpu-1: spec.affinity.nodeAffinity of the pod requires metadata.name In gpu-2"
     assert service["kept"] == [
         closed,
         "gpu-2: the pod does not tolerate the taint nvidia.com/gpu=present:NoSchedule",

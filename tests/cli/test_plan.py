@@ -301,7 +301,7 @@ async def test_an_operator_of_another_version_is_told() -> None:
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
         stage.e.cluster.patch(DEPLOYMENTS, "gpusharing-operator", label, "gpusharing")
         told = await ask(stage.e.cluster, "plan")
-    assert "the operator is of version 9.9.9 and this plugin of" in told.out
+    assert "the operator is version 9.9.9 and this plugin is version" in told.out
 
 
 @virtually
@@ -316,7 +316,7 @@ BAD_FILES = {
     "no such file": ("", "cannot be read"),
     "no YAML": ("{{", "cannot be read"),
     "nothing in it": ("\n", "there is no GPUSharingPolicy in"),
-    "a text": ("hello", "a document is no object but str"),
+    "a text": ("hello", "a document is not an object but of type str"),
     "another kind only": ("kind: Pod\n", "there is no GPUSharingPolicy in"),
     "another version": (
         "kind: GPUSharingPolicy\napiVersion: gpusharing.dev/v9\n",

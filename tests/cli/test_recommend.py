@@ -77,9 +77,9 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
         (("--policy", "x"), "--policy is read from the cluster: leave out --prometheus"),
         (("-l", "zone=b"), r"--metric-labels-allowlist=nodes=\[zone\]"),
         (("-l", "gpusharing.dev/pool=a"), "knows no node with the labels gpusharing.dev/pool=a"),
-        (("--card", "h1000"), "no card is called h1000"),
+        (("--card", "h1000"), "no card matches h1000"),
         (("--service", "a/b:1"), "not both"),
-        (("--write", "/"), "--write /: the file is there already"),
+        (("--write", "/"), "--write /: the file exists already"),
         (("--write", "x" * 300), "--write x+: "),
         (("--write", "/nowhere/x.yaml"), "--write /nowhere/x.yaml: "),
     ],
@@ -98,7 +98,7 @@ def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
 def test_more_series_than_can_be_asked_for_are_refused(fake: FakePrometheus) -> None:
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
     with pytest.raises(
-        Trouble, match="has 100,001 series of GPUs at one time, and 100,000 are what is asked"
+        Trouble, match="has 100,001 series of GPUs at one time, and this plugin reads at most 100,000"
     ):
         told(fake)
 
@@ -245,7 +245,7 @@ def test_where_sharing_takes_fewer_gpus_it_says_so_and_writes_the_layout_all_the
     fake.ranges["DCGM_FI_DEV_FB_USED"] = pods("1024")
     text = " ".join(told(fake, "--window", "24h").out.split())
     assert (
-        "Sharing whole GPUs would take fewer: 12 pods on 1 GPU by MPS with 12 clients on each, and on 2"
+        "Sharing whole GPUs would take fewer: 12 pods on 1 GPU using MPS with 12 clients on each, and on 2"
         in text
     )
     found = told(fake, "--window", "24h", "-o", "json").data
@@ -329,13 +329,13 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
     async with operated(1) as stage:
         session = Session(stage.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
-        assert effect.why_not.startswith("no node has the label yet by which the policy selects them; set it")
+        assert effect.why_not.startswith("no node has the label that the policy selects by yet; set it")
     assert effect_data(effect) == {"plan": None, "notPlanned": effect.why_not}
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:
     out = told(fake, "-l", "gpusharing.dev/pool=b").out
-    assert "No plan of it is shown: with --prometheus no cluster is asked" in out
+    assert "Its plan is not shown: with --prometheus no cluster is asked" in out
     assert "kubectl gpusharing plan -f FILE says what it does" in out
     found = told(fake, "-l", "gpusharing.dev/pool=b", "-o", "json").data
     assert found["plan"] is None
@@ -348,7 +348,7 @@ def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: F
     said = desk.type("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-l", "zone=a")
     assert (said.status, said.err) == (DONE, "")
     assert "Layout: 7x1g.10gb on every GPU" in said.out
-    assert "No plan of it is shown: " in said.out
+    assert "Its plan is not shown: " in said.out
     assert "the operator is not installed" in said.out
 
 

@@ -146,7 +146,7 @@ def test_the_policy_that_is_written_is_one(prometheus: str, tmp_path: Path, goal
     assert policy["spec"]["rollout"] == {"approval": "Manual"}
     assert policy["spec"]["nodeSelector"] == {"matchLabels": {"gpusharing.dev/pool": "pool"}}
     assert policy == ask(prometheus, "--goal", goal, "-o", "json").data["policy"]
-    with pytest.raises(Trouble, match="the file is there already"):
+    with pytest.raises(Trouble, match="the file exists already"):
         ask(prometheus, "--write", name)
 
 
@@ -220,14 +220,14 @@ def test_gaps_make_the_answer_a_part(prometheus: str) -> None:
     assert told.status == CHANGES
     (missing,) = told.data["missing"]
     assert "in 2 gaps" in missing
-    assert "what was used meanwhile is not known" in missing
+    assert "what was used meanwhile is unknown" in missing
     assert workloads(told)["llm"]["samples"] < SHORT
 
 
 def test_where_no_need_is_known_there_is_no_layout(prometheus: str, tmp_path: Path) -> None:
     told = ask(prometheus, cluster="unsaid")
     assert told.status == DONE
-    assert "No layout: of no workload is it known" in told.out
+    assert "No layout: what the workloads need" in told.out
     assert "Ask the owners of team-c/vllm" in told.out
     with pytest.raises(Trouble, match="there is no layout to write"):
         ask(prometheus, "--write", str(tmp_path / "pool.yaml"), cluster="unsaid")
@@ -236,7 +236,7 @@ def test_where_no_need_is_known_there_is_no_layout(prometheus: str, tmp_path: Pa
 def test_without_kube_state_metrics_workloads_go_by_their_pods(prometheus: str) -> None:
     told = ask(prometheus, "-o", "json", cluster="nameless")
     assert workloads(told)["llm"]["kind"] == "pods"
-    assert told.data["remarks"][0].startswith("of 1 pod nobody tells the owner")
+    assert told.data["remarks"][0].startswith("the owner of 1 pod is unknown")
 
 
 def test_without_names_of_nodes_all_gpus_are_alike(prometheus: str) -> None:
@@ -256,7 +256,7 @@ def test_a_card_that_nobody_knows_has_needs_of_pods_and_no_layout(prometheus: st
     told = ask(prometheus, "-o", "json", cluster="stranger")
     assert told.status == CHANGES
     assert told.data["recommendation"] is None
-    assert "which layouts NVIDIA X1000 can have is not known here" in told.data["missing"][0]
+    assert "the layouts that NVIDIA X1000 can have are unknown" in told.data["missing"][0]
     with pytest.raises(Trouble, match="there is no layout to write"):
         ask(prometheus, "--write", "/nowhere/pool.yaml", cluster="stranger")
 
@@ -287,7 +287,7 @@ def test_a_pool_that_nobody_uses_has_nothing_to_go_by(prometheus: str) -> None:
 
 
 def test_a_cluster_without_gpus_says_what_to_scrape(prometheus: str) -> None:
-    with pytest.raises(Trouble, match=r"has nothing of GPUs in this window.*serviceMonitor.enabled=true"):
+    with pytest.raises(Trouble, match=r"has no GPU metrics in this window.*serviceMonitor.enabled=true"):
         ask(prometheus, cluster="nowhere")
 
 

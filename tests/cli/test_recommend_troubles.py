@@ -181,7 +181,7 @@ def test_what_is_no_prometheus(prompt: Prompt, fake: FakePrometheus, name: str) 
     fake.instead = lambda path: NO_DATA[name]
     told = prompt.refused(fake)
     assert "does not answer as Prometheus does" in told
-    assert "/api/v1/query is, such as http://127.0.0.1:9090" in told
+    assert "/api/v1/query, such as http://127.0.0.1:9090" in told
 
 
 @pytest.mark.parametrize("name", [name for name in NO_DATA if name != "no time"])
@@ -199,7 +199,7 @@ def test_a_token_that_is_refused(prompt: Prompt, fake: FakePrometheus, tmp_path:
     fake.instead = lambda path: (status, "text/plain", b"no")
     for more in ((), ("--token-file", str(tmp_path / "token"))):
         told = prompt.refused(fake, *more)
-        assert f"refuses us (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+        assert f"refuses access (HTTP {status}): give a token that it accepts: --token-file FILE" in told
         assert "s3cret" not in told
 
 
@@ -215,7 +215,7 @@ def test_a_certificate_that_nobody_trusts_and_then_its_authority(prompt: Prompt,
 
 def test_tls_where_there_is_none(prompt: Prompt, fake: FakePrometheus) -> None:
     told = prompt.wrong("--prometheus", fake.url.replace("http:", "https:"))
-    assert "Is it http:// there?" in told
+    assert "Does it speak http://?" in told
 
 
 # --- too much ----------------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_an_error_that_is_no_limit_has_no_such_hint(prompt: Prompt, fake: FakePr
 def test_more_series_than_are_asked_for_at_once(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.answers["max_over_time((count"] = vector(({}, "100001"))
     told = prompt.refused(fake)
-    assert "has 100,001 series of GPUs at one time, and 100,000 are what is asked for at once" in told
+    assert "has 100,001 series of GPUs at one time, and this plugin reads at most 100,000 at once" in told
     assert "choose some, such as by --selector 'cluster=\"east\"'" in told
 
 
@@ -268,7 +268,7 @@ def test_less_history_than_it_takes(prompt: Prompt, fake: FakePrometheus) -> Non
     fake.ranges["DCGM_FI_DEV_FB_USED"] = matrix(peaks("6144", HOURS - 5))
     told = prompt.refused(fake)
     assert "too little history to recommend anything: of 1 workload team-a/llm has the most, 5 hourly" in told
-    assert "24 over 24 h are needed. Ask again then, or give a longer --window" in told
+    assert "24 over 24 h are needed. Ask again later, or give a longer --window" in told
 
 
 def test_a_history_that_begins_in_the_window_is_a_part(prompt: Prompt, fake: FakePrometheus) -> None:
@@ -282,7 +282,7 @@ def test_gaps_are_a_part_in_every_output(prompt: Prompt, fake: FakePrometheus) -
     fake.ranges["count("] = there((0, 5), (7, HOURS))
     told = prompt.ask(fake)
     assert told.status == CHANGES
-    assert "PARTIAL: Prometheus has nothing for 2h in all, in 1 gap" in " ".join(told.out.split())
+    assert "PARTIAL: Prometheus has no data for 2h in total, in 1 gap" in " ".join(told.out.split())
     data = prompt.ask(fake, "-o", "json")
     assert (data.status, json.loads(data.out)["partial"]) == (CHANGES, True)
     assert len(json.loads(data.out)["missing"]) == 1
@@ -295,13 +295,13 @@ def test_a_file_of_a_part_says_so(prompt: Prompt, fake: FakePrometheus, tmp_path
     fake.ranges["count("] = there((0, 5), (7, HOURS))
     name = tmp_path / "pool.yaml"
     assert prompt.ask(fake, "--write", str(name)).status == CHANGES
-    assert "# PARTIAL: Prometheus has nothing for 2h in all" in name.read_text()
+    assert "# PARTIAL: Prometheus has no data for 2h in total" in name.read_text()
 
 
 def test_a_prometheus_that_knows_nothing_of_gpus(prompt: Prompt, fake: FakePrometheus) -> None:
     fake.ranges["count("] = matrix()
     told = prompt.refused(fake)
-    assert "has nothing of GPUs in this window" in told
+    assert "has no GPU metrics in this window" in told
     assert "dcgmExporter.serviceMonitor.enabled=true" in told
 
 
@@ -339,7 +339,7 @@ def test_its_own_clock_says_when_now_is_and_what_is_still_to_come(
     data = json.loads(prompt.ask(fake, "-o", "json").out)
     assert (data["from"], data["until"]) == ("2026-09-20T08:13:20Z", "2026-09-21T14:13:20Z")
     told = prompt.refused(fake, "--until", "2026-09-22")
-    assert told == "error: --until 2026-09-22 is still to come\n"
+    assert told == "error: --until 2026-09-22 is in the future\n"
 
 
 @pytest.mark.parametrize("clock", ["-1", "0", "1e18", "1e300"])

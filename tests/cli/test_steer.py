@@ -63,7 +63,7 @@ async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
     async with operated(1) as stage:
         stage.apply(MIXED, rollout=MANUAL)
         await stage.reason("gpu-1", "ApprovalNeeded")
-        assert "there is no terminal to ask at" in await refused(stage, "approve", "pool-b")
+        assert "there is no terminal to ask for confirmation" in await refused(stage, "approve", "pool-b")
         assert (await ask(stage.e.cluster, "approve", "pool-b", "--yes")).status == DONE
         await stage.ready()
 
@@ -302,10 +302,11 @@ def test_only_yes_is_a_yes(answer: str, wanted: bool) -> None:
 async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is_said() -> None:
     async with scene(*nodes(1)) as stage:
         said = await refused(stage, "retry", "gpu-1", "--yes")
-        assert said.startswith("no operator is installed in context test, so nobody would retry gpu-1.")
+        assert said.startswith("no operator is installed in context test, so nothing would retry gpu-1.")
         told = await ask(stage.e.cluster, "skip", "gpu-1", width=200)
         assert (
-            "Written, but no operator is installed in context test: nobody heeds it until one is." in told.out
+            "Written, but no operator is installed in context test: it has no effect until one is."
+            in told.out
         )
         assert "Done." not in told.out
         assert stage.labels("gpu-1")["gpusharing.dev/skip"] == "true"

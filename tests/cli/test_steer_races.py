@@ -77,11 +77,11 @@ def renew(cluster: FakeCluster) -> None:
 
 
 MEANWHILE: dict[str, tuple[tuple[str, ...], Meddle, str]] = {
-    "the policy was edited": (("pause", "pool-b"), edit, "gsp/pool-b changed since you were shown it"),
-    "the policy was made anew": (("pause", "pool-b"), make_anew, "gsp/pool-b changed since you were shown it"),
-    "the node was made anew": (("skip", "gpu-1"), renew, "node/gpu-1 changed since you were shown it"),
+    "the policy was edited": (("pause", "pool-b"), edit, "gsp/pool-b changed since it was shown to you"),
+    "the policy was made anew": (("pause", "pool-b"), make_anew, "gsp/pool-b changed since it was shown to you"),
+    "the node was made anew": (("skip", "gpu-1"), renew, "node/gpu-1 changed since it was shown to you"),
     "the node has another change": (
-        ("abort", "gpu-1"), now_with(replace(FENCE, op="op-2")), "node/gpu-1 changed since you were shown it"),
+        ("abort", "gpu-1"), now_with(replace(FENCE, op="op-2")), "node/gpu-1 changed since it was shown to you"),
     "the change passed the point of no return": (
         ("abort", "gpu-1"), now_with(replace(FENCE, stage="actuating")), "past the point of no return"),
     "the change to be retried went on": (
@@ -119,6 +119,6 @@ async def test_an_object_that_is_written_all_the_time_is_left_alone_in_the_end()
 @virtually
 async def test_a_node_that_is_left_to_somebody_else_is_not_given_up() -> None:
     cluster = fleet(replace(FENCE, stage="yielded"))
-    with pytest.raises(Trouble, match="somebody else works on gpu-1"):
+    with pytest.raises(Trouble, match="somebody else is working on gpu-1"):
         await ask(cluster, "abort", "gpu-1")
     assert writes(cluster) == []

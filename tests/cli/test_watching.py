@@ -77,10 +77,10 @@ def test_a_watch_on_a_pipe_says_once_that_it_cannot_go_on_and_once_that_it_does(
         shut_out(desk, answer)
         said = line(process.stderr)
         assert said.startswith(f"warning: {told}")
-        assert said.endswith(". What was written last may be old; this goes on trying\n")
+        assert said.endswith(". The last output may be out of date; this keeps trying\n")
         tries(desk, 4)
         desk.server.refuses_all = None
-        assert line(process.stderr) == "warning: context desk can be followed again\n"
+        assert line(process.stderr) == "warning: following context desk again\n"
         out, err = everything(process)
     assert err == ""
     assert "pool-b  MIG" not in out, "nothing has changed, so nothing is drawn anew"
@@ -96,7 +96,7 @@ def test_what_a_program_reads_of_a_watch_stays_data(desk: Desk) -> None:
         later["metadata"]["resourceVersion"] = "2"
         desk.server.lists[POLICIES] = [*desk.server.lists[POLICIES], later]
         desk.server.refuses_all = None
-        assert line(process.stderr).startswith("warning: context desk can be followed again")
+        assert line(process.stderr).startswith("warning: following context desk again")
         rest, err = everything(process)
     assert err == ""
     decoder, text, found = json.JSONDecoder(), first + rest, []

@@ -121,10 +121,12 @@ async def test_an_operator_of_another_version_is_told_in_the_answer_about(subjec
         stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
         told = await ask(stage.e.cluster, "why", subject)
         data = await ask(stage.e.cluster, "why", subject, "-o", "json")
-    note = f"the operator is of version 9.9.9 and this plugin of {version('gpu-sharing-operator')}: what they"
+    note = (
+        f"the operator is version 9.9.9 and this plugin is version {version('gpu-sharing-operator')}: their"
+    )
     assert f"Note: {note}" in " ".join(told.out.split())
     assert [one.startswith(note) for one in data.data["notes"]] == [True]
-    assert "of version" not in same.out
+    assert "is version" not in same.out
 
 
 @virtually
@@ -161,7 +163,7 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
     assert "default/old Pending asks for 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
     assert "Offered once the changes are done: nvidia.com/mig-3g.40gb" in text
-    assert "No pool offers nvidia.com/gpu, nor will by the policies that there are" in text
+    assert "No pool offers nvidia.com/gpu, nor will any under the existing policies" in text
 
 
 @virtually
@@ -238,7 +240,7 @@ async def test_a_pod_with_a_node_points_at_the_node() -> None:
         await stage.running("llm", 1)
         name = stage.pods("llm")[0]["metadata"]["name"]
         told = await ask(stage.e.cluster, "why", f"pod/default/{name}")
-    assert "It has a node, gpu-1, which nothing of ours changes now." in told.out
+    assert "It has a node, gpu-1, which the operator is not changing now." in told.out
 
 
 def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:

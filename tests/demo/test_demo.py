@@ -58,7 +58,7 @@ def assert_whole_story(done: subprocess.CompletedProcess[str], driver: str) -> N
         shown
     )
     assert sum(line.startswith("  ✓ ") for line in lines) == CHECKS
-    assert [line for line in lines if line.startswith(f"All {CHECKS} checks hold. What to try next:")]
+    assert [line for line in lines if line.startswith(f"All {CHECKS} checks passed. What to try next:")]
     assert lines[-len(TRY_NEXT[driver]) :] == [f"  {line}" for line in TRY_NEXT[driver]]
     assert [line for line in lines if len(line) > WIDTH] == []
 

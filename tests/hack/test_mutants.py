@@ -39,7 +39,10 @@ def test_the_guards_are_still_there_as_they_are_taken_away() -> None:
 
 
 def test_a_guard_that_is_put_otherwise_is_found_out() -> None:
-    with pytest.raises(ValueError, match="has not once, or not otherwise: if nobody_wrote_this:"):
+    with pytest.raises(
+        ValueError,
+        match="does not contain this line exactly once, or the guard changes nothing: if nobody_wrote_this:",
+    ):
         Guard("gpusharing.planning.way.idle", "if nobody_wrote_this:", "if False:", ()).blind()
 
 

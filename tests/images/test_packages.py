@@ -31,8 +31,8 @@ def test_the_lock_has_every_package_for_every_architecture() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("amd64 zlib1g", "amd64  zlib1g"), "is no package"),
-        (("sha256:", "md5:"), "is no package"),
+        (("amd64 zlib1g", "amd64  zlib1g"), "is not a package"),
+        (("sha256:", "md5:"), "is not a package"),
         (("amd64 zlib1g", "amd64 zlib2g"), "amd64: zlib1g, zlib2g differ from hack/images/packages.py"),
     ],
 )

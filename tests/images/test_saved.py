@@ -83,5 +83,5 @@ def test_a_python_of_debian_is_no_part_besides_its_packages(tmp_path: Path) -> N
 
 def test_another_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.tar").write_bytes(tarred({"index.json": b"{}"}))
-    with pytest.raises(ArchiveError, match="no archive of one image, as `docker save` writes it"):
+    with pytest.raises(ArchiveError, match="not an archive of one image, as `docker save` writes it"):
         read(tmp_path / "x.tar")

@@ -32,8 +32,9 @@ def test_who_uses_too_little_for_the_smallest_instance_is_on_fewer_gpus_with_mps
     assert found.there == pytest.approx(memory_of(H100) * GIB / 20)
     text = shared_of(found)
     assert text.startswith(
-        "Sharing whole GPUs would take fewer: 20 pods on 1 GPU by MPS with 20 clients on each, and on 3 by this layout"
-        " (a client has 4.0Gi, and who needs most needs 2.0Gi; it has 5% of the compute, and the busiest takes 2%)."
+        "Sharing whole GPUs would take fewer: 20 pods on 1 GPU using MPS with 20 clients on each, and on 3"
+        " using this layout (a client has 4.0Gi, and the largest need is 2.0Gi; it has 5% of the compute,"
+        " and the busiest takes 2%)."
     )
     assert "nothing isolates them: a fatal fault of one reaches all clients" in text
     assert "kubectl gpusharing advise" in text
@@ -63,7 +64,7 @@ def test_where_activity_is_not_known_only_memory_counts_and_that_is_told() -> No
     found = shared(need("tiny", 2.0, None, pods=20))
     assert found is not None
     assert (found.gpus, found.busy) == (1, None)
-    assert "; how busy all of them are is not known)" in shared_of(found)
+    assert "; how busy all of them are is unknown)" in shared_of(found)
 
 
 @pytest.mark.parametrize(

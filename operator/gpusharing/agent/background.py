@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Background(Protocol):
-    """Starts a call that may block for ever, in a thread of that name; the future carries what came of it."""
+    """Starts a call that may block for ever, in a thread of that name; the future carries the result."""
 
     def __call__(self, call: Callable[[], T], name: str) -> asyncio.Future[T]:
         """Call it in the running event loop."""
@@ -28,13 +28,13 @@ def in_daemon_thread(call: Callable[[], T], name: str) -> asyncio.Future[T]:
 
 
 class Worker:
-    """As `in_daemon_thread`, in one thread that stays: half of what a call costs that comes once in a while.
+    """Like `in_daemon_thread`, in one thread that stays: that halves the cost of an occasional call.
 
-    Calls follow each other: behind one that hangs the next waits. For a caller that never has two at once.
+    Calls run one after the other: if one hangs, the next waits. For a caller that never has two at once.
     """
 
     def __init__(self) -> None:
-        """The thread begins with the first call and bears its name."""
+        """The thread starts with the first call and has its name."""
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -53,7 +53,7 @@ class Worker:
 
 
 def _prepare(call: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
-    """What a thread has to run, and the future that then carries what came of it."""
+    """What a thread has to run, and the future that then carries the result."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 

@@ -1,4 +1,4 @@
-"""Which call gives each observed field, what right that needs, and what is shown without the right.
+"""Which call gives each observed field, what right that needs, and what the agent shows without the right.
 
 Data for docs/reference/agent-fields.md and for the tests that compare the adapter, the wire type, the simulator's
 rights and the chart with it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h.
@@ -15,7 +15,7 @@ class NeededRight(Enum):
     DRIVER = (
         "the driver's library and devices",
         "`agent.runtimeClassName`, `agent.visibleDevices: all`, `agent.driverCapabilities: utility`",
-        "NVIDIA's container runtime brings libnvidia-ml.so.1 and the device nodes; no Linux capability",
+        "NVIDIA's container runtime injects libnvidia-ml.so.1 and the device nodes; no Linux capability",
     )
     MIG_CONFIG = (
         "the rights of NVIDIA's own operands",
@@ -26,9 +26,9 @@ class NeededRight(Enum):
     )
     HOST_PID = (
         "the host's PID namespace",
-        "`hostPID: true`, no value changes it",
-        "NVML reports the host's process ids, and drops processes of other PID namespaces: they are missing, not "
-        "nameless",
+        "`hostPID: true`; no value changes it",
+        "NVML reports process ids of the host, and omits processes of other PID namespaces: they are missing, not"
+        " nameless",
     )
     POD_RESOURCES = (
         "the kubelet's podresources socket",
@@ -45,7 +45,7 @@ class NeededRight(Enum):
     def __init__(self, title: str, chart: str, why: str) -> None:
         self.title = title
         self.chart = chart
-        """The values of the chart that grant it."""
+        """Which values grant it."""
         self.why = why
 
 
@@ -54,7 +54,7 @@ class FieldSource:
     """Where some fields come from."""
 
     fields: tuple[str, ...]
-    """Below `status.observed`, as on the wire; a field stands for all below it that no other source names."""
+    """Below `status.observed`, as on the wire; a field covers everything below it that no other source names."""
     calls: tuple[str, ...]
     """NVML functions, fields of nvmlDeviceGetFieldValues aside."""
     needs: tuple[NeededRight, ...]
@@ -68,7 +68,7 @@ SESSION = (
     "nvmlDeviceGetCount",
     "nvmlDeviceGetHandleByIndex",
 )
-"""Calls that every other call needs; without their right there is no reading, and `error` says so."""
+"""Calls that the others depend on; without their right there is no reading, and `error` says so."""
 
 SOURCES: tuple[FieldSource, ...] = (
     FieldSource(("requestID", "quiet", "simulated", "error"), (), (NeededRight.NOTHING,), "–"),
@@ -169,8 +169,8 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].processes[].name",),
         ("nvmlSystemGetProcessName",),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "empty, which counts as busy. MPS's own daemons are recognised by their executable and parent; where "
-        "executables may not be read, by the 15 bytes that the kernel keeps of their names",
+        "empty, which counts as busy. MPS's own daemons are recognized by their executable and parent; where"
+        " executables may not be read, by the 15 bytes that the kernel keeps of their names",
     ),
     FieldSource(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "null"),
     FieldSource(
@@ -195,7 +195,7 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].access", "gpus[].error"),
         (),
         (NeededRight.DRIVER,),
-        "–; from the error that any of the calls gives",
+        "–; from the error that any of the calls returns",
     ),
     FieldSource(
         ("allocated", "pods"),
@@ -211,15 +211,15 @@ USAGE: tuple[FieldSource, ...] = (
         ("device_memory_bytes", "device_memory_used_bytes"),
         ("nvmlDeviceGetMemoryInfo",),
         (NeededRight.DRIVER,),
-        "absent. Of a whole GPU it is version 2 of the call, which leaves out what the driver reserves; before R510 "
+        "absent. For a whole GPU it is version 2 of the call, which leaves out what the driver reserves; before R510 "
         "that counts as used",
     ),
     FieldSource(
         ("pod_memory_used_bytes", "pod_processes", "device_unattributed_memory_bytes"),
         ("nvmlDeviceGetComputeRunningProcesses", "nvmlDeviceGetMPSComputeRunningProcesses"),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "absent for a device of which some processes are not seen; memory also where the driver does not tell it of "
-        "a process",
+        "absent for a device with processes that are not seen; memory also where the driver does not report it for a"
+        " process",
     ),
     FieldSource(
         ("pod_sm_ratio", "device_sm_ratio"),
@@ -231,7 +231,7 @@ USAGE: tuple[FieldSource, ...] = (
         ("pod_slices", "device_slices", "device_slices_allocated"),
         (),
         (NeededRight.POD_RESOURCES,),
-        "absent; of a shared device the memory is still put down to the pods by their cgroups",
+        "absent; of a shared device the memory is still attributed to the pods by their cgroups",
     ),
     FieldSource(
         ("the label pod of a shared device's processes",),

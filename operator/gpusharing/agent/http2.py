@@ -48,7 +48,7 @@ _PREFACE = b"".join(
 
 
 class Stream:
-    """One call, and what has come of it so far."""
+    """One call, and its result so far."""
 
     __slots__ = ("body", "ended", "headers")
 
@@ -78,7 +78,7 @@ class Conversation:
 
     @property
     def over(self) -> bool:
-        """No more calls are made on it: the server takes none, or there were many."""
+        """No more calls are made on it: the server accepts none, or there were many."""
         return self._terminated or self._turns >= MOST_TURNS
 
     def call(self, paths: Iterable[str]) -> tuple[bytes, list[Stream]]:
@@ -98,7 +98,7 @@ class Conversation:
             for frame in self._frames():
                 self._take(frame)
         except (HyperframeError, HPACKError) as error:
-            raise ValueError(f"no HTTP/2 as it should be: {error}") from error
+            raise ValueError(f"invalid HTTP/2: {error}") from error
         return self._to_send()
 
     def _to_send(self) -> bytes:
@@ -222,7 +222,7 @@ class Conversation:
 
 
 def _refused(what: str) -> ValueError:
-    return ValueError(f"no HTTP/2 as it should be: {what}")
+    return ValueError(f"invalid HTTP/2: {what}")
 
 
 @lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 gRPC is HTTP/2 with length-prefixed messages (grpc/grpc doc/PROTOCOL-HTTP2.md); grpcio would cost more memory than the
 rest of the agent. Both calls go out together, at each turn, over one connection that stays open. Neither can be left
-out: nothing else on the node tells that a device plugin has found a device ill or shares it with more.
+out: nothing else on the node shows that a device plugin has marked a device unhealthy or shares it among more.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ class KubeletPodResources:
     """The podresources API of the kubelet of this node. One reading at a time."""
 
     def __init__(self, socket: Path = SOCKET, timeout: float = 5.0, offered_timeout: float = 2.0) -> None:
-        """Time-outs in seconds: for who holds what, and for what there is to hold."""
+        """Timeouts in seconds: for the holdings, and for the devices that there are."""
         self._socket = socket
         self._timeout = timeout
         self._offered_timeout = offered_timeout
         self._answers = Answers()
         self._connection: _Connection | None = None
         self._file: tuple[int, ...] = ()
-        """Which file the socket was that the connection goes to."""
+        """The file of the socket that the connection goes to."""
 
     async def read(self) -> Holdings:
         """See PodResources.read. After a failure the next one begins with a new connection."""
@@ -46,7 +46,7 @@ class KubeletPodResources:
         return holdings
 
     def close(self) -> None:
-        """End the connection. Reading again opens another one."""
+        """Close the connection. Reading again opens another one."""
         if self._connection is not None:
             self._connection.close()
         self._connection = None
@@ -83,8 +83,8 @@ class KubeletPodResources:
         return await self._connection.ask(self._offered_timeout)
 
     def _offered(self, allocatable: Stream) -> bytes | None:
-        """None where the kubelet does not tell (KubeletPodResourcesGetAllocatable, which 1.28 made final), whatever the
-        cause: whether pods hold devices decides about drains, and is known by now."""
+        """None when the kubelet does not answer (KubeletPodResourcesGetAllocatable, which 1.28 made final), whatever
+        the cause: whether pods hold devices decides about drains, and is known by now."""
         if not allocatable.ended:
             self.close()  # nobody waits for that answer any more
             return None
@@ -101,7 +101,7 @@ class _Connection(asyncio.Protocol):
         self._http2 = Conversation()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
-        """Why nothing will come any more."""
+        """Why no more answers will come."""
         self._awaited: Sequence[Stream] = ()
         self._woken: asyncio.Future[None] | None = None
 
@@ -127,7 +127,7 @@ class _Connection(asyncio.Protocol):
         return streams
 
     def close(self) -> None:
-        """At once, whatever is under way."""
+        """Close at once, whatever is under way."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -171,7 +171,7 @@ class _Connection(asyncio.Protocol):
 
 
 def _which(socket: Path) -> tuple[int, ...]:
-    """Tells a socket from one that took its place: numbers of inodes are given again, with another time of change."""
+    """Distinguishes a socket from its replacement: inode numbers are reused, but with another time of change."""
     found = os.stat(socket)
     return found.st_dev, found.st_ino, found.st_ctime_ns
 

@@ -1,8 +1,8 @@
-"""Counters that are told late, as Prometheus needs them, and dropped long after they stood still. Pure.
+"""Counters that are exported late, as Prometheus needs them, and dropped long after they stopped changing. Pure.
 
-`increase` does not count the first value that it sees of a series, and takes a value that fell for a counter that began
-anew at 0. So a series that is new, or comes back, is told at once, with 0, and stays 0 for longer than a scrape usually
-takes to come; and none is dropped before the last that it counted was told, and could be scraped.
+`increase` does not count the first value that it sees of a series, and takes a value that fell for a counter that
+restarted at 0. So a series that is new, or comes back, is exported at once, with 0, and stays 0 for longer than the
+usual time between scrapes; and none is dropped before its last count was exported, and could be scraped.
 """
 
 from collections import deque
@@ -18,13 +18,14 @@ class LaggingCounts(Generic[Key]):
     """Counters of one metric, by their labels."""
 
     def __init__(self, lag: float) -> None:
-        """`lag`: seconds by which what is told lags behind what was counted."""
+        """`lag`: seconds by which exported values lag behind what was counted."""
         self.told: Mapping[Key, float] = {}
         """As of the lag before the last turn; replaced, never changed."""
         self._lag = lag
         self._counts: dict[Key, float] = {}
         self._stirred: dict[Key, float] = {}
-        """When each was last counted, or told with another value than before or than it has."""
+        """When each was last counted, or last exported with a value that differs from the one before or from its
+        own."""
         self._past: deque[tuple[float, Mapping[Key, float]]] = deque()
         """Turns, oldest first: one that is older than the lag, and later ones."""
 
@@ -40,7 +41,7 @@ class LaggingCounts(Generic[Key]):
         self._stirred[key] = now
 
     def tell(self, now: float) -> Mapping[Key, float]:
-        """The end of a turn: what is told from now on."""
+        """The end of a turn: what is exported from now on."""
         if not self._past or now - self._past[-1][0] >= self._lag / _KEPT:
             self._past.append((now, dict(self._counts)))
         while len(self._past) > 1 and self._past[1][0] <= now - self._lag:
@@ -57,8 +58,8 @@ class LaggingCounts(Generic[Key]):
         return told
 
     def drop(self, now: float, patience: float) -> None:
-        """Drop what has stood still for more than `patience` seconds, all of it told. Should it come back, then as new:
-        it is taken out of the past as well."""
+        """Drop what has not changed for more than `patience` seconds and was exported in full. If it comes back, it is
+        new: it is removed from the past too."""
         gone = {
             key
             for key, at in self._stirred.items()

@@ -1,9 +1,9 @@
-"""What the agent wants of a GPU library, in our words. NVML is one implementation, a simulation another.
+"""What the agent needs from a GPU library, in our words. NVML is one implementation, a simulation another.
 
-What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error; what NVML
-refuses to the agent's container is one too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS): unknown, not empty.
-Names and meaning of the fields are those of the wire types in `api/gpunode.py`; these are dataclasses because pydantic
-would take 10 MiB of the agent's 45, and a test holds the two together.
+What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error; what NVML denies
+the agent's container is one too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS): unknown, not empty. Names and
+meaning of the fields are those of the wire types in `api/gpunode.py`; these are dataclasses because pydantic would take
+10 MiB of the agent's 45, and a test holds the two together.
 """
 
 from dataclasses import field
@@ -100,7 +100,7 @@ class GPU:
     ecc_uncorrected: int | None
     remapped_rows: DriverRemappedRows | None
     access: Access = "Ok"
-    """Otherwise only `index` says anything."""
+    """Otherwise only `index` is meaningful."""
     recovery_action: RecoveryAction | None = None
     xid: int | None = None
     error: str = ""
@@ -109,11 +109,11 @@ class GPU:
 
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
-"""Whoever may be there: not all processes of a GPU could be listed. Counts as busy."""
+"""Any processes that may exist: not all processes of a GPU could be listed. Counts as busy."""
 
 
 def unreachable(index: int, access: Access, error: str = "") -> GPU:
-    """A GPU that NVML cannot talk to: nothing is known of it but where it was."""
+    """A GPU that NVML cannot talk to: nothing is known about it but its last position."""
     return GPU(
         index=index,
         uuid="",
@@ -137,7 +137,7 @@ class PodID:
     uid: str
     namespace: str = ""
     name: str = ""
-    """Both empty where nobody on the node tells the name that goes with the uid."""
+    """Both empty when nothing on the node shows the name for the uid."""
 
 
 @value
@@ -148,16 +148,16 @@ class ProcessUse:
     device: str
     """UUID of the GPU or of the MIG device."""
     memory: int | None
-    """Bytes; None where the driver does not tell."""
+    """Bytes; None when the driver does not report it."""
     sm_percent: int | None = None
-    """Share of the time of the GPU's SMs, of 100; None where the driver does not tell."""
+    """Share of the time of the GPU's SMs, of 100; None when the driver does not report it."""
     pod: PodID | None = None
     """By its cgroup; None: it belongs to no pod, or has ended."""
 
 
 @value
 class DeviceUse:
-    """What is taken of a whole GPU or of a MIG device, and what it is: nobody but the metrics asks."""
+    """What is used of a whole GPU or of a MIG device, and what it is: only the metrics use it."""
 
     gpu: int
     """Index of the GPU."""
@@ -165,20 +165,20 @@ class DeviceUse:
     uuid: str
     """That of the GPU, or of the MIG device."""
     memory_used: int | None
-    """Bytes, without what the driver reserves; None where the driver does not tell."""
+    """Bytes, without what the driver reserves; None when the driver does not report it."""
     memory: int | None
-    """Bytes in all; None likewise."""
+    """Bytes in total; None likewise."""
     instance: Instance | None = None
     """None: the whole GPU."""
     all_seen: bool = True
-    """Every process on it is among the processes of the Use: otherwise sums over them say too little."""
+    """Every process on it is among the processes of the Use: otherwise sums over them are too low."""
     tells_sm: bool = False
-    """The driver tells shares of SM time. It never does on a GPU with MIG on."""
+    """The driver reports shares of SM time. It never does on a GPU with MIG on."""
 
 
 @value
 class Use:
-    """What the GPUs are used for, and what was heard of them: for the metrics. Nothing is decided by it."""
+    """What the GPUs are used for, and their XIDs: for the metrics. Nothing is decided by it."""
 
     devices: tuple[DeviceUse, ...] = ()
     """By GPU, then in the order of its MIG devices."""
@@ -189,8 +189,8 @@ class Use:
 
 @value
 class Reading:
-    """Everything about the GPUs of this node, read in one go. Two readings are equal when they say the same of what
-    the GPUs are, whatever the GPUs are used for."""
+    """Everything about the GPUs of this node, read in one go. Two readings are equal when they describe the same GPUs,
+    whatever the GPUs are used for."""
 
     driver_version: str
     """NVIDIA driver version, empty when unknown."""
@@ -205,7 +205,7 @@ class Reading:
 class LibraryError(Exception):
     """No reading was possible. Report it, keep the last known GPUs and read again at the next turn.
 
-    The message says what a person does about it.
+    The message says what to do about it.
     """
 
     reason: ClassVar[str] = "NVMLFailed"
@@ -215,13 +215,13 @@ class LibraryError(Exception):
 
 
 class NotLoaded(LibraryError):
-    """There is no library or no driver: nothing can be read before somebody installs it."""
+    """There is no library or no driver: nothing can be read until somebody installs it."""
 
     reason = "NVMLNotLoaded"
 
 
 class Replaced(LibraryError):
-    """Another driver is loaded than the one whose library this container has: only a new container gets the other."""
+    """The loaded driver is not the one whose library this container has: only a new container gets the right one."""
 
     reason = "NVMLReplaced"
     patience = 1

@@ -32,7 +32,7 @@ from gpusharing.kube.raw import text
 log = logging.getLogger(__name__)
 
 CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
-"""Phases in which nobody new comes to the node."""
+"""Phases in which no new pod comes to the node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,15 @@ class LoopSettings:
     """A reading that takes longer is reported as hung. Without persistence mode, the driver takes 1 to 3 s to wake
     each GPU, and there are 8 of them."""
     retry_first: float = 1.0
-    """Wait after the first report that the API server did not take; doubled after each further one."""
+    """Wait after the first report that the API server did not accept; doubled after each further one."""
     retry_last: float = 30.0
     """Longest such wait."""
     meter_lag: float = LAG
-    """By which the meter's counters lag behind."""
+    """Seconds by which the meter's counters lag behind."""
 
 
 class RestartNeeded(Exception):
-    """Only a new container can read the GPUs again. The error was reported; end the process."""
+    """Only a new container can read the GPUs again. The error has been reported; end the process."""
 
 
 @dataclass(slots=True)
@@ -65,9 +65,9 @@ class Stats:
     reading_seconds: float = 0.0
     """Time spent in successful readings."""
     writes: int = 0
-    """Patches that the API server took."""
+    """Patches that the API server accepted."""
     failed_writes: int = 0
-    """Patches that it did not take."""
+    """Patches that it did not accept."""
 
 
 def _ten_percent() -> float:
@@ -93,15 +93,16 @@ class AgentLoop:
         self.settings = settings or LoopSettings()
         self.stats = Stats()
         self.observed: Observation | None = None
-        """The last observation, whether or not the server has it."""
+        """The last observation, whether the server has it or not."""
         self.reading: Reading | None = None
         """The last reading of this process."""
         self.use: tuple[Use, Holdings | None] | None = None
-        """What the GPUs are used for, and who held them then; None: the last turn read nothing, as while quiet."""
+        """What the GPUs are used for, and which pods held them then; None: the last turn read nothing, as while
+        quiet."""
         self.meter = Meter(self.settings.meter_lag)
-        """Who has had how much of the GPUs since this process began."""
+        """How much of the GPUs each tenant has had since this process began."""
         self._stood: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        """How things stood at the last turn, and what that was made of."""
+        """The state at the last turn, and what it was made from."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
@@ -109,14 +110,14 @@ class AgentLoop:
         self._jitter = jitter
         self._wake = asyncio.Event()
         self._standing: tuple[JSON, Observation] | None = None
-        """An observation, and the version of the GPUNode that was found to hold it."""
+        """An observation, and the version of the GPUNode that was found to contain it."""
         self._own = OwnNode(node_name, api, self._wake.set)
         self._reader = Reader(library, self.settings.hung_after, clock, self._wake.set, background)
         self._backoff = Backoff(self.settings.retry_first, self.settings.retry_last)
         self._write_error = ""
         self._pods_error = ""
         self._hopeless = 0
-        """Readings in a row that a new process might have done better."""
+        """Consecutive readings that a new process might have done better."""
         self._patience = 0
         """How many of them the last error allows; 0: any number."""
         self._last_turn = clock()
@@ -140,7 +141,7 @@ class AgentLoop:
         if self._own.node is None:
             return f"GPUNode {self._own.name} does not exist; the operator creates it"
         if self.observed is None:
-            return "the GPUs were not read yet"
+            return "the GPUs have not been read yet"
         return self.observed.error
 
     def why_not_alive(self) -> str:
@@ -210,7 +211,7 @@ class AgentLoop:
             raise RestartNeeded(self.observed.error)
 
     def _how_it_stands(self, node: JSON, holdings: Holdings | None) -> Allotment | None:
-        """None: nobody knows. What the operator tells people of the node is enough for a bill; it decides nothing."""
+        """None: unknown. What the operator publishes about the node is enough for a bill; it decides nothing."""
         if self.reading is None or holdings is None:
             return None
         policy, phase = (text(node, "status", "transition", key) for key in ("policy", "phase"))
@@ -262,7 +263,7 @@ class AgentLoop:
             self._own.take(written)
 
     def _stands(self, node: JSON, observed: Observation) -> bool:
-        """Whether this very version of the object was found to hold this very observation."""
+        """Whether exactly this version of the object was found to contain exactly this observation."""
         if self._standing is None or self._standing[0] is not node:
             return False
         return self._standing[1] is observed or self._standing[1] == observed

@@ -64,7 +64,7 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
         "POD_LOGS",
         "/var/log/pods",
         Path,
-        "where the kubelet keeps the pods' logs; the folders' names tell which pod a process belongs to",
+        "where the kubelet keeps the pods' logs; the folders' names show which pod a process belongs to",
     ),
     (
         "--metrics-addr",
@@ -82,7 +82,7 @@ _FLAGS: tuple[tuple[str, str, str, Callable[[str], object], str], ...] = (
 def parse(arguments: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
     """Flags, each with a variable of the environment as its default."""
     parser = argparse.ArgumentParser(
-        "gpusharing-agent", description="Reports what the GPUs of this node are into its GPUNode."
+        "gpusharing-agent", description="Reports the state of this node's GPUs in its GPUNode."
     )
     node = environ.get("NODE_NAME")
     parser.add_argument("--node-name", default=node, required=not node, help="this node's name ($NODE_NAME)")

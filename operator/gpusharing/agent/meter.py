@@ -1,7 +1,7 @@
 """How long each tenant had how much of the node's GPUs. Pure: the time is an argument.
 
 Every second of every GPU goes to exactly one of four: a tenant that holds a slice, idle (a slice that nobody holds),
-stranded (what no slice of the layout offers) or transition (what nobody holds of a node in the middle of a change). So
+stranded (what no slice of the layout offers) or transition (what nobody holds on a node in the middle of a change). So
 they add up to the seconds of the GPUs, always. Time between two turns goes to how things stood at the first of them.
 docs/adr/0043-the-meter.md says why the meter is here, why it lags, and what a restart costs.
 """
@@ -19,15 +19,15 @@ from gpusharing.planning.gpus.shares import WHOLE, Extent, shares
 from gpusharing.planning.words.values import value
 
 OTHERS = "_others"
-"""Namespace, policy or resource of what is not told apart. Nothing in Kubernetes can be called this."""
+"""Namespace, policy or resource of what is not counted separately. Nothing in Kubernetes can be called this."""
 LAG = 90.0
-"""Seconds by which what is told lags behind."""
+"""Seconds by which exported values lag behind."""
 NOTHING = Fraction(0)
 
 
 @value
 class Bounds:
-    """How much is told apart on a node, so that its series stay few whatever happens to it in months."""
+    """How much is counted separately on a node, so that its series stay few whatever happens to it over months."""
 
     accounts: int = 128
     """Accounts of tenants, of a policy, a namespace and a resource each. Later ones share the namespace OTHERS."""
@@ -38,9 +38,9 @@ class Bounds:
     policies: int = 16
     """Later ones share the policy OTHERS."""
     room_after: float = 3600.0
-    """Seconds for which a series that stands still is told all the same, where there is no room for another."""
+    """Seconds for which a series that does not change is still exported when there is no room for another."""
     forget_after: float = 86400.0
-    """The same where there is room: a Prometheus that was away for some hours still finds what was counted."""
+    """The same when there is room: a Prometheus that was away for some hours still finds what was counted."""
 
     @property
     def series(self) -> int:
@@ -54,7 +54,7 @@ BOUNDS = Bounds()
 
 
 class Account(NamedTuple):
-    """Whose time it is. A tuple, for many are hashed at each turn."""
+    """Whose time it is. A tuple, because many are hashed at each turn."""
 
     policy: str
     namespace: str
@@ -63,7 +63,7 @@ class Account(NamedTuple):
 
 @value
 class Allotment:
-    """Who has what of the node's GPUs at a moment, in GPUs. It adds up to `gpus`."""
+    """Which tenant has how much of the node's GPUs at a moment, in GPUs. It adds up to `gpus`."""
 
     policy: str
     gpus: int
@@ -77,7 +77,7 @@ class Allotment:
 
 @value
 class _Slices:
-    """One device: what part of which GPU it is, and what of it is whose."""
+    """One device: which part of which GPU it is, and which tenants hold how much of it."""
 
     share: Fraction
     offered: Mapping[str, int]
@@ -85,7 +85,8 @@ class _Slices:
 
 
 def standing(reading: Reading, holdings: Holdings, policy: str, *, changing: bool) -> Allotment:
-    """How things stand; `changing`: the node is in the middle of a change, and idle slices are no use to anybody."""
+    """The current state; `changing`: the node is in the middle of a change, and idle slices are of no use to
+    anybody."""
     held: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
     for device in _devices(reading, holdings):
@@ -178,7 +179,7 @@ class Meter:
         self._since = 0.0
 
     def turn(self, now: float, stands: Allotment | None) -> None:
-        """How things stand from now on; None: nobody knows, so as before. `now`: seconds of a clock that only rises."""
+        """The state from now on; None: unknown, so as before. `now`: seconds of a clock that only rises."""
         if self._now is not None:
             self._count(self._now, self._since, now)
         before, self._now, self._since = self._now, stands or self._now, now
@@ -229,6 +230,7 @@ class Meter:
         return len(counts) < most
 
     def _drop(self, now: float, patience: float) -> None:
-        """All alike: whatever of a policy moves, its GPUs move, so these go last or with it."""
+        """All alike: whenever any counter of a policy changes, its GPUs change too, so these are dropped last or
+        together."""
         for each in (self._held, self._idle, self._stranded, self._transition, self._gpus):
             each.drop(now, patience)

@@ -1,4 +1,4 @@
-"""The meter's counters for Prometheus. What they grow by adds up to the growth of `gpusharing_gpu_seconds_total`."""
+"""The meter's counters for Prometheus. Their growth adds up to the growth of `gpusharing_gpu_seconds_total`."""
 
 from collections.abc import Iterable
 
@@ -21,8 +21,8 @@ class MeterCollector(Collector):
         metered = self._meter.metered
         held = _family(
             "slice_seconds",
-            "GPU-seconds that a namespace held: its slices by time, each as its share of the GPU. Replicas of a shared "
-            "GPU count as reserved, whichever pod computes.",
+            "GPU-seconds that a namespace held: its slices by time, each as its share of the GPU. Replicas of a shared"
+            " GPU count as reserved, no matter which pod computes.",
             "policy",
             "namespace",
             "resource",
@@ -35,9 +35,7 @@ class MeterCollector(Collector):
             idle.add_metric([policy, resource], seconds)
         yield idle
         stranded = _family(
-            "stranded_slice_seconds",
-            "GPU-seconds of those parts that no slice of the layout offered.",
-            "policy",
+            "stranded_slice_seconds", "GPU-seconds of capacity that no slice of the layout offered.", "policy"
         )
         changing = _family(
             "transition_slice_seconds",

@@ -25,7 +25,7 @@ class AgentCollector(Collector):
         stats = self._loop.stats
         readings = CounterMetricFamily(
             f"{PREFIX}_readings",
-            "Requested readings of the GPUs, by outcome: ok, failed, hung.",
+            "Attempted readings of the GPUs, by outcome: ok, failed, hung.",
             labels=["outcome"],
         )
         for outcome, count in stats.readings.items():
@@ -105,12 +105,16 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     )
     yield _per_gpu(
         "gpu_critical_xid",
-        "The first critical XID heard since the agent started; absent without one. It hears only while it reads.",
+        "The first critical XID heard since the agent started; absent without one. The agent hears XIDs only while it"
+        " reads.",
         gpus,
         lambda g: g.xid,
     )
     recovery = _family(
-        "gpu_recovery_action", "1 for what the driver asks for (from R565 on).", "gpu", "action"
+        "gpu_recovery_action",
+        "1 for the recovery action that the driver asks for (from R565 on).",
+        "gpu",
+        "action",
     )
     for gpu in gpus:
         if gpu.recovery_action is not None:

@@ -1,4 +1,4 @@
-"""NVML behind the Library Protocol. Only this module and `nvml_*.py` beside it import pynvml.
+"""NVML as an implementation of the Library Protocol. Only this module and `nvml_*.py` beside it import pynvml.
 
 Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference, nvml.h.
 """
@@ -80,7 +80,7 @@ class _Card:
 
     @property
     def is_complete(self) -> bool:
-        """Nothing of it was withheld or unknown, so that it need not be asked again."""
+        """Nothing of it was withheld or unknown, so it need not be read again."""
         model = self.model
         mig = not model.mig_capable or (model.profiles and model.mig_mode_change != "Unknown")
         told = model.memory_mib is not None and model.compute_capability and not self.placements_withheld
@@ -98,10 +98,10 @@ class NVML:
         self._xids: dict[int, int] = {}
         """GPU index to the first critical XID heard. NVML keeps none; the driver's recovery action does."""
         self._cards: dict[str, _Card] = {}
-        """What is known in full of each model. It stays so: once another driver is loaded, NVML opens for new processes
-        only (docs/design/hardware.md#nvml)."""
+        """What is known in full of each model. That does not change: once another driver is loaded, NVML opens for new
+        processes only (docs/design/hardware.md#nvml)."""
         self._products: dict[str, str] = {}
-        """What each GPU of the last reading is called, by its UUID: that stays so too."""
+        """The name of each GPU of the last reading, by its UUID: that does not change either."""
 
     def read(self) -> Reading:
         """See Library.read."""
@@ -185,16 +185,16 @@ def _explained(error: Any) -> LibraryError:
         return NotLoaded(_NOT_LOADED[error.value])
     if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
         return Replaced(
-            "the driver was replaced under the running agent, which restarts by itself; if this persists, delete "
+            "the driver was replaced under the running agent, which restarts itself; if this persists, delete "
             "this agent pod"
         )
     if error.value in _NO_ACCESS:
-        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent restarts by itself")
+        return AccessLost(f"NVML: {error}; {_NO_ACCESS[error.value]}; the agent restarts itself")
     return LibraryError(f"NVML: {error}; see `dmesg | grep -i nvrm` on the node")
 
 
 def _refuse_without_access(errors: Sequence[Any]) -> None:
-    """If not one GPU can be opened, the fault is the container's. An unknown error of one GPU is that GPU's."""
+    """If no GPU can be opened, the fault is the container's. An unknown error of one GPU is that GPU's."""
     (code, *others) = {error.value for error in errors}
     if not others and (code == REFUSED or (code in _NO_ACCESS and len(errors) > 1)):
         raise errors[0]
@@ -216,7 +216,7 @@ def _uuid(handle: Any) -> str:
 
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
-    """Mode in force and mode after the next reset. Everything hangs on it, so a refusal is an error of the GPU."""
+    """Mode in force and mode after the next reset. Everything depends on it, so a refusal is an error of the GPU."""
     modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"

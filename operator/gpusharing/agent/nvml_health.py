@@ -77,7 +77,7 @@ def ecc_uncorrected(handle: Any) -> int | None:
 
 
 def recovery_action(handle: Any) -> RecoveryAction | None:
-    """What the driver asks for; None before R565."""
+    """The recovery action that the driver asks for; None before R565."""
     values = fields(handle, pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION)
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
@@ -97,14 +97,14 @@ class Xids:
     """XIDs raised while the block runs: those that the reading itself provokes (79, 119) are among them.
 
     An event set hears nothing from before it was made, and NVML is closed between readings
-    (docs/design/way.md#quiet), so other XIDs are known by what they leave behind. Whatever fails here costs no
+    (docs/design/way.md#quiet), so other XIDs are known by what they leave behind. A failure here does not fail the
     reading: these are extras.
     """
 
     def __init__(self) -> None:
         self._set: Any = None
         self._gpus: dict[int, int] = {}
-        """Address of a handle to GPU index."""
+        """GPU index by the address of a handle."""
 
     def __enter__(self) -> "Xids":
         with suppress(pynvml.NVMLError):
@@ -117,7 +117,7 @@ class Xids:
                 pynvml.nvmlEventSetFree(self._set)
 
     def listen(self, index: int, handle: Any) -> None:
-        """Hear of this GPU from now on."""
+        """Listen for events of this GPU from now on."""
         if self._set is None:
             return
         with suppress(pynvml.NVMLError):

@@ -1,8 +1,9 @@
 """MIG as NVML reports it: the profiles of a card, the instances of a GPU, and what of them is hidden. Part of
 `nvml.py`.
 
-To list instances and placements takes read access to mig/config; a MIG device is seen by who may open it. So a
-container without rights sees some devices, none, or those of an earlier layout: what it cannot list, it does not know.
+Listing instances and placements needs read access to mig/config; a MIG device is visible to a process that may open it.
+So a container without rights sees some devices, none, or those of an earlier layout: what it cannot list, it does not
+know.
 """
 
 import ctypes
@@ -31,7 +32,7 @@ class Divided:
 
     instances: tuple[Instance, ...] = ()
     withheld: bool = False
-    """They may not be listed; those here are told by the MIG devices that can be seen."""
+    """They may not be listed; those here are known from the MIG devices that can be seen."""
     hidden: bool = False
     """Processes may run where no MIG device can be seen."""
     devices: tuple[Instance | None, ...] = ()
@@ -112,7 +113,7 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 def divided(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> Divided:
     """GPU instances by placement; without the right to list them, what the MIG devices show.
 
-    An instance without a compute instance, as a create that failed midway leaves it, hides nobody.
+    An instance without a compute instance, as a create that failed midway leaves it, hides no process.
     """
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
     uuids: dict[int, str] = {}

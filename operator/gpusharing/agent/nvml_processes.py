@@ -1,4 +1,4 @@
-"""Who uses a GPU, as NVML lists it. Part of `nvml.py`.
+"""Which processes use a GPU, as NVML lists them. Part of `nvml.py`.
 
 Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy.
 """
@@ -27,7 +27,7 @@ class Listed:
 
     process: Process
     memory: int | None = None
-    """Bytes that it holds there; None where the driver does not tell."""
+    """Bytes that it holds there; None when the driver does not report it."""
 
 
 class ProcessLists:
@@ -62,7 +62,7 @@ class ProcessLists:
         ]
 
     def unseen(self, *, hidden: bool) -> list[Listed]:
-        """Whoever may be on a divided GPU without being on a list of its MIG devices; `hidden`: some may be."""
+        """Processes that may be on a divided GPU without being on a list of its MIG devices; `hidden`: some may be."""
         return [Listed(self._processes.of(0))] if hidden or self._processes.blind else []
 
     def pod_of(self, pid: int) -> PodID | None:

@@ -1,7 +1,7 @@
-"""What a GPU is used for, as NVML tells it. Part of `nvml.py`. Nothing is decided by it: what fails here is left out.
+"""What a GPU is used for, as NVML reports it. Part of `nvml.py`. Nothing is decided by it: what fails here is left out.
 
-Memory of a MIG device takes no right; that of the whole GPU beside it does. Shares of SM time by process are not
-supported while MIG is on (NVIDIA's NVML API reference, nvmlDeviceGetProcessUtilization).
+Reading the memory of a MIG device needs no right; reading that of the whole GPU beside it does. Shares of SM time by
+process are not supported while MIG is on (NVIDIA's NVML API reference, nvmlDeviceGetProcessUtilization).
 """
 
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ class UseOfGPUs:
         """`pod_of`: the pod of a process."""
         self._pod_of = pod_of
         self._sampled: dict[str, int | None] = {}
-        """GPU by UUID to the time stamp of the last sample of SM shares, in the driver's microseconds; None where the
-        driver does not tell shares."""
+        """GPU by UUID to the time stamp of the last sample of SM shares, in the driver's microseconds; None when the
+        driver does not report shares."""
         self._xids: dict[tuple[int, int], int] = {}
         self._devices: list[DeviceUse] = []
         self._processes: list[ProcessUse] = []
@@ -82,7 +82,7 @@ class UseOfGPUs:
 
     def _sm_shares(self, handle: Any, uuid: str, *, idle: bool) -> dict[int, int] | None:
         """Percent of SM time by pid since the last reading: the driver's newest sample of each process. A process that
-        did nothing has none. None where the driver does not tell. An idle GPU is asked once."""
+        did nothing has none. None when the driver does not report it. An idle GPU is asked once."""
         if idle and uuid in self._sampled:
             return None if self._sampled[uuid] is None else {}
         since = self._sampled.get(uuid) or 0

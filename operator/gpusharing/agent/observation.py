@@ -1,4 +1,4 @@
-"""What is asked and what is answered: the request, the observation, and the patch that puts it on the server."""
+"""Question and answer: the request, the observation, and the patch that writes it to the server."""
 
 from dataclasses import field, fields, is_dataclass, replace
 from typing import Any
@@ -62,8 +62,8 @@ class Observation:
     def after(
         cls, request: AgentRequest, reading: Reading, *, simulated: bool, last: "Observation | None" = None
     ) -> "Observation":
-        """The answer to a request, by a reading that began after it. A GPU that NVML cannot talk to keeps what
-        `last` knew of it."""
+        """The answer to a request, by a reading that began after it. A GPU that NVML cannot talk to keeps what `last`
+        knew about it."""
         known = {gpu.get("index"): gpu for gpu in last.gpus} if last else {}
         gpus = [_with_the_past(wire(gpu), known) for gpu in reading.gpus]
         models = [wire(model) for model in reading.models]
@@ -90,20 +90,20 @@ class Observation:
         return replace(self, error=error, quiet=False, simulated=simulated)
 
     def held_by(self, holdings: Holdings | None) -> "Observation":
-        """The same GPUs with who holds devices now; None: nobody knows."""
+        """The same GPUs with the current holdings; None: unknown."""
         allocated, pods = (None, None) if holdings is None else (holdings.allocated, holdings.pods)
         if (self.allocated, self.pods) == (allocated, pods):
             return self
         return replace(self, allocated=allocated, pods=pods)
 
     def keeps_closed(self, request: AgentRequest) -> bool:
-        """The library stays closed: quiet is asked for and was answered, maybe by the process before us."""
+        """The library stays closed: quiet is requested and was answered, maybe by the process before this one."""
         return request.quiet and self.quiet and self.request_id == request.id
 
     def patch(self, node: JSON) -> JSON | None:
         """JSON merge patch for the status subresource, every key present; None when the server has it already.
 
-        A merge patch keeps map keys that it does not name, so resource names that are gone are named with null.
+        A merge patch keeps map keys that it does not name, so resource names that disappeared are set to null.
         """
         wanted: JSON = wire(self)
         present = section(node, "status", "observed")
@@ -150,7 +150,7 @@ def _wire_name(name: str) -> str:
 
 
 _COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
-"""Wire names of counts of errors. That there are errors is news; how many is for the metrics."""
+"""Wire names of counts of errors. That there are errors is reported; how many is left to the metrics."""
 
 
 def _same(present: Any, wanted: Any) -> bool:
@@ -168,5 +168,5 @@ def _same(present: Any, wanted: Any) -> bool:
 
 
 def _errors(present: Any, wanted: Any) -> bool:
-    """Both none, both some, or both unknown."""
+    """Both zero, both above zero, or both unknown."""
     return (present is None, bool(present)) == (wanted is None, bool(wanted))

@@ -1,4 +1,4 @@
-"""The agent's own GPUNode, of the cache that both shells share (kube/reflector.py)."""
+"""The agent's own GPUNode, from the cache that both shells share (kube/reflector.py)."""
 
 import logging
 from collections.abc import Callable
@@ -10,16 +10,16 @@ from gpusharing.kube.reflector import Reflector
 log = logging.getLogger(__name__)
 
 LIST_AGAIN = 3600.0
-"""Seconds; the watch tells everything, and 5,000 agents list."""
+"""Seconds; the watch reports everything, and 5,000 agents list."""
 REMEMBERED = 8
-"""Deleted objects of our name whose late news is not believed."""
+"""Deleted objects of our name whose late events are ignored."""
 
 
 class OwnNode:
     """Follows one GPUNode by name. It may be absent: the operator creates it."""
 
     def __init__(self, name: str, api: Followable, on_change: Callable[[], None]) -> None:
-        """`on_change` is called when the object comes, goes, is replaced or asks something new."""
+        """`on_change` is called when the object appears, disappears, is replaced or has a new request."""
         self.name = name
         self._on_change = on_change
         self._asked: tuple[str, Any] | None = None
@@ -46,7 +46,7 @@ class OwnNode:
         """Why the API server cannot be followed now, empty when it can."""
         if self._cache.error is not None:
             return str(self._cache.error)
-        return "" if self._cache.synced.is_set() else "the API server was not reached yet"
+        return "" if self._cache.synced.is_set() else "the API server has not been reached yet"
 
     def take(self, node: JSON | None) -> None:
         """Take over what the server answered; None: it has no such object."""

@@ -1,7 +1,7 @@
 """Which pod a uid belongs to, by the folders in which the kubelet keeps the pods' logs.
 
-A process tells the uid of its pod by its cgroup. The kubelet's podresources name pods without uids, and the agent may
-not read pods: a token that may list them would tell its thief who runs on every node. The kubelet calls the folder of a
+The cgroup of a process shows the uid of its pod. The kubelet's podresources name pods without uids, and the agent may
+not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a
 pod's logs NAMESPACE_NAME_UID (kubernetes pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three
 can hold a `_`). Only the names of these folders are read.
 """
@@ -15,21 +15,21 @@ from gpusharing.agent.library import PodID
 
 _PARTS = 3
 PAUSE = 5.0
-"""Seconds for which a uid that no folder named is not looked for again: one reading asks for every process."""
+"""Seconds for which a uid without a folder is not looked up again: one reading asks for every process."""
 
 
 class PodNames:
     """Pods of this node by uid."""
 
     def __init__(self, logs: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """`logs` is the kubelet's podLogsDir, /var/log/pods unless it was told otherwise; None: nobody knows."""
+        """`logs` is the kubelet's podLogsDir, /var/log/pods by default; None: unknown."""
         self._logs = logs
         self._clock = clock
         self._known: dict[str, PodID] = {}
         self._listed_at = -PAUSE
 
     def of(self, uid: str) -> PodID:
-        """The pod with this uid, without a name where no folder tells it. The folders are listed when a uid comes that
+        """The pod with this uid, without a name if no folder shows it. The folders are listed when a uid comes that
         was not among them before, but not for every process of a reading."""
         if uid not in self._known and self._clock() - self._listed_at >= PAUSE:
             self._known, self._listed_at = self._listed(), self._clock()

@@ -59,10 +59,10 @@ class Holdings:
     pods: int = 0
     """Pods that hold at least one of them."""
     held: tuple[Held, ...] = ()
-    """Who holds which, by namespace, pod and resource."""
+    """Which pod holds which, by namespace, pod and resource."""
     offered: tuple[tuple[str, str], ...] | None = None
-    """Resource name and device id of every healthy device that there is to hold, in order; None: the kubelet does
-    not tell."""
+    """Resource name and device id of every healthy device that pods can hold, in order; None: the kubelet does not
+    report it."""
 
 
 class PodResourcesUnavailable(Exception):
@@ -70,7 +70,7 @@ class PodResourcesUnavailable(Exception):
 
 
 class PodResources(Protocol):
-    """Who holds GPU devices on this node."""
+    """Which pods hold GPU devices on this node."""
 
     async def read(self) -> Holdings:
         """Ask once; raises PodResourcesUnavailable."""
@@ -78,9 +78,9 @@ class PodResources(Protocol):
 
 
 class Answers:
-    """The kubelet's answers as values. What stands in two answers running is decoded once.
+    """The kubelet's answers as values. Whatever two consecutive answers share is decoded once.
 
-    That is by pod and by device: the kubelet goes through maps of Go, so that both come in another order each time
+    This works by pod and by device: the kubelet iterates over Go maps, so both come in a different order each time
     (podsMapToPods in pkg/kubelet/pod/pod_manager.go, containerDevicesFromResourceDeviceInstances in
     pkg/kubelet/cm/container_manager.go, read at v1.36.3). Values are in an order of ours, and the same value is the
     same object, as long as nothing changes.
@@ -115,7 +115,7 @@ class Answers:
 def _decoded(
     response: bytes, number: int, known: dict[bytes, tuple[T, ...]], decode: Callable[[bytes], Iterator[T]]
 ) -> tuple[dict[bytes, tuple[T, ...]], list[T]]:
-    """What each of these fields says, and all of it; `known` is what those of the last answer said."""
+    """The value of each of these fields, and all of them; `known` has those of the last answer."""
     now: dict[bytes, tuple[T, ...]] = {}
     everything: list[T] = []
     for message in _messages(response, number):
@@ -184,7 +184,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
     number = shift = 0
     while True:
         if at >= len(message) or shift > 63:
-            raise ValueError(f"protobuf varint broken off at byte {at}")
+            raise ValueError(f"protobuf varint truncated at byte {at}")
         byte = message[at]
         at += 1
         number |= (byte & 0x7F) << shift

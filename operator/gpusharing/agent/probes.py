@@ -19,14 +19,14 @@ SECONDS = 10.0
 """For one connection, from its beginning to its end."""
 
 Probe = Callable[[], str]
-"""Says why not; empty when all is well."""
+"""Says why not; empty when everything is fine."""
 
 
 class _Server(ThreadingTCPServer):
     """Not ThreadingHTTPServer: that one asks the DNS for its own name before it listens.
 
-    Whoever opens connections and says nothing cannot keep the kubelet out: a new connection always finds a place, the
-    oldest one makes it.
+    A client that opens connections and sends nothing cannot keep the kubelet out: a new connection always finds a
+    place, the oldest one makes it.
     """
 
     allow_reuse_address = True
@@ -65,7 +65,7 @@ class _Server(ThreadingTCPServer):
                 self._end(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that went away, or of one that was ended."""
+        """Do not log a client that went away, or one that was cut off."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
@@ -88,7 +88,7 @@ class ProbeServer:
         *,
         seconds: float = SECONDS,
     ) -> None:
-        """Listens at once; port 0 takes a free one. Raises OSError when the address is taken."""
+        """Listens at once; port 0 means a free one. Raises OSError when the address is taken."""
         self._server = _Server(address, _handler(alive, ready, metrics), seconds)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
@@ -124,7 +124,7 @@ def _handler(alive: Probe, ready: Probe, metrics: CollectorRegistry) -> type[Bas
                     self._answer(404, "text/plain", b"try /healthz, /readyz or /metrics\n")
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: probes come every few seconds."""
+            """Do not log: probes come every few seconds."""
 
         def _answer_probe(self, why_not: str) -> None:
             self._answer(

@@ -1,8 +1,8 @@
-"""Who the processes are that NVML lists, as far as procfs tells. What cannot be told counts as busy: no guesses.
+"""Which processes NVML lists, as far as procfs shows. Whatever is unknown counts as busy: no guesses.
 
 NVML's own name is the first word of the command line, which every process may choose. It is shown to people; that a
-process is one of NVIDIA's MPS daemons, which an idle GPU may have, is believed of its executable and its parent only.
-Without the right to look at an executable (CAP_SYS_PTRACE), `comm` must do, which the kernel takes from the executable
+process is one of NVIDIA's MPS daemons, which an idle GPU may have, is decided by its executable and its parent only.
+Without the right to read an executable (CAP_SYS_PTRACE), `comm` has to do, which the kernel takes from the executable
 and cuts to 15 bytes (proc(5)).
 """
 
@@ -32,15 +32,15 @@ pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
 
 @value
 class _Seen:
-    """What procfs told of a process when it was first seen."""
+    """What procfs showed about a process when it was first seen."""
 
     stat: tuple[bytes, ...]
-    """Number, `comm`, parent, and when it began, in clock ticks since the boot. Empty: procfs does not tell."""
+    """Number, `comm`, parent, and when it began, in clock ticks since the boot. Empty: procfs does not show it."""
     program: str
     pod: str | None
     """Its uid."""
     told: str = ""
-    """What NVML called it, without path and arguments; empty: it did not tell."""
+    """What NVML called it, without path and arguments; empty: it reported none."""
 
 
 def _unnamed(pid: int) -> str:
@@ -48,11 +48,11 @@ def _unnamed(pid: int) -> str:
 
 
 class Processes:
-    """Processes by the id that NVML tells. Both must mean the same: the agent's pod needs hostPID.
+    """Processes by the id that NVML reports. Ids must mean the same to NVML and procfs: the agent's pod needs hostPID.
 
-    Of a process that is still the same, `stat` alone is read again, and NVML is not asked again for a name that is only
-    shown; another program in its place (execve) shows by its `comm`. Who is in no pod may still be moved into one, and
-    who may be one of the MPS daemons bears on drains: these are looked at in full each time.
+    For an unchanged process only `stat` is read again, and NVML is not asked again for a name that is only displayed;
+    another program in its place (execve) has another `comm`. A process in no pod may still be moved into one, and a
+    possible MPS daemon matters to drains: these are examined in full each time.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Processes:
         """Alone in a PID namespace of its own container: the driver drops all other processes from its lists."""
 
     def begin(self) -> None:
-        """A new reading: forget who was not seen in the last one."""
+        """A new reading: forget processes that were not seen in the last one."""
         self._before, self._seen = self._seen, {}
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
-        """A process that uses a device; `ask`: what NVML calls it, asked until it tells and not again."""
+        """A process that uses a device; `ask`: what NVML calls it, asked until it answers and not again."""
         if pid <= 0 or self.blind:
             return Process(UNKNOWN_PROCESS.pid, UNKNOWN_PROCESS.name, device)
         return Process(pid, self._name(pid, ask), device)
@@ -99,7 +99,7 @@ class Processes:
         return known
 
     def _name(self, pid: int, ask: Callable[[int], str]) -> str:
-        """Without path and arguments; empty when nobody knows."""
+        """Without path and arguments; empty when unknown."""
         seen = self._look(pid)
         if not seen.told and (told := _first_word(ask(pid))):
             self._seen[pid] = seen = replace(seen, told=told)
@@ -113,7 +113,7 @@ class Processes:
             return daemon
         if named not in _DAEMONS:
             return named
-        return f"{named} (program {program or 'unknown'}, started by {parent or 'nobody known'})"
+        return f"{named} (program {program or 'unknown'}, started by {parent or 'an unknown process'})"
 
     @staticmethod
     def _is(program: str, daemon: str, named: str) -> bool:
@@ -130,7 +130,7 @@ class Processes:
         return PurePosixPath(path.removesuffix(_GONE)).name
 
     def _parent(self, pid: int) -> int:
-        """0 when nobody knows. The second field of `stat` is a name in brackets that may hold anything."""
+        """0 when unknown. The second field of `stat` is a name in brackets that may hold anything."""
         after = self._read(pid, "stat").rpartition(b")")[2].split()
         return int(after[_PARENT]) if len(after) > _PARENT and after[_PARENT].isdigit() else 0
 

@@ -14,7 +14,7 @@ Outcome = Literal["ok", "failed", "hung"]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of asking the library."""
+    """The result of asking the library."""
 
     request: AgentRequest
     """The request that was known before the reading began."""

@@ -1,6 +1,6 @@
 """NodeAPI over the standard library: aiohttp alone would take a quarter of the agent's memory (docs/adr/0014).
 
-Only the transport is the agent's own; what is asked, what an answer means and who we are is `gpusharing.kube`'s. The
+Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`. The
 agent makes one list and one watch every few minutes and a patch when something changed, so every call takes a
 connection of its own, in a daemon thread of its own.
 """
@@ -146,7 +146,7 @@ class _Stream:
     def __init__(self, sent: _Sent) -> None:
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.error: BaseException | None = None
-        """What ended the watch; a fault of our own too, for the one who awaits it to end by."""
+        """What ended the watch; also a fault of our own, which then ends whatever awaits it."""
         self._loop = asyncio.get_running_loop()
         self._sent = sent
         self._connection: HTTPConnection | None = None
@@ -190,7 +190,7 @@ class _Stream:
 
 
 class _Named(HTTPSConnection):
-    """A connection to a server that is called by another name than its address (tls-server-name of a kubeconfig)."""
+    """A connection to a server whose name differs from its address (tls-server-name of a kubeconfig)."""
 
     def __init__(self, host: str, port: int | None, access: Access) -> None:
         super().__init__(host, port, timeout=CALL_TIMEOUT, context=access.tls)

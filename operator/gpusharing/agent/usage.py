@@ -1,9 +1,9 @@
-"""Which pod uses what of which device: a reading and the kubelet's holdings brought together. Pure.
+"""Which pod uses how much of which device: a reading combined with the kubelet's holdings. Pure.
 
-A process belongs to the pod of its cgroup. Where nobody tells that pod's name, it belongs to the one pod that holds the
-device, if exactly one does, has no named process anywhere, and no other pod without a name computes there; otherwise
-to nobody. Any holder of that device that has no named process on the node may be that pod, and nobody knows what it
-takes there. A process in no pod's cgroup belongs to nobody either, so that what the host runs is never put down to a
+A process belongs to the pod of its cgroup. If that pod's name is unknown, it belongs to the one pod that holds the
+device, provided exactly one does, has no named process anywhere, and no other unnamed pod computes there; otherwise to
+nobody. Any holder of that device that has no named process on the node may be that pod, and what it takes there is
+unknown. A process in no pod's cgroup belongs to nobody either, so that what the host runs is never attributed to a
 tenant.
 """
 
@@ -16,11 +16,11 @@ from gpusharing.agent.podresources import Holdings
 from gpusharing.planning.words.values import value
 
 MOST_DEVICES = 128
-"""Devices told of: the first by GPU. Sixteen GPUs with seven instances each are 112."""
+"""Devices reported: the first by GPU. Sixteen GPUs with seven instances each are 112."""
 MOST_HOLDERS = 256
-"""Pairs of a pod and a device told of: the first by name. A kubelet runs 110 pods unless it is told otherwise."""
+"""Pairs of a pod and a device reported: the first by name. A kubelet runs 110 pods by default."""
 MOST_RESOURCES = 4
-"""Resource names under which one device is told of: the plugin offers it as one, and old names linger."""
+"""Resource names under which one device is reported: the plugin offers it as one, and old names linger."""
 
 PodName = tuple[str, str]
 """Namespace and name."""
@@ -32,7 +32,7 @@ class Sum:
 
     processes: int = 0
     memory: int | None = 0
-    """Bytes; None as soon as the driver does not tell it of one of them."""
+    """Bytes; None as soon as the driver does not report it for one of them."""
     sm_percent: int = 0
 
     def with_process(self, process: ProcessUse) -> "Sum":
@@ -49,9 +49,9 @@ class Holder:
     pod: PodName
     device: DeviceUse
     slices: Mapping[str, int]
-    """Resource name to what it was given of the device; empty where it was given nothing and computes all the same."""
+    """Resource name to what it was given of the device; empty when it was given nothing but computes there."""
     taken: Sum | None
-    """None: a pod that nobody can name computes there, and it may be this one."""
+    """None: an unnamed pod computes there, and it may be this one."""
 
 
 @value
@@ -62,11 +62,11 @@ class DeviceUsage:
     offered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """UUID to resource name to slices that there are to hold."""
     held: Mapping[str, Mapping[str, int]] | None = None
-    """UUID to resource name to slices that pods hold; None: the kubelet did not tell."""
+    """UUID to resource name to slices that pods hold; None: the kubelet did not report it."""
     holders: tuple[Holder, ...] = ()
     """By namespace, name, GPU and device."""
     others: Mapping[str, Sum] = field(default_factory=dict)
-    """UUID to what processes take that belong to no pod, or to one that nobody can name."""
+    """UUID to what processes take that belong to no pod, or to an unnamed one."""
     sm_percent: Mapping[str, int] = field(default_factory=dict)
     """UUID to the share of SM time that all processes together took, of 100."""
     left_out: int = 0
@@ -74,7 +74,7 @@ class DeviceUsage:
 
 
 def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
-    """Bring both together; None: nobody knows who holds what."""
+    """Combine both; None: the holdings are unknown."""
     devices = {device.uuid: device for device in use.devices[:MOST_DEVICES]}
     busy: Counter[str] = Counter()
     for process in use.processes:
@@ -139,7 +139,7 @@ class _Owners:
                 self._nameless.setdefault(process.device, set()).add(process.pod.uid)
 
     def shared_out(self) -> tuple[dict[tuple[PodName, str], Sum], dict[str, Sum]]:
-        """By pod and device, and by device what belongs to nobody."""
+        """By pod and device, and by device what belongs to no pod."""
         taken: dict[tuple[PodName, str], Sum] = {}
         others: dict[str, Sum] = {}
         for process in self._processes:
@@ -168,7 +168,8 @@ class _Owners:
         return self._only_candidate(process.device)
 
     def _only_candidate(self, device: str) -> PodName | None:
-        """Who the pod without a name on a device must be: one such pod, and one holder that is not known otherwise."""
+        """Which pod the unnamed pod on a device must be, if there is one such pod, and one holder that is not
+        identified otherwise."""
         holders = self._holding.get(device, set())
         alone = len(holders) == len(self._nameless[device]) == 1
         return next(iter(holders)) if alone and not holders & self._named else None

@@ -2,7 +2,7 @@
 
 A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with a bounded number of
 series, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts what is cut off.
-No uid of a pod is a label. What is not known is absent: no series is 0 for want of an answer.
+No uid of a pod is a label. What is unknown is absent: no series is 0 for lack of an answer.
 """
 
 from collections.abc import Callable, Iterable
@@ -37,7 +37,7 @@ class UsageCollector(Collector):
         yield from _of_pods(known.holders)
         yield _of_xids(use)
         left_out = _family(
-            "usage_left_out", "Devices, and pairs of a pod and a device, left out because of a bound."
+            "usage_left_out", "Devices, and pairs of a pod and a device, left out because of a limit."
         )
         left_out.add_metric([], known.left_out)
         yield left_out
@@ -75,7 +75,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
     yield _per_device(
         "device_unattributed_processes",
-        "Processes on the device that belong to no pod, or to one of unknown name; absent where some are not seen.",
+        "Processes on the device that belong to no pod, or to an unnamed pod; absent where some are not seen.",
         devices,
         lambda device: others(device).processes if device.all_seen else None,
     )
@@ -87,8 +87,8 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
     yield _per_device(
         "device_sm_ratio",
-        "Share of the time of the GPU's SMs that its processes took, of 1, in the driver's last sample period; "
-        "absent with MIG on and where the driver does not tell.",
+        "Share of the time of the GPU's SMs that its processes took in the driver's last sample period, 0 to 1; absent"
+        " with MIG on and where the driver does not report it.",
         devices,
         lambda device: _ratio(device, known.sm_percent.get(device.uuid, 0)),
     )
@@ -118,20 +118,20 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     slices = _family("pod_slices", "Slices of a device that a pod holds.", *POD, "resource")
     processes = _family(
         "pod_processes",
-        "Processes of a pod on a device; absent where some are not seen, or are of a pod without a name that may be "
-        "this one.",
+        "Processes of a pod on a device; absent where some are not seen, or belong to an unnamed pod that may be this"
+        " one.",
         *POD,
     )
     memory = _family(
         "pod_memory_used_bytes",
-        "Memory that the processes of a pod hold on a device, bytes; absent where the driver does not tell, and where "
-        "pod_processes is.",
+        "Memory that the processes of a pod hold on a device, bytes; absent where the driver does not report it, and"
+        " where pod_processes is.",
         *POD,
     )
     shares = _family(
         "pod_sm_ratio",
-        "Share of the time of the GPU's SMs that a pod took, of 1, in the driver's last sample period; "
-        "absent with MIG on, where the driver does not tell, and where pod_processes is.",
+        "Share of the time of the GPU's SMs that a pod took in the driver's last sample period, 0 to 1; absent with MIG"
+        " on, where the driver does not report it, and where pod_processes is.",
         *POD,
     )
     for holder in holders:
@@ -156,7 +156,7 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
 def _of_xids(use: Use) -> Metric:
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
-        "XIDs of a GPU heard since the agent started. It hears only while it reads.",
+        "XIDs of a GPU heard since the agent started. The agent hears XIDs only while it reads.",
         labels=["gpu", "xid"],
     )
     for gpu, xid, count in use.xids:

@@ -1,7 +1,7 @@
 """`gpusharing-checks`: one screen that says whether the installation can work; `helm test` runs it.
 
 Reads only. Settings are the operator's own variables (GPUSHARING_NAMESPACE and so on) and GPUSHARING_RELEASE.
-Exit status: 0 it can work, 1 it cannot, 2 the API server cannot be asked.
+Exit status: 0 it can work, 1 it cannot, 2 the API server cannot be queried.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
-    """Where to look; what is not set is as the chart's defaults have it."""
+    """Where to look; the chart's defaults apply to what is not set."""
     known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in fields(Place)}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
         known["agent_namespace"] = known["namespace"]
@@ -43,7 +43,7 @@ async def check(environment: Mapping[str, str]) -> int:
         async with HttpClient(login, name="gpusharing-checks") as client:
             view = await gather_installation(client, place_of(environment))
     except KubeError as error:
-        print(f"the API server cannot be asked: {error}", file=sys.stderr)
+        print(f"cannot query the API server: {error}", file=sys.stderr)
         return NO_ANSWER
     symptoms = find_symptoms(view)
     print("\n".join(render(symptoms, find_unseen(view))))

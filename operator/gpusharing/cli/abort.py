@@ -29,7 +29,8 @@ def find(node: JSON, wish: SteeringWish) -> Change:
         raise Trouble(f"the fence of {name} cannot be read: {damage}")
     if fence.stage == "yielded":
         raise Trouble(
-            f"somebody else works on {name}, and no change goes on: it is given back when they are done"
+            f"somebody else is working on {name}, and its change has stopped: the node is given back when"
+            " they are done"
         )
     if fence.stage != "fenced":
         raise Trouble(

@@ -1,7 +1,8 @@
-"""Policies for a cluster that was configured by hand, proven by the planner before they are told. Pure.
+"""Policies for a cluster that was configured by hand, proven by the planner before they are shown. Pure.
 
-The snapshot is made what it will be: the admin's ConfigMaps merged into ours, ClusterPolicy's pointers at ours, the
-policies there. Whom the planner would not simply adopt is left out, and the others are looked at again.
+The snapshot is changed to what it will become: the admin's ConfigMaps merged into ours, ClusterPolicy's pointers at
+ours, the policies in place. Nodes that the planner would not simply adopt are left out, and the others are examined
+again.
 """
 
 import shlex
@@ -30,19 +31,19 @@ from gpusharing.planning.words.reasons import Reason
 
 ADOPTED = frozenset({Reason.ADOPTABLE, Reason.SYNCED})
 NO_LABEL = (
-    "no label that names a pool tells these nodes from others; give them one, such as gpusharing.dev/pool, and ask"
-    " again"
+    "no label that names a pool distinguishes these nodes from others; give them one, such as"
+    " gpusharing.dev/pool, and run import again"
 )
 
 NOT_TOLD = (
-    "its labels and what it offers do not say what its GPUs are and how they are divided; the operator's agent reads"
-    " that, so ask again when it is installed"
+    "its labels and what it offers do not show what GPUs it has and how they are divided; the operator's"
+    " agent reads that, so run import again once the operator is installed"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class AdminConfigMaps:
-    """The ConfigMaps that ClusterPolicy names in the place of ours, and what they hold."""
+    """The ConfigMaps that ClusterPolicy names instead of ours, and what they hold."""
 
     maps: AdminMaps = NO_MAPS
     plugin_configs: Mapping[str, str] | None = None
@@ -60,7 +61,7 @@ class AdoptionStep:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """What came of it."""
+    """The result."""
 
     proposed: tuple[Proposed, ...]
     left_out: Mapping[str, str]
@@ -70,7 +71,7 @@ class Import:
     steps: tuple[AdoptionStep, ...]
     """In their order."""
     presumed: bool = False
-    """No agent has read a GPU: what they are was taken from labels and from what Nodes offer."""
+    """No agent has read a GPU: what they are was inferred from labels and from what Nodes offer."""
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
@@ -134,11 +135,11 @@ def _read(
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
-        return "a change of ours is under way on it"
+        return "the operator is changing it"
     if observed is None and missing:
         return find_unsettled(node) or NOT_TOLD
     if observed is None:
-        return "no agent has told what GPUs it has: look at the DaemonSet gpusharing-agent"
+        return "no agent has reported its GPUs: look at the DaemonSet gpusharing-agent"
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
     return find_handmade(node, observed, snapshot.stack, given.maps.plugin)
@@ -200,7 +201,7 @@ def _why(plan: RolloutPlan, policy: str, node: str) -> str:
 
 
 def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime) -> RolloutPlan:
-    """What the operator would decide, the configuration being there for long."""
+    """What the operator would decide once the configuration has been in place for a long time."""
     views = [*snapshot.policies, *(policy_view(applied(None, one.manifest)) for one in proposed)]
     snapshot = replace(snapshot, policies=tuple(sorted(views, key=lambda view: view.name)))
     plan = plan_rollout(snapshot, now)
@@ -215,8 +216,8 @@ def _plan(snapshot: ClusterSnapshot, proposed: Iterable[Proposed], now: datetime
 def find_steps(
     snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """What brings the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does not start,
-    so the pointers move last."""
+    """The steps that bring the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does
+    not start, so the pointers move last."""
     if command := _merge(snapshot, given, merged):
         yield AdoptionStep(command, "Merge the entries that Nodes name into the operator's ConfigMaps")
         if waiting := _wait(snapshot, given):
@@ -230,8 +231,8 @@ def find_steps(
             else "ClusterPolicy at the operator's ConfigMaps"
         )
         about = (
-            f"Point {who}: no policy is accepted before. NVIDIA's operands restart once on every GPU node; running pods"
-            " keep their devices"
+            f"Point {who}; until then no policy is accepted. NVIDIA's operands restart once on every GPU node; running"
+            " pods keep their devices"
         )
         yield AdoptionStep(command, about)
 
@@ -239,8 +240,8 @@ def find_steps(
 def first_steps(
     snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps
 ) -> Iterator[AdoptionStep]:
-    """The way in where there is no operator: it is installed with the admin's ConfigMaps named, and asked again. What
-    moves the pointers is told then, when the agents have read the GPUs."""
+    """The steps where there is no operator: install it with the admin's ConfigMaps named, then run import again. The
+    steps that move the pointers follow then, when the agents have read the GPUs."""
     where = snapshot.settings.namespace
     values = _values(given, merged)
     sets = f" --set {','.join(values)}" if values else ""
@@ -249,7 +250,9 @@ def first_steps(
         "Install the operator. It changes no node until there is a policy",
     )
     again = "kubectl gpusharing import > policies.yaml"
-    yield AdoptionStep(again, "Ask again before you apply anything: by then the agents have read the GPUs")
+    yield AdoptionStep(
+        again, "Run import again before you apply anything: by then the agents have read the GPUs"
+    )
 
 
 def _merge(snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps) -> str:
@@ -274,7 +277,7 @@ def _values(given: AdminConfigMaps, merged: AdminMaps) -> list[str]:
 
 
 def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
-    """Ends when our ConfigMaps have an entry each that they did not hold; all of one are written at once."""
+    """Ends once each of our ConfigMaps has an entry that it did not have; all entries of one are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
     plugin = sorted((given.plugin_configs or {}).keys() - stack.plugin_configs.keys())
     theirs = parse_admin(given.mig_file or "").entries

@@ -1,6 +1,6 @@
 """Which mode, and which layout: questions in order, each answer narrows the choice. Pure.
 
-What isolates what is `docs/design/hardware.md`; what fits on a card is decided as for a policy.
+`docs/design/hardware.md` says what isolates what; what fits on a card is decided as for a policy.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class AdviceAnswers:
     strangers: bool = False
     """Workloads of people who do not trust each other share."""
     bill: bool = False
-    """Each workload is to be paid for by what it holds."""
+    """Each workload is billed for what it holds."""
     bursts: bool = False
     """Workloads compute now and then, and rest in between."""
 
@@ -71,8 +71,8 @@ def _whole(asked: AdviceAnswers) -> Advice | None:
     need, have = asked.memory * HEADROOM, memory_of(asked.card)
     if need <= have / 2:
         return None
-    why = f"{need:.1f} GiB (the peak and a fifth) leave no room for a second workload on {have:.1f} GiB"
-    but = "a workload that does not use its GPU keeps it from all others"
+    why = f"{need:.1f} GiB (the peak plus a fifth) leave no room for a second workload on {have:.1f} GiB"
+    but = "a workload that does not use its GPU still keeps it from all others"
     if need > have:
         gpus = -(-need // have)
         but = f"it needs {gpus:.0f} GPUs and a framework that spreads one model over them; instances cannot be joined"
@@ -102,7 +102,7 @@ def _isolated(asked: AdviceAnswers) -> Advice | None:
     count = profile.max_count
     layout = normalise({profile.name: count})
     layouts = [{"devices": "all", "profiles": dict(layout)}]
-    but = "another layout needs a drain of each node; an idle instance lends nothing to the others"
+    but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"
     spec: dict[str, object] = {"mode": "MIG", "mig": {"layouts": layouts}}
     return Advice(Mode.MIG, count, (told, size), but, profile, spec, layout)
 

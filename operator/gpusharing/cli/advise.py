@@ -1,6 +1,6 @@
 """`advise --card CARD --memory 15Gi ...`: a mode and a layout, with the reason, the price, and the policy to apply.
 
-Asks no cluster, but with -n: then it reads the pods of that namespace, and which cards there are. Flags that are
+Contacts no cluster, except with -n: then it reads the pods of that namespace, and which cards there are. Flags that are
 missing are asked for at a terminal, and are "no" on a pipe.
 """
 
@@ -32,9 +32,9 @@ _GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024,
 WHICH = "Which card (kubectl gpusharing layouts lists them)?"
 QUESTIONS = {
     "promise": "Is latency or availability promised to somebody?",
-    "strangers": "Do workloads of people share who do not trust each other?",
-    "bill": "Is each workload to be billed by what it holds?",
-    "bursts": "Do the workloads compute now and then only, as notebooks do?",
+    "strangers": "Do people who do not trust each other share the GPUs?",
+    "bill": "Is each workload billed for what it holds?",
+    "bursts": "Do the workloads compute only now and then, as notebooks do?",
 }
 
 
@@ -50,13 +50,13 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
     if not demand.pods:
         raise Trouble(
-            f"no pod in namespace {typed.namespace} of {session.where} asks for a GPU, or all are over"
+            f"no pod in namespace {typed.namespace} of {session.where} asks for a GPU, or all have finished"
         )
     desk = Desk(sys.stdin)
     card = _card(typed.card or await _only_card(session) or desk.ask(WHICH, "--card"))
     if unknown := demand.unknown(card):
         raise Trouble(
-            f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name theirs, --card"
+            f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name their card with --card"
         )
     if (found := advise_for(demand, card)) is None:
         return _show(_asked(typed, desk, card, demand), demand, typed, terminal)
@@ -64,7 +64,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _only_card(session: Session) -> str:
-    """The product that all nodes have, by what the agents read; empty: there are several, or nobody may know."""
+    """The product that all nodes have, by what the agents read; empty: there are several, or they may not be read."""
     try:
         nodes = await session.all(GPUNODES)
     except Trouble:
@@ -76,18 +76,16 @@ async def _only_card(session: Session) -> str:
 def _card(word: str) -> Card:
     card = pick(word)
     if not card.memory_gb:
-        raise Trouble(f"{card.key} shares its memory with the CPU: what fits on it is not known here")
+        raise Trouble(f"{card.key} shares its memory with the CPU: this plugin does not know what fits on it")
     return card
 
 
 def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> AdviceAnswers:
-    """The answers: as typed, by the pods, or by whoever sits there."""
+    """The answers: as typed, from the pods, or from the person at the terminal."""
     told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or desk.ask(
         "How much memory does one workload need at its peak, such as 15Gi?",
-        "--memory"
-        if demand is None
-        else "--memory: what pods ask for does not say how much memory they need",
+        "--memory" if demand is None else "--memory: the pods do not say how much memory they need",
     )
     answers = {
         name: getattr(typed, name) or (told[name] if name in told else desk.agrees(question))
@@ -114,27 +112,27 @@ def _tell(found: Advice, card: Card, demand: Demand | None, typed: Namespace, te
 
 
 def size_of(text: str) -> float:
-    """GiB. Raises Trouble for what is no size."""
+    """GiB. Raises Trouble for anything but a size."""
     found = _SIZE.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0:
-        raise Trouble(f"{text!r} is no size of memory; for example 15Gi")
+        raise Trouble(f"{text!r} is not a memory size; write it like 15Gi")
     return float(found[1]) * _GIB[found[2] or ""]
 
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """Who is asked what was not typed."""
+    """The person who is asked for what was not typed."""
 
     answers: TextIO
 
     def ask(self, question: str, flag: str) -> str:
-        """An answer. Raises Trouble where nobody sits there."""
+        """An answer. Raises Trouble when there is no terminal."""
         if not self.answers.isatty():
             raise Trouble(f"advise needs {flag}")
         return ask_line(question, self.answers)
 
     def agrees(self, question: str) -> bool:
-        """Yes or no; no where nobody sits there."""
+        """Yes or no; no when there is no terminal."""
         return self.answers.isatty() and agrees(question, self.answers)
 
 

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 
 def age(since: datetime | None, now: datetime) -> str:
-    """How long ago, as kubectl has it: 42s, 5m, 3h, 41d; empty where nobody knows. A clock that is behind says 0s."""
+    """How long ago, as kubectl writes it: 42s, 5m, 3h, 41d; empty when unknown. A clock that is behind gives 0s."""
     return "" if since is None else length(now - since)
 
 

@@ -1,4 +1,4 @@
-"""`approve POLICY`: let the plan of now be carried out."""
+"""`approve POLICY`: let the current plan be carried out."""
 
 from argparse import Namespace
 
@@ -19,14 +19,15 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def find(policy: JSON, wish: SteeringWish) -> Change:
-    """Let the plan of now be carried out. Raises Trouble where there is none, or another than was read."""
+    """Let the current plan be carried out. Raises Trouble when there is none, or when it is not the one that was
+    read."""
     name, plan = text(policy, "metadata", "name"), section(policy, "status", "plan")
     expect_seen(policy)
     if part(policy, "spec", "rollout", "approval") != "Manual":
         raise Trouble(f"{name} needs no approval: spec.rollout.approval is not Manual")
     found = text(plan, "hash")
     if not found:
-        raise Trouble(f"{name} has no plan: nothing is to be changed")
+        raise Trouble(f"{name} has no plan: there is nothing to change")
     if wish.hash and wish.hash != found:
         raise Trouble(
             f"the plan of {name} is {found} now, not {wish.hash}: read it again (kubectl gpusharing plan {name})"

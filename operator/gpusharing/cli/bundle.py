@@ -1,4 +1,5 @@
-"""`support-bundle [FILE]`: a tar of what helps to find a fault. Secrets are not read, and pods lose their environments.
+"""`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
+left out.
 
 What may not be read is left out, and its README says so: a bundle with gaps is better than none. Where nothing at all
 can be read there is none.
@@ -32,7 +33,7 @@ from gpusharing.kube.raw import text
 LINES = 2000
 """Of each log."""
 AWAY = 3
-"""Calls without an answer, before anything was read, by which the server is away: each may take as long as a person
+"""Unanswered calls, before anything was read, after which the server counts as away: each may take as long as a person
 waits for anything."""
 MOST_LOGS = 20
 """Pods of one workload whose logs are read, those that are not Ready first."""
@@ -72,8 +73,8 @@ class Bundle:
         self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
     async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
-        """Add what this reads, or remember why it could not. Raises Unauthorized: then nothing can be read; so it seems
-        where the server does not answer, and Unavailable is raised."""
+        """Add what this reads, or remember why it could not. Raises Unauthorized, because then nothing can be read, and
+        Unavailable when the server does not seem to answer at all."""
         try:
             self.add(name, await what())
         except Unauthorized:
@@ -122,7 +123,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def gather(session: Session, at: datetime) -> Bundle:
-    """Read everything, one after the other: nobody is in a hurry, and a sick server is not pressed. Raises the first
+    """Read everything, one after the other: there is no hurry, and a sick server is not pressed. Raises the first
     KubeError where nothing could be read."""
     bundle, client = Bundle(), session.client
     try:

@@ -23,7 +23,7 @@ class Face:
 
     product: str
     units: int
-    """Memory units of the whole card; 0: nobody knows, and nothing can be drawn to scale."""
+    """Memory units of the whole card; 0: unknown, so nothing can be drawn to scale."""
     slices: tuple[Slice, ...]
     """From the first unit to the last."""
     told: str

@@ -1,7 +1,7 @@
 """What may leave a cluster in a support bundle: objects without what may be a secret. Pure.
 
-Whatever people put secrets into on purpose is left out as a whole. In texts of programs (messages, logs) what is named
-as a secret, or has the form of one, is taken out as well; a secret that nothing gives away stays there.
+Everything that people deliberately put secrets into is left out. From texts of programs (messages, logs), whatever is
+named as a secret or has the form of one is removed too; a secret that nothing gives away stays.
 """
 
 import re
@@ -34,7 +34,7 @@ _NAMES = f"passw|passphrase|pwd|(?<![a-z])pass(?![a-z])|token|secret|credential|
 _TELLING = re.compile(f"{_NAMES}|private|(?<![a-z])auth(?:orization)?(?![a-z])", re.IGNORECASE)
 _QUOTED = r"""\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|\\\"[^\"\n]*\""""
 _PROSE = "(?:not|no|context|user|unauthorized|invalid|expired|error|failed)"
-"""With what a sentence about a secret goes on after its colon."""
+"""How a sentence about a secret continues after its colon."""
 _IN_TEXTS = (
     # PEM (RFC 7468), also one that was cut at either end.
     re.compile(
@@ -72,12 +72,12 @@ _IN_TEXTS = (
 )
 
 _HINTS = ("-----", "bearer", "://", "eyj", "pass", "pwd", "token", "secret", "credent", "key", "auth")
-"""Every text in which one of the above finds something has one of these, with its case folded; most texts have none."""
+"""Every text that one of the above matches contains one of these, case-folded; most texts contain none."""
 
 
 def cleaned(value: object) -> Any:
-    """The same without what LEFT_OUT names, with annotations of ours and NVIDIA's only, with REMOVED in the place of
-    whatever stands under a key that speaks of a secret, and all texts `scrubbed`."""
+    """The object without what LEFT_OUT names, with only our and NVIDIA's annotations, with REMOVED in place of every
+    value whose key suggests a secret, and with all texts `scrubbed`."""
     if isinstance(value, list):
         return [cleaned(one) for one in value]
     if isinstance(value, str):
@@ -98,7 +98,7 @@ def _cleaned(key: str, value: object) -> Any:
 
 
 def scrubbed(text: str) -> str:
-    """A text of a program, with REMOVED in the place of what is named as a secret or has the form of one."""
+    """A text of a program, with REMOVED in place of what is named as a secret or has the form of one."""
     folded = text.casefold()
     if not any(hint in folded for hint in _HINTS):
         return text

@@ -1,6 +1,6 @@
-"""A live snapshot of a cluster, gathered by the operator's own code and with the rights of whoever asks.
+"""A live snapshot of a cluster, gathered by the operator's own code and with the user's own rights.
 
-Nothing is written: the client that everything goes through has no writing call that does anything but fail.
+Nothing is written: every writing call of the client that everything goes through fails.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PATIENCE = 30.0
 """Seconds for everything to be listed."""
 CHECKED_EVERY = 0.02
 MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
-"""Without a right to these a plan is less exact, but no worse."""
+"""Without rights to these a plan is less exact, but not wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Cluster:
     now: Callable[[], datetime] = wall_time
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
-        """Plan as a fresh leader would. The pods are listed of all nodes that change under these policies (None: under
+        """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under
         any), and of `nodes`. Raises Trouble.
         """
         now, only = self.now(), None if policies is None else frozenset(policies)
@@ -78,7 +78,7 @@ class Cluster:
         ]
         notes = list(self.notes)
         if len(wanted) > MAX_LISTED:
-            notes.append(f"{len(wanted)} nodes change; the pods of the first {MAX_LISTED} were looked at")
+            notes.append(f"{len(wanted)} nodes change; only the pods of the first {MAX_LISTED} were read")
         snapshot = await self._snapshot(frozenset([*wanted[:MAX_LISTED], *nodes]), now)
         plan = plan_rollout(snapshot, now)
         wait = timedelta(seconds=snapshot.settings.config_propagation)
@@ -106,8 +106,8 @@ class Cluster:
 async def gathered(
     session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
 ) -> AsyncIterator[Cluster]:
-    """Read the cluster, as it would be with the proposed policies applied. Raises Trouble, also where the operator is
-    not installed; `beforehand`: not for that."""
+    """Read the cluster, as it would be with the proposed policies applied. Raises Trouble, also when the operator is
+    not installed, unless `beforehand`."""
     try:
         installed = await read_installed(session.client)
         missing = beforehand and installed.missing
@@ -152,8 +152,8 @@ async def _count_pending(gatherer: Gatherer, notes: list[str]) -> None:
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until everything is listed; returns what may not be. Raises Trouble where that is needed. `missing`: our
-    ClusterRoles need not be there; `bare`: nor our own kinds."""
+    """Wait until everything is listed; returns what may not be listed. Raises Trouble when that is required. `missing`:
+    our ClusterRoles need not exist; `bare`: nor need our own kinds."""
     everything = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):
@@ -176,7 +176,7 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
             f"you lack rights in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
             f" {'; '.join(needed)}"
         )
-    return [f"{name} are not looked at: {said(error)}" for name, error in refused.items()]
+    return [f"{name} were not read: {said(error)}" for name, error in refused.items()]
 
 
 def _is_settled(source: Reflector[object]) -> bool:

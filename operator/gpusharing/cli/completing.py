@@ -1,7 +1,7 @@
 """`kubectl_complete-gpusharing`: what may come next, for kubectl's own shell completion.
 
-kubectl calls it with all words typed so far, the last one maybe begun only, and reads a line for each suggestion and in
-the end a directive (cobra, ShellCompDirective). Whatever goes wrong, nothing is suggested.
+kubectl calls it with all words typed so far, the last one possibly incomplete, and reads a line for each suggestion and
+then a directive (cobra, ShellCompDirective). If anything goes wrong, nothing is suggested.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from gpusharing.cli.arguments import parser
 from gpusharing.cli.troubles import Trouble
 
 NO_FILES = ":4"
-"""Suggest no files of the directory besides."""
+"""Do not suggest files of the directory as well."""
 SECONDS = 3.0
-"""For the cluster; whoever presses Tab waits no longer."""
+"""Seconds for the cluster: a person who presses Tab waits no longer."""
 Names = Callable[[str], Iterable[str]]
 """By plural: the names that there are."""
 KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|POD": "gpunodes"}

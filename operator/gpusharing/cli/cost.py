@@ -1,4 +1,4 @@
-"""`cost [--by namespace|policy|LABEL] [--window 30d]`: what the GPUs cost whom; from Prometheus alone."""
+"""`cost [--by namespace|policy|LABEL] [--window 30d]`: what the GPUs cost, and whom; from Prometheus alone."""
 
 import asyncio
 import re
@@ -63,7 +63,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace) -> CostReport:
 
 
 def wish_of(typed: Namespace, now: float) -> MeterQuery:
-    """What was typed, until `now` unless told otherwise. Raises Trouble."""
+    """The question as typed; the window ends `now` by default. Raises Trouble."""
     start, end = span_of(typed, now)
     if not re.fullmatch(r"[A-Z]{3}", typed.currency):
         raise Trouble(f"--currency {typed.currency}: write three capital letters, such as USD")

@@ -32,7 +32,7 @@ class CostReport:
     wish: MeterQuery
     bill: Bill
     missing: tuple[str, ...]
-    """Why it is a part of what there was; empty: it is all."""
+    """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
     simulated: tuple[str, ...] = ()
     """Nodes whose GPUs are SIMULATED."""

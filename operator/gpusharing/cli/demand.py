@@ -31,7 +31,7 @@ class Demand:
 
     namespace: str
     pods: int
-    """Those that ask for a GPU and are not over."""
+    """Those that ask for a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
     """By resource name, of all pods."""
     several: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class Demand:
         return self.notebooks * 2 > self.pods
 
     def instances(self, card: Card) -> Counter[str]:
-        """Devices by MIG profile of this card, as far as the names say one."""
+        """Devices by MIG profile of this card, as far as the names contain one."""
         names = {resource_name(profile.name): profile.name for profile in card.profiles}
         return Counter({names[name]: count for name, count in self.devices.items() if name in names})
 
@@ -114,7 +114,7 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """What the pods themselves say; None: they do not, and the questions are needed."""
+    """What the pods themselves decide; None: nothing, so the questions are needed."""
     return next((found for rule in RULES if (found := rule(demand, card)) is not None), None)
 
 
@@ -127,7 +127,10 @@ def _together(demand: Demand, _: Card) -> Advice | None:
         f"{names} ask for more than one GPU: two shares give no more than one, and instances cannot be joined"
         " (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
-    but = "one that asks for one GPU and does not fill it keeps it from all others: give such pods a pool of their own"
+    but = (
+        "a pod that asks for one GPU and does not fill it still keeps it from all others: give such pods a"
+        " pool of their own"
+    )
     return Advice(Mode.FULL, 1, (why,), but, spec={"mode": "Full"})
 
 
@@ -143,8 +146,8 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
     why = f"they name MIG instances ({names}), which no other mode offers (docs/design/nvidia.md#b7)"
     size = f"{counted(gpus, 'GPU')} with {layout_text(layout)} {'have' if gpus > 1 else 'has'} them all"
     if left:
-        size = f"{size} but {', '.join(left)}: no layout has room for these besides"
-    but = "another layout needs a drain of each node; an idle instance lends nothing to the others"
+        size = f"{size} but {', '.join(left)}: no layout has room for these as well"
+    but = "changing the layout requires a drain of each node; an idle instance lends nothing to the others"
     spec: dict[str, object] = {"mode": "MIG", "mig": {"layouts": [{"devices": "all", "profiles": counts}]}}
     reasons = (why, f"{size} (docs/reference/gpus.md)")
     return Advice(Mode.MIG, sum(counts.values()), reasons, but, spec=spec, layout=layout)
@@ -172,4 +175,4 @@ def _cost(layout: Layout, wanted: Counter[str], kept: Sequence[str]) -> tuple[in
 
 
 RULES: tuple[Callable[[Demand, Card], Advice | None], ...] = (_together, _as_named)
-"""First wins: who needs several GPUs, who names instances. All others are asked as `advise` asks people."""
+"""First wins: pods that need several GPUs, pods that name instances. For all others `advise` asks its questions."""

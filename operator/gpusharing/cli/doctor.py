@@ -1,6 +1,6 @@
-"""`doctor`: what silently overrides us or breaks proof, each with the one command that mends it.
+"""`doctor`: what silently overrides us or breaks proof, each with the one command that fixes it.
 
-It asks what `helm test` asks (`planning/stack/installation.py`), and looks at labels of Nodes and at kubelets besides.
+It checks what `helm test` checks (`planning/stack/installation.py`), and labels of Nodes and kubelets as well.
 Before the operator is installed it leaves out what an installation brings.
 """
 
@@ -44,16 +44,16 @@ NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.n
 """Without these nothing can be said."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
 NO_VERSION: Unseen = {
-    Topic.KUBELETS: "the API server does not tell its version, so no kubelet is held against it"
+    Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
 }
 NO_SERVERS: Unseen = {
-    Topic.NODES: "DaemonSets of other namespaces may not be listed: a second device plugin would not be seen"
+    Topic.NODES: "you may not list DaemonSets of other namespaces: a second device plugin would go unnoticed"
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What came of looking."""
+    """What was found."""
 
     symptoms: Sequence[Symptom] = ()
     notes: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     blind = sorted(NEEDED & view.unread.keys())
     if blind and not any(one.severity is Severity.ERROR for one in found.symptoms):
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
-        raise Trouble(f"nobody can tell: you may not look at {', '.join(blind)} in {session.where}: {why}")
+        raise Trouble(f"doctor cannot tell: you may not read {', '.join(blind)} in {session.where}: {why}")
     if terminal.structured:
         terminal.data(as_data(found, session.name))
     else:
@@ -122,8 +122,8 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
-    """Who has no right to our kinds is refused also where they are not served: the API server authorizes before it
-    looks. Whether they are served everybody may ask (system:discovery); an uninstalled operator leaves them there."""
+    """A user without rights to our kinds is refused even where they are not served: the API server authorizes before it
+    looks. Everybody may ask whether they are served (system:discovery); an uninstalled operator leaves them behind."""
     hidden = OUR_KINDS & view.unread.keys()
     if not hidden or await client.served(GPUNODES):
         return view
@@ -140,7 +140,7 @@ async def _version(client: KubeClient) -> str:
 
 
 async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
-    """Who serves GPUs in any namespace; and what nobody can tell where that may not be listed."""
+    """What serves GPUs in any namespace, and what stays unknown where that may not be listed."""
     try:
         pages = client.pages(DAEMON_SETS)
         found = [one async for page in pages for raw in page.items if (one := gpu_server(raw)) is not None]
@@ -157,8 +157,8 @@ def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
 
 
 async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
-    """Where things are, by the operator's Deployment, else as the chart's defaults have it; and what there is to say of
-    that Deployment."""
+    """Where things are, by the operator's Deployment, else by the chart's defaults; and what there is to say about that
+    Deployment."""
     place = Place()
     try:
         found = [
@@ -189,7 +189,7 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
 
 
 async def _with_keys(client: KubeClient, view: InstallationView, given: Given) -> Given:
-    """With what the ConfigMap holds that the device plugin is pointed at, ours or somebody else's."""
+    """With the contents of the ConfigMap that the device plugin is pointed at, ours or somebody else's."""
     stack = _stack(view)
     name = stack.plugin_config_name if stack else ""
     if not name:
@@ -209,8 +209,8 @@ def _stack(view: InstallationView) -> ClusterPolicyView | None:
 async def _with_mig_entries(
     client: KubeClient, view: InstallationView, given: Given, nodes: Sequence[NodeLabels]
 ) -> Given:
-    """With what mig-manager goes by on the nodes that name a configuration: the ConfigMap that ClusterPolicy points it
-    at, else the one that it generated on each (docs/design/nvidia.md#a10)."""
+    """With the configurations that mig-manager uses on the nodes that name one: the ConfigMap that ClusterPolicy points
+    it at, else the one that it generated on each (docs/design/nvidia.md#a10)."""
     stack = _stack(view)
     named = [
         one.name
@@ -247,10 +247,11 @@ def _is_generated(config_map: JSON) -> bool:
 
 
 def describe(found: Examined, paper: Paper) -> list[Line]:
-    """A line for each topic that is well; what is wrong elsewhere, with its command. Commands are never broken."""
+    """A line for each topic without a problem; for the others what is wrong, with its command. Commands are never
+    wrapped."""
     lines: list[Line] = describe_simulated(found.simulated, paper)
     if not found.installed:
-        text = "The operator is not installed. What follows is what an installation would meet here."
+        text = "The operator is not installed. This is what an installation would find here."
         lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
     for topic in Topic:
         of_it = [one for one in found.symptoms if one.topic is topic]
@@ -267,7 +268,7 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     count = Counter(one.severity for one in found.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    can = "can work as far as it was looked at" if found.unseen else "can work"
+    can = "can work, as far as doctor could see" if found.unseen else "can work"
     verdict = "cannot work as it is" if errors else can
     what = "installation" if found.installed else "cluster"
     title = f"This {what} {verdict}: errors {errors}, warnings {warnings}."

@@ -77,7 +77,7 @@ def plain(lines: Iterable[Line]) -> str:
 
 
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
-    """A text in lines; all but the first begin with `hang` besides."""
+    """A text in lines; all but the first also begin with `hang`."""
     wrapped = textwrap.wrap(
         " ".join(text.split()),
         max(NARROW, paper.room),
@@ -89,7 +89,7 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
 
 
 def fold(one: Line, paper: Paper) -> list[Line]:
-    """A line of several inks; where it finds no room, in lines that are broken between words."""
+    """A line of several inks; if it is too long, broken into lines between words."""
     if sum(len(span.text) for span in one) <= paper.room:
         return [one]
     words: list[list[TextSpan]] = [[]]
@@ -114,7 +114,8 @@ def fold(one: Line, paper: Paper) -> list[Line]:
 def table(
     columns: Sequence[Column], rows: Sequence[Sequence[TextSpan]], paper: Paper, indent: str = ""
 ) -> list[Line]:
-    """Rows under a header. Columns without any text are left out, and those that find no room; then texts are cut."""
+    """Rows under a header. Columns without any text are left out, and so are those that do not fit; then texts are
+    cut."""
     kept = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
     widths = {
         index: max(len(columns[index].title), *(len(row[index].text) for row in rows)) for index in kept

@@ -1,4 +1,4 @@
-"""How long a pool may still take, by how long its changes took before: pure. It is told with what it was made from."""
+"""How long a pool may still take, by how long its changes took before. Pure. It is shown with what it is based on."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is left, by what was."""
+    """What is left, estimated from past changes."""
 
     left: timedelta
     nodes: int
@@ -27,7 +27,7 @@ class Estimate:
 
 
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
-    """None: nothing is to go, nothing was seen before, or nobody can foresee it: some node waits for a person or for
+    """None: nothing is left, nothing was seen before, or it cannot be foreseen: some node waits for a person or for
     a window, has been in its change for longer than any before it, or all wait for what is none of these nodes'."""
     left = [seen for seen in pool.members if seen.state is not State.DONE]
     if not left or pool.paused or any(_waits_for_others(seen) for seen in left):
@@ -52,7 +52,7 @@ def _waits_for_others(seen: Seen) -> bool:
 
 
 def _began(seen: Seen) -> datetime | None:
-    """When the change began that it is in; None: it is in none, or nobody can tell."""
+    """When its current change began; None: it is in none, or that is unknown."""
     if seen.state is not State.MOVES:
         return None
     began = seen.since

@@ -1,4 +1,4 @@
-"""Policies in files, as `kubectl apply -f` takes them. Nobody's file is a reason for a traceback."""
+"""Policies in files, as `kubectl apply -f` takes them. No file causes a traceback."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
             _check(document, name)
             named = text(document, "metadata", "name")
             if named in policies:
-                raise Trouble(f"{name}: there are two policies of the name {named}")
+                raise Trouble(f"{name}: there are two policies named {named}")
             policies[named] = document
     if names and not policies:
         raise Trouble(f"there is no {KIND} in {', '.join(names)}")
@@ -53,7 +53,7 @@ def _documents(name: str) -> Iterator[JSON]:
         if document is None:
             continue
         if not isinstance(document, dict):
-            raise Trouble(f"{name}: a document is no object but {type(document).__name__}")
+            raise Trouble(f"{name}: a document is not an object but of type {type(document).__name__}")
         if text(document, "kind").endswith("List"):
             yield from entries(document, "items")
         else:

@@ -57,7 +57,7 @@ class PastStep:
 
     @property
     def at(self) -> datetime | None:
-        """When it began; None: nobody can tell."""
+        """When it began; None: unknown."""
         return from_rfc3339(self.written)
 
 
@@ -126,7 +126,7 @@ class PoolStatus:
 
     @property
     def changing(self) -> tuple[Seen, ...]:
-        """Those that are not as wanted yet, what needs a person first."""
+        """Those that are not as wanted yet, the ones that need a person first."""
         order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
         return tuple(
             sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
@@ -136,7 +136,7 @@ class PoolStatus:
 def read_pools(
     policies: Iterable[JSON], gpunodes: Iterable[JSON]
 ) -> tuple[tuple[PoolStatus, ...], tuple[Seen, ...]]:
-    """The pools by name, and the GPU nodes of no policy that is there."""
+    """The pools by name, and the GPU nodes without an existing policy."""
     by_policy: dict[str, list[Seen]] = {}
     for raw in gpunodes:
         seen = read_node(raw)

@@ -1,7 +1,7 @@
 """What a node that somebody configured by hand serves, in the words of a policy that would change nothing. Pure.
 
 What the GPUs are is what NVML says; what the device plugin makes of them is the entry that the Node's label or
-ClusterPolicy's default names. A policy can say less than NVIDIA's files: where it cannot say it, there is none.
+ClusterPolicy's default names. A policy can express less than NVIDIA's files: where it cannot, none is proposed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Handmade:
     text: str
     """For people: 2x3g.40gb, 4x shared."""
     unsaid: tuple[str, ...] = ()
-    """What else the entry says that its device plugin runs by: it holds until the first change of the node."""
+    """What else the entry of its device plugin says: it stays in force until the first change of the node."""
 
 
 def find_handmade(
@@ -60,8 +60,9 @@ def find_handmade(
         entry, where = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack), plugin_map
         held = f"ConfigMap {where} has no such entry" if where else "ClusterPolicy names no ConfigMap for it"
         return (
-            f"its device plugin is told to take entry {entry}, and {held} that can be read: it loses its GPUs when"
-            f" the plugin starts anew. Add the entry, or: kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}-"
+            f"its device plugin is configured to use entry {entry}, but {held} that can be read: the node"
+            f" loses its GPUs when the plugin restarts. Add the entry, or run: kubectl label node {node.name}"
+            f" {names.LABEL_PLUGIN_CONFIG}-"
         )
     layouts = observed.hardware.layouts
     offered = predict_resources(layouts, PluginConfig(config.mig_strategy))
@@ -83,8 +84,8 @@ def find_handmade(
 
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """NVIDIA's own chart takes the only entry there is where no label names one (docs/design/nvidia.md#b4); merged into
-    ours it is not the only one any more."""
+    """NVIDIA's own chart takes the only entry there is where no label names one (docs/design/nvidia.md#b4); once merged
+    into ours, it is no longer the only one."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""
@@ -92,8 +93,9 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
         return ""
     (key,) = theirs
     return (
-        f"no label names its device plugin's configuration, so it takes {key}, the only one of ConfigMap {plugin_map};"
-        f" ours has more. Run: kubectl label node {node.name} {names.LABEL_PLUGIN_CONFIG}={key}"
+        f"no label names its device plugin's configuration, so it uses {key}, the only entry of ConfigMap"
+        f" {plugin_map}; the operator's ConfigMap has more. Run: kubectl label node {node.name}"
+        f" {names.LABEL_PLUGIN_CONFIG}={key}"
     )
 
 
@@ -101,9 +103,9 @@ def find_unsettled(node: NodeView) -> str:
     """mig-manager has not brought the node where its label says; empty: it has."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
-        return f"mig-manager applies {config} (state {state}): ask again when it is done"
+        return f"mig-manager is applying {config} (state {state}): run import again when it is done"
     if config and state == "failed":
-        return f"mig-manager failed to apply {config}: mend that first, the log of its pod says why"
+        return f"mig-manager failed to apply {config}: fix that first; the log of its pod says why"
     return ""
 
 
@@ -117,10 +119,10 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
     label = f"{names.LABEL_MIG_CONFIG} is {config}"
     meaning = resolve_name(config, node.name, gpus, stack)
     if isinstance(meaning, Unresolved):
-        return f"{label}, which is no configuration that is known here: {meaning.why}"
+        return f"{label}, which is not a known configuration: {meaning.why}"
     if meaning != found:
         return (
-            f"{label}, which means {describe_layouts(meaning)}, and its GPUs have {describe_layouts(found)}:"
+            f"{label}, which means {describe_layouts(meaning)}, but its GPUs have {describe_layouts(found)}:"
             " mig-manager would change them at its next start"
         )
     return ""
@@ -131,10 +133,10 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     found = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == found)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
-    how = next((f"run: {label}{name}" for name in known), f"name an entry that means it: {label}NAME")
+    how = next((f"run: {label}{name}" for name in known), f"name an entry that has this layout: {label}NAME")
     return (
-        f"its GPUs have {describe_layouts(found)} and {names.LABEL_MIG_CONFIG} is not set, so nobody would make the"
-        f" instances again after a reboot. mig-manager finds them in place when you {how}"
+        f"its GPUs have {describe_layouts(found)} and {names.LABEL_MIG_CONFIG} is not set, so nothing would"
+        f" recreate the instances after a reboot. mig-manager finds them in place when you {how}"
     )
 
 
@@ -142,7 +144,7 @@ def _unsayable(config: PluginConfig, layouts: Sequence[Layout | None], offered: 
     """What the device plugin does here that no policy asks for; empty: there is none. `config`: rows for `offered`."""
     with_mig, sharing = any(layout is not None for layout in layouts), config.sharing
     if with_mig and config.mig_strategy == "none":
-        return "MIG is on, and its device plugin serves the GPUs as whole ones (migStrategy none): no mode does that"
+        return "MIG is on, but its device plugin offers the GPUs as whole ones (migStrategy none): no mode does that"
     if sharing is None:
         return ""
     counts = ", ".join(f"{name} by {count}" for name, count in sharing.replicas)

@@ -21,7 +21,7 @@ from gpusharing.planning.gpus.recommendation import Occupied
 from gpusharing.planning.words.lengths import some
 
 RECENT = 24
-"""Hours: what was not seen for so long is gone, be it a GPU or a workload."""
+"""Hours after which a GPU or a workload that was not seen counts as gone."""
 AT_ONCE = 0.98
 """Of the hours in which a workload ran, the part in which no more pods than this were there: an update has old and new
 pods for a moment."""
@@ -44,7 +44,7 @@ class ObservedPool:
     occupied: tuple[Occupied, ...]
     remarks: tuple[str, ...]
     simulated: tuple[str, ...] = ()
-    """Of the nodes those whose GPUs are SIMULATED."""
+    """The nodes whose GPUs are SIMULATED."""
 
 
 def find_seen(usage: Usage, where: str) -> ObservedPool:
@@ -93,12 +93,14 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
     if not gpus:
         card = fold.card
         which = f"no {card.key}" if card else "no GPU"
-        raise Trouble(f"Prometheus knows {which} of {where}: nodes go by the label node, else by Hostname")
+        raise Trouble(
+            f"Prometheus knows {which} of {where}: nodes are identified by the label node, else by Hostname"
+        )
     models = Counter(bare_product(gpu.model) for gpu in gpus.values())
     if len(models) > 1:
         told = ", ".join(f"{count} {model or 'without a name'}" for model, count in sorted(models.items()))
         raise Trouble(
-            f"{where} has GPUs of several models ({told}), and GPUs of one layout are alike. Choose one:"
+            f"{where} has GPUs of several models ({told}), and a layout is for one model. Choose one:"
             f" --card {min(filter(None, models), default='h100-80gb')}, or nodes: -l gpusharing.dev/pool=a"
         )
     return gpus
@@ -106,7 +108,7 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
 
 def _nameless(gpus: Iterable[Gpu]) -> Iterator[str]:
     if any(not gpu.node for gpu in gpus):
-        yield "of some GPUs nobody tells the node (label node, Hostname or hostname): each counts as a node of its own"
+        yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a node of its own"
 
 
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
@@ -136,7 +138,7 @@ def _devices(record: Record) -> int:
 
 
 def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holding:
-    """What each pod holds, as far as anybody tells."""
+    """What each pod holds, as far as known."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
         profiles = () if card is None else card.profiles

@@ -31,7 +31,7 @@ PROVEN = (
 )
 PRESUMED = (
     "Proposed by kubectl gpusharing import before the operator is installed: nothing is proven yet. No agent has read"
-    " these GPUs; what they are is taken from labels of Nodes and from what the Nodes offer."
+    " these GPUs; what they are is inferred from labels of Nodes and from what the Nodes offer."
 )
 MOST = 8
 """Nodes that a comment names."""
@@ -119,14 +119,14 @@ def _document(one: Proposed) -> str:
     lines = [f"{counted(len(one.nodes), 'node')} ({some(one.nodes, MOST)}) with {cards}: {first.text}"]
     if one.by_name:
         lines.append(
-            "No label that names a pool tells these nodes from others, so they are listed. With a label of your own new"
-            " nodes would join by themselves."
+            "No label that names a pool distinguishes these nodes from others, so they are listed. With a"
+            " label of your own, new nodes would join automatically."
         )
     unsaid = sorted({path for member in one.members for path in member.unsaid})
     if unsaid:
         lines.append(
-            f"A policy cannot say {', '.join(unsaid)} of the device plugin's configuration. It stays in force until the"
-            " node's first change."
+            f"A policy cannot express {', '.join(unsaid)} of the device plugin's configuration. That part stays in"
+            " force until the node's first change."
         )
     return "".join(map(_comment, lines)) + yaml.safe_dump(_plain(one.manifest), sort_keys=False)
 

@@ -1,6 +1,6 @@
-"""The operator as it is installed: its settings by the variables of its Deployment, its claims by its Lease.
+"""The operator as it is installed: its settings from the variables of its Deployment, its claims from its Lease.
 
-What may not be read, or is not there, is as the chart's defaults have it, and that is told.
+For what may not be read or does not exist, the chart's defaults are assumed, and a note says so.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class Installed:
     settings: InstalledSettings = field(default_factory=InstalledSettings)
     claims: Mapping[str, Claim] = field(default_factory=dict)
     version: str = ""
-    """Of the chart's application; empty: nobody knows."""
+    """Of the chart's application; empty: unknown."""
     notes: tuple[str, ...] = ()
     """What is not known about it, and why."""
     missing: bool = False
@@ -73,7 +73,7 @@ async def read_installed(client: KubeClient) -> Installed:
 
 
 async def is_missing(client: KubeClient) -> bool:
-    """Whether there is surely no Deployment of the operator; False also where Deployments may not be listed."""
+    """Whether there is certainly no Deployment of the operator; False also where Deployments may not be listed."""
     try:
         pages = client.pages(DEPLOYMENTS, label_selector=SELECTOR)
         return not [raw async for page in pages for raw in page.items]
@@ -82,7 +82,7 @@ async def is_missing(client: KubeClient) -> bool:
 
 
 def settings_of(deployment: JSON) -> tuple[InstalledSettings, tuple[str, ...]]:
-    """By the variables of the operator's container; one that cannot be used is left out, and told."""
+    """By the variables of the operator's container; one that cannot be used is left out, and reported."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     given = {
@@ -115,7 +115,7 @@ def find_difference(theirs: str) -> tuple[str, ...]:
     ours = own_version()
     if not theirs or not ours or theirs == ours:
         return ()
-    return (f"the operator is of version {theirs} and this plugin of {ours}: what they plan may differ",)
+    return (f"the operator is version {theirs} and this plugin is version {ours}: their plans may differ",)
 
 
 async def _pod_name(client: KubeClient, namespace: str) -> str:
@@ -135,6 +135,6 @@ async def _claims(client: KubeClient, namespace: str) -> tuple[Mapping[str, Clai
     except NotFound:
         return {}, ()
     except (Forbidden, Invalid) as error:
-        return {}, (f"slots are counted by fences: {said(error)}",)
+        return {}, (f"slots are counted from fences, not from the Lease: {said(error)}",)
     written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
     return (parse_claims(written)[0] if written else {}), ()

@@ -20,11 +20,11 @@ class Context:
 
     name: str
     namespace: str
-    """Where pods are looked for unless told otherwise."""
+    """Where pods are looked for by default."""
 
 
 def find_context(files: Sequence[Path], name: str) -> Context:
-    """The context of this name, without one the current one. Raises Trouble where there is none such."""
+    """The context of this name; without a name, the current one. Raises Trouble when it does not exist."""
     current, known = "", dict[str, str]()
     for file in files:
         told = _read(file)

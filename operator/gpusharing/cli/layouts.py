@@ -1,4 +1,4 @@
-"""`layouts PRODUCT [--fits 3g.40gb,1g.10gb]`: every MIG layout of a card, drawn as slices. It asks no cluster.
+"""`layouts PRODUCT [--fits 3g.40gb,1g.10gb]`: every MIG layout of a card, drawn as slices. It contacts no cluster.
 
 The card is the table's (`planning/gpus/cards.py`); what fits is decided as for a policy (`planning/gpus/geometry.py`).
 """
@@ -31,8 +31,8 @@ def tell(typed: Namespace, terminal: Terminal) -> int:
 
 
 def pick(word: str) -> Card:
-    """The card that is meant: by NVML's name, GFD's label, the table's key, or what only one begins with or has in it.
-    Raises Trouble."""
+    """The card that is meant: by NVML's name, GFD's label, the table's key, or a word that only one begins with or
+    contains. Raises Trouble."""
     exact = find_card(word) or next((card for card in CARDS if card.key == word.lower()), None)
     if exact is not None:
         return exact
@@ -46,7 +46,7 @@ def pick(word: str) -> Card:
     if not keys:
         raise Trouble(f"no card is called {word}; kubectl gpusharing layouts lists those with MIG")
     raise Trouble(
-        f"{'several cards are' if found else 'no card is'} called {word}; one of: {', '.join(keys)}"
+        f"{'several cards match' if found else 'no card matches'} {word}; one of: {', '.join(keys)}"
     )
 
 
@@ -55,7 +55,7 @@ def _plain(name: str) -> str:
 
 
 def wanted_of(text: str) -> Layout:
-    """`3g.40gb,1g.10gb` and `2x3g.40gb` as a layout. Raises Trouble for what nobody can read."""
+    """`3g.40gb,1g.10gb` and `2x3g.40gb` as a layout. Raises Trouble for anything else."""
     counts: Counter[str] = Counter()
     for part in filter(None, (one.strip() for one in text.split(","))):
         count, times, profile = part.partition("x")

@@ -57,13 +57,16 @@ def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
     lines: list[Line] = []
     known = answer.card.source.placements
     if known == "unknown":
-        text = "Where instances lie on this card is not known, so none is drawn, and mixed layouts are not offered."
+        text = (
+            "The placements of instances on this card are unknown, so none is drawn, and mixed layouts are"
+            " not offered."
+        )
         lines += prose(text, paper, ink=Ink.FAINT)
     elif known == "family":
-        text = "Where instances lie is taken from cards of the same family; the driver has the last word."
+        text = "The placements of instances are taken from cards of the same family; the driver has the last word."
         lines += prose(text, paper, ink=Ink.FAINT)
     if answer.hidden:
-        lines += prose("--all shows profiles with attributes too, such as +me.", paper, ink=Ink.FAINT)
+        lines += prose("--all also shows profiles with attributes, such as +me.", paper, ink=Ink.FAINT)
     return [BLANK, *lines] if lines else []
 
 

@@ -1,4 +1,4 @@
-"""Like nodes and the selector that has them and nobody else. Pure."""
+"""Groups of like nodes, and the selector that matches them and no others. Pure."""
 
 import json
 import re
@@ -19,13 +19,14 @@ LABEL_POOL = f"{PREFIX}pool"
 MAX_NAMES = 64
 """Values that one row of a selector may have."""
 _POOL = re.compile(r"[\w.-]*(pool|node-?group|instance-?group)([-_.]?(name|id))?", re.IGNORECASE)
-"""All of a label's name, without its domain, by which people, clouds and autoscalers tell pools apart: what joins with
-it belongs to the pool. Of any other label, such as a zone or a price, it is chance that no other node has it today."""
+"""Whole names of labels, without their domains, by which people, clouds and autoscalers distinguish pools: a node that
+joins with one belongs to the pool. With any other label, such as a zone or a price, it is chance that no other node has
+it today."""
 _CHANCE = re.compile(
     r"topology|zone|region|image|hash|capacity|hostname|machine|version|network|subnet|address|storage",
     re.IGNORECASE,
 )
-"""In a key that tells of a machine or its place all the same, such as the pool that its addresses are from."""
+"""Parts of a key that describes a machine or its place nevertheless, such as the pool that its addresses are from."""
 _MODES = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}
 
 
@@ -38,7 +39,7 @@ class Proposed:
     """In the order of their names."""
     selector: Mapping[str, Any]
     by_name: bool = False
-    """No label that names a pool tells the nodes from others, so the selector lists them."""
+    """No label that names a pool distinguishes the nodes from others, so the selector lists them."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

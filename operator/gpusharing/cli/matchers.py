@@ -7,13 +7,13 @@ from gpusharing.cli.troubles import Trouble
 TARGET = ("__name__", "instance", "pod", "container", "endpoint", "uid")
 """Labels by which an agent's series differ from those of its successor on the same node."""
 OF_TARGETS = frozenset((*TARGET, "job", "namespace", "node", "service"))
-"""Labels that say who was scraped: prices, owners and labels of namespaces are told by others."""
+"""Labels that say who was scraped: prices, owners and labels of namespaces are exported by others."""
 MATCHER = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)\s*"(?:[^"\\\n]|\\.)*"\s*')
 """Of PromQL: label, operator, value."""
 
 
 def selector_of(selector: str) -> str:
-    """Matchers of PromQL, as they were typed. Raises Trouble for what is none."""
+    """Matchers of PromQL, as they were typed. Raises Trouble for anything else."""
     rest = selector.strip().removeprefix("{").removesuffix("}").strip()
     at = 0
     while rest and (found := MATCHER.match(rest, at)):
@@ -29,7 +29,7 @@ def selector_of(selector: str) -> str:
 
 
 def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
-    """What of the matchers holds for series that others tell: those without labels of `targets`."""
+    """The matchers that apply to series that others export: those without labels of `targets`."""
     return ",".join(one[0].strip() for one in MATCHER.finditer(selector) if one[1] not in targets)
 
 

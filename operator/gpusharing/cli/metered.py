@@ -1,7 +1,7 @@
 """What Prometheus has of the meter (docs/adr/0043-the-meter.md) in a window: who had how much at which price, what is
 missing.
 
-The window is asked for a day at a time, so that a price counts for the days on which it was told, and no answer is
+The window is asked for a day at a time, so that a price counts for the days on which it was exported, and no answer is
 large. `increase` extends a series to both ends of the day, bridges gaps and knows when a counter began anew.
 """
 
@@ -33,7 +33,7 @@ TOLERANCE = 0.01
 OTHERS = "_others"
 """The namespace, or the policy, of what is beyond the meter's bounds (gpusharing/agent/meter.py)."""
 MISSED = 3600.0
-"""GPU-seconds of a node that are worth a word; a scrape interval at the end of each day is less."""
+"""GPU-seconds of a node that are worth reporting; a scrape interval at the end of each day is less."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class MeteredPools:
     cells: Counter[Cell] = field(default_factory=Counter)
     """Microseconds."""
     missing: list[str] = field(default_factory=list)
-    """Why the answer is a part of what there was; empty: it is all."""
+    """Why the answer is incomplete; empty: it is complete."""
     remarks: list[str] = field(default_factory=list)
     simulated: set[str] = field(default_factory=set)
     """Nodes that were metered and whose GPUs are SIMULATED."""
@@ -92,15 +92,15 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         raise Trouble(no_label(wish.by))
     if unlabelled:
         found.missing.append(
-            f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {wish.by}: what was held then"
-            f" is in (no {wish.by})"
+            f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {wish.by}: usage on"
+            f" those days is listed under (no {wish.by})"
         )
     found.missing += _unpriced(unpriced)
     found.missing += [*_lacking(parts, gpus), *unseen.told()]
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
         found.remarks.append(
-            f"{OTHERS} is what a node metered beyond 128 accounts or 16 policies; whose it was nobody knows"
+            f"{OTHERS} is what a node metered beyond 128 accounts or 16 policies; its owners are unknown"
         )
     return found
 
@@ -114,8 +114,8 @@ def _sum(counts: dict[str, float], found: Iterable[Series]) -> None:
 def no_label(label: str) -> str:
     """What to say where no namespace has the label."""
     return (
-        f"Prometheus knows no namespace with the label {label}. kube-state-metrics tells labels that it is told to:"
-        f" --metric-labels-allowlist=namespaces=[{label}]. Without it: --by namespace"
+        f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only labels that"
+        f" it is told to: --metric-labels-allowlist=namespaces=[{label}]. Without it: --by namespace"
     )
 
 
@@ -212,8 +212,8 @@ def _pool(policy: str) -> str:
 def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float]) -> list[str]:
     """Pools of which some series are not there."""
     return [
-        f"the parts of {_pool(policy)} add up to {parts.get(policy, 0.0) / 3600:,.1f} GPU-hours,"
-        f" and its GPUs were metered for {whole / 3600:,.1f}: Prometheus lacks some of the meter's series"
+        f"the parts of {_pool(policy)} add up to {parts.get(policy, 0.0) / 3600:,.1f} GPU-hours, but its GPUs"
+        f" were metered for {whole / 3600:,.1f}: Prometheus lacks some of the meter's series"
         for policy, whole in sorted(gpus.items())
         if abs(parts.get(policy, 0.0) - whole) > TOLERANCE * whole
     ]
@@ -259,7 +259,7 @@ def _node(one: Series) -> tuple[str, str]:
 
 
 async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
-    """What of the window Prometheus has nothing of. Raises Trouble where that is all of it."""
+    """The parts of the window for which Prometheus has no data. Raises Trouble when that is all of it."""
     chosen = braced(wish.selector)
     where = f" for {chosen}" if chosen else ""
     return await find_gaps(
@@ -267,8 +267,9 @@ async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
         f"count({GPUS}{chosen})",
         wish.start,
         wish.end,
-        nothing=f"{prometheus.place.where} has nothing of the meter in this window ({GPUS}){where}: does it scrape the"
-        " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that it selects by",
+        nothing=f"{prometheus.place.where} has no data of the meter in this window ({GPUS}){where}: does it scrape the"
+        " agents? In the chart: monitoring.podMonitor.enabled=true, with the labels that your Prometheus"
+        " selects PodMonitors by",
         lost="the metered amount for that time is known only in part",
     )
 
@@ -285,13 +286,12 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
                 continue
             if not node:
                 raise Trouble(
-                    f"series of the meter do not say of which node they are, and differ in the label {label}"
-                    f" ({', '.join(told[:5])}): nobody can tell two nodes from one that is there twice. The chart's"
-                    " monitors set the label node, from __meta_kubernetes_pod_node_name; let your scrape configuration"
-                    " do so, too"
+                    f"series of the meter do not name their node, and differ in the label {label}"
+                    f" ({', '.join(told[:5])}): two nodes cannot be told from one that is scraped twice. The"
+                    " chart's monitors set the label node, from __meta_kubernetes_pod_node_name; make your"
+                    " scrape configuration do the same"
                 )
             raise Trouble(
-                f"{node} would be billed twice: its series differ in the label {label}"
-                f" ({', '.join(told[:5])}), as where two Prometheus scrape the same agents. Choose one:"
-                f" --selector '{label}=\"{told[0]}\"'"
+                f"{node} would be billed twice: its series differ in the label {label} ({', '.join(told[:5])}), as when"
+                f" two Prometheus servers scrape the same agents. Choose one: --selector '{label}=\"{told[0]}\"'"
             )

@@ -1,4 +1,4 @@
-"""What is asked of Prometheus for a bill, as PromQL, and of which stretches of time. Pure."""
+"""What Prometheus is asked for a bill, as PromQL, and for which stretches of time. Pure."""
 
 import re
 from dataclasses import dataclass

@@ -16,8 +16,8 @@ Answer = TypeVar("Answer")
 class Onlooker(PassingClient):
     """Passes on what only reads; the lists of policies have the proposed ones in them.
 
-    `beforehand`: the operator is not installed yet, and there are none of our kinds; who has no right to them is
-    refused before the API server looks whether it serves them.
+    `beforehand`: the operator is not installed yet, and none of our kinds exist; a user without rights to them is
+    refused before the API server checks whether it serves them.
     """
 
     def __init__(
@@ -28,9 +28,11 @@ class Onlooker(PassingClient):
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
     async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """See PassingClient. Raises RuntimeError for whatever writes."""
+        """See PassingClient. Raises RuntimeError for every write."""
         if request.verb not in ("get", "list"):
-            raise RuntimeError(f"who only looks was told to {request.verb} {request.resource.plural} {name}")
+            raise RuntimeError(
+                f"a read-only client was asked to {request.verb} {request.resource.plural} {name}"
+            )
         return await send()
 
     async def pages(

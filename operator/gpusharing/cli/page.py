@@ -1,4 +1,4 @@
-"""`status -o html`: one page of the pools, as a view of them and as text. Pure; it needs nothing from anywhere else."""
+"""`status -o html`: one page of the pools, as a view of them and as text. Pure; it loads nothing from elsewhere."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ NODES = (
     "Phase",
     "Reason",
     "Pods",
-    "Who keeps it",
+    "Kept by",
     "Since",
     "Until",
     "Runs",
     "Wanted",
-    "What is said",
+    "Message",
 )
 
 
@@ -75,7 +75,10 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
-        text = f"The operator has not looked at generation {pool.unseen} yet. If that lasts: is it running?"
+        text = (
+            f"The operator has not looked at generation {pool.unseen} yet. If this persists, check that it is"
+            " running"
+        )
         parts.append(tag("p", text, class_="alarm"))
     if pool.message and pool.status != "Synced":
         parts.append(tag("p", pool.message))

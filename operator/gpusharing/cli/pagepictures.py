@@ -33,7 +33,7 @@ CLASSES = {
     State.FAILED: "failed",
 }
 MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED: "!", State.FAILED: "×"}
-"""Stand in the cells, so that nothing depends on colour."""
+"""Shown in the cells, so that nothing depends on colour."""
 
 
 def bar(members: Sequence[Seen]) -> Markup:
@@ -63,7 +63,7 @@ def _cell(number: int, seen: Seen, per_line: int) -> Markup:
 
 
 def track(found: Timeline, one: Track) -> Markup:
-    """A node's way, from the beginning of the rollout to its end."""
+    """The phases of a node, from the beginning of the rollout to its end."""
     whole = (found.end - found.begin).total_seconds() or 1.0
 
     def percent(at: datetime) -> float:

@@ -17,7 +17,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def find(policy: JSON, wish: SteeringWish) -> Change:
-    """Start no further node. Raises Trouble where that is so already."""
+    """Start no further node. Raises Trouble when the policy is paused already."""
     name, rollout = text(policy, "metadata", "name"), section(policy, "spec", "rollout")
     when = wish.when_paused or text(rollout, "whenPaused") or "Finish"
     if rollout.get("paused") is True and when == (text(rollout, "whenPaused") or "Finish"):

@@ -43,18 +43,19 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = None) -> str:
     """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does.
 
-    `becomes`: labels that a change will set. Then what the change leads to is asked about, and rules about labels that
-    NVIDIA's programs rewrite with a layout (docs/design/nvidia.md) keep no pod away: nobody knows them yet.
+    `becomes`: labels that a change will set. Then the question is about the state after the change, and rules about
+    labels that NVIDIA's programs rewrite with a layout (docs/design/nvidia.md) keep no pod away: their values are not
+    known yet.
     """
     spec, labels = section(pod, "spec"), {**texts(part(node, "metadata", "labels")), **(becomes or {})}
     node = {**node, "metadata": {**section(node, "metadata"), "labels": labels}}
     later = becomes is not None
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
         if labels.get(key) != value and not (later and _is_rewritten(key)):
-            return f"spec.nodeSelector of the pod wants {key}={value}"
+            return f"spec.nodeSelector of the pod requires {key}={value}"
     affinity = part(spec, "affinity", "nodeAffinity", _NODE_AFFINITY)
     if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), node, later=later)):
-        return f"spec.affinity.nodeAffinity of the pod wants {why}"
+        return f"spec.affinity.nodeAffinity of the pod requires {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
         told_apart = text(taint, "key") in TOLD_APART
@@ -64,7 +65,7 @@ def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = Non
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Fields of the pod that keep it from nodes too, by other pods and by where volumes are: nobody looks at these."""
+    """Fields of the pod that also keep it from nodes, by other pods and by where volumes are: these are not checked."""
     spec = section(pod, "spec")
     found = [field for field, path in _NOT_LOOKED_AT.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
@@ -85,14 +86,14 @@ def _is_rewritten(key: str) -> bool:
 
 
 def _outside(terms: Sequence[JSON], node: JSON, *, later: bool) -> str:
-    """What the terms want, if the node is in none of them. A term without any requirement matches nothing."""
+    """What the terms require, if the node matches none of them. A term without any requirement matches nothing."""
     wanted = []
     for term in terms:
         missing = list(_missing(term, node, later=later))
         if not missing and _requirements(term):
             return ""
-        wanted.append(missing[0] if missing else "nothing that there is")
-    return " or ".join(dict.fromkeys(wanted)) or "nothing that there is"
+        wanted.append(missing[0] if missing else "nothing that exists")
+    return " or ".join(dict.fromkeys(wanted)) or "nothing that exists"
 
 
 def _requirements(term: JSON) -> list[JSON]:
@@ -163,6 +164,6 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
 
 
 def _written(taint: JSON) -> str:
-    """As kubectl describe has it."""
+    """As kubectl describe writes it."""
     value = text(taint, "value")
     return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"

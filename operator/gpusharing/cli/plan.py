@@ -1,6 +1,6 @@
 """`plan -f FILE | POLICY`: what an edit would do, by the operator's own planner on a live snapshot.
 
-Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or nobody could tell.
+Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or the plan could not be made.
 """
 
 from argparse import Namespace
@@ -37,7 +37,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """What becomes of the pools of these policies (of all without a name) with the proposed ones applied, and what is
+    """What happens to the pools of these policies (of all without a name) with the proposed ones applied, and what is
     uncertain about it. Nothing is written. Raises Trouble."""
     async with gathered(session, proposed) as cluster:
         decided = await cluster.decide(only or None)

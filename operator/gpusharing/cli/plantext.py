@@ -70,7 +70,7 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
         lines += prose(f"! {blocker}", paper, hang="  ", ink=Ink.WAITING)
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
-        text = f"{counted(len(proposal.adopted), 'node')} as wanted already, taken over without a change: {named}"
+        text = f"{counted(len(proposal.adopted), 'node')} already as wanted, taken over without a change: {named}"
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
     for verdict in proposal.left_out[: None if paper.wide else 5]:
         text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
@@ -132,7 +132,7 @@ def _pods_lines(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """What the pool offers now and afterwards, and who asks for what is gone."""
+    """What the pool offers now and afterwards, and which pods ask for what disappears."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     asked = {one.resource: one for one in proposal.vanishing}
@@ -152,7 +152,7 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _who_asks(found: Vanishing) -> str:
-    """Who asks for a name of which there are fewer; empty: nobody."""
+    """Which pods ask for a name of which there are fewer; empty: none."""
     if not found.pods and not found.pending:
         return ""
     named = some(found.pods, 5)

@@ -1,4 +1,4 @@
-"""Which nodes make a pool: by `-l SELECTOR` as kubectl has it, or those of a policy."""
+"""Which nodes make a pool: by `-l SELECTOR` as in kubectl, or those of a policy."""
 
 import re
 from argparse import Namespace
@@ -42,13 +42,13 @@ class NodeScope:
     spec: Mapping[str, Any] = field(default_factory=dict)
     """Of the policy that is there already."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Labels and annotations of that policy: one that is applied without them may lose them."""
+    """Labels and annotations of that policy: applying a policy without them may remove them."""
     unlabelled: bool = False
     """No node has the selector's label so far."""
 
 
 def rows_of(selector: str) -> list[Row]:
-    """What `kubectl get nodes -l` takes. Raises Trouble for what it would not."""
+    """What `kubectl get nodes -l` accepts. Raises Trouble for anything else."""
     found: list[Row] = []
     for part in filter(None, (one.strip() for one in re.split(r",(?![^(]*\))", selector))):
         if among := _AMONG.fullmatch(part):
@@ -68,8 +68,8 @@ def rows_of(selector: str) -> list[Row]:
 
 
 def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
-    """Nodes by their labels, and a policy that has them. A label that a change of mode rewrites can choose no pool:
-    then the nodes need one of their own."""
+    """Nodes by their labels, and a policy that selects them. A label that a change of mode rewrites cannot choose a
+    pool: then the nodes need one of their own."""
     equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
     name = _name(equal)
     if any(is_rewritten(key) for key, _, _ in rows):
@@ -152,7 +152,7 @@ def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> NodeScope:
 
 
 def _kept(metadata: JSON) -> dict[str, Any]:
-    """What people or their tools wrote. What an approval or a resumption was of is over with the edit."""
+    """What people or their tools wrote, without approvals and resumptions: the edit ends these."""
     annotations = {
         key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
     }
@@ -169,7 +169,7 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
 
 
 async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
-    """By -l, of what kube-state-metrics tells of nodes. Raises Trouble."""
+    """By -l, from what kube-state-metrics reports about nodes. Raises Trouble."""
     if typed.policy:
         raise Trouble(
             "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
@@ -182,8 +182,8 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
     found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
     if not any(one.labels.get(label) for one in found for label in named.values()):
         raise Trouble(
-            f"Prometheus knows no node with the label {' or '.join(named)}. kube-state-metrics tells labels that it"
-            f" is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out --prometheus,"
+            f"Prometheus knows no node with the label {' or '.join(named)}. kube-state-metrics exports only labels that"
+            f" it is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out --prometheus,"
             " so that the cluster is asked"
         )
     nodes = frozenset(

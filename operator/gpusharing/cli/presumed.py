@@ -1,8 +1,8 @@
-"""What the agent of a node would most likely read, by the node's labels and what it offers. Pure.
+"""What the agent of a node would most likely read, inferred from the node's labels and what it offers. Pure.
 
 Before the operator is installed nobody reads NVML for it. GPU Feature Discovery names the card, `nvidia.com/mig.config`
-the layout, and the device plugin offers what follows from both: where one number of GPUs explains all of it, that is
-what is presumed. It proves nothing, and whoever shows it says so.
+the layout, and the device plugin offers what follows from both: where one number of GPUs explains all of it, that
+number is presumed. It proves nothing, and everything that shows it says so.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ MOST = 16
 
 
 def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
-    """The reading that explains what the node shows; None: there is no such, or its card is not in the table."""
+    """The reading that explains what the node shows; None: there is none, or its card is not in the table."""
     label = node.labels.get(names.LABEL_GPU_PRODUCT, "")
     config = effective_plugin_config(node, stack)
     if not label or config is None:
@@ -52,7 +52,7 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
 
 
 def _layouts(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> tuple[Layout | None, ...] | None:
-    """What mig-manager was told; None: that means nothing on these GPUs."""
+    """What the label tells mig-manager to apply; None: that means nothing on these GPUs."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     if not config or not gpus[0].mig_capable:
         # Under strategy single instances are called nvidia.com/gpu, as whole GPUs are; the product tells them apart.

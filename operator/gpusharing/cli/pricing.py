@@ -19,14 +19,14 @@ REMEDY = (
     'set spec.cost.gpuHourlyPrice of the policy, such as "3.20", or monitoring.gpuHourlyPrices of the chart; a price'
     " counts from the moment at which Prometheus sees it"
 )
-"""What to do about a price that nobody knows."""
+"""What to do about an unknown price."""
 CHOOSE = "choose one by --selector"
 """What to do about prices of several clusters."""
 
 
 @dataclass(slots=True)
 class Prices:
-    """What Prometheus has of prices in a stretch of time."""
+    """The prices that Prometheus has for a stretch of time."""
 
     opencost: Mapping[str, Fraction] = field(default_factory=dict)
     """By node."""
@@ -37,7 +37,7 @@ class Prices:
     cards: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """The products of each node."""
     rivals: frozenset[tuple[str, str]] = frozenset()
-    """Label and value of nodes, policies and products that have several prices at once: their mean is nobody's."""
+    """Label and value of nodes, policies and products that have several prices at once: their mean is no real price."""
     currency: str = "USD"
     """Of OpenCost's prices."""
     faults: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Prices:
             if product in self.products
         }
         if not found or len(found) < len(self.cards[node]):
-            return "nobody tells it"
+            return "Prometheus has none"
         prices = [self._only(("product", product), told, CHART) for product, told in sorted(found.items())]
         if any(price != prices[0] for price in prices):
             return f"its GPUs ({', '.join(sorted(found))}) have several"
@@ -74,7 +74,7 @@ class Prices:
 
 
 def _rivalry(whose: str) -> str:
-    return f"{whose} has several prices at once, as where several clusters have it: {CHOOSE}"
+    return f"{whose} has several prices at once, as when several clusters have it: {CHOOSE}"
 
 
 def read_prices(
@@ -86,7 +86,7 @@ def read_prices(
     currency: str,
     rivals: Iterable[Series] = (),
 ) -> Prices:
-    """From answers; a price below 0 is left out, and told. `rivals`: series of which there are several prices."""
+    """From answers; a price below 0 is left out, and reported. `rivals`: series that have several prices."""
     faults: list[str] = []
     by_node: dict[str, Fraction] = {}
     for one in opencost:

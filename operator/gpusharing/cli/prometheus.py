@@ -1,4 +1,5 @@
-"""Asking a Prometheus by its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes it.
+"""Querying a Prometheus through its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes
+it.
 
 At an address of its own, or as a Service through the API server. Whatever it answers instead of data becomes a
 `Trouble`.
@@ -29,9 +30,9 @@ PARALLEL = 4
 CLOCKS = (1e9, 4e9)
 """Seconds since 1970 that a clock may show: 2001 to 2096."""
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
-"""In errors of who limits a query: `query processing would load too many samples` (Prometheus, promql/engine.go), `the
-query hit the max number of series limit` (Cortex, pkg/util/limiter), `the query exceeded the maximum number of series`
-and `exceeded series limit` (Mimir, pkg/util/limiter and pkg/storegateway)."""
+"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus,
+promql/engine.go), `the query hit the max number of series limit` (Cortex, pkg/util/limiter), `the query exceeded the
+maximum number of series` and `exceeded series limit` (Mimir, pkg/util/limiter and pkg/storegateway)."""
 PORT_FORWARD = (
     "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"
@@ -40,7 +41,7 @@ PORT_FORWARD = (
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where it is, and how to get in."""
+    """Where it is, and how to log in."""
 
     url: str
     """Without `/api/v1`."""
@@ -52,9 +53,9 @@ class Endpoint:
     tls_server_name: str | None = None
     proxy: str | None = None
     credentials: str = "give a token that it accepts: --token-file FILE"
-    """What to do where it refuses us."""
+    """What to do when it refuses access."""
     remark: str = ""
-    """How it was chosen, where nobody named it."""
+    """How it was chosen, where it was not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,12 @@ class Series:
 
 @dataclass(slots=True)
 class Prometheus:
-    """One that can be asked."""
+    """One that can be queried."""
 
     session: aiohttp.ClientSession
     place: Endpoint
     warnings: set[str] = field(default_factory=set)
-    """What it warned of beside its answers: such an answer is not all that there is."""
+    """Its warnings beside its answers: such an answer is incomplete."""
 
     async def now(self) -> float:
         """Its own time in seconds: ours may differ. Raises Trouble, as all of these do."""
@@ -87,8 +88,9 @@ class Prometheus:
         first, last = CLOCKS
         if not first <= found[0].value <= last:
             raise Trouble(
-                f"the clock of {self.place.where} shows {found[0].value:.6g} s since 1970, which is no time of"
-                " these years: set it right, or name another Prometheus, such as --prometheus http://127.0.0.1:9090"
+                f"the clock of {self.place.where} shows {found[0].value:.6g} s since 1970, which is not a"
+                " plausible time: set it right, or name another Prometheus, such as --prometheus"
+                " http://127.0.0.1:9090"
             )
         return found[0].value
 
@@ -102,7 +104,7 @@ class Prometheus:
     ) -> list[Series]:
         """The values of a query every `step` seconds.
 
-        What stands in front may move the beginning and the end to multiples of the step (Mimir's
+        A proxy in front may move the beginning and the end to multiples of the step (Mimir's
         pkg/frontend/querymiddleware/step_align.go, Thanos' query frontend): what lies half a step before the first or
         after the last time is left out. `whole`: these times, where this is a part of what is asked for; None: it is
         all. All parts are moved alike, so what one of them has lost is in the one before.
@@ -157,7 +159,7 @@ class Prometheus:
         except (ValueError, RecursionError):
             answer = None
         if status in (401, 403):
-            raise Trouble(f"{where} refuses us (HTTP {status}{_words(answer)}): {self.place.credentials}")
+            raise Trouble(f"{where} refuses access (HTTP {status}{_words(answer)}): {self.place.credentials}")
         if not isinstance(answer, dict) or (
             status < 400 and answer.get("status") not in ("success", "error")
         ):
@@ -171,8 +173,8 @@ class Prometheus:
 
     def _stranger(self, what: str) -> Trouble:
         return Trouble(
-            f"{self.place.where} does not answer as Prometheus does ({what}). Give the address under which"
-            " /api/v1/query is, such as http://127.0.0.1:9090"
+            f"{self.place.where} does not answer as Prometheus does ({what}). Give the address that serves"
+            " /api/v1/query, such as http://127.0.0.1:9090"
         )
 
     def _unreachable(self, error: Exception) -> Trouble:
@@ -183,9 +185,9 @@ class Prometheus:
                 f"the certificate of {where} is not trusted: {why}. Give the authority that signed it: --ca-file FILE"
             )
         if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-            return Trouble(f"no TLS with {where}: {said(error)}. Is it http:// there?")
+            return Trouble(f"TLS with {where} failed: {said(error)}. Does it speak http://?")
         if isinstance(error, aiohttp.InvalidURL):
-            return Trouble(f"{where} is no address; write one like http://127.0.0.1:9090")
+            return Trouble(f"{where} is not an address; write one like http://127.0.0.1:9090")
         return Trouble(f"no Prometheus answers at {where}: {said(error)}. {PORT_FORWARD}")
 
 
@@ -200,7 +202,7 @@ async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
 
 
 def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
-    """By the flags. Raises Trouble for what nobody can use."""
+    """By the flags. Raises Trouble for unusable ones."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -208,13 +210,13 @@ def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
         usable = False
     if "@" in url:  # first of all, because the other message repeats what was typed
         raise Trouble(
-            "--prometheus: no password in an address, where others can see it: use --token-file FILE"
+            "--prometheus: do not put a password into the address, where others can see it: use --token-file FILE"
         )
     if not usable or parts.query or parts.fragment:
         raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
     if token_file and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
         raise Trouble(
-            f"--token-file: whoever is between here and {url} could read the token: write https://, or go through a"
+            f"--token-file: anyone between here and {url} could read the token: use https://, or a"
             " port-forward to 127.0.0.1"
         )
     authorization = ""
@@ -222,7 +224,7 @@ def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
         token = _text(token_file, "--token-file")
         if not token.isascii() or not token.isprintable() or not token or " " in token:
             raise Trouble(
-                f"--token-file {token_file}: there is no token in it; it has one line, and nothing else"
+                f"--token-file {token_file}: it holds no token; the file has one line and nothing else"
             )
         authorization = f"Bearer {token}"
     trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None
@@ -230,7 +232,7 @@ def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
 
 
 def _trust(ca_file: str) -> ssl.SSLContext:
-    """The authorities of the file, without one those of this machine."""
+    """The authorities in the file; without a file, those of this machine."""
     try:
         return ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
     except (ssl.SSLError, ValueError) as error:
@@ -278,7 +280,7 @@ def _too_much(answer: Mapping[str, Any]) -> bool:
 
 
 def _words(answer: Any) -> str:
-    """What it says beside its status: Prometheus in `error`, Kubernetes in `message`."""
+    """Its error message: Prometheus puts it in `error`, Kubernetes in `message`."""
     if not isinstance(answer, dict):
         return ""
     told = _one_line(answer.get("error") or answer.get("message"))
@@ -290,12 +292,12 @@ def _one_line(text: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Without what steers a terminal: whoever is scraped may put anything into a label."""
+    """Without control characters: a scraped program may put anything into a label."""
     return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
-    """The answers, in the order of the questions. Raises the first Trouble, and asks no further then."""
+    """The answers, in the order of the questions. Raises the first Trouble, and then stops asking."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in asked]

@@ -1,7 +1,7 @@
-"""What is typed for a verb that asks Prometheus alone, and where that is (`--prometheus`, `--service`, or neither).
+"""The flags of a verb that asks Prometheus alone, and where that is (`--prometheus`, `--service`, or neither).
 
-At an address no cluster is asked. Else a Service is, through the API server and with the right `get services/proxy`:
-the one that is named, or the only one that looks like a Prometheus.
+With an address no cluster is contacted. Otherwise a Service is asked, through the API server and with the right `get
+services/proxy`: the one that is named, or the only one that looks like a Prometheus.
 """
 
 from argparse import Namespace
@@ -23,6 +23,6 @@ async def place_found(session: Session, typed: Namespace) -> Endpoint:
     """In the cluster. Raises Trouble."""
     if typed.token_file or typed.ca_file:
         raise Trouble(
-            "--token-file and --ca-file are for --prometheus URL; a Service is asked with your kubeconfig"
+            "--token-file and --ca-file are for --prometheus URL; a Service is reached with your kubeconfig"
         )
     return await find_place(session, typed.service)

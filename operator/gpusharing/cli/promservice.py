@@ -1,6 +1,6 @@
-"""A Prometheus inside the cluster, asked through the API server: the Service that is named, or the only one like it.
+"""A Prometheus inside the cluster, queried through the API server: the Service that is named, or the only one like it.
 
-It takes the right `get services/proxy`, and to look for one `list services` in all namespaces.
+It needs the right `get services/proxy`, and `list services` in all namespaces to find one.
 """
 
 import re
@@ -47,9 +47,9 @@ async def find_place(session: Session, named: str) -> Endpoint:
         tls=access.tls,
         tls_server_name=access.tls_server_name,
         proxy=access.proxy,
-        credentials="you need the right get services/proxy there; or give --prometheus URL",
+        credentials="you need the right get services/proxy there, or give --prometheus URL",
         # Whoever may create Services may label one like this, so a person should see which it was.
-        remark="" if named else f"asked was {where}, by its labels; --service names another",
+        remark="" if named else f"{where} was asked, because of its labels; --service names another",
     )
 
 
@@ -57,7 +57,7 @@ async def _services(session: Session) -> list[JSON]:
     try:
         return await session.all(SERVICES)
     except Trouble as trouble:
-        raise Trouble(f"{trouble}. To look for none: {NAME}") from trouble
+        raise Trouble(f"{trouble}. To skip the search: {NAME}") from trouble
 
 
 def _path_of(named: str) -> str:

@@ -1,4 +1,4 @@
-"""What a person at the terminal is asked."""
+"""Questions to a person at the terminal."""
 
 import signal
 import sys
@@ -6,10 +6,11 @@ from typing import TextIO
 
 
 def ask_line(question: str, answers: TextIO) -> str:
-    """What was typed; the question goes to standard error, where it stands in no data. Ctrl-C raises KeyboardInterrupt.
+    """What was typed; the question goes to standard error, so that it is not mixed with data. Ctrl-C raises
+    KeyboardInterrupt.
 
-    asyncio would take a first Ctrl-C down only, and go on waiting for a line to be ended. So it is not told any more
-    from the moment in which the question can be read.
+    asyncio would only note a first Ctrl-C and keep waiting for the line to end. So it no longer gets the signal from
+    the moment the question can be read.
     """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

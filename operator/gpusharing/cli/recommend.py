@@ -1,7 +1,7 @@
 """`recommend [-l NODES | --policy NAME] [--window 14d]`: which layout a pool should have, by what its workloads used.
 
-From Prometheus alone, without the operator: dcgm-exporter is enough. Where the operator is there, the plan of the
-policy is told too. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
+From Prometheus alone, without the operator: dcgm-exporter is enough. Where the operator is installed, the plan of the
+policy is shown too. Nothing is applied: `--write FILE` writes a policy that waits for an approval.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from gpusharing.planning.gpus.needs import MIN_POINTS, MIN_SPAN, Confidence, Dou
 from gpusharing.planning.gpus.recommendation import ModelPool, Recommendation, recommend
 
 MOST = round(30 * DAY)
-"""Seconds of a window: what is older than some days weighs next to nothing."""
+"""Seconds of a window: what is older than some days has almost no weight."""
 Choose = Callable[[Prometheus, float], Awaitable[NodeScope]]
 """The nodes that are meant, at the end of the window."""
 
@@ -57,7 +57,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _check(typed: Namespace) -> None:
-    """A mistake is told before anything is asked. Raises Trouble."""
+    """A mistake is reported before anything is asked. Raises Trouble."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     if typed.policy and typed.pool:
@@ -76,7 +76,7 @@ def _check_free(name: str) -> None:
     except (OSError, ValueError) as error:
         raise Trouble(f"--write {name[:200]}: {said(error)}") from error
     if there:
-        raise Trouble(f"--write {name}: the file is there already; name one that is not")
+        raise Trouble(f"--write {name}: the file exists already; name another")
 
 
 async def _tell(
@@ -108,7 +108,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     seen = find_seen(usage, scope.where)
     if not seen.histories:
         raise Trouble(
-            f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not tell which"
+            f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not report which"
             " (DCGM_EXPORTER_KUBERNETES=true)"
         )
     scope, unseen = narrowed(scope, len(seen.nodes), "" if card is None else card.key)
@@ -121,7 +121,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     found = None
     if seen.card is None or not seen.card.memory_gb:
         missing.append(
-            f"which layouts {seen.model or 'a GPU whose model nobody tells'} can have is not known here, so there is"
+            f"the layouts that {seen.model or 'a GPU of unknown model'} can have are unknown, so there is"
             " nothing to recommend"
         )
     else:
@@ -136,12 +136,12 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
 
 
 async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Effect:
-    """What the policy would do, by the code of `plan -f`; whatever is against a plan is told and no error."""
+    """What the policy would do, by the code of `plan -f`; whatever prevents a plan is reported, and is not an error."""
     if session is None:
         return Effect(why_not="with --prometheus no cluster is asked; --service names a Prometheus in one")
     if scope.unlabelled:
         return Effect(
-            why_not="no node has the label yet by which the policy selects them; set it, then run plan -f FILE"
+            why_not="no node has the label that the policy selects by yet; set it, then run plan -f FILE"
         )
     try:
         planned = await propose(session, (policy,), {scope.name})
@@ -151,7 +151,7 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
 
 
 def _policy(scope: NodeScope, found: Recommendation) -> dict[str, object] | None:
-    """None: the layout serves nobody, so it would be no policy to apply."""
+    """None: the layout serves no workload, so the policy would not be worth applying."""
     return policy_of(scope, found) if found.placed else None
 
 
@@ -164,15 +164,17 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     raise Trouble(
         f"too little history to recommend anything: of {counted(len(needs), 'workload')} {whose.namespace}/{whose.name}"
         f" has the most, {best.samples} hourly peaks over {round(best.span.total_seconds() / 3600)} h, and"
-        f" {MIN_POINTS} over {round(MIN_SPAN.total_seconds() / 3600)} h are needed. Ask again then, or give a longer"
-        " --window"
+        f" {MIN_POINTS} over {round(MIN_SPAN.total_seconds() / 3600)} h are needed. Ask again later, or give"
+        " a longer --window"
     )
 
 
 def _write(name: str, answer: RecommendReport) -> None:
     """Raises Trouble."""
     if answer.policy is None:
-        raise Trouble(f"--write {name}: there is no layout to write, because no workload has a place in one")
+        raise Trouble(
+            f"--write {name}: there is no layout to write, because it would have no place for any workload"
+        )
     try:
         with Path(name).open("x") as file:
             file.write(as_file(answer))

@@ -13,7 +13,7 @@ _MODES = ("mode", "mig", "mps", "timeSlicing")
 
 
 def policy_of(scope: NodeScope, found: Recommendation) -> dict[str, Any]:
-    """The policy of a pool with this layout; what else a policy that is there says stays as it is."""
+    """The policy of a pool with this layout; everything else in an existing policy stays as it is."""
     kept = {
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
@@ -32,12 +32,12 @@ def policy_of(scope: NodeScope, found: Recommendation) -> dict[str, Any]:
 
 
 def as_file(answer: RecommendReport) -> str:
-    """With what it rests on, as comments."""
+    """With what it is based on, as comments."""
     import yaml  # as in terminal.py: it costs as much as a short command
 
     told = [
-        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes before somebody approves the"
-        " plan.",
+        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes until somebody"
+        " approves the plan.",
         f"{answer.span}; {answer.packing}",
         *filter(None, (sentence(answer.seen.simulated),)),
         *(f"PARTIAL: {text}" for text in answer.missing),

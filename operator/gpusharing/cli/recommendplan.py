@@ -1,4 +1,4 @@
-"""What a recommended policy would do, as text and as data: as `plan -f` tells it. Pure."""
+"""What a recommended policy would do, as text and as data: as `plan -f` shows it. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +23,7 @@ class Effect:
 def describe_effect(effect: Effect, paper: Paper) -> list[Line]:
     """The plan, or why there is none."""
     if effect.why_not:
-        return prose(f"No plan of it is shown: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
+        return prose(f"Its plan is not shown: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
     title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
     return [BLANK, *title, *describe_plan(effect.planned, paper), BLANK]
 

@@ -48,14 +48,14 @@ class RecommendReport:
     seen: ObservedPool
     needs: tuple[Need, ...]
     found: Recommendation | None
-    """None: nobody knows which layouts the card can have."""
+    """None: the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
     """None: there is no layout to apply."""
     missing: tuple[str, ...]
-    """Why it is a part of what there was; empty: it is all."""
+    """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
     effect: Effect | None = None
-    """What the policy would do. None: nobody looked."""
+    """What the policy would do. None: that was not planned."""
 
     @property
     def span(self) -> str:
@@ -84,13 +84,13 @@ def _homeless(found: Recommendation | None) -> Iterator[str]:
         return
     names = some([_name(one.need.workload) for one in found.unplaced])
     yield (
-        f"This layout has no place for {names}: give them GPUs elsewhere before it is applied to their nodes, or their"
-        " pods may wait"
+        f"This layout has no place for {names}: give them GPUs elsewhere before you apply it to their nodes,"
+        " or their pods may wait"
     )
 
 
 def _asking(needs: Sequence[Need]) -> Iterator[str]:
-    """Who has to say what they need."""
+    """Workloads whose owners have to say what they need."""
     silent = [
         _name(need.workload)
         for need in needs
@@ -99,7 +99,7 @@ def _asking(needs: Sequence[Need]) -> Iterator[str]:
     if silent:
         yield (
             f"Ask the owners of {some(silent)} what a pod needs, and put it on the pods as {ANNOTATION_GPU_MEMORY}:"
-            f" 15Gi. kube-state-metrics has to tell it: --metric-annotations-allowlist=pods=[{ANNOTATION_GPU_MEMORY}]"
+            f" 15Gi. kube-state-metrics has to export it: --metric-annotations-allowlist=pods=[{ANNOTATION_GPU_MEMORY}]"
         )
 
 
@@ -203,7 +203,7 @@ def advice_of(one: Placed | Unplaced | None) -> str:
 
 
 def why_of(need: Need | None, one: Placed | Unplaced | None) -> str:
-    """Why so, or why nothing is advised."""
+    """Why this advice, or why none."""
     if need is None or one is None:
         return "unknown card"
     if Doubt.PREALLOCATED in need.doubts and need.history.declared is None:
@@ -211,7 +211,7 @@ def why_of(need: Need | None, one: Placed | Unplaced | None) -> str:
     if isinstance(one, Unplaced):
         if one.why is not Misplaced.UNKNOWN:
             return str(one.why)
-        return need.reason if need.samples else "what it takes is not known"
+        return need.reason if need.samples else "what it takes is unknown"
     told = [str(one.bound)]
     told += [str(doubt) for doubt in need.doubts if doubt is not Doubt.PREALLOCATED]
     if need.history.declared is not None:
@@ -235,7 +235,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
         if samples:
             yield line("  ", TextSpan(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
     if history.activity and history.of_device:
-        told = "activity is of the whole device, which other pods held too: what this one took of it, nobody tells"
+        told = "activity is of the whole device, which other pods held too: how much of it this one took is unknown"
         yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from prose(hours, paper, indent="  ", hang="  ")
@@ -275,9 +275,9 @@ def _layout(found: Recommendation, paper: Paper) -> list[Line]:
 
 
 def packing_of(found: Recommendation) -> str:
-    """How many GPUs, against now, and what is left over."""
+    """How many GPUs, compared with now, and what is left over."""
     if not found.placed:
-        return "No layout: of no workload is it known what it needs of an instance."
+        return "No layout: what the workloads need of an instance is unknown."
     pool = found.pool
     need = "needs" if found.pods == 1 else "need"
     told = [
@@ -301,7 +301,7 @@ def shared_of(one: Shared) -> str:
     need, there = _size(one.needed), _size(one.there)
     if one.mode is Mode.MPS:
         way = f"MPS with {one.replicas} clients on each"
-        fits = f"a client has {there}, and who needs most needs {need}"
+        fits = f"a client has {there}, and the largest need is {need}"
         busy = (
             ""
             if one.busy is None
@@ -313,11 +313,11 @@ def shared_of(one: Shared) -> str:
         fits = f"the {one.replicas} that need most need {need} together, of {there}"
         busy = "" if one.busy is None else f"; the {one.replicas} busiest take {one.busy:.0%} of the compute"
         but = "one that takes too much memory makes the others fail"
-    unknown = "; how busy all of them are is not known" if one.busy is None else ""
+    unknown = "; how busy all of them are is unknown" if one.busy is None else ""
     return (
-        f"Sharing whole GPUs would take fewer: {pods} on {gpus} by {way}, and on {one.instead} by this layout"
+        f"Sharing whole GPUs would take fewer: {pods} on {gpus} using {way}, and on {one.instead} using this layout"
         f" ({fits}{busy}{unknown}). But nothing isolates them: {but}, and nobody can be billed by use. Where nothing is"
-        " promised to anybody and all trust each other, let them share: kubectl gpusharing advise asks for that"
+        " promised to anybody and all trust each other, let them share: kubectl gpusharing advise asks about that"
     )
 
 
@@ -340,7 +340,9 @@ def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
     if answer.policy is None:
         return lines
     if written:
-        told = f"Wrote {written}, which nobody applies but you. What it would do: kubectl gpusharing plan -f {written}"
+        told = (
+            f"Wrote {written}, which only you apply. What it would do: kubectl gpusharing plan -f {written}"
+        )
     else:
         told = "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE says what it does"
     return [*lines, *prose(f"{told}.", paper, hang="  ")]

@@ -22,7 +22,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def find(policy: JSON, wish: SteeringWish) -> Change:
-    """End a pause, or else let a rollout go on that failures have halted. Raises Trouble where neither is so."""
+    """End a pause, or else let a rollout go on that failures have halted. Raises Trouble when the policy is neither
+    paused nor halted."""
     name, generation = text(policy, "metadata", "name"), whole(policy, "metadata", "generation")
     if part(policy, "spec", "rollout", "paused") is True:
         means = "nodes start again, and earlier failures no longer count"

@@ -51,7 +51,7 @@ def find(node: JSON, wish: SteeringWish) -> Change:
 
 
 def _goes_back(node: JSON) -> bool:
-    """After a failure the node is on its way to what was proven on it last: a retry turns it round."""
+    """After a failure the node is on its way back to what was proven on it last: a retry reverses that."""
     recorded = texts(section(node, "metadata", "annotations")).get(names.ANNOTATION_FENCE, "")
     fence, _ = parse_fence(recorded) if recorded else (None, "")
     return fence is not None and fence.rolls_back
@@ -72,7 +72,7 @@ async def _learn(session: Session, wish: SteeringWish, node: str) -> SteeringWis
 
 
 async def _stands(session: Session, node: str) -> Seen | None:
-    """How the operator sees a node; None: whoever asks may not know. Raises Trouble where it has nothing to do there:
+    """How the operator sees a node; None: the user may not read that. Raises Trouble where it has nothing to do there:
     every node with GPUs or a policy has a GPUNode."""
     try:
         return read_node(await session.client.get(GPUNODES, node))

@@ -1,4 +1,4 @@
-"""Carrying out a verb: in each of the contexts that were named, one after the other."""
+"""Runs a verb in each of the contexts that were named, one after the other."""
 
 import asyncio
 from argparse import Namespace
@@ -16,7 +16,7 @@ class VerbModule(Protocol):
     """A module of this package that carries out a verb."""
 
     async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
-        """Ask, tell, and return the exit status. Raises Trouble."""
+        """Ask, print, and return the exit status. Raises Trouble."""
         ...
 
 
@@ -24,7 +24,7 @@ class Offline(Protocol):
     """A module that carries out a verb without any cluster."""
 
     def tell(self, typed: Namespace, terminal: Terminal) -> int:
-        """Tell, and return the exit status. Raises Trouble."""
+        """Print, and return the exit status. Raises Trouble."""
         ...
 
 
@@ -47,13 +47,15 @@ class Flags:
         if len(names) > 1 and given.get("watch"):
             raise Trouble("--watch follows one context: use --context")
         if len(names) > 1 and typed.one_file:
-            raise Trouble(f"{typed.verb} makes a file of one cluster: use --context")
+            raise Trouble(f"{typed.verb} writes a file for one cluster: use --context")
         if given.get("output", "table") not in typed.outputs:
-            raise Trouble(f"-o {typed.output} is of other verbs; {typed.verb} has {', '.join(typed.outputs)}")
+            raise Trouble(
+                f"-o {typed.output} does not work here; {typed.verb} has {', '.join(typed.outputs)}"
+            )
         if given.get("output") == PAGE and (len(names) > 1 or given.get("watch")):
-            raise Trouble("-o html writes one page of one context: without --contexts and --watch")
+            raise Trouble("-o html writes one page for one context: leave out --contexts and --watch")
         if given.get("output") == CSV and len(names) > 1:
-            raise Trouble("-o csv writes one table of one context: without --contexts")
+            raise Trouble("-o csv writes one table for one context: leave out --contexts")
         terminal = Terminal.of(given.get("output", "table"), color=not given.get("no_color", False))
         return cls(given.get("kubeconfig", ""), names, terminal)
 

@@ -1,4 +1,4 @@
-"""One cluster: where it is by the kubeconfig, and reading it. What the server answers becomes a `Trouble`."""
+"""One cluster: where it is by the kubeconfig, and reading it. Errors of the server become a `Trouble`."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
 
 NAME = "kubectl-gpusharing"
-"""The field manager of what a person writes with it, and its User-Agent."""
+"""The field manager of what a person writes with the plugin, and its User-Agent."""
 LIMITS = Limits(connect=5.0, total=30.0)
 PAGE = 500
 """Objects of one answer: a person waits for all of them, so there are few requests."""
@@ -30,7 +30,7 @@ class Session:
 
     client: KubeClient
     where: str
-    """For messages: the context's name, or what stands in its place."""
+    """For messages: the context's name, or what replaces it."""
     namespace: str = "default"
     """Of pods that are named without one."""
     now: Callable[[], datetime] = wall_time
@@ -53,8 +53,8 @@ class Session:
         except NotFound as error:
             kind = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
             raise Trouble(
-                f"{self.where} has no {kind} in version {resource.version}: the operator is not installed there, or"
-                f" of a version that this plugin does not know. To install: {INSTALL}"
+                f"{self.where} has no {kind} in version {resource.version}: the operator is not installed"
+                f" there, or this plugin does not know its version. To install: {INSTALL}"
             ) from error
         except Forbidden as error:
             raise Denied(sentence(error, self.where)) from error
@@ -76,8 +76,7 @@ class Session:
         return [task.result() for task in tasks]
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON:
-        """One object. Raises Trouble where there is none of this name: with those that are nearest, if they may be
-        listed."""
+        """One object. Raises Trouble when none has this name, with the nearest names if they may be listed."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except NotFound as error:
@@ -85,17 +84,17 @@ class Session:
                 names = [raw["metadata"]["name"] for raw in await self.all(resource, namespace)]
             except Denied:
                 none = f"there is no {name} in {resource.plural} of {self.where}"
-                raise Trouble(f"{none}; which there are you may not list") from error
+                raise Trouble(f"{none}; you may not list those that exist") from error
             raise Trouble(no_such(resource, name, names, self.where)) from error
         except KubeError as error:
             raise Trouble(sentence(error, self.where)) from error
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
-    """There is none of this name; which ones are like it."""
+    """That none has this name, and which names are like it."""
     kind = resource.plural
     if not names:
-        return f"there is no {name} in {kind} of {where}, nor any other"
+        return f"there is no {name} in {kind} of {where}, and no other"
     found = nearest(name, names)
     listed = ", ".join(found or sorted(names)[:5])
     return f"there is no {name} in {kind} of {where}; {'did you mean' if found else 'there are'}: {listed}"
@@ -110,7 +109,7 @@ def _key(raw: JSON) -> tuple[str, str]:
 async def connected(
     kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
 ) -> AsyncIterator[Session]:
-    """A session for one context; empty texts mean what they mean to kubectl. Raises Trouble."""
+    """A session for one context; empty texts mean the same as in kubectl. Raises Trouble."""
     login, where, namespace = find_login(kubeconfig, context, environment)
     client = HttpClient(login, name=NAME, limits=LIMITS)
     try:
@@ -122,7 +121,7 @@ async def connected(
 
 
 def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) -> tuple[Login, str, str]:
-    """How to get in, what to call it, and the namespace of pods: by --kubeconfig, KUBECONFIG, ~/.kube/config, or as a
+    """How to log in, what to call it, and the namespace of pods: by --kubeconfig, KUBECONFIG, ~/.kube/config, or as a
     pod. Raises Trouble."""
     home = Path(environment.get("HOME") or Path.home()) / ".kube" / "config"
     named = kubeconfig or environment.get("KUBECONFIG", "")

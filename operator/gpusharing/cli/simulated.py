@@ -1,4 +1,5 @@
-"""How any answer says which nodes' GPUs are SIMULATED. Pure; `status` imports it, so it knows nothing of Prometheus."""
+"""How every answer says which nodes' GPUs are SIMULATED. Pure; `status` imports it, so it knows nothing of
+Prometheus."""
 
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ from gpusharing.planning.words.lengths import some
 
 
 def sentence(nodes: Sequence[str]) -> str:
-    """What is told of these; empty: nothing."""
+    """The sentence about these nodes; empty: there are none."""
     if not nodes:
         return ""
     have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")

@@ -18,7 +18,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def find(node: JSON, wish: SteeringWish) -> Change:
-    """Begin no change on a node, or begin them again. Raises Trouble where that is so already."""
+    """Keep changes from starting on a node, or let them start again. Raises Trouble when that is the case already."""
     name = text(node, "metadata", "name")
     skipped = texts(section(node, "metadata", "labels")).get(names.LABEL_SKIP) == "true"
     if skipped is not wish.undo:

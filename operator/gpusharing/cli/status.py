@@ -20,9 +20,9 @@ from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.reflector import Reflector
 
 TICK = 1.0
-"""Seconds between two pictures: ages go on even when nothing happens."""
+"""Seconds between two redraws: ages grow even when nothing happens."""
 ENOUGH = 2
-"""Looks without an error, one after the other, until the cluster counts as followed again."""
+"""Consecutive looks without an error until the cluster counts as followed again."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -73,7 +73,7 @@ class Picture:
             lines = prose(f"This may be old: {stale}", paper, ink=Ink.BAD) if stale else []
             drawn = describe(pools, loose, self.session.now(), paper, timeline=self.timeline)
             self.lines = [*lines, *drawn]
-            hint = "; name a POLICY" if len(pools) > 1 else "; a higher terminal shows them"
+            hint = "; name a POLICY" if len(pools) > 1 else "; a taller terminal shows them"
             self.terminal.show(self.lines, hint)
 
 
@@ -83,18 +83,18 @@ def _in_order(reflector: Reflector[JSON]) -> list[JSON]:
 
 @dataclass(slots=True)
 class Notices:
-    """What is said beside what is written, on a pipe or as data: there nothing may be written for long. A picture that
-    is redrawn shows it above."""
+    """What goes to standard error, on a pipe or as data: there, nothing may be written for a long time. A redrawn
+    picture shows it above."""
 
     session: Session
     terminal: Terminal
     away: bool = False
-    """It was said that the cluster cannot be followed."""
+    """The user was told that the cluster cannot be followed."""
     looks: int = 0
-    """Since then, one after the other, in which it could be."""
+    """Consecutive looks since then in which it could be."""
 
     def look(self, error: KubeError | None) -> None:
-        """`error`: why the cluster cannot be followed now. Each end and each beginning is told once."""
+        """`error`: why the cluster cannot be followed now. Each end and each beginning is reported once."""
         if self.terminal.redraws:
             return
         if error is not None:
@@ -102,14 +102,14 @@ class Notices:
             if not self.away:
                 self.away = True
                 self.terminal.warn(
-                    f"{sentence(error, self.session.where)}. What was written last may be old; this goes on trying"
+                    f"{sentence(error, self.session.where)}. The last output may be out of date; this keeps trying"
                 )
         elif self.away:
             self.looks += 1
             # Who may list and not watch is let in for a moment at each try.
             if self.looks == ENOUGH:
                 self.away = False
-                self.terminal.warn(f"{self.session.where} can be followed again")
+                self.terminal.warn(f"following {self.session.where} again")
 
 
 async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON], Sequence[JSON]]) -> None:

@@ -66,7 +66,8 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     lines = [*_title(pool, paper), *_bar(pool, paper)]
     if pool.unseen:
         lines += prose(
-            f"The operator has not looked at generation {pool.unseen} yet. If that lasts: is it running?",
+            f"The operator has not looked at generation {pool.unseen} yet. If this persists, check that it is"
+            " running",
             paper,
             ink=Ink.BAD,
         )

@@ -1,7 +1,7 @@
 """What `approve`, `pause`, `resume`, `retry`, `abort`, `skip` have in common: a small patch, shown before it is sent.
 
-What may evict pods is asked for once more, unless --yes says that it was thought about. Where no operator is installed
-nobody would do what is asked for, and that is said.
+Whatever may evict pods needs confirmation, unless --yes gives it. Where no operator is installed, nothing would carry
+it out, and the verb says so.
 """
 
 import json
@@ -31,7 +31,7 @@ TRIES = 5
 async def steer(
     session: Session, typed: Namespace, terminal: Terminal, steered: Steered, *, learn: Learn | None = None
 ) -> int:
-    """Carry out one of these verbs. `learn`: adds to the wish what has to be asked of the cluster first."""
+    """Carry out one of these verbs. `learn`: adds to the wish what has to be read from the cluster first."""
     find, given = steered.find, vars(typed)
     seen = await session.one(steered.resource, typed.name)
     absent = await _find_absence(session, typed, lasts=steered.lasts)
@@ -56,9 +56,10 @@ async def steer(
 
 
 async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> str:
-    """What to say where no operator is installed and it is written all the same; empty: one is, or nobody can tell.
+    """What to say where no operator is installed and the patch is written nevertheless; empty: one is, or that is
+    unknown.
 
-    Raises Trouble where nothing would come of what is asked for.
+    Raises Trouble when the request would have no effect.
     """
     try:
         missing = await is_missing(session.client)
@@ -68,20 +69,21 @@ async def _find_absence(session: Session, typed: Namespace, *, lasts: bool) -> s
         return ""
     why = f"no operator is installed in {session.where}"
     if not lasts:
-        raise Trouble(f"{why}, so nobody would {typed.verb} {typed.name}. To install: {INSTALL}")
-    return f"Written, but {why}: nobody heeds it until one is. To install: {INSTALL}"
+        raise Trouble(f"{why}, so nothing would {typed.verb} {typed.name}. To install: {INSTALL}")
+    return f"Written, but {why}: it has no effect until one is. To install: {INSTALL}"
 
 
 async def _send(session: Session, seen: JSON, change: Change, find: Callable[[JSON], Change]) -> None:
-    """Write it on the object that was shown. Raises Trouble where it is no longer that: a person may think for long.
+    """Write it on the object that was shown. Raises Trouble if that has changed: a person may think for a long time.
 
-    What makes no difference, such as a kubelet's heartbeat, makes the server refuse the patch, and it is read again.
+    After an irrelevant write, such as a kubelet's heartbeat, the server refuses the patch, and the object is read
+    again.
     """
     what = f"{KINDS[change.resource.plural]}/{change.name}"
     for _ in range(TRIES):
         now = await session.one(change.resource, change.name)
         if find(now).body != change.body or decided_on(now) != decided_on(seen):
-            raise Trouble(f"{what} changed since you were shown it, and nothing was written: look again")
+            raise Trouble(f"{what} changed since it was shown to you, so nothing was written: look again")
         try:
             await session.client.patch(change.resource, change.name, as_seen(change.body, now))
         except Conflict:
@@ -89,13 +91,15 @@ async def _send(session: Session, seen: JSON, change: Change, find: Callable[[JS
         except KubeError as error:
             raise Trouble(sentence(error, session.where)) from error
         return
-    raise Trouble(f"others keep changing {what}, and nothing was written: try again")
+    raise Trouble(f"others keep changing {what}, so nothing was written: try again")
 
 
 def is_wanted(answers: TextIO) -> bool:
-    """Ask whoever sits there. Raises Trouble where nobody does."""
+    """Ask the person at the terminal. Raises Trouble when there is no terminal."""
     if not answers.isatty():
-        raise Trouble("this may evict pods, and there is no terminal to ask at: give --yes, or --dry-run")
+        raise Trouble(
+            "this may evict pods, and there is no terminal to ask for confirmation: give --yes or --dry-run"
+        )
     return agrees("This may evict pods. Go on?", answers)
 
 

@@ -24,7 +24,7 @@ class SteeringWish:
     hash: str = ""
     """approve: the plan that was read."""
     when_paused: str = ""
-    """pause: what becomes of nodes in flight; empty: what the policy says."""
+    """pause: what happens to nodes in flight; empty: what the policy says."""
     undo: bool = False
     """skip: take it back."""
     halted: tuple[str, ...] = ()
@@ -44,7 +44,7 @@ class Change:
     means: str
     """What follows from it, in a sentence."""
     moves: bool = False
-    """Pods may be evicted because of it: it is asked for once more."""
+    """Pods may be evicted because of it: it needs confirmation."""
 
     def as_data(self, *, done: bool) -> dict[str, Any]:
         """For programs."""
@@ -57,13 +57,13 @@ class Steered:
 
     resource: Resource
     find: Callable[[JSON, SteeringWish], Change]
-    """The patch of an object. Raises Trouble where nothing would come of it."""
+    """The patch of an object. Raises Trouble when it would have no effect."""
     lasts: bool = False
-    """What a person may well say before the operator is there, which then keeps to it."""
+    """What a person may set before the operator is installed, which then honours it."""
 
 
 def decided_on(raw: JSON) -> tuple[str, int, str]:
-    """What a person's word is about: this very object, the generation of a policy, the change of a node and how far it
+    """What a person decides about: this very object, the generation of a policy, the change of a node and how far it
     is."""
     recorded = texts(section(raw, "metadata", "annotations")).get(names.ANNOTATION_FENCE, "")
     fence, damage = parse_fence(recorded) if recorded else (None, "")

@@ -1,4 +1,4 @@
-"""Where the text goes: a person's terminal in colour, or a pipe without. rich is imported for the former only."""
+"""Where the text goes: a person's terminal in colour, or a pipe without. rich is imported only for the terminal."""
 
 import json
 import os
@@ -23,7 +23,7 @@ COLORS: Mapping[Ink, str] = {
     Ink.FAINT: "dim",
 }
 ROWS = 24
-"""Of a terminal that cannot be asked: those of a VT100, which shutil.get_terminal_size takes too."""
+"""Size of a terminal that cannot be asked: that of a VT100, which shutil.get_terminal_size uses too."""
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Terminal:
 
     @property
     def structured(self) -> bool:
-        """Data is wanted, and no text."""
+        """Data is wanted, not text."""
         return self.output in ("json", "yaml")
 
     @property
@@ -86,12 +86,12 @@ class Terminal:
         self.stream.flush()
 
     def warn(self, text: str) -> None:
-        """Say it on standard error, where it is no part of what a program reads from us."""
+        """Say it on standard error, so that a program that reads our output does not get it."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def show(self, lines: Sequence[Line], hint: str = "") -> None:
-        """Write the lines; in a `redrawing`, instead of those before, as many as there is room for. `hint`: what
-        brings the others to light.
+        """Write the lines; in a `redrawing`, instead of those before, as many as there is room for. `hint`: what shows
+        the others.
         """
         if self._live is not None:
             self._live.console.size = size = self._size()
@@ -110,8 +110,8 @@ class Terminal:
 
     @contextmanager
     def redrawing(self) -> Iterator[None]:
-        """While it lasts, `show` draws over what it drew before. On a pipe it goes on below, and so do data, which are
-        kept to be read.
+        """While it lasts, `show` draws over what it drew before. On a pipe it continues below, and so do data, which
+        are to be read later.
         """
         if self.width is None or self.structured:
             yield
@@ -129,7 +129,7 @@ class Terminal:
 
 
 def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: Any) -> Sequence[Line]:
-    """What the screen has room for; where that is not all, the last row says how much more there is."""
+    """The lines that fit on the screen; if that is not all, the last row says how many more there are."""
     # A line that is too long takes several rows. The text of one ends with a line feed: behind it is one row more.
     rows = [len(_rich([one]).wrap(console, size.columns)) - 1 for one in lines]
     if sum(rows) <= size.lines:

@@ -1,4 +1,4 @@
-"""A pool's last rollout in time: which node was in which phase from when to when, by the nodes' histories. Pure.
+"""A pool's last rollout in time: which node was in which phase from when to when, from the nodes' histories. Pure.
 
 A history holds the last 20 transitions of a node, so what is older than these is not there.
 """
@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from gpusharing.cli.fleet import PoolStatus, Seen, State, known_phase, state_of
 
 REST = timedelta(days=1)
-"""Changes with less than this between them are one rollout: with windows it goes on each night."""
+"""Changes with less than this between them are one rollout: with windows it continues each night."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +41,12 @@ class Track:
     node: str
     stretches: tuple[Stretch, ...]
     took: timedelta | None
-    """From the beginning of the change to its good end; None: it has not ended well, or not begun."""
+    """From the beginning of the change to its good end; None: it has not succeeded, or not begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A rollout from its first change to its last, or to now where it is not over."""
+    """A rollout from its first change to its last, or to now if it is not over."""
 
     begin: datetime
     end: datetime
@@ -90,7 +90,7 @@ def _moving(change: Sequence[Stretch]) -> tuple[datetime, datetime] | None:
 
 
 def _beginning(spans: Iterable[tuple[datetime, datetime]]) -> datetime | None:
-    """Of the last rollout; None: nothing was ever done."""
+    """Of the last rollout; None: there was none."""
     begin: datetime | None = None
     for first, last in sorted(spans, key=lambda span: span[1], reverse=True):
         if begin is not None and begin - last > REST:

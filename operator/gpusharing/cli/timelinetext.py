@@ -26,7 +26,7 @@ LETTERS: Mapping[Phase, str] = {
     Phase.UNCORDONING: "u",
     Phase.ABORTING: "a",
 }
-"""Of the phases in which something is done; the others are drawn as the state of the node."""
+"""For the phases in which something is done; the others are drawn as the state of the node."""
 
 
 def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
@@ -61,7 +61,7 @@ def glyph_of(stretch: Stretch) -> Glyph:
 
 
 def moment(at: datetime, beside: datetime) -> str:
-    """A time of day in UTC, with the date where the other one is of another day."""
+    """A time of day in UTC, with the date if the other one is on another day."""
     return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
 
 
@@ -70,7 +70,7 @@ def _period(found: Timeline) -> str:
 
 
 def _end(track: Track) -> str:
-    """How it went on: how long it took, or where the node stands."""
+    """The outcome: how long it took, or which phase the node is in."""
     if track.took is not None:
         return length(track.took)
     return track.stretches[-1].phase if track.stretches else ""

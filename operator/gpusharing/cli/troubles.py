@@ -1,4 +1,4 @@
-"""What ends a command without a result: one sentence for the person who typed it, and an exit status."""
+"""What ends a command without a result: a sentence for the person who typed it, and an exit status."""
 
 from gpusharing.api.names import GROUP
 from gpusharing.kube.errors import (
@@ -14,11 +14,11 @@ DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 """Exit statuses; the last two are those of a shell for a program that was ended by SIGINT or SIGPIPE."""
 INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
 VIEWER = "ClusterRole gpusharing-viewer"
-"""What the chart makes for who looks: it grants our own kinds, and nothing else."""
+"""What the chart makes for users who only look: it grants our own kinds, and nothing else."""
 
 
 class Trouble(Exception):
-    """Nothing more can be done; the message says what is and what to do."""
+    """Nothing more can be done; the message says what is wrong and what to do."""
 
 
 class Denied(Trouble):
@@ -26,7 +26,7 @@ class Denied(Trouble):
 
 
 def sentence(error: KubeError, where: str) -> str:
-    """An answer of the API server, or none, in words for whoever sits at the terminal. `where`: the context."""
+    """An error of the API server, or its silence, in words for the user. `where`: the context."""
     if isinstance(error, Unauthorized):
         return f"{said(error)}. The credentials of {where} are expired or refused: log in again"
     if isinstance(error, Forbidden):
@@ -38,7 +38,10 @@ def sentence(error: KubeError, where: str) -> str:
         return f"not in {where}: {said(error)}"
     if isinstance(error, Throttled):
         return f"the API server of {where} is too busy to answer: {said(error)}. Try again in a moment"
-    return f"the API server of {where} does not answer: {said(error)}. Check the context and the way to the server"
+    return (
+        f"the API server of {where} does not answer: {said(error)}. Check the context and the network path to"
+        " the server"
+    )
 
 
 def said(error: Exception) -> str:

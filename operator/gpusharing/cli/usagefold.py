@@ -1,7 +1,7 @@
 """Hourly answers about GPUs, a stretch of time after the other, summed up by workload. Pure, and bounded by the hours.
 
-What a pod takes of a GPU that others hold too, dcgm-exporter does not tell: then each of them is told with what the
-whole GPU takes, or one of them is. Such hours are left out, unless the agent tells the pod's own.
+dcgm-exporter does not report what a pod takes of a GPU that others hold too: it reports each of them, or one of them,
+with what the whole GPU takes. Such hours are left out, unless the agent reports the pod's own.
 """
 
 from array import array
@@ -16,7 +16,7 @@ from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.needs import Workload
 
 MOST_MIB = 1 << 20
-"""More than that no GPU has: DCGM writes what it does not know as a number near 2^31 or 2^63 (dcgm_structs.h,
+"""No GPU has more than that: DCGM writes what it does not know as a number near 2^31 or 2^63 (dcgm_structs.h,
 DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 
 
@@ -59,7 +59,7 @@ class Record:
     """Of that device."""
     node: str = ""
     resource: str = ""
-    """As the agent tells it; empty: it does not."""
+    """As the agent reports it; empty: it does not."""
     slices: float = 0.0
     """Replicas that a pod of it holds on that device, by the agent."""
     of_device: bool = False
@@ -67,18 +67,18 @@ class Record:
     shared: int = 0
     """Hours in which what a pod took was not known, because others held its GPU too."""
     declared: int | None = None
-    """Bytes that the pods say which were seen last, the most of them."""
+    """Bytes that the pods which were seen last declare, the most of them."""
     declared_at: int = -1
     """The hour in which those were seen."""
 
     @classmethod
     def of(cls, hours: int) -> "Record":
-        """One of which nothing is known."""
+        """A workload of which nothing is known."""
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
     def declare(self, said: int | None, hour: int) -> None:
-        """What a pod that was there in this hour says. Whoever wrote it may have changed it, or taken it away."""
+        """What a pod that existed in this hour declares. Its owner may have changed or removed that."""
         if hour > self.declared_at:
             self.declared_at, self.declared = hour, said
         elif hour == self.declared_at and said is not None:
@@ -98,11 +98,11 @@ class Gpu:
     holders: Counter[Workload] = field(default_factory=Counter)
     """Pods of each workload in `held`."""
     held: int = -1
-    """The hour in which somebody held it last."""
+    """The hour in which a pod held it last."""
 
 
 Slices = Callable[[str, str], float | None]
-"""Part of its card's compute that a profile has, by model and profile; None: nobody knows."""
+"""Part of its card's compute that a profile has, by model and profile; None: unknown."""
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ class Fold:
     records: dict[Workload, Record] = field(default_factory=dict)
     gpus: dict[str, Gpu] = field(default_factory=dict)
     unnamed: set[Pod] = field(default_factory=set)
-    """Pods of which nobody tells the owner."""
+    """Pods whose owner is unknown."""
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
     """Of the stretch: a pod has many series."""
 
@@ -168,9 +168,9 @@ class Fold:
             seen.divided = max(seen.divided, last)
 
     def _crowded(self, live: Iterable[tuple[Told, Series]]) -> tuple[set[Device], set[Device]]:
-        """Devices that several pods held at one time, each told with what all of them take; and GPUs of nodes that
-        offer more of them than they have, where dcgm-exporter names one holder of several. Beside them devices that
-        several pods held, each told with its own memory."""
+        """Devices that several pods held at one time, each reported with what all of them take; and GPUs of nodes that
+        offer more of them than they have, where dcgm-exporter names one holder of several. Also, devices that several
+        pods held, each reported with its own memory."""
         holders: dict[Device, dict[float, dict[Pod, float]]] = {}
         replicas: dict[Device, str] = {}
         for told, one in live:
@@ -193,7 +193,7 @@ class Fold:
         return found | {device for device, node in replicas.items() if node not in several}, split
 
     def _own_memory(self, part: HourAnswers) -> set[tuple[Pod, int]]:
-        """What the agent tells goes before all else. Returns the hours of pods that are known by it."""
+        """What the agent reports comes before all else. Returns the hours of pods that are known from it."""
         known: set[tuple[Pod, int]] = set()
         for one in part.own:
             told = part.devices.read_agent(one)
@@ -221,8 +221,8 @@ class Fold:
                 self._most(record.memory, hour, mib * MIB)
 
     def _activities(self, part: HourAnswers, crowded: set[Device], split: set[Device]) -> None:
-        """The agent's hours go first, for it tells pods apart. dcgm-exporter splits no activity by pods: where others
-        hold the device too, each is told with all of it, which is an estimate, and said to be one."""
+        """The agent's hours come first, because it tells pods apart. dcgm-exporter splits no activity by pods: where
+        others hold the device too, each is reported with all of it, which is an estimate, and is marked as one."""
         known = self._own_activity(part)
         for one in part.active:
             told = read_dcgm(one, part.exporters)
@@ -239,7 +239,7 @@ class Fold:
                     record.of_device = record.of_device or told.device in split
 
     def _own_activity(self, part: HourAnswers) -> set[tuple[Pod, int]]:
-        """What the agent tells, of GPUs without MIG only. Returns the hours of pods that are known by it."""
+        """What the agent reports, for GPUs without MIG only. Returns the hours of pods that are known from it."""
         known: set[tuple[Pod, int]] = set()
         for one in part.sm:
             told = part.devices.read_agent(one)
@@ -254,7 +254,7 @@ class Fold:
     def _live(
         self, live: Iterable[tuple[Told, Series]], held: Iterable[tuple[Told, Series]], part: HourAnswers
     ) -> None:
-        """Who was there at the end of each hour, with how many devices."""
+        """The pods at the end of each hour, with how many devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
         for told, one in (*live, *held):
             if told.pod is None:
@@ -281,7 +281,7 @@ class Fold:
                 self._hold(device, hour, workload)
 
     def _pass(self, told: Told, one: Series, part: HourAnswers) -> None:
-        """Whoever comes and goes between the ends of two hours is in neither of them, and was there."""
+        """A pod that comes and goes between the ends of two hours is in neither, yet existed."""
         if told.pod is None or not one.points:
             return
         record, hour = self._record(told.pod, part), self.hour(one.points[-1][0])

@@ -1,4 +1,4 @@
-"""What is asked of Prometheus about who uses the GPUs how much, as PromQL. Pure.
+"""What Prometheus is asked about the use of GPUs, as PromQL. Pure.
 
 Names and labels of dcgm-exporter are those of its 4.5.3-4.8.2 (internal/pkg/transformation/const.go and kubernetes.go):
 `UUID`, with --use-old-namespace `uuid`, `pod_name` and `pod_namespace`; a MIG device has the UUID of its GPU, GPU_I_ID
@@ -14,7 +14,7 @@ LOOKS = 100
 HOUR = 3600
 """Seconds between two points: of each hour the peak is asked for."""
 USED, ACTIVE = "DCGM_FI_DEV_FB_USED", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"
-"""Memory in use, and the share of time in which the engines were active: told for MIG devices too, where
+"""Memory in use, and the share of time in which the engines were active: reported for MIG devices too, where
 DCGM_FI_DEV_GPU_UTIL is not."""
 OWN, SM, SLICES = "gpusharing_pod_memory_used_bytes", "gpusharing_pod_sm_ratio", "gpusharing_pod_slices"
 """The agent's: by pod, also on shared GPUs."""
@@ -42,7 +42,7 @@ _OF_DEVICES = OF_TARGETS | frozenset(
 
 
 def there(selector: str) -> str:
-    """A value wherever anybody tells who takes how much memory: as many as there are series."""
+    """A value wherever a series says which pod takes how much memory: as many as there are series."""
     chosen = braced(selector)
     return f"count({USED}{chosen} or {OWN}{chosen})"
 
@@ -55,7 +55,8 @@ def most_series(selector: str, seconds: int) -> str:
 def hourly(selector: str) -> tuple[str, ...]:
     """Asked for every hour; `usageread` takes the answers apart in this order.
 
-    Grouped by labels that name pods and devices, so that what two scrape, or a successor tells, is there once.
+    Grouped by labels that name pods and devices, so that series that two scrape, or that a successor continues, count
+    once.
     """
     chosen = braced(selector)
     return (
@@ -90,7 +91,7 @@ def names(selector: str, seconds: int) -> tuple[str, ...]:
 
 
 def at_the_end(selector: str) -> tuple[str, ...]:
-    """Asked once: what Nodes offer, by which a shared GPU is known, and what the agents tell of GPUs and devices."""
+    """Asked once: what Nodes offer, which shows shared GPUs, and what the agents report about GPUs and devices."""
     chosen = braced(selector)
     offered = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
@@ -101,11 +102,11 @@ def at_the_end(selector: str) -> tuple[str, ...]:
 
 
 def labels_of_nodes(selector: str, labels: list[str]) -> str:
-    """Nodes with those of their labels that kube-state-metrics tells."""
+    """Nodes with those of their labels that kube-state-metrics exports."""
     told = "".join(f", {one}" for one in labels)
     return f"max by (node, exported_node{told}) (last_over_time(kube_node_labels{braced(others_of(selector))}[1d]))"
 
 
 def others_of(selector: str) -> str:
-    """Of the matchers those that hold for series of kube-state-metrics."""
+    """The matchers that apply to series of kube-state-metrics."""
     return of_others(selector, _OF_DEVICES)

@@ -1,7 +1,7 @@
-"""What Prometheus has of how GPUs are used: the peak of each hour, in stretches of at most a day, by workload.
+"""What Prometheus has about the use of GPUs: the peak of each hour, in stretches of at most a day, by workload.
 
 From dcgm-exporter, with either of its label sets, from our agent, or from both; the names of workloads from
-kube-state-metrics where it is there.
+kube-state-metrics where it exists.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,11 +32,11 @@ from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import Card, find_card
 
 MOST_SERIES = 100_000
-"""At one time. Beyond that people choose."""
+"""At one time. Beyond that the user has to choose."""
 SAMPLES = 10_000_000
 """That Prometheus has to load for one question, at most: it refuses more than 50 million (--query.max-samples)."""
 POINTS = 500_000
-"""Of one answer, at most: a stretch is the shorter the more series there are, so that memory stays bounded."""
+"""Of one answer, at most: the more series, the shorter the stretch, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,11 @@ class Usage:
 
     fold: Fold
     slices: Mapping[tuple[str, str], float]
-    """Replicas of a device, by node and resource, as the agents tell them: the most."""
+    """Replicas of a device, by node and resource, as the agents report them: the most."""
     replicas: Mapping[str, int]
     """Times that a GPU is offered, by node, where that is more than once."""
     missing: tuple[str, ...]
-    """Why the answer is a part of what there was; empty: it is all."""
+    """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents say that their GPUs are SIMULATED."""
@@ -80,10 +80,10 @@ async def read_usage(prometheus: Prometheus, asked: UsageQuery) -> Usage:
         there(asked.selector),
         asked.start,
         asked.end,
-        nothing=f"{prometheus.place.where} has nothing of GPUs in this window ({USED}, {OWN}){where}: does it scrape"
-        " dcgm-exporter or our agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in our chart:"
-        " monitoring.podMonitor.enabled=true",
-        lost="what was used meanwhile is not known",
+        nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
+        " dcgm-exporter or the operator's agents? In the GPU Operator: dcgmExporter.serviceMonitor.enabled=true; in"
+        " the operator's chart: monitoring.podMonitor.enabled=true",
+        lost="what was used meanwhile is unknown",
         points=min(MOST_POINTS, SAMPLES / series),
     )
     hours = max(1, round((asked.end - asked.start) / HOUR))
@@ -112,8 +112,8 @@ async def _series(prometheus: Prometheus, asked: UsageQuery) -> float:
     most = max((1.0, *(one.value for one in found)))
     if most > MOST_SERIES:
         raise Trouble(
-            f"{prometheus.place.where} has {most:,.0f} series of GPUs at one time, and {MOST_SERIES:,} are what is"
-            " asked for at once: choose some, such as by --selector 'cluster=\"east\"'"
+            f"{prometheus.place.where} has {most:,.0f} series of GPUs at one time, and this plugin reads at most"
+            f" {MOST_SERIES:,} at once: choose some, such as by --selector 'cluster=\"east\"'"
         )
     return most
 
@@ -158,7 +158,7 @@ async def _read_part(
 
 
 def _declared(annotated: Iterable[Series], remarks: list[str]) -> dict[Pod, int]:
-    """What owners say that a pod needs, in bytes; what cannot be read is told."""
+    """What owners say that a pod needs, in bytes; unreadable values are reported."""
     found: dict[Pod, int] = {}
     for one in annotated:
         pod, size = pod_of(one.labels), one.labels.get(ANNOTATION, "")
@@ -225,19 +225,20 @@ def _remarks(fold: Fold) -> list[str]:
     told: list[str] = []
     if fold.unnamed:
         told.append(
-            f"of {counted(len(fold.unnamed), 'pod')} nobody tells the owner (kube_pod_owner of kube-state-metrics):"
-            " such workloads go by the names of their pods without what is generated"
+            f"the owner of {counted(len(fold.unnamed), 'pod')} is unknown (kube_pod_owner of"
+            " kube-state-metrics): such workloads are named after their pods, without the generated suffix"
         )
     shared = sum(1 for record in fold.records.values() if record.shared)
     if shared:
         told.append(
-            f"{counted(shared, 'workload')} shared GPUs of which dcgm-exporter tells what all pods take together: who"
-            " took how much is not known for these hours. Our agent tells it (docs/how-to/usage.md)"
+            f"{counted(shared, 'workload')} shared GPUs of which dcgm-exporter reports only what all pods"
+            " take together: how much each took is unknown for these hours. The operator's agent reports it"
+            " (docs/how-to/usage.md)"
         )
     if fold.records and all(_empty(record.activity) for record in fold.records.values()):
         told.append(
-            f"nobody tells how busy the GPUs were ({ACTIVE} of dcgm-exporter is among its default metrics, and needs"
-            " profiling rights): the answer goes by memory alone"
+            f"how busy the GPUs were is unknown ({ACTIVE} of dcgm-exporter is among its default metrics, and"
+            " needs profiling rights): the answer is based on memory alone"
         )
     return told
 

@@ -1,7 +1,8 @@
-"""Series about GPUs, whoever tells them and however Prometheus scrapes: of which device, and held by which pod. Pure.
+"""Series about GPUs, whatever exports them and however Prometheus scrapes: of which device, and held by which pod.
+Pure.
 
-Where labels of the target are not overridden (honorLabels), Prometheus calls what the exporter tells exported_namespace
-and exported_pod (scrape_config, honor_labels).
+Where labels of the target are not overridden (honorLabels), Prometheus renames the exporter's labels to
+exported_namespace and exported_pod (scrape_config, honor_labels).
 """
 
 import re
@@ -30,11 +31,11 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the labels of one series say."""
+    """What the labels of a series say."""
 
     device: Device
     pod: Pod | None
-    """Who holds it; None: nobody, or nobody knows."""
+    """The pod that holds it; None: none, or unknown."""
     profile: str = ""
     node: str = ""
     model: str = ""
@@ -64,7 +65,7 @@ def pod_of(labels: Mapping[str, str]) -> Pod | None:
 
 
 def told(one: Series, label: str) -> str:
-    """A label of what kube-state-metrics tells, renamed or not; empty: it has none."""
+    """A label of a series of kube-state-metrics, renamed or not; empty: it has none."""
     return one.labels.get(f"exported_{label}") or one.labels.get(label, "")
 
 
@@ -76,7 +77,7 @@ class Devices:
 
     @classmethod
     def of(cls, infos: Iterable[Series]) -> "Devices":
-        """By what `gpusharing_device_info` tells."""
+        """From `gpusharing_device_info`."""
         return cls(
             {
                 one.labels.get("uuid", ""): Device(
@@ -102,7 +103,7 @@ class Devices:
 # --- whose pods they are -------------------------------------------------------------------------------------------
 
 RECURS = "cronjob"
-"""The kind that is not over when none of its pods is there."""
+"""The kind that has not ended when none of its pods exists."""
 UNNAMED = "pods"
 """The kind where only names of pods are known."""
 # k8s.io/apimachinery/pkg/util/rand: letters and digits of generated names.
@@ -112,7 +113,7 @@ _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class PodOwners:
-    """What kube-state-metrics tells about pods."""
+    """What kube-state-metrics reports about pods."""
 
     pods: Mapping[Pod, tuple[str, str]]
     """Kind and name of the owner; of a pod without one, both are empty."""
@@ -130,7 +131,7 @@ class PodOwners:
         )
 
     def find(self, pod: Pod) -> tuple[str, str]:
-        """Kind, in lower case, and name of the workload of a pod; by the pod's name where nobody knows."""
+        """Kind, in lower case, and name of the workload of a pod; by the pod's name where that is unknown."""
         namespace, name = pod
         if pod not in self.pods:
             return UNNAMED, _SUFFIX.sub("", name, count=1)

@@ -6,7 +6,7 @@ DISTRIBUTION = "gpu-sharing-operator"
 
 
 def own_version() -> str:
-    """That of the installed distribution; empty where it is not installed but found by a path."""
+    """That of the installed distribution; empty if it is not installed but found through a path."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:

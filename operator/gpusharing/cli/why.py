@@ -1,7 +1,8 @@
-"""`why NODE|POD`: one screen that says where it stands, who disagrees, what blocks, and what a person does about it.
+"""`why NODE|POD`: one screen that says what state it is in, which sources disagree, what blocks, and what to do about
+it.
 
-A node's published state needs the viewer's rights only; what each source of proof says needs those of `plan`, and where
-they are missing the screen says which.
+A node's published state needs the viewer's rights only; what each source of proof says needs those of `plan`; if they
+are missing, the screen names them.
 """
 
 from argparse import Namespace
@@ -38,7 +39,7 @@ def find_subject(word: str, namespace: str) -> Subject:
         first, _, last = rest.rpartition("/")
         return Subject(last, first or namespace)
     if "/" in rest:
-        raise Trouble(f"why of what? {word} is neither a node nor a pod: NODE, pod/NAME or NAMESPACE/NAME")
+        raise Trouble(f"{word} names neither a node nor a pod: write NODE, pod/NAME or NAMESPACE/NAME")
     return Subject(rest, kind)
 
 
@@ -67,7 +68,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _node(session: Session, name: str) -> NodeAnswer:
-    """What was published of it, and with the rights for that what each source says now."""
+    """What was published about it and, with the rights for that, what each source says now."""
     try:
         seen = read_node(await session.client.get(GPUNODES, name))
     except NotFound:

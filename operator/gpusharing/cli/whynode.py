@@ -49,7 +49,7 @@ class NodeAnswer:
     history: tuple[PastStep, ...] = ()
     proofs: tuple[Proof, ...] = ()
     unproven: str = ""
-    """Why no proofs are told."""
+    """Why no proofs are shown."""
     notes: tuple[str, ...] = ()
     remedy: str = ""
     simulated: bool = False
@@ -114,7 +114,11 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
     elif verdict is not None:
         reason, message, phase = str(verdict.reason), verdict.message, str(verdict.phase)
     else:
-        reason, message, phase = "", "no policy selects this node, and none of its GPUs is ours to change", ""
+        reason, message, phase = (
+            "",
+            "no policy selects this node, so the operator does not change its GPUs",
+            "",
+        )
     return NodeAnswer(
         name=name,
         policy=(seen.policy if seen is not None else "") or (verdict.policy if verdict is not None else ""),
@@ -138,7 +142,7 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
 
 
 def remedy_of(word: str) -> str:
-    """What a person does about this reason; empty where there is nothing to do, or an operator of another version gave
+    """What to do about this reason; empty when there is nothing to do, or when an operator of another version gave
     it."""
     try:
         return reason_of(word).remedy
@@ -147,7 +151,7 @@ def remedy_of(word: str) -> str:
 
 
 def _facts(seen: Seen | None, verdict: Verdict | None) -> dict[str, Any]:
-    """Of what both the published state and a verdict have: the former, unless there is none."""
+    """From what both the published state and a verdict have: the former, unless there is none."""
     fields = ("observed", "wanted", "disruption", "attempt", "step")
     source: Any = seen if seen is not None and seen.phase else verdict
     empty = {"attempt": 0}
@@ -168,7 +172,7 @@ def _cordon(name: str, seen: Seen | None, decided: Decided | None) -> str:
 
 
 def _proofs(name: str, decided: Decided) -> tuple[tuple[Proof, ...], str]:
-    """What each source says; else why nobody can say what it should."""
+    """What each source says; otherwise why it is unknown what it should say."""
     for pool in decided.plan.pools.values():
         for member in pool.members:
             if member.node.name != name:
@@ -180,7 +184,7 @@ def _proofs(name: str, decided: Decided) -> tuple[tuple[Proof, ...], str]:
                 return (), found.objection.message
             if isinstance(found, Unobserved):
                 return (), found.pending.message
-    return (), "no policy asks anything of this node"
+    return (), "no policy applies to this node"
 
 
 # --- in words ------------------------------------------------------------------------------------------------

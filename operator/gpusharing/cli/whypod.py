@@ -1,4 +1,5 @@
-"""Why a pod waits for a GPU: which pools serve what it asks for, now or in the end, and what they wait for. Pure."""
+"""Why a pod waits for a GPU: which pools serve what it asks for, now or after their changes, and what they wait for.
+Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -39,9 +40,9 @@ class Service:
     now: int
     """How many the pool offers, on nodes that the pod may go to."""
     free: int | None
-    """How many of them nobody holds; None: not known."""
+    """How many of them are free; None: unknown."""
     after: int
-    """How many in the end."""
+    """How many after the changes."""
     but: str
     """Why that does not help the pod at once; empty: it should."""
     kept: tuple[str, ...] = ()
@@ -61,7 +62,8 @@ class PodAnswer:
     """What the scheduler said last."""
     services: tuple[Service, ...]
     others: tuple[str, ...]
-    """GPU resource names that nodes which the pod may go to offer in the end, where none offers what it asks for."""
+    """GPU resource names that nodes which the pod may go to offer after the changes, where none offers what it asks
+    for."""
     conclusion: str
     notes: tuple[str, ...]
     simulated: tuple[str, ...] = ()
@@ -73,10 +75,10 @@ class PodAnswer:
 
 
 class Obstacles:
-    """What keeps a pod from nodes. Of a Node nothing else is kept: there may be thousands."""
+    """What keeps a pod from nodes. Nothing else of a Node is kept: there may be thousands."""
 
     def __init__(self, raw: JSON, decided: Decided) -> None:
-        """Of a pod; no Node was looked at yet."""
+        """For a pod; no Node has been examined yet."""
         self._raw, self._decided = raw, decided
         self._specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
         self.now: dict[str, str] = {}
@@ -85,14 +87,14 @@ class Obstacles:
         """The same for when the changes are done."""
 
     def look(self, nodes: Iterable[JSON]) -> None:
-        """Look at Nodes, with their taints."""
+        """Examine Nodes, with their taints."""
         for node in nodes:
             name = text(node, "metadata", "name")
             self.now[name] = find_obstacle(self._raw, node)
             self.later[name] = find_obstacle(self._raw, node, self._becomes(name))
 
     def _becomes(self, node: str) -> Mapping[str, str] | None:
-        """Labels that the change of a node sets in the end; None: none is to come."""
+        """Labels that the change of a node sets at its end; None: no change is to come."""
         verdict = self._decided.plan.verdicts.get(node)
         if verdict is None or verdict.phase is Phase.SYNCED:
             return None
@@ -104,7 +106,7 @@ class Obstacles:
 
 
 def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
-    """What is to be said about one pod, for which all Nodes were looked at."""
+    """The answer for one pod, for which all Nodes were examined."""
     pod = pod_view(raw, {})
     asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
     services = tuple(_services(asks, obstacles, decided))
@@ -126,7 +128,7 @@ def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
 
 def _overlooked(raw: JSON) -> Iterator[str]:
     if found := find_overlooked(raw):
-        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here: nobody looked at that"
+        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here: this was not checked"
 
 
 def _in_the_end(obstacles: Clauses, decided: Decided) -> tuple[str, ...]:
@@ -149,7 +151,7 @@ def _scheduler(raw: JSON) -> str:
 
 
 def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -> Iterator[Service]:
-    """Of each pool that has, or will have, something of what is asked for."""
+    """For each pool that has, or will have, some of what is asked for."""
     snapshot, plan = decided.snapshot, decided.plan
     for policy in snapshot.policies:
         nodes = [snapshot.nodes[name] for name in plan.pools[policy.name].names]
@@ -170,7 +172,7 @@ def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -
 
 
 def _kept(nodes: Sequence[NodeView], obstacles: Clauses) -> Iterator[str]:
-    """Each rule with the nodes that will offer what is asked for, and from which it keeps the pod."""
+    """Each rule with the nodes that will offer what is asked for and from which the rule keeps the pod."""
     by_rule: dict[str, list[str]] = {}
     for node in nodes:
         if why := obstacles.get(node.name):
@@ -180,7 +182,7 @@ def _kept(nodes: Sequence[NodeView], obstacles: Clauses) -> Iterator[str]:
 
 
 def _all_of(kept: Sequence[str]) -> str:
-    """Of a pool that the pod may not go to at all; one rule speaks of all its nodes."""
+    """For a pool that the pod may not go to at all; a single rule applies to all its nodes, so they are not named."""
     return "; ".join(kept) if len(kept) > 1 else kept[0].partition(": ")[2]
 
 
@@ -190,7 +192,7 @@ def _is_closed(node: NodeView) -> bool:
 
 
 def _free(nodes: Sequence[NodeView], resource: str, snapshot: ClusterSnapshot) -> int | None:
-    """What nobody holds on nodes that take pods, by what the agents told; None: one did not."""
+    """What is free on nodes that take pods, as the agents report it; None: one did not report."""
     free = 0
     for node in nodes:
         if _is_closed(node) or resource not in served(node):
@@ -226,29 +228,32 @@ def _conclusion(
     pod: PodView, node: str, asks: Mapping[str, int], services: Sequence[Service], decided: Decided
 ) -> str:
     if not asks:
-        return "it asks for no GPU resource, so no pool of ours is in its way"
+        return "it asks for no GPU resource, so no GPU pool is in its way"
     if node:
         verdict = decided.plan.verdicts.get(node)
         if verdict is None or verdict.phase is Phase.SYNCED:
-            return f"it has a node, {node}, which nothing of ours changes now"
+            return f"it has a node, {node}, which the operator is not changing now"
         return f"it has a node, {node}, which is {verdict.phase}: kubectl gpusharing why {node}"
     if any(not one.but for one in services):
-        return "a pool offers what it asks for; why it is not placed, the scheduler says above"
+        return "a pool offers what it asks for; the scheduler says above why it is not placed"
     if any(one.after for one in services):
-        return "a pool serves what it asks for, now or once its changes are done; what is in the way stands beside it"
+        return (
+            "a pool serves what it asks for, now or once its changes are done; what is in the way is shown"
+            " beside the pool"
+        )
     names = ", ".join(sorted(asks))
     if any(one.kept for one in services):
         return (
-            f"no node that it may go to will offer {names}: change the rule that stands beside the pool, or ask for"
-            " what is offered where it may go"
+            f"no node that it may go to will offer {names}: change the rule shown beside the pool, or"
+            " ask for what is offered where it may go"
         )
     if any(one.now for one in services):
         return (
             f"no pool will offer {names} once the changes are done: ask for a resource that is offered then"
         )
     return (
-        f"no pool offers {names}, nor will by the policies that there are: ask for a name that is offered, or change a"
-        " policy (kubectl gpusharing plan -f FILE says what that would do)"
+        f"no pool offers {names}, nor will any under the existing policies: ask for a name that is offered,"
+        " or change a policy (kubectl gpusharing plan -f FILE shows what that would do)"
     )
 
 

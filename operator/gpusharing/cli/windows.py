@@ -1,4 +1,4 @@
-"""Stretches of time that are asked of Prometheus: as typed, in days, and what it has nothing of."""
+"""Stretches of time for queries to Prometheus: as typed, in days, and those without data."""
 
 import re
 from argparse import Namespace
@@ -15,9 +15,9 @@ LEAST, MOST = 600, 366 * 86400
 """Seconds of a window: a counter needs some scrapes to grow in, and a year is a bill."""
 DAY = 86400.0
 SHORT = 600.0
-"""Seconds: a shorter stretch is no day of its own, for it may lie between two points of a subquery."""
+"""Seconds: a shorter stretch is not a day of its own, because it may lie between two points of a subquery."""
 LOOKBACK = 300.0
-"""Seconds for which Prometheus goes on telling a value (--query.lookback-delta): shorter gaps nobody sees."""
+"""Seconds for which Prometheus keeps returning a value (--query.lookback-delta): shorter gaps are invisible."""
 MOST_POINTS = 3000
 """Of one series in an answer; Prometheus refuses more than 11,000."""
 
@@ -32,7 +32,7 @@ def seconds_of(window: str, most: int = MOST) -> int:
 
 
 def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, float]:
-    """From when to when, by --window and --until; until `now` unless told otherwise. Raises Trouble."""
+    """From when to when, by --window and --until; until `now` by default. Raises Trouble."""
     end = now
     if typed.until:
         until = from_rfc3339(f"{typed.until}T00:00:00Z" if len(typed.until) == 10 else typed.until)
@@ -42,7 +42,7 @@ def span_of(typed: Namespace, now: float, most: int = MOST) -> tuple[float, floa
             )
         end = until.timestamp()
         if now and end > now + 60:
-            raise Trouble(f"--until {typed.until} is still to come")
+            raise Trouble(f"--until {typed.until} is in the future")
     return end - seconds_of(typed.window, most), end
 
 
@@ -65,9 +65,9 @@ async def find_gaps(
     lost: str,
     points: float = MOST_POINTS,
 ) -> list[str]:
-    """What of the window Prometheus has nothing of; `query` has a value wherever there is something. `lost`: what
-    follows from a gap; `points`: how closely to look, at most. Raises Trouble where that is all of it, which says
-    `nothing`.
+    """The parts of the window for which Prometheus has no data; `query` has a value wherever there is data. `lost`:
+    what follows from a gap; `points`: how closely to look, at most. Raises Trouble with the text `nothing` when that is
+    all of it.
     """
     step = max(60.0, (end - start) / points)
     found = await prometheus.between(query, start, end, step)
@@ -84,11 +84,11 @@ async def find_gaps(
     if holes:
         (first, last), whole = holes[0], sum(b - a for a, b in holes)
         told.append(
-            f"Prometheus has nothing for {_length(whole)} in all, in {len(holes)} gaps, the first of them from"
+            f"Prometheus has no data for {_length(whole)} in total, in {len(holes)} gaps, the first from"
             f" {moment(first)} to {moment(last)}; {lost}"
         )
     if end - seen[-1] > least:
-        told.append(f"Prometheus has had nothing since {moment(seen[-1])}")
+        told.append(f"Prometheus has had no data since {moment(seen[-1])}")
     return told
 
 
