@@ -1,6 +1,7 @@
 """Who a process is, as far as procfs tells (agent/processes.py)."""
 
 import os
+import subprocess
 import tracemalloc
 from pathlib import Path
 from shutil import rmtree
@@ -33,7 +34,8 @@ class Proc:
         """A process; without `exe` its executable may not be looked at, `comm` is what it calls itself since, `began`
         when that was, in clock ticks; None: procfs does not tell."""
         folder = self.root / str(pid)
-        rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            self.end(pid)
         folder.mkdir()
         if exe:
             (folder / "exe").symlink_to(program)
@@ -41,6 +43,12 @@ class Proc:
         (folder / "comm").write_text(f"{name}\n")
         rest = "1 1 0 -1" if began is None else f"{'0 ' * 17}{began} 0 0"
         (folder / "stat").write_text(f"{pid} ({name}) ) S {parent} {rest}\n")
+
+    def end(self, pid: int) -> None:
+        """The process ends. An open file of procfs says nothing any more then, which a plain one does when it is
+        emptied."""
+        (self.root / str(pid) / "stat").write_text("")
+        rmtree(self.root / str(pid))
 
     def place(self, pid: int, uid: str) -> None:
         """In the cgroup of a pod."""
@@ -224,7 +232,7 @@ def test_a_process_that_ends_is_in_no_pod_any_more(proc: Proc) -> None:
     proc.start(SERVER, "/usr/bin/python3", began=7)
     proc.place(SERVER, UID)
     assert readings.tell(SERVER) == ("python3", UID)
-    rmtree(proc.root / str(SERVER))
+    proc.end(SERVER)
     assert readings.tell(SERVER) == ("", "")
 
 
@@ -286,3 +294,33 @@ def test_a_folder_whose_name_is_no_text_names_no_pod(tmp_path: Path) -> None:
 
 def test_without_the_folders_a_pod_is_known_by_its_uid_only(tmp_path: Path) -> None:
     assert PodNames(None).of(UID) == PodNames(tmp_path / "absent").of(UID) == PodID(UID)
+
+
+# --- files that stay open, on this machine's procfs -------------------------------------------------------------
+
+
+def test_an_open_file_of_a_process_that_has_ended_says_nothing_and_is_closed() -> None:
+    processes = Processes()
+    before = set(os.listdir("/proc/self/fd"))
+    with subprocess.Popen(["sleep", "infinity"]) as running:
+        for _ in range(3):
+            processes.begin()
+            assert processes.of(running.pid).name == "sleep"
+        assert len(set(os.listdir("/proc/self/fd")) - before) == 1, "one file, however often it is read"
+        running.kill()
+    processes.begin()
+    assert processes.of(running.pid).name == ""
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_files_of_processes_that_use_no_gpu_any_more_are_closed() -> None:
+    processes = Processes()
+    before = set(os.listdir("/proc/self/fd"))
+    processes.of(os.getpid())
+    assert len(set(os.listdir("/proc/self/fd")) - before) == 1
+    processes.begin()
+    processes.begin()
+    assert set(os.listdir("/proc/self/fd")) == before
+    processes.of(os.getpid())
+    del processes
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -24,6 +24,8 @@ _PROGRAMS = {*_DAEMONS, *(daemon[:_COMM] + _CUT for daemon in _DAEMONS)}
 _PARENT, _START_TIME = 1, 19  # fields 4 and 22 of `stat` (proc(5)), after the name
 _MOST = 1 << 16
 """Bytes of a file of procfs: a cgroup's path has at most 4096, on each of a dozen hierarchies."""
+_MOST_OPEN = 256
+"""Files that stay open; of further processes `stat` is opened for each reading."""
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
 """The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
@@ -50,9 +52,9 @@ def _unnamed(pid: int) -> str:
 class Processes:
     """Processes by the id that NVML reports. Ids must mean the same to NVML and procfs: the agent's pod needs hostPID.
 
-    For an unchanged process only `stat` is read again, and NVML is not asked again for a name that is only displayed;
-    another program in its place (execve) has another `comm`. A process in no pod may still be moved into one, and a
-    possible MPS daemon matters to drains: these are examined in full each time.
+    For an unchanged process only `stat` is read again, from a file that stays open, and NVML is not asked again for a
+    name that is only displayed; another program in its place (execve) has another `comm`. A process in no pod may still
+    be moved into one, and a possible MPS daemon matters to drains: these are examined in full each time.
     """
 
     def __init__(
@@ -64,12 +66,21 @@ class Processes:
         self._names = names or PodNames(None)
         self._seen: dict[int, _Seen] = {}
         self._before: dict[int, _Seen] = {}
+        self._open: dict[int, int] = {}
+        """By process the file descriptor of its `stat`."""
         self.blind = (os.getpid() if own_pid is None else own_pid) == 1
         """Alone in a PID namespace of its own container: the driver drops all other processes from its lists."""
 
     def begin(self) -> None:
         """A new reading: forget processes that were not seen in the last one."""
         self._before, self._seen = self._seen, {}
+        for pid in self._open.keys() - self._before.keys():
+            os.close(self._open.pop(pid))
+
+    def __del__(self) -> None:
+        """Close the files: descriptors are plain numbers, which nothing else closes."""
+        for file in self._open.values():
+            os.close(file)
 
     def of(self, pid: int, device: str = "", ask: Callable[[int], str] = _unnamed) -> Process:
         """A process that uses a device; `ask`: what NVML calls it, asked until it answers and not again."""
@@ -87,7 +98,7 @@ class Processes:
 
     def _look(self, pid: int) -> _Seen:
         """What is known of a process now."""
-        head, _, tail = self._read(pid, "stat").rpartition(b")")
+        head, _, tail = self._stat(pid).rpartition(b")")
         fields = tail.split(None, _START_TIME + 1)
         stat = (head, fields[_PARENT], fields[_START_TIME]) if len(fields) > _START_TIME else ()
         known = self._seen.get(pid) or self._before.get(pid)
@@ -139,17 +150,41 @@ class Processes:
         found = _POD.search(self._read(pid, "cgroup").decode(errors="replace"))
         return found[1].replace("_", "-") if found else None
 
+    def _stat(self, pid: int) -> bytes:
+        """The process's `stat`; empty: it has none. An open file says nothing any more once its process has ended, and
+        never speaks for another process with the same number."""
+        if (known := self._open.get(pid)) is not None:
+            if told := _contents(known):
+                return told
+            os.close(self._open.pop(pid))
+        try:
+            file = os.open(f"{self._proc}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return b""
+        told = _contents(file)
+        if told and len(self._open) < _MOST_OPEN:
+            self._open[pid] = file
+        else:
+            os.close(file)
+        return told
+
     def _read(self, pid: int, name: str) -> bytes:
         try:
             file = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return b""
         try:
-            return os.read(file, _MOST)
-        except OSError:
-            return b""
+            return _contents(file)
         finally:
             os.close(file)
+
+
+def _contents(file: int) -> bytes:
+    """Of an open file of procfs; empty where it cannot be read: ESRCH, its process has ended."""
+    try:
+        return os.pread(file, _MOST, 0)
+    except OSError:
+        return b""
 
 
 def _first_word(reported: str) -> str:
