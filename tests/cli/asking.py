@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.sim.fakecluster import FakeCluster
-from tests.embedded.scene import Scene, nodes, scene
+from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.cli.arguments import parse
@@ -87,10 +87,10 @@ def install(cluster: FakeCluster, **variables: str) -> None:
 @asynccontextmanager
 async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
     """A scene with so many nodes, the operator's Deployment, and a mig-manager that runs on each node."""
-    async with scene(*nodes(count), **more) as stage:
-        install(stage.e.cluster)
-        await stage.running("nvidia-mig-manager", count)
-        yield stage
+    async with open_scene(*nodes(count), **more) as scene:
+        install(scene.e.cluster)
+        await scene.running("nvidia-mig-manager", count)
+        yield scene
 
 
 def alone(*words: str, width: int | None = None) -> Told:

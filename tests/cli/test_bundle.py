@@ -136,14 +136,14 @@ def plant(cluster: Any) -> None:
 @virtually
 async def test_no_planted_secret_is_in_it(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        plant(stage.e.cluster)
-        told = await ask(stage.e.cluster, "support-bundle", str(path))
-        assert writes(stage.e.cluster) == []
-        assert (ME, "list", "secrets") not in stage.e.cluster.calls
-        assert (ME, "get", "secrets") not in stage.e.cluster.calls
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        plant(scene.e.cluster)
+        told = await ask(scene.e.cluster, "support-bundle", str(path))
+        assert writes(scene.e.cluster) == []
+        assert (ME, "list", "secrets") not in scene.e.cluster.calls
+        assert (ME, "get", "secrets") not in scene.e.cluster.calls
     assert told.status == DONE
     found = contents(path)
     assert [name for name, content in found.items() if PLANTED.encode() in content] == []
@@ -162,13 +162,13 @@ async def test_no_planted_secret_is_in_it(tmp_path: Path) -> None:
 @virtually
 async def test_it_has_what_a_person_needs_to_see_what_happened(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.cluster.logs["gpu-operator", stage.pods("nvidia-mig-manager")[0]["metadata"]["name"]] = (
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.logs["gpu-operator", scene.pods("nvidia-mig-manager")[0]["metadata"]["name"]] = (
             "applied\n"
         )
-        await ask(stage.e.cluster, "support-bundle", str(path))
+        await ask(scene.e.cluster, "support-bundle", str(path))
     found = contents(path)
     (policy,) = json.loads(found["policies.json"])
     assert policy["status"]["summary"]["status"] == "Synced"
@@ -183,13 +183,13 @@ async def test_it_has_what_a_person_needs_to_see_what_happened(tmp_path: Path) -
 @virtually
 async def test_it_tells_the_versions_of_plugin_and_operator_and_that_they_differ(tmp_path: Path) -> None:
     ours = version("gpu-sharing-operator")
-    async with operated(1) as stage:
-        same = await read_me(stage, tmp_path / "same.tar.gz")
+    async with operated(1) as scene:
+        same = await read_me(scene, tmp_path / "same.tar.gz")
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
-        stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
-        other = await read_me(stage, tmp_path / "other.tar.gz")
-        stage.e.cluster.delete(DEPLOYMENTS, OPERATOR, "gpusharing")
-        none = await read_me(stage, tmp_path / "none.tar.gz")
+        scene.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
+        other = await read_me(scene, tmp_path / "other.tar.gz")
+        scene.e.cluster.delete(DEPLOYMENTS, OPERATOR, "gpusharing")
+        none = await read_me(scene, tmp_path / "none.tar.gz")
     assert f"\nPlugin: {ours}\nOperator: {ours}\n" in same
     assert "Not read" not in same
     assert "\nSIMULATED: gpu-1 has no real GPUs" in same
@@ -199,20 +199,20 @@ async def test_it_tells_the_versions_of_plugin_and_operator_and_that_they_differ
     assert "no operator is installed" in none
 
 
-async def read_me(stage: Scene, path: Path) -> str:
+async def read_me(scene: Scene, path: Path) -> str:
     """The README.txt of a bundle of now."""
-    await ask(stage.e.cluster, "support-bundle", str(path))
+    await ask(scene.e.cluster, "support-bundle", str(path))
     return contents(path)["README.txt"].decode()
 
 
 @virtually
 async def test_it_has_what_the_agents_read_of_the_gpus(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(2) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        await ask(stage.e.cluster, "support-bundle", str(path))
-        there = {name: stage.e.gpunode(name)["status"] for name in ("gpu-1", "gpu-2")}
+    async with operated(2) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        await ask(scene.e.cluster, "support-bundle", str(path))
+        there = {name: scene.e.gpunode(name)["status"] for name in ("gpu-1", "gpu-2")}
     found = {raw["metadata"]["name"]: raw["status"] for raw in json.loads(contents(path)["gpunodes.json"])}
     assert found == there, "a report has nothing that would be left out"
     gpus = found["gpu-1"]["observed"]["gpus"]
@@ -233,8 +233,8 @@ async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidia
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as stage:
-        cluster = stage.e.cluster
+    async with operated(1) as scene:
+        cluster = scene.e.cluster
         for (namespace, label), workload in LOGGING.items():
             metadata = {"name": f"{workload}-x", "namespace": namespace, "labels": {label: workload}}
             cluster.add(PODS, {"metadata": metadata})
@@ -256,10 +256,10 @@ async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidia
 @virtually
 async def test_a_log_that_cannot_be_read_is_a_gap_that_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         refusal = Forbidden('User "me" cannot get resource "pods/log"')
-        stage.e.cluster.faults.fail("log", PODS, refusal, times=EVER, identity=ME)
-        told = await ask(stage.e.cluster, "support-bundle", str(path))
+        scene.e.cluster.faults.fail("log", PODS, refusal, times=EVER, identity=ME)
+        told = await ask(scene.e.cluster, "support-bundle", str(path))
     found = contents(path)
     assert [name for name in found if "/logs/" in name] == []
     assert "Not read: log of gpu-operator/nvidia-mig-manager-" in found["README.txt"].decode()
@@ -269,10 +269,10 @@ async def test_a_log_that_cannot_be_read_is_a_gap_that_is_named(tmp_path: Path) 
 @virtually
 async def test_what_may_not_be_read_is_left_out_and_told(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         refusal = Forbidden('User "me" cannot list resource "nodes"')
-        stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
-        told = await ask(stage.e.cluster, "support-bundle", str(path))
+        scene.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        told = await ask(scene.e.cluster, "support-bundle", str(path))
     assert told.status == DONE
     assert 'Left out: nodes.json: User "me" cannot list resource "nodes"' in " ".join(told.out.split())
     assert b'cannot list resource "nodes"' in contents(path)["README.txt"]
@@ -282,10 +282,10 @@ async def test_what_may_not_be_read_is_left_out_and_told(tmp_path: Path) -> None
 async def test_what_no_answer_came_to_is_a_gap_where_something_was_read(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
     kinds = {"nodes": NODES, "clusterpolicies": CLUSTER_POLICIES, "pods": PODS}
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         for resource in kinds.values():
-            stage.e.cluster.faults.fail("list", resource, Unavailable("no answer"), times=EVER, identity=ME)
-        told = await ask(stage.e.cluster, "support-bundle", str(path))
+            scene.e.cluster.faults.fail("list", resource, Unavailable("no answer"), times=EVER, identity=ME)
+        told = await ask(scene.e.cluster, "support-bundle", str(path))
     assert told.status == DONE
     readme = contents(path)["README.txt"].decode()
     assert [kind for kind in kinds if f"{kind}.json: no answer" not in readme] == []
@@ -293,19 +293,19 @@ async def test_what_no_answer_came_to_is_a_gap_where_something_was_read(tmp_path
 
 @virtually
 async def test_where_no_answer_comes_at_all_it_is_given_up_early(tmp_path: Path) -> None:
-    async with operated(1) as stage:
-        stage.e.cluster.faults.fail("list", None, Unavailable("no answer"), times=EVER, identity=ME)
+    async with operated(1) as scene:
+        scene.e.cluster.faults.fail("list", None, Unavailable("no answer"), times=EVER, identity=ME)
         with pytest.raises(Trouble, match="the API server of context test does not answer: no answer"):
-            await ask(stage.e.cluster, "support-bundle", str(tmp_path / "bundle.tar.gz"))
-        mine = sum(count for call, count in stage.e.cluster.calls.items() if call[0] == ME)
+            await ask(scene.e.cluster, "support-bundle", str(tmp_path / "bundle.tar.gz"))
+        mine = sum(count for call, count in scene.e.cluster.calls.items() if call[0] == ME)
     assert mine == 1 + AWAY, "the first is about the installation"
 
 
 @virtually
 async def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         with pytest.raises(Trouble, match="cannot be written"):
-            await ask(stage.e.cluster, "support-bundle", str(tmp_path / "no" / "such.tar.gz"))
+            await ask(scene.e.cluster, "support-bundle", str(tmp_path / "no" / "such.tar.gz"))
 
 
 def test_only_the_owner_may_read_what_is_unpacked(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ async def test_before_the_installation_it_says_what_that_would_meet() -> None:
 
 @virtually
 async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() -> None:
-    async with operated(1) as stage:
-        cluster = stage.e.cluster
+    async with operated(1) as scene:
+        cluster = scene.e.cluster
         spec = {"devicePlugin": {"config": {"name": "ts"}}}
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": spec})
         cluster.add(
@@ -115,10 +115,10 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
 @virtually
 async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_show() -> None:
     """It has no pods of the operator, and nobody who answers questions about rights."""
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "doctor", "-o", "json")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "doctor", "-o", "json")
     found = {
         one["reason"] for one in told.data["symptoms"] if one["topic"] in ("ClusterPolicy", "labels of Nodes")
     }
@@ -128,8 +128,8 @@ async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_sh
 
 @virtually
 async def test_an_operator_of_another_version_is_told() -> None:
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "0.0.1"}}}
-        stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
-        told = await ask(stage.e.cluster, "doctor")
+        scene.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
+        told = await ask(scene.e.cluster, "doctor")
     assert "Note: the operator is version 0.0.1 and this plugin is version" in told.out

@@ -271,10 +271,10 @@ async def test_where_nobody_can_tell_what_mig_manager_has_nothing_is_said(spec: 
 
 @virtually
 async def test_once_there_are_policies_only_nodes_that_they_select_are_told() -> None:
-    async with operated(2) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        cluster = stage.e.cluster
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        cluster = scene.e.cluster
         cluster.add(NODES, {"metadata": {"name": "vm-1", "labels": {**GPU, **VM}}})
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": VM}})
@@ -292,10 +292,10 @@ async def test_who_may_not_see_policies_is_told_nothing_of_nodes_that_serve_othe
 
 @virtually
 async def test_a_layout_that_the_operator_made_is_known_also_when_its_policy_is_gone() -> None:
-    async with operated(2) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        cluster = stage.e.cluster
+    async with operated(2) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        cluster = scene.e.cluster
         assert nodes_of(await ask(cluster, "doctor", "-o", "json")) == {}
         (policy,) = cluster.objects(POLICIES)
         cluster.delete(POLICIES, policy["metadata"]["name"])

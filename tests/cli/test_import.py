@@ -18,7 +18,7 @@ from hack.sim.workloads import Workload
 from tests import plainchart
 from tests.build import make_node, make_stack
 from tests.cli.asking import ME, ask, install, writes
-from tests.embedded.scene import L40S, Scene, node, scene
+from tests.embedded.scene import L40S, Scene, node, open_scene
 from tests.embedded.test_plain_stack import bare
 from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
@@ -71,31 +71,31 @@ async def by_hand(recipe: Recipe, **more: Any) -> AsyncIterator[Scene]:
         "spec": recipe.cluster_policy,
         "status": {"state": "ready"},
     }
-    async with scene(*manifests(recipe), start=False, cluster_policy=policy, **more) as stage:
+    async with open_scene(*manifests(recipe), start=False, cluster_policy=policy, **more) as scene:
         for name, data in recipe.config_maps.items():
-            stage.e.cluster.add(
+            scene.e.cluster.add(
                 CONFIG_MAPS, {"metadata": {"name": name, "namespace": SPACE}, "data": dict(data)}
             )
         await asyncio.sleep(QUIET)
-        install(stage.e.cluster)
-        stage.e.start_operator()
+        install(scene.e.cluster)
+        scene.e.start_operator()
         await asyncio.sleep(QUIET)
-        yield stage
+        yield scene
 
 
-async def do_first(stage: Scene, maps: AdminMaps) -> None:
+async def do_first(scene: Scene, maps: AdminMaps) -> None:
     """What `import` says has to come first: the chart's values, then ClusterPolicy's pointers."""
-    await stage.e.kill_operator()
-    stage.e.settings = replace(
-        stage.e.settings, admin_plugin_config_map=maps.plugin, admin_mig_config_map=maps.mig
+    await scene.e.kill_operator()
+    scene.e.settings = replace(
+        scene.e.settings, admin_plugin_config_map=maps.plugin, admin_mig_config_map=maps.mig
     )
-    stage.e.start_operator()
+    scene.e.start_operator()
     await asyncio.sleep(QUIET)
     pointers = {
         "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
         "migManager": {"config": {"name": "gpusharing-mig-parted"}},
     }
-    stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": pointers})
+    scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": pointers})
     await asyncio.sleep(QUIET)
 
 
@@ -111,10 +111,10 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
 ) -> None:
     recipe = RECIPES[name]
     pods = Workload("llm", 2, node_selector={LABEL_POOL: "c"})
-    async with by_hand(recipe, workloads=[pods]) as stage:
-        told = await ask(stage.e.cluster, "import")
+    async with by_hand(recipe, workloads=[pods]) as scene:
+        told = await ask(scene.e.cluster, "import")
         found = policies(told.out)
-        assert (told.status, writes(stage.e.cluster)) == (DONE, [])
+        assert (told.status, writes(scene.e.cluster)) == (DONE, [])
         assert {one: found[one]["spec"] for one in found} == {
             f"pool-{pool}": {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}, **one.spec}
             for pool, one in recipe.pools.items()
@@ -125,29 +125,29 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
             assert f"ConfigMap={wanted}" in said
         assert "kubectl patch clusterpolicy cluster-policy" in said
         before = {
-            one["metadata"]["name"]: dict(stage.labels(one["metadata"]["name"])) for one in manifests(recipe)
+            one["metadata"]["name"]: dict(scene.labels(one["metadata"]["name"])) for one in manifests(recipe)
         }
-        await do_first(stage, maps)
+        await do_first(scene, maps)
         (tmp_path / "proposed.yaml").write_text(told.out)
-        planned = await ask(stage.e.cluster, "plan", "-f", str(tmp_path / "proposed.yaml"))
+        planned = await ask(scene.e.cluster, "plan", "-f", str(tmp_path / "proposed.yaml"))
         assert planned.status == DONE
         assert planned.out.count("nothing to change") == len(found)
         assert "stays as it is" not in planned.out
         for count in (one.count for one in recipe.pools.values()):
             assert f"{counted(count, 'node')} already as wanted, taken over without a change" in planned.out
-        since = stage.mark()
+        since = scene.mark()
         for one in found.values():
-            stage.e.apply(one)
-        await stage.ready(*found)
+            scene.e.apply(one)
+        await scene.ready(*found)
         await asyncio.sleep(QUIET)
-        assert (stage.evicted(), stage.events()["Drifted"]) == ([], 0)
-        assert stage.node_writes(since) == dict.fromkeys(before, 1)
-        for write in stage.writes(since, "nodes"):
+        assert (scene.evicted(), scene.events()["Drifted"]) == ([], 0)
+        assert scene.node_writes(since) == dict.fromkeys(before, 1)
+        for write in scene.writes(since, "nodes"):
             assert write.call.body is not None
             assert write.call.body["metadata"]["labels"].keys() == ADOPTED
             assert "spec" not in write.call.body
         for node_name, labels in before.items():
-            assert {key: stage.labels(node_name).get(key) for key in (MIG, PLUGIN, STATE)} == {
+            assert {key: scene.labels(node_name).get(key) for key in (MIG, PLUGIN, STATE)} == {
                 key: labels.get(key) for key in (MIG, PLUGIN, STATE)
             }
 
@@ -156,12 +156,12 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
 async def test_after_the_first_steps_nothing_more_has_to_come_first_and_the_policies_are_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with by_hand(DOCUMENTED) as stage:
-        first = await ask(stage.e.cluster, "import", "-o", "json")
+    async with by_hand(DOCUMENTED) as scene:
+        first = await ask(scene.e.cluster, "import", "-o", "json")
         maps = AdminMaps("time-slicing-config-fine", "custom-mig-config")
-        await do_first(stage, maps)
+        await do_first(scene, maps)
         capsys.readouterr()
-        again = await ask(stage.e.cluster, "import", "-o", "json")
+        again = await ask(scene.e.cluster, "import", "-o", "json")
     assert (first.data["kind"], len(first.data["items"])) == ("List", 4)
     assert again.data == first.data
     (said,) = capsys.readouterr().err.splitlines()
@@ -171,17 +171,17 @@ async def test_after_the_first_steps_nothing_more_has_to_come_first_and_the_poli
 @virtually
 async def test_without_the_merge_the_nodes_whose_labels_name_entries_would_lose_their_gpus() -> None:
     """What the first step is there for."""
-    async with by_hand(DOCUMENTED) as stage:
-        await do_first(stage, AdminMaps())
-        assert stage.e.node("d-1")["status"]["allocatable"].get("nvidia.com/gpu", "0") == "0"
+    async with by_hand(DOCUMENTED) as scene:
+        await do_first(scene, AdminMaps())
+        assert scene.e.node("d-1")["status"]["allocatable"].get("nvidia.com/gpu", "0") == "0"
 
 
 @virtually
 async def test_nodes_that_have_a_policy_are_left_to_it(capsys: pytest.CaptureFixture[str]) -> None:
-    async with by_hand(DOCUMENTED) as stage:
-        stage.apply({"mode": "Full"}, "mine", "c")
+    async with by_hand(DOCUMENTED) as scene:
+        scene.apply({"mode": "Full"}, "mine", "c")
         await asyncio.sleep(QUIET)
-        told = await ask(stage.e.cluster, "import")
+        told = await ask(scene.e.cluster, "import")
     assert set(policies(told.out)) == {"pool-a", "pool-b", "pool-d"}
 
 
@@ -212,9 +212,9 @@ async def test_a_node_is_left_out_and_the_selector_with_it(
 ) -> None:
     """One of two nodes that carry the same pool label: no policy may select it."""
     labels, words = BROKEN[name]
-    async with by_hand(HALF) as stage:
-        stage.person("c-2", {"metadata": {"labels": dict(labels)}})
-        told = await ask(stage.e.cluster, "import")
+    async with by_hand(HALF) as scene:
+        scene.person("c-2", {"metadata": {"labels": dict(labels)}})
+        told = await ask(scene.e.cluster, "import")
     (one,) = policies(told.out).values()
     assert told.status == CHANGES
     assert one["spec"]["nodeSelector"] == {
@@ -231,15 +231,15 @@ async def test_on_the_plain_stack_the_chart_of_the_device_plugin_is_upgraded(
     machine = bare(node("gpu-1", L40S))
     machine["metadata"]["labels"][PLUGIN] = "l40s"
     theirs = "time-slicing-config-fine"
-    async with scene(machine, cluster_policy=None, sim={"plain_config": theirs}, start=False) as stage:
+    async with open_scene(machine, cluster_policy=None, sim={"plain_config": theirs}, start=False) as scene:
         for one in (plainchart.plugin(theirs), plainchart.discovery(theirs)):
-            stage.e.cluster.add(DAEMON_SETS, one)
+            scene.e.cluster.add(DAEMON_SETS, one)
         data = dict(DOCUMENTED.config_maps[theirs])
-        stage.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": theirs, "namespace": SPACE}, "data": data})
-        install(stage.e.cluster)
-        stage.e.start_operator()
+        scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": theirs, "namespace": SPACE}, "data": data})
+        install(scene.e.cluster)
+        scene.e.start_operator()
         await asyncio.sleep(QUIET)
-        told = await ask(stage.e.cluster, "import")
+        told = await ask(scene.e.cluster, "import")
     (one,) = policies(told.out).values()
     assert (told.status, one["spec"]["timeSlicing"]) == (DONE, {"replicas": 4})
     said = capsys.readouterr().err
@@ -250,10 +250,10 @@ async def test_on_the_plain_stack_the_chart_of_the_device_plugin_is_upgraded(
 
 @virtually
 async def test_without_a_clusterpolicy_there_is_nothing_to_apply(capsys: pytest.CaptureFixture[str]) -> None:
-    async with by_hand(HALF) as stage:
-        stage.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
+    async with by_hand(HALF) as scene:
+        scene.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
         await asyncio.sleep(10)
-        told = await ask(stage.e.cluster, "import")
+        told = await ask(scene.e.cluster, "import")
     assert (told.status, policies(told.out)) == (FAILED, {})
     assert "ClusterPolicyMissing" in capsys.readouterr().err
 
@@ -262,9 +262,9 @@ async def test_without_a_clusterpolicy_there_is_nothing_to_apply(capsys: pytest.
 async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_missing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with by_hand(DOCUMENTED) as stage:
-        stage.e.cluster.delete(CONFIG_MAPS, "time-slicing-config-fine", SPACE)
-        told = await ask(stage.e.cluster, "import")
+    async with by_hand(DOCUMENTED) as scene:
+        scene.e.cluster.delete(CONFIG_MAPS, "time-slicing-config-fine", SPACE)
+        told = await ask(scene.e.cluster, "import")
     assert set(policies(told.out)) == {"pool-a", "pool-c"}
     assert "Left out: d-1: its device plugin is configured to use entry l40s" in capsys.readouterr().err
 
@@ -275,9 +275,9 @@ async def test_without_the_configmap_that_clusterpolicy_names_its_entries_are_mi
 @asynccontextmanager
 async def untouched(recipe: Recipe) -> AsyncIterator[FakeCluster]:
     """The fleet, and nothing of ours: neither kinds nor a Deployment."""
-    async with by_hand(recipe) as stage:
-        cluster = stage.e.cluster
-        await stage.e.kill_operator()
+    async with by_hand(recipe) as scene:
+        cluster = scene.e.cluster
+        await scene.e.kill_operator()
         cluster.delete(DEPLOYMENTS, OPERATOR, "gpusharing")
         for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
             cluster.delete(CONFIG_MAPS, name, SPACE)
@@ -357,16 +357,16 @@ async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_no
 
 @virtually
 async def test_an_operator_whose_kinds_are_of_another_version_is_not_taken_for_none() -> None:
-    async with by_hand(HALF) as stage:
-        stage.e.cluster.uninstalled |= {POLICIES, GPUNODES}
+    async with by_hand(HALF) as scene:
+        scene.e.cluster.uninstalled |= {POLICIES, GPUNODES}
         with pytest.raises(Trouble, match=r"no gpunodes\.gpusharing\.dev"):
-            await ask(stage.e.cluster, "import")
-        stage.e.cluster.uninstalled.clear()
+            await ask(scene.e.cluster, "import")
+        scene.e.cluster.uninstalled.clear()
 
 
 @virtually
 async def test_without_gpu_nodes_there_is_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    async with by_hand(replace(DOCUMENTED, pools={})) as stage:
-        told = await ask(stage.e.cluster, "import")
+    async with by_hand(replace(DOCUMENTED, pools={})) as scene:
+        told = await ask(scene.e.cluster, "import")
     assert (told.status, policies(told.out)) == (DONE, {})
     assert "There is no GPU node" in capsys.readouterr().err

@@ -97,28 +97,28 @@ async def test_no_verb_says_a_line_that_does_not_fit_while_a_node_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with operated(2) as stage:
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Cordoned")
+    async with operated(2) as scene:
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Cordoned")
         for number, profile in enumerate(("2g.20gb", "1g.20gb", "1g.10gb", "1g.10gb")):
-            stage.e.cluster.add(PODS, waiting(f"small-{number}", f"nvidia.com/mig-{profile}"))
-        stage.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-7g.80gb"))
-        check({name: await ask(stage.e.cluster, *typed, width=WIDTH) for name, typed in TYPED.items()})
+            scene.e.cluster.add(PODS, waiting(f"small-{number}", f"nvidia.com/mig-{profile}"))
+        scene.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-7g.80gb"))
+        check({name: await ask(scene.e.cluster, *typed, width=WIDTH) for name, typed in TYPED.items()})
         path = tmp_path / ("far-" * 12) / "bundle.tar.gz"
         path.parent.mkdir()
-        check({"far": await ask(stage.e.cluster, "support-bundle", str(path), width=WIDTH)})
+        check({"far": await ask(scene.e.cluster, "support-bundle", str(path), width=WIDTH)})
 
 
 @virtually
 async def test_no_verb_says_a_line_that_does_not_fit_while_a_plan_waits() -> None:
-    async with operated(2) as stage:
-        stage.e.cluster.add(NODES, node("other-1", pool="c"))
-        stage.e.cluster.patch(NODES, "gpu-2", {"spec": {"unschedulable": True}})
-        stage.apply(MIXED, rollout=at_once(1, approval="Manual"))
-        stage.apply(FULL, "pool-c", "c", rollout={"paused": True})
-        await stage.reason("gpu-1", "ApprovalNeeded")
-        await stage.reason("gpu-2", "AlreadyCordoned")
-        check({name: await ask(stage.e.cluster, *typed, width=WIDTH) for name, typed in WAITING.items()})
+    async with operated(2) as scene:
+        scene.e.cluster.add(NODES, node("other-1", pool="c"))
+        scene.e.cluster.patch(NODES, "gpu-2", {"spec": {"unschedulable": True}})
+        scene.apply(MIXED, rollout=at_once(1, approval="Manual"))
+        scene.apply(FULL, "pool-c", "c", rollout={"paused": True})
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        await scene.reason("gpu-2", "AlreadyCordoned")
+        check({name: await ask(scene.e.cluster, *typed, width=WIDTH) for name, typed in WAITING.items()})
 
 
 def test_no_verb_says_a_line_that_does_not_fit_without_a_cluster() -> None:
@@ -138,9 +138,9 @@ def test_no_verb_says_a_line_that_does_not_fit_of_what_prometheus_knows() -> Non
 
 @virtually
 async def test_a_file_is_the_same_on_every_terminal() -> None:
-    async with operated(2) as stage:
+    async with operated(2) as scene:
         for typed in FILES.values():
-            narrow, pipe = [await ask(stage.e.cluster, *typed, width=width) for width in (WIDTH, None)]
+            narrow, pipe = [await ask(scene.e.cluster, *typed, width=width) for width in (WIDTH, None)]
             assert narrow == pipe
             assert "kind: GPUSharingPolicy" in pipe.out
 
@@ -148,10 +148,10 @@ async def test_a_file_is_the_same_on_every_terminal() -> None:
 @virtually
 async def test_a_proof_that_is_cut_says_below_what_is_wrong() -> None:
     """Both sides begin alike, and what differs is what was cut."""
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Reconfiguring")
-        told = await ask(stage.e.cluster, "why", "gpu-1", width=WIDTH)
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Reconfiguring")
+        told = await ask(scene.e.cluster, "why", "gpu-1", width=WIDTH)
     text = " ".join(told.out.split())
     assert re.search(r"x mig-man\S+ (\S+\.\.) \1", text)
     assert re.search(r"mig-manager: mig-manager is applying \S+ \(state pending\)", text)
@@ -159,11 +159,11 @@ async def test_a_proof_that_is_cut_says_below_what_is_wrong() -> None:
 
 @virtually
 async def test_what_a_pool_waits_for_is_told_below_where_its_cell_is_cut() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Cordoned")
-        stage.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-3g.40gb"))
-        told = await ask(stage.e.cluster, "why", "pod/llm", width=WIDTH)
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Cordoned")
+        scene.e.cluster.add(PODS, waiting("llm", "nvidia.com/mig-3g.40gb"))
+        told = await ask(scene.e.cluster, "why", "pod/llm", width=WIDTH)
     text = " ".join(told.out.split())
     assert re.search(r"pool-b: not yet; \S+: gpu-1: .+", text), text
 

@@ -205,13 +205,13 @@ def pending(name: str, **spec: Any) -> JSON:
 
 async def asked(count: int, taint: list[JSON], **spec: Any) -> tuple[Told, Any]:
     """As text and as data, of a pool whose last node has these taints."""
-    async with operated(count) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.cluster.patch(NODES, f"gpu-{count}", {"spec": {"taints": taint}})
-        stage.e.cluster.add(PODS, pending("llm", **spec))
-        told = await ask(stage.e.cluster, "why", "pod/llm")
-        data = await ask(stage.e.cluster, "why", "pod/llm", "-o", "json")
+    async with operated(count) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.patch(NODES, f"gpu-{count}", {"spec": {"taints": taint}})
+        scene.e.cluster.add(PODS, pending("llm", **spec))
+        told = await ask(scene.e.cluster, "why", "pod/llm")
+        data = await ask(scene.e.cluster, "why", "pod/llm", "-o", "json")
     return told, data.data
 
 
@@ -269,9 +269,9 @@ async def test_gpus_that_are_simulated_are_said_to_be_where_a_pod_waits() -> Non
 
 @virtually
 async def test_without_the_right_to_nodes_there_is_one_sentence() -> None:
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         refusal = Forbidden('User "me" cannot list resource "nodes"')
-        stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
-        stage.e.cluster.add(PODS, pending("llm"))
+        scene.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        scene.e.cluster.add(PODS, pending("llm"))
         with pytest.raises(Trouble, match='cannot list resource "nodes"'):
-            await ask(stage.e.cluster, "why", "pod/llm")
+            await ask(scene.e.cluster, "why", "pod/llm")

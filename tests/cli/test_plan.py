@@ -9,7 +9,7 @@ import pytest
 from hack.sim.fakefaults import EVER
 from hack.sim.workloads import Workload
 from tests.cli.asking import ME, ask, install, operated, writes, written
-from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, pdb, policy, scene
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.installed import DEPLOYMENTS
@@ -59,15 +59,15 @@ async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_i
     tmp_path: Path,
 ) -> None:
     gang = "JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2)"
-    async with operated(3) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(3) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         for number, node_name in enumerate(("gpu-1", "gpu-2")):
             metadata = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}, "ownerReferences": [JOB]}
-            stage.e.cluster.add(PODS, gpu_pod(f"rank-{number}", node_name, metadata=metadata))
+            scene.e.cluster.add(PODS, gpu_pod(f"rank-{number}", node_name, metadata=metadata))
         file = written(tmp_path, policy(SLICED))
-        told = await ask(stage.e.cluster, "plan", "-f", file)
-        data = await ask(stage.e.cluster, "plan", "-o", "json", "-f", file)
+        told = await ask(scene.e.cluster, "plan", "-f", file)
+        data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", file)
     assert told.out.count(f"  gang: {gang}\n") == told.out.count("gang: ") == 1
     (pool,) = data.data["policies"]
     found = {one["name"]: one["gangs"] for one in pool["nodes"]}
@@ -76,10 +76,10 @@ async def test_a_gang_that_would_be_interrupted_is_named_once_and_with_each_of_i
 
 @virtually
 async def test_a_settled_pool_has_nothing_to_change() -> None:
-    async with operated(2) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "plan")
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
     assert told.out.startswith("SIMULATED: gpu-1, gpu-2 have no real GPUs")
     assert "\npool-b  nothing to change\nAccepted: 1x full can be served by 2 nodes\n" in told.out
@@ -89,23 +89,23 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
 @virtually
 async def test_a_file_that_says_what_is_there_already_changes_nothing(tmp_path: Path) -> None:
     """Defaults that only the server writes down are no difference."""
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(FULL)))
     assert told.status == DONE
 
 
 @virtually
 async def test_the_hash_that_is_told_before_an_edit_is_the_one_to_approve(tmp_path: Path) -> None:
-    async with operated(3) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(3) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         edit = policy(MIXED, rollout=at_once(1, approval="Manual"))
-        told = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
-        stage.e.apply(edit)
-        await stage.reason("gpu-1", "ApprovalNeeded")
-        shown = stage.e.policy("pool-b")["status"]["plan"]
+        told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
+        scene.e.apply(edit)
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        shown = scene.e.policy("pool-b")["status"]["plan"]
     assert told.data["simulated"] == ["gpu-1", "gpu-2", "gpu-3"]
     (pool,) = told.data["policies"]
     assert {one["reason"] for one in pool["nodes"]} == {"ApprovalNeeded"}
@@ -116,21 +116,21 @@ async def test_the_hash_that_is_told_before_an_edit_is_the_one_to_approve(tmp_pa
 @virtually
 async def test_the_hash_of_a_policy_that_is_not_there_yet_is_not_known(tmp_path: Path) -> None:
     """It goes by the object's UID, which the server gives."""
-    async with operated(1) as stage:
-        told = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(MIXED)))
+    async with operated(1) as scene:
+        told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(MIXED)))
     (pool,) = told.data["policies"]
     assert (told.status, pool["hash"], len(pool["nodes"])) == (CHANGES, "", 1)
 
 
 @virtually
 async def test_the_node_that_is_to_go_first_goes_first(tmp_path: Path) -> None:
-    async with operated(4) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(4) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         edit = policy(MIXED)
-        told = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
-        stage.e.apply(edit)
-        begun = await stage.any_fenced()
+        told = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
+        scene.e.apply(edit)
+        begun = await scene.any_fenced()
     (pool,) = told.data["policies"]
     assert [one["name"] for one in pool["nodes"] if one["starts"]] == [begun]
     assert pool["nodes"][0]["name"] == begun
@@ -138,22 +138,22 @@ async def test_the_node_that_is_to_go_first_goes_first(tmp_path: Path) -> None:
 
 @virtually
 async def test_a_plan_writes_nothing(tmp_path: Path) -> None:
-    async with operated(2) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
         assert told.status == CHANGES
-        assert writes(stage.e.cluster) == []
+        assert writes(scene.e.cluster) == []
 
 
 @virtually
 async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
     workload, budget = Workload("llm", 3), pdb("llm", "llm", minAvailable=3)
-    async with operated(2, workloads=[workload], budgets=[budget]) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("llm", 3)
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    async with operated(2, workloads=[workload], budgets=[budget]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 3)
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
     assert told.status == CHANGES
     assert masked(told.out) == masked(READS)
 
@@ -172,20 +172,20 @@ NAMED = [
 async def test_strategy_single_is_hinted_at_where_it_would_save_edits(
     tmp_path: Path, spec: dict[str, Any], pods: int, told: bool
 ) -> None:
-    async with operated(1, workloads=[Workload("llm", pods)]) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("llm", pods)
-        found = await ask(stage.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(spec)))
+    async with operated(1, workloads=[Workload("llm", pods)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", pods)
+        found = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(spec)))
     assert found.data["policies"][0]["singleKeepsName"] is told
 
 
 @virtually
 async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_does(tmp_path: Path) -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(SEVEN)))
     assert told.status == FAILED
     assert "Refused: " in told.out
     assert "nearest legal layout: 4x1g.20gb" in told.out
@@ -193,11 +193,11 @@ async def test_a_layout_that_does_not_fit_is_refused_with_the_nearest_one_that_d
 
 @virtually
 async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_field(tmp_path: Path) -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         bad = policy({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, bad))
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, bad))
     assert told.status == FAILED
     assert "spec.timeSlicing.replicas" in told.out
 
@@ -206,14 +206,14 @@ async def test_a_policy_that_the_server_would_refuse_is_refused_here_with_the_fi
 async def test_several_policies_of_one_file_are_planned_together_and_other_objects_are_named(
     tmp_path: Path,
 ) -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         other = policy(SLICED, "pool-x", "nowhere")
         service = {"kind": "Service", "apiVersion": "v1", "metadata": {"name": "s"}}
         file = written(tmp_path, policy(MIXED), other, service)
-        told = await ask(stage.e.cluster, "plan", "-f", file)
-        one = await ask(stage.e.cluster, "plan", "pool-x", "-f", file)
+        told = await ask(scene.e.cluster, "plan", "-f", file)
+        one = await ask(scene.e.cluster, "plan", "pool-x", "-f", file)
     assert told.status == CHANGES
     assert "pool-x  nothing to change" in told.out
     assert "Service is left out" in " ".join(told.out.split()), (
@@ -224,12 +224,12 @@ async def test_several_policies_of_one_file_are_planned_together_and_other_objec
 
 @virtually
 async def test_a_closed_window_and_the_next_opening_are_told(tmp_path: Path) -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         windows = [{"schedule": "0 0 29 2 *", "duration": "6h"}]
         edit = policy(MIXED, rollout={"windows": windows})
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, edit))
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
     assert told.status == CHANGES
     assert "windows: 2028-02-29T00:00:00Z to 2028-02-29T06:00:00Z" in told.out
     assert "WindowClosed" in told.out
@@ -246,21 +246,21 @@ FORBIDDEN = [
 @pytest.mark.parametrize(("resource", "name"), FORBIDDEN, ids=[name for _, name in FORBIDDEN])
 @virtually
 async def test_a_right_that_a_plan_needs_is_named(resource: Resource, name: str) -> None:
-    async with operated(1) as stage:
+    async with operated(1) as scene:
         refusal = Forbidden(f'User "me" cannot list resource "{name}"')
-        stage.e.cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
+        scene.e.cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
         with pytest.raises(Trouble, match=f'cannot list resource "{name}"'):
-            await ask(stage.e.cluster, "plan")
+            await ask(scene.e.cluster, "plan")
 
 
 @virtually
 async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_assumes() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         refusal = Forbidden('User "me" cannot list resource "deployments"')
-        stage.e.cluster.faults.fail("list", DEPLOYMENTS, refusal, times=EVER, identity=ME)
-        told = await ask(stage.e.cluster, "plan")
+        scene.e.cluster.faults.fail("list", DEPLOYMENTS, refusal, times=EVER, identity=ME)
+        told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
     assert "Note: planned with the chart's default settings: User" in told.out
 
@@ -268,12 +268,12 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
 @virtually
 async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Path) -> None:
     """With a cap of none at all, no node starts."""
-    async with scene(*nodes(1)) as stage:
-        install(stage.e.cluster, GPUSHARING_MAX_IN_FLIGHT="0", GPUSHARING_IDLE="soon")
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("nvidia-mig-manager", 1)
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster, GPUSHARING_MAX_IN_FLIGHT="0", GPUSHARING_IDLE="soon")
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("nvidia-mig-manager", 1)
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
     assert "settings of the operator that this plugin cannot read: idle" in told.out
     assert "Pending: BudgetFull" in told.out
 
@@ -282,12 +282,12 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
 async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_the_pods_it_would_keep(
     tmp_path: Path,
 ) -> None:
-    async with operated(2, workloads=[Workload("llm", 1)]) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("llm", 1)
+    async with operated(2, workloads=[Workload("llm", 1)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 1)
         edited = policy({**MIXED, "rollout": {"canary": {"nodes": 3}}})
-        told = await ask(stage.e.cluster, "plan", "-f", written(tmp_path, edited))
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edited))
     assert told.out.count("Blocked: CanaryTooLarge") == 2
     said = " ".join(told.out.split())
     assert "spec.rollout.canary.nodes is 3 and the pool has 2 nodes, so no node in service starts" in said
@@ -296,20 +296,20 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
 
 @virtually
 async def test_an_operator_of_another_version_is_told() -> None:
-    async with scene(*nodes(1)) as stage:
-        install(stage.e.cluster)
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster)
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
-        stage.e.cluster.patch(DEPLOYMENTS, "gpusharing-operator", label, "gpusharing")
-        told = await ask(stage.e.cluster, "plan")
+        scene.e.cluster.patch(DEPLOYMENTS, "gpusharing-operator", label, "gpusharing")
+        told = await ask(scene.e.cluster, "plan")
     assert "the operator is version 9.9.9 and this plugin is version" in told.out
 
 
 @virtually
 async def test_a_policy_that_is_not_there_is_answered_with_the_nearest_names() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
+    async with operated(1) as scene:
+        scene.apply(FULL)
         with pytest.raises(Trouble, match=r"there is no pool-d.*did you mean: pool-b"):
-            await ask(stage.e.cluster, "plan", "pool-d")
+            await ask(scene.e.cluster, "plan", "pool-d")
 
 
 BAD_FILES = {
@@ -333,6 +333,6 @@ async def test_a_file_that_is_no_policy_is_refused_because(tmp_path: Path, name:
     path = tmp_path / "policy.yaml"
     if content:
         path.write_text(content)
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         with pytest.raises(Trouble, match=why):
-            await ask(stage.e.cluster, "plan", "-f", str(path))
+            await ask(scene.e.cluster, "plan", "-f", str(path))

@@ -296,10 +296,10 @@ def proposed(written: str) -> JSON:
 
 @virtually
 async def test_the_operator_plans_what_was_written_and_waits_for_an_approval(written: str) -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        plan = await ask(stage.e.cluster, "plan", "-f", written)
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        plan = await ask(scene.e.cluster, "plan", "-f", written)
         assert plan.status == CHANGES
         assert "7x1g.10gb" in plan.out
         assert "Accepted" in plan.out
@@ -310,13 +310,13 @@ async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(
     written: str, proposed: JSON
 ) -> None:
     scope = scope_of(rows_of("gpusharing.dev/pool=b"), frozenset({"gpu-1"}), "gpusharing.dev/pool=b")
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        plan = await ask(stage.e.cluster, "plan", "-f", written, "-o", "json")
-        session = Session(stage.e.cluster.client(ME), "context test", now=virtual_now)
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        plan = await ask(scene.e.cluster, "plan", "-f", written, "-o", "json")
+        session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, scope, proposed)
-        assert writes(stage.e.cluster) == []
+        assert writes(scene.e.cluster) == []
     assert effect_data(effect) == {"plan": plan.data, "notPlanned": None}
     text = plain(describe_effect(effect, Paper()))
     assert "7x1g.10gb" in text
@@ -326,8 +326,8 @@ async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(
 
 @virtually
 async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: JSON) -> None:
-    async with operated(1) as stage:
-        session = Session(stage.e.cluster.client(ME), "context test", now=virtual_now)
+    async with operated(1) as scene:
+        session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
         assert effect.why_not.startswith("no node has the label that the policy selects by yet; set it")
     assert effect_data(effect) == {"plan": None, "notPlanned": effect.why_not}

@@ -9,7 +9,7 @@ from hack.sim.fakefaults import EVER
 from tests.build import NOW, make_fence
 from tests.cli.asking import ME, ask, operated, writes
 from tests.cli.objects import gpunode
-from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, scene
+from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
@@ -25,107 +25,107 @@ from gpusharing.kube.fence import record_text
 MANUAL = at_once(1, approval="Manual")
 
 
-async def refused(stage: Scene, *words: str) -> str:
+async def refused(scene: Scene, *words: str) -> str:
     """The sentence of a command that writes nothing."""
-    before = len(writes(stage.e.cluster))
+    before = len(writes(scene.e.cluster))
     with pytest.raises(Trouble) as raised:
-        await ask(stage.e.cluster, *words)
-    assert len(writes(stage.e.cluster)) == before
+        await ask(scene.e.cluster, *words)
+    assert len(writes(scene.e.cluster)) == before
     return str(raised.value)
 
 
 @virtually
 async def test_an_approval_lets_the_plan_be_carried_out() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED, rollout=MANUAL)
-        await stage.reason("gpu-1", "ApprovalNeeded")
-        found = stage.e.policy("pool-b")["status"]["plan"]["hash"]
-        told = await ask(stage.e.cluster, "approve", "pool-b", found)
+    async with operated(1) as scene:
+        scene.apply(MIXED, rollout=MANUAL)
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        found = scene.e.policy("pool-b")["status"]["plan"]["hash"]
+        told = await ask(scene.e.cluster, "approve", "pool-b", found)
         assert told.status == DONE
         assert told.out == (
             f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{found}"}}}}}}\n'
             f"Plan {found} may be carried out: class Reset, 1 node, 0 pods to leave.\n"
             "Done.\n"
         )
-        await stage.ready()
+        await scene.ready()
 
 
 @virtually
 async def test_an_approval_of_another_plan_than_that_of_now_is_refused() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED, rollout=MANUAL)
-        await stage.reason("gpu-1", "ApprovalNeeded")
-        assert "not abcdef1: read it again" in await refused(stage, "approve", "pool-b", "abcdef1")
+    async with operated(1) as scene:
+        scene.apply(MIXED, rollout=MANUAL)
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        assert "not abcdef1: read it again" in await refused(scene, "approve", "pool-b", "abcdef1")
 
 
 @virtually
 async def test_an_approval_without_a_hash_needs_somebody_to_ask() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED, rollout=MANUAL)
-        await stage.reason("gpu-1", "ApprovalNeeded")
-        assert "there is no terminal to ask for confirmation" in await refused(stage, "approve", "pool-b")
-        assert (await ask(stage.e.cluster, "approve", "pool-b", "--yes")).status == DONE
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(MIXED, rollout=MANUAL)
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        assert "there is no terminal to ask for confirmation" in await refused(scene, "approve", "pool-b")
+        assert (await ask(scene.e.cluster, "approve", "pool-b", "--yes")).status == DONE
+        await scene.ready()
 
 
 @virtually
 async def test_there_is_nothing_to_approve_where_nobody_waits_for_it() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        assert "needs no approval" in await refused(stage, "approve", "pool-b")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert "needs no approval" in await refused(scene, "approve", "pool-b")
 
 
 @virtually
 async def test_a_dry_run_shows_the_patch_and_sends_nothing() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "pause", "pool-b", "--dry-run")
-        assert writes(stage.e.cluster) == []
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "pause", "pool-b", "--dry-run")
+        assert writes(scene.e.cluster) == []
     assert told.out.startswith('gsp/pool-b  {"spec":{"rollout":{"paused":true}}}\n')
     assert told.out.endswith("Nothing was changed.\n")
 
 
 @virtually
 async def test_a_paused_policy_starts_no_node_until_it_is_resumed() -> None:
-    async with operated(2) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await ask(stage.e.cluster, "pause", "pool-b")
-        stage.e.cluster.patch(POLICIES, "pool-b", {"spec": MIXED})
-        await stage.reason("gpu-1", "Paused")
-        assert "paused already" in await refused(stage, "pause", "pool-b")
-        await ask(stage.e.cluster, "resume", "pool-b", "--yes")
-        await stage.ready()
-        assert "neither paused nor halted" in await refused(stage, "resume", "pool-b")
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await ask(scene.e.cluster, "pause", "pool-b")
+        scene.e.cluster.patch(POLICIES, "pool-b", {"spec": MIXED})
+        await scene.reason("gpu-1", "Paused")
+        assert "paused already" in await refused(scene, "pause", "pool-b")
+        await ask(scene.e.cluster, "resume", "pool-b", "--yes")
+        await scene.ready()
+        assert "neither paused nor halted" in await refused(scene, "resume", "pool-b")
 
 
 @virtually
 async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> None:
     """Also when the node that failed was brought to its end meanwhile, and the policy lists no failure any more."""
-    async with operated(2) as stage:
+    async with operated(2) as scene:
         for name in ("gpu-1", "gpu-2"):
-            stage.e.software.inject(name, "failed")
-        stage.apply(MIXED, rollout=at_once(1))
-        first = await stage.any_fenced("actuating")
-        await stage.phase(first, "Failed")
-        await ask(stage.e.cluster, "retry", first, "--yes")
-        await stage.phase(first, "Synced")
+            scene.e.software.inject(name, "failed")
+        scene.apply(MIXED, rollout=at_once(1))
+        first = await scene.any_fenced("actuating")
+        await scene.phase(first, "Failed")
+        await ask(scene.e.cluster, "retry", first, "--yes")
+        await scene.phase(first, "Synced")
         other = "gpu-1" if first == "gpu-2" else "gpu-2"
-        await stage.reason(other, "Halted")
-        told = await ask(stage.e.cluster, "resume", "pool-b", "--yes")
+        await scene.reason(other, "Halted")
+        told = await ask(scene.e.cluster, "resume", "pool-b", "--yes")
         assert "1 node may start although others failed" in told.out
-        await stage.fenced(other)
+        await scene.fenced(other)
 
 
 @virtually
 async def test_a_pause_may_hold_nodes_in_flight() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         told = await ask(
-            stage.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json"
+            scene.e.cluster, "pause", "pool-b", "--when-paused", "Hold", "--dry-run", "-o", "json"
         )
     assert told.data["patch"] == {"spec": {"rollout": {"paused": True, "whenPaused": "Hold"}}}
     assert not told.data["done"]
@@ -133,58 +133,58 @@ async def test_a_pause_may_hold_nodes_in_flight() -> None:
 
 @virtually
 async def test_a_change_in_flight_is_given_up_before_the_point_of_no_return_only() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        assert "no change is in flight on gpu-1" in await refused(stage, "abort", "gpu-1")
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        assert (await ask(stage.e.cluster, "abort", "gpu-1")).status == DONE
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert "no change is in flight on gpu-1" in await refused(scene, "abort", "gpu-1")
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        assert (await ask(scene.e.cluster, "abort", "gpu-1")).status == DONE
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually
 async def test_a_change_past_the_point_of_no_return_is_not_given_up() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        assert "past the point of no return" in await refused(stage, "abort", "gpu-1")
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        assert "past the point of no return" in await refused(scene, "abort", "gpu-1")
 
 
 @virtually
 async def test_a_node_that_was_given_up_is_tried_again_at_once_by_a_retry() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        await ask(stage.e.cluster, "abort", "gpu-1")
-        await stage.reason("gpu-1", "Deferred")
-        told = await ask(stage.e.cluster, "retry", "gpu-1", "--yes")
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        await ask(scene.e.cluster, "abort", "gpu-1")
+        await scene.reason("gpu-1", "Deferred")
+        told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         assert told.status == DONE
         assert "The node is tried again" in told.out
-        await stage.ready(seconds=250)
+        await scene.ready(seconds=250)
 
 
 @virtually
 async def test_a_retry_is_refused_while_a_change_goes_on_and_when_it_is_done() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Cordoned")
-        said = await refused(stage, "retry", "gpu-1", "--yes")
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Cordoned")
+        said = await refused(scene, "retry", "gpu-1", "--yes")
         assert said.startswith("there is nothing to try again on gpu-1: it is Cordoned (")
         assert "kubectl gpusharing why gpu-1" in said
-        await stage.phase("gpu-1", "Synced")
-        said = await refused(stage, "retry", "gpu-1", "--dry-run")
+        await scene.phase("gpu-1", "Synced")
+        said = await refused(scene, "retry", "gpu-1", "--dry-run")
         assert said == "there is nothing to try again on gpu-1: it is Synced (Synced)"
 
 
 @virtually
 async def test_a_retry_of_a_skipped_node_is_refused_with_what_lets_changes_begin() -> None:
-    async with operated(1) as stage:
-        await ask(stage.e.cluster, "skip", "gpu-1")
-        stage.apply(MIXED)
-        await stage.reason("gpu-1", "SkipLabel")
-        said = await refused(stage, "retry", "gpu-1", "--yes")
+    async with operated(1) as scene:
+        await ask(scene.e.cluster, "skip", "gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "SkipLabel")
+        said = await refused(scene, "retry", "gpu-1", "--yes")
         assert (
             "it is Skipped (SkipLabel). To let changes begin there: kubectl gpusharing skip gpu-1 --undo"
             in said
@@ -193,41 +193,41 @@ async def test_a_retry_of_a_skipped_node_is_refused_with_what_lets_changes_begin
 
 @virtually
 async def test_a_retry_of_a_node_that_somebody_else_blocks_says_what_it_waits_for() -> None:
-    async with operated(1) as stage:
-        stage.e.cluster.patch(NODES, "gpu-1", {"spec": {"unschedulable": True}})
-        stage.apply(MIXED)
-        await stage.reason("gpu-1", "AlreadyCordoned")
-        told = await ask(stage.e.cluster, "retry", "gpu-1", "--yes")
+    async with operated(1) as scene:
+        scene.e.cluster.patch(NODES, "gpu-1", {"spec": {"unschedulable": True}})
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "AlreadyCordoned")
+        told = await ask(scene.e.cluster, "retry", "gpu-1", "--yes")
         said = " ".join(told.out.split())
         assert "it is Blocked (AlreadyCordoned), and begins when that is over. Done." in said
 
 
 @virtually
 async def test_a_retry_of_a_node_without_gpus_is_refused() -> None:
-    async with operated(1) as stage:
-        stage.e.cluster.add(NODES, {"metadata": {"name": "cpu-1"}})
+    async with operated(1) as scene:
+        scene.e.cluster.add(NODES, {"metadata": {"name": "cpu-1"}})
         assert "nothing to try again on cpu-1: it has no GPUNode" in await refused(
-            stage, "retry", "cpu-1", "--yes"
+            scene, "retry", "cpu-1", "--yes"
         )
 
 
 @virtually
 async def test_who_may_not_see_how_a_node_stands_may_still_retry_it() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         refusal = Forbidden('User "me" cannot get resource "gpunodes"')
-        stage.e.cluster.faults.fail("get", GPUNODES, refusal, times=EVER, identity=ME)
-        assert (await ask(stage.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
+        scene.e.cluster.faults.fail("get", GPUNODES, refusal, times=EVER, identity=ME)
+        assert (await ask(scene.e.cluster, "retry", "gpu-1", "--yes")).status == DONE
 
 
 @virtually
 async def test_a_retry_that_nobody_answers_is_none() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
-        assert "does not answer: no answer" in await refused(stage, "retry", "gpu-1", "--yes")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.faults.fail("get", GPUNODES, Unavailable("no answer"), times=EVER, identity=ME)
+        assert "does not answer: no answer" in await refused(scene, "retry", "gpu-1", "--yes")
 
 
 PHASES = {
@@ -270,22 +270,22 @@ def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
 
 @virtually
 async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await ask(stage.e.cluster, "skip", "gpu-1")
-        assert "skipped already" in await refused(stage, "skip", "gpu-1")
-        stage.apply(MIXED)
-        await stage.reason("gpu-1", "SkipLabel")
-        await ask(stage.e.cluster, "skip", "gpu-1", "--undo", "--yes")
-        await stage.ready()
-        assert "gpusharing.dev/skip" not in stage.labels("gpu-1")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await ask(scene.e.cluster, "skip", "gpu-1")
+        assert "skipped already" in await refused(scene, "skip", "gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "SkipLabel")
+        await ask(scene.e.cluster, "skip", "gpu-1", "--undo", "--yes")
+        await scene.ready()
+        assert "gpusharing.dev/skip" not in scene.labels("gpu-1")
 
 
 @virtually
 async def test_a_node_that_is_not_there_is_answered_with_the_nearest_names() -> None:
-    async with operated(1) as stage:
-        assert "did you mean: gpu-1" in await refused(stage, "retry", "gpu-11", "--yes")
+    async with operated(1) as scene:
+        assert "did you mean: gpu-1" in await refused(scene, "retry", "gpu-11", "--yes")
 
 
 class _Person(io.StringIO):
@@ -300,13 +300,13 @@ def test_only_yes_is_a_yes(answer: str, wanted: bool) -> None:
 
 @virtually
 async def test_where_no_operator_is_installed_nobody_would_try_again_and_that_is_said() -> None:
-    async with scene(*nodes(1)) as stage:
-        said = await refused(stage, "retry", "gpu-1", "--yes")
+    async with open_scene(*nodes(1)) as scene:
+        said = await refused(scene, "retry", "gpu-1", "--yes")
         assert said.startswith("no operator is installed in context test, so nothing would retry gpu-1.")
-        told = await ask(stage.e.cluster, "skip", "gpu-1", width=200)
+        told = await ask(scene.e.cluster, "skip", "gpu-1", width=200)
         assert (
             "Written, but no operator is installed in context test: it has no effect until one is."
             in told.out
         )
         assert "Done." not in told.out
-        assert stage.labels("gpu-1")["gpusharing.dev/skip"] == "true"
+        assert scene.labels("gpu-1")["gpusharing.dev/skip"] == "true"

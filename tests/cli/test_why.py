@@ -62,23 +62,23 @@ AGE ago     Draining  PDB
 @virtually
 async def test_a_node_in_a_drain_shows_verdict_proofs_blockers_and_history() -> None:
     workload, budget = Workload("llm", 2, node_selector={}), pdb("llm", "llm", minAvailable=1)
-    async with operated(1, workloads=[workload], budgets=[budget]) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("llm", 2)
-        stage.apply(MIXED, drain={"strandedPods": "Allow"})
-        await stage.reason("gpu-1", "PDB")
-        told = await ask(stage.e.cluster, "why", "gpu-1")
+    async with operated(1, workloads=[workload], budgets=[budget]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 2)
+        scene.apply(MIXED, drain={"strandedPods": "Allow"})
+        await scene.reason("gpu-1", "PDB")
+        told = await ask(scene.e.cluster, "why", "gpu-1")
     assert told.status == DONE
     assert masked(told.out) == masked(DRAINING)
 
 
 @virtually
 async def test_a_node_that_is_done_has_every_source_agree() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        told = await ask(stage.e.cluster, "why", "gpu-1", "-o", "json")
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
     assert told.data["phase"] == "Synced"
     assert len(told.data["proofs"]) == 7
     assert all(one["agrees"] for one in told.data["proofs"])
@@ -87,23 +87,23 @@ async def test_a_node_that_is_done_has_every_source_agree() -> None:
 
 @virtually
 async def test_a_source_that_disagrees_says_what_it_should_say() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        stage.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig-3g.40gb.count": "9"}}})
-        told = await ask(stage.e.cluster, "why", "gpu-1", "-o", "json")
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        scene.person("gpu-1", {"metadata": {"labels": {"nvidia.com/mig-3g.40gb.count": "9"}}})
+        told = await ask(scene.e.cluster, "why", "gpu-1", "-o", "json")
     wrong = {one["source"]: one["message"] for one in told.data["proofs"] if not one["agrees"]}
     assert wrong == {"GFD labels": "label nvidia.com/mig-3g.40gb.count is 9, expected 4"}
 
 
 @virtually
 async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_right_is_missing() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         refusal = Forbidden('User "me" cannot list resource "nodes"')
-        stage.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
-        told = await ask(stage.e.cluster, "why", "gpu-1")
+        scene.e.cluster.faults.fail("list", NODES, refusal, times=EVER, identity=ME)
+        told = await ask(scene.e.cluster, "why", "gpu-1")
     assert told.out.startswith("SIMULATED: gpu-1 has no real GPUs")
     assert "\ngpu-1  pool-b  Synced: Synced" in told.out
     assert 'cannot list resource "nodes"' in " ".join(told.out.split())
@@ -112,15 +112,15 @@ async def test_without_the_right_to_nodes_the_published_state_is_told_and_which_
 @pytest.mark.parametrize("subject", ["gpu-1", "pod/old"])
 @virtually
 async def test_an_operator_of_another_version_is_told_in_the_answer_about(subject: str) -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.cluster.add(PODS, pending("old"))
-        same = await ask(stage.e.cluster, "why", subject)
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(PODS, pending("old"))
+        same = await ask(scene.e.cluster, "why", subject)
         label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
-        stage.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
-        told = await ask(stage.e.cluster, "why", subject)
-        data = await ask(stage.e.cluster, "why", subject, "-o", "json")
+        scene.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
+        told = await ask(scene.e.cluster, "why", subject)
+        data = await ask(scene.e.cluster, "why", subject, "-o", "json")
     note = (
         f"the operator is version 9.9.9 and this plugin is version {version('gpu-sharing-operator')}: their"
     )
@@ -131,21 +131,21 @@ async def test_an_operator_of_another_version_is_told_in_the_answer_about(subjec
 
 @virtually
 async def test_a_node_of_no_policy_is_said_to_be_none_of_ours() -> None:
-    async with operated(1) as stage:
-        stage.e.cluster.add(NODES, node("spare-1", pool="other"))
-        told = await ask(stage.e.cluster, "why", "spare-1")
+    async with operated(1) as scene:
+        scene.e.cluster.add(NODES, node("spare-1", pool="other"))
+        told = await ask(scene.e.cluster, "why", "spare-1")
     assert told.out.startswith("spare-1  no policy  Skipped: Unowned\nno policy selects this node\n")
 
 
 @virtually
 async def test_a_node_that_is_not_there_is_answered_with_the_nearest_names() -> None:
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         with pytest.raises(
             Trouble, match=r"there is no gpu-11 in nodes of context test; did you mean: gpu-1"
         ):
-            await ask(stage.e.cluster, "why", "gpu-11")
+            await ask(scene.e.cluster, "why", "gpu-11")
 
 
 # --- pods ------------------------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ async def test_a_node_that_is_not_there_is_answered_with_the_nearest_names() -> 
 
 @virtually
 async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_is_offered() -> None:
-    async with operated(1) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        await stage.e.until(lambda: True, "", 1)
-        stage.e.cluster.add(PODS, pending("old"))
-        told = await ask(stage.e.cluster, "why", "pod/old")
+    async with operated(1) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        await scene.e.until(lambda: True, "", 1)
+        scene.e.cluster.add(PODS, pending("old"))
+        told = await ask(scene.e.cluster, "why", "pod/old")
     text = " ".join(told.out.split())
     assert "default/old Pending asks for 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
@@ -168,14 +168,14 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
 
 @virtually
 async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_selector() -> None:
-    async with operated(1) as stage:
-        stage.e.cluster.add(NODES, node("other-1", pool="other"))
-        stage.apply(MIXED)
-        await stage.ready()
+    async with operated(1) as scene:
+        scene.e.cluster.add(NODES, node("other-1", pool="other"))
+        scene.apply(MIXED)
+        await scene.ready()
         raw = pending("old")
         raw["spec"] |= {"nodeSelector": {"gpusharing.dev/pool": "b"}}
-        stage.e.cluster.add(PODS, raw)
-        told = await ask(stage.e.cluster, "why", "pod/old", "-o", "json")
+        scene.e.cluster.add(PODS, raw)
+        told = await ask(scene.e.cluster, "why", "pod/old", "-o", "json")
     assert told.data["others"] == ["nvidia.com/mig-3g.40gb"]
 
 
@@ -183,14 +183,14 @@ async def test_what_only_other_nodes_offer_is_no_advice_for_a_pod_with_a_node_se
 async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_and_what_that_waits_for() -> (
     None
 ):
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.cordon("gpu-1")
-        stage.apply(MIXED)
-        await stage.reason("gpu-1", "AlreadyCordoned")
-        stage.e.cluster.add(PODS, pending("new", "nvidia.com/mig-3g.40gb"))
-        told = await ask(stage.e.cluster, "why", "default/new", "-o", "json")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "AlreadyCordoned")
+        scene.e.cluster.add(PODS, pending("new", "nvidia.com/mig-3g.40gb"))
+        told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["pool"], service["now"], service["after"]) == ("pool-b", 0, 4)
     assert service["but"].startswith("not yet; Blocked: gpu-1 was cordoned by somebody else")
@@ -199,16 +199,16 @@ async def test_a_pod_that_waits_for_a_change_is_told_which_pool_will_serve_it_an
 @virtually
 async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
     """The operator writes the label itself, with the release (docs/how-to/choose-a-mode.md)."""
-    async with operated(1) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.cordon("gpu-1")
-        stage.apply(MIXED)
-        await stage.reason("gpu-1", "AlreadyCordoned")
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("gpu-1")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "AlreadyCordoned")
         raw = pending("new", "nvidia.com/mig-3g.40gb")
         raw["spec"] |= {"nodeSelector": {"gpusharing.dev/mode": "mig"}}
-        stage.e.cluster.add(PODS, raw)
-        told = await ask(stage.e.cluster, "why", "default/new", "-o", "json")
+        scene.e.cluster.add(PODS, raw)
+        told = await ask(scene.e.cluster, "why", "default/new", "-o", "json")
     (service,) = told.data["services"]
     assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
     assert service["but"].startswith("not yet; ")
@@ -219,27 +219,27 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
 
 @virtually
 async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
-    async with operated(1, workloads=[Workload("llm", 2)]) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("llm", 2)
-        await stage.e.until(
-            lambda: stage.e.gpunode("gpu-1")["status"]["observed"].get("pods") == 2, "a report", 120
+    async with operated(1, workloads=[Workload("llm", 2)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 2)
+        await scene.e.until(
+            lambda: scene.e.gpunode("gpu-1")["status"]["observed"].get("pods") == 2, "a report", 120
         )
-        stage.e.cluster.add(PODS, pending("third"))
-        told = await ask(stage.e.cluster, "why", "pod/third", "-n", "default", "-o", "json")
+        scene.e.cluster.add(PODS, pending("third"))
+        told = await ask(scene.e.cluster, "why", "pod/third", "-n", "default", "-o", "json")
     (service,) = told.data["services"]
     assert (service["now"], service["free"], service["but"]) == (2, 0, "all are held by other pods")
 
 
 @virtually
 async def test_a_pod_with_a_node_points_at_the_node() -> None:
-    async with operated(1, workloads=[Workload("llm", 1)]) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        await stage.running("llm", 1)
-        name = stage.pods("llm")[0]["metadata"]["name"]
-        told = await ask(stage.e.cluster, "why", f"pod/default/{name}")
+    async with operated(1, workloads=[Workload("llm", 1)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 1)
+        name = scene.pods("llm")[0]["metadata"]["name"]
+        told = await ask(scene.e.cluster, "why", f"pod/default/{name}")
     assert "It has a node, gpu-1, which the operator is not changing now." in told.out
 
 

@@ -15,7 +15,7 @@ from hack.embedded import CLUSTER_POLICY
 from hack.sim.fakefaults import Crash, Write
 from hack.sim.mortal import Disturbance, MortalClient, When
 from tests.embedded.goldens import Golden
-from tests.embedded.scene import Scene, nodes, scene
+from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.api import names
@@ -71,7 +71,7 @@ Happening = Callable[[Scene, MortalClient], Disturbance]
 """What happens to an operator at one of its writes."""
 
 
-def dies(stage: Scene, client: MortalClient) -> Disturbance:
+def dies(scene: Scene, client: MortalClient) -> Disturbance:
     """kill -9; another one waits until the Lease has run out."""
 
     def end(resource: Resource, name: str) -> None:
@@ -81,18 +81,18 @@ def dies(stage: Scene, client: MortalClient) -> Disturbance:
     return end
 
 
-def dies_and_is_back(stage: Scene, client: MortalClient) -> Disturbance:
+def dies_and_is_back(scene: Scene, client: MortalClient) -> Disturbance:
     """As `dies`, and the next one leads at once: a container that starts again in its pod bears the same name.
 
     Its clock is a second behind, as far as two that were set by a Date of whole seconds may be apart (kube/clock.py).
     """
-    end = dies(stage, client)
+    end = dies(scene, client)
 
     def end_and_release(resource: Resource, name: str) -> None:
-        stage.e.now = lambda: virtual_now() - timedelta(seconds=1)
+        scene.e.now = lambda: virtual_now() - timedelta(seconds=1)
         nobody = {"spec": {"holderIdentity": None}}
         with suppress(NotFound):
-            stage.e.cluster.patch(LEASES, "gpusharing-operator", nobody, "gpusharing")
+            scene.e.cluster.patch(LEASES, "gpusharing-operator", nobody, "gpusharing")
         end(resource, name)
 
     return end_and_release
@@ -101,14 +101,14 @@ def dies_and_is_back(stage: Scene, client: MortalClient) -> Disturbance:
 def at_write(write: int, when: When, happening: Happening) -> Prepare:
     """It happens to the first operator, before or after this write."""
 
-    def prepare(stage: Scene, client: MortalClient) -> None:
-        if stage.e.operators == 1:
-            client.disturb(write, when, happening(stage, client))
+    def prepare(scene: Scene, client: MortalClient) -> None:
+        if scene.e.operators == 1:
+            client.disturb(write, when, happening(scene, client))
 
     return prepare
 
 
-def nothing(stage: Scene, client: MortalClient) -> None:
+def nothing(scene: Scene, client: MortalClient) -> None:
     """The operator lives undisturbed."""
 
 
@@ -119,53 +119,53 @@ def play(golden: Golden, prepare: Prepare = nothing) -> Run:
 
 
 async def _play(golden: Golden, prepare: Prepare) -> Run:
-    async with scene(
+    async with open_scene(
         *nodes(golden.nodes, gpus=golden.gpus),
         workloads=golden.workloads,
         budgets=golden.budgets,
         cluster_policy=golden.cluster_policy or CLUSTER_POLICY,
         configure_gpu_operator=golden.cluster_policy is not None,
         force_delete=golden.forces,
-    ) as stage:
-        client = stage.e.client
+    ) as scene:
+        client = scene.e.client
         assert client is not None
-        prepare(stage, client)
-        doctor = asyncio.create_task(_replace_the_dead(stage, prepare))
+        prepare(scene, client)
+        doctor = asyncio.create_task(_replace_the_dead(scene, prepare))
         try:
-            await golden.script(stage)
+            await golden.script(scene)
             await asyncio.sleep(1)  # a death in this moment is noticed
-            await settled(stage)
+            await settled(scene)
         finally:
             doctor.cancel()
             with suppress(asyncio.CancelledError):
                 await doctor
-        return Run(end_state(stage), kinds(stage), stage.e.operators, client.writes, stage.evicted())
+        return Run(end_state(scene), kinds(scene), scene.e.operators, client.writes, scene.evicted())
 
 
-async def _replace_the_dead(stage: Scene, prepare: Prepare) -> None:
+async def _replace_the_dead(scene: Scene, prepare: Prepare) -> None:
     """The Deployment's controller: one process ends, another one starts."""
-    while stage.e.client is not None:
-        await stage.e.client.died.wait()
-        await stage.e.kill_operator()
-        stage.e.start_operator()
-        prepare(stage, stage.e.client)
+    while scene.e.client is not None:
+        await scene.e.client.died.wait()
+        await scene.e.kill_operator()
+        scene.e.start_operator()
+        prepare(scene, scene.e.client)
 
 
-async def settled(stage: Scene) -> None:
+async def settled(scene: Scene) -> None:
     """Until an operator leads that has nothing to write any more."""
     while True:
-        lease, mark = stage.e.lease, len(stage.writes())
+        lease, mark = scene.e.lease, len(scene.writes())
         assert lease is not None
         await lease.acquired.wait()
         await asyncio.sleep(REST)
-        if lease.is_leader and lease is stage.e.lease and mark == len(stage.writes()):
+        if lease.is_leader and lease is scene.e.lease and mark == len(scene.writes()):
             return
 
 
-def kinds(stage: Scene) -> Counter[str]:
+def kinds(scene: Scene) -> Counter[str]:
     """Accepted writes by kind; of those to the Lease only the claims."""
     found: Counter[str] = Counter()
-    for write in [*stage.writes(), *_claimings(stage)]:
+    for write in [*scene.writes(), *_claimings(scene)]:
         if write.error is None:
             plural, sub = write.call.resource.plural, write.call.subresource
             telling = "tell " if (plural, sub) in TELLING else ""
@@ -173,11 +173,11 @@ def kinds(stage: Scene) -> Counter[str]:
     return found
 
 
-def _claimings(stage: Scene) -> list[Write]:
+def _claimings(scene: Scene) -> list[Write]:
     """Writes to the Lease that say more than who leads."""
     return [
         write
-        for write in stage.e.cluster.writes
+        for write in scene.e.cluster.writes
         if write.call.resource == LEASES
         and ((write.call.body or {}).get("metadata") or {}).get("annotations")
     ]
@@ -186,12 +186,12 @@ def _claimings(stage: Scene) -> list[Write]:
 # --- the end, without times and generated names ----------------------------------------------------
 
 
-def end_state(stage: Scene) -> JSON:
+def end_state(scene: Scene) -> JSON:
     """What must be the same however often the operator died on the way.
 
     How many pods are Pending is counted once a minute by the clock of each operator, so that number is left out.
     """
-    cluster = stage.e.cluster
+    cluster = scene.e.cluster
     return {
         "nodes": {raw["metadata"]["name"]: _node(raw) for raw in cluster.objects(NODES)},
         "gpunodes": {raw["metadata"]["name"]: _gpunode(raw) for raw in cluster.objects(GPUNODES)},
@@ -203,11 +203,11 @@ def end_state(stage: Scene) -> JSON:
             {"spec": raw["spec"], "marks": raw["metadata"].get("annotations", {})}
             for raw in cluster.objects(CLUSTER_POLICIES)
         ],
-        "claims": _claims(stage),
-        "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in stage.pods(app))),
+        "claims": _claims(scene),
+        "pods": dict(Counter(_pod(pod) for app in ("free", "kept") for pod in scene.pods(app))),
         "gpus": {
             name: [sorted(i.profile for i in gpu.instances) for gpu in node.gpus.look()]
-            for name, node in sorted(stage.e.software.nodes.items())
+            for name, node in sorted(scene.e.software.nodes.items())
         },
     }
 
@@ -254,9 +254,9 @@ def _pod(raw: JSON) -> str:
     return f"{raw['metadata']['labels']['app']} {raw['status']['phase']}"
 
 
-def _claims(stage: Scene) -> JSON:
+def _claims(scene: Scene) -> JSON:
     try:
-        lease = stage.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+        lease = scene.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
     except NotFound:
         return {}
     claims: JSON = json.loads(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])

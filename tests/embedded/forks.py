@@ -73,9 +73,9 @@ def play_all(golden: Golden, writes: Writes, happening: Happening) -> tuple[Run,
     """The run in which nothing happens, and those in which it does, by the write; a text where one failed."""
     forks = _Forks()
 
-    def prepare(stage: Scene, client: MortalClient) -> None:
-        if stage.e.operators == 1:
-            _happen_in_children(client, writes, happening(stage, client), forks)
+    def prepare(scene: Scene, client: MortalClient) -> None:
+        if scene.e.operators == 1:
+            _happen_in_children(client, writes, happening(scene, client), forks)
 
     try:
         run = play(golden, prepare)

@@ -32,110 +32,110 @@ class Golden:
     """The operator may delete pods at the end of a drain."""
 
 
-async def create(stage: Scene) -> None:
+async def create(scene: Scene) -> None:
     """A policy on nodes without pods."""
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.ready(seconds=HOUR)
 
 
-async def create_with_pods(stage: Scene) -> None:
+async def create_with_pods(scene: Scene) -> None:
     """Some pods may be evicted at once; the budget of the others allows one at a time, and none for a while."""
-    await stage.running("free", 1)
-    await stage.running("kept", 2)
-    stage.apply(SLICED, drain={"strandedPods": "Allow"})
-    await stage.fenced("gpu-1")
-    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
+    await scene.running("free", 1)
+    await scene.running("kept", 2)
+    scene.apply(SLICED, drain={"strandedPods": "Allow"})
+    await scene.fenced("gpu-1")
+    scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
     await asyncio.sleep(60)
-    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
-    await stage.ready(seconds=HOUR)
-    await stage.e.until(lambda: "3/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+    scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+    await scene.ready(seconds=HOUR)
+    await scene.e.until(lambda: "3/16" in str(scene.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
-async def retarget(stage: Scene) -> None:
+async def retarget(scene: Scene) -> None:
     """Another layout once a node is past the point of no return."""
-    stage.apply(MIXED)
-    await stage.any_fenced("actuating")
-    stage.apply(OTHER_MIXED)
-    await stage.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.any_fenced("actuating")
+    scene.apply(OTHER_MIXED)
+    await scene.ready(seconds=HOUR)
 
 
-async def node_deleted(stage: Scene) -> None:
+async def node_deleted(scene: Scene) -> None:
     """The node in flight vanishes."""
-    stage.apply(MIXED)
-    name = await stage.any_fenced("actuating")
-    stage.e.cluster.delete(NODES, name)
+    scene.apply(MIXED)
+    name = await scene.any_fenced("actuating")
+    scene.e.cluster.delete(NODES, name)
     await asyncio.sleep(1)
-    await stage.ready(seconds=HOUR)
+    await scene.ready(seconds=HOUR)
 
 
-async def policy_deleted(stage: Scene) -> None:
+async def policy_deleted(scene: Scene) -> None:
     """The policy is deleted while a node drains."""
-    stage.apply(MIXED)
-    await stage.any_fenced("fenced")
-    stage.e.cluster.delete(POLICIES, "pool-b")
-    await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
-    await stage.released("gpu-1")
+    scene.apply(MIXED)
+    await scene.any_fenced("fenced")
+    scene.e.cluster.delete(POLICIES, "pool-b")
+    await scene.e.until(lambda: not scene.e.cluster.objects(POLICIES), "the policy gone", HOUR)
+    await scene.released("gpu-1")
 
 
-async def policy_reset(stage: Scene) -> None:
+async def policy_reset(scene: Scene) -> None:
     """A policy with deletionPolicy Reset is deleted."""
-    stage.apply(MIXED, deletionPolicy="Reset")
-    await stage.ready(seconds=HOUR)
-    stage.e.cluster.delete(POLICIES, "pool-b")
-    await stage.e.until(lambda: not stage.e.cluster.objects(POLICIES), "the policy gone", HOUR)
-    for raw in stage.e.cluster.objects(NODES):
+    scene.apply(MIXED, deletionPolicy="Reset")
+    await scene.ready(seconds=HOUR)
+    scene.e.cluster.delete(POLICIES, "pool-b")
+    await scene.e.until(lambda: not scene.e.cluster.objects(POLICIES), "the policy gone", HOUR)
+    for raw in scene.e.cluster.objects(NODES):
         ours = {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG}
         assert not ours & raw["metadata"]["labels"].keys()
 
 
-async def gpunodes_deleted(stage: Scene) -> None:
+async def gpunodes_deleted(scene: Scene) -> None:
     """All GPUNodes vanish, once before and once after the point of no return."""
-    stage.apply(MIXED)
+    scene.apply(MIXED)
     for moment in ("fenced", "actuating"):
-        await stage.any_fenced(moment)
-        for raw in stage.e.cluster.objects(GPUNODES):
-            stage.e.cluster.delete(GPUNODES, raw["metadata"]["name"])
-    await stage.ready(seconds=HOUR)
+        await scene.any_fenced(moment)
+        for raw in scene.e.cluster.objects(GPUNODES):
+            scene.e.cluster.delete(GPUNODES, raw["metadata"]["name"])
+    await scene.ready(seconds=HOUR)
 
 
-async def two_steps(stage: Scene) -> None:
+async def two_steps(scene: Scene) -> None:
     """From MPS to MIG, which stops at whole GPUs in between."""
-    stage.apply(MPS)
-    await stage.ready(seconds=HOUR)
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
+    scene.apply(MPS)
+    await scene.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.ready(seconds=HOUR)
 
 
 # --- NVIDIA's software goes wrong ------------------------------------------------------------------
 
 
-async def wedged_pending(stage: Scene) -> None:
+async def wedged_pending(scene: Scene) -> None:
     """mig-manager stays pending for ever; its restart helps."""
-    await wedged(stage, "wedge-pending")
+    await wedged(scene, "wedge-pending")
 
 
-async def wedged_paused(stage: Scene) -> None:
+async def wedged_paused(scene: Scene) -> None:
     """mig-manager fails and leaves the operands paused; its restart helps."""
-    await wedged(stage, "wedge-paused")
+    await wedged(scene, "wedge-paused")
 
 
-async def wedged(stage: Scene, fault: str) -> None:
+async def wedged(scene: Scene, fault: str) -> None:
     """The next run of mig-manager ends in one of its two bugs."""
     await asyncio.sleep(SOFTWARE_UP)
-    stage.e.software.inject("gpu-1", fault)
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
+    scene.e.software.inject("gpu-1", fault)
+    scene.apply(MIXED)
+    await scene.ready(seconds=HOUR)
 
 
-async def success_paused(stage: Scene) -> None:
+async def success_paused(scene: Scene) -> None:
     """mig-manager fails and leaves the operands paused; what it is told then is still applied, so it says success."""
     await asyncio.sleep(SOFTWARE_UP)
-    stage.e.software.inject("gpu-1", "wedge-paused")
-    stage.apply(MIXED)
-    await stage.fenced("gpu-1", "actuating")
-    stage.apply(FULL)
-    await stage.e.until(lambda: says_success_while_paused(stage.labels("gpu-1")), "the wedge", HOUR)
-    await stage.ready(seconds=HOUR)
+    scene.e.software.inject("gpu-1", "wedge-paused")
+    scene.apply(MIXED)
+    await scene.fenced("gpu-1", "actuating")
+    scene.apply(FULL)
+    await scene.e.until(lambda: says_success_while_paused(scene.labels("gpu-1")), "the wedge", HOUR)
+    await scene.ready(seconds=HOUR)
 
 
 def says_success_while_paused(labels: Mapping[str, str]) -> bool:
@@ -143,95 +143,95 @@ def says_success_while_paused(labels: Mapping[str, str]) -> bool:
     return labels.get(names.LABEL_MIG_STATE) == "success" and names.PAUSED_FOR_MIG in labels.values()
 
 
-async def failed_and_retried(stage: Scene) -> None:
+async def failed_and_retried(scene: Scene) -> None:
     """mig-manager fails; a person asks for another try."""
     await asyncio.sleep(SOFTWARE_UP)
-    stage.e.software.inject("gpu-1", "failed")
-    stage.apply(MIXED)
-    await stage.phase("gpu-1", "Failed")
-    stage.annotate("gpu-1", retry="again")
-    await stage.ready(seconds=HOUR)
+    scene.e.software.inject("gpu-1", "failed")
+    scene.apply(MIXED)
+    await scene.phase("gpu-1", "Failed")
+    scene.annotate("gpu-1", retry="again")
+    await scene.ready(seconds=HOUR)
 
 
-async def rolled_back(stage: Scene) -> None:
+async def rolled_back(scene: Scene) -> None:
     """mig-manager fails at the second layout, and the node goes back to the first."""
-    stage.apply(OTHER_MIXED)
-    await stage.ready(seconds=HOUR)
-    stage.e.software.inject("gpu-1", "refuse")
-    stage.apply(MIXED, rollout={"onFailure": "Rollback"})
-    await stage.reason("gpu-1", "RolledBack")
+    scene.apply(OTHER_MIXED)
+    await scene.ready(seconds=HOUR)
+    scene.e.software.inject("gpu-1", "refuse")
+    scene.apply(MIXED, rollout={"onFailure": "Rollback"})
+    await scene.reason("gpu-1", "RolledBack")
 
 
-async def drifted(stage: Scene) -> None:
+async def drifted(scene: Scene) -> None:
     """The instances are lost, which is put right once."""
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
-    stage.e.software.inject("gpu-1", "lose-instances")
-    await stage.fenced("gpu-1")
-    await stage.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.ready(seconds=HOUR)
+    scene.e.software.inject("gpu-1", "lose-instances")
+    await scene.fenced("gpu-1")
+    await scene.ready(seconds=HOUR)
 
 
 # --- people and budgets are in the way --------------------------------------------------------------
 
 
-async def drain_timed_out(stage: Scene) -> None:
+async def drain_timed_out(scene: Scene) -> None:
     """A budget forbids every eviction until the drain was given up once."""
-    await stage.running("kept", 2)
-    stage.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "2m"})
-    await stage.fenced("gpu-1")
-    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
-    await stage.released("gpu-1")
-    stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
-    await stage.ready(seconds=HOUR)
-    await stage.e.until(lambda: "2/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+    await scene.running("kept", 2)
+    scene.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "2m"})
+    await scene.fenced("gpu-1")
+    scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 2}}, "default")
+    await scene.released("gpu-1")
+    scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+    await scene.ready(seconds=HOUR)
+    await scene.e.until(lambda: "2/16" in str(scene.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
-async def uncordoned_before(stage: Scene) -> None:
+async def uncordoned_before(scene: Scene) -> None:
     """A person lifts the cordon during the drain; the next try comes by itself."""
-    stage.apply(MIXED)
-    await stage.fenced("gpu-1")
-    stage.cordon("gpu-1", on=False)
-    await stage.released("gpu-1")
-    await stage.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.fenced("gpu-1")
+    scene.cordon("gpu-1", on=False)
+    await scene.released("gpu-1")
+    await scene.ready(seconds=HOUR)
 
 
-async def uncordoned_after(stage: Scene) -> None:
+async def uncordoned_after(scene: Scene) -> None:
     """A person lifts the cordon while mig-manager works; it is put back."""
-    stage.apply(MIXED)
-    await stage.fenced("gpu-1", "actuating")
-    stage.cordon("gpu-1", on=False)
-    await stage.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.fenced("gpu-1", "actuating")
+    scene.cordon("gpu-1", on=False)
+    await scene.ready(seconds=HOUR)
 
 
-async def three_of_four(stage: Scene) -> None:
+async def three_of_four(scene: Scene) -> None:
     """Three nodes are away at once, all but one with pods."""
-    await stage.running("free", 6)
-    stage.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(3))
-    await stage.ready(seconds=HOUR)
-    await stage.e.until(lambda: "6/32" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+    await scene.running("free", 6)
+    scene.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(3))
+    await scene.ready(seconds=HOUR)
+    await scene.e.until(lambda: "6/32" in str(scene.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
-async def gang(stage: Scene) -> None:
+async def gang(scene: Scene) -> None:
     """Two nodes that share a gang change as one wave, also where an operator ends that has begun with one of them."""
-    await stage.running("free", 2)
-    stage.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(2))
+    await scene.running("free", 2)
+    scene.apply(SLICED, drain={"strandedPods": "Allow"}, rollout=at_once(2))
     pair = ("gpu-1", "gpu-2")
-    await stage.e.until(lambda: all(map(stage.fence, pair)), "both nodes fenced", HOUR)
-    waves = [fence.wave for fence in map(stage.fence, pair) if fence is not None]
+    await scene.e.until(lambda: all(map(scene.fence, pair)), "both nodes fenced", HOUR)
+    waves = [fence.wave for fence in map(scene.fence, pair) if fence is not None]
     assert waves[0], waves
     assert waves[0] == waves[1], waves
-    await stage.ready(seconds=HOUR)
-    await stage.e.until(lambda: "4/16" in str(stage.e.policy("pool-b")["status"]), "all pods back", HOUR)
+    await scene.ready(seconds=HOUR)
+    await scene.e.until(lambda: "4/16" in str(scene.e.policy("pool-b")["status"]), "all pods back", HOUR)
 
 
 OWNED: JSON = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": True}
 JOB: JSON = {"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "job", "controller": True}
 
 
-async def every_manner(stage: Scene) -> None:
+async def every_manner(scene: Scene) -> None:
     """One node with a pod that is marked, one that a rule lets end, a job, one that goes last by its order, and two of
     which a budget keeps one for ever, so that it is deleted by force."""
-    await stage.running("kept", 2)
+    await scene.running("kept", 2)
     for name, owner, labels, more in (
         ("marked", OWNED, {}, {"gpusharing.dev/do-not-disrupt": "2m"}),
         ("ends", OWNED, {"end": "well"}, {}),
@@ -242,20 +242,20 @@ async def every_manner(stage: Scene) -> None:
         spec = {"restartPolicy": "Never"} if owner is JOB else {}
         pod = gpu_pod(name, "gpu-1", metadata=metadata, spec=spec)
         pod["status"]["startTime"] = to_rfc3339(virtual_now())
-        stage.e.cluster.add(PODS, pod)
+        scene.e.cluster.add(PODS, pod)
     rules = [
         {"podSelector": {"matchLabels": {"end": "well"}}, "behavior": "WaitCompleted", "timeout": "30m"},
         {"podSelector": {"matchLabels": {"late": "yes"}}, "behavior": "Evict", "order": 5},
     ]
-    stage.apply(
+    scene.apply(
         SLICED, drain={"strandedPods": "Allow", "onTimeout": "ForceDelete", "timeout": "3m", "rules": rules}
     )
-    await stage.phase("gpu-1", "WaitingForJobs")
+    await scene.phase("gpu-1", "WaitingForJobs")
     await asyncio.sleep(60)
     for name in ("ends", "train-0"):
-        stage.e.cluster.patch(PODS, name, {"status": {"phase": "Succeeded"}}, "default", subresource="status")
-    await stage.ready(seconds=HOUR)
-    await stage.e.until(lambda: "2/32" in str(stage.e.policy("pool-b")["status"]), "the others back", HOUR)
+        scene.e.cluster.patch(PODS, name, {"status": {"phase": "Succeeded"}}, "default", subresource="status")
+    await scene.ready(seconds=HOUR)
+    await scene.e.until(lambda: "2/32" in str(scene.e.policy("pool-b")["status"]), "the others back", HOUR)
 
 
 # --- the operator points ClusterPolicy at its ConfigMaps itself ------------------------------------
@@ -269,46 +269,46 @@ def pointed_at(plugin: str, mig: str) -> JSON:
     return {**CLUSTER_POLICY, "spec": spec}
 
 
-def pointers(stage: Scene) -> tuple[str, str]:
+def pointers(scene: Scene) -> tuple[str, str]:
     """The two names in ClusterPolicy."""
-    spec = stage.e.cluster.get(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])["spec"]
+    spec = scene.e.cluster.get(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])["spec"]
     return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
 
 
-def point_plugin(stage: Scene, name: str) -> None:
+def point_plugin(scene: Scene, name: str) -> None:
     """A person writes the device plugin's."""
     body = {"spec": {"devicePlugin": {"config": {"name": name}}}}
-    stage.e.cluster.patch(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"], body)
+    scene.e.cluster.patch(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"], body)
 
 
-async def pointers_set(stage: Scene) -> None:
+async def pointers_set(scene: Scene) -> None:
     """Both are free."""
-    stage.apply(MIXED)
-    await stage.ready(seconds=HOUR)
+    scene.apply(MIXED)
+    await scene.ready(seconds=HOUR)
 
 
-async def pointers_of_somebody_else(stage: Scene) -> None:
+async def pointers_of_somebody_else(scene: Scene) -> None:
     """One names the ConfigMap of somebody else, who hands it over in the end."""
-    stage.apply(MIXED)
-    await stage.e.until(lambda: pointers(stage) == ("theirs", MIG), "the other pointer", HOUR)
-    await left_alone(stage, "theirs")
+    scene.apply(MIXED)
+    await scene.e.until(lambda: pointers(scene) == ("theirs", MIG), "the other pointer", HOUR)
+    await left_alone(scene, "theirs")
 
 
-async def pointers_set_back(stage: Scene) -> None:
+async def pointers_set_back(scene: Scene) -> None:
     """A person takes one back once both are set, and sets it again in the end."""
-    await stage.e.until(lambda: pointers(stage) == (PLUGIN, MIG), "both pointers", HOUR)
-    point_plugin(stage, "")
-    stage.apply(MIXED)
-    await left_alone(stage, "")
+    await scene.e.until(lambda: pointers(scene) == (PLUGIN, MIG), "both pointers", HOUR)
+    point_plugin(scene, "")
+    scene.apply(MIXED)
+    await left_alone(scene, "")
 
 
-async def left_alone(stage: Scene, name: str) -> None:
+async def left_alone(scene: Scene, name: str) -> None:
     """The operator says that the pointer is not its own and does nothing to it; then a person makes it so."""
-    await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+    await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
     await asyncio.sleep(60)
-    assert pointers(stage) == (name, MIG)
-    point_plugin(stage, PLUGIN)
-    await stage.ready(seconds=HOUR)
+    assert pointers(scene) == (name, MIG)
+    point_plugin(scene, PLUGIN)
+    await scene.ready(seconds=HOUR)
 
 
 GOLDEN: Mapping[str, Golden] = {

@@ -1,6 +1,6 @@
 """A SIMULATED cluster with the shipped operator and agents, in virtual time and with the default settings but SELDOM.
 
-`scene` watches the invariants of `guard.py` from the first write to the last; every test of this folder runs in one.
+`open_scene` watches the invariants of `guard.py` from the first write to the last; every test of this folder runs in one.
 """
 
 from collections import Counter
@@ -271,7 +271,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(
+async def open_scene(
     *manifests: JSON,
     workloads: Iterable[Workload] = (),
     budgets: Iterable[JSON] = (),

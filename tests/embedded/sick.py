@@ -10,7 +10,7 @@ from typing import Any
 
 from hack.sim.fakefaults import EVER, SILENCE, Fault, Silence
 from structlog.testing import capture_logs
-from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.kube.answers import ApiRequest, error_of
@@ -104,20 +104,20 @@ def pod_of(node: str) -> JSON:
     return gpu_pod(f"job-{node}", node, **more)
 
 
-def apply(stage: Scene, spec: JSON, limit: int | str) -> None:
+def apply(scene: Scene, spec: JSON, limit: int | str) -> None:
     """Change all nodes, their pods included."""
     drain = {"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": DRAIN_TIMEOUT}
     timeouts = {"actuation": "5m", "verification": "5m"}
-    stage.apply(spec, rollout=at_once(limit, timeouts=timeouts, maxFailures=10), drain=drain)
+    scene.apply(spec, rollout=at_once(limit, timeouts=timeouts, maxFailures=10), drain=drain)
 
 
-def is_done(stage: Scene, name: str) -> bool:
+def is_done(scene: Scene, name: str) -> bool:
     """The node itself says so; its GPUNode may be what is sick."""
-    fence = stage.fence(name)
+    fence = scene.fence(name)
     return (
         fence is None
-        and not stage.cordoned(name)
-        and "mig" in stage.labels(name).get("gpusharing.dev/mode", "")
+        and not scene.cordoned(name)
+        and "mig" in scene.labels(name).get("gpusharing.dev/mode", "")
     )
 
 
@@ -141,9 +141,9 @@ class Course:
     """By reason."""
 
 
-def _fall_ill(stage: Scene, door: Door, code: int) -> Fault:
+def _fall_ill(scene: Scene, door: Door, code: int) -> Fault:
     """From now on, and for ever, the operator's calls through this door fail."""
-    return stage.e.cluster.faults.fail(
+    return scene.e.cluster.faults.fail(
         door.verb,
         door.resource,
         door.error(code),
@@ -166,25 +166,25 @@ async def _course(
 ) -> Course:
     patience = SHORT if door in SHARED.values() else HOUR
     with capture_logs() as lines:
-        async with scene(*nodes(count)) as stage:
+        async with open_scene(*nodes(count)) as scene:
             claim = {"metadata": {"namespace": "default", "name": "claim"}, "spec": {}, "status": {}}
             for name in [f"gpu-{number + 1}" for number in range(count)]:
-                stage.e.cluster.add(PODS, pod_of(name))
-            stage.e.cluster.add(
+                scene.e.cluster.add(PODS, pod_of(name))
+            scene.e.cluster.add(
                 RESOURCE_CLAIMS, claim | {"status": {"allocation": {"devices": {"results": []}}}}
             )
-            fault = _fall_ill(stage, door, code) if door is not None and not since else None
+            fault = _fall_ill(scene, door, code) if door is not None and not since else None
             if wedge:
-                await stage.e.until(lambda: SICK in stage.e.software.nodes, "its software", SHORT)
-                stage.e.software.inject(SICK, wedge)
+                await scene.e.until(lambda: SICK in scene.e.software.nodes, "its software", SHORT)
+                scene.e.software.inject(SICK, wedge)
             begun = virtual_now()
-            apply(stage, MIXED, limit)
+            apply(scene, MIXED, limit)
             if door is not None and since:
-                await stage.fenced(SICK, since)
-                fault = _fall_ill(stage, door, code)
+                await scene.fenced(SICK, since)
+                fault = _fall_ill(scene, door, code)
             try:
-                await stage.e.until(
-                    lambda: all(is_done(stage, name) for name in HEALTHY), "five nodes", patience
+                await scene.e.until(
+                    lambda: all(is_done(scene, name) for name in HEALTHY), "five nodes", patience
                 )
                 seconds = (virtual_now() - begun).total_seconds()
             except AssertionError:
@@ -192,17 +192,17 @@ async def _course(
                     raise
                 seconds = float("inf")
             await asyncio.sleep(linger)
-            done = count > len(HEALTHY) and is_done(stage, SICK)
-            status = stage.e.policy("pool-b").get("status") or {}
+            done = count > len(HEALTHY) and is_done(scene, SICK)
+            status = scene.e.policy("pool-b").get("status") or {}
             return Course(
                 seconds,
-                stage.transition(SICK),
+                scene.transition(SICK),
                 status,
                 [str(line) for line in lines],
                 done,
                 fault.hits if fault else 0,
-                stage.node_writes().total(),
-                stage.events(),
+                scene.node_writes().total(),
+                scene.events(),
             )
 
 

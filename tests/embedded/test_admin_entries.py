@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from tests.embedded.scene import FULL, HOUR, MIXED, OTHER_MIXED, Scene, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, OTHER_MIXED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_configuration import PROPAGATION, SPACE, WHOLE, entries, patch
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -21,24 +21,24 @@ HALVES = "[{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 2}}]"
 SEVENTHS = "[{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}]"
 
 
-def site(stage: Scene, **entries_by_name: str) -> None:
+def site(scene: Scene, **entries_by_name: str) -> None:
     """The admin's file as a whole."""
     lines = "".join(f"  {name.replace('_', '-')}: {text}\n" for name, text in entries_by_name.items())
-    patch(stage.e.cluster, SITE, {"config.yaml": f"version: v1\nmig-configs:\n{lines}"})
+    patch(scene.e.cluster, SITE, {"config.yaml": f"version: v1\nmig-configs:\n{lines}"})
 
 
 @asynccontextmanager
 async def with_site(**entries_by_name: str) -> AsyncIterator[Scene]:
     """One node whose policy names the admin's entry `mine`; pods use what it offers."""
-    async with scene(*nodes(1), start=False) as stage:
-        stage.e.settings = replace(stage.e.settings, admin_mig_config_map=SITE)
-        stage.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": SITE, "namespace": SPACE}, "data": {}})
-        site(stage, **entries_by_name)
-        stage.e.start_operator()
-        stage.apply(MINE)
-        await stage.ready()
+    async with open_scene(*nodes(1), start=False) as scene:
+        scene.e.settings = replace(scene.e.settings, admin_mig_config_map=SITE)
+        scene.e.cluster.add(CONFIG_MAPS, {"metadata": {"name": SITE, "namespace": SPACE}, "data": {}})
+        site(scene, **entries_by_name)
+        scene.e.start_operator()
+        scene.apply(MINE)
+        await scene.ready()
         await asyncio.sleep(300)
-        yield stage
+        yield scene
 
 
 MINE: JSON = {"mode": "MIG", "mig": {"config": "mine"}}
@@ -47,41 +47,41 @@ MINE_AS = {HALVES: MIXED, SEVENTHS: OTHER_MIXED}
 
 @virtually
 async def test_what_an_admin_adds_or_changes_that_no_node_uses_is_merged_and_touches_no_node() -> None:
-    async with with_site(mine=HALVES, other=SEVENTHS) as stage:
-        mark = stage.mark()
-        site(stage, mine=HALVES, other=WHOLE, more=SEVENTHS)
+    async with with_site(mine=HALVES, other=SEVENTHS) as scene:
+        mark = scene.mark()
+        site(scene, mine=HALVES, other=WHOLE, more=SEVENTHS)
         await asyncio.sleep(300)
-        assert entries(stage)["other"] == yaml.safe_load(WHOLE)
-        assert entries(stage)["more"] == yaml.safe_load(SEVENTHS)
-        assert {write.call.resource.plural for write in stage.writes(mark)} == {"configmaps"}
+        assert entries(scene)["other"] == yaml.safe_load(WHOLE)
+        assert entries(scene)["more"] == yaml.safe_load(SEVENTHS)
+        assert {write.call.resource.plural for write in scene.writes(mark)} == {"configmaps"}
 
 
 @virtually
 async def test_another_meaning_of_an_entry_in_use_is_a_normal_change_as_often_as_it_is_given() -> None:
-    async with with_site(mine=HALVES) as stage:
+    async with with_site(mine=HALVES) as scene:
         for meaning in (SEVENTHS, HALVES, SEVENTHS):
-            mark, since = stage.mark(), virtual_now()
-            site(stage, mine=meaning)
-            fence = await stage.fenced("gpu-1")
+            mark, since = scene.mark(), virtual_now()
+            site(scene, mine=meaning)
+            fence = await scene.fenced("gpu-1")
             assert not fence.drift, "nothing drifted: somebody wants something else"
-            await stage.fenced("gpu-1", "actuating")
+            await scene.fenced("gpu-1", "actuating")
             assert virtual_now() - since >= PROPAGATION
-            await stage.ready()
-            assert_as_wanted(stage, MINE_AS[meaning], "gpu-1")
-            assert stage.node_writes(mark) == {"gpu-1": 3}
-            assert stage.events()["Drifted"] == 0
+            await scene.ready()
+            assert_as_wanted(scene, MINE_AS[meaning], "gpu-1")
+            assert scene.node_writes(mark) == {"gpu-1": 3}
+            assert scene.events()["Drifted"] == 0
 
 
 @pytest.mark.parametrize("moment", ["fenced", "actuating"])
 @virtually
 async def test_another_meaning_in_the_middle_of_a_change_is_reached_too(moment: str) -> None:
-    async with with_site(mine=HALVES) as stage:
-        site(stage, mine=SEVENTHS)
-        await stage.fenced("gpu-1", moment)
-        site(stage, mine=HALVES, other=SEVENTHS)
-        await stage.ready(seconds=HOUR)
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "mine"
+    async with with_site(mine=HALVES) as scene:
+        site(scene, mine=SEVENTHS)
+        await scene.fenced("gpu-1", moment)
+        site(scene, mine=HALVES, other=SEVENTHS)
+        await scene.ready(seconds=HOUR)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "mine"
 
 
 @pytest.mark.parametrize(
@@ -89,29 +89,29 @@ async def test_another_meaning_in_the_middle_of_a_change_is_reached_too(moment: 
 )
 @virtually
 async def test_entries_in_use_outlive_a_file_of_the_admins_that_cannot_be_read(broken: str | None) -> None:
-    async with with_site(mine=HALVES) as stage:
-        mark, ready = stage.mark(), stage.condition("Ready")
+    async with with_site(mine=HALVES) as scene:
+        mark, ready = scene.mark(), scene.condition("Ready")
         if broken is None:
-            stage.e.cluster.delete(CONFIG_MAPS, SITE, SPACE)
+            scene.e.cluster.delete(CONFIG_MAPS, SITE, SPACE)
         else:
-            patch(stage.e.cluster, SITE, {"config.yaml": broken})
+            patch(scene.e.cluster, SITE, {"config.yaml": broken})
         await asyncio.sleep(300)
-        assert entries(stage)["mine"] == yaml.safe_load(HALVES)
-        assert stage.condition("Ready") == ready
-        assert stage.node_writes(mark) == {}
-        stage.apply(FULL)
-        await stage.ready()
-        assert_as_wanted(stage, FULL, "gpu-1")
+        assert entries(scene)["mine"] == yaml.safe_load(HALVES)
+        assert scene.condition("Ready") == ready
+        assert scene.node_writes(mark) == {}
+        scene.apply(FULL)
+        await scene.ready()
+        assert_as_wanted(scene, FULL, "gpu-1")
 
 
 @virtually
 async def test_an_entry_that_mig_parted_would_refuse_stays_out_and_who_names_it_is_told() -> None:
-    async with with_site(mine=HALVES) as stage:
-        site(stage, mine=HALVES, wrong="[{devices: all, mig-enabled: perhaps}]")
-        stage.apply({"mode": "MIG", "mig": {"config": "wrong"}})
-        row = await stage.until_condition("Accepted", "False", "ConfigUnknown")
+    async with with_site(mine=HALVES) as scene:
+        site(scene, mine=HALVES, wrong="[{devices: all, mig-enabled: perhaps}]")
+        scene.apply({"mode": "MIG", "mig": {"config": "wrong"}})
+        row = await scene.until_condition("Accepted", "False", "ConfigUnknown")
         assert "entry wrong: mig-enabled is neither true nor false" in row["message"]
-        assert "wrong" not in entries(stage)
-        stage.apply(OTHER_MIXED)
-        await stage.ready()
-        assert_as_wanted(stage, OTHER_MIXED, "gpu-1")
+        assert "wrong" not in entries(scene)
+        scene.apply(OTHER_MIXED)
+        await scene.ready()
+        assert_as_wanted(scene, OTHER_MIXED, "gpu-1")

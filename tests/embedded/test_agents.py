@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
@@ -16,25 +16,25 @@ LIMIT = 1200.0
 """Seconds after which a mig-manager that works is looked at."""
 
 
-def gpus(stage: Scene, name: str = "gpu-1") -> SimulatedGPUs:
-    return stage.e.software.nodes[name].gpus
+def gpus(scene: Scene, name: str = "gpu-1") -> SimulatedGPUs:
+    return scene.e.software.nodes[name].gpus
 
 
-def observed(stage: Scene, name: str = "gpu-1") -> JSON:
-    found: JSON = stage.e.cluster.get(GPUNODES, name)["status"]["observed"]
+def observed(scene: Scene, name: str = "gpu-1") -> JSON:
+    found: JSON = scene.e.cluster.get(GPUNODES, name)["status"]["observed"]
     return found
 
 
-def label(stage: Scene, **labels: str | None) -> None:
+def label(scene: Scene, **labels: str | None) -> None:
     """What people and NVIDIA's software write on gpu-1."""
-    stage.person("gpu-1", {"metadata": {"labels": labels}})
+    scene.person("gpu-1", {"metadata": {"labels": labels}})
 
 
-async def readings_in(stage: Scene, seconds: float) -> int:
+async def readings_in(scene: Scene, seconds: float) -> int:
     """How often the agent opens NVML in the next seconds."""
-    before = gpus(stage).readings
+    before = gpus(scene).readings
     await asyncio.sleep(seconds)
-    return gpus(stage).readings - before
+    return gpus(scene).readings - before
 
 
 # --- NVML stays closed -------------------------------------------------------------------------------------
@@ -42,24 +42,24 @@ async def readings_in(stage: Scene, seconds: float) -> int:
 
 @virtually
 async def test_nvml_stays_closed_while_mig_manager_works_on_an_admins_own_label() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(60)
-        stage.e.software.inject("gpu-1", "wedge-pending")
-        label(stage, **{names.LABEL_MIG_CONFIG: "all-1g.10gb"})
-        await stage.e.until(lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) == "pending", "work", 60)
+        scene.e.software.inject("gpu-1", "wedge-pending")
+        label(scene, **{names.LABEL_MIG_CONFIG: "all-1g.10gb"})
+        await scene.e.until(lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) == "pending", "work", 60)
         await asyncio.sleep(60)
-        assert observed(stage)["quiet"]
-        assert await readings_in(stage, LIMIT - 180) == 0
+        assert observed(scene)["quiet"]
+        assert await readings_in(scene, LIMIT - 180) == 0
         await asyncio.sleep(120)
-        assert await readings_in(stage, 600) > 10  # whether that mig-manager is stuck, only a reading tells
-        assert not observed(stage)["quiet"]
+        assert await readings_in(scene, 600) > 10  # whether that mig-manager is stuck, only a reading tells
+        assert not observed(scene)["quiet"]
 
 
 @virtually
 async def test_nvml_stays_closed_while_a_driver_is_replaced_and_not_while_an_upgrade_waits() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.ready()
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.ready()
         for state, closed in (
             ("upgrade-required", False),
             ("cordon-required", False),
@@ -69,31 +69,31 @@ async def test_nvml_stays_closed_while_a_driver_is_replaced_and_not_while_an_upg
             ("validation-required", False),
             ("upgrade-failed", False),
         ):
-            label(stage, **{names.LABEL_UPGRADE_STATE: state})
+            label(scene, **{names.LABEL_UPGRADE_STATE: state})
             await asyncio.sleep(60)
-            assert (await readings_in(stage, 3600) == 0) is closed, state
-            assert stage.transition("gpu-1")["reason"] in ("ForeignMaintenance", "Synced"), state
-        label(stage, **{names.LABEL_UPGRADE_STATE: "upgrade-done"})
-        await stage.ready()
-        assert not stage.events()["NodeFailed"]
+            assert (await readings_in(scene, 3600) == 0) is closed, state
+            assert scene.transition("gpu-1")["reason"] in ("ForeignMaintenance", "Synced"), state
+        label(scene, **{names.LABEL_UPGRADE_STATE: "upgrade-done"})
+        await scene.ready()
+        assert not scene.events()["NodeFailed"]
 
 
 @virtually
 async def test_a_short_run_of_mig_manager_is_told_once_and_nothing_is_put_right() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        mark = stage.mark()
-        label(stage, **{names.LABEL_MIG_STATE: "pending"})
-        await stage.reason("gpu-1", "ActuatorBusy")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        mark = scene.mark()
+        label(scene, **{names.LABEL_MIG_STATE: "pending"})
+        await scene.reason("gpu-1", "ActuatorBusy")
         await asyncio.sleep(600)
-        label(stage, **{names.LABEL_MIG_STATE: "success"})
-        await stage.phase("gpu-1", "Synced", seconds=60)
+        label(scene, **{names.LABEL_MIG_STATE: "success"})
+        await scene.phase("gpu-1", "Synced", seconds=60)
         await asyncio.sleep(300)
-        shown = [w for w in stage.writes(plural="gpunodes", since=mark) if "transition" in str(w.call.body)]
+        shown = [w for w in scene.writes(plural="gpunodes", since=mark) if "transition" in str(w.call.body)]
         assert len(shown) <= 3
-        assert not stage.node_writes(mark)
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert not scene.node_writes(mark)
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 # --- what a container may not see --------------------------------------------------------------------------
@@ -101,49 +101,49 @@ async def test_a_short_run_of_mig_manager_is_told_once_and_nothing_is_put_right(
 
 @virtually
 async def test_a_change_to_mig_that_the_agent_could_not_prove_does_not_begin() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        gpus(stage).contain(mig=False)
-        stage.apply(MIXED)
-        transition = await stage.reason("gpu-1", "AgentLacksRights")
+        gpus(scene).contain(mig=False)
+        scene.apply(MIXED)
+        transition = await scene.reason("gpu-1", "AgentLacksRights")
         assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
-        assert not stage.cordoned("gpu-1")
-        gpus(stage).contain()
-        await stage.ready(seconds=3600)
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert not scene.cordoned("gpu-1")
+        gpus(scene).contain()
+        await scene.ready(seconds=3600)
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_a_divided_gpu_that_the_agent_cannot_look_into_is_not_taken_apart() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        gpus(stage).contain(mig=False)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        gpus(scene).contain(mig=False)
         await asyncio.sleep(60)
-        assert [model["memoryMiB"] for model in observed(stage)["models"]] == [None]
-        stage.apply(FULL)
-        transition = await stage.reason("gpu-1", "AgentLacksRights")
+        assert [model["memoryMiB"] for model in observed(scene)["models"]] == [None]
+        scene.apply(FULL)
+        transition = await scene.reason("gpu-1", "AgentLacksRights")
         assert transition["phase"] == "Blocked"
         await asyncio.sleep(3600)
-        assert not stage.cordoned("gpu-1")
-        gpus(stage).contain()
-        await stage.ready(seconds=3600)
-        assert_as_wanted(stage, FULL, "gpu-1")
+        assert not scene.cordoned("gpu-1")
+        gpus(scene).contain()
+        await scene.ready(seconds=3600)
+        assert_as_wanted(scene, FULL, "gpu-1")
 
 
 @virtually
 async def test_without_the_hosts_processes_no_gpu_is_ever_called_idle() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        gpus(stage).contain(host_pid=False)
+        gpus(scene).contain(host_pid=False)
         await asyncio.sleep(60)
-        stage.apply(MIXED, drain={"timeout": "5m"})
-        await stage.reason("gpu-1", "GPUStillBusy")
-        await stage.reason("gpu-1", "Deferred", seconds=600)
-        assert not stage.cordoned("gpu-1")
-        gpus(stage).contain()
-        await stage.ready(seconds=3600)
+        scene.apply(MIXED, drain={"timeout": "5m"})
+        await scene.reason("gpu-1", "GPUStillBusy")
+        await scene.reason("gpu-1", "Deferred", seconds=600)
+        assert not scene.cordoned("gpu-1")
+        gpus(scene).contain()
+        await scene.ready(seconds=3600)
 
 
 # --- what cannot be read -----------------------------------------------------------------------------------
@@ -154,32 +154,32 @@ async def test_without_the_hosts_processes_no_gpu_is_ever_called_idle() -> None:
 )
 @virtually
 async def test_an_agent_that_needs_a_new_container_says_why_and_gets_it(error: LibraryError) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        gpus(stage).fail(error)
-        await stage.reason("gpu-1", "AgentError")
-        assert observed(stage)["error"] == f"{error.reason}: {error}"
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        gpus(scene).fail(error)
+        await scene.reason("gpu-1", "AgentError")
+        assert observed(scene)["error"] == f"{error.reason}: {error}"
         await asyncio.sleep(600)
-        assert observed(stage)["error"] == f"{error.reason}: {error}"
-        gpus(stage).fail(None)
-        await stage.phase("gpu-1", "Synced")
-        assert observed(stage)["error"] == ""
+        assert observed(scene)["error"] == f"{error.reason}: {error}"
+        gpus(scene).fail(None)
+        await scene.phase("gpu-1", "Synced")
+        assert observed(scene)["error"] == ""
 
 
 @virtually
 async def test_a_sick_gpu_is_named_and_the_others_are_read() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        gpus(stage).lose(1, "Failed", "Insufficient External Power")
-        transition = await stage.reason("gpu-1", "GPUUnhealthy")
-        (condition,) = stage.e.cluster.get(GPUNODES, "gpu-1")["status"]["conditions"]
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        gpus(scene).lose(1, "Failed", "Insufficient External Power")
+        transition = await scene.reason("gpu-1", "GPUUnhealthy")
+        (condition,) = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["conditions"]
         assert condition["reason"] == "GPUUnreadable"
         assert condition["message"].startswith("GPU 1: NVML answers Insufficient External Power")
-        gpus(stage).add_process(0, "python3", 4711)
-        await stage.e.until(lambda: bool(observed(stage)["gpus"][0]["processes"]), "the other GPU", 120)
+        gpus(scene).add_process(0, "python3", 4711)
+        await scene.e.until(lambda: bool(observed(scene)["gpus"][0]["processes"]), "the other GPU", 120)
         assert transition["phase"] != "Failed"
-        gpus(stage).lose(1, "Ok")
-        gpus(stage).remove_process(4711)
-        await stage.phase("gpu-1", "Synced")
+        gpus(scene).lose(1, "Ok")
+        gpus(scene).remove_process(4711)
+        await scene.phase("gpu-1", "Synced")

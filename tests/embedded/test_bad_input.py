@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, node, pdb, scene
+from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, node, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, PDBS, PODS, POLICIES
@@ -22,7 +22,7 @@ class Wrong:
     said: tuple[str, ...]
     """Object and value, as the message names them."""
     spec: JSON
-    arrange: Callable[[Scene], None] = lambda stage: None
+    arrange: Callable[[Scene], None] = lambda scene: None
 
 
 def ruled(**rollout: object) -> JSON:
@@ -33,24 +33,24 @@ def windowed(**fields: str) -> JSON:
     return ruled(windows=[{"schedule": "0 2 * * *", "duration": "6h", **fields}])
 
 
-def approve(stage: Scene) -> None:
-    stage.e.cluster.patch(
+def approve(scene: Scene) -> None:
+    scene.e.cluster.patch(
         POLICIES, "wrong", {"metadata": {"annotations": {"gpusharing.dev/approve": "0ldha5h"}}}
     )
 
 
-def mark(stage: Scene) -> None:
+def mark(scene: Scene) -> None:
     metadata = {"annotations": {"gpusharing.dev/do-not-disrupt": "a while"}}
-    stage.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
+    scene.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
 
 
-def guard(stage: Scene) -> None:
-    stage.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
+def guard(scene: Scene) -> None:
+    scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
 
 
-def guard_twice(stage: Scene) -> None:
-    stage.e.cluster.add(PDBS, pdb("one", "llm", minAvailable=0))
-    stage.e.cluster.add(PDBS, pdb("two", "llm", minAvailable=0))
+def guard_twice(scene: Scene) -> None:
+    scene.e.cluster.add(PDBS, pdb("one", "llm", minAvailable=0))
+    scene.e.cluster.add(PDBS, pdb("two", "llm", minAvailable=0))
 
 
 WRONG: dict[str, Wrong] = {
@@ -82,12 +82,12 @@ WRONG: dict[str, Wrong] = {
 }  # fmt: skip
 
 
-async def told_of(stage: Scene, reason: str) -> str:
+async def told_of(scene: Scene, reason: str) -> str:
     """The message of this reason: a spec that nobody can read owns no node, so its policy says it."""
     if reason == "InvalidSpec":
-        row = await stage.until_condition("Accepted", "False", reason, "wrong")
+        row = await scene.until_condition("Accepted", "False", reason, "wrong")
     else:
-        row = await stage.reason("gpu-1", reason)
+        row = await scene.reason("gpu-1", reason)
     return str(row["message"])
 
 
@@ -96,19 +96,19 @@ async def told_of(stage: Scene, reason: str) -> str:
 async def test_it_freezes_its_own_policy_is_named_with_its_value_and_holds_up_no_other(case: str) -> None:
     wrong = WRONG[case]
     llm = Workload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
-    async with scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[llm]) as stage:
-        await stage.running("llm", 1)
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[llm]) as scene:
+        await scene.running("llm", 1)
         if wrong.arrange is not approve:
-            wrong.arrange(stage)
-        stage.apply(wrong.spec, "wrong")
+            wrong.arrange(scene)
+        scene.apply(wrong.spec, "wrong")
         if wrong.arrange is approve:
-            wrong.arrange(stage)
-        stage.apply({**SLICED, **CALM}, "right", "c")
-        await stage.ready("right", seconds=HOUR)
-        told = await told_of(stage, wrong.reason)
+            wrong.arrange(scene)
+        scene.apply({**SLICED, **CALM}, "right", "c")
+        await scene.ready("right", seconds=HOUR)
+        told = await told_of(scene, wrong.reason)
         assert [text for text in wrong.said if text not in told] == [], told
         await asyncio.sleep(3 * HOUR)
-        assert await told_of(stage, wrong.reason) == told
-        assert not stage.node_writes()["gpu-1"]
-        assert stage.evicted() == []
-        await stage.running("llm", 1)
+        assert await told_of(scene, wrong.reason) == told
+        assert not scene.node_writes()["gpu-1"]
+        assert scene.evicted() == []
+        await scene.running("llm", 1)

@@ -21,7 +21,7 @@ from tests.embedded.scene import (
     at_once,
     node,
     nodes,
-    scene,
+    open_scene,
 )
 from tests.fakes.virtualtime import virtually
 
@@ -32,18 +32,18 @@ from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 CHANGES = list(itertools.permutations(MODES, 2))
 
 
-def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str, owner: str = "pool-b") -> None:
+def assert_as_wanted(scene: Scene, spec: JSON, *node_names: str, owner: str = "pool-b") -> None:
     """The hardware itself, the Node and our marks."""
     routing = {"Full": "full", "MIG": "mig", "MPS": "mps", "TimeSlicing": "time-slicing"}[spec["mode"]]
     if spec["mode"] == "MIG" and "timeSlicing" in spec:
         routing = "mig-time-slicing"
     for name in node_names:
-        assert difference(spec, stage.e.node(name), stage.e.software.nodes[name]) == ""
-        assert stage.labels(name)[names.LABEL_MODE] == routing
-        assert stage.labels(name)[names.LABEL_POLICY] == owner
-        assert not stage.cordoned(name)
-        assert stage.fence(name) is None
-        assert names.LABEL_UPGRADE_SKIP not in stage.labels(name)
+        assert difference(spec, scene.e.node(name), scene.e.software.nodes[name]) == ""
+        assert scene.labels(name)[names.LABEL_MODE] == routing
+        assert scene.labels(name)[names.LABEL_POLICY] == owner
+        assert not scene.cordoned(name)
+        assert scene.fence(name) is None
+        assert names.LABEL_UPGRADE_SKIP not in scene.labels(name)
 
 
 @pytest.mark.parametrize(("before", "after"), CHANGES, ids=[f"{a} to {b}" for a, b in CHANGES])
@@ -51,25 +51,25 @@ def assert_as_wanted(stage: Scene, spec: JSON, *node_names: str, owner: str = "p
 async def test_a_pool_goes_from_one_mode_to_another_with_one_node_write_per_step_and_two_more(
     before: str, after: str
 ) -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MODES[before])
-        await stage.ready()
-        mark = stage.mark()
-        stage.apply(MODES[after])
-        await stage.ready()
-        assert_as_wanted(stage, MODES[after], "gpu-1", "gpu-2")
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MODES[before])
+        await scene.ready()
+        mark = scene.mark()
+        scene.apply(MODES[after])
+        await scene.ready()
+        assert_as_wanted(scene, MODES[after], "gpu-1", "gpu-2")
         writes = 2 + (2 if "MPS" in (before, after) and "MIG" in before + after else 1)
-        assert stage.node_writes(mark) == {"gpu-1": writes, "gpu-2": writes}
-        assert stage.guard.largest["pool-b"] == 1
+        assert scene.node_writes(mark) == {"gpu-1": writes, "gpu-2": writes}
+        assert scene.guard.largest["pool-b"] == 1
 
 
 @virtually
 async def test_a_node_that_is_as_wanted_is_adopted_with_one_write_of_our_own_labels() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        assert_as_wanted(stage, FULL, "gpu-1", "gpu-2")
-        writes = stage.writes(plural="nodes")
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert_as_wanted(scene, FULL, "gpu-1", "gpu-2")
+        writes = scene.writes(plural="nodes")
         assert {write.call.name for write in writes} == {"gpu-1", "gpu-2"}
         for write in writes:
             assert write.call.body is not None
@@ -77,84 +77,84 @@ async def test_a_node_that_is_as_wanted_is_adopted_with_one_write_of_our_own_lab
             assert metadata["labels"] == {names.LABEL_MODE: "full", names.LABEL_POLICY: "pool-b"}
             assert metadata["annotations"].keys() == {names.ANNOTATION_VERIFIED}
         assert len(writes) == 2
-        assert not stage.evicted()
+        assert not scene.evicted()
 
 
 @virtually
 async def test_a_node_of_no_policy_shows_what_is_there() -> None:
-    async with scene(*nodes(1)) as stage:
-        await stage.e.until(lambda: stage.transition("gpu-1").get("observed") == "1x full", "OBSERVED", 120)
-        assert stage.transition("gpu-1")["reason"] == "Unowned"
-        assert stage.transition("gpu-1")["wanted"] == ""
-        stage.apply(MIXED)
-        await stage.ready()
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(
-            lambda: stage.transition("gpu-1").get("reason") == "Unowned", "it to be let go", 120
+    async with open_scene(*nodes(1)) as scene:
+        await scene.e.until(lambda: scene.transition("gpu-1").get("observed") == "1x full", "OBSERVED", 120)
+        assert scene.transition("gpu-1")["reason"] == "Unowned"
+        assert scene.transition("gpu-1")["wanted"] == ""
+        scene.apply(MIXED)
+        await scene.ready()
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.e.until(
+            lambda: scene.transition("gpu-1").get("reason") == "Unowned", "it to be let go", 120
         )
-        assert stage.transition("gpu-1")["observed"] == "2x3g.40gb"
+        assert scene.transition("gpu-1")["observed"] == "2x3g.40gb"
 
 
 @virtually
 async def test_a_policy_of_another_name_adopts_what_the_first_one_left_behind() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(
-            lambda: all(names.LABEL_POLICY not in stage.labels(n) for n in ("gpu-1", "gpu-2")), "unowned", 60
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.e.until(
+            lambda: all(names.LABEL_POLICY not in scene.labels(n) for n in ("gpu-1", "gpu-2")), "unowned", 60
         )
-        mark = stage.mark()
-        stage.apply(MIXED, name="pool-c")
-        await stage.ready("pool-c")
-        writes = [write.call.body for write in stage.writes(mark, "nodes")]
+        mark = scene.mark()
+        scene.apply(MIXED, name="pool-c")
+        await scene.ready("pool-c")
+        writes = [write.call.body for write in scene.writes(mark, "nodes")]
         assert all("spec" not in (body or {}) for body in writes)
-        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-c"
+        assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-c"
 
 
 @virtually
 async def test_a_pool_of_two_mig_models_gets_the_layout_that_each_offers() -> None:
-    async with scene(node("gpu-1", H100), node("gpu-2", A100)) as stage:
-        stage.apply({"mode": "MIG", "mig": {"config": "all-balanced"}}, rollout=at_once(2))
-        await stage.ready()
+    async with open_scene(node("gpu-1", H100), node("gpu-2", A100)) as scene:
+        scene.apply({"mode": "MIG", "mig": {"config": "all-balanced"}}, rollout=at_once(2))
+        await scene.ready()
         balanced = {"mode": "MIG", "mig": {"config": "all-balanced"}}
-        assert_as_wanted(stage, balanced, "gpu-1")
+        assert_as_wanted(scene, balanced, "gpu-1")
         instances = [
-            sorted(i.profile for i in gpu.instances) for gpu in stage.e.software.nodes["gpu-2"].gpus.look()
+            sorted(i.profile for i in gpu.instances) for gpu in scene.e.software.nodes["gpu-2"].gpus.look()
         ]
         assert instances == [["1g.10gb", "1g.10gb", "2g.20gb", "3g.40gb"]] * 2
 
 
 @virtually
 async def test_a_card_without_mig_in_the_pool_is_refused_and_the_others_are_changed() -> None:
-    async with scene(node("gpu-1", H100), node("gpu-2", L40S)) as stage:
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Synced")
-        row = await stage.until_condition("Ready", "False", "NotMigCapable")
+    async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Synced")
+        row = await scene.until_condition("Ready", "False", "NotMigCapable")
         assert "gpu-2" in row["message"]
-        assert "1 of 2 nodes cannot serve it" in stage.condition("Accepted")["message"]
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert stage.node_writes()["gpu-2"] == 0
+        assert "1 of 2 nodes cannot serve it" in scene.condition("Accepted")["message"]
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert scene.node_writes()["gpu-2"] == 0
 
 
 @virtually
 async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep_the_pool_from_ready() -> (
     None
 ):
-    async with scene(node("gpu-1", H100), node("gpu-2", L40S)) as stage:
-        stage.apply(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
-        await stage.ready()
-        assert stage.transition("gpu-2")["reason"] == "ProductSkipped"
-        assert stage.node_writes() == {"gpu-1": 3}
+    async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
+        scene.apply(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
+        await scene.ready()
+        assert scene.transition("gpu-2")["reason"] == "ProductSkipped"
+        assert scene.node_writes() == {"gpu-1": 3}
 
 
 @virtually
 async def test_cards_with_and_without_mig_time_slice_together_and_the_latter_never_get_mig_labels() -> None:
-    async with scene(node("gpu-1", H100), node("gpu-2", L40S)) as stage:
-        stage.apply(SLICED)
-        await stage.ready()
-        assert_as_wanted(stage, SLICED, "gpu-1", "gpu-2")
-        assert not [label for label in stage.labels("gpu-2") if label.startswith("nvidia.com/mig.config")]
+    async with open_scene(node("gpu-1", H100), node("gpu-2", L40S)) as scene:
+        scene.apply(SLICED)
+        await scene.ready()
+        assert_as_wanted(scene, SLICED, "gpu-1", "gpu-2")
+        assert not [label for label in scene.labels("gpu-2") if label.startswith("nvidia.com/mig.config")]
 
 
 @virtually
@@ -168,10 +168,10 @@ async def test_own_layouts_may_differ_from_gpu_to_gpu_and_leave_one_whole() -> N
             ]
         },
     }
-    async with scene(*nodes(1)) as stage:
-        stage.apply(spec)
-        await stage.ready()
-        assert_as_wanted(stage, spec, "gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(spec)
+        await scene.ready()
+        assert_as_wanted(scene, spec, "gpu-1")
 
 
 @virtually
@@ -181,27 +181,27 @@ async def test_an_entry_of_the_admins_own_config_map_can_be_named() -> None:
         "  - {devices: all, mig-enabled: true, mig-devices: {3g.40gb: 2}}\n"
     )
     spec: JSON = {"mode": "MIG", "mig": {"config": "whole-or-halves"}}
-    async with scene(*nodes(1), start=False) as stage:
-        stage.e.settings = replace(stage.e.settings, admin_mig_config_map="site-mig")
+    async with open_scene(*nodes(1), start=False) as scene:
+        scene.e.settings = replace(scene.e.settings, admin_mig_config_map="site-mig")
         manifest = {
             "metadata": {"name": "site-mig", "namespace": "gpu-operator"},
             "data": {"config.yaml": text},
         }
-        stage.e.cluster.add(CONFIG_MAPS, manifest)
-        stage.e.start_operator()
-        stage.apply(spec)
-        await stage.ready()
-        assert_as_wanted(stage, spec, "gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "whole-or-halves"
+        scene.e.cluster.add(CONFIG_MAPS, manifest)
+        scene.e.start_operator()
+        scene.apply(spec)
+        await scene.ready()
+        assert_as_wanted(scene, spec, "gpu-1")
+        assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "whole-or-halves"
 
 
 @virtually
 async def test_mixed_cards_inside_one_node_take_what_fits_them_both() -> None:
     hardware = {"gpu-1": SimulatedGPUs("gpu-1", [H100, A100])}
-    async with scene(*nodes(1), hardware=hardware) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+    async with open_scene(*nodes(1), hardware=hardware) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
@@ -209,57 +209,57 @@ async def test_a_change_of_geometry_only_restarts_the_plugin_and_keeps_nvml_clie
     """Same resource names and counts: class PluginRestart, no cordon, no drain."""
     plain: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
     strict: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "failRequestsGreaterThanOne": True}}
-    async with scene(*nodes(1)) as stage:
-        stage.apply(plain)
-        await stage.ready()
-        mark = stage.mark()
-        stage.apply(strict)
-        await stage.ready()
-        bodies = [write.call.body or {} for write in stage.writes(mark, "nodes")]
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(plain)
+        await scene.ready()
+        mark = scene.mark()
+        scene.apply(strict)
+        await scene.ready()
+        bodies = [write.call.body or {} for write in scene.writes(mark, "nodes")]
         assert not any("spec" in body for body in bodies)
         assert len(bodies) == 3
-        assert_as_wanted(stage, strict, "gpu-1")
+        assert_as_wanted(scene, strict, "gpu-1")
 
 
 @virtually
 async def test_a_settled_cluster_is_left_alone_for_an_hour() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
         await asyncio.sleep(1)
-        mark = stage.mark()
+        mark = scene.mark()
         await asyncio.sleep(3600)
-        assert stage.writes(mark) == []
+        assert scene.writes(mark) == []
 
 
 @virtually
 async def test_nodes_that_no_policy_selects_are_never_written() -> None:
-    async with scene(*nodes(1), node("gpu-9", pool="z")) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        assert stage.node_writes()["gpu-9"] == 0
+    async with open_scene(*nodes(1), node("gpu-9", pool="z")) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        assert scene.node_writes()["gpu-9"] == 0
 
 
 @virtually
 async def test_a_node_that_joins_the_pool_later_is_changed_as_well() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SINGLE)
-        await stage.ready()
-        stage.e.cluster.add(NODES, node("gpu-2"))
-        await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
-        await stage.ready()
-        assert_as_wanted(stage, SINGLE, "gpu-1", "gpu-2")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SINGLE)
+        await scene.ready()
+        scene.e.cluster.add(NODES, node("gpu-2"))
+        await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
+        await scene.ready()
+        assert_as_wanted(scene, SINGLE, "gpu-1", "gpu-2")
 
 
 @virtually
 async def test_config_maps_hold_what_is_used_and_nothing_else() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         for spec in (MIXED, OTHER_MIXED, SLICED):
-            stage.apply(spec)
-            await stage.ready()
+            scene.apply(spec)
+            await scene.ready()
         await asyncio.sleep(5)
-        plugin = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
-        assert set(plugin) == {stage.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG], NEUTRAL_KEY}
-        mig = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-mig-parted", "gpu-operator")["data"]["config.yaml"]
+        plugin = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
+        assert set(plugin) == {scene.labels("gpu-1")[names.LABEL_PLUGIN_CONFIG], NEUTRAL_KEY}
+        mig = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-mig-parted", "gpu-operator")["data"]["config.yaml"]
         assert "pool-b-" not in mig
         assert "all-disabled" in mig

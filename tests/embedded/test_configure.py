@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE, Silence
-from tests.embedded.scene import FULL, HOUR, MIXED, Scene, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON
@@ -27,41 +27,41 @@ def cluster_policy(plugin: str = "", mig: str = "") -> JSON:
     }
 
 
-def found(stage: Scene) -> JSON:
-    return stage.e.cluster.get(CLUSTER_POLICIES, "cluster-policy")
+def found(scene: Scene) -> JSON:
+    return scene.e.cluster.get(CLUSTER_POLICIES, "cluster-policy")
 
 
-def pointers(stage: Scene) -> tuple[str, str]:
-    spec = found(stage)["spec"]
+def pointers(scene: Scene) -> tuple[str, str]:
+    spec = found(scene)["spec"]
     return spec["devicePlugin"]["config"]["name"], spec["migManager"]["config"]["name"]
 
 
-async def pointed(stage: Scene) -> None:
-    await stage.e.until(lambda: pointers(stage) == (PLUGIN, MIG), "both pointers", HOUR)
+async def pointed(scene: Scene) -> None:
+    await scene.e.until(lambda: pointers(scene) == (PLUGIN, MIG), "both pointers", HOUR)
 
 
 @virtually
 async def test_both_are_set_in_one_write_after_the_configmaps_and_modes_then_work() -> None:
-    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
-        await pointed(stage)
-        kinds = [write.call.resource.plural for write in stage.writes() if write.error is None]
+    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+        await pointed(scene)
+        kinds = [write.call.resource.plural for write in scene.writes() if write.error is None]
         assert kinds.count("clusterpolicies") == 1
         assert kinds.index("clusterpolicies") > max(i for i, kind in enumerate(kinds) if kind == "configmaps")
-        assert found(stage)["metadata"]["annotations"] == {MARK: BOTH}
-        assert found(stage)["spec"]["migManager"]["config"]["default"] == "all-disabled"
-        stage.apply(MIXED)
-        await stage.ready()
-        assert stage.events()["PointersSet"] == 1
-        assert len(stage.writes(plural="clusterpolicies")) == 1
+        assert found(scene)["metadata"]["annotations"] == {MARK: BOTH}
+        assert found(scene)["spec"]["migManager"]["config"]["default"] == "all-disabled"
+        scene.apply(MIXED)
+        await scene.ready()
+        assert scene.events()["PointersSet"] == 1
+        assert len(scene.writes(plural="clusterpolicies")) == 1
 
 
 @virtually
 async def test_without_the_setting_nothing_is_written_to_it() -> None:
-    async with scene(*nodes(1), cluster_policy=cluster_policy()) as stage:
-        stage.apply(FULL)
-        row = await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+    async with open_scene(*nodes(1), cluster_policy=cluster_policy()) as scene:
+        scene.apply(FULL)
+        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
         assert "gpuOperator.configure" not in row["message"]
-        assert stage.writes(plural="clusterpolicies") == []
+        assert scene.writes(plural="clusterpolicies") == []
 
 
 @virtually
@@ -72,46 +72,46 @@ async def test_a_value_of_somebody_else_stays_and_the_condition_says_whose_it_is
         {"manager": "helm", "time": "2026-11-20T10:00:00Z", "fieldsV1": helm},
         {"manager": "gpu-operator", "time": "2026-11-20T11:00:00Z", "fieldsV1": {"f:status": {}}},
     ]
-    async with scene(*nodes(1), cluster_policy=theirs, configure_gpu_operator=True) as stage:
-        stage.apply(FULL)
-        row = await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+    async with open_scene(*nodes(1), cluster_policy=theirs, configure_gpu_operator=True) as scene:
+        scene.apply(FULL)
+        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
         assert "devicePlugin.config.name is theirs (set by helm)" in row["message"]
         assert "run: kubectl patch clusterpolicy cluster-policy --type merge" in row["message"]
-        await stage.e.until(lambda: pointers(stage) == ("theirs", MIG), "the other pointer", HOUR)
+        await scene.e.until(lambda: pointers(scene) == ("theirs", MIG), "the other pointer", HOUR)
         await asyncio.sleep(HOUR)
-        assert pointers(stage) == ("theirs", MIG)
-        assert len(stage.writes(plural="clusterpolicies")) == 1
+        assert pointers(scene) == ("theirs", MIG)
+        assert len(scene.writes(plural="clusterpolicies")) == 1
 
 
 @virtually
 async def test_what_somebody_sets_back_is_not_set_again_by_this_operator_or_the_next() -> None:
-    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
-        await pointed(stage)
-        since = stage.mark()
-        stage.e.cluster.patch(
+    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+        await pointed(scene)
+        since = scene.mark()
+        scene.e.cluster.patch(
             CLUSTER_POLICIES, "cluster-policy", {"spec": {"devicePlugin": {"config": {"name": ""}}}}
         )
-        stage.apply(FULL)
-        row = await stage.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        scene.apply(FULL)
+        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
         assert (
             "the operator set it once (chart value gpuOperator.configure); somebody has changed it since"
             in row["message"]
         )
-        await stage.e.kill_operator()
-        stage.e.start_operator()
+        await scene.e.kill_operator()
+        scene.e.start_operator()
         await asyncio.sleep(HOUR)
-        assert stage.writes(since, "clusterpolicies") == []
-        assert pointers(stage) == ("", MIG)
+        assert scene.writes(since, "clusterpolicies") == []
+        assert pointers(scene) == ("", MIG)
 
 
 @virtually
 async def test_a_new_clusterpolicy_is_pointed_at_them_again() -> None:
-    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
-        await pointed(stage)
-        stage.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
-        stage.e.cluster.add(CLUSTER_POLICIES, cluster_policy())
-        await pointed(stage)
-        await stage.e.until(lambda: stage.events()["PointersSet"] == 2, "an Event for each", HOUR)
+    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+        await pointed(scene)
+        scene.e.cluster.delete(CLUSTER_POLICIES, "cluster-policy")
+        scene.e.cluster.add(CLUSTER_POLICIES, cluster_policy())
+        await pointed(scene)
+        await scene.e.until(lambda: scene.events()["PointersSet"] == 2, "an Event for each", HOUR)
 
 
 @pytest.mark.parametrize(
@@ -127,44 +127,44 @@ async def test_where_it_cannot_be_written_the_condition_says_why_and_other_write
     answer: Exception | Silence, words: str
 ) -> None:
     ours = cluster_policy(plugin=PLUGIN)
-    async with scene(*nodes(1), cluster_policy=ours, configure_gpu_operator=True, start=False) as stage:
-        stage.e.cluster.faults.fail("patch", CLUSTER_POLICIES, answer, times=EVER)
-        stage.e.start_operator()
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED)
-        await stage.e.until(
-            lambda: words in stage.condition("Accepted").get("message", ""),
+    async with open_scene(*nodes(1), cluster_policy=ours, configure_gpu_operator=True, start=False) as scene:
+        scene.e.cluster.faults.fail("patch", CLUSTER_POLICIES, answer, times=EVER)
+        scene.e.start_operator()
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.e.until(
+            lambda: words in scene.condition("Accepted").get("message", ""),
             "the condition to say why",
             HOUR,
         )
-        message = stage.condition("Accepted")["message"]
+        message = scene.condition("Accepted")["message"]
         assert "could not set it" in message
         assert "run: kubectl patch clusterpolicy cluster-policy" in message
-        assert pointers(stage) == (PLUGIN, "")
+        assert pointers(scene) == (PLUGIN, "")
 
 
 @pytest.mark.parametrize("conflicts", [1, 5])
 @virtually
 async def test_a_write_that_somebody_came_before_is_decided_anew(conflicts: int) -> None:
-    async with scene(
+    async with open_scene(
         *nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True, start=False
-    ) as stage:
-        stage.e.cluster.faults.fail("patch", CLUSTER_POLICIES, Conflict("it changed"), times=conflicts)
-        stage.e.start_operator()
-        await pointed(stage)
-        assert [w for w in stage.writes(plural="configmaps") if w.error is not None] == []
+    ) as scene:
+        scene.e.cluster.faults.fail("patch", CLUSTER_POLICIES, Conflict("it changed"), times=conflicts)
+        scene.e.start_operator()
+        await pointed(scene)
+        assert [w for w in scene.writes(plural="configmaps") if w.error is not None] == []
 
 
 @virtually
 async def test_the_write_carries_the_version_that_it_was_decided_on() -> None:
-    async with scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as stage:
-        before = found(stage)["metadata"]["resourceVersion"]
-        await pointed(stage)
-        body = stage.writes(plural="clusterpolicies")[0].call.body
+    async with open_scene(*nodes(1), cluster_policy=cluster_policy(), configure_gpu_operator=True) as scene:
+        before = found(scene)["metadata"]["resourceVersion"]
+        await pointed(scene)
+        body = scene.writes(plural="clusterpolicies")[0].call.body
         assert body is not None
         assert body["metadata"]["resourceVersion"] == before
-        assert stage.e.cluster.get(CONFIG_MAPS, PLUGIN, "gpu-operator")["data"]
+        assert scene.e.cluster.get(CONFIG_MAPS, PLUGIN, "gpu-operator")["data"]
 
 
 @virtually
@@ -173,17 +173,17 @@ async def test_of_two_the_one_that_is_not_ignored_counts_and_where_nobody_can_te
 ):
     theirs = cluster_policy(plugin="theirs")
     theirs["metadata"]["name"] = "a-second"
-    async with scene(*nodes(1), cluster_policy=cluster_policy(PLUGIN, MIG)) as stage:
-        stage.e.cluster.add(CLUSTER_POLICIES, theirs | {"status": {"state": "ignored"}})
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.cluster.patch(CLUSTER_POLICIES, "a-second", {"status": {"state": ""}})
-        row = await stage.until_condition("Accepted", "False", "SeveralClusterPolicies")
+    async with open_scene(*nodes(1), cluster_policy=cluster_policy(PLUGIN, MIG)) as scene:
+        scene.e.cluster.add(CLUSTER_POLICIES, theirs | {"status": {"state": "ignored"}})
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.patch(CLUSTER_POLICIES, "a-second", {"status": {"state": ""}})
+        row = await scene.until_condition("Accepted", "False", "SeveralClusterPolicies")
         assert "a-second, cluster-policy" in row["message"]
-        since = stage.mark()
-        stage.apply(MIXED)
-        await stage.until_condition("Accepted", "False", "SeveralClusterPolicies")
+        since = scene.mark()
+        scene.apply(MIXED)
+        await scene.until_condition("Accepted", "False", "SeveralClusterPolicies")
         await asyncio.sleep(HOUR)
-        assert stage.node_writes(since) == {}
-        stage.e.cluster.delete(CLUSTER_POLICIES, "a-second")
-        await stage.ready()
+        assert scene.node_writes(since) == {}
+        scene.e.cluster.delete(CLUSTER_POLICIES, "a-second")
+        await scene.ready()

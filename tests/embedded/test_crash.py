@@ -75,7 +75,7 @@ def test_an_operator_that_is_back_at_once_goes_on_where_it_was(name: str, when: 
 
 @pytest.mark.parametrize("name", ["a policy on an idle node", "another layout in the middle"])
 def test_operators_that_live_for_two_writes_only_get_there_all_the_same(name: str) -> None:
-    def prepare(stage: Scene, client: MortalClient) -> None:
+    def prepare(scene: Scene, client: MortalClient) -> None:
         client.die_at(2, "after")
 
     base, run = play(GOLDEN[name]), play(GOLDEN[name], prepare)

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, pdb, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
@@ -26,153 +26,153 @@ FULL_UP = {
 """It allows nothing while the two pods run."""
 
 
-async def busy(stage: Scene, replicas: int = 2) -> str:
+async def busy(scene: Scene, replicas: int = 2) -> str:
     """Adopt the pool as Full with a running workload; returns the node that the workload is on."""
-    await stage.running("llm", replicas)
-    stage.apply(FULL)
-    await stage.ready()
-    return str(stage.pods("llm")[0]["spec"]["nodeName"])
+    await scene.running("llm", replicas)
+    scene.apply(FULL)
+    await scene.ready()
+    return str(scene.pods("llm")[0]["spec"]["nodeName"])
 
 
 @virtually
 async def test_evictable_pods_leave_before_the_change_and_run_again_on_the_other_node() -> None:
-    async with scene(*nodes(2), workloads=[LLM]) as stage:
-        await busy(stage)
-        first = {pod["metadata"]["name"] for pod in stage.pods("llm")}
-        stage.apply(SLICED)
-        await stage.ready()
-        await stage.running("llm", 2)
-        assert first <= set(stage.evicted())
-        assert not first & {pod["metadata"]["name"] for pod in stage.pods("llm")}
+    async with open_scene(*nodes(2), workloads=[LLM]) as scene:
+        await busy(scene)
+        first = {pod["metadata"]["name"] for pod in scene.pods("llm")}
+        scene.apply(SLICED)
+        await scene.ready()
+        await scene.running("llm", 2)
+        assert first <= set(scene.evicted())
+        assert not first & {pod["metadata"]["name"] for pod in scene.pods("llm")}
 
 
 @virtually
 async def test_evictions_that_lost_the_race_over_their_budget_are_made_at_the_next_look() -> None:
-    async with scene(*nodes(2), workloads=[LLM]) as stage:
-        await busy(stage)
+    async with open_scene(*nodes(2), workloads=[LLM]) as scene:
+        await busy(scene)
         lost = Conflict("the object has been modified; please apply your changes to the latest version")
-        stage.e.cluster.faults.fail("evict", PODS, lost, times=3, identity="operator")
-        stage.apply(SLICED)
-        await stage.ready()
-        assert stage.e.cluster.calls["operator", "evict", "pods"] == len(stage.evicted()) + 3
-        assert len(set(stage.evicted())) == len(stage.evicted()) >= 2
+        scene.e.cluster.faults.fail("evict", PODS, lost, times=3, identity="operator")
+        scene.apply(SLICED)
+        await scene.ready()
+        assert scene.e.cluster.calls["operator", "evict", "pods"] == len(scene.evicted()) + 3
+        assert len(set(scene.evicted())) == len(scene.evicted()) >= 2
 
 
 @virtually
 async def test_a_pod_keeps_its_own_grace_period_and_the_node_waits_for_it() -> None:
-    async with scene(*nodes(2), workloads=[LLM]) as stage:
-        name = await busy(stage)
-        stage.apply(SLICED)
-        await stage.e.until(lambda: len(stage.evicted()) == 2, "evictions", 1000)
+    async with open_scene(*nodes(2), workloads=[LLM]) as scene:
+        name = await busy(scene)
+        scene.apply(SLICED)
+        await scene.e.until(lambda: len(scene.evicted()) == 2, "evictions", 1000)
         begun = virtual_now()
-        await stage.fenced(name, "actuating")
+        await scene.fenced(name, "actuating")
         assert virtual_now() - begun >= timedelta(seconds=30)
 
 
 @virtually
 async def test_a_budget_that_blocks_is_named_with_its_pods_and_the_drain_goes_on_when_it_allows() -> None:
     budget = pdb("keep", "llm", minAvailable=2)
-    async with scene(*nodes(1), workloads=[Workload("llm", 2)]) as stage:
-        name = await busy(stage)
-        stage.apply(SLICED, drain=STRANDED_OK)
-        await stage.fenced(name)
-        stage.e.cluster.add(PDBS, budget | {"spec": {**budget["spec"], "minAvailable": 1}})
-        await stage.reason(name, "PDB")
-        transition = await stage.reason(name, "PDB")
+    async with open_scene(*nodes(1), workloads=[Workload("llm", 2)]) as scene:
+        name = await busy(scene)
+        scene.apply(SLICED, drain=STRANDED_OK)
+        await scene.fenced(name)
+        scene.e.cluster.add(PDBS, budget | {"spec": {**budget["spec"], "minAvailable": 1}})
+        await scene.reason(name, "PDB")
+        transition = await scene.reason(name, "PDB")
         assert "default/keep" in transition["blockers"][0]
         assert "default/llm-" in transition["blockers"][0]
         assert transition["culprit"].startswith("default/llm-")
         assert "disruption budget" in transition["blockers"][0]
         assert transition["phase"] == "Draining"
-        stage.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
-        await stage.ready()
+        scene.e.cluster.patch(PDBS, "keep", {"spec": {"minAvailable": 0}}, "default")
+        await scene.ready()
 
 
 @virtually
 async def test_a_budget_that_can_never_allow_is_named_and_the_node_is_not_even_cordoned() -> None:
-    async with scene(*nodes(1), workloads=[LLM], budgets=[pdb("keep", "llm", minAvailable=2)]) as stage:
-        name = await busy(stage)
-        stage.apply(SLICED)
-        transition = await stage.reason(name, "PDBNeverAllows")
+    async with open_scene(*nodes(1), workloads=[LLM], budgets=[pdb("keep", "llm", minAvailable=2)]) as scene:
+        name = await busy(scene)
+        scene.apply(SLICED)
+        transition = await scene.reason(name, "PDBNeverAllows")
         assert transition["phase"] == "Blocked"
-        assert not stage.cordoned(name)
-        assert stage.fence(name) is None
-        row = await stage.until_condition("Stalled", "True", "Blocked")
+        assert not scene.cordoned(name)
+        assert scene.fence(name) is None
+        row = await scene.until_condition("Stalled", "True", "Blocked")
         assert "default/keep" in row["message"]
-        stage.e.cluster.delete(PDBS, "keep", "default")
-        await stage.ready()
+        scene.e.cluster.delete(PDBS, "keep", "default")
+        await scene.ready()
 
 
 @virtually
 async def test_a_pod_under_two_budgets_is_named_with_both_before_the_cordon() -> None:
     budgets = [pdb("one", "llm", maxUnavailable=1), pdb("two", "llm", maxUnavailable=1)]
-    async with scene(*nodes(1), workloads=[LLM], budgets=budgets) as stage:
-        name = await busy(stage)
-        stage.apply(SLICED)
-        transition = await stage.reason(name, "PDBConflict")
+    async with open_scene(*nodes(1), workloads=[LLM], budgets=budgets) as scene:
+        name = await busy(scene)
+        scene.apply(SLICED)
+        transition = await scene.reason(name, "PDBConflict")
         assert "default/one" in transition["blockers"][0]
         assert "default/two" in transition["blockers"][0]
-        assert not stage.cordoned(name)
-        assert not stage.writes(plural="pods")
+        assert not scene.cordoned(name)
+        assert not scene.writes(plural="pods")
 
 
 @virtually
 async def test_a_budget_of_one_lets_the_pods_go_one_after_the_other() -> None:
     budget = pdb("slow", "llm", maxUnavailable=1)
-    async with scene(*nodes(2), workloads=[LLM], budgets=[budget]) as stage:
-        await busy(stage)
-        stage.apply(SLICED)
-        await stage.ready()
-        assert len(set(stage.evicted())) == len(stage.evicted()) >= 2
+    async with open_scene(*nodes(2), workloads=[LLM], budgets=[budget]) as scene:
+        await busy(scene)
+        scene.apply(SLICED)
+        await scene.ready()
+        assert len(set(scene.evicted())) == len(scene.evicted()) >= 2
 
 
-async def fail_to_drain(stage: Scene, name: str) -> Fence:
+async def fail_to_drain(scene: Scene, name: str) -> Fence:
     """A budget begins to block when the drain has begun and goes after the abort; returns the fence of that try."""
-    fence = await stage.fenced(name, seconds=2 * HOUR)
-    stage.e.cluster.add(PDBS, FULL_UP)
-    await stage.released(name)
-    stage.e.cluster.delete(PDBS, "keep", "default")
+    fence = await scene.fenced(name, seconds=2 * HOUR)
+    scene.e.cluster.add(PDBS, FULL_UP)
+    await scene.released(name)
+    scene.e.cluster.delete(PDBS, "keep", "default")
     return fence
 
 
 @virtually
 async def test_a_drain_that_runs_out_of_time_restores_the_node_and_waits_twice_as_long_each_time() -> None:
-    async with scene(*nodes(1), workloads=[GUARDED]) as stage:
-        name = await busy(stage)
-        stage.apply(SLICED, drain={"timeout": "5m", **STRANDED_OK})
-        fence = await stage.fenced(name)
-        assert names.LABEL_MODE not in stage.labels(name)
+    async with open_scene(*nodes(1), workloads=[GUARDED]) as scene:
+        name = await busy(scene)
+        scene.apply(SLICED, drain={"timeout": "5m", **STRANDED_OK})
+        fence = await scene.fenced(name)
+        assert names.LABEL_MODE not in scene.labels(name)
         whole = timedelta(minutes=5, seconds=5)  # pods that were being bound get five seconds to appear first
         assert fence.deadline - fence.since == whole
-        await fail_to_drain(stage, name)
+        await fail_to_drain(scene, name)
         first = virtual_now()
         assert first - fence.since == pytest.approx(whole, abs=timedelta(seconds=2))
-        assert not stage.cordoned(name)
-        assert stage.labels(name)[names.LABEL_MODE] == "full"
-        assert names.LABEL_UPGRADE_SKIP not in stage.labels(name)
-        transition = await stage.reason(name, "Deferred")
+        assert not scene.cordoned(name)
+        assert scene.labels(name)[names.LABEL_MODE] == "full"
+        assert names.LABEL_UPGRADE_SKIP not in scene.labels(name)
+        transition = await scene.reason(name, "Deferred")
         assert "DrainTimeout" in transition["message"]
-        fence = await fail_to_drain(stage, name)
+        fence = await fail_to_drain(scene, name)
         assert fence.since - first == pytest.approx(timedelta(minutes=5), abs=timedelta(seconds=10))
         second = virtual_now()
-        fence = await fail_to_drain(stage, name)
+        fence = await fail_to_drain(scene, name)
         assert fence.since - second == pytest.approx(timedelta(minutes=10), abs=timedelta(seconds=10))
-        await stage.e.until(lambda: stage.events()["ChangeGivenUp"] == 3, "three events", 10)
-        assert stage.evicted() == []
+        await scene.e.until(lambda: scene.events()["ChangeGivenUp"] == 3, "three events", 10)
+        assert scene.evicted() == []
 
 
 @virtually
 async def test_the_retry_annotation_ends_the_wait_after_an_abort() -> None:
-    async with scene(*nodes(1), workloads=[GUARDED]) as stage:
-        name = await busy(stage)
-        stage.apply(SLICED, drain={"timeout": "1m"})
-        await fail_to_drain(stage, name)
-        await stage.reason(name, "Deferred")
+    async with open_scene(*nodes(1), workloads=[GUARDED]) as scene:
+        name = await busy(scene)
+        scene.apply(SLICED, drain={"timeout": "1m"})
+        await fail_to_drain(scene, name)
+        await scene.reason(name, "Deferred")
         begun = virtual_now()
-        stage.annotate(name, retry="now")
-        fence = await stage.fenced(name)
+        scene.annotate(name, retry="now")
+        fence = await scene.fenced(name)
         assert fence.since - begun < timedelta(seconds=2)
-        await stage.ready()
+        await scene.ready()
 
 
 UNEVICTABLE: dict[str, tuple[JSON, JSON, str]] = {
@@ -199,194 +199,194 @@ CLAIM: JSON = {
 async def test_what_may_not_be_evicted_blocks_before_the_cordon_and_is_named(
     metadata: JSON, spec: JSON, reason: str
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.add(RESOURCE_CLAIMS, CLAIM)
-        stage.e.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "default"}})
-        stage.e.cluster.add(PODS, gpu_pod("odd", "gpu-1", metadata=metadata, spec=spec))
-        stage.apply(SLICED)
-        transition = await stage.reason("gpu-1", reason)
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.add(RESOURCE_CLAIMS, CLAIM)
+        scene.e.cluster.add(DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "default"}})
+        scene.e.cluster.add(PODS, gpu_pod("odd", "gpu-1", metadata=metadata, spec=spec))
+        scene.apply(SLICED)
+        transition = await scene.reason("gpu-1", reason)
         assert transition["culprit"] == "default/odd"
         assert "Remedy" in transition["blockers"][0]
-        assert not stage.cordoned("gpu-1")
-        stage.e.cluster.delete(PODS, "odd", "default")
-        await stage.ready()
-        assert stage.evicted() == []
+        assert not scene.cordoned("gpu-1")
+        scene.e.cluster.delete(PODS, "odd", "default")
+        await scene.ready()
+        assert scene.evicted() == []
 
 
 @virtually
 async def test_an_unmanaged_pod_is_evicted_when_the_policy_says_so() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        await stage.ready()
-        assert stage.evicted() == ["alone"]
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        await scene.ready()
+        assert scene.evicted() == ["alone"]
 
 
 @virtually
 async def test_a_mark_with_a_duration_is_waited_for_without_a_cordon_and_names_its_end() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         begun = virtual_now()
         marked = gpu_pod("marked", "gpu-1", metadata={"annotations": {"karpenter.sh/do-not-disrupt": "20m"}})
         marked["status"]["startTime"] = to_rfc3339(begun)
-        stage.e.cluster.add(PODS, marked)
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        transition = await stage.reason("gpu-1", "DoNotDisrupt")
+        scene.e.cluster.add(PODS, marked)
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        transition = await scene.reason("gpu-1", "DoNotDisrupt")
         end = begun + timedelta(minutes=20)
         assert transition["culprit"] == "default/marked"
         assert transition["deadline"] == f"{end:%H:%M:%SZ}"
         assert to_rfc3339(end) in transition["blockers"][0]
-        assert stage.fence("gpu-1") is None
-        fence = await stage.fenced("gpu-1", seconds=HOUR)
+        assert scene.fence("gpu-1") is None
+        fence = await scene.fenced("gpu-1", seconds=HOUR)
         assert timedelta(minutes=20) <= fence.since - begun < timedelta(minutes=20, seconds=15)
-        await stage.ready()
-        assert stage.evicted() == ["marked"]
+        await scene.ready()
+        assert scene.evicted() == ["marked"]
 
 
 @virtually
 async def test_a_mark_that_nobody_can_read_protects_the_pod_and_is_named_until_the_policy_ignores_marks() -> (
     None
 ):
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         metadata = {"annotations": {"gpusharing.dev/do-not-disrupt": "a while"}}
-        stage.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        transition = await stage.reason("gpu-1", "DoNotDisrupt")
+        scene.e.cluster.add(PODS, gpu_pod("marked", "gpu-1", metadata=metadata))
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        transition = await scene.reason("gpu-1", "DoNotDisrupt")
         assert "default/marked" in transition["blockers"][0]
         assert '"a while"' in transition["blockers"][0]
-        assert not stage.cordoned("gpu-1")
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict", "protectedPods": "Ignore"})
-        await stage.ready()
-        assert stage.evicted() == ["marked"]
+        assert not scene.cordoned("gpu-1")
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "protectedPods": "Ignore"})
+        await scene.ready()
+        assert scene.evicted() == ["marked"]
 
 
 @virtually
 async def test_finished_pods_are_neither_evicted_nor_waited_for() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.add(PODS, gpu_pod("done", "gpu-1") | {"status": {"phase": "Succeeded"}})
-        stage.apply(SLICED)
-        await stage.ready()
-        assert stage.evicted() == []
-        assert stage.e.cluster.get(PODS, "done", "default")
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("done", "gpu-1") | {"status": {"phase": "Succeeded"}})
+        scene.apply(SLICED)
+        await scene.ready()
+        assert scene.evicted() == []
+        assert scene.e.cluster.get(PODS, "done", "default")
 
 
 @virtually
 async def test_pods_that_could_start_nowhere_afterwards_hold_the_change_until_that_is_allowed() -> None:
-    async with scene(*nodes(2), workloads=[LLM]) as stage:
-        name = await busy(stage)
-        stage.apply(MIXED)
-        transition = await stage.reason(name, "StrandedPods")
+    async with open_scene(*nodes(2), workloads=[LLM]) as scene:
+        name = await busy(scene)
+        scene.apply(MIXED)
+        transition = await scene.reason(name, "StrandedPods")
         assert "nvidia.com/gpu" in transition["blockers"][0]
-        assert not stage.cordoned(name)
-        stage.apply(MIXED, drain=STRANDED_OK)
-        await stage.ready()
+        assert not scene.cordoned(name)
+        scene.apply(MIXED, drain=STRANDED_OK)
+        await scene.ready()
 
 
 @virtually
 async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_pending() -> None:
-    async with scene(*nodes(2), workloads=[LLM]) as stage:
-        await busy(stage)
-        stage.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
-        await stage.ready()
-        await stage.e.until(
-            lambda: summary(stage)["pendingPods"] == LLM.replicas, "the pods to be counted", 180
+    async with open_scene(*nodes(2), workloads=[LLM]) as scene:
+        await busy(scene)
+        scene.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
+        await scene.ready()
+        await scene.e.until(
+            lambda: summary(scene)["pendingPods"] == LLM.replicas, "the pods to be counted", 180
         )
 
 
 @virtually
 async def test_used_follows_a_drain_within_seconds() -> None:
     """The agent tells it twice a minute; the pods of a node in work are listed every few seconds."""
-    async with scene(*nodes(1), workloads=[Workload("llm", 1)]) as stage:
+    async with open_scene(*nodes(1), workloads=[Workload("llm", 1)]) as scene:
         stuck = gpu_pod("stuck", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
         stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "stuck"}]
-        stage.e.cluster.add(PODS, stuck)
-        await busy(stage, 1)
-        await stage.e.until(lambda: summary(stage)["used"] == "2/2", "both to be counted", 120)
-        stage.apply(SLICED)
-        await stage.e.until(lambda: len(on_node(stage, "gpu-1")) == 1, "one of the two to leave", 300)
-        await stage.e.until(lambda: summary(stage)["used"] == "1/2", "USED to follow", 10)
+        scene.e.cluster.add(PODS, stuck)
+        await busy(scene, 1)
+        await scene.e.until(lambda: summary(scene)["used"] == "2/2", "both to be counted", 120)
+        scene.apply(SLICED)
+        await scene.e.until(lambda: len(on_node(scene, "gpu-1")) == 1, "one of the two to leave", 300)
+        await scene.e.until(lambda: summary(scene)["used"] == "1/2", "USED to follow", 10)
 
 
-def on_node(stage: Scene, name: str) -> list[JSON]:
+def on_node(scene: Scene, name: str) -> list[JSON]:
     """Pods of workloads that are bound to a node."""
-    return stage.e.cluster.objects(PODS, namespace="default", field_selector=f"spec.nodeName={name}")
+    return scene.e.cluster.objects(PODS, namespace="default", field_selector=f"spec.nodeName={name}")
 
 
-def summary(stage: Scene) -> JSON:
+def summary(scene: Scene) -> JSON:
     """What the columns show of pool-b."""
-    found: JSON = stage.e.cluster.get(POLICIES, "pool-b")["status"]["summary"]
+    found: JSON = scene.e.cluster.get(POLICIES, "pool-b")["status"]["summary"]
     return found
 
 
 @virtually
 async def test_a_blocked_node_does_not_stop_the_others() -> None:
-    async with scene(*nodes(3)) as stage:
-        stage.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        stage.apply(SLICED)
-        await stage.phase("gpu-2", "Synced")
-        await stage.phase("gpu-3", "Synced")
-        transition = await stage.reason("gpu-1", "Unmanaged")
+    async with open_scene(*nodes(3)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
+        scene.apply(SLICED)
+        await scene.phase("gpu-2", "Synced")
+        await scene.phase("gpu-3", "Synced")
+        transition = await scene.reason("gpu-1", "Unmanaged")
         assert transition["phase"] == "Blocked"
-        assert stage.node_writes()["gpu-1"] == 0
+        assert scene.node_writes()["gpu-1"] == 0
 
 
 @virtually
 async def test_a_pod_that_never_ends_is_called_stuck_with_its_finalizers() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         stuck = gpu_pod("llm-1", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
         stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "llm"}]
-        stage.e.cluster.add(PODS, stuck)
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        transition = await stage.reason("gpu-1", "TerminatingStuck")
+        scene.e.cluster.add(PODS, stuck)
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        transition = await scene.reason("gpu-1", "TerminatingStuck")
         assert "example.com/hold" in transition["blockers"][0]
-        stage.e.cluster.patch(PODS, "llm-1", {"metadata": {"finalizers": None}}, "default")
-        stage.e.cluster.finish_terminations()
-        await stage.ready()
-        assert stage.evicted() == ["llm-1"]
+        scene.e.cluster.patch(PODS, "llm-1", {"metadata": {"finalizers": None}}, "default")
+        scene.e.cluster.finish_terminations()
+        await scene.ready()
+        assert scene.evicted() == ["llm-1"]
 
 
 @virtually
 async def test_a_process_that_no_pod_owns_keeps_the_node_from_the_point_of_no_return() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.software.inject("gpu-1", "stray-process")
-        stage.apply(MIXED)
-        transition = await stage.reason("gpu-1", "GPUStillBusy")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", "stray-process")
+        scene.apply(MIXED)
+        transition = await scene.reason("gpu-1", "GPUStillBusy")
         assert "python3" in transition["message"]
-        assert stage.fence("gpu-1") is not None
-        stage.e.software.inject("gpu-1", "no-stray-process")
-        await stage.ready()
-        assert stage.events()["GPUStillBusy"] == 1
+        assert scene.fence("gpu-1") is not None
+        scene.e.software.inject("gpu-1", "no-stray-process")
+        await scene.ready()
+        assert scene.events()["GPUStillBusy"] == 1
 
 
 @virtually
 async def test_a_pod_that_slips_in_after_the_cordon_is_evicted_before_the_point_of_no_return() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        await stage.fenced("gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        await scene.fenced("gpu-1")
         await asyncio.sleep(6)
-        stage.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
-        await stage.ready()
-        assert stage.evicted() == ["late"]
+        scene.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
+        await scene.ready()
+        assert scene.evicted() == ["late"]
 
 
 @virtually
 async def test_two_nodes_are_drained_side_by_side_and_one_that_blocks_does_not_hold_up_the_other() -> None:
-    async with scene(*nodes(2), workloads=[Workload("llm", 4)]) as stage:
-        await busy(stage, 4)
-        stage.apply(SLICED, rollout=at_once(2), drain=STRANDED_OK)
-        await stage.fenced("gpu-1")
-        await stage.fenced("gpu-2")
-        guarded = [pod for pod in stage.pods("llm") if pod["spec"]["nodeName"] == "gpu-1"]
+    async with open_scene(*nodes(2), workloads=[Workload("llm", 4)]) as scene:
+        await busy(scene, 4)
+        scene.apply(SLICED, rollout=at_once(2), drain=STRANDED_OK)
+        await scene.fenced("gpu-1")
+        await scene.fenced("gpu-2")
+        guarded = [pod for pod in scene.pods("llm") if pod["spec"]["nodeName"] == "gpu-1"]
         for pod in guarded:
             name = pod["metadata"]["name"]
-            stage.e.cluster.patch(PODS, name, {"metadata": {"labels": {"guard": "yes"}}}, "default")
+            scene.e.cluster.patch(PODS, name, {"metadata": {"labels": {"guard": "yes"}}}, "default")
         selector = {"matchLabels": {"guard": "yes"}}
-        stage.e.cluster.add(
+        scene.e.cluster.add(
             PDBS, pdb("keep", "llm", minAvailable=2) | {"spec": {"selector": selector, "minAvailable": 2}}
         )
-        await stage.phase("gpu-2", "Synced")
-        assert stage.transition("gpu-1")["phase"] == "Draining"
-        stage.e.cluster.delete(PDBS, "keep", "default")
-        await stage.ready()
+        await scene.phase("gpu-2", "Synced")
+        assert scene.transition("gpu-1")["phase"] == "Draining"
+        scene.e.cluster.delete(PDBS, "keep", "default")
+        await scene.ready()

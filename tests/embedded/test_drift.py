@@ -2,7 +2,7 @@
 
 import asyncio
 
-from tests.embedded.scene import FULL, MIXED, Scene, nodes, scene
+from tests.embedded.scene import FULL, MIXED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
@@ -10,66 +10,66 @@ from gpusharing.api import names
 from gpusharing.kube.client import POLICIES
 
 
-async def drift_again(stage: Scene) -> None:
+async def drift_again(scene: Scene) -> None:
     """The instances are lost, as after a reboot that mig-manager slept through."""
     await asyncio.sleep(60)
-    stage.e.software.inject("gpu-1", "lose-instances")
+    scene.e.software.inject("gpu-1", "lose-instances")
 
 
-async def put_right(stage: Scene) -> None:
+async def put_right(scene: Scene) -> None:
     """Drift is put right by a change of its own."""
-    await drift_again(stage)
-    assert (await stage.fenced("gpu-1")).drift
-    await stage.ready()
+    await drift_again(scene)
+    assert (await scene.fenced("gpu-1")).drift
+    await scene.ready()
 
 
 @virtually
 async def test_a_node_that_is_adopted_anew_keeps_that_its_drift_was_put_right() -> None:
     """A tool that strips our labels would else get a drain per drift, for ever."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        await put_right(stage)
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_POLICY: None, names.LABEL_MODE: None}}})
-        await stage.e.until(lambda: stage.labels("gpu-1").get(names.LABEL_MODE) == "mig", "adopted", 60)
-        await drift_again(stage)
-        await stage.reason("gpu-1", "DriftReturned")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        await put_right(scene)
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_POLICY: None, names.LABEL_MODE: None}}})
+        await scene.e.until(lambda: scene.labels("gpu-1").get(names.LABEL_MODE) == "mig", "adopted", 60)
+        await drift_again(scene)
+        await scene.reason("gpu-1", "DriftReturned")
 
 
 @virtually
 async def test_an_edit_while_drift_is_put_right_leaves_its_own_correction_to_the_new_generation() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        await drift_again(stage)
-        await stage.fenced("gpu-1", "actuating")
-        stage.apply(MIXED, rollout={"maxUnavailable": 1, "paused": False, "timeouts": {"actuation": "40m"}})
-        await stage.ready()
-        await put_right(stage)
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        await drift_again(stage)
-        await stage.reason("gpu-1", "DriftReturned")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        await drift_again(scene)
+        await scene.fenced("gpu-1", "actuating")
+        scene.apply(MIXED, rollout={"maxUnavailable": 1, "paused": False, "timeouts": {"actuation": "40m"}})
+        await scene.ready()
+        await put_right(scene)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        await drift_again(scene)
+        await scene.reason("gpu-1", "DriftReturned")
 
 
 @virtually
 async def test_a_policy_that_is_made_anew_has_its_own_first_drift() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        await put_right(stage)
-        stage.e.cluster.delete(POLICIES, "pool-b")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        await put_right(scene)
+        scene.e.cluster.delete(POLICIES, "pool-b")
         await asyncio.sleep(30)
-        stage.apply(MIXED)
-        await stage.ready()
-        await put_right(stage)
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        scene.apply(MIXED)
+        await scene.ready()
+        await put_right(scene)
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_a_drain_timeout_of_seconds_is_enough_for_a_node_without_pods() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED, drain={"timeout": "4s"})
-        await stage.ready()
-        assert stage.events()["ChangeGivenUp"] == 0
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED, drain={"timeout": "4s"})
+        await scene.ready()
+        assert scene.events()["ChangeGivenUp"] == 0

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.embedded.scene import FULL, MIXED, OTHER_MIXED, SINGLE, Scene, node, nodes, scene
+from tests.embedded.scene import FULL, MIXED, OTHER_MIXED, SINGLE, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtually
@@ -13,9 +13,9 @@ from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import NotFound
 
 
-def policy_exists(stage: Scene, name: str = "pool-b") -> bool:
+def policy_exists(scene: Scene, name: str = "pool-b") -> bool:
     try:
-        stage.e.policy(name)
+        scene.e.policy(name)
     except NotFound:
         return False
     return True
@@ -26,120 +26,120 @@ def policy_exists(stage: Scene, name: str = "pool-b") -> bool:
 async def test_another_layout_in_the_middle_of_a_change_is_reached_without_two_drains(
     stage_name: str,
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", stage_name)
-        stage.apply(OTHER_MIXED)
-        await stage.ready()
-        assert_as_wanted(stage, OTHER_MIXED, "gpu-1")
-        assert stage.node_writes()["gpu-1"] == (3 if stage_name == "fenced" else 4)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", stage_name)
+        scene.apply(OTHER_MIXED)
+        await scene.ready()
+        assert_as_wanted(scene, OTHER_MIXED, "gpu-1")
+        assert scene.node_writes()["gpu-1"] == (3 if stage_name == "fenced" else 4)
 
 
 @virtually
 async def test_going_back_to_what_the_node_is_before_the_point_of_no_return_just_gives_it_back() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.apply(FULL)
-        await stage.ready()
-        assert_as_wanted(stage, FULL, "gpu-1")
-        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        scene.apply(FULL)
+        await scene.ready()
+        assert_as_wanted(scene, FULL, "gpu-1")
+        assert names.LABEL_PLUGIN_CONFIG not in scene.labels("gpu-1")
 
 
 @virtually
 async def test_a_spec_that_becomes_impossible_before_the_point_of_no_return_restores_the_node() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}})
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
-        await stage.until_condition("Accepted", "False", "LayoutDoesNotFit")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        scene.apply({"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}})
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
+        await scene.until_condition("Accepted", "False", "LayoutDoesNotFit")
 
 
 @virtually
 async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node_is_restored() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        assert policy_exists(stage), "the finalizer keeps it"
-        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 60)
-        assert stage.fence("gpu-1") is None
-        assert not stage.cordoned("gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "full"
-        await stage.e.until(lambda: not claims(stage), "no claim", 10)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        assert policy_exists(scene), "the finalizer keeps it"
+        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 60)
+        assert scene.fence("gpu-1") is None
+        assert not scene.cordoned("gpu-1")
+        assert scene.labels("gpu-1")[names.LABEL_MODE] == "full"
+        await scene.e.until(lambda: not claims(scene), "no claim", 10)
 
 
 @virtually
 async def test_a_policy_deleted_after_the_point_of_no_return_goes_when_its_node_is_proven() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 600)
-        assert stage.fence("gpu-1") is None
-        assert not stage.cordoned("gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "mig"
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 600)
+        assert scene.fence("gpu-1") is None
+        assert not scene.cordoned("gpu-1")
+        assert scene.labels("gpu-1")[names.LABEL_MODE] == "mig"
 
 
 @virtually
 async def test_force_release_lets_the_policy_go_at_once_and_keeps_the_cordon() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.e.cluster.patch(
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        scene.e.cluster.patch(
             POLICIES, "pool-b", {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
         )
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: not policy_exists(stage), "the policy gone", 10)
-        assert stage.fence("gpu-1") is None
-        assert stage.cordoned("gpu-1")
-        await stage.e.until(lambda: stage.events()["ChangeGivenUp"] == 1, "an Event that names the node", 10)
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 10)
+        assert scene.fence("gpu-1") is None
+        assert scene.cordoned("gpu-1")
+        await scene.e.until(lambda: scene.events()["ChangeGivenUp"] == 1, "an Event that names the node", 10)
 
 
 @virtually
 async def test_a_policy_whose_nodes_rest_has_no_finalizer_and_goes_at_once() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
         await asyncio.sleep(5)
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        assert not policy_exists(stage)
-        await stage.e.until(lambda: names.LABEL_POLICY not in stage.labels("gpu-1"), "unowned", 10)
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "mig", "the node keeps what it has"
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        assert not policy_exists(scene)
+        await scene.e.until(lambda: names.LABEL_POLICY not in scene.labels("gpu-1"), "unowned", 10)
+        assert scene.labels("gpu-1")[names.LABEL_MODE] == "mig", "the node keeps what it has"
 
 
 @virtually
 async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all_the_same() -> None:
     """docs/design/drain.md#x4: the fence alone tells."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        assert not policy_exists(stage)
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        assert not policy_exists(scene)
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually
 async def test_an_orphan_past_the_point_of_no_return_stays_fenced_until_a_policy_owns_it() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.reason("gpu-1", "OrphanFence")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.reason("gpu-1", "OrphanFence")
         await asyncio.sleep(600)
-        assert stage.cordoned("gpu-1")
-        stage.apply(SINGLE, name="pool-c")
-        await stage.ready("pool-c")
-        assert not stage.cordoned("gpu-1")
+        assert scene.cordoned("gpu-1")
+        scene.apply(SINGLE, name="pool-c")
+        await scene.ready("pool-c")
+        assert not scene.cordoned("gpu-1")
 
 
 @pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
@@ -147,28 +147,28 @@ async def test_an_orphan_past_the_point_of_no_return_stays_fenced_until_a_policy
 async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_starts_clean(
     stage_name: str,
 ) -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MIXED)
-        first = await stage.any_fenced(stage_name)
-        stage.e.cluster.delete(NODES, first)
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED)
+        first = await scene.any_fenced(stage_name)
+        scene.e.cluster.delete(NODES, first)
         other = "gpu-2" if first == "gpu-1" else "gpu-1"
-        await stage.phase(other, "Synced")
-        await stage.ready()
-        await stage.e.until(lambda: not claims(stage), "no claim", 10)
-        stage.e.cluster.add(NODES, node(first))
-        await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1", "gpu-2")
+        await scene.phase(other, "Synced")
+        await scene.ready()
+        await scene.e.until(lambda: not claims(scene), "no claim", 10)
+        scene.e.cluster.add(NODES, node(first))
+        await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1", "gpu-2")
 
 
 @virtually
 async def test_all_gpunodes_deleted_in_the_middle_change_nothing_about_the_end() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(MIXED)
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED)
         for stage_name in ("fenced", "actuating"):
-            await stage.any_fenced(stage_name)
+            await scene.any_fenced(stage_name)
             for name in ("gpu-1", "gpu-2"):
-                stage.e.cluster.delete(GPUNODES, name)
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1", "gpu-2")
-        assert stage.node_writes() == {"gpu-1": 3, "gpu-2": 3}
+                scene.e.cluster.delete(GPUNODES, name)
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1", "gpu-2")
+        assert scene.node_writes() == {"gpu-1": 3, "gpu-2": 3}

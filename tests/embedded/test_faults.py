@@ -20,7 +20,7 @@ NAMESPACES = {CONFIG_MAPS: "gpu-operator", LEASES: "gpusharing", PODS: "default"
 def answered(error: KubeError) -> Happening:
     """The write is answered with an error: instead of being carried out, or afterwards though it was."""
 
-    def prepare(stage: Scene, client: MortalClient) -> Disturbance:
+    def prepare(scene: Scene, client: MortalClient) -> Disturbance:
         def fail(resource: Resource, name: str) -> None:
             raise error
 
@@ -29,13 +29,13 @@ def answered(error: KubeError) -> Happening:
     return prepare
 
 
-def competing(stage: Scene, client: MortalClient) -> Disturbance:
+def competing(scene: Scene, client: MortalClient) -> Disturbance:
     """Somebody else changes the very object in the moment before."""
 
     def compete(resource: Resource, name: str) -> None:
         body = {"metadata": {"annotations": {"example.com/competitor": str(client.writes)}}}
         try:
-            stage.e.cluster.patch(resource, name, body, NAMESPACES.get(resource, ""))
+            scene.e.cluster.patch(resource, name, body, NAMESPACES.get(resource, ""))
         except NotFound:
             return  # it is being created
 
@@ -45,16 +45,16 @@ def competing(stage: Scene, client: MortalClient) -> Disturbance:
 def arranged(arrange: Callable[[Scene, MortalClient], object]) -> Happening:
     """Something else happens."""
 
-    def prepare(stage: Scene, client: MortalClient) -> Disturbance:
+    def prepare(scene: Scene, client: MortalClient) -> Disturbance:
         def happen(resource: Resource, name: str) -> None:
-            arrange(stage, client)
+            arrange(scene, client)
 
         return happen
 
     return prepare
 
 
-def lose_events(stage: Scene, client: MortalClient) -> None:
+def lose_events(scene: Scene, client: MortalClient) -> None:
     """The next events are kept from all watches of the operator; only a later event or list heals that."""
     client.lose_events = 3
 
@@ -65,8 +65,8 @@ FAULTS: dict[str, tuple[When, Happening]] = {
     "429 from priority and fairness": ("before", answered(Throttled("too many requests", 1.0))),
     "500": ("before", answered(Unavailable("etcd has no leader"))),
     "the answer is lost": ("after", answered(Unavailable("connection reset"))),
-    "410 on every watch": ("after", arranged(lambda stage, client: stage.e.cluster.expire())),
-    "every watch is closed": ("after", arranged(lambda stage, client: stage.e.cluster.close_watches())),
+    "410 on every watch": ("after", arranged(lambda scene, client: scene.e.cluster.expire())),
+    "every watch is closed": ("after", arranged(lambda scene, client: scene.e.cluster.close_watches())),
     "three events are lost": ("after", arranged(lose_events)),
 }
 
@@ -86,9 +86,9 @@ def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(when: When
 def every_third(when: When, fault: Happening) -> Prepare:
     """Faults all along: at every third write of the first hundred."""
 
-    def prepare(stage: Scene, client: MortalClient) -> None:
+    def prepare(scene: Scene, client: MortalClient) -> None:
         for write in range(3, 100, 3):
-            client.disturb(write, when, fault(stage, client))
+            client.disturb(write, when, fault(scene, client))
 
     return prepare
 

@@ -35,9 +35,9 @@ def test_a_run_forked_where_its_operator_dies_is_the_run_played_from_the_beginni
 
 
 def test_a_run_that_fails_in_a_child_says_so_and_the_parent_goes_on() -> None:
-    async def script(stage: Scene) -> None:
-        await PODFUL.script(stage)
-        assert stage.e.operators == 1, "this stage bears no death"
+    async def script(scene: Scene) -> None:
+        await PODFUL.script(scene)
+        assert scene.e.operators == 1, "this stage bears no death"
 
     golden: Golden = dataclasses.replace(PODFUL, script=script)
     base, runs = play_all(golden, Writes("after", 20, 20), dies)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, gpu_pod, node, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, gpu_pod, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
@@ -21,72 +21,72 @@ def rank(number: int, node_name: str, *, managed: bool = True, **more: Any) -> J
     return gpu_pod(f"rank-{number}", node_name, metadata=metadata, **more)
 
 
-def shared(stage: Scene, *pods: JSON) -> None:
+def shared(scene: Scene, *pods: JSON) -> None:
     """These pods run."""
     for pod in pods:
-        stage.e.cluster.add(PODS, pod)
+        scene.e.cluster.add(PODS, pod)
 
 
 @virtually
 async def test_a_member_that_must_stay_keeps_every_node_of_its_gang_from_starting() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        shared(stage, rank(0, "gpu-1"), rank(1, "gpu-2", managed=False))
-        since = stage.mark()
-        stage.apply(SLICED, drain=STRANDED_OK, rollout=at_once(2))
-        blocked = await stage.reason("gpu-1", "Unmanaged")
-        await stage.reason("gpu-2", "Unmanaged")
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        shared(scene, rank(0, "gpu-1"), rank(1, "gpu-2", managed=False))
+        since = scene.mark()
+        scene.apply(SLICED, drain=STRANDED_OK, rollout=at_once(2))
+        blocked = await scene.reason("gpu-1", "Unmanaged")
+        await scene.reason("gpu-2", "Unmanaged")
         assert blocked["culprit"] == "default/rank-1"
         assert "Gang: JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2)." in blocked["blockers"][0]
-        assert not stage.node_writes(since), "neither node is cordoned"
-        assert stage.evicted() == []
-        stage.e.cluster.delete(PODS, "rank-1", "default")
-        await stage.ready()
-        assert stage.evicted() == ["rank-0"]
+        assert not scene.node_writes(since), "neither node is cordoned"
+        assert scene.evicted() == []
+        scene.e.cluster.delete(PODS, "rank-1", "default")
+        await scene.ready()
+        assert scene.evicted() == ["rank-0"]
 
 
 @virtually
 async def test_nodes_of_one_gang_change_as_one_wave_and_come_back_together() -> None:
-    async with scene(*nodes(3)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        shared(stage, rank(0, "gpu-1"), rank(1, "gpu-3"))
-        since = stage.mark()
-        stage.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
-        await stage.ready()
-        waves = dict(fenced_in_order(stage, since))
+    async with open_scene(*nodes(3)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        shared(scene, rank(0, "gpu-1"), rank(1, "gpu-3"))
+        since = scene.mark()
+        scene.apply(MIXED, drain=STRANDED_OK, rollout=at_once(2))
+        await scene.ready()
+        waves = dict(fenced_in_order(scene, since))
         assert waves["gpu-1"] == waves["gpu-3"] != ""
         assert waves["gpu-2"] == ""
-        assert sorted(stage.evicted()) == ["rank-0", "rank-1"]
-        order = releases(stage, since)
+        assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
+        order = releases(scene, since)
         assert abs(order.index("gpu-1") - order.index("gpu-3")) == 1, "nobody came back in between"
 
 
 @virtually
 async def test_a_gang_over_two_policies_makes_no_wave_and_its_strictest_member_decides_for_both() -> None:
     """docs/adr/0039-a-wave-stays-within-its-policy.md"""
-    async with scene(node("gpu-1"), node("gpu-2", pool="c")) as stage:
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c")) as scene:
         for name, pool in (("pool-b", "b"), ("pool-c", "c")):
-            stage.apply(FULL, name, pool)
-        await stage.ready("pool-b", "pool-c")
-        shared(stage, rank(0, "gpu-1"), rank(1, "gpu-2"), rank(2, "gpu-2", managed=False))
-        since = stage.mark()
+            scene.apply(FULL, name, pool)
+        await scene.ready("pool-b", "pool-c")
+        shared(scene, rank(0, "gpu-1"), rank(1, "gpu-2"), rank(2, "gpu-2", managed=False))
+        since = scene.mark()
         for name, pool in (("pool-b", "b"), ("pool-c", "c")):
-            stage.apply(SLICED, name, pool, drain=STRANDED_OK)
+            scene.apply(SLICED, name, pool, drain=STRANDED_OK)
         for name in ("gpu-1", "gpu-2"):
-            assert (await stage.reason(name, "Unmanaged"))["culprit"] == "default/rank-2"
-        assert not stage.node_writes(since)
-        stage.e.cluster.delete(PODS, "rank-2", "default")
-        await stage.ready("pool-b", "pool-c")
-        assert dict(fenced_in_order(stage, since)) == {"gpu-1": "", "gpu-2": ""}
-        assert sorted(stage.evicted()) == ["rank-0", "rank-1"]
+            assert (await scene.reason(name, "Unmanaged"))["culprit"] == "default/rank-2"
+        assert not scene.node_writes(since)
+        scene.e.cluster.delete(PODS, "rank-2", "default")
+        await scene.ready("pool-b", "pool-c")
+        assert dict(fenced_in_order(scene, since)) == {"gpu-1": "", "gpu-2": ""}
+        assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
 
 
-def fenced_in_order(stage: Scene, since: int) -> list[tuple[str, str]]:
+def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:
     """The nodes that were fenced, and the wave of each."""
     found: dict[str, str] = {}
-    for write in stage.writes(since, "nodes"):
+    for write in scene.writes(since, "nodes"):
         body = write.call.body or {}
         text = (body.get("metadata", {}).get("annotations") or {}).get(names.ANNOTATION_FENCE)
         fence = parse_fence(text)[0] if text else None
@@ -95,10 +95,10 @@ def fenced_in_order(stage: Scene, since: int) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def releases(stage: Scene, since: int) -> list[str]:
+def releases(scene: Scene, since: int) -> list[str]:
     """The nodes in the order in which their fence was taken away."""
     found = []
-    for write in stage.writes(since, "nodes"):
+    for write in scene.writes(since, "nodes"):
         annotations = ((write.call.body or {}).get("metadata", {}).get("annotations")) or {}
         if names.ANNOTATION_FENCE in annotations and annotations[names.ANNOTATION_FENCE] is None:
             found.append(write.call.name)

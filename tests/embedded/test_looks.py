@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from hack.sim.fakecluster import FakeClient
 from hack.sim.workloads import Workload
-from tests.embedded.scene import FULL, SLICED, nodes, scene
+from tests.embedded.scene import FULL, SLICED, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import PODS, Page, Resource
@@ -53,27 +53,27 @@ class Looking(FakeClient):
 
 @virtually
 async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the_point_of_no_return() -> None:
-    async with scene(*nodes(2), workloads=[LLM], start=False) as stage:
-        client = Looking(stage.e.cluster, "operator")
+    async with open_scene(*nodes(2), workloads=[LLM], start=False) as scene:
+        client = Looking(scene.e.cluster, "operator")
         client.looks = []
-        stage.e.start_operator(client)
-        await stage.running("llm", 2)
-        stage.apply(FULL)
-        await stage.ready()
-        name = str(stage.pods("llm")[0]["spec"]["nodeName"])
-        stage.apply(SLICED)
-        fenced = (await stage.fenced(name)).since
-        await stage.e.until(lambda: len(stage.evicted()) == 2, "evictions", 600)
+        scene.e.start_operator(client)
+        await scene.running("llm", 2)
+        scene.apply(FULL)
+        await scene.ready()
+        name = str(scene.pods("llm")[0]["spec"]["nodeName"])
+        scene.apply(SLICED)
+        fenced = (await scene.fenced(name)).since
+        await scene.e.until(lambda: len(scene.evicted()) == 2, "evictions", 600)
         evicted = virtual_now()
-        running = stage.e.cluster.objects
-        await stage.e.until(
+        running = scene.e.cluster.objects
+        await scene.e.until(
             lambda: not running(PODS, label_selector="app=llm", field_selector=f"spec.nodeName={name}"),
             "idle",
             600,
         )
         gone = virtual_now()
-        actuated = (await stage.fenced(name, "actuating")).stage_since
-        await stage.ready()
+        actuated = (await scene.fenced(name, "actuating")).stage_since
+        await scene.ready()
 
     assert client.at(name, fenced, fenced + SETTLE - timedelta(microseconds=1)) == [], (
         "the race with the scheduler"
@@ -91,14 +91,14 @@ async def test_pods_are_listed_at_every_look_and_two_empty_lists_come_before_the
 
 @virtually
 async def test_an_idle_node_is_proven_idle_by_two_lists_after_its_cordon() -> None:
-    async with scene(*nodes(1), start=False) as stage:
-        client = Looking(stage.e.cluster, "operator")
+    async with open_scene(*nodes(1), start=False) as scene:
+        client = Looking(scene.e.cluster, "operator")
         client.looks = []
-        stage.e.start_operator(client)
-        stage.apply(SLICED)
-        fenced = (await stage.fenced("gpu-1")).since
-        actuated = (await stage.fenced("gpu-1", "actuating")).stage_since
-        await stage.ready()
+        scene.e.start_operator(client)
+        scene.apply(SLICED)
+        fenced = (await scene.fenced("gpu-1")).since
+        actuated = (await scene.fenced("gpu-1", "actuating")).stage_since
+        await scene.ready()
     empty = client.at("gpu-1", fenced, actuated)
     assert empty[0] - fenced >= SETTLE
     assert empty[-1] - empty[0] >= IDLE, "what was seen before the cordon proves nothing"

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, pdb, scene
+from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import (
@@ -36,15 +36,15 @@ KINDS: dict[str, tuple[Resource, JSON, str]] = {
 kinds = pytest.mark.parametrize(("resource", "obj", "who"), KINDS.values(), ids=KINDS.keys())
 
 
-def begin(stage: Scene, resource: Resource, obj: JSON) -> None:
+def begin(scene: Scene, resource: Resource, obj: JSON) -> None:
     """Somebody creates it."""
-    stage.e.cluster.add(resource, obj)
+    scene.e.cluster.add(resource, obj)
 
 
-def end(stage: Scene, resource: Resource, obj: JSON) -> None:
+def end(scene: Scene, resource: Resource, obj: JSON) -> None:
     """Somebody deletes it, and its operator lifts the cordon that it finds."""
-    stage.cordon("gpu-1", on=False)
-    stage.e.cluster.delete(resource, obj["metadata"]["name"], obj["metadata"].get("namespace", ""))
+    scene.cordon("gpu-1", on=False)
+    scene.e.cluster.delete(resource, obj["metadata"]["name"], obj["metadata"].get("namespace", ""))
 
 
 @kinds
@@ -52,19 +52,19 @@ def end(stage: Scene, resource: Resource, obj: JSON) -> None:
 async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_it_is_gone(
     resource: Resource, obj: JSON, who: str
 ) -> None:
-    async with scene(*nodes(2)) as stage:
-        begin(stage, resource, obj)
-        stage.apply(SLICED, rollout=at_once(2))
-        transition = await stage.reason("gpu-1", "ForeignMaintenance")
+    async with open_scene(*nodes(2)) as scene:
+        begin(scene, resource, obj)
+        scene.apply(SLICED, rollout=at_once(2))
+        transition = await scene.reason("gpu-1", "ForeignMaintenance")
         assert (transition["phase"], transition["message"]) == (
             "Blocked",
             f"{who} works on gpu-1; waiting until it is done",
         )
-        await stage.phase("gpu-2", "Synced")
-        assert stage.node_writes()["gpu-1"] == 0
-        end(stage, resource, obj)
+        await scene.phase("gpu-2", "Synced")
+        assert scene.node_writes()["gpu-1"] == 0
+        end(scene, resource, obj)
         begun = virtual_now()
-        await stage.ready()
+        await scene.ready()
         assert virtual_now() - begun < timedelta(minutes=3), "noticed at once, and without a back-off"
 
 
@@ -75,23 +75,23 @@ async def test_a_node_that_is_to_be_maintained_uses_up_the_budget_before_anybody
 ) -> None:
     """One of NVIDIA's is chosen first: until then many may wait."""
     chosen = {"conditions": [{"type": "Ready", "status": "False", "reason": "Scheduled"}]}
-    async with scene(*nodes(2)) as stage:
-        begin(stage, resource, {**obj, "status": chosen})
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.reason("gpu-2", "BudgetFull")
-        assert stage.node_writes() == {}, who
-        end(stage, resource, obj)
-        await stage.ready()
+    async with open_scene(*nodes(2)) as scene:
+        begin(scene, resource, {**obj, "status": chosen})
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.reason("gpu-2", "BudgetFull")
+        assert scene.node_writes() == {}, who
+        end(scene, resource, obj)
+        await scene.ready()
 
 
 @virtually
 async def test_one_that_waits_for_its_turn_takes_no_slot() -> None:
     resource, obj, _ = KINDS["NVIDIA"]
-    async with scene(*nodes(2)) as stage:
-        begin(stage, resource, obj)
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.phase("gpu-2", "Synced")
-        await stage.reason("gpu-1", "ForeignMaintenance")
+    async with open_scene(*nodes(2)) as scene:
+        begin(scene, resource, obj)
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.phase("gpu-2", "Synced")
+        await scene.reason("gpu-1", "ForeignMaintenance")
 
 
 @kinds
@@ -99,19 +99,19 @@ async def test_one_that_waits_for_its_turn_takes_no_slot() -> None:
 async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried_again_afterwards(
     resource: Resource, obj: JSON, who: str
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        begin(stage, resource, obj)
-        await stage.fenced("gpu-1", "yielded", 10)
-        assert stage.cordoned("gpu-1")
-        transition = await stage.reason("gpu-1", "ForeignMaintenance")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        begin(scene, resource, obj)
+        await scene.fenced("gpu-1", "yielded", 10)
+        assert scene.cordoned("gpu-1")
+        transition = await scene.reason("gpu-1", "ForeignMaintenance")
         assert transition["message"].startswith(who)
         assert transition["cordon"]
-        end(stage, resource, obj)
-        await stage.released("gpu-1", 60)
-        assert not stage.cordoned("gpu-1")
-        await stage.ready(seconds=1800)
+        end(scene, resource, obj)
+        await scene.released("gpu-1", 60)
+        assert not scene.cordoned("gpu-1")
+        await scene.ready(seconds=1800)
 
 
 @kinds
@@ -119,48 +119,48 @@ async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried
 async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_cordon(
     resource: Resource, obj: JSON, who: str
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1", "actuating")
-        begin(stage, resource, obj)
-        await stage.ready()
-        assert stage.cordoned("gpu-1")
-        assert stage.transition("gpu-1")["cordon"] == "foreign"
-        mark = stage.mark()
-        end(stage, resource, obj)
-        await stage.e.until(lambda: not stage.transition("gpu-1")["cordon"], "no cordon of anybody", 60)
-        assert stage.node_writes(mark)["gpu-1"] == 0, who
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1", "actuating")
+        begin(scene, resource, obj)
+        await scene.ready()
+        assert scene.cordoned("gpu-1")
+        assert scene.transition("gpu-1")["cordon"] == "foreign"
+        mark = scene.mark()
+        end(scene, resource, obj)
+        await scene.e.until(lambda: not scene.transition("gpu-1")["cordon"], "no cordon of anybody", 60)
+        assert scene.node_writes(mark)["gpu-1"] == 0, who
 
 
 @virtually
 async def test_one_for_another_node_holds_nobody_up() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         resource, obj, _ = KINDS["medik8s"]
-        begin(stage, resource, {**obj, "spec": {"nodeName": "gpu-9"}})
-        stage.apply(SLICED)
-        await stage.ready()
-        assert not stage.cordoned("gpu-1")
+        begin(scene, resource, {**obj, "spec": {"nodeName": "gpu-9"}})
+        scene.apply(SLICED)
+        await scene.ready()
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually
 async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_write_is_tried_again() -> None:
     """Our PATCH loses against another one; what was decided without the NodeMaintenance does not hold any more."""
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         resource, obj, _ = KINDS["medik8s"]
 
         def meanwhile() -> None:
-            begin(stage, resource, obj)
-            stage.person("gpu-1", {"metadata": {"annotations": {"example.com/read-by-no-plan": "1"}}})
+            begin(scene, resource, obj)
+            scene.person("gpu-1", {"metadata": {"annotations": {"example.com/read-by-no-plan": "1"}}})
 
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        client = stage.e.client
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        client = scene.e.client
         assert client is not None
         client.interfere(lambda body: "actuating" in str(body), meanwhile)
-        await stage.fenced("gpu-1", "yielded", 60)
-        await stage.reason("gpu-1", "ForeignMaintenance")
-        assert stage.cordoned("gpu-1")
-        assert "nvidia.com/device-plugin.config" not in stage.labels("gpu-1")
+        await scene.fenced("gpu-1", "yielded", 60)
+        await scene.reason("gpu-1", "ForeignMaintenance")
+        assert scene.cordoned("gpu-1")
+        assert "nvidia.com/device-plugin.config" not in scene.labels("gpu-1")
 
 
 @kinds
@@ -168,32 +168,32 @@ async def test_one_that_comes_in_the_moment_of_a_conflict_is_seen_before_the_wri
 async def test_an_operator_that_is_uninstalled_with_its_kind_maintains_nothing_any_more(
     resource: Resource, obj: JSON, who: str
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        begin(stage, resource, obj)
-        stage.apply(SLICED)
-        await stage.reason("gpu-1", "ForeignMaintenance")
-        stage.e.cluster.uninstall(resource)
-        await stage.ready(seconds=180)
+    async with open_scene(*nodes(1)) as scene:
+        begin(scene, resource, obj)
+        scene.apply(SLICED)
+        await scene.reason("gpu-1", "ForeignMaintenance")
+        scene.e.cluster.uninstall(resource)
+        await scene.ready(seconds=180)
 
 
 @virtually
 async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight_up() -> None:
-    async with scene(*nodes(1), workloads=[Workload("llm", 2)]) as stage:
-        await stage.running("llm", 2)
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
-        await stage.fenced("gpu-1")
-        stage.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
-        await stage.reason("gpu-1", "PDB")
-        before = stage.mark()
-        stage.e.cluster.uninstall(CLUSTER_POLICIES)
-        await stage.reason("gpu-1", "ClusterPolicyMissing", seconds=300)
+    async with open_scene(*nodes(1), workloads=[Workload("llm", 2)]) as scene:
+        await scene.running("llm", 2)
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(SLICED, drain={"strandedPods": "Allow", "timeout": "1h"})
+        await scene.fenced("gpu-1")
+        scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
+        await scene.reason("gpu-1", "PDB")
+        before = scene.mark()
+        scene.e.cluster.uninstall(CLUSTER_POLICIES)
+        await scene.reason("gpu-1", "ClusterPolicyMissing", seconds=300)
         await asyncio.sleep(600)
-        assert stage.node_writes(before) == {}, "it holds"
-        assert stage.cordoned("gpu-1")
-        stage.e.cluster.uninstalled.clear()
-        stage.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
-        stage.e.cluster.delete(PDBS, "keep", "default")
-        await stage.ready(seconds=HOUR)
-        assert stage.node_writes(before)["gpu-1"] == 2, "the point of no return and the release"
+        assert scene.node_writes(before) == {}, "it holds"
+        assert scene.cordoned("gpu-1")
+        scene.e.cluster.uninstalled.clear()
+        scene.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+        scene.e.cluster.delete(PDBS, "keep", "default")
+        await scene.ready(seconds=HOUR)
+        assert scene.node_writes(before)["gpu-1"] == 2, "the point of no return and the release"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 from hack.sim.workloads import Workload
 from tests.embedded.metering import GPUS, PARTS, SCRAPE, Journal, Scraped
-from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, Scene, node, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.meter import LAG
@@ -50,7 +50,7 @@ BRIEF = [Workload(f"brief-{number}", 1, name, namespace="team-e") for number, na
 class Day:
     """What people and machines do to the pool."""
 
-    stage: Scene
+    scene: Scene
     dice: random.Random = field(default_factory=lambda: random.Random("day"))
 
     now: int = 0
@@ -58,40 +58,40 @@ class Day:
 
     def layout(self, spec: JSON, tenant: int) -> None:
         """Somebody edits the policy. Another tenant comes; the one that was there asks for nothing any more."""
-        self.stage.apply(spec, drain={"strandedPods": "Allow"}, rollout={"maxUnavailable": 1})
+        self.scene.apply(spec, drain={"strandedPods": "Allow"}, rollout={"maxUnavailable": 1})
         self.scale(self.now, 0)
         self.now = tenant
         self.scale(tenant, TENANTS[tenant].replicas)
 
     def restart_agent(self, name: str) -> None:
         """Its pod is deleted; the DaemonSet makes another."""
-        for pod in self.stage.e.cluster.objects(PODS, namespace="gpusharing-agent"):
+        for pod in self.scene.e.cluster.objects(PODS, namespace="gpusharing-agent"):
             if pod["spec"].get("nodeName") == name:
                 self.end(pod)
 
     async def restart_operator(self) -> None:
         """kill -9, and a new one after two minutes."""
-        await self.stage.e.kill_operator()
+        await self.scene.e.kill_operator()
         await asyncio.sleep(120)
-        self.stage.e.start_operator()
+        self.scene.e.start_operator()
 
     def vanish(self, name: str) -> None:
         """The machine is gone, and so are its pods."""
-        self.stage.e.cluster.delete(NODES, name)
-        for pod in self.stage.e.cluster.objects(PODS):
+        self.scene.e.cluster.delete(NODES, name)
+        for pod in self.scene.e.cluster.objects(PODS):
             if pod["spec"].get("nodeName") == name:
                 self.end(pod)
 
     def join(self, name: str) -> None:
         """Another machine."""
-        self.stage.e.cluster.add(NODES, node(name, gpus=EACH))
+        self.scene.e.cluster.add(NODES, node(name, gpus=EACH))
 
     def scale(self, tenant: int, wanted: int) -> None:
         """It wants so many pods from now on; further ones end, with their grace period."""
         workload = TENANTS[tenant]
-        self.stage.e.workloads.apply(replace(workload, replicas=wanted))
-        for pod in self.stage.pods(workload.name)[wanted:]:
-            self.stage.e.cluster.delete(PODS, pod["metadata"]["name"], workload.namespace)
+        self.scene.e.workloads.apply(replace(workload, replicas=wanted))
+        for pod in self.scene.pods(workload.name)[wanted:]:
+            self.scene.e.cluster.delete(PODS, pod["metadata"]["name"], workload.namespace)
 
     def more_or_fewer(self) -> None:
         """The tenant of these hours changes its mind."""
@@ -100,19 +100,19 @@ class Day:
     async def come_and_go(self) -> None:
         """Pods that run for some seconds, also such as no node offers anything for at the moment."""
         for workload in BRIEF:
-            self.stage.e.workloads.apply(workload)
+            self.scene.e.workloads.apply(workload)
         await asyncio.sleep(self.dice.uniform(3, 25))
         for workload in BRIEF:
-            self.stage.e.workloads.apply(replace(workload, replicas=0))
-            for pod in self.stage.pods(workload.name):
+            self.scene.e.workloads.apply(replace(workload, replicas=0))
+            for pod in self.scene.pods(workload.name):
                 self.end(pod)
 
     def end(self, pod: JSON) -> None:
         """Without a grace period."""
         metadata = pod["metadata"]
         if "deletionTimestamp" not in metadata:
-            self.stage.e.cluster.delete(PODS, metadata["name"], metadata["namespace"])
-        self.stage.e.cluster.pods.finish(uid=metadata["uid"])
+            self.scene.e.cluster.delete(PODS, metadata["name"], metadata["namespace"])
+        self.scene.e.cluster.pods.finish(uid=metadata["uid"])
 
     def plan(self) -> list[tuple[float, Callable[[], Awaitable[None] | None]]]:
         """Hour, and what happens then; the layout and an agent or the operator change within the same minutes."""
@@ -141,9 +141,9 @@ class Day:
 async def test_a_day_adds_up_to_the_second() -> None:
     clock = asyncio.get_running_loop().time
     seen = Scraped(clock)
-    async with scene(*nodes(2, gpus=EACH), lease=RARELY, pages=seen) as stage:
-        journal = Journal(stage.e.cluster, clock, SHARES)
-        day, begin = Day(stage), clock()
+    async with open_scene(*nodes(2, gpus=EACH), lease=RARELY, pages=seen) as scene:
+        journal = Journal(scene.e.cluster, clock, SHARES)
+        day, begin = Day(scene), clock()
         scrapes = asyncio.create_task(seen.run())
         day.layout(SHARED, 0)
         for hour, what in day.plan():

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, scene
+from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import CONFIGURED_LABEL, fence_of
 
@@ -47,14 +47,14 @@ NEIGHBOURS: dict[str, tuple[str, JSON, JSON]] = {
 everybody = pytest.mark.parametrize(("who", "mark", "unmark"), NEIGHBOURS.values(), ids=NEIGHBOURS)
 
 
-def begin(stage: Scene, name: str, mark: JSON) -> None:
+def begin(scene: Scene, name: str, mark: JSON) -> None:
     """Somebody marks and cordons a node."""
-    stage.person(name, {**mark, "spec": {**mark.get("spec", {}), "unschedulable": True}})
+    scene.person(name, {**mark, "spec": {**mark.get("spec", {}), "unschedulable": True}})
 
 
-def end(stage: Scene, name: str, unmark: JSON) -> None:
+def end(scene: Scene, name: str, unmark: JSON) -> None:
     """And gives it back."""
-    stage.person(name, {**unmark, "spec": {**unmark.get("spec", {}), "unschedulable": None}})
+    scene.person(name, {**unmark, "spec": {**unmark.get("spec", {}), "unschedulable": None}})
 
 
 @everybody
@@ -62,15 +62,15 @@ def end(stage: Scene, name: str, unmark: JSON) -> None:
 async def test_a_node_that_somebody_else_works_on_uses_up_the_budget_for_both(
     who: str, mark: JSON, unmark: JSON
 ) -> None:
-    async with scene(*nodes(2)) as stage:
-        begin(stage, "gpu-1", mark)
-        stage.apply(SLICED, rollout=at_once(1))
-        shown = await stage.reason("gpu-1", "ForeignMaintenance")
+    async with open_scene(*nodes(2)) as scene:
+        begin(scene, "gpu-1", mark)
+        scene.apply(SLICED, rollout=at_once(1))
+        shown = await scene.reason("gpu-1", "ForeignMaintenance")
         assert shown["message"].startswith(f"{who} works on gpu-1")
-        await stage.reason("gpu-2", "BudgetFull")
-        assert stage.node_writes() == {}
-        end(stage, "gpu-1", unmark)
-        await stage.ready()
+        await scene.reason("gpu-2", "BudgetFull")
+        assert scene.node_writes() == {}
+        end(scene, "gpu-1", unmark)
+        await scene.ready()
 
 
 @everybody
@@ -79,25 +79,25 @@ async def test_a_node_that_somebody_has_marked_and_not_yet_cordoned_counts_too(
     who: str, mark: JSON, unmark: JSON
 ) -> None:
     """Else both are away a moment later."""
-    async with scene(*nodes(2)) as stage:
-        stage.person("gpu-1", mark)
-        stage.apply(SLICED, rollout=at_once(1))
-        shown = await stage.reason("gpu-1", "ForeignMaintenance")
+    async with open_scene(*nodes(2)) as scene:
+        scene.person("gpu-1", mark)
+        scene.apply(SLICED, rollout=at_once(1))
+        shown = await scene.reason("gpu-1", "ForeignMaintenance")
         assert shown["message"].startswith(f"{who} works on gpu-1")
-        full = await stage.reason("gpu-2", "BudgetFull")
+        full = await scene.reason("gpu-2", "BudgetFull")
         assert f"to be unavailable at once ({who} has begun to work on gpu-1); waiting" in full["message"]
-        assert stage.node_writes() == {}
-        stage.person("gpu-1", unmark)
-        await stage.ready()
+        assert scene.node_writes() == {}
+        scene.person("gpu-1", unmark)
+        await scene.ready()
 
 
 @virtually
 async def test_a_driver_upgrade_that_waits_for_weeks_takes_no_slot() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "upgrade-required"}}})
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.phase("gpu-2", "Synced")
-        await stage.reason("gpu-1", "ForeignMaintenance")
+    async with open_scene(*nodes(2)) as scene:
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: "upgrade-required"}}})
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.phase("gpu-2", "Synced")
+        await scene.reason("gpu-1", "ForeignMaintenance")
 
 
 @everybody
@@ -105,15 +105,15 @@ async def test_a_driver_upgrade_that_waits_for_weeks_takes_no_slot() -> None:
 async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_and_cordon(
     who: str, mark: JSON, unmark: JSON
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        begin(stage, "gpu-1", mark)
-        await stage.fenced("gpu-1", "yielded", 30)
-        assert find_marker(stage.e.node("gpu-1")).who == who, "nothing of theirs was taken away"
-        assert stage.cordoned("gpu-1")
-        end(stage, "gpu-1", unmark)
-        await stage.ready(seconds=1800)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        begin(scene, "gpu-1", mark)
+        await scene.fenced("gpu-1", "yielded", 30)
+        assert find_marker(scene.e.node("gpu-1")).who == who, "nothing of theirs was taken away"
+        assert scene.cordoned("gpu-1")
+        end(scene, "gpu-1", unmark)
+        await scene.ready(seconds=1800)
 
 
 @everybody
@@ -121,13 +121,13 @@ async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_
 async def test_one_that_comes_after_the_point_of_no_return_keeps_the_cordon_when_we_are_done(
     who: str, mark: JSON, unmark: JSON
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        begin(stage, "gpu-1", mark)
-        await stage.ready()
-        assert stage.cordoned("gpu-1")
-        assert find_marker(stage.e.node("gpu-1")).who == who
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        begin(scene, "gpu-1", mark)
+        await scene.ready()
+        assert scene.cordoned("gpu-1")
+        assert find_marker(scene.e.node("gpu-1")).who == who
 
 
 # --- labels that a cluster's own agents heed ------------------------------------------------------------------
@@ -138,8 +138,8 @@ async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays
     None
 ):
     """The chart's value operator.neighbourLabels."""
-    async with scene(*nodes(2), neighbour_labels=(f"{CONFIGURED_LABEL}=true",)) as stage:
-        stage.person("gpu-1", {"metadata": {"labels": {CONFIGURED_LABEL: "since-monday"}}})
+    async with open_scene(*nodes(2), neighbour_labels=(f"{CONFIGURED_LABEL}=true",)) as scene:
+        scene.person("gpu-1", {"metadata": {"labels": {CONFIGURED_LABEL: "since-monday"}}})
         seen: dict[str, set[tuple[bool, str]]] = {"gpu-1": set(), "gpu-2": set()}
 
         def look(resource: Any, change: Any) -> None:
@@ -147,9 +147,9 @@ async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays
                 label = change.new["metadata"]["labels"].get(CONFIGURED_LABEL, "")
                 seen[change.new["metadata"]["name"]].add((fence_of(change.new) is not None, label))
 
-        stage.e.cluster.store.on_commit.append(look)
-        stage.apply(MIXED, rollout=at_once(1))
-        await stage.ready(seconds=HOUR)
+        scene.e.cluster.store.on_commit.append(look)
+        scene.apply(MIXED, rollout=at_once(1))
+        await scene.ready(seconds=HOUR)
         assert seen == {
             "gpu-1": {(False, "since-monday"), (True, "since-monday")},
             "gpu-2": {(False, ""), (True, "true")},
@@ -175,8 +175,8 @@ def medik8s_repairs(node: JSON) -> bool:
 @pytest.mark.parametrize("repairs", [nvsentinel_repairs, medik8s_repairs])
 @virtually
 async def test_a_health_agent_that_sees_dcgm_stop_does_not_repair_the_node(repairs: Any) -> None:
-    async with scene(*nodes(1), workloads=[Workload("llm", 1)]) as stage:
-        await stage.running("llm", 1)
+    async with open_scene(*nodes(1), workloads=[Workload("llm", 1)]) as scene:
+        await scene.running("llm", 1)
         stopped: list[bool] = []
 
         def look(resource: Any, change: Any) -> None:
@@ -186,10 +186,10 @@ async def test_a_health_agent_that_sees_dcgm_stop_does_not_repair_the_node(repai
                 if switch != "true":
                     stopped.append(repairs(node))
 
-        stage.e.cluster.store.on_commit.append(look)
-        assert repairs(stage.e.node("gpu-1")), "an ordinary node is looked after"
-        stage.apply(MIXED, drain={"strandedPods": "Allow"})
-        await stage.ready(seconds=HOUR)
+        scene.e.cluster.store.on_commit.append(look)
+        assert repairs(scene.e.node("gpu-1")), "an ordinary node is looked after"
+        scene.apply(MIXED, drain={"strandedPods": "Allow"})
+        await scene.ready(seconds=HOUR)
         assert stopped, "mig-manager paused DCGM"
         assert not any(stopped)
-        assert repairs(stage.e.node("gpu-1")), "and looked after again"
+        assert repairs(scene.e.node("gpu-1")), "and looked after again"

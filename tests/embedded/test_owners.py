@@ -2,7 +2,7 @@
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
-from tests.embedded.scene import FULL, SINGLE, SLICED, Scene, nodes, scene
+from tests.embedded.scene import FULL, SINGLE, SLICED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_troubles import failed
 from tests.fakes.virtualtime import virtually
@@ -12,30 +12,30 @@ from gpusharing.kube.client import POLICIES
 from gpusharing.kube.fence import parse_deferred
 
 
-def policies(stage: Scene) -> set[str]:
+def policies(scene: Scene) -> set[str]:
     """The names of all policies."""
-    return {raw["metadata"]["name"] for raw in stage.e.cluster.objects(POLICIES)}
+    return {raw["metadata"]["name"] for raw in scene.e.cluster.objects(POLICIES)}
 
 
-def relabel(stage: Scene, name: str, pool: str) -> None:
+def relabel(scene: Scene, name: str, pool: str) -> None:
     """A person moves a node into another pool."""
-    stage.person(name, {"metadata": {"labels": {LABEL_POOL: pool}}})
+    scene.person(name, {"metadata": {"labels": {LABEL_POOL: pool}}})
 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["relabelled", "relabelled, and its policy deleted"])
 @virtually
 async def test_a_failed_node_is_repaired_by_its_new_owner_in_the_same_slot(deleted: bool) -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        mark = stage.mark()
-        stage.apply(SINGLE, "pool-c", "c")
-        relabel(stage, "gpu-1", "c")
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        mark = scene.mark()
+        scene.apply(SINGLE, "pool-c", "c")
+        relabel(scene, "gpu-1", "c")
         if deleted:
-            stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.ready("pool-c")
-        assert_as_wanted(stage, SINGLE, "gpu-1", owner="pool-c")
-        assert policies(stage) == ({"pool-c"} if deleted else {"pool-b", "pool-c"})
-        patches = [write.call.body or {} for write in stage.writes(mark, "nodes")]
+            scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.ready("pool-c")
+        assert_as_wanted(scene, SINGLE, "gpu-1", owner="pool-c")
+        assert policies(scene) == ({"pool-c"} if deleted else {"pool-b", "pool-c"})
+        patches = [write.call.body or {} for write in scene.writes(mark, "nodes")]
         assert all("unschedulable" not in (body.get("spec") or {}) for body in patches[:-1]), (
             "the node is given back once, at the end"
         )
@@ -43,28 +43,28 @@ async def test_a_failed_node_is_repaired_by_its_new_owner_in_the_same_slot(delet
 
 @virtually
 async def test_a_deleted_policy_goes_when_its_last_node_has_failed_and_the_next_one_repairs_it() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: not policies(stage), "the policy gone", 60)
-        transition = await stage.reason("gpu-1", "OrphanFence", seconds=60)
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.e.until(lambda: not policies(scene), "the policy gone", 60)
+        transition = await scene.reason("gpu-1", "OrphanFence", seconds=60)
         assert transition["phase"] == "Failed"
-        assert stage.cordoned("gpu-1")
-        stage.apply(SINGLE, "pool-x")
-        await stage.ready("pool-x")
-        assert_as_wanted(stage, SINGLE, "gpu-1", owner="pool-x")
+        assert scene.cordoned("gpu-1")
+        scene.apply(SINGLE, "pool-x")
+        await scene.ready("pool-x")
+        assert_as_wanted(scene, SINGLE, "gpu-1", owner="pool-x")
 
 
 @virtually
 async def test_an_older_policy_of_equal_priority_does_not_take_a_node_from_one_that_drains_it() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL, "older", "elsewhere")
-        stage.apply(SLICED, "younger", "b")
-        await stage.fenced("gpu-1")
-        assert names.LABEL_POLICY not in stage.labels("gpu-1"), "nobody has proven anything there yet"
-        stage.apply(FULL, "older", "b")
-        await stage.ready("younger")
-        assert_as_wanted(stage, SLICED, "gpu-1", owner="younger")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL, "older", "elsewhere")
+        scene.apply(SLICED, "younger", "b")
+        await scene.fenced("gpu-1")
+        assert names.LABEL_POLICY not in scene.labels("gpu-1"), "nobody has proven anything there yet"
+        scene.apply(FULL, "older", "b")
+        await scene.ready("younger")
+        assert_as_wanted(scene, SLICED, "gpu-1", owner="younger")
 
 
 @virtually
@@ -72,29 +72,29 @@ async def test_a_label_that_comes_and_goes_with_our_fence_costs_one_cordon_per_w
     None
 ):
     """A tool labels nodes by what it sees on them; the API server cannot refuse a selector on such a label."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         fences = 0
 
         def tool() -> bool:
             nonlocal fences
-            fenced = stage.fence("gpu-1") is not None
-            pool = stage.labels("gpu-1").get(LABEL_POOL)
+            fenced = scene.fence("gpu-1") is not None
+            pool = scene.labels("gpu-1").get(LABEL_POOL)
             if fenced and pool:
                 fences += 1
-                stage.person("gpu-1", {"metadata": {"labels": {LABEL_POOL: None}}})
+                scene.person("gpu-1", {"metadata": {"labels": {LABEL_POOL: None}}})
             elif not fenced and not pool:
-                relabel(stage, "gpu-1", "b")
+                relabel(scene, "gpu-1", "b")
             return False
 
-        stage.apply(SLICED)
+        scene.apply(SLICED)
         with pytest.raises(AssertionError, match="for ever did not come"):
-            await stage.e.until(tool, "for ever", 1000)
+            await scene.e.until(tool, "for ever", 1000)
         assert 1 <= fences <= 3, "at the start, and after 5 and 10 more minutes"
-        record = parse_deferred(stage.annotations("gpu-1")[names.ANNOTATION_DEFERRED])[0]
+        record = parse_deferred(scene.annotations("gpu-1")[names.ANNOTATION_DEFERRED])[0]
         assert record is not None
         assert (record.reason, record.policy_uid) == (
             "Superseded",
-            stage.e.policy("pool-b")["metadata"]["uid"],
+            scene.e.policy("pool-b")["metadata"]["uid"],
         )

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from hack.sim.fakefaults import Write
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
@@ -14,9 +14,9 @@ from gpusharing.kube.client import JSON, LEASES, NODES
 from gpusharing.kube.fence import parse_claims, parse_fence
 
 
-def claims(stage: Scene) -> set[str]:
+def claims(scene: Scene) -> set[str]:
     """Nodes claimed on the Lease."""
-    lease = stage.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+    lease = scene.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
     found, error = parse_claims(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
     assert not error
     return set(found)
@@ -24,25 +24,25 @@ def claims(stage: Scene) -> set[str]:
 
 @virtually
 async def test_a_node_that_a_person_cordoned_is_left_alone_and_its_cordon_stays() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.cordon("gpu-1")
-        stage.apply(SLICED, rollout=at_once(2))
-        await stage.phase("gpu-2", "Synced")
-        transition = await stage.reason("gpu-1", "AlreadyCordoned")
+    async with open_scene(*nodes(2)) as scene:
+        scene.cordon("gpu-1")
+        scene.apply(SLICED, rollout=at_once(2))
+        await scene.phase("gpu-2", "Synced")
+        transition = await scene.reason("gpu-1", "AlreadyCordoned")
         assert transition["cordon"] == "human"
-        assert stage.node_writes()["gpu-1"] == 0
-        stage.cordon("gpu-1", on=False)
-        await stage.ready()
+        assert scene.node_writes()["gpu-1"] == 0
+        scene.cordon("gpu-1", on=False)
+        await scene.ready()
 
 
 @virtually
 async def test_a_cordoned_node_that_is_already_as_wanted_is_adopted_and_stays_cordoned() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.cordon("gpu-1")
-        stage.apply(FULL)
-        await stage.ready()
-        assert stage.cordoned("gpu-1")
-        assert stage.e.policy("pool-b")["status"]["summary"]["nodes"] == "0/1"
+    async with open_scene(*nodes(1)) as scene:
+        scene.cordon("gpu-1")
+        scene.apply(FULL)
+        await scene.ready()
+        assert scene.cordoned("gpu-1")
+        assert scene.e.policy("pool-b")["status"]["summary"]["nodes"] == "0/1"
 
 
 @virtually
@@ -56,79 +56,79 @@ async def test_a_cordoned_node_that_is_already_as_wanted_is_adopted_and_stays_co
 )
 async def test_what_arrives_between_decision_and_fence_is_not_overridden(body: JSON, reason: str) -> None:
     """It comes by watch while the claim is written: the Node PATCH that follows would meet no conflict."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
         interfered: list[Write] = []
 
         def interfere(write: Write, when: str) -> None:
             claimed = write.call.resource == LEASES and "gpu-1" in json.dumps(write.call.body)
             if claimed and when == "after" and not interfered:
                 interfered.append(write)
-                stage.person("gpu-1", body)
+                scene.person("gpu-1", body)
 
-        stage.e.cluster.faults.on_write = interfere
-        begun = stage.mark()
-        stage.apply(SLICED)
-        await stage.reason("gpu-1", reason)
+        scene.e.cluster.faults.on_write = interfere
+        begun = scene.mark()
+        scene.apply(SLICED)
+        await scene.reason("gpu-1", reason)
         assert interfered
         await asyncio.sleep(60)
-        assert stage.node_writes(begun)["gpu-1"] == 0
-        assert stage.cordoned("gpu-1") is ("spec" in body)
+        assert scene.node_writes(begun)["gpu-1"] == 0
+        assert scene.cordoned("gpu-1") is ("spec" in body)
 
 
 @virtually
 async def test_hold_cordon_leaves_the_node_cordoned_when_the_change_is_done() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.annotate("gpu-1", hold_cordon="true")
-        await stage.ready()
-        assert stage.cordoned("gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "time-slicing"
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.annotate("gpu-1", hold_cordon="true")
+        await scene.ready()
+        assert scene.cordoned("gpu-1")
+        assert scene.labels("gpu-1")[names.LABEL_MODE] == "time-slicing"
 
 
 @virtually
 async def test_lifting_the_cordon_before_the_point_of_no_return_gives_the_change_up() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.cordon("gpu-1", on=False)
-        await stage.released("gpu-1")
-        assert stage.labels("gpu-1")[names.LABEL_MODE] == "full"
-        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
-        transition = await stage.reason("gpu-1", "Deferred")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.cordon("gpu-1", on=False)
+        await scene.released("gpu-1")
+        assert scene.labels("gpu-1")[names.LABEL_MODE] == "full"
+        assert names.LABEL_PLUGIN_CONFIG not in scene.labels("gpu-1")
+        transition = await scene.reason("gpu-1", "Deferred")
         assert "UncordonedExternally" in transition["message"]
         begun = virtual_now()
-        await stage.ready()
+        await scene.ready()
         assert virtual_now() - begun > timedelta(minutes=5)
 
 
 @virtually
 async def test_lifting_the_cordon_after_the_point_of_no_return_puts_it_back() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
         await asyncio.sleep(3)
-        stage.cordon("gpu-1", on=False)
-        await stage.e.until(lambda: stage.cordoned("gpu-1"), "cordoned again", 5)
-        await stage.ready()
-        assert not stage.cordoned("gpu-1")
+        scene.cordon("gpu-1", on=False)
+        await scene.e.until(lambda: scene.cordoned("gpu-1"), "cordoned again", 5)
+        await scene.ready()
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually
 async def test_the_point_of_no_return_loses_against_an_uncordon_in_the_same_moment() -> None:
     """docs/design/drain.md#x1: the uncordon comes between our decision and our PATCH, which fails with 409."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        client = stage.e.client
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        client = scene.e.client
         assert client is not None
-        client.interfere(lambda body: "actuating" in str(body), lambda: stage.cordon("gpu-1", on=False))
-        await stage.released("gpu-1")
-        assert names.LABEL_PLUGIN_CONFIG not in stage.labels("gpu-1")
+        client.interfere(lambda body: "actuating" in str(body), lambda: scene.cordon("gpu-1", on=False))
+        await scene.released("gpu-1")
+        assert names.LABEL_PLUGIN_CONFIG not in scene.labels("gpu-1")
 
 
 FOREIGN: dict[str, JSON] = {
@@ -141,11 +141,11 @@ FOREIGN: dict[str, JSON] = {
 @pytest.mark.parametrize("marker", FOREIGN.values(), ids=FOREIGN.keys())
 @virtually
 async def test_a_node_under_somebody_elses_maintenance_is_not_touched(marker: JSON) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.person("gpu-1", marker)
-        stage.apply(SLICED)
-        await stage.reason("gpu-1", "ForeignMaintenance")
-        assert stage.node_writes()["gpu-1"] == 0
+    async with open_scene(*nodes(1)) as scene:
+        scene.person("gpu-1", marker)
+        scene.apply(SLICED)
+        await scene.reason("gpu-1", "ForeignMaintenance")
+        assert scene.node_writes()["gpu-1"] == 0
 
 
 UNMARKED: dict[str, JSON] = {
@@ -157,34 +157,34 @@ UNMARKED: dict[str, JSON] = {
 @pytest.mark.parametrize("who", UNMARKED)
 @virtually
 async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_goes(who: str) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.person("gpu-1", FOREIGN[who])
-        await stage.fenced("gpu-1", "yielded")
-        assert stage.cordoned("gpu-1")
-        assert names.LABEL_UPGRADE_SKIP not in stage.labels("gpu-1")
-        assert not set(names.NEIGHBOUR_ANNOTATIONS) & set(stage.annotations("gpu-1"))
-        mark = stage.mark()
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.person("gpu-1", FOREIGN[who])
+        await scene.fenced("gpu-1", "yielded")
+        assert scene.cordoned("gpu-1")
+        assert names.LABEL_UPGRADE_SKIP not in scene.labels("gpu-1")
+        assert not set(names.NEIGHBOUR_ANNOTATIONS) & set(scene.annotations("gpu-1"))
+        mark = scene.mark()
         await asyncio.sleep(1800)
-        assert stage.writes(mark, "nodes") == []
-        assert stage.transition("gpu-1")["reason"] == "ForeignMaintenance"
-        stage.person("gpu-1", UNMARKED[who])
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
-        await stage.ready(seconds=1800)
+        assert scene.writes(mark, "nodes") == []
+        assert scene.transition("gpu-1")["reason"] == "ForeignMaintenance"
+        scene.person("gpu-1", UNMARKED[who])
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
+        await scene.ready(seconds=1800)
 
 
 @virtually
 async def test_a_foreign_marker_after_the_point_of_no_return_keeps_the_cordon_at_the_end() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1", "actuating")
-        stage.person("gpu-1", FOREIGN["kured"])
-        await stage.ready()
-        assert stage.cordoned("gpu-1")
-        await stage.e.until(
-            lambda: stage.events()["LayoutVerified"] == 1, "the event, written beside the status", 60
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1", "actuating")
+        scene.person("gpu-1", FOREIGN["kured"])
+        await scene.ready()
+        assert scene.cordoned("gpu-1")
+        await scene.e.until(
+            lambda: scene.events()["LayoutVerified"] == 1, "the event, written beside the status", 60
         )
 
 
@@ -196,65 +196,65 @@ LIMITS = {"one": (1, 1), "two": (2, 2), "34 percent of six": ("34%", 2), "1 perc
 async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_that_are_allowed_are_used(
     limit: int | str, most: int
 ) -> None:
-    async with scene(*nodes(6)) as stage:
-        stage.apply(SLICED, rollout=at_once(limit))
-        await stage.ready()
-        assert stage.guard.largest["pool-b"] == most
+    async with open_scene(*nodes(6)) as scene:
+        scene.apply(SLICED, rollout=at_once(limit))
+        await scene.ready()
+        assert scene.guard.largest["pool-b"] == most
 
 
 @virtually
 async def test_max_unavailable_zero_freezes_the_pool_and_says_so() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(SLICED, rollout=at_once(0))
-        await stage.reason("gpu-1", "Frozen")
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(SLICED, rollout=at_once(0))
+        await scene.reason("gpu-1", "Frozen")
         await asyncio.sleep(300)
-        assert not stage.node_writes()
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.ready()
+        assert not scene.node_writes()
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.ready()
 
 
 @virtually
 async def test_a_node_that_is_away_for_another_reason_counts_against_the_budget() -> None:
-    async with scene(*nodes(3)) as stage:
-        stage.cordon("gpu-3")
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.reason("gpu-1", "BudgetFull")
+    async with open_scene(*nodes(3)) as scene:
+        scene.cordon("gpu-3")
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.reason("gpu-1", "BudgetFull")
         await asyncio.sleep(60)
-        assert not stage.node_writes()
-        stage.cordon("gpu-3", on=False)
-        await stage.ready()
+        assert not scene.node_writes()
+        scene.cordon("gpu-3", on=False)
+        await scene.ready()
 
 
 @virtually
 async def test_lowering_the_budget_to_zero_lets_the_node_in_flight_finish_and_starts_no_other() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(SLICED, rollout=at_once(1))
-        first = await stage.any_fenced()
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(SLICED, rollout=at_once(1))
+        first = await scene.any_fenced()
         other = "gpu-2" if first == "gpu-1" else "gpu-1"
-        stage.apply(SLICED, rollout=at_once(0))
-        await stage.phase(first, "Synced")
-        await stage.reason(other, "Frozen")
-        assert stage.node_writes()[other] == 0
+        scene.apply(SLICED, rollout=at_once(0))
+        await scene.phase(first, "Synced")
+        await scene.reason(other, "Frozen")
+        assert scene.node_writes()[other] == 0
 
 
 @virtually
 async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED, rollout=at_once(1, paused=True))
-        await stage.reason("gpu-1", "Paused")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, rollout=at_once(1, paused=True))
+        await scene.reason("gpu-1", "Paused")
         await asyncio.sleep(300)
-        assert not stage.node_writes()
-        stage.apply(SLICED)
-        await stage.ready()
+        assert not scene.node_writes()
+        scene.apply(SLICED)
+        await scene.ready()
 
 
 @virtually
 async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        assert claims(stage) == {"gpu-1"}
-        log = stage.e.cluster.writes
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        assert claims(scene) == {"gpu-1"}
+        log = scene.e.cluster.writes
         claim = next(
             i for i, w in enumerate(log) if w.call.resource == LEASES and "pool-b" in str(w.call.body)
         )
@@ -262,8 +262,8 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
             i for i, w in enumerate(log) if w.call.resource == NODES and "fenced" in str(w.call.body)
         )
         assert claim < fence
-        await stage.ready()
-        await stage.e.until(lambda: not claims(stage), "no claim", 10)
+        await scene.ready()
+        await scene.e.until(lambda: not claims(scene), "no claim", 10)
 
 
 # --- several policies ------------------------------------------------------------------------------
@@ -271,49 +271,49 @@ async def test_the_claim_comes_before_the_fence_and_goes_after_it() -> None:
 
 @virtually
 async def test_of_two_policies_of_equal_priority_the_older_one_keeps_the_node() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED, name="pool-z")
-        await stage.ready("pool-z")
-        stage.apply(MIXED, name="pool-a")
-        await stage.until_condition("Ready", "False", "NoNodes", "pool-a")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, name="pool-z")
+        await scene.ready("pool-z")
+        scene.apply(MIXED, name="pool-a")
+        await scene.until_condition("Ready", "False", "NoNodes", "pool-a")
         await asyncio.sleep(300)
-        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-z"
-        assert stage.condition("Ready", "pool-z")["status"] == "True"
+        assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-z"
+        assert scene.condition("Ready", "pool-z")["status"] == "True"
 
 
 @virtually
 async def test_a_policy_of_strictly_higher_priority_takes_the_node_over_as_a_normal_change() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED, name="pool-z")
-        await stage.ready("pool-z")
-        mark = stage.mark()
-        stage.apply(MIXED, name="pool-a", priority=5)
-        await stage.ready("pool-a")
-        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
-        assert stage.node_writes(mark) == {"gpu-1": 3}
-        await stage.until_condition("Ready", "False", "NoNodes", "pool-z")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, name="pool-z")
+        await scene.ready("pool-z")
+        mark = scene.mark()
+        scene.apply(MIXED, name="pool-a", priority=5)
+        await scene.ready("pool-a")
+        assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
+        assert scene.node_writes(mark) == {"gpu-1": 3}
+        await scene.until_condition("Ready", "False", "NoNodes", "pool-z")
 
 
 @virtually
 async def test_raising_a_priority_before_the_point_of_no_return_gives_the_running_change_up() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED, name="pool-z")
-        stage.apply(MIXED, name="pool-a", priority=-1)
-        await stage.fenced("gpu-1")
-        stage.apply(MIXED, name="pool-a", priority=1)
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1"), "the node is given back before it is taken anew"
-        await stage.ready("pool-a")
-        assert stage.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
-        assert way(stage, "gpu-1") == [
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, name="pool-z")
+        scene.apply(MIXED, name="pool-a", priority=-1)
+        await scene.fenced("gpu-1")
+        scene.apply(MIXED, name="pool-a", priority=1)
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1"), "the node is given back before it is taken anew"
+        await scene.ready("pool-a")
+        assert scene.labels("gpu-1")[names.LABEL_POLICY] == "pool-a"
+        assert way(scene, "gpu-1") == [
             ("pool-z", "fenced"), ("", ""), ("pool-a", "fenced"), ("pool-a", "actuating"), ("", ""),
         ]  # fmt: skip
 
 
-def way(stage: Scene, name: str) -> list[tuple[str, str]]:
+def way(scene: Scene, name: str) -> list[tuple[str, str]]:
     """Policy and stage of the fence after each write of ours to a Node; empty where the write took the fence away."""
     found = []
-    for write in stage.writes(plural="nodes"):
+    for write in scene.writes(plural="nodes"):
         annotations = ((write.call.body or {}).get("metadata") or {}).get("annotations") or {}
         if write.call.name == name and write.error is None and names.ANNOTATION_FENCE in annotations:
             fence = parse_fence(annotations[names.ANNOTATION_FENCE] or "")[0]

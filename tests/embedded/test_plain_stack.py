@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests import plainchart
 from tests.embedded.oracle import difference
-from tests.embedded.scene import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, scene
+from tests.embedded.scene import FULL, H100, L40S, MIXED, MPS, SLICED, Scene, node, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_PLUGIN_CONFIG
@@ -30,45 +30,45 @@ async def plain(product: str = H100, *, discovery: bool = True) -> AsyncIterator
     """Two nodes on the plain stack; the operator starts when the chart is there."""
     machines = [bare(node(name, product)) for name in ("gpu-1", "gpu-2")]
     sim = {"plain_config": "gpusharing-device-plugin"}
-    async with scene(*machines, cluster_policy=None, sim=sim, start=False) as stage:
-        stage.e.cluster.add(DAEMON_SETS, plainchart.plugin())
+    async with open_scene(*machines, cluster_policy=None, sim=sim, start=False) as scene:
+        scene.e.cluster.add(DAEMON_SETS, plainchart.plugin())
         if discovery:
-            stage.e.cluster.add(DAEMON_SETS, plainchart.discovery())
-        stage.e.start_operator()
-        yield stage
+            scene.e.cluster.add(DAEMON_SETS, plainchart.discovery())
+        scene.e.start_operator()
+        yield scene
 
 
-def proven(stage: Scene, spec: JSON) -> None:
+def proven(scene: Scene, spec: JSON) -> None:
     """Both machines are as the spec wants, and nobody wrote a label that only the GPU Operator reads."""
     for name in ("gpu-1", "gpu-2"):
-        assert difference(spec, stage.e.node(name), stage.e.software.nodes[name]) == ""
-        assert [key for key in stage.labels(name) if key.startswith(GPU_OPERATORS)] == []
+        assert difference(spec, scene.e.node(name), scene.e.software.nodes[name]) == ""
+        assert [key for key in scene.labels(name) if key.startswith(GPU_OPERATORS)] == []
 
 
 @pytest.mark.parametrize("way", list(itertools.permutations(MODES, 2)), ids=" to ".join)
 @pytest.mark.parametrize("product", [H100, L40S], ids=["with MIG", "without MIG"])
 @virtually
 async def test_a_mode_that_needs_no_mig_manager_works(way: tuple[str, str], product: str) -> None:
-    async with plain(product) as stage:
+    async with plain(product) as scene:
         for mode in way:
-            stage.apply(MODES[mode])
-            await stage.ready()
-            proven(stage, MODES[mode])
+            scene.apply(MODES[mode])
+            await scene.ready()
+            proven(scene, MODES[mode])
 
 
 @virtually
 async def test_another_number_of_mps_clients_goes_through_whole_gpus_because_no_pod_may_be_deleted() -> None:
-    async with plain() as stage:
-        stage.apply(MPS)
-        await stage.ready()
-        since = stage.mark()
-        stage.apply(MORE_CLIENTS)
-        await stage.ready(seconds=1200)
-        proven(stage, MORE_CLIENTS)
-        assert [w for w in stage.writes(since, "pods") if w.call.verb == "delete"] == []
+    async with plain() as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        since = scene.mark()
+        scene.apply(MORE_CLIENTS)
+        await scene.ready(seconds=1200)
+        proven(scene, MORE_CLIENTS)
+        assert [w for w in scene.writes(since, "pods") if w.call.verb == "delete"] == []
         configs = {
             write.call.body["metadata"]["labels"][LABEL_PLUGIN_CONFIG]
-            for write in stage.writes(since, "nodes")
+            for write in scene.writes(since, "nodes")
             if write.call.body and LABEL_PLUGIN_CONFIG in write.call.body["metadata"].get("labels", {})
         }
         assert len(configs) == 2, "the stop, and then the new number"
@@ -76,29 +76,29 @@ async def test_another_number_of_mps_clients_goes_through_whole_gpus_because_no_
 
 @virtually
 async def test_mig_says_what_is_missing_and_touches_nothing() -> None:
-    async with plain() as stage:
-        since = stage.mark()
-        stage.apply(MIXED)
-        row = await stage.until_condition("Accepted", "False", "MigManagerMissing")
+    async with plain() as scene:
+        since = scene.mark()
+        scene.apply(MIXED)
+        row = await scene.until_condition("Accepted", "False", "MigManagerMissing")
         assert "install the NVIDIA GPU Operator" in row["message"]
-        assert stage.node_writes(since) == {}
+        assert scene.node_writes(since) == {}
 
 
 @virtually
 async def test_without_gpu_feature_discovery_nothing_begins_until_it_is_there() -> None:
-    async with plain(discovery=False) as stage:
-        stage.apply(SLICED)
-        row = await stage.until_condition("Accepted", "False", "FeatureDiscoveryMissing")
+    async with plain(discovery=False) as scene:
+        scene.apply(SLICED)
+        row = await scene.until_condition("Accepted", "False", "FeatureDiscoveryMissing")
         assert "--set gfd.enabled=true" in row["message"]
-        stage.e.cluster.add(DAEMON_SETS, plainchart.discovery())
-        await stage.ready()
-        proven(stage, SLICED)
+        scene.e.cluster.add(DAEMON_SETS, plainchart.discovery())
+        await scene.ready()
+        proven(scene, SLICED)
 
 
 @virtually
 async def test_without_any_stack_the_policy_says_so() -> None:
-    async with scene(bare(node("gpu-1")), cluster_policy=None, sim={"plain_config": "x"}) as stage:
-        stage.apply(FULL)
-        row = await stage.until_condition("Accepted", "False", "ClusterPolicyMissing")
+    async with open_scene(bare(node("gpu-1")), cluster_policy=None, sim={"plain_config": "x"}) as scene:
+        scene.apply(FULL)
+        row = await scene.until_condition("Accepted", "False", "ClusterPolicyMissing")
         assert "gpuOperator.namespace" in row["message"]
-        assert stage.e.cluster.objects(PODS, label_selector="app=nvidia-mig-manager") == []
+        assert scene.e.cluster.objects(PODS, label_selector="app=nvidia-mig-manager") == []

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
-from tests.embedded.scene import FULL, L40S, MIXED, SINGLE, SLICED, at_once, node, nodes, scene
+from tests.embedded.scene import FULL, L40S, MIXED, SINGLE, SLICED, at_once, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
@@ -40,30 +40,30 @@ REFUSED: dict[str, tuple[JSON, str, str]] = {
 async def test_what_the_card_cannot_be_is_refused_with_an_alternative_before_anything_is_touched(
     spec: JSON, reason: str, told: str
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply({"mode": "MIG", **spec})
-        row = await stage.until_condition("Accepted", "False", reason)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply({"mode": "MIG", **spec})
+        row = await scene.until_condition("Accepted", "False", reason)
         assert told in row["message"]
         await asyncio.sleep(300)
-        assert not stage.node_writes()
-        assert stage.transition("gpu-1")["phase"] == "Skipped"
+        assert not scene.node_writes()
+        assert scene.transition("gpu-1")["phase"] == "Skipped"
 
 
 @virtually
 async def test_mig_on_cards_without_it_is_refused() -> None:
-    async with scene(node("gpu-1", L40S)) as stage:
-        stage.apply(MIXED)
-        await stage.until_condition("Accepted", "False", "NotMigCapable")
-        assert not stage.node_writes()
+    async with open_scene(node("gpu-1", L40S)) as scene:
+        scene.apply(MIXED)
+        await scene.until_condition("Accepted", "False", "NotMigCapable")
+        assert not scene.node_writes()
 
 
 @virtually
 async def test_an_invalid_spec_that_passed_the_server_is_named_by_its_field() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
-        row = await stage.until_condition("Accepted", "False", "InvalidSpec")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply({"mode": "TimeSlicing", "timeSlicing": {"replicas": 1}})
+        row = await scene.until_condition("Accepted", "False", "InvalidSpec")
         assert "replicas" in row["message"]
-        assert not stage.node_writes()
+        assert not scene.node_writes()
 
 
 NEWER = {"spec": {"rollout": {"onlyInTheDark": True}}}
@@ -72,36 +72,36 @@ NEWER = {"spec": {"rollout": {"onlyInTheDark": True}}}
 
 @virtually
 async def test_a_field_of_newer_crds_is_refused_before_anything_is_touched() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
-        row = await stage.until_condition("Accepted", "False", "InvalidSpec")
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
+        row = await scene.until_condition("Accepted", "False", "InvalidSpec")
         assert "spec.rollout.onlyInTheDark" in row["message"]
         assert "upgrade the operator" in row["message"]
         await asyncio.sleep(600)
-        assert not stage.node_writes()
+        assert not scene.node_writes()
 
 
 @virtually
 async def test_a_field_of_newer_crds_in_a_running_change_lets_no_further_node_begin() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(FULL)
-        await stage.ready("pool-b")
-        stage.apply(MIXED)
-        first = await stage.any_fenced("actuating")
-        stage.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
-        await stage.until_condition("Accepted", "False", "InvalidSpec")
-        mark = stage.mark()
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(FULL)
+        await scene.ready("pool-b")
+        scene.apply(MIXED)
+        first = await scene.any_fenced("actuating")
+        scene.apply({**MIXED, "rollout": NEWER["spec"]["rollout"]})
+        await scene.until_condition("Accepted", "False", "InvalidSpec")
+        mark = scene.mark()
         await asyncio.sleep(7200)
-        assert set(stage.node_writes(mark)) <= {first}
-        stage.apply(MIXED)
-        await stage.ready("pool-b")
+        assert set(scene.node_writes(mark)) <= {first}
+        scene.apply(MIXED)
+        await scene.ready("pool-b")
 
 
 @virtually
 async def test_a_selector_that_selects_nothing_is_said() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL, pool="nowhere")
-        await stage.until_condition("Ready", "False", "NoNodes")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL, pool="nowhere")
+        await scene.until_condition("Ready", "False", "NoNodes")
 
 
 @virtually
@@ -111,9 +111,9 @@ async def test_a_selected_node_without_a_gpu_is_named() -> None:
         "spec": {},
         "status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {"cpu": "4"}},
     }
-    async with scene(bare) as stage:
-        stage.apply(FULL)
-        row = await stage.until_condition("Accepted", "False", "NoGPU")
+    async with open_scene(bare) as scene:
+        scene.apply(FULL)
+        row = await scene.until_condition("Accepted", "False", "NoGPU")
         assert "cpu-1" in row["message"]
 
 
@@ -164,49 +164,49 @@ STACKS: dict[str, tuple[JSON, JSON, str, str]] = {
 async def test_settings_that_would_override_us_are_named_with_the_command_that_mends_them(
     patch: JSON, spec: JSON, reason: str, told: str
 ) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", patch)
-        stage.apply(spec)
-        row = await stage.until_condition("Accepted", "False", reason)
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", patch)
+        scene.apply(spec)
+        row = await scene.until_condition("Accepted", "False", reason)
         assert told in row["message"]
         await asyncio.sleep(200)
-        assert not stage.node_writes()
-        stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": None})
-        stage.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": CLUSTER_POLICY["spec"]})
-        await stage.ready()
+        assert not scene.node_writes()
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": None})
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": CLUSTER_POLICY["spec"]})
+        await scene.ready()
 
 
 @virtually
 async def test_a_named_configuration_works_without_our_mig_parted_file() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.patch(
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.patch(
             CLUSTER_POLICIES, "cluster-policy", changed(None, "migManager", "config", "name")
         )
-        stage.apply(SINGLE)
-        await stage.ready()
-        assert_as_wanted(stage, SINGLE, "gpu-1")
+        scene.apply(SINGLE)
+        await scene.ready()
+        assert_as_wanted(scene, SINGLE, "gpu-1")
 
 
 @virtually
 async def test_without_a_cluster_policy_or_with_a_dra_stack_nothing_is_done() -> None:
-    async with scene(*nodes(1), cluster_policy=None) as stage:
-        stage.apply(SLICED)
-        await stage.until_condition("Accepted", "False", "ClusterPolicyMissing")
-        stage.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
-        stage.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
-        await stage.until_condition("Accepted", "False", "UnsupportedStack")
+    async with open_scene(*nodes(1), cluster_policy=None) as scene:
+        scene.apply(SLICED)
+        await scene.until_condition("Accepted", "False", "ClusterPolicyMissing")
+        scene.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+        scene.e.cluster.add(GPU_CLUSTERS, {"metadata": {"name": "gpus"}})
+        await scene.until_condition("Accepted", "False", "UnsupportedStack")
         await asyncio.sleep(200)
-        assert not stage.node_writes()
+        assert not scene.node_writes()
 
 
 @virtually
 async def test_a_change_that_was_blocked_by_the_stack_in_the_middle_gives_the_node_back() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.fenced("gpu-1")
-        stage.e.cluster.patch(
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.fenced("gpu-1")
+        scene.e.cluster.patch(
             CLUSTER_POLICIES, "cluster-policy", changed("theirs", "devicePlugin", "config", "name")
         )
-        await stage.released("gpu-1")
-        assert not stage.cordoned("gpu-1")
-        assert stage.e.cluster.get(NODES, "gpu-1")
+        await scene.released("gpu-1")
+        assert not scene.cordoned("gpu-1")
+        assert scene.e.cluster.get(NODES, "gpu-1")

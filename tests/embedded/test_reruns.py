@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
-from tests.embedded.scene import HOUR, L40S, MIXED, SINGLE, SLICED, Scene, gpu_pod, node, nodes, scene
+from tests.embedded.scene import HOUR, L40S, MIXED, SINGLE, SLICED, Scene, gpu_pod, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_troubles import failed, restarts
 from tests.fakes.virtualtime import virtually
@@ -17,45 +17,45 @@ EVICT: JSON = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
 SHORT: JSON = {"timeouts": {"actuation": "2m", "verification": "1m"}}
 
 
-async def pod_lands(stage: Scene) -> None:
+async def pod_lands(scene: Scene) -> None:
     """Somebody lifts the cordon, a pod is bound at once, the operator puts the cordon back."""
-    stage.cordon("gpu-1", on=False)
-    stage.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
-    await stage.e.until(lambda: stage.cordoned("gpu-1"), "cordoned again", 60)
+    scene.cordon("gpu-1", on=False)
+    scene.e.cluster.add(PODS, gpu_pod("late", "gpu-1"))
+    await scene.e.until(lambda: scene.cordoned("gpu-1"), "cordoned again", 60)
 
 
 @virtually
 async def test_a_retry_lets_a_pod_that_landed_meanwhile_leave_before_mig_manager_runs() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.apply(MIXED, drain=EVICT)
-        await pod_lands(stage)
-        stage.annotate("gpu-1", retry="again")
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert (stage.evicted(), restarts(stage)) == (["late"], 1)
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.apply(MIXED, drain=EVICT)
+        await pod_lands(scene)
+        scene.annotate("gpu-1", retry="again")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert (scene.evicted(), restarts(scene)) == (["late"], 1)
 
 
 @virtually
 async def test_a_cure_waits_for_a_pod_that_landed_meanwhile() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        stage.e.software.inject("gpu-1", "wedge-pending")
-        stage.apply(MIXED, drain=EVICT)
-        await stage.fenced("gpu-1", "actuating")
-        await pod_lands(stage)
-        await stage.ready(seconds=HOUR)
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert (stage.evicted(), restarts(stage)) == (["late"], 1)
+        scene.e.software.inject("gpu-1", "wedge-pending")
+        scene.apply(MIXED, drain=EVICT)
+        await scene.fenced("gpu-1", "actuating")
+        await pod_lands(scene)
+        await scene.ready(seconds=HOUR)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert (scene.evicted(), restarts(scene)) == (["late"], 1)
 
 
 @virtually
 async def test_an_uncordon_after_the_point_of_no_return_is_told() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.cordon("gpu-1", on=False)
-        await stage.e.until(lambda: stage.cordoned("gpu-1"), "cordoned again", 60)
-        await stage.e.until(lambda: stage.events()["CordonRestored"] == 1, "an Event", 60)
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.cordon("gpu-1", on=False)
+        await scene.e.until(lambda: scene.cordoned("gpu-1"), "cordoned again", 60)
+        await scene.e.until(lambda: scene.events()["CordonRestored"] == 1, "an Event", 60)
 
 
 @virtually
@@ -64,23 +64,23 @@ async def test_all_disabled_over_our_label_in_the_middle_is_put_right_twice_and_
 ):
     """As NVIDIA's GPU Operator writes it (docs/design/nvidia.md#d1)."""
     theirs = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        stage.apply(MIXED)
+        scene.apply(MIXED)
         for attempt in (1, 2, 3):
-            await stage.e.until(partial(at_work, stage, attempt), f"attempt {attempt}", 600)
-            stage.person("gpu-1", theirs)
-        transition = await stage.phase("gpu-1", "Failed")
+            await scene.e.until(partial(at_work, scene, attempt), f"attempt {attempt}", 600)
+            scene.person("gpu-1", theirs)
+        transition = await scene.phase("gpu-1", "Failed")
         assert "nvidia.com/mig.config is all-disabled" in transition["message"]
         assert transition["attempt"] == 3
-        stage.annotate("gpu-1", retry="again")
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        scene.annotate("gpu-1", retry="again")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
-def at_work(stage: Scene, attempt: int) -> bool:
+def at_work(scene: Scene, attempt: int) -> bool:
     """The run of this attempt has begun."""
-    fence = stage.fence("gpu-1")
+    fence = scene.fence("gpu-1")
     return fence is not None and (fence.stage, fence.attempt, fence.owed) == ("actuating", attempt, "")
 
 
@@ -95,43 +95,43 @@ OVERWRITTEN: dict[str, tuple[JSON, JSON, str, str]] = {
 async def test_a_retry_writes_our_label_again_that_somebody_overwrote(
     manifest: JSON, spec: JSON, label: str, value: str
 ) -> None:
-    async with scene(manifest) as stage:
+    async with open_scene(manifest) as scene:
         await asyncio.sleep(10)
-        stage.apply(spec, rollout=SHORT)
-        await stage.fenced("gpu-1", "actuating")
-        stage.person("gpu-1", {"metadata": {"labels": {label: value}}})
-        await stage.phase("gpu-1", "Failed")
+        scene.apply(spec, rollout=SHORT)
+        await scene.fenced("gpu-1", "actuating")
+        scene.person("gpu-1", {"metadata": {"labels": {label: value}}})
+        await scene.phase("gpu-1", "Failed")
         await asyncio.sleep(600)
-        assert stage.labels("gpu-1")[label] == value
-        stage.annotate("gpu-1", retry="again")
-        await stage.ready()
-        assert_as_wanted(stage, spec, "gpu-1")
+        assert scene.labels("gpu-1")[label] == value
+        scene.annotate("gpu-1", retry="again")
+        await scene.ready()
+        assert_as_wanted(scene, spec, "gpu-1")
 
 
 @virtually
 async def test_an_edit_that_changes_no_layout_leaves_a_failed_node_alone() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        mark = stage.mark()
-        stage.apply(MIXED, rollout={"paused": True})
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        mark = scene.mark()
+        scene.apply(MIXED, rollout={"paused": True})
         await asyncio.sleep(600)
-        assert (stage.transition("gpu-1")["phase"], restarts(stage)) == ("Failed", 0)
-        assert stage.node_writes(mark)["gpu-1"] == 0
+        assert (scene.transition("gpu-1")["phase"], restarts(scene)) == ("Failed", 0)
+        assert scene.node_writes(mark)["gpu-1"] == 0
 
 
 @virtually
 async def test_another_layout_that_a_pod_keeps_from_being_reached_is_failed_in_its_time() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.e.cluster.add(PODS, gpu_pod("stays", "gpu-1"))
-        stage.apply(SINGLE)
-        await stage.phase("gpu-1", "Draining")
-        transition = await stage.phase("gpu-1", "Failed")
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.e.cluster.add(PODS, gpu_pod("stays", "gpu-1"))
+        scene.apply(SINGLE)
+        await scene.phase("gpu-1", "Draining")
+        transition = await scene.phase("gpu-1", "Failed")
         assert transition["reason"] == "Unmanaged"
-        await stage.until_condition("Stalled", "True", "NodesFailed")
-        stage.e.cluster.delete(PODS, "stays", namespace="default")
-        await stage.ready()
-        assert_as_wanted(stage, SINGLE, "gpu-1")
+        await scene.until_condition("Stalled", "True", "NodesFailed")
+        scene.e.cluster.delete(PODS, "stays", namespace="default")
+        await scene.ready()
+        assert_as_wanted(scene, SINGLE, "gpu-1")
 
 
 WITH_REBOOT: JSON = {
@@ -151,11 +151,11 @@ async def test_a_drain_for_time_slicing_that_became_one_for_mig_lets_all_pods_le
     None
 ):
     cpu = gpu_pod("cpu", "gpu-1", spec={"containers": [{"name": "main"}]})
-    async with scene(*nodes(1), cluster_policy=WITH_REBOOT) as stage:
-        stage.e.cluster.add(PODS, cpu)
+    async with open_scene(*nodes(1), cluster_policy=WITH_REBOOT) as scene:
+        scene.e.cluster.add(PODS, cpu)
         await asyncio.sleep(10)
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.apply(MIXED, drain=EVICT)
-        await stage.ready(seconds=HOUR)
-        assert stage.evicted() == ["cpu"]
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.apply(MIXED, drain=EVICT)
+        await scene.ready(seconds=HOUR)
+        assert scene.evicted() == ["cpu"]

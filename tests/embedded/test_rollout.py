@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from hack.sim.fakefaults import Write
-from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 
 from gpusharing.api import names
@@ -16,27 +16,27 @@ LATE = BEGIN.replace(hour=22)
 DAY = 24 * HOUR
 
 
-def note(stage: Scene, **annotations: str) -> None:
+def note(scene: Scene, **annotations: str) -> None:
     """A person annotates the policy."""
     body = {names.PREFIX + key: value for key, value in annotations.items()}
-    stage.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"annotations": body}})
+    scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"annotations": body}})
 
 
-def begun(stage: Scene, since: int = 0) -> list[Write]:
+def begun(scene: Scene, since: int = 0) -> list[Write]:
     """Writes that fenced a node."""
-    return [write for write in stage.writes(since, "nodes") if '"stage":"fenced"' in str(write.call.body)]
+    return [write for write in scene.writes(since, "nodes") if '"stage":"fenced"' in str(write.call.body)]
 
 
 @virtually
 async def test_a_pool_changes_at_night_without_anybody_and_is_woken_by_the_clock() -> None:
-    async with scene(*nodes(3), lease=RARELY) as stage:
-        stage.apply(SLICED, rollout=at_once(3, windows=[NIGHT]))
-        transition = await stage.reason("gpu-1", "WindowClosed")
+    async with open_scene(*nodes(3), lease=RARELY) as scene:
+        scene.apply(SLICED, rollout=at_once(3, windows=[NIGHT]))
+        transition = await scene.reason("gpu-1", "WindowClosed")
         assert "2026-11-20T22:00:00Z" in transition["message"]
-        assert stage.e.policy("pool-b")["status"]["summary"]["nextWindow"] == "2026-11-20T22:00:00Z"
-        await stage.ready(seconds=DAY)
+        assert scene.e.policy("pool-b")["status"]["summary"]["nextWindow"] == "2026-11-20T22:00:00Z"
+        await scene.ready(seconds=DAY)
         assert LATE < virtual_now() < LATE + timedelta(minutes=15)
-        assert len(begun(stage)) == 3
+        assert len(begun(scene)) == 3
 
 
 @virtually
@@ -44,166 +44,166 @@ async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_
     None
 ):
     short = {**NIGHT, "schedule": "2 9 * * *", "duration": "45m"}
-    async with scene(*nodes(2), lease=RARELY) as stage:
+    async with open_scene(*nodes(2), lease=RARELY) as scene:
         await asyncio.sleep(10)
         for name in ("gpu-1", "gpu-2"):
-            stage.e.software.inject(name, "wedge-pending")
-        stage.apply(MIXED, rollout=at_once(1, windows=[short]))
-        first = await stage.any_fenced()
+            scene.e.software.inject(name, "wedge-pending")
+        scene.apply(MIXED, rollout=at_once(1, windows=[short]))
+        first = await scene.any_fenced()
         other = "gpu-2" if first == "gpu-1" else "gpu-1"
-        await stage.phase(first, "Synced")
-        await stage.reason(other, "WindowClosed")
-        await stage.ready(seconds=DAY + HOUR)
+        await scene.phase(first, "Synced")
+        await scene.reason(other, "WindowClosed")
+        await scene.ready(seconds=DAY + HOUR)
         assert virtual_now() > BEGIN + timedelta(days=1)
 
 
 @virtually
 async def test_the_canary_soaks_before_the_others_start_and_another_leader_knows_it() -> None:
-    async with scene(*nodes(3)) as stage:
-        stage.apply(SLICED, rollout=at_once(3, canary={"nodes": 1, "soak": "1h"}))
-        first = await stage.any_fenced()
-        await stage.phase(first, "Synced")
+    async with open_scene(*nodes(3)) as scene:
+        scene.apply(SLICED, rollout=at_once(3, canary={"nodes": 1, "soak": "1h"}))
+        first = await scene.any_fenced()
+        await scene.phase(first, "Synced")
         others = {"gpu-1", "gpu-2", "gpu-3"} - {first}
         for name in others:
-            await stage.reason(name, "CanarySoak")
-        await stage.e.kill_operator()
-        stage.e.start_operator()
+            await scene.reason(name, "CanarySoak")
+        await scene.e.kill_operator()
+        scene.e.start_operator()
         await asyncio.sleep(1800)
-        assert len(begun(stage)) == 1
-        proof = parse_verified(stage.annotations(first)[names.ANNOTATION_VERIFIED])[0]
+        assert len(begun(scene)) == 1
+        proof = parse_verified(scene.annotations(first)[names.ANNOTATION_VERIFIED])[0]
         assert proof is not None
         assert proof.changed_at is not None
-        await stage.ready(seconds=2 * HOUR)
+        await scene.ready(seconds=2 * HOUR)
         assert virtual_now() > proof.changed_at + timedelta(hours=1)
-        assert len(begun(stage)) == 3
+        assert len(begun(scene)) == 3
 
 
 @virtually
 async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_another() -> None:
-    async with scene(*nodes(3)) as stage:
-        stage.apply(SLICED, rollout=at_once(1, approval="Manual"))
-        await stage.reason("gpu-1", "ApprovalNeeded")
+    async with open_scene(*nodes(3)) as scene:
+        scene.apply(SLICED, rollout=at_once(1, approval="Manual"))
+        await scene.reason("gpu-1", "ApprovalNeeded")
         await asyncio.sleep(60)
-        plan = stage.e.policy("pool-b")["status"]["plan"]["hash"]
-        note(stage, approve=plan)
-        await stage.ready()
-        stage.apply(FULL, rollout=at_once(1, approval="Manual"))
-        transition = await stage.reason("gpu-2", "ApprovalNeeded")
+        plan = scene.e.policy("pool-b")["status"]["plan"]["hash"]
+        note(scene, approve=plan)
+        await scene.ready()
+        scene.apply(FULL, rollout=at_once(1, approval="Manual"))
+        transition = await scene.reason("gpu-2", "ApprovalNeeded")
         assert f"{plan} is the hash of another plan" in transition["message"]
 
 
 @virtually
 async def test_who_is_to_approve_a_plan_sees_what_would_keep_it_from_being_carried_out() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
-        stage.apply(SLICED, rollout=at_once(1, approval="Manual"))
-        await stage.reason("gpu-1", "ApprovalNeeded")
+    async with open_scene(*nodes(2)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
+        scene.apply(SLICED, rollout=at_once(1, approval="Manual"))
+        await scene.reason("gpu-1", "ApprovalNeeded")
 
         def plan() -> dict[str, list[str]]:
-            found: dict[str, list[str]] = stage.e.policy("pool-b")["status"]["plan"]
+            found: dict[str, list[str]] = scene.e.policy("pool-b")["status"]["plan"]
             return found
 
-        await stage.e.until(lambda: bool(plan()["blockers"]), "what would block to be named", 60)
+        await scene.e.until(lambda: bool(plan()["blockers"]), "what would block to be named", 60)
         assert plan()["podNames"] == [], "it would not be evicted"
         (line,) = plan()["blockers"]
         assert line.startswith("Unmanaged: Pod ")
         assert "/bare." in line
-        assert not begun(stage)
+        assert not begun(scene)
 
 
 @virtually
 async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_generation() -> None:
-    async with scene(*nodes(3)) as stage:
+    async with open_scene(*nodes(3)) as scene:
         await asyncio.sleep(10)
         for name in ("gpu-1", "gpu-2", "gpu-3"):
-            stage.e.software.inject(name, "failed")
-        stage.apply(MIXED, rollout=at_once(1))
-        first = await stage.any_fenced("actuating")
-        await stage.phase(first, "Failed")
-        stage.annotate(first, retry="again")
-        await stage.phase(first, "Synced")
+            scene.e.software.inject(name, "failed")
+        scene.apply(MIXED, rollout=at_once(1))
+        first = await scene.any_fenced("actuating")
+        await scene.phase(first, "Failed")
+        scene.annotate(first, retry="again")
+        await scene.phase(first, "Synced")
         other = next(name for name in ("gpu-1", "gpu-2", "gpu-3") if name != first)
-        transition = await stage.reason(other, "Halted")
+        transition = await scene.reason(other, "Halted")
         assert f"{first} failed in this generation" in transition["message"]
         await asyncio.sleep(600)
-        assert len(begun(stage)) == 1
-        note(stage, resume=str(stage.e.policy("pool-b")["metadata"]["generation"]))
-        await stage.e.until(lambda: len(begun(stage)) == 2, "another node starts", HOUR)
+        assert len(begun(scene)) == 1
+        note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
+        await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
 
 
 @virtually
 async def test_a_person_gives_up_one_change_by_its_name_before_the_point_of_no_return() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict"})
-        fence = await stage.fenced("gpu-1")
-        stage.annotate("gpu-1", abort=fence.op)
-        await stage.released("gpu-1", seconds=5)
-        assert not stage.cordoned("gpu-1")
-        transition = await stage.reason("gpu-1", "Deferred")
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
+        fence = await scene.fenced("gpu-1")
+        scene.annotate("gpu-1", abort=fence.op)
+        await scene.released("gpu-1", seconds=5)
+        assert not scene.cordoned("gpu-1")
+        transition = await scene.reason("gpu-1", "Deferred")
         assert "AbortRequested" in transition["message"]
-        await stage.ready(seconds=HOUR)
+        await scene.ready(seconds=HOUR)
 
 
 @virtually
 async def test_a_pause_that_holds_keeps_the_cordon_and_evicts_nobody_until_it_ends() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
+    async with open_scene(*nodes(1)) as scene:
+        scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
         evict = {"unmanagedPods": "Evict"}
-        stage.apply(SLICED, drain=evict)
-        await stage.fenced("gpu-1")
-        stage.apply(SLICED, drain=evict, rollout=at_once(1, paused=True, whenPaused="Hold"))
-        await stage.reason("gpu-1", "Paused")
+        scene.apply(SLICED, drain=evict)
+        await scene.fenced("gpu-1")
+        scene.apply(SLICED, drain=evict, rollout=at_once(1, paused=True, whenPaused="Hold"))
+        await scene.reason("gpu-1", "Paused")
         await asyncio.sleep(300)
-        assert stage.cordoned("gpu-1")
-        assert stage.evicted() == []
-        stage.apply(SLICED, drain=evict)
-        await stage.ready()
-        assert stage.evicted() == ["bare"]
+        assert scene.cordoned("gpu-1")
+        assert scene.evicted() == []
+        scene.apply(SLICED, drain=evict)
+        await scene.ready()
+        assert scene.evicted() == ["bare"]
 
 
 @virtually
 async def test_a_pause_that_aborts_restores_the_node_at_once_and_lets_it_start_when_it_ends() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.apply(SLICED, rollout=at_once(1, paused=True, whenPaused="Abort"))
-        await stage.released("gpu-1", seconds=5)
-        assert not stage.cordoned("gpu-1")
-        await stage.reason("gpu-1", "Paused")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.apply(SLICED, rollout=at_once(1, paused=True, whenPaused="Abort"))
+        await scene.released("gpu-1", seconds=5)
+        assert not scene.cordoned("gpu-1")
+        await scene.reason("gpu-1", "Paused")
         resumed = virtual_now()
-        stage.apply(SLICED)
-        await stage.ready()
+        scene.apply(SLICED)
+        await scene.ready()
         assert virtual_now() - resumed < timedelta(minutes=5), "nothing was put off"
 
 
 @virtually
 async def test_a_skipped_node_is_shown_and_keeps_its_place_in_the_pool() -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_SKIP: "true"}}})
-        stage.apply(SLICED, rollout=at_once("50%"))
-        await stage.phase("gpu-2", "Synced")
-        assert (await stage.reason("gpu-1", "SkipLabel"))["phase"] == "Skipped"
-        assert stage.e.policy("pool-b")["status"]["summary"]["nodes"] == "1/2"
-        assert stage.node_writes()["gpu-1"] == 0
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_SKIP: None}}})
-        await stage.ready()
+    async with open_scene(*nodes(2)) as scene:
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_SKIP: "true"}}})
+        scene.apply(SLICED, rollout=at_once("50%"))
+        await scene.phase("gpu-2", "Synced")
+        assert (await scene.reason("gpu-1", "SkipLabel"))["phase"] == "Skipped"
+        assert scene.e.policy("pool-b")["status"]["summary"]["nodes"] == "1/2"
+        assert scene.node_writes()["gpu-1"] == 0
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_SKIP: None}}})
+        await scene.ready()
 
 
 @virtually
 async def test_five_attempts_that_were_given_up_ask_for_a_person_and_stop_nobody_else() -> None:
-    async with scene(*nodes(2), abort_backoff=10.0, lease=RARELY) as stage:
-        stage.e.cluster.faults.on_write = lambda write, when: lift(stage, write, when)
-        stage.apply(SLICED, rollout=at_once(1))
-        transition = await stage.reason("gpu-1", "NeedsAttention", seconds=DAY)
+    async with open_scene(*nodes(2), abort_backoff=10.0, lease=RARELY) as scene:
+        scene.e.cluster.faults.on_write = lambda write, when: lift(scene, write, when)
+        scene.apply(SLICED, rollout=at_once(1))
+        transition = await scene.reason("gpu-1", "NeedsAttention", seconds=DAY)
         assert "attempt 5 was given up (UncordonedExternally)" in transition["message"]
-        await stage.phase("gpu-2", "Synced")
-        stage.e.cluster.faults.on_write = lambda write, when: None
-        await stage.ready(seconds=DAY)
+        await scene.phase("gpu-2", "Synced")
+        scene.e.cluster.faults.on_write = lambda write, when: None
+        await scene.ready(seconds=DAY)
 
 
-def lift(stage: Scene, write: Write, when: str) -> None:
+def lift(scene: Scene, write: Write, when: str) -> None:
     """Somebody lifts every cordon of gpu-1 as soon as it is there."""
     fenced = write.call.name == "gpu-1" and '"stage":"fenced"' in str(write.call.body)
-    if fenced and when == "after" and stage.cordoned("gpu-1"):
-        stage.cordon("gpu-1", on=False)
+    if fenced and when == "after" and scene.cordoned("gpu-1"):
+        scene.cordon("gpu-1", on=False)

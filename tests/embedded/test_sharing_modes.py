@@ -22,7 +22,7 @@ from tests.embedded.scene import (
     at_once,
     node,
     nodes,
-    scene,
+    open_scene,
 )
 from tests.fakes.virtualtime import virtually
 
@@ -35,20 +35,20 @@ DAEMON = "nvidia-device-plugin-mps-control-daemon"
 EIGHT: JSON = {"mode": "MPS", "mps": {"replicas": 8}}
 
 
-def modes(stage: Scene, name: str = "gpu-1") -> list[str]:
+def modes(scene: Scene, name: str = "gpu-1") -> list[str]:
     """Compute modes of a node's GPUs."""
-    return [gpu.compute_mode for gpu in stage.e.software.nodes[name].gpus.look()]
+    return [gpu.compute_mode for gpu in scene.e.software.nodes[name].gpus.look()]
 
 
-def deleted(stage: Scene, prefix: str) -> list[str]:
+def deleted(scene: Scene, prefix: str) -> list[str]:
     """Pods of this name that the operator deleted."""
-    writes = stage.writes(plural="pods")
+    writes = scene.writes(plural="pods")
     return [w.call.name for w in writes if w.call.verb == "delete" and w.call.name.startswith(prefix)]
 
 
-async def mend_by_hand(stage: Scene, name: str = "gpu-1") -> None:
+async def mend_by_hand(scene: Scene, name: str = "gpu-1") -> None:
     """nvidia-smi -c 0 on every GPU."""
-    gpus = stage.e.software.nodes[name].gpus
+    gpus = scene.e.software.nodes[name].gpus
     for index in range(gpus.count):
         gpus.set_compute_mode(index, "Default")
 
@@ -58,11 +58,11 @@ async def test_every_example_pool_of_the_fleet_gets_its_mode_side_by_side() -> N
     manifests = [yaml.safe_load(path.read_text()) for path in EXAMPLES]
     pools = [manifest["metadata"]["name"] for manifest in manifests]
     machines = [node(f"gpu-{name}", H100, pool=name.removeprefix("pool-")) for name in pools]
-    async with scene(*machines) as stage:
+    async with open_scene(*machines) as scene:
         for manifest in manifests:
-            stage.e.apply(manifest)
-        await stage.ready(*pools)
-        shown = {name: stage.e.policy(name)["status"]["summary"] for name in pools}
+            scene.e.apply(manifest)
+        await scene.ready(*pools)
+        shown = {name: scene.e.policy(name)["status"]["summary"] for name in pools}
         assert {name: summary["mode"] for name, summary in shown.items()} == {
             "pool-a": "MIG",
             "pool-b": "MIG",
@@ -73,7 +73,7 @@ async def test_every_example_pool_of_the_fleet_gets_its_mode_side_by_side() -> N
         }
         for manifest in manifests:
             name = f"gpu-{manifest['metadata']['name']}"
-            assert difference(manifest["spec"], stage.e.node(name), stage.e.software.nodes[name]) == ""
+            assert difference(manifest["spec"], scene.e.node(name), scene.e.software.nodes[name]) == ""
 
 
 @virtually
@@ -81,101 +81,101 @@ async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in
     inference = Workload(
         "inference", 2, "nvidia.com/mig-3g.40gb", node_selector={"gpusharing.dev/mode": "mig"}
     )
-    async with scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[inference]) as stage:
-        stage.apply(FULL)
-        stage.apply(FULL, name="pool-c", pool="c")
-        await stage.ready("pool-b", "pool-c")
-        assert not [pod for pod in stage.pods("inference") if "nodeName" in pod["spec"]]
-        stage.apply(MIXED)
-        await stage.running("inference", 2)
-        assert {pod["spec"]["nodeName"] for pod in stage.pods("inference")} == {"gpu-1"}
-        stage.apply(MIG_SLICED, name="pool-c", pool="c")
-        await stage.ready("pool-c")
-        assert stage.labels("gpu-2")[names.LABEL_MODE] == "mig-time-slicing"
-        assert {pod["spec"]["nodeName"] for pod in stage.pods("inference")} == {"gpu-1"}
-        stage.apply(MIXED, name="pool-c", pool="c")
-        await stage.ready("pool-c")
-        stage.apply(FULL, drain={"strandedPods": "Allow"})
-        await stage.ready()
-        await stage.running("inference", 2)
-        alive = [pod for pod in stage.pods("inference") if "deletionTimestamp" not in pod["metadata"]]
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[inference]) as scene:
+        scene.apply(FULL)
+        scene.apply(FULL, name="pool-c", pool="c")
+        await scene.ready("pool-b", "pool-c")
+        assert not [pod for pod in scene.pods("inference") if "nodeName" in pod["spec"]]
+        scene.apply(MIXED)
+        await scene.running("inference", 2)
+        assert {pod["spec"]["nodeName"] for pod in scene.pods("inference")} == {"gpu-1"}
+        scene.apply(MIG_SLICED, name="pool-c", pool="c")
+        await scene.ready("pool-c")
+        assert scene.labels("gpu-2")[names.LABEL_MODE] == "mig-time-slicing"
+        assert {pod["spec"]["nodeName"] for pod in scene.pods("inference")} == {"gpu-1"}
+        scene.apply(MIXED, name="pool-c", pool="c")
+        await scene.ready("pool-c")
+        scene.apply(FULL, drain={"strandedPods": "Allow"})
+        await scene.ready()
+        await scene.running("inference", 2)
+        alive = [pod for pod in scene.pods("inference") if "deletionTimestamp" not in pod["metadata"]]
         assert {pod["spec"]["nodeName"] for pod in alive} == {"gpu-2"}
 
 
 @virtually
 async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemons_pod_once() -> None:
     clients = Workload("client", 3)
-    async with scene(*nodes(1), workloads=[clients]) as stage:
-        stage.apply(MPS)
-        await stage.ready()
-        await stage.running("client", 3)
-        evicted = len(stage.evicted())
-        stage.apply(EIGHT)
-        await stage.ready()
-        assert stage.e.software.nodes["gpu-1"].mps.clients == 8
-        assert len(stage.evicted()) == evicted + 3
-        assert len(deleted(stage, DAEMON)) == 1
-        await stage.running("client", 3)
+    async with open_scene(*nodes(1), workloads=[clients]) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        await scene.running("client", 3)
+        evicted = len(scene.evicted())
+        scene.apply(EIGHT)
+        await scene.ready()
+        assert scene.e.software.nodes["gpu-1"].mps.clients == 8
+        assert len(scene.evicted()) == evicted + 3
+        assert len(deleted(scene, DAEMON)) == 1
+        await scene.running("client", 3)
 
 
 @virtually
 async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_command_and_waits_for_it() -> (
     None
 ):
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MPS)
-        await stage.ready()
-        stage.e.software.inject("gpu-1", "kill-mps-daemon")
-        stage.apply(SINGLE)
-        transition = await stage.reason("gpu-1", "ComputeMode")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", "kill-mps-daemon")
+        scene.apply(SINGLE)
+        transition = await scene.reason("gpu-1", "ComputeMode")
         assert "nvidia-smi -i 0 -c 0" in transition["message"]
-        assert stage.cordoned("gpu-1")
-        fence = stage.fence("gpu-1")
+        assert scene.cordoned("gpu-1")
+        fence = scene.fence("gpu-1")
         assert fence is not None
         assert (fence.step, fence.steps) == (1, 2)
-        await mend_by_hand(stage)
-        await stage.ready()
-        assert difference(SINGLE, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
+        await mend_by_hand(scene)
+        await scene.ready()
+        assert difference(SINGLE, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually
 async def test_gpus_that_are_exclusive_without_mps_are_drift_that_stays_untouched_until_a_person_helps() -> (
     None
 ):
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        mark = stage.mark()
-        stage.e.software.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
-        transition = await stage.phase("gpu-1", "Blocked")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        mark = scene.mark()
+        scene.e.software.nodes["gpu-1"].gpus.set_compute_mode(1, "ExclusiveProcess")
+        transition = await scene.phase("gpu-1", "Blocked")
         assert transition["reason"] == "ComputeMode"
         assert "run nvidia-smi -i 1 -c 0 on the node" in transition["message"]
-        assert not stage.cordoned("gpu-1")
-        await mend_by_hand(stage)
-        await stage.phase("gpu-1", "Synced")
-        assert stage.node_writes(mark) == {}
+        assert not scene.cordoned("gpu-1")
+        await mend_by_hand(scene)
+        await scene.phase("gpu-1", "Synced")
+        assert scene.node_writes(mark) == {}
 
 
 @virtually
 async def test_a_card_that_takes_fewer_clients_is_refused_before_it_is_touched() -> None:
-    async with scene(node("gpu-1", H100), node("gpu-2", V100)) as stage:
-        stage.apply({"mode": "MPS", "mps": {"replicas": 17}}, rollout=at_once(2))
-        await stage.phase("gpu-1", "Synced")
-        row = await stage.until_condition("Ready", "False", "MPSTooManyClients")
+    async with open_scene(node("gpu-1", H100), node("gpu-2", V100)) as scene:
+        scene.apply({"mode": "MPS", "mps": {"replicas": 17}}, rollout=at_once(2))
+        await scene.phase("gpu-1", "Synced")
+        row = await scene.until_condition("Ready", "False", "MPSTooManyClients")
         assert "Tesla V100-SXM2-16GB serves at most 16 MPS clients, spec.mps.replicas is 17" in row["message"]
-        assert stage.node_writes()["gpu-2"] == 0
-        assert modes(stage, "gpu-2") == ["Default"] * 2
+        assert scene.node_writes()["gpu-2"] == 0
+        assert modes(scene, "gpu-2") == ["Default"] * 2
 
 
 @virtually
 async def test_cards_without_mig_go_through_every_mode_they_have_and_never_get_mig_labels() -> None:
-    async with scene(node("gpu-1", L40S)) as stage:
+    async with open_scene(node("gpu-1", L40S)) as scene:
         seen: set[str] = set()
-        stage.e.cluster.store.on_commit.append(lambda resource, change: seen.update(stage.labels("gpu-1")))
+        scene.e.cluster.store.on_commit.append(lambda resource, change: seen.update(scene.labels("gpu-1")))
         for spec in (MPS, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 2}}, EIGHT, FULL):
-            stage.apply(spec)
-            await stage.ready()
-            assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
+            scene.apply(spec)
+            await scene.ready()
+            assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
         assert names.LABEL_MODE in seen
         assert not [label for label in seen if label.startswith("nvidia.com/mig.config")]
 
@@ -183,53 +183,53 @@ async def test_cards_without_mig_go_through_every_mode_they_have_and_never_get_m
 @virtually
 async def test_shares_of_a_named_configuration_are_listed_for_each_card_model() -> None:
     spec: JSON = {"mode": "MIG", "mig": {"config": "all-balanced"}, "timeSlicing": {"replicas": 2}}
-    async with scene(node("gpu-1", H100), node("gpu-2", "NVIDIA A30")) as stage:
-        stage.apply(spec, rollout=at_once(2))
-        await stage.ready()
-        keys = [stage.labels(name)[names.LABEL_PLUGIN_CONFIG] for name in ("gpu-1", "gpu-2")]
+    async with open_scene(node("gpu-1", H100), node("gpu-2", "NVIDIA A30")) as scene:
+        scene.apply(spec, rollout=at_once(2))
+        await scene.ready()
+        keys = [scene.labels(name)[names.LABEL_PLUGIN_CONFIG] for name in ("gpu-1", "gpu-2")]
         assert keys[0] != keys[1]
-        data = stage.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
+        data = scene.e.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
         assert "mig-3g.40gb" in data[keys[0]]
         assert "mig-2g.12gb" in data[keys[1]]
-        assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
+        assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 
 
 @virtually
 async def test_an_ampere_card_whose_mig_mode_needs_a_reset_goes_from_mps_to_mig_and_back() -> None:
-    async with scene(node("gpu-1", A100)) as stage:
+    async with open_scene(node("gpu-1", A100)) as scene:
         for spec in (MPS, MIXED, MPS):
-            mark = stage.mark()
-            stage.apply(spec)
-            await stage.ready()
-            assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
-        assert stage.node_writes(mark) == {"gpu-1": 4}
+            mark = scene.mark()
+            scene.apply(spec)
+            await scene.ready()
+            assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
+        assert scene.node_writes(mark) == {"gpu-1": 4}
 
 
 @virtually
 async def test_a_node_that_has_mps_already_is_adopted_without_a_disturbance() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MPS)
-        await stage.ready()
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.e.until(lambda: names.LABEL_POLICY not in stage.labels("gpu-1"), "unowned", 60)
-        mark = stage.mark()
-        stage.apply(MPS, name="pool-c")
-        await stage.ready("pool-c")
-        assert all("spec" not in (write.call.body or {}) for write in stage.writes(mark, "nodes"))
-        assert not deleted(stage, DAEMON)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.e.until(lambda: names.LABEL_POLICY not in scene.labels("gpu-1"), "unowned", 60)
+        mark = scene.mark()
+        scene.apply(MPS, name="pool-c")
+        await scene.ready("pool-c")
+        assert all("spec" not in (write.call.body or {}) for write in scene.writes(mark, "nodes"))
+        assert not deleted(scene, DAEMON)
 
 
 @pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])
 @virtually
 async def test_a_wedge_of_mig_manager_in_the_second_step_is_cured(fault: str) -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MPS)
-        await stage.ready()
-        stage.e.software.inject("gpu-1", fault)
-        stage.apply(MIXED)
-        await stage.ready(seconds=3 * 3600)
-        assert len(deleted(stage, "nvidia-mig-manager")) == 1
-        assert difference(MIXED, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MPS)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", fault)
+        scene.apply(MIXED)
+        await scene.ready(seconds=3 * 3600)
+        assert len(deleted(scene, "nvidia-mig-manager")) == 1
+        assert difference(MIXED, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
 
 
 def two_models() -> JSON:
@@ -243,13 +243,13 @@ def two_models() -> JSON:
 @virtually
 async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus() -> None:
     """GFD labels one model or the other, as it likes."""
-    async with scene(two_models()) as stage:
+    async with open_scene(two_models()) as scene:
         shown = set()
         for spec in (FULL, SLICED, FULL, MPS, FULL):
-            stage.apply(spec)
-            await stage.ready()
-            assert difference(spec, stage.e.node("gpu-1"), stage.e.software.nodes["gpu-1"]) == ""
-            labels = stage.labels("gpu-1")
+            scene.apply(spec)
+            await scene.ready()
+            assert difference(spec, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
+            labels = scene.labels("gpu-1")
             shown.add(
                 (labels[names.LABEL_GPU_PRODUCT].removesuffix("-SHARED"), labels[names.LABEL_GPU_COUNT])
             )
@@ -260,13 +260,13 @@ async def test_a_node_with_two_card_models_is_proven_in_every_mode_of_whole_gpus
 
 @virtually
 async def test_labels_that_go_from_one_card_model_to_the_other_are_no_drift() -> None:
-    async with scene(two_models()) as stage:
-        stage.apply(SLICED)
-        await stage.ready()
-        mark = stage.mark()
+    async with open_scene(two_models()) as scene:
+        scene.apply(SLICED)
+        await scene.ready()
+        mark = scene.mark()
         for product, count in (("NVIDIA-A30-SHARED", "1"), ("NVIDIA-H100-80GB-HBM3-SHARED", "2")):
             labels = {names.LABEL_GPU_PRODUCT: product, names.LABEL_GPU_COUNT: count}
-            stage.person("gpu-1", {"metadata": {"labels": labels}})
+            scene.person("gpu-1", {"metadata": {"labels": labels}})
             await asyncio.sleep(600)
-            assert stage.transition("gpu-1")["phase"] == "Synced"
-        assert stage.node_writes(mark) == {}
+            assert scene.transition("gpu-1")["phase"] == "Synced"
+        assert scene.node_writes(mark) == {}

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, scene
+from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -19,29 +19,29 @@ from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.lease import LeaderLease, Timing
 
 
-def start(stage: Scene, seconds: float) -> tuple[Loop, SlowClient]:
+def start(scene: Scene, seconds: float) -> tuple[Loop, SlowClient]:
     """The operator on a slow server, wired as the shipped process is."""
 
     def called(verb: str, resource: Resource, subresource: str | None, status: int, took: float) -> None:
         loop.progress.called(verb, resource, subresource, status, took)
 
     client = SlowClient(
-        stage.e.cluster.client("operator"),
+        scene.e.cluster.client("operator"),
         seconds,
         apart=LEASES,
         apart_seconds=min(seconds, 3.0),
         on_call=called,
     )
-    loop = stage.e.start_operator(client)
+    loop = scene.e.start_operator(client)
     return loop, client
 
 
-def alive(stage: Scene, loop: Loop) -> dict[str, str]:
+def alive(scene: Scene, loop: Loop) -> dict[str, str]:
     """What only a restart would mend."""
-    assert stage.e.lease is not None
-    assert stage.e.client is not None
-    watch = PolicyWatch(stage.e.client, AnonymousLogin(""), lambda *_: None)
-    return Health(loop, stage.e.lease, watch).dead()
+    assert scene.e.lease is not None
+    assert scene.e.client is not None
+    watch = PolicyWatch(scene.e.client, AnonymousLogin(""), lambda *_: None)
+    return Health(loop, scene.e.lease, watch).dead()
 
 
 @pytest.mark.parametrize(("lists", "seconds"), [(100, 0.5), (30, 3.0)], ids=["100 x 0.5 s", "30 x 3 s"])
@@ -69,70 +69,70 @@ async def test_a_renewal_waits_for_no_other_call(lists: int, seconds: float, apa
         task.cancel()
 
 
-async def roll(stage: Scene, count: int, *, pods: int = 0, seconds: float = 3.0) -> tuple[Loop, SlowClient]:
+async def roll(scene: Scene, count: int, *, pods: int = 0, seconds: float = 3.0) -> tuple[Loop, SlowClient]:
     """Begin to roll nodes, some of them with a pod, where each call takes its time."""
     for number in range(pods):
-        stage.e.cluster.add(PODS, gpu_pod(f"job-{number}", f"gpu-{number + 1}"))
-    loop, client = start(stage, seconds)
-    stage.apply(SLICED, rollout=at_once(count), drain={"unmanagedPods": "Evict", "strandedPods": "Allow"})
+        scene.e.cluster.add(PODS, gpu_pod(f"job-{number}", f"gpu-{number + 1}"))
+    loop, client = start(scene, seconds)
+    scene.apply(SLICED, rollout=at_once(count), drain={"unmanagedPods": "Evict", "strandedPods": "Allow"})
     return loop, client
 
 
-def blamed(stage: Scene) -> int:
+def blamed(scene: Scene) -> int:
     """Events that say that something keeps the pods; an answer on its way is nothing of that kind."""
-    return stage.events()["PodEvictionBlocked"]
+    return scene.events()["PodEvictionBlocked"]
 
 
 @virtually
 async def test_a_server_that_takes_three_seconds_for_each_call_slows_the_roll_and_nothing_else() -> None:
-    async with scene(*nodes(6), start=False, lease=Timing()) as stage:
-        await roll(stage, 6, pods=6)
-        await stage.ready(seconds=HOUR)
-        assert blamed(stage) == 0
+    async with open_scene(*nodes(6), start=False, lease=Timing()) as scene:
+        await roll(scene, 6, pods=6)
+        await scene.ready(seconds=HOUR)
+        assert blamed(scene) == 0
 
 
 @pytest.mark.parametrize("count", [30, 60])
 @virtually
 async def test_the_leader_of_a_roll_stays_and_lives_where_each_call_takes_three_seconds(count: int) -> None:
-    async with scene(*nodes(count), start=False, lease=Timing()) as stage:
-        loop, client = await roll(stage, count, pods=count)
+    async with open_scene(*nodes(count), start=False, lease=Timing()) as scene:
+        loop, client = await roll(scene, count, pods=count)
         for _ in range(60):
             await asyncio.sleep(10)
-            assert stage.e.client is not None
-            assert not stage.e.client.dead, "the Lease was not lost"
-            assert alive(stage, loop) == {}
+            assert scene.e.client is not None
+            assert not scene.e.client.dead, "the Lease was not lost"
+            assert alive(scene, loop) == {}
         assert client.waited[LEASES] == 0
-        await stage.ready(seconds=HOUR)
-        assert stage.events()["ChangeGivenUp"] == 0
-        assert blamed(stage) == 0
+        await scene.ready(seconds=HOUR)
+        assert scene.events()["ChangeGivenUp"] == 0
+        assert blamed(scene) == 0
 
 
 @virtually
 async def test_thirty_nodes_are_proven_a_few_at_a_time_where_the_server_is_too_slow_for_all_at_once() -> None:
     """Six seconds a call: while all thirty proofs are made side by side, each grows old before it is whole."""
-    async with scene(*nodes(30), start=False, lease=Timing()) as stage:
-        await roll(stage, 30, pods=30, seconds=6.0)
-        await stage.ready(seconds=HOUR)
-        assert stage.events()["ChangeGivenUp"] == 0
-        assert blamed(stage) == 0
+    async with open_scene(*nodes(30), start=False, lease=Timing()) as scene:
+        await roll(scene, 30, pods=30, seconds=6.0)
+        await scene.ready(seconds=HOUR)
+        assert scene.events()["ChangeGivenUp"] == 0
+        assert blamed(scene) == 0
 
 
 @virtually
 async def test_first_passes_that_create_for_minutes_are_no_reason_to_restart() -> None:
     """5,000 creations of 0.2 s. Without agents, which would take five real minutes of this test."""
-    async with scene(*nodes(5000), start=False, played=False, lease=Timing()) as stage:
-        loop, _ = start(stage, 0.2)
-        stage.apply(FULL)
+    async with open_scene(*nodes(5000), start=False, played=False, lease=Timing()) as scene:
+        loop, _ = start(scene, 0.2)
+        scene.apply(FULL)
         begun = loop_time()
         told: set[str] = set()
         async with asyncio.timeout(900):
-            while len(stage.e.cluster.objects(GPUNODES)) < 5000:
+            while len(scene.e.cluster.objects(GPUNODES)) < 5000:
                 await asyncio.sleep(5)
-                told |= set(alive(stage, loop))
+                told |= set(alive(scene, loop))
         assert loop_time() - begun > STUCK
         assert told == set()
-        assert stage.e.client is not None
-        assert not stage.e.client.dead, "the Lease was not lost"
+        assert scene.e.client is not None
+        assert not scene.e.client.dead, "the Lease was not lost"
 
 
 def stepped(step: timedelta) -> tuple[Callable[[], datetime], Callable[[], None]]:
@@ -151,15 +151,15 @@ async def test_a_wall_clock_that_is_set_by_ten_minutes_in_the_middle_of_a_drain_
     step: int,
 ) -> None:
     wall, set_it = stepped(timedelta(seconds=step))
-    async with scene(*nodes(1), start=False, lease=Timing()) as stage:
-        stage.e.now = SteadyClock(loop_time, wall)
-        stage.e.start_operator()
-        stage.e.cluster.add(PODS, gpu_pod("job", "gpu-1", metadata={"finalizers": ["example.com/slow"]}))
-        stage.apply(SLICED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "10m"})
-        fence = await stage.fenced("gpu-1")
+    async with open_scene(*nodes(1), start=False, lease=Timing()) as scene:
+        scene.e.now = SteadyClock(loop_time, wall)
+        scene.e.start_operator()
+        scene.e.cluster.add(PODS, gpu_pod("job", "gpu-1", metadata={"finalizers": ["example.com/slow"]}))
+        scene.apply(SLICED, drain={"unmanagedPods": "Evict", "strandedPods": "Allow", "timeout": "10m"})
+        fence = await scene.fenced("gpu-1")
         set_it()
-        lists = stage.e.cluster.calls["operator", "list", "pods"]
+        lists = scene.e.cluster.calls["operator", "list", "pods"]
         await asyncio.sleep(60)
-        assert stage.e.cluster.calls["operator", "list", "pods"] - lists >= 10, "it looks every few seconds"
-        assert stage.fence("gpu-1") == fence, "no deadline passes early"
+        assert scene.e.cluster.calls["operator", "list", "pods"] - lists >= 10, "it looks every few seconds"
+        assert scene.fence("gpu-1") == fence, "no deadline passes early"
         assert virtual_now() < fence.deadline

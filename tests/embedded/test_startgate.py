@@ -5,7 +5,7 @@ import copy
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import Workload
-from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, node, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, node, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import is_gated, taints_of
 
@@ -30,39 +30,39 @@ def gated(name: str, *more: JSON) -> JSON:
     return raw
 
 
-def waits(stage: Scene, name: str) -> bool:
+def waits(scene: Scene, name: str) -> bool:
     """The start-up taint is on the node."""
-    return is_gated(stage.e.node(name))
+    return is_gated(scene.e.node(name))
 
 
-async def opened(stage: Scene, name: str, seconds: float = HOUR) -> None:
+async def opened(scene: Scene, name: str, seconds: float = HOUR) -> None:
     """Wait until the taint is gone."""
-    await stage.e.until(lambda: not waits(stage, name), f"{name} to lose the taint", seconds)
+    await scene.e.until(lambda: not waits(scene, name), f"{name} to lose the taint", seconds)
 
 
 @virtually
 async def test_a_node_that_joins_gets_its_layout_before_any_workload_lands() -> None:
     """Without the gate the pods would take the whole GPUs before the operator has looked."""
-    async with scene(
+    async with open_scene(
         gated("gpu-1", UNREGISTERED), workloads=[Workload("llm", 1)], cluster_policy=PREPARED
-    ) as stage:
+    ) as scene:
         landed: list[bool] = []
-        stage.e.cluster.store.on_commit.append(
+        scene.e.cluster.store.on_commit.append(
             lambda _, change: (
-                landed.append(waits(stage, "gpu-1"))
+                landed.append(waits(scene, "gpu-1"))
                 if change.new is not None and change.new["kind"] == "Pod" and _is_llm(change.new)
                 else None
             )
         )
-        stage.apply(SLICED)
-        await stage.ready()
-        assert not waits(stage, "gpu-1")
-        assert taints_of(stage.e.node("gpu-1")) == [UNREGISTERED], "a taint of somebody else's stays"
-        stage.person("gpu-1", {"spec": {"taints": None}})
-        await stage.running("llm", 1)
+        scene.apply(SLICED)
+        await scene.ready()
+        assert not waits(scene, "gpu-1")
+        assert taints_of(scene.e.node("gpu-1")) == [UNREGISTERED], "a taint of somebody else's stays"
+        scene.person("gpu-1", {"spec": {"taints": None}})
+        await scene.running("llm", 1)
         assert landed
         assert not any(landed), "no pod was bound while the taint was there"
-        assert stage.evicted() == []
+        assert scene.evicted() == []
 
 
 def _is_llm(pod: JSON) -> bool:
@@ -71,40 +71,40 @@ def _is_llm(pod: JSON) -> bool:
 
 @virtually
 async def test_a_node_that_is_as_wanted_loses_the_taint_in_one_write() -> None:
-    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        assert not waits(stage, "gpu-1")
-        assert stage.node_writes()["gpu-1"] == 1
+    async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert not waits(scene, "gpu-1")
+        assert scene.node_writes()["gpu-1"] == 1
 
 
 @virtually
 async def test_with_no_policy_the_taint_stays_and_the_reason_is_shown() -> None:
-    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
-        shown = await stage.reason("gpu-1", "Unowned")
+    async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
+        shown = await scene.reason("gpu-1", "Unowned")
         assert shown["message"] == (
             "no workload starts here before it is proven (taint gpusharing.dev/unproven): no policy selects this node"
         )
-        assert stage.node_writes()["gpu-1"] == 0
-        stage.apply(MIXED)
-        await stage.ready()
-        assert not waits(stage, "gpu-1")
+        assert scene.node_writes()["gpu-1"] == 0
+        scene.apply(MIXED)
+        await scene.ready()
+        assert not waits(scene, "gpu-1")
 
 
 @virtually
 async def test_newcomers_come_in_while_the_budget_is_full() -> None:
-    async with scene(node("gpu-1"), cluster_policy=PREPARED) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.person("gpu-1", {"spec": {"unschedulable": True}})  # takes the one slot
-        stage.apply(SLICED, rollout=at_once(1))
+    async with open_scene(node("gpu-1"), cluster_policy=PREPARED) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.person("gpu-1", {"spec": {"unschedulable": True}})  # takes the one slot
+        scene.apply(SLICED, rollout=at_once(1))
         for name in ("gpu-2", "gpu-3"):
-            stage.e.cluster.add(NODES, gated(name))
-        await opened(stage, "gpu-2")
-        await opened(stage, "gpu-3")
-        assert stage.transition("gpu-1")["reason"] == "AlreadyCordoned"
-        stage.cordon("gpu-1", on=False)
-        await stage.ready()
+            scene.e.cluster.add(NODES, gated(name))
+        await opened(scene, "gpu-2")
+        await opened(scene, "gpu-3")
+        assert scene.transition("gpu-1")["reason"] == "AlreadyCordoned"
+        scene.cordon("gpu-1", on=False)
+        await scene.ready()
 
 
 @pytest.mark.parametrize("wanted", ["what it has", "another layout"])
@@ -112,71 +112,71 @@ async def test_newcomers_come_in_while_the_budget_is_full() -> None:
 async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_takes_its_slot_in_its_turn(
     wanted: str,
 ) -> None:
-    async with scene(node("gpu-1"), node("gpu-2"), cluster_policy=PREPARED) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        since = stage.mark()
+    async with open_scene(node("gpu-1"), node("gpu-2"), cluster_policy=PREPARED) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        since = scene.mark()
         again = {"spec": {"taints": [{"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}]}}
         if wanted == "what it has":
-            stage.person("gpu-1", again)
-            await opened(stage, "gpu-1")
-            assert stage.node_writes(since) == {"gpu-1": 1}
+            scene.person("gpu-1", again)
+            await opened(scene, "gpu-1")
+            assert scene.node_writes(since) == {"gpu-1": 1}
             return
-        stage.apply(SLICED, rollout=at_once(0))
-        await stage.reason("gpu-1", "Frozen")
+        scene.apply(SLICED, rollout=at_once(0))
+        await scene.reason("gpu-1", "Frozen")
         for name in ("gpu-1", "gpu-2"):
-            stage.person(name, again)
-        stage.apply(SLICED, rollout=at_once(1))
-        await stage.ready()
-        assert stage.guard.largest["pool-b"] == 1, "neither is a newcomer"
-        assert not waits(stage, "gpu-1")
-        assert not waits(stage, "gpu-2")
+            scene.person(name, again)
+        scene.apply(SLICED, rollout=at_once(1))
+        await scene.ready()
+        assert scene.guard.largest["pool-b"] == 1, "neither is a newcomer"
+        assert not waits(scene, "gpu-1")
+        assert not waits(scene, "gpu-2")
 
 
 @virtually
 async def test_what_does_not_tolerate_the_taint_is_told_on_the_node_and_on_the_policy_until_it_does() -> None:
-    async with scene(gated("gpu-1")) as stage:
-        stage.apply(MIXED)
-        shown = await stage.reason("gpu-1", "TaintNotTolerated")
+    async with open_scene(gated("gpu-1")) as scene:
+        scene.apply(MIXED)
+        shown = await scene.reason("gpu-1", "TaintNotTolerated")
         assert "kubectl patch clusterpolicy cluster-policy" in shown["message"]
-        row = await stage.until_condition("Stalled", "True", "Blocked")
+        row = await scene.until_condition("Stalled", "True", "Blocked")
         assert "daemonsets.tolerations" in row["message"]
-        assert stage.node_writes()["gpu-1"] == 0
-        stage.e.cluster.patch(
+        assert scene.node_writes()["gpu-1"] == 0
+        scene.e.cluster.patch(
             CLUSTER_POLICIES, "cluster-policy", {"spec": {"daemonsets": {"tolerations": TOLERATIONS}}}
         )
-        await stage.ready()
-        assert not waits(stage, "gpu-1")
+        await scene.ready()
+        assert not waits(scene, "gpu-1")
 
 
 @virtually
 async def test_a_release_that_loses_against_another_taint_is_decided_anew_and_keeps_it() -> None:
-    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
+    async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
         theirs: JSON = {"key": "example.com/theirs", "effect": "NoSchedule"}
 
         def meanwhile() -> None:
-            taints = copy.deepcopy(taints_of(stage.e.node("gpu-1")))
-            stage.person("gpu-1", {"spec": {"taints": [*taints, theirs]}})
+            taints = copy.deepcopy(taints_of(scene.e.node("gpu-1")))
+            scene.person("gpu-1", {"spec": {"taints": [*taints, theirs]}})
 
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1", "actuating")
-        client = stage.e.client
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1", "actuating")
+        client = scene.e.client
         assert client is not None
         client.interfere(lambda body: "taints" in body.get("spec", {}), meanwhile)
-        await stage.ready()
-        assert taints_of(stage.e.node("gpu-1")) == [theirs]
+        await scene.ready()
+        assert taints_of(scene.e.node("gpu-1")) == [theirs]
 
 
 @virtually
 async def test_a_policy_that_goes_in_the_middle_leaves_the_taint() -> None:
-    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.e.cluster.delete(POLICIES, "pool-b")
-        await stage.released("gpu-1")
-        assert waits(stage, "gpu-1")
-        assert not stage.cordoned("gpu-1")
-        assert (await stage.reason("gpu-1", "Unowned"))["phase"] == "Skipped"
+    async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.released("gpu-1")
+        assert waits(scene, "gpu-1")
+        assert not scene.cordoned("gpu-1")
+        assert (await scene.reason("gpu-1", "Unowned"))["phase"] == "Skipped"
 
 
 # --- in the protocol of the autoscalers ----------------------------------------------------------------------
@@ -195,18 +195,18 @@ def is_initialized(raw: JSON, startup_taints: list[JSON]) -> bool:
 @virtually
 async def test_karpenter_counts_the_node_as_started_when_it_is_proven_and_not_before() -> None:
     """spec.template.spec.startupTaints of the NodePool; Karpenter takes its own taint when the node has registered."""
-    async with scene(gated("gpu-1", UNREGISTERED), cluster_policy=PREPARED) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.person(
+    async with open_scene(gated("gpu-1", UNREGISTERED), cluster_policy=PREPARED) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        scene.person(
             "gpu-1", {"spec": {"taints": [GATE]}, "metadata": {"labels": {"karpenter.sh/registered": "true"}}}
         )
-        assert not is_initialized(stage.e.node("gpu-1"), [GATE])
-        await stage.fenced("gpu-1", "actuating")
-        assert not is_initialized(stage.e.node("gpu-1"), [GATE])
-        await stage.ready()
-        assert is_initialized(stage.e.node("gpu-1"), [GATE])
-        assert not stage.cordoned("gpu-1")
+        assert not is_initialized(scene.e.node("gpu-1"), [GATE])
+        await scene.fenced("gpu-1", "actuating")
+        assert not is_initialized(scene.e.node("gpu-1"), [GATE])
+        await scene.ready()
+        assert is_initialized(scene.e.node("gpu-1"), [GATE])
+        assert not scene.cordoned("gpu-1")
 
 
 def is_counted_ready(raw: JSON, startup_taints: frozenset[str]) -> bool:
@@ -222,9 +222,9 @@ async def test_the_cluster_autoscaler_counts_it_as_ready_only_when_it_is_proven(
     spec: JSON,
 ) -> None:
     keys = frozenset({GATE["key"]})
-    async with scene(gated("gpu-1"), cluster_policy=PREPARED) as stage:
-        assert not is_counted_ready(stage.e.node("gpu-1"), keys)
-        stage.apply(spec)
-        await stage.ready()
-        assert is_counted_ready(stage.e.node("gpu-1"), keys)
-        assert "cluster-autoscaler.kubernetes.io/scale-down-disabled" not in stage.annotations("gpu-1")
+    async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
+        assert not is_counted_ready(scene.e.node("gpu-1"), keys)
+        scene.apply(spec)
+        await scene.ready()
+        assert is_counted_ready(scene.e.node("gpu-1"), keys)
+        assert "cluster-autoscaler.kubernetes.io/scale-down-disabled" not in scene.annotations("gpu-1")

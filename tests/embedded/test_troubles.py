@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -12,18 +12,18 @@ from gpusharing.api import names
 from gpusharing.kube.client import GPUNODES, JSON, PODS
 
 
-def restarts(stage: Scene) -> int:
+def restarts(scene: Scene) -> int:
     """How often the operator deleted a mig-manager pod."""
-    return sum(write.call.verb == "delete" for write in stage.writes(plural="pods"))
+    return sum(write.call.verb == "delete" for write in scene.writes(plural="pods"))
 
 
 AGENTS = "gpusharing-agent"
 """Namespace of the agents."""
 
 
-def agent_pod(stage: Scene, name: str) -> JSON:
+def agent_pod(scene: Scene, name: str) -> JSON:
     """The agent's pod of a node."""
-    pods = stage.e.cluster.objects(PODS, namespace=AGENTS, field_selector=f"spec.nodeName={name}")
+    pods = scene.e.cluster.objects(PODS, namespace=AGENTS, field_selector=f"spec.nodeName={name}")
     return pods[0]
 
 
@@ -33,141 +33,141 @@ def agent_pod(stage: Scene, name: str) -> JSON:
 @pytest.mark.parametrize("wedge", ["wedge-pending", "wedge-paused"])
 @virtually
 async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: str) -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        stage.e.software.inject("gpu-1", wedge)
-        stage.apply(MIXED)
-        await stage.ready(seconds=HOUR)
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert restarts(stage) == 1
-        assert stage.events()["ActuatorRestarted"] == 1
-        assert stage.node_writes() == {"gpu-1": 5}
+        scene.e.software.inject("gpu-1", wedge)
+        scene.apply(MIXED)
+        await scene.ready(seconds=HOUR)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert restarts(scene) == 1
+        assert scene.events()["ActuatorRestarted"] == 1
+        assert scene.node_writes() == {"gpu-1": 5}
 
 
 @virtually
 async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_failed_and_keeps_its_slot() -> (
     None
 ):
-    async with scene(*nodes(2)) as stage:
+    async with open_scene(*nodes(2)) as scene:
         await asyncio.sleep(10)
-        stage.e.software.inject("gpu-1", "wedge-paused")
-        stage.e.software.inject("gpu-2", "wedge-paused")
-        stage.apply(MIXED, rollout={"maxFailures": 2})
-        name = await stage.any_fenced("actuating")
+        scene.e.software.inject("gpu-1", "wedge-paused")
+        scene.e.software.inject("gpu-2", "wedge-paused")
+        scene.apply(MIXED, rollout={"maxFailures": 2})
+        name = await scene.any_fenced("actuating")
         for _ in range(2):
-            seen = restarts(stage)
-            await stage.e.until(lambda seen=seen: restarts(stage) > seen, "a restart", 600)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            stage.e.software.inject(name, "wedge-paused")
-        transition = await stage.phase(name, "Failed")
+            seen = restarts(scene)
+            await scene.e.until(lambda seen=seen: restarts(scene) > seen, "a restart", 600)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            scene.e.software.inject(name, "wedge-paused")
+        transition = await scene.phase(name, "Failed")
         assert transition["reason"] == "ActuatorFailed"
-        assert restarts(stage) == 2
+        assert restarts(scene) == 2
         await asyncio.sleep(1800)
-        assert restarts(stage) == 2
-        assert stage.cordoned(name)
+        assert restarts(scene) == 2
+        assert scene.cordoned(name)
         other = "gpu-2" if name == "gpu-1" else "gpu-1"
-        assert stage.transition(other)["reason"] == "BudgetFull"
-        row = await stage.until_condition("Stalled", "True", "NodesFailed")
+        assert scene.transition(other)["reason"] == "BudgetFull"
+        row = await scene.until_condition("Stalled", "True", "NodesFailed")
         assert name in row["message"]
-        assert stage.e.policy("pool-b")["status"]["failures"][0]["node"] == name
-        assert stage.events()["NodeFailed"] == 1
+        assert scene.e.policy("pool-b")["status"]["failures"][0]["node"] == name
+        assert scene.events()["NodeFailed"] == 1
 
 
-async def failed(stage: Scene) -> None:
+async def failed(scene: Scene) -> None:
     """A node on which mig-manager failed."""
     await asyncio.sleep(10)
-    stage.e.software.inject("gpu-1", "failed")
-    stage.apply(MIXED)
-    transition = await stage.phase("gpu-1", "Failed")
+    scene.e.software.inject("gpu-1", "failed")
+    scene.apply(MIXED)
+    transition = await scene.phase("gpu-1", "Failed")
     assert transition["reason"] == "ActuatorFailed"
     assert names.ANNOTATION_RETRY in transition["message"]
     await asyncio.sleep(600)
-    assert stage.cordoned("gpu-1")
-    assert restarts(stage) == 0
-    row = stage.condition("Ready")
+    assert scene.cordoned("gpu-1")
+    assert restarts(scene) == 0
+    row = scene.condition("Ready")
     assert row["status"] == "False"
 
 
 @virtually
 async def test_a_failed_node_stays_cordoned_until_the_retry_annotation_asks_for_another_try() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.annotate("gpu-1", retry="again")
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert restarts(stage) == 1
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.annotate("gpu-1", retry="again")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert restarts(scene) == 1
         await asyncio.sleep(600)
-        assert restarts(stage) == 1
+        assert restarts(scene) == 1
 
 
 @virtually
 async def test_a_failed_node_is_repaired_by_another_spec() -> None:
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.apply(SINGLE)
-        await stage.ready()
-        assert_as_wanted(stage, SINGLE, "gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.apply(SINGLE)
+        await scene.ready()
+        assert_as_wanted(scene, SINGLE, "gpu-1")
 
 
 @virtually
 async def test_a_failed_node_that_turns_out_right_after_all_is_given_back() -> None:
     """A result counts more than a clock: somebody repaired it and mig-manager says success."""
-    async with scene(*nodes(1)) as stage:
-        await failed(stage)
-        stage.e.software.inject("gpu-1", "kill-mig-manager")
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        await failed(scene)
+        scene.e.software.inject("gpu-1", "kill-mig-manager")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_a_node_that_mig_manager_reboots_is_waited_for_and_never_touched_while_it_does() -> None:
-    async with scene(node("gpu-1", product="NVIDIA A100-SXM4-80GB")) as stage:
+    async with open_scene(node("gpu-1", product="NVIDIA A100-SXM4-80GB")) as scene:
         await asyncio.sleep(10)
-        stage.e.software.inject("gpu-1", "reboot")
-        stage.apply(MIXED)
-        await stage.e.until(
-            lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) == "rebooting", "reboot", 600
+        scene.e.software.inject("gpu-1", "reboot")
+        scene.apply(MIXED)
+        await scene.e.until(
+            lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) == "rebooting", "reboot", 600
         )
-        mark = stage.mark()
-        await stage.e.until(
-            lambda: stage.labels("gpu-1").get(names.LABEL_MIG_STATE) != "rebooting", "back", 600
+        mark = scene.mark()
+        await scene.e.until(
+            lambda: scene.labels("gpu-1").get(names.LABEL_MIG_STATE) != "rebooting", "back", 600
         )
-        assert stage.node_writes(mark)["gpu-1"] == 0
-        await stage.ready()
-        assert restarts(stage) == 0
+        assert scene.node_writes(mark)["gpu-1"] == 0
+        await scene.ready()
+        assert restarts(scene) == 0
 
 
 @virtually
 async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
     """docs/design/drain.md#x2: the label reads success from before; mig-manager does not even run."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        assert stage.labels("gpu-1")[names.LABEL_MIG_STATE] == "success"
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        assert names.LABEL_MIG_STATE not in stage.labels("gpu-1"), "it went with the PNR"
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success"}}})
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        assert scene.labels("gpu-1")[names.LABEL_MIG_STATE] == "success"
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        assert names.LABEL_MIG_STATE not in scene.labels("gpu-1"), "it went with the PNR"
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success"}}})
         await asyncio.sleep(5)
-        assert stage.fence("gpu-1") is not None
-        assert stage.condition("Ready")["status"] == "False"
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert scene.fence("gpu-1") is not None
+        assert scene.condition("Ready")["status"] == "False"
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
-    async with scene(*nodes(1)) as stage:
+    async with open_scene(*nodes(1)) as scene:
         await asyncio.sleep(10)
-        stage.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "false"}}})
-        pod = stage.e.cluster.objects(PODS, namespace="gpu-operator")[0]["metadata"]["name"]
-        stage.e.cluster.delete(PODS, pod, "gpu-operator")
+        scene.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "false"}}})
+        pod = scene.e.cluster.objects(PODS, namespace="gpu-operator")[0]["metadata"]["name"]
+        scene.e.cluster.delete(PODS, pod, "gpu-operator")
         await asyncio.sleep(40)
-        stage.apply(MIXED)
-        await stage.reason("gpu-1", "ActuatorMissing")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "ActuatorMissing")
         await asyncio.sleep(200)
-        assert stage.node_writes()["gpu-1"] == 0
-        stage.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true"}}})
-        await stage.ready()
+        assert scene.node_writes()["gpu-1"] == 0
+        scene.person("gpu-1", {"metadata": {"labels": {f"{names.LABEL_DEPLOY_PREFIX}mig-manager": "true"}}})
+        await scene.ready()
 
 
 # --- agent and hardware ----------------------------------------------------------------------------
@@ -185,104 +185,104 @@ SWITCHED_OFF = {
 async def test_a_node_that_nvidias_operands_do_not_serve_is_left_alone_until_they_do(
     label: str, value: str, reason: str
 ) -> None:
-    async with scene(*nodes(2)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.person("gpu-1", {"metadata": {"labels": {label: value}}})
-        mark = stage.mark()
-        stage.apply(SLICED)
-        transition = await stage.reason("gpu-1", reason)
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.person("gpu-1", {"metadata": {"labels": {label: value}}})
+        mark = scene.mark()
+        scene.apply(SLICED)
+        transition = await scene.reason("gpu-1", reason)
         assert label in transition["message"]
-        await stage.phase("gpu-2", "Synced")
-        assert stage.node_writes(mark)["gpu-1"] == 0
-        stage.person("gpu-1", {"metadata": {"labels": {label: None}}})
-        await stage.ready()
+        await scene.phase("gpu-2", "Synced")
+        assert scene.node_writes(mark)["gpu-1"] == 0
+        scene.person("gpu-1", {"metadata": {"labels": {label: None}}})
+        await scene.ready()
 
 
 @virtually
 async def test_nothing_starts_on_a_node_without_a_ready_agent() -> None:
-    async with scene(*nodes(1), sim={"agents": False}) as stage:
-        stage.apply(SLICED)
-        await stage.reason("gpu-1", "AgentNotReady")
+    async with open_scene(*nodes(1), sim={"agents": False}) as scene:
+        scene.apply(SLICED)
+        await scene.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(600)
-        assert not stage.node_writes()
+        assert not scene.node_writes()
 
 
 @virtually
 async def test_nothing_starts_while_the_agents_pod_is_not_ready() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        name = agent_pod(stage, "gpu-1")["metadata"]["name"]
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        name = agent_pod(scene, "gpu-1")["metadata"]["name"]
         unready = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
-        stage.e.cluster.patch(PODS, name, unready, AGENTS, "status")
-        mark = stage.mark()
-        stage.apply(SLICED)
-        await stage.reason("gpu-1", "AgentNotReady")
+        scene.e.cluster.patch(PODS, name, unready, AGENTS, "status")
+        mark = scene.mark()
+        scene.apply(SLICED)
+        await scene.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(300)
-        assert not stage.node_writes(mark)
+        assert not scene.node_writes(mark)
         ready = {"status": {"conditions": [{"type": "Ready", "status": "True"}]}}
-        stage.e.cluster.patch(PODS, name, ready, AGENTS, "status")
-        await stage.ready()
+        scene.e.cluster.patch(PODS, name, ready, AGENTS, "status")
+        await scene.ready()
 
 
 @virtually
 async def test_an_agent_that_goes_during_a_drain_keeps_the_node_from_the_point_of_no_return() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(SLICED)
-        await stage.fenced("gpu-1")
-        stage.e.cluster.delete(PODS, agent_pod(stage, "gpu-1")["metadata"]["name"], AGENTS)
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
-        await stage.reason("gpu-1", "AgentNotReady")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.e.cluster.delete(PODS, agent_pod(scene, "gpu-1")["metadata"]["name"], AGENTS)
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
+        await scene.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(300)
-        assert stage.transition("gpu-1")["phase"] == "VerifyingIdle"
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
-        await stage.ready()
+        assert scene.transition("gpu-1")["phase"] == "VerifyingIdle"
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
+        await scene.ready()
 
 
 @virtually
 async def test_a_hung_nvml_call_is_reported_by_name_and_keeps_the_node_as_it_is() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.software.inject("gpu-1", "hang-nvml")
-        mark = stage.mark()
-        stage.apply(MIXED)
-        transition = await stage.reason("gpu-1", "AgentError")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", "hang-nvml")
+        mark = scene.mark()
+        scene.apply(MIXED)
+        transition = await scene.reason("gpu-1", "AgentError")
         assert "NVMLHung" in transition["message"]
-        assert not stage.node_writes(mark)
-        stage.e.software.inject("gpu-1", "unhang-nvml")
-        await stage.ready()
+        assert not scene.node_writes(mark)
+        scene.e.software.inject("gpu-1", "unhang-nvml")
+        await scene.ready()
 
 
 @virtually
 async def test_an_agent_that_cannot_say_that_nvml_is_closed_keeps_the_node_from_the_point_of_no_return() -> (
     None
 ):
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1")
-        stage.e.software.inject("gpu-1", "hang-nvml")
-        await stage.phase("gpu-1", "VerifyingIdle")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1")
+        scene.e.software.inject("gpu-1", "hang-nvml")
+        await scene.phase("gpu-1", "VerifyingIdle")
         await asyncio.sleep(300)
-        fence = stage.fence("gpu-1")
+        fence = scene.fence("gpu-1")
         assert fence is not None
         assert fence.stage == "fenced"
-        stage.e.software.inject("gpu-1", "unhang-nvml")
-        await stage.ready()
+        scene.e.software.inject("gpu-1", "unhang-nvml")
+        await scene.ready()
 
 
 @virtually
 async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
     """The agent's last reading happens to show the wanted layout; only one that echoes the new request counts."""
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.fenced("gpu-1", "actuating")
-        name = agent_pod(stage, "gpu-1")["metadata"]["name"]
-        stage.e.cluster.delete(PODS, name, AGENTS)
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        name = agent_pod(scene, "gpu-1")["metadata"]["name"]
+        scene.e.cluster.delete(PODS, name, AGENTS)
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "hidden"}}})
         await asyncio.sleep(300)
-        observed = stage.e.gpunode("gpu-1")["status"]["observed"]
+        observed = scene.e.gpunode("gpu-1")["status"]["observed"]
         instances = [
             {"profile": "3g.40gb", "start": s, "size": 4, "id": s + 1, "uuid": f"MIG-{s}"} for s in (0, 4)
         ]
@@ -291,61 +291,61 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
             for gpu in observed["gpus"]
         ]
         stale = {"status": {"observed": observed | {"gpus": gpus, "quiet": False}}}
-        stage.e.cluster.patch(GPUNODES, "gpu-1", stale, subresource="status")
+        scene.e.cluster.patch(GPUNODES, "gpu-1", stale, subresource="status")
         await asyncio.sleep(300)
-        assert stage.fence("gpu-1") is not None
-        assert stage.transition("gpu-1")["reason"] == "ObservationPending"
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
-        await stage.ready()
+        assert scene.fence("gpu-1") is not None
+        assert scene.transition("gpu-1")["reason"] == "ObservationPending"
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_GPU_PRESENT: "true"}}})
+        await scene.ready()
 
 
 @virtually
 async def test_drift_is_shown_at_once_put_right_once_and_then_left_to_a_person() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
         seen = virtual_now()
-        stage.e.software.inject("gpu-1", "lose-instances")
-        transition = await stage.reason("gpu-1", "Drifted")
+        scene.e.software.inject("gpu-1", "lose-instances")
+        transition = await scene.reason("gpu-1", "Drifted")
         assert virtual_now() - seen < timedelta(seconds=40)
         assert "MIG empty" in transition["message"]
-        assert stage.condition("Ready")["status"] == "False"
-        assert stage.e.policy("pool-b")["status"]["summary"]["status"] == "Drifted"
-        fence = await stage.fenced("gpu-1")
+        assert scene.condition("Ready")["status"] == "False"
+        assert scene.e.policy("pool-b")["status"]["summary"]["status"] == "Drifted"
+        fence = await scene.fenced("gpu-1")
         assert fence.drift
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
         await asyncio.sleep(60)
-        mark = stage.mark()
-        stage.e.software.inject("gpu-1", "lose-instances")
-        await stage.reason("gpu-1", "DriftReturned")
+        mark = scene.mark()
+        scene.e.software.inject("gpu-1", "lose-instances")
+        await scene.reason("gpu-1", "DriftReturned")
         await asyncio.sleep(900)
-        assert not stage.node_writes(mark)
-        await stage.until_condition("Stalled", "True", "DriftReturned")
-        stage.annotate("gpu-1", retry="1")
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+        assert not scene.node_writes(mark)
+        await scene.until_condition("Stalled", "True", "DriftReturned")
+        scene.annotate("gpu-1", retry="1")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_a_label_that_somebody_changes_is_drift_too() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        stage.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
-        await stage.reason("gpu-1", "Drifted")
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
+        await scene.reason("gpu-1", "Drifted")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
 async def test_a_reboot_that_mig_manager_heals_by_itself_is_no_change_of_ours() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(MIXED)
-        await stage.ready()
-        mark = stage.mark()
-        stage.e.software.inject("gpu-1", "reboot-now")
-        await stage.e.until(lambda: stage.condition("Ready")["status"] == "False", "not Ready", 60)
-        await stage.ready()
-        assert_as_wanted(stage, MIXED, "gpu-1")
-        assert not stage.node_writes(mark)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        mark = scene.mark()
+        scene.e.software.inject("gpu-1", "reboot-now")
+        await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert not scene.node_writes(mark)

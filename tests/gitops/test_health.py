@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from hack.sim.workloads import Workload
-from tests.embedded.scene import FULL, L40S, MIXED, SLICED, Scene, node, nodes, pdb, scene
+from tests.embedded.scene import FULL, L40S, MIXED, SLICED, Scene, node, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 from tests.gitops.readers import ARGO, FLUX, argo_cd, flux
 
@@ -13,61 +13,61 @@ from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 Shown = dict[str, tuple[str, str]]
 
 
-def shown(stage: Scene) -> Shown:
+def shown(scene: Scene) -> Shown:
     """By name: what Argo CD and Flux say of every object of ours."""
     kinds = (("GPUSharingPolicy", POLICIES), ("GPUNode", GPUNODES))
     return {
         raw["metadata"]["name"]: (argo_cd(kind, raw)[0], flux(kind, raw))
         for kind, resource in kinds
-        for raw in stage.e.cluster.objects(resource)
+        for raw in scene.e.cluster.objects(resource)
     }
 
 
 @virtually
 async def test_a_rollout_is_shown_as_a_person_would_see_it() -> None:
-    async with scene(*nodes(2), node("gpu-9", L40S, pool="l"), start=False) as stage:
-        stage.apply(SLICED)
-        assert shown(stage)["pool-b"] == ("Progressing", "InProgress"), "nobody has looked at it yet"
-        stage.e.start_operator()
-        await stage.ready()
-        done = shown(stage)
+    async with open_scene(*nodes(2), node("gpu-9", L40S, pool="l"), start=False) as scene:
+        scene.apply(SLICED)
+        assert shown(scene)["pool-b"] == ("Progressing", "InProgress"), "nobody has looked at it yet"
+        scene.e.start_operator()
+        await scene.ready()
+        done = shown(scene)
         assert done["pool-b"] == done["gpu-1"] == ("Healthy", "Current")
         assert done["gpu-9"] == ("Healthy", "Current"), "no policy owns it"
 
-        stage.apply(MIXED)
-        assert shown(stage)["pool-b"] == ("Progressing", "InProgress"), "status is of the generation before"
-        name = await stage.any_fenced()
-        working = shown(stage)
+        scene.apply(MIXED)
+        assert shown(scene)["pool-b"] == ("Progressing", "InProgress"), "status is of the generation before"
+        name = await scene.any_fenced()
+        working = shown(scene)
         assert working["pool-b"] == working[name] == ("Progressing", "InProgress")
-        await stage.ready()
-        assert shown(stage)["pool-b"] == ("Healthy", "Current")
+        await scene.ready()
+        assert shown(scene)["pool-b"] == ("Healthy", "Current")
 
 
 @virtually
 async def test_what_needs_a_person_is_degraded() -> None:
-    async with scene(node("gpu-1"), node("gpu-9", L40S, pool="l")) as stage:
-        stage.apply(MIXED, name="wrong-card", pool="l")
-        stage.apply({"mode": "MIG"}, name="invalid")
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.software.inject("gpu-1", "failed")
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Failed")
-        await stage.until_condition("Stalled", "True", "NodesFailed")
-        found = shown(stage)
+    async with open_scene(node("gpu-1"), node("gpu-9", L40S, pool="l")) as scene:
+        scene.apply(MIXED, name="wrong-card", pool="l")
+        scene.apply({"mode": "MIG"}, name="invalid")
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", "failed")
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Failed")
+        await scene.until_condition("Stalled", "True", "NodesFailed")
+        found = shown(scene)
         assert found["wrong-card"] == found["invalid"] == ("Degraded", "Failed")
         assert found["pool-b"] == found["gpu-1"] == ("Degraded", "Failed")
 
 
 @virtually
 async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL, name="empty", pool="nowhere")
-        stage.apply(SLICED)
-        await stage.ready()
-        stage.apply(MIXED, rollout={"paused": True})
-        await stage.until_condition("Ready", "False", "RolloutInProgress")
-        found = shown(stage)
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL, name="empty", pool="nowhere")
+        scene.apply(SLICED)
+        await scene.ready()
+        scene.apply(MIXED, rollout={"paused": True})
+        await scene.until_condition("Ready", "False", "RolloutInProgress")
+        found = shown(scene)
         assert found["empty"] == ("Suspended", "Current"), "an autoscaled pool may have no node today"
         assert found["pool-b"][0] == "Suspended"
 
@@ -75,28 +75,28 @@ async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> N
 @virtually
 async def test_a_node_that_waits_for_a_person_is_suspended() -> None:
     budget = pdb("keep", "llm", minAvailable=1)
-    async with scene(node("gpu-1"), workloads=[Workload("llm", 1)], budgets=[budget]) as stage:
-        await stage.running("llm", 1)
-        stage.apply(FULL)
-        await stage.ready()
-        stage.apply(MIXED)
-        await stage.phase("gpu-1", "Blocked")
-        assert shown(stage)["gpu-1"] == ("Suspended", "InProgress")
+    async with open_scene(node("gpu-1"), workloads=[Workload("llm", 1)], budgets=[budget]) as scene:
+        await scene.running("llm", 1)
+        scene.apply(FULL)
+        await scene.ready()
+        scene.apply(MIXED)
+        await scene.phase("gpu-1", "Blocked")
+        assert shown(scene)["gpu-1"] == ("Suspended", "InProgress")
 
 
 @virtually
 async def test_a_sick_gpu_is_degraded() -> None:
-    async with scene(*nodes(1)) as stage:
-        stage.apply(FULL)
-        await stage.ready()
-        stage.e.software.inject("gpu-1", "sick-gpu")
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.software.inject("gpu-1", "sick-gpu")
 
         def sick() -> bool:
-            rows = stage.e.gpunode("gpu-1")["status"].get("conditions") or ()
+            rows = scene.e.gpunode("gpu-1")["status"].get("conditions") or ()
             return any(row["status"] == "False" for row in rows)
 
-        await stage.e.until(sick, "condition Healthy=False", 600)
-        assert shown(stage)["gpu-1"] == ("Degraded", "Failed")
+        await scene.e.until(sick, "condition Healthy=False", 600)
+        assert shown(scene)["gpu-1"] == ("Degraded", "Failed")
 
 
 DAMAGED: dict[str, JSON] = {
