@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.build import make_policy
+from tests.build import NOW, make_policy
 from tests.conformance.test_drain_rows import missing, no_decision
 from tests.planning.test_pool import candidate, fenced
 
@@ -26,7 +26,7 @@ def test_how_many_more_nodes_start(case: dict[str, Any]) -> None:
     rollout = {"maxUnavailable": case["maxUnavailable"]} if "maxUnavailable" in case else {}
     waiting = [candidate(f"c{number}") for number in range(total - away)]
     pool = Pool(make_policy(rollout=rollout), [f"n{number}" for number in range(total)], away, waiting)
-    assert len(fenced(select(pool, 100, Ledger(OFFERED)))) == case["starts"]
+    assert len(fenced(select(pool.ask_windows(NOW), 100, Ledger(OFFERED)))) == case["starts"]
 
 
 @pytest.mark.parametrize("case", TABLE["hours"], ids=lambda case: case["id"])

@@ -91,7 +91,7 @@ class Publishing:
         node = make_node(verdict.node, resources=resources)
         reports = [make_gpunode(verdict.node)] if gpunodes else []
         snapshot = make_snapshot([node], [policy], gpunodes=reports)
-        pool = Pool(policy, names=[verdict.node])
+        pool = Pool(policy, names=[verdict.node]).ask_windows(NOW)
         plan = RolloutPlan(
             {verdict.node: verdict},
             {policy.name: pool},
@@ -348,7 +348,9 @@ async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() ->
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
     stage = Publishing()
     await stage.publish(SYNCED)
-    empty = RolloutPlan({}, {"pool-b": Pool(POLICY)}, {}, (), {}, frozenset(), frozenset(), None)
+    empty = RolloutPlan(
+        {}, {"pool-b": Pool(POLICY).ask_windows(NOW)}, {}, (), {}, frozenset(), frozenset(), None
+    )
     await stage.publisher.publish(empty, make_snapshot([], [POLICY]), at(1))
     await stage.publish(SYNCED, 2)
     assert [before for before, _ in stage.changes] == [None, None]

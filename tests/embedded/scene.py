@@ -1,6 +1,6 @@
 """A SIMULATED cluster with the shipped operator and agents, in virtual time and with the default settings but SELDOM.
 
-`open_scene` watches the invariants of `guard.py` from the first write to the last; every test of this folder runs in one.
+`open_scene` watches the invariants of `guard.py` from the first write to the last; every test here runs in one.
 """
 
 from collections import Counter
