@@ -22,8 +22,8 @@ Advisory = dict[str, Any]
 Order = Callable[[str], Any]
 """A key by which versions of an ecosystem are compared."""
 EXAMPLE = (
-    '[{"id": "PYSEC-1", "affected": [{"package": {"ecosystem": "PyPI", "name": "h2"},'
-    ' "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "4.4.0"}]}]}]}]'
+    '[{"id": "PYSEC-1", "affected": [{"package": {"ecosystem": "PyPI", "name": "hpack"},'
+    ' "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "4.1.0"}]}]}]}]'
 )
 
 

@@ -134,7 +134,7 @@ class Fleet:
     def ask(self) -> str:
         """What `import` says as soon as it leaves no node out, but those of which nobody knows any more what
         mig-manager was told. A mig-manager that was started anew applies its label once more, and an agent may not have
-        looked since: until then it says to ask again."""
+        looked since: until then it says to run import again."""
         forgotten = sum(pool.forgotten for pool in self.pools.values())
         said = [""]
 
