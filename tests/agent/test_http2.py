@@ -198,11 +198,27 @@ def test_nobody_calls_a_server_that_has_gone_away() -> None:
         conversation.call(PATHS)
 
 
-def test_an_answer_has_an_end() -> None:
-    conversation, _ = asked()
-    conversation.receive(frame(HEADERS, END_HEADERS, 1, headers((":status", "200"))))
+def test_an_answer_has_an_end_and_leaves_the_other_call_alone() -> None:
+    conversation, (first, second) = asked()
+    conversation.receive(frame(HEADERS, END_HEADERS, 1, headers((":status", "200"), ("grpc-status", "0"))))
     part = frame(DATA, 0, 1, bytes(16384))
     for _ in range(MOST // 16384):
         conversation.receive(part)
-    with pytest.raises(ValueError, match="more than"):
-        conversation.receive(part)
+    assert not first.ended
+    assert conversation.receive(part) == frame(RST_STREAM, 0, 1, (8).to_bytes(4))
+    assert (first.ended, first.headers, first.error) == (True, {}, f"an answer of more than {MOST} bytes")
+    conversation.receive(part)
+    conversation.receive(frame(HEADERS, END_HEADERS | END_STREAM, 3, headers(("grpc-status", "0"))))
+    assert (second.ended, second.headers[b"grpc-status"], conversation.over) == (True, b"0", False)
+
+
+def test_a_status_in_a_call_that_is_taken_back_is_none() -> None:
+    conversation, (first, second) = asked()
+    for number in (1, 3):
+        conversation.receive(frame(HEADERS, END_HEADERS, number, headers(("grpc-status", "0"))))
+    conversation.receive(frame(RST_STREAM, 0, 1, bytes(4)))
+    assert (first.ended, first.headers) == (True, {})
+    conversation.receive(frame(GOAWAY, 0, 0, (3).to_bytes(4) + bytes(4)))
+    assert (conversation.over, second.ended) == (True, False), "it may still be finished"
+    conversation.receive(frame(GOAWAY, 0, 0, (1).to_bytes(4) + bytes(4)))
+    assert (second.ended, second.headers) == (True, {})

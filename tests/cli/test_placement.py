@@ -89,8 +89,8 @@ FAILS = {
         affine(labels(row("zone", "In", "west")), labels(row("none", "Exists"))),
         f"{AFFINITY} zone In west or none Exists",
     ),
-    "a term without a row": (affine({}), f"{AFFINITY} nothing that exists"),
-    "no term at all": (affine(), f"{AFFINITY} nothing that exists"),
+    "a term without a row": (affine({}), f"{AFFINITY} something that no node has"),
+    "no term at all": (affine(), f"{AFFINITY} something that no node has"),
     "an operator that nobody knows": (affine(labels(row("zone", "Odd", "a"))), f"{AFFINITY} zone Odd a"),
 }
 

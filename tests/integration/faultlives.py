@@ -39,6 +39,8 @@ class Lives:
     frozen: int = 0
     """It has lost the Lease in its sleep, and must end when it wakes; one that never held it waits on."""
     restarts: int = 0
+    strikes: int = 0
+    """How often it was killed; one that ends for another reason is started again, too."""
     ended: threading.Event = field(default_factory=threading.Event)
 
     def start(self) -> None:
@@ -51,6 +53,7 @@ class Lives:
 
     def strike(self) -> None:
         """kill -9 of the newest one."""
+        self.strikes += 1
         self.nursery.strike(self.pids[-1])
 
     def holder(self) -> str:

@@ -134,9 +134,9 @@ class FaultTheatre(Theatre):
                     "states were missed: nothing can be said of this run"
                 )
         self.clear()
-        outcome = self._outcome(written, state, wrong, lives.restarts, fault)
+        outcome = self._outcome(written, state, wrong, lives, fault)
         if case is not None and fault is None:
-            outcome = replace(outcome, reached=lives.restarts > 0)  # it was to be killed
+            outcome = replace(outcome, reached=lives.strikes > 0)  # it was to be killed
         for part, one, two in zip(SPENT, marks, [*marks[1:], time.monotonic()], strict=True):
             self.spent[part] += two - one
         return outcome
@@ -176,15 +176,15 @@ class FaultTheatre(Theatre):
         return WriteLog(self.recorder.states(), tuple(map(call_of, self.proxy.writes)), began)
 
     def _outcome(
-        self, log: WriteLog, state: object, wrong: list[str], restarts: int, fault: faults.Fault | None
+        self, log: WriteLog, state: object, wrong: list[str], lives: Lives, fault: faults.Fault | None
     ) -> Outcome:
-        hits = fault.hits if fault is not None else restarts
+        hits = fault.hits if fault is not None else lives.strikes
         return Outcome(
             state=state,
             cost=cost_of(log),
             wrong=(*wrong, *find_wrong(log), *find_wrong_end(log)),
             twice=_twice(log),
-            restarts=restarts,
+            restarts=lives.restarts,
             hits=hits,
             reached=fault is None or not fault.at or fault.began is not None,
         )

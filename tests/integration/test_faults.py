@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.generate import ROOT
-from tests.faults.cases import SAMPLE, FaultCase, Result, Results, sample, summary
+from tests.faults.cases import REACHED, SAMPLE, FaultCase, Result, Results, sample, summary
 from tests.faults.points import all_cases, find_points
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
@@ -105,3 +105,7 @@ def test_whatever_fails_the_end_is_the_same_and_no_invariant_breaks(
     failed = [f"{one.case.title}: {'; '.join(one.complaints)}" for one in results.done if one.complaints]
     assert results.done, "a scenario without a case proves nothing"
     assert not failed, "\n".join(failed)
+    aimed = [one.reached for one in results.done if one.case.number]
+    assert sum(aimed) >= REACHED * len(aimed), (
+        "too many faults never struck: the points aim at something else"
+    )

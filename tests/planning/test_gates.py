@@ -156,7 +156,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         replace(observing(make_case(MIXED), driver_version="570.1"), settings=NAMED), Reason.UNSAFE_DRIVER, None),
     "MPS left its compute mode behind": (
         observing(make_case(SLICED), gpus=(make_gpu(compute_mode="ExclusiveProcess"),)), Reason.COMPUTE_MODE, None),
-    "mig-manager is busy with a change of its own": (
+    "mig-manager is working on its own": (
         make_case(MIXED, labels=PENDING, at_work_since=at(-60)), Reason.ACTUATOR_BUSY, at(1140)),
     "mig-manager reboots the node, however long": (
         make_case(MIXED, labels={names.LABEL_MIG_STATE: "rebooting"}, at_work_since=at(-9999)),

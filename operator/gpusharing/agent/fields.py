@@ -169,7 +169,7 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].processes[].name",),
         ("nvmlSystemGetProcessName",),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
-        "empty, which counts as busy. MPS's own daemons are recognized by their executable and parent; where"
+        "empty, which counts as busy. MPS's own daemons are recognised by their executable and parent; where"
         " executables may not be read, by the 15 bytes that the kernel keeps of their names",
     ),
     FieldSource(("gpus[].eccUncorrected",), ("nvmlDeviceGetTotalEccErrors",), (NeededRight.DRIVER,), "null"),

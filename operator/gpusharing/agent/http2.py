@@ -34,6 +34,7 @@ MOST_HEADERS = 64 << 10
 _FRAME_HEADER = 9  # bytes, RFC 9113 section 4.1
 _FIRST_WINDOW = (1 << 16) - 1  # section 6.9.2
 _LARGEST_WINDOW = (1 << 31) - 1  # section 6.9.1
+_CANCEL = 8  # section 7
 _EMPTY_MESSAGE = b"\x00\x00\x00\x00\x00"  # not compressed, length 0
 _PREFACE = b"".join(
     (
@@ -50,13 +51,15 @@ _PREFACE = b"".join(
 class Stream:
     """One call, and its result so far."""
 
-    __slots__ = ("body", "ended", "headers")
+    __slots__ = ("body", "ended", "error", "headers")
 
     def __init__(self) -> None:
         self.body = bytearray()
         self.headers: dict[bytes, bytes] = {}
         """With the trailers, in which gRPC says how it went."""
         self.ended = False
+        self.error = ""
+        """Why it ended without an answer, where we ended it."""
 
 
 class Conversation:
@@ -143,7 +146,7 @@ class Conversation:
             case SettingsFrame():
                 self._take_settings(frame)
             case GoAwayFrame():
-                self._take_goaway()
+                self._take_goaway(frame)
             case PushPromiseFrame():
                 raise _refused("a push, which we do not allow")
             case _:
@@ -187,7 +190,11 @@ class Conversation:
         if (stream := self._stream(frame)) is not None:
             stream.body += frame.data
             if len(stream.body) > MOST:
-                raise ValueError(f"an answer of more than {MOST} bytes")
+                # Of no use, but the other call may be: only this one ends, and the server hears of it.
+                self._unsent.append(RstStreamFrame(frame.stream_id, _CANCEL).serialize())
+                self._take_back(frame.stream_id)
+                stream.error = f"an answer of more than {MOST} bytes"
+                return
             self._end(frame)
 
     def _end(self, frame: Frame) -> None:
@@ -196,12 +203,11 @@ class Conversation:
             self._open.pop(frame.stream_id).ended = True
 
     def _take_reset(self, frame: RstStreamFrame) -> None:
-        if (stream := self._stream(frame)) is not None:
-            del self._open[frame.stream_id]
-            stream.ended = True
+        if self._stream(frame) is not None:
+            self._take_back(frame.stream_id)
 
     def _take_settings(self, frame: SettingsFrame) -> None:
-        """Ours are headers without a table and messages of five bytes, which every setting but these allows."""
+        """Our headers use no table and our messages have five bytes, so no other setting is in their way."""
         if "ACK" in frame.flags:
             return
         window = frame.settings.get(SettingsFrame.INITIAL_WINDOW_SIZE, _FIRST_WINDOW)
@@ -213,12 +219,17 @@ class Conversation:
         if "ACK" not in frame.flags:
             self._unsent.append(PingFrame(0, frame.opaque_data, flags=("ACK",)).serialize())
 
-    def _take_goaway(self) -> None:
-        """The server takes no more calls; one that is under way is made again over another connection."""
+    def _take_goaway(self, frame: GoAwayFrame) -> None:
+        """The server takes no more calls. It may finish those up to the one that it names (section 6.8)."""
         self._terminated = True
-        for stream in self._open.values():
-            stream.ended = True
-        self._open.clear()
+        for number in [number for number in self._open if number > frame.last_stream_id]:
+            self._take_back(number)
+
+    def _take_back(self, number: int) -> None:
+        """End a call without an answer, whatever was said in it."""
+        stream = self._open.pop(number)
+        stream.headers.clear()
+        stream.ended = True
 
 
 def _refused(what: str) -> ValueError:

@@ -123,7 +123,7 @@ class _Connection(asyncio.Protocol):
         if isinstance(self._error, ValueError):
             raise self._error  # who goes on with something else may have said anything before
         if _STATUS not in streams[0].headers:
-            raise self._error or ValueError("the call ended without a gRPC status")
+            raise self._error or ValueError(streams[0].error or "the call ended without a gRPC status")
         return streams
 
     def close(self) -> None:

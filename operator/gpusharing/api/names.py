@@ -27,7 +27,7 @@ ANNOTATION_DEFERRED = f"{PREFIX}deferred"
 when the next one waits, and why."""
 ANNOTATION_VERIFIED = f"{PREFIX}verified"
 """JSON record of what was last proven on the node (planning/snapshot/records.py, `Verified`): configurations, their
-meaning, GPUs, and whether drift was put right."""
+meaning, GPUs, and whether drift was corrected."""
 ANNOTATION_HOLD_CORDON = f"{PREFIX}hold-cordon"
 """`true` on a Node: when our change ends, leave the node cordoned."""
 ANNOTATION_DO_NOT_DISRUPT = f"{PREFIX}do-not-disrupt"

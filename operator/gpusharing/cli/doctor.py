@@ -268,7 +268,7 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     count = Counter(one.severity for one in found.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    can = "can work, as far as doctor could see" if found.unseen else "can work"
+    can = "can work as far as it could be checked" if found.unseen else "can work"
     verdict = "cannot work as it is" if errors else can
     what = "installation" if found.installed else "cluster"
     title = f"This {what} {verdict}: errors {errors}, warnings {warnings}."

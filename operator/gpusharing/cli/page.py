@@ -77,7 +77,7 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     if pool.unseen:
         text = (
             f"The operator has not looked at generation {pool.unseen} yet. If this persists, check that it is"
-            " running"
+            " running."
         )
         parts.append(tag("p", text, class_="alarm"))
     if pool.message and pool.status != "Synced":

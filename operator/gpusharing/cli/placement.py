@@ -92,8 +92,8 @@ def _outside(terms: Sequence[JSON], node: JSON, *, later: bool) -> str:
         missing = list(_missing(term, node, later=later))
         if not missing and _requirements(term):
             return ""
-        wanted.append(missing[0] if missing else "nothing that exists")
-    return " or ".join(dict.fromkeys(wanted)) or "nothing that exists"
+        wanted.append(missing[0] if missing else "something that no node has")
+    return " or ".join(dict.fromkeys(wanted)) or "something that no node has"
 
 
 def _requirements(term: JSON) -> list[JSON]:

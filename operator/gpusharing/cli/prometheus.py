@@ -224,7 +224,7 @@ def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
         token = _text(token_file, "--token-file")
         if not token.isascii() or not token.isprintable() or not token or " " in token:
             raise Trouble(
-                f"--token-file {token_file}: it holds no token; the file has one line and nothing else"
+                f"--token-file {token_file}: it holds no token; it must have one line, the token and nothing else"
             )
         authorization = f"Bearer {token}"
     trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None

@@ -173,7 +173,7 @@ def _write(name: str, answer: RecommendReport) -> None:
     """Raises Trouble."""
     if answer.policy is None:
         raise Trouble(
-            f"--write {name}: there is no layout to write, because it would have no place for any workload"
+            f"--write {name}: there is no layout to write, because none has a place for any workload"
         )
     try:
         with Path(name).open("x") as file:

@@ -94,7 +94,7 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
     """That none has this name, and which names are like it."""
     kind = resource.plural
     if not names:
-        return f"there is no {name} in {kind} of {where}, and no other"
+        return f"there is no {name} in {kind} of {where}, nor any other"
     found = nearest(name, names)
     listed = ", ".join(found or sorted(names)[:5])
     return f"there is no {name} in {kind} of {where}; {'did you mean' if found else 'there are'}: {listed}"

@@ -67,7 +67,7 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
     if pool.unseen:
         lines += prose(
             f"The operator has not looked at generation {pool.unseen} yet. If this persists, check that it is"
-            " running",
+            " running.",
             paper,
             ink=Ink.BAD,
         )

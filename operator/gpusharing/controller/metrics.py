@@ -97,7 +97,7 @@ class Metrics:
         )
         self.used = Gauge(
             "gpusharing_policy_budget_used_nodes",
-            "How many nodes of a policy are unavailable, or soon will be by another controller; each counts once.",
+            "How many nodes of a policy are unavailable, or soon may be through somebody else; each counts once.",
             policy,
             registry=registry,
         )

@@ -49,11 +49,11 @@ class Settings:
     admin_mig_config_map: str = ""
     """ConfigMap in the GPU Operator's namespace whose mig-parted entries are merged into ours; empty: none."""
     admin_plugin_config_map: str = ""
-    """ConfigMap in the GPU Operator's namespace whose plugin configurations are merged into ours; empty: none."""
+    """ConfigMap in the GPU Operator's namespace whose device-plugin entries are merged into ours; empty: none."""
     agent_namespace: str = "gpusharing-agent"
     """Namespace of the agent's pods; empty: our own namespace."""
     maintenance_keys: MaintenanceKeys = ()
-    """Comma-separated keys: a label, annotation or taint with one means that another controller maintains the Node."""
+    """Comma-separated keys: a label, annotation or taint with one means that somebody else maintains the Node."""
     lease_name: str = "gpusharing-operator"
     """Name of the Lease in our namespace that holds leader and claims."""
     lease_seconds: Period = 15.0
@@ -172,7 +172,7 @@ def _check_marks(settings: Settings) -> None:
 
 
 def _check_admin_maps(settings: Settings) -> None:
-    """Merged into itself, a ConfigMap of ours would keep every entry forever and never be corrected."""
+    """Merged into itself, a ConfigMap of ours would keep every entry for ever and never be corrected."""
     ours = settings.plan.plugin_config_map, settings.plan.mig_config_map
     given = {
         "ADMIN_PLUGIN_CONFIG_MAP": settings.admin_plugin_config_map,

@@ -84,7 +84,7 @@ def find_problem(key: str) -> str:
     if len(key) > MAX_KEY or not re.fullmatch(LABEL_KEY, key):
         return f"{key!r} is not a key of a label, annotation or taint"
     if key in _OURS or key.startswith(_OUR_PREFIXES):
-        return f"the operator's own changes set and remove {key}, so they would stop each other"
+        return f"{key} comes and goes with the operator's own changes, so they would stop each other"
     if key in _BY_VALUE:
         return f"{key} is checked already, by its value: nodes that nobody maintains carry it too"
     return ""

@@ -1,6 +1,6 @@
 """Reflector: a cache of small projections of all objects of one kind, kept up to date by list and watch.
 
-Our own because existing ones lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap forever, and the
+Our own because existing ones lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever, and the
 informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
 What holds at any time after `synced`:

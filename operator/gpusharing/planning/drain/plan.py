@@ -172,7 +172,9 @@ def _jobs(found: Standings) -> list[Standing]:
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     for one in jobs:
         if one.ends == NEVER:
-            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message="The drain waits as long as it runs")
+            yield Blocker(
+                Reason.JOBS_RUNNING, (one.pod.ref,), message="The drain waits as long as the pod runs"
+            )
         elif one.ends is not None:
             said = f"The drain waits until {to_rfc3339(one.ends)}"
             yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said, until=one.ends)

@@ -105,7 +105,7 @@ def find_standings(
     """Look at every pod of the node once.
 
     `cordoned`: the drain is under way. Before it no eviction is sent, so an answer whose wait is over would block
-    forever and is left out.
+    for ever and is left out.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)

@@ -2,7 +2,7 @@
 
 The facts come from the agent's ordinary reading (docs/adr/0015-health-from-the-same-reading.md says what that sees and
 what it does not). Running pods are left alone: an unhealthy GPU keeps serving, as far as NVIDIA's device plugin lets
-it. It only gets no other mode or layout until a person has acted.
+it. Its mode and layout stay as they are until a person has acted.
 """
 
 from collections.abc import Callable, Iterable, Mapping

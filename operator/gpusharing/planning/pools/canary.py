@@ -77,8 +77,8 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     message = (
-        f"the first {_nodes(nodes)} of spec.rollout.canary are proven; others start when they have served for {soak},"
-        f" at {to_rfc3339(end)}"
+        f"the first {_nodes(nodes)} of spec.rollout.canary are proven and serve for {soak}, until"
+        f" {to_rfc3339(end)}, before others start"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 

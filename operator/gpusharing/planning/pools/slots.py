@@ -23,7 +23,7 @@ def opens_again(verdict: Verdict, now: datetime) -> bool:
     """Whether the gate was open for the previous process, and opens for this one soon and by itself.
 
     A wait that was just over may last a moment longer by another clock; and only a process knows since when a node
-    drifts, so a new process waits again. A wait for an answer or a person may last forever.
+    drifts, so a new process waits again. A wait for an answer or a person may last for ever.
     """
     if verdict.wake is None:
         return False

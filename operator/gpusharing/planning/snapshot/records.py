@@ -62,7 +62,7 @@ class Fence:
     """What the change leads to, for people; from the PNR on what the run leads to, which may be a stop on the way.
     Where the text of the target differs from it, a configuration has got another meaning since."""
     stage: Literal["fenced", "yielded", "actuating"]
-    """`fenced` before the PNR, `actuating` after it, `yielded` while another controller maintains the node that we had
+    """`fenced` before the PNR, `actuating` after it, `yielded` while somebody else maintains the node that we had
     fenced."""
     step: Number
     """Number, from 1, of the step that the last run belongs to; before the PNR 1."""

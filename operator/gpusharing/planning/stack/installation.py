@@ -272,7 +272,9 @@ def _start_gate(view: InstallationView) -> Symptoms:
         return
     namespace = view.place.gpu_operator_namespace
     waiting = (
-        f"{some(sorted(view.gated))} wait there" if view.gated else "nodes that join would wait there forever"
+        f"{some(sorted(view.gated))} wait there"
+        if view.gated
+        else "nodes that join would wait there for ever"
     )
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
     stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])

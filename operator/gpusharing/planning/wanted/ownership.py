@@ -3,7 +3,7 @@
     node has no owner          the highest priority that selects it; then the oldest; then the first name
     node has an owner          the owner keeps it until it leaves the selector ...
                                ... or a policy of strictly higher priority selects it
-    its spec cannot be read    the owner keeps it, and nothing happens until the spec is mended
+    its spec cannot be read    the owner keeps it, and nothing happens until the spec is corrected
     its policy is being reset  it keeps what it has while nobody else selects that, and takes nothing (reset.py)
     fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed one
                                does not end: its new owner repairs it, in the same slot (judge.py)

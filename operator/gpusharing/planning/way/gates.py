@@ -199,7 +199,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
-    return "mig-manager is busy with a change of its own (state rebooting)"
+    return "mig-manager is working on its own (state rebooting)"
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:

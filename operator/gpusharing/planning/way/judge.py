@@ -90,7 +90,7 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
-    """A Failed node would wait forever for a policy that has lost it: its owner continues, in the same slot."""
+    """A Failed node would wait for ever for a policy that has lost it: its owner continues, in the same slot."""
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
     fence = replace(case.fence, policy=heir.name, generation=heir.generation, revision=find_revision(heir))
     return replace(verdict, message=message).then(UpdateFence(case.node, fence))

@@ -54,7 +54,7 @@ def _driver(node: NodeView) -> Finding | None:
 
 
 def _mig_manager(case: NodeCase) -> Finding | None:
-    """Not forever: only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
+    """Not for ever: only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
     if not is_at_work(case.node):
         return None
     until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
@@ -63,6 +63,6 @@ def _mig_manager(case: NodeCase) -> Finding | None:
     state = case.node.labels[names.LABEL_MIG_STATE]
     return Finding(
         Reason.ACTUATOR_BUSY,
-        f"mig-manager is busy with a change of its own (state {state}); the agent keeps NVML closed meanwhile",
+        f"mig-manager is working on its own (state {state}); the agent keeps NVML closed meanwhile",
         until,
     )

@@ -22,8 +22,8 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
-_DRAINS = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING})
-"""The phases in which pods are asked to leave, or are about to be."""
+_GIVEN_BACK = frozenset({Phase.ABORTING, Phase.UNCORDONING})
+"""The phases after which no pod is asked to leave."""
 _WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
 
 
@@ -214,7 +214,7 @@ class FencedCase(NodeCase):
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """What its drain still needs of each PodDisruptionBudget; empty: nothing, or nobody knows."""
-        drains = phase in _DRAINS and self.fence.disruption.cordons
+        drains = phase not in _GIVEN_BACK and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()
 
     @property

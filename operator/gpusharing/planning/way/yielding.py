@@ -2,8 +2,8 @@
 
     fenced ── a foreign marker appears ──► yielded ── the marker goes ──► given back, our own cordon lifted
 
-The fence stays, or our cordon would look like somebody else's forever. The PATCH that writes the stage removes our
-marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it forever. Nothing
+The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage removes our
+marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it for ever. Nothing
 is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
 """
 

@@ -84,7 +84,7 @@ PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
     "If it lasts, check kube-controller-manager.")
 GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
     "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help: its grace "
-    "period plus 10 s (in a short drain, plus a quarter of it) is not shorter than drain.timeout.",
+    "period plus 10 s (in a short drain: a quarter of it) is not shorter than drain.timeout.",
     "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or make room in its "
     "PodDisruptionBudget.")
 NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,

@@ -52,7 +52,7 @@ DEFERRED: Words = ("Deferred", "Node", _LATER,
     "An earlier attempt was given up before anything changed; the next one waits.",
     "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
 BUDGET_FULL: Words = ("BudgetFull", "Node", _LATER,
-    "No more nodes may be unavailable: limited by rollout.maxUnavailable, the operator-wide cap, or a place for us.",
+    "No more nodes may be unavailable: by rollout.maxUnavailable, the operator-wide cap, or a place for our own pod.",
     "Wait, or raise the limit that the message names.")
 WINDOW_CLOSED: Words = ("WindowClosed", "Node", _LATER,
     "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",
