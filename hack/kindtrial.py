@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from hack import stage
+from hack import launch
 from hack.cluster import kind, toolchain
 from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.cli import EXPECTED
@@ -49,7 +49,7 @@ def main() -> int:
         kind.load(archive)
         with open_api(kubeconfig) as api:
             trial(api, kubeconfig, read_reference(archive))
-    except (*EXPECTED, stage.StageError, TrialError, ApiError) as error:
+    except (*EXPECTED, launch.LaunchError, TrialError, ApiError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
@@ -80,13 +80,13 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
     """Install, look, ask `helm test`, and have a policy checked against what the agent read.
 
     Raises:
-        StageError, TrialError, TimeoutError: it did not go as it should.
+        LaunchError, TrialError, TimeoutError: it did not go as it should.
     """
     repository, _, tag = reference.rpartition(":")
     image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
     _step(
         "helm install --wait: operator and agents are Ready",
-        lambda: stage.install_chart(
+        lambda: launch.install_chart(
             kubeconfig, *image, "-f", str(VALUES), "--wait", "--timeout", f"{SECONDS:.0f}s"
         ),
     )
@@ -101,7 +101,7 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
 
 
 def _helm_test(kubeconfig: Path) -> None:
-    command = ("test", "gpusharing", "-n", stage.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
+    command = ("test", "gpusharing", "-n", launch.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
     environ = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     done = subprocess.run(
         [str(toolchain.program("helm")), *command], env=environ, capture_output=True, text=True, check=False

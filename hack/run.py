@@ -10,9 +10,9 @@ from pathlib import Path
 from hack.cluster.api import ApiError
 from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path
 from hack.cluster.toolchain import ToolchainError
-from hack.stage import (
+from hack.launch import (
     NAMESPACE,
-    StageError,
+    LaunchError,
     install_chart,
     node_software,
     operator_environment,
@@ -34,7 +34,7 @@ def main() -> int:
         say(f"installing the chart into namespace {NAMESPACE} (operator.replicas=0: it runs here)")
         install_chart(kubeconfig, "--set", "operator.replicas=0")
         operator = operator_kubeconfig(kubeconfig, directory)
-    except (KubeconfigError, ToolchainError, StageError, ApiError) as error:
+    except (KubeconfigError, ToolchainError, LaunchError, ApiError) as error:
         say(f"make run: {error}")
         return 2
     with node_software(kubeconfig, directory, FACTOR) as simulated:

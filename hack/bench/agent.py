@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from gpusharing.api import names
-from hack import stage
+from hack import launch
 from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
@@ -106,7 +106,7 @@ def agent(testbed: Testbed) -> Iterator[Measured]:
     how = f"{GPUS} whole GPUs"
     yield from _with_tenants(testbed, machine, how, "whole")
     divide = (sys.executable, "-m", "hack.bench.divide")
-    subprocess.run(divide, env={**os.environ, **library}, cwd=stage.ROOT, check=True)
+    subprocess.run(divide, env={**os.environ, **library}, cwd=launch.ROOT, check=True)
     how = f"{GPUS} GPUs with {INSTANCES} MIG instances each"
     yield from _with_tenants(testbed, machine, how, "divided")
     testbed.api.delete(f"{GPUNODES}/{NODE}")
@@ -162,7 +162,9 @@ def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Ru
     """gpusharing-agent with the rights of the shipped ServiceAccount, on the simulated library."""
     folder = testbed.directory / f"agent-{name}"
     folder.mkdir()
-    (folder / "token").write_text(node_bound_token(testbed.api, stage.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE))
+    (folder / "token").write_text(
+        node_bound_token(testbed.api, launch.AGENT_NAMESPACE, SERVICE_ACCOUNT, NODE)
+    )
     (folder / "ca.crt").write_text(testbed.api.ca_pem)
     server = urlsplit(testbed.api.url)
     environment = {
@@ -175,7 +177,7 @@ def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Ru
         "INTERVAL_SECONDS": str(INTERVAL),
     }
     log = folder / "agent.log"
-    with stage.Process(("-m", "gpusharing.agent.main"), environment, log) as process:
+    with launch.Process(("-m", "gpusharing.agent.main"), environment, log) as process:
         wait_until(lambda: log.read_text().endswith("\n"), 30, "the agent to start")
         started = json.loads(log.read_text().splitlines()[0])
         yield Running(process.pid, int(started["probes"].rpartition(":")[2]))

@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hack import stage
+from hack import launch
 from hack.cluster.api import Api
 from hack.cluster.tokens import service_account_token
 
-LOCK = stage.ROOT / "requirements.lock"
-DOCKERFILE = stage.ROOT / "deploy" / "Dockerfile"
-PACKAGE = stage.ROOT / "operator" / "gpusharing"
+LOCK = launch.ROOT / "requirements.lock"
+DOCKERFILE = launch.ROOT / "deploy" / "Dockerfile"
+PACKAGE = launch.ROOT / "operator" / "gpusharing"
 
 
 def locked_names(text: str) -> list[str]:
@@ -54,16 +54,16 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def operator(api: Api, directory: Path, factor: float, **settings: str) -> stage.Process:
+def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.Process:
     """The shipped operator under the shipped rights, with the files and variables that every pod has."""
     site, account = directory / "site", directory / "account"
     make_site(site)
     account.mkdir()
-    (account / "token").write_text(service_account_token(api, stage.NAMESPACE, stage.SERVICE_ACCOUNT))
+    (account / "token").write_text(service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT))
     (account / "ca.crt").write_text(api.ca_pem)
     server = urlsplit(api.url)
     environment = {
-        **stage.operator_environment(factor),
+        **launch.operator_environment(factor),
         **glibc_settings(DOCKERFILE.read_text()),
         **{f"GPUSHARING_{name.upper()}": value for name, value in settings.items()},
         "KUBERNETES_SERVICE_HOST": server.hostname or "",
@@ -72,4 +72,4 @@ def operator(api: Api, directory: Path, factor: float, **settings: str) -> stage
         "KUBECONFIG": "",
         "PYTHONPATH": str(site),
     }
-    return stage.Process(("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log")
+    return launch.Process(("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log")

@@ -10,7 +10,7 @@ from datetime import datetime
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES
 from gpusharing.kube.http import HttpClient
-from hack import stage
+from hack import launch
 from hack.bench import traffic
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
@@ -38,7 +38,7 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     used = cpu_ms(testbed.operator.pid) - used
     counts = testbed.counts(span)
     writes = node_writes(testbed, span)
-    drain = (stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]) / testbed.factor
+    drain = (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor
     actuation = statistics.median(actuation_seconds(times) for times in writes.values())
     begin = min(own[0] for own, _ in writes.values())
     end = max(own[-1] for own, _ in writes.values())
@@ -142,7 +142,7 @@ def _seconds(requests: Sequence[Request]) -> float:
 
 async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
     """The raw loop, as the same user, with bodies of the same size."""
-    path = stage.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
+    path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
     async with await HttpClient.connect(path) as client:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gpusharing.api import names
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
-from hack import stage
+from hack import launch
 from hack.bench.large import actuation_seconds, node_writes
 from hack.bench.results import Measured
 from hack.bench.testbed import FULL, SMALL_SLICES, Span, Testbed
@@ -51,7 +51,7 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
 
 def _efficiency(testbed: Testbed, span: Span) -> Measured:
     writes, factor = node_writes(testbed, span), testbed.factor
-    drain = stage.WAITS["SETTLE"] + stage.WAITS["IDLE"]
+    drain = launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]
     actuation = statistics.median(actuation_seconds(times) for times in writes.values()) * factor
     began, ended = min(own[0] for own, _ in writes.values()), max(own[-1] for own, _ in writes.values())
     real = (ended - began).total_seconds() * factor

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusharing.api import names
-from hack import stage
+from hack import launch
 from hack.bench import image, traffic
 from hack.bench.traffic import Counts
 from hack.cluster import install, nodes
@@ -25,7 +25,7 @@ LOOP_FACTOR = 3.0
 ROLL_FACTOR = 5.0
 """A roll of 200 nodes keeps 20 in flight: at 20x its 200 requests a second measure the machine, not the operator."""
 SHELL_DEFAULTS = {"publish_period": "2.0", "pending_period": "60.0"}
-"""What hack/stage.py scales and the bench does not: how often people's view is written is part of the cost."""
+"""What hack/launch.py scales and the bench does not: how often people's view is written is part of the cost."""
 LOOK = 1.0
 """Seconds between two looks at all GPUNodes: they are 10 KB each, and looking must not be the load."""
 POLICIES = f"/apis/{names.GROUP}/{names.VERSION}/{names.POLICIES}"
@@ -51,7 +51,7 @@ class Testbed:
 
     plane: ControlPlane
     directory: Path
-    operator: stage.Process
+    operator: launch.Process
     metrics_port: int
     factor: float
 
@@ -117,7 +117,7 @@ class Testbed:
     def wait_ready(self, policies: Sequence[str], seconds: float) -> None:
         """Until the present generation of each is Ready."""
         for policy in policies:
-            stage.wait_ready(self.api, policy, seconds)
+            launch.wait_ready(self.api, policy, seconds)
 
     def remove(self, policies: Sequence[str], node_names: Sequence[str]) -> None:
         """Delete policies and nodes, and wait until their GPUNodes are collected."""
@@ -174,11 +174,11 @@ def open_testbed(
     with ControlPlane(options=Options(audit=True)) as plane, tempfile.TemporaryDirectory() as folder:
         directory = Path(folder)
         install.install_gpu_operator(plane.api)
-        stage.install_chart(plane.kubeconfig)
+        launch.install_chart(plane.kubeconfig)
         port = free_ports(1)[0]
         settings = {**SHELL_DEFAULTS, "metrics_port": str(port)}
         with (
-            stage.node_software(plane.kubeconfig, directory, factor, *arguments)
+            launch.node_software(plane.kubeconfig, directory, factor, *arguments)
             if node_software
             else nullcontext(),
             image.operator(plane.api, directory, factor, **settings) as operator,

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hack import stage
+from hack import launch
 from hack.cluster.audit import Request
 
-OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:{stage.SERVICE_ACCOUNT}"
+OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 NODE_SOFTWARE = "simulated-node-software"
 """User agent of the simulators (hack/sim/__main__.py)."""
 LEASES = "leases"

@@ -11,7 +11,7 @@ from pathlib import Path
 from hack.cluster.process import ComponentError
 from hack.cluster.toolchain import ToolchainError
 from hack.demo.screen import DemoFailed, Screen
-from hack.stage import StageError
+from hack.launch import LaunchError
 
 TRY_NEXT = {
     "embedded": (
@@ -93,7 +93,7 @@ def main() -> int:
     except DemoFailed as failure:
         print(f"\nDEMO FAILED: {failure}", file=sys.stderr)
         return 1
-    except (ToolchainError, ComponentError, StageError) as error:
+    except (ToolchainError, ComponentError, LaunchError) as error:
         print(f"\nmake demo DRIVER={options.driver}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has seen enough

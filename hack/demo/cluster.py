@@ -13,7 +13,7 @@ import yaml
 
 from gpusharing.kube.client import JSON, KubeClient
 from gpusharing.kube.http import HttpClient
-from hack import stage as product
+from hack import launch as product
 from hack.cluster import install, nodes
 from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane, Options

@@ -6,11 +6,11 @@ from pathlib import Path
 from gpusharing.api import names
 from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import LOG, ROOT, empty_log
+from hack.launch import LaunchError
 from hack.nvidia import build
 from hack.nvidia.loop import Loop, is_cordoned, running_loop
 from hack.nvidia.sandbox import SandboxError, why_not
 from hack.nvidia.walk import HALVES, SINGLE, WALK, Stop
-from hack.stage import StageError
 
 SIMULATED = (
     "SIMULATED: the GPUs (libnvidia-ml.so.1 is ours), kubelets (kwok, a registration stub for device plugins), Node "
@@ -25,11 +25,11 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
     """The whole story.
 
     Raises:
-        StageError: it cannot run on this machine; the text says why.
+        LaunchError: it cannot run on this machine; the text says why.
         DemoFailed: something is not as it should be.
     """
     if why := why_not():
-        raise StageError(f"SKIPPED: {why}")
+        raise LaunchError(f"SKIPPED: {why}")
     screen.banner(SIMULATED)
     screen.say(f"The operator's log: {LOG.relative_to(ROOT)}")
     with tempfile.TemporaryDirectory(prefix="gpusharing-") as folder:
@@ -39,7 +39,7 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
             with running_loop(Path(folder), "one", FAULTY, log=empty_log()) as loop:
                 _play(screen, loop)
         except (build.BuildError, SandboxError) as error:
-            raise StageError(str(error)) from error
+            raise LaunchError(str(error)) from error
         except TimeoutError as error:
             raise DemoFailed(str(error)) from error
         finally:

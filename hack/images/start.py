@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hack import stage
+from hack import launch
 from hack.bench.machine import cpu_ms
 from hack.cluster import install
 from hack.cluster.controlplane import ControlPlane
@@ -59,7 +59,7 @@ def environment(plane: ControlPlane, port: int) -> dict[str, str]:
         "KUBERNETES_SERVICE_HOST": server.hostname or "",
         "KUBERNETES_SERVICE_PORT": str(server.port),
         "SERVICE_ACCOUNT": f"/{ACCOUNT}",
-        "GPUSHARING_NAMESPACE": stage.NAMESPACE,
+        "GPUSHARING_NAMESPACE": launch.NAMESPACE,
         "GPUSHARING_LISTEN": "127.0.0.1",
         "GPUSHARING_PROBE_PORT": str(port),
         "GPUSHARING_METRICS_PORT": "0",
@@ -112,11 +112,11 @@ def measure_starts(image: local.Image) -> list[Start]:
         root = Path(scratch) / "root"
         lay(image, root)
         install.install_all(plane.api)
-        stage.install_chart(plane.kubeconfig)
+        launch.install_chart(plane.kubeconfig)
         account = root / ACCOUNT
         account.mkdir(parents=True)
         (account / "token").write_text(
-            service_account_token(plane.api, stage.NAMESPACE, stage.SERVICE_ACCOUNT)
+            service_account_token(plane.api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
         )
         (account / "ca.crt").write_text(plane.api.ca_pem)
         root.chmod(0o755)

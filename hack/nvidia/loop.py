@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpusharing.api import names
-from hack import stage
+from hack import launch
 from hack.cluster import install
 from hack.cluster.api import Api, Object
 from hack.cluster.audit import read_requests, wait_logged
@@ -18,7 +18,7 @@ from hack.nvidia.node import RealNode, real_nodes
 POLICY = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/real"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 NODES, PODS = "/api/v1/nodes", "/api/v1/namespaces/default/pods"
-OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:{stage.SERVICE_ACCOUNT}"
+OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 MODEL = "h100-80gb"
 SECONDS = 240.0
 """Patience of every wait: a change of mode takes about 12 s on an idle machine, and CI does other things beside it."""
@@ -45,7 +45,7 @@ class Loop:
 
     plane: ControlPlane
     nodes: dict[str, RealNode]
-    operator: stage.Process
+    operator: launch.Process
 
     @property
     def api(self) -> Api:
@@ -59,7 +59,7 @@ class Loop:
     def wait_ready(self) -> None:
         """Until the present generation is Ready."""
         try:
-            stage.wait_ready(self.api, "real", SECONDS)
+            launch.wait_ready(self.api, "real", SECONDS)
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.describe()}") from None
 
@@ -163,15 +163,15 @@ def running_loop(
     `chart`: more arguments of helm, `("--set", "agent.privileged=false")`; `models`: of machines that have no H100.
 
     Raises:
-        BuildError, SandboxError, ToolchainError, StageError, ComponentError: it cannot run here.
+        BuildError, SandboxError, ToolchainError, LaunchError, ComponentError: it cannot run here.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
         install.install_gpu_operator(plane.api)
-        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *chart)
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0", *chart)
         wanted = {name: [(models or {}).get(name, MODEL)] * 2 for name in machines}
         nodes = stack.enter_context(real_nodes(plane.kubeconfig, wanted, folder))
-        operator = stage.operator(plane.kubeconfig, folder, 1.0, **WAITS)
+        operator = launch.operator(plane.kubeconfig, folder, 1.0, **WAITS)
         operator.log = log or operator.log
         stack.enter_context(operator)
         yield Loop(plane, nodes, operator)

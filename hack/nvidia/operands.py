@@ -12,13 +12,13 @@ from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.tokens import pod_bound_token
+from hack.launch import Process
 from hack.nvidia import build
 from hack.nvidia.migmanager import MigManager
 from hack.nvidia.mounts import Mount
 from hack.nvidia.podrights import command_around
 from hack.nvidia.sandbox import ProcessView, Sandbox
 from hack.nvidia.tasks import PodProcesses, SandboxTask, Task
-from hack.stage import Process
 
 MIG_MANAGER, PLUGIN, GFD = "nvidia-mig-manager", "nvidia-device-plugin-daemonset", "gpu-feature-discovery"
 MPS, AGENT = "nvidia-device-plugin-mps-control-daemon", "gpusharing-agent"

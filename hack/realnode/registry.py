@@ -17,9 +17,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from hack.cluster.process import Component, wait_until
+from hack.launch import PYTHONPATH
 from hack.realnode.images import Image, configuration, pack_layer
 from hack.realnode.node import KubeletNode
-from hack.stage import PYTHONPATH
 
 ADDRESS = ("127.0.0.1", 5000)
 HOST = "localhost:5000"

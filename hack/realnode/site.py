@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpusharing.api import names
-from hack import stage
+from hack import launch
 from hack.cluster import install, toolchain
 from hack.cluster.api import Api
 from hack.cluster.controlplane import ControlPlane
@@ -41,7 +41,7 @@ class Site:
         """`helm upgrade --install --wait` with the chart of this checkout and our image; the notes."""
         repository, _, tag = self.image.reference.rpartition(":")
         image = ("--set", f"image.repository={repository}", "--set", f"image.tag={tag}")
-        return stage.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
+        return launch.install_chart(self.plane.kubeconfig, *image, "--wait", "--timeout", "300s", *arguments)
 
     def helm(self, *arguments: str) -> str:
         """What helm printed, asked about the namespace of our release; its complaint is in the exception's text."""
@@ -57,7 +57,7 @@ class Site:
 
     def _run_helm(self, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [str(toolchain.program("helm")), *arguments, "--namespace", stage.NAMESPACE],
+            [str(toolchain.program("helm")), *arguments, "--namespace", launch.NAMESPACE],
             env=self.plane.environment(),
             capture_output=True,
             text=True,

@@ -11,7 +11,7 @@ from tests.conftest import build_or_skip
 from tests.docs.commands import Block, Shell, page
 from tests.docs.pages import ON_CLUSTER, TUTORIAL
 
-from hack import stage
+from hack import launch
 
 pytestmark = pytest.mark.cluster
 
@@ -32,7 +32,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     home = tmp_path_factory.mktemp("home")
     with ControlPlane() as plane:
         install.install_gpu_operator(plane.api)
-        stage.runtime_class(plane.api)
+        launch.runtime_class(plane.api)
         created = nodes.create_nodes(plane.api, nodes.fleet(12))
         nodes.wait_nodes_ready(plane.api, created)
         yield {**os.environ, "PATH": path, "HOME": str(home), "KUBECONFIG": str(plane.kubeconfig)}

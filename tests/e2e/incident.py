@@ -26,7 +26,7 @@ from tests.e2e.pool import (
 )
 
 from gpusharing.api import names
-from hack import stage
+from hack import launch
 
 KEEPER = f"{DEPLOYMENTS}/keeper"
 KEEPER_PROGRAM = """
@@ -39,8 +39,8 @@ while not told:
 """
 """It ends a moment after it was told, so that who tells it has an answer."""
 TELL_KEEPER = "import os, signal; os.kill(1, signal.SIGUSR1)"
-OPERATOR_PODS = f"/api/v1/namespaces/{stage.NAMESPACE}/pods"
-LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{stage.NAMESPACE}/leases/gpusharing-operator"
+OPERATOR_PODS = f"/api/v1/namespaces/{launch.NAMESPACE}/pods"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{launch.NAMESPACE}/leases/gpusharing-operator"
 
 
 @dataclass

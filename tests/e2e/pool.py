@@ -11,7 +11,7 @@ from hack.nvidia.loop import OPERATOR
 from hack.realnode.images import PAUSE_IMAGE
 from hack.realnode.site import POOL, Site
 
-from hack import stage
+from hack import launch
 
 POLICY = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/real"
 PODS = "/api/v1/namespaces/default/pods"
@@ -136,7 +136,7 @@ class Walk:
                 str(self.site.plane.kubectl_program),
                 "logs",
                 "-n",
-                stage.NAMESPACE,
+                launch.NAMESPACE,
                 "-l",
                 SELECTOR,
                 "--tail=30",
@@ -151,7 +151,7 @@ class Walk:
     def is_ready(self) -> bool:
         """Whether the present generation of the policy is Ready."""
         try:
-            stage.wait_ready(self.site.api, "real", 0.0)
+            launch.wait_ready(self.site.api, "real", 0.0)
         except TimeoutError:
             return False
         return True

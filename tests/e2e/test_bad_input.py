@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import pytest
 from hack.cluster.api import ApiError, Object
 from hack.cluster.audit import read_requests
+from hack.launch import AGENT_NAMESPACE, CHART, NAMESPACE, runtime_class
 from hack.nvidia.loop import OPERATOR
 from hack.realnode import images
 from hack.realnode.images import Entry, Image
 from hack.realnode.registry import HOST, Registry
 from hack.realnode.site import Site
-from hack.stage import AGENT_NAMESPACE, CHART, NAMESPACE, runtime_class
 from tests import kubeletwords
 from tests.e2e.pool import FULL, Walk, policy_of
 

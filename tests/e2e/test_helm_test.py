@@ -1,8 +1,8 @@
 """`helm test` as a user runs it: the hook's pod with our image on a real kubelet, under its own account."""
 
 import pytest
+from hack.launch import NAMESPACE
 from hack.realnode.site import Site
-from hack.stage import NAMESPACE
 
 pytestmark = pytest.mark.e2e
 ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"

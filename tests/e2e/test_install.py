@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 from hack.cluster.api import ApiError, Object
 from hack.cluster.process import wait_until
+from hack.launch import AGENT_NAMESPACE, NAMESPACE, ROOT
 from hack.realnode.runtime import STATE, state_file
 from hack.realnode.site import Site
-from hack.stage import AGENT_NAMESPACE, NAMESPACE, ROOT
 from tests.e2e.conftest import NODES
 
 pytestmark = pytest.mark.e2e

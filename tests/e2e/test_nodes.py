@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from hack.cluster.api import Object
 from hack.cluster.process import pid_exists, wait_until
+from hack.launch import ROOT
 from hack.realnode import cgroups, images, sweep
 from hack.realnode.site import Site
-from hack.stage import ROOT
 from tests.e2e.conftest import NODES
 
 pytestmark = pytest.mark.e2e

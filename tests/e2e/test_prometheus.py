@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 from hack.cluster.api import Object
+from hack.launch import AGENT_NAMESPACE, NAMESPACE
 from hack.realnode.machine import Machine
 from hack.realnode.runtime import MEMORY_MIB
-from hack.stage import AGENT_NAMESPACE, NAMESPACE
 from tests.chart.test_monitoring import program
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import Walk

@@ -15,11 +15,11 @@ from tests.e2e.incident import LEASE, OPERATOR_PODS, Incident, incident, version
 from tests.e2e.pool import FASTER, MIG, Walk, sliced
 
 from gpusharing.api.names import ANNOTATION_CLAIMS, ANNOTATION_FENCE
-from hack import stage
+from hack import launch
 
 pytestmark = pytest.mark.e2e
 CHANGES = cycle((sliced(4), sliced(3)))
-DEPLOYMENT = f"/apis/apps/v1/namespaces/{stage.NAMESPACE}/deployments/gpusharing-operator"
+DEPLOYMENT = f"/apis/apps/v1/namespaces/{launch.NAMESPACE}/deployments/gpusharing-operator"
 NEXT = "next"
 PATIENCE = "--timeout=300s"
 FUTURE = {"ofANewerVersion": {"kept": True}}
@@ -53,7 +53,7 @@ def upgrade(site: Site) -> str:
 
 def images(site: Site) -> set[str]:
     """Of all pods of ours that run or are to run: that of the last `helm test` has ended and keeps its image."""
-    spaces = (stage.NAMESPACE, stage.AGENT_NAMESPACE)
+    spaces = (launch.NAMESPACE, launch.AGENT_NAMESPACE)
     pods = [pod for space in spaces for pod in site.api.list(f"/api/v1/namespaces/{space}/pods")]
     stay = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
     return {

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 from hack.cluster.api import ApiError, Object
+from hack.launch import NAMESPACE
 from hack.realnode.site import Site
-from hack.stage import NAMESPACE
 from tests.build import make_fence
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import FASTER, MIG, POLICY, Walk

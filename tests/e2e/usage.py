@@ -3,8 +3,8 @@
 import re
 from functools import partial
 
+from hack.launch import AGENT_NAMESPACE
 from hack.realnode.runtime import MEMORY_MIB
-from hack.stage import AGENT_NAMESPACE
 from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import REPLICAS, Stop, Walk

@@ -5,7 +5,7 @@ import sys
 
 from hack.bench.image import locked_names
 from hack.inpod import ABSENT
-from hack.stage import PYTHONPATH, ROOT, own_environment
+from hack.launch import PYTHONPATH, ROOT, own_environment
 
 ASKED = """
 import json, sys

@@ -18,11 +18,11 @@ from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
 from tests.conftest import build_or_skip
 
-from hack import stage
+from hack import launch
 
 pytestmark = pytest.mark.cluster
 
-ACCOUNT = f"system:serviceaccount:{stage.NAMESPACE}:{stage.SERVICE_ACCOUNT}"
+ACCOUNT = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"
 SECONDS = 60.0
 
@@ -41,12 +41,12 @@ def plane() -> Iterator[ControlPlane]:
 @contextmanager
 def run(plane: ControlPlane, log: Path, *shell: str) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m hack.run` on that control plane, behind a shell if any; it has asked for a policy."""
-    environment = stage.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
+    environment = launch.own_environment() | {"KUBECONFIG": str(plane.kubeconfig), "FACTOR": "60"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*shell, sys.executable, "-m", "hack.run"],
-            cwd=stage.ROOT,
-            env=environment | {"PYTHONPATH": stage.PYTHONPATH},
+            cwd=launch.ROOT,
+            env=environment | {"PYTHONPATH": launch.PYTHONPATH},
             stderr=output,
             stdout=output,
         )

@@ -12,7 +12,7 @@ from tests.conftest import build_or_skip
 from tests.integration.nodelog import audit_policy
 from tests.integration.product import AGENT, FACTOR, Product
 
-from hack import stage
+from hack import launch
 
 SELDOM_COLLECTED = {"GOGC": "400"}
 """Go's programs let their heap grow to five times what is in use, instead of twice (https://go.dev/doc/gc-guide): that
@@ -40,20 +40,20 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         options=Options(audit=True, apiserver_flags=flags, environment=SELDOM_COLLECTED)
     ) as plane:
         install.install_gpu_operator(plane.api)
-        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
         (port,) = free_ports(1)
         metrics = ("--agent-port", str(port), "--meter-lag", "2")
         waits = ("--agent-interval", "1", "--agent-hung-after", "2")
         options = (*waits, "--agent-account", account, *metrics)
-        with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, *options):
             product = Product(plane, directory, port)
             yield product
             assert product.refused() == []
 
 
 @pytest.fixture(scope="module")
-def operator(product: Product, request: pytest.FixtureRequest) -> Iterator[stage.Process]:
+def operator(product: Product, request: pytest.FixtureRequest) -> Iterator[launch.Process]:
     """The operator of one module, as a process under the shipped rights, with the settings of the module's mark."""
     mark = request.node.get_closest_marker("operator")
     with product.operator(request.path.stem, **(mark.kwargs if mark else {})) as process:

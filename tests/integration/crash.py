@@ -17,7 +17,7 @@ from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, N
 
 from gpusharing.api.names import LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY
-from hack import stage
+from hack import launch
 
 SECONDS = 120.0
 CALM = 0.7
@@ -110,10 +110,10 @@ class Theatre:
 
     def __post_init__(self) -> None:
         """The operator logs in as its pod does, and takes the proxy for the API server."""
-        door = stage.Door(self.proxy.url, self.authority)
-        account = stage.operator_account(self.product.plane.kubeconfig, self.directory, door)
+        door = launch.Door(self.proxy.url, self.authority)
+        account = launch.operator_account(self.product.plane.kubeconfig, self.directory, door)
         settings = {f"GPUSHARING_{name.upper()}": value for name, value in (QUICK | dict(self.more)).items()}
-        self.environment = stage.operator_environment(FACTOR) | settings | account
+        self.environment = launch.operator_environment(FACTOR) | settings | account
 
     def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> Outcome:
         """Play it once; `kill_at`: kill -9 after that write (or before it leaves), and start a new operator.

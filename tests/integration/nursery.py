@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from hack.cluster.process import wait_until
-from hack.stage import DEBUG, PYTHONPATH, ROOT, own_environment
+from hack.launch import DEBUG, PYTHONPATH, ROOT, own_environment
 
 MOTHER = """\
 import json, os, sys

@@ -18,7 +18,7 @@ from hack.sim.node import ANNOTATION_PRODUCTS
 
 from gpusharing.api.names import PAUSED_FOR_MIG
 from gpusharing.planning.gpus.cards import bare_product
-from hack import stage
+from hack import launch
 
 GROUP = "/apis/gpusharing.dev/v1alpha1"
 POLICIES = f"{GROUP}/gpusharingpolicies"
@@ -32,8 +32,8 @@ UNTIL_TOLD = {"abort_backoff": "3600"}
 """SETTINGS of a module that looks at nodes whose change was given up: without them the next one begins after 2 s."""
 HELD = {"wedge_pending": "3600"}
 """SETTINGS of a module that does something in the middle of a change (`Pool.hold`)."""
-OPERATOR = f"system:serviceaccount:{stage.NAMESPACE}:gpusharing-operator"
-AGENT = f"system:serviceaccount:{stage.AGENT_NAMESPACE}:gpusharing-agent"
+OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:gpusharing-operator"
+AGENT = f"system:serviceaccount:{launch.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
 SECONDS = 120.0
 """Patience of every wait here: far above what a step takes, for a machine that does other things too."""
@@ -91,12 +91,12 @@ class Product:
         return self.plane.api
 
     def operator(
-        self, name: str = "operator", door: stage.Door | None = None, /, **settings: str
-    ) -> stage.Process:
+        self, name: str = "operator", door: launch.Door | None = None, /, **settings: str
+    ) -> launch.Process:
         """An operator under the shipped rights, not started yet; its log is named after it. `door`: see stage."""
         folder = self.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         folder.mkdir()
-        return stage.operator(self.plane.kubeconfig, folder, FACTOR, door, **(WAITS | STEADY | settings))
+        return launch.operator(self.plane.kubeconfig, folder, FACTOR, door, **(WAITS | STEADY | settings))
 
     def mark(self) -> int:
         """A moment in the audit log."""
@@ -226,7 +226,7 @@ class Pool:
 
     def wait_synced(self, seconds: float = SECONDS) -> None:
         """Until Ready says so of the present generation."""
-        stage.wait_ready(self.api, self.name, seconds)
+        launch.wait_ready(self.api, self.name, seconds)
 
     def condition(self, kind: str, name: str = "") -> Object:
         """A condition of the present generation; empty while there is none."""

@@ -37,7 +37,7 @@ from tests.integration.product import (
 )
 from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
-from hack import stage
+from hack import launch
 
 NOWHERE = "nvidia.com/mig-7g.80gb"
 KEEP = "example.com/keep"
@@ -57,7 +57,7 @@ class Trouble:
 
     pools: dict[str, Pool]
     seen: Prometheus
-    operator: stage.Process
+    operator: launch.Process
 
     def name(self, pool: str) -> str:
         """Of the policy of the pool."""
@@ -117,14 +117,14 @@ def targets(product: Product, operator_port: int, pools: dict[str, Pool]) -> lis
             "labels": {
                 "__metrics_path__": f"/{node}/metrics",
                 "node": node,
-                "namespace": stage.AGENT_NAMESPACE,
+                "namespace": launch.AGENT_NAMESPACE,
                 "pod": f"agent-on-{node}",
             },
         }
         for pool in pools.values()
         for node in pool.nodes
     ]
-    operator = {"targets": [f"127.0.0.1:{operator_port}"], "labels": {"namespace": stage.NAMESPACE}}
+    operator = {"targets": [f"127.0.0.1:{operator_port}"], "labels": {"namespace": launch.NAMESPACE}}
     return [
         {"job_name": "gpusharing-agent", "honor_labels": True, "static_configs": agents},
         {"job_name": "gpusharing-operator", "static_configs": [operator]},
@@ -140,7 +140,7 @@ def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     identity = Identity(folder / "tls")
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(FaultProxy(api.url, api.ca_pem, tls=identity.context()))
-        door = stage.Door(proxy.url, identity.authority)
+        door = launch.Door(proxy.url, identity.authority)
         operator = stack.enter_context(product.operator("alerts", door, metrics_port=str(port), **HELD))
         pools = {word: stack.enter_context(product.pool(*cards, gpus=1)) for word, cards in CARDS.items()}
         exporter = dcgm_exporter(stack.enter_context(page([busy(pools["crowded"])])))

@@ -21,7 +21,7 @@ from tests.integration.product import (
     Product,
 )
 
-from hack import stage
+from hack import launch
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -199,14 +199,14 @@ def test_on_the_dra_stack_we_keep_our_hands_off(product: Product) -> None:
 
 # --- agents that do not run --------------------------------------------------------------------------
 
-SETS = f"/apis/apps/v1/namespaces/{stage.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
+SETS = f"/apis/apps/v1/namespaces/{launch.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
 RUNTIME_CLASS = "/apis/node.k8s.io/v1/runtimeclasses/nvidia"
 
 
 @contextmanager
 def restricted(product: Product) -> Iterator[None]:
     """The agents' namespace enforces it; pods that run already stay."""
-    path, key = f"/api/v1/namespaces/{stage.AGENT_NAMESPACE}", "pod-security.kubernetes.io/enforce"
+    path, key = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}", "pod-security.kubernetes.io/enforce"
     before = product.api.get(path)["metadata"]["labels"][key]
     product.api.merge_patch(path, {"metadata": {"labels": {key: "restricted"}}})
     try:
@@ -222,7 +222,7 @@ def no_runtime_class(product: Product) -> Iterator[None]:
     try:
         yield
     finally:
-        stage.runtime_class(product.api)
+        launch.runtime_class(product.api)
 
 
 def retry_pods(product: Product) -> None:
@@ -235,7 +235,7 @@ KEPT_OUT = {
         restricted,
         (
             'violates PodSecurity "restricted:latest"',
-            f"kubectl label --overwrite namespace {stage.AGENT_NAMESPACE} pod-security.kubernetes.io/enforce=",
+            f"kubectl label --overwrite namespace {launch.AGENT_NAMESPACE} pod-security.kubernetes.io/enforce=",
         ),
     ),
     "there is no RuntimeClass": (
@@ -321,7 +321,7 @@ def test_an_agent_that_does_not_start_is_told_by_its_cause(product: Product, cas
 
 def agent_pod(pool: Pool) -> str:
     """Path of the agent's pod on the first node."""
-    pods = f"/api/v1/namespaces/{stage.AGENT_NAMESPACE}/pods"
+    pods = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}/pods"
     selector = {"labelSelector": "app.kubernetes.io/name=gpusharing-agent"}
     own = {"fieldSelector": f"spec.nodeName={pool.nodes[0]}"}
     pool.wait(lambda: bool(pool.api.list(pods, **selector, **own)), "the agent's pod", dict)
@@ -345,7 +345,7 @@ def test_where_the_agent_is_not_ready_nothing_starts(product: Product) -> None:
 def test_a_node_on_which_no_agent_runs_at_all_is_told_too(product: Product) -> None:
     with product.pool(L40S) as pool:
         node = pool.nodes[0]
-        sets = f"/apis/apps/v1/namespaces/{stage.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
+        sets = f"/apis/apps/v1/namespaces/{launch.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
         before = product.api.get(sets)["spec"]["template"]["spec"].get("nodeSelector") or {}
         nowhere = {"spec": {"template": {"spec": {"nodeSelector": {"gpusharing.dev/nowhere": "true"}}}}}
         product.api.merge_patch(sets, nowhere)

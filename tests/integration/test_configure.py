@@ -21,7 +21,7 @@ from tests.integration.crashcomplaints import ONCE, Kills
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, H100, SECONDS, Pool, Product
 
-from hack import stage
+from hack import launch
 
 CLUSTER_POLICIES = CLUSTER_POLICY.rpartition("/")[0]
 PLUGIN, MIG = "gpusharing-device-plugin", "gpusharing-mig-parted"
@@ -51,7 +51,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
         build_or_skip(partial(toolchain.program, name))
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api, cluster_policy=False)
-        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.configure=true")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.configure=true")
         yield Product(plane, tmp_path_factory.mktemp("configure"))
 
 
@@ -59,7 +59,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 def token(product: Product) -> Iterator[Api]:
     """The operator's service account; what it may patch is enforced."""
     with product.api.as_token(
-        service_account_token(product.api, stage.NAMESPACE, "gpusharing-operator")
+        service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
     ) as api:
         product.api.create(CLUSTER_POLICIES, bare("probe"))
 

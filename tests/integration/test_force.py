@@ -18,7 +18,7 @@ from tests.conftest import build_or_skip
 from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard, pod_spec
 
-from hack import stage
+from hack import launch
 
 FORCED: Object = {**SLICED, "drain": {"timeout": "8s", "onTimeout": "ForceDelete"}}
 LATER: Object = {**SLICED, "drain": {"timeout": "25s", "onTimeout": "ForceDelete"}}
@@ -34,10 +34,10 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     directory = tmp_path_factory.mktemp("force")
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api)
-        stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,forceDelete=true")
+        launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,forceDelete=true")
         account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
         options = ("--agent-interval", "1", "--agent-account", account)
-        with stage.node_software(plane.kubeconfig, directory, FACTOR, *options):
+        with launch.node_software(plane.kubeconfig, directory, FACTOR, *options):
             yield Product(plane, directory)
 
 
@@ -165,7 +165,7 @@ def fails(api: Api, name: str, probe: Object) -> bool:
 @pytest.fixture(scope="module")
 def token(product: Product) -> Iterator[Api]:
     """The operator's service account; what it may delete is enforced."""
-    account = service_account_token(product.api, stage.NAMESPACE, "gpusharing-operator")
+    account = service_account_token(product.api, launch.NAMESPACE, "gpusharing-operator")
     with product.api.as_token(account) as api:
         product.api.create(PODS, pod("probe", node=""))
         wait_until(

@@ -33,7 +33,7 @@ from tests.integration.product import (
 from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, H100, MIG, NOS, Recipe
 
 from gpusharing.kube.written import MIG_KEY
-from hack import stage
+from hack import launch
 
 CLUSTER_POLICIES = CLUSTER_POLICY.rpartition("/")[0]
 CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
@@ -85,10 +85,10 @@ def beforehand(bare: Product) -> dict[str, str]:
 def product(bare: Product, beforehand: dict[str, str]) -> Iterator[Product]:
     """Chart and node software; no ClusterPolicy and no operator yet."""
     plane = bare.plane
-    stage.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
+    launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
     account = AGENT.removeprefix("system:serviceaccount:").replace(":", "/")
     options = ("--agent-interval", "1", "--agent-account", account)
-    with stage.node_software(plane.kubeconfig, bare.directory, FACTOR, *options):
+    with launch.node_software(plane.kubeconfig, bare.directory, FACTOR, *options):
         yield bare
 
 
@@ -207,7 +207,7 @@ def test_a_fleet_by_hand_is_taken_over(product: Product, person: Path, name: str
                 product.plane.kubectl(*command)
                 wait_labelled(product, command[2])
         values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
-        stage.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
+        launch.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
         with product.operator(f"{name}-after", **settings(values)):
             wait_until(lambda: merged(product, fleet.recipe, values), SECONDS, "the entries to be merged")
             before = fleet.starts()
@@ -234,7 +234,7 @@ def take_over(product: Product, fleet: Fleet, person: Path) -> None:
     policies = [str(one["metadata"]["name"]) for one in product.api.list(POLICIES)]
     assert len(policies) == len(fleet.recipe.pools)
     for one in policies:
-        stage.wait_ready(product.api, one)
+        launch.wait_ready(product.api, one)
     assert fleet.labels() == before
     assert product.writes("pods/eviction", since=since) == []
     product.wait_logged()

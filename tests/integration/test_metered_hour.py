@@ -22,15 +22,15 @@ from typing import Any
 import pytest
 from hack.cluster.api import Object
 from hack.cluster.process import wait_until
+from hack.launch import PYTHONPATH
 from hack.sim.lapse import ANNOTATION_LAPSE, STEP
-from hack.stage import PYTHONPATH
 from tests.integration.product import FULL, GPUNODES, H100, HELD, NODES, SECONDS, Pool, Product
 from tests.integration.prometheus import Asked, asked
 from tests.integration.workloads import pod_spec
 
 from gpusharing.agent.meter import LAG
 from gpusharing.cli.troubles import CHANGES
-from hack import stage
+from hack import launch
 
 EACH = 2
 """GPUs of a node."""
@@ -124,7 +124,7 @@ class Played:
     def agent(self, node: str) -> str:
         """The uid of the agent's pod on a node that runs; empty: there is none."""
         pods = self.product.api.list(
-            f"/api/v1/namespaces/{stage.AGENT_NAMESPACE}/pods", fieldSelector=f"spec.nodeName={node}"
+            f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}/pods", fieldSelector=f"spec.nodeName={node}"
         )
         alive = [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
         return next((pod["metadata"]["uid"] for pod in alive if pod["status"].get("phase") == "Running"), "")
@@ -132,7 +132,7 @@ class Played:
     def restart_agent(self, node: str) -> None:
         """Its pod is deleted; the DaemonSet makes another."""
         before = self.agent(node)
-        path = f"/api/v1/namespaces/{stage.AGENT_NAMESPACE}/pods"
+        path = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}/pods"
         (name,) = (
             pod["metadata"]["name"] for pod in self.product.api.list(path) if pod["metadata"]["uid"] == before
         )
@@ -161,7 +161,7 @@ def job(product: Product, nodes: list[str]) -> list[dict[str, Any]]:
             "labels": {
                 "__metrics_path__": f"/{node}/metrics",
                 "node": node,
-                "namespace": stage.AGENT_NAMESPACE,
+                "namespace": launch.AGENT_NAMESPACE,
             },
         }
         for node in nodes

@@ -18,7 +18,7 @@ import pytest
 from hack.cluster.api import Object
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import control_plane_programs
-from hack.stage import PYTHONPATH
+from hack.launch import PYTHONPATH
 from tests.docs.commands import Shell, page
 from tests.docs.pages import MIGRATION
 from tests.integration.places import NODES, PODS, Places, Watched, watched
@@ -27,7 +27,7 @@ from tests.integration.prometheus import Asked, asked
 from tests.integration.workloads import PDBS, pod_spec
 
 from gpusharing.cli.troubles import CHANGES, DONE
-from hack import stage
+from hack import launch
 
 APP, REPLICAS, GUARDED = "notebooks", 7, 5
 """The Deployment of the page, its pods, and how many its budget keeps."""
@@ -74,7 +74,7 @@ def job(product: Product) -> list[dict[str, object]]:
             "labels": {
                 "__metrics_path__": f"/{node}/metrics",
                 "node": node,
-                "namespace": stage.AGENT_NAMESPACE,
+                "namespace": launch.AGENT_NAMESPACE,
             },
         }
         for node in NAMES

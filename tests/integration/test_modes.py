@@ -25,7 +25,7 @@ from tests.integration.product import (
 from tests.nodewrites import step_of, wrong_in_change, wrong_in_write
 
 from gpusharing.kube.client import JSON
-from hack import stage
+from hack import launch
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -176,7 +176,7 @@ class Walkers:
 
 
 @pytest.fixture(scope="module")
-def walkers(product: Product, operator: stage.Process) -> Iterator[Walkers]:
+def walkers(product: Product, operator: launch.Process) -> Iterator[Walkers]:
     """They stand at the beginning, adopted."""
     begun = product.mark()
     with contextlib.ExitStack() as stack:

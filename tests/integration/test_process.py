@@ -15,7 +15,7 @@ from hack.cluster.process import free_ports, wait_until
 from hack.cluster.tokens import write_token_kubeconfig
 from tests.integration.product import FULL, HELD, LEASE, MIXED, NODES, SECONDS, SLICED, Product
 
-from hack import stage
+from hack import launch
 
 LEASE_TIMES = {"lease_seconds": "15", "renew_deadline": "14", "retry_period": "0.5"}
 """A dead leader blocks its successor for fifteen seconds; a machine that stands still for less ends no leader."""
@@ -171,13 +171,13 @@ def test_an_operator_outside_a_pod_logs_in_with_a_kubeconfig(product: Product, t
     in_a_pod = watched.process.environment
     assert Path(in_a_pod["SERVICE_ACCOUNT"], "token").exists()
     assert in_a_pod["KUBECONFIG"] == ""
-    path = stage.operator_kubeconfig(product.plane.kubeconfig, tmp_path)
+    path = launch.operator_kubeconfig(product.plane.kubeconfig, tmp_path)
     pod = ("SERVICE_ACCOUNT", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT")
     watched.process.environment = {
         **{name: value for name, value in in_a_pod.items() if name not in pod},
         "KUBECONFIG": str(path),
     }
-    watched.process.arguments = stage.AT_A_DESK
+    watched.process.arguments = launch.AT_A_DESK
     with watched.process as process:
         assert watched.wait("/readyz", 200) == "ok\n"
         process.stop()
@@ -213,10 +213,10 @@ def test_without_rights_the_message_names_verb_resource_and_chart_value(
     product: Product, tmp_path: Path
 ) -> None:
     watched = Watched(product, "powerless")
-    kubeconfig = write_token_kubeconfig(product.api, tmp_path / "kubeconfig", stage.NAMESPACE, "default")
+    kubeconfig = write_token_kubeconfig(product.api, tmp_path / "kubeconfig", launch.NAMESPACE, "default")
     process = watched.process
     process.environment = {**process.environment, "KUBECONFIG": str(kubeconfig)}
-    process.arguments = stage.AT_A_DESK
+    process.arguments = launch.AT_A_DESK
     with process:
         # Before the first answers each part says that it has none yet.
         text = watched.wait("/readyz", 503, "nodes: no right to list nodes", "lease: no right to get leases")

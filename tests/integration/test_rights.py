@@ -18,7 +18,7 @@ from hack.sidebyside import LOOKED_BACK_AT
 from tests.chart.rbac import golden
 from tests.integration.product import AGENT, GPUNODES, OPERATOR, SECONDS, Product
 
-from hack import stage
+from hack import launch
 
 Used = tuple[str, str, str, str]
 """Subject, group, resource with subresource, verb."""
@@ -62,7 +62,7 @@ def report_once(product: Product, directory: Path) -> None:
         node = pool.nodes[0]
         # Not the pool's agent: the process speaks for this node alone, and the simulated one is told nothing.
         (directory / "token").write_text(
-            node_bound_token(product.api, stage.AGENT_NAMESPACE, "gpusharing-agent", node)
+            node_bound_token(product.api, launch.AGENT_NAMESPACE, "gpusharing-agent", node)
         )
         (directory / "ca.crt").write_text(product.api.ca_pem)
         server = urlsplit(product.api.url)
@@ -73,7 +73,7 @@ def report_once(product: Product, directory: Path) -> None:
             "KUBERNETES_SERVICE_HOST": server.hostname or "",
             "KUBERNETES_SERVICE_PORT": str(server.port),
             "METRICS_ADDR": "127.0.0.1:0",
-            "PYTHONPATH": stage.PYTHONPATH,
+            "PYTHONPATH": launch.PYTHONPATH,
         }
         gpunode = {"apiVersion": "gpusharing.dev/v1alpha1", "kind": "GPUNode", "metadata": {"name": node}}
         product.api.create(GPUNODES, {**gpunode, "spec": {"request": {"id": "rights", "quiet": False}}})

@@ -24,7 +24,7 @@ from tests.integration.product import (
 )
 from tests.integration.workloads import PODS, pod_spec
 
-from hack import stage
+from hack import launch
 
 WORDS = "the fault proxy says no"
 NAMED = {"ListFailed", "EvictionError", "CallFailed"}
@@ -35,7 +35,7 @@ class Sickbed:
     """A proxy, and the log of the operator behind it."""
 
     proxy: FaultProxy
-    process: stage.Process
+    process: launch.Process
 
     def said(self) -> str:
         """The operator's log."""
@@ -49,8 +49,8 @@ def sickbed(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
     product.remove(LEASE)
     identity = Identity(directory / "tls")
     with FaultProxy(api.url, api.ca_pem, tls=identity.context()) as proxy:
-        door = stage.Door(proxy.url, identity.authority)
-        with stage.operator(product.plane.kubeconfig, directory, FACTOR, door, **WAITS, **STEADY) as process:
+        door = launch.Door(proxy.url, identity.authority)
+        with launch.operator(product.plane.kubeconfig, directory, FACTOR, door, **WAITS, **STEADY) as process:
             yield Sickbed(proxy, process)
             assert process.exit_status is None, process.log.read_text()[-3000:]
 

@@ -25,7 +25,7 @@ from tests.recipes import H100, L40S, MIG, Pool, Recipe, parted
 
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
-from hack import stage
+from hack import launch
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 
@@ -224,9 +224,9 @@ def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(fl
         loop.wait(lambda node=command[2]: mig_state(loop, node) == "success", f"mig-manager on {command[2]}")
     values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
     loop.operator.stop()
-    stage.install_chart(loop.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
+    launch.install_chart(loop.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
     folder = loop.operator.log.parent
-    loop.operator = stage.operator(loop.plane.kubeconfig, folder, 1.0, **WAITS, **settings(values))
+    loop.operator = launch.operator(loop.plane.kubeconfig, folder, 1.0, **WAITS, **settings(values))
     with loop.operator:
         loop.wait(lambda: fleet.merged(values), "the entries to be merged")
         ((_, *command),) = commands(said, "kubectl patch clusterpolicy")
@@ -237,7 +237,7 @@ def test_nvidias_programs_find_everything_in_place_when_a_fleet_is_taken_over(fl
         loop.plane.kubectl("apply", "-f", "-", stdin=proposed)
         specs = [one["spec"] for one in yaml.safe_load_all(proposed) if one]
         for policy in loop.api.list(POLICIES):
-            stage.wait_ready(loop.api, str(policy["metadata"]["name"]))
+            launch.wait_ready(loop.api, str(policy["metadata"]["name"]))
 
     for wanted in fleet.expected():
         assert [wanted for spec in specs if spec.items() >= wanted.items()] == [wanted]

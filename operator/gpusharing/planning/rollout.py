@@ -363,22 +363,22 @@ def configure(
 ) -> WriteConfig | None:
     """The ConfigMaps as they should be; None when they are."""
     plugins = {target.plugin_key: target.plugin for target in targets if target.plugin_key}
-    question = partial(_configure, nodes=snapshot.nodes, wishes=wishes)
-    models, plugins = memo.same("models", models), memo.same("plugins", plugins)
-    change, _ = memo.ask(question, snapshot.policies, models, plugins, snapshot.stack, lasts=_is_settled)
-    return change
+    question = partial(_configure, nodes=snapshot.nodes)
+    wishes, models = memo.same("wishes", wishes), memo.same("models", models)
+    known = (snapshot.policies, wishes, models, memo.same("plugins", plugins), snapshot.stack)
+    return memo.ask(question, *known, lasts=_is_settled)[0]
 
 
 def _configure(
     policies: tuple[PolicyView, ...],
+    wishes: Mapping[str, Wish | Finding],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
     *,
     nodes: Mapping[str, NodeView],
-    wishes: Mapping[str, Wish | Finding],
 ) -> tuple[WriteConfig | None, bool]:
-    """See `plan_config`. The wishes are those of the policies."""
+    """See `plan_config`."""
 
     def wish(policy: PolicyView) -> Wish | None:
         found = wishes[policy.name]

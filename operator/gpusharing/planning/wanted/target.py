@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -154,7 +154,7 @@ def _too_old(
     found = None
     if spec.mig is not None and stack.cluster_policy is not None:
         found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
-    return Finding(found[0], f"{node}: {found[1]}") if found is not None else None
+    return replace(found, message=f"{node}: {found.message}") if found is not None else None
 
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:

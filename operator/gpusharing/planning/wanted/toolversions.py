@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView
 from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 SUFFIXES_SINCE = (0, 20)
@@ -43,14 +44,14 @@ def find_too_old(
     gpus: Sequence[GpuView],
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
-) -> tuple[Reason, str] | None:
+) -> Finding | None:
     """Why these layouts, one per GPU, would come out wrong with the versions that ClusterPolicy names."""
     plugin, parted = cluster_policy.plugin_version, cluster_policy.mig_manager_version
     if strategy == "mixed" and merges_suffixes(plugin) and (profile := suffixed(layouts)):
-        return Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}"
+        return Finding(Reason.PLUGIN_TOO_OLD, f"{profile} with device plugin {plugin}: {ADVICE}")
     if _is_before(parted, OWN_NAMES_SINCE) and (mistaken := find_mistaken(gpus, layouts)) is not None:
         gpu, first, name = mistaken
-        return (
+        return Finding(
             Reason.MIG_MANAGER_TOO_OLD,
             f"mig-manager {parted} would take {name} of GPU {gpu.index} ({gpu.product}) for {name} of GPU"
             f" {first.index} ({first.product}), and fail; upgrade mig-manager to v0.15, or use another profile",

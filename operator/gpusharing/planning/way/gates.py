@@ -120,10 +120,8 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
     if case.agent_ready:
         return ""
-    return Finding(
-        *case.no_agent(
-            "; no change starts, because it could not be proven; look at the DaemonSet gpusharing-agent"
-        )
+    return case.no_agent(
+        "; no change starts, because it could not be proven; look at the DaemonSet gpusharing-agent"
     )
 
 

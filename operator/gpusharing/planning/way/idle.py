@@ -135,7 +135,8 @@ def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_pro
     if not case.node.ready:
         return wait(Reason.NODE_UNREACHABLE, "the node is not Ready: nobody knows whether its pods still run")
     if not case.agent_ready:
-        return wait(*case.no_agent(": nobody can say whether the GPUs are idle"))
+        unseen = case.no_agent(": nobody can say whether the GPUs are idle")
+        return wait(unseen.reason, unseen.message)
     empty_since = work.empty_since or work.listed_at
     asked_since = max(empty_since, since) if since is not None else empty_since
     request, busy = next_quiet_request(case, asked_since, step_proven=step_proven), last_busy(case)

@@ -120,7 +120,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if assessment.mismatch is None:
         return _as_wanted(case, assessment)
     if (closed := find_closed(case)) is not None:
-        return case.verdict(Phase.BLOCKED, closed.reason, closed.message)
+        return _blocked(case, closed)
     if (gate := find_gate(case, assessment)) is not None:
         return _gated(case, gate)
     message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
@@ -133,11 +133,15 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
     ) is not None:  # why nobody reads the GPUs of a node for virtual machines
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:
-        return case.verdict(Phase.BLOCKED, closed.reason, closed.message)
+        return _blocked(case, closed)
     if not case.agent_ready:
-        return case.verdict(Phase.BLOCKED, *case.no_agent("; look at the DaemonSet gpusharing-agent"))
+        return _blocked(case, case.no_agent("; look at the DaemonSet gpusharing-agent"))
     phase = Phase.PENDING if pending.reason in _WAITING else Phase.BLOCKED
     return case.verdict(phase, pending.reason, pending.message)
+
+
+def _blocked(case: NodeCase, found: Finding) -> Verdict:
+    return case.verdict(Phase.BLOCKED, found.reason, found.message)
 
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
@@ -169,9 +173,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
             )
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
-        return case.verdict(
-            Phase.BLOCKED, *case.no_agent(" to prove that the node is as wanted, although it looks so")
-        )
+        return _blocked(case, case.no_agent(" to prove that the node is as wanted, although it looks so"))
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
     if node.gate is not None and (ailment := case.ailment) is not None:
@@ -187,7 +189,7 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
 def _unseen(case: NodeCase) -> Verdict | None:
     """A policy that is being deleted waits for a node whose whole GPUs nobody can confirm now (forgetting.py)."""
     if not case.agent_ready:
-        return case.verdict(Phase.BLOCKED, *case.no_agent(" to prove that the node has whole GPUs"))
+        return _blocked(case, case.no_agent(" to prove that the node has whole GPUs"))
     if not case.node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
     return None

@@ -123,11 +123,11 @@ class NodeCase:
     agent_trouble: Finding | None = None
     """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
 
-    def no_agent(self, consequence: str) -> tuple[Reason, str]:
-        """Reason and message when no agent is Ready; `consequence` says what that prevents."""
+    def no_agent(self, consequence: str) -> Finding:
+        """Why no agent is Ready; `consequence` says what that prevents."""
         if (trouble := self.agent_trouble) is not None:
-            return trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}"
-        return Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}"
+            return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
+        return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}")
 
     @property
     def ailment(self) -> Finding | None:

@@ -41,7 +41,7 @@ WAITS = {
 """The operator's waits in seconds; on simulated hardware they run faster by the same factor as the hardware."""
 
 
-class StageError(Exception):
+class LaunchError(Exception):
     """The product could not be put on stage; the message says what helm or the process said."""
 
 
@@ -63,7 +63,7 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
         check=False,
     )
     if done.returncode:
-        raise StageError(f"helm install: {done.stderr.strip()}")
+        raise LaunchError(f"helm install: {done.stderr.strip()}")
     return done.stdout
 
 
