@@ -3,6 +3,9 @@
 A question is a pure function of its arguments. Its answer is valid while it is asked with the same objects, or with
 equal ones: they are values. So the list of arguments is the key, and adding an argument adds it to the key. Python
 compares an object with itself at once, and gatherers keep what did not change: a comparison costs next to nothing.
+
+Everything that is decided is remembered here. functools.lru_cache stands only before pure functions of a few values,
+such as a layout or a version, that hold no snapshot (tests/test_shape.py has the list).
 """
 
 from collections.abc import Callable, Iterable
