@@ -1,7 +1,9 @@
 """What is cited is there: every page by its path, every anchor in it, every row of docs/design that is named by its id.
+Every row and bullet of docs/design has an id.
 
 A page is cited by its path below the root or from the file that cites it. `owner/repository path.md` is a page of
-somebody else's. Rows in brackets alone, such as (E18) or (b.4), need a citation of their page in the same module.
+somebody else's. Where a file names rows alone, such as (E18), `# E2, E3: gone` or b.4, it cites their page too, and
+all rows that it names are there.
 """
 
 import ast
@@ -21,12 +23,21 @@ LINK = re.compile(r"\]\(([^)#\s]*\.md)?(?:#([^)\s]+))?\)")
 ELSEWHERE = re.compile(r"https?://\S+|(?<![\w./-])(?!docs/|hack/|tests/)[\w.-]+/[\w.-]+ [\w./-]+\.md\b")
 """Pages of others: by address, or by repository and path."""
 ROW = r"(?:[PGETCXRSFD]\d{1,2}|[abd]\.\d{1,2})"
-ROWS = re.compile(rf'(?:\(|^""")({ROW}(?:(?:, | and | to | ?[-–] ?){ROW})*)(?=[),:; ])', re.MULTILINE)
+ROWS = re.compile(rf'(?:\(|^"""|^# )({ROW}(?:(?:, | and | to | ?[-–] ?){ROW})*)(?=[),:; ])', re.MULTILINE)
+"""In brackets, or where a docstring or a comment begins: rows, whether the file cites a page or not."""
+DOTTED = re.compile(r"(?<![\w./#-])[abd]\.\d{1,2}(?![\w.-]*\w)")
+"""Nothing but a row looks like this."""
+ANYWHERE = re.compile(rf"(?<![\w./#-]){ROW}(?![\w.-]*\w)")
+"""Rows in the prose of a module that cites their page; in another one, T4 may be a card."""
 ROW_PAGES = {
     **dict.fromkeys("PGETCX", "docs/design/drain.md"),
     **dict.fromkeys("Rabd", "docs/design/nvidia.md"),
     **dict.fromkeys("SFD", "docs/design/faults.md"),
 }
+RULE = re.compile(r"^(?:\| (?!---|\[)|- |\d+\. )")
+"""The beginning of a row, a bullet or a numbered item. A row that begins with a link leads to a page: it is no rule."""
+FIELDS = ("| `spec.", "| `status.")
+"""Rows of d.8, which are data; tests/integration/test_clusterpolicy_fields.py compares them."""
 LEFT_OUT = ("CHANGELOG.md", "mkdocs.yml", "tests/hack/test_generate.py", "tests/test_citations.py")
 """What tells of the past, what mkdocs checks itself, and modules whose pages are made up."""
 
@@ -38,6 +49,17 @@ def anchors(page: str) -> frozenset[str]:
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     slugs = {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
     return frozenset({*re.findall(r'<a id="([\w-]+)"></a>', text), *slugs})
+
+
+def rules_without_id(page: str, text: str) -> list[str]:
+    """Rows, bullets and numbered items that nobody can cite. The row above a |---| is the head of a table."""
+    lines = text.splitlines()
+    return [
+        f"{page}: {line[:60]}"
+        for line, below in zip(lines, [*lines[1:], ""], strict=True)
+        if RULE.match(line) and not below.startswith("|---") and not line.startswith(FIELDS)
+        if '<a id="' not in line
+    ]
 
 
 def comments(text: str) -> Iterator[str]:
@@ -55,6 +77,7 @@ def docstrings(text: str) -> Iterator[str]:
             yield f'"""{value.value}'
 
 
+@cache
 def said(name: str) -> str:
     """What a file says to its readers."""
     if name in PYTHON:
@@ -89,23 +112,28 @@ def lost_links(name: str, text: str) -> list[str]:
     return lost
 
 
+def rows_named(name: str, text: str) -> set[str]:
+    """The rows that a file names by their ids alone."""
+    cited = {page for page in ROW_PAGES.values() if page in text and name.endswith(".py")}
+    found = {row for group in ROWS.findall(text) for row in re.findall(ROW, group)}
+    prose = {row for row in ANYWHERE.findall(text) if ROW_PAGES[row[0]] in cited}
+    return found | prose | set(DOTTED.findall(text))
+
+
 def lost_rows(name: str, text: str) -> list[str]:
     """Rows named by their ids alone that no page which the file cites has."""
-    lost = []
-    for group in ROWS.findall(text):
-        for row in re.findall(ROW, group):
-            page = ROW_PAGES[row[0]]
-            if page not in text or row.lower().replace(".", "") not in anchors(page):
-                lost.append(f"{name}: {row}")
-    return lost
+    return [
+        f"{name}: {row}"
+        for row in sorted(rows_named(name, text))
+        if ROW_PAGES[row[0]] not in text or row.lower().replace(".", "") not in anchors(ROW_PAGES[row[0]])
+    ]
 
 
-CITING = [
-    name
-    for name in FILES
-    if name not in LEFT_OUT
-    and name.endswith((".py", ".md", ".yaml", ".toml", ".c", ".h", ".tpl", ".sh", "Makefile"))
-]
+UNREAD = (".ambr", ".lock", ".sum", ".svg", "LICENSE")
+"""Ends of names of files that a program writes whole, and of what is not ours."""
+CITING = [name for name in FILES if name not in LEFT_OUT and not name.endswith(UNREAD)]
+ROW_CITING = [name for name in CITING if name not in PAGES]
+"""Pages link to their rows."""
 
 
 def test_every_page_and_anchor_that_is_cited_is_there() -> None:
@@ -120,7 +148,23 @@ def test_every_page_and_anchor_that_is_cited_is_there() -> None:
 
 
 def test_every_row_that_code_names_by_its_id_is_on_the_page_that_it_cites() -> None:
-    assert [row for name in CITING if name in PYTHON for row in lost_rows(name, said(name))] == []
+    assert [row for name in ROW_CITING for row in lost_rows(name, said(name))] == []
+
+
+def test_every_rule_of_the_specification_has_an_id_of_its_own() -> None:
+    pages = {name: text for name, text in PAGES.items() if name.startswith("docs/design/")}
+    assert pages
+    assert [rule for name, text in pages.items() for rule in rules_without_id(name, text)] == []
+    for name, text in pages.items():
+        ids = re.findall(r'<a id="([^"]*)"></a>', text)
+        assert len(ids) == len(set(ids)), name
+
+
+def test_a_rule_without_an_id_is_found() -> None:
+    table = '| Row | Rule |\n|---|---|\n| <a id="e1"></a>E1 | never twice |\n'
+    assert rules_without_id("drain.md", f'{table}\n- <a id="b"></a>one') == []
+    for rule in ("| E2 | twice |", "- one", "1. first"):
+        assert rules_without_id("drain.md", table + rule) == [f"drain.md: {rule}"]
 
 
 @pytest.mark.parametrize("text", [
@@ -136,6 +180,24 @@ def test_a_row_without_its_page_is_found() -> None:
     assert lost_rows("here.py", "never twice (E1)") == ["here.py: E1"]
     assert lost_rows("here.py", "docs/design/drain.md; never twice (E1, E99)") == ["here.py: E99"]
     assert lost_rows("here.py", "docs/design/drain.md; never twice (E1, E2)") == []
+
+
+@pytest.mark.parametrize(("text", "row"), [
+    ("# E2, E99: gone", "E2"),
+    ("docs/design/drain.md\n# E2, E99: gone", "E99"),
+    ("capacity outlives the plugin (actuators b.7)", "b.7"),
+    ("docs/design/nvidia.md and, in prose, b.99", "b.99"),
+    ("docs/design/drain.md and, in prose, E99", "E99"),
+])  # fmt: skip
+def test_a_row_is_found_wherever_a_module_names_it(text: str, row: str) -> None:
+    assert f"here.py: {row}" in lost_rows("here.py", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["on a T4 with 0.20.1", "docs/design/drain.md; a name such as d.2-job, pool-b.1.x"]
+)
+def test_a_card_and_a_name_are_no_rows(text: str) -> None:
+    assert lost_rows("here.py", text) == []
 
 
 def test_a_page_of_somebody_elses_is_named_with_its_repository() -> None:

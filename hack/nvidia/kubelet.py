@@ -61,7 +61,8 @@ class DeviceManager:
         return bool(lines)
 
     def _write_status(self) -> None:
-        """Names that nobody offers any more stay, at 0; capacity outlives the plugin for a while (actuators b.7)."""
+        """Names that nobody offers any more stay, at 0; capacity outlives the plugin for a while
+        (docs/design/nvidia.md#b7)."""
         counts = {name: str(len(ids)) for name, ids in self._devices.items()}
         capacity = {name: count for name, count in counts.items() if name not in self._gone}
         self._api.merge_patch(

@@ -9,7 +9,7 @@ The driver knows three rights (MIG user guide, "Device Nodes and Capabilities"; 
 
 In a container the capability files are there only when the NVIDIA container toolkit put them there, and it refuses
 NVIDIA_MIG_CONFIG_DEVICES and NVIDIA_MIG_MONITOR_DEVICES to a container without CAP_SYS_ADMIN
-(cmd/nvidia-container-runtime-hook/container_config.go).
+(nvidia-container-toolkit v1.19.1, cmd/nvidia-container-runtime-hook/container_config.go).
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,10 @@
 """SIMULATED: the podresources socket of a kubelet, `v1.PodResourcesLister` over gRPC on HTTP/2.
 
-It answers as a kubelet does (kubernetes pkg/kubelet/apis/podresources/server_v1.go): all pods, also those without
-devices, and one ContainerDevices for each device, with the NUMA node that it is near (pkg/kubelet/cm/helpers_linux.go),
-each time in another order, for they come from maps of Go (podsMapToPods in pkg/kubelet/pod/pod_manager.go). It takes
-any number of calls on a connection and pings who sends data, as grpc-go does (internal/transport/bdp_estimator.go).
+It answers as a kubelet does (kubernetes v1.36.3 pkg/kubelet/apis/podresources/server_v1.go): all pods, also those
+without devices, and one ContainerDevices for each device, with the NUMA node that it is near
+(pkg/kubelet/cm/container_manager.go), each time in another order, for they come from maps of Go (podsMapToPods in
+pkg/kubelet/pod/pod_manager.go). It takes any number of calls on a connection and pings who sends data, as grpc-go
+v1.79.3 does (internal/transport/bdp_estimator.go).
 Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py` names them.
 """
 

@@ -1,6 +1,6 @@
 """SIMULATED config-manager and device plugin: which configuration counts, and what a node then advertises.
 
-Pure: docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#observed as functions. `operand.py` and `node.py`
+Pure: docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served as functions. `operand.py` and `node.py`
 give them time.
 """
 
@@ -107,7 +107,8 @@ def single_profile(gpus: Sequence[GPU]) -> str:
 
 
 def _refuse_mig(gpus: Sequence[GPU], config: PluginConfig) -> None:
-    """MPS and MIG exclude each other (b.5); the plugin does not ask for the card's limit, the daemon does."""
+    """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps); the plugin does not ask for the card's limit,
+    the daemon does."""
     if config.mig_strategy == "mixed":
         raise PluginError("using --mig-strategy=mixed is not supported with MPS")
     if any(map(_mig, gpus)):
@@ -116,7 +117,7 @@ def _refuse_mig(gpus: Sequence[GPU], config: PluginConfig) -> None:
 
 def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion) -> list[str]:
     """One resource name per device."""
-    if strategy == "none":  # a MIG GPU is advertised as a whole one, which is wrong, but so it is
+    if strategy == "none":  # wrong, but so it is (docs/design/hardware.md#mig-none)
         return [RESOURCE_GPU for _ in gpus]
     if strategy == "single":
         if not single_profile(gpus):

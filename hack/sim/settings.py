@@ -17,7 +17,7 @@ _SHIPPED = LoopSettings()
 class Times:
     """How long steps of NVIDIA's software and of the kubelet take, in seconds before `time_factor`.
 
-    mig-manager alone was measured at about 4 s from pending to success (docs/design/nvidia.md#observed); the others
+    mig-manager alone was measured at about 4 s from pending to success (docs/design/nvidia.md#run-time); the others
     are the usual size of such steps on a cluster with warm images, and the limits are NVIDIA's own (a.3, c).
     """
 

@@ -57,7 +57,7 @@ COMPONENTS = (
     ),
     *("kataManager", "kataSandboxDevicePlugin", "ccManager"),
 )
-"""Blocks of ClusterPolicy that have `env` and `args` (GPU Operator, api/nvidia/v1/clusterpolicy_types.go)."""
+"""Blocks of ClusterPolicy that have `env` and `args` (GPU Operator v26.7.0, api/nvidia/v1/clusterpolicy_types.go)."""
 HIDDEN = [{"name": "X", "value": PLANTED}]
 APPLIED = {"kubectl.kubernetes.io/last-applied-configuration": PLANTED, "team/note": PLANTED}
 

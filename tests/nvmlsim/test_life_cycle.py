@@ -48,7 +48,7 @@ def test_a_card_reports_exactly_the_profiles_and_placements_of_the_card_table(
 
 
 def name_of(profile: dict[str, int | str], total_mib: int) -> str:
-    """The name that NVIDIA's programs compute from the memory sizes (go-nvlib, mig_profile.go)."""
+    """The name that NVIDIA's programs compute from the memory sizes (go-nvlib v0.10.0, mig_profile.go)."""
     suffix = str(profile["name"]).partition("gb")[2]
     eighths = -(-int(profile["memory_mib"]) * 8 // total_mib)
     gigabytes = int(-(-total_mib // 1024) * eighths / 8 + 0.5)

@@ -1,7 +1,7 @@
 """PodDisruptionBudgets as their controller keeps them, and what the API server answers to an eviction.
 
-Written after kubernetes `pkg/registry/core/pod/storage/eviction.go` and the disruption controller; nothing is asked
-of pdb.py, which foresees the same answers.
+Written after kubernetes v1.36.3 `pkg/registry/core/pod/storage/eviction.go` and the disruption controller; nothing is
+asked of pdb.py, which foresees the same answers.
 """
 
 from collections.abc import Iterable

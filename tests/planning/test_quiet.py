@@ -24,7 +24,7 @@ ALL_STATES = (
     "node-maintenance-required", "post-maintenance-required", "pod-restart-required", "validation-required",
     "uncordon-required", "upgrade-done", "upgrade-failed",
 )  # fmt: skip
-"""In their order (k8s-operator-libs pkg/upgrade/consts.go; docs/design/nvidia.md#d4)."""
+"""In their order (k8s-operator-libs pkg/upgrade/consts.go at 11e747a; docs/design/nvidia.md#d4)."""
 
 
 def at(seconds: float) -> datetime:

@@ -1,4 +1,4 @@
-"""The device plugin's names and counts (docs/design/nvidia.md#b6, docs/design/nvidia.md#observed)."""
+"""The device plugin's names and counts (docs/design/nvidia.md#b6, docs/design/nvidia.md#served)."""
 
 import pytest
 from hack.sim.plugin import PluginConfig, PluginError, advertised, choose_key, parse_config

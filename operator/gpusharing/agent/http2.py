@@ -25,7 +25,7 @@ from hyperframe.frame import (
 )
 
 MOST = 16 << 20
-"""Bytes of one answer, as others take them (kubernetes test/e2e_node/util.go, defaultPodResourcesMaxSize)."""
+"""Bytes of one answer, as others take them (kubernetes v1.36.3 test/e2e_node/util.go, defaultPodResourcesMaxSize)."""
 MOST_TURNS = 1000
 """Of one connection. What we send in them fits into the window that every server begins with."""
 MOST_HEADERS = 64 << 10

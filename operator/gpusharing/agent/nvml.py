@@ -216,7 +216,8 @@ def _uuid(handle: Any) -> str:
 
 
 def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
-    """Mode in force and mode after the next reset. Everything depends on it, so a refusal is an error of the GPU."""
+    """Mode in force and mode after the next reset (docs/design/hardware.md#nvml-mode). Everything depends on it, so a
+    refusal is an error of the GPU."""
     modes = supported(None, pynvml.nvmlDeviceGetMigMode, handle)
     if modes is None:
         return "NotSupported", "NotSupported"
@@ -235,7 +236,7 @@ def _compute_mode(handle: Any) -> ComputeMode:
 
 
 def _card(handle: Any, product: str) -> _Card:
-    # Of a GPU with MIG on, the memory is told to containers with rights only.
+    # On a GPU with MIG on, only a container with rights can read it (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
     mig_capable = _mig_mode(handle)[0] != "NotSupported"

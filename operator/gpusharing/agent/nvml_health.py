@@ -19,7 +19,8 @@ _REMAPPED_FIELDS = (
     pynvml.NVML_FI_DEV_REMAPPED_PENDING,
     pynvml.NVML_FI_DEV_REMAPPED_FAILURE,
 )
-# nvmlDeviceGpuRecoveryAction_t; a number that is newer than this table is Unknown, which is not healthy.
+# nvmlDeviceGpuRecoveryAction_t (docs/design/hardware.md#recovery-action); a number that is newer than this
+# table is Unknown, which is not healthy.
 _RECOVERY: dict[int, RecoveryAction] = {
     pynvml.NVML_GPU_RECOVERY_ACTION_NONE: "None",
     pynvml.NVML_GPU_RECOVERY_ACTION_GPU_RESET: "Reset",
@@ -83,7 +84,8 @@ def recovery_action(handle: Any) -> RecoveryAction | None:
 
 
 def remapped_rows(handle: Any) -> DriverRemappedRows | None:
-    """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active."""
+    """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active
+    (docs/design/hardware.md#remapped-rows)."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
@@ -96,9 +98,9 @@ def remapped_rows(handle: Any) -> DriverRemappedRows | None:
 class Xids:
     """XIDs raised while the block runs: those that the reading itself provokes (79, 119) are among them.
 
-    An event set hears nothing from before it was made, and NVML is closed between readings
-    (docs/design/way.md#quiet), so other XIDs are known by what they leave behind. A failure here does not fail the
-    reading: these are extras.
+    An event set hears nothing from before it was made (docs/design/hardware.md#events), and NVML is closed between
+    readings (docs/design/way.md#quiet), so other XIDs are known by what they leave behind. A failure here does not fail
+    the reading: these are extras.
     """
 
     def __init__(self) -> None:

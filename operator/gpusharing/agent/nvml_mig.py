@@ -54,7 +54,8 @@ def offered(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
 
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
-    """Profiles are asked for by their enum index and known by their id, which differs between cards."""
+    """Profiles are asked for by their enum index and known by their id, which differs between cards
+    (docs/design/hardware.md#nvml-profiles)."""
     for enum in _PROFILE_ENUM:
         try:
             info = maybe(None, pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, enum)
@@ -100,7 +101,8 @@ def _placements(handle: Any, profile_id: int) -> list[Any] | None:
 
 
 def mig_devices(handle: Any) -> Iterator[MigDevice]:
-    """The MIG devices of a GPU that can be seen; their indices have gaps and no stable order."""
+    """The MIG devices of a GPU that can be seen; their indices have gaps and no stable order
+    (docs/design/hardware.md#nvml-devices)."""
     for index in range(maybe(0, pynvml.nvmlDeviceGetMaxMigDeviceCount, handle)):
         try:
             mig = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)

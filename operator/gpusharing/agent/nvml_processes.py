@@ -1,6 +1,7 @@
 """Which processes use a GPU, as NVML lists them. Part of `nvml.py`.
 
-Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy.
+Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy
+(docs/design/hardware.md#processes, docs/design/way.md#idle).
 """
 
 from typing import Any

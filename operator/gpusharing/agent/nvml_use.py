@@ -1,7 +1,8 @@
 """What a GPU is used for, as NVML reports it. Part of `nvml.py`. Nothing is decided by it: what fails here is left out.
 
-Reading the memory of a MIG device needs no right; reading that of the whole GPU beside it does. Shares of SM time by
-process are not supported while MIG is on (NVIDIA's NVML API reference, nvmlDeviceGetProcessUtilization).
+Reading the memory of a MIG device needs no right; reading that of the whole GPU beside it does
+(docs/design/hardware.md#device-memory). Shares of SM time by process are not supported while MIG is on
+(docs/design/hardware.md#utilisation).
 """
 
 from collections.abc import Callable, Sequence

@@ -2,8 +2,8 @@
 
 The cgroup of a process shows the uid of its pod. The kubelet's podresources name pods without uids, and the agent may
 not read pods: a token that may list them would show a thief what runs on every node. The kubelet calls the folder of a
-pod's logs NAMESPACE_NAME_UID (kubernetes pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the three
-can hold a `_`). Only the names of these folders are read.
+pod's logs NAMESPACE_NAME_UID (kubernetes v1.36.3 pkg/kubelet/kuberuntime/helpers.go, BuildPodLogsDirectory; none of the
+three can hold a `_`). Only the names of these folders are read.
 """
 
 import os

@@ -29,7 +29,7 @@ _MOST_OPEN = 256
 _GONE = " (deleted)"
 _POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./\n]|$)")
 """The kubelet's cgroup of a pod: `/pod<uid>`, or `-pod<uid>.slice` with `_` for `-` under systemd (kubernetes
-pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
+v1.36.3 pkg/kubelet/cm/cgroup_manager_linux.go). A static pod's uid is a plain MD5."""
 
 
 @value

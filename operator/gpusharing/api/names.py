@@ -1,6 +1,8 @@
-"""Every name that crosses a process boundary: group, labels, annotations, resources, modes, conditions, phases.
+"""Names that cross a process boundary: our group, labels, annotations, modes, conditions and phases; NVIDIA's labels.
 
-Reasons, which people and tools read too, have a module of their own: `planning/words/reasons.py`.
+Reasons, which people and tools read too, have a module of their own: `planning/words/reasons.py`. Marks that we only
+read are where they are read: those of a Node in `kube/foreign.py`, those of a pod in `kube/convert_pods.py`,
+`kube/gangkeys.py` and `planning/drain`.
 """
 
 from enum import StrEnum
@@ -77,7 +79,7 @@ LABEL_WORKLOAD_CONFIG = "nvidia.com/gpu.workload.config"
 LABEL_UPGRADE_STATE = "nvidia.com/gpu-driver-upgrade-state"
 UPGRADE_LASTING = frozenset({"upgrade-required", "upgrade-failed"})
 """Values of LABEL_UPGRADE_STATE that may last for weeks, during which no driver is unloaded (k8s-operator-libs
-pkg/upgrade/consts.go)."""
+pkg/upgrade/consts.go at 11e747a; docs/design/nvidia.md#d4)."""
 LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
 DEPLOY_NEEDED = ("operands", "device-plugin", "gpu-feature-discovery")
@@ -126,7 +128,7 @@ REWRITTEN_LABELS = (
 )
 """Labels whose value a mode change rewrites: a node would leave a pool that selects by one.
 
-GFD describes the MIG device instead of the card in `gpu.*` under strategy single (docs/design/nvidia.md#c);
+GFD describes the MIG device instead of the card in `gpu.*` under strategy single (docs/design/nvidia.md#c-product);
 the last ones are set by our own fence (docs/design/drain.md#c6).
 """
 REWRITTEN_PREFIXES = (

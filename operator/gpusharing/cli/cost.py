@@ -24,7 +24,7 @@ def tell(typed: Namespace, terminal: Terminal) -> int:
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
-    wish_of(typed, 0.0)  # a mistake is told before anything is asked
+    wish_of(typed, 0.0)  # a mistake is reported before anything is asked
     return await _tell(await place_found(session, typed), typed, terminal)
 
 

@@ -20,7 +20,7 @@ TOLD_APART = frozenset(
         TAINT_UNPROVEN,
     }
 )
-"""Taints that go by themselves, with a cordon, a condition or our proof; a node is told to be closed for these."""
+"""Taints that go by themselves, with a cordon, a condition or our proof: a node that has one is called closed."""
 _REWRITTEN = (
     *(f"nvidia.com/gpu.{name}" for name in ("product", "count", "replicas", "memory", "slices.", "engines.")),
     *(
@@ -30,7 +30,7 @@ _REWRITTEN = (
         "nvidia.com/mps.",
     ),
 )
-"""Beginnings of labels that follow the layout (docs/design/nvidia.md, (c))."""
+"""Beginnings of labels that follow the layout (docs/design/nvidia.md#c)."""
 _NOT_LOOKED_AT = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _NODE_AFFINITY),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),

@@ -1,7 +1,7 @@
 """Which price a node's GPUs have: OpenCost's metric, else the policy's, else that of the chart's map. Pure.
 
-`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go) with the
-label `node`, without a currency, and 0 for a node of which OpenCost knows no price.
+`node_gpu_hourly_cost` is the "hourly cost for each gpu on this node" (opencost, pkg/costmodel/metrics.go at
+02e0666) with the label `node`, without a currency, and 0 for a node of which OpenCost knows no price.
 """
 
 from collections.abc import Iterable, Mapping

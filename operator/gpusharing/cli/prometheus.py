@@ -105,9 +105,9 @@ class Prometheus:
         """The values of a query every `step` seconds.
 
         A proxy in front may move the beginning and the end to multiples of the step (Mimir's
-        pkg/frontend/querymiddleware/step_align.go, Thanos' query frontend): what lies half a step before the first or
-        after the last time is left out. `whole`: these times, where this is a part of what is asked for; None: it is
-        all. All parts are moved alike, so what one of them has lost is in the one before.
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend): what lies half a step before the
+        first or after the last time is left out. `whole`: these times, where this is a part of what is asked for; None:
+        it is all. All parts are moved alike, so what one of them has lost is in the one before.
         """
         parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
         found = await self._result("query_range", parameters, "matrix")

@@ -69,7 +69,7 @@ def _path_of(named: str) -> str:
             " NAMESPACE/https:NAME:PORT"
         )
     namespace, service = found.groups()
-    # With a scheme there are always two colons (kubernetes, apimachinery/pkg/util/net/port_split.go).
+    # With a scheme there are always two colons (apimachinery v0.36.3, pkg/util/net/port_split.go).
     closed = f"{service}:" if service.startswith(("http:", "https:")) and service.count(":") == 1 else service
     return f"{namespace}/services/{closed}"
 

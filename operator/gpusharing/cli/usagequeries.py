@@ -82,7 +82,7 @@ def names(selector: str, seconds: int) -> tuple[str, ...]:
         "max by (namespace, exported_namespace, job_name, exported_job_name, owner_kind, owner_name)"
         f" (last_over_time(kube_job_owner{braced(others)}{span}))",
         f"max by ({_PODS}, {ANNOTATION}) (last_over_time(kube_pod_annotations{annotated}{span}))",
-        # A device that nobody holds has no pod of its own, and is told with that of its target: the exporter's.
+        # The series of a device that nobody holds names the pod of its scrape target: the exporter's.
         f"group by (namespace, pod) (last_over_time(up{span})"
         f" and on (job, instance) last_over_time({USED}{chosen}{span}))",
         f"max by (node, gpu, uuid, gpu_uuid, instance_id, profile) (last_over_time({INFO}{chosen}{span}))",

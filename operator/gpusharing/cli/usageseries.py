@@ -146,6 +146,6 @@ class PodOwners:
 
 
 def _owner(one: Series) -> tuple[str, str]:
-    # A pod, ReplicaSet or Job without an owner has <none> (kube-state-metrics, internal/store/pod.go).
+    # Without an owner: "", and <none> before kube-state-metrics v2.8.0 (its internal/store/pod.go).
     kind, name = one.labels.get("owner_kind", ""), one.labels.get("owner_name", "")
     return ("", "") if kind in ("", "<none>") else (kind, name)

@@ -129,7 +129,7 @@ class Evictor:
         try:
             await self._call(action)
         except (NotFound, Conflict) as error:
-            # E2, E3: gone or replaced; the next LIST shows which. A pod that LISTs still show is neither.
+            # Gone or replaced (E2, E3); the next LIST shows which. A pod that LISTs still show is neither.
             odd = is_odd(self.memories.get(action.node, {}).get(action.uid))
             answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
         except HeldBack:

@@ -103,8 +103,8 @@ def _eviction_error(
 ) -> KubeError:
     """With a time to wait, the server only lost a race over the budget (E14); without one, a 500 will never succeed.
 
-    The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (KK pkg/registry/core/
-    pod/storage/eviction.go). Any other 504 is a call that failed.
+    The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3
+    pkg/registry/core/pod/storage/eviction.go). Any other 504 is a call that failed.
     """
     seconds = _seconds(answer, retry_after)
     if status == 500:

@@ -1,7 +1,8 @@
 """The verbs of the Kubernetes API that we use, in our words. Objects are raw JSON: hot paths never build typed models.
 
-Implementations: `HttpClient` of `kube/http.py`, over aiohttp, and the SIMULATED `FakeClient` of
-`hack/sim/fakecluster.py`; one contract suite runs against both (`tests/kube/contract.py`).
+Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, and the SIMULATED `FakeClient` of
+`hack/sim/fakecluster.py`; one contract suite runs against both (`tests/kube/contract.py`). A `PassingClient` of
+`kube/passing.py` stands in front of either; the operator's loop calls through the one of `kube/fanout.py`.
 """
 
 from collections.abc import AsyncIterator

@@ -18,20 +18,21 @@ Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 """(labels, annotations) -> the marker is there."""
 
 _UPGRADE = "NVIDIA driver upgrade"
-_UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go
+_UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
 _UPGRADE_WAITS = (*names.UPGRADE_LASTING, "node-maintenance-required")
-"""All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (pkg/upgrade/upgrade_requestor.go)."""
+"""All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (the same,
+pkg/upgrade/upgrade_requestor.go)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
 """All nodes ask at once, and few are drained at a time; a node that is drained is also cordoned
-(sriov-network-operator, pkg/consts and controllers/drain_controller.go)."""
+(sriov-network-operator v1.6.0, pkg/consts and controllers/drain_controller.go)."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
 """quarantined, draining ... remediation-failed; absent on a node that it considers healthy (NVIDIA/NVSentinel
-commons/pkg/statemanager)."""
+commons/pkg/statemanager at 20fe8e0)."""
 _NODEWRIGHT = (
     "nodewright.nvidia.com/cordon_",
     "nodewright.nvidia.com/runtimeRequiredCordon",

@@ -71,7 +71,7 @@ def gpu_resources(pod: PodView) -> tuple[str, ...]:
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """Whether the pod, while it lives, holds a GPU: by a container's request or by a claim (G1-G6)."""
+    """Whether the pod, while it lives, holds a GPU: by a container's request or by a ResourceClaim (G1-G6)."""
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 

@@ -62,7 +62,7 @@ class Card:
 
     @property
     def mps_max_clients(self) -> int:
-        """Most MPS replicas the device plugin accepts (its code: 48 from compute capability 7.5, else 16)."""
+        """Most MPS replicas the device plugin accepts (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
     @property
@@ -84,7 +84,7 @@ class _Shape:
     profile_id: int | None = None
 
     def on(self, memory_gb: int) -> Profile:
-        # go-nvlib mig_profile.go: the fraction of the total, rounded half up.
+        # go-nvlib v0.10.0 mig_profile.go: the fraction of the total, rounded half up.
         gb = (memory_gb * self.eighths + 4) // 8
         name = f"{self.slices}g.{gb}gb{self.attribute}"
         return Profile(name, self.starts, self.size, self.max_count, self.slices, gb, self.profile_id)

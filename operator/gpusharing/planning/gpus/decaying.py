@@ -1,6 +1,6 @@
 """Days of samples in a few hundred numbers: a histogram with buckets that grow by 5 % and weights that halve in a day.
 
-The scheme is that of the Vertical Pod Autoscaler (kubernetes/autoscaler, pkg/recommender/model/
+The scheme is that of the Vertical Pod Autoscaler 1.7.1 (kubernetes/autoscaler, pkg/recommender/model/
 aggregations_config.go and util/decaying_histogram.go: growth 0.05, half-life 24 h for memory and CPU). One difference:
 there the width of a bucket grows by 5 %, here its bounds do, so that no value is reported more than 5 % too high.
 

@@ -65,7 +65,7 @@ LEVELS: Mapping[Goal, Level] = {Goal.COST: Level(1.2, 0.95), Goal.PERFORMANCE: L
 
 
 class Confidence(StrEnum):
-    """How much data a need rests on: days of hours seen, as VPA counts (logic/estimator.go, getConfidence)."""
+    """How much data a need rests on: days of hours seen, as VPA 1.7.1 counts (logic/estimator.go, getConfidence)."""
 
     NONE = "none"
     """Nothing is advised."""

@@ -16,7 +16,7 @@ def expected_gfd_labels(target: Target, observed: ObservedView) -> tuple[Mapping
     """The label sets that GPU Feature Discovery may write for the target (docs/design/nvidia.md#c).
 
     One per card model on the node: it counts per model and writes one over the other, in an order that may change at
-    each run (k8s-device-plugin, internal/lm/mig-strategy.go).
+    each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go).
     """
     products = tuple(bare_product(gpu.product) for gpu in observed.gpus)
     return _expect(target.layouts, target.plugin, products)

@@ -17,7 +17,7 @@ from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
-"""Of GPU Feature Discovery (k8s-device-plugin, internal/lm/nvml.go)."""
+"""Of GPU Feature Discovery (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
 _AT_WORK = ("pending", "rebooting")
 
 

@@ -1,8 +1,9 @@
 """Programs that serve GPUs to a kubelet beside the device plugin whose configuration we choose.
 
-A kubelet takes a resource from whichever plugin registered last (kubernetes pkg/kubelet/cm/devicemanager, manager.go
-addEndpoint), so of two device plugins on a node one does not follow our labels. NVIDIA's DRA driver gives the same
-GPUs to ResourceClaims, and does not know which pods the device plugin gave them to.
+A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
+pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow our
+labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know which pods the device plugin gave
+them to.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

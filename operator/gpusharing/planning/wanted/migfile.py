@@ -1,7 +1,7 @@
 """The mig-parted file: rendering our entries, reading those of others, and what a name means on one node's GPUs.
 
-Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole; names of our own entries
-are content-hashed and never change their meaning.
+Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole
+(docs/design/way.md#mig-file); names of our own entries are content-hashed and never change their meaning.
 """
 
 import re

@@ -1,7 +1,8 @@
 """The device plugin's configuration: what a mode means there, its text, and how to read that of others.
 
 Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
-never change their meaning, because config-manager does not notice an edit under the same key.
+never change their meaning (docs/design/way.md#plugin-entries), because config-manager does not notice an edit under
+the same key.
 """
 
 from collections.abc import Container, Mapping
@@ -126,7 +127,7 @@ def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Shari
     return Sharing(
         tuple(sorted(rows)),
         bool(block.get("renameByDefault")),
-        strategy == "mps" if fails is None else bool(fails),  # b.3: the default of MPS is true
+        strategy == "mps" if fails is None else bool(fails),  # the default of MPS is true (b.3)
         strategy,
     )
 

@@ -129,7 +129,7 @@ def _target(
 
 
 def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Finding | None:
-    """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps)."""
+    """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps-served)."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
     for gpu in gpus:
