@@ -195,6 +195,7 @@ class FaultProxy:
                 return await self._watch(request, call, session)
             answer = await self._through(call, self._begun(call, answered=False), request, session)
         except (aiohttp.ClientError, ConnectionError) as error:
+            self._aimed_at -= self._aim is not None and call.mark > 0  # it never arrived
             return web.Response(status=502, text=f"fault proxy: {error!r}")
         if answer is None and request.transport is not None:
             request.transport.abort()

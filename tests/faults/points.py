@@ -113,6 +113,8 @@ def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[F
     for point in points:
         place = round((point.number - 0.5) / writes, 4)
         for kind, scope in KINDS:
+            if scope == "one" and not _has_object(kind, point.sort):
+                continue
             depth = _depth(point, numbers[point.sort], kind, scope)
             yield FaultCase(scenario, kind, scope, place, point.number, point.sort.asked, point.turn, depth)
 
@@ -120,12 +122,21 @@ def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[F
 def _depth(point: Point, number: int, kind: str, scope: Scope) -> int:
     """1 for one case of each sort and fault: at the first write on one object, or at the last on everything.
 
-    Where the number of the sort and that of the fault add up to an even number it is the first. A fault of the process
-    has one scope only, so for it the write alone alternates.
+    Where the number of the sort and that of the fault add up to an even number it is the first. Where a fault has one
+    scope only, the write alone alternates.
     """
     early = (number + FAULTS.index(kind)) % 2 == 0
     write, reach = ("first", "one") if early else ("last", "all")
-    return 1 if point.which in (write, "only") and (kind in PROCESS or scope == reach) else 2
+    alone = kind in PROCESS or not _has_object(kind, point.sort)
+    return 1 if point.which in (write, "only") and (alone or scope == reach) else 2
+
+
+def _has_object(kind: str, sort: Sort) -> bool:
+    """Whether a fault finds the object of such a write. One that is only now created has no competitor, and nobody knows
+    whose events are meant by a POST to a collection."""
+    if sort.verb != "POST":
+        return True
+    return kind != "competitor" and (kind != "events-swallowed" or bool(sort.subresource))
 
 
 # --- what a write changes ------------------------------------------------------------------------------------

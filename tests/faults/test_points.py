@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -211,7 +212,10 @@ def test_all_cases_are_every_fault_at_every_point() -> None:
     writes = recorded(pool="a", pod="b", since="2026-01-01T00:00:00Z")
     points = find_points(writes)
     cases = list(all_cases("pods", points, len(writes)))
-    assert len(cases) == len(set(cases)) == len(points) * len(KINDS)
+    without = sum(point.sort.verb == "POST" for point in points)
+    of_collections = sum(point.sort.verb == "POST" and not point.sort.subresource for point in points)
+    assert 0 < of_collections < without, "else the next line says little"
+    assert len(cases) == len(set(cases)) == len(points) * len(KINDS) - without - of_collections
     wanted = {(point.number, point.sort.asked, point.turn) for point in points}
     assert {(case.number, case.aim, case.turn) for case in cases} == wanted
     assert all(case.write(1) == case.turn for case in cases), "even where a run has fewer writes"
@@ -291,6 +295,21 @@ def test_a_sort_with_one_write_has_faults_on_one_object_and_on_everything() -> N
     scopes = {case.kind: case.scope for case in cases}
     assert {scopes[fault] for fault in PROCESS} == {"one"}
     assert Counter(scopes[fault] for fault in FAULTS if fault not in PROCESS) == {"one": 5, "all": 5}
+
+
+@pytest.mark.parametrize(
+    ("path", "without"),
+    [
+        ("/api/v1/nodes", {"competitor", "events-swallowed"}),
+        ("/api/v1/namespaces/team/pods/a/eviction", {"competitor"}),
+    ],
+    ids=["a new object", "an eviction"],
+)
+def test_no_fault_looks_for_the_object_of_a_write_that_has_none(path: str, without: set[str]) -> None:
+    cases = cases_of(numbered([replace(claimed("a"), method="POST", path=path)]))
+    assert {case.kind for case in cases if case.scope == "one"} == {kind for kind, _ in KINDS} - without
+    assert {case.kind for case in cases if case.scope == "all"} == set(FAULTS) - set(PROCESS)
+    assert Counter(case.kind for case in within(cases, 1)) == Counter(FAULTS), "each of them at one scope"
 
 
 def test_what_full_1_plays_does_not_depend_on_the_order_in_which_the_sorts_come() -> None:

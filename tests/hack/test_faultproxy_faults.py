@@ -28,6 +28,7 @@ class Server:
     def __init__(self) -> None:
         self.version = 10
         self.taken: list[str] = []
+        self.away = False
         self.url = ""
         self._streams: list[tuple[str, asyncio.Queue[str]]] = []
 
@@ -35,7 +36,9 @@ class Server:
         """Any call."""
         if request.query.get("watch"):
             return await self._watch(request)
-        if request.method != "GET":
+        if self.away and request.transport is not None:
+            request.transport.abort()
+        elif request.method != "GET":
             self.version += 1
             self.taken.append(request.path)
         return web.json_response({"metadata": {"resourceVersion": str(self.version)}})
@@ -227,6 +230,18 @@ async def test_of_writes_on_their_way_at_once_each_is_aimed_at_in_its_turn(
     go.set()
     assert await held == 200
     assert (late.began is not None, lost.hits) == (True, 1)
+
+
+async def test_a_write_that_never_arrives_is_not_aimed_at(
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    lost = faults.AnswerLost(2, "one", times=1)
+    proxy.aim(lambda method, path, body: path == GPU_1)
+    proxy.disturb(lost)
+    server.away = True
+    assert await patch(client, GPU_1) == 502
+    server.away = False
+    assert [await patch(client, GPU_1), await patch(client, GPU_1), lost.hits] == [200, 0, 1]
 
 
 async def test_a_fault_whose_write_never_comes_does_not_begin(
