@@ -61,6 +61,8 @@ def test_a_removed_label_is_no_reason_to_run_and_an_operand_that_is_off_stays_of
     node.states_until("success")
     assert node.labels()[LABEL_DEPLOY_PREFIX + "nvsm"] == "false"
     runs = node.manager.log.read_text().count("Updating to MIG config")
+    # It writes the state before it waits for the label: what is gone and back by then is no change to it.
+    node.wait_for_log("Updating to MIG config", "Waiting for change to")
     node.label(config=None)
     node.label(config="halves")
     node.wait_for_log("Updating to MIG config", "Updating to MIG config", "already applied")
