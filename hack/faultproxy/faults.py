@@ -8,6 +8,7 @@ whole and never per object, and a list from the past is one that the server gave
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -26,6 +27,8 @@ HEAL_SECONDS = 1.0
 
 AGAIN_SECONDS = 2.5
 """After a failure the next try comes within this time, in the tests' quick settings."""
+ARRIVES_SECONDS = 0.2
+"""Within this time an answer is in its client's socket."""
 
 
 @dataclass
@@ -155,7 +158,7 @@ class Held(Fault):
     act: Callable[[], None] = lambda: None
     """Blocks; runs in a thread."""
     then: Callable[[], None] = lambda: None
-    """Called when the server has answered."""
+    """Called when the answer has arrived: who was frozen finds it there when it wakes, before its own timers run."""
     times: int = 1
 
     async def around(self, call: Incoming, forward: Forward) -> Answer | None:
@@ -163,10 +166,16 @@ class Held(Fault):
         if not (call.is_write and self.concerns(call)):
             return await forward()
         self.hits += 1
-        await asyncio.to_thread(self.act)
-        answer = await forward()
+        self.last = math.inf  # it is not over before `then`
+        try:
+            await asyncio.to_thread(self.act)
+            return await forward()
+        finally:
+            asyncio.get_running_loop().call_later(ARRIVES_SECONDS, self._let_go)
+
+    def _let_go(self) -> None:
         self.then()
-        return answer
+        self.last = asyncio.get_running_loop().time()
 
 
 @dataclass

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import ClientError, ClientSession
+from hack.cluster.nodes import fleet
 from hack.cluster.process import free_ports
-from tests.fakes.apiserver import FakeServer, fake_server
+from tests.fakes.apiserver import FakeServer, Gate, fake_server
 
 from gpusharing.controller.main import FAULT, LOST_LEASE, NO_LOGIN
-from gpusharing.kube.client import LEASES, NODES, POLICIES
+from gpusharing.kube.client import GPUNODES, LEASES, NODES, POLICIES
 from gpusharing.kube.errors import NotFound
 
 ROOT = Path(__file__).parents[2]
@@ -262,6 +263,30 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
     assert process.returncode == LOST_LEASE
     assert log_lines(errors.decode())[-1]["event"] == "the lease is lost, ending at once"
     assert holder(server) == "somebody-else"
+
+
+async def test_a_process_that_was_frozen_beyond_its_lease_wakes_to_answers_and_writes_nothing_more(
+    server: FakeServer, environment: dict[str, str]
+) -> None:
+    """Its own timers run only after what was in its sockets, so each write has to ask."""
+    for node in fleet(12):
+        server.cluster.add(NODES, node)
+    gate = server.gates["POST", GPUNODES] = Gate()
+    short = {"GPUSHARING_LEASE_SECONDS": "4", "GPUSHARING_RENEW_DEADLINE": str(deadline := 3)}
+    async with operator({**environment, **short}) as process:
+        await gate.came.wait()
+        process.send_signal(signal.SIGSTOP)
+        passed = asyncio.create_task(asyncio.sleep(deadline))
+        begun = len([asked for asked in server.writes if asked[1].endswith("/gpunodes")])
+        gate.opened.set()
+        await until(server, lambda: len(server.cluster.objects(GPUNODES)) >= begun)
+        await passed
+        written = len(server.writes)
+        process.send_signal(signal.SIGCONT)
+        _, errors = await process.communicate()
+    assert process.returncode == LOST_LEASE, errors.decode()
+    assert server.writes[written:] == []
+    assert len(server.cluster.objects(GPUNODES)) < 12, "it had more to write"
 
 
 async def test_a_second_operator_waits_for_the_lease_and_says_who_leads(

@@ -50,6 +50,16 @@ class Target:
 
 
 @dataclass
+class Gate:
+    """Requests wait here before the server takes them up."""
+
+    came: asyncio.Event = field(default_factory=asyncio.Event)
+    """One waits."""
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+    """They go on."""
+
+
+@dataclass
 class FakeServer:
     """The server; `asked` is every request as (method, path, user agent)."""
 
@@ -60,6 +70,8 @@ class FakeServer:
     """Kinds whose CRD is not installed."""
     garbled: set[Resource] = field(default_factory=set)
     """Kinds whose lists hold what no API server sends: an object without metadata."""
+    gates: dict[tuple[str, Resource], Gate] = field(default_factory=dict)
+    """By method and kind of requests that wait."""
     date: str = ""
     """What it says that the time is; empty: the real one."""
     connections: dict[int, set[Resource]] = field(default_factory=dict)
@@ -100,6 +112,9 @@ class FakeServer:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         self.connections.setdefault(peer[1] if peer else 0, set()).add(target.resource)
         client = self.cluster.client(agent)
+        if gate := self.gates.get((request.method, target.resource)):
+            gate.came.set()
+            await gate.opened.wait()
         if target.resource in self.garbled:
             return web.json_response({"metadata": {"resourceVersion": "1"}, "items": [{}]})
         try:

@@ -132,7 +132,7 @@ def _depth(point: Point, number: int, kind: str, scope: Scope) -> int:
 
 
 def _has_object(kind: str, sort: Sort) -> bool:
-    """Whether a fault finds the object of such a write. One that is only now created has no competitor, and nobody knows
+    """Whether a fault finds the object of such a write. What is only now created has no competitor, and nobody knows
     whose events are meant by a POST to a collection."""
     if sort.verb != "POST":
         return True

@@ -265,6 +265,22 @@ def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_too
     run_virtually(main())
 
 
+def test_only_who_leads_may_write_and_who_stood_still_is_told_before_its_first_write() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a", "b") as (a, b):
+            a.lease.must_lead()
+            assert not a.lost.is_set()
+            with pytest.raises(LeaseLost, match="b no longer holds the lease leader"):
+                b.lease.must_lead()
+            a.stood_still = 10.5
+            with pytest.raises(LeaseLost):
+                a.lease.must_lead()
+            assert a.lost.is_set(), "it does not wait for the next renewal to notice"
+
+    run_virtually(main())
+
+
 def test_a_renewal_that_finds_another_holder_ends_the_process() -> None:
     async def main() -> None:
         cluster = FakeCluster()

@@ -125,22 +125,23 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
         metrics.called(verb, resource, subresource, status, seconds)
         loop.progress.called(verb, resource, subresource, status, seconds)
 
-    async with (
-        HttpClient(login, on_call=called) as client,
-        # A session, connections and slots of its own: a renewal never waits for other calls.
-        HttpClient(login, on_call=metrics.called, clock=clock) as own,
-    ):
+    # Two sessions, each with connections and slots of its own: a renewal never waits for other calls.
+    async with HttpClient(login, on_call=metrics.called, clock=clock) as own:
         lease = _lease(own, settings, identity, clock)
-        loop = Loop(client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap)
-        watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
-        metrics.leader.set_function(lambda: float(lease.is_leader))
-        try:
-            async with _servers(settings, Health(loop, lease, watch), metrics):
-                log.info("started", identity=identity, namespace=settings.plan.namespace)
-                await _until_signalled(lease, loop, watch)
-        except PortTaken as error:
-            log.error("cannot listen", variable=error.variable, port=error.port, error=str(error.__cause__))
-            return FAULT
+        async with HttpClient(login, on_call=called, before_write=lease.must_lead) as client:
+            loop = Loop(
+                client, lease, settings, metrics, identity=identity, now=clock, on_first_pass=settle_heap
+            )
+            watch = PolicyWatch(client, login, lambda name, version: _touched(loop, name, version))
+            metrics.leader.set_function(lambda: float(lease.is_leader))
+            try:
+                async with _servers(settings, Health(loop, lease, watch), metrics):
+                    log.info("started", identity=identity, namespace=settings.plan.namespace)
+                    await _until_signalled(lease, loop, watch)
+            except PortTaken as error:
+                reason = str(error.__cause__)
+                log.error("cannot listen", variable=error.variable, port=error.port, error=reason)
+                return FAULT
     log.info("stopped")
     return 0
 

@@ -72,6 +72,27 @@ class _Answer:
     retry_after: str | None
 
 
+class _Body(aiohttp.BytesPayload):
+    """The body of a write: aiohttp sends the headers with it, so nothing has left before it is asked for."""
+
+    def __init__(self, data: bytes, ask: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._ask = ask
+        self.objection: Exception | None = None
+        """What `ask` raised: aiohttp passes on another exception."""
+
+    async def write_with_length(
+        self, writer: aiohttp.abc.AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        """See aiohttp."""
+        try:
+            self._ask()
+        except Exception as error:
+            self.objection = error
+            raise
+        await super().write_with_length(writer, content_length)
+
+
 class HttpClient:
     """KubeClient for a real API server. Close it, or use `async with`."""
 
@@ -83,14 +104,20 @@ class HttpClient:
         limits: Limits | None = None,
         on_call: OnCall | None = None,
         clock: SteadyClock | None = None,
+        before_write: Callable[[], None] = lambda: None,
     ) -> None:
-        """`name` is the field manager of our writes and our User-Agent. `clock` gets the server's time."""
+        """`name` is the field manager of our writes and our User-Agent. `clock` gets the server's time.
+
+        `before_write` is called when a write leaves: it has waited for a slot, a connection and the loop's turn. What
+        it raises reaches the caller as it is, and nothing is sent.
+        """
         self._login = login
         self._name = name
         self._limits = limits or Limits()
         self._timeout = aiohttp.ClientTimeout(total=self._limits.total, sock_connect=self._limits.connect)
         self._on_call = on_call
         self._clock = clock
+        self._before_write = before_write
         self._slots = asyncio.Semaphore(self._limits.parallel)
         self._renewing = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
@@ -295,12 +322,13 @@ class HttpClient:
         session = self._opened()
         started, status = time.monotonic(), 0
         asked_at = self._clock.steady() if self._clock else 0.0
+        body = _Body(sent.data, self._before_write) if sent.data is not None else None
         try:
             async with session.request(
                 sent.method,
                 access.server + sent.path,
                 params=sent.query,
-                data=sent.data,
+                data=body,
                 headers={**sent.headers, "Authorization": token} if token else sent.headers,
                 timeout=sent.timeout,
                 ssl=access.tls or True,
@@ -316,6 +344,8 @@ class HttpClient:
                 finally:
                     _abort(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            if body is not None and body.objection is not None:
+                raise body.objection from error
             if not status:
                 self._told(request, status, started)
             reason = str(error) or type(error).__name__

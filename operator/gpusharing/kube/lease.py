@@ -97,6 +97,16 @@ class LeaderLease:
         """We hold the Lease and renewed it within the deadline."""
         return self.acquired.is_set() and not self._lost and self._left() > 0
 
+    def must_lead(self) -> None:
+        """Called before each write. A process that was frozen wakes up in the middle of its work, before `run` does.
+
+        Raises:
+            LeaseLost: we do not lead at this moment; `on_lost` was called.
+        """
+        if not self.is_leader:
+            self._lose()
+            raise LeaseLost(f"{self.identity} no longer holds the lease {self._name}")
+
     async def run(self) -> None:
         """Acquire, renew until cancelled, then release. Returns after `on_lost` when the Lease is lost."""
         try:
@@ -125,7 +135,7 @@ class LeaderLease:
             # A slow renewal may come first. It has its own limit, and leaves this write its whole time.
             async with self._lock, asyncio.timeout(self._patience):
                 for _ in range(CLAIM_ATTEMPTS):
-                    self._still_mine()
+                    self.must_lead()
                     try:
                         annotations = {ANNOTATION_CLAIMS: claims_text(claims, self._claims_before)}
                         await self._write({"renewTime": self._time()}, annotations)
@@ -193,7 +203,7 @@ class LeaderLease:
         return False
 
     async def _renew(self) -> bool:
-        self._still_mine()
+        self.must_lead()
         try:
             await self._write({"renewTime": self._time()})
         except Conflict:  # an answer of ours was lost, or somebody edited or took the Lease
@@ -233,7 +243,7 @@ class LeaderLease:
         lease = await self._client.get(LEASES, self._name, namespace=self._namespace)
         if text(lease, "spec", "holderIdentity") != self.identity:
             self._lose()
-            self._still_mine()
+            self.must_lead()
         self._adopt(lease)
 
     async def _write(
@@ -288,11 +298,6 @@ class LeaderLease:
 
     def _left(self) -> float:
         return self._renewed_at + self._timing.deadline - self._clock()
-
-    def _still_mine(self) -> None:
-        if not self.is_leader:
-            self._lose()
-            raise LeaseLost(f"{self.identity} no longer holds the lease {self._name}")
 
     def _lose(self) -> None:
         if not self._lost:

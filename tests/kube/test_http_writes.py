@@ -1,0 +1,86 @@
+"""Who is asked before a write leaves: the leader may be one no more since the caller decided."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.fakes.login import AnonymousLogin
+from tests.kube.scripted import found, scripted
+
+from gpusharing.kube.client import NODES
+from gpusharing.kube.http import HttpClient, Limits
+
+NODE = {"metadata": {"name": "n"}}
+
+
+class NotAllowed(Exception):
+    """What `before_write` raises here."""
+
+
+async def test_a_write_that_is_not_allowed_is_not_sent_and_reads_are_not_asked_about() -> None:
+    def refuse() -> None:
+        raise NotAllowed
+
+    async with (
+        scripted(found(NODE)) as (script, _),
+        HttpClient(AnonymousLogin(script.url), before_write=refuse) as client,
+    ):
+        assert await client.get(NODES, "n") == NODE
+        for write in (
+            lambda: client.create(NODES, NODE),
+            lambda: client.patch(NODES, "n", {}),
+            lambda: client.delete(NODES, "n", uid="u"),
+            lambda: client.evict("x", "p", "u"),
+        ):
+            with pytest.raises(NotAllowed):
+                await write()
+    assert [asked.method for asked in script.asked] == ["GET"]
+
+
+async def test_a_write_that_waited_for_its_slot_is_asked_about_when_it_has_it() -> None:
+    leads, came, answered = True, asyncio.Event(), asyncio.Event()
+
+    def must_lead() -> None:
+        if not leads:
+            raise NotAllowed
+
+    async def slow(request: Any) -> Any:
+        came.set()
+        await answered.wait()
+        return await found(NODE)(request)
+
+    one = Limits(parallel=1)
+    async with (
+        scripted(slow) as (script, _),
+        HttpClient(AnonymousLogin(script.url), limits=one, before_write=must_lead) as client,
+    ):
+        first = asyncio.create_task(client.patch(NODES, "n", {}))
+        second = asyncio.create_task(client.patch(NODES, "n", {}))
+        await came.wait()
+        leads = False
+        answered.set()
+        await first
+        with pytest.raises(NotAllowed):
+            await second
+    assert len(script.asked) == 1
+
+
+async def test_a_write_that_waited_for_a_connection_is_asked_about_when_it_has_one() -> None:
+    leads = True
+
+    def must_lead() -> None:
+        if not leads:
+            raise NotAllowed
+
+    async with (
+        scripted(found(NODE)) as (script, _),
+        HttpClient(AnonymousLogin(script.url), before_write=must_lead) as client,
+    ):
+        write = asyncio.create_task(client.patch(NODES, "n", {}))
+        await asyncio.sleep(0)  # it is connecting
+        leads = False
+        with pytest.raises(NotAllowed):
+            await write
+        leads = True
+        assert await client.patch(NODES, "n", {}) == NODE, "the client is as it was"
+    assert len(script.asked) == 1
