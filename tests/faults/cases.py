@@ -4,7 +4,7 @@ With FULL=1 or FULL=2 these are the points of a scenario (points.py); else it is
 seed, and holds every kind and every scenario.
 
 `python -m tests.faults.cases FOLDER [DEPTH]` sums up the results in a folder and says what is missing at that depth (1
-by default); without a folder it prints how many workers play side by side.
+by default); without a folder it prints how many workers play side by side, with `--full` for the full matrix.
 """
 
 import json
@@ -40,6 +40,10 @@ DOMAIN = re.compile(r"\b[a-z0-9.-]+\.[a-z]+/")
 SAMPLE = 150
 WORKERS = min(4, 1 + (os.cpu_count() or 1))
 """Runs side by side (Makefile), one more than cores: a run waits for a third of its time. Each has a control plane."""
+FULL_WORKERS = min(8, 1 + 3 * (os.cpu_count() or 1))
+"""Those of the full matrix, with 1.3 GB of memory each: alone, a run takes 0.4 of a core."""
+FULL = "full"
+"""Name of the folder of its results."""
 WATCHED = 0.6
 """In a sample, what befalls watches begins in this share of a run: later there is little left to tell."""
 
@@ -201,14 +205,16 @@ def expected_in(folder: Path, depth: int = 1) -> Mapping[str, Sequence[FaultCase
     return {path.stem: within(_expected(_head(path)), depth) for path in _parts(folder)}
 
 
-def missing(results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase]]) -> str:
+def missing(
+    results: Sequence[Result], expected: Mapping[str, Sequence[FaultCase]], workers: int = WORKERS
+) -> str:
     """How many cases have no result, and for how long the workers will be busy with them; empty: none."""
     total, played = sum(map(len, expected.values())), {result.case for result in results}
     left = sum(case not in played for cases in expected.values() for case in cases)
     if not left:
         return ""
     each = sum(result.seconds for result in results) / len(results) if results else 0.0
-    time = f": about {left * each / WORKERS / 60:.0f} minutes" if each else ""
+    time = f": about {left * each / workers / 60:.0f} minutes" if each else ""
     return f"incomplete: {left} of {total} cases have not been played{time}"
 
 
@@ -263,12 +269,15 @@ def tell(folder: Path, depth: int = 1) -> None:
     for result in found:
         if not result.reached:
             print(f"not reached, so not passed: {result.case.title}")
-    if left := missing(found, expected_in(folder, depth)):
+    workers = FULL_WORKERS if folder.name == FULL else WORKERS
+    if left := missing(found, expected_in(folder, depth), workers):
         print(left)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
+    if sys.argv[1:] == [f"--{FULL}"]:
+        print(FULL_WORKERS)
+    elif sys.argv[1:]:
         tell(Path(sys.argv[1]), *map(int, sys.argv[2:]))
     else:
         print(WORKERS)

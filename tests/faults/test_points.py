@@ -358,6 +358,7 @@ def test_make_hands_on_which_full_matrix_is_asked_for(full: str) -> None:
     assert set(re.findall(r"FAULTS_DEPTH=(\S*)", told)) == {full}
     assert f"tests.faults.points build/faults/full {full}\n" in told
     assert f"tests.faults.cases build/faults/full {full};" in told
+    assert told.count("-n $(.venv/bin/python -m tests.faults.cases --full)") == 2, "to record, and to play"
 
 
 @pytest.mark.parametrize("full", ["0", "3", "full", "1 2"])
