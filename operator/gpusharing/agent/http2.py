@@ -2,7 +2,7 @@
 
 hyperframe reads and writes the frames of HTTP/2 (RFC 9113) and hpack its headers (RFC 7541). What lies between them is
 here, for a client that makes a few small calls and takes their answers whole. h2, which puts both together for every
-use of HTTP/2, takes four times the CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
+use of HTTP/2, takes more CPU (docs/adr/0045-what-a-cycle-of-the-agent-costs.md).
 """
 
 from collections.abc import Iterable, Iterator
