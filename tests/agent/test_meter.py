@@ -15,7 +15,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.meter import LAG, Account, Allotment, Meter, standing
+from gpusharing.agent.meter import LAG, NO_OFFERS, Account, Allotment, Meter, last_offers, standing
 from gpusharing.agent.podresources import Held, Holdings
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -116,6 +116,38 @@ def test_a_slice_that_is_held_though_it_is_sick_is_still_its_holders() -> None:
     reading = machine(())
     stands = now(reading, replace(handed_out(devices(reading), ["team-a"]), offered=()))
     assert stands.held == {("team-a", "nvidia.com/gpu"): 1}
+
+
+@pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
+def test_who_holds_a_replica_of_a_device_that_fell_sick_holds_as_much_as_before(
+    layout: tuple[str, ...],
+) -> None:
+    """A kubelet no longer lists it, and whoever holds one of four was billed for the whole of it."""
+    reading = machine(layout)
+    well = handed_out(devices(reading, 4), ["team-a"])
+    sick = replace(well, offered=())
+    before = last_offers(reading, well, NO_OFFERS)
+    stands = standing(reading, sick, "pool-b", changing=False, before=before)
+    resource = devices(reading, 4)[0][0]
+    whole = Fraction(1, 2) if layout else Fraction(1)
+    assert stands.held == {("team-a", resource): whole / 4}
+    assert sum(stands.idle.values()) == 0
+    assert stands.stranded == 1 - whole / 4, "what is sick is offered to nobody"
+    assert last_offers(reading, sick, before) == before, "for as long as it lasts"
+
+
+def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
+    reading, divided = machine(()), machine(("3g.40gb",))
+    four = last_offers(reading, handed_out(devices(reading, 4), []), NO_OFFERS)
+    two = handed_out(devices(reading, 2), ["team-a"])
+    assert standing(reading, two, "", changing=False, before=four).held == {
+        ("team-a", SHARED): Fraction(1, 2)
+    }
+    assert last_offers(reading, two, four) == {uuid: {SHARED: 2} for uuid in four}
+    instance = divided.gpus[0].instances[0].uuid
+    as_instance = last_offers(divided, handed_out(devices(divided), []), NO_OFFERS)
+    assert list(as_instance) == [instance]
+    assert last_offers(reading, Holdings(offered=()), as_instance) == {}
 
 
 def test_a_gpu_that_nobody_is_offered_is_stranded() -> None:
@@ -297,7 +329,14 @@ async def test_the_loop_meters_for_the_policy_and_the_phase_that_the_operator_sh
     assert loop.meter.metered.gpus == {"": 100.0, "pool-b": 105.0, "pool-c": 1.0}
 
 
-async def test_a_kubelet_that_told_what_there_is_and_fails_to_once_changes_no_bill() -> None:
+@pytest.mark.parametrize(
+    ("offered", "idle"),
+    [(None, 150.0), ((), 75.0)],
+    ids=["it cannot be asked once", "it offers nothing once"],
+)
+async def test_a_kubelet_that_told_what_there_is_and_does_not_once_changes_no_bill(
+    offered: tuple[tuple[str, str], ...] | None, idle: float
+) -> None:
     node, pods, gpus = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100])
     known = handed_out(devices(gpus.read(), 4), ["team-a"])
     clock = [0.0]
@@ -305,10 +344,9 @@ async def test_a_kubelet_that_told_what_there_is_and_fails_to_once_changes_no_bi
     loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(loop.run())
-        for at, holdings in ((0.0, known), (100.0, replace(known, offered=None)), (200.0, known)):
+        for at, holdings in ((0.0, known), (100.0, replace(known, offered=offered)), (200.0, known)):
             clock[0], pods.holdings = at, holdings
             node.ask(f"at {at}")
             await node.answered(f"at {at}")
         running.cancel()
-    held, idle, _ = told(loop)
-    assert (held, idle) == ({"team-a": 50.0}, {"": 150.0})
+    assert told(loop)[:2] == ({"team-a": 50.0}, {"": idle}), "what is not offered is stranded"

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from gpusharing.agent.api import NodeAPI
 from gpusharing.agent.background import Background, in_daemon_thread
 from gpusharing.agent.library import Library, Reading, Use
-from gpusharing.agent.meter import LAG, Allotment, Meter, standing
+from gpusharing.agent.meter import LAG, NO_OFFERS, Allotment, Meter, last_offers, standing
 from gpusharing.agent.observation import AgentRequest, Observation
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
@@ -102,6 +102,7 @@ class AgentLoop:
         self.meter = Meter(self.settings.meter_lag)
         """How much of the GPUs each tenant has had since this process began."""
         self._stood: tuple[Reading, Holdings, str, bool, Allotment] | None = None
+        self._offers = NO_OFFERS
         """The state at the last turn, and what it was made from."""
         self._api = api
         self._pods = pods
@@ -222,7 +223,8 @@ class AgentLoop:
             return None
         if last is not None and last[0] is self.reading and last[1:4] == (holdings, policy, changing):
             return last[4]
-        stands = standing(self.reading, holdings, policy, changing=changing)
+        stands = standing(self.reading, holdings, policy, changing=changing, before=self._offers)
+        self._offers = last_offers(self.reading, holdings, self._offers)
         self._stood = (self.reading, holdings, policy, changing, stands)
         return stands
 

@@ -81,27 +81,36 @@ class _Slices:
 
     share: Fraction
     offered: Mapping[str, int]
+    known: Mapping[str, int]
+    """What it is offered as, or was last."""
     held: Mapping[tuple[str, str], int]
 
 
-def standing(reading: Reading, holdings: Holdings, policy: str, *, changing: bool) -> Allotment:
+Offers = Mapping[str, Mapping[str, int]]
+"""By device how many slices of which resource the kubelet has to hand out."""
+NO_OFFERS: Offers = {}
+
+
+def standing(
+    reading: Reading, holdings: Holdings, policy: str, *, changing: bool, before: Offers = NO_OFFERS
+) -> Allotment:
     """The current state; `changing`: the node is in the middle of a change, and idle slices are of no use to
-    anybody."""
+    anybody. `before`: see `last_offers`."""
     held: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
-    for device in _devices(reading, holdings):
-        taken = Counter(dict.fromkeys(device.offered, 0))
+    for device in _devices(reading, holdings, before):
+        taken = Counter(dict.fromkeys(device.known, 0))
         for (_, resource), count in device.held.items():
             taken[resource] += count
-        there = {resource: max(count, device.offered.get(resource, 0)) for resource, count in taken.items()}
-        parts = sum(there.values())
+        parts = sum(max(count, device.known.get(resource, 0)) for resource, count in taken.items())
         if not parts:
             continue
         each = device.share / parts
         for tenant, count in device.held.items():
             held[tenant] = held.get(tenant, NOTHING) + each * count
-        for resource, count in there.items():
-            idle[resource] = idle.get(resource, NOTHING) + each * (count - taken[resource])
+        for resource, count in taken.items():
+            free = max(0, device.offered.get(resource, 0) - count)
+            idle[resource] = idle.get(resource, NOTHING) + each * free
     gpus = len(reading.gpus)
     rest = gpus - sum(held.values(), NOTHING)
     if changing:
@@ -109,10 +118,31 @@ def standing(reading: Reading, holdings: Holdings, policy: str, *, changing: boo
     return Allotment(policy, gpus, held, idle, rest - sum(idle.values(), NOTHING), NOTHING)
 
 
-def _devices(reading: Reading, holdings: Holdings) -> Iterable[_Slices]:
+def last_offers(reading: Reading, holdings: Holdings, before: Offers) -> Offers:
+    """What each device is offered as, and where it is offered as nothing, what it was before.
+
+    A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
+    v1.36.3), and none of a plugin that is restarting. Whoever holds one of four slices goes on holding a quarter.
+    """
+    offered = _offered(holdings)
+    known = {uuid: offered.get(uuid) or before.get(uuid) for gpu in reading.gpus for uuid in _uuids(gpu)}
+    return {uuid: slices for uuid, slices in known.items() if slices}
+
+
+def _offered(holdings: Holdings) -> dict[str, Counter[str]]:
     offered: dict[str, Counter[str]] = {}
     for resource, device in holdings.offered or ():
         offered.setdefault(base(device), Counter())[resource] += 1
+    return offered
+
+
+def _uuids(gpu: GPU) -> Iterable[str]:
+    return (gpu.uuid, *(instance.uuid for instance in gpu.instances))
+
+
+def _devices(reading: Reading, holdings: Holdings, before: Offers) -> Iterable[_Slices]:
+    offered = _offered(holdings)
+    known = last_offers(reading, holdings, before)
     held: dict[str, Counter[tuple[str, str]]] = {}
     for each in holdings.held:
         for device in each.devices:
@@ -120,7 +150,7 @@ def _devices(reading: Reading, holdings: Holdings) -> Iterable[_Slices]:
     cards = {model.product: model for model in reading.models}
     for gpu in reading.gpus:
         for uuid, share in _shares(gpu, cards.get(gpu.product)):
-            yield _Slices(share, offered.get(uuid, {}), held.get(uuid, {}))
+            yield _Slices(share, offered.get(uuid, {}), known.get(uuid, {}), held.get(uuid, {}))
 
 
 def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
