@@ -13,7 +13,7 @@ from gpusharing.kube.client import JSON, NODES, PODS
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Action, Evict, FenceNode
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.verdict import Verdict
@@ -53,7 +53,9 @@ class Claims:
     error: Exception | None = None
     written: list[Mapping[str, Claim]] = field(default_factory=list)
 
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
+    ) -> None:
         if self.error is not None:
             raise self.error
         self.written.append(claims)

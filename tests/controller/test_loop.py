@@ -23,7 +23,7 @@ from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.errors import Forbidden, KubeError, Unauthorized, Unavailable
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 POLICY: JSON = {
@@ -41,8 +41,12 @@ class Leader:
     error: Exception | None = None
     claims_error: str = ""
 
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
-        self.claims = claims
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
+    ) -> None:
+        self.claims, self.failed_nodes = claims, failed_nodes or {}
 
 
 class Observer(NoMetrics):

@@ -260,7 +260,8 @@ def _claims(scene: Scene) -> JSON:
     except NotFound:
         return {}
     claims: JSON = json.loads(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
-    return claims
+    failed = claims.pop("failedNodes", {})
+    return {**claims, "failed": sorted((one["node"], one["generation"]) for one in failed.values())}
 
 
 def differences(expected: Any, found: Any, path: str = "") -> Iterator[str]:

@@ -239,7 +239,7 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
         "policy": _policy(_maybe(pool, pool.path)),
         "nodes": {name: _node(_maybe(pool, f"{NODES}/{name}")) for name in pool.nodes},
         "gpunodes": {name: _gpunode(_maybe(pool, f"{GPUNODES}/{name}")) for name in pool.nodes},
-        "claims": json.loads(
+        "claims": without_uids(
             (_maybe(pool, LEASE) or {}).get("metadata", {}).get("annotations", {}).get(CLAIMS, "{}")
         ),
         "configmaps": {name: (_maybe(pool, f"{OUR_MAPS}/{name}") or {}).get("data") for name in CONFIG_MAPS},
@@ -258,6 +258,14 @@ def end_state(pool: Pool, *, midway: bool = False) -> Object:
         text = APART.sub(r"\1 false", text)
     masked: Object = json.loads(_number_revisions(text))
     return masked
+
+
+def without_uids(written: str) -> Object:
+    """What the Lease says of claims and failures; failures by name, as UIDs differ from run to run."""
+    found: Object = json.loads(written)
+    if failed := found.pop("failedNodes", None):
+        found["failedNodes"] = sorted((one["node"], one["generation"]) for one in failed.values())
+    return found
 
 
 def _number_revisions(text: str) -> str:

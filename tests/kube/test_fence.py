@@ -16,7 +16,8 @@ from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, Fence, Verified
+from gpusharing.planning.pools.failures import MOST
+from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, FailedNode, Fence, Verified
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(
@@ -218,6 +219,25 @@ def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> 
     assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
 
 
+def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_only_those() -> None:
+    claims, failed = {"gpu-07": Claim("u7", "pool-b", "op-1")}, {"u9": FailedNode("gpu-09", "uid-b", 3)}
+    text = records.claims_text(claims, failed_nodes=failed)
+    assert records.parse_claims(text) == (claims, "")
+    assert records.parse_failed_nodes(text) == failed
+    assert json.loads(text)["failedNodes"] == {
+        "u9": {"node": "gpu-09", "policyUid": "uid-b", "generation": 3}
+    }
+    assert records.parse_failed_nodes(records.claims_text(claims, text)) == {}, "all of them are replaced"
+
+
+@pytest.mark.parametrize(
+    "damaged", ['{"failedNodes":7}', "[]", "{", '{"failedNodes":{"u1":7,"u2":{"node":"x"}}}']
+)
+def test_a_failure_that_cannot_be_read_is_left_out(damaged: str) -> None:
+    assert records.parse_failed_nodes(damaged.replace("{", '{"v":1,', 1)) == {}
+    assert records.parse_failed_nodes(damaged) == {}
+
+
 def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:
     """With names as long as clouds make them, and all nodes in waves."""
     name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
@@ -226,7 +246,8 @@ def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> N
         f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}")
         for number in range(records.MOST_CLAIMS)
     }
-    assert len(records.claims_text(claims)) < 256 * 1024
+    failed = {f"{number:036}": FailedNode(f"{name}{number:03}", "0" * 36, 1000) for number in range(MOST)}
+    assert len(records.claims_text(claims, failed_nodes=failed)) < 256 * 1024
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["operator"]["properties"]["maxInFlight"]["maximum"] == records.MOST_CLAIMS
 

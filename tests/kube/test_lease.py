@@ -15,7 +15,7 @@ from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import LeaderLease, LeaseLost
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
 
@@ -261,6 +261,22 @@ def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_too
                 await a.lease.set_claims(CLAIMS)
             assert a.lost.is_set()
             assert "gpu-07" not in str(lease_of(cluster))
+
+    run_virtually(main())
+
+
+def test_failures_are_written_with_the_claims_and_found_by_a_successor() -> None:
+    async def main() -> None:
+        cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", "uid-b", 3)}
+        async with contenders(cluster, "a", "b") as (a, b):
+            await a.lease.set_claims(CLAIMS, failed)
+            await a.lease.set_claims({})
+            assert a.lease.failed_nodes == failed, "nobody said otherwise"
+            await a.stop()
+            await b.lease.acquired.wait()
+            assert (b.lease.claims, b.lease.failed_nodes) == ({}, failed)
+            await b.lease.set_claims({}, {})
+            assert b.lease.failed_nodes == {}
 
     run_virtually(main())
 

@@ -44,7 +44,7 @@ def carry_out(world: "World", action: Action) -> None:
         case EnsureGPUNode():
             _ensure_gpunode(world, action)
         case SetClaims():
-            world.claims = dict(action.claims)
+            world.claims, world.failed_nodes = dict(action.claims), dict(action.failed_nodes)
         case SetFinalizer():
             _set_finalizer(world, action)
         case Evict():

@@ -49,7 +49,7 @@ def member(name: str, phase: Phase = Phase.PENDING, **node: Any) -> Member:
 def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **rollout: Any) -> Pooled:
     assert policy.spec is not None
     spec = policy.spec.model_copy(update={"rollout": Rollout.model_validate(rollout)})
-    return Pooled(replace(policy, spec=spec), spec, members, False, ALWAYS, at(seconds))
+    return Pooled(replace(policy, spec=spec), spec, members, (), False, ALWAYS, at(seconds))
 
 
 # --- halting --------------------------------------------------------------------------------------------------

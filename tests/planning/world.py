@@ -25,7 +25,7 @@ from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
@@ -58,6 +58,7 @@ class World:
     pods: dict[str, dict[str, PodView]] = field(default_factory=dict)
     """By node and pod UID."""
     claims: dict[str, Claim] = field(default_factory=dict)
+    failed_nodes: dict[str, FailedNode] = field(default_factory=dict)
     stack: StackView = field(
         default_factory=lambda: StackView(
             make_cluster_policy(), False, {}, "", {}, serves_our_mig_file=True, plugin_map_exists=False
@@ -220,6 +221,7 @@ class World:
             },
             pods={name: dict(pods) for name, pods in self.pods.items()},
             claims=dict(self.claims),
+            failed_nodes=dict(self.failed_nodes),
             evicted=set(self.evicted),
             refused=set(self.refused),
             human_cordons=set(self.human_cordons),
@@ -249,6 +251,7 @@ class World:
             mig_managers={name: machine.operand for name, machine in self.machines.items()},
             mps_daemons={n: daemon for n, m in self.machines.items() if (daemon := m.mps_daemon) is not None},
             claims=dict(self.claims),
+            failed_nodes=dict(self.failed_nodes),
             work={name: self._work(name) for name in sorted(self.memory.wants_pods & self.nodes.keys())},
             drifting_since=dict(self.memory.drifting_since),
             at_work_since=self._at_work(),
@@ -366,5 +369,5 @@ class World:
 
     def _state(self) -> tuple[object, ...]:
         pods = {name: dict(pods) for name, pods in self.pods.items()}
-        objects = (dict(self.nodes), dict(self.gpunodes), self.policies, self.claims)
+        objects = (dict(self.nodes), dict(self.gpunodes), self.policies, self.claims, self.failed_nodes)
         return *objects, self.stack, pods, len(self.done)

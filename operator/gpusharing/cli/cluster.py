@@ -4,9 +4,9 @@ Nothing is written: every writing call of the client that everything goes throug
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from gpusharing.cli.ages import length
@@ -21,7 +21,7 @@ from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.told.proposal import configured
 
@@ -60,6 +60,7 @@ class Cluster:
     missing: bool = False
     """The operator is not installed: there are no policies, and no agent has read a GPU."""
     now: Callable[[], datetime] = wall_time
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
         """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under
@@ -99,7 +100,7 @@ class Cluster:
                 if node.fence is not None
             }
             snapshot = replace(snapshot, claims=claims)
-        return snapshot
+        return replace(snapshot, failed_nodes=self.failed_nodes)
 
 
 @asynccontextmanager
@@ -129,7 +130,8 @@ async def gathered(
             try:
                 notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
                 await _count_pending(gatherer, notes)
-                yield Cluster(gatherer, dict(installed.claims), notes, missing, session.now)
+                claims, failed = dict(installed.claims), installed.failed_nodes
+                yield Cluster(gatherer, claims, notes, missing, session.now, failed)
             finally:
                 following.cancel()
                 for crew in (gatherer.crew, gatherer.shared):

@@ -14,10 +14,10 @@ from gpusharing.cli.troubles import said
 from gpusharing.cli.versions import own_version
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
-from gpusharing.kube.fence import parse_claims
+from gpusharing.kube.fence import parse_claims, parse_failed_nodes
 from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import PlanSettings
 
 OPERATOR = "gpusharing-operator"
@@ -43,6 +43,7 @@ class Installed:
 
     settings: InstalledSettings = field(default_factory=InstalledSettings)
     claims: Mapping[str, Claim] = field(default_factory=dict)
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     version: str = ""
     """Of the chart's application; empty: unknown."""
     notes: tuple[str, ...] = ()
@@ -67,9 +68,10 @@ async def read_installed(client: KubeClient) -> Installed:
     told = texts(section(deployment, "metadata", "labels")).get("app.kubernetes.io/version", "")
     notes += find_difference(told)
     name = await _pod_name(client, namespace)
-    claims, more = await _claims(client, namespace)
+    written, more = await _written_claims(client, namespace)
+    claims, failed_nodes = (parse_claims(written)[0], parse_failed_nodes(written)) if written else ({}, {})
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
-    return Installed(settings, claims, told, (*notes, *more))
+    return Installed(settings, claims, failed_nodes, told, (*notes, *more))
 
 
 async def is_missing(client: KubeClient) -> bool:
@@ -128,13 +130,12 @@ async def _pod_name(client: KubeClient, namespace: str) -> str:
     return min(found, default="")
 
 
-async def _claims(client: KubeClient, namespace: str) -> tuple[Mapping[str, Claim], tuple[str, ...]]:
-    """The slots that are taken; without the Lease those of the fences, which are nearly the same."""
+async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
+    """What the Lease says of slots and failures; without it the slots are those of the fences: nearly the same."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:
-        return {}, ()
+        return "", ()
     except (Forbidden, Invalid) as error:
-        return {}, (f"slots are counted from fences, not from the Lease: {said(error)}",)
-    written = texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, "")
-    return (parse_claims(written)[0] if written else {}), ()
+        return "", (f"slots are counted from fences, not from the Lease: {said(error)}",)
+    return texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, ""), ()

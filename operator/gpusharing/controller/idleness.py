@@ -8,7 +8,7 @@ import structlog
 
 from gpusharing.controller.complaints import Complaints
 from gpusharing.kube.sources import NOT_YET, Sources
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 log = structlog.get_logger()
 
@@ -36,8 +36,15 @@ class Leader(Protocol):
         """Why the claims on the Lease cannot be read; then they are made again from the fences."""
         ...
 
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
-        """Compare-and-swap of all claims."""
+    @property
+    def failed_nodes(self) -> Mapping[str, FailedNode]:
+        """Failures on record as last read or written, by UID of the Node."""
+        ...
+
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
+    ) -> None:
+        """Compare-and-swap of all claims and failures."""
         ...
 
 

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
@@ -153,7 +153,7 @@ class Loop:
         unseen = self.executor.under_way()
         wanted = self.plan.wants_pods if self.plan else frozenset[str]()
         with timing(seconds, "gather"):
-            snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, self.now())
+            snapshot = await self._gather(wanted, self.now())
         with timing(seconds, "plan"):
             decision = await self._decide(snapshot, wanted)
         plan, now = decision.plan, decision.now
@@ -175,6 +175,10 @@ class Loop:
         moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again)
         return min((moment for moment in moments if moment is not None), default=None)
 
+    async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
+        snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
+        return replace(snapshot, failed_nodes=self.leader.failed_nodes)
+
     async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> Decision:
         """`wanted`: the nodes whose pods the snapshot has. If the plan needs others, they are read at once."""
         now = self.now()  # what was seen is as old as it is now
@@ -182,7 +186,7 @@ class Loop:
         if plan.wants_pods - wanted:
             # A look at whether the pods of a node block its change does not wait for a round of status writes.
             wanted |= plan.wants_pods
-            snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
+            snapshot = await self._gather(wanted, now)
             now = self.now()
             plan = plan_rollout(snapshot, now, self.memo)
         return Decision(plan, snapshot, now, more_pods=bool(plan.wants_pods - wanted))

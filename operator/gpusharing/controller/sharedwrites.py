@@ -15,7 +15,7 @@ from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
 from gpusharing.planning.snapshot import callfailures
 from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
@@ -49,7 +49,9 @@ class ClusterPolicies(ReflectorCache, Protocol):
 class Claims(Protocol):
     """The leader Lease."""
 
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
+    ) -> None:
         """Compare-and-swap; raises LeaseLost when we no longer lead."""
         ...
 
@@ -100,7 +102,7 @@ class SharedWrites:
             case SetFinalizer():
                 await self._set_finalizer(action)
             case SetClaims():
-                await self.claims.set_claims(action.claims)
+                await self.claims.set_claims(action.claims, action.failed_nodes)
             case SetPointers():
                 await self._set_pointers(action)
             case _:

@@ -9,6 +9,7 @@ two records are written from scratch each time and keep nothing of the one befor
 
 import json
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar, assert_never
@@ -20,7 +21,7 @@ from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.startgate import opened
 from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
 JOBS_VERSION = 2
@@ -35,7 +36,7 @@ _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 NodePatch = FenceNode | Actuate | UpdateFence | Release | LabelNode
 """The actions that are one Node PATCH."""
 
-Record = TypeVar("Record", Fence, Deferred, Verified, Claim)
+Record = TypeVar("Record", Fence, Deferred, Verified, Claim, FailedNode)
 
 
 def record_text(record: Fence | Deferred | Verified) -> str:
@@ -64,8 +65,10 @@ def parse_verified(text: str) -> tuple[Verified | None, str]:
     return _parse(Verified, names.ANNOTATION_VERIFIED, text)
 
 
-def claims_text(claims: Mapping[str, Claim], before: str = "") -> str:
-    """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order.
+def claims_text(
+    claims: Mapping[str, Claim], before: str = "", failed_nodes: Mapping[str, FailedNode] | None = None
+) -> str:
+    """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order; `failed_nodes` by UID.
 
     `before`: the text that this one replaces; unknown keys in it are kept for claims that stay.
     """
@@ -73,10 +76,12 @@ def claims_text(claims: Mapping[str, Claim], before: str = "") -> str:
         record = _load(before) if before else {}
     except _Damaged:
         record = {}
+    record.pop("failedNodes", None)
     old = record.get("claims")
     kept = old if isinstance(old, dict) else {}
     written = {node: _grown(kept.get(node), _encode(claim)) for node, claim in sorted(claims.items())}
-    return _dump({**record, "claims": written})
+    failed = {uid: _encode(one) for uid, one in sorted((failed_nodes or {}).items())}
+    return _dump({**record, "claims": written, **({"failedNodes": failed} if failed else {})})
 
 
 def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
@@ -93,6 +98,19 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
     except _Damaged as error:
         return {}, f"annotation {names.ANNOTATION_CLAIMS}: {error}"
     return claims, ""
+
+
+def parse_failed_nodes(text: str) -> dict[str, FailedNode]:
+    """The failures on record by UID of the Node; those that cannot be read are left out."""
+    try:
+        found = _load(text).get("failedNodes")
+    except _Damaged:
+        return {}
+    failed = {}
+    for uid, one in found.items() if isinstance(found, dict) else ():
+        with suppress(_Damaged):
+            failed[uid] = _decode(FailedNode, one if isinstance(one, dict) else {})
+    return failed
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
@@ -180,13 +198,13 @@ def _load(text: str, read: Collection[int] = _READ) -> JSON:
 
 
 _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
-    kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim)
+    kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
 _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
 """`Fence.unknown` is not a key of a record: a key of that name would be an unknown one."""
 
 
-def _encode(record: Fence | Deferred | Verified | Claim) -> JSON:
+def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
     written: JSON = _WRITERS[type(record)].dump_python(
         record, mode="json", by_alias=True, exclude={"unknown"}, exclude_defaults=isinstance(record, Claim)
     )

@@ -23,9 +23,9 @@ from gpusharing.api.times import to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
-from gpusharing.kube.fence import claims_text, parse_claims
+from gpusharing.kube.fence import claims_text, parse_claims, parse_failed_nodes
 from gpusharing.kube.raw import section, text, texts, whole
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 CLAIM_ATTEMPTS = 3
 RELEASE_SECONDS = 2.0
@@ -80,6 +80,8 @@ class LeaderLease:
         self._lock = asyncio.Lock()
         self._version = ""
         self._claims: Mapping[str, Claim] = {}
+        self.failed_nodes: Mapping[str, FailedNode] = {}
+        """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False
@@ -123,8 +125,11 @@ class LeaderLease:
             if self.is_leader or (self._taking and not self.acquired.is_set()):
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
-    async def set_claims(self, claims: Mapping[str, Claim]) -> None:
-        """Replace all claims, by compare-and-swap. When it returns, we led at that moment.
+    async def set_claims(
+        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
+    ) -> None:
+        """Replace all claims, and the failures unless they are None, by compare-and-swap. When it returns, we led at
+        that moment.
 
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
@@ -137,7 +142,9 @@ class LeaderLease:
                 for _ in range(CLAIM_ATTEMPTS):
                     self.must_lead()
                     try:
-                        annotations = {ANNOTATION_CLAIMS: claims_text(claims, self._claims_before)}
+                        failed = self.failed_nodes if failed_nodes is None else failed_nodes
+                        written = claims_text(claims, self._claims_before, failed)
+                        annotations = {ANNOTATION_CLAIMS: written}
                         await self._write({"renewTime": self._time()}, annotations)
                         return
                     except Conflict:
@@ -271,7 +278,7 @@ class LeaderLease:
             "metadata": {
                 "name": self._name,
                 "annotations": annotations
-                or {ANNOTATION_CLAIMS: claims_text(self._claims, self._claims_before)},
+                or {ANNOTATION_CLAIMS: claims_text(self._claims, self._claims_before, self.failed_nodes)},
             },
             "spec": {
                 "holderIdentity": self.identity,
@@ -294,6 +301,7 @@ class LeaderLease:
         self._version = text(lease, "metadata", "resourceVersion")
         written = texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)
         self._claims, self.claims_error = ({}, "") if written is None else parse_claims(written)
+        self.failed_nodes = parse_failed_nodes(written or "{}")
         self._claims_before = written or ""
 
     def _left(self) -> float:

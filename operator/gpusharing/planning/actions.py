@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import field
 
-from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.words.values import value
@@ -39,6 +39,8 @@ class SetClaims:
 
     claims: Mapping[str, Claim]
     """All claims, by node name; they replace those on the Lease."""
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """All failures on record, by UID of the Node; they replace those on the Lease."""
 
 
 @value

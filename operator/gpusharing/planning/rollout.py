@@ -35,21 +35,21 @@ from functools import partial
 from operator import attrgetter
 
 from gpusharing.api.names import LABEL_POLICY, Phase
-from gpusharing.planning.actions import Action, SetClaims, WriteConfig
+from gpusharing.planning.actions import Action, WriteConfig
 from gpusharing.planning.memo import Memo
+from gpusharing.planning.pools.failures import count_failures
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
-from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
+from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.looks import Look, Preview
-from gpusharing.planning.snapshot.records import Claim, Fence
+from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_claimants, find_coming
@@ -132,11 +132,12 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failing = Failing(snapshot.call_failures, snapshot.claims, now)
     members = failing.find_late(_members(snapshot, owners, judged, failed))
     verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, _fences(snapshot), snapshot.nodes, snapshot.policies, now)
+    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     verdicts |= held
     members |= {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     pools = {name: pool.ask_windows(now) for name, pool in counted.items()}
+    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
@@ -146,7 +147,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     targets = _targets(facts)
     config = configure(snapshot, targets.values(), models, wishes, memo)
-    shared = share(snapshot, config, {**choice.claims, **kept}, pools, verdicts)
+    shared = share(snapshot, config, {**choice.claims, **kept}, pools, verdicts, failed_nodes=failed_nodes)
     failing.name(verdicts)
     return RolloutPlan(
         verdicts=verdicts,
@@ -158,7 +159,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
         previews=previews.known,
-        coming=find_coming(owners, _fences(snapshot)),
+        coming=find_coming(owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
     )
 
@@ -292,7 +293,7 @@ def choose(
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
     if not waiting:
         return Choice(chosen, claims, looks)
-    in_flight = {name for name, fence in _fences(snapshot).items() if fence.stage != "yielded"}
+    in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
     cases = [
         (case, pool.policy)
         for pool in waiting
@@ -318,11 +319,6 @@ def choose(
     return Choice(chosen, claims, looks)
 
 
-def _fences(snapshot: ClusterSnapshot) -> dict[str, Fence]:
-    """Our fences, by node. Nothing happens on a yielded node, and only its pool waits for it."""
-    return {name: node.fence for name, node in snapshot.nodes.items() if node.fence is not None}
-
-
 def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:
     """GPU resource names that some node still offers after all planned changes."""
     offered: set[str] = set()
@@ -333,25 +329,6 @@ def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:
 
 
 # --- shared ----------------------------------------------------------------------------------------------------
-
-
-def share(
-    snapshot: ClusterSnapshot,
-    config: WriteConfig | None,
-    unfenced: Mapping[str, Claim],
-    pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
-) -> tuple[Action, ...]:
-    """Configuration, finalizers and claims: written once, before anything that needs them."""
-    actions: list[Action] = [] if config is None else [config]
-    nodes, fences = snapshot.nodes, _fences(snapshot)
-    claims = {name: Claim.of(nodes[name].uid, fence) for name, fence in fences.items()}
-    claims |= unfenced
-    actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
-    if claims != dict(snapshot.claims):
-        actions.append(SetClaims(claims))
-    pointers = plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)
-    return tuple(actions) if pointers is None else (*actions, pointers)
 
 
 def configure(

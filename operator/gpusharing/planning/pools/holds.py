@@ -38,7 +38,8 @@ def _halted(pooled: Pooled) -> str:
     policy, most = pooled.policy, pooled.spec.rollout.max_failures
     if policy.resumed == str(policy.generation):
         return ""
-    failed = sorted(one.node.name for one in pooled.members if has_failed(one, policy))
+    failing = (one.node.name for one in pooled.members if has_failed(one, policy))
+    failed = sorted({*failing, *pooled.failed_before})
     if len(failed) < most:
         return ""
     return (

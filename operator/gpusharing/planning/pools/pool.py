@@ -71,6 +71,8 @@ class Pool:
     the slot, which becomes such a change or is given back."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
+    failed_before: tuple[str, ...] = ()
+    """Nodes whose failure only the record knows: they are gone, or lost their fence; see `count_failures`."""
     asked: Hours | None = None
     """What the windows say, once they were asked; see `hours`."""
 
@@ -110,7 +112,8 @@ class Pool:
         """All that may keep its nodes from starting; None: the policy cannot be read, and has no candidates."""
         if self.policy.spec is None:
             return None
-        return Pooled(self.policy, self.policy.spec, self.members, self.frozen, self.hours, now)
+        spec, before = self.policy.spec, self.failed_before
+        return Pooled(self.policy, spec, self.members, before, self.frozen, self.hours, now)
 
     @property
     def limit(self) -> int:

@@ -19,6 +19,8 @@ class Pooled:
     """The policy's."""
     members: Sequence[Member]
     """Those that its budget covers."""
+    failed_before: tuple[str, ...]
+    """Names of nodes whose failure in this generation only the record knows."""
     frozen: bool
     """The limit is 0, whatever the size of the pool."""
     hours: Hours

@@ -1,4 +1,6 @@
-"""Which claims stay although their nodes carry no fence, and which policies keep our finalizer for that.
+"""What is written once for all nodes: configuration, finalizers, and the claims and failures on the leader Lease.
+
+Which claims stay although their nodes carry no fence, and which policies keep our finalizer for that, is decided here.
 
 A claim is written before its fence. If the operator ends in between, the next one may find the node's gate closed
 again: giving claim and finalizer back then, and taking them again, would be four writes for nothing.
@@ -8,15 +10,42 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import SetFinalizer
+from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.records import Claim
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
 CLOCKS = timedelta(seconds=1.5)
 """By how much the clocks of two processes may differ: each was set by a Date of whole seconds (kube/clock.py)."""
+
+
+def fences_of(snapshot: ClusterSnapshot) -> dict[str, Fence]:
+    """Our fences, by node. Nothing happens on a yielded node, and only its pool waits for it."""
+    return {name: node.fence for name, node in snapshot.nodes.items() if node.fence is not None}
+
+
+def share(
+    snapshot: ClusterSnapshot,
+    config: WriteConfig | None,
+    unfenced: Mapping[str, Claim],
+    pools: Mapping[str, Pool],
+    verdicts: Mapping[str, Verdict],
+    *,
+    failed_nodes: Mapping[str, FailedNode],
+) -> tuple[Action, ...]:
+    """Configuration, finalizers and claims: written once, before anything that needs them."""
+    actions: list[Action] = [] if config is None else [config]
+    nodes, fences = snapshot.nodes, fences_of(snapshot)
+    claims = {name: Claim.of(nodes[name].uid, fence) for name, fence in fences.items()}
+    claims |= unfenced
+    actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
+    if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
+        actions.append(SetClaims(claims, failed_nodes))
+    pointers = plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)
+    return tuple(actions) if pointers is None else (*actions, pointers)
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:

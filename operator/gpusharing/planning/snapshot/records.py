@@ -221,6 +221,21 @@ class Verified:
 
 
 @value
+class FailedNode:
+    """A node failed after the point of no return. It is kept on the leader Lease, as the Node may go: a node whose
+    kubelet does not come back is replaced."""
+
+    __pydantic_config__ = _WRITTEN
+
+    node: str
+    """Name of the Node, for people."""
+    policy_uid: str
+    """UID of the policy whose change it was."""
+    generation: int
+    """The generation of the policy in which it failed; it counts for `rollout.maxFailures` of that one."""
+
+
+@value
 class Claim:
     """A slot of the disruption budget, held on the leader Lease from before the fence is written until it is gone."""
 

@@ -21,7 +21,7 @@ from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.values import value
@@ -334,6 +334,8 @@ class ClusterSnapshot:
     """The slots of the disruption budget that are taken."""
     work: Mapping[str, NodeWork]
     """The pods of the nodes whose pods were listed."""
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """By UID of the Node: failures that are on record, whether or not the Node is still there."""
     agent_troubles: AgentTroubles = field(default_factory=AgentTroubles)
     """Why no agent is Ready on the other nodes."""
     mps_daemons: Mapping[str, Operand] = field(default_factory=dict)

@@ -1,0 +1,116 @@
+"""A failure stays on record when its node goes: maxFailures holds the policy until somebody has looked (ADR 44)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import make_fence, make_node
+from tests.planning.cases import MIXED, wrote
+from tests.planning.test_failures_seen import halted, passed
+from tests.planning.world import World
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.actions import FenceNode, SetClaims
+from gpusharing.planning.pools.failures import MOST, count_failures
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.records import FailedNode
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+POLICY = replace(MIXED, uid="uid-pool-b", generation=3)
+FAILED = FailedNode("n1", POLICY.uid, 3)
+RECORD = {"uid-n1": FAILED}
+
+
+def member(name: str, phase: Phase, **node: Any) -> Member:
+    return Member(make_node(name, **node), Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""), None)
+
+
+def counted(
+    *members: Member, recorded: Mapping[str, FailedNode] = RECORD, policy: PolicyView = POLICY
+) -> tuple[dict[str, FailedNode], tuple[str, ...]]:
+    """What is on record afterwards, and whose failure only the record knows."""
+    pool = Pool(policy)
+    for one in members:
+        pool.count(one)
+    found = count_failures([pool], recorded)
+    return found, pool.failed_before
+
+
+ACTUATING = make_fence("actuating", policy_uid=POLICY.uid, generation=3)
+FAILING = member("n1", Phase.FAILED, fence=ACTUATING)
+STAYS: dict[str, tuple[Member, ...]] = {
+    "it was deleted": (),
+    "another one came under its name": (member("n1", Phase.PENDING, uid="uid-new"),),
+    "a person took its fence away": (member("n1", Phase.PENDING),),
+    "it is tried again": (member("n1", Phase.RECONFIGURING, fence=ACTUATING),),
+}
+
+
+@pytest.mark.parametrize("members", STAYS.values(), ids=STAYS)
+def test_a_failure_stays_on_record_though(members: tuple[Member, ...]) -> None:
+    assert counted(*members) == (RECORD, ("n1",))
+
+
+def test_a_node_that_fails_is_recorded_and_counted_once() -> None:
+    assert counted(FAILING, recorded={}) == (RECORD, ())
+    assert counted(FAILING) == (RECORD, ())
+
+
+def test_a_failure_is_forgotten_when_its_node_is_proven() -> None:
+    assert counted(member("n1", Phase.SYNCED)) == ({}, ())
+
+
+ENDED = {
+    "in another generation": replace(POLICY, generation=4),
+    "when a person resumes the policy": replace(POLICY, resumed="3"),
+    "with its policy": replace(POLICY, uid="uid-another"),
+}
+
+
+@pytest.mark.parametrize("policy", ENDED.values(), ids=ENDED)
+def test_a_failure_is_forgotten(policy: PolicyView) -> None:
+    assert counted(policy=policy) == ({}, ())
+
+
+def test_no_more_failures_are_kept_than_the_lease_has_room_for() -> None:
+    many = {f"uid-{number:03}": FailedNode(f"n{number}", POLICY.uid, 3) for number in range(MOST + 20)}
+    found, names = counted(recorded=many)
+    assert (len(found), len(names)) == (MOST, MOST + 20), "all that were there count in this pass"
+
+
+def test_a_rollout_stays_halted_when_the_node_that_failed_is_replaced() -> None:
+    world = halted()
+    (failed,) = (name for name in world.nodes if world.step().verdicts[name].phase is Phase.FAILED)
+    assert {one.node for one in world.failed_nodes.values()} == {failed}
+    world.remove_node(failed)
+    begun = wrote(world, FenceNode)
+    for _ in range(30):
+        told = passed(world)
+        assert {verdict.reason for verdict in told.values()} == {Reason.HALTED}
+    assert all(f"{failed} failed in this generation" in verdict.message for verdict in told.values())
+    world.restart()
+    passed(world)
+    assert wrote(world, FenceNode) == begun
+    resume(world)
+    for _ in range(30):
+        passed(world)
+    assert len(wrote(world, FenceNode)) > len(begun)
+    assert world.failed_nodes == {}
+
+
+def resume(world: World) -> None:
+    """A person has looked."""
+    world.policies = tuple(replace(policy, resumed=str(policy.generation)) for policy in world.policies)
+
+
+def test_what_is_on_record_is_written_only_when_it_changes() -> None:
+    world = halted()
+    passed(world)
+    before = len(wrote(world, SetClaims))
+    for _ in range(20):
+        passed(world)
+    assert len(wrote(world, SetClaims)) == before
