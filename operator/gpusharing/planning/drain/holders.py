@@ -39,14 +39,20 @@ class Scope:
     """The current time; None: a mark with a duration counts whatever the time."""
     forces: bool = False
     """The operator may delete pods at the end of a drain, where the policy asks for it."""
+    node: str = ""
+    """Name of the node; empty: unknown."""
 
 
-def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
+def scope_of(
+    settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
+) -> Scope:
     """What a drain of this operator has to empty, and what it must not touch."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
-    return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at, forces=forces)
+    return Scope(
+        settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at, forces=forces, node=node
+    )
 
 
 @value
