@@ -1,8 +1,9 @@
 """A gang is one thing: its strictest member decides for all, and people are told which gang it is and where."""
 
+import asyncio
 from typing import Any
 
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, gpu_pod, node, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
@@ -81,6 +82,33 @@ async def test_a_gang_over_two_policies_makes_no_wave_and_its_strictest_member_d
         await scene.ready("pool-b", "pool-c")
         assert dict(fenced_in_order(scene, since)) == {"gpu-1": "", "gpu-2": ""}
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
+
+
+@virtually
+async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_end_by_itself() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        leader = rank(0, "gpu-1")
+        leader["metadata"]["labels"]["role"] = "lead"
+        shared(scene, leader, rank(1, "gpu-2"))
+        waits = {
+            "behavior": "WaitCompleted",
+            "timeout": "8h",
+            "podSelector": {"matchLabels": {"role": "lead"}},
+        }
+        rules = [waits, {"behavior": "Evict"}]
+        scene.apply(SLICED, drain={**STRANDED_OK, "rules": rules}, rollout=at_once(2))
+        for name in ("gpu-1", "gpu-2"):
+            await scene.reason(name, "JobsRunning")
+        said = scene.transition("gpu-2")["blockers"][0]
+        assert "JobSet default/train would end with it, and default/rank-0 on gpu-1 may end by itself" in said
+        await asyncio.sleep(2 * HOUR)
+        assert scene.evicted() == [], "drain.timeout is long over, and the leader still works"
+        ended = {"status": {"phase": "Succeeded"}}
+        scene.e.cluster.patch(PODS, "rank-0", ended, "default", subresource="status")
+        await scene.ready()
+        assert scene.evicted() == ["rank-1"]
 
 
 def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:

@@ -72,6 +72,23 @@ async def test_a_pod_that_comes_back_to_the_cordoned_node_is_evicted_once_and_th
 
 
 @virtually
+async def test_a_pod_whose_template_names_the_node_is_evicted_once_and_then_named() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        owner = OWNER | {"kind": "ReplicaSet", "name": "llm"}
+        for number in range(2):  # its controller starts the next one where the template says, cordon or not
+            pod = gpu_pod(f"llm-{number}", "gpu-1", metadata={"ownerReferences": [owner]})
+            scene.e.cluster.add(PODS, pod)
+            if number == 0:
+                scene.apply(SLICED)
+                await scene.e.until(lambda: scene.evicted() == ["llm-0"], "the eviction", HOUR)
+        transition = await scene.reason("gpu-1", "ToleratesCordon")
+        assert "ReplicaSet llm started it here after the cordon" in transition["blockers"][0]
+        await scene.reason("gpu-1", "Deferred")
+        assert scene.evicted() == ["llm-0"]
+        assert not scene.cordoned("gpu-1")
+
+
+@virtually
 async def test_a_pod_that_is_pinned_to_its_node_and_tolerates_the_cordon_is_named_before_it() -> None:
     pinned = Workload(
         "llm", 1, node_selector={"kubernetes.io/hostname": "gpu-1"}, tolerations=({"operator": "Exists"},)

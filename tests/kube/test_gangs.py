@@ -83,7 +83,8 @@ async def test_nodes_that_share_a_gang_share_its_list_and_it_is_made_anew_with_t
 
 
 @virtually
-async def test_a_node_that_is_being_drained_asks_no_more_where_its_gangs_are() -> None:
+async def test_a_node_that_is_being_drained_seldom_asks_where_its_gangs_are() -> None:
+    """It only waits for members that may end by themselves; what was known remains where nobody answers."""
     async with gathering((PODS, rank(0, "gpu-07")), (PODS, rank(1, "gpu-08"))) as stage:
         before = await seen(stage)
         fence = {names.ANNOTATION_FENCE: record_text(make_fence())}
@@ -91,6 +92,13 @@ async def test_a_node_that_is_being_drained_asks_no_more_where_its_gangs_are() -
         await stage.seen()
         assert await seen(stage, 4.0) == before
         assert stage.lists("pods") == 3, "of the node, of the gang, of the node again"
+        ended = {"status": {"phase": "Succeeded"}}
+        stage.cluster.patch(PODS, "rank-1", ended, "team-a", subresource="status")
+        failed = stage.cluster.faults.fail("list", PODS, Unavailable("trouble"), selector=f"{LABEL}=train")
+        assert await seen(stage, 35.0) == before
+        assert failed.hits == 1
+        after = await seen(stage, 70.0)
+        assert [(one.node, one.pod.name) for one in after.members] == [("gpu-07", "rank-0")]
 
 
 ERRORS: dict[str, KubeError] = {"no right": Forbidden("no right"), "trouble": Unavailable("trouble")}

@@ -54,6 +54,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "blackouts alone leave the rest": (
         spans("2026-12-23 10:00", blackouts=(window("0 0 24 12 *", "72h"),), count=2),
         ["2026-12-23 10:00 to 24 00:00", "2026-12-27 00:00 to the end of time"]),
+    "blackouts in a row end with the last, weeks later": (
+        spans("2026-12-25 10:00", blackouts=(window("0 0 24 12 *", "168h"), window("0 0 31 12 *", "168h"))),
+        ["2027-01-07 00:00 to the end of time"]),
     "blackouts without end leave nothing": (
         spans("2026-12-23 10:00", NIGHTS, blackouts=(window("* * * * *", "1m"),)), []),
     "one that is longer than its recurrence is always open": (

@@ -1,7 +1,12 @@
-"""A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is."""
+"""A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is.
+
+How long a drain waits for its members is told by drain/gangwaits.py.
+"""
+
+from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_pdb, make_pod, make_work
+from tests.build import JOB, NOW, at, make_pdb, make_pod, make_work
 from tests.planning.cases import MIXED
 from tests.planning.drains import fenced as drained
 from tests.planning.ganging import make_gang, make_gang_view
@@ -9,6 +14,7 @@ from tests.planning.test_pool import candidate, chosen, fenced
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Drain
+from gpusharing.api.times import NEVER as FOREVER
 from gpusharing.planning.drain.gangs import (
     describe_gang,
     explain_gangs,
@@ -16,6 +22,8 @@ from gpusharing.planning.drain.gangs import (
     name_gangs,
 )
 from gpusharing.planning.drain.holders import scope_of
+from gpusharing.planning.drain.plan import DrainPlan, plan_drain
+from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.way.before import before_pnr
@@ -127,3 +135,106 @@ def test_of_many_gangs_two_are_named() -> None:
     assert text == (
         "JobSet team-a/set-0, 1 pod (1 on c) and JobSet team-a/set-1, 1 pod (1 on c) and 2 more gangs"
     )
+
+
+# --- a member that may end by itself first ---------------------------------------------------------------------
+
+LEAD = {"role": "lead"}
+HOURS_8 = 8 * 3600
+LEADER_MAY_END: dict[str, Any] = {
+    "rules": [
+        {"behavior": "WaitCompleted", "timeout": "8h", "podSelector": {"matchLabels": LEAD}},
+        {"behavior": "Evict"},
+    ]
+}
+
+
+def drained_at(seconds: float, work: NodeWork, **options: Any) -> DrainPlan:
+    """What the drain of c, cordoned at 0, does then."""
+    drain = Drain.model_validate({**LEADER_MAY_END, **options})
+    scope = scope_of(PlanSettings(), cordoned_at=at(0), node="c")
+    return plan_drain(find_standings(work, drain, at(seconds), scope=scope), at(seconds))
+
+
+MAY_END: dict[str, PodView] = {
+    "on another node": make_pod("rank-1", labels=LEAD, gang=GANG),
+    "without a GPU": make_pod("rank-1", labels=LEAD, resources={}, gang=GANG),
+}
+
+
+@pytest.mark.parametrize("member", MAY_END.values(), ids=MAY_END.keys())
+def test_while_a_member_elsewhere_may_end_by_itself_no_other_member_is_evicted(member: PodView) -> None:
+    plan = drained_at(600, sharing(member))
+    assert (plan.evict, [pod.name for pod in plan.jobs], plan.jobs_until) == ((), ["rank-0"], at(HOURS_8))
+    (found,) = plan.blockers
+    assert (found.reason, found.pods, found.until) == (
+        Reason.JOBS_RUNNING,
+        ("team-a/rank-0",),
+        at(HOURS_8),
+    )
+    assert found.message.endswith(
+        ": JobSet team-a/train would end with it, and team-a/rank-1 on d may end by itself first"
+    )
+
+
+def test_when_the_time_of_that_member_is_over_the_policy_says_what_happens_to_all_of_the_gang() -> None:
+    work = sharing(make_pod("rank-1", labels=LEAD, gang=GANG))
+    given_up = drained_at(HOURS_8, work, jobs={"onTimeout": "Abort"})
+    assert (given_up.evict, [pod.name for pod in given_up.overdue]) == ((), ["rank-0"])
+    evicted = drained_at(HOURS_8, work, jobs={"onTimeout": "Evict"})
+    assert ([pod.name for pod in evicted.evict], evicted.jobs) == (["rank-0"], ())
+
+
+def test_a_gang_gets_the_longest_time_that_any_of_its_members_is_given() -> None:
+    leader = make_pod("rank-1", labels=LEAD, gang=GANG)
+    short = make_pod("rank-2", owner=JOB, restarts=False, gang=GANG)
+    mine = make_work(short, gangs=(make_gang_view({"c": [short], "d": [leader]}),))
+    rules = LEADER_MAY_END["rules"][:1]
+    plan = drained_at(7200, mine, rules=rules, jobs={"timeout": "1h"})
+    assert (plan.evict, plan.jobs_until) == ((), at(HOURS_8))
+    forever = drained_at(7200, sharing(leader, short), rules=rules, jobs={"timeout": "Never"})
+    assert forever.jobs_until == FOREVER
+    assert "team-a/rank-2 on d may end by itself first" in forever.blockers[0].message
+
+
+def test_a_member_on_the_same_node_is_waited_for_though_its_own_turn_comes_later() -> None:
+    leader = make_pod("rank-1", labels=LEAD, gang=GANG)
+    early = {"behavior": "Evict", "order": -1}
+    work = make_work(HERE, leader, gangs=(make_gang_view({"c": [HERE, leader]}),))
+    plan = drained_at(600, work, rules=[LEADER_MAY_END["rules"][0], early])
+    assert (plan.evict, [pod.name for pod in plan.jobs]) == ((), ["rank-0"])
+
+
+ENDED: dict[str, tuple[str, PodView]] = {
+    "it is leaving": ("d", make_pod("rank-1", labels=LEAD, deleted_at=at(5), gang=GANG)),
+    "it has finished": ("d", make_pod("rank-1", labels=LEAD, phase="Succeeded", gang=GANG)),
+    "its kubelet does not answer": ("d", make_pod("rank-1", labels=LEAD, phase="Unknown", gang=GANG)),
+    "it runs nowhere yet": ("", make_pod("rank-1", labels=LEAD, phase="Pending", gang=GANG)),
+    "it was here, and is gone by the LIST of this node": ("c", make_pod("rank-1", labels=LEAD, gang=GANG)),
+    "no time is given to it": ("d", make_pod("rank-1", gang=GANG)),
+}
+
+
+@pytest.mark.parametrize(("node", "member"), ENDED.values(), ids=ENDED.keys())
+def test_a_member_that_has_nothing_to_end_keeps_nobody_waiting(node: str, member: PodView) -> None:
+    members = {"c": [HERE], node: [HERE, member] if node == "c" else [member]}
+    plan = drained_at(600, make_work(HERE, gangs=(make_gang_view(members),)))
+    assert ([pod.name for pod in plan.evict], plan.jobs) == (["rank-0"], ())
+
+
+def test_pods_that_belong_to_no_such_gang_do_not_wait_longer_than_their_turn() -> None:
+    leader = make_pod("rank-1", labels=LEAD, gang=GANG)
+    alone = make_pod("alone")
+    work = make_work(HERE, alone, gangs=(make_gang_view({"c": [HERE], "d": [leader]}),))
+    assert [pod.name for pod in drained_at(600, work).jobs] == ["rank-0"]
+    later = drained_at(HOURS_8, work, jobs={"onTimeout": "Evict"})
+    assert sorted(pod.name for pod in later.evict) == ["alone", "rank-0"]
+
+
+def test_a_gang_of_which_nobody_knows_the_members_is_not_ended_by_a_drain_that_goes_on() -> None:
+    work = make_work(HERE, make_pod("alone"), gangs=(GangView(GANG, error="trouble"),))
+    plan = drained_at(600, work)
+    assert [pod.name for pod in plan.evict] == ["alone"]
+    (found,) = plan.blockers
+    assert (found.reason, found.pods) == (Reason.LIST_FAILED, ("team-a/rank-0",))
+    assert found.message == "The members of JobSet team-a/train cannot be listed: trouble"

@@ -130,7 +130,9 @@ RETURNS: dict[str, tuple[PodView, datetime | None, str]] = {
     "before our cordon nobody knows whether it returns": (make_pod(tolerates_cordon=True, created=at(5)), None, "hold"),
     "it was there before the cordon: it goes once": (make_pod(tolerates_cordon=True, created=at(-5)), at(0), "hold"),
     "it came after the cordon": (make_pod(tolerates_cordon=True, created=at(5)), at(0), "ToleratesCordon"),
-    "it was being bound at the time, and tolerates nothing": (make_pod(created=at(5)), at(0), "hold"),
+    "it was being bound at the time, and tolerates nothing": (make_pod(created=at(4)), at(0), "hold"),
+    "it tolerates nothing, and no scheduler put it there so late": (make_pod(created=at(6)), at(0), "ToleratesCordon"),
+    "it tolerates nothing, and nobody starts it again": (make_pod(created=at(6), owner=None), at(0), "Unmanaged"),
     "it is pinned here, which is known before the cordon": (
         make_pod(tolerates_cordon=True, node_selector=HERE), None, "ToleratesCordon"),
     "it is pinned here and waits for the cordon to go": (make_pod(node_selector=HERE), None, "hold"),
@@ -255,3 +257,20 @@ def test_odd_names_of_resources_hold_a_gpu_but_are_no_difference_to_what_the_plu
     assert holds_gpu(make_pod(resources={name: 1})) is is_gpu_resource(name) is of_a_gpu
     assert is_plugin_resource(name) is of_the_plugin
     assert served(make_node(resources={name: 1})) == ({name: 1} if of_the_plugin else {})
+
+
+def test_a_pod_that_is_started_on_the_cordoned_node_names_its_controller_and_what_brings_it_back() -> None:
+    scope = Scope("gpu-operator", cordoned_at=at(0))
+    tolerant, named = make_pod("a", tolerates_cordon=True, created=at(6)), make_pod("b", created=at(6))
+    started = "Its ReplicaSet llm started it here after the cordon"
+    assert [one.message for one in classify([tolerant, named], Drain(), scope).blockers] == [
+        started,
+        f"{started}, which it does not tolerate: its template sets spec.nodeName",
+    ]
+
+
+def test_how_long_pods_may_still_be_bound_is_a_setting() -> None:
+    slow = scope_of(PlanSettings(settle=30), cordoned_at=at(0))
+    late = make_pod(created=at(20))
+    assert classify([late], Drain(), slow).blockers == ()
+    assert len(classify([late], Drain(), scope_of(PlanSettings(), cordoned_at=at(0))).blockers) == 1

@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from tests.build import make_node, make_policy
 
 from gpusharing.planning.pools.hours import Hours, find_hours, needed_time
@@ -91,9 +92,50 @@ def test_a_window_that_is_never_open_long_enough_is_named_with_how_long_it_is() 
     assert found.closed is not None
     assert all(text in found.closed.message for text in ("needs 30m", "for 20m at most", "duration: 6h"))
     assert found.closed.until is None
-    never = hours(at(12), windows=[NIGHTLY], blackouts=[{"schedule": "* * * * *", "duration": "1m"}])
-    assert never.closed is not None
-    assert "open never" in never.closed.message
+    leap = {"schedule": "0 22 29 2 *", "duration": "20m"}
+    both = hours(at(12), windows=[leap], blackouts=[{"schedule": "0 21 29 2 *", "duration": "3h"}])
+    assert "open never: make a window longer" in str(both.closed), (
+        "without the blackout it is too short as well"
+    )
+
+
+ENDLESS = {"schedule": "* * * * *", "duration": "1m"}
+NOTHING = "leave nothing of the time"
+BLACKED_OUT: dict[str, tuple[dict[str, Any], str]] = {
+    "blackouts without an end": ({"windows": [NIGHTLY], "blackouts": [ENDLESS]}, NOTHING),
+    "blackouts without an end, and no window": ({"blackouts": [ENDLESS]}, NOTHING),
+    "every day, all day": (
+        {"windows": [NIGHTLY], "blackouts": [{"schedule": "0 0 * * *", "duration": "24h"}]}, NOTHING),
+    "every window, all of it": (
+        {"windows": [NIGHTLY], "blackouts": [{"schedule": "0 21 * * *", "duration": "3h"}]}, NOTHING),
+    "every window, most of it": (
+        {"windows": [NIGHTLY], "blackouts": [{"schedule": "20 22 * * *", "duration": "100m"}]}, "leave 20m at most"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rollout", "left"), BLACKED_OUT.values(), ids=BLACKED_OUT)
+def test_where_blackouts_leave_too_little_of_windows_that_are_long_enough_the_blackouts_are_named(
+    rollout: dict[str, Any], left: str
+) -> None:
+    found = hours(at(12), **rollout)
+    assert reason(found) is Reason.WINDOW_TOO_SHORT
+    assert found.closed is not None
+    assert "needs 30m of its window (drain.timeout and the slowest" in found.closed.message
+    assert f"spec.rollout.blackouts {left}" in found.closed.message
+    assert found.closed.message.endswith("shorten a blackout or take one away")
+    assert (found.closed.until, found.change) == (None, None)
+
+
+def test_blackouts_that_follow_each_other_for_two_weeks_have_an_end_that_is_told() -> None:
+    weeks = [{"schedule": f"0 0 {day} 12 *", "duration": "168h"} for day in (24, 31)]
+    now, end = datetime(2026, 12, 25, 12, tzinfo=UTC), datetime(2027, 1, 7, tzinfo=UTC)
+    alone, nightly = hours(now, blackouts=weeks), hours(now, windows=[NIGHTLY], blackouts=weeks)
+    opens = end.replace(hour=22)
+    assert [reason(one) for one in (alone, nightly)] == [Reason.WINDOW_CLOSED] * 2
+    assert [one.change for one in (alone, nightly)] == [end, opens]
+    assert nightly.closed is not None
+    assert nightly.closed.until == opens
+    assert nightly.closed.message.endswith("the next one may start at 2027-01-07T22:00:00Z")
 
 
 def test_a_window_that_nobody_can_follow_keeps_everything_closed_and_is_named() -> None:

@@ -5,12 +5,15 @@ What a gang costs is told by pools/candidates.py.
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.build import (
+    JOB,
     NOW,
     at,
     make_claim,
+    make_fence,
     make_node,
     make_pdb,
     make_pod,
@@ -23,7 +26,8 @@ from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
 from tests.planning.told import verdict
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.times import NEVER as FOREVER
 from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.candidates import op_of
 from gpusharing.planning.pools.ledger import Ledger, find_mates
@@ -285,6 +289,37 @@ def test_a_wave_waits_for_the_slot_of_a_node_that_is_claimed_and_not_yet_fenced(
     assert {plan.verdicts[node].reason for node in ("n1", "n2")} == {Reason.BUDGET_FULL}
     free = plan_rollout(replace(snapshot, claims={}, call_failures={}, nodes=without(snapshot, "n0")), NOW)
     assert begun(free) == ["n1", "n2"]
+
+
+UNTIL_LATER = make_fence(policy="pool-b", since=at(-600), deadline=at(300), disruption=DisruptionClass.RESET)
+HELD = {"onTimeout": "Hold"}
+IN_FLIGHT: dict[str, tuple[dict[str, Any], Fence, PodView, int]] = {
+    "its time goes on": (HELD, UNTIL_LATER, make_pod("stays", owner=None), 0),
+    "its drain is held past its time": (
+        HELD, replace(UNTIL_LATER, deadline=at(-1)), make_pod("stays", owner=None), 1),
+    "its jobs have an hour": (
+        {"jobs": {"timeout": "1h"}}, replace(UNTIL_LATER, deadline=at(3000), jobs=True),
+        make_pod("train", owner=JOB, restarts=False), 0),
+    "its jobs may run for ever": (
+        {"jobs": {"timeout": "Never"}}, replace(UNTIL_LATER, deadline=FOREVER, jobs=True),
+        make_pod("train", owner=JOB, restarts=False), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("drain", "fence", "pod", "starts"), IN_FLIGHT.values(), ids=IN_FLIGHT)
+def test_a_wave_waits_for_the_slot_of_a_drain_only_if_some_clock_ends_that_drain(
+    drain: dict[str, Any], fence: Fence, pod: PodView, starts: int
+) -> None:
+    policy = make_policy(mode="TimeSlicing", finalizer=True, rollout={"maxUnavailable": 2}, drain=drain)
+    view = make_gang_view(ranks("n1", "n2"))
+    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
+    work["n0"] = make_work(pod)
+    away = make_node("n0", unschedulable=True, fence=replace(fence, policy=policy.name, node_uid="uid-n0"))
+    nodes = [away, make_node("n1"), make_node("n2")]
+    plan = plan_rollout(make_snapshot(nodes, [policy], work=work), NOW)
+    assert plan.verdicts["n0"].phase in (Phase.DRAINING, Phase.WAITING_FOR_JOBS)
+    assert plan.pools[policy.name].used == 1
+    assert len(begun(plan)) == starts
 
 
 def begun(plan: RolloutPlan) -> list[str]:

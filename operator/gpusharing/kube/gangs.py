@@ -24,6 +24,8 @@ MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
 KEPT = timedelta(seconds=3)
 """A LIST serves all nodes that are looked at meanwhile."""
+KEPT_IN_DRAIN = timedelta(seconds=30)
+"""And all nodes that are being drained for so long: they only wait for members that may end by themselves."""
 FORGOTTEN = timedelta(minutes=2)
 """The time from the last request for a gang."""
 _FINISHED = ("Succeeded", "Failed")
@@ -45,7 +47,8 @@ class Gangs:
     _locks: defaultdict[Gang, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(self, pods: Iterable[PodView], now: datetime, *, anew: bool) -> tuple[GangView, ...]:
-        """The gangs of those pods that hold a GPU. `anew`: list them now instead of using the last list.
+        """The gangs of those pods that hold a GPU. `anew`: list them now; else the last list serves for longer and
+        remains where a new one fails.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: nothing can be said.
@@ -55,8 +58,12 @@ class Gangs:
         for gang in sorted(wanted, key=lambda one: (one.ref, one.labels))[:MAX_GANGS]:
             async with self._locks[gang]:
                 known = self._known.get(gang)
-                if known is None or (anew and now - known.listed >= KEPT):
-                    known = self._known[gang] = _Known(await self._list(gang), now, now)
+                kept = KEPT if anew or known is None or known.view.error else KEPT_IN_DRAIN
+                if known is None or now - known.listed >= kept:
+                    view = await self._list(gang)
+                    if known is not None and view.error and not anew:
+                        view = known.view
+                    known = self._known[gang] = _Known(view, now, now)
                 known.used = now
                 views.append(known.view)
         self._forget(now)

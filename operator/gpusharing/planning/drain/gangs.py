@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.gangwaits import unlisted
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings
@@ -33,8 +34,7 @@ def find_gang_blockers(
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for view in work.gangs:
         if view.error:
-            message = f"The members of {view.gang.ref} cannot be listed: {view.error}"
-            found.append(Blocker(Reason.LIST_FAILED, message=message))
+            found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
         known = next(
             (pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None

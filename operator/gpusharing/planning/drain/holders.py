@@ -4,7 +4,7 @@ Specification: docs/design/drain.md, rows P and G.
 """
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from gpusharing.api import names
@@ -19,6 +19,8 @@ from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
+_ROUNDED = timedelta(seconds=1)
+"""The API server cuts the fraction off creationTimestamp."""
 
 
 @value
@@ -35,18 +37,25 @@ class Scope:
     """Our own pod, `namespace/name`; empty when we do not run in a pod."""
     cordoned_at: datetime | None = None
     """When we cordoned the node; None: we did not."""
+    settle: timedelta = timedelta(seconds=5)
+    """How long after that pods may still appear that were just being bound."""
     now: datetime | None = None
     """The current time; None: a mark with a duration counts whatever the time."""
     forces: bool = False
     """The operator may delete pods at the end of a drain, where the policy asks for it."""
+    node: str = ""
+    """Name of the node; empty: unknown."""
 
 
-def scope_of(settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None) -> Scope:
+def scope_of(
+    settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
+) -> Scope:
     """What a drain of this operator has to empty, and what it must not touch."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
-    return Scope(settings.gpu_operator_namespace, all_pods, protected, own, cordoned_at, forces=forces)
+    namespace, settle = settings.gpu_operator_namespace, timedelta(seconds=settings.settle)
+    return Scope(namespace, all_pods, protected, own, cordoned_at, settle, forces=forces, node=node)
 
 
 @value
@@ -201,7 +210,7 @@ def _unread_claim(pod: PodView, options: Drain, scope: Scope) -> str:
 
 def _pinned_here(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P15: evicting it would never end, because its node selector leaves it no other node."""
-    return _returns(pod) and names.LABEL_HOSTNAME in pod.node_selector
+    return pod.tolerates_cordon and _is_restarted(pod) and names.LABEL_HOSTNAME in pod.node_selector
 
 
 def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
@@ -209,13 +218,21 @@ def _pin(pod: PodView, options: Drain, scope: Scope) -> str:
 
 
 def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P15: evicting it would never end, because its controller has already started it on the cordoned node."""
-    since = scope.cordoned_at
-    return _returns(pod) and since is not None and pod.created is not None and pod.created > since
+    """P15: evicting it would never end, because its controller has already started it on the cordoned node. One that
+    does not tolerate the cordon was not put there by the scheduler, unless it was just being bound."""
+    since, created = scope.cordoned_at, pod.created
+    if since is None or created is None or not _is_restarted(pod):
+        return False
+    return created > since and (pod.tolerates_cordon or created - since > scope.settle - _ROUNDED)
 
 
 def _start(pod: PodView, options: Drain, scope: Scope) -> str:
-    return f"Its {_owner(pod)} started it here after the cordon"
+    said = f"Its {_owner(pod)} started it here after the cordon"
+    return (
+        said
+        if pod.tolerates_cordon
+        else f"{said}, which it does not tolerate: its template sets spec.nodeName"
+    )
 
 
 def _marked(pod: PodView, options: Drain, scope: Scope) -> bool:
@@ -290,9 +307,9 @@ def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
 
 
-def _returns(pod: PodView) -> bool:
-    """It tolerates the cordon, and somebody would start it again."""
-    return pod.tolerates_cordon and pod.owner is not None and not _lost_owner(pod)
+def _is_restarted(pod: PodView) -> bool:
+    """Somebody would start it again."""
+    return pod.owner is not None and not _lost_owner(pod)
 
 
 def _lost_owner(pod: PodView) -> bool:

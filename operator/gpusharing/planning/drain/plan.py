@@ -171,12 +171,12 @@ def _jobs(found: Standings) -> list[Standing]:
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
     for one in jobs:
+        why = f": {one.waits_for}" if one.waits_for else ""
         if one.ends == NEVER:
-            yield Blocker(
-                Reason.JOBS_RUNNING, (one.pod.ref,), message="The drain waits as long as the pod runs"
-            )
+            said = f"The drain waits as long as the pod runs{why}"
+            yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said)
         elif one.ends is not None:
-            said = f"The drain waits until {to_rfc3339(one.ends)}"
+            said = f"The drain waits until {to_rfc3339(one.ends)}{why}"
             yield Blocker(Reason.JOBS_RUNNING, (one.pod.ref,), message=said, until=one.ends)
 
 

@@ -4,6 +4,7 @@ Everything about a single pod is found here: who decides about it (holders.py), 
 (evictions.py), which budgets guard it (pdb.py), and hence whether it may be evicted now.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -18,10 +19,11 @@ from gpusharing.planning.drain.evictions import (
     is_seen,
     throttled_until,
 )
+from gpusharing.planning.drain.gangwaits import GangWait, find_gang_waits, find_unlisted
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, PdbView, PodView
-from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
+from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason, reason_of
 from gpusharing.planning.words.values import value
 
@@ -49,12 +51,14 @@ class Standing:
     tier: Tier = (0, False)
     """All pods of a lower tier are gone before it is evicted."""
     waits: bool = False
-    """It should end by itself, and is not evicted now."""
+    """It should end by itself, or its gang should, and it is not evicted now."""
     ends: datetime | None = None
     """Until when the drain waits for it, NEVER if that has no end; None: it does not wait, or the node is not cordoned
     yet."""
     spared: bool = False
-    """It should end by itself and is never evicted: when its time is over, the change is given up."""
+    """It is waited for and never evicted: when its time is over, the change is given up."""
+    waits_for: str = ""
+    """Which other member of its gang it is waited for, in words; empty: none."""
 
     @property
     def budget(self) -> PdbView | None:
@@ -113,14 +117,19 @@ def find_standings(
     found = classify(work.pods, options, replace(scope, now=now))
     front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
     known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
-    if options.rules or found.waited or any(pod.system for pod in found.holders):
-        known = _in_turn([_waited(one, found, options, scope, now) for one in known], front)
+    gangs = find_gang_waits(work, options, scope)
+    if options.rules or found.waited or gangs or any(pod.system for pod in found.holders):
+        known = _in_turn([_waited(one, found, options, scope, now, gangs) for one in known], front)
+    unlisted = find_unlisted(work, found) if cordoned else ()
+    if unlisted:
+        refs = {ref for blocker in unlisted for ref in blocker.pods}
+        known = [replace(one, due=one.due and one.pod.ref not in refs) for one in known]
     return Standings(
         work.listed_at,
         leaving=tuple(one for one in known if one.leaves),
         staying=tuple(one for one in known if not one.leaves),
         blocked=len(found.blocked),
-        blockers=found.blockers,
+        blockers=merge((*found.blockers, *unlisted)) if unlisted else found.blockers,
         front=front,
         asked=asked_lately(memories, now),
         throttled_until=throttled_until(memories, now),
@@ -147,18 +156,29 @@ def asks_for_force(options: Drain) -> bool:
     return options.on_timeout == "ForceDelete"
 
 
-def _waited(one: Standing, found: Classified, options: Drain, scope: Scope, now: datetime) -> Standing:
-    """The same with its tier, and whether the drain waits for it (T9-T12)."""
+def _waited(
+    one: Standing,
+    found: Classified,
+    options: Drain,
+    scope: Scope,
+    now: datetime,
+    gangs: Mapping[Gang, GangWait],
+) -> Standing:
+    """The same with its tier, and whether the drain waits for it (T9-T13)."""
     one = replace(one, tier=tier_of(one.pod, options))
-    if one.pod.uid not in found.waited or one.leaves:
+    gang = gangs.get(one.pod.gang) if one.pod.gang is not None else None
+    if one.leaves or (one.pod.uid not in found.waited and gang is None):
         return one
-    wait = patience(one.pod, options)
+    wait, waits_for = patience(one.pod, options), ""
+    if gang is not None and (one.pod.uid not in found.waited or gang.patience != wait):
+        wait, waits_for = gang.patience, gang.text
     ends = None
     if scope.cordoned_at is not None:
         ends = NEVER if wait is None else scope.cordoned_at + wait
     spared = options.jobs.on_timeout == "Abort"
     waits = spared or ends is None or now < ends
-    return replace(one, waits=waits, ends=ends, spared=spared, due=one.due and not waits)
+    due = one.due and not waits
+    return replace(one, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:

@@ -18,6 +18,8 @@ from gpusharing.planning.words.values import value
 
 HORIZON = timedelta(days=8)
 """A longer span is shown as one without an end: no window is longer than a week."""
+FAR = timedelta(days=366)
+"""Blackouts in a row that last longer count as blackouts without an end; one alone lasts a week at most."""
 STEPS = 400
 """The most windows in a row that are examined; this many without a gap count as a span without an end."""
 SHIFT = timedelta(hours=3)
@@ -114,7 +116,7 @@ def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datet
     """The first moment from this one on at which a node may start; None: never, as far as can be foreseen."""
     for _ in range(STEPS):
         if any(one.until(moment) > moment for one in forbidden):
-            end = _end(forbidden, moment)
+            end = _end(forbidden, moment, FAR)
             if end is None:
                 return None
             moment = end
@@ -128,14 +130,14 @@ def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datet
     return None
 
 
-def _end(times: Sequence[_Times], moment: datetime) -> datetime | None:
-    """When windows that cover this moment, and those that follow without a gap, are over; None: not within HORIZON."""
+def _end(times: Sequence[_Times], moment: datetime, horizon: timedelta = HORIZON) -> datetime | None:
+    """When windows that cover this moment, and those that follow without a gap, are over; None: later than that."""
     end = moment
     for _ in range(STEPS):
         reach = max(one.until(end) for one in times)
         if reach <= end:
             return end
         end = reach
-        if end - moment > HORIZON:
+        if end - moment > horizon:
             return None
     return None

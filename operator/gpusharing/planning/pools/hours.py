@@ -79,10 +79,13 @@ def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datet
     if flaw := _flaw(rollout.windows, rollout.blackouts):
         return Hours(closed=Finding(Reason.INVALID_WINDOW, flaw))
     needed = needed_time(spec, nodes)
-    found, longest = _spans(rollout.windows, rollout.blackouts, needed, now.replace(second=0, microsecond=0))
+    minute = now.replace(second=0, microsecond=0)
+    found, longest = _spans(rollout.windows, rollout.blackouts, needed, minute)
     spans = tuple(span for span in found if span.lasts(needed, now))[:SHOWN]
     if not spans:
-        return Hours(closed=Finding(Reason.WINDOW_TOO_SHORT, _too_short(needed, longest)))
+        without, _ = _spans(rollout.windows, (), needed, minute)
+        why = _blacked_out if rollout.blackouts and without else _too_short
+        return Hours(closed=Finding(Reason.WINDOW_TOO_SHORT, why(needed, longest)))
     first = spans[0]
     if first.opens <= now:
         return Hours(spans, None, None if first.closes is None else first.closes - needed + _MOMENT)
@@ -130,10 +133,22 @@ def _flaw(windows: Windows, blackouts: Windows) -> str:
 def _too_short(needed: timedelta, longest: timedelta) -> str:
     open_for = f"for {_text(longest)} at most" if longest else "never"
     return (
-        f"a change needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes),"
-        f" but spec.rollout.windows minus spec.rollout.blackouts is open {open_for}: make a window longer, for example"
-        " duration: 6h, or shorten spec.drain.timeout"
+        f"{_needs(needed)}, but spec.rollout.windows minus spec.rollout.blackouts is open {open_for}: make a window"
+        " longer, for example duration: 6h, or shorten spec.drain.timeout"
     )
+
+
+def _blacked_out(needed: timedelta, longest: timedelta) -> str:
+    """The windows are long enough, so no advice about their length would help."""
+    left = f"{_text(longest)} at most" if longest else "nothing"
+    return (
+        f"{_needs(needed)}, but spec.rollout.blackouts leave {left} of the time in which nodes could start, as far as"
+        " can be foreseen: shorten a blackout or take one away"
+    )
+
+
+def _needs(needed: timedelta) -> str:
+    return f"a change needs {_text(needed)} of its window (drain.timeout and the slowest of the last {RECENT} changes)"
 
 
 def _text(length: timedelta) -> str:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
+from gpusharing.api.times import NEVER
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
@@ -45,6 +46,8 @@ from gpusharing.planning.words.values import value
 OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 """The reasons of selected nodes that do not concern the policy."""
 CAP_REACHED = "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
+_BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
+"""The phases of a change that can still be held up by what is on the node."""
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
 _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
@@ -67,8 +70,8 @@ class Pool:
     outside: int = 0
     """How many of `names` do not concern the policy, or not yet: see is_newcomer."""
     moving: int = 0
-    """How many of the used slots become free by themselves: a change of ours is under way there, or only a claim holds
-    the slot, which becomes such a change or is given back."""
+    """How many of the used slots become free by themselves: a change of ours is under way there that some clock ends,
+    or only a claim holds the slot, which becomes such a change or is given back."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
     failed_before: tuple[str, ...] = ()
@@ -92,7 +95,7 @@ class Pool:
             self.outside += 1
         elif member.away or claimed:
             self.used += 1
-            goes_on = verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+            goes_on = verdict.phase.in_flight and verdict.phase is not Phase.FAILED and not _lasts(verdict)
             self.moving += goes_on or not member.away
 
     def ask_windows(self, now: datetime) -> "Pool":
@@ -251,6 +254,12 @@ def _held(pool: Pool, hold: Finding) -> Selection:
         for case in pool.candidates
     }
     return Selection(verdicts, {}, {})
+
+
+def _lasts(verdict: Verdict) -> bool:
+    """Its drain goes on until somebody or something else ends it: one that is held past its time, or one that waits
+    for jobs as long as they run."""
+    return verdict.phase in _BEFORE_IDLE and verdict.deadline in (None, NEVER)
 
 
 def _why_full(pool: Pool, cap: int) -> str:

@@ -121,7 +121,7 @@ def preview_of(
     """What the change of one node would disturb, by the last list of its pods. The policy has a spec."""
     assert policy.spec is not None, "a policy without a spec has no held nodes"
     drain = policy.spec.drain
-    scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT)
+    scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT, node=verdict.node)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.staying)
     return Preview(

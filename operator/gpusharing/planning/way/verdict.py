@@ -146,7 +146,8 @@ class NodeCase:
     def scope(self) -> Scope:
         """Which pods must be gone before the change."""
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
-        return scope_of(self.settings, all_pods=reboots, cordoned_at=fence.since if fence else None)
+        since = fence.since if fence else None
+        return scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """What its drain still needs of each PodDisruptionBudget; empty: no drain of ours goes on."""

@@ -32,9 +32,10 @@ OWN_POD = ("OwnPod", "Drain", _PERSON,
     "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
     "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
 TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
-    "The pod tolerates the cordon and its controller starts it again on this very node, so evictions "
-    "would never end.",
-    "Remove the toleration of node.kubernetes.io/unschedulable from its controller, or scale the controller down.")
+    "The pod tolerates the cordon, or its template names this node, and its controller starts it again here, so "
+    "evictions would never end.",
+    "Remove the toleration of node.kubernetes.io/unschedulable, or spec.nodeName, from its controller, or scale the "
+    "controller down.")
 RULE_BLOCKS = ("RuleBlocks", "Drain", _PERSON,
     "A rule of the policy (drain.rules, behavior Block) keeps the pod; the message says which.",
     "Wait until the pod is gone, move it yourself, or change the rule.")

@@ -39,7 +39,7 @@ INVALID_WINDOW: Words = ("InvalidWindow", "Node", _PERSON,
     "Correct the field that the message names.")
 WINDOW_TOO_SHORT: Words = ("WindowTooShort", "Node", _PERSON,
     "No window is open for as long as a change may take: drain.timeout and the slowest of the last 20 changes.",
-    "Make a window longer, or drain.timeout shorter.")
+    "Make a window longer, or drain.timeout shorter; or shorten the blackouts, where the message names these.")
 ROLLED_BACK: Words = ("RolledBack", "Node", _PERSON,
     "The change failed after the point of no return, and the node went back to what was proven on it last "
     "(rollout.onFailure Rollback). It serves that, counts as failed, and is not tried again in this generation.",

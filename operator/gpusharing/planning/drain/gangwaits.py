@@ -1,0 +1,88 @@
+"""How long the pods of a gang are waited for: while any member may end by itself first, on whatever node it runs.
+
+Evicting one rank ends them all, so a member that is evicted at once would end the ones that are given time.
+Specification: docs/design/drain.md#t13.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.holders import Classified, Scope, classify
+from gpusharing.planning.drain.rules import patience
+from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
+
+
+@value
+class GangWait:
+    """How long a drain waits for every pod of a gang."""
+
+    patience: timedelta | None
+    """From the cordon; None: as long as the member runs."""
+    member: PodView
+    """The one that is given the most time, the first by name of several."""
+    text: str
+    """Why the other pods of the gang are waited for."""
+
+
+def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
+    """By gang of this node: the longest time that any of its members is given; no gang of which none is given any.
+
+    Every member counts, with or without a GPU. What runs on this node is told by its own LIST, which is newer.
+    """
+    found = {}
+    for view in work.gangs:
+        members = _running(view, work, scope.node)
+        waited = classify(
+            (one.pod for one in members), options, replace(scope, all_pods=True, cordoned_at=None)
+        )
+        waits = [_wait_of(one, view, options) for one in members if _is_waited(one.pod, waited)]
+        if waits:
+            found[view.gang] = min(waits, key=_longest_first)
+    return found
+
+
+def find_unlisted(work: NodeWork, found: Classified) -> tuple[Blocker, ...]:
+    """The pods of gangs whose members are not known: any of those might be waited for."""
+    return tuple(
+        Blocker(Reason.LIST_FAILED, (pod.ref,), message=unlisted(view))
+        for view in work.gangs
+        for pod in found.holders
+        if view.error and pod.gang == view.gang and pod.deleted_at is None
+    )
+
+
+def unlisted(view: GangView) -> str:
+    """Why nothing is known about the members of a gang."""
+    return f"The members of {view.gang.ref} cannot be listed: {view.error}"
+
+
+def _running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
+    """The members that have a node: one that waits for a node does no work that could be lost."""
+    here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
+    known = next((pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None)
+    seen = {one.pod.uid for one in here}
+    return here + [
+        replace(one, pod=replace(one.pod, namespace_labels=known))
+        for one in view.members
+        if one.node not in ("", node) and one.pod.uid not in seen
+    ]
+
+
+def _is_waited(pod: PodView, found: Classified) -> bool:
+    return pod.uid in found.waited and pod.phase != "Unknown"
+
+
+def _wait_of(one: GangMember, view: GangView, options: Drain) -> GangWait:
+    where = f" on {one.node}" if one.node else ""
+    text = f"{view.gang.ref} would end with it, and {one.pod.ref}{where} may end by itself first"
+    return GangWait(patience(one.pod, options), one.pod, text)
+
+
+def _longest_first(wait: GangWait) -> tuple[bool, timedelta, str]:
+    longest = wait.patience
+    return longest is not None, -(longest or timedelta(0)), wait.member.ref
