@@ -59,6 +59,8 @@ ACTUATING = make_fence("actuating", **OURS)
 PROVEN = Verified("pool-b", "x", "y", policy_uid="uid-pool-b", generation=3, changed_at=NOW, took=60)
 FAILED = {
     "it is Failed": (member("n1", Phase.FAILED, fence=ACTUATING), True),
+    "it was Failed, and the clock was set back": (
+        member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed=NOW)), True),
     "it is tried again after it failed": (
         member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed_generation=3)), True),
     "it was proven after it had failed": (
