@@ -114,6 +114,9 @@ def rough() -> Iterator[Node]:
     # For some hours of a day another Prometheus scraped the agents too.
     yield whole("gpu-1", "passing")
     yield whole("gpu-1", "passing", labels={"replica": "b"}, unseen=((0.0, 2.0), (20.0, 999.0)))
+    # Somebody installed the agent a second time, in another namespace.
+    for namespace in ("first", "second"):
+        yield whole("gpu-1", "installed", labels={"namespace": namespace})
     # One Prometheus scrapes them twice.
     for job in ("agents", "pods"):
         yield whole("gpu-1", "jobs", labels={"job": job}, simulated=1)
@@ -342,12 +345,49 @@ def test_a_second_prometheus_that_came_and_went_within_a_day_is_found(desk: Desk
     assert "gpu-1 would be billed twice: its series differ in the label replica (, b)" in said.err
 
 
+def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it(
+    desk: Desk, prometheus: str
+) -> None:
+    said = ask(desk, prometheus, cluster="installed")
+    assert (said.status, said.out) == (FAILED, "")
+    assert "gpu-1 would be billed twice: its series differ in the label namespace (first, second)" in said.err
+    assert "Remove one, and ask for a time in which there was one" in said.err
+    assert "--selector" not in said.err
+
+
 def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="jobs")
     assert "Choose one: --selector 'job=\"agents\"'" in said.err
     chosen = ask(desk, prometheus, "--selector", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
     assert (chosen.status, data(chosen)["totals"][0]["cost"]) == (DONE, "96.00")
     assert data(chosen)["simulated"] == ["gpu-1"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "cost", "basis", "teams"),
+    [
+        ("pool-a", "17203.20", "measured", {"red", "blue"}),  # the policy's price
+        ("pool-c", "7929.60", "measured", {""}),  # OpenCost's; its tenant has no label
+        ("pool-d", "1478.40", "reserved", {"red", ""}),  # the chart's; the label of its tenant went away
+    ],
+)
+def test_one_pool_alone_costs_what_it_does_in_the_whole_bill(
+    desk: Desk, prometheus: str, policy: str, cost: str, basis: str, teams: set[str]
+) -> None:
+    chosen = ("--selector", f'cluster="east",policy="{policy}"')
+    for by in ("namespace", "team"):
+        said = ask(desk, prometheus, *chosen, "--by", by, "-o", "json")
+        told = data(said)
+        assert (said.status, told["missing"]) == (DONE, [])
+        assert [(pool["policy"], pool["cost"]) for pool in told["pools"]] == [(policy, cost)]
+        assert {row["basis"] for row in told["rows"] if row["part"] == "held"} == {basis}
+    assert {row["name"] for row in told["rows"] if row["part"] == "held"} == teams
+
+
+@pytest.mark.parametrize("where", ['node="gpu-b-3"', 'policy=~"pool-b|x",node="gpu-b-3"'])
+def test_one_node_alone_costs_what_its_hours_do(desk: Desk, prometheus: str, where: str) -> None:
+    said = ask(desk, prometheus, "--selector", f'cluster="east",{where}', "-o", "json")
+    assert (said.status, data(said)["totals"][0]["cost"]) == (DONE, "4300.80"), "8 GPUs, 168 h, 3.20"
 
 
 def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, prometheus: str) -> None:
