@@ -73,9 +73,12 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
         for name, labels, known in _PRICES
     ]
     means = (f"avg_over_time((avg by ({labels}) ({told})){points})" for told, labels in prices)
-    rivals = (f"max by ({labels}) ({told}) > min by ({labels}) ({told})" for told, labels in prices)
     # A successor is there beside its predecessor for a moment, at most for the 5 min in which nobody knows better.
     moments = min(2, seconds // 600)
+    rivals = (
+        f"count_over_time((max by ({labels}) ({told}) > min by ({labels}) ({told})){points}) > {moments}"
+        for told, labels in prices
+    )
     queries = [
         grown("gpusharing_slice_seconds_total", POLICY, NAMESPACE, EXPORTED, "resource"),
         grown("gpusharing_idle_slice_seconds_total", POLICY, "resource"),
