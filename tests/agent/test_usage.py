@@ -224,9 +224,36 @@ def test_a_kubelet_that_does_not_tell_what_there_is_still_tells_what_is_held() -
     assert series(registry, "device_slices_allocated") == {("GPU-0", "nvidia.com/gpu"): 1}
 
 
-def test_xids_are_counted_by_gpu_and_number() -> None:
-    registry = told(Use(xids=((0, 31, 2),)), None)
-    assert series(registry, "xid_errors_total") == {("31",): 2}
+def test_an_xid_is_told_from_0_on_so_that_prometheus_counts_the_first_of_a_gpu_too() -> None:
+    loop, now = AgentLoop("n", OneNode().client, SimulatedGPUs("n", []), FixedPods()), [0.0]
+    registry = CollectorRegistry()
+    registry.register(UsageCollector(loop, lambda: now[0]))
+    seen = []
+    heard = {0: (), 30: ((0, 31, 2),), 60: ((0, 31, 2),), 100: ((0, 31, 3), (0, 79, 1)), 130: None, 240: None}
+    for at, xids in heard.items():
+        now[0] = at
+        loop.use = (loop.use[0] if xids is None and loop.use else Use(xids=xids or ())), None
+        seen.append(series(registry, "xid_errors_total"))
+    zero = {("31",): 0.0}
+    assert seen == [
+        {},
+        zero,
+        zero,
+        {**zero, ("79",): 0.0},
+        {("31",): 2, ("79",): 0},
+        {("31",): 3, ("79",): 1},
+    ]
+
+
+def test_who_asks_seldom_sees_the_0_of_an_xid_once() -> None:
+    loop, now = AgentLoop("n", OneNode().client, SimulatedGPUs("n", []), FixedPods()), [0.0]
+    loop.use = Use(xids=((0, 31, 2),)), None
+    registry = CollectorRegistry()
+    registry.register(UsageCollector(loop, lambda: now[0]))
+    seen = []
+    for now[0] in (0.0, 600.0, 1200.0):
+        seen.append(series(registry, "xid_errors_total")["31",])
+    assert seen == [0, 2, 2]
 
 
 def test_nothing_is_told_while_the_gpus_are_not_read() -> None:

@@ -1,6 +1,7 @@
 """A stand-in for Prometheus' HTTP API, SIMULATED: it answers what it is told to, in the JSON of the real one."""
 
 import json
+import re
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from tests.fakes.web import WebServer
+
+from gpusharing.cli.matchers import MATCHER
 
 NOW = 1_790_000_000
 """Its time, seconds."""
@@ -33,6 +36,39 @@ def failure(status: int, kind: str, error: str) -> Answer:
 def vector(*series: tuple[Mapping[str, str], str], **more: Any) -> Answer:
     """An instant vector."""
     return success("vector", [{"metric": labels, "value": [NOW, value]} for labels, value in series], **more)
+
+
+AGENT = {"job": "gpusharing-agent", "namespace": "gpusharing-agent", "node": "gpu-1"}
+"""Of the scrape of our agent, where a series has no such label itself."""
+OF_AGENTS = re.compile(r"gpusharing_(?!policy_)\w+({[^}]*})")
+"""A selector of its series; ours have no brace in a value."""
+
+
+def matching(found: Answer, query: str) -> Answer:
+    """Of an answer about agents the series that one of the query's selectors chooses, as Prometheus would."""
+    selectors = [one[1] for one in OF_AGENTS.finditer(query)]
+    if not selectors or found[0] != 200:
+        return found
+    told = json.loads(found[2])
+    series = told["data"]["result"]
+    told["data"]["result"] = [
+        one for one in series if any(_chooses(text, {**AGENT, **one["metric"]}) for text in selectors)
+    ]
+    return found[0], found[1], json.dumps(told).encode()
+
+
+def _chooses(selector: str, labels: Mapping[str, str]) -> bool:
+    """An absent label is an empty one."""
+    for matcher in MATCHER.finditer(selector):
+        name, operator, value = re.fullmatch(r'\s*(\w+)\s*(=~|!~|!=|=)\s*"(.*)"\s*', matcher[0]).groups()  # type: ignore[union-attr]  # it is what MATCHER found
+        same = (
+            labels.get(name, "") == value
+            if "~" not in operator
+            else bool(re.fullmatch(value, labels.get(name, "")))
+        )
+        if same is operator.startswith("!"):
+            return False
+    return True
 
 
 GPU = {"node": "gpu-1", "policy": "pool-x"}
@@ -121,13 +157,15 @@ class FakePrometheus:
             return other
         if path.endswith("/api/v1/query_range"):
             points = [[NOW - 86400 + second, "1"] for second in range(0, 86401, 60)]
-            always = success("matrix", [{"metric": {}, "values": points}])
+            always = matching(success("matrix", [{"metric": GPU, "values": points}]), query)
             return next((found for text, found in self.ranges.items() if text in query), always)
         if not path.endswith("/api/v1/query"):
             return 404, "text/plain", b"404 page not found\n"
         if query == "vector(time())":
             return vector(({}, str(NOW)))
-        return next((found for text, found in self.answers.items() if text in query), vector())
+        return next(
+            (matching(found, query) for text, found in self.answers.items() if text in query), vector()
+        )
 
 
 @contextmanager

@@ -62,7 +62,7 @@ pool-x  24.0       USD 2.00 (policy)    USD 48.00
     )
 
 
-@pytest.mark.parametrize("selector", ['policy="pool-x"', 'node="gpu-1"', 'namespace="team-a"'])
+@pytest.mark.parametrize("selector", ['policy="pool-x"', 'node="gpu-1"', 'job=~"gpusharing.*"'])
 def test_what_simulated_agents_metered_says_so(desk: Desk, fake: FakePrometheus, selector: str) -> None:
     fake.answers["max_over_time(gpusharing_agent_simulated["] = vector(
         ({"node": "gpu-1"}, "1"), ({"node": "gpu-9"}, "1")
@@ -73,6 +73,26 @@ def test_what_simulated_agents_metered_says_so(desk: Desk, fake: FakePrometheus,
     assert json.loads(ask(desk, fake, *words, "-o", "json").out)["simulated"] == ["gpu-1"]
     (row, _) = csv.DictReader(io.StringIO(ask(desk, fake, *words, "-o", "csv").out))
     assert row["simulated"] == "yes"
+
+
+def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_else(
+    desk: Desk, fake: FakePrometheus
+) -> None:
+    everything = ask(desk, fake).out
+    assert ask(desk, fake, "--selector", 'policy="pool-x",node!="gpu-2"').out == everything
+    for selector in ('policy="pool-y"', 'node="gpu-2"', 'cluster="east"'):
+        said = ask(desk, fake, "--selector", selector)
+        assert (said.status, said.out) == (FAILED, "")
+        assert (
+            f"has no data of the meter in this window (gpusharing_gpu_seconds_total) for {{{selector}}}"
+            in said.err
+        )
+
+
+def test_a_tenant_alone_is_no_bill(desk: Desk, fake: FakePrometheus) -> None:
+    told = wrong(desk, "--prometheus", fake.url, "--selector", 'namespace="team-a"')
+    assert '--selector namespace="team-a": only some of a bill\'s series have the label namespace' in told
+    assert fake.paths == []
 
 
 def test_a_prometheus_that_is_named_needs_no_cluster(desk: Desk, fake: FakePrometheus) -> None:

@@ -6,165 +6,25 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
-from datetime import UTC, datetime
 from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 import pytest
 from hack.generate import ROOT
 from tests.cli.desk import Desk, Said
-from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
+from tests.cli.history import openmetrics
+from tests.cli.pastfleet import SHARED, SHORT, SMALL, UNTIL, past
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
-from gpusharing.planning.gpus.shares import Extent, shares
 
-BEGIN, UNTIL = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-08"
-HOURS = 168
-SHORT = 48
-"""Hours of the clusters in which something goes wrong."""
 GOLDENS = ROOT / "tests/cli/goldens"
-H100, CARD = {"1g.20gb": Extent(1, 2), "3g.40gb": Extent(3, 4), "2g.20gb": Extent(2, 2)}, Extent(7, 8)
-SMALL, MIDDLE, OLD = (f"nvidia.com/mig-{name}" for name in ("1g.20gb", "3g.40gb", "2g.20gb"))
-SHARED, WHOLE = "nvidia.com/gpu.shared", "nvidia.com/gpu"
-
-
-def part(profile: str, count: int) -> Fraction:
-    """The share of one instance in a layout of so many alike."""
-    return shares([H100[profile]] * count, CARD)[0]
-
-
-def split(counts: dict[tuple[str, str], int], resource: str, all_: int, share: Fraction) -> dict[str, Any]:
-    """Slices that namespaces hold, and the idle rest, in GPUs."""
-    held = {key: count * share for key, count in counts.items()}
-    return {"held": held, "idle": {resource: (all_ - sum(counts.values())) * share}}
-
-
-def fleet() -> Iterator[Node]:
-    """The second article's pools A to D, with layouts that the cards have: an H100 holds 4 of 1g.20gb, not 7."""
-    one = part("1g.20gb", 4)
-    for number, (a, b) in enumerate([(15, 10), (15, 9), (15, 9), (15, 9)]):
-        stands = split({("team-a", SMALL): a, ("team-b", SMALL): b}, SMALL, 32, one)
-        yield Node(f"gpu-a-{number}", "pool-a", 8, [Stretch((0, HOURS), **stands)], slices={SMALL: 1})
-    half = part("3g.40gb", 2)
-    steady = split({("team-b", MIDDLE): 9}, MIDDLE, 16, half)
-    for number in (1, 2):
-        yield Node(f"gpu-b-{number}", "pool-b", 8, [Stretch((0, HOURS), **steady)], slices={MIDDLE: 1})
-    # Divided anew on the third day, in two hours.
-    third = part("2g.20gb", 3)
-    before = split({("team-c", OLD): 24}, OLD, 24, third)
-    after = split({("team-b", MIDDLE): 9}, MIDDLE, 16, half)
-    stretches = [
-        Stretch((0, 48), **before, stranded=8 - 24 * third),
-        Stretch((48, 50), transition=Fraction(8)),
-        Stretch((50, HOURS), **after),
-    ]
-    yield Node("gpu-b-3", "pool-b", 8, stretches, slices={MIDDLE: 1, OLD: 1})
-    for number in (1, 2):
-        all_ = split({("research", WHOLE): 8}, WHOLE, 8, Fraction(1))
-        yield Node(f"gpu-c-{number}", "pool-c", 8, [Stretch((0, HOURS), **all_)], slices={WHOLE: 1})
-    quarters = split({("dev", SHARED): 21}, SHARED, 32, Fraction(1, 4))
-    card = "NVIDIA A100-SXM4-80GB"
-    yield Node("gpu-d-1", "pool-d", 8, [Stretch((0, HOURS), **quarters)], card, slices={SHARED: 4})
-
-
-def priced(cluster: str) -> Iterator[Gauge]:
-    """Policies A and B have a price, OpenCost knows the nodes of C, and the chart the card of D."""
-    where = {"cluster": cluster}
-    for policy in ("pool-a", "pool-b", "pool-c"):
-        labels = {**where, "policy": policy, "currency": "USD"}
-        yield Gauge("gpusharing_policy_gpu_hourly_price", labels, "3.2")
-    for node, price in (("gpu-c-1", "2.95"), ("gpu-c-2", "2.95"), ("gpu-d-1", "0")):
-        yield Gauge("node_gpu_hourly_cost", {**where, "node": node, "instance_type": "x"}, price)
-    card = {"product": "NVIDIA-A100-SXM4-80GB", "currency": "USD"}
-    yield Gauge("gpusharing:product_gpu_hourly_price", {**where, **card}, "1.1")
-    for namespace, team in (("team-a", "red"), ("team-b", "blue"), ("dev", "red")):
-        labels = {**where, "namespace": namespace, "label_team": team}
-        yield Gauge("kube_namespace_labels", labels, "1", hours=(0, 100 if namespace == "dev" else HOURS))
-
-
-def whole(name: str, cluster: str, **more: Any) -> Node:
-    """A GPU of its own for a namespace."""
-    held = {("team-a", WHOLE): Fraction(1)}
-    labels = {"cluster": cluster, **more.pop("labels", {})}
-    stands = more.pop("stretches", [Stretch((0, SHORT), held)])
-    return Node(name, "pool-x", 1, stands, slices={WHOLE: 1}, labels=labels, **more)
-
-
-def rough() -> Iterator[Node]:
-    """Clusters in which something goes wrong."""
-    yield whole("gpu-1", "restarts", restarts=(10.0, 30.02, 30.5))
-    yield whole("gpu-1", "gaps", unseen=((10.0, 20.0), (30.0, 31.0)))
-    yield whole("gpu-1", "young", unseen=((0.0, 20.0),))
-    yield whole("gpu-1", "gone", unseen=((20.0, 999.0),))
-    yield whole("gpu-1", "unpriced")
-    yield whole("gpu-1", "negative")
-    yield whole("gpu-1", "mixed")
-    yield Node(
-        "gpu-2",
-        "pool-y",
-        1,
-        [Stretch((0, SHORT), {("team-a", WHOLE): Fraction(1)})],
-        labels={"cluster": "mixed"},
-    )
-    for replica in ("a", "b"):
-        yield whole("gpu-1", "double", labels={"replica": replica})
-    # For some hours of a day another Prometheus scraped the agents too.
-    yield whole("gpu-1", "passing")
-    yield whole("gpu-1", "passing", labels={"replica": "b"}, unseen=((0.0, 2.0), (20.0, 999.0)))
-    # One Prometheus scrapes them twice.
-    for job in ("agents", "pods"):
-        yield whole("gpu-1", "jobs", labels={"job": job}, simulated=1)
-    # One of two nodes was not scraped over midnight.
-    yield whole("gpu-1", "unseen")
-    yield whole("gpu-2", "unseen", unseen=((18.0, 30.0),))
-    yield whole("gpu-1", "leaders")
-    yield whole("gpu-1", "late")
-    yield whole("gpu-1", "two", labels={"zone": "a"})
-    yield whole("gpu-2", "two", labels={"zone": "b"})
-    # The agent's pod was replaced: another series, which begins with 0.
-    half = SHORT // 2
-    held = {("team-a", WHOLE): Fraction(1)}
-    yield whole("gpu-1", "replaced", stretches=[Stretch((0, half), held)], unseen=((half, 999.0),))
-    successor = {"instance": "10.0.0.2:8080"}
-    yield whole(
-        "gpu-1", "replaced", stretches=[Stretch((half, SHORT), held)], unseen=((0, half),), labels=successor
-    )
-
-
-def other_prices() -> Iterator[Gauge]:
-    """What the clusters of `rough` have."""
-    name = "gpusharing_policy_gpu_hourly_price"
-    dollars = {"policy": "pool-x", "currency": "USD"}
-    for cluster in ("restarts", "gaps", "young", "gone", "mixed", "replaced", "passing", "unseen"):
-        yield Gauge(name, {"cluster": cluster, **dollars}, "2")
-    for replica in ("a", "b"):
-        yield Gauge(name, {"cluster": "double", "replica": replica, **dollars}, "2")
-    yield Gauge(name, {"cluster": "jobs", "job": "operator", **dollars}, "2")
-    # The operator was replaced, with another price, for the last of 24 hours.
-    yield Gauge(name, {"cluster": "leaders", "instance": "1", **dollars}, "2", hours=(0, 46))
-    yield Gauge(name, {"cluster": "leaders", "instance": "2", **dollars}, "26", hours=(47, SHORT))
-    labelled = {"cluster": "late", "namespace": "team-a", "label_team": "red"}
-    yield Gauge("kube_namespace_labels", labelled, "1", hours=(30, SHORT))
-    for zone, price in (("a", "2"), ("b", "4")):
-        yield Gauge(name, {"cluster": "two", "zone": zone, **dollars}, price)
-    for value, hours in (("0", (0, 10)), ("3", (11, SHORT))):
-        yield Gauge("node_gpu_hourly_cost", {"cluster": "late", "node": "gpu-1"}, value, hours)
-    yield Gauge(name, {"cluster": "mixed", "policy": "pool-y", "currency": "EUR"}, "1")
-    yield Gauge("node_gpu_hourly_cost", {"cluster": "negative", "node": "gpu-1"}, "-1")
 
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Its address; the clusters are told apart by the label `cluster`."""
-    nodes = [replace(one, labels={"cluster": "east"}) for one in fleet()]
-    told = [
-        History(BEGIN, HOURS, nodes, list(priced("east"))),
-        History(BEGIN, SHORT, list(rough()), list(other_prices())),
-    ]
-    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics(told)) as url:
+    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics(past())) as url:
         yield url
 
 
@@ -342,12 +202,49 @@ def test_a_second_prometheus_that_came_and_went_within_a_day_is_found(desk: Desk
     assert "gpu-1 would be billed twice: its series differ in the label replica (, b)" in said.err
 
 
+def test_two_agents_that_only_a_namespace_tells_apart_are_not_to_be_chosen_by_it(
+    desk: Desk, prometheus: str
+) -> None:
+    said = ask(desk, prometheus, cluster="installed")
+    assert (said.status, said.out) == (FAILED, "")
+    assert "gpu-1 would be billed twice: its series differ in the label namespace (first, second)" in said.err
+    assert "Remove one, and ask for a time in which there was one" in said.err
+    assert "--selector" not in said.err
+
+
 def test_a_selector_of_a_job_leaves_prices_as_they_are(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, cluster="jobs")
     assert "Choose one: --selector 'job=\"agents\"'" in said.err
     chosen = ask(desk, prometheus, "--selector", 'cluster="jobs",job="agents"', "-o", "json", cluster="jobs")
     assert (chosen.status, data(chosen)["totals"][0]["cost"]) == (DONE, "96.00")
     assert data(chosen)["simulated"] == ["gpu-1"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "cost", "basis", "teams"),
+    [
+        ("pool-a", "17203.20", "measured", {"red", "blue"}),  # the policy's price
+        ("pool-c", "7929.60", "measured", {""}),  # OpenCost's; its tenant has no label
+        ("pool-d", "1478.40", "reserved", {"red", ""}),  # the chart's; the label of its tenant went away
+    ],
+)
+def test_one_pool_alone_costs_what_it_does_in_the_whole_bill(
+    desk: Desk, prometheus: str, policy: str, cost: str, basis: str, teams: set[str]
+) -> None:
+    chosen = ("--selector", f'cluster="east",policy="{policy}"')
+    for by in ("namespace", "team"):
+        said = ask(desk, prometheus, *chosen, "--by", by, "-o", "json")
+        told = data(said)
+        assert (said.status, told["missing"]) == (DONE, [])
+        assert [(pool["policy"], pool["cost"]) for pool in told["pools"]] == [(policy, cost)]
+        assert {row["basis"] for row in told["rows"] if row["part"] == "held"} == {basis}
+    assert {row["name"] for row in told["rows"] if row["part"] == "held"} == teams
+
+
+@pytest.mark.parametrize("where", ['node="gpu-b-3"', 'policy=~"pool-b|x",node="gpu-b-3"'])
+def test_one_node_alone_costs_what_its_hours_do(desk: Desk, prometheus: str, where: str) -> None:
+    said = ask(desk, prometheus, "--selector", f'cluster="east",{where}', "-o", "json")
+    assert (said.status, data(said)["totals"][0]["cost"]) == (DONE, "4300.80"), "8 GPUs, 168 h, 3.20"
 
 
 def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, prometheus: str) -> None:
@@ -387,6 +284,25 @@ def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prome
     )
     chosen = ask(desk, prometheus, "--selector", 'cluster="two",zone="b"', "-o", "json", cluster="two")
     assert data(chosen)["totals"][0]["cost"] == "192.00"
+
+
+def test_two_prices_at_once_are_found_also_if_one_of_them_was_gone_by_the_end_of_the_day(
+    desk: Desk, prometheus: str
+) -> None:
+    said = ask(desk, prometheus, "-o", "json", cluster="rivals")
+    assert said.status == CHANGES
+    (missing,) = data(said)["missing"]
+    assert missing.startswith(
+        "no price is known for 24.0 GPU-hours of pool-x: policy pool-x has several prices at once"
+    )
+    assert {one["cost"] for one in data(said)["totals"]} == {None, "48.00"}, "the other day has a price"
+
+
+def test_a_successor_that_tells_another_price_for_a_moment_beside_the_first_is_no_rival(
+    desk: Desk, prometheus: str
+) -> None:
+    said = ask(desk, prometheus, "-o", "json", cluster="handed")
+    assert (said.status, data(said)["missing"]) == (DONE, [])
 
 
 def test_a_window_without_any_history_says_what_to_look_at(desk: Desk, prometheus: str) -> None:

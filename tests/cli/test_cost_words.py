@@ -94,6 +94,22 @@ def test_what_selects_agents_selects_no_prices() -> None:
     ]  # fmt: skip
 
 
+def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
+    queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), 86400)
+    assert all('cluster="east"' in query for query in queries)
+    parted = [query.count("policy=") for query in queries]
+    assert parted == [1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 2, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("label", ["namespace", "exported_namespace", "resource", "uuid", "currency"])
+@pytest.mark.parametrize("matcher", ['{}="a"', '{}!~"a"', 'policy="x", {}=~"a"'])
+def test_a_part_of_a_bill_is_refused_with_what_may_be_chosen(label: str, matcher: str) -> None:
+    with pytest.raises(Trouble) as refused:
+        wish_of(typed("--selector", matcher.format(label)), 1_790_000_000.0)
+    assert f"only some of a bill's series have the label {label}," in str(refused.value)
+    assert 'such as policy="pool-a"' in str(refused.value)
+
+
 def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:
     typed = 'cluster="east",policy="a",namespace="b",exported_namespace="b",node="n",job="x"'
     assert simulated_query(typed, 60) == (

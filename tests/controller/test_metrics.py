@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from aiohttp import ClientSession
@@ -18,7 +19,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
-from gpusharing.planning.actions import SetFinalizer
+from gpusharing.planning.actions import Action, SetFinalizer
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -142,6 +143,16 @@ def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
 def test_actions_count_by_kind_and_result(metrics: Metrics) -> None:
     metrics.acted(SetFinalizer("pool-b", present=True), "done")
     assert samples(metrics, "gpusharing_actions") == {("SetFinalizer", "done"): 1}
+
+
+def test_every_kind_of_action_is_told_from_0_on_so_that_the_first_counts(metrics: Metrics) -> None:
+    assert samples(metrics, "gpusharing_actions") == {}, "this process does not lead"
+    settled(metrics)
+    none = samples(metrics, "gpusharing_actions")
+    assert none == {(kind.__name__, "done"): 0 for kind in get_args(Action)}
+    metrics.acted(SetFinalizer("pool-b", present=True), "done")
+    tell(metrics, World())
+    assert samples(metrics, "gpusharing_actions") == {**none, ("SetFinalizer", "done"): 1}
 
 
 def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics: Metrics) -> None:

@@ -5,11 +5,14 @@ series, so the number of series is bounded whatever tenants do; `gpusharing_usag
 No uid of a pod is a label. What is unknown is absent: no series is 0 for lack of an answer.
 """
 
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import DeviceUse, Use
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.usage import DeviceUsage, Holder, Sum, usage
@@ -21,10 +24,11 @@ POD = ("namespace", "pod", *DEVICE)
 
 
 class UsageCollector(Collector):
-    """Metrics of one agent."""
+    """Metrics of one agent. `clock` answers in seconds and never goes back."""
 
-    def __init__(self, loop: AgentLoop) -> None:
+    def __init__(self, loop: AgentLoop, clock: Callable[[], float] = time.monotonic) -> None:
         self._loop = loop
+        self._xids = _Xids(loop.settings.meter_lag, clock)
 
     def collect(self) -> Iterable[Metric]:
         """Every metric, as documented in docs/reference/metrics.md; none while the GPUs are not read."""
@@ -35,7 +39,7 @@ class UsageCollector(Collector):
         yield from _of_devices(known)
         yield from _of_slices(known)
         yield from _of_pods(known.holders)
-        yield _of_xids(use)
+        yield _of_xids(self._xids.tell(use))
         left_out = _family(
             "usage_left_out", "Devices, and pairs of a pod and a device, left out because of a limit."
         )
@@ -153,13 +157,36 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
     yield shares
 
 
-def _of_xids(use: Use) -> Metric:
+class _Xids:
+    """XIDs by GPU and number, from 0 on and so late that a scrape sees the 0: most are heard once, and Prometheus does
+    not count the first value that it sees."""
+
+    def __init__(self, lag: float, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._seen: dict[tuple[int, int], int] = {}
+        self._counts: LaggingCounts[tuple[int, int]] = LaggingCounts(lag)
+        self._alone = threading.Lock()  # each scrape has a thread
+
+    def tell(self, use: Use) -> Mapping[tuple[int, int], float]:
+        """At a scrape."""
+        with self._alone:
+            now = self._clock()
+            for gpu, xid, count in use.xids:
+                grown = count - self._seen.get((gpu, xid), 0)
+                if grown:
+                    self._seen[gpu, xid] = count
+                    self._counts.add((gpu, xid), grown, now)
+            return self._counts.tell(now)
+
+
+def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
-        "XIDs of a GPU heard since the agent started. The agent hears XIDs only while it reads.",
+        "XIDs of a GPU heard since the agent started, 90 s late, so that increase() counts the first too. The agent"
+        " hears XIDs only while it reads.",
         labels=["gpu", "xid"],
     )
-    for gpu, xid, count in use.xids:
+    for (gpu, xid), count in heard.items():
         xids.add_metric([str(gpu), str(xid)], count)
     return xids
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from gpusharing.cli.costtext import CostReport, as_csv, as_data, describe
 from gpusharing.cli.matchers import selector_of
 from gpusharing.cli.metered import read_metered
-from gpusharing.cli.meterqueries import POLICY, MeterQuery
+from gpusharing.cli.meterqueries import POLICY, MeterQuery, refuse_parts
 from gpusharing.cli.prometheus import Endpoint, Prometheus, prometheus_at
 from gpusharing.cli.prometheusverb import place_found, place_named
 from gpusharing.cli.session import Session
@@ -69,4 +69,6 @@ def wish_of(typed: Namespace, now: float) -> MeterQuery:
         raise Trouble(f"--currency {typed.currency}: write three capital letters, such as USD")
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,250}[A-Za-z0-9])?", typed.by):
         raise Trouble(f"--by {typed.by}: write namespace, policy, or a label of namespaces, such as team")
-    return MeterQuery(start, end, typed.by, selector_of(typed.selector), typed.currency)
+    selector = selector_of(typed.selector)
+    refuse_parts(selector)
+    return MeterQuery(start, end, typed.by, selector, typed.currency)

@@ -28,6 +28,11 @@ def selector_of(selector: str) -> str:
     return ""
 
 
+def labels_of(selector: str) -> list[str]:
+    """Those that matchers name, in their order."""
+    return [one[1] for one in MATCHER.finditer(selector)]
+
+
 def of_others(selector: str, targets: frozenset[str] = OF_TARGETS) -> str:
     """The matchers that apply to series that others export: those without labels of `targets`."""
     return ",".join(one[0].strip() for one in MATCHER.finditer(selector) if one[1] not in targets)

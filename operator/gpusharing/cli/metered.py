@@ -15,6 +15,7 @@ from gpusharing.cli.meterqueries import (
     EXPORTED,
     GPUS,
     NAMESPACE,
+    OF_PARTS,
     POLICY,
     MeterQuery,
     label_of,
@@ -77,7 +78,7 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
     unpriced: dict[tuple[str, str], float] = {}
     parts: dict[str, float] = {}
     gpus: dict[str, float] = {}
-    unseen, unlabelled = _Unseen(), 0
+    unseen, unlabelled, labelled = _Unseen(), 0, False
     for start, end in days(wish.start, wish.end):
         day = await _read_day(prometheus, wish, start, end)
         _add(found, day, wish.by, unpriced)
@@ -87,8 +88,8 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         found.simulated |= day.simulated & {node for node, _ in map(_node, day.gpus)}
         unseen.add(day.gpus, day.firsts, day.lasts)
         unlabelled += bool(label_of(wish.by) and day.held and not day.teams)
-    held = [cell for cell in found.cells if cell.part is Part.HELD]
-    if label_of(wish.by) and held and not any(cell.tenant for cell in held):
+        labelled |= bool(day.teams)
+    if unlabelled and not labelled:
         raise Trouble(no_label(wish.by))
     if unlabelled:
         found.missing.append(
@@ -280,7 +281,9 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
     for one in twice:
         found.setdefault(_node(one), []).append(one.labels)
     for (node, _), series in sorted(found.items()):
-        for label in sorted({name for labels in series for name in labels}):
+        for label in sorted(
+            {name for labels in series for name in labels}, key=lambda one: (one in OF_PARTS, one)
+        ):
             told = sorted({labels.get(label, "") for labels in series})
             if label in TARGET or len(told) < 2:
                 continue
@@ -291,7 +294,13 @@ def _refuse_doubles(twice: Iterable[Series]) -> None:
                     " chart's monitors set the label node, from __meta_kubernetes_pod_node_name; make your"
                     " scrape configuration do the same"
                 )
+            differ = f"{node} would be billed twice: its series differ in the label {label} ({', '.join(told[:5])})"
+            if label in OF_PARTS:
+                raise Trouble(
+                    f"{differ}, as when two installations of the agent run there. Remove one, and ask for a time in"
+                    " which there was one, such as --window 1d: series of tenants cannot be chosen by that label"
+                )
             raise Trouble(
-                f"{node} would be billed twice: its series differ in the label {label} ({', '.join(told[:5])}), as when"
-                f" two Prometheus servers scrape the same agents. Choose one: --selector '{label}=\"{told[0]}\"'"
+                f"{differ}, as when two Prometheus servers scrape the same agents. Choose one:"
+                f" --selector '{label}=\"{told[0]}\"'"
             )

@@ -3,14 +3,18 @@
 import re
 from dataclasses import dataclass
 
-from gpusharing.cli.matchers import braced, of_others
+from gpusharing.cli.matchers import OF_TARGETS, braced, labels_of, of_others
 from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 from gpusharing.cli.simulatedseries import simulated_query
+from gpusharing.cli.troubles import Trouble
 
 POINTS = "5m"
 """Between the points of a subquery."""
 NAMESPACE, POLICY, EXPORTED = "namespace", "policy", "exported_namespace"
 GPUS = "gpusharing_gpu_seconds_total"
+OF_PARTS = frozenset((NAMESPACE, EXPORTED, "resource", "gpu", "uuid", "profile", "product", "currency"))
+"""Labels that some series of a bill have and others lack: of those that match, the parts would not add up. (What holds
+no slice has no tenant; `namespace` is the agent's there, or absent.)"""
 _PRICES = (
     (OPENCOST_METRIC, "node", " != 0"),
     (POLICY_METRIC, f"{POLICY}, currency", ""),
@@ -29,7 +33,8 @@ class MeterQuery:
     by: str = NAMESPACE
     """NAMESPACE, POLICY, or a label of namespaces."""
     selector: str = ""
-    """Matchers, without braces: those of OF_TARGETS for the agents' series, the others for every series."""
+    """Matchers, without braces: those of OF_TARGETS for the agents' series, that of POLICY for series that have it, the
+    others for every series."""
     currency: str = "USD"
     """Of OpenCost's prices."""
 
@@ -39,10 +44,23 @@ def label_of(by: str) -> str:
     return "" if by in (NAMESPACE, POLICY) else f"label_{re.sub('[^a-zA-Z0-9_]', '_', by)}"
 
 
+def refuse_parts(selector: str) -> None:
+    """Raises Trouble for matchers that only a part of a bill can have."""
+    for label in labels_of(selector):
+        if label in OF_PARTS:
+            raise Trouble(
+                f"--selector {selector}: only some of a bill's series have the label {label}, so that what is chosen by"
+                " it would not add up; choose by policy, node, job, or a label that your Prometheus adds, such as"
+                ' policy="pool-a"; tenants and resources have a row each'
+            )
+
+
 def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
     """What is asked of one stretch; `metered` takes the answers apart in this order."""
     span, points = f"[{seconds}s]", f"[{seconds}s:{POINTS}]"
-    chosen, others = braced(wish.selector), braced(of_others(wish.selector))
+    chosen = braced(wish.selector)
+    of_devices = braced(of_others(wish.selector, frozenset({POLICY})))
+    of_policies, others = braced(of_others(wish.selector)), _others(wish)
     counters = f"{GPUS}{chosen}"
 
     def grown(name: str, *labels: str) -> str:
@@ -50,16 +68,17 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
 
     # First the mean of series and then that over time: who tells a price may restart, and that gives the hours before
     # and after no other weight.
-    means = (
-        f"avg_over_time((avg by ({labels}) ({name}{others}{known})){points})"
+    prices = [
+        (f"{name}{of_policies if name == POLICY_METRIC else braced(others)}{known}", labels)
         for name, labels, known in _PRICES
-    )
-    rivals = (
-        f"max by ({labels}) ({name}{others}{known}) > min by ({labels}) ({name}{others}{known})"
-        for name, labels, known in _PRICES
-    )
+    ]
+    means = (f"avg_over_time((avg by ({labels}) ({told})){points})" for told, labels in prices)
     # A successor is there beside its predecessor for a moment, at most for the 5 min in which nobody knows better.
     moments = min(2, seconds // 600)
+    rivals = (
+        f"count_over_time((max by ({labels}) ({told}) > min by ({labels}) ({told})){points}) > {moments}"
+        for told, labels in prices
+    )
     queries = [
         grown("gpusharing_slice_seconds_total", POLICY, NAMESPACE, EXPORTED, "resource"),
         grown("gpusharing_idle_slice_seconds_total", POLICY, "resource"),
@@ -68,17 +87,22 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
         grown(GPUS, POLICY),
         f"min by (node, {POLICY}) (min_over_time({counters}{span}))",
         f"max by (node, {POLICY}) (max_over_time({counters}{span}))",
-        f"max by (node, resource) (max_over_time(gpusharing_device_slices{chosen}{span}))",
+        f"max by (node, resource) (max_over_time(gpusharing_device_slices{of_devices}{span}))",
         *means,
         " or ".join(rivals),
-        f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{chosen}{span}))",
+        f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{of_devices}{span}))",
         f"max_over_time({counters}{span}) and on (node, {POLICY})"
         f" (count_over_time((count by (node, {POLICY}) ({counters}) > 1){points}) > {moments})",
         simulated_query(wish.selector, seconds),
     ]
     if label := label_of(wish.by):
-        matchers = ",".join(filter(None, (of_others(wish.selector), f'{label}!=""')))
+        matchers = ",".join(filter(None, (others, f'{label}!=""')))
         # When each label was last seen: a namespace may have gone, or have changed hands.
         last = f"timestamp(kube_namespace_labels{{{matchers}}}){points}"
         queries.append(f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))")
     return queries
+
+
+def _others(wish: MeterQuery) -> str:
+    """The matchers that apply to series that name neither who was scraped nor a policy."""
+    return of_others(wish.selector, OF_TARGETS | {POLICY})
