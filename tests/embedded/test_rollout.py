@@ -4,11 +4,24 @@ import asyncio
 from datetime import timedelta
 
 from hack.sim.fakefaults import Write
-from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
+from tests.embedded.scene import (
+    FULL,
+    HOUR,
+    MIXED,
+    RARELY,
+    SLICED,
+    Scene,
+    at_once,
+    gpu_pod,
+    node,
+    nodes,
+    open_scene,
+)
+from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import PODS, POLICIES
+from gpusharing.kube.client import NODES, PODS, POLICIES
 from gpusharing.kube.fence import parse_verified
 
 NIGHT = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "UTC"}
@@ -125,6 +138,28 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_genera
         other = next(name for name in ("gpu-1", "gpu-2", "gpu-3") if name != first)
         transition = await scene.reason(other, "Halted")
         assert f"{first} failed in this generation" in transition["message"]
+        await asyncio.sleep(600)
+        assert len(begun(scene)) == 1
+        note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
+        await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
+
+
+@virtually
+async def test_a_policy_stays_halted_when_the_node_that_failed_is_deleted_and_replaced() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        await asyncio.sleep(10)
+        for name in ("gpu-1", "gpu-2"):
+            scene.e.software.inject(name, "failed")
+        scene.apply(MIXED, rollout=at_once(1))
+        first = await scene.any_fenced("actuating")
+        await scene.phase(first, "Failed")
+        await asyncio.sleep(1)
+        scene.e.cluster.delete(NODES, first)
+        await scene.e.until(lambda: not claims(scene), "the slot given back", 60)
+        scene.e.cluster.add(NODES, node(first))
+        for name in ("gpu-1", "gpu-2"):
+            transition = await scene.reason(name, "Halted")
+            assert f"{first} failed in this generation" in transition["message"]
         await asyncio.sleep(600)
         assert len(begun(scene)) == 1
         note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
