@@ -117,10 +117,11 @@ def test_the_leader_may_be_killed_every_ten_seconds(theatre: FaultTheatre) -> No
             ended.set()
             killing.join()
 
-    changing = replace(ROLL, name="roll-and-roll", prepare=lambda pool: None)
+    changing = replace(ROLL, name="roll-and-roll")
     run = theatre.watch(changing, around=Around(2, QUICK_LEASE, change_and_change, forget=False, alike=False))
     assert run.wrong == ()
     assert run.twice == ()
+    assert run.cost.evictions >= len(THREE), "there was somebody to evict"
     assert run.restarts >= len(killed) >= KILLS
     fences = [node["fence"] for node in run.state["nodes"].values()]
     cordons = [node["unschedulable"] for node in run.state["nodes"].values()]
