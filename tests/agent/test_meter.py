@@ -127,7 +127,7 @@ def test_who_holds_a_replica_of_a_device_that_fell_sick_holds_as_much_as_before(
     well = handed_out(devices(reading, 4), ["team-a"])
     sick = replace(well, offered=())
     before = last_offers(reading, well, NO_OFFERS)
-    stands = standing(reading, sick, "pool-b", changing=False, before=before)
+    stands = standing(reading, sick, "pool-b", changing=False, known=before)
     resource = devices(reading, 4)[0][0]
     whole = Fraction(1, 2) if layout else Fraction(1)
     assert stands.held == {("team-a", resource): whole / 4}
@@ -140,9 +140,7 @@ def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
     reading, divided = machine(()), machine(("3g.40gb",))
     four = last_offers(reading, handed_out(devices(reading, 4), []), NO_OFFERS)
     two = handed_out(devices(reading, 2), ["team-a"])
-    assert standing(reading, two, "", changing=False, before=four).held == {
-        ("team-a", SHARED): Fraction(1, 2)
-    }
+    assert standing(reading, two, "", changing=False, known=four).held == {("team-a", SHARED): Fraction(1, 2)}
     assert last_offers(reading, two, four) == {uuid: {SHARED: 2} for uuid in four}
     instance = divided.gpus[0].instances[0].uuid
     as_instance = last_offers(divided, handed_out(devices(divided), []), NO_OFFERS)

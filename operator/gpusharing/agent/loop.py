@@ -102,8 +102,9 @@ class AgentLoop:
         self.meter = Meter(self.settings.meter_lag)
         """How much of the GPUs each tenant has had since this process began."""
         self._stood: tuple[Reading, Holdings, str, bool, Allotment] | None = None
-        self._offers = NO_OFFERS
         """The state at the last turn, and what it was made from."""
+        self._offers = NO_OFFERS
+        """See last_offers."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
@@ -223,8 +224,8 @@ class AgentLoop:
             return None
         if last is not None and last[0] is self.reading and last[1:4] == (holdings, policy, changing):
             return last[4]
-        stands = standing(self.reading, holdings, policy, changing=changing, before=self._offers)
         self._offers = last_offers(self.reading, holdings, self._offers)
+        stands = standing(self.reading, holdings, policy, changing=changing, known=self._offers)
         self._stood = (self.reading, holdings, policy, changing, stands)
         return stands
 

@@ -92,13 +92,13 @@ NO_OFFERS: Offers = {}
 
 
 def standing(
-    reading: Reading, holdings: Holdings, policy: str, *, changing: bool, before: Offers = NO_OFFERS
+    reading: Reading, holdings: Holdings, policy: str, *, changing: bool, known: Offers = NO_OFFERS
 ) -> Allotment:
     """The current state; `changing`: the node is in the middle of a change, and idle slices are of no use to
-    anybody. `before`: see `last_offers`."""
+    anybody. `known`: what `last_offers` says of the devices that are not offered now."""
     held: dict[tuple[str, str], Fraction] = {}
     idle: dict[str, Fraction] = {}
-    for device in _devices(reading, holdings, before):
+    for device in _devices(reading, holdings, known):
         taken = Counter(dict.fromkeys(device.known, 0))
         for (_, resource), count in device.held.items():
             taken[resource] += count
@@ -125,7 +125,8 @@ def last_offers(reading: Reading, holdings: Holdings, before: Offers) -> Offers:
     v1.36.3), and none of a plugin that is restarting. Whoever holds one of four slices goes on holding a quarter.
     """
     offered = _offered(holdings)
-    known = {uuid: offered.get(uuid) or before.get(uuid) for gpu in reading.gpus for uuid in _uuids(gpu)}
+    there = (uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances)))
+    known = {uuid: offered.get(uuid) or before.get(uuid) for uuid in there}
     return {uuid: slices for uuid, slices in known.items() if slices}
 
 
@@ -136,13 +137,8 @@ def _offered(holdings: Holdings) -> dict[str, Counter[str]]:
     return offered
 
 
-def _uuids(gpu: GPU) -> Iterable[str]:
-    return (gpu.uuid, *(instance.uuid for instance in gpu.instances))
-
-
-def _devices(reading: Reading, holdings: Holdings, before: Offers) -> Iterable[_Slices]:
+def _devices(reading: Reading, holdings: Holdings, known: Offers) -> Iterable[_Slices]:
     offered = _offered(holdings)
-    known = last_offers(reading, holdings, before)
     held: dict[str, Counter[tuple[str, str]]] = {}
     for each in holdings.held:
         for device in each.devices:
@@ -150,7 +146,8 @@ def _devices(reading: Reading, holdings: Holdings, before: Offers) -> Iterable[_
     cards = {model.product: model for model in reading.models}
     for gpu in reading.gpus:
         for uuid, share in _shares(gpu, cards.get(gpu.product)):
-            yield _Slices(share, offered.get(uuid, {}), known.get(uuid, {}), held.get(uuid, {}))
+            here: Mapping[str, int] = offered.get(uuid, {})
+            yield _Slices(share, here, here or known.get(uuid, {}), held.get(uuid, {}))
 
 
 def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
