@@ -124,15 +124,21 @@ async def test_who_is_to_approve_a_plan_sees_what_would_keep_it_from_being_carri
         assert not begun(scene)
 
 
+async def first_failed(scene: Scene, *names_of_all: str) -> str:
+    """The node on which mig-manager failed first; it would on the others too."""
+    await asyncio.sleep(10)
+    for name in names_of_all:
+        scene.e.software.inject(name, "failed")
+    scene.apply(MIXED, rollout=at_once(1))
+    first = await scene.any_fenced("actuating")
+    await scene.phase(first, "Failed")
+    return first
+
+
 @virtually
 async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_generation() -> None:
     async with open_scene(*nodes(3)) as scene:
-        await asyncio.sleep(10)
-        for name in ("gpu-1", "gpu-2", "gpu-3"):
-            scene.e.software.inject(name, "failed")
-        scene.apply(MIXED, rollout=at_once(1))
-        first = await scene.any_fenced("actuating")
-        await scene.phase(first, "Failed")
+        first = await first_failed(scene, "gpu-1", "gpu-2", "gpu-3")
         scene.annotate(first, retry="again")
         await scene.phase(first, "Synced")
         other = next(name for name in ("gpu-1", "gpu-2", "gpu-3") if name != first)
@@ -147,12 +153,7 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_genera
 @virtually
 async def test_a_policy_stays_halted_when_the_node_that_failed_is_deleted_and_replaced() -> None:
     async with open_scene(*nodes(2)) as scene:
-        await asyncio.sleep(10)
-        for name in ("gpu-1", "gpu-2"):
-            scene.e.software.inject(name, "failed")
-        scene.apply(MIXED, rollout=at_once(1))
-        first = await scene.any_fenced("actuating")
-        await scene.phase(first, "Failed")
+        first = await first_failed(scene, "gpu-1", "gpu-2")
         await asyncio.sleep(1)
         scene.e.cluster.delete(NODES, first)
         await scene.e.until(lambda: not claims(scene), "the slot given back", 60)
