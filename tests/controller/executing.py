@@ -53,9 +53,7 @@ class Claims:
     error: Exception | None = None
     written: list[Mapping[str, Claim]] = field(default_factory=list)
 
-    async def set_claims(
-        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
-    ) -> None:
+    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
         if self.error is not None:
             raise self.error
         self.written.append(claims)

@@ -43,10 +43,8 @@ class Leader:
 
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
 
-    async def set_claims(
-        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
-    ) -> None:
-        self.claims, self.failed_nodes = claims, failed_nodes or {}
+    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
+        self.claims, self.failed_nodes = claims, failed_nodes
 
 
 class Observer(NoMetrics):

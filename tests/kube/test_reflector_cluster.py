@@ -116,7 +116,7 @@ async def test_the_lease_changes_hands_with_its_claims(control_plane: ControlPla
         async with asyncio.timeout(60):
             leading = asyncio.create_task(first.run())
             await first.acquired.wait()
-            await first.set_claims(claims)
+            await first.set_claims(claims, {})
             following = asyncio.create_task(second.run())
             leading.cancel()
             await asyncio.gather(leading, return_exceptions=True)

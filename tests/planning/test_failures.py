@@ -16,7 +16,7 @@ from gpusharing.planning.pools.failures import MOST, count_failures
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import FailedNode
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -26,7 +26,9 @@ RECORD = {"uid-n1": FAILED}
 
 
 def member(name: str, phase: Phase, **node: Any) -> Member:
-    return Member(make_node(name, **node), Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""), None)
+    return find_member(
+        Verdict(name, POLICY.name, phase, Reason.PROGRESSING, ""), make_node(name, **node), None
+    )
 
 
 def counted(

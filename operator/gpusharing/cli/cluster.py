@@ -61,6 +61,7 @@ class Cluster:
     """The operator is not installed: there are no policies, and no agent has read a GPU."""
     now: Callable[[], datetime] = wall_time
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """The failures on the Lease, by UID of the Node."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
         """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under

@@ -41,9 +41,7 @@ class Leader(Protocol):
         """Failures on record as last read or written, by UID of the Node."""
         ...
 
-    async def set_claims(
-        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
-    ) -> None:
+    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
         """Compare-and-swap of all claims and failures."""
         ...
 

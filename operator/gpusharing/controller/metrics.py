@@ -190,11 +190,11 @@ class Metrics:
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
         """See observer.Observer."""
-        self._last = plan, snapshot
         # From 0 on: Prometheus does not count the first value that it sees. Not by what prevents an action, which comes
         # again, nor by phase and reason: nearly 2,000 pairs.
-        for kind in get_args(Action):
+        for kind in get_args(Action) if self._last is None else ():
             self.actions.labels(kind.__name__, "done")
+        self._last = plan, snapshot
         for name in plan.pools:
             self.moves.labels(name)
         for name in self._policies - plan.pools.keys():

@@ -49,9 +49,7 @@ class ClusterPolicies(ReflectorCache, Protocol):
 class Claims(Protocol):
     """The leader Lease."""
 
-    async def set_claims(
-        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
-    ) -> None:
+    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
         """Compare-and-swap; raises LeaseLost when we no longer lead."""
         ...
 

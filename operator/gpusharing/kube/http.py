@@ -322,7 +322,7 @@ class HttpClient:
         session = self._opened()
         started, status = time.monotonic(), 0
         asked_at = self._clock.steady() if self._clock else 0.0
-        body = _Body(sent.data, self._before_write) if sent.data is not None else None
+        body = _Body(sent.data or b"", self._before_write) if sent.method != "GET" else None
         try:
             async with session.request(
                 sent.method,

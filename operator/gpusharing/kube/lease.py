@@ -125,11 +125,8 @@ class LeaderLease:
             if self.is_leader or (self._taking and not self.acquired.is_set()):
                 await self._attempt(self._release, lambda: RELEASE_SECONDS)
 
-    async def set_claims(
-        self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode] | None = None
-    ) -> None:
-        """Replace all claims, and the failures unless they are None, by compare-and-swap. When it returns, we led at
-        that moment.
+    async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
+        """Replace all claims and failures, by compare-and-swap. When it returns, we led at that moment.
 
         Raises:
             LeaseLost: another process holds the Lease, or we missed the deadline; `on_lost` was called.
@@ -142,8 +139,7 @@ class LeaderLease:
                 for _ in range(CLAIM_ATTEMPTS):
                     self.must_lead()
                     try:
-                        failed = self.failed_nodes if failed_nodes is None else failed_nodes
-                        written = claims_text(claims, self._claims_before, failed)
+                        written = claims_text(claims, self._claims_before, failed_nodes)
                         annotations = {ANNOTATION_CLAIMS: written}
                         await self._write({"renewTime": self._time()}, annotations)
                         return

@@ -35,7 +35,7 @@ class EnsureGPUNode:
 
 @value
 class SetClaims:
-    """Compare-and-swap of all claims on the leader Lease: proves leadership before a node is fenced."""
+    """Compare-and-swap of all claims and failures on the leader Lease: proves leadership before a node is fenced."""
 
     claims: Mapping[str, Claim]
     """All claims, by node name; they replace those on the Lease."""

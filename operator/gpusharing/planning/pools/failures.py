@@ -7,7 +7,6 @@ from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import FailedNode
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import Member
 
 MOST = 200
 """Failures on record, of all policies together: the annotations of the Lease may have 256 KiB (kube/fence.py)."""
@@ -22,23 +21,19 @@ def count_failures(pools: Iterable[Pool], recorded: Mapping[str, FailedNode]) ->
     """
     found: dict[str, FailedNode] = {}
     for pool in pools:
-        policy, members = pool.policy, {member.node.uid: member for member in pool.members}
+        policy = pool.policy
         if policy.resumed == str(policy.generation):
             continue
-        own = {uid: one for uid, one in recorded.items() if _is_of(one, policy)}
-        kept = {uid: one for uid, one in own.items() if not _is_proven(members.get(uid), policy)}
-        failing = [member.node for member in members.values() if has_failed(member, policy)]
-        pool.failed_before = tuple(
-            sorted(one.node for uid, one in kept.items() if uid not in {node.uid for node in failing})
-        )
-        kept |= {node.uid: FailedNode(node.name, policy.uid, policy.generation) for node in failing}
-        found |= dict(sorted(kept.items())[: MOST - len(found)])
+        failing = {one.node.uid: one.node for one in pool.members if one.marked and has_failed(one, policy)}
+        lost = {uid: one for uid, one in recorded.items() if _is_of(one, policy) and uid not in failing}
+        if lost:
+            proven = {one.node.uid for one in pool.members if one.verdict.phase is Phase.SYNCED}
+            lost = {uid: one for uid, one in lost.items() if uid not in proven}
+        pool.failed_before = tuple(sorted(one.node for one in lost.values()))
+        seen = {uid: FailedNode(node.name, policy.uid, policy.generation) for uid, node in failing.items()}
+        found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
     return found
 
 
 def _is_of(failure: FailedNode, policy: PolicyView) -> bool:
     return (failure.policy_uid, failure.generation) == (policy.uid, policy.generation)
-
-
-def _is_proven(member: Member | None, policy: PolicyView) -> bool:
-    return member is not None and member.verdict.phase is Phase.SYNCED and not has_failed(member, policy)

@@ -36,7 +36,7 @@ def share(
     *,
     failed_nodes: Mapping[str, FailedNode],
 ) -> tuple[Action, ...]:
-    """Configuration, finalizers and claims: written once, before anything that needs them."""
+    """Configuration, finalizers, claims and failures: written once, before anything that needs them."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
     claims = {name: Claim.of(nodes[name].uid, fence) for name, fence in fences.items()}

@@ -23,6 +23,8 @@ class Member:
     """It counts as used: see is_unavailable and is_expected_away."""
     newcomer: bool = False
     """See is_newcomer."""
+    marked: bool = False
+    """See is_marked."""
 
 
 def find_member(
@@ -40,7 +42,14 @@ def find_member(
         policy=policy.name if policy is not None else verdict.policy,
         away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
+        marked=is_marked(node),
     )
+
+
+def is_marked(node: NodeView) -> bool:
+    """Whether the Node carries a fence, or a record of a change that failed: no other one can have failed."""
+    records = (one for one in (node.verified, node.deferred) if one is not None)
+    return node.fence is not None or any(one.failed_generation for one in records)
 
 
 def is_unavailable(node: NodeView) -> bool:
