@@ -102,7 +102,10 @@ async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_e
         for name in ("gpu-1", "gpu-2"):
             await scene.reason(name, "JobsRunning")
         said = scene.transition("gpu-2")["blockers"][0]
-        assert "JobSet default/train would end with it, and default/rank-0 on gpu-1 may end by itself" in said
+        assert (
+            "evicting it would end JobSet default/train, whose member default/rank-0 on gpu-1 may end by itself"
+            in said
+        )
         await asyncio.sleep(2 * HOUR)
         assert scene.evicted() == [], "drain.timeout is long over, and the leader still works"
         ended = {"status": {"phase": "Succeeded"}}

@@ -173,7 +173,7 @@ def test_while_a_member_elsewhere_may_end_by_itself_no_other_member_is_evicted(m
         at(HOURS_8),
     )
     assert found.message.endswith(
-        ": JobSet team-a/train would end with it, and team-a/rank-1 on d may end by itself first"
+        ": evicting it would end JobSet team-a/train, whose member team-a/rank-1 on d may end by itself first"
     )
 
 

@@ -79,7 +79,7 @@ def _is_waited(pod: PodView, found: Classified) -> bool:
 
 def _wait_of(one: GangMember, view: GangView, options: Drain) -> GangWait:
     where = f" on {one.node}" if one.node else ""
-    text = f"{view.gang.ref} would end with it, and {one.pod.ref}{where} may end by itself first"
+    text = f"evicting it would end {view.gang.ref}, whose member {one.pod.ref}{where} may end by itself first"
     return GangWait(patience(one.pod, options), one.pod, text)
 
 
