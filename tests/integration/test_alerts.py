@@ -147,6 +147,8 @@ def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
         exporter = dcgm_exporter(stack.enter_context(page([busy(pools["crowded"])])))
         seen = stack.enter_context(scraping(folder, [*targets(product, port, pools), exporter], rules))
         stack.callback(let_go, product, pools)
+        # It looks for its targets some seconds after its start, and what grew before its first scrape did not grow.
+        wait_until(lambda: bool(seen.ask(GROWS)), SECONDS, "a scrape of the operator")
         prepare(product, pools)
         begin(product, pools, proxy)
         yield Trouble(pools, seen, operator)
@@ -248,9 +250,11 @@ def test_each_trouble_fires_its_alert_about_its_object_and_none_about_the_pool_t
         raise TimeoutError(f"{error}: {missing} are missing, {others} are there; {shown}") from None
 
 
+GROWS = "gpusharing_actions_total"
+"""There from 0 on, and it grows only while nodes are changed."""
 MOVES = (
     "gpusharing_transitions_total",
-    "gpusharing_actions_total",
+    GROWS,
     "gpusharing_api_requests_total",
     "gpusharing_agent_readings_total",
 )
