@@ -15,11 +15,11 @@ from typing import Generic, TypeVar
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate, Release, RestartOperand, UpdateFence
-from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
-from gpusharing.planning.proof.verify import Comparison, Evidence, find_mismatch
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import Comparison, Evidence, find_mismatch
 from gpusharing.planning.way.actuation import restart_pod, run
 from gpusharing.planning.way.attempts import (
     goes_back,

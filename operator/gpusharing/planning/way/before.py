@@ -16,12 +16,12 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.standing import STUCK_AFTER
-from gpusharing.planning.proof.assess import Assessed, Refused
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.stack.acceptance import passes
+from gpusharing.planning.wanted.assess import Assessed, Refused
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.way.gates import DEAF

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.way.attempts import next_deferral
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
