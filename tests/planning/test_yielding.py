@@ -1,4 +1,7 @@
-"""A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards."""
+"""A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
+
+Through `planning/way/yielding.py`: `planning/way/cordon.py`.
+"""
 
 import json
 from dataclasses import replace
