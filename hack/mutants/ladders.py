@@ -79,6 +79,7 @@ LADDERS = (
     Ladder(
         "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")
     ),
+    Ladder("told.headline", "HEADLINES", "find", None, ("status", "status_columns", "reset")),
     Ladder("gpus.health", "RULES", "holds", False, ("health",)),
 )
 

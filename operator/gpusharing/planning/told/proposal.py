@@ -17,7 +17,8 @@ from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
 from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.told.status import members, policy_status
+from gpusharing.planning.told.members import members
+from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
