@@ -17,6 +17,7 @@ from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, P
 from gpusharing.planning.stack.terms import find_terms, wish_of
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
@@ -99,6 +100,8 @@ def make_case(
         drifting_since=drifting_since,
         at_work_since=at_work_since,
         health=find_health(report),
+        mig_failure="",
+        agent_trouble=None,
         stack=stack,
         settings=SETTINGS,
         now=now,
@@ -110,6 +113,11 @@ def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: S
     """The assessment of one node under one policy."""
     terms = find_terms(policy, wish_of(policy), stack, SETTINGS)
     return assess(view, report, policy, terms.targets, stack)
+
+
+def make_member(node: NodeView, verdict: Verdict, assessment: Assessment | None = None) -> Member:
+    """A node as a pool counts it that has no budget and no start-up taint to look at."""
+    return Member(node, verdict, assessment, policy="", away=False, newcomer=False, marked=False)
 
 
 def fenced_of(case: NodeCase) -> FencedCase:

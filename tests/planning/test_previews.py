@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.build import NOW, at, make_node, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.budgets import Budget
-from tests.planning.cases import FULL, edited, make_case, pool_of
+from tests.planning.cases import FULL, edited, make_case, make_member, pool_of
 from tests.planning.ganging import make_gang_view
 from tests.planning.podkinds import NAMESPACE
 from tests.planning.test_guard import PoisonedPods
@@ -21,7 +21,6 @@ from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.reasons import Reason
 
 POLL = PlanSettings().poll
@@ -35,7 +34,7 @@ def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> 
     for index in range(count):
         name = f"n{index:02}"
         told = verdict(Phase.PENDING, reason, name, disruption=DisruptionClass.RESET, **fields)
-        pool.count(Member(make_node(name), told))
+        pool.count(make_member(make_node(name), told))
     return {"pool-b": pool}
 
 

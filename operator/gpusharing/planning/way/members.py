@@ -15,15 +15,15 @@ class Member:
     node: NodeView
     verdict: Verdict
     """Its verdict before the pools choose."""
-    assessment: Assessment | None = None
+    assessment: Assessment | None
     """Of the node against the policy; None: unknown."""
-    policy: str = ""
+    policy: str
     """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
-    away: bool = False
+    away: bool
     """It counts as used: see is_unavailable and is_expected_away."""
-    newcomer: bool = False
+    newcomer: bool
     """See is_newcomer."""
-    marked: bool = False
+    marked: bool
     """See is_marked."""
 
 

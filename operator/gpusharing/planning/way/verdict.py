@@ -114,13 +114,13 @@ class NodeCase:
     """The operator's settings."""
     now: datetime
     """The time of this pass."""
-    at_work_since: datetime | None = None
+    at_work_since: datetime | None
     """Since when this process has seen mig-manager at work; None: it is not at work."""
-    health: Finding | None = None
+    health: Finding | None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
-    mig_failure: str = ""
+    mig_failure: str
     """What mig-manager's log says about its failure; empty when nobody could read it."""
-    agent_trouble: Finding | None = None
+    agent_trouble: Finding | None
     """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
 
     def no_agent(self, consequence: str) -> Finding:
