@@ -58,7 +58,7 @@ PLANNED = (
     "plan_5000_nodes_incremental_ms",
     "plan_5000_nodes_windows_full_ms",
     "plan_5000_nodes_windows_incremental_ms",
-    "layout_verdict_ms",
+    "layout_fit_ms",
 )
 TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms")
 PARTS = (

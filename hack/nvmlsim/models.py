@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile
+from hack.cards import mig_mode_needs_reset
 from hack.nvmlsim import layout
 
 # NVML_GPU_INSTANCE_PROFILE_* (NVML API reference, Multi Instance GPU Management), by slices and suffix.
@@ -110,7 +111,7 @@ def fill_gpu(gpu: layout.Gpu, card: Card, place: Place) -> None:
     gpu.ecc_supported = gpu.ecc_current = gpu.ecc_pending = 1
     gpu.remap_supported = card.compute_capability >= (8, 0)
     gpu.mig_capable = bool(card.profiles)
-    gpu.mig_resetless = bool(card.profiles) and not card.mig_mode_needs_reset
+    gpu.mig_resetless = bool(card.profiles) and not mig_mode_needs_reset(card)
     if card.profiles:
         gpu.units = max(start + profile.size for profile in card.profiles for start in profile.starts)
         gpu.max_mig_devices = max(profile.slices for profile in card.profiles)

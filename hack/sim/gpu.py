@@ -31,6 +31,7 @@ from gpusharing.agent.library import (
     unreachable,
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
+from hack.cards import mig_mode_needs_reset
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 from hack.sim.gpuuse import use_of
 from hack.sim.readings import Hang
@@ -81,7 +82,7 @@ class _GPU:
     @property
     def keeps_mode_over_reboot(self) -> bool:
         """Ampere keeps the MIG mode bit in the InfoROM; newer cards do not (guide)."""
-        return self.card.mig_mode_needs_reset
+        return mig_mode_needs_reset(self.card)
 
 
 class SimulatedGPUs:
@@ -186,7 +187,7 @@ class SimulatedGPUs:
             gpu = self._mig_gpu(index)
             if not on and gpu.instances:
                 raise InUse(f"GPU {index}: destroy its {len(gpu.instances)} instances first")
-            if gpu.card.mig_mode_needs_reset:
+            if mig_mode_needs_reset(gpu.card):
                 gpu.mig_pending = on
                 return "Applied" if gpu.mig == on or self._try_reset(gpu) else "Pending"
             if gpu.mig != on:
@@ -369,7 +370,7 @@ def _observed(gpu: _GPU) -> GPU:
 
 def _model(gpu: _GPU) -> Model:
     card = gpu.card
-    needs_reset: Literal["Live", "Reset"] = "Reset" if card.mig_mode_needs_reset else "Live"
+    needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(
         product=gpu.product,
         memory_mib=card.memory_mib or card.memory_gb * 1024,

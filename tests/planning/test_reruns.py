@@ -174,7 +174,7 @@ def test_the_mps_daemon_is_restarted_on_a_node_proven_idle_only() -> None:
     more = edited(
         MPS, mps=MPS.spec.mps.model_copy(update={"replicas": 8}) if MPS.spec and MPS.spec.mps else None
     )
-    fence = fence_to(more, target_mode="mps", to_layout="", daemon_uid=daemon.uid)
+    fence = fence_to(more, to_layout="", daemon_uid=daemon.uid)
     known: dict[str, Any] = {"was": MPS, "fence": fence, "mps_daemon": daemon}
     idle = {**proven_idle(60, MPS), "stack": make_stack(MPS, more)}
     landed = after_pnr(changing(more, **known, **{**idle, "work": emptied(60, make_pod())}))

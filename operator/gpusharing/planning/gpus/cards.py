@@ -65,11 +65,6 @@ class Card:
         """Most MPS replicas the device plugin accepts (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
 
-    @property
-    def mig_mode_needs_reset(self) -> bool:
-        """Whether switching MIG mode needs a GPU reset (guide: Ampere only). NVML field 184 is the proof."""
-        return bool(self.profiles) and self.compute_capability[0] == 8
-
 
 @value
 class _Shape:

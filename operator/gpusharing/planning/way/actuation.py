@@ -146,7 +146,6 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         steps=steps,
         attempt=fence.attempt if again else 1,
         to_layout=goal.text,
-        target_mode=goal.routing,
         target_mig_config=goal.mig_config,
         target_plugin_config=goal.plugin_key,
         gfd_timestamp=fence.gfd_timestamp if again and not plugin_changes else gfd_started,
