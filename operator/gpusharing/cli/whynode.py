@@ -109,16 +109,7 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
     blockers = seen.blockers if seen is not None else ()
     if not blockers and verdict is not None:
         blockers = explain_blockers(verdict.blockers)
-    if seen is not None and seen.phase:
-        reason, message, phase = seen.reason, seen.message, seen.phase
-    elif verdict is not None:
-        reason, message, phase = str(verdict.reason), verdict.message, str(verdict.phase)
-    else:
-        reason, message, phase = (
-            "",
-            "no policy selects this node, so the operator does not change its GPUs",
-            "",
-        )
+    reason, message, phase = _said(seen, verdict)
     return NodeAnswer(
         name=name,
         policy=(seen.policy if seen is not None else "") or (verdict.policy if verdict is not None else ""),
@@ -139,6 +130,15 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
         simulated=bool(seen is not None and seen.simulated)
         or bool(decided is not None and decided.simulated([name])),
     )
+
+
+def _said(seen: Seen | None, verdict: Verdict | None) -> tuple[str, str, str]:
+    """Reason, message and phase: as published, or as planned where nothing is published."""
+    if seen is not None and seen.phase:
+        return seen.reason, seen.message, seen.phase
+    if verdict is not None:
+        return str(verdict.reason), verdict.message, str(verdict.phase)
+    return "", "no policy selects this node, so the operator does not change its GPUs", ""
 
 
 def remedy_of(word: str) -> str:

@@ -130,11 +130,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         facts.pop(name, None)
 
     failing = Failing(snapshot.call_failures, snapshot.claims, now)
-    members = failing.find_late(_members(snapshot, owners, judged, failed))
+    members = _beside_others(snapshot, failing.find_late(_members(snapshot, owners, judged, failed)), now)
     verdicts = {name: member.verdict for name, member in members.items()}
-    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
-    verdicts |= held
-    members |= {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     pools = {name: pool.ask_windows(now) for name, pool in counted.items()}
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes)
@@ -241,6 +238,13 @@ def _members(
         owner = owners.get(name, node.labels.get(LABEL_POLICY, ""))
         members[name] = find_member(not_judged(node, owner, error), node, snapshot.gpunodes.get(name))
     return dict(sorted(members.items()))
+
+
+def _beside_others(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
+    """The members; a proven node waits for the others of its wave."""
+    verdicts = {name: member.verdict for name, member in members.items()}
+    held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
+    return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
 
 
 def _cases(
