@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
-from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.podresources import Held, Holdings
 from gpusharing.planning.words.values import value
 
 MOST_DEVICES = 128
@@ -80,14 +80,8 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     for process in use.processes:
         busy[process.device] += process.sm_percent or 0
     held = () if holdings is None else holdings.held
-    slices: dict[tuple[PodName, str], dict[str, int]] = {}
-    for each in held:
-        for device in each.devices:
-            _add(slices.setdefault(((each.namespace, each.pod), base(device)), {}), each.resource)
-    holding: dict[str, set[PodName]] = {}
-    for pod, uuid in slices:
-        holding.setdefault(uuid, set()).add(pod)
-    owners = _Owners(use.processes, holding)
+    slices = _slices(held)
+    owners = _Owners(use.processes, _holding(slices))
     taken, others = owners.shared_out()
     unclear = owners.unclear()
     pairs = sorted(
@@ -114,6 +108,23 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
         sm_percent=busy,
         left_out=len(use.devices) - len(devices) + len(pairs) - len(holders),
     )
+
+
+def _slices(held: Iterable[Held]) -> dict[tuple[PodName, str], dict[str, int]]:
+    """By pod and device: how many slices the pod holds of it, by resource name."""
+    slices: dict[tuple[PodName, str], dict[str, int]] = {}
+    for each in held:
+        for device in each.devices:
+            _add(slices.setdefault(((each.namespace, each.pod), base(device)), {}), each.resource)
+    return slices
+
+
+def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
+    """By device: the pods that hold slices of it."""
+    holding: dict[str, set[PodName]] = {}
+    for pod, uuid in pairs:
+        holding.setdefault(uuid, set()).add(pod)
+    return holding
 
 
 def base(device: str) -> str:

@@ -298,13 +298,7 @@ def choose(
     if not waiting:
         return Choice(chosen, claims, looks)
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
-    cases = [
-        (case, pool.policy)
-        for pool in waiting
-        for case in pool.candidates
-        if pool.limit > pool.used or is_newcomer(case.node, case.gpunode)
-    ]
-    ledger = Ledger.of(snapshot, now, offered, cases)
+    ledger = Ledger.of(snapshot, now, offered, list(_able_to_begin(waiting)))
     for name in sorted(in_flight):
         if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
             looks[name] = look
@@ -321,6 +315,14 @@ def choose(
             # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
             chosen[name] = with_gpunode(verdict, case) if verdicts[name].actions else verdict
     return Choice(chosen, claims, looks)
+
+
+def _able_to_begin(waiting: Iterable[Pool]) -> Iterator[tuple[NodeCase, PolicyView]]:
+    """The candidates of pools with room in their allowance, and newcomers of the others, which take none of it."""
+    for pool in waiting:
+        for case in pool.candidates:
+            if pool.limit > pool.used or is_newcomer(case.node, case.gpunode):
+                yield case, pool.policy
 
 
 def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:
