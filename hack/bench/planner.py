@@ -11,8 +11,8 @@ from itertools import product
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
 from gpusharing.planning.gpus.geometry import find_fit, normalise
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
 from hack.bench.results import Measured

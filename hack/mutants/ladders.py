@@ -85,7 +85,7 @@ LADDERS = (
     Ladder("way.after", "HELD", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMLESS", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMED", "follow", None, ("after", "reruns", "two_steps")),
-    Ladder("proof.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
+    Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),

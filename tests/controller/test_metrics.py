@@ -19,7 +19,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
-from gpusharing.planning.actions import Action, SetFinalizer
+from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason

@@ -10,12 +10,12 @@ from tests.planning.machines import Machine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.proof.assess import Assessed, Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import find_terms, wish_of
+from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 

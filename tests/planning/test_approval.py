@@ -24,8 +24,8 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.holds import find_hold
-from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason

@@ -27,8 +27,8 @@ from tests.planning.drains import (
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.way.before import ENDINGS, before_pnr
 from gpusharing.planning.way.idle import JOBS_PACE

@@ -25,12 +25,12 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.gpus.cards import bare_product
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import LOOKS, Look
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot

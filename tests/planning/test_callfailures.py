@@ -9,7 +9,8 @@ from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy,
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     EnsureGPUNode,
@@ -18,7 +19,6 @@ from gpusharing.planning.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events

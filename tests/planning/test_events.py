@@ -13,9 +13,9 @@ from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, STUCK, SYNC
 from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers

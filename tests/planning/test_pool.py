@@ -23,9 +23,9 @@ from tests.planning.cases import MIXED, assessed_of, make_case
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, select
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, Verified

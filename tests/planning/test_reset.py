@@ -12,7 +12,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
-from gpusharing.planning.actions import Evict, LabelNode, Release
+from gpusharing.planning.snapshot.actions import Evict, LabelNode, Release
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.told.status import policy_status

@@ -29,7 +29,8 @@ from tests.planning.rules import is_settled
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import (
     Actuate,
     EnsureGPUNode,
     Evict,
@@ -41,8 +42,7 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.memo import Memo
-from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file

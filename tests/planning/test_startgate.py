@@ -24,9 +24,9 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import StartGate

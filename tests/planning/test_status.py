@@ -25,7 +25,7 @@ from tests.planning.told import (
 )
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import LabelNode
+from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.told.status import bearing
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason

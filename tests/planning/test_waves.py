@@ -28,12 +28,12 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.candidates import op_of
 from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified

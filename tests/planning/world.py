@@ -19,11 +19,11 @@ from tests.planning.wires import Wires, send
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.actions import Action
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView

@@ -17,13 +17,13 @@ from gpusharing.cli.onlooker import applied
 from gpusharing.cli.presumed import presume
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
-from gpusharing.planning.proof.assess import Assessed, has_gpu
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 from gpusharing.planning.told.proposal import configured
+from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_claimants
 from gpusharing.planning.way.verdict import Verdict

@@ -10,11 +10,11 @@ from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.fleet import PastStep, Seen, state_of
 from gpusharing.cli.simulated import describe_simulated
-from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
-from gpusharing.planning.proof.verify import Source
 from gpusharing.planning.told.proofs import Proof, tell_proofs
 from gpusharing.planning.told.transition import whose_cordon
 from gpusharing.planning.told.waits import OTHERS, PERSON
+from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
+from gpusharing.planning.wanted.verify import Source
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.reasons import reason_of

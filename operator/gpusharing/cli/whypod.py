@@ -13,10 +13,10 @@ from gpusharing.cli.simulated import describe_simulated
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, routing_label
 from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.words.lengths import some
 
 COLUMNS = (

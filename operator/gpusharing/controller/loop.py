@@ -27,8 +27,8 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason

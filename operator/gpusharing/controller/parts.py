@@ -13,7 +13,7 @@ from gpusharing.kube.client import KubeClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.actions import Action, SetPointers
+from gpusharing.planning.snapshot.actions import Action, SetPointers
 
 
 @dataclass(frozen=True, slots=True)

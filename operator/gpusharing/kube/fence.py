@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.startgate import opened
-from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1

@@ -3,8 +3,8 @@
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import SetPointers, UpdateFence
 from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.snapshot.actions import SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers

@@ -9,17 +9,17 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
-from gpusharing.planning.actions import FenceNode, WriteConfig
 from gpusharing.planning.pools.candidates import find_candidate
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
 from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.told.status import members, policy_status
 from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value

@@ -9,15 +9,15 @@ from datetime import datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_flaw
-from gpusharing.planning.proof.assess import Assessed
-from gpusharing.planning.proof.verify import (
+from gpusharing.planning.snapshot.views import NodeView, is_switched_off
+from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.toolversions import find_deafness
+from gpusharing.planning.wanted.verify import (
     find_exclusive,
     find_missing,
     find_withheld,
     is_told_mps,
 )
-from gpusharing.planning.snapshot.views import NodeView, is_switched_off
-from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.way.attempts import (
     may_correct_at_once,
     retry_command,

@@ -1,8 +1,8 @@
 """One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
 up."""
 
-from gpusharing.planning.proof.assess import Assessment
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.wanted.assess import Assessment
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.values import value

@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.proof.verify import paused_operands
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import paused_operands
 from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.proof.assess import Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import (
@@ -21,6 +20,7 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.stack.terms import Terms
+from gpusharing.planning.wanted.assess import Assessment, assess
 from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import NodeCase, find_health

@@ -5,9 +5,9 @@ adopted because it is as wanted already. Until then every verdict on it says wha
 """
 
 from gpusharing.api import names
-from gpusharing.planning.proof.assess import has_gpu
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.startgate import find_untolerated
+from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut

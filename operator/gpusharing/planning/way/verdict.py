@@ -6,17 +6,17 @@ from functools import cached_property
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_well
-from gpusharing.planning.proof.assess import Assessed, Assessment
-from gpusharing.planning.proof.verify import describe_observed
+from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.verify import describe_observed
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason

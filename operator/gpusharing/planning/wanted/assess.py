@@ -6,7 +6,11 @@ Independent of time, so that the memo may keep the result for as long as its inp
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.proof.verify import (
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.reset import unlabelled
+from gpusharing.planning.wanted.target import Target, Targets
+from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Comparison,
     describe_observed,
@@ -16,10 +20,6 @@ from gpusharing.planning.proof.verify import (
     paused_operands,
     served,
 )
-from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
-from gpusharing.planning.wanted.reset import unlabelled
-from gpusharing.planning.wanted.target import Target, Targets
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value

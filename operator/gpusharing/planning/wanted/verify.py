@@ -20,10 +20,10 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
+from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import (
     STRATEGIES,
