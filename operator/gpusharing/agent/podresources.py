@@ -1,6 +1,6 @@
 """Which GPU devices pods hold, as the kubelet of this node knows it.
 
-The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet
+The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet v0.36.3
 pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages of protobuf's wire format, read here;
 `kubelet.py` does the calls.
 """

@@ -30,9 +30,10 @@ PARALLEL = 4
 CLOCKS = (1e9, 4e9)
 """Seconds since 1970 that a clock may show: 2001 to 2096."""
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
-"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus,
-promql/engine.go), `the query hit the max number of series limit` (Cortex, pkg/util/limiter), `the query exceeded the
-maximum number of series` and `exceeded series limit` (Mimir, pkg/util/limiter and pkg/storegateway)."""
+"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus
+promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
+at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c) and
+`exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
 PORT_FORWARD = (
     "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"

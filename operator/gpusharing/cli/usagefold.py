@@ -16,8 +16,8 @@ from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.needs import Workload
 
 MOST_MIB = 1 << 20
-"""No GPU has more than that: DCGM writes what it does not know as a number near 2^31 or 2^63 (dcgm_structs.h,
-DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+"""No GPU has more than that: DCGM writes what it does not know as a number near 2^31 or 2^63 (NVIDIA/DCGM
+dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 
 
 @dataclass(frozen=True, slots=True)

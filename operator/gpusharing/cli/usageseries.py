@@ -106,7 +106,7 @@ RECURS = "cronjob"
 """The kind that has not ended when none of its pods exists."""
 UNNAMED = "pods"
 """The kind where only names of pods are known."""
-# k8s.io/apimachinery/pkg/util/rand: letters and digits of generated names.
+# Letters and digits of generated names (apimachinery v0.36.3 pkg/util/rand/rand.go, alphanums).
 _HASH = "[bcdfghjklmnpqrstvwxz2456789]"
 _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 

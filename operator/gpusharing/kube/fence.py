@@ -28,8 +28,8 @@ JOBS_VERSION = 2
 """Of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain and evict
 the jobs: it finds this fence unreadable, and leaves the node as it is until a newer operator comes back."""
 MOST_CLAIMS = 500
-"""All annotations of an object together may have 256 KiB (apimachinery pkg/api/validation, TotalAnnotationSizeLimitB).
-With one claim too many the Lease would accept none: no node would ever start."""
+"""All annotations of an object together may have 256 KiB (apimachinery v0.36.3 pkg/api/validation/objectmeta.go,
+TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 

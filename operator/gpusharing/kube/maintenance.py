@@ -14,7 +14,8 @@ too, because the uncordon is still to come and medik8s lifts whoever's cordon it
 would take ours away in the middle of a drain.
 
 None is for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for
-too long (garbage_collector_controller.go), and any other one is named in the message, for a person to delete.
+too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a person to
+delete.
 """
 
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
 
 
 _NOT_CHOSEN = frozenset({"", "Pending"})
-"""Reasons of the condition Ready before Scheduled (nodemaintenance_types.go, ConditionReasonPending)."""
+"""Reasons of the condition Ready before Scheduled (ConditionReasonPending of NVIDIA's nodemaintenance_types.go)."""
 
 
 def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maintenance:

@@ -269,8 +269,8 @@ CARDS: tuple[Card, ...] = (
     _card("rtx-5090", ("NVIDIA GeForce RTX 5090",), "2B85", (12, 0), 32, (), _NO_MIG),
 )  # fmt: skip
 
-# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin internal/lm): -MIG-<profile> or -MIG-INVALID,
-# then -SHARED.
+# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin v0.19.3 internal/lm, mig-strategy.go and resource.go):
+# -MIG-<profile> or -MIG-INVALID, then -SHARED.
 _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))?(?:-SHARED)?\Z")
 
 

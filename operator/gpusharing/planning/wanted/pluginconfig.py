@@ -1,8 +1,8 @@
 """The device plugin's configuration: what a mode means there, its text, and how to read that of others.
 
-Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
-never change their meaning (docs/design/way.md#plugin-entries), because config-manager does not notice an edit under
-the same key.
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Keys are
+content-hashed and never change their meaning (docs/design/way.md#plugin-entries), because config-manager does not
+notice an edit under the same key.
 """
 
 from collections.abc import Container, Mapping
