@@ -140,9 +140,9 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
             yield _blocking(given)(
                 Topic.NODES,
                 "OperandsDisabled",
-                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the GPU Operator does not"
-                " run there what would serve and show a change, and no policy changes anything there. Remove the"
-                " label, or keep the node out of the policy's nodeSelector",
+                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the components of the GPU"
+                " Operator that would serve and report a change do not run there, and no policy changes anything"
+                " there. Remove the label, or keep the node out of the policy's nodeSelector",
                 _mend(given, label, f"kubectl label node {_all(odd)} {label}-"),
             )
 
@@ -174,8 +174,8 @@ def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
             "MigConfigUnknown",
             f"{label} of {some([one.name for one in odd])} names no configuration that mig-manager has there"
             f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
-            " reboot it does not create the MIG instances again. Name what the GPUs have now: mig-manager repartitions"
-            " them if it differs, and if the label is removed the GPU Operator may write all-disabled",
+            " reboot it does not create the MIG instances again. Name the configuration that the GPUs have now: for"
+            " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
 

@@ -223,7 +223,7 @@ def _no_nodes(pool: Members) -> str:
 
 def _coming(pool: Members) -> str:
     """Which nodes another policy's change keeps."""
-    return f"{some(pool.coming, 1)} to come: a change that another policy began has to end first"
+    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:

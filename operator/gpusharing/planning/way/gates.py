@@ -103,8 +103,8 @@ def _disabled(node: NodeView) -> str:
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
-                f"{label} is {value}: the GPU Operator does not run on {node.name} what would serve and show the"
-                f" change; to change that: kubectl label node {node.name} {label}-"
+                f"{label} is {value}, so the components of the GPU Operator that would serve and report the change do"
+                f" not run on {node.name}; to change that: kubectl label node {node.name} {label}-"
             )
     return ""
 
