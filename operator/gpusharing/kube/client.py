@@ -1,8 +1,14 @@
 """The verbs of the Kubernetes API that we use, in our words. Objects are raw JSON: hot paths never build typed models.
 
-Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, and the SIMULATED `FakeClient` of
-`hack/sim/fakecluster.py`; one contract suite runs against both (`tests/kube/contract.py`). A `PassingClient` of
-`kube/passing.py` stands in front of either; the operator's loop calls through the one of `kube/fanout.py`.
+Two clients reach a server. `HttpClient` of `kube/http.py`, over aiohttp, is a whole `KubeClient`, for the operator and
+the plugin. `RestClient` of `agent/rest.py`, over the standard library, has what the agent needs (`agent/api.py`): on
+every GPU node aiohttp would cost memory (docs/adr/0014). They share how a request is written and an answer understood
+(`kube/wire.py`, `kube/answers.py`) and how they log in (`kube/login.py`). In tests and the demo, the SIMULATED
+`FakeClient` of `hack/sim/fakecluster.py` takes their place. One suite says what we rely on, `tests/kube/contract.py`:
+`FakeClient` and `HttpClient` keep all of it, `RestClient` the part for its verbs.
+
+A `PassingClient` of `kube/passing.py` stands in front of any `KubeClient`; the operator's loop calls through the one of
+`kube/fanout.py`.
 """
 
 from collections.abc import AsyncIterator
