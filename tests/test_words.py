@@ -28,6 +28,11 @@ def test_no_two_classes_that_ship_have_one_name() -> None:
     assert shared_names({name: PYTHON[name] for name in SHIPPED}) == {}
 
 
+def test_no_two_classes_of_the_tools_have_one_name() -> None:
+    """`State` was a folder of a control plane and a mapped file, `Place` a GPU's and a MIG device's."""
+    assert shared_names({name: text for name, text in PYTHON.items() if name.startswith("hack/")}) == {}
+
+
 def test_the_rule_sees_what_it_is_for() -> None:
     modules = {"a.py": "class Pool: ...\nclass _Row: ...", "b.py": "class Pool(int): ...\nclass _Row: ..."}
     assert shared_names(modules) == {"Pool": ["a.py", "b.py"]}
