@@ -59,6 +59,7 @@ class FieldSource:
     calls: tuple[str, ...]
     """NVML functions, fields of nvmlDeviceGetFieldValues aside."""
     needs: tuple[NeededRight, ...]
+    """The rights that all of the calls together need."""
     without: str
     """What the agent shows without the right, and where card or driver do not support the call."""
 

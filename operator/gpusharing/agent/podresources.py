@@ -37,8 +37,11 @@ class Held:
     """Devices of one resource in the hands of one pod."""
 
     namespace: str
+    """Namespace of the pod."""
     pod: str
+    """Name of the pod."""
     resource: str
+    """For example nvidia.com/gpu."""
     devices: tuple[str, ...]
     """As the device plugin calls them: a UUID, or UUID::replica where the device is shared. In order."""
 

@@ -31,8 +31,11 @@ class ApiRequest:
     """The request in terms of RBAC: an eviction is `create` of `pods/eviction`."""
 
     verb: str
+    """As RBAC names it, for example list."""
     resource: Resource
+    """What it is about."""
     subresource: str | None = None
+    """For example status or eviction; None: the object itself."""
 
     @property
     def kind(self) -> str:

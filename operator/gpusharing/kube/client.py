@@ -23,9 +23,13 @@ class Resource:
     """A kind of object as its URL names it."""
 
     group: str
+    """API group; empty for the core group."""
     version: str
+    """Version of the group, for example v1."""
     plural: str
+    """Name in URLs, in lower case."""
     namespaced: bool = False
+    """Whether its objects are in namespaces."""
     bookmarks: bool = True
     """A quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache
     (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
@@ -71,7 +75,9 @@ class Page:
     """One page of a list; `resource_version` is the list's, the place to watch from."""
 
     items: list[JSON]
+    """The objects, as the server sent them."""
     resource_version: str
+    """The version of the whole list, the same on each page; a watch goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,9 @@ class WatchEvent:
     """One event of a watch. BOOKMARK carries only metadata.resourceVersion."""
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    """What happened. After DELETED, `object` is as it was last."""
     object: JSON
+    """The object as it is since the event; of a BOOKMARK, only its resourceVersion."""
 
 
 class Followable(Protocol):

@@ -31,7 +31,9 @@ class Maintenance:
     """One NodeMaintenance: its node, and what people read about it."""
 
     node: str
+    """Name of the node."""
     who: str
+    """Which operator maintains it, on whose behalf, and by which object, for people."""
     waits: bool = False
     """Its operator has not chosen it yet; a large upgrade creates one for every node at once."""
 

@@ -26,7 +26,9 @@ class NodeLabels:
     """One Node, as far as it matters here."""
 
     name: str
+    """Name of the Node."""
     labels: Mapping[str, str]
+    """All its labels."""
     fenced: bool = False
     """A change of ours is in flight."""
     kubelet: str = ""
@@ -43,7 +45,9 @@ class MigEntries:
     """The mig-parted configuration that mig-manager uses on a node (docs/design/nvidia.md#a10)."""
 
     config_map: str
+    """Name of the ConfigMap."""
     names: frozenset[str]
+    """The configurations that it holds."""
 
 
 @value
@@ -57,7 +61,9 @@ class Given:
     plugin_keys: Collection[str] | None
     """Its keys; None: it could not be read, or does not exist."""
     unsafe_drivers: tuple[str, ...] = ()
+    """Further driver versions on which MIG is not changed, as the setting lists them."""
     refuse_unsafe_drivers: bool = True
+    """Whether drivers with CVE-2026-24197 are refused, as the setting says."""
     selectors: tuple[LabelSelector, ...] | None = None
     """Node selectors of the policies; None: there is no policy, or that is unknown."""
     mig_entries: Mapping[str, MigEntries] = field(default_factory=dict)

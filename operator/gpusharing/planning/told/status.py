@@ -39,9 +39,13 @@ class Members:
     """The nodes of one policy with their verdicts, without those left alone on purpose (spec.products)."""
 
     policy: PolicyView
+    """The policy."""
     verdicts: tuple[Verdict, ...]
+    """Of each of the nodes."""
     nodes: tuple[NodeView, ...]
+    """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
+    """Of the nodes that spec.products leaves out."""
     lost: tuple[str, ...] = ()
     """Nodes that the policy selects and another policy owns; only filled in when it has no node at all."""
     coming: tuple[str, ...] = ()
@@ -214,10 +218,8 @@ def _no_nodes(pool: Members) -> str:
     if pool.skipped:
         return _first(pool.skipped)
     if pool.lost:
-        return (
-            f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}."
-            " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
-        )
+        owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
+        return f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
     return "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
 
 

@@ -52,9 +52,13 @@ class Sharing:
     """Several pods on one device. Replicas are shares per device, by resource name."""
 
     replicas: tuple[tuple[str, int], ...]
+    """Resource name and how many pods share one device of it."""
     rename: bool = False
+    """Whether the shared resource has `.shared` behind its name."""
     fail_requests_greater_than_one: bool = False
+    """Whether a container that asks for more than one is refused."""
     strategy: SharingStrategy = "time-slicing"
+    """How the pods share it."""
 
 
 @value
@@ -62,7 +66,9 @@ class PluginConfig:
     """What one device-plugin configuration makes the plugin do."""
 
     mig_strategy: MigStrategy = "none"
+    """How MIG instances are offered."""
     sharing: Sharing | None = None
+    """None: one pod has a whole device."""
 
     def on(self, names: Container[str]) -> "PluginConfig":
         """Its effect on a node that has only these resources: rows for others do nothing there."""

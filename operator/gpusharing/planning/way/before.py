@@ -130,6 +130,7 @@ class Ending:
     find: Callable[[FencedCase], str | Finding]
     """The message, or a Finding if it has a reason of its own; empty: the change goes on."""
     reason: Reason
+    """Why the change ends, unless its Finding has a reason of its own."""
     defer: bool = False
     """The next try could end the same way, so it is put off."""
     restore: bool = True

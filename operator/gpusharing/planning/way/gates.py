@@ -40,6 +40,7 @@ class Gate:
     find: Callable[[NodeCase, Assessed], str | Finding]
     """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
     reason: Reason
+    """Why the change does not begin, unless its Finding has a reason of its own."""
 
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:

@@ -51,7 +51,9 @@ class ManagerTrouble:
     """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
 
     mismatch: Finding
+    """What it says."""
     final: bool
+    """Whether waiting longer changes nothing."""
     curable: bool = False
     """Another run may help."""
     cure: str = "restarting mig-manager"
