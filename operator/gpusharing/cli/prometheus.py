@@ -49,10 +49,13 @@ class Endpoint:
     where: str
     """For messages."""
     authorization: str = ""
+    """Value of that header; empty: none is sent."""
     tls: ssl.SSLContext | None = None
     """None for plain http."""
     tls_server_name: str | None = None
+    """The name on the server's certificate, where it differs from the host; None: it does not."""
     proxy: str | None = None
+    """URL of the proxy to go through; None: none."""
     credentials: str = "give a token that it accepts: --token-file FILE"
     """What to do when it refuses access."""
     remark: str = ""
@@ -64,7 +67,9 @@ class Series:
     """One series: its labels, and its values by time. Values that are no numbers are left out."""
 
     labels: Mapping[str, str]
+    """Its labels."""
     points: tuple[tuple[float, float], ...]
+    """Time, in seconds since 1970, and value; oldest first."""
 
     @property
     def value(self) -> float:

@@ -25,16 +25,25 @@ class HourAnswers:
     """Answers for one stretch, in the order of `usagequeries.hourly` and `names`."""
 
     used: Sequence[Series]
+    """The highest memory use of each hour, in MiB, by dcgm-exporter."""
     live: Sequence[Series]
+    """Memory in use at the end of each hour, in MiB, by dcgm-exporter."""
     active: Sequence[Series]
+    """The 95th percentile of the activity of each hour, 0 to 1, by dcgm-exporter."""
     own: Sequence[Series]
+    """The highest memory use of each hour, in bytes, by our agent."""
     held: Sequence[Series]
+    """Slices that pods hold at the end of each hour, by our agent."""
     sm: Sequence[Series]
+    """The 95th percentile of the SM time of each hour, by our agent."""
     owners: PodOwners
+    """Whose pods they are."""
     declared: Mapping[Pod, int]
     """Bytes, by the annotation."""
     exporters: frozenset[Pod]
+    """Pods of dcgm-exporter, which are no workload."""
     devices: Devices
+    """Which device the agent's UUIDs mean."""
     simulated: frozenset[str] = frozenset()
     """Nodes."""
 

@@ -82,7 +82,7 @@ class Surroundings(NamedTuple):
     claimed: bool
     """It has a slot of the budget."""
     drifting_since: datetime | None
-    """Since when this process has seen the node differ from what was proven there; None: it has not."""
+    """Since when this process has seen the node differ from its target; None: it has seen no difference."""
     at_work_since: datetime | None
     """Since when this process has seen a mig.config.state that says that mig-manager works; None: it has not."""
     stack: StackView
