@@ -158,7 +158,7 @@ def _node_going(case: FencedCase) -> str:
 def _policy_going(case: FencedCase) -> str:
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
-    return f"policy {case.fence.policy} is gone or going; the node is given back"
+    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
 
 
 def _asked_to_end(case: FencedCase) -> str:

@@ -80,7 +80,7 @@ def find_trouble(case: FencedCase) -> ManagerTrouble | None:
     if state == "success":
         if not paused:
             return None
-        message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
+        message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
         wedged = waited >= settings.wedge_paused
         return ManagerTrouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
