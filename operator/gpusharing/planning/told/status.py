@@ -39,9 +39,13 @@ class Members:
     """The nodes of one policy with their verdicts, without those left alone on purpose (spec.products)."""
 
     policy: PolicyView
+    """The policy."""
     verdicts: tuple[Verdict, ...]
+    """Of each of the nodes."""
     nodes: tuple[NodeView, ...]
+    """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
+    """Of the nodes that spec.products leaves out."""
     lost: tuple[str, ...] = ()
     """Nodes that the policy selects and another policy owns; only filled in when it has no node at all."""
     coming: tuple[str, ...] = ()
@@ -214,16 +218,14 @@ def _no_nodes(pool: Members) -> str:
     if pool.skipped:
         return _first(pool.skipped)
     if pool.lost:
-        return (
-            f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}."
-            " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
-        )
+        owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
+        return f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
     return "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
 
 
 def _coming(pool: Members) -> str:
     """Which nodes another policy's change keeps."""
-    return f"{some(pool.coming, 1)} to come: a change that another policy began has to end first"
+    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
 
 
 def _is_done(verdict: Verdict, node: NodeView) -> bool:

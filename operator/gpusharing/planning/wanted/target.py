@@ -32,6 +32,7 @@ class Target:
     """What a node should become, in terms of the components that make the change and of those that prove it."""
 
     mode: Mode
+    """What the GPUs are for."""
     routing: str
     """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
@@ -41,6 +42,7 @@ class Target:
     plugin_key: str
     """Value of nvidia.com/device-plugin.config; empty: the label must be absent (reset.py)."""
     plugin: PluginConfig
+    """What that configuration makes the device plugin do."""
     resources: Mapping[str, int]
     """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
     text: str
@@ -59,6 +61,7 @@ class Wish:
     """The part of a target that is the same on every node of a policy."""
 
     policy: str
+    """Name of the policy."""
     spec: GPUSharingPolicySpec = field(compare=False)
     """The whole spec; wishes are equal when all the other fields are."""
     mig_config: str
