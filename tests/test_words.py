@@ -1,10 +1,14 @@
-"""One word, one meaning, in the names that readers meet in every file. STYLE.md, Words."""
+"""One word, one meaning, in names that readers meet in every file, and words for users where users read. STYLE.md."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from tests.test_repo import PYTHON, SHIPPED
+from tests.test_repo import PAGES, PYTHON, SHIPPED
+
+HEADS = {"Added", "Changed", "Fixed", "Removed"}
+"""Of the sections of CHANGELOG.md. What is said of security stands where it belongs."""
 
 
 def public_classes(text: str) -> Iterator[str]:
@@ -28,6 +32,26 @@ def test_no_two_classes_that_ship_have_one_name() -> None:
     assert shared_names({name: PYTHON[name] for name in SHIPPED}) == {}
 
 
+def test_no_two_classes_of_the_tools_have_one_name() -> None:
+    """`State` was a folder of a control plane and a mapped file, `Place` a GPU's and a MIG device's."""
+    assert shared_names({name: text for name, text in PYTHON.items() if name.startswith("hack/")}) == {}
+
+
 def test_the_rule_sees_what_it_is_for() -> None:
     modules = {"a.py": "class Pool: ...\nclass _Row: ...", "b.py": "class Pool(int): ...\nclass _Row: ..."}
     assert shared_names(modules) == {"Pool": ["a.py", "b.py"]}
+
+
+def changelog_flaws(text: str) -> list[str]:
+    """Heads that are none of ours, and lines about what only those who build the product use."""
+    heads = [head for head in re.findall(r"^### (.+)$", text, re.MULTILINE) if head not in HEADS]
+    return heads + re.findall(r"^.*`make\b.*$", text, re.MULTILINE)
+
+
+def test_the_changelog_speaks_to_users() -> None:
+    assert changelog_flaws(PAGES["CHANGELOG.md"]) == []
+
+
+def test_a_line_that_is_not_for_users_is_found() -> None:
+    text = "### Added\n\n- `make demo` plays\n\n### Security\n\n- a mode, without making anything\n"
+    assert changelog_flaws(text) == ["Security", "- `make demo` plays"]

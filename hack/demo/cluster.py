@@ -21,7 +21,7 @@ from hack.cluster.process import ComponentError, tail
 from hack.demo import fleet
 from hack.demo.columns import View
 from hack.demo.screen import Screen
-from hack.demo.stage import LOG, Refused, Written, empty_log
+from hack.demo.stage import LOG, ApplyRefused, Written, empty_log
 from hack.sim.workloads import Workload
 
 FACTOR = 50.0
@@ -53,7 +53,7 @@ class ClusterStage:
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:
-            raise Refused(str(error.stderr)) from None
+            raise ApplyRefused(str(error.stderr)) from None
 
     async def show(self, view: View) -> str:
         """See Stage."""

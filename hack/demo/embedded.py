@@ -13,7 +13,7 @@ from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import Timing
 from hack.demo.columns import View, render
 from hack.demo.fleet import nodes
-from hack.demo.stage import Refused, Written, empty_log, objects
+from hack.demo.stage import ApplyRefused, Written, empty_log, objects
 from hack.embedded import Embedded, embedded
 from hack.sim.workloads import Workload
 
@@ -41,7 +41,7 @@ class EmbeddedStage:
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
             problems = "\n".join(f"* {problem}" for problem in checked)
-            raise Refused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
+            raise ApplyRefused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
         with suppress(NotFound):
             before = await self.client.get(POLICIES, name)
             after = self._environment.apply(manifest)

@@ -38,7 +38,7 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
                 build.ensure(release)
             with running_loop(Path(folder), "one", FAULTY, log=empty_log()) as loop:
                 _play(screen, loop)
-        except (build.BuildError, SandboxError) as error:
+        except (build.GoBuildError, SandboxError) as error:
             raise LaunchError(str(error)) from error
         except TimeoutError as error:
             raise DemoFailed(str(error)) from error

@@ -14,7 +14,7 @@ LOG = ROOT / "build" / "demo-operator.log"
 """Where the operators log, one after the other."""
 
 
-class Refused(Exception):
+class ApplyRefused(Exception):
     """The API server would not take the object; the text is the answer."""
 
 
@@ -39,7 +39,7 @@ class Stage(Protocol):
     """What is not real here."""
 
     async def apply(self, manifest: JSON) -> str:
-        """`kubectl apply`; returns its answer. Raises Refused."""
+        """`kubectl apply`; returns its answer. Raises ApplyRefused."""
         ...
 
     async def show(self, view: View) -> str:

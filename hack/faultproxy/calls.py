@@ -83,7 +83,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class ProxiedWrite:
     """One write that the server answered."""
 
     number: int

@@ -13,7 +13,17 @@ from urllib.parse import unquote_plus
 import aiohttp
 from aiohttp import web
 
-from hack.faultproxy.calls import BLOCKED, WRITES, Answer, Incoming, Refusal, Sick, Stream, Write, is_renewal
+from hack.faultproxy.calls import (
+    BLOCKED,
+    WRITES,
+    Answer,
+    Incoming,
+    ProxiedWrite,
+    Refusal,
+    Sick,
+    Stream,
+    is_renewal,
+)
 from hack.faultproxy.faults import HEAL_SECONDS, Fault
 from hack.faultproxy.streams import Relay
 
@@ -56,7 +66,7 @@ class FaultProxy:
         """Of these, those that it answered."""
         self._newest = 0
         self._trap: _Trap | None = None
-        self.writes: list[Write] = []
+        self.writes: list[ProxiedWrite] = []
         self._sick: tuple[Sick, ...] = ()
         self._faults: tuple[Fault, ...] = ()
         self.sprung = threading.Event()
@@ -266,7 +276,7 @@ class FaultProxy:
             self._aimed_at -= not counts
         number = self._count if counts else 0
         self.writes.append(
-            Write(
+            ProxiedWrite(
                 number,
                 call.method,
                 call.path,

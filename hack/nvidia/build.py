@@ -22,7 +22,7 @@ from hack.cluster.paths import cache_root
 HERE = Path(__file__).resolve().parent
 
 
-class BuildError(Exception):
+class GoBuildError(Exception):
     """NVIDIA's programs cannot be built. The text says what is missing and what to do."""
 
 
@@ -46,7 +46,7 @@ class Release:
         """The version that our go.mod pins, as `v0.19.3`."""
         found = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / "go.mod").read_text())
         if found is None:
-            raise BuildError(f"{self.source / 'go.mod'} does not require {self.module}")
+            raise GoBuildError(f"{self.source / 'go.mod'} does not require {self.module}")
         return found[1]
 
     def command(self, out: str) -> list[str]:
@@ -91,13 +91,13 @@ def ensure(release: Release) -> Path:
     """The folder with the programs of this release, built first if it is not there.
 
     Raises:
-        BuildError: Go or a C compiler is missing, or the build failed.
+        GoBuildError: Go or a C compiler is missing, or the build failed.
     """
     directory = release.directory()
     if directory.is_dir():
         return directory
     if why := missing():
-        raise BuildError(why)
+        raise GoBuildError(why)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -111,7 +111,7 @@ def program(name: str) -> Path:
     for release in RELEASES:
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
-    raise BuildError(
+    raise GoBuildError(
         f"no program {name!r}: choose from {[p for r in RELEASES for p in (*r.programs, *r.ours)]}"
     )
 
@@ -134,7 +134,7 @@ def _build(release: Release, directory: Path) -> None:
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
             tail = "\n".join(f"  {line}" for line in lines[-12:])
-            raise BuildError(
+            raise GoBuildError(
                 f"NVIDIA's {release.folder} {release.version} could not be built:\n{tail}\n"
                 "A first build fetches Go modules: check the network and `go env GOPROXY`, then try again:\n"
                 "  python -m hack.nvidia.build"
@@ -152,7 +152,7 @@ def main() -> int:
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)
-    except BuildError as error:
+    except GoBuildError as error:
         _say(str(error))
         return 1
     return 0

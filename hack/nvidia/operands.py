@@ -14,7 +14,7 @@ from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.tokens import pod_bound_token
 from hack.launch import Process
 from hack.nvidia import build
-from hack.nvidia.migmanager import MigManager
+from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.mounts import Mount
 from hack.nvidia.podrights import command_around
 from hack.nvidia.sandbox import ProcessView, Sandbox
@@ -93,7 +93,7 @@ class AgentTask:
 
 
 @dataclass
-class Programs:
+class PodPrograms:
     """Builds what the pods of one node run. `plugin_configs` and `mig_config` are the mounted ConfigMaps."""
 
     api: Api
@@ -107,7 +107,7 @@ class Programs:
     def __post_init__(self) -> None:
         """One mig-manager for the life of the node: it keeps its D-Bus."""
         config = self.mig_config.folder / "config.yaml"
-        self.mig_manager = MigManager(self.sandbox, self.node, self.kubeconfig, config)
+        self.mig_manager = MigManagerProgram(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"
         self._logs: dict[str, Path] = {}
 

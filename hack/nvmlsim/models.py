@@ -91,7 +91,7 @@ def find_model(name: str) -> Card:
     raise UnknownModelError(f"{name!r} names {'several cards' if found else 'no card'}: choose from {known}")
 
 
-def fill_gpu(gpu: layout.Gpu, card: Card, place: Place) -> None:
+def fill_gpu(gpu: layout.SimGpu, card: Card, place: Place) -> None:
     """Write a new, healthy GPU with MIG off and no instances."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")
@@ -145,7 +145,7 @@ def _brand(product: str) -> int:
     return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA
 
 
-def _fill_profile(slot: layout.Profile, profile: Profile, card: Card, units: int) -> None:
+def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
     slot.index = profile_index(profile, card)

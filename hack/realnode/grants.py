@@ -18,7 +18,7 @@ MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 """Whoever has it is a client of MPS."""
 
 
-class Refused(Exception):
+class GrantRefused(Exception):
     """The toolkit would not start this container. The text says why."""
 
 
@@ -64,7 +64,7 @@ def find_grant(spec: Object, devices: Sequence[Device]) -> Grant | None:
     """What the container with this OCI configuration gets; None: nothing of the driver.
 
     Raises:
-        Refused: it names a device that is not there, or asks for rights over MIG without being privileged.
+        GrantRefused: it names a device that is not there, or asks for rights over MIG without being privileged.
     """
     environ = dict(entry.partition("=")[::2] for entry in spec["process"].get("env") or ())
     named = environ.get(VISIBLE, "")
@@ -91,7 +91,7 @@ def is_privileged(spec: Object) -> bool:
 def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]:
     asked = [name for name in SPECIAL_DEVICES if environ.get(name)]
     if asked and not privileged:
-        raise Refused(f"cannot set {asked[0].removeprefix('NVIDIA_')} in non privileged container")
+        raise GrantRefused(f"cannot set {asked[0].removeprefix('NVIDIA_')} in non privileged container")
     return tuple(SPECIAL_DEVICES[name] for name in asked)
 
 
@@ -99,4 +99,6 @@ def _find(name: str, devices: Sequence[Device]) -> Device:
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device
-    raise Refused(f"unknown device {name}: this machine has {', '.join(device.uuid for device in devices)}")
+    raise GrantRefused(
+        f"unknown device {name}: this machine has {', '.join(device.uuid for device in devices)}"
+    )

@@ -20,7 +20,7 @@ from gpusharing.planning.gpus.cards import bare_product, find_card
 from hack.sim import migfile
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import operator_labels
-from hack.sim.migmanager import Faults, MigManager
+from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.mps import MpsDaemon
 from hack.sim.nodeobject import ANNOTATION_REBOOTING, Cluster, Labels, NodeObject
 from hack.sim.oddities import Told
@@ -119,7 +119,7 @@ class SimNode:
         self.gpus = gpus
         self.told = Told(gpus)
         """What NVML reports to the agent."""
-        self.faults = Faults()
+        self.faults = MigManagerFaults()
         self.generated_file = ""
         self._spawn = spawn
         self.mps = MpsDaemon(cluster, self.object, gpus, self._wake_operands)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hack.sim.fakefaults import EVER, SILENCE, Fault, Silence
+from hack.sim.fakefaults import EVER, SILENCE, CallFault, Silence
 from structlog.testing import capture_logs
 from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
@@ -141,7 +141,7 @@ class Course:
     """By reason."""
 
 
-def _fall_ill(scene: Scene, door: Door, code: int) -> Fault:
+def _fall_ill(scene: Scene, door: Door, code: int) -> CallFault:
     """From now on, and for ever, the operator's calls through this door fail."""
     return scene.e.cluster.faults.fail(
         door.verb,

@@ -2,7 +2,7 @@
 
 import pytest
 from hack.cluster.api import Object
-from hack.realnode.grants import Device, Grant, Refused, find_grant, machine_devices
+from hack.realnode.grants import Device, Grant, GrantRefused, find_grant, machine_devices
 
 SHOWN: Object = {
     "gpus": [
@@ -55,10 +55,10 @@ def test_a_container_gets_what_its_variables_name(spec: Object, expected: Grant 
 
 
 def test_rights_over_mig_are_refused_to_a_container_that_is_not_privileged() -> None:
-    with pytest.raises(Refused, match="cannot set MIG_MONITOR_DEVICES in non privileged container"):
+    with pytest.raises(GrantRefused, match="cannot set MIG_MONITOR_DEVICES in non privileged container"):
         find_grant(container(visible_devices="all", mig_monitor_devices="all"), DEVICES)
 
 
 def test_a_device_that_is_gone_is_refused_by_name() -> None:
-    with pytest.raises(Refused, match="unknown device MIG-gone: this machine has GPU-a, GPU-b, MIG-c"):
+    with pytest.raises(GrantRefused, match="unknown device MIG-gone: this machine has GPU-a, GPU-b, MIG-c"):
         find_grant(container(visible_devices="MIG-gone"), DEVICES)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
-from hack.faultproxy import FaultProxy, Write
+from hack.faultproxy import FaultProxy, ProxiedWrite
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
 
@@ -75,7 +75,7 @@ class Outcome:
 
     state: Object
     """Everything that lasts, with names and times masked."""
-    log: tuple[Write, ...]
+    log: tuple[ProxiedWrite, ...]
     """Writes that count, in order."""
     restarts: int
 

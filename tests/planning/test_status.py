@@ -257,7 +257,7 @@ def test_the_order_of_the_headlines_is_part_of_the_product() -> None:
         (
             "proven, and another policy still changes a node of this one",
             "Pending",
-            "gpu-13 to come: a change that another policy began has to end first",
+            "waiting for gpu-13: a change that another policy began there has to end first",
         ),
         (
             "proven on a node that is not Ready, and another policy still changes one",

@@ -57,8 +57,11 @@ class Account(NamedTuple):
     """Whose time it is. A tuple, because many are hashed at each turn."""
 
     policy: str
+    """Name of the policy that owns the node; empty: none does."""
     namespace: str
+    """Namespace of the pod that holds the slices; OTHERS beyond the bounds."""
     resource: str
+    """Name of the resource that they are offered as; OTHERS beyond the bounds."""
 
 
 @value
@@ -66,13 +69,17 @@ class Allotment:
     """Which tenant has how much of the node's GPUs at a moment, in GPUs. It adds up to `gpus`."""
 
     policy: str
+    """Name of the policy that owns the node; empty: none does."""
     gpus: int
+    """How many GPUs the node has."""
     held: Mapping[tuple[str, str], Fraction]
     """Namespace and resource."""
     idle: Mapping[str, Fraction]
     """Resource."""
     stranded: Fraction
+    """What no slice of the layout offers."""
     transition: Fraction
+    """What nobody holds on a node in the middle of a change; elsewhere 0."""
 
 
 @value
@@ -177,11 +184,13 @@ class Metered:
     """Seconds of GPUs since the first turn, up to one turn."""
 
     held: Mapping[Account, float]
+    """By policy, namespace and resource."""
     idle: Mapping[tuple[str, str], float]
     """By policy and resource."""
     stranded: Mapping[str, float]
     """By policy."""
     transition: Mapping[str, float]
+    """By policy."""
     gpus: Mapping[str, float]
     """By policy, of all its GPUs: what all of the above add up to."""
 

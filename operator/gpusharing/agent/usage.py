@@ -31,9 +31,11 @@ class Sum:
     """What some processes take of a device."""
 
     processes: int = 0
+    """How many there are."""
     memory: int | None = 0
     """Bytes; None as soon as the driver does not report it for one of them."""
     sm_percent: int = 0
+    """Shares of SM time, of 100, added up; those that the driver does not report count as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
         """One more."""
@@ -47,7 +49,9 @@ class Holder:
     """What one pod has of one device."""
 
     pod: PodName
+    """Namespace and name."""
     device: DeviceUse
+    """The GPU or the MIG device, with its use by all."""
     slices: Mapping[str, int]
     """Resource name to what it was given of the device; empty when it was given nothing but computes there."""
     taken: Sum | None
@@ -59,6 +63,7 @@ class DeviceUsage:
     """What the devices of a node are used for."""
 
     devices: tuple[DeviceUse, ...] = ()
+    """The devices that are reported, MOST_DEVICES at most, by GPU."""
     offered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """UUID to resource name to slices that there are to hold."""
     held: Mapping[str, Mapping[str, int]] | None = None

@@ -31,10 +31,13 @@ class Handmade:
     """One node as it is."""
 
     node: str
+    """Name of the node."""
     products: tuple[str, ...]
     """Of its cards, each once."""
     gpus: int
+    """How many GPUs it has."""
     spec: Spec
+    """The mode and its block that leave it as it is."""
     text: str
     """For people: 2x3g.40gb, 4x shared."""
     unsaid: tuple[str, ...] = ()

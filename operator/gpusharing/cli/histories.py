@@ -32,6 +32,7 @@ class ObservedPool:
     """One pool."""
 
     model: str
+    """The product name of all its GPUs."""
     card: Card | None
     """None: not in our table."""
     nodes: tuple[int, ...]
@@ -41,8 +42,11 @@ class ObservedPool:
     divided: int
     """GPUs that had MIG devices then."""
     histories: tuple[History, ...]
+    """What each workload used, and holds."""
     occupied: tuple[Occupied, ...]
+    """The GPUs that several pods share now."""
     remarks: tuple[str, ...]
+    """What a reader should know about the series."""
     simulated: tuple[str, ...] = ()
     """The nodes whose GPUs are SIMULATED."""
 

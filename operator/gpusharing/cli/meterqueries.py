@@ -28,6 +28,7 @@ class MeterQuery:
     """What is asked for."""
 
     start: float
+    """Seconds since 1970."""
     end: float
     """Seconds since 1970."""
     by: str = NAMESPACE

@@ -43,10 +43,15 @@ class RecommendReport:
     where: str
     """Which Prometheus."""
     start: float
+    """Seconds since 1970."""
     end: float
+    """Seconds since 1970."""
     scope: NodeScope
+    """The nodes that were asked about."""
     seen: ObservedPool
+    """What Prometheus has of them."""
     needs: tuple[Need, ...]
+    """What each workload needs."""
     found: Recommendation | None
     """None: the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
@@ -54,6 +59,7 @@ class RecommendReport:
     missing: tuple[str, ...]
     """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
+    """What else a reader should know."""
     effect: Effect | None = None
     """What the policy would do. None: that was not planned."""
 

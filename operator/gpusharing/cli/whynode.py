@@ -32,26 +32,45 @@ class NodeAnswer:
     """All that is known."""
 
     name: str
+    """Name of the node."""
     policy: str
+    """The policy that owns it; empty: none."""
     phase: str
+    """Its phase."""
     reason: str
+    """Why it is in this phase, in one CamelCase word."""
     message: str
+    """A sentence with names and the next step."""
     observed: str
+    """What each GPU is divided into now."""
     wanted: str
+    """What each GPU is to be divided into."""
     disruption: str
+    """Class of the change that is planned or under way."""
     cordon: str
+    """Whose cordon it carries: ours, human, foreign or empty."""
     attempt: int
+    """Number of the attempt; 0: nothing is in flight."""
     step: str
+    """The step and how many there are; empty: nothing is in flight."""
     since: datetime | None
+    """When the phase began; None: unknown."""
     deadline: str
+    """When the clock ends the present wait, as the column DEADLINE has it."""
     unhealthy: str
+    """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
     blockers: tuple[str, ...] = ()
+    """One line for each reason that blocks."""
     history: tuple[PastStep, ...] = ()
+    """The last transitions, newest last."""
     proofs: tuple[Proof, ...] = ()
+    """What each source of proof says, and should say."""
     unproven: str = ""
     """Why no proofs are shown."""
     notes: tuple[str, ...] = ()
+    """What could not be read, and what that makes uncertain."""
     remedy: str = ""
+    """What to do; empty: nothing."""
     simulated: bool = False
     """Its GPUs are SIMULATED."""
 

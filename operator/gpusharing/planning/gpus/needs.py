@@ -90,9 +90,11 @@ class Workload:
     """The owner of some pods."""
 
     namespace: str
+    """Namespace of its pods."""
     kind: str
     """In lower case: deployment, statefulset, job, pod."""
     name: str
+    """Name of the owner; where only pods are known, theirs without the generated suffix."""
 
 
 @value
@@ -100,6 +102,7 @@ class Holding:
     """What each pod of a workload holds now."""
 
     resource: str = "nvidia.com/gpu"
+    """The name that its pods ask for."""
     devices: int = 1
     """Of each pod."""
     share: Fraction | None = Fraction(1)
@@ -111,9 +114,11 @@ class History:
     """What a workload used. A sample is that of the pod that used most, on the device with the highest use."""
 
     workload: Workload
+    """Whose use it is."""
     pods: int
     """The most at the same time in the window."""
     holds: Holding
+    """What its pods hold now."""
     memory: tuple[Sample, ...]
     """For each hour its highest use, in bytes, with the hour's end as its time."""
     activity: tuple[Sample, ...] | None = None
@@ -130,7 +135,9 @@ class Need:
     """What each pod of a workload needs."""
 
     history: History
+    """What was seen."""
     goal: Goal
+    """What the headroom is for: it decides how much there is."""
     memory: int | None
     """Bytes, headroom included. None: not known."""
     compute: float | None
@@ -138,13 +145,17 @@ class Need:
     peak: float
     """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples, as `highest`."""
     highest: float
+    """The highest hourly peak, in bytes."""
     span: timedelta
+    """From the first to the last hour with a peak."""
     coverage: float
     """Hours with a peak, of all hours of the span; 0 to 1."""
     idle: float | None
     """Part of the samples of activity in which nothing computed."""
     confidence: Confidence
+    """How much data it rests on."""
     doubts: tuple[Doubt, ...]
+    """What makes it less certain, or unknown."""
     reason: str
     """What the answer rests on, as a clause for people."""
 

@@ -38,9 +38,11 @@ class Candidate:
     """One candidate and the state of its pods."""
 
     case: NodeCase
+    """The node as it is now."""
     assessed: Assessed
     """The case's; a candidate has a target."""
     policy: PolicyView
+    """The policy that it would follow."""
     look: Look | None
     """What blocks it, by the latest list of its pods; None: nothing, or they were not listed."""
     pods: Standings | None = None

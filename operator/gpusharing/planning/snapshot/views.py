@@ -350,7 +350,7 @@ class ClusterSnapshot:
     pending: Mapping[str, int] = field(default_factory=dict)
     """By GPU resource name: Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Since when this process has seen a node differ from what was proven there."""
+    """By node: since when this process has seen it differ from its target."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state that says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)

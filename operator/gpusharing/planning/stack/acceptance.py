@@ -27,6 +27,7 @@ class Objection:
     find: Callable[[PolicyView, StackView, PlanSettings], str]
     """The message; empty: it does not apply."""
     reason: Reason
+    """Why the policy is then not accepted."""
 
 
 @value
@@ -34,6 +35,7 @@ class WrongField:
     """A field of ClusterPolicy that overrides what a policy asks for."""
 
     said: str
+    """What it says and what it overrides, for people."""
     patch: Fields
     """The fields to set, below `spec`."""
     hint: str = ""

@@ -27,6 +27,7 @@ class Pointer:
     """One of the two pointers."""
 
     field: str
+    """PLUGIN_POINTER or MIG_POINTER."""
     ours: str
     """The ConfigMap that it should name."""
     now: str

@@ -17,6 +17,7 @@ class Untolerated:
     """What must tolerate the taint and does not."""
 
     said: str
+    """What does not tolerate it, for people."""
     command: str
     """The command that corrects it. It restarts the pods that it changes, on every node."""
 

@@ -21,8 +21,11 @@ class Event:
     """Something that happened: to a node, reported on its policy and its Node, or to ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
+    """Warning where somebody should look."""
     reason: str
+    """One CamelCase word, for tools."""
     note: str
+    """What happened, with the names, for people; at most MAX_NOTE characters."""
 
 
 def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:

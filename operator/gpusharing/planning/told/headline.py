@@ -38,7 +38,9 @@ class Headline:
     """Said, and the reason of the condition Ready, which holds only with reason Synced."""
 
     reason: Reason
+    """Of the condition Ready; Synced: it holds."""
     said: Said
+    """What it and the columns say."""
 
 
 @value
@@ -48,6 +50,7 @@ class PoolState:
     find: Callable[[Members, RolloutPlan], Said | None]
     """What is said of it; None: the pool is not in this state."""
     reason: Reason
+    """Of the condition Ready."""
 
 
 def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
@@ -91,10 +94,8 @@ def _empty(pool: Members, plan: RolloutPlan) -> Said | None:
     if pool.skipped:
         text = tell_first(pool.skipped)
     elif pool.lost:
-        text = (
-            f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}."
-            " Narrow one of the selectors, or give this policy a strictly higher spec.priority"
-        )
+        owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
+        text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
     return Said(text, str(Reason.NO_NODES), text)
 
 
@@ -136,7 +137,7 @@ time."""
 
 def tell_coming(pool: Members) -> str:
     """Which nodes another policy's change keeps."""
-    return f"{some(pool.coming, 1)} to come: a change that another policy began has to end first"
+    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
 
 
 def _progress(pool: Members) -> str:

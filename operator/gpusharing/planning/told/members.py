@@ -16,9 +16,13 @@ class Members:
     """The nodes of one policy with their verdicts, without those left alone on purpose (spec.products)."""
 
     policy: PolicyView
+    """The policy."""
     verdicts: tuple[Verdict, ...]
+    """Of each of the nodes."""
     nodes: tuple[NodeView, ...]
+    """The Nodes, in the order of `verdicts`."""
     skipped: tuple[Verdict, ...]
+    """Of the nodes that spec.products leaves out."""
     lost: tuple[str, ...] = ()
     """Nodes that the policy selects and another policy owns; only filled in when it has no node at all."""
     coming: tuple[str, ...] = ()

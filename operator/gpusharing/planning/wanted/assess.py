@@ -32,10 +32,13 @@ class Refused:
     """The policy gives this node no target."""
 
     policy: PolicyView
+    """The policy that the node is compared with."""
     objection: Finding
+    """Why there is no target."""
     accepted: bool
     """The policy is carried out elsewhere; only this node cannot be what it asks for."""
     observed_text: str
+    """What the GPUs are divided into now, for people; empty: unknown."""
 
 
 @value
@@ -43,9 +46,11 @@ class Unobserved:
     """The GPUs of the node are unknown, so it has no target yet."""
 
     policy: PolicyView
+    """The policy that the node is compared with."""
     pending: Finding
     """What is missing, or what keeps the agent from reading."""
     observed_text: str
+    """What the GPUs were divided into when last seen, for people; empty: unknown."""
 
 
 @value
@@ -53,11 +58,13 @@ class Assessed:
     """What the node should be, and whether it is."""
 
     policy: PolicyView
+    """The policy that the node is compared with."""
     spec: GPUSharingPolicySpec
     """The policy's."""
     observed: ObservedView
     """The reading that the target is for."""
     target: Target
+    """What the node should be in the end."""
     stop: Target
     """Whole GPUs without sharing: the stop on the way when `two_steps`."""
     two_steps: bool
@@ -65,9 +72,11 @@ class Assessed:
     mismatch: Finding | None
     """The first source that disagrees with the target; None: the node is as wanted."""
     disruption: DisruptionClass
+    """The class of the change from what the node is now; None where it is as wanted."""
     drift: bool
     """The node differs although this very target was proven on it before."""
     observed_text: str
+    """What the GPUs are divided into now, for people."""
 
     @property
     def goal(self) -> Target:

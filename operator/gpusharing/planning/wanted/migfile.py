@@ -32,6 +32,7 @@ class Unresolved:
     """A configuration name that means nothing, or not enough, on these GPUs; `why` is a clause for people."""
 
     why: str
+    """Why it means nothing, as a clause for people."""
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
@@ -91,6 +92,7 @@ class AdminFile:
     """What can be taken over from an admin's own file."""
 
     entries: Mapping[str, Entry]
+    """The entries that mig-parted would accept, by name."""
     problem: str = ""
     """Why the rest cannot, as a clause for people; empty when all can."""
 

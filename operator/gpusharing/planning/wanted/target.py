@@ -33,6 +33,7 @@ class Target:
     """What a node should become, in terms of the components that make the change and of those that prove it."""
 
     mode: Mode
+    """What the GPUs are for."""
     routing: str
     """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
@@ -42,6 +43,7 @@ class Target:
     plugin_key: str
     """Value of nvidia.com/device-plugin.config; empty: the label must be absent (reset.py)."""
     plugin: PluginConfig
+    """What that configuration makes the device plugin do."""
     resources: Mapping[str, int]
     """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
     text: str
@@ -60,6 +62,7 @@ class Wish:
     """The part of a target that is the same on every node of a policy."""
 
     policy: str
+    """Name of the policy."""
     spec: GPUSharingPolicySpec = field(compare=False)
     """The whole spec; wishes are equal when all the other fields are."""
     mig_config: str
@@ -181,9 +184,13 @@ class Targets:
     """The targets of one policy in one cluster: thousands of nodes have the same few kinds of cards."""
 
     policy: PolicyView
+    """The policy."""
     wish: Wish
+    """What it asks for."""
     stack: StackView
+    """NVIDIA's components and our ConfigMaps."""
     answers: Answers = field(default_factory=Answers)
+    """The targets found so far."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
         """The result of `find_target`, which names the node only where it finds no target."""

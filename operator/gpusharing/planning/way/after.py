@@ -91,6 +91,7 @@ class Situation(Generic[Looked]):
     follow: Callable[[Looked, Reason], Verdict | None]
     """The verdict, with this reason unless it has a more specific one; None: the node is not in this situation."""
     reason: Reason
+    """The reason of the verdict."""
 
 
 def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict | None:

@@ -131,6 +131,7 @@ class Ending:
     find: Callable[[FencedCase], str | Finding]
     """The message, or a Finding if it has a reason of its own; empty: the change goes on."""
     reason: Reason
+    """Why the change ends, unless its Finding has a reason of its own."""
     defer: bool = False
     """The next try could end the same way, so it is put off."""
     restore: bool = True
@@ -158,7 +159,7 @@ def _node_going(case: FencedCase) -> str:
 def _policy_going(case: FencedCase) -> str:
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
-    return f"policy {case.fence.policy} is gone or going; the node is given back"
+    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
 
 
 def _asked_to_end(case: FencedCase) -> str:

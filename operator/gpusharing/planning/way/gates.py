@@ -40,6 +40,7 @@ class Gate:
     find: Callable[[NodeCase, Assessed], str | Finding]
     """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
     reason: Reason
+    """Why the change does not begin, unless its Finding has a reason of its own."""
 
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
@@ -103,8 +104,8 @@ def _disabled(node: NodeView) -> str:
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
-                f"{label} is {value}: the GPU Operator does not run on {node.name} what would serve and show the"
-                f" change; to change that: kubectl label node {node.name} {label}-"
+                f"{label} is {value}, so the components of the GPU Operator that would serve and report the change do"
+                f" not run on {node.name}; to change that: kubectl label node {node.name} {label}-"
             )
     return ""
 

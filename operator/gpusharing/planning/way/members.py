@@ -13,6 +13,7 @@ class Member:
     """One node of a policy."""
 
     node: NodeView
+    """The Node."""
     verdict: Verdict
     """Its verdict before the pools choose."""
     assessment: Assessment | None

@@ -51,7 +51,9 @@ class ManagerTrouble:
     """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
 
     mismatch: Finding
+    """What it says."""
     final: bool
+    """Whether waiting longer changes nothing."""
     curable: bool = False
     """Another run may help."""
     cure: str = "restarting mig-manager"
@@ -78,7 +80,7 @@ def find_trouble(case: FencedCase) -> ManagerTrouble | None:
     if state == "success":
         if not paused:
             return None
-        message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
+        message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
         wedged = waited >= settings.wedge_paused
         return ManagerTrouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")

@@ -199,6 +199,7 @@ class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 
     fence: Fence
+    """That fence, which `node` has too."""
 
     @cached_property
     def drain(self) -> DrainPlan | None:
