@@ -130,7 +130,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         facts.pop(name, None)
 
     failing = Failing(snapshot.call_failures, snapshot.claims, now)
-    members = _beside_others(snapshot, failing.find_late(_members(snapshot, owners, judged, failed)), now)
+    members = _in_waves(snapshot, failing.find_late(_members(snapshot, owners, judged, failed)), now)
     verdicts = {name: member.verdict for name, member in members.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     pools = {name: pool.ask_windows(now) for name, pool in counted.items()}
@@ -240,8 +240,8 @@ def _members(
     return dict(sorted(members.items()))
 
 
-def _beside_others(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """The members; a proven node waits for the others of its wave."""
+def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
+    """The members; those that are proven before the others of their wave wait."""
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
