@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from hack.cluster.process import free_ports
-from hack.sim.dcgmexporter import Metered, Page, SetUp
+from hack.sim.dcgmexporter import DCGMValues, MetricsPage, SetUp
 from prometheus_client.registry import CollectorRegistry
 from tests.chart.test_monitoring import program
 
@@ -109,10 +109,10 @@ def dcgm_exporter(port: int) -> dict[str, Any]:
 
 
 @contextmanager
-def page(metered: list[Metered]) -> Iterator[int]:
+def page(metered: list[DCGMValues]) -> Iterator[int]:
     """The SIMULATED dcgm-exporter, listening; its port."""
     registry = CollectorRegistry()
-    registry.register(Page(metered, SetUp()))
+    registry.register(MetricsPage(metered, SetUp()))
     server = ProbeServer(("127.0.0.1", 0), str, str, registry)
     server.start()
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hack.cluster.process import free_ports, wait_until
-from hack.sim.dcgmexporter import Metered
+from hack.sim.dcgmexporter import DCGMValues
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -140,7 +140,7 @@ async def test_the_bill_adds_up_and_the_rules_tell_what_the_agents_saw(tmp_path:
         divided.gpus.create(0, "2g.20gb")
     slices, gpus = devices(divided.gpus.read()), devices(whole.gpus.read())
     instance = divided.gpus.look()[0].instances[0]
-    metered = [Metered(0, divided.gpus.look()[0].uuid, 0.5, 7, instance.profile, str(instance.id))]
+    metered = [DCGMValues(0, divided.gpus.look()[0].uuid, 0.5, 7, instance.profile, str(instance.id))]
     for node in (divided, whole):
         node.server.ask("r1")
         node.server.show({"policy": "pool-b", "phase": "Synced"})

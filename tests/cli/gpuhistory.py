@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import pi, sin
 
-from hack.sim.dcgmexporter import USED, Metered, SetUp, samples
+from hack.sim.dcgmexporter import USED, DCGMValues, SetUp, samples
 
 EVERY = 240
 """Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value."""
@@ -135,7 +135,7 @@ def _exported(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: i
         uses = [(sum(mib for mib, _ in uses), min(1.0, sum(active for _, active in uses)))] * len(uses)
     pods: list[tuple[str, str] | None] = [run.pod for run in there] or [None]
     for pod, (mib, active) in zip(pods, uses, strict=True):
-        device = Metered(index, card.uuid, active, round(mib), card.profile, card.instance, pod)
+        device = DCGMValues(index, card.uuid, active, round(mib), card.profile, card.instance, pod)
         target = {"job": "dcgm", "instance": card.node}
         for name, labels, value in samples([device], fleet.setup):
             if name == USED or fleet.activity:

@@ -14,7 +14,7 @@ import yaml
 from hack.cluster.nodes import LABEL_POOL
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests import plainchart
 from tests.build import make_node, make_stack
 from tests.cli.asking import ME, ask, install, writes
@@ -110,7 +110,7 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     recipe = RECIPES[name]
-    pods = Workload("llm", 2, node_selector={LABEL_POOL: "c"})
+    pods = SimWorkload("llm", 2, node_selector={LABEL_POOL: "c"})
     async with by_hand(recipe, workloads=[pods]) as scene:
         told = await ask(scene.e.cluster, "import")
         found = policies(told.out)

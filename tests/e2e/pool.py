@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hack.cluster.api import Object
-from hack.cluster.audit import Request, read_requests, wait_logged
+from hack.cluster.audit import AuditedRequest, read_requests, wait_logged
 from hack.cluster.process import wait_until
 from hack.nvidia.loop import OPERATOR
 from hack.realnode.images import PAUSE_IMAGE
@@ -115,7 +115,7 @@ class Walk:
         """Of this moment, for `evictions`."""
         return self.site.plane.audit_log.stat().st_size
 
-    def evictions(self, since: int = 0) -> list[Request]:
+    def evictions(self, since: int = 0) -> list[AuditedRequest]:
         """All attempts since then."""
         wait_logged(self.site.plane.audit_log, self.site.api)
         requests = read_requests(self.site.plane.audit_log, OPERATOR, start=since)

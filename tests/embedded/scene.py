@@ -14,7 +14,7 @@ from hack.embedded import CLUSTER_POLICY, Embedded, embedded
 from hack.sim.agentpages import Pages
 from hack.sim.fakefaults import Write
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.guard import Guard
 from tests.fakes.virtualtime import virtual_now
 
@@ -273,7 +273,7 @@ class Scene:
 @asynccontextmanager
 async def open_scene(
     *manifests: JSON,
-    workloads: Iterable[Workload] = (),
+    workloads: Iterable[SimWorkload] = (),
     budgets: Iterable[JSON] = (),
     start: bool = True,
     cluster_policy: JSON | None = CLUSTER_POLICY,

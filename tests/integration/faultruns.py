@@ -12,7 +12,7 @@ from pathlib import Path
 from hack.cluster.api import ApiError
 from hack.cluster.nodes import create_nodes
 from hack.cluster.process import wait_until
-from hack.faultproxy import FaultProxy, ProxiedWrite, Refusal, faults
+from hack.faultproxy import FaultProxy, PlayedRefusal, ProxiedWrite, faults
 from tests.fakes.tls import Identity
 from tests.faults.cases import CALLS, FaultCase
 from tests.faults.invariants import cost_of, find_wrong, find_wrong_end, uid_of
@@ -219,7 +219,7 @@ class FaultTheatre(Theatre):
             self.proxy.arm(at, lives.strike, before=case.kind == "kill-before")
             return None
         if case.kind == "lease-stolen":
-            return faults.Held(at, "one", act=lives.steal, then=lives.wake)
+            return faults.HeldWrite(at, "one", act=lives.steal, then=lives.wake)
         return FAULTS[case.kind](self, at, case.scope)
 
     def compete(self, path: str) -> None:
@@ -277,20 +277,20 @@ FAULTS: dict[str, Make] = {
     "answer-lost": lambda _, at, scope: faults.AnswerLost(at, scope, _times(scope)),
     "request-lost": lambda _, at, scope: faults.RequestLost(at, scope, _times(scope)),
     "competitor": lambda stage, at, scope: faults.Competitor(at, scope, _times(scope), write=stage.compete),
-    "throttled": lambda _, at, scope: faults.Refused(
+    "throttled": lambda _, at, scope: faults.RefusedCalls(
         at,
         scope,
         _times(scope),
-        answers=(Refusal(429, "too many requests", "TooManyRequests", retry_after=1),),
+        answers=(PlayedRefusal(429, "too many requests", "TooManyRequests", retry_after=1),),
     ),
-    "refused": lambda _, at, scope: faults.Refused(
+    "refused": lambda _, at, scope: faults.RefusedCalls(
         at,
         scope,
         _times(scope),
         answers=(
-            Refusal(500, reason="InternalError"),
-            Refusal(503, reason="ServiceUnavailable"),
-            Refusal(504),
+            PlayedRefusal(500, reason="InternalError"),
+            PlayedRefusal(503, reason="ServiceUnavailable"),
+            PlayedRefusal(504),
         ),
     ),
     "watch-late": lambda _, at, scope: faults.WatchLate(at, scope),

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.nodes import LABEL_POOL
-from hack.nvidia.loop import OPERATOR, WAITS, Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import OPERATOR, WAITS, NvidiaLoop, is_cordoned, mig_state, running_loop
 from hack.nvidia.operands import SELECTORS
 from tests.embedded.oracle import wanted_resources
 from tests.integration.test_import import FLEETS, VALUES, commands, settings
@@ -44,7 +44,7 @@ WELL = "exit status 0\n"
 class Fleet:
     """One recipe on nodes with NVIDIA's programs."""
 
-    loop: Loop
+    loop: NvidiaLoop
     recipe: Recipe
     pools: dict[str, Pool] = field(init=False)
     """By node."""
