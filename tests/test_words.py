@@ -39,6 +39,19 @@ def test_no_class_of_the_tools_has_the_name_of_another_one_or_of_one_that_ships(
     assert shared_names({**tools, **{name: PYTHON[name] for name in SHIPPED}}) == {}
 
 
+def test_no_two_helpers_of_the_tests_and_tools_have_one_name() -> None:
+    """`Outcome` was what a run of faults came to, and what a run of kills did; a test file is free to name its own."""
+    helpers = {
+        name: text for name, text in PYTHON.items() if not name.startswith("operator/") and is_shared(name)
+    }
+    assert shared_names(helpers) == {}
+
+
+def is_shared(name: str) -> bool:
+    """Whether other modules import from it: pytest collects the others."""
+    return not name.rpartition("/")[2].startswith("test_")
+
+
 def test_the_rule_sees_what_it_is_for() -> None:
     modules = {"a.py": "class Pool: ...\nclass _Row: ...", "b.py": "class Pool(int): ...\nclass _Row: ..."}
     assert shared_names(modules) == {"Pool": ["a.py", "b.py"]}

@@ -20,7 +20,7 @@ from tests.chart.test_monitoring import program
 from gpusharing.agent.probes import ProbeServer
 
 
-class Prometheus:
+class RunningPrometheus:
     """A running one."""
 
     def __init__(self, port: int) -> None:
@@ -75,7 +75,7 @@ class Prometheus:
 @contextmanager
 def scraping(
     folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]
-) -> Iterator[Prometheus]:
+) -> Iterator[RunningPrometheus]:
     """One with these jobs and rule files, by name. It scrapes and evaluates every second."""
     (port,) = free_ports(1)
     for name, text in rules.items():
@@ -94,7 +94,7 @@ def scraping(
         subprocess.Popen(command, stderr=log, stdout=log) as running,
     ):
         try:
-            yield Prometheus(port)
+            yield RunningPrometheus(port)
         finally:
             running.terminate()
 

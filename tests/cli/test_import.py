@@ -21,7 +21,7 @@ from tests.cli.asking import ME, ask, install, writes
 from tests.embedded.scene import L40S, Scene, node, open_scene
 from tests.embedded.test_plain_stack import bare
 from tests.fakes.virtualtime import virtually
-from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
+from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Recipe, RecipePool
 
 from gpusharing.api import names
 from gpusharing.cli.ages import counted
@@ -185,7 +185,7 @@ async def test_nodes_that_have_a_policy_are_left_to_it(capsys: pytest.CaptureFix
     assert set(policies(told.out)) == {"pool-a", "pool-b", "pool-d"}
 
 
-HALF = replace(DOCUMENTED, pools={"c": Pool({}, {"mode": "Full"}, count=2)})
+HALF = replace(DOCUMENTED, pools={"c": RecipePool({}, {"mode": "Full"}, count=2)})
 BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     "mig-manager at work": ({STATE: "pending"}, "mig-manager is applying all-disabled (state pending)"),
     "mig-manager that failed": ({STATE: "failed"}, "mig-manager failed to apply all-disabled"),

@@ -65,7 +65,7 @@ OTHER_WRITES = {
 }
 
 
-class Guard:
+class PromiseGuard:
     """Hangs itself on a cluster; `check` tells what went wrong since."""
 
     def __init__(

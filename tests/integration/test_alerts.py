@@ -21,7 +21,7 @@ from hack.sim.dcgmexporter import DCGMValues
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.pods import ANNOTATION_MEMORY
 from tests.chart.charts import CHART
-from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
+from tests.chart.scraping import RunningPrometheus, dcgm_exporter, page, scraping
 from tests.chart.test_monitoring import alerts, filled_in, queries, variables
 from tests.fakes.tls import Identity
 from tests.integration.product import (
@@ -57,7 +57,7 @@ class Trouble:
     """What goes on: the pools by what is wrong in them, and who watches."""
 
     pools: dict[str, Pool]
-    seen: Prometheus
+    seen: RunningPrometheus
     operator: launch.LaunchedProcess
 
     def name(self, pool: str) -> str:
