@@ -210,7 +210,7 @@ def _resetting(pool: Members) -> str:
     """The progress of a policy that brings its nodes to whole GPUs before it is deleted."""
     text = "the policy is being deleted, and spec.deletionPolicy is Reset"
     left = [verdict for verdict in pool.verdicts if verdict.phase is not Phase.SYNCED]
-    return f"{text}: {_nodes(len(left))} to become whole GPUs first; {_first(left)}" if left else text
+    return f"{text}: {_nodes(len(left))} still to become whole GPUs; {_first(left)}" if left else text
 
 
 def _no_nodes(pool: Members) -> str:
