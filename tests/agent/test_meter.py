@@ -10,7 +10,7 @@ import pytest
 from hack.sim.gpu import SimulatedGPUs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.agent.scraping import GPUS, PARTS, Prometheus
+from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import LibraryError, Reading
@@ -220,7 +220,7 @@ def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
 ) -> None:
     """A node of two GPUs whose agent is restarted, whose layout and pods change, and which vanishes at the end. Turns
     come every 1 to 30 s, scrapes with some of them, but at least every 90 s."""
-    meter, prometheus, clock, lasted = Meter(), Prometheus(), 0.0, 0.0
+    meter, prometheus, clock, lasted = Meter(), CountingPrometheus(), 0.0, 0.0
     reading, holdings, policy, changing = READINGS[(), ()], Holdings(), "pool-b", False
     scraped = begun = 0.0
     for kind, seconds, layout, tenants, replicas in happenings:

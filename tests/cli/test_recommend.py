@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.asking import ME, Told, alone, ask, operated, writes
+from tests.cli.asking import ME, Answered, alone, ask, operated, writes
 from tests.cli.desk import JSON, Desk
 from tests.cli.fakeprometheus import (
     HOURS,
@@ -51,7 +51,7 @@ def fake() -> Iterator[FakePrometheus]:
         yield found
 
 
-def told(fake: FakePrometheus, *more: str) -> Told:
+def told(fake: FakePrometheus, *more: str) -> Answered:
     """`recommend` of 30 hours."""
     return alone("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h", *more)
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.metering import GPUS, PARTS, SCRAPE, Journal, Scraped
 from tests.embedded.scene import FULL, HOUR, MIXED, RARELY, Scene, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
@@ -37,12 +37,12 @@ SHARES = {
 }
 """Of a GPU, with the layouts below: a third strands the seventh compute slice."""
 TENANTS = [
-    Workload("a", 13, "nvidia.com/gpu.shared", namespace="team-a"),
-    Workload("b", 6, "nvidia.com/mig-3g.40gb", namespace="team-b"),
-    Workload("c", 9, "nvidia.com/mig-2g.20gb", namespace="team-c"),
-    Workload("d", 3, "nvidia.com/gpu", namespace="team-d"),
+    SimWorkload("a", 13, "nvidia.com/gpu.shared", namespace="team-a"),
+    SimWorkload("b", 6, "nvidia.com/mig-3g.40gb", namespace="team-b"),
+    SimWorkload("c", 9, "nvidia.com/mig-2g.20gb", namespace="team-c"),
+    SimWorkload("d", 3, "nvidia.com/gpu", namespace="team-d"),
 ]
-BRIEF = [Workload(f"brief-{number}", 1, name, namespace="team-e") for number, name in enumerate(SHARES)]
+BRIEF = [SimWorkload(f"brief-{number}", 1, name, namespace="team-e") for number, name in enumerate(SHARES)]
 """Pods that are gone within seconds."""
 
 

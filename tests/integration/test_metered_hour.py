@@ -25,7 +25,7 @@ from hack.cluster.process import wait_until
 from hack.launch import PYTHONPATH
 from hack.sim.lapse import ANNOTATION_LAPSE, STEP
 from tests.integration.product import FULL, GPUNODES, H100, HELD, NODES, SECONDS, Pool, Product
-from tests.integration.prometheus import Asked, asked
+from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import pod_spec
 
 from gpusharing.agent.meter import LAG
@@ -58,7 +58,7 @@ class Played:
     """A pool whose hour is being played."""
 
     pool: Pool
-    seen: Asked
+    seen: AskedPrometheus
     began: float = 0.0
     spaces: list[str] = field(default_factory=list)
     """Namespaces of the tenants."""

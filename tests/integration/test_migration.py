@@ -23,7 +23,7 @@ from tests.docs.commands import Shell, page
 from tests.docs.pages import MIGRATION
 from tests.integration.places import NODES, PODS, Places, Watched, watched
 from tests.integration.product import H100, POLICIES, SECONDS, Pool, Product
-from tests.integration.prometheus import Asked, asked
+from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import PDBS, pod_spec
 
 from gpusharing.cli.troubles import CHANGES, DONE
@@ -183,7 +183,7 @@ def limits(product: Product) -> Counter[str]:
     return Counter(name for pod in running for name in pod["spec"]["containers"][0]["resources"]["limits"])
 
 
-def measured(prometheus: Asked) -> None:
+def measured(prometheus: AskedPrometheus) -> None:
     """`cost` tells both halves of the pool apart."""
 
     def told() -> set[str]:

@@ -24,7 +24,7 @@ from tests.planning.cases import (
     verdict_of,
     wrote,
 )
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.rules import is_settled
 
 from gpusharing.api import names
@@ -235,8 +235,8 @@ def test_a_node_without_gpu_is_skipped_when_selected_and_not_even_named_otherwis
 
 def test_a_second_card_model_is_handled_node_by_node() -> None:
     world = copy_of(FULL)
-    world.add_node("t4", Machine("t4", (T4,)))
-    world.add_node("h200", Machine("h200", ("NVIDIA H200",)))
+    world.add_node("t4", NodeMachine("t4", (T4,)))
+    world.add_node("h200", NodeMachine("h200", ("NVIDIA H200",)))
     world.set_policy(make_policy(mig={"config": "all-balanced"}))
     plan = world.settle()
     assert {name: (v.phase, v.reason) for name, v in plan.verdicts.items()} == {
