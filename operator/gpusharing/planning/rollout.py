@@ -37,7 +37,7 @@ from operator import attrgetter
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.actions import Action, WriteConfig
 from gpusharing.planning.memo import Memo
-from gpusharing.planning.pools.failures import count_failures
+from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, Selection, select
@@ -137,7 +137,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     members |= {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     pools = {name: pool.ask_windows(now) for name, pool in counted.items()}
-    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes)
+    failed_nodes = count_failures(
+        pools.values(), snapshot.failed_nodes, find_gone(snapshot.claims, snapshot.nodes)
+    )
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
