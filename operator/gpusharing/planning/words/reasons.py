@@ -294,6 +294,9 @@ class Reason(Worded):
     INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
         "A field of the policy is wrong on every cluster; the message names it.",
         "Correct the field.")
+    POLICY_NOT_JUDGED = ("PolicyNotJudged", "Accepted", _PERSON,
+        "Something in this policy made the planner fail. Its nodes are left exactly as they are; other policies go on.",
+        "Report the message: it is a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = ("UnsupportedStack", "Accepted", _PERSON,
         "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
         "Use this operator with the device plugin of the GPU Operator.")
