@@ -252,6 +252,8 @@ class Gatherer:
             marked=ours.marked,
             write_error=self.write_error,
             rival_policies=self.sources.rival_policies,
+            finders=self.sources.finders,
+            intolerant_agents=self.sources.intolerant_agents,
             pointer_error=self._pointer_error(),
             foreign_map=settings.plugin_config_map
             if ours.is_foreign(ours.plugin)
