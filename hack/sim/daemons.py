@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_MPS_CAPABLE, TAINT_UNPROVEN
 from gpusharing.kube.client import JSON, PODS
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
@@ -22,6 +22,12 @@ MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
 PLAIN_PLUGIN = "nvidia-device-plugin"
 MPS_SELECTOR = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
 """Its node selector (GO:assets/state-mps-control-daemon)."""
+
+
+GPU_TAINT: JSON = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+START_UP_TAINT: JSON = {"key": TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
+TOLERATED = (GPU_TAINT, START_UP_TAINT)
+"""What our chart lets the agent tolerate, and an admin lets NVIDIA's pods."""
 
 
 class DaemonSetPlayer:
@@ -97,6 +103,7 @@ class DaemonSetPlayer:
             },
             "spec": {
                 "nodeName": node,
+                "tolerations": list(TOLERATED),
                 "terminationGracePeriodSeconds": 30,
                 "containers": [{"name": "main", "image": "simulated"}],
             },

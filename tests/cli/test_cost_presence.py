@@ -219,7 +219,7 @@ def absences(
 
 
 NOTHING: tuple[dict[str, float], dict[str, float], dict[str, float], list[Any]] = ({}, {}, {}, [])
-FULL = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0}, [])
+FULL: Any = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0}, [])
 
 
 def later(first: float, last: float, count: float) -> tuple[Any, Any, Any, Any]:
