@@ -32,9 +32,24 @@ def test_no_two_classes_that_ship_have_one_name() -> None:
     assert shared_names({name: PYTHON[name] for name in SHIPPED}) == {}
 
 
-def test_no_two_classes_of_the_tools_have_one_name() -> None:
-    """`State` was a folder of a control plane and a mapped file, `Place` a GPU's and a MIG device's."""
-    assert shared_names({name: text for name, text in PYTHON.items() if name.startswith("hack/")}) == {}
+def test_no_class_of_the_tools_has_the_name_of_another_one_or_of_one_that_ships() -> None:
+    """`State` was a folder of a control plane and a mapped file; `Workload` what the product recommends for, and the
+    pods that the simulator starts."""
+    tools = {name: text for name, text in PYTHON.items() if name.startswith("hack/")}
+    assert shared_names({**tools, **{name: PYTHON[name] for name in SHIPPED}}) == {}
+
+
+def test_no_two_helpers_of_the_tests_and_tools_have_one_name() -> None:
+    """`Outcome` was what a run of faults came to, and what a run of kills did; a test file is free to name its own."""
+    helpers = {
+        name: text for name, text in PYTHON.items() if not name.startswith("operator/") and is_shared(name)
+    }
+    assert shared_names(helpers) == {}
+
+
+def is_shared(name: str) -> bool:
+    """Whether other modules import from it: pytest collects the others."""
+    return not name.rpartition("/")[2].startswith("test_")
 
 
 def test_the_rule_sees_what_it_is_for() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gpusharing.kube.client import JSON, KubeClient, Resource
-from hack.demo.columns import View
-from hack.sim.workloads import Workload
+from hack.demo.columns import KubectlView
+from hack.sim.workloads import SimWorkload
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOG = ROOT / "build" / "demo-operator.log"
@@ -42,11 +42,11 @@ class Stage(Protocol):
         """`kubectl apply`; returns its answer. Raises ApplyRefused."""
         ...
 
-    async def show(self, view: View) -> str:
+    async def show(self, view: KubectlView) -> str:
         """The table that `kubectl get` prints."""
         ...
 
-    async def deploy(self, workload: Workload) -> None:
+    async def deploy(self, workload: SimWorkload) -> None:
         """A Deployment, or what stands for one."""
         ...
 

@@ -15,7 +15,7 @@ fail, once or for ever:
 Each process gets a door of its own, so that the log tells whose a write was: `proxy.open_door("first")`.
 """
 
-from hack.faultproxy.calls import ProxiedWrite, Refusal, Sick
+from hack.faultproxy.calls import PlayedRefusal, ProxiedWrite, Sick
 from hack.faultproxy.proxy import FaultProxy
 
-__all__ = ["FaultProxy", "ProxiedWrite", "Refusal", "Sick"]
+__all__ = ["FaultProxy", "PlayedRefusal", "ProxiedWrite", "Sick"]

@@ -85,7 +85,7 @@ LADDERS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LadderRow:
     """One row of a ladder."""
 
     ladder: Ladder
@@ -101,9 +101,9 @@ class Row:
         self.ladder.plant(self.name)
 
 
-def read_rows() -> Mapping[str, Row]:
+def read_rows() -> Mapping[str, LadderRow]:
     """Every row of all ladders, by its id."""
-    return {f"{ladder.id}: {name}": Row(ladder, name) for ladder in LADDERS for name in ladder.names()}
+    return {f"{ladder.id}: {name}": LadderRow(ladder, name) for ladder in LADDERS for name in ladder.names()}
 
 
 def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:

@@ -27,7 +27,7 @@ class GoBuildError(Exception):
 
 
 @dataclass(frozen=True)
-class Release:
+class UpstreamRelease:
     """One repository of NVIDIA's at one version, and the programs we take from it."""
 
     folder: str
@@ -67,13 +67,13 @@ class Release:
         )
 
 
-DEVICE_PLUGIN = Release(
+DEVICE_PLUGIN = UpstreamRelease(
     "device-plugin",
     "github.com/NVIDIA/k8s-device-plugin",
     ("nvidia-device-plugin", "gpu-feature-discovery", "config-manager", "mps-control-daemon"),
     ("kubeletstub",),
 )
-MIG_PARTED = Release(
+MIG_PARTED = UpstreamRelease(
     "mig-parted", "github.com/NVIDIA/mig-parted", ("nvidia-mig-parted", "nvidia-mig-manager")
 )
 RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
@@ -87,7 +87,7 @@ def missing() -> str | None:
     return None
 
 
-def ensure(release: Release) -> Path:
+def ensure(release: UpstreamRelease) -> Path:
     """The folder with the programs of this release, built first if it is not there.
 
     Raises:
@@ -116,7 +116,7 @@ def program(name: str) -> Path:
     )
 
 
-def _build(release: Release, directory: Path) -> None:
+def _build(release: UpstreamRelease, directory: Path) -> None:
     _say(f"building NVIDIA's {release.folder} {release.version} once, about 2 min on 2 cores ...")
     begin = time.monotonic()
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH", "GOFLAGS")}

@@ -12,7 +12,7 @@ from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.tokens import pod_bound_token
-from hack.launch import Process
+from hack.launch import LaunchedProcess
 from hack.nvidia import build
 from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.mounts import Mount
@@ -73,7 +73,7 @@ def install(api: Api) -> None:
 class AgentTask:
     """The shipped agent as a process, with the token that the kubelet would give to its pod."""
 
-    process: Process
+    process: LaunchedProcess
 
     def start(self) -> None:
         """See Task."""
@@ -206,7 +206,7 @@ class PodPrograms:
         }
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
         program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5")
-        task = AgentTask(Process(program, environment, log, command_around(pod)))
+        task = AgentTask(LaunchedProcess(program, environment, log, command_around(pod)))
 
         def init() -> bool:
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])

@@ -58,7 +58,7 @@ class UnknownModelError(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class GpuPlace:
     """Where a GPU sits in the simulated machine: its index, and the machine's seed for UUIDs."""
 
     index: int
@@ -91,7 +91,7 @@ def find_model(name: str) -> Card:
     raise UnknownModelError(f"{name!r} names {'several cards' if found else 'no card'}: choose from {known}")
 
 
-def fill_gpu(gpu: layout.SimGpu, card: Card, place: Place) -> None:
+def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
     """Write a new, healthy GPU with MIG off and no instances."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from gpusharing.planning.gpus.cards import Card
 from hack.nvmlsim import build, layout
-from hack.nvmlsim.models import Place, fill_gpu, find_model
+from hack.nvmlsim.models import GpuPlace, fill_gpu, find_model
 from hack.nvmlsim.shown import RESULTS, machine, text
 
 DRIVER = "580.159.03"
@@ -331,7 +331,7 @@ def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed
     state.cuda_version = CUDA
     state.driver_loaded = state.clients_block = 1
     for index, card in enumerate(cards):
-        fill_gpu(state.gpus[index], card, Place(index, seed))
+        fill_gpu(state.gpus[index], card, GpuPlace(index, seed))
     state.gpu_count = len(cards)
     state.magic = layout.MAGIC
 

@@ -23,7 +23,7 @@ class GrantRefused(Exception):
 
 
 @dataclass(frozen=True)
-class Device:
+class MachineDevice:
     """A GPU, or with `instance` a MIG device on it."""
 
     gpu: int
@@ -42,25 +42,26 @@ class Grant:
     """GPUs whose device node is there."""
     capabilities: tuple[str, ...]
     """Capability files that it can open."""
-    computes_on: tuple[Device, ...]
+    computes_on: tuple[MachineDevice, ...]
     """Devices that were named one by one: its first process computes on them. SIMULATED."""
     mps: bool = False
     """As a client of the MPS server."""
 
 
-def machine_devices(shown: Object) -> list[Device]:
+def machine_devices(shown: Object) -> list[MachineDevice]:
     """GPUs and MIG devices of a simulated machine, as `Simulator.show` reports them."""
-    found: list[Device] = []
+    found: list[MachineDevice] = []
     for gpu in shown["gpus"]:
-        found.append(Device(gpu["index"], gpu["uuid"]))
+        found.append(MachineDevice(gpu["index"], gpu["uuid"]))
         for instance in gpu["instances"]:
             found += [
-                Device(gpu["index"], one["uuid"], (instance["id"], one["id"])) for one in instance["compute"]
+                MachineDevice(gpu["index"], one["uuid"], (instance["id"], one["id"]))
+                for one in instance["compute"]
             ]
     return found
 
 
-def find_grant(spec: Object, devices: Sequence[Device]) -> Grant | None:
+def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
     """What the container with this OCI configuration gets; None: nothing of the driver.
 
     Raises:
@@ -95,7 +96,7 @@ def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]
     return tuple(SPECIAL_DEVICES[name] for name in asked)
 
 
-def _find(name: str, devices: Sequence[Device]) -> Device:
+def _find(name: str, devices: Sequence[MachineDevice]) -> MachineDevice:
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device

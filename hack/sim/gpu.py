@@ -48,7 +48,7 @@ class InUse(DriverRefusal):
     """A client, a process or an instance is in the way (NVML_ERROR_IN_USE)."""
 
 
-class DoesNotFit(DriverRefusal):
+class NoFreePlace(DriverRefusal):
     """No free place for the instance now (NVML_ERROR_INSUFFICIENT_RESOURCES)."""
 
 
@@ -324,18 +324,18 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
     of = {profile.name: profile for profile in gpu.card.profiles}
     present = [of[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
-        raise DoesNotFit(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
+        raise NoFreePlace(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
     names = [profile.name for profile in (*present, wanted)]
     if sum(name.endswith("+me") for name in names) > 1:
-        raise DoesNotFit(f"GPU {gpu.index}: only one instance has the media engines")
+        raise NoFreePlace(f"GPU {gpu.index}: only one instance has the media engines")
     others = [name for name in names if not name.endswith(("+me.all", "-me"))]
     if others and any(name.endswith("+me.all") for name in names):
-        raise DoesNotFit(f"GPU {gpu.index}: next to all media engines there are only -me instances")
+        raise NoFreePlace(f"GPU {gpu.index}: next to all media engines there are only -me instances")
     if sum(name.endswith("+me.all") for name in names) > 1:
-        raise DoesNotFit(f"GPU {gpu.index}: only one instance has all media engines")
+        raise NoFreePlace(f"GPU {gpu.index}: only one instance has all media engines")
     slices = max(profile.slices for profile in of.values())
     if sum(profile.slices for profile in present) + wanted.slices > slices:
-        raise DoesNotFit(f"GPU {gpu.index}: only {slices} compute slices")
+        raise NoFreePlace(f"GPU {gpu.index}: only {slices} compute slices")
 
 
 def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
@@ -344,7 +344,7 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
     for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
         if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
             return candidate
-    raise DoesNotFit(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
+    raise NoFreePlace(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
 
 
 def _observed(gpu: _GPU) -> GPU:

@@ -1,9 +1,12 @@
 """The DaemonSets whose pods the simulators watch, for a control plane with real controllers and kwok."""
 
+from collections.abc import Sequence
+
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists
 from hack.sim.daemons import (
     AGENT,
+    GPU_TAINT,
     LABEL_AGENT,
     LABEL_MIG_MANAGER,
     LABEL_MPS_DAEMON,
@@ -11,11 +14,18 @@ from hack.sim.daemons import (
     MIG_MANAGER_SET,
     MPS_DAEMON,
     MPS_SELECTOR,
+    TOLERATED,
 )
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 
 
-def daemon_set(name: str, namespace: str, labels: dict[str, str], node_selector: dict[str, str]) -> JSON:
+def daemon_set(
+    name: str,
+    namespace: str,
+    labels: dict[str, str],
+    node_selector: dict[str, str],
+    tolerated: Sequence[JSON] = (GPU_TAINT,),
+) -> JSON:
     """A DaemonSet of pods that do nothing; kwok says that they run."""
     return {
         "apiVersion": "apps/v1",
@@ -27,7 +37,7 @@ def daemon_set(name: str, namespace: str, labels: dict[str, str], node_selector:
                 "metadata": {"labels": labels},
                 "spec": {
                     "nodeSelector": node_selector,
-                    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                    "tolerations": list(tolerated),
                     "terminationGracePeriodSeconds": 1,
                     "containers": [{"name": "simulated", "image": "simulated"}],
                 },
@@ -53,7 +63,9 @@ async def install(
     if agents and not await _has_agents(client, agent_namespace):
         labels = {LABEL_AGENT: AGENT}
         wanted.append(
-            daemon_set("simulated-agent", agent_namespace, labels, {"nvidia.com/gpu.present": "true"})
+            daemon_set(
+                "simulated-agent", agent_namespace, labels, {"nvidia.com/gpu.present": "true"}, TOLERATED
+            )
         )
     created = []
     for body in wanted:

@@ -12,13 +12,13 @@ from hack.bench import image, large, results, traffic
 from hack.bench import testbed as beds
 from hack.bench.__main__ import BenchPart, Sizes, on_one_testbed, paced
 from hack.bench.results import AIMS, Aim, Lost, Measured
-from hack.cluster.audit import Request
+from hack.cluster.audit import AuditedRequest
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
 
 
-def request(verb: str, resource: str, path: str = "", *, group: str = "") -> Request:
-    return Request("operator", verb, group, resource, "", "x", 200, NOW, "", path)
+def request(verb: str, resource: str, path: str = "", *, group: str = "") -> AuditedRequest:
+    return AuditedRequest("operator", verb, group, resource, "", "x", 200, NOW, "", path)
 
 
 @pytest.mark.parametrize(

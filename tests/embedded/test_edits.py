@@ -148,7 +148,7 @@ async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_s
     stage_name: str,
 ) -> None:
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED)
+        scene.apply(MIXED, rollout={"maxFailures": 2})
         first = await scene.any_fenced(stage_name)
         scene.e.cluster.delete(NODES, first)
         other = "gpu-2" if first == "gpu-1" else "gpu-1"

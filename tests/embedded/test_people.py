@@ -12,14 +12,20 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, LEASES, NODES
 from gpusharing.kube.fence import parse_claims, parse_fence
+from gpusharing.planning.snapshot.records import Claim
+
+
+def claimed(scene: Scene) -> dict[str, Claim]:
+    """The claims on the Lease, by node."""
+    lease = scene.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
+    found, error = parse_claims(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
+    assert not error
+    return found
 
 
 def claims(scene: Scene) -> set[str]:
     """Nodes claimed on the Lease."""
-    lease = scene.e.cluster.get(LEASES, "gpusharing-operator", "gpusharing")
-    found, error = parse_claims(lease["metadata"]["annotations"][names.ANNOTATION_CLAIMS])
-    assert not error
-    return set(found)
+    return set(claimed(scene))
 
 
 @virtually

@@ -17,7 +17,7 @@ from tests.embedded.scene import (
     nodes,
     open_scene,
 )
-from tests.embedded.test_people import claims
+from tests.embedded.test_people import claimed, claims
 from tests.fakes.virtualtime import BEGIN, virtual_now, virtually
 
 from gpusharing.api import names
@@ -148,6 +148,22 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_genera
         assert len(begun(scene)) == 1
         note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
         await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
+
+
+@virtually
+async def test_a_policy_is_halted_when_a_node_is_deleted_in_the_middle_of_its_change() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED)
+        first = await scene.any_fenced("actuating")
+        await scene.e.until(lambda: claimed(scene)[first].generation == 1, "what would have failed", 60)
+        scene.e.cluster.delete(NODES, first)
+        other = "gpu-2" if first == "gpu-1" else "gpu-1"
+        transition = await scene.reason(other, "Halted")
+        assert f"{first} (deleted in the middle of its change) failed" in transition["message"]
+        await asyncio.sleep(600)
+        assert (len(begun(scene)), claims(scene)) == (1, set())
+        note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
+        await scene.ready()
 
 
 @virtually

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hack.faultproxy import ProxiedWrite
 from hack.generate import ROOT
-from tests.faults.cases import KINDS, PROCESS, FaultCase, Results, within
+from tests.faults.cases import KINDS, PROCESS, CaseResults, FaultCase, within
 from tests.faults.cases import tell as sum_up
 from tests.faults.points import FAULTS, Point, Sort, aim_at, all_cases, find_points, sort_of, tell
 from tests.faults.test_cases import begun, result
@@ -331,7 +331,7 @@ def test_full_2_goes_on_from_what_full_1_has_played(
 ) -> None:
     cases = cases_of(numbered([claimed("a"), claimed("b")]))
     path = tmp_path / "pods.jsonl"
-    first = Results(path, "commit", 1)
+    first = CaseResults(path, "commit", 1)
     first.expect(cases)
     assert first.left() == [case for case in cases if case.depth == 1]
     for case in first.left():
@@ -340,7 +340,7 @@ def test_full_2_goes_on_from_what_full_1_has_played(
     sum_up(tmp_path, 1)
     assert "incomplete" not in capsys.readouterr().out
 
-    second = Results(path, "commit", 2)
+    second = CaseResults(path, "commit", 2)
     assert second.expected == tuple(cases)
     assert second.left() == [case for case in cases if case.depth == 2]
     second.add(result(second.left()[0], "an orphan cordon"))
@@ -349,11 +349,11 @@ def test_full_2_goes_on_from_what_full_1_has_played(
     assert told.startswith("faults: 14 runs, 1 failures")
     assert "incomplete: 32 of 46 cases" in told
 
-    again = Results(path, "commit", 1)
+    again = CaseResults(path, "commit", 1)
     assert (len(again.done), again.left()) == (13, []), "what only FULL=2 plays is no matter of FULL=1"
     sum_up(tmp_path, 1)
     assert capsys.readouterr().out.startswith("faults: 13 runs, 0 failures")
-    assert len(Results(path, "commit", 2).done) == 14
+    assert len(CaseResults(path, "commit", 2).done) == 14
 
 
 @pytest.mark.parametrize("full", ["1", "2"])

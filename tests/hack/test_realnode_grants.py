@@ -2,7 +2,7 @@
 
 import pytest
 from hack.cluster.api import Object
-from hack.realnode.grants import Device, Grant, GrantRefused, find_grant, machine_devices
+from hack.realnode.grants import Grant, GrantRefused, MachineDevice, find_grant, machine_devices
 
 SHOWN: Object = {
     "gpus": [
@@ -33,12 +33,12 @@ CASES = [
     ),
     pytest.param(
         container(visible_devices="1", driver_capabilities="compute"),
-        Grant(False, (1,), (), (Device(1, "GPU-b"),)),
+        Grant(False, (1,), (), (MachineDevice(1, "GPU-b"),)),
         id="without utility there is no NVML",
     ),
     pytest.param(
         container(visible_devices="GPU-a,MIG-c"),
-        Grant(True, (0, 1), ACCESS, (Device(0, "GPU-a"), Device(1, "MIG-c", (2, 0)))),
+        Grant(True, (0, 1), ACCESS, (MachineDevice(0, "GPU-a"), MachineDevice(1, "MIG-c", (2, 0)))),
         id="named devices are those it computes on",
     ),
     pytest.param(

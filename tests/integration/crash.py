@@ -70,7 +70,7 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CrashOutcome:
     """What a run came to."""
 
     state: Object
@@ -115,7 +115,7 @@ class Theatre:
         settings = {f"GPUSHARING_{name.upper()}": value for name, value in (QUICK | dict(self.more)).items()}
         self.environment = launch.operator_environment(FACTOR) | settings | account
 
-    def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> Outcome:
+    def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> CrashOutcome:
         """Play it once; `kill_at`: kill -9 after that write (or before it leaves), and start a new operator.
 
         0: undisturbed.
@@ -134,7 +134,7 @@ class Theatre:
                 counted = tuple(write for write in self.proxy.writes if write.number)
                 restarts = len(lives) - 1
         self.clear()
-        return Outcome(state, counted, restarts)
+        return CrashOutcome(state, counted, restarts)
 
     @contextlib.contextmanager
     def _operator(self, scenario: Scenario, log: Path, kill_at: int, before: bool) -> Iterator[list[int]]:

@@ -46,7 +46,8 @@ def retarget(pool: Pool) -> None:
 
 
 def lose_node(pool: Pool) -> None:
-    create(pool)
+    """A failure of the change, where it was on record in time: the policy takes one more than that."""
+    pool.apply({**MIXED, "rollout": {"maxFailures": 2}})
     in_the_middle(pool, pool.nodes[0])
     pool.api.delete(f"{NODES}/{pool.nodes[0]}")
 

@@ -87,7 +87,8 @@ def given_back(pool: Pool) -> bool:
 
 
 def lose_node(pool: Pool) -> None:
-    create(pool)
+    """A failure of the change, where it was on record in time: the policy takes one more than that."""
+    pool.apply({**MIXED, "rollout": {"maxUnavailable": 2, "maxFailures": 2}})
     crash.in_the_middle(pool, pool.nodes[0])
     pool.api.delete(f"{NODES}/{pool.nodes[0]}")
 

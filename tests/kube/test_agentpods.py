@@ -53,6 +53,13 @@ def test_of_a_ready_pod_only_its_place_is_kept() -> None:
     assert (found.node, found.ready, found.image, found.created) == ("gpu-1", True, "", NOW)
 
 
+def test_whether_its_pods_tolerate_the_start_up_taint_is_kept() -> None:
+    ours = {"key": "gpusharing.dev/unproven", "operator": "Exists", "effect": "NoSchedule"}
+    ready = {**status(started=True), "conditions": [{"type": "Ready", "status": "True"}]}
+    assert agent_pod(pod(ready, tolerations=[ours])).tolerates_gate
+    assert not agent_pod(pod(ready)).tolerates_gate
+
+
 def test_why_the_agents_container_waits_is_kept_and_not_its_neighbours() -> None:
     found = agent_pod(pod(status(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}})))
     assert (found.waiting, found.message) == ("ErrImagePull", "not found")

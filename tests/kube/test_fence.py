@@ -219,6 +219,18 @@ def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> 
     assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
 
 
+def test_a_claim_past_the_point_of_no_return_is_the_same_claim() -> None:
+    """It says whose failure it is if the Node goes; what a newer operator added to it stays."""
+    claim = Claim("u7", "pool-b", "op-1")
+    record = json.loads(records.claims_text({"gpu-07": claim}))
+    record["claims"]["gpu-07"] |= NEWER
+    begun = replace(claim, generation=3, policy_uid="uid-b")
+    text = records.claims_text({"gpu-07": begun}, json.dumps(record))
+    assert json.loads(text)["claims"]["gpu-07"].keys() >= NEWER.keys()
+    assert records.parse_claims(text) == ({"gpu-07": begun}, "")
+    assert records.parse_claims(records.claims_text({"gpu-07": claim}, text)) == ({"gpu-07": claim}, "")
+
+
 def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_only_those() -> None:
     claims, failed = {"gpu-07": Claim("u7", "pool-b", "op-1")}, {"u9": FailedNode("gpu-09", "uid-b", 3)}
     text = records.claims_text(claims, failed_nodes=failed)
@@ -243,7 +255,7 @@ def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> N
     name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
     op = f"{policy[:40]}.1000.19a5f0b2c3d"
     claims = {
-        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}")
+        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}", 1000, "0" * 36)
         for number in range(records.MOST_CLAIMS)
     }
     failed = {f"{number:036}": FailedNode(f"{name}{number:03}", "0" * 36, 1000) for number in range(MOST)}

@@ -16,6 +16,17 @@ VOLCANO = {"scheduling.k8s.io/group-name": "podgroup-7"}
 NATIVE = {"schedulingGroup": {"podGroupName": "train-workers"}}
 OLDER = {"workloadRef": {"name": "train", "podGroup": "workers", "podGroupReplicaKey": "2"}}
 
+QUEUED_SINCE_0_18 = {
+    "labels": {"kueue.x-k8s.io/managed": "true"},
+    "annotations": {"kueue.x-k8s.io/pod-group-name": "batch", "kueue.x-k8s.io/workload": "batch"},
+}
+"""A group of plain pods: the webhook of Kueue sets the label on every pod that it queues."""
+PODSET = {"kueue.x-k8s.io/podset": "main"}
+ADMITTED = {"kueue.x-k8s.io/workload": "job-train-3fa2b"}
+JOB = [{"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "u-1", "controller": True}]
+RAY = [{"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": "tune", "uid": "u-2", "controller": True}]
+REPLICAS = [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u-3", "controller": True}]
+
 KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a JobSet": ({"labels": JOBSET}, "JobSet team-a/train", "jobset.sigs.k8s.io/jobset-name=train"),
     "a group of a LeaderWorkerSet": (
@@ -41,6 +52,54 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
         "Workload team-a/batch",
         "kueue.x-k8s.io/pod-group-name=batch",
     ),
+    "a Workload of a group of pods, since Kueue 0.18": (
+        QUEUED_SINCE_0_18,
+        "Workload team-a/batch",
+        "kueue.x-k8s.io/managed=true",
+    ),
+    "a Workload of a Job": (
+        {"labels": PODSET, "annotations": ADMITTED, "ownerReferences": JOB},
+        "Workload team-a/job-train-3fa2b",
+        "kueue.x-k8s.io/podset",
+    ),
+    "a Workload whose pods have no label of Kueue": (
+        {"annotations": ADMITTED, "ownerReferences": JOB},
+        "Workload team-a/job-train-3fa2b",
+        "",
+    ),
+    "the slices of an elastic Job": (
+        {
+            "labels": PODSET,
+            "annotations": {**ADMITTED, "kueue.x-k8s.io/workload-slice-name": "job-train-first"},
+        },
+        "Workload team-a/job-train-first",
+        "kueue.x-k8s.io/podset",
+    ),
+    "a Job of Kueue before 0.14": (
+        {"labels": {**PODSET, "batch.kubernetes.io/job-name": "train"}, "ownerReferences": JOB},
+        "Workload team-a/job-train",
+        "batch.kubernetes.io/job-name=train",
+    ),
+    "a Job of Kueue on Kubernetes before 1.27": (
+        {"labels": {**PODSET, "job-name": "train"}, "ownerReferences": JOB},
+        "Workload team-a/job-train",
+        "job-name=train",
+    ),
+    "a Job whose pods name a queue": (
+        {"labels": {"kueue.x-k8s.io/queue-name": "research"}, "ownerReferences": JOB},
+        "Workload team-a/job-train",
+        "kueue.x-k8s.io/queue-name",
+    ),
+    "a RayCluster of Kueue before 0.14": (
+        {"labels": PODSET, "ownerReferences": RAY},
+        "Workload team-a/raycluster-tune",
+        "kueue.x-k8s.io/podset",
+    ),
+    "a JobSet that Kueue has admitted": (
+        {"labels": {**PODSET, **JOBSET}, "annotations": ADMITTED},
+        "JobSet team-a/train",
+        "jobset.sigs.k8s.io/jobset-name=train",
+    ),
     "a JobSet that a gang scheduler starts": (
         {"labels": {**QUEUED, **COSCHEDULED, **JOBSET}, "spec": NATIVE},
         "JobSet team-a/train",
@@ -63,6 +122,20 @@ ALONE: dict[str, dict[str, Any]] = {
     "a LeaderWorkerSet without a group": {
         "metadata": {"labels": {"leaderworkerset.sigs.k8s.io/name": "llm"}}
     },
+    "a Job without Kueue": {
+        "metadata": {"labels": {"batch.kubernetes.io/job-name": "train"}, "ownerReferences": JOB}
+    },
+    "a plain pod that Kueue queues by itself": {
+        "metadata": {
+            "labels": {**PODSET, "kueue.x-k8s.io/managed": "true", "kueue.x-k8s.io/queue-name": "q"},
+            "annotations": {"kueue.x-k8s.io/workload": "pod-web-1"},
+            "ownerReferences": REPLICAS,
+        }
+    },
+    "a pod of a Deployment that names a queue": {
+        "metadata": {"labels": {"kueue.x-k8s.io/queue-name": "q"}, "ownerReferences": REPLICAS}
+    },
+    "a pod of nobody with the label of Kueue": {"metadata": {"labels": PODSET, "ownerReferences": []}},
     "a scheduling group without a name": {"spec": {"schedulingGroup": {}}},
     "labels that are no object": {"metadata": {"labels": "broken"}},
     "a number for a name": {"spec": {"schedulingGroup": {"podGroupName": 7}}},
@@ -82,5 +155,5 @@ def test_a_gang_without_a_label_is_looked_for_among_the_pods_of_its_scheduler() 
 
 def test_the_widest_unit_is_asked_for_first() -> None:
     kinds = [key.kind for key in LADDER]
-    assert kinds == ["JobSet", *["LeaderWorkerSet"] * 2, *["PodGroup"] * 4, "Workload"]
+    assert kinds == ["JobSet", *["LeaderWorkerSet"] * 2, *["PodGroup"] * 4, *["Workload"] * 4]
     assert all(key.source for key in LADDER)

@@ -17,6 +17,7 @@ from gpusharing.planning.drain.gangs import describe_gang
 from gpusharing.planning.snapshot.podviews import GangView
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
+QUEUED: JSON = {"annotations": {"kueue.x-k8s.io/workload": "job-train-3fa2b"}}
 
 
 def rank(number: int, node_name: str, **more: Any) -> JSON:
@@ -115,11 +116,44 @@ async def test_members_that_cannot_be_listed_are_told_and_not_taken_for_none(err
 
 
 @virtually
-async def test_a_node_has_no_more_gangs_looked_up_than_a_bound() -> None:
+async def test_the_pods_of_a_job_that_kueue_has_admitted_are_one_gang_found_by_one_list() -> None:
+    def worker(name: str, job: str, node_name: str) -> JSON:
+        workload = {"annotations": {"kueue.x-k8s.io/workload": f"job-{job}-3fa2b"}}
+        return pod(name, node_name, metadata={"labels": {"kueue.x-k8s.io/podset": "main"}, **workload})
+
+    workers = [worker("a-0", "a", "gpu-07"), worker("a-1", "a", "gpu-08"), worker("b-0", "b", "gpu-07")]
+    async with gathering(*((PODS, one) for one in workers)) as stage:
+        first, second = (await stage.work()).gangs
+        assert describe_gang(first) == "Workload team-a/job-a-3fa2b, 2 pods (1 on gpu-07, 1 on gpu-08)"
+        assert describe_gang(second) == "Workload team-a/job-b-3fa2b, 1 pod (1 on gpu-07)"
+        assert stage.lists("pods") == 2, "of the node, and of all Workloads of the namespace"
+
+
+@virtually
+async def test_all_gangs_of_a_node_are_looked_up_however_many_by_few_lists() -> None:
+    count = gangs.MAX_LISTS + 3
     many = [
-        pod(f"p-{number}", metadata={"labels": {LABEL: f"set-{number:02}"}})
-        for number in range(gangs.MAX_GANGS + 3)
+        pod(f"p-{number}-{place}", place, metadata={"labels": {LABEL: f"set-{number:02}"}})
+        for number in range(count)
+        for place in ("gpu-07", "gpu-08")
     ]
     async with gathering(*((PODS, one) for one in many)) as stage:
         found = (await stage.work()).gangs
-        assert [view.gang.name for view in found] == [f"set-{n:02}" for n in range(gangs.MAX_GANGS)]
+        assert [view.gang.name for view in found] == [f"set-{number:02}" for number in range(count)]
+        assert {tuple(member.node for member in view.members) for view in found} == {("gpu-07", "gpu-08")}
+        assert stage.lists("pods") == 2, "of the node, and of all JobSets of the namespace"
+
+
+@virtually
+async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() -> None:
+    """A member that nobody read may be one that must stay."""
+    crowd = [
+        pod(f"p-{number}", "gpu-08", metadata={"labels": {"kueue.x-k8s.io/podset": "main"}})
+        for number in range(5)
+    ]
+    mine = pod("mine", metadata={**QUEUED, "labels": {"kueue.x-k8s.io/podset": "main"}})
+    async with gathering(*((PODS, one) for one in [*crowd, mine])) as stage:
+        stage.gatherer.gangs.most = 5
+        view = await seen(stage)
+        assert view.members == ()
+        assert view.error.startswith("5 pods of the namespace team-a or more would have to be looked through")

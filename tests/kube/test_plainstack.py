@@ -7,7 +7,12 @@ from tests.plainchart import TOLERATIONS, daemon_set, discovery, plugin
 from gpusharing.kube.client import JSON
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
 from gpusharing.kube.startgate import tolerations_text
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import (
+    ClusterPolicyView,
+    FinderState,
+    MpsDaemonView,
+    PlainStackView,
+)
 
 
 def read(*sets: JSON) -> ClusterPolicyView | None:
@@ -101,3 +106,14 @@ def test_anything_else_is_no_plain_stack(sets: tuple[JSON, ...]) -> None:
 def test_a_damaged_daemonset_is_no_stack() -> None:
     for raw in ({}, {"metadata": None}, {"spec": {"template": {"spec": {"containers": "x"}}}}):
         assert plain_stack([daemon_set_view({"metadata": {}, **raw})]) is None
+
+
+def test_the_worker_of_node_feature_discovery_is_known_by_what_it_runs() -> None:
+    """As templates/worker.yaml of its chart has it, which NVIDIA's charts include."""
+    template = {"containers": [{"name": "worker", "command": ["nfd-worker"]}], "tolerations": TOLERATIONS}
+    metadata = {"name": "nfd-worker", "labels": {"app.kubernetes.io/instance": "gpu-operator"}}
+    view = daemon_set_view({"metadata": metadata, "spec": {"template": {"spec": template}}})
+    kept = tolerations_text(TOLERATIONS)
+    assert view.finder == FinderState("nfd-worker", "gpu-operator", tolerates_gate=False, tolerations=kept)
+    assert plain_stack([view]) is None
+    assert daemon_set_view(plugin(default="base")).finder is None

@@ -12,7 +12,7 @@ import pytest
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.simulator import SimulatorError
 from tests.nvmlsim.conftest import MakeMachine
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
 DRIVER_NOT_LOADED, UNKNOWN = 9, 999
 ALL_ONES = 0xFFFFFFFF
@@ -45,7 +45,7 @@ def sanitizers() -> None:
         pytest.skip(message)
 
 
-def checked(machine: Machine, function: str, **arguments: Any) -> Any:
+def checked(machine: SimMachine, function: str, **arguments: Any) -> Any:
     """Call a function of client.py on the sanitized library, which ends the program at the first bad access."""
     return machine.start(function, sanitized=True, **arguments).result()
 
@@ -140,7 +140,7 @@ CALLS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_clamped_and_not_believed(
-    sanitizers: None, damage: Callable[[layout.SimState], None], h100: Machine
+    sanitizers: None, damage: Callable[[layout.SimState], None], h100: SimMachine
 ) -> None:
     with h100.simulator.edit() as state:
         damage(state)
@@ -151,7 +151,7 @@ def test_a_damaged_file_is_clamped_and_not_believed(
         assert all(profile.start_count <= layout.MAX_STARTS for profile in state.gpus[0].profiles[:1])
 
 
-def test_noise_in_the_file_ends_no_program(sanitizers: None, h100: Machine) -> None:
+def test_noise_in_the_file_ends_no_program(sanitizers: None, h100: SimMachine) -> None:
     noise = random.Random("nvmlsim")
     begin = layout.SimState.driver_version.offset
     for _ in range(6):
@@ -163,12 +163,12 @@ def test_noise_in_the_file_ends_no_program(sanitizers: None, h100: Machine) -> N
         assert len(checked(h100, "all_of", calls=CALLS)) == len(CALLS)
 
 
-def test_a_lock_that_fails_is_an_error(h100: Machine) -> None:
+def test_a_lock_that_fails_is_an_error(h100: SimMachine) -> None:
     answers = h100.ask("without_files", gpu=0)
     assert answers == {"name": {"error": UNKNOWN}, "end": {"error": UNKNOWN}}
 
 
-def test_a_file_that_was_cut_short_is_an_error_and_ends_no_program(h100: Machine) -> None:
+def test_a_file_that_was_cut_short_is_an_error_and_ends_no_program(h100: SimMachine) -> None:
     waiting = h100.start("after_a_line", gpu=0)
     waiting.wait_ready()
     os.truncate(h100.simulator.path, 4096)
@@ -176,7 +176,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_ends_no_program(h100: Machine
     assert waiting.result() == {"error": UNKNOWN}
 
 
-def test_a_file_of_the_same_size_and_another_layout_is_refused(h100: Machine) -> None:
+def test_a_file_of_the_same_size_and_another_layout_is_refused(h100: SimMachine) -> None:
     with h100.simulator.edit() as state:
         state.layout_hash ^= 1
     assert h100.ask("gpu_report", gpu=0) == {"error": DRIVER_NOT_LOADED}

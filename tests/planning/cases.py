@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
@@ -37,7 +37,7 @@ def world_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
     known = _worlds.get((repr(policy), products))
     if known is None:
         known = _worlds[repr(policy), products] = World()
-        known.add_node("gpu-07", Machine("gpu-07", products))
+        known.add_node("gpu-07", NodeMachine("gpu-07", products))
         known.set_policy(policy)
         known.settle()
     return known

@@ -20,7 +20,7 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import SLICED, T4, pool_of, run_until
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -64,10 +64,10 @@ def test_a_cordoned_node_of_the_pool_takes_a_slot_and_is_left_alone() -> None:
         "n0": Reason.ALREADY_CORDONED, "n1": Reason.BUDGET_FULL, "n2": Reason.BUDGET_FULL}  # fmt: skip
 
 
-OTHERS = {"another product": Machine("other", (T4,)), "no GPU": None}
+OTHERS = {"another product": NodeMachine("other", (T4,)), "no GPU": None}
 
 
-def half_of_four(other: Machine | None, *, cordoned: bool = False) -> World:
+def half_of_four(other: NodeMachine | None, *, cordoned: bool = False) -> World:
     """Two H100 nodes and two others in one pool of which half may be away, about to be shared."""
     world = pool_of(2, make_policy(mode="Full", products=[bare_product(H100)]))
     for name in ("x0", "x1"):
@@ -88,7 +88,9 @@ def half_of_four(other: Machine | None, *, cordoned: bool = False) -> World:
 
 @pytest.mark.parametrize("cordoned", [False, True], ids=["there", "cordoned"])
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(other: Machine | None, cordoned: bool) -> None:
+def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(
+    other: NodeMachine | None, cordoned: bool
+) -> None:
     world = half_of_four(other, cordoned=cordoned)
     most = 0
     for _ in range(200):

@@ -5,16 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_fence, make_node
-from tests.planning.cases import MIXED, wrote
-from tests.planning.test_failures_seen import halted, passed
+from tests.build import at, make_fence, make_node
+from tests.planning.cases import FULL, MIXED, pool_of, run_until, wrote
+from tests.planning.test_failures_seen import halted, passed, started
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.failures import MOST, count_failures
+from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import FenceNode, SetClaims
-from gpusharing.planning.snapshot.records import FailedNode
+from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import Verdict
@@ -38,7 +38,7 @@ def counted(
     pool = Pool(policy)
     for one in members:
         pool.count(one)
-    found = count_failures([pool], recorded)
+    found = count_failures([pool], recorded, {})
     return found, pool.failed_before
 
 
@@ -102,6 +102,82 @@ def test_a_rollout_stays_halted_when_the_node_that_failed_is_replaced() -> None:
         passed(world)
     assert len(wrote(world, FenceNode)) > len(begun)
     assert world.failed_nodes == {}
+
+
+def under_way(phase: Phase) -> tuple[World, str]:
+    """The first of three nodes of a pool that wants MIG is in this phase."""
+    world = pool_of(3)
+    world.set_policy(replace(MIXED, uid=FULL.uid, generation=2))
+    first = next(name for name in world.nodes if started(world, name))
+    run_until(world, phase, node=first)
+    passed(world)
+    return world, first
+
+
+def test_a_node_that_goes_past_the_point_of_no_return_unproven_has_failed() -> None:
+    """A machine that the change broke may be replaced long before its deadline."""
+    world, first = under_way(Phase.RECONFIGURING)
+    world.remove_node(first)
+    world.restart()  # whoever comes next knows it from the Lease
+    begun = wrote(world, FenceNode)
+    for _ in range(30):
+        told = passed(world)
+        assert {verdict.reason for verdict in told.values()} == {Reason.HALTED}
+    assert all(
+        verdict.message.startswith(f"{first} (deleted in the middle of its change) failed in this generation")
+        for verdict in told.values()
+    )
+    assert (wrote(world, FenceNode), world.claims) == (begun, {})
+    resume(world)
+    for _ in range(30):
+        passed(world)
+    assert len(wrote(world, FenceNode)) > len(begun)
+    assert world.failed_nodes == {}
+
+
+def test_another_node_of_that_name_does_not_hide_the_failure() -> None:
+    world, first = under_way(Phase.RECONFIGURING)
+    world.remove_node(first)
+    world.add_node(first)
+    for _ in range(30):
+        told = passed(world)
+    assert told[first].reason is Reason.HALTED
+
+
+@pytest.mark.parametrize("phase", [Phase.CORDONED, Phase.SYNCED], ids=["before it", "once proven"])
+def test_a_node_that_goes_has_not_failed(phase: Phase) -> None:
+    world, first = under_way(phase)
+    world.remove_node(first)
+    for _ in range(30):
+        assert Reason.HALTED not in {verdict.reason for verdict in passed(world).values()}
+    assert world.failed_nodes == {}
+
+
+PROVEN = replace(ACTUATING, proven=at(60))
+SLOTS: dict[str, tuple[Fence, int]] = {
+    "past the point of no return": (ACTUATING, 3),
+    "before it": (make_fence(policy_uid=POLICY.uid, generation=3), 0),
+    "proven, while it waits for its wave": (PROVEN, 0),
+    "of an earlier node of this name": (replace(ACTUATING, node_uid="uid-before"), 0),
+}
+
+
+@pytest.mark.parametrize(("fence", "generation"), SLOTS.values(), ids=SLOTS)
+def test_a_slot_says_of_which_generation_the_failure_would_be(fence: Fence, generation: int) -> None:
+    claim = Claim.of("uid-gpu-07", fence)
+    assert (claim.generation, claim.policy_uid) == (generation, POLICY.uid if generation else "")
+    gone = {"uid-gpu-07": FailedNode("gpu-07", POLICY.uid, generation, gone=True)} if generation else {}
+    assert find_gone({"gpu-07": claim}, {}) == gone
+    assert find_gone({"gpu-07": claim}, {"gpu-07": make_node("gpu-07", uid="uid-new")}) == gone
+    assert find_gone({"gpu-07": claim}, {"gpu-07": make_node("gpu-07")}) == {}
+
+
+def test_a_node_that_had_failed_before_it_went_is_told_as_failed() -> None:
+    pool = Pool(POLICY)
+    gone = {"uid-n1": replace(FAILED, gone=True)}
+    assert count_failures([pool], RECORD, gone) == RECORD
+    assert count_failures([pool], {}, gone) == gone
+    assert pool.failed_before == ("n1 (deleted in the middle of its change)",)
 
 
 def resume(world: World) -> None:

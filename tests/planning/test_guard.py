@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from tests.build import (
     NOW,
+    at,
     make_claim,
     make_fence,
     make_gpunode,
@@ -16,13 +20,14 @@ from tests.build import (
     make_work,
 )
 
-from gpusharing.api.names import LABEL_MIG_STATE, Phase
+from gpusharing.api.names import LABEL_MIG_STATE, Mode, Phase
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.words.reasons import Reason
 
@@ -146,3 +151,85 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
         assert (plan.verdicts[name].reason, plan.verdicts[name].candidate) == (Reason.NODE_NOT_JUDGED, False)
         assert "find_canary" in plan.verdicts[name].message
     assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
+
+
+SOUND = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})
+WINDOWS = {"windows": (7,)}
+"""What no reader lets through, in a field that each question reads and the others do not."""
+FAULTY: dict[str, tuple[dict[str, Any], str, str]] = {
+    "what it asks for": ({"mig": 7}, "", "AttributeError: 'int' object has no attribute 'layouts'"),
+    "what it may ask for here": (
+        {"mode": Mode.FULL, "mig": SimpleNamespace(layouts=None, config=None)},
+        "single",
+        "AttributeError: 'types.SimpleNamespace' object has no attribute 'strategy'",
+    ),
+}
+
+
+def broken(**fields: Any) -> PolicyView:
+    """Pool b with fields that make the planner fail."""
+    policy = make_policy("pool-b")
+    assert policy.spec is not None, "it was readable"
+    return replace(policy, spec=policy.spec.model_copy(update=fields))
+
+
+def beside(policy: PolicyView, strategy: str = "", **node: Any) -> ClusterSnapshot:
+    """Two nodes of this policy and one of another."""
+    nodes = [make_node("gpu-01"), make_node("gpu-02", **node)]
+    nodes.append(make_node("gpu-03", labels={"gpusharing.dev/pool": "c"}))
+    work = {"gpu-01": make_work(), "gpu-03": make_work()}
+    snapshot = make_snapshot(nodes, [make_policy("pool-b"), SOUND], work=work)
+    known = snapshot.stack.cluster_policy
+    assert known is not None, "it exists"
+    stack = replace(snapshot.stack, cluster_policy=replace(known, mig_strategy=strategy))
+    return replace(snapshot, policies=(policy, SOUND), stack=stack)
+
+
+@pytest.mark.parametrize(("fields", "strategy", "said"), FAULTY.values(), ids=FAULTY)
+def test_a_policy_that_nobody_can_judge_stops_only_its_own_nodes(
+    fields: dict[str, Any], strategy: str, said: str
+) -> None:
+    fence = make_fence("actuating", node_uid="uid-gpu-02", target_mig_config="halves")
+    snapshot = beside(broken(**fields), strategy, unschedulable=True, fence=fence)
+    memo = Memo()
+    for _ in range(2):
+        plan = plan_rollout(snapshot, NOW, memo)
+        for name in ("gpu-01", "gpu-02"):
+            left = plan.verdicts[name]
+            assert (left.phase, left.reason, left.actions) == (Phase.BLOCKED, Reason.POLICY_NOT_JUDGED, ())
+            assert (left.policy, left.candidate, left.wants_pods) == ("pool-b", False, False)
+            assert left.message.startswith(f"policy pool-b cannot be judged: {said}")
+            assert left.message.endswith("; the node is left exactly as it is")
+        assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
+        assert plan.objections.keys() == {"pool-b"}
+        claims = next(action.claims for action in plan.shared if isinstance(action, SetClaims))
+        assert claims.keys() == {"gpu-02", "gpu-03"}, "what is in flight keeps its slot"
+
+
+def test_no_node_starts_by_windows_that_nobody_can_follow_and_other_policies_go_on() -> None:
+    spec = make_policy("pool-b").spec
+    assert spec is not None, "it is readable"
+    policy = broken(rollout=spec.rollout.model_copy(update=WINDOWS))
+    plan = plan_rollout(beside(policy), NOW)
+    for name in ("gpu-01", "gpu-02"):
+        held = plan.verdicts[name]
+        assert (held.phase, held.reason) == (Phase.BLOCKED, Reason.POLICY_NOT_JUDGED)
+        assert held.message.startswith("policy pool-b cannot be judged: AttributeError")
+    assert plan.objections["pool-b"].reason is Reason.POLICY_NOT_JUDGED
+    assert any(isinstance(action, FenceNode) for action in plan.verdicts["gpu-03"].actions)
+
+
+@pytest.mark.parametrize(("fields", "strategy", "said"), FAULTY.values(), ids=FAULTY)
+def test_a_policy_that_nobody_can_judge_says_so(fields: dict[str, Any], strategy: str, said: str) -> None:
+    policy = broken(**fields)
+    snapshot = beside(policy, strategy)
+    plan = plan_rollout(snapshot, NOW)
+    before = {"summary": {"nodes": "2/2"}, "observedGeneration": 0}
+    status = tell_status(policy, plan, snapshot, before, NOW)
+    told = {row["type"]: (row["status"], row["reason"]) for row in status["conditions"]}
+    assert told["Accepted"] == ("False", "PolicyNotJudged")
+    assert told["Ready"] == ("False", "NotAccepted")
+    assert told["Stalled"] == ("True", "PolicyNotJudged")
+    assert all(said in row["message"] for row in status["conditions"] if row["type"] != "Reconciling")
+    assert status["observedGeneration"] == 1
+    assert tell_status(policy, plan, snapshot, status, at(60)) == status, "the same is not written again"

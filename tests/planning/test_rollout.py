@@ -24,7 +24,7 @@ from tests.planning.cases import (
     verdict_of,
     wrote,
 )
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.rules import is_settled
 
 from gpusharing.api import names
@@ -84,7 +84,8 @@ def test_a_change_runs_to_synced_with_one_node_write_per_step_and_two_around_the
     assert wrote(world, *NODE_WRITES) == ["FenceNode", *["Actuate"] * steps, "Release"]
     assert wrote(world, Evict) == ["Evict"]
     assert wrote(world, EnsureGPUNode) == ["EnsureGPUNode"] * 2 * steps
-    assert wrote(world, SetClaims, SetFinalizer) == ["SetFinalizer", "SetClaims", "SetFinalizer", "SetClaims"]
+    claimed = ["SetFinalizer", "SetClaims", "SetClaims"]  # before the fence, and past the point of no return
+    assert wrote(world, SetClaims, SetFinalizer) == [*claimed, "SetFinalizer", "SetClaims"]
     assert dict(world.nodes[NODE].resources) == dict(plan.targets[NODE])
     known = after == "Full" and before.startswith(("MIG", "MPS"))  # as the stop between MPS and MIG
     assert wrote(world)[0] == ("SetFinalizer" if known else "WriteConfig")
@@ -235,8 +236,8 @@ def test_a_node_without_gpu_is_skipped_when_selected_and_not_even_named_otherwis
 
 def test_a_second_card_model_is_handled_node_by_node() -> None:
     world = copy_of(FULL)
-    world.add_node("t4", Machine("t4", (T4,)))
-    world.add_node("h200", Machine("h200", ("NVIDIA H200",)))
+    world.add_node("t4", NodeMachine("t4", (T4,)))
+    world.add_node("h200", NodeMachine("h200", ("NVIDIA H200",)))
     world.set_policy(make_policy(mig={"config": "all-balanced"}))
     plan = world.settle()
     assert {name: (v.phase, v.reason) for name, v in plan.verdicts.items()} == {

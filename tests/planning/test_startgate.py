@@ -18,7 +18,7 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until, world_of, wrote
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
 
@@ -28,10 +28,10 @@ from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.stackviews import PlainStackView
+from gpusharing.planning.snapshot.stackviews import FinderState, PlainStackView
 from gpusharing.planning.snapshot.views import StartGate
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import FinderState, InstallationView, Place
+from gpusharing.planning.stack.installationviews import InstallationView, Place
 from gpusharing.planning.stack.startgate import TOLERATION, widened
 from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.startgate import is_newcomer
@@ -129,12 +129,38 @@ def test_a_node_with_a_sick_gpu_keeps_the_taint_though_its_layout_is_right() -> 
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, ())
 
 
-def test_where_no_gpu_was_found_the_worker_that_would_find_it_is_named() -> None:
+UNSEEN: dict[str, tuple[tuple[FinderState, ...], str]] = {
+    "it may not run there": (
+        (FinderState("nfd-worker", "gpu-operator", False, "[]"),),
+        "; if it has one: DaemonSet nfd-worker of Node Feature Discovery does not tolerate gpusharing.dev/unproven,"
+        " which would find it; run: helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator",
+    ),
+    "nobody can see whether it may": (
+        (),
+        "; if it has one, the worker of Node Feature Discovery must tolerate gpusharing.dev/unproven to find it, which"
+        " cannot be checked: its DaemonSet is not in namespace gpu-operator, the only one whose DaemonSets are read",
+    ),
+}
+
+
+@pytest.mark.parametrize(("finders", "said"), UNSEEN.values(), ids=UNSEEN)
+def test_where_no_gpu_was_found_the_worker_that_would_find_it_is_named_where(
+    finders: tuple[FinderState, ...], said: str
+) -> None:
     bare = {**GATED, "resources": {}}
     absent = dict.fromkeys((names.LABEL_GPU_PRESENT, names.LABEL_GPU_PRODUCT))
-    verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}))
+    stack = replace(make_stack(FULL), finders=finders)
+    verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}, stack=stack))
     assert verdict.reason is Reason.NO_GPU
-    assert "Node Feature Discovery must tolerate gpusharing.dev/unproven" in verdict.message
+    assert said in verdict.message
+
+
+def test_nothing_is_said_of_a_worker_that_may_run_there_and_found_no_gpu() -> None:
+    stack = replace(make_stack(FULL), finders=(FinderState("nfd-worker", "gpu-operator", True, "[]"),))
+    bare = {**GATED, "resources": {}}
+    absent = dict.fromkeys((names.LABEL_GPU_PRESENT, names.LABEL_GPU_PRODUCT))
+    verdict = judged(make_case(FULL, node=bare, labels=absent, gpunode={"observed": None}, stack=stack))
+    assert "Node Feature Discovery" not in verdict.message
 
 
 # --- what must tolerate it ----------------------------------------------------------------------------------
@@ -149,6 +175,49 @@ def test_a_node_that_nvidias_pods_keep_off_is_told_with_the_one_command() -> Non
         ' \'{"spec":{"daemonsets":{"tolerations":[{"key":"nvidia.com/gpu","operator":"Exists"},'
         '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]}}}\''
     )
+
+
+GPU = '[{"key":"nvidia.com/gpu","operator":"Exists"}]'
+WORKER = FinderState("nfd-worker", "gpu-operator", False, GPU)
+KEPT_OFF: dict[str, tuple[dict[str, Any], str, str]] = {
+    "our agent": (
+        {"intolerant_agents": "gpusharing-agent"},
+        "DaemonSet gpusharing-agent does not tolerate gpusharing.dev/unproven, so its pods stay off gpu-07",
+        'kubectl -n gpusharing-agent patch daemonset gpusharing-agent --type json -p \'[{"op":"add","path":'
+        '"/spec/template/spec/tolerations/-","value":{"key":"gpusharing.dev/unproven","operator":"Exists",'
+        '"effect":"NoSchedule"}}]\'',
+    ),
+    "the worker of Node Feature Discovery": (
+        {"finders": (replace(WORKER, name="fine", tolerates_gate=True), WORKER)},
+        "DaemonSet nfd-worker of Node Feature Discovery does not tolerate gpusharing.dev/unproven, so its pods stay",
+        "helm upgrade gpu-operator nvidia/gpu-operator -n gpu-operator --reuse-values --set-json"
+        ' \'node-feature-discovery.worker.tolerations=[{"key":"nvidia.com/gpu","operator":"Exists"},'
+        '{"key":"gpusharing.dev/unproven","operator":"Exists","effect":"NoSchedule"}]\'',
+    ),
+}
+
+
+@pytest.mark.parametrize(("seen", "said", "command"), KEPT_OFF.values(), ids=KEPT_OFF)
+def test_a_node_that_others_who_prove_it_are_kept_off_is_told_with_the_one_command(
+    seen: dict[str, Any], said: str, command: str
+) -> None:
+    stack = replace(make_stack(MIXED), **seen)
+    verdict = judged(make_case(MIXED, node=GATED, stack=stack))
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.TAINT_NOT_TOLERATED)
+    assert said in verdict.message
+    assert verdict.message.endswith(f"; run (it restarts those pods on every node): {command}")
+    assert judged(make_case(MIXED, stack=stack)).candidate, "without the taint nobody is told"
+
+
+def test_what_proves_a_node_is_told_first_come_first_served() -> None:
+    agents, finder = (seen for seen, _, _ in KEPT_OFF.values())
+    everything = replace(make_stack(MIXED, cluster_policy=INTOLERANT), **agents, **finder)
+    firsts = [everything, replace(everything, intolerant_agents="")]
+    firsts.append(replace(firsts[1], cluster_policy=make_cluster_policy()))
+    told = [judged(make_case(MIXED, node=GATED, stack=stack)).message for stack in firsts]
+    assert ["gpusharing-agent does" in told[0], "ClusterPolicy" in told[1], "nfd-worker" in told[2]] == [
+        True
+    ] * 3
 
 
 def test_nobody_else_is_told_of_tolerations() -> None:
@@ -169,8 +238,7 @@ def test_the_command_is_whole_however_much_is_tolerated_already() -> None:
     assert len(message) <= MAX_TEXT + 100
 
 
-GPU = '[{"key":"nvidia.com/gpu","operator":"Exists"}]'
-OPERAND, WORKER = INTOLERANT, FinderState("nfd-worker", "gpu-operator", False, GPU)
+OPERAND = INTOLERANT
 PLAIN = replace(INTOLERANT, plain=PlainStackView("nvdp", "nvdp", True))
 
 
@@ -319,6 +387,6 @@ def test_a_change_that_took_a_slot_keeps_it_when_its_pods_are_gone() -> None:
 def test_two_cards_of_a_newcomer_are_proven_like_any_others() -> None:
     world = World()
     world.set_policy(MIXED)
-    world.add_node("new", Machine("new", (H100, H100)), gated=True)
+    world.add_node("new", NodeMachine("new", (H100, H100)), gated=True)
     world.settle()
     assert world.nodes["new"].gate is None

@@ -1,8 +1,8 @@
 """Write what people see: status of policies and GPUNodes, Events. Only changes are written.
 
-A node that begins to change is shown one period after it began to differ from what is shown, and its next phases after
-two: shorter phases are never shown, and their information is shown with the next one. An end (Synced,
-Failed, Blocked ...) is written at once. Nothing is decided from any of it.
+A node that begins to change is shown one period after it began to differ from what is shown, its next phases after two:
+shorter phases are never shown, and their information is shown with the next one. An end (Synced, Failed, Blocked ...)
+is written at once. Nothing is decided from any of it.
 
 Whatever fails here is logged and tried again, after a longer wait each time: no pass ends or waits because of it, and
 no object waits because of another one. An Event counts as told when the server has accepted it.
@@ -37,8 +37,9 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.told.events import Event, node_events, pointers_event
-from gpusharing.planning.told.status import bearing, policy_status
+from gpusharing.planning.told.status import bearing
 from gpusharing.planning.told.transition import health_conditions, transition
+from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.way.verdict import Verdict
 
 log = structlog.get_logger()
@@ -252,13 +253,12 @@ class Publisher:
         if grounds == before and (due := self._due.get(key, now)) > now:
             return due  # numbers and messages: nobody needs them before they are due
         previous = self.statuses.policies.status(policy.name)
-        wanted = policy_status(policy, plan, snapshot, previous, now)
+        wanted = tell_status(policy, plan, snapshot, previous, now)
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
             self._due.pop(key, None)
             return None
-        urgent = wanted["observedGeneration"] != previous.get("observedGeneration") or _statuses(
-            wanted
-        ) != _statuses(previous)
+        urgent = wanted["observedGeneration"] != previous.get("observedGeneration")
+        urgent = urgent or _statuses(wanted) != _statuses(previous)
         lag = timedelta(seconds=self.period * POOL_FACTOR)
         if not urgent and (later := self._hold(key, now, lag)) is not None:
             return later

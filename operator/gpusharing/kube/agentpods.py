@@ -7,6 +7,7 @@ from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.raw import entries, part, section, text, whole
+from gpusharing.kube.startgate import tolerates
 from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 
 AGENT = "gpusharing-agent"
@@ -26,6 +27,7 @@ def agent_pod(raw: JSON) -> AgentPod:
         ready=has_condition(raw, "Ready") and not deleting,
         deleting=deleting,
         created=from_rfc3339(metadata.get("creationTimestamp")),
+        tolerates_gate=tolerates(entries(raw, "spec", "tolerations")),
     )
     return pod if pod.ready or deleting else _with_trouble(pod, raw)
 

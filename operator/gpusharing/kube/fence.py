@@ -159,11 +159,15 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     return {**patch, "spec": spec} if spec else patch
 
 
+_CHANGING = {"wave", "generation", "policyUid"}
+"""The keys of a claim whose values change while it stays the same claim."""
+
+
 def _grown(before: object, ours: JSON) -> JSON:
     """Our keys of a claim, and the unknown keys of the same claim."""
     if not isinstance(before, dict):
         return ours
-    if any(before.get(key) != value for key, value in ours.items() if key != "wave"):
+    if any(before.get(key) != value for key, value in ours.items() if key not in _CHANGING):
         return ours
     return {**{key: value for key, value in before.items() if key not in _KEYS[Claim]}, **ours}
 
@@ -208,7 +212,11 @@ _KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} fo
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
     written: JSON = _WRITERS[type(record)].dump_python(
-        record, mode="json", by_alias=True, exclude={"unknown"}, exclude_defaults=isinstance(record, Claim)
+        record,
+        mode="json",
+        by_alias=True,
+        exclude={"unknown"},
+        exclude_defaults=isinstance(record, Claim | FailedNode),
     )
     return written
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import section, text
+from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.snapshot.podviews import Gang
 
 JOBSET = "jobset.sigs.k8s.io/jobset-name"
@@ -18,7 +18,13 @@ LWS_INDEX = "leaderworkerset.sigs.k8s.io/group-index"
 LWS_KEY = "leaderworkerset.sigs.k8s.io/group-key"
 POD_GROUP = "scheduling.x-k8s.io/pod-group"
 VOLCANO = "scheduling.k8s.io/group-name"
-KUEUE = "kueue.x-k8s.io/pod-group-name"
+KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"
+KUEUE_WORKLOAD = "kueue.x-k8s.io/workload"
+KUEUE_SLICES = "kueue.x-k8s.io/workload-slice-name"
+KUEUE_MANAGED = "kueue.x-k8s.io/managed"
+KUEUE_PODSET = "kueue.x-k8s.io/podset"
+KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
+JOB_NAMES = ("batch.kubernetes.io/job-name", "job-name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class GangKey:
     kind: str
     """The name of its kind, for people."""
     find: Callable[[JSON], tuple[str, str] | None]
-    """Name and label selector of the gang; the selector is empty if no label identifies it. None: the pod does not
+    """Name of the gang, and a label selector that all of its pods match; empty: there is none. None: the pod does not
     say."""
     source: str
     """The source of the key, and why its pods share one fate."""
@@ -62,6 +68,45 @@ def _workload_ref(raw: JSON) -> tuple[str, str] | None:
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
 
 
+def _kueue_group(raw: JSON) -> tuple[str, str] | None:
+    """Since Kueue 0.18 the name of a group is an annotation."""
+    name = text(section(raw, "metadata", "annotations"), KUEUE_GROUP)
+    return (name, f"{KUEUE_MANAGED}=true" if _is_plain(raw) else "") if name else None
+
+
+def _kueue_workload(raw: JSON) -> tuple[str, str] | None:
+    """A plain pod without a group is a Workload of its own. The slices of an elastic job are one."""
+    annotations = section(raw, "metadata", "annotations")
+    name = text(annotations, KUEUE_SLICES) or text(annotations, KUEUE_WORKLOAD)
+    if not name or _is_plain(raw):
+        return None
+    return name, KUEUE_PODSET if KUEUE_PODSET in section(raw, "metadata", "labels") else ""
+
+
+def _kueue_job(raw: JSON) -> tuple[str, str] | None:
+    """Its name begins like that of its Workload, which ends with a hash that no pod has."""
+    labels, job = section(raw, "metadata", "labels"), _controller(raw)
+    is_job = text(job, "kind") == "Job" and text(job, "apiVersion").startswith("batch/")
+    if not job or _is_plain(raw) or not (KUEUE_PODSET in labels or (KUEUE_QUEUE in labels and is_job)):
+        return None
+    name = f"{text(job, 'kind').lower()}-{text(job, 'name')}"
+    own = next((key for key in JOB_NAMES if is_job and text(labels, key) == text(job, "name")), None)
+    return (
+        name,
+        f"{own}={text(job, 'name')}" if own else KUEUE_PODSET if KUEUE_PODSET in labels else KUEUE_QUEUE,
+    )
+
+
+def _is_plain(raw: JSON) -> bool:
+    """Kueue queues the pod itself, not what created it."""
+    return text(section(raw, "metadata", "labels"), KUEUE_MANAGED) == "true"
+
+
+def _controller(raw: JSON) -> JSON:
+    owners = entries(section(raw, "metadata"), "ownerReferences")
+    return next((owner for owner in owners if owner.get("controller") is True), {})
+
+
 LADDER: tuple[GangKey, ...] = (
     GangKey(
         "JobSet",
@@ -92,8 +137,24 @@ LADDER: tuple[GangKey, ...] = (
     ),
     GangKey(
         "Workload",
-        _labels(KUEUE),
+        _kueue_group,
+        "kubernetes-sigs/kueue v0.18 pkg/controller/jobs/pod SetPodGroupName (gate WorkloadIdentifierAnnotations)",
+    ),
+    GangKey(
+        "Workload",
+        _labels(KUEUE_GROUP),
         "kubernetes-sigs/kueue pkg/controller/jobs/pod/constants GroupNameLabel: admitted and evicted together",
+    ),
+    GangKey(
+        "Workload",
+        _kueue_workload,
+        "kubernetes-sigs/kueue v0.14 pkg/controller/jobframework getPodSetsInfoFromStatus (gate"
+        " TopologyAwareScheduling, alpha in v0.9): on the pods of every job that it starts",
+    ),
+    GangKey(
+        "Workload",
+        _kueue_job,
+        "the same without that gate: v0.10 gives such pods the label podset; a job has one Workload for all its pods",
     ),
 )
 """The first match wins; a test pins the order."""

@@ -1,12 +1,13 @@
 """Where the other pods of a gang are: one LIST in its namespace, by its label, when one of its nodes is looked at.
 
-A gang whose key is no label is listed by the scheduler that its pods name, and picked out here. Nothing is watched,
-and no call is made if no pod belongs to a gang.
+Where no label tells one gang from another, one LIST serves all such gangs of the namespace, which are picked out here:
+by the label that all of them have, or else by the scheduler that their pods name. So it is where the pods of a node
+belong to many gangs. Nothing is watched, and no call is made if no pod belongs to a gang.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -18,10 +19,13 @@ from gpusharing.kube.raw import text
 from gpusharing.planning.drain.holders import holds_gpu
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
-MAX_GANGS = 16
-"""The most gangs of one node that are looked up; a node with more has no room for a large one."""
+MAX_LISTS = 16
+"""The most gangs of one node that are listed each by its own label. With more, a LIST serves all of a namespace that
+have the same keys: the slices of a node may belong to as many jobs."""
 MAX_PODS = 5000
 """The most pods read from the LIST of one gang."""
+MAX_SHARED = 20_000
+"""The most pods read from a LIST that serves several gangs: where there are more, nothing is known about these."""
 KEPT = timedelta(seconds=3)
 """A LIST serves all nodes that are looked at meanwhile."""
 KEPT_IN_DRAIN = timedelta(seconds=30)
@@ -29,13 +33,39 @@ KEPT_IN_DRAIN = timedelta(seconds=30)
 FORGOTTEN = timedelta(minutes=2)
 """The time from the last request for a gang."""
 _FINISHED = ("Succeeded", "Failed")
+_RUNNING = ",".join(f"status.phase!={phase}" for phase in _FINISHED)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Query:
+    """One LIST."""
+
+    namespace: str
+    labels: str
+    fields: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether it lists pods of other gangs too."""
+        return "=" not in self.labels
 
 
 @dataclass(slots=True)
 class _Known:
-    view: GangView
+    """What a LIST found."""
+
+    members: Mapping[Gang, list[GangMember]]
+    partial: bool
+    error: str
     listed: datetime
     used: datetime
+
+    def view(self, gang: Gang) -> GangView:
+        """One of its gangs."""
+        if self.error:
+            return GangView(gang, error=self.error)
+        ordered = sorted(self.members.get(gang, ()), key=lambda member: (member.node, member.pod.ref))
+        return GangView(gang, tuple(ordered), partial=self.partial)
 
 
 @dataclass(slots=True)
@@ -43,8 +73,10 @@ class Gangs:
     """Lists gangs on request, each at most once at a time."""
 
     client: KubeClient
-    _known: dict[Gang, _Known] = field(default_factory=dict)
-    _locks: defaultdict[Gang, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    most: int = MAX_SHARED
+    """Pods read from a LIST that serves several gangs."""
+    _known: dict[_Query, _Known] = field(default_factory=dict)
+    _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
     async def find(self, pods: Iterable[PodView], now: datetime, *, anew: bool) -> tuple[GangView, ...]:
         """The gangs of those pods that hold a GPU. `anew`: list them now; else the last list serves for longer and
@@ -55,44 +87,67 @@ class Gangs:
         """
         wanted = {p.gang for p in pods if p.gang is not None and p.phase not in _FINISHED and holds_gpu(p)}
         views = []
-        for gang in sorted(wanted, key=lambda one: (one.ref, one.labels))[:MAX_GANGS]:
-            async with self._locks[gang]:
-                known = self._known.get(gang)
-                kept = KEPT if anew or known is None or known.view.error else KEPT_IN_DRAIN
+        for query, gangs in sorted(_queries(wanted).items()):
+            async with self._locks[query]:
+                known = self._known.get(query)
+                kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
                 if known is None or now - known.listed >= kept:
-                    view = await self._list(gang)
-                    if known is not None and view.error and not anew:
-                        view = known.view
-                    known = self._known[gang] = _Known(view, now, now)
+                    found = await self._list(query, now)
+                    if known is not None and found.error and not anew:
+                        found = replace(known, listed=now)
+                    known = self._known[query] = found
                 known.used = now
-                views.append(known.view)
+                views += [known.view(gang) for gang in gangs]
         self._forget(now)
-        return tuple(views)
+        return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 
-    async def _list(self, gang: Gang) -> GangView:
-        members: list[GangMember] = []
-        read = 0
+    async def _list(self, query: _Query, now: datetime) -> _Known:
+        members: defaultdict[Gang, list[GangMember]] = defaultdict(list)
+        read, most = 0, self.most if query.shared else MAX_PODS
+        fields = ",".join(filter(None, (query.fields, _RUNNING)))
         try:
             async for page in self.client.pages(
-                PODS, namespace=gang.namespace, label_selector=gang.labels, field_selector=gang.fields
+                PODS, namespace=query.namespace, label_selector=query.labels, field_selector=fields
             ):
                 for raw in page.items:
-                    if gang_of(raw) == gang and text(raw, "status", "phase") not in _FINISHED:
-                        members.append(_member(raw))
+                    gang = gang_of(raw)
+                    if gang is not None and text(raw, "status", "phase") not in _FINISHED:
+                        members[gang].append(_member(raw))
                 read += len(page.items)
-                if read >= MAX_PODS:
+                if read >= most:
                     break
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:
-            return GangView(gang, error=str(error))
-        ordered = sorted(members, key=lambda member: (member.node, member.pod.ref))
-        return GangView(gang, tuple(ordered), partial=read >= MAX_PODS)
+            return _Known({}, False, str(error), now, now)
+        cut_off = _too_many(query, most) if read >= most and query.shared else ""
+        return _Known(members, read >= most, cut_off, now, now)
 
     def _forget(self, now: datetime) -> None:
-        for gang in [gang for gang, known in self._known.items() if now - known.used > FORGOTTEN]:
-            del self._known[gang]
-            self._locks.pop(gang, None)
+        for query in [query for query, known in self._known.items() if now - known.used > FORGOTTEN]:
+            del self._known[query]
+            self._locks.pop(query, None)
+
+
+def _queries(gangs: Iterable[Gang]) -> dict[_Query, list[Gang]]:
+    """The LISTs that find these gangs, each with those that it serves."""
+    found: dict[_Query, list[Gang]] = {}
+    for gang in gangs:
+        found.setdefault(_Query(gang.namespace, gang.labels, gang.fields), []).append(gang)
+    if len(found) <= MAX_LISTS:
+        return found
+    wider: dict[_Query, list[Gang]] = {}
+    for query, served in found.items():
+        keys = ",".join(requirement.partition("=")[0] for requirement in query.labels.split(","))
+        wider.setdefault(replace(query, labels=keys), []).extend(served)
+    return wider
+
+
+def _too_many(query: _Query, most: int) -> str:
+    return (
+        f"{most:,} pods of the namespace {query.namespace} or more would have to be looked through, because no"
+        " label selects the gang; remove pods that are no longer needed"
+    )
 
 
 def _member(raw: JSON) -> GangMember:

@@ -94,7 +94,7 @@ class Gatherer:
     _stack: StackView | None = None
     _lookups: PodLookups = field(init=False)
     _budgets: Budgets = field(init=False)
-    _gangs: Gangs = field(init=False)
+    gangs: Gangs = field(init=False)
     crew: Crew = field(init=False)
     shared: Crew = field(init=False)
     """For reads that all nodes need: they must not wait until slow calls about single nodes free a worker."""
@@ -105,7 +105,7 @@ class Gatherer:
     def __post_init__(self) -> None:
         self._logs = ActuatorLogs(self.client)
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
-        self._budgets, self._gangs = Budgets(self.client, self.shared), Gangs(self.client)
+        self._budgets, self.gangs = Budgets(self.client, self.shared), Gangs(self.client)
         self._lookups = PodLookups(self.client)
 
     async def snapshot(
@@ -249,6 +249,8 @@ class Gatherer:
             marked=ours.marked,
             write_error=self.write_error,
             rival_policies=self.sources.rival_policies,
+            finders=self.sources.finders,
+            intolerant_agents=self.sources.intolerant_agents,
             pointer_error=self._pointer_error(),
             foreign_map=self._foreign_map(),
             seen_plugin_configs=ours.seen_plugin_configs,
@@ -300,7 +302,7 @@ class Gatherer:
             with suppress(HeldBack):  # not sent: what was seen before stays valid, with its age
                 pods, error = await self._pods_of(node, at)
                 view = self.sources.nodes.items.get(node)
-                gangs = await self._gangs.find(pods, at, anew=view is None or view.fence is None)
+                gangs = await self.gangs.find(pods, at, anew=view is None or view.fence is None)
                 self._lists[node] = _Listed(pods, error, at, gangs)
 
         await self.crew.each(self._due(wanted, now), read)

@@ -21,9 +21,9 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
-from gpusharing.kube.plainstack import daemon_set_view, plain_stack
-from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
-from gpusharing.kube.startgate import start_gate, tolerates, tolerations_text
+from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack
+from gpusharing.kube.raw import entries, part, section, text, texts, whole
+from gpusharing.kube.startgate import start_gate
 from gpusharing.planning.stack import rights
 from gpusharing.planning.stack.installationagents import has_cloud_plugin, has_system_plugin
 from gpusharing.planning.stack.installationviews import (
@@ -31,7 +31,6 @@ from gpusharing.planning.stack.installationviews import (
     OPERATOR,
     AgentsState,
     ConfigMapState,
-    FinderState,
     InstallationView,
     Place,
     PodState,
@@ -224,7 +223,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         operator_pods=operator_pods,
         cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
         plain=None if cluster_policies else plain_stack(map(daemon_set_view, daemon_sets)),
-        finders=tuple(found for one in daemon_sets if (found := _finder(one)) is not None),
+        finders=tuple(found for one in daemon_sets if (found := finder_state(one)) is not None),
         gated=gated,
         named=named,
         gpu_cluster=bool(gpu_clusters),
@@ -238,20 +237,6 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         policies=tuple(map(policy_view, policies)),
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
-    )
-
-
-def _finder(daemon_set: JSON) -> FinderState | None:
-    """A worker of Node Feature Discovery, by what its container runs (its chart, templates/worker.yaml)."""
-    template = section(daemon_set, "spec", "template", "spec")
-    if not any("nfd-worker" in strings(one.get("command")) for one in entries(template, "containers")):
-        return None
-    tolerations = entries(template, "tolerations")
-    return FinderState(
-        name=text(daemon_set, "metadata", "name"),
-        release=texts(part(daemon_set, "metadata", "labels")).get("app.kubernetes.io/instance", ""),
-        tolerates_gate=tolerates(tolerations),
-        tolerations=tolerations_text(tolerations),
     )
 
 

@@ -9,9 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, strings, text, texts
+from gpusharing.kube.raw import entries, part, section, strings, text, texts
 from gpusharing.kube.startgate import tolerates, tolerations_text
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView, PlainStackView
+from gpusharing.planning.snapshot.stackviews import (
+    ClusterPolicyView,
+    FinderState,
+    MpsDaemonView,
+    PlainStackView,
+)
 
 PLUGIN, DISCOVERY = "nvidia-device-plugin-ctr", "gpu-feature-discovery-ctr"
 """Containers by which the chart's DaemonSets are known; the GPU Operator's have other names."""
@@ -47,6 +52,8 @@ class DaemonSetView:
     """Those of its pods, as JSON."""
     mps_daemon: MpsDaemonView | None = None
     """It is that of the GPU Operator's MPS daemons."""
+    finder: FinderState | None = None
+    """It is that of Node Feature Discovery's workers."""
 
 
 _OTHER = DaemonSetView("", "", False, False, "")
@@ -54,14 +61,15 @@ _OTHER = DaemonSetView("", "", False, False, "")
 
 def daemon_set_view(raw: JSON) -> DaemonSetView:
     """A DaemonSet; the same empty view for all that belong neither to the chart nor to the GPU Operator's MPS
-    daemon."""
+    daemon, and are no workers of Node Feature Discovery."""
     owners = entries(raw, "metadata", "ownerReferences")
     template = section(raw, "spec", "template", "spec")
     containers = {text(one, "name"): one for one in entries(template, "containers")}
     if any(owner.get("kind") == "ClusterPolicy" for owner in owners):
         return replace(_OTHER, mps_daemon=_mps_daemon(template, containers)) if MPS in containers else _OTHER
     if not containers.keys() & {PLUGIN, DISCOVERY}:
-        return _OTHER
+        finder = finder_state(raw)
+        return _OTHER if finder is None else replace(_OTHER, finder=finder)
     main = containers.get(PLUGIN) or containers[DISCOVERY]
     init = entries(template, "initContainers")
     volumes = (one for one in entries(template, "volumes") if one.get("name") == CONFIGS)
@@ -76,6 +84,21 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
         version=_version(main),
         tolerates_gate=tolerates(entries(template, "tolerations")),
         tolerations=tolerations_text(entries(template, "tolerations")),
+    )
+
+
+def finder_state(daemon_set: JSON) -> FinderState | None:
+    """A worker of Node Feature Discovery, by what its container runs (its chart, templates/worker.yaml); None: it is
+    something else."""
+    template = section(daemon_set, "spec", "template", "spec")
+    if not any("nfd-worker" in strings(one.get("command")) for one in entries(template, "containers")):
+        return None
+    tolerations = entries(template, "tolerations")
+    return FinderState(
+        name=text(daemon_set, "metadata", "name"),
+        release=texts(part(daemon_set, "metadata", "labels")).get("app.kubernetes.io/instance", ""),
+        tolerates_gate=tolerates(tolerations),
+        tolerations=tolerations_text(tolerations),
     )
 
 

@@ -31,7 +31,7 @@ from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_da
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, Operand
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 from gpusharing.planning.stack.active import find_active
 
@@ -163,6 +163,18 @@ class Sources:
         active, _ = find_active(self.cluster_policies.items.values())
         sets = self.daemon_sets.items.values()
         return plain_stack(sets) if active is None else with_mps_daemon(active, sets)
+
+    @property
+    def finders(self) -> tuple[FinderState, ...]:
+        """Workers of Node Feature Discovery beside NVIDIA's components, by name."""
+        found = [one.finder for one in self.daemon_sets.items.values() if one.finder is not None]
+        return tuple(sorted(found, key=lambda one: one.name))
+
+    @property
+    def intolerant_agents(self) -> str:
+        """Namespace of the agent's pods if none of them tolerates the start-up taint; empty: some do, or none exist."""
+        pods = self.agents.items.values()
+        return "" if any(pod.tolerates_gate for pod in pods) else next((pod.namespace for pod in pods), "")
 
     @property
     def rival_policies(self) -> tuple[str, ...]:

@@ -35,9 +35,10 @@ from functools import partial
 from operator import attrgetter
 
 from gpusharing.api.names import LABEL_POLICY, Phase
-from gpusharing.planning.pools.failures import count_failures
+from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.objections import asked, find_objections
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
@@ -56,7 +57,7 @@ from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.callverdicts import Failing
-from gpusharing.planning.way.guard import not_judged
+from gpusharing.planning.way.guard import UnjudgedPolicyError, not_judged
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.nodefacts import (
     Judged,
@@ -119,11 +120,12 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     memo = Memo() if memo is None else memo
     memo.begin(now)
     failed: dict[str, Exception] = {}
-    wishes = memo.each(wish_of, ((policy.name, (policy,)) for policy in snapshot.policies))
+    unread: dict[str, Exception] = {}
+    wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
 
     owners = own(snapshot, memo, failed)
-    terms = agree(snapshot, wishes, memo)
-    facts = assess(snapshot, owners, terms, memo, failed)
+    terms = agree(snapshot, wishes, memo, unread)
+    facts = assess(snapshot, owners, terms, memo, failed, unread)
     models = find_models(facts.values())
     judged = judge(snapshot, facts, now, memo, failed)
     for name in failed:
@@ -133,8 +135,10 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     members = _in_waves(snapshot, failing.find_late(_members(snapshot, owners, judged, failed)), now)
     verdicts = {name: member.verdict for name, member in members.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
-    pools = {name: pool.ask_windows(now) for name, pool in counted.items()}
-    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes)
+    pools = {name: asked(pool, now) for name, pool in counted.items()}
+    failed_nodes = count_failures(
+        pools.values(), snapshot.failed_nodes, find_gone(snapshot.claims, snapshot.nodes)
+    )
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
@@ -149,7 +153,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
-        objections={name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)},
+        objections=find_objections(terms, unread, pools),
         shared=shared,
         targets={name: target.resources for name, target in targets.items()},
         wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
@@ -180,11 +184,17 @@ def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> 
     return memo.each(Owners.owner, ((name, (owners, nodes[name])) for name in sorted(nodes)), failed=failed)
 
 
-def agree(snapshot: ClusterSnapshot, wishes: Mapping[str, Wish | Finding], memo: Memo) -> dict[str, Terms]:
-    """What every policy offers its nodes."""
+def agree(
+    snapshot: ClusterSnapshot,
+    wishes: Mapping[str, Wish | Finding],
+    memo: Memo,
+    unread: dict[str, Exception],
+) -> dict[str, Terms]:
+    """What every policy offers its nodes; `unread` gets those that nobody can judge."""
     stack, settings = snapshot.stack, snapshot.settings
-    rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in snapshot.policies)
-    return memo.each(find_terms, rows)
+    readable = (policy for policy in snapshot.policies if policy.name in wishes)
+    rows = ((policy.name, (policy, wishes[policy.name], stack, settings)) for policy in readable)
+    return memo.each(find_terms, rows, failed=unread)
 
 
 def assess(
@@ -193,8 +203,9 @@ def assess(
     terms: Mapping[str, Terms],
     memo: Memo,
     failed: dict[str, Exception],
+    unread: Mapping[str, Exception],
 ) -> dict[str, NodeFacts]:
-    """What each node should be, and whether it is."""
+    """What each node should be, and whether it is. `failed` gets the nodes of the policies that are `unread`."""
     nodes, gpunodes, stack = snapshot.nodes, snapshot.gpunodes, snapshot.stack
 
     def rows() -> Iterator[
@@ -202,6 +213,11 @@ def assess(
     ]:
         for name, owner in owners.items():
             node, mine = nodes[name], terms.get(owner)
+            concerned = (owner, node.fence.policy if node.fence is not None else owner)
+            if broken := unread.keys() & concerned:
+                policy = min(broken)
+                failed[name] = UnjudgedPolicyError(policy, unread[policy])
+                continue
             held = mine if node.fence is None else terms.get(node.fence.policy, mine)
             yield name, (node, gpunodes.get(name), mine, held, stack)
 
@@ -364,7 +380,7 @@ def _configure(
     """See `plan_config`."""
 
     def wish(policy: PolicyView) -> Wish | None:
-        found = wishes[policy.name]
+        found = wishes.get(policy.name)
         return found if isinstance(found, Wish) else None
 
     return plan_config(policies, nodes.values(), models, plugins, stack, wish_of=wish)

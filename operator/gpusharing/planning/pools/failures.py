@@ -5,20 +5,33 @@ from collections.abc import Iterable, Mapping
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.records import FailedNode
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 
 MOST = 200
 """Failures on record, of all policies together: the annotations of the Lease may have 256 KiB (kube/fence.py)."""
 
 
-def count_failures(pools: Iterable[Pool], recorded: Mapping[str, FailedNode]) -> dict[str, FailedNode]:
+def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dict[str, FailedNode]:
+    """The nodes that were deleted past the point of no return and unproven, by UID. The claim is dropped in the write
+    that records this."""
+    return {
+        claim.node_uid: FailedNode(name, claim.policy_uid, claim.generation, gone=True)
+        for name, claim in claims.items()
+        if claim.generation and ((node := nodes.get(name)) is None or node.uid != claim.node_uid)
+    }
+
+
+def count_failures(
+    pools: Iterable[Pool], recorded: Mapping[str, FailedNode], gone: Mapping[str, FailedNode]
+) -> dict[str, FailedNode]:
     """What is on record after this pass, by UID of the Node; each pool learns which of its failures only the record
     knows.
 
     A failure counts until its node is proven, or the policy has another generation, or a person resumed it. A node
-    that was deleted, left the pool, or lost its fence to a person was not proven.
+    that was deleted, left the pool, or lost its fence to a person was not proven. `gone`: see `find_gone`.
     """
+    recorded = {**gone, **recorded}
     found: dict[str, FailedNode] = {}
     for pool in pools:
         policy = pool.policy
@@ -29,7 +42,7 @@ def count_failures(pools: Iterable[Pool], recorded: Mapping[str, FailedNode]) ->
         if lost:
             proven = {one.node.uid for one in pool.members if one.verdict.phase is Phase.SYNCED}
             lost = {uid: one for uid, one in lost.items() if uid not in proven}
-        pool.failed_before = tuple(sorted(one.node for one in lost.values()))
+        pool.failed_before = tuple(sorted(one.told for one in lost.values()))
         seen = {uid: FailedNode(node.name, policy.uid, policy.generation) for uid, node in failing.items()}
         found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
     return found

@@ -75,7 +75,8 @@ class Pool:
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
     failed_before: tuple[str, ...] = ()
-    """Nodes whose failure only the record knows: they are gone, or lost their fence; see `count_failures`."""
+    """Nodes whose failure only the record knows, as a message names them: they are gone, or lost their fence; see
+    `count_failures`."""
     asked: Hours | None = None
     """What the windows say, once they were asked; see `hours`."""
 

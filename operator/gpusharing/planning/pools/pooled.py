@@ -21,7 +21,7 @@ class Pooled:
     members: Sequence[Member]
     """Those that its budget covers."""
     failed_before: tuple[str, ...]
-    """Names of nodes whose failure in this generation only the record knows."""
+    """Nodes whose failure in this generation only the record knows, as a message names them."""
     frozen: bool
     """The limit is 0, whatever the size of the pool."""
     hours: Hours

@@ -61,6 +61,8 @@ class AgentPod:
     """How the container ended last, such as `Error, exit code 1`; empty where it has been up since."""
     last_words: str = ""
     """The end of that container's log."""
+    tolerates_gate: bool = True
+    """Whether it tolerates the start-up taint, as all pods of its DaemonSet do then."""
 
 
 @value

@@ -33,7 +33,7 @@ class Gang:
     name: str
     """Name of the gang, as its pods give it."""
     labels: str = ""
-    """The label selector of its pods; empty: no label distinguishes them."""
+    """A label selector that all of its pods match; others too if it names no value. Empty: there is none."""
     fields: str = ""
     """A field selector that matches all of its pods, and others; empty: there is none."""
 

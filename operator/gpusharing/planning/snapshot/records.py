@@ -1,5 +1,6 @@
 """What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -230,6 +231,13 @@ class FailedNode:
     """UID of the policy whose change it was."""
     generation: int
     """The generation of the policy in which it failed; it counts for `rollout.maxFailures` of that one."""
+    gone: bool = False
+    """Whether the Node was deleted before its change was proven or found to have failed."""
+
+    @property
+    def told(self) -> str:
+        """The node, for a message."""
+        return f"{self.node} (deleted in the middle of its change)" if self.gone else self.node
 
 
 @value
@@ -246,8 +254,16 @@ class Claim:
     """The change that the slot is for: `op` of the fence."""
     wave: str = ""
     """`wave` of the fence that is to come: after a crash a successor starts the node in the same wave. Empty: none."""
+    generation: Number = 0
+    """The generation of the policy whose change is past the point of no return and unproven: if the Node goes now, that
+    change has failed (docs/adr/0044-what-was-seen-is-written-down.md). 0: not past it, or proven."""
+    policy_uid: str = ""
+    """UID of that policy. Empty: as `generation` 0, or not recorded."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
         """The slot of a change that begins or is in flight."""
-        return Claim(node_uid, fence.policy, fence.op, fence.wave)
+        claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
+        if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
+            return claim
+        return replace(claim, generation=fence.generation, policy_uid=fence.policy_uid)

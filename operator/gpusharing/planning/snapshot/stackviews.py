@@ -77,6 +77,20 @@ class ClusterPolicyView:
 
 
 @value
+class FinderState:
+    """A DaemonSet of Node Feature Discovery's worker, without which a node is not known to have a GPU."""
+
+    name: str
+    """Name of the DaemonSet."""
+    release: str
+    """Name of its Helm release; empty when unknown."""
+    tolerates_gate: bool
+    """Whether its pods may run behind the start-up taint."""
+    tolerations: str
+    """The tolerations of its pods as JSON."""
+
+
+@value
 class StackView:
     """NVIDIA's software in the cluster and the configuration we keep for it."""
 
@@ -116,6 +130,11 @@ class StackView:
     """Why ClusterPolicy could not be pointed at our ConfigMaps; empty: nothing prevented it."""
     foreign_map: str = ""
     """Name of a ConfigMap that somebody else created and filled under the name of ours; empty: there is none."""
+    finders: tuple[FinderState, ...] = ()
+    """Workers of Node Feature Discovery in the namespace of NVIDIA's components; the operator may read no other one."""
+    intolerant_agents: str = ""
+    """Namespace of the agent's pods, if those that exist do not tolerate the start-up taint; empty: they do, or none
+    was seen."""
     seen_plugin_configs: Mapping[str, str] = field(default_factory=dict)
     """What this process has read of device-plugin entries named by their content: lost ones can be restored."""
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
 )
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
-from gpusharing.planning.stack.startgate import find_untolerated, finder_command
+from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
 from gpusharing.planning.stack.symptoms import (
     ASKED_BY_PEOPLE,
     Severity,
@@ -294,13 +294,9 @@ def _start_gate(view: InstallationView) -> Symptoms:
             message = f"{missing.said}: {tail}"
             yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", message, missing.command)
     for finder in view.finders:
-        if not finder.tolerates_gate:
-            yield error(
-                Topic.CLUSTER_POLICY,
-                "TaintNotTolerated",
-                f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}: {tail}",
-                finder_command(finder.release, finder.tolerations, namespace, plain=view.plain is not None),
-            )
+        found = find_untolerated_finder([finder], namespace, plain=view.plain is not None)
+        if found is not None:
+            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{found.said}: {tail}", found.command)
 
 
 def _config_maps(view: InstallationView) -> Symptoms:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import field
 
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.words.values import value
@@ -88,20 +88,6 @@ class ConfigMapState:
     """The keys of its data."""
     ours: bool
     """It carries our label or our record of writes."""
-
-
-@value
-class FinderState:
-    """A DaemonSet of Node Feature Discovery's worker, without which a node is not known to have a GPU."""
-
-    name: str
-    """Name of the DaemonSet."""
-    release: str
-    """Of Helm; empty when unknown."""
-    tolerates_gate: bool
-    """Its pods may run behind the start-up taint."""
-    tolerations: str
-    """Those of its pods, as JSON."""
 
 
 @value

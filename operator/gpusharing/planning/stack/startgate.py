@@ -1,15 +1,17 @@
-"""May NVIDIA's pods run behind the start-up taint (docs/design/way.md#gate)? If not, no node there is ever proven."""
+"""May the pods that prove a node run behind the start-up taint (docs/design/way.md#gate)? If not, it never is."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from gpusharing.api import names
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, StackView
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.words.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 """The toleration that everything needs that proves a node."""
+OPERANDS = "NVIDIA's pods"
 
 
 @value
@@ -18,6 +20,8 @@ class Untolerated:
 
     said: str
     """What does not tolerate it, for people."""
+    pods: str
+    """The pods that therefore stay off the node."""
     command: str
     """The command that corrects it. It restarts the pods that it changes, on every node."""
 
@@ -31,11 +35,41 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
         release, value = plain.release or "RELEASE", _dump(tolerations)
         return Untolerated(
             f"tolerations of NVIDIA's device-plugin chart lack {names.TAINT_UNPROVEN}",
+            OPERANDS,
             f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values"
             f" --set-json 'tolerations={value}'",
         )
     command = kubectl_patch(policy.name, {"daemonsets": {"tolerations": tolerations}})
-    return Untolerated(f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}", command)
+    return Untolerated(
+        f"ClusterPolicy daemonsets.tolerations lacks {names.TAINT_UNPROVEN}", OPERANDS, command
+    )
+
+
+def find_untolerated_agents(stack: StackView) -> Untolerated | None:
+    """What keeps our own agent off; None: nothing, or no pod of it was seen. The chart always sets the toleration."""
+    if not stack.intolerant_agents:
+        return None
+    added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
+    return Untolerated(
+        f"DaemonSet gpusharing-agent does not tolerate {names.TAINT_UNPROVEN}",
+        "its pods",
+        f"kubectl -n {stack.intolerant_agents} patch daemonset gpusharing-agent --type json -p '{added}'",
+    )
+
+
+def find_untolerated_finder(
+    finders: Iterable[FinderState], namespace: str, *, plain: bool
+) -> Untolerated | None:
+    """The first worker of Node Feature Discovery that is kept off; None: none was seen. Without it the labels of GPU
+    Feature Discovery do not come either. `namespace`: theirs; `plain`: see `finder_command`."""
+    for finder in finders:
+        if not finder.tolerates_gate:
+            return Untolerated(
+                f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
+                "its pods",
+                finder_command(finder.release, finder.tolerations, namespace, plain=plain),
+            )
+    return None
 
 
 def finder_command(release: str, tolerations: str, namespace: str, *, plain: bool) -> str:

@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.told.members import members
-from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
@@ -132,9 +132,9 @@ def tell_proposal(
 ) -> Proposal:
     """Lay out what the plan means for this policy."""
     pool = members(policy, plan, snapshot)
-    status = policy_status(policy, plan, snapshot, {}, now)
+    status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
-    told = status["plan"] or {}
+    told = status.get("plan") or {}
     changing = [
         v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
     ]

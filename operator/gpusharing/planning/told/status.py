@@ -56,7 +56,7 @@ def policy_status(
             for verdict in pool.failures
         ][:MAX_LISTED],
         "conditions": [
-            _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
+            condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
         ],
     }
 
@@ -81,9 +81,10 @@ def bearing(verdict: Verdict, *, ready: bool) -> tuple[bool, ...]:
 Answer = tuple[bool, Reason, str]
 
 
-def _condition(
+def condition(
     kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
+    """One condition: status, reason and message, with the time since when it has this status."""
     holds, reason, message = answer
     status = "True" if holds else "False"
     rows: list[dict[str, Any]] = list(previous.get("conditions") or ())

@@ -1,24 +1,43 @@
-"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on.
+"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on. So it is
+with a policy: all of its nodes show it, and those of other policies go on.
 
 Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this catches only faults in one of them.
-Without it the process would end, restart, and meet the same node again.
+Without it the process would end, restart, and meet the same object again.
 """
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+
+
+class UnjudgedPolicyError(Exception):
+    """Stands for the fault of a policy at each of its nodes."""
+
+    def __init__(self, policy: str, error: Exception) -> None:
+        self.finding = of_policy(policy, error)
+        super().__init__(self.finding.message)
+
+
+def of_policy(policy: str, error: Exception) -> Finding:
+    """Why a policy cannot be judged."""
+    return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be judged: {explain_error(error)}")
 
 
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
     """The verdict for a node whose judgement raised: nothing is done on it, and a fence and a cordon stay."""
     fence = node.fence
+    if isinstance(error, UnjudgedPolicyError):
+        why = error.finding
+    else:
+        why = Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
     return Verdict(
         node=node.name,
         policy=fence.policy if fence else policy,
         phase=Phase.BLOCKED,
-        reason=Reason.NODE_NOT_JUDGED,
-        message=f"{explain_error(error)}; the node is left exactly as it is",
+        reason=why.reason,
+        message=f"{why.message}; the node is left exactly as it is",
         disruption=fence.disruption if fence else DisruptionClass.NONE,
         wanted=fence.to_layout if fence else "",
         deadline=fence.deadline if fence else None,

@@ -64,7 +64,8 @@ class Reason(Worded):
         "Choose another mode, or a GPU Operator whose MPS daemon follows labels: up to v25.10.1, with plugin v0.18.1. "
         "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
     TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
-        "The node waits behind the taint gpusharing.dev/unproven, which NVIDIA's pods do not tolerate.",
+        "The node waits behind the taint gpusharing.dev/unproven, which the agent, NVIDIA's pods or the worker of Node "
+        "Feature Discovery does not tolerate. Without each of these nothing can prove it.",
         "Run the command in the message.")
     AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
@@ -294,6 +295,9 @@ class Reason(Worded):
     INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
         "A field of the policy is wrong on every cluster; the message names it.",
         "Correct the field.")
+    POLICY_NOT_JUDGED = ("PolicyNotJudged", "Accepted", _PERSON,
+        "Something in this policy made the planner fail. Its nodes are left exactly as they are; other policies go on.",
+        "Report the message: it is a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = ("UnsupportedStack", "Accepted", _PERSON,
         "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
         "Use this operator with the device plugin of the GPU Operator.")

@@ -1,0 +1,32 @@
+"""Why policies are not accepted, and which of them nobody can judge: those stop their own nodes only."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from gpusharing.planning.pools.hours import Hours
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.stack.terms import Terms
+from gpusharing.planning.way.guard import of_policy
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasons import Reason
+
+
+def asked(pool: Pool, now: datetime) -> Pool:
+    """The same pool with what its windows say; where nobody can follow them, none of its nodes starts."""
+    try:
+        return pool.ask_windows(now)
+    except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others go on (guard.py)
+        return replace(pool, asked=Hours(closed=of_policy(pool.policy.name, error)))
+
+
+def find_objections(
+    terms: Mapping[str, Terms], unread: Mapping[str, Exception], pools: Mapping[str, Pool]
+) -> dict[str, Finding]:
+    """By policy. `unread`: the fault of each that nobody can judge; `pools`: whether its windows can be followed."""
+    found = {name: one.targets for name, one in terms.items() if isinstance(one.targets, Finding)}
+    found |= {name: of_policy(name, error) for name, error in unread.items()}
+    closed = ((name, pool.hours.closed) for name, pool in pools.items() if name not in found)
+    return found | {
+        name: why for name, why in closed if why is not None and why.reason is Reason.POLICY_NOT_JUDGED
+    }
