@@ -126,7 +126,7 @@ async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_th
     stage = Executing()
     stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
-    assert (outcome.done, outcome.surprises, stage.told) == (0, {}, [])
+    assert (outcome.done, outcome.surprises, stage.told) == (0, {}, [("Evict", "PodsLeaving")])
     memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
     assert (memory.reason, memory.asked_at, memory.next_try) == (Reason.PODS_LEAVING, at(0), at(0))
 

@@ -1,14 +1,14 @@
-"""planning/pools/previews.py: what a held pool would disturb is named before anybody may start, by few looks."""
+"""planning/pools/previews.py: what the nodes to go would disturb is named before they start, by few looks."""
 
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_node, make_pod, make_policy, make_snapshot, make_work
+from tests.build import NOW, at, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.budgets import Budget
-from tests.planning.cases import FULL, edited, make_case, make_member, pool_of
-from tests.planning.ganging import make_gang_view
+from tests.planning.cases import FULL, edited, make_case, pool_of
+from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.podkinds import NAMESPACE
 from tests.planning.test_guard import PoisonedPods
 from tests.planning.told import verdict
@@ -16,11 +16,13 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.pools.previews import AGAIN, HELD, MAX_NODES, find_previews
+from gpusharing.planning.pools.previews import AGAIN, MAX_NODES, find_previews
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.way.members import find_member
+from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
 
 POLL = PlanSettings().poll
@@ -34,7 +36,7 @@ def held(count: int, reason: Reason = Reason.APPROVAL_NEEDED, **fields: Any) -> 
     for index in range(count):
         name = f"n{index:02}"
         told = verdict(Phase.PENDING, reason, name, disruption=DisruptionClass.RESET, **fields)
-        pool.count(make_member(make_node(name), told))
+        pool.count(find_member(told, make_node(name), None))
     return {"pool-b": pool}
 
 
@@ -78,19 +80,51 @@ def test_what_was_seen_for_another_plan_does_not_count(other: dict[str, Any]) ->
     assert (found.known, found.wants_pods) == ({}, {"n00"})
 
 
-def test_only_what_waits_as_a_whole_and_would_be_drained_is_looked_at() -> None:
-    for reason in Reason:
-        wanted = look(held(1, reason), {}, {}).wants_pods
-        assert wanted == ({"n00"} if reason in HELD else NOTHING), reason
-    alive = held(1)
-    (one,) = alive["pool-b"].members
-    alive["pool-b"].members[0] = replace(
-        one, verdict=replace(one.verdict, disruption=DisruptionClass.PLUGIN_RESTART)
-    )
-    assert look(alive, {}, {}).wants_pods == NOTHING
-    leaving = held(1)
-    leaving["pool-b"].policy = replace(POLICY, deleting=True)
-    assert look(leaving, {}, {}).wants_pods == NOTHING
+WAITS = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
+
+
+@pytest.mark.parametrize("phase", Phase, ids=str)
+def test_only_what_waits_and_would_be_drained_is_looked_at(phase: Phase) -> None:
+    """Whatever it waits for: an approval, a slot of the budget, the end of its back-off."""
+    pool = Pool(POLICY)
+    told = verdict(phase, Reason.BUDGET_FULL, "n00", disruption=DisruptionClass.RESET)
+    pool.count(find_member(told, make_node("n00"), None))
+    assert look({"pool-b": pool}, {}, {}).wants_pods == ({"n00"} if phase in WAITS else NOTHING)
+
+
+NOT_TO_GO: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "nobody would have to leave": ({"disruption": DisruptionClass.PLUGIN_RESTART}, {}, {}),
+    "its change has begun": ({}, {"fence": make_fence()}, {}),
+    "its policy is being deleted": ({}, {}, {"deleting": True}),
+}
+
+
+@pytest.mark.parametrize(("verdicts", "node", "policy"), NOT_TO_GO.values(), ids=NOT_TO_GO)
+def test_a_node_is_not_looked_at_if(
+    verdicts: dict[str, Any], node: dict[str, Any], policy: dict[str, Any]
+) -> None:
+    pool = Pool(replace(POLICY, **policy))
+    waits = {"disruption": DisruptionClass.RESET, **verdicts}
+    told = verdict(Phase.BLOCKED, Reason.BUDGET_FULL, "n00", **waits)
+    pool.count(find_member(told, make_node("n00", **node), None))
+    assert look({"pool-b": pool}, {}, {}).wants_pods == NOTHING
+
+
+def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None:
+    """Its looks have a pace of their own (test_looks.py); what they find is shown."""
+    blocked = {"blockers": (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)}
+    for before in ({}, {"n00": Preview("uid-pool-b", 3, at(-AGAIN.total_seconds()))}):
+        assert look(held(1, Reason.UNMANAGED, **blocked), before, {}).wants_pods == NOTHING
+    work = {"n00": make_work(make_pod("db-0", owner=None))}
+    (told,) = look(held(1, Reason.UNMANAGED, **blocked), {}, work).known["n00"].blockers
+    assert told.pods == ("team-a/db-0",)
+
+
+def test_a_node_that_starts_in_this_pass_is_not_looked_at() -> None:
+    pools = held(1)
+    begins = verdict(Phase.CORDONED, Reason.SETTLING, "n00", disruption=DisruptionClass.RESET)
+    snapshot = make_snapshot([], [POLICY])
+    assert find_previews(pools, {"n00": begins}, snapshot, NOTHING, NOW).wants_pods == NOTHING
 
 
 def test_a_list_that_fails_for_ever_is_told_and_asked_again_no_sooner_than_others() -> None:
@@ -181,6 +215,35 @@ def test_gangs_are_named_with_their_members() -> None:
     work = {"n00": NodeWork(tuple(pods[:1]), (), NOW, gangs=(gang,))}
     (told,) = look(held(1), {}, work).known["n00"].gangs
     assert told == "JobSet team-a/train, 2 pods (1 on n0, 1 on n1)"
+
+
+def test_a_member_elsewhere_that_must_stay_is_named_with_its_gang() -> None:
+    gang = make_gang()
+    mine, bare = make_pod("rank-0", gang=gang), make_pod("rank-1", owner=None, gang=gang)
+    view = make_gang_view({"n00": [mine], "n07": [bare]}, gang)
+    found = look(held(1), {}, {"n00": make_work(mine, gangs=(view,))}).known["n00"].blockers
+    (blocker,) = (one for one in found if one.reason is Reason.UNMANAGED)
+    assert blocker.pods == ("team-a/rank-1",)
+    assert "Gang: JobSet team-a/train, 2 pods (1 on n00, 1 on n07)" in blocker.message
+
+
+def test_the_plan_names_the_pods_of_the_nodes_to_go_while_others_change() -> None:
+    world = pool_of(3, FULL)
+    for name in ("n0", "n1", "n2"):
+        world.add_pod(name)
+    world.budgets = (Budget("llm", "llm", min_available=0),)
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 1}))
+    began = {pod.ref: name for name in world.nodes for pod in world.pods[name].values()}
+    while len([name for name, node in world.nodes.items() if node.fence is not None]) < 1:
+        world.step()
+        world.now += timedelta(seconds=1)
+    for _ in range(3):
+        world.step()
+        world.now += timedelta(seconds=1)
+    (first,) = (name for name, node in world.nodes.items() if node.fence is not None)
+    told = plan_of(world)
+    assert told["podNames"] == sorted(ref for ref, name in began.items() if name != first)
+    assert told["budgets"] == [f"{NAMESPACE}/llm"]
 
 
 def test_what_is_remembered_goes_when_the_pool_may_start() -> None:

@@ -359,7 +359,9 @@ class World:
                 if Reason.CANARY_TOO_LARGE in told:
                     habits.person_corrects_the_canary(self, policy.name)
             # Pods that a plan has named already are listed again for ever, every few minutes.
-            moved = self._state() != before or bool(plan.wants_pods - wanted - plan.previews.keys())
+            asked = {one.node for one in plan.verdicts.values() if one.wants_pods}
+            news = asked | (plan.wants_pods - plan.previews.keys())
+            moved = self._state() != before or bool(news - wanted)
             still = 0 if moved else still + 1
             if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):
                 return plan

@@ -305,8 +305,8 @@ class Plan(WireModel):
     pods: int
     """Pods holding a GPU on these nodes."""
     pod_names: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
-    """At most 20 of these pods that would be evicted. Listed while the whole pool waits: for an approval, a window, the
-    canary or a person. For nodes that are being changed, see kubectl get gpunodes."""
+    """At most 20 of these pods that would be evicted: those of the first 20 nodes that have yet to begin. For nodes
+    that are being changed, see kubectl get gpunodes."""
     budgets: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
     """PodDisruptionBudgets that guard these pods, at most 20."""
     gangs: Annotated[tuple[Sentence, ...], Field(max_length=10)] = ()

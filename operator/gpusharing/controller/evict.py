@@ -103,9 +103,11 @@ class Evictor:
             first_wait=self.first_wait,
         )
         memories[action.uid] = memory
-        if is_accepted(memory) or answer is Reason.PODS_LEAVING:
-            return is_accepted(memory)
+        if is_accepted(memory):
+            return True
         self.on_action(action, memory.reason)
+        if answer is Reason.PODS_LEAVING:
+            return False  # nobody refused
         # A budget may say the same every minute, for weeks.
         if before is None or before.reason != memory.reason:
             pod = f"{action.namespace}/{action.name}"

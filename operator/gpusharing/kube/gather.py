@@ -82,7 +82,7 @@ class Gatherer:
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last plan wants remembered about blocked nodes."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the last plan wants remembered about held pools."""
+    """What the last plan wants remembered about nodes that wait."""
     proving: frozenset[str] = frozenset()
     """Nodes for which the last plan needs nothing but a look at their pods."""
     pending: dict[str, int] = field(default_factory=dict)

@@ -98,7 +98,7 @@ class RolloutPlan:
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What was found at nodes whose pods block; the caller puts this and `previews` into the next snapshot."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the changes of held pools would disturb."""
+    """What the changes of nodes that wait would disturb."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: nodes that it owns and that another policy's change keeps until that ends."""
 

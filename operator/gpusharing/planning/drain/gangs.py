@@ -49,6 +49,15 @@ def find_gang_blockers(
     return merge(found)
 
 
+def with_gangs(
+    blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
+) -> tuple[Blocker, ...]:
+    """The blockers of the node's own pods and those of its gangs elsewhere, each with the gang that it concerns."""
+    if not work.gangs:
+        return blockers
+    return merge((*name_gangs(blockers, work), *find_gang_blockers(work, node, options, now, scope)))
+
+
 def name_gangs(blockers: Iterable[Blocker], work: NodeWork) -> tuple[Blocker, ...]:
     """The blockers of the node's own pods; a blocker whose pods all belong to one gang names it."""
     views = {view.gang: view for view in work.gangs}

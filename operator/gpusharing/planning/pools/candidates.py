@@ -8,7 +8,7 @@ from hashlib import sha256
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.gangs import find_gang_blockers, name_gangs
+from gpusharing.planning.drain.gangs import with_gangs
 from gpusharing.planning.drain.holders import holds_gpu
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
@@ -23,7 +23,7 @@ from gpusharing.planning.way.attempts import failed_in, owed_for
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason, merge
+from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -100,9 +100,7 @@ def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger) -> Candid
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, ledger.offered, case.now)
-    if case.work.gangs:
-        strictest = find_gang_blockers(case.work, case.node.name, drain, case.now, case.scope)
-        blockers = merge((*name_gangs(blockers, case.work), *strictest))
+    blockers = with_gangs(blockers, case.work, case.node.name, drain, case.now, case.scope)
     look = look_at(case, policy, before, pods, blockers) if blockers else None
     return Candidate(case, assessed, policy, look, pods, case.node.name in ledger.following)
 

@@ -74,6 +74,8 @@ class Pool:
     or only a claim holds the slot, which becomes such a change or is given back."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
+    to_go: list[str] = field(default_factory=list)
+    """Those that have yet to be drained."""
     failed_before: tuple[str, ...] = ()
     """Nodes whose failure only the record knows, as a message names them: they are gone, or lost their fence; see
     `count_failures`."""
@@ -92,6 +94,8 @@ class Pool:
         outside = verdict.reason in OUTSIDE
         if not outside:
             self.members.append(member)
+            if member.to_go:
+                self.to_go.append(verdict.node)
         if outside or member.newcomer:
             self.outside += 1
         elif member.away or claimed:

@@ -1,17 +1,18 @@
-"""What a held pool would disturb, for people who approve it or wait for its window: read from pods, decides nothing.
+"""What the nodes of a pool that wait would disturb, for people who approve it or wait for it: read from pods, decides
+nothing.
 
-Nodes in work show their own pods. While all of a pool waits its pods are not listed, and `status.plan` could only
-count nodes. The first nodes of such a pool are looked at, seldom, and a few at a time over all pools
-(docs/design/drain.md#preview).
+Nodes in work show their own pods. Those of the others are not listed, and `status.plan` could only count nodes. The
+first of them are looked at, seldom, and a few at a time over all pools (docs/design/drain.md#preview).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import field
 from datetime import datetime, timedelta
+from itertools import islice
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.drain.gangs import describe_gang
+from gpusharing.planning.drain.gangs import describe_gang, with_gangs
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import preflight
 from gpusharing.planning.drain.standing import find_standings
@@ -29,20 +30,6 @@ AGAIN = timedelta(minutes=5)
 """Between two looks at one node."""
 MAX_NODES = 20
 """The most nodes of a pool that are looked at; `status.plan` names no more."""
-HELD = frozenset(
-    {
-        Reason.APPROVAL_NEEDED,
-        Reason.WINDOW_CLOSED,
-        Reason.WINDOW_TOO_SHORT,
-        Reason.INVALID_WINDOW,
-        Reason.CANARY_SOAK,
-        Reason.CANARY_TOO_LARGE,
-        Reason.HALTED,
-        Reason.PAUSED,
-        Reason.FROZEN,
-    }
-)
-"""What keeps every node of a pool from starting, whatever its pods are."""
 
 
 @value
@@ -64,10 +51,11 @@ def find_previews(
     offered: AbstractSet[str],
     now: datetime,
 ) -> Previews:
-    """What the held pools would disturb. `offered`: see `preflight`."""
+    """What the nodes that wait would disturb. `offered`: see `preflight`."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
-    for policy, verdict in _held(pools, verdicts):
+    looked_at: set[str] = set()
+    for policy, verdict in _to_go(pools, verdicts):
         name = verdict.node
         before = _standing(snapshot.previews.get(name), policy)
         work = snapshot.work.get(name)
@@ -79,34 +67,40 @@ def find_previews(
                 known[name] = Preview(policy.uid, policy.generation, work.listed_at, blockers=(why,))
         elif before is not None:
             known[name] = before
-        else:
+        elif not verdict.blockers:
             missing.append(name)
-    return _pace(known, missing, now, timedelta(seconds=snapshot.settings.poll))
+        if name in known and verdict.blockers:
+            looked_at.add(name)
+    return _pace(known, missing, looked_at, now, timedelta(seconds=snapshot.settings.poll))
 
 
-def _pace(known: Mapping[str, Preview], missing: Sequence[str], now: datetime, poll: timedelta) -> Previews:
-    """The clock alone asks only for the first looks: any change of pods wakes the operator anyway."""
-    old = sorted((one.at, name) for name, one in known.items() if one.at + AGAIN <= now)
+def _pace(
+    known: Mapping[str, Preview],
+    missing: Sequence[str],
+    looked_at: AbstractSet[str],
+    now: datetime,
+    poll: timedelta,
+) -> Previews:
+    """The clock alone asks only for the first looks: any change of pods wakes the operator anyway. `looked_at`: nodes
+    that their pods block, which are looked at for that reason and as often as that takes (looks.py)."""
+    ours = {name: one.at for name, one in known.items() if name not in looked_at}
+    old = sorted((at, name) for name, at in ours.items() if at + AGAIN <= now)
     due = [*missing, *(name for _, name in old)]
-    left = max(0, LOOKS - sum(now - poll < one.at for one in known.values()))
+    left = max(0, LOOKS - sum(now - poll < at for at in ours.values()))
     return Previews(known, frozenset(due[:left]), now + poll if missing else None)
 
 
-def _held(pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]) -> Iterator[tuple[PolicyView, Verdict]]:
-    """The first nodes of each pool that are held and would have to be drained."""
+def _to_go(
+    pools: Mapping[str, Pool], verdicts: Mapping[str, Verdict]
+) -> Iterator[tuple[PolicyView, Verdict]]:
+    """The first nodes of each pool that have yet to be drained."""
     for _, pool in sorted(pools.items()):
-        spec = pool.policy.spec
-        if spec is None or pool.policy.deleting or not (pool.candidates or spec.rollout.paused):
-            continue  # no node waits there: most pools, most of the time
-        found = 0
-        for member in pool.members:
-            verdict = verdicts[member.node.name]
-            if verdict.reason not in HELD or not verdict.disruption.cordons:
-                continue
-            yield pool.policy, verdict
-            found += 1
-            if found == MAX_NODES:
-                break
+        if pool.policy.spec is None or pool.policy.deleting:
+            continue
+        waiting = (verdicts[name] for name in pool.to_go)
+        yield from islice(
+            ((pool.policy, verdict) for verdict in waiting if not verdict.phase.in_flight), MAX_NODES
+        )
 
 
 def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
@@ -119,11 +113,12 @@ def preview_of(
     policy: PolicyView, verdict: Verdict, work: NodeWork, offered: AbstractSet[str], settings: PlanSettings
 ) -> Preview:
     """What the change of one node would disturb, by the last list of its pods. The policy has a spec."""
-    assert policy.spec is not None, "a policy without a spec has no held nodes"
+    assert policy.spec is not None, "a policy without a spec has no nodes to go"
     drain = policy.spec.drain
     scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT, node=verdict.node)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.staying)
+    blockers = preflight(pods, drain, offered, work.listed_at)
     return Preview(
         policy.uid,
         policy.generation,
@@ -131,5 +126,5 @@ def preview_of(
         tuple(sorted(one.pod.ref for one in leaving)),
         tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),
         tuple(describe_gang(view) for view in work.gangs if not view.error),
-        preflight(pods, drain, offered, work.listed_at),
+        with_gangs(blockers, work, verdict.node, drain, work.listed_at, scope),
     )

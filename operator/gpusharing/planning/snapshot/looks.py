@@ -47,7 +47,7 @@ class Look:
 
 @value
 class Preview:
-    """What the change of a node would disturb, as its pods were listed while its whole pool is held."""
+    """What the change of a node would disturb, by its pods as they were listed while it waits."""
 
     policy_uid: str
     """UID of the policy whose change it is."""

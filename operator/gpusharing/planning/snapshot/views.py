@@ -360,7 +360,7 @@ class ClusterSnapshot:
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the changes of held pools would disturb; see `RolloutPlan.previews`."""
+    """What the changes of nodes that wait would disturb; see `RolloutPlan.previews`."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
 

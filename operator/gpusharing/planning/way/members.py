@@ -1,6 +1,7 @@
 """One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
 up."""
 
+from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.wanted.assess import Assessment
 from gpusharing.planning.way.startgate import is_newcomer
@@ -26,6 +27,8 @@ class Member:
     """See is_newcomer."""
     marked: bool
     """See is_marked."""
+    to_go: bool
+    """It has yet to be drained."""
 
 
 def find_member(
@@ -44,7 +47,11 @@ def find_member(
         away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
         marked=is_marked(node),
+        to_go=verdict.disruption.cordons and verdict.phase in _BEFORE and node.fence is None,
     )
+
+
+_BEFORE = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
 
 
 def is_marked(node: NodeView) -> bool:
