@@ -13,8 +13,8 @@ SECONDS = 120.0
 
 
 @contextmanager
-def prometheus_with(folder: Path, texts: Sequence[str]) -> Iterator[str]:
-    """Its address. It scrapes nothing: all that it knows are these texts, in OpenMetrics."""
+def prometheus_with(folder: Path, texts: Sequence[str], *flags: str) -> Iterator[str]:
+    """Its address. It scrapes nothing: all that it knows are these texts, in OpenMetrics. `flags`: further ones."""
     told, data = folder / "past.txt", folder / "data"
     for text in texts:
         told.write_text(text)
@@ -30,6 +30,7 @@ def prometheus_with(folder: Path, texts: Sequence[str]) -> Iterator[str]:
         f"--storage.tsdb.path={data}",
         "--storage.tsdb.retention.time=100y",
         f"--web.listen-address=127.0.0.1:{port}",
+        *flags,
     ]
     url = f"http://127.0.0.1:{port}"
     with (

@@ -4,19 +4,20 @@ cli/absences.py): a restart is summed, a time that was metered twice is refused,
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any
+from pathlib import Path
 
 import pytest
 from tests.cli.desk import Desk, Said
-from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
+from tests.cli.history import Gauge, History, Node, openmetrics
+from tests.cli.history import Stretch as Standing
 from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
-from gpusharing.cli.absences import Absences, describe_absences
+from gpusharing.cli.absences import Absences, Stretch, describe_absences
 from gpusharing.cli.prometheus import Series
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 
@@ -73,7 +74,7 @@ class Story:
 
     def _scraped(self, began: float, begin: float, end: float, labels: Mapping[str, str]) -> Node:
         """An agent that counts since `began`, and of which Prometheus has samples between two times."""
-        stands = [Stretch((began, HOURS), {("team-a", WHOLE): Fraction(1)})]
+        stands = [Standing((began, HOURS), {("team-a", WHOLE): Fraction(1)})]
         where = {"cluster": self.name, "endpoint": "metrics", "container": "agent", "job": "agents", **labels}
         unseen = ((0.0, begin), (end, 999.0))
         return Node("gpu-1", "pool-x", 1, stands, slices={WHOLE: 1}, labels=where, unseen=unseen)
@@ -106,7 +107,7 @@ def replicated() -> Iterator[Node]:
             "gpu-2",
             "pool-x",
             1,
-            [Stretch((0, HOURS), {("team-b", WHOLE): Fraction(1)})],
+            [Standing((0, HOURS), {("team-b", WHOLE): Fraction(1)})],
             labels={"cluster": one.name},
         )
         yield from one.nodes()
@@ -200,6 +201,19 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
     assert "--selector" not in err
 
 
+def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(
+    desk: Desk, tmp_path: Path
+) -> None:
+    """It goes on seeing the one that is gone for as long (--query.lookback-delta)."""
+    told = Story("s", [(0.0, 3.0), (3.0, 8.0)])
+    past = History(BEGIN, HOURS, list(told.nodes()), every=EVERY)
+    with prometheus_with(tmp_path, openmetrics([past]), "--query.lookback-delta=15m") as url:
+        said = ask(desk, url, told.name)
+    assert said.status == CHANGES, said.err
+    (held,) = (row for row in json.loads(said.out)["rows"] if row["name"] == "team-a")
+    assert held["gpuHours"] == pytest.approx(HOURS, abs=2 * EVERY / 3600)
+
+
 # --- how long a node was not seen, as numbers --------------------------------------------------------------------
 
 
@@ -208,9 +222,11 @@ def series(values: Mapping[str, float]) -> list[Series]:
     return [Series({"node": node}, ((0.0, value),)) for node, value in values.items()]
 
 
-def absences(
-    *days: tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float], Any],
-) -> dict[str, float]:
+Day = tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float], Sequence[Stretch]]
+"""When each node was seen first and last, how often, and when none was."""
+
+
+def absences(*days: Day) -> dict[str, float]:
     """Of a window from 0 to two days."""
     found = Absences(0.0, 172_800.0)
     for firsts, lasts, counts, holes in days:
@@ -218,11 +234,11 @@ def absences(
     return dict(found.seconds)
 
 
-NOTHING: tuple[dict[str, float], dict[str, float], dict[str, float], list[Any]] = ({}, {}, {}, [])
-FULL: Any = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0}, [])
+NOTHING: Day = ({}, {}, {}, [])
+FULL: Day = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0}, [])
 
 
-def later(first: float, last: float, count: float) -> tuple[Any, Any, Any, Any]:
+def later(first: float, last: float, count: float) -> Day:
     """A day of which these are known."""
     return ({"n": first}, {"n": last}, {"n": count}, [])
 
@@ -250,14 +266,14 @@ def later(first: float, last: float, count: float) -> tuple[Any, Any, Any, Any]:
         "away for all of the window",
     ],
 )
-def test_how_long_a_node_was_not_seen(days: Any, told: dict[str, float]) -> None:
+def test_how_long_a_node_was_not_seen(days: tuple[Day, ...], told: dict[str, float]) -> None:
     assert absences(*days) == told
 
 
 def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
-    down = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0 - 599}, [(36_000.0, 72_000.0)])
+    down: Day = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0 - 599}, [(36_000.0, 72_000.0)])
     assert absences(NOTHING, down) == {}
-    more = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0 - 659}, [(36_000.0, 72_000.0)])
+    more: Day = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0 - 659}, [(36_000.0, 72_000.0)])
     assert absences(NOTHING, more) == {"n": 3600}
 
 

@@ -107,7 +107,9 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
 def _twice(counters: str, seconds: int) -> str:
     """All series of nodes that were metered twice at a time. An agent that is gone may still be seen for LOOKBACK
     beside its successor, so each further series may be there beside another for as long."""
-    minutes = f"count_over_time((count by (node, {POLICY}) ({counters}) > 1)[{seconds}s:1m])"
+    # Not all have the usual look-back: of what is older, no series counts as being there.
+    fresh = f"count by (node, {POLICY}) (timestamp({counters}) > time() - {LOOKBACK:g}) > 1"
+    minutes = f"count_over_time(({fresh})[{seconds}s:1m])"
     series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
     return (
         f"max_over_time({counters}[{seconds}s]) and on (node, {POLICY})"
