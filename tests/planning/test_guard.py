@@ -1,4 +1,5 @@
-"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/way/guard.py)."""
+"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/way/guard.py). So are the
+others whatever one policy holds (pools/objections.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace

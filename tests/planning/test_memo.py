@@ -21,7 +21,7 @@ from tests.planning.cases import pair_of
 from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.memo import Answers, Memo
+from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.wanted.ownership import find_claimants
@@ -216,7 +216,7 @@ def test_who_asks_with_the_same_arguments_gets_the_first_answer_even_under_anoth
         asked.append(node)
         return len(word)
 
-    answers = Answers(2)
+    answers = AnswersByKind(2)
     for node, word in (("n1", "one"), ("n2", "one"), ("n3", "three"), ("n4", "three")):
         assert answers.ask(partial(length, node=node), word) == len(word)
     assert asked == ["n1", "n3"]

@@ -125,7 +125,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo, unread)
-    facts = assess(snapshot, owners, terms, memo, failed, unread)
+    facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
     models = find_models(facts.values())
     judged = judge(snapshot, facts, now, memo, failed)
     for name in failed:
@@ -202,6 +202,7 @@ def assess(
     owners: Mapping[str, str],
     terms: Mapping[str, Terms],
     memo: Memo,
+    *,
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, NodeFacts]:

@@ -50,7 +50,7 @@ def find_gang_blockers(
 
 
 def with_gangs(
-    blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, now: datetime, scope: Scope
+    blockers: tuple[Blocker, ...], work: NodeWork, node: str, options: Drain, *, now: datetime, scope: Scope
 ) -> tuple[Blocker, ...]:
     """The blockers of the node's own pods and those of its gangs elsewhere, each with the gang that it concerns."""
     if not work.gangs:

@@ -4,7 +4,7 @@ A question is a pure function of its arguments. Its answer is valid while it is 
 equal ones: they are values. So the list of arguments is the key, and adding an argument adds it to the key. Python
 compares an object with itself at once, and gatherers keep what did not change: a comparison costs next to nothing.
 
-Everything that is decided is remembered here: by `Memo` from pass to pass, by `Answers` for nodes of one kind.
+Everything that is decided is remembered here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
 functools.lru_cache stands only before pure functions of a few values, such as a layout or a version, that hold no
 snapshot (tests/test_shape.py has the list).
 """
@@ -91,7 +91,7 @@ class Memo:
         return answers.copy()
 
 
-class Answers:
+class AnswersByKind:
     """The answers to questions that thousands ask with few different arguments, such as nodes with the same cards.
 
     Whatever else a question reads is the same for as long as this exists: it is part of a value that is made of just

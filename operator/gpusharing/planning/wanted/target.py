@@ -17,7 +17,7 @@ from gpusharing.planning.gpus.geometry import (
     normalise,
     resource_name,
 )
-from gpusharing.planning.snapshot.memo import Answers
+from gpusharing.planning.snapshot.memo import AnswersByKind
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView, Hardware, PolicyView, routing_label
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
@@ -189,7 +189,7 @@ class Targets:
     """What it asks for."""
     stack: StackView
     """NVIDIA's components and our ConfigMaps."""
-    answers: Answers = field(default_factory=Answers)
+    answers: AnswersByKind = field(default_factory=AnswersByKind)
     """The targets found so far."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
