@@ -36,7 +36,7 @@ from hack.sim.mortal import MortalClient
 from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.observer import NoMetrics
 from hack.sim.settings import SimSettings
-from hack.sim.workloads import Workload, Workloads
+from hack.sim.workloads import SimWorkload, Workloads
 
 FACTOR = 100.0
 """Simulated seconds in one real second."""
@@ -262,7 +262,7 @@ async def embedded(
     nodes: Iterable[JSON],
     *,
     factor: float = FACTOR,
-    workloads: Iterable[Workload] = (),
+    workloads: Iterable[SimWorkload] = (),
     sim: Mapping[str, Any] | None = None,
     settings: Settings | None = None,
     lease_timing: Timing = FAST_LEASE,

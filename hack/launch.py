@@ -146,7 +146,7 @@ def own_environment() -> dict[str, str]:
 
 
 @dataclass
-class Process:
+class LaunchedProcess:
     """A program of ours that runs beside, with its output in a file."""
 
     arguments: tuple[str, ...]
@@ -158,7 +158,7 @@ class Process:
     """Its standard input ends with us, however we end; it has to take that for its own end."""
     _running: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    def start(self) -> "Process":
+    def start(self) -> "LaunchedProcess":
         """Start it in a group of its own, so that a Ctrl-C here does not reach it."""
         with self.log.open("ab") as output:
             self._running = subprocess.Popen(
@@ -212,7 +212,7 @@ class Process:
             if self._running.stdin is not None:
                 self._running.stdin.close()
 
-    def __enter__(self) -> "Process":
+    def __enter__(self) -> "LaunchedProcess":
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -221,7 +221,7 @@ class Process:
 
 def operator(
     kubeconfig: Path, directory: Path, factor: float, door: Door | None = None, /, **settings: str
-) -> Process:
+) -> LaunchedProcess:
     """The shipped operator under the shipped rights, logged in as its pod is; through `door` where there is one.
 
     `settings` are further GPUSHARING_* variables by short name.
@@ -229,20 +229,20 @@ def operator(
     environment = operator_environment(factor) | {
         f"GPUSHARING_{name.upper()}": value for name, value in settings.items()
     }
-    return Process(
+    return LaunchedProcess(
         IN_A_POD,
         environment | operator_account(kubeconfig, directory, door),
         directory / "operator.log",
     )
 
 
-def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> Process:
+def node_software(kubeconfig: Path, directory: Path, factor: float, *arguments: str) -> LaunchedProcess:
     """SIMULATED mig-manager, device plugin, GFD and GPUs, with the shipped agent loop, for every node.
 
     They end with us, also when we are killed.
     """
     options = ("--kubeconfig", str(kubeconfig), "--time-factor", str(factor), "--agents", "--with-parent")
-    return Process(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
+    return LaunchedProcess(("-m", "hack.sim", *options, *arguments), {}, directory / "sim.log", tied=True)
 
 
 def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:

@@ -16,7 +16,7 @@ PLUGIN, MIG = "nvidia.com/device-plugin.config", "nvidia.com/mig.config"
 
 
 @dataclass(frozen=True)
-class Pool:
+class RecipePool:
     """Nodes that somebody configured alike, and what they are as a policy."""
 
     labels: Mapping[str, str]
@@ -34,7 +34,7 @@ class Recipe:
     cluster_policy: JSON
     """Its spec."""
     config_maps: Mapping[str, Mapping[str, str]]
-    pools: Mapping[str, Pool] = field(default_factory=dict)
+    pools: Mapping[str, RecipePool] = field(default_factory=dict)
 
 
 def time_slicing(replicas: Mapping[str, int], flags: str = "") -> str:
@@ -78,7 +78,7 @@ DOCUMENTED = Recipe(
         },
     },
     pools={
-        "a": Pool(
+        "a": RecipePool(
             {MIG: "five-1g-one-2g"},
             {
                 "mode": "MIG",
@@ -89,7 +89,7 @@ DOCUMENTED = Recipe(
             },
             count=2,
         ),
-        "b": Pool(
+        "b": RecipePool(
             {MIG: "all-balanced", PLUGIN: "h100-80gb"},
             {
                 "mode": "MIG",
@@ -97,8 +97,8 @@ DOCUMENTED = Recipe(
                 "timeSlicing": {"replicas": 2},
             },
         ),
-        "c": Pool({}, {"mode": "Full"}),
-        "d": Pool({PLUGIN: "l40s"}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, L40S),
+        "c": RecipePool({}, {"mode": "Full"}),
+        "d": RecipePool({PLUGIN: "l40s"}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, L40S),
     },
 )
 """A configuration for each kind of card, one of them for whole GPUs and instances alike, and a layout of one's own."""
@@ -113,14 +113,14 @@ BY_DEFAULT = Recipe(
         "time-slicing-config": {"any": time_slicing({"nvidia.com/gpu": 4}), "whole": "version: v1\n"}
     },
     pools={
-        "a": Pool(
+        "a": RecipePool(
             {MIG: "all-1g.20gb"}, {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.20gb"}}
         ),
-        "b": Pool(
+        "b": RecipePool(
             {MIG: "all-3g.40gb"}, {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-3g.40gb"}}
         ),
-        "c": Pool({PLUGIN: "whole"}, {"mode": "Full"}),
-        "d": Pool({}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, L40S),
+        "c": RecipePool({PLUGIN: "whole"}, {"mode": "Full"}),
+        "d": RecipePool({}, {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, L40S),
     },
 )
 """Time-slicing as the cluster's default, MIG by NVIDIA's own names, and one pool taken out by a label."""
@@ -132,12 +132,12 @@ NOS = Recipe(
     },
     config_maps={},
     pools={
-        "m": Pool(
+        "m": RecipePool(
             {MIG: "all-1g.10gb", "nos.nebuly.com/gpu-partitioning": "mig"},
             {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.10gb"}},
             forgotten=True,
         ),
-        "c": Pool({}, {"mode": "Full"}),
+        "c": RecipePool({}, {"mode": "Full"}),
     },
 )
 """nos partitions by itself, by NVML; here with NVIDIA's mig-manager started again beside what nos has left."""
@@ -162,13 +162,13 @@ BY_ENTRY = Recipe(
         "default-mig-parted-config": {"config.yaml": parted({"all-1g.10gb": {"1g.10gb": 7}})},
     },
     pools={
-        "a": Pool(
+        "a": RecipePool(
             {MIG: "all-1g.10gb", PLUGIN: "single"},
             {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}},
         ),
-        "b": Pool({PLUGIN: "mps-4"}, {"mode": "MPS", "mps": {"replicas": 4}}),
-        "c": Pool({}, {"mode": "Full"}),
-        "d": Pool(
+        "b": RecipePool({PLUGIN: "mps-4"}, {"mode": "MPS", "mps": {"replicas": 4}}),
+        "c": RecipePool({}, {"mode": "Full"}),
+        "d": RecipePool(
             {PLUGIN: "turns"},
             {
                 "mode": "TimeSlicing",

@@ -16,7 +16,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from tests.test_repo import FILES, PAGES, PYTHON
+from tests.test_repo import FILES, PAGES, PYTHON, SHIPPED
 
 CITATION = re.compile(r"(?<![\w./#-])((?:[\w.-]+/)*[\w-]+\.md)\b(?:#([\w-]+\w|\w))?")
 LINK = re.compile(r"\]\(([^)#\s]*\.md)?(?:#([^)\s]+))?\)")
@@ -38,6 +38,9 @@ RULE = re.compile(r"^(?:\| (?!---|\[)|- |\d+\. )")
 """The beginning of a row, a bullet or a numbered item. A row that begins with a link leads to a page: it is no rule."""
 FIELDS = ("| `spec.", "| `status.")
 """Rows of d.8, which are data; tests/integration/test_clusterpolicy_fields.py compares them."""
+UPSTREAM = re.compile(r"(?<![\w./-])(?:[\w.-]+/)*([\w-]+\.(?:go|proto|h))\b")
+"""A source file of somebody else's, by its name."""
+VERSION = re.compile(r"\bv?\d+\.\d+|\bat\s+[0-9a-f]{7}\b")
 LEFT_OUT = ("CHANGELOG.md", "mkdocs.yml", "tests/hack/test_generate.py", "tests/test_citations.py")
 """What tells of the past, what mkdocs checks itself, and modules whose pages are made up."""
 
@@ -129,6 +132,31 @@ def lost_rows(name: str, text: str) -> list[str]:
     ]
 
 
+def blocks(text: str) -> Iterator[str]:
+    """The docstrings of a module, and its comments, those of neighbouring lines as one."""
+    yield from docstrings(text)
+    block, last = "", 0
+    for token in tokenize.generate_tokens(StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row = token.start[0]
+            if row > last + 1:
+                yield block
+                block = ""
+            block, last = f"{block}\n{token.string}", row
+    yield block
+
+
+def unversioned(text: str) -> set[str]:
+    """Source files of others that a module cites, and never with a version or commit in the same paragraph."""
+    cited: set[str] = set()
+    versioned: set[str] = set()
+    for paragraph in (one for block in blocks(text) for one in block.split("\n\n")):
+        found = set(UPSTREAM.findall(paragraph))
+        cited |= found
+        versioned |= found if VERSION.search(paragraph) else set()
+    return cited - versioned
+
+
 UNREAD = (".ambr", ".lock", ".sum", ".svg", "LICENSE")
 """Ends of names of files that a program writes whole, and of what is not ours."""
 CITING = [name for name in FILES if name not in LEFT_OUT and not name.endswith(UNREAD)]
@@ -149,6 +177,25 @@ def test_every_page_and_anchor_that_is_cited_is_there() -> None:
 
 def test_every_row_that_code_names_by_its_id_is_on_the_page_that_it_cites() -> None:
     assert [row for name in ROW_CITING for row in lost_rows(name, said(name))] == []
+
+
+def test_every_source_file_of_others_is_cited_with_its_version() -> None:
+    """A file without a version is a claim that nobody can check a year later."""
+    found = {name: files for name in SHIPPED if (files := unversioned(PYTHON[name]))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(("text", "files"), [
+    ('"""As in pkg/a/b.go."""', {"b.go"}),
+    ('"""As in kubernetes v1.36.3 pkg/a/b.go."""', set()),
+    ("# As in kubernetes v1.36.3\n# pkg/a/b.go.", set()),
+    ("# As in kubernetes v1.36.3\n\nx = 1\n# pkg/a/b.go.", {"b.go"}),
+    ('"""As in mimir pkg/a/b.go at 0c388a4."""', set()),
+    ('"""kubernetes v1.36.3 pkg/a/b.go.\n\nThe rest of b.go."""', set()),
+    ('"""kubernetes v1.36.3.\n\npkg/a/b.go."""', {"b.go"}),
+])  # fmt: skip
+def test_a_source_file_without_a_version_is_found(text: str, files: set[str]) -> None:
+    assert unversioned(text) == files
 
 
 def test_every_rule_of_the_specification_has_an_id_of_its_own() -> None:

@@ -114,27 +114,6 @@ def test_a_public_function_names_its_many_parameters() -> None:
     assert many == {}
 
 
-def test_each_folder_of_the_planner_asks_one_question_and_stands_on_the_map_in_its_order() -> None:
-    """Of ten at most; the order is the contract's, which import-linter holds."""
-    root = "operator/gpusharing/planning/"
-    folders = {name.removeprefix(root).split("/")[0] for name in PYTHON if name.startswith(root)}
-    folders = {name for name in folders if not name.endswith(".py")}
-    asked = {
-        name: ast.get_docstring(ast.parse(PYTHON[f"{root}{name}/__init__.py"])) or "" for name in folders
-    }
-    assert {name: text for name, text in asked.items() if "?" not in text or "\n" in text} == {}
-    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    (floors,) = [
-        one["layers"] for one in linter["contracts"] if one.get("containers") == ["gpusharing.planning"]
-    ]
-    assert len(folders) <= 10
-    assert len(floors) <= 10
-    page = PAGES["docs/explanation/architecture.md"].split("| `planning/` |")[1]
-    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
-    shown = [{name.removesuffix(".py") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
-    assert shown == [set(floor.split(" | ")) for floor in floors]
-
-
 SIGNALLED_BY_NUMBER = {
     "hack/cluster/process.py": "asks first whether it runs, and of a group whether the number can be somebody else's",
     "hack/realnode/machine.py": "the keeper still has it as a child",

@@ -2,7 +2,9 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from hack.generate import ROOT
 
@@ -12,7 +14,7 @@ MOST_NARROWINGS = 8
 MOST_LOOP_LINES = 200
 CACHED = {
     "gpus/doubts.py", "gpus/geometry.py", "gpus/packing.py", "gpus/recommendation.py", "gpus/templates.py",
-    "pools/candidates.py", "pools/hours.py", "pools/zones.py", "proof/gfdlabels.py", "snapshot/views.py",
+    "pools/candidates.py", "pools/hours.py", "pools/zones.py", "snapshot/views.py", "wanted/gfdlabels.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "way/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
@@ -53,6 +55,36 @@ def test_a_narrowing_is_known_by_what_it_says() -> None:
         "x = 1": False,
     }
     assert {text: is_narrowing(ast.parse(text).body[0]) for text in texts} == texts
+
+
+MAX_ROOMS = 10
+"""Rooms of the planner, folders and files of its own alike, and the floors that they stand on."""
+
+
+def test_each_room_of_the_planner_asks_one_question_and_stands_on_the_map_in_its_order() -> None:
+    """The order is the contract's, which import-linter holds."""
+    rooms = {path.stem for path in PLANNING.iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    assert len(rooms) <= MAX_ROOMS, sorted(rooms)
+    asked = {
+        name: ast.get_docstring(module) or ""
+        for name, module in sources().items()
+        if name.endswith("/__init__.py")
+    }
+    assert {name: text for name, text in asked.items() if "?" not in text or "\n" in text} == {}
+    floors = contract("gpusharing.planning")["layers"]
+    assert {room for floor in floors for room in floor.split(" | ")} == rooms
+    assert len(floors) <= MAX_ROOMS
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text().split("| `planning/` |")[1]
+    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    shown = [{name.removesuffix(".py") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
+    assert shown == [set(floor.split(" | ")) for floor in floors]
+
+
+def contract(container: str) -> dict[str, Any]:
+    """The contract of import-linter that orders what stands in this package."""
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    (found,) = [one for one in linter["contracts"] if one.get("containers") == [container]]
+    return dict(found)
 
 
 def test_what_is_decided_is_remembered_in_one_module() -> None:

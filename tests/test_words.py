@@ -1,10 +1,14 @@
-"""One word, one meaning, in the names that readers meet in every file. STYLE.md, Words."""
+"""One word, one meaning, in names that readers meet in every file, and words for users where users read. STYLE.md."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from tests.test_repo import PYTHON, SHIPPED
+from tests.test_repo import PAGES, PYTHON, SHIPPED
+
+HEADS = {"Added", "Changed", "Fixed", "Removed"}
+"""Of the sections of CHANGELOG.md. What is said of security stands where it belongs."""
 
 
 def public_classes(text: str) -> Iterator[str]:
@@ -28,6 +32,41 @@ def test_no_two_classes_that_ship_have_one_name() -> None:
     assert shared_names({name: PYTHON[name] for name in SHIPPED}) == {}
 
 
+def test_no_class_of_the_tools_has_the_name_of_another_one_or_of_one_that_ships() -> None:
+    """`State` was a folder of a control plane and a mapped file; `Workload` what the product recommends for, and the
+    pods that the simulator starts."""
+    tools = {name: text for name, text in PYTHON.items() if name.startswith("hack/")}
+    assert shared_names({**tools, **{name: PYTHON[name] for name in SHIPPED}}) == {}
+
+
+def test_no_two_helpers_of_the_tests_and_tools_have_one_name() -> None:
+    """`Outcome` was what a run of faults came to, and what a run of kills did; a test file is free to name its own."""
+    helpers = {
+        name: text for name, text in PYTHON.items() if not name.startswith("operator/") and is_shared(name)
+    }
+    assert shared_names(helpers) == {}
+
+
+def is_shared(name: str) -> bool:
+    """Whether other modules import from it: pytest collects the others."""
+    return not name.rpartition("/")[2].startswith("test_")
+
+
 def test_the_rule_sees_what_it_is_for() -> None:
     modules = {"a.py": "class Pool: ...\nclass _Row: ...", "b.py": "class Pool(int): ...\nclass _Row: ..."}
     assert shared_names(modules) == {"Pool": ["a.py", "b.py"]}
+
+
+def changelog_flaws(text: str) -> list[str]:
+    """Heads that are none of ours, and lines about what only those who build the product use."""
+    heads = [head for head in re.findall(r"^### (.+)$", text, re.MULTILINE) if head not in HEADS]
+    return heads + re.findall(r"^.*`make\b.*$", text, re.MULTILINE)
+
+
+def test_the_changelog_speaks_to_users() -> None:
+    assert changelog_flaws(PAGES["CHANGELOG.md"]) == []
+
+
+def test_a_line_that_is_not_for_users_is_found() -> None:
+    text = "### Added\n\n- `make demo` plays\n\n### Security\n\n- a mode, without making anything\n"
+    assert changelog_flaws(text) == ["Security", "- `make demo` plays"]

@@ -33,7 +33,7 @@ QUICK = Sizes(idle_seconds=10, edits=10, roll_nodes=40, fleet_nodes=200, planned
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BenchPart:
     """Measurements that belong together."""
 
     metrics: tuple[str, ...]
@@ -58,11 +58,11 @@ PLANNED = (
     "plan_5000_nodes_incremental_ms",
     "plan_5000_nodes_windows_full_ms",
     "plan_5000_nodes_windows_incremental_ms",
-    "layout_verdict_ms",
+    "layout_fit_ms",
 )
 TYPED = ("cli_help_ms", "cli_status_1000_nodes_ms")
 PARTS = (
-    Part(
+    BenchPart(
         (
             "node_writes_per_transition",
             "api_writes_per_transition_0pods",
@@ -71,28 +71,30 @@ PARTS = (
         ),
         lambda testbed, sizes: small.transitions(testbed),
     ),
-    Part(("idle_writes_60s", "rss_idle_mib"), lambda testbed, sizes: small.idle(testbed, sizes.idle_seconds)),
-    Part(("agent_rss_mib", "agent_cpu_ms_per_cycle"), lambda testbed, sizes: agent.agent(testbed)),
-    Part(
+    BenchPart(
+        ("idle_writes_60s", "rss_idle_mib"), lambda testbed, sizes: small.idle(testbed, sizes.idle_seconds)
+    ),
+    BenchPart(("agent_rss_mib", "agent_cpu_ms_per_cycle"), lambda testbed, sizes: agent.agent(testbed)),
+    BenchPart(
         ("edit_to_first_write_p50_s", "edit_to_first_write_p99_s"),
         lambda testbed, sizes: edits.reaction(testbed, sizes.edits),
     ),
-    Part(
+    BenchPart(
         ("rss_1000_nodes_mib", "relabel_1000_nodes_vs_raw_patch"),
         lambda testbed, sizes: large.fleet(testbed, sizes.fleet_nodes),
     ),
-    Part(
+    BenchPart(
         ("roll_efficiency", "cpu_ms_per_transition"),
         lambda testbed, sizes: large.roll(testbed, sizes.roll_nodes),
         factor=ROLL_FACTOR,
     ),
-    Part(
+    BenchPart(
         ("roll_efficiency_60s", "roll_60s_vs_plain_loop"),
         lambda testbed, sizes: plain.compared(testbed),
         factor=LOOP_FACTOR,
         arguments=plain.SOFTWARE,
     ),
-    Part(
+    BenchPart(
         ("start_5000_nodes_s", "rss_5000_nodes_mib"),
         lambda testbed, sizes: start.start(testbed, sizes.planned_nodes),
         node_software=False,
@@ -118,7 +120,7 @@ def measure(wanted: frozenset[str], sizes: Sizes, lost: list[Lost]) -> Iterator[
 
 
 def on_one_testbed(
-    waiting: list[Part], sizes: Sizes, lost: list[Lost], open_one: Callable[..., Opened] = open_testbed
+    waiting: list[BenchPart], sizes: Sizes, lost: list[Lost], open_one: Callable[..., Opened] = open_testbed
 ) -> Iterator[Measured]:
     """What parts of one kind yield, taken from `waiting` until one fails."""
     factor, software, arguments = waiting[0].kind

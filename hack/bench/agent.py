@@ -21,7 +21,7 @@ from hack import launch
 from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.tenants import Occupied, occupied
+from hack.bench.tenants import SeenTenants, occupied
 from hack.bench.testbed import GPUNODES, Testbed
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import node_bound_token
@@ -130,7 +130,7 @@ def _with_tenants(testbed: Testbed, machine: Simulator, which: str, kind: str) -
             yield Measured(f"agent_cpu_ms_per_scrape{mig}", _per_scrape(running, machine, used), how)
 
 
-def _check_told(metrics: str, tenants: Occupied) -> None:
+def _check_told(metrics: str, tenants: SeenTenants) -> None:
     """What was to be measured did happen. Raises RuntimeError."""
     for name, expected in tenants.expected().items():
         rows = re.findall(rf"^gpusharing_{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE)
@@ -177,7 +177,7 @@ def _run(testbed: Testbed, library: Mapping[str, str], name: str) -> Iterator[Ru
         "INTERVAL_SECONDS": str(INTERVAL),
     }
     log = folder / "agent.log"
-    with launch.Process(("-m", "gpusharing.agent.main"), environment, log) as process:
+    with launch.LaunchedProcess(("-m", "gpusharing.agent.main"), environment, log) as process:
         wait_until(lambda: log.read_text().endswith("\n"), 30, "the agent to start")
         started = json.loads(log.read_text().splitlines()[0])
         yield Running(process.pid, int(started["probes"].rpartition(":")[2]))

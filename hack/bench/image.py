@@ -54,7 +54,7 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.Process:
+def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """The shipped operator under the shipped rights, with the files and variables that every pod has."""
     site, account = directory / "site", directory / "account"
     make_site(site)
@@ -72,4 +72,6 @@ def operator(api: Api, directory: Path, factor: float, **settings: str) -> launc
         "KUBECONFIG": "",
         "PYTHONPATH": str(site),
     }
-    return launch.Process(("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log")
+    return launch.LaunchedProcess(
+        ("-S", "-m", "gpusharing.controller.main"), environment, directory / "operator.log"
+    )

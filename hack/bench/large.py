@@ -14,9 +14,9 @@ from hack import launch
 from hack.bench import traffic
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.testbed import FULL, SMALL_SLICES, Span, Testbed
+from hack.bench.testbed import FULL, SMALL_SLICES, Spent, Testbed
 from hack.cluster import nodes
-from hack.cluster.audit import Request
+from hack.cluster.audit import AuditedRequest
 
 ROLL, FLEET = "roll", "fleet"
 PERCENT = 10
@@ -62,7 +62,7 @@ Times = tuple[list[datetime], list[datetime]]
 """Writes on a Node: the operator's, the node software's."""
 
 
-def node_writes(testbed: Testbed, span: Span) -> dict[str, Times]:
+def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
     """By node that was changed since then."""
     found: dict[str, Times] = {}
     for request in testbed.requests(span, user=None):
@@ -131,11 +131,11 @@ def as_kubelets_report(node: JSON) -> JSON:
     return node
 
 
-def _on_nodes(requests: Sequence[Request]) -> list[Request]:
+def _on_nodes(requests: Sequence[AuditedRequest]) -> list[AuditedRequest]:
     return [request for request in requests if request.is_write and request.resource == "nodes"]
 
 
-def _seconds(requests: Sequence[Request]) -> float:
+def _seconds(requests: Sequence[AuditedRequest]) -> float:
     moments = [request.at for request in requests]
     return (max(moments) - min(moments)).total_seconds()
 

@@ -11,7 +11,7 @@ from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from hack import launch
 from hack.bench.large import actuation_seconds, node_writes
 from hack.bench.results import Measured
-from hack.bench.testbed import FULL, SMALL_SLICES, Span, Testbed
+from hack.bench.testbed import FULL, SMALL_SLICES, Spent, Testbed
 from hack.cluster.api import Object
 
 POOL = "plain"
@@ -49,7 +49,7 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
     testbed.remove([POOL], added)
 
 
-def _efficiency(testbed: Testbed, span: Span) -> Measured:
+def _efficiency(testbed: Testbed, span: Spent) -> Measured:
     writes, factor = node_writes(testbed, span), testbed.factor
     drain = launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]
     actuation = statistics.median(actuation_seconds(times) for times in writes.values()) * factor

@@ -11,8 +11,8 @@ from itertools import product
 from gpusharing.api.names import Phase
 from gpusharing.controller.main import settle_heap
 from gpusharing.planning.gpus.geometry import find_fit, normalise
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from hack.bench.fleet import GPUS, NOW, POLICIES, card, fleet
 from hack.bench.results import Measured
@@ -59,10 +59,10 @@ def planning(count: int) -> Iterator[Measured]:
     yield Measured("plan_5000_nodes_windows_incremental_ms", _incremental(held_settled), how)
     how = "the same policies while every node waits for its turn"
     yield Measured("plan_5000_nodes_windows_incremental_rolling_ms", _incremental(held), how)
-    yield verdicts()
+    yield fits()
 
 
-def verdicts() -> Measured:
+def fits() -> Measured:
     """Can a GPU hold this layout? Asked of every combination of an H100's profiles, as few as fit alone at most."""
     profiles = card().profiles
     counts = product(*(range(profile.max_count + 1) for profile in profiles))
@@ -76,7 +76,7 @@ def verdicts() -> Measured:
             find_fit(layout, profiles)
 
     how = f"mean of {len(layouts)} layouts of an H100, possible or not, CPU time"
-    return Measured("layout_verdict_ms", _cpu_ms(ask) / len(layouts), how)
+    return Measured("layout_fit_ms", _cpu_ms(ask) / len(layouts), how)
 
 
 def _incremental(snapshot: ClusterSnapshot) -> float:

@@ -44,7 +44,7 @@ class Tenant:
 
 
 @dataclass(frozen=True, slots=True)
-class Occupied:
+class SeenTenants:
     """What an agent needs to see the tenants."""
 
     tenants: tuple[Tenant, ...]
@@ -92,7 +92,7 @@ def tenants_of(machine: Simulator) -> tuple[Tenant, ...]:
 
 
 @contextmanager
-def occupied(machine: Simulator, folder: Path) -> Iterator[Occupied]:
+def occupied(machine: Simulator, folder: Path) -> Iterator[SeenTenants]:
     """Every device of the machine has its tenant; `folder` is new and takes the socket and the pods' log folders."""
     found = tenants_of(machine)
     logs, socket = folder / "logs", folder / "kubelet.sock"
@@ -103,7 +103,7 @@ def occupied(machine: Simulator, folder: Path) -> Iterator[Occupied]:
     offered = [(each.resource, each.device) for each in found]
     environment = {"POD_RESOURCES_SOCKET": str(socket), "POD_LOGS": str(logs)}
     with kubeletsocket.serving(socket, [*held, *others], offered), _computing(machine, found) as attributed:
-        yield Occupied(found, environment, attributed)
+        yield SeenTenants(found, environment, attributed)
 
 
 @contextmanager

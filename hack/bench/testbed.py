@@ -14,7 +14,7 @@ from hack.bench import image, traffic
 from hack.bench.traffic import Counts
 from hack.cluster import install, nodes
 from hack.cluster.api import Api, Object, in_parallel
-from hack.cluster.audit import Request, read_requests
+from hack.cluster.audit import AuditedRequest, read_requests
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import free_ports, wait_until
 
@@ -37,7 +37,7 @@ LARGE_SLICES: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "
 
 
 @dataclass
-class Span:
+class Spent:
     """What happened since a moment."""
 
     start_bytes: int
@@ -51,7 +51,7 @@ class Testbed:
 
     plane: ControlPlane
     directory: Path
-    operator: launch.Process
+    operator: launch.LaunchedProcess
     metrics_port: int
     factor: float
 
@@ -133,16 +133,16 @@ class Testbed:
 
     # --- traffic -------------------------------------------------------------------------------------------
 
-    def span(self) -> Span:
+    def span(self) -> Spent:
         """Begin to count."""
         size = self.plane.audit_log.stat().st_size
-        return Span(size, traffic.claim_writes(self.metrics_port), time.monotonic())
+        return Spent(size, traffic.claim_writes(self.metrics_port), time.monotonic())
 
-    def requests(self, span: Span, user: str | None = traffic.OPERATOR) -> list[Request]:
+    def requests(self, span: Spent, user: str | None = traffic.OPERATOR) -> list[AuditedRequest]:
         """Requests since then."""
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
-    def counts(self, span: Span) -> Counts:
+    def counts(self, span: Spent) -> Counts:
         """The operator's requests since then."""
         claims = traffic.claim_writes(self.metrics_port) - span.start_claims
         return traffic.count(self.requests(span), claims)

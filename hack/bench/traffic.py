@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hack import launch
-from hack.cluster.audit import Request
+from hack.cluster.audit import AuditedRequest
 
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
 NODE_SOFTWARE = "simulated-node-software"
@@ -30,7 +30,7 @@ class Counts:
     """Writes by resource, for people."""
 
 
-def count(requests: Sequence[Request], claim_writes: int) -> Counts:
+def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
     """Count requests of one user. `claim_writes`: how many writes of the Lease carried claims."""
     writes = Counter(request.resource for request in requests if request.is_write)
     writes[LEASES] = claim_writes
@@ -46,7 +46,7 @@ def count(requests: Sequence[Request], claim_writes: int) -> Counts:
     )
 
 
-def is_poll(request: Request) -> bool:
+def is_poll(request: AuditedRequest) -> bool:
     """Whether a read looks at the pods of one node that is drained, or at the budgets of these pods."""
     if request.verb != "list":
         return False

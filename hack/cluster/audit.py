@@ -17,7 +17,7 @@ POD = "authentication.kubernetes.io/pod-name"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class AuditedRequest:
     """One finished request."""
 
     user: str
@@ -56,7 +56,7 @@ def lines_since(log: Path, start: int = 0) -> Iterator[bytes]:
             yield line
 
 
-def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[Request]:
+def read_requests(log: Path, user: str | None = None, *, start: int = 0) -> Iterator[AuditedRequest]:
     """The requests in an audit log, in the order in which they ended; only those of `user` when given.
 
     `start`: size of the log (bytes) at some moment; only what was logged since then.
@@ -91,12 +91,12 @@ def wait_logged(log: Path, api: Api) -> None:
     wait_until(logged, LOGGED_SECONDS, "the audit log to show a request", poll=0.002)
 
 
-def count_verbs(requests: Iterable[Request]) -> Counter[tuple[str, str, str]]:
+def count_verbs(requests: Iterable[AuditedRequest]) -> Counter[tuple[str, str, str]]:
     """How often each (group, resource, verb) was used: what a Role must allow, and no more."""
     return Counter((request.group, request.resource, request.verb) for request in requests)
 
 
-def _request(event: dict[str, object]) -> Request:
+def _request(event: dict[str, object]) -> AuditedRequest:
     user = _mapping(event.get("user"))
     pods = _mapping(user.get("extra")).get(POD)
     reference = _mapping(event.get("objectRef"))
@@ -104,7 +104,7 @@ def _request(event: dict[str, object]) -> Request:
     if sub := reference.get("subresource"):
         resource = f"{resource}/{sub}"
     code = _mapping(event.get("responseStatus")).get("code", 0)
-    return Request(
+    return AuditedRequest(
         user=str(user.get("username", "")),
         verb=str(event["verb"]),
         group=str(reference.get("apiGroup", "")),

@@ -24,7 +24,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Version:
+class CRDVersion:
     """The CRD of one version of the GPU Operator."""
 
     name: str
@@ -70,12 +70,12 @@ class Version:
         }
 
 
-def versions() -> tuple[Version, ...]:
+def versions() -> tuple[CRDVersion, ...]:
     """All that the table names, oldest first."""
     table = yaml.safe_load(FIELDS.read_text())
     rows = table["fields"].items()
     return tuple(
-        Version(
+        CRDVersion(
             name,
             tuple(
                 Field(

@@ -308,7 +308,7 @@ class ControlPlane:
 
     def _record(self) -> None:
         owner = None if self.options.detached else os.getpid()
-        state.State(owner, self.url, self.pids()).write(self.directory)
+        state.ClusterState(owner, self.url, self.pids()).write(self.directory)
 
     def _stop_components(self) -> None:
         for name in reversed(list(self._components)):

@@ -81,7 +81,7 @@ def up(directory: Path, kubeconfig: Path) -> Api:
     api = open_api(kubeconfig)
     command = commands.kwok(kwok, kubeconfig, LEASE_SECONDS)
     component = process.start("kwok", command, directory / "kwok.log")
-    state.State(None, api.url, {"kwok": component.pid}, driver="kind").write(directory)
+    state.ClusterState(None, api.url, {"kwok": component.pid}, driver="kind").write(directory)
     return api
 
 

@@ -14,7 +14,7 @@ FILE = "state.json"
 
 
 @dataclass(frozen=True)
-class State:
+class ClusterState:
     """The record `state.json` in the folder of a control plane."""
 
     owner: int | None
@@ -30,10 +30,10 @@ class State:
         write_private(directory / FILE, json.dumps(asdict(self), indent=2))
 
 
-def read(directory: Path) -> State | None:
+def read(directory: Path) -> ClusterState | None:
     """The record in `directory`, or None when there is none."""
     try:
-        return State(**json.loads((directory / FILE).read_text()))
+        return ClusterState(**json.loads((directory / FILE).read_text()))
     except FileNotFoundError:
         return None
 

@@ -53,7 +53,7 @@ class Programs:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ToolRecipe:
     """How to build one tool: its cache key is made of everything that decides the result."""
 
     name: str
@@ -98,21 +98,21 @@ def version_flags(version: str) -> str:
     )
 
 
-def controlplane_recipe(source: Path = CONTROLPLANE_SOURCE) -> Recipe:
+def controlplane_recipe(source: Path = CONTROLPLANE_SOURCE) -> ToolRecipe:
     """Build etcd, the control plane and kubectl as one program: one link instead of five."""
     return _kubernetes_recipe("controlplane", source, 5, CONTROLPLANE_CALLS)
 
 
-def kubelet_recipe(source: Path = KUBELET_SOURCE) -> Recipe:
+def kubelet_recipe(source: Path = KUBELET_SOURCE) -> ToolRecipe:
     """Build the kubelet apart: only rung 4 runs it, and its module names things that no other program needs."""
     return _kubernetes_recipe("kubelet", source, 2, ())
 
 
-def _kubernetes_recipe(name: str, source: Path, minutes: int, calls: tuple[str, ...]) -> Recipe:
+def _kubernetes_recipe(name: str, source: Path, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
     flags = ("-trimpath", f"-ldflags={version_flags(version)}")
-    return Recipe(
+    return ToolRecipe(
         name=name,
         version=version,
         inputs=tuple(files.values()),
@@ -124,42 +124,42 @@ def _kubernetes_recipe(name: str, source: Path, minutes: int, calls: tuple[str, 
     )
 
 
-def install_recipe(name: str, version: str, module: str) -> Recipe:
+def install_recipe(name: str, version: str, module: str) -> ToolRecipe:
     """Build one program with `go install module@version`."""
-    return Recipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
+    return ToolRecipe(name, version, (), ("go", "install", "-trimpath", f"{module}@{version}"), (name,))
 
 
-def helm3_recipe() -> Recipe:
+def helm3_recipe() -> ToolRecipe:
     """Helm 3 as its releases are: told which Kubernetes it knows, else it takes every cluster for 1.20."""
     minor = kubernetes_version((CONTROLPLANE_SOURCE / "go.mod").read_text()).split(".")[1]
     packages = ("chartutil", "lint/rules")
     known = [f"-X helm.sh/helm/v3/pkg/{package}.k8sVersionMinor={minor}" for package in packages]
     module = f"helm.sh/helm/v3/cmd/helm@{HELM3_VERSION}"
     command = ("go", "install", "-trimpath", f"-ldflags={' '.join(['-s -w', *known])}", module)
-    return Recipe("helm", HELM3_VERSION, (), command, ("helm",))
+    return ToolRecipe("helm", HELM3_VERSION, (), command, ("helm",))
 
 
-def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> Recipe:
+def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> ToolRecipe:
     """Build the tools of a module of ours, which pins what they need; the version is that of its `leading` module."""
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
         raise ToolchainError(f"{source}/go.mod pins no {leading}.\nRestore it: git checkout -- {source}")
     command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
-    return Recipe(source.name, version[1], files, command, programs, source)
+    return ToolRecipe(source.name, version[1], files, command, programs, source)
 
 
-def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> Recipe:
+def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> ToolRecipe:
     """Build helm-unittest and chart-testing: `go install` refuses what replaces a module."""
     return module_recipe(source, "helm.sh/helm/v3", ("helm-unittest", "ct"))
 
 
-def krewtools_recipe(source: Path = KREWTOOLS_SOURCE) -> Recipe:
+def krewtools_recipe(source: Path = KREWTOOLS_SOURCE) -> ToolRecipe:
     """Build krew and the judge of its manifests."""
     return module_recipe(source, "sigs.k8s.io/krew", ("krew", "validate-krew-manifest"))
 
 
-RECIPES: Mapping[str, Callable[[], Recipe]] = {
+RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     "controlplane": controlplane_recipe,
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
     "helm": lambda: install_recipe("helm", HELM_VERSION, "helm.sh/helm/v4/cmd/helm"),
@@ -185,7 +185,7 @@ def ensure(name: str, root: Path | None = None) -> Path:
     return build_once(RECIPES[name](), root or cache_root())
 
 
-def build_once(recipe: Recipe, root: Path) -> Path:
+def build_once(recipe: ToolRecipe, root: Path) -> Path:
     """The folder below `root` with what the recipe makes; several processes may ask at once."""
     directory = recipe.directory(root)
     if directory.is_dir():
@@ -234,7 +234,7 @@ def program(name: str) -> Path:
 
 
 @contextmanager
-def _locked(path: Path, recipe: Recipe) -> Iterator[None]:
+def _locked(path: Path, recipe: ToolRecipe) -> Iterator[None]:
     """Hold a lock file, so that two builders at once do the work once."""
     with path.open("w") as file:
         try:
@@ -245,7 +245,7 @@ def _locked(path: Path, recipe: Recipe) -> Iterator[None]:
         yield
 
 
-def _build(recipe: Recipe, directory: Path) -> None:
+def _build(recipe: ToolRecipe, directory: Path) -> None:
     go = find_go(recipe)
     _say(f"building {recipe.name} {recipe.version} once, about {recipe.minutes} min on 2 cores ...")
     begin = time.monotonic()
@@ -272,7 +272,7 @@ def _build_environment(out: Path, *, module: bool) -> dict[str, str]:
     return {**environ, "GOBIN": str(out), "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": "0"}
 
 
-def _build_failed(recipe: Recipe, stderr: str) -> str:
+def _build_failed(recipe: ToolRecipe, stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if line and not line.startswith("go: downloading")]
     tail = "\n".join(f"  {line}" for line in lines[-12:])
     where = f"cd {recipe.cwd} && " if recipe.cwd else ""
@@ -284,7 +284,7 @@ def _build_failed(recipe: Recipe, stderr: str) -> str:
     )
 
 
-def find_go(recipe: Recipe) -> str:
+def find_go(recipe: ToolRecipe) -> str:
     """The go command.
 
     Raises:

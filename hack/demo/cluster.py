@@ -19,10 +19,10 @@ from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import ComponentError, tail
 from hack.demo import fleet
-from hack.demo.columns import View
+from hack.demo.columns import KubectlView
 from hack.demo.screen import Screen
-from hack.demo.stage import LOG, Refused, Written, empty_log
-from hack.sim.workloads import Workload
+from hack.demo.stage import LOG, ApplyRefused, Written, empty_log
+from hack.sim.workloads import SimWorkload
 
 FACTOR = 50.0
 """Simulated seconds in one real second."""
@@ -45,7 +45,7 @@ class ClusterStage:
     def __init__(self, plane: ControlPlane, client: HttpClient) -> None:
         """Use `cluster_stage`."""
         self._plane = plane
-        self._operator: product.Process | None = None
+        self._operator: product.LaunchedProcess | None = None
         self.client: KubeClient = client
 
     async def apply(self, manifest: JSON) -> str:
@@ -53,13 +53,13 @@ class ClusterStage:
         try:
             return await self._kubectl("apply", "-f", "-", stdin=yaml.safe_dump(manifest))
         except subprocess.CalledProcessError as error:
-            raise Refused(str(error.stderr)) from None
+            raise ApplyRefused(str(error.stderr)) from None
 
-    async def show(self, view: View) -> str:
+    async def show(self, view: KubectlView) -> str:
         """See Stage."""
         return await self._kubectl(*view.arguments)
 
-    async def deploy(self, workload: Workload) -> None:
+    async def deploy(self, workload: SimWorkload) -> None:
         """See Stage."""
         path = f"/apis/apps/v1/namespaces/{workload.namespace}/deployments"
         await asyncio.to_thread(self._plane.api.create, path, deployment(workload))
@@ -108,7 +108,7 @@ class ClusterStage:
         return await asyncio.to_thread(partial(self._plane.kubectl, *arguments, stdin=stdin))
 
 
-def deployment(workload: Workload) -> JSON:
+def deployment(workload: SimWorkload) -> JSON:
     """The Deployment whose pods are those of the workload."""
     pod = workload.body("")
     labels = pod["metadata"]["labels"]

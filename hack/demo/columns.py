@@ -19,7 +19,7 @@ MIN_WIDTH = 6
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class KubectlView:
     """One `kubectl get`."""
 
     resource: Resource
@@ -56,10 +56,10 @@ class View:
         return " ".join(("kubectl", *words, *(("custom-columns=...",) if self.custom else ())))
 
 
-def printed(resource: Resource, source: CustomResource, kind: str) -> View:
+def printed(resource: Resource, source: CustomResource, kind: str) -> KubectlView:
     """The columns that the CRD gives to `kubectl get`."""
     shown = [column for column in source.columns if not column.wide]
-    return View(
+    return KubectlView(
         resource,
         (("NAME", ".metadata.name"), *((column.name.upper(), column.path) for column in shown)),
         kind,
@@ -69,7 +69,7 @@ def printed(resource: Resource, source: CustomResource, kind: str) -> View:
 
 
 POOLS = printed(POLICIES, POLICY, "gpusharingpolicies")
-FLEET = View(
+FLEET = KubectlView(
     NODES,
     (
         ("NAME", ".metadata.name"),
@@ -83,17 +83,17 @@ FLEET = View(
 _GPUNODE_PATHS = {column.name.upper(): column.path for column in GPUNODE.columns}
 
 
-def places(*nodes: str) -> View:
+def places(*nodes: str) -> KubectlView:
     """Columns of `kubectl get gpunodes -o wide`, those that fit on a narrow screen."""
     shown = ("OBSERVED", "PHASE", "REASON", "PODS", "CULPRIT")
     columns = (("NAME", ".metadata.name"), *((name, _GPUNODE_PATHS[name]) for name in shown))
-    return View(GPUNODES, columns, "gpunodes", names=nodes)
+    return KubectlView(GPUNODES, columns, "gpunodes", names=nodes)
 
 
-def events_about(policy: str) -> View:
+def events_about(policy: str) -> KubectlView:
     """The events of one policy, oldest first."""
     columns = (("TYPE", ".type"), ("REASON", ".reason"), ("NOTE", ".note"))
-    return View(
+    return KubectlView(
         EVENTS,
         columns,
         "events.v1.events.k8s.io",
@@ -118,7 +118,7 @@ def find(obj: JSON, path: str) -> Any:
     return found
 
 
-def render(view: View, objects: Iterable[JSON], now: datetime) -> str:
+def render(view: KubectlView, objects: Iterable[JSON], now: datetime) -> str:
     """The table as kubectl would print it."""
     chosen = [obj for obj in objects if _selected(view, obj)]
     chosen.sort(key=lambda obj: str(find(obj, view.sort_by)))
@@ -134,13 +134,13 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _selected(view: View, obj: JSON) -> bool:
+def _selected(view: KubectlView, obj: JSON) -> bool:
     if view.names and obj["metadata"]["name"] not in view.names:
         return False
     return view.field is None or find(obj, f".{view.field[0]}") == view.field[1]
 
 
-def _cell(view: View, name: str, value: Any, now: datetime) -> str:
+def _cell(view: KubectlView, name: str, value: Any, now: datetime) -> str:
     if value is None or value == "":
         return "<none>" if view.custom and value is None else ""
     if name in view.dates:

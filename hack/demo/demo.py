@@ -11,7 +11,7 @@ from typing import Any
 from gpusharing.api.names import ANNOTATION_FENCE, ConditionType
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, PODS, POLICIES
-from hack.demo.columns import POOLS, View, find, places
+from hack.demo.columns import POOLS, KubectlView, find, places
 from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import Stage, Written, objects
 
@@ -38,7 +38,7 @@ class Demo:
             where = f"{await self.stage.show(POOLS)}\n{await self.stage.show(places())}"
             raise DemoFailed(f"within {limit:.0f} s: {what}\n{where}") from None
 
-    async def show(self, view: View) -> None:
+    async def show(self, view: KubectlView) -> None:
         """A `kubectl get` and its answer."""
         self.screen.command(view.command)
         self.screen.output(await self.stage.show(view))

@@ -11,11 +11,11 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import Timing
-from hack.demo.columns import View, render
+from hack.demo.columns import KubectlView, render
 from hack.demo.fleet import nodes
-from hack.demo.stage import Refused, Written, empty_log, objects
+from hack.demo.stage import ApplyRefused, Written, empty_log, objects
 from hack.embedded import Embedded, embedded
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 
 LEASE = Timing(duration=6.0, deadline=5.0, retry=0.1)
 """In seconds. Long enough for a machine that stands still, short enough to wait for the second operator."""
@@ -41,7 +41,7 @@ class EmbeddedStage:
         checked = validate_policy(manifest)
         if isinstance(checked, tuple):
             problems = "\n".join(f"* {problem}" for problem in checked)
-            raise Refused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
+            raise ApplyRefused(f'The GPUSharingPolicy "{name}" is invalid:\n{problems}')
         with suppress(NotFound):
             before = await self.client.get(POLICIES, name)
             after = self._environment.apply(manifest)
@@ -50,11 +50,11 @@ class EmbeddedStage:
         self._environment.apply(manifest)
         return f"gpusharingpolicy.gpusharing.dev/{name} created"
 
-    async def show(self, view: View) -> str:
+    async def show(self, view: KubectlView) -> str:
         """See Stage."""
         return render(view, await objects(self.client, view.resource), datetime.now(UTC))
 
-    async def deploy(self, workload: Workload) -> None:
+    async def deploy(self, workload: SimWorkload) -> None:
         """See Stage."""
         self._environment.workloads.apply(workload)
 

@@ -12,7 +12,7 @@ import yaml
 
 from gpusharing.kube.client import JSON
 from hack.cluster.nodes import node_manifest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
@@ -22,7 +22,7 @@ GPUS = sum(gpus * nodes for _, _, gpus, nodes in POOLS)
 ZONE = "topology.kubernetes.io/zone"
 RANKER_NODE = "gpu-b-1"
 """The only node in zone-1: where the ranker's disk is."""
-RANKER = Workload(
+RANKER = SimWorkload(
     "ranker",
     3,
     "nvidia.com/mig-3g.40gb",
@@ -30,10 +30,10 @@ RANKER = Workload(
     node_selector={"gpusharing.dev/pool": "b", ZONE: "zone-1"},
 )
 WORKLOADS = (
-    Workload("llm-7b", 97, "nvidia.com/mig-1g.20gb", namespace="team-a"),
-    Workload("llm-13b", 12, "nvidia.com/mig-3g.40gb", namespace="team-b"),
-    Workload("training", 2, count=8, namespace="team-c", node_selector={"gpusharing.dev/pool": "c"}),
-    Workload("notebook", 21, namespace="dev", node_selector={"gpusharing.dev/pool": "d"}),
+    SimWorkload("llm-7b", 97, "nvidia.com/mig-1g.20gb", namespace="team-a"),
+    SimWorkload("llm-13b", 12, "nvidia.com/mig-3g.40gb", namespace="team-b"),
+    SimWorkload("training", 2, count=8, namespace="team-c", node_selector={"gpusharing.dev/pool": "c"}),
+    SimWorkload("notebook", 21, namespace="dev", node_selector={"gpusharing.dev/pool": "d"}),
 )
 BUDGET: JSON = {
     "apiVersion": "policy/v1",

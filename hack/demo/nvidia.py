@@ -8,7 +8,7 @@ from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import LOG, ROOT, empty_log
 from hack.launch import LaunchError
 from hack.nvidia import build
-from hack.nvidia.loop import Loop, is_cordoned, running_loop
+from hack.nvidia.loop import NvidiaLoop, is_cordoned, running_loop
 from hack.nvidia.sandbox import SandboxError, why_not
 from hack.nvidia.walk import HALVES, SINGLE, WALK, Stop
 
@@ -38,7 +38,7 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
                 build.ensure(release)
             with running_loop(Path(folder), "one", FAULTY, log=empty_log()) as loop:
                 _play(screen, loop)
-        except (build.BuildError, SandboxError) as error:
+        except (build.GoBuildError, SandboxError) as error:
             raise LaunchError(str(error)) from error
         except TimeoutError as error:
             raise DemoFailed(str(error)) from error
@@ -47,7 +47,7 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
                 screen.output(LOG.read_text())
 
 
-def _play(screen: Screen, loop: Loop) -> None:
+def _play(screen: Screen, loop: NvidiaLoop) -> None:
     versions = ", ".join(f"{release.folder} {release.version}" for release in build.RELEASES)
     screen.heading(f"1. Two nodes with two H100 each; {versions}")
     offered = ""
@@ -60,7 +60,7 @@ def _play(screen: Screen, loop: Loop) -> None:
     _broken_gpu(screen, loop, len(WALK) + 2)
 
 
-def _change(screen: Screen, loop: Loop, stop: Stop, offered: str) -> None:
+def _change(screen: Screen, loop: NvidiaLoop, stop: Stop, offered: str) -> None:
     """One change, with a pod in the way on each node."""
     working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
     if working:
@@ -77,7 +77,7 @@ def _change(screen: Screen, loop: Loop, stop: Stop, offered: str) -> None:
         _check_sources(screen, loop, node)
 
 
-def _check_sources(screen: Screen, loop: Loop, node: str) -> None:
+def _check_sources(screen: Screen, loop: NvidiaLoop, node: str) -> None:
     labels = loop.labels(node)
     told = f"mig-manager says {labels[names.LABEL_MIG_STATE]} for {labels[names.LABEL_MIG_CONFIG]}"
     product, count = labels[names.LABEL_GPU_PRODUCT], labels[names.LABEL_GPU_COUNT]
@@ -85,13 +85,13 @@ def _check_sources(screen: Screen, loop: Loop, node: str) -> None:
     screen.check(f"{node}: {told}; GFD {product} x {count}; not cordoned", fine)
 
 
-def _show(screen: Screen, loop: Loop) -> None:
+def _show(screen: Screen, loop: NvidiaLoop) -> None:
     for kind in ("gpusharingpolicies", "gpunodes"):
         screen.command(f"kubectl get {kind}")
         screen.output(loop.plane.kubectl("get", kind))
 
 
-def _wedge(screen: Screen, loop: Loop, number: int) -> None:
+def _wedge(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     screen.heading(f"{number}. mig-manager wedges: it fails once and forgets the operands it has paused")
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
@@ -102,7 +102,7 @@ def _wedge(screen: Screen, loop: Loop, number: int) -> None:
     _check_sources(screen, loop, "one")
 
 
-def _broken_gpu(screen: Screen, loop: Loop, number: int) -> None:
+def _broken_gpu(screen: Screen, loop: NvidiaLoop, number: int) -> None:
     screen.heading(f"{number}. A GPU fails midway")
     loop.nodes[FAULTY].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
     screen.command("kubectl apply -f -     # MIG single")

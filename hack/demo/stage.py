@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 from gpusharing.kube.client import JSON, KubeClient, Resource
-from hack.demo.columns import View
-from hack.sim.workloads import Workload
+from hack.demo.columns import KubectlView
+from hack.sim.workloads import SimWorkload
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOG = ROOT / "build" / "demo-operator.log"
 """Where the operators log, one after the other."""
 
 
-class Refused(Exception):
+class ApplyRefused(Exception):
     """The API server would not take the object; the text is the answer."""
 
 
@@ -39,14 +39,14 @@ class Stage(Protocol):
     """What is not real here."""
 
     async def apply(self, manifest: JSON) -> str:
-        """`kubectl apply`; returns its answer. Raises Refused."""
+        """`kubectl apply`; returns its answer. Raises ApplyRefused."""
         ...
 
-    async def show(self, view: View) -> str:
+    async def show(self, view: KubectlView) -> str:
         """The table that `kubectl get` prints."""
         ...
 
-    async def deploy(self, workload: Workload) -> None:
+    async def deploy(self, workload: SimWorkload) -> None:
         """A Deployment, or what stands for one."""
         ...
 

@@ -11,7 +11,7 @@ from hack.demo.columns import FLEET, POOLS, events_about, find, places
 from hack.demo.demo import Demo, holds_gpu_of, is_cordoned, is_ready
 from hack.demo.record import record
 from hack.demo.screen import DemoFailed
-from hack.demo.stage import Refused, Stage, objects
+from hack.demo.stage import ApplyRefused, Stage, objects
 
 MIG_20, MIG_40, MIG_10 = (f"nvidia.com/mig-{name}" for name in ("1g.20gb", "3g.40gb", "1g.10gb"))
 POOL_B = ("gpu-b-1", "gpu-b-2", "gpu-b-3")
@@ -135,7 +135,7 @@ async def wrong_policies_are_refused(demo: Demo) -> None:
 async def _refusal(stage: Stage, manifest: JSON) -> str:
     try:
         answer = await stage.apply(manifest)
-    except Refused as error:
+    except ApplyRefused as error:
         return str(error)
     raise DemoFailed(f"the API server refuses it; it said: {answer}")
 

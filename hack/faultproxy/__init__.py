@@ -15,7 +15,7 @@ fail, once or for ever:
 Each process gets a door of its own, so that the log tells whose a write was: `proxy.open_door("first")`.
 """
 
-from hack.faultproxy.calls import Refusal, Sick, Write
+from hack.faultproxy.calls import PlayedRefusal, ProxiedWrite, Sick
 from hack.faultproxy.proxy import FaultProxy
 
-__all__ = ["FaultProxy", "Refusal", "Sick", "Write"]
+__all__ = ["FaultProxy", "PlayedRefusal", "ProxiedWrite", "Sick"]

@@ -54,7 +54,7 @@ class Incoming:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Stream:
+class OpenWatch:
     """A watch that is open."""
 
     path: str
@@ -63,7 +63,7 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProxiedAnswer:
     """A whole answer, the server's or a made-up one."""
 
     status: int
@@ -83,7 +83,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
+class ProxiedWrite:
     """One write that the server answered."""
 
     number: int
@@ -112,7 +112,7 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class PlayedRefusal:
     """What the server is made to say: an HTTP status, and a Status object as an API server words it."""
 
     status: int
@@ -142,12 +142,12 @@ class Refusal:
             "code": self.status,
         }
 
-    def answer(self) -> Answer:
+    def answer(self) -> ProxiedAnswer:
         """The whole answer."""
         headers = {"Content-Type": "application/json"}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
-        return Answer(self.status, headers, json.dumps(self.object).encode())
+        return ProxiedAnswer(self.status, headers, json.dumps(self.object).encode())
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ class Sick:
 
     method: str
     path: str
-    answer: Refusal | None
+    answer: PlayedRefusal | None
     query: str
     times: float = math.inf
     hits: int = 0

@@ -15,13 +15,13 @@ from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Literal
 
-from hack.faultproxy.calls import Answer, Incoming, Refusal, Stream, collection_of, object_of
+from hack.faultproxy.calls import Incoming, OpenWatch, PlayedRefusal, ProxiedAnswer, collection_of, object_of
 
 Scope = Literal["one", "all"]
-Forward = Callable[[], Awaitable[Answer | None]]
+Forward = Callable[[], Awaitable[ProxiedAnswer | None]]
 """Asks the server; None: the client hears nothing."""
-GONE = Refusal(410, "too old resource version", "Expired")
-BROKEN = Refusal(500, "etcdserver: leader changed", "InternalError")
+GONE = PlayedRefusal(410, "too old resource version", "Expired")
+BROKEN = PlayedRefusal(500, "etcdserver: leader changed", "InternalError")
 HEAL_SECONDS = 1.0
 """Until a watch that swallowed events ends: what it kept back only the list after it can tell."""
 
@@ -79,7 +79,7 @@ class Fault:
         self.hits += 1
         self.last = asyncio.get_running_loop().time()
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """One call that is no watch."""
         return await forward()
 
@@ -90,11 +90,11 @@ class Fault:
     async def opening(self, call: Incoming) -> None:
         """A new watch, before the server is asked."""
 
-    async def line(self, stream: Stream, line: bytes, came: float) -> bytes:
+    async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """One line of a watch, which came at that moment; empty: swallowed."""
         return line
 
-    def ends(self, stream: Stream) -> bytes:
+    def ends(self, stream: OpenWatch) -> bytes:
         """The last line of a watch that is to end now; empty while it goes on."""
         return b""
 
@@ -102,7 +102,7 @@ class Fault:
 class AnswerLost(Fault):
     """F3: the write is done, its answer gets lost."""
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
@@ -114,7 +114,7 @@ class AnswerLost(Fault):
 class RequestLost(Fault):
     """F4: the write never comes to the server."""
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
@@ -129,7 +129,7 @@ class Competitor(Fault):
     write: Callable[[str], None] = lambda path: None
     """Writes to the object of that path; blocks; runs in a thread."""
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         if call.is_write and call.method != "POST" and self.concerns(call):
             self.hit()
@@ -138,12 +138,12 @@ class Competitor(Fault):
 
 
 @dataclass
-class Refused(Fault):
+class RefusedCalls(Fault):
     """F6 and F7: the server refuses, in turn with each of these; reads as well, when it is everything."""
 
-    answers: tuple[Refusal, ...] = (Refusal(503),)
+    answers: tuple[PlayedRefusal, ...] = (PlayedRefusal(503),)
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         if not self.concerns(call):
             return await forward()
@@ -152,7 +152,7 @@ class Refused(Fault):
 
 
 @dataclass
-class Held(Fault):
+class HeldWrite(Fault):
     """F8, and whatever else takes its time: the write waits until `act` has returned, then it is forwarded."""
 
     act: Callable[[], None] = lambda: None
@@ -161,7 +161,7 @@ class Held(Fault):
     """Called when the answer has arrived: who was frozen finds it there when it wakes, before its own timers run."""
     times: int = 1
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         if not (call.is_write and self.concerns(call)):
             return await forward()
@@ -185,7 +185,7 @@ class Slow(Fault):
     seconds: float = 1.0
     times: int = 10**9
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         if self.at == 0 or self.concerns(call):
             self.hits += 1
@@ -218,13 +218,13 @@ class WatchFault(Fault):
 
     early = False
 
-    def on_watch(self, stream: Stream) -> bool:
+    def on_watch(self, stream: OpenWatch) -> bool:
         """Whether this stream is hit."""
         if self.began is None:
             return False
         return self.scope == "all" or collection_of(stream.path) == collection_of(self.target)
 
-    def on_open_watch(self, stream: Stream) -> bool:
+    def on_open_watch(self, stream: OpenWatch) -> bool:
         """Whether it is hit and was open when the fault began."""
         return self.began is not None and stream.opened < self.began and self.on_watch(stream)
 
@@ -241,7 +241,7 @@ class WatchLate(WatchFault):
         """See Fault."""
         return 0.0 if self.began is None else self.began + self.lasts + self.seconds
 
-    async def line(self, stream: Stream, line: bytes, came: float) -> bytes:
+    async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """See Fault."""
         if self.began is not None and self.on_watch(stream) and 0 <= came - self.began < self.lasts:
             self.hits += 1
@@ -253,9 +253,9 @@ class WatchLate(WatchFault):
 class WatchEnds(WatchFault):
     """F10: the open streams end with an ERROR: 410, the history is gone, or 500."""
 
-    error: Refusal = GONE
+    error: PlayedRefusal = GONE
 
-    def ends(self, stream: Stream) -> bytes:
+    def ends(self, stream: OpenWatch) -> bytes:
         """See Fault."""
         if not self.on_open_watch(stream):
             return b""
@@ -270,13 +270,13 @@ class EventsSwallowed(WatchFault):
     `one`: only those about the object. No server does that: it is a cache of a client that missed something.
     """
 
-    _swallowed: set[Stream] = field(default_factory=set)
+    _swallowed: set[OpenWatch] = field(default_factory=set)
 
     def over_at(self) -> float:
         """See Fault."""
         return 0.0 if self.began is None else self.began + HEAL_SECONDS + 0.5
 
-    async def line(self, stream: Stream, line: bytes, came: float) -> bytes:
+    async def line(self, stream: OpenWatch, line: bytes, came: float) -> bytes:
         """See Fault."""
         if self.hits >= self.times or not self.on_watch(stream) or self._is_over():
             return line
@@ -289,7 +289,7 @@ class EventsSwallowed(WatchFault):
         self._swallowed.add(stream)
         return b""
 
-    def ends(self, stream: Stream) -> bytes:
+    def ends(self, stream: OpenWatch) -> bytes:
         """See Fault."""
         if stream not in self._swallowed or not self._is_over():
             return b""
@@ -308,10 +308,10 @@ class OldList(WatchFault):
     old: they ask for the newest state, and an API server gives it (docs/design/drain.md#p1).
     """
 
-    _lists: dict[tuple[str, str], Answer] = field(default_factory=dict)
+    _lists: dict[tuple[str, str], ProxiedAnswer] = field(default_factory=dict)
     _owed: set[tuple[str, str]] = field(default_factory=set)
 
-    async def around(self, call: Incoming, forward: Forward) -> Answer | None:
+    async def around(self, call: Incoming, forward: Forward) -> ProxiedAnswer | None:
         """See Fault."""
         key = call.path, call.query
         if call.method != "GET" or "limit=" not in call.query or "spec.nodeName" in call.query:
@@ -330,11 +330,11 @@ class OldList(WatchFault):
         kind = collection_of(self.target)
         self._owed = {key for key in self._lists if self.scope == "all" or collection_of(key[0]) == kind}
 
-    def ends(self, stream: Stream) -> bytes:
+    def ends(self, stream: OpenWatch) -> bytes:
         """See Fault."""
         return error_line(GONE) if self.on_open_watch(stream) and self._lists else b""
 
 
-def error_line(status: Refusal) -> bytes:
+def error_line(status: PlayedRefusal) -> bytes:
     """The event with which an API server ends a watch that it cannot go on with."""
     return json.dumps({"type": "ERROR", "object": status.object}).encode() + b"\n"

@@ -13,7 +13,17 @@ from urllib.parse import unquote_plus
 import aiohttp
 from aiohttp import web
 
-from hack.faultproxy.calls import BLOCKED, WRITES, Answer, Incoming, Refusal, Sick, Stream, Write, is_renewal
+from hack.faultproxy.calls import (
+    BLOCKED,
+    WRITES,
+    Incoming,
+    OpenWatch,
+    PlayedRefusal,
+    ProxiedAnswer,
+    ProxiedWrite,
+    Sick,
+    is_renewal,
+)
 from hack.faultproxy.faults import HEAL_SECONDS, Fault
 from hack.faultproxy.streams import Relay
 
@@ -56,7 +66,7 @@ class FaultProxy:
         """Of these, those that it answered."""
         self._newest = 0
         self._trap: _Trap | None = None
-        self.writes: list[Write] = []
+        self.writes: list[ProxiedWrite] = []
         self._sick: tuple[Sick, ...] = ()
         self._faults: tuple[Fault, ...] = ()
         self.sprung = threading.Event()
@@ -98,7 +108,13 @@ class FaultProxy:
         self._faults = (*self._faults, *faults)
 
     def fail(
-        self, method: str, path: str, answer: Refusal | None, *, query: str = "", times: float = math.inf
+        self,
+        method: str,
+        path: str,
+        answer: PlayedRefusal | None,
+        *,
+        query: str = "",
+        times: float = math.inf,
     ) -> Sick:
         """Let calls to exactly this path get `answer`, or with None hang until the client gives up.
 
@@ -203,14 +219,14 @@ class FaultProxy:
 
     async def _through(
         self, call: Incoming, faults: tuple[Fault, ...], request: web.Request, session: aiohttp.ClientSession
-    ) -> Answer | None:
+    ) -> ProxiedAnswer | None:
         """Through the faults, the first one outermost, to the server."""
         if faults:
             first, *rest = faults
             return await first.around(call, lambda: self._through(call, tuple(rest), request, session))
         async with self._ask(call, request, session) as found:
             headers = self._headers(found)
-            answer = Answer(found.status, headers, await found.read())
+            answer = ProxiedAnswer(found.status, headers, await found.read())
         self._newest = max(self._newest, answer.version)
         if call.is_write:
             self._note(call, answer)
@@ -244,7 +260,7 @@ class FaultProxy:
             headers = self._headers(found)
             response = web.StreamResponse(status=found.status, headers=headers)
             await response.prepare(request)
-            stream = Stream(call.path, asyncio.get_running_loop().time())
+            stream = OpenWatch(call.path, asyncio.get_running_loop().time())
             await self._relay.pass_on(found, request, response, stream, lambda: self._faults)
             return response
 
@@ -257,7 +273,7 @@ class FaultProxy:
             asyncio.get_running_loop().call_later(HEAL_SECONDS + 0.05, self._relay.look)
         return self._faults
 
-    def _note(self, call: Incoming, answer: Answer) -> None:
+    def _note(self, call: Incoming, answer: ProxiedAnswer) -> None:
         counts = call.number > 0 and (answer.status < 400 or answer.status == BLOCKED)
         if counts:
             self._count += 1
@@ -266,7 +282,7 @@ class FaultProxy:
             self._aimed_at -= not counts
         number = self._count if counts else 0
         self.writes.append(
-            Write(
+            ProxiedWrite(
                 number,
                 call.method,
                 call.path,

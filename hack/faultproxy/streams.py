@@ -7,7 +7,7 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from hack.faultproxy.calls import Stream
+from hack.faultproxy.calls import OpenWatch
 from hack.faultproxy.faults import Fault
 
 LOOK: Final = (0.0, b"")
@@ -33,7 +33,7 @@ class Relay:
         found: aiohttp.ClientResponse,
         request: web.Request,
         response: web.StreamResponse,
-        stream: Stream,
+        stream: OpenWatch,
         faults: Callable[[], tuple[Fault, ...]],
     ) -> None:
         """Until the server, the client or a fault ends it."""

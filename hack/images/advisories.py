@@ -15,7 +15,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from hack.images.contents import DEBIAN, PYPI, Part
+from hack.images.contents import DEBIAN, PYPI, ImagePart
 from hack.images.packages import DISTRO
 
 Advisory = dict[str, Any]
@@ -32,7 +32,7 @@ class AdvisoryError(ValueError):
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
+class AdvisoryHit:
     """A part of the image that an advisory names."""
 
     name: str
@@ -63,7 +63,7 @@ def read(path: Path) -> list[Advisory]:
     return list(told)
 
 
-def find(parts: Sequence[Part], advisories: Sequence[Advisory]) -> list[Finding]:
+def find(parts: Sequence[ImagePart], advisories: Sequence[Advisory]) -> list[AdvisoryHit]:
     """What is affected, sorted; advisories that were withdrawn do not count."""
     found = set()
     for advisory in advisories:
@@ -73,14 +73,14 @@ def find(parts: Sequence[Part], advisories: Sequence[Advisory]) -> list[Finding]
             if concerns(affected.get("package", {}), part) and is_affected(part, affected):
                 summary = str(advisory.get("summary") or advisory.get("details") or "").split("\n")[0]
                 found.add(
-                    Finding(
+                    AdvisoryHit(
                         part.name, part.version, advisory["id"], first_fixed(part, affected), summary[:80]
                     )
                 )
     return sorted(found)
 
 
-def concerns(package: dict[str, Any], part: Part) -> bool:
+def concerns(package: dict[str, Any], part: ImagePart) -> bool:
     """Whether an advisory's package is this part; Debian's name source packages, of one release or of all."""
     ecosystem, _, release = str(package.get("ecosystem", "")).partition(":")
     if ecosystem != part.ecosystem or (release and release != DISTRO.removeprefix("debian-")):
@@ -91,7 +91,7 @@ def concerns(package: dict[str, Any], part: Part) -> bool:
     return name == part.source
 
 
-def is_affected(part: Part, affected: dict[str, Any]) -> bool:
+def is_affected(part: ImagePart, affected: dict[str, Any]) -> bool:
     """Whether the part's version is listed or lies in a range."""
     if part.source_version in affected.get("versions", []):
         return True
@@ -99,7 +99,7 @@ def is_affected(part: Part, affected: dict[str, Any]) -> bool:
     return any(in_range(part, one.get("events", [])) for one in ranges)
 
 
-def in_range(part: Part, events: Sequence[dict[str, str]]) -> bool:
+def in_range(part: ImagePart, events: Sequence[dict[str, str]]) -> bool:
     """OSV's evaluation: the last event at or before the version decides (`limit` means nothing here)."""
     order = ORDERS[part.ecosystem]
     here = order(part.source_version)
@@ -120,7 +120,7 @@ def _events(events: Sequence[dict[str, str]]) -> Iterator[tuple[str, str]]:
                 yield kind, version
 
 
-def first_fixed(part: Part, affected: dict[str, Any]) -> str:
+def first_fixed(part: ImagePart, affected: dict[str, Any]) -> str:
     """The lowest version above the part's that an advisory calls fixed."""
     order = ORDERS[part.ecosystem]
     versions = [

@@ -22,7 +22,7 @@ UNKNOWN = "NOASSERTION"
 
 
 @dataclass(frozen=True, order=True)
-class Part:
+class ImagePart:
     """One package of the image."""
 
     ecosystem: str
@@ -40,7 +40,7 @@ class Part:
     """Of the file that was installed; empty for our own wheel."""
 
 
-def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[Part]:
+def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:
     """The packages of these control files (dpkg's status); a sha256 is the lock's.
 
     Their licences stand as texts in usr/share/doc/NAME/copyright, not as expressions.
@@ -51,7 +51,7 @@ def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[P
         name, version = str(control["Package"]), str(control["Version"])
         found = re.fullmatch(r"(\S+)(?: \((\S+)\))?", str(control.get("Source", name)))
         assert found is not None, f"{name}: Source: {control['Source']}"
-        yield Part(
+        yield ImagePart(
             DEBIAN,
             name,
             version,
@@ -63,14 +63,14 @@ def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[P
         )
 
 
-def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[Part]:
+def wheel_parts(metadata: Sequence[str], files: Mapping[str, str]) -> Iterator[ImagePart]:
     """The distributions of these METADATA files; `files`: name of each wheel file and its sha256."""
     hashes = {canonicalize_name(name.split("-")[0]): digest for name, digest in files.items()}
     for text in metadata:
         told = message_from_string(text)
         name, version = canonicalize_name(str(told["Name"])), str(told["Version"])
         purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
-        yield Part(
+        yield ImagePart(
             PYPI,
             name,
             version,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hack.generate import ROOT
 from hack.images import debian, wheels
-from hack.images.contents import Part, debian_parts, read_metadata, read_status, wheel_parts
+from hack.images.contents import ImagePart, debian_parts, read_metadata, read_status, wheel_parts
 from hack.images.elf import missing
 from hack.images.labels import Origin, labels, read_origin
 from hack.images.layers import JSON, Layer, archive, configuration, pack
@@ -51,7 +51,7 @@ class Image:
     layers: tuple[Layer, ...]
     compiled: int
     """Modules that are compiled."""
-    parts: tuple[Part, ...]
+    parts: tuple[ImagePart, ...]
     sbom: Path
     """The bill of materials beside the archive, SPDX 2.3."""
 

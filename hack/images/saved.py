@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.images.contents import PYTHON_ITSELF, Part, debian_parts, wheel_parts
+from hack.images.contents import PYTHON_ITSELF, ImagePart, debian_parts, wheel_parts
 from hack.images.labels import Origin
 from hack.images.layers import JSON, compress
 from hack.images.sbom import document
@@ -41,7 +41,7 @@ class Saved:
     """User, Env, Cmd, Labels ... as OCI names them."""
     compiled: int
     """Modules that are compiled."""
-    parts: tuple[Part, ...]
+    parts: tuple[ImagePart, ...]
 
     @property
     def sbom(self) -> Path:
@@ -105,7 +105,7 @@ def _kept(layer: bytes) -> tuple[dict[str, bytes], int]:
     return found, compiled
 
 
-def _parts(files: Mapping[str, bytes]) -> Iterator[Part]:
+def _parts(files: Mapping[str, bytes]) -> Iterator[ImagePart]:
     texts = {name: data.decode() for name, data in files.items()}
     status = [
         paragraph
@@ -118,7 +118,7 @@ def _parts(files: Mapping[str, bytes]) -> Iterator[Part]:
     yield from wheel_parts([text for name, text in texts.items() if METADATA.match(name)], {})
     told = dict(re.findall(r"^(\w+) = (.*)$", texts.get(VENV, ""), re.MULTILINE))
     if told.get("home") == BUILT and (version := told.get("version")):
-        yield Part(
+        yield ImagePart(
             PYTHON_ITSELF,
             "python",
             version,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from hack.images.contents import DEBIAN, UNKNOWN, Part
+from hack.images.contents import DEBIAN, UNKNOWN, ImagePart
 from hack.images.labels import Origin
 from hack.images.layers import JSON
 
@@ -11,7 +11,7 @@ NAMESPACE = "https://gpusharing.dev/spdx"
 """Makes the document's name unique; nothing is served there."""
 
 
-def document(origin: Origin, architecture: str, digest: str, parts: Sequence[Part]) -> JSON:
+def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
     """The SPDX document of one image; `digest`: sha256:... of its manifest. Equal images give equal documents."""
     name = f"{origin.name}-{origin.version}-{architecture}"
     image = {
@@ -46,7 +46,7 @@ def document(origin: Origin, architecture: str, digest: str, parts: Sequence[Par
     }
 
 
-def package(key: str, part: Part) -> JSON:
+def package(key: str, part: ImagePart) -> JSON:
     """One part as SPDX has it."""
     told: JSON = {
         "SPDXID": key,
@@ -70,7 +70,7 @@ def package(key: str, part: Part) -> JSON:
     return told
 
 
-def identifier(part: Part) -> str:
+def identifier(part: ImagePart) -> str:
     """A name within the document: letters, digits, dots and dashes only."""
     return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from hack.mutants.guards import Guard
-from hack.mutants.ladders import LADDERS, Row
+from hack.mutants.ladders import LADDERS, LadderRow
 from hack.mutants.plays import QUIET, Mutant, find_failing, in_child, is_killed
 from hack.mutants.watch import Watch
 
@@ -23,7 +23,7 @@ def find_for_guards(guards: Mapping[str, Guard]) -> None:
         _suggest(name, _first(guard))
 
 
-def find_for_rows(rows: Mapping[str, Row]) -> None:
+def find_for_rows(rows: Mapping[str, LadderRow]) -> None:
     """Play the files about these rows once, to see in which tests each row decides; then try those."""
     if not rows:
         return

@@ -22,7 +22,7 @@ class Ladder:
     """Below `gpusharing.planning`."""
     name: str
     part: str
-    """The field of a row that says whether it applies; empty: the row is that function itself."""
+    """The field of a row that says whether it applies."""
     blind: object
     """What it answers when it does not."""
     tests: tuple[str, ...]
@@ -48,27 +48,13 @@ class Ladder:
         return [self._name(row) for row in self.rows()]
 
     def _name(self, row: Any) -> str:
-        asks = getattr(row, self.part) if self.part else row
-        name: str = asks.__name__
+        name: str = getattr(row, self.part).__name__
         return str(row.reason) if name == "<lambda>" else name
 
     def plant(self, name: str) -> None:
         """Make the row blind, permanently in this process."""
         (row,) = [row for row in self.rows() if self._name(row) == name]
-        if self.part:
-            object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
-        else:
-            assert isinstance(row, FunctionType), row
-            # Other modules hold the function by its name, too.
-            row.__code__ = _says_none.__code__ if self.blind is None else _finds_none.__code__
-
-
-def _says_none(*_: object, **__: object) -> None:
-    return None
-
-
-def _finds_none(*_: object, **__: object) -> tuple[()]:
-    return ()
+        object.__setattr__(row, self.part, _blind(self.blind, getattr(row, self.part).__name__))
 
 
 def _blind(answer: object, name: str) -> Callable[..., object]:
@@ -85,18 +71,21 @@ LADDERS = (
     Ladder("way.after", "HELD", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMLESS", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMED", "follow", None, ("after", "reruns", "two_steps")),
-    Ladder("proof.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
+    Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
-    Ladder("stack.acceptance", "FIELDS", "", None, ("acceptance",)),
-    Ladder("stack.installation", "CHECKS", "", (), ("installation", "startgate", "agents", "rights")),
+    Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
+    Ladder(
+        "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")
+    ),
+    Ladder("told.headline", "HEADLINES", "find", None, ("status", "status_columns", "reset")),
     Ladder("gpus.health", "RULES", "holds", False, ("health",)),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LadderRow:
     """One row of a ladder."""
 
     ladder: Ladder
@@ -112,9 +101,9 @@ class Row:
         self.ladder.plant(self.name)
 
 
-def read_rows() -> Mapping[str, Row]:
+def read_rows() -> Mapping[str, LadderRow]:
     """Every row of all ladders, by its id."""
-    return {f"{ladder.id}: {name}": Row(ladder, name) for ladder in LADDERS for name in ladder.names()}
+    return {f"{ladder.id}: {name}": LadderRow(ladder, name) for ladder in LADDERS for name in ladder.names()}
 
 
 def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:

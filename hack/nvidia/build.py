@@ -22,12 +22,12 @@ from hack.cluster.paths import cache_root
 HERE = Path(__file__).resolve().parent
 
 
-class BuildError(Exception):
+class GoBuildError(Exception):
     """NVIDIA's programs cannot be built. The text says what is missing and what to do."""
 
 
 @dataclass(frozen=True)
-class Release:
+class UpstreamRelease:
     """One repository of NVIDIA's at one version, and the programs we take from it."""
 
     folder: str
@@ -46,7 +46,7 @@ class Release:
         """The version that our go.mod pins, as `v0.19.3`."""
         found = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / "go.mod").read_text())
         if found is None:
-            raise BuildError(f"{self.source / 'go.mod'} does not require {self.module}")
+            raise GoBuildError(f"{self.source / 'go.mod'} does not require {self.module}")
         return found[1]
 
     def command(self, out: str) -> list[str]:
@@ -67,13 +67,13 @@ class Release:
         )
 
 
-DEVICE_PLUGIN = Release(
+DEVICE_PLUGIN = UpstreamRelease(
     "device-plugin",
     "github.com/NVIDIA/k8s-device-plugin",
     ("nvidia-device-plugin", "gpu-feature-discovery", "config-manager", "mps-control-daemon"),
     ("kubeletstub",),
 )
-MIG_PARTED = Release(
+MIG_PARTED = UpstreamRelease(
     "mig-parted", "github.com/NVIDIA/mig-parted", ("nvidia-mig-parted", "nvidia-mig-manager")
 )
 RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
@@ -87,17 +87,17 @@ def missing() -> str | None:
     return None
 
 
-def ensure(release: Release) -> Path:
+def ensure(release: UpstreamRelease) -> Path:
     """The folder with the programs of this release, built first if it is not there.
 
     Raises:
-        BuildError: Go or a C compiler is missing, or the build failed.
+        GoBuildError: Go or a C compiler is missing, or the build failed.
     """
     directory = release.directory()
     if directory.is_dir():
         return directory
     if why := missing():
-        raise BuildError(why)
+        raise GoBuildError(why)
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -111,12 +111,12 @@ def program(name: str) -> Path:
     for release in RELEASES:
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
-    raise BuildError(
+    raise GoBuildError(
         f"no program {name!r}: choose from {[p for r in RELEASES for p in (*r.programs, *r.ours)]}"
     )
 
 
-def _build(release: Release, directory: Path) -> None:
+def _build(release: UpstreamRelease, directory: Path) -> None:
     _say(f"building NVIDIA's {release.folder} {release.version} once, about 2 min on 2 cores ...")
     begin = time.monotonic()
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH", "GOFLAGS")}
@@ -134,7 +134,7 @@ def _build(release: Release, directory: Path) -> None:
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
             tail = "\n".join(f"  {line}" for line in lines[-12:])
-            raise BuildError(
+            raise GoBuildError(
                 f"NVIDIA's {release.folder} {release.version} could not be built:\n{tail}\n"
                 "A first build fetches Go modules: check the network and `go env GOPROXY`, then try again:\n"
                 "  python -m hack.nvidia.build"
@@ -152,7 +152,7 @@ def main() -> int:
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)
-    except BuildError as error:
+    except GoBuildError as error:
         _say(str(error))
         return 1
     return 0

@@ -73,7 +73,7 @@ DIFFERENCES = (
         "nvidia.com/gpu.product and nvidia.com/gpu.count describe all GPUs of a node with two card models",
         "they describe one model and its GPUs; which one may change at each run (the order of a Go map), models with a "
         "whole GPU before divided ones",
-        "planning/proof/verify.py takes the label set of any one model; a nodeSelector on such a product is a gamble",
+        "planning/wanted/verify.py takes the label set of any one model; a nodeSelector on such a product is a gamble",
         "test_gfd_counts_per_model_and_whichever_it_shows_is_accepted",
     ),
     Difference(

@@ -122,7 +122,7 @@ class DeviceManager:
 
 
 @dataclass(frozen=True)
-class Place:
+class DevicePlace:
     """Where a device is; instance ids are -1 without MIG."""
 
     gpu: int
@@ -130,14 +130,14 @@ class Place:
     compute_instance: int = -1
 
 
-def find_devices(simulator: Simulator) -> dict[str, Place]:
+def find_devices(simulator: Simulator) -> dict[str, DevicePlace]:
     """Where each device is, by its UUID."""
-    found: dict[str, Place] = {}
+    found: dict[str, DevicePlace] = {}
     for gpu in simulator.show()["gpus"]:
-        found[gpu["uuid"]] = Place(gpu["index"])
+        found[gpu["uuid"]] = DevicePlace(gpu["index"])
         for instance in gpu["instances"]:
             for compute in instance["compute"]:
-                found[compute["uuid"]] = Place(gpu["index"], instance["id"], compute["id"])
+                found[compute["uuid"]] = DevicePlace(gpu["index"], instance["id"], compute["id"])
     return found
 
 

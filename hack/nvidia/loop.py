@@ -40,12 +40,12 @@ WAITS = {
 
 
 @dataclass
-class Loop:
+class NvidiaLoop:
     """What is running, and how one looks at it."""
 
     plane: ControlPlane
     nodes: dict[str, RealNode]
-    operator: launch.Process
+    operator: launch.LaunchedProcess
 
     @property
     def api(self) -> Api:
@@ -157,13 +157,13 @@ def running_loop(
     log: Path | None = None,
     chart: Sequence[str] = (),
     models: Mapping[str, str] | None = None,
-) -> Iterator[Loop]:
+) -> Iterator[NvidiaLoop]:
     """Everything of it, with these nodes of two GPUs; it ends with the context. `log`: of the operator.
 
     `chart`: more arguments of helm, `("--set", "agent.privileged=false")`; `models`: of machines that have no H100.
 
     Raises:
-        BuildError, SandboxError, ToolchainError, LaunchError, ComponentError: it cannot run here.
+        BuildError, GoBuildError, SandboxError, ToolchainError, LaunchError, ComponentError: it cannot run here.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))
@@ -174,14 +174,14 @@ def running_loop(
         operator = launch.operator(plane.kubeconfig, folder, 1.0, **WAITS)
         operator.log = log or operator.log
         stack.enter_context(operator)
-        yield Loop(plane, nodes, operator)
+        yield NvidiaLoop(plane, nodes, operator)
 
 
-def is_cordoned(loop: Loop, node: str) -> bool:
+def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
     """Whether the node is fenced off from the scheduler."""
     return bool(loop.api.get(f"{NODES}/{node}")["spec"].get("unschedulable"))
 
 
-def mig_state(loop: Loop, node: str) -> str:
+def mig_state(loop: NvidiaLoop, node: str) -> str:
     """What mig-manager says."""
     return loop.labels(node).get(names.LABEL_MIG_STATE, "")

@@ -24,7 +24,7 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
 """
 
 
-class MigManager:
+class MigManagerProgram:
     """mig-manager on one node. `restart` is what deleting its pod does.
 
     Its HOST_ROOT_MOUNT is an empty folder of ours, so that its `chroot … reboot` finds nothing to run.

@@ -26,7 +26,7 @@ from hack.nvidia import operands
 from hack.nvidia.kubelet import DeviceManager, LabelFeeder
 from hack.nvidia.logserver import LogServer
 from hack.nvidia.mounts import Mount
-from hack.nvidia.operands import Programs
+from hack.nvidia.operands import PodPrograms
 from hack.nvidia.sandbox import Sandbox
 from hack.nvidia.tasks import PodProcesses
 from hack.nvmlsim.models import find_model
@@ -51,7 +51,7 @@ class RealNode:
         self._api: Api = open_api(kubeconfig)
         self._plugin_configs, self._mig_config = Mount(folder / "plugin"), Mount(folder / "mig")
         self._devices = DeviceManager(self._api, name, self.sandbox)
-        self.programs = Programs(
+        self.programs = PodPrograms(
             self._api, name, kubeconfig, self.sandbox, self._plugin_configs, self._mig_config, self._devices.socket
         )  # fmt: skip
         self._logs = LogServer(folder / "tls", self.programs.log_of)

@@ -12,9 +12,9 @@ from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.tokens import pod_bound_token
-from hack.launch import Process
+from hack.launch import LaunchedProcess
 from hack.nvidia import build
-from hack.nvidia.migmanager import MigManager
+from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.mounts import Mount
 from hack.nvidia.podrights import command_around
 from hack.nvidia.sandbox import ProcessView, Sandbox
@@ -73,7 +73,7 @@ def install(api: Api) -> None:
 class AgentTask:
     """The shipped agent as a process, with the token that the kubelet would give to its pod."""
 
-    process: Process
+    process: LaunchedProcess
 
     def start(self) -> None:
         """See Task."""
@@ -93,7 +93,7 @@ class AgentTask:
 
 
 @dataclass
-class Programs:
+class PodPrograms:
     """Builds what the pods of one node run. `plugin_configs` and `mig_config` are the mounted ConfigMaps."""
 
     api: Api
@@ -107,7 +107,7 @@ class Programs:
     def __post_init__(self) -> None:
         """One mig-manager for the life of the node: it keeps its D-Bus."""
         config = self.mig_config.folder / "config.yaml"
-        self.mig_manager = MigManager(self.sandbox, self.node, self.kubeconfig, config)
+        self.mig_manager = MigManagerProgram(self.sandbox, self.node, self.kubeconfig, config)
         self.labels = self.sandbox.folder / "labels"
         self._logs: dict[str, Path] = {}
 
@@ -206,7 +206,7 @@ class Programs:
         }
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
         program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5")
-        task = AgentTask(Process(program, environment, log, command_around(pod)))
+        task = AgentTask(LaunchedProcess(program, environment, log, command_around(pod)))
 
         def init() -> bool:
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])

@@ -116,7 +116,7 @@ class SandboxTask:
             time.sleep(0.005)
 
 
-class Container:
+class RestartedTask:
     """A task that is started again when it ends."""
 
     def __init__(self, task: Task) -> None:
@@ -142,7 +142,7 @@ class PodProcesses:
     def __init__(self, uid: str, containers: Sequence[Task], init: Callable[[], bool]) -> None:
         """`init` is called until it says True: volumes are there and init containers have ended well."""
         self.uid = uid
-        self._containers = [Container(task) for task in containers]
+        self._containers = [RestartedTask(task) for task in containers]
         self._init = init
         self._ready = False
 

@@ -35,7 +35,7 @@ MEDIA_PLAIN, MEDIA_EXTENSIONS, MEDIA_ALL, MEDIA_NONE = range(4)
 FAULT_NONE, FAULT_RETURN, FAULT_HANG = range(3)
 
 
-class Profile(Structure):
+class SimProfile(Structure):
     """A GPU instance profile that the card offers."""
 
     _fields_ = (
@@ -59,7 +59,7 @@ class Profile(Structure):
     )
 
 
-class ComputeInstance(Structure):
+class SimComputeInstance(Structure):
     """A compute instance; with its GPU instance it is one MIG device."""
 
     _fields_ = (
@@ -74,7 +74,7 @@ class ComputeInstance(Structure):
     )
 
 
-class GpuInstance(Structure):
+class SimGpuInstance(Structure):
     """A GPU instance and the compute instances in it."""
 
     _fields_ = (
@@ -83,11 +83,11 @@ class GpuInstance(Structure):
         ("profile", c_uint32),  # index into Gpu.profiles
         ("start", c_uint32),
         ("serial", c_uint64),
-        ("compute", ComputeInstance * MAX_COMPUTE_INSTANCES),
+        ("compute", SimComputeInstance * MAX_COMPUTE_INSTANCES),
     )
 
 
-class Gpu(Structure):
+class SimGpu(Structure):
     """One GPU: what it is, its MIG state, its health."""
 
     _fields_ = (
@@ -132,12 +132,12 @@ class Gpu(Structure):
         ("ecc_aggregate_corrected", c_uint64),
         ("ecc_aggregate_uncorrected", c_uint64),
         ("profile_count", c_uint32),
-        ("profiles", Profile * MAX_PROFILES),
-        ("instances", GpuInstance * MAX_GPU_INSTANCES),
+        ("profiles", SimProfile * MAX_PROFILES),
+        ("instances", SimGpuInstance * MAX_GPU_INSTANCES),
     )
 
 
-class Process(Structure):
+class SimProcess(Structure):
     """A process that computes on a GPU or on a MIG device."""
 
     _fields_ = (
@@ -155,7 +155,7 @@ class Process(Structure):
     )
 
 
-class Fault(Structure):
+class SimFault(Structure):
     """What a call answers instead of doing its work."""
 
     _fields_ = (
@@ -169,7 +169,7 @@ class Fault(Structure):
     )
 
 
-class Event(Structure):
+class SimEvent(Structure):
     """One entry of the event ring; its place is `sequence % MAX_EVENTS`."""
 
     _fields_ = (
@@ -183,7 +183,7 @@ class Event(Structure):
     )
 
 
-class State(Structure):
+class SimState(Structure):
     """The whole file."""
 
     _fields_ = (
@@ -209,23 +209,23 @@ class State(Structure):
         ("event_count", c_uint64),  # events so far
         ("calls", c_uint64),  # how often programs took the lock so far
         ("call_ns", c_uint64),  # the CPU time of these calls: the library's own, not that of who called
-        ("gpus", Gpu * MAX_GPUS),
-        ("processes", Process * MAX_PROCESSES),
+        ("gpus", SimGpu * MAX_GPUS),
+        ("processes", SimProcess * MAX_PROCESSES),
         ("clients", c_uint32 * MAX_CLIENTS),  # pids that attached to the GPUs; 0: free
-        ("faults", Fault * MAX_FAULTS),
-        ("events", Event * MAX_EVENTS),
+        ("faults", SimFault * MAX_FAULTS),
+        ("events", SimEvent * MAX_EVENTS),
     )
 
 
 STRUCTURES: tuple[tuple[str, type[Structure]], ...] = (
-    ("sim_profile", Profile),
-    ("sim_compute_instance", ComputeInstance),
-    ("sim_gpu_instance", GpuInstance),
-    ("sim_gpu", Gpu),
-    ("sim_process", Process),
-    ("sim_fault", Fault),
-    ("sim_event", Event),
-    ("sim_state", State),
+    ("sim_profile", SimProfile),
+    ("sim_compute_instance", SimComputeInstance),
+    ("sim_gpu_instance", SimGpuInstance),
+    ("sim_gpu", SimGpu),
+    ("sim_process", SimProcess),
+    ("sim_fault", SimFault),
+    ("sim_event", SimEvent),
+    ("sim_state", SimState),
 )
 _SCALARS = {c_int32: "int32_t", c_uint32: "uint32_t", c_uint64: "uint64_t", c_char: "char"}
 

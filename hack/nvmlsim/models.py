@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile
+from hack.cards import mig_mode_needs_reset
 from hack.nvmlsim import layout
 
 # NVML_GPU_INSTANCE_PROFILE_* (NVML API reference, Multi Instance GPU Management), by slices and suffix.
@@ -57,7 +58,7 @@ class UnknownModelError(ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class GpuPlace:
     """Where a GPU sits in the simulated machine: its index, and the machine's seed for UUIDs."""
 
     index: int
@@ -90,7 +91,7 @@ def find_model(name: str) -> Card:
     raise UnknownModelError(f"{name!r} names {'several cards' if found else 'no card'}: choose from {known}")
 
 
-def fill_gpu(gpu: layout.Gpu, card: Card, place: Place) -> None:
+def fill_gpu(gpu: layout.SimGpu, card: Card, place: GpuPlace) -> None:
     """Write a new, healthy GPU with MIG off and no instances."""
     ctypes.memset(ctypes.addressof(gpu), 0, ctypes.sizeof(gpu))
     identity = uuid.uuid5(uuid.NAMESPACE_OID, f"nvmlsim/{place.seed}/{place.index}/{card.key}")
@@ -110,7 +111,7 @@ def fill_gpu(gpu: layout.Gpu, card: Card, place: Place) -> None:
     gpu.ecc_supported = gpu.ecc_current = gpu.ecc_pending = 1
     gpu.remap_supported = card.compute_capability >= (8, 0)
     gpu.mig_capable = bool(card.profiles)
-    gpu.mig_resetless = bool(card.profiles) and not card.mig_mode_needs_reset
+    gpu.mig_resetless = bool(card.profiles) and not mig_mode_needs_reset(card)
     if card.profiles:
         gpu.units = max(start + profile.size for profile in card.profiles for start in profile.starts)
         gpu.max_mig_devices = max(profile.slices for profile in card.profiles)
@@ -144,7 +145,7 @@ def _brand(product: str) -> int:
     return _BRAND_RTX if " RTX " in product else _BRAND_NVIDIA
 
 
-def _fill_profile(slot: layout.Profile, profile: Profile, card: Card, units: int) -> None:
+def _fill_profile(slot: layout.SimProfile, profile: Profile, card: Card, units: int) -> None:
     suffix = profile_suffix(profile.name)
     engines = 0 if suffix == "-me" else profile.slices
     slot.index = profile_index(profile, card)

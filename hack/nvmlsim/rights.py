@@ -26,7 +26,7 @@ _PIDS = _PARENT + "; open-gpu-kernel-modules: subdeviceCtrlCmdGpuGetPids asks fo
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class CallRight:
     """What one call needs. Without it the call answers NO_PERMISSION."""
 
     function: str
@@ -35,31 +35,31 @@ class Right:
     source: str
 
 
-RIGHTS: tuple[Right, ...] = (
-    Right("nvmlDeviceSetMigMode", "admin", "always", _ROOT),
-    Right("nvmlDeviceSetComputeMode", "admin", "always", 'nvml.h: "Requires root/admin permissions"'),
-    Right("nvmlDeviceCreateGpuInstance", "config", "always", _PRIVILEGED),
-    Right("nvmlDeviceCreateGpuInstanceWithPlacement", "config", "always", _PRIVILEGED),
-    Right("nvmlGpuInstanceDestroy", "config", "always", _PRIVILEGED),
-    Right("nvmlGpuInstanceCreateComputeInstance", "config", "always", _PRIVILEGED),
-    Right("nvmlGpuInstanceCreateComputeInstanceWithPlacement", "config", "always", _PRIVILEGED),
-    Right("nvmlComputeInstanceDestroy", "config", "always", _PRIVILEGED),
-    Right("nvmlDeviceGetGpuInstances", "config", "always", _PRIVILEGED),
-    Right("nvmlGpuInstanceGetComputeInstances", "config", "always", _PRIVILEGED),
-    Right("nvmlDeviceGetGpuInstancePossiblePlacements_v2", "config", "always", _PRIVILEGED),
-    Right("nvmlDeviceGetGpuInstanceRemainingCapacity", "config", "always", _PRIVILEGED),
-    Right("nvmlGpuInstanceGetComputeInstancePossiblePlacements", "config", "always", _PRIVILEGED),
-    Right("nvmlGpuInstanceGetComputeInstanceRemainingCapacity", "config", "always", _PRIVILEGED),
-    Right("nvmlDeviceGetGpuInstanceById", "monitor", "always", _PLUGIN),
-    Right("nvmlGpuInstanceGetComputeInstanceById", "monitor", "always", _PLUGIN),
-    Right(
+RIGHTS: tuple[CallRight, ...] = (
+    CallRight("nvmlDeviceSetMigMode", "admin", "always", _ROOT),
+    CallRight("nvmlDeviceSetComputeMode", "admin", "always", 'nvml.h: "Requires root/admin permissions"'),
+    CallRight("nvmlDeviceCreateGpuInstance", "config", "always", _PRIVILEGED),
+    CallRight("nvmlDeviceCreateGpuInstanceWithPlacement", "config", "always", _PRIVILEGED),
+    CallRight("nvmlGpuInstanceDestroy", "config", "always", _PRIVILEGED),
+    CallRight("nvmlGpuInstanceCreateComputeInstance", "config", "always", _PRIVILEGED),
+    CallRight("nvmlGpuInstanceCreateComputeInstanceWithPlacement", "config", "always", _PRIVILEGED),
+    CallRight("nvmlComputeInstanceDestroy", "config", "always", _PRIVILEGED),
+    CallRight("nvmlDeviceGetGpuInstances", "config", "always", _PRIVILEGED),
+    CallRight("nvmlGpuInstanceGetComputeInstances", "config", "always", _PRIVILEGED),
+    CallRight("nvmlDeviceGetGpuInstancePossiblePlacements_v2", "config", "always", _PRIVILEGED),
+    CallRight("nvmlDeviceGetGpuInstanceRemainingCapacity", "config", "always", _PRIVILEGED),
+    CallRight("nvmlGpuInstanceGetComputeInstancePossiblePlacements", "config", "always", _PRIVILEGED),
+    CallRight("nvmlGpuInstanceGetComputeInstanceRemainingCapacity", "config", "always", _PRIVILEGED),
+    CallRight("nvmlDeviceGetGpuInstanceById", "monitor", "always", _PLUGIN),
+    CallRight("nvmlGpuInstanceGetComputeInstanceById", "monitor", "always", _PLUGIN),
+    CallRight(
         "nvmlDeviceGetMemoryInfo", "monitor", "whole GPU with MIG on",
         _PARENT + "; nvidia-container-toolkit#842, k8s-device-plugin#1683",
     ),
-    Right("nvmlDeviceGetMemoryInfo_v2", "monitor", "whole GPU with MIG on", _PARENT),
-    Right("nvmlDeviceGetComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
-    Right("nvmlDeviceGetMPSComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
-    Right("nvmlDeviceGetGraphicsRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
+    CallRight("nvmlDeviceGetMemoryInfo_v2", "monitor", "whole GPU with MIG on", _PARENT),
+    CallRight("nvmlDeviceGetComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
+    CallRight("nvmlDeviceGetMPSComputeRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
+    CallRight("nvmlDeviceGetGraphicsRunningProcesses_v3", "monitor", "whole GPU with MIG on", _PIDS),
 )  # fmt: skip
 """Calls that are not named need nothing but an open device."""
 

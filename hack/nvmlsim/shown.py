@@ -18,7 +18,7 @@ def text(raw: bytes) -> str:
     return raw.decode()
 
 
-def machine(state: layout.State) -> dict[str, Any]:
+def machine(state: layout.SimState) -> dict[str, Any]:
     """Everything that a person wants to know."""
     return {
         "simulated": True,
@@ -30,7 +30,7 @@ def machine(state: layout.State) -> dict[str, Any]:
     }
 
 
-def _gpu(index: int, gpu: layout.Gpu) -> dict[str, Any]:
+def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
     mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
     instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
     return {
@@ -46,7 +46,7 @@ def _gpu(index: int, gpu: layout.Gpu) -> dict[str, Any]:
     }
 
 
-def _instance(gpu: layout.Gpu, instance: layout.GpuInstance) -> dict[str, Any]:
+def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
     profile = gpu.profiles[instance.profile]
     return {
         "id": instance.id,
@@ -67,7 +67,7 @@ def _instance(gpu: layout.Gpu, instance: layout.GpuInstance) -> dict[str, Any]:
     }
 
 
-def _process(process: layout.Process) -> dict[str, Any]:
+def _process(process: layout.SimProcess) -> dict[str, Any]:
     return {
         "gpu": process.gpu,
         "gpu_instance": process.gpu_instance,
@@ -82,7 +82,7 @@ def _process(process: layout.Process) -> dict[str, Any]:
     }
 
 
-def _fault(fault: layout.Fault) -> dict[str, Any]:
+def _fault(fault: layout.SimFault) -> dict[str, Any]:
     names = {code: name for name, code in RESULTS.items()}
     return {
         "function": text(fault.function),

@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from gpusharing.planning.gpus.cards import Card
 from hack.nvmlsim import build, layout
-from hack.nvmlsim.models import Place, fill_gpu, find_model
+from hack.nvmlsim.models import GpuPlace, fill_gpu, find_model
 from hack.nvmlsim.shown import RESULTS, machine, text
 
 DRIVER = "580.159.03"
@@ -64,7 +64,7 @@ class Simulator:
         cards = [find_model(model) for model in models]
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.truncate(ctypes.sizeof(layout.State))
+            file.truncate(ctypes.sizeof(layout.SimState))
         simulator = cls(path)
         with simulator._edit(new=True) as state:
             _fill_state(state, cards, driver, seed or str(path.resolve()))
@@ -96,7 +96,7 @@ class Simulator:
             state.access_epoch += 1
 
     @contextmanager
-    def edit(self) -> Iterator[layout.State]:
+    def edit(self) -> Iterator[layout.SimState]:
         """The whole state, locked against every program; `hack.nvmlsim.layout` names the fields."""
         with self._edit() as state:
             yield state
@@ -263,19 +263,19 @@ class Simulator:
             return int(state.calls), state.call_ns / 1e6
 
     @contextmanager
-    def _edit(self, *, new: bool = False) -> Iterator[layout.State]:
+    def _edit(self, *, new: bool = False) -> Iterator[layout.SimState]:
         with _threads, self.path.open("r+b") as file:
-            if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.State):
+            if os.fstat(file.fileno()).st_size != ctypes.sizeof(layout.SimState):
                 raise SimulatorError(f"{self.path} is no state file of this version: create it again")
             fcntl.lockf(file, fcntl.LOCK_EX, 1)
             self._file = file
             # The mapping goes with the last structure that looks into it; the lock goes with the file.
-            state = layout.State.from_buffer(mmap.mmap(file.fileno(), 0))
+            state = layout.SimState.from_buffer(mmap.mmap(file.fileno(), 0))
             if not new and (state.magic, state.layout_hash) != (layout.MAGIC, layout.layout_hash()):
                 raise SimulatorError(f"{self.path} is no state file: create it first")
             yield state
 
-    def _holders(self, state: layout.State) -> list[int]:
+    def _holders(self, state: layout.SimState) -> list[int]:
         """Pids, each in its own PID namespace, of the clients whose slots are locked; under the lock of the file."""
         held = []
         for slot, pid in enumerate(state.clients):
@@ -289,7 +289,7 @@ class Simulator:
         return held
 
     @staticmethod
-    def _indexes(state: layout.State, gpu: int | None) -> range:
+    def _indexes(state: layout.SimState, gpu: int | None) -> range:
         if gpu is None:
             return range(state.gpu_count)
         if not 0 <= gpu < state.gpu_count:
@@ -322,16 +322,16 @@ def _put_text(target: ctypes.Structure, field: str, value: str) -> None:
     setattr(target, field, raw)
 
 
-def _fill_state(state: layout.State, cards: Sequence[Card], driver: str, seed: str) -> None:
+def _fill_state(state: layout.SimState, cards: Sequence[Card], driver: str, seed: str) -> None:
     ctypes.memset(ctypes.addressof(state), 0, ctypes.sizeof(state))
-    state.size, state.layout_hash = ctypes.sizeof(layout.State), layout.layout_hash()
+    state.size, state.layout_hash = ctypes.sizeof(layout.SimState), layout.layout_hash()
     state.pid_namespace, state.user_namespace = _namespace("pid"), _namespace("user")
     _put_text(state, "driver_version", driver)
     _put_text(state, "nvml_version", f"13.{driver}")
     state.cuda_version = CUDA
     state.driver_loaded = state.clients_block = 1
     for index, card in enumerate(cards):
-        fill_gpu(state.gpus[index], card, Place(index, seed))
+        fill_gpu(state.gpus[index], card, GpuPlace(index, seed))
     state.gpu_count = len(cards)
     state.magic = layout.MAGIC
 
@@ -344,15 +344,15 @@ def _namespace(kind: str) -> int:
         return 0
 
 
-def _find_profile(gpu: layout.Gpu, name: str) -> layout.Profile:
+def _find_profile(gpu: layout.SimGpu, name: str) -> layout.SimProfile:
     for profile in gpu.profiles[: gpu.profile_count]:
         if text(profile.name).removeprefix("MIG ") == name:
-            found: layout.Profile = profile
+            found: layout.SimProfile = profile
             return found
     raise SimulatorError(f"{text(gpu.name)} has no profile {name}")
 
 
-def _check_reset(state: layout.State, index: int, holders: Sequence[int]) -> None:
+def _check_reset(state: layout.SimState, index: int, holders: Sequence[int]) -> None:
     gpu = state.gpus[index]
     if gpu.passthrough:
         raise SimulatorError(f"GPU {index} sits in a VM that cannot reset it")
@@ -362,7 +362,7 @@ def _check_reset(state: layout.State, index: int, holders: Sequence[int]) -> Non
         raise SimulatorError(f"GPU {index} is held by NVML clients: {', '.join(map(str, holders))}")
 
 
-def _reset_gpu(gpu: layout.Gpu) -> None:
+def _reset_gpu(gpu: layout.SimGpu) -> None:
     if gpu.mig_resetless:
         gpu.mig_pending = 0
     gpu.mig_current = gpu.mig_pending

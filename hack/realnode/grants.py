@@ -18,12 +18,12 @@ MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 """Whoever has it is a client of MPS."""
 
 
-class Refused(Exception):
+class GrantRefused(Exception):
     """The toolkit would not start this container. The text says why."""
 
 
 @dataclass(frozen=True)
-class Device:
+class MachineDevice:
     """A GPU, or with `instance` a MIG device on it."""
 
     gpu: int
@@ -42,29 +42,30 @@ class Grant:
     """GPUs whose device node is there."""
     capabilities: tuple[str, ...]
     """Capability files that it can open."""
-    computes_on: tuple[Device, ...]
+    computes_on: tuple[MachineDevice, ...]
     """Devices that were named one by one: its first process computes on them. SIMULATED."""
     mps: bool = False
     """As a client of the MPS server."""
 
 
-def machine_devices(shown: Object) -> list[Device]:
+def machine_devices(shown: Object) -> list[MachineDevice]:
     """GPUs and MIG devices of a simulated machine, as `Simulator.show` reports them."""
-    found: list[Device] = []
+    found: list[MachineDevice] = []
     for gpu in shown["gpus"]:
-        found.append(Device(gpu["index"], gpu["uuid"]))
+        found.append(MachineDevice(gpu["index"], gpu["uuid"]))
         for instance in gpu["instances"]:
             found += [
-                Device(gpu["index"], one["uuid"], (instance["id"], one["id"])) for one in instance["compute"]
+                MachineDevice(gpu["index"], one["uuid"], (instance["id"], one["id"]))
+                for one in instance["compute"]
             ]
     return found
 
 
-def find_grant(spec: Object, devices: Sequence[Device]) -> Grant | None:
+def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:
     """What the container with this OCI configuration gets; None: nothing of the driver.
 
     Raises:
-        Refused: it names a device that is not there, or asks for rights over MIG without being privileged.
+        GrantRefused: it names a device that is not there, or asks for rights over MIG without being privileged.
     """
     environ = dict(entry.partition("=")[::2] for entry in spec["process"].get("env") or ())
     named = environ.get(VISIBLE, "")
@@ -91,12 +92,14 @@ def is_privileged(spec: Object) -> bool:
 def _special(environ: Mapping[str, str], *, privileged: bool) -> tuple[str, ...]:
     asked = [name for name in SPECIAL_DEVICES if environ.get(name)]
     if asked and not privileged:
-        raise Refused(f"cannot set {asked[0].removeprefix('NVIDIA_')} in non privileged container")
+        raise GrantRefused(f"cannot set {asked[0].removeprefix('NVIDIA_')} in non privileged container")
     return tuple(SPECIAL_DEVICES[name] for name in asked)
 
 
-def _find(name: str, devices: Sequence[Device]) -> Device:
+def _find(name: str, devices: Sequence[MachineDevice]) -> MachineDevice:
     for device in devices:
         if name == device.uuid or (device.instance is None and name == str(device.gpu)):
             return device
-    raise Refused(f"unknown device {name}: this machine has {', '.join(device.uuid for device in devices)}")
+    raise GrantRefused(
+        f"unknown device {name}: this machine has {', '.join(device.uuid for device in devices)}"
+    )

@@ -37,7 +37,7 @@ int main(void)
 
 
 @dataclass(frozen=True)
-class Entry:
+class ImageFile:
     """A file, or with `link` a symbolic link, in an image."""
 
     content: bytes = b""
@@ -46,29 +46,29 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Image:
+class OneLayerImage:
     """What becomes one layer, and how it is started."""
 
     name: str
-    files: Mapping[str, Entry]
+    files: Mapping[str, ImageFile]
     """By path without the leading slash."""
     entrypoint: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     folders: Sequence[str] = ()
 
 
-def pause_image() -> Image:
+def pause_image() -> OneLayerImage:
     """What a pod's sandbox runs, and a workload that only holds what it was given.
 
     Raises:
         BuildError: there is no C compiler, or no static C library.
     """
-    return Image(
-        PAUSE_IMAGE, {"pause": Entry(static_program("pause", PAUSE_SOURCE).read_bytes())}, ["/pause"]
+    return OneLayerImage(
+        PAUSE_IMAGE, {"pause": ImageFile(static_program("pause", PAUSE_SOURCE).read_bytes())}, ["/pause"]
     )
 
 
-def write_archive(image: Image, path: Path) -> None:
+def write_archive(image: OneLayerImage, path: Path) -> None:
     """Write an image as `docker save` does; equal images give equal archives."""
     layer = pack_layer(image)
     digest = hashlib.sha256(layer).hexdigest()
@@ -76,9 +76,9 @@ def write_archive(image: Image, path: Path) -> None:
     name = f"{hashlib.sha256(raw).hexdigest()}.json"
     manifest = [{"Config": name, "RepoTags": [image.name], "Layers": [f"{digest}.tar"]}]
     with tarfile.open(path, "w") as archive:
-        _add(archive, f"{digest}.tar", Entry(layer, 0o644))
-        _add(archive, name, Entry(raw, 0o644))
-        _add(archive, "manifest.json", Entry(json.dumps(manifest).encode(), 0o644))
+        _add(archive, f"{digest}.tar", ImageFile(layer, 0o644))
+        _add(archive, name, ImageFile(raw, 0o644))
+        _add(archive, "manifest.json", ImageFile(json.dumps(manifest).encode(), 0o644))
 
 
 def native() -> str:
@@ -86,7 +86,7 @@ def native() -> str:
     return ARCHITECTURES[platform.machine()]
 
 
-def configuration(image: Image, layer: bytes, architecture: str) -> dict[str, object]:
+def configuration(image: OneLayerImage, layer: bytes, architecture: str) -> dict[str, object]:
     """What OCI's image specification calls the configuration."""
     return {
         "architecture": architecture,
@@ -101,7 +101,7 @@ def configuration(image: Image, layer: bytes, architecture: str) -> dict[str, ob
     }
 
 
-def pack_layer(image: Image) -> bytes:
+def pack_layer(image: OneLayerImage) -> bytes:
     """Its files as a tar that is the same for equal images."""
     buffer = io.BytesIO()
     parents = {str(parent) for path in image.files for parent in Path(path).parents}
@@ -115,7 +115,7 @@ def pack_layer(image: Image) -> bytes:
     return buffer.getvalue()
 
 
-def _add(archive: tarfile.TarFile, path: str, entry: Entry) -> None:
+def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
     member = tarfile.TarInfo(path)
     member.mode = entry.mode
     if entry.link:

@@ -25,7 +25,7 @@ from hack.cluster.paths import cache_root, private_directory
 from hack.cluster.process import Component, ComponentError, pid_exists, tail, wait_until
 from hack.realnode import cgroups, images, settings
 from hack.realnode.gpus import NodeGpus
-from hack.realnode.images import Image
+from hack.realnode.images import OneLayerImage
 from hack.realnode.machine import Machine
 from hack.realnode.needs import cni_folder
 from hack.realnode.network import Bridge, service_route
@@ -124,7 +124,7 @@ class KubeletNode:
         if self.gpus is not None:
             self.gpus.simulator.reboot()
 
-    def load(self, image: Image) -> None:
+    def load(self, image: OneLayerImage) -> None:
         """Make an image known to containerd."""
         self.files.images.mkdir(exist_ok=True)
         archive = self.files.images / "image.tar"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hack.nvidia import build
 from hack.realnode import mps
-from hack.realnode.images import Entry, Image, static_program
+from hack.realnode.images import ImageFile, OneLayerImage, static_program
 
 NVIDIA_IMAGE = "localhost/nvidia-programs:1"
 TOOLS = ("mount", "umount", "tail")
@@ -56,21 +56,21 @@ int main(int count, char **arguments)
 """
 
 
-def nvidia_image() -> Image:
+def nvidia_image() -> OneLayerImage:
     """Device plugin, GFD, config-manager, MPS daemon, mig-parted and mig-manager below /usr/bin, with what they run.
 
     Raises:
-        BuildError: a program cannot be built here.
+        GoBuildError: a program cannot be built here.
     """
     tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
     programs = {**tools, **mps.programs(), **built}
-    files = {f"usr/bin/{name}": Entry(path.read_bytes()) for name, path in programs.items()}
-    files["usr/bin/enter"] = Entry(static_program("enter", _ENTER_SOURCE).read_bytes())
+    files = {f"usr/bin/{name}": ImageFile(path.read_bytes()) for name, path in programs.items()}
+    files["usr/bin/enter"] = ImageFile(static_program("enter", _ENTER_SOURCE).read_bytes())
     for library in sorted({one for path in programs.values() for one in _libraries(path)}):
-        files[_place(library)] = Entry(library.resolve().read_bytes())
-    files["lib"] = Entry(link="usr/lib")
-    return Image(
+        files[_place(library)] = ImageFile(library.resolve().read_bytes())
+    files["lib"] = ImageFile(link="usr/lib")
+    return OneLayerImage(
         NVIDIA_IMAGE, files, ["/usr/bin/enter"], {"PATH": "/usr/bin"}, folders=("run", "proc", "sys", "etc")
     )
 
@@ -78,7 +78,7 @@ def nvidia_image() -> Image:
 def _tool(name: str) -> Path:
     found = shutil.which(name)
     if found is None:
-        raise build.BuildError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
+        raise build.GoBuildError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
     return Path(found)
 
 
@@ -86,7 +86,7 @@ def _libraries(program: Path) -> list[Path]:
     """None of one that is static, which makes ldd fail."""
     done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "not a dynamic executable" not in done.stdout + done.stderr:
-        raise build.BuildError(f"ldd {program}: {done.stderr.strip()}")
+        raise build.GoBuildError(f"ldd {program}: {done.stderr.strip()}")
     return [Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)]
 
 

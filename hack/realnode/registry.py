@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from hack.cluster.process import Component, wait_until
 from hack.launch import PYTHONPATH
-from hack.realnode.images import Image, configuration, pack_layer
+from hack.realnode.images import OneLayerImage, configuration, pack_layer
 from hack.realnode.node import KubeletNode
 
 ADDRESS = ("127.0.0.1", 5000)
@@ -63,7 +63,7 @@ class Registry:
         self._server.stop()
         shutil.rmtree(self._folder)
 
-    def push(self, image: Image, *, architecture: str) -> str:
+    def push(self, image: OneLayerImage, *, architecture: str) -> str:
         """Offer an image for one architecture only, whatever its programs are for; its reference here."""
         layer = pack_layer(image)
         config = json.dumps(configuration(image, layer, architecture)).encode()

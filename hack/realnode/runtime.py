@@ -19,7 +19,7 @@ from pathlib import Path
 from hack.cluster.api import Object
 from hack.nvmlsim.build import LIBRARY, library_directory
 from hack.nvmlsim.simulator import Simulator
-from hack.realnode.grants import Grant, Refused, find_grant, machine_devices
+from hack.realnode.grants import Grant, GrantRefused, find_grant, machine_devices
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES = "/run/nvmlsim/capabilities"
@@ -100,7 +100,7 @@ def _prepare(folder: Path, arguments: Sequence[str]) -> int:
     spec = json.loads((bundle / "config.json").read_text())
     try:
         grant = find_grant(spec, machine_devices(Simulator(state_file(folder)).show()))
-    except Refused as error:
+    except GrantRefused as error:
         # containerd tells what runc wrote there
         line = {"level": "error", "msg": f"nvidia-container-runtime (SIMULATED): {error}"}
         Path(_option(arguments, "--log")).write_text(json.dumps(line) + "\n")

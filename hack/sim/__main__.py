@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
         "--agent-port", type=int, help="serve the agents' metrics there, as /NODE/metrics; 0: a free port"
     )
     parser.add_argument(
-        "--meter-lag", type=float, default=LAG, help="seconds by which the counters of the meters lag"
+        "--meter-lag", type=float, default=LAG, help="seconds for which a new counter of a meter is 0"
     )
     parser.add_argument("--mig-manager", choices=("0.13.1", "0.15.0"), default="0.15.0")
     parser.add_argument("--plugin", choices=("0.19.3", "0.20.0"), default="0.20.0")

@@ -1,7 +1,8 @@
 """The metrics of all agents of SIMULATED nodes on one port: /NODE/metrics, as long as the agent of that node runs.
 
 /lapse is the time of those that have the SIMULATED clock of `lapse.py`, in seconds since 1970; it goes on when
-/NODE/seen was asked for each of them.
+/NODE/seen was asked for each of them. After /NODE/lost was asked, the page of a node is refused, and its scrapes are
+lost, until /NODE/found is.
 """
 
 import threading
@@ -41,7 +42,7 @@ class AgentPages:
         """Listens on loopback at once; port 0 takes a free one. Raises OSError when it is taken."""
         self._registries: dict[str, CollectorRegistry] = {}
         self._lapses: dict[str, Lapse] = {}
-        self._server = _Server(("127.0.0.1", port), _handler(self._registries, self._lapses))
+        self._server = _Server(("127.0.0.1", port), _handler(self._registries, self._lapses, set()))
         self._thread = threading.Thread(target=self._server.serve_forever, name="agent pages", daemon=True)
         self._thread.start()
 
@@ -97,7 +98,7 @@ class _Server(ThreadingTCPServer):
 
 
 def _handler(
-    registries: dict[str, CollectorRegistry], lapses: dict[str, Lapse]
+    registries: dict[str, CollectorRegistry], lapses: dict[str, Lapse], lost: set[str]
 ) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -106,8 +107,13 @@ def _handler(
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":
                 self.answer("\n".join(str(one.at) for one in list(lapses.values())[:1]).encode())
+            elif rest == "metrics" and node in lost:
+                self.send_error(503)
             elif rest == "metrics" and registry is not None:
                 self.answer(generate_latest(registry))
+            elif rest in ("lost", "found"):
+                (lost.add if rest == "lost" else lost.discard)(node)
+                self.answer(b"")
             elif rest == "seen" and lapse is not None:
                 lapse.seen(node)
                 self.answer(b"")

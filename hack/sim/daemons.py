@@ -8,7 +8,7 @@ from gpusharing.kube.client import JSON, PODS
 from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
 from hack.sim.gpuoperator import LABEL_DEPLOY_MIG_MANAGER
 from hack.sim.node import Spawn
-from hack.sim.nodeobject import Cluster
+from hack.sim.nodeobject import SimCluster
 from hack.sim.pods import DaemonPods
 from hack.sim.settings import SimSettings
 
@@ -34,7 +34,7 @@ class DaemonSetPlayer:
     """Keeps one pod of a DaemonSet on every node that its selector matches."""
 
     def __init__(
-        self, cluster: Cluster, pods: DaemonPods, name: str, selector: Mapping[str, str], spawn: Spawn
+        self, cluster: SimCluster, pods: DaemonPods, name: str, selector: Mapping[str, str], spawn: Spawn
     ) -> None:
         self._cluster = cluster
         self._pods = pods
@@ -118,17 +118,17 @@ class DaemonSetPlayer:
         return {"phase": "Running", "startTime": moment, "conditions": conditions}
 
 
-def mig_manager_pods(cluster: Cluster) -> DaemonPods:
+def mig_manager_pods(cluster: SimCluster) -> DaemonPods:
     """Pods of nvidia-mig-manager-daemonset."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
 
 
-def agent_pods(cluster: Cluster) -> DaemonPods:
+def agent_pods(cluster: SimCluster) -> DaemonPods:
     """Pods of our agent's DaemonSet."""
     return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
 
 
-def mps_pods(cluster: Cluster) -> DaemonPods:
+def mps_pods(cluster: SimCluster) -> DaemonPods:
     """Pods of nvidia-device-plugin-mps-control-daemon; those of the device-plugin chart have the plugin's labels."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
@@ -143,7 +143,7 @@ def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
 
 
 def players(
-    cluster: Cluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
+    cluster: SimCluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
 ) -> tuple[DaemonSetPlayer, ...]:
     """The DaemonSets that we play; none where a real controller does."""
     if not cluster.settings.play_daemon_sets:

@@ -17,7 +17,7 @@ HELP = {ACTIVE: "Ratio of time the graphics engine is active.", USED: "Framebuff
 
 
 @dataclass(frozen=True, slots=True)
-class Metered:
+class DCGMValues:
     """What DCGM measures of a whole GPU, or of a MIG device."""
 
     gpu: int
@@ -44,7 +44,7 @@ class SetUp:
     """Without, Prometheus puts the exporter's own pod first and calls the workload's exported_pod."""
 
 
-def samples(devices: Sequence[Metered], setup: SetUp) -> Iterator[tuple[str, dict[str, str], float]]:
+def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, dict[str, str], float]]:
     """Name, labels as Prometheus stores them, and value. The model's name says SIMULATED."""
     for device in devices:
         labels = _stored(_told(device, setup), setup)
@@ -52,7 +52,7 @@ def samples(devices: Sequence[Metered], setup: SetUp) -> Iterator[tuple[str, dic
         yield USED, labels, float(device.memory_mib)
 
 
-def _told(device: Metered, setup: SetUp) -> dict[str, str]:
+def _told(device: DCGMValues, setup: SetUp) -> dict[str, str]:
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,
@@ -69,10 +69,10 @@ def _told(device: Metered, setup: SetUp) -> dict[str, str]:
     return labels
 
 
-class Page(Collector):
+class MetricsPage(Collector):
     """What it serves at /metrics."""
 
-    def __init__(self, devices: Sequence[Metered], setup: SetUp) -> None:
+    def __init__(self, devices: Sequence[DCGMValues], setup: SetUp) -> None:
         self._devices, self._setup = devices, setup
 
     def collect(self) -> Iterable[Metric]:

@@ -25,7 +25,7 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from hack.sim.fakefaults import Call, Faults, Hook, Write
 from hack.sim.fakepods import Later, Pods
-from hack.sim.fakestore import Change, Key, Store, copied
+from hack.sim.fakestore import Key, Store, StoredChange, copied
 from hack.sim.selectors import Matcher, matcher
 
 RESOLUTION = 1e-6
@@ -335,7 +335,7 @@ def _matcher(label_selector: str, field_selector: str) -> Matcher:
         raise Invalid(f"unable to parse requirement: {error}") from error
 
 
-def _event(change: Change, namespace: str | None, match: Matcher) -> WatchEvent | None:
+def _event(change: StoredChange, namespace: str | None, match: Matcher) -> WatchEvent | None:
     """The change as a watch with a selector sees it: leaving the selection is a deletion, entering an addition."""
 
     def selected(obj: JSON | None) -> bool:

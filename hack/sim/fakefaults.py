@@ -73,7 +73,7 @@ Hook = Callable[[Write, Literal["before", "after"]], None]
 
 
 @dataclass
-class Fault:
+class CallFault:
     """What the next `times` matching calls get instead of, or (`after`) on top of, being carried out."""
 
     verb: str
@@ -116,7 +116,7 @@ class Faults:
     on_write: Hook | None = None
     writes: list[Write] = field(default_factory=list)
     calls: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    _faults: list[Fault] = field(default_factory=list)
+    _faults: list[CallFault] = field(default_factory=list)
     _numbers: Counter[str] = field(default_factory=Counter)
 
     limits: Limits = field(default_factory=Limits)
@@ -135,13 +135,15 @@ class Faults:
         name: str | None = None,
         subresource: str | None = None,
         selector: str | None = None,
-    ) -> Fault:
+    ) -> CallFault:
         """Let the next matching calls raise `error`, or hear nothing; what is None matches everything.
 
         With `after` the write is applied and the answer lost. A list has no name: its `selector` tells the node; one
         of all namespaces has the `namespace` "".
         """
-        fault = Fault(verb, resource, error, times, after, identity, namespace, name, subresource, selector)
+        fault = CallFault(
+            verb, resource, error, times, after, identity, namespace, name, subresource, selector
+        )
         self._faults.append(fault)
         return fault
 

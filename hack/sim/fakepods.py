@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import EvictionBlocked, EvictionFailed
-from hack.sim.fakestore import Change, Store
+from hack.sim.fakestore import Store, StoredChange
 from hack.sim.selectors import selects
 
 FINISHED = ("Succeeded", "Failed")
@@ -87,7 +87,7 @@ class Pods:
     def _budgets(self, namespace: str) -> Iterator[JSON]:
         return self.store.all(kinds.PDBS, namespace)
 
-    def _follow(self, resource: Resource, change: Change) -> None:
+    def _follow(self, resource: Resource, change: StoredChange) -> None:
         """The disruption controller: budgets are recomputed as soon as a pod or a budget changes."""
         if resource not in (kinds.PODS, kinds.PDBS):
             return

@@ -68,7 +68,7 @@ class Waiters(dict[asyncio.Event, None]):
 
 
 @dataclass(frozen=True)
-class Change:
+class StoredChange:
     """One committed change; `old` is None for a creation, `new` for a deletion (`last` is its final state)."""
 
     version: int
@@ -90,9 +90,9 @@ class Store:
         self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
         """Set at every change of their kind."""
         self.swallow: dict[Resource, int] = {}
-        self.on_commit: list[Callable[[Resource, Change], None]] = []
+        self.on_commit: list[Callable[[Resource, StoredChange], None]] = []
         self._objects: dict[Resource, dict[Key, JSON]] = {}
-        self._history: dict[Resource, list[Change]] = {}
+        self._history: dict[Resource, list[StoredChange]] = {}
         self._uids = 0
 
     def get(self, resource: Resource, key: Key) -> JSON:
@@ -196,13 +196,13 @@ class Store:
             del objects[key]
         else:
             objects[key] = last
-        change = Change(self.version, old, None if new is None else last, last)
+        change = StoredChange(self.version, old, None if new is None else last, last)
         self._remember(resource, change)
         for told in self.on_commit:
             told(resource, change)
         return last
 
-    def since(self, resource: Resource, version: int) -> list[Change]:
+    def since(self, resource: Resource, version: int) -> list[StoredChange]:
         """Changes after `version`. Raises Expired when they are no longer known."""
         oldest = max(self._oldest_of_all, self._oldest.get(resource, 0))
         if version < oldest:
@@ -234,7 +234,7 @@ class Store:
                 f"({obj['metadata']['uid']}). The object might have been deleted and then recreated"
             )
 
-    def _remember(self, resource: Resource, change: Change) -> None:
+    def _remember(self, resource: Resource, change: StoredChange) -> None:
         if self.swallow.get(resource, 0) > 0:
             self.swallow[resource] -= 1
             return

@@ -25,7 +25,7 @@ from gpusharing.api.names import (
 )
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.gpus.geometry import resource_name
-from hack.sim.plugin import PluginConfig, PluginError, single_profile
+from hack.sim.plugin import PluginError, SimPluginConfig, single_profile
 
 LABEL_GPU_MEMORY = "nvidia.com/gpu.memory"
 
@@ -45,7 +45,7 @@ def owns(label: str) -> bool:
     return _OWNED.fullmatch(label) is not None
 
 
-def labels(reading: Reading, config: PluginConfig, started: int, turn: int = 0) -> dict[str, str]:
+def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
     """All labels of a node. `started` is when this GFD process began, in seconds since 1970; `turn` counts its runs.
 
     Raises PluginError where it ends instead.
@@ -103,7 +103,7 @@ def _constant(model: Model) -> dict[str, str]:
     }
 
 
-def _sharing(config: PluginConfig, resource: str) -> tuple[int, str, str]:
+def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
     """Replicas, strategy and product suffix of a resource."""
     replicas = (config.replicas or {}).get(resource)
     if replicas is None:
@@ -111,7 +111,7 @@ def _sharing(config: PluginConfig, resource: str) -> tuple[int, str, str]:
     return replicas, config.sharing, "" if config.rename else "-SHARED"
 
 
-def _whole(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[str, str]:
+def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):
@@ -125,7 +125,7 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: PluginConfig) -> dict[st
     }
 
 
-def _single(reading: Reading, model: Model, config: PluginConfig) -> dict[str, str]:
+def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:
@@ -146,7 +146,7 @@ def _single(reading: Reading, model: Model, config: PluginConfig) -> dict[str, s
     return _instances("nvidia.com/gpu", RESOURCE_GPU, name, count, model, config)
 
 
-def _mixed(reading: Reading, model: Model, config: PluginConfig) -> dict[str, str]:
+def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
     found = _whole(reading.gpus, model, config)
     owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
     names = [name for name, _ in owners]
@@ -157,7 +157,7 @@ def _mixed(reading: Reading, model: Model, config: PluginConfig) -> dict[str, st
 
 
 def _instances(
-    prefix: str, resource: str, name: str, count: int, model: Model, config: PluginConfig
+    prefix: str, resource: str, name: str, count: int, model: Model, config: SimPluginConfig
 ) -> dict[str, str]:
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)

@@ -31,6 +31,7 @@ from gpusharing.agent.library import (
     unreachable,
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
+from hack.cards import mig_mode_needs_reset
 from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
 from hack.sim.gpuuse import use_of
 from hack.sim.readings import Hang
@@ -47,7 +48,7 @@ class InUse(DriverRefusal):
     """A client, a process or an instance is in the way (NVML_ERROR_IN_USE)."""
 
 
-class DoesNotFit(DriverRefusal):
+class NoFreePlace(DriverRefusal):
     """No free place for the instance now (NVML_ERROR_INSUFFICIENT_RESOURCES)."""
 
 
@@ -81,7 +82,7 @@ class _GPU:
     @property
     def keeps_mode_over_reboot(self) -> bool:
         """Ampere keeps the MIG mode bit in the InfoROM; newer cards do not (guide)."""
-        return self.card.mig_mode_needs_reset
+        return mig_mode_needs_reset(self.card)
 
 
 class SimulatedGPUs:
@@ -186,7 +187,7 @@ class SimulatedGPUs:
             gpu = self._mig_gpu(index)
             if not on and gpu.instances:
                 raise InUse(f"GPU {index}: destroy its {len(gpu.instances)} instances first")
-            if gpu.card.mig_mode_needs_reset:
+            if mig_mode_needs_reset(gpu.card):
                 gpu.mig_pending = on
                 return "Applied" if gpu.mig == on or self._try_reset(gpu) else "Pending"
             if gpu.mig != on:
@@ -323,18 +324,18 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
     of = {profile.name: profile for profile in gpu.card.profiles}
     present = [of[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
-        raise DoesNotFit(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
+        raise NoFreePlace(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
     names = [profile.name for profile in (*present, wanted)]
     if sum(name.endswith("+me") for name in names) > 1:
-        raise DoesNotFit(f"GPU {gpu.index}: only one instance has the media engines")
+        raise NoFreePlace(f"GPU {gpu.index}: only one instance has the media engines")
     others = [name for name in names if not name.endswith(("+me.all", "-me"))]
     if others and any(name.endswith("+me.all") for name in names):
-        raise DoesNotFit(f"GPU {gpu.index}: next to all media engines there are only -me instances")
+        raise NoFreePlace(f"GPU {gpu.index}: next to all media engines there are only -me instances")
     if sum(name.endswith("+me.all") for name in names) > 1:
-        raise DoesNotFit(f"GPU {gpu.index}: only one instance has all media engines")
+        raise NoFreePlace(f"GPU {gpu.index}: only one instance has all media engines")
     slices = max(profile.slices for profile in of.values())
     if sum(profile.slices for profile in present) + wanted.slices > slices:
-        raise DoesNotFit(f"GPU {gpu.index}: only {slices} compute slices")
+        raise NoFreePlace(f"GPU {gpu.index}: only {slices} compute slices")
 
 
 def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
@@ -343,7 +344,7 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
     for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
         if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
             return candidate
-    raise DoesNotFit(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
+    raise NoFreePlace(f"GPU {gpu.index}: insufficient resources for {wanted.name}")
 
 
 def _observed(gpu: _GPU) -> GPU:
@@ -369,7 +370,7 @@ def _observed(gpu: _GPU) -> GPU:
 
 def _model(gpu: _GPU) -> Model:
     card = gpu.card
-    needs_reset: Literal["Live", "Reset"] = "Reset" if card.mig_mode_needs_reset else "Live"
+    needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(
         product=gpu.product,
         memory_mib=card.memory_mib or card.memory_gb * 1024,

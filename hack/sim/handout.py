@@ -16,7 +16,7 @@ from gpusharing.api.names import RESOURCE_GPU, is_gpu_resource
 from gpusharing.planning.gpus.geometry import resource_name
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.nodeobject import NodeObject
-from hack.sim.pods import Holder, PodBook
+from hack.sim.pods import DeviceHolder, PodBook
 
 GIB = 1024**3
 SHARED = ".shared"
@@ -54,7 +54,7 @@ class Handout:
         rows = tuple((resource, device) for resource, ids in offered.items() for device in ids)
         return Holdings(counted.allocated, counted.pods, held, rows)
 
-    def _give(self, uid: str, pod: Holder, offered: Devices) -> None:
+    def _give(self, uid: str, pod: DeviceHolder, offered: Devices) -> None:
         taken = {device for given in self._given.values() for ids in given.values() for device in ids}
         given = {}
         for resource, wanted in pod.resources.items():
@@ -67,7 +67,7 @@ class Handout:
         if pod.memory_gib and first:
             self._compute(uid, pod, first)
 
-    def _compute(self, uid: str, pod: Holder, device: str) -> None:
+    def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
         index = next(gpu.index for gpu in self._gpus.look() if device in _uuids(gpu))
         pid = self._pids[uid] = next(self._next_pid)
         owner = PodID(uid, pod.namespace, pod.name)

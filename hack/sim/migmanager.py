@@ -84,7 +84,7 @@ class Register:
 
 
 @dataclass
-class Faults:
+class MigManagerFaults:
     """What is to go wrong at the next run that changes GPUs; each but `refused` is used up by one run."""
 
     wedge_pending: bool = False
@@ -118,7 +118,12 @@ class MigManager:
     """The process of one mig-manager pod. A new pod is a new object; killing the pod cancels `run`."""
 
     def __init__(
-        self, port: NodePort, gpus: SimulatedGPUs, faults: Faults, clock: Clock, settings: SimSettings
+        self,
+        port: NodePort,
+        gpus: SimulatedGPUs,
+        faults: MigManagerFaults,
+        clock: Clock,
+        settings: SimSettings,
     ) -> None:
         self._port = port
         self._gpus = gpus

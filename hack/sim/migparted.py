@@ -10,7 +10,7 @@ from typing import Protocol
 
 from gpusharing.agent.library import GPU
 from gpusharing.planning.gpus.geometry import Layout
-from hack.sim.gpu import DoesNotFit, DriverRefusal, NotSupported
+from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported
 from hack.sim.migfile import Entry, covers_all, present, targets
 
 _MOST_ORDERINGS = 200
@@ -94,7 +94,7 @@ def _rebuild(index: int, layout: Layout, driver: Driver, *, empty_on_unknown: bo
             try:
                 for profile in ordering:
                     driver.create(index, profile)
-            except DoesNotFit:
+            except NoFreePlace:
                 driver.destroy_all(index)
                 continue
             return

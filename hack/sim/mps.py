@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from gpusharing.agent.library import LibraryError
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.nodeobject import Cluster, NodeObject
+from hack.sim.nodeobject import NodeObject, SimCluster
 from hack.sim.operands import Configured
 from hack.sim.plugin import PluginError
 
@@ -24,7 +24,7 @@ class MpsDaemon(Configured):
     operand = "mps-control-daemon"
 
     def __init__(
-        self, cluster: Cluster, node: NodeObject, gpus: SimulatedGPUs, on_change: Callable[[], None]
+        self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs, on_change: Callable[[], None]
     ) -> None:
         """`on_change` is called when the daemon begins or stops to serve."""
         super().__init__(cluster, node, gpus)

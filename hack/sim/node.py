@@ -20,11 +20,11 @@ from gpusharing.planning.gpus.cards import bare_product, find_card
 from hack.sim import migfile
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import operator_labels
-from hack.sim.migmanager import Faults, MigManager
+from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.mps import MpsDaemon
-from hack.sim.nodeobject import ANNOTATION_REBOOTING, Cluster, Labels, NodeObject
-from hack.sim.oddities import Told
-from hack.sim.operand import Operand
+from hack.sim.nodeobject import ANNOTATION_REBOOTING, Labels, NodeObject, SimCluster
+from hack.sim.oddities import ChangedReading
+from hack.sim.operand import PlayedOperand
 from hack.sim.operands import DevicePlugin, FeatureDiscovery
 from hack.sim.readings import Readings
 
@@ -112,20 +112,20 @@ class _MigPort:
 class SimNode:
     """The programs of one node. `take`, `set_mig_manager_pod` and `policy_changed` tell it what happened."""
 
-    def __init__(self, cluster: Cluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
+    def __init__(self, cluster: SimCluster, raw: JSON, gpus: SimulatedGPUs, spawn: Spawn) -> None:
         self.cluster = cluster
         self.object = NodeObject(cluster, raw, self._labels_changed)
         self.name = self.object.name
         self.gpus = gpus
-        self.told = Told(gpus)
+        self.told = ChangedReading(gpus)
         """What NVML reports to the agent."""
-        self.faults = Faults()
+        self.faults = MigManagerFaults()
         self.generated_file = ""
         self._spawn = spawn
         self.mps = MpsDaemon(cluster, self.object, gpus, self._wake_operands)
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
         self.operands = tuple(
-            Operand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
+            PlayedOperand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
             for port in (DevicePlugin(cluster, self.object, gpus, self._mps_serves), self._gfd)
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}

@@ -20,7 +20,7 @@ Labels: TypeAlias = Mapping[str, str]
 
 
 @dataclass
-class Cluster:
+class SimCluster:
     """What the programs of all nodes share."""
 
     client: KubeClient
@@ -34,7 +34,7 @@ class Cluster:
 class NodeObject:
     """A Node as last seen. A write is tried again while the API server is away, and dropped when the Node is gone."""
 
-    def __init__(self, cluster: Cluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
+    def __init__(self, cluster: SimCluster, raw: JSON, on_labels: Callable[[Labels, Labels], None]) -> None:
         """`on_labels` is called with the labels before and after, whoever changed them."""
         self.name: str = raw["metadata"]["name"]
         self.raw = raw

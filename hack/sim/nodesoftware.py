@@ -25,7 +25,7 @@ from hack.sim.gpuoperator import chosen, cluster_policy
 from hack.sim.handout import Handout
 from hack.sim.lapse import ANNOTATION_LAPSE, LAPSING, Lapse
 from hack.sim.node import SimNode, simulated_gpus
-from hack.sim.nodeobject import Cluster
+from hack.sim.nodeobject import SimCluster
 from hack.sim.oddities import ODDITIES, Change
 from hack.sim.pods import PodBook, PodBookResources
 from hack.sim.readings import Readings
@@ -57,7 +57,7 @@ class NodeSoftware:
         `pages`: who reads the agents' metrics, in place of a server on the port of the settings."""
         self.settings = settings or SimSettings()
         self.nodes: dict[str, SimNode] = {}
-        self._cluster = Cluster(
+        self._cluster = SimCluster(
             client=client,
             settings=self.settings,
             clock=Clock(self.settings),

@@ -12,7 +12,7 @@ NO_NVML = "libnvidia-ml.so.1 is not in the agent's container; give the agent the
 Change: TypeAlias = Callable[[Reading], Reading]
 
 
-class Told:
+class ChangedReading:
     """What NVML reports to the agent of a SIMULATED node: a reading of its GPUs, changed."""
 
     simulated = True

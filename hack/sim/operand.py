@@ -27,7 +27,7 @@ class Pod:
     """Key of that configuration; "" is the empty one."""
 
 
-class Step(Enum):
+class OperandStep(Enum):
     """What happens next to an operand's pod."""
 
     REST = auto()
@@ -38,16 +38,16 @@ class Step(Enum):
     SIDECAR_CRASH = auto()
 
 
-def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> Step:
+def decide(pod: Pod, *, deployed: bool, key: str | None, again: bool = False) -> OperandStep:
     """The next step. `key` is the one that config-manager would load now, None when it does not exist; `again`: the
     main container starts to serve anew with what it has."""
     if not deployed:
-        return Step.STOP if pod.exists else Step.REST
+        return OperandStep.STOP if pod.exists else OperandStep.REST
     if not pod.running:
-        return Step.INIT_CRASH if key is None else Step.START
+        return OperandStep.INIT_CRASH if key is None else OperandStep.START
     if key is None:
-        return Step.SIDECAR_CRASH
-    return Step.REST if key == pod.loaded and not again else Step.RELOAD
+        return OperandStep.SIDECAR_CRASH
+    return OperandStep.REST if key == pod.loaded and not again else OperandStep.RELOAD
 
 
 class OperandPort(Protocol):
@@ -74,7 +74,7 @@ class OperandPort(Protocol):
         ...
 
 
-class Operand:
+class PlayedOperand:
     """Plays one operand of one node. `run` rests until `wake`."""
 
     def __init__(
@@ -106,7 +106,7 @@ class Operand:
                 key=self._port.key(new_pod=not self._pod.running),
                 again=self._port.again(),
             )
-            if step is Step.REST:
+            if step is OperandStep.REST:
                 crashes = 0
                 await self._wake.wait()
                 await self._clock.sleep(self._times.watch)
@@ -123,21 +123,21 @@ class Operand:
         self._pod = Pod()
         self.is_gone.set()
 
-    async def _take(self, step: Step) -> bool:
+    async def _take(self, step: OperandStep) -> bool:
         """Do one step; False when something crash-loops."""
-        if step is Step.STOP:
+        if step is OperandStep.STOP:
             await self._stop()
             return True
-        if step is Step.SIDECAR_CRASH:
+        if step is OperandStep.SIDECAR_CRASH:
             self._log(
                 f"{self.name}: config-manager crash-loops on an unknown key, {self._pod.loaded!r} stays in force"
             )
             return False
         self.is_gone.clear()
         self._pod = replace(self._pod, exists=True)
-        await self._clock.sleep(self._times.reload if step is Step.RELOAD else self._times.pod_start)
+        await self._clock.sleep(self._times.reload if step is OperandStep.RELOAD else self._times.pod_start)
         key = self._port.key(new_pod=not self._pod.running)
-        if not self._port.deployed() or (step is Step.RELOAD and key is None):
+        if not self._port.deployed() or (step is OperandStep.RELOAD and key is None):
             return True  # the world changed meanwhile: decide again
         return await self._serve(key)
 

@@ -12,8 +12,8 @@ from gpusharing.api.names import (
 )
 from hack.sim import gfd
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.nodeobject import Cluster, NodeObject
-from hack.sim.plugin import PluginConfig, advertised, choose_key, parse_config
+from hack.sim.nodeobject import NodeObject, SimCluster
+from hack.sim.plugin import SimPluginConfig, advertised, choose_key, parse_config
 from hack.sim.readings import Readings
 
 
@@ -22,7 +22,7 @@ class Configured:
 
     operand = ""
 
-    def __init__(self, cluster: Cluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
+    def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
         self.cluster = cluster
         self.node = node
         self.gpus = gpus
@@ -45,7 +45,7 @@ class Configured:
         label = self.node.labels.get(LABEL_PLUGIN_CONFIG)
         return choose_key(label, tuple(self._files()), policy.plugin_default)
 
-    def config(self, key: str) -> PluginConfig:
+    def config(self, key: str) -> SimPluginConfig:
         """The parsed configuration; raises PluginError."""
         return parse_config(self._files()[key] if key else "", self.cluster.policy.mig_strategy)
 
@@ -68,7 +68,7 @@ class DevicePlugin(Configured):
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: SimCluster,
         node: NodeObject,
         gpus: SimulatedGPUs,
         mps_serves: Callable[[], bool] = lambda: False,
@@ -101,9 +101,9 @@ class FeatureDiscovery(Configured):
 
     operand = "gpu-feature-discovery"
 
-    def __init__(self, cluster: Cluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
+    def __init__(self, cluster: SimCluster, node: NodeObject, gpus: SimulatedGPUs) -> None:
         super().__init__(cluster, node, gpus)
-        self._config: PluginConfig | None = None
+        self._config: SimPluginConfig | None = None
         self._started = 0
         self._turns = 0
 

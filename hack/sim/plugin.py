@@ -27,7 +27,7 @@ class PluginError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class PluginConfig:
+class SimPluginConfig:
     """A device plugin configuration (version v1), as far as it decides about names and counts."""
 
     mig_strategy: MigStrategy = "none"
@@ -44,7 +44,7 @@ class PluginConfig:
 
 
 @lru_cache(maxsize=256)
-def parse_config(text: str, strategy: str = "") -> PluginConfig:
+def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
     """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
     mig.strategy, which beats the file (b.2). Raises PluginError."""
     try:
@@ -61,8 +61,8 @@ def parse_config(text: str, strategy: str = "") -> PluginConfig:
     kind: Literal["mps", "time-slicing"]
     for kind, block in (("mps", sharing.get("mps")), ("time-slicing", sharing.get("timeSlicing"))):
         if block:  # with both, mps wins (b.3)
-            return PluginConfig(found, kind, _replicas(block), bool(block.get("renameByDefault")))
-    return PluginConfig(found)
+            return SimPluginConfig(found, kind, _replicas(block), bool(block.get("renameByDefault")))
+    return SimPluginConfig(found)
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
@@ -78,7 +78,7 @@ def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | No
 
 
 def advertised(
-    gpus: Sequence[GPU], config: PluginConfig, version: PluginVersion = "0.20.0"
+    gpus: Sequence[GPU], config: SimPluginConfig, version: PluginVersion = "0.20.0"
 ) -> dict[str, int]:
     """Resource name to count, as the plugin registers it; raises PluginError when it exits instead (b.6)."""
     if config.sharing == "mps":
@@ -106,7 +106,7 @@ def single_profile(gpus: Sequence[GPU]) -> str:
     return profiles[0]
 
 
-def _refuse_mig(gpus: Sequence[GPU], config: PluginConfig) -> None:
+def _refuse_mig(gpus: Sequence[GPU], config: SimPluginConfig) -> None:
     """MPS and MIG exclude each other (docs/design/hardware.md#mig-mps); the plugin does not ask for the card's limit,
     the daemon does."""
     if config.mig_strategy == "mixed":

@@ -13,7 +13,7 @@ ANNOTATION_MEMORY = "sim.gpusharing.dev/memory-gib"
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class DeviceHolder:
     """A pod that holds GPU devices."""
 
     namespace: str
@@ -26,7 +26,7 @@ class PodBook:
     """Pods that hold GPU devices, by node, as one watch of all pods tells."""
 
     def __init__(self) -> None:
-        self._by_node: dict[str, dict[str, Holder]] = {}
+        self._by_node: dict[str, dict[str, DeviceHolder]] = {}
 
     def take(self, pod: JSON, gone: bool) -> None:
         """A version of a pod, or its end."""
@@ -47,7 +47,7 @@ class PodBook:
             total.update(pod.resources)
         return Holdings(dict(sorted(total.items())), len(pods))
 
-    def pods(self, node: str) -> Mapping[str, Holder]:
+    def pods(self, node: str) -> Mapping[str, DeviceHolder]:
         """By uid, in the order in which they began to run."""
         return self._by_node.get(node, {})
 
@@ -71,9 +71,9 @@ def _held(pod: JSON) -> Counter[str]:
     return Counter(dict(pod_view(pod, {}).resources))
 
 
-def _holder(metadata: JSON, held: Mapping[str, int]) -> Holder:
+def _holder(metadata: JSON, held: Mapping[str, int]) -> DeviceHolder:
     memory = (metadata.get("annotations") or {}).get(ANNOTATION_MEMORY, "0")
-    return Holder(metadata.get("namespace", ""), metadata["name"], held, int(memory))
+    return DeviceHolder(metadata.get("namespace", ""), metadata["name"], held, int(memory))
 
 
 class DaemonPods:

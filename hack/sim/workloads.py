@@ -25,7 +25,7 @@ START_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class SimWorkload:
     """So many equal pods that each ask for GPUs, as a ReplicaSet keeps them."""
 
     name: str
@@ -79,14 +79,14 @@ class Workloads:
         self._log = log
         self._clock = Clock(settings)
         self._random = random.Random(settings.seed)
-        self._wanted: dict[tuple[str, str], Workload] = {}
+        self._wanted: dict[tuple[str, str], SimWorkload] = {}
         self._pods: dict[str, JSON] = {}
         self._views: dict[str, tuple[str, PodView]] = {}
         """By uid: the version of a pod, and what it asks for."""
         self._nodes: dict[str, JSON] = {}
         self._wake = asyncio.Event()
 
-    def apply(self, workload: Workload) -> None:
+    def apply(self, workload: SimWorkload) -> None:
         """Keep this workload from now on; replicas 0 only stops replacing."""
         self._wanted[workload.namespace, workload.name] = workload
         self._wake.set()

@@ -13,7 +13,7 @@ GPUS = "gpu"
 
 
 @dataclass
-class Prometheus:
+class CountingPrometheus:
     """Scrapes counters, as increase() sees them: a first value is no increase, one that fell began anew."""
 
     seen: dict[tuple[str, Any], float] = field(default_factory=dict)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hack.agentfields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 
 from gpusharing.agent import nvml, nvml_health, nvml_mig, nvml_processes, nvml_use
-from gpusharing.agent.fields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from gpusharing.api.crd import structural_schema
 from gpusharing.api.gpunode import Observed
 

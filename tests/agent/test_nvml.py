@@ -4,6 +4,7 @@ from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
+from hack.cards import mig_mode_needs_reset
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
@@ -45,7 +46,7 @@ def test_the_profiles_read_are_those_of_the_card_table(tmp_path: Path, model: st
     } == {(p.name, p.profile_id, p.starts, p.size, p.max_count, p.slices, p.memory_gb) for p in card.profiles}
     assert observed["product"] == product
     assert observed["memory_mib"] == card.memory_mib
-    assert observed["mig_mode_change"] == ("Reset" if card.mig_mode_needs_reset else "Live")
+    assert observed["mig_mode_change"] == ("Reset" if mig_mode_needs_reset(card) else "Live")
 
 
 def test_a_card_without_mig_is_a_value_and_not_an_error(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The SIMULATED GPUs refuse what NVIDIA's MIG user guide says a driver refuses."""
 
 import pytest
-from hack.sim.gpu import DoesNotFit, InUse, NotSupported, SimulatedGPUs
+from hack.sim.gpu import InUse, NoFreePlace, NotSupported, SimulatedGPUs
 
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts
@@ -33,7 +33,7 @@ def test_the_order_of_creation_matters() -> None:
     gpus = divided()
     for profile in ("1g.10gb", "2g.20gb", "3g.40gb"):
         gpus.create(0, profile)
-    with pytest.raises(DoesNotFit):
+    with pytest.raises(NoFreePlace):
         gpus.create(0, "1g.10gb")
     gpus.destroy_all(0)
     for profile in ("3g.40gb", "2g.20gb", "1g.10gb", "1g.10gb"):
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_refused(profiles: list[str], start: int | None) ->
     *first, last = profiles
     for profile in first:
         gpus.create(0, profile)
-    with pytest.raises(DoesNotFit):
+    with pytest.raises(NoFreePlace):
         gpus.create(0, last, start)
 
 
@@ -65,7 +65,7 @@ def test_next_to_all_media_engines_there_are_only_instances_without_any(profiles
     gpus.set_mig_mode(0, True)
     first, second = profiles
     gpus.create(0, first)
-    with pytest.raises(DoesNotFit):
+    with pytest.raises(NoFreePlace):
         gpus.create(0, second)
     gpus.destroy_all(0)
     gpus.create(0, "1g.24gb-me")

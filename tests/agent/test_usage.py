@@ -240,7 +240,7 @@ def test_an_xid_is_told_from_0_on_so_that_prometheus_counts_the_first_of_a_gpu_t
         zero,
         zero,
         {**zero, ("79",): 0.0},
-        {("31",): 2, ("79",): 0},
+        {("31",): 3, ("79",): 0},
         {("31",): 3, ("79",): 1},
     ]
 

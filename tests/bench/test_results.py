@@ -10,15 +10,15 @@ from typing import cast
 import pytest
 from hack.bench import image, large, results, traffic
 from hack.bench import testbed as beds
-from hack.bench.__main__ import Part, Sizes, on_one_testbed, paced
+from hack.bench.__main__ import BenchPart, Sizes, on_one_testbed, paced
 from hack.bench.results import AIMS, Aim, Lost, Measured
-from hack.cluster.audit import Request
+from hack.cluster.audit import AuditedRequest
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
 
 
-def request(verb: str, resource: str, path: str = "", *, group: str = "") -> Request:
-    return Request("operator", verb, group, resource, "", "x", 200, NOW, "", path)
+def request(verb: str, resource: str, path: str = "", *, group: str = "") -> AuditedRequest:
+    return AuditedRequest("operator", verb, group, resource, "", "x", 200, NOW, "", path)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,10 @@ def test_a_part_that_fails_is_told_and_costs_no_other_number(tmp_path: Path) -> 
     def measures(testbed: beds.Testbed, sizes: Sizes) -> Iterator[Measured]:
         yield Measured("idle_writes_60s", 0, "after it")
 
-    waiting = [Part(("rss_idle_mib", "rss_1000_nodes_mib"), fails), Part(("idle_writes_60s",), measures)]
+    waiting = [
+        BenchPart(("rss_idle_mib", "rss_1000_nodes_mib"), fails),
+        BenchPart(("idle_writes_60s",), measures),
+    ]
     lost: list[Lost] = []
     found = []
     while waiting:

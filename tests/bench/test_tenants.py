@@ -3,7 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
-from hack.bench.tenants import Occupied, Tenant, occupied, tenants_of
+from hack.bench.tenants import SeenTenants, Tenant, occupied, tenants_of
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 
@@ -44,7 +44,7 @@ async def test_each_device_is_held_by_a_pod_and_used_by_a_process_of_it(tmp_path
 
 def test_the_line_says_whether_processes_are_in_the_cgroups_of_pods() -> None:
     tenants = (Tenant("a", "x", "nvidia.com/gpu", "GPU-1", 0), Tenant("a", "y", "nvidia.com/gpu", "GPU-2", 1))
-    yes, no = Occupied(tenants, {}, attributed=True), Occupied(tenants, {}, attributed=False)
+    yes, no = SeenTenants(tenants, {}, attributed=True), SeenTenants(tenants, {}, attributed=False)
     assert "used by a process in that pod's cgroup" in str(yes)
     assert "in no pod's cgroup, for this machine lets nobody make any" in str(no)
     assert "SIMULATED" in str(yes)

@@ -18,7 +18,7 @@ USERS = {
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Grant:
+class RoleGrant:
     """One verb that one subject may use."""
 
     subject: str
@@ -33,20 +33,20 @@ class Grant:
     """The only objects that it reaches; empty: all."""
 
 
-def golden(*values: str) -> frozenset[Grant]:
+def golden(*values: str) -> frozenset[RoleGrant]:
     """The grants of rbac.yaml, with those that stand there for one of these values being true.
 
     Raises:
         ValueError: a row says something twice or does not say why.
     """
-    grants: set[Grant] = set()
+    grants: set[RoleGrant] = set()
     for row in yaml.safe_load(TABLE.read_text()):
         if not row["why"]:
             raise ValueError(f"{row['resource']} does not say why")
         if row.get("when", "") not in ("", *values):
             continue
         for verb in row["verbs"]:
-            grant = Grant(
+            grant = RoleGrant(
                 row["subject"],
                 row["group"],
                 row["resource"],
@@ -61,10 +61,10 @@ def golden(*values: str) -> frozenset[Grant]:
     return frozenset(grants)
 
 
-def granted(objects: Iterable[Mapping[str, Any]], namespaces: Mapping[str, str]) -> frozenset[Grant]:
+def granted(objects: Iterable[Mapping[str, Any]], namespaces: Mapping[str, str]) -> frozenset[RoleGrant]:
     """What the bindings among these objects grant to our service accounts; `namespaces` maps name to scope."""
     roles = {_key(one): one for one in objects if one["kind"] in ("Role", "ClusterRole")}
-    found: set[Grant] = set()
+    found: set[RoleGrant] = set()
     for binding in objects:
         if binding["kind"] not in ("RoleBinding", "ClusterRoleBinding"):
             continue
@@ -82,11 +82,11 @@ def _key(role: Mapping[str, Any]) -> tuple[str, str, str]:
     return role["kind"], role["metadata"].get("namespace", ""), role["metadata"]["name"]
 
 
-def _expanded(role: Mapping[str, Any], subject: str, scope: str) -> Iterator[Grant]:
+def _expanded(role: Mapping[str, Any], subject: str, scope: str) -> Iterator[RoleGrant]:
     for rule in role["rules"]:
         names = tuple(sorted(rule.get("resourceNames", ())))
         for group in rule["apiGroups"]:
             for path in rule["resources"]:
                 resource, _, subresource = path.partition("/")
                 for verb in rule["verbs"]:
-                    yield Grant(subject, group, resource, subresource, verb, scope, names)
+                    yield RoleGrant(subject, group, resource, subresource, verb, scope, names)

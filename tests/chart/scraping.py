@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 from hack.cluster.process import free_ports
-from hack.sim.dcgmexporter import Metered, Page, SetUp
+from hack.sim.dcgmexporter import DCGMValues, MetricsPage, SetUp
 from prometheus_client.registry import CollectorRegistry
 from tests.chart.test_monitoring import program
 
 from gpusharing.agent.probes import ProbeServer
 
 
-class Prometheus:
+class RunningPrometheus:
     """A running one."""
 
     def __init__(self, port: int) -> None:
@@ -75,7 +75,7 @@ class Prometheus:
 @contextmanager
 def scraping(
     folder: Path, jobs: Sequence[Mapping[str, Any]], rules: Mapping[str, str]
-) -> Iterator[Prometheus]:
+) -> Iterator[RunningPrometheus]:
     """One with these jobs and rule files, by name. It scrapes and evaluates every second."""
     (port,) = free_ports(1)
     for name, text in rules.items():
@@ -94,7 +94,7 @@ def scraping(
         subprocess.Popen(command, stderr=log, stdout=log) as running,
     ):
         try:
-            yield Prometheus(port)
+            yield RunningPrometheus(port)
         finally:
             running.terminate()
 
@@ -109,10 +109,10 @@ def dcgm_exporter(port: int) -> dict[str, Any]:
 
 
 @contextmanager
-def page(metered: list[Metered]) -> Iterator[int]:
+def page(metered: list[DCGMValues]) -> Iterator[int]:
     """The SIMULATED dcgm-exporter, listening; its port."""
     registry = CollectorRegistry()
-    registry.register(Page(metered, SetUp()))
+    registry.register(MetricsPage(metered, SetUp()))
     server = ProbeServer(("127.0.0.1", 0), str, str, registry)
     server.start()
     try:

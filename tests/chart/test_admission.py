@@ -19,7 +19,7 @@ from tests.chart.cluster import (
     denied,
     dry,
 )
-from tests.chart.rbac import USERS, Grant, golden
+from tests.chart.rbac import USERS, RoleGrant, golden
 
 pytestmark = pytest.mark.cluster
 
@@ -346,7 +346,7 @@ def test_the_server_allows_every_grant_of_the_golden_table(installed: Installed,
     assert refused == []
 
 
-def is_allowed(installed: Installed, grant: Grant) -> bool:
+def is_allowed(installed: Installed, grant: RoleGrant) -> bool:
     """Whether the server's authorizer lets this subject do it, in the namespace and to the objects of the grant."""
     space = SCOPES.get(grant.scope, grant.scope)
     account_space = NAMESPACE if grant.subject == "operator" else AGENT_NAMESPACE

@@ -1,11 +1,10 @@
-"""The chart gives the agent exactly the rights that agent/fields.py says its fields need, and no other."""
+"""The chart gives the agent exactly the rights that hack/agentfields.py says its fields need, and no other."""
 
 from typing import Any
 
 import pytest
+from hack.agentfields import NeededRight
 from tests.chart.charts import Helm, find
-
-from gpusharing.agent.fields import NeededRight
 
 
 def pod_of(helm: Helm, *values: str) -> dict[str, Any]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from hack.cluster.process import free_ports, wait_until
-from hack.sim.dcgmexporter import Metered
+from hack.sim.dcgmexporter import DCGMValues
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 from tests.agent.test_meter import devices, handed_out
 from tests.chart.charts import CHART
-from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
+from tests.chart.scraping import RunningPrometheus, dcgm_exporter, page, scraping
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.loop import AgentLoop, LoopSettings
@@ -34,21 +34,21 @@ SCRAPES = 6
 PATIENCE = 120.0
 
 
-def increases(seen: Prometheus) -> dict[str, float]:
+def increases(seen: RunningPrometheus) -> dict[str, float]:
     """All increases of COUNTERS."""
     names = {one: f"gpusharing_{one}_seconds_total" for one in COUNTERS}
     grown = seen.increases(names.values())
     return {one: grown[name] for one, name in names.items()}
 
 
-def samples(seen: Prometheus, node: str) -> int:
+def samples(seen: RunningPrometheus, node: str) -> int:
     """How often it has scraped the meter of a node."""
     found = seen.ask(f'count_over_time(gpusharing_gpu_seconds_total{{node="{node}"}}[10m])')
     return sum(int(float(series["value"][1])) for series in found)
 
 
 @contextmanager
-def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator[Prometheus]:
+def prometheus(folder: Path, targets: dict[str, int], exporter: int) -> Iterator[RunningPrometheus]:
     """A Prometheus that scrapes the agents of these nodes every second, and dcgm-exporter as its chart has it."""
     agents = [
         {
@@ -109,7 +109,7 @@ class Node:
             await asyncio.to_thread(probes.stop)
 
 
-async def until_scraped(seen: Prometheus, *nodes: Node) -> None:
+async def until_scraped(seen: RunningPrometheus, *nodes: Node) -> None:
     """Some more samples of each."""
     wanted = {node.server.name: samples(seen, node.server.name) + SCRAPES for node in nodes}
 
@@ -119,7 +119,9 @@ async def until_scraped(seen: Prometheus, *nodes: Node) -> None:
     await asyncio.to_thread(wait_until, enough, PATIENCE, "Prometheus to scrape the agents")
 
 
-async def until_recorded(seen: Prometheus, query: str, wanted: list[Any], of: Callable[[Any], Any]) -> None:
+async def until_recorded(
+    seen: RunningPrometheus, query: str, wanted: list[Any], of: Callable[[Any], Any]
+) -> None:
     """What a recording rule says, with its next evaluation or one after that."""
     found: list[Any] = []
 
@@ -140,7 +142,7 @@ async def test_the_bill_adds_up_and_the_rules_tell_what_the_agents_saw(tmp_path:
         divided.gpus.create(0, "2g.20gb")
     slices, gpus = devices(divided.gpus.read()), devices(whole.gpus.read())
     instance = divided.gpus.look()[0].instances[0]
-    metered = [Metered(0, divided.gpus.look()[0].uuid, 0.5, 7, instance.profile, str(instance.id))]
+    metered = [DCGMValues(0, divided.gpus.look()[0].uuid, 0.5, 7, instance.profile, str(instance.id))]
     for node in (divided, whole):
         node.server.ask("r1")
         node.server.show({"policy": "pool-b", "phase": "Synced"})

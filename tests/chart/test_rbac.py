@@ -2,7 +2,7 @@
 
 import pytest
 from tests.chart.charts import Helm
-from tests.chart.rbac import USERS, Grant, golden, granted
+from tests.chart.rbac import USERS, RoleGrant, golden, granted
 
 NAMESPACES = {
     "gpusharing": "own",
@@ -12,7 +12,7 @@ NAMESPACES = {
 }
 
 
-def rendered(helm: Helm, *arguments: str) -> frozenset[Grant]:
+def rendered(helm: Helm, *arguments: str) -> frozenset[RoleGrant]:
     return granted(helm.template(*arguments), NAMESPACES)
 
 

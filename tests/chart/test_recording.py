@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hack.generate import ROOT
-from hack.sim.dcgmexporter import Metered, SetUp, samples, scraped
+from hack.sim.dcgmexporter import DCGMValues, SetUp, samples, scraped
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.chart.charts import CHART
@@ -39,9 +39,9 @@ HOLDINGS = Holdings(
     offered=(("nvidia.com/gpu", "GPU-0"), (LARGE_NAME, "MIG-b"), (SMALL_NAME, "MIG-a")),
 )
 METERED = [
-    Metered(0, "GPU-0", 0.9, 30_720, pod=TRAIN),
-    Metered(1, "GPU-1", 0.5, 7_168, "3g.40gb", "2", SERVE),
-    Metered(1, "GPU-1", 0.0, 12, "1g.10gb", "13"),
+    DCGMValues(0, "GPU-0", 0.9, 30_720, pod=TRAIN),
+    DCGMValues(1, "GPU-1", 0.5, 7_168, "3g.40gb", "2", SERVE),
+    DCGMValues(1, "GPU-1", 0.0, 12, "1g.10gb", "13"),
 ]
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

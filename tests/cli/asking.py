@@ -25,7 +25,7 @@ ME = "a-person"
 
 
 @dataclass(frozen=True)
-class Told:
+class Answered:
     """What a verb ended with."""
 
     status: int
@@ -43,7 +43,7 @@ async def ask(
     client: KubeClient | None = None,
     width: int | None = None,
     stream: io.StringIO | None = None,
-) -> Told:
+) -> Answered:
     """Type a command line; Trouble is raised as it is. `client`: what the calls go through, if not the person's own;
     `width`: of the terminal, if it is one; `stream`: what is written on, for who reads it before the end.
     """
@@ -52,7 +52,7 @@ async def ask(
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
     status = await import_module(f"gpusharing.cli.{typed.module}").run(session, typed, terminal)
-    return Told(status, stream.getvalue())
+    return Answered(status, stream.getvalue())
 
 
 def written(folder: Path, *manifests: Any) -> str:
@@ -93,10 +93,10 @@ async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
         yield scene
 
 
-def alone(*words: str, width: int | None = None) -> Told:
+def alone(*words: str, width: int | None = None) -> Answered:
     """Type a command line that asks no cluster; Trouble is raised as it is."""
     typed: Namespace = parse(words)
     stream = io.StringIO()
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     status = import_module(f"gpusharing.cli.{typed.module}").tell(typed, terminal)
-    return Told(status, stream.getvalue())
+    return Answered(status, stream.getvalue())

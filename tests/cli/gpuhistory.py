@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import pi, sin
 
-from hack.sim.dcgmexporter import USED, Metered, SetUp, samples
+from hack.sim.dcgmexporter import USED, DCGMValues, SetUp, samples
 
 EVERY = 240
 """Seconds between two scrapes: fewer than those for which Prometheus goes on telling a value."""
@@ -34,7 +34,7 @@ def flat(mib: float, active: float) -> Use:
 
 
 @dataclass(frozen=True)
-class Run:
+class PodRun:
     """A pod on a device."""
 
     pod: tuple[str, str]
@@ -52,7 +52,7 @@ class Card:
 
     uuid: str
     node: str
-    runs: Sequence[Run] = ()
+    runs: Sequence[PodRun] = ()
     profile: str = ""
     instance: str = ""
     model: str = "NVIDIA H100 80GB HBM3"
@@ -128,14 +128,14 @@ def _scraped(fleet: Fleet, card: Card, start: int) -> Iterator[Sample]:
                 yield from _owned(fleet, run, start + at)
 
 
-def _exported(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: int) -> Iterator[Sample]:
+def _exported(fleet: Fleet, card: Card, there: Sequence[PodRun], hour: float, at: int) -> Iterator[Sample]:
     index = int(card.uuid.rpartition("-")[2])
     uses = [run.use(hour) for run in there] or [(0.0, 0.0)]
     if card.total:
         uses = [(sum(mib for mib, _ in uses), min(1.0, sum(active for _, active in uses)))] * len(uses)
     pods: list[tuple[str, str] | None] = [run.pod for run in there] or [None]
     for pod, (mib, active) in zip(pods, uses, strict=True):
-        device = Metered(index, card.uuid, active, round(mib), card.profile, card.instance, pod)
+        device = DCGMValues(index, card.uuid, active, round(mib), card.profile, card.instance, pod)
         target = {"job": "dcgm", "instance": card.node}
         for name, labels, value in samples([device], fleet.setup):
             if name == USED or fleet.activity:
@@ -147,7 +147,7 @@ def _exported(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: i
                 yield name, {**named, **target, **fleet.labels}, value, at
 
 
-def _told(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: int) -> Iterator[Sample]:
+def _told(fleet: Fleet, card: Card, there: Sequence[PodRun], hour: float, at: int) -> Iterator[Sample]:
     index, uuid = (
         card.uuid.rpartition("-")[2],
         f"MIG-{card.uuid}-{card.instance}" if card.profile else card.uuid,
@@ -171,7 +171,7 @@ def _told(fleet: Fleet, card: Card, there: Sequence[Run], hour: float, at: int) 
             yield "gpusharing_pod_sm_ratio", {**device, **pod}, active, at
 
 
-def _owned(fleet: Fleet, run: Run, at: int) -> Iterator[Sample]:
+def _owned(fleet: Fleet, run: PodRun, at: int) -> Iterator[Sample]:
     (namespace, name), (kind, owner) = run.pod, run.owner
     if run.memory:
         told = {"namespace": namespace, "pod": name, "annotation_gpusharing_dev_gpu_memory": run.memory}

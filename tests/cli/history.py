@@ -75,6 +75,8 @@ class History:
     hours: float
     nodes: Sequence[Node]
     gauges: Sequence[Gauge] = ()
+    every: int = EVERY
+    """Seconds between two scrapes."""
 
 
 def openmetrics(histories: Sequence[History]) -> list[str]:
@@ -99,7 +101,7 @@ def _samples(history: History) -> Iterator[tuple[str, str, int]]:
     """Name of the metric, series with its value, time."""
     start = int(history.begin.timestamp())
     for node in history.nodes:
-        yield from _counters(node, start, history.hours)
+        yield from _counters(node, start, history)
     for gauge in (*history.gauges, *(told for node in history.nodes for told in _gauges(node))):
         first, last = max(0.0, gauge.hours[0]), min(history.hours, gauge.hours[1])
         for at in range(start + int(first * 3600), start + int(last * 3600) + 1, 3600):
@@ -115,11 +117,11 @@ def _gauges(node: Node) -> Iterator[Gauge]:
         yield Gauge("gpusharing_device_slices", labels, str(count))
 
 
-def _counters(node: Node, start: int, hours: float) -> Iterator[tuple[str, str, int]]:
+def _counters(node: Node, start: int, history: History) -> Iterator[tuple[str, str, int]]:
     """See _samples. A series begins with 0, as the agent's do."""
     seconds: dict[tuple[str, Account], Fraction] = {}
     before = Fraction(0)
-    for at in range(0, int(hours * 3600) + 1, EVERY):
+    for at in range(0, int(history.hours * 3600) + 1, history.every):
         now = Fraction(at, 3600)
         if any(before < Fraction(hour) <= now for hour in node.restarts):
             seconds = dict.fromkeys(seconds, Fraction(0))

@@ -250,8 +250,9 @@ def test_one_node_alone_costs_what_its_hours_do(desk: Desk, prometheus: str, whe
 def test_a_node_that_was_not_scraped_is_missed_although_others_were(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, "-o", "json", cluster="unseen")
     assert said.status == CHANGES
-    (missing,) = data(said)["missing"]
-    assert missing.startswith("Prometheus did not see gpu-2 for a while, and 12.")
+    counted, seen = data(said)["missing"]
+    assert counted.startswith("Prometheus did not see gpu-2 for a while, and 12.")
+    assert seen.startswith("Prometheus has no samples of gpu-2 (11h) from within the window")
     assert data(said)["totals"][0]["gpuHours"] == pytest.approx(84, abs=0.3)
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, Told, ask, install, operated
+from tests.cli.asking import ME, Answered, ask, install, operated
 from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
 
@@ -222,7 +222,7 @@ def holding(cluster: FakeCluster, name: str, *entries: str) -> None:
     cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"config.yaml": text}})
 
 
-def nodes_of(told: Told) -> dict[str, str]:
+def nodes_of(told: Answered) -> dict[str, str]:
     """What is said of Nodes and kubelets, with its severity."""
     topics = ("kubelets", "labels of Nodes")
     return {one["reason"]: one["severity"] for one in told.data["symptoms"] if one["topic"] in topics}

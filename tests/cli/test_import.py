@@ -14,14 +14,14 @@ import yaml
 from hack.cluster.nodes import LABEL_POOL
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests import plainchart
 from tests.build import make_node, make_stack
 from tests.cli.asking import ME, ask, install, writes
 from tests.embedded.scene import L40S, Scene, node, open_scene
 from tests.embedded.test_plain_stack import bare
 from tests.fakes.virtualtime import virtually
-from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Pool, Recipe
+from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Recipe, RecipePool
 
 from gpusharing.api import names
 from gpusharing.cli.ages import counted
@@ -110,7 +110,7 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     recipe = RECIPES[name]
-    pods = Workload("llm", 2, node_selector={LABEL_POOL: "c"})
+    pods = SimWorkload("llm", 2, node_selector={LABEL_POOL: "c"})
     async with by_hand(recipe, workloads=[pods]) as scene:
         told = await ask(scene.e.cluster, "import")
         found = policies(told.out)
@@ -185,7 +185,7 @@ async def test_nodes_that_have_a_policy_are_left_to_it(capsys: pytest.CaptureFix
     assert set(policies(told.out)) == {"pool-a", "pool-b", "pool-d"}
 
 
-HALF = replace(DOCUMENTED, pools={"c": Pool({}, {"mode": "Full"}, count=2)})
+HALF = replace(DOCUMENTED, pools={"c": RecipePool({}, {"mode": "Full"}, count=2)})
 BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     "mig-manager at work": ({STATE: "pending"}, "mig-manager is applying all-disabled (state pending)"),
     "mig-manager that failed": ({STATE: "failed"}, "mig-manager failed to apply all-disabled"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from tests.cli.asking import Told, alone, ask, operated
+from tests.cli.asking import Answered, alone, ask, operated
 from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, fake_prometheus, hourly
 from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
@@ -81,7 +81,7 @@ def too_long(text: str) -> list[str]:
     ]
 
 
-def check(told: Mapping[str, Told]) -> None:
+def check(told: Mapping[str, Answered]) -> None:
     """Each says something, and nothing that does not fit."""
     assert [name for name, one in told.items() if not one.out] == []
     assert {name: lines for name, one in told.items() if (lines := too_long(one.out))} == {}

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER
-from tests.cli.asking import ME, Told, ask, operated
+from tests.cli.asking import ME, Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
@@ -203,7 +203,7 @@ def pending(name: str, **spec: Any) -> JSON:
     }
 
 
-async def asked(count: int, taint: list[JSON], **spec: Any) -> tuple[Told, Any]:
+async def asked(count: int, taint: list[JSON], **spec: Any) -> tuple[Answered, Any]:
     """As text and as data, of a pool whose last node has these taints."""
     async with operated(count) as scene:
         scene.apply(FULL)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
@@ -148,7 +148,7 @@ async def test_a_plan_writes_nothing(tmp_path: Path) -> None:
 
 @virtually
 async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
-    workload, budget = Workload("llm", 3), pdb("llm", "llm", minAvailable=3)
+    workload, budget = SimWorkload("llm", 3), pdb("llm", "llm", minAvailable=3)
     async with operated(2, workloads=[workload], budgets=[budget]) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -172,7 +172,7 @@ NAMED = [
 async def test_strategy_single_is_hinted_at_where_it_would_save_edits(
     tmp_path: Path, spec: dict[str, Any], pods: int, told: bool
 ) -> None:
-    async with operated(1, workloads=[Workload("llm", pods)]) as scene:
+    async with operated(1, workloads=[SimWorkload("llm", pods)]) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", pods)
@@ -282,7 +282,7 @@ async def test_the_settings_of_the_operator_that_is_installed_count(tmp_path: Pa
 async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_the_pods_it_would_keep(
     tmp_path: Path,
 ) -> None:
-    async with operated(2, workloads=[Workload("llm", 1)]) as scene:
+    async with operated(2, workloads=[SimWorkload("llm", 1)]) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.cli.asking import ME, Told, alone, ask, operated, writes
+from tests.cli.asking import ME, Answered, alone, ask, operated, writes
 from tests.cli.desk import JSON, Desk
 from tests.cli.fakeprometheus import (
     HOURS,
@@ -21,6 +21,7 @@ from tests.cli.fakeprometheus import (
     Answer,
     FakePrometheus,
     fake_prometheus,
+    hourly,
     success,
     vector,
 )
@@ -51,7 +52,7 @@ def fake() -> Iterator[FakePrometheus]:
         yield found
 
 
-def told(fake: FakePrometheus, *more: str) -> Told:
+def told(fake: FakePrometheus, *more: str) -> Answered:
     """`recommend` of 30 hours."""
     return alone("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h", *more)
 
@@ -277,6 +278,22 @@ def test_activity_of_a_device_that_several_hold_is_said_to_be_the_devices(fake: 
     fake.ranges["DCGM_FI_DEV_FB_USED"] = both("6144", "1024")
     assert sentence in " ".join(told(fake, "-v").out.split())
     assert all(one["activeOfDevice"] for one in told(fake, "-o", "json").data["workloads"])
+
+
+def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: FakePrometheus) -> None:
+    instance = {"GPU_I_PROFILE": "2g.20gb", "GPU_I_ID": "5"}
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = hourly("6144", **instance)
+    doubt = "takes all the compute of its slice, so may need more"
+    for busy, held_back, advice in (("0.3", False, "1g.10gb"), ("0.97", True, "2g.20gb")):
+        fake.ranges["quantile_over_time(0.95, DCGM"] = hourly(busy, **instance)
+        said = " ".join(told(fake, "-v").out.split())
+        assert (doubt in said) == held_back
+        assert (
+            "compute was full in 100% of the hours, with the 29% of the card that its 2g.20gb has at most"
+            in said
+        ) == held_back
+        (one,) = told(fake, "-o", "json").data["workloads"]
+        assert (one["advice"], one["doubts"]) == (advice, [doubt] if held_back else [])
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from hack.generate import ROOT
 from hack.sim.dcgmexporter import SetUp
-from tests.cli.asking import Told, alone
-from tests.cli.gpuhistory import GIB, Card, Fleet, Run, daily, flat, openmetrics, steady
+from tests.cli.asking import Answered, alone
+from tests.cli.gpuhistory import GIB, Card, Fleet, PodRun, daily, flat, openmetrics, steady
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.api.validation import validate_policy
@@ -30,10 +30,10 @@ GOLDEN = ROOT / "tests/cli/goldens/recommend.txt"
 HASHES = ("x2k4p", "bcdfg", "7vzx9", "qwrt6")
 
 
-def deployed(namespace: str, name: str, count: int, use: Any, **more: Any) -> list[Run]:
+def deployed(namespace: str, name: str, count: int, use: Any, **more: Any) -> list[PodRun]:
     """Pods of a Deployment."""
     return [
-        Run((namespace, f"{name}-6b8f9c7d5-{HASHES[index]}"), use, owner=("Deployment", name), **more)
+        PodRun((namespace, f"{name}-6b8f9c7d5-{HASHES[index]}"), use, owner=("Deployment", name), **more)
         for index in range(count)
     ]
 
@@ -45,12 +45,12 @@ def pool() -> Iterator[Card]:
         *deployed("team-a", "embedder", 2, steady(4.2 * GIB, 0.06)),
         *deployed("team-b", "llm-13b", 2, steady(27.9 * GIB, 0.24)),
     ]
-    vllm = Run(("team-c", "vllm-70b-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm-70b"))
+    vllm = PodRun(("team-c", "vllm-70b-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm-70b"))
     for index, run in enumerate([*runs, vllm]):
         yield Card(f"GPU-main-{index}", f"gpu-{index // 4}", [run])
 
 
-def one(cluster: str, *runs: Run, **more: Any) -> Card:
+def one(cluster: str, *runs: PodRun, **more: Any) -> Card:
     """A GPU on a node of its own."""
     return Card(f"GPU-{cluster}-{more.pop('index', 0)}", "gpu-1", runs, **more)
 
@@ -87,16 +87,16 @@ def rough() -> Iterator[Fleet]:
     yield fleet("quiet", one("quiet", runs[0]), activity=False)
     yield fleet("stranger", one("stranger", runs[0], model="NVIDIA X1000"))
     yield fleet("young", one("young", runs[0]), hours=6)
-    vllm = Run(("team-c", "vllm-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm"), memory="15Gi")
-    wrong = Run(("team-c", "other-0"), steady(6 * GIB, 0.1), owner=("StatefulSet", "other"), memory="much")
+    vllm = PodRun(("team-c", "vllm-0"), flat(72 * GIB, 0.1), owner=("StatefulSet", "vllm"), memory="15Gi")
+    wrong = PodRun(("team-c", "other-0"), steady(6 * GIB, 0.1), owner=("StatefulSet", "other"), memory="much")
     yield fleet("said", one("said", vllm), one("said", wrong, index=1))
     yield fleet("unsaid", one("unsaid", replace(vllm, memory="")))
     yield fleet("mixed", one("mixed", runs[0]), one("mixed", runs[1], model="NVIDIA A30", index=1))
     yield fleet("nobody", one("nobody"))
     new = [
-        Run(("team-a", "llm-5b4c3d2f1-zzzzz"), steady(6 * GIB, 0.05), (20.02, 99), ("Deployment", "llm")),
-        Run(("team-a", "gone-0"), steady(6 * GIB, 0.05), (0, 4), ("StatefulSet", "gone")),
-        Run(("team-a", "night-1"), steady(6 * GIB, 0.05), (1, 3), ("CronJob", "night")),
+        PodRun(("team-a", "llm-5b4c3d2f1-zzzzz"), steady(6 * GIB, 0.05), (20.02, 99), ("Deployment", "llm")),
+        PodRun(("team-a", "gone-0"), steady(6 * GIB, 0.05), (0, 4), ("StatefulSet", "gone")),
+        PodRun(("team-a", "night-1"), steady(6 * GIB, 0.05), (1, 3), ("CronJob", "night")),
     ]
     old = deployed("team-a", "llm", 1, steady(6 * GIB, 0.05), hours=(0, 20.3))
     yield fleet("update", *(one("update", run, index=index) for index, run in enumerate([*old, *new])))
@@ -110,7 +110,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def ask(url: str, *more: str, cluster: str = "east", window: str = "") -> Told:
+def ask(url: str, *more: str, cluster: str = "east", window: str = "") -> Answered:
     """`recommend` for a cluster, in all of its time unless told otherwise."""
     chosen = ("--selector", f'cluster="{cluster}"', "--prometheus", url, "--until", UNTIL)
     return alone(
@@ -118,7 +118,7 @@ def ask(url: str, *more: str, cluster: str = "east", window: str = "") -> Told:
     )
 
 
-def workloads(told: Told) -> dict[str, Any]:
+def workloads(told: Answered) -> dict[str, Any]:
     """Of -o json, by name."""
     return {row["name"]: row for row in told.data["workloads"]}
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 import pytest
-from hack.sim.dcgmexporter import Metered, SetUp, samples
+from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
 from gpusharing.cli.drawing import Paper
 from gpusharing.cli.prometheus import Series
@@ -37,11 +37,11 @@ def series(labels: Mapping[str, str]) -> Series:
 def test_a_device_and_its_holder_are_read_from_every_set_of_labels(
     setup: SetUp, known: frozenset[tuple[str, str]]
 ) -> None:
-    held = Metered(0, "GPU-a", 0.5, 100, "1g.10gb", "7", ("team-a", "llm-0"))
+    held = DCGMValues(0, "GPU-a", 0.5, 100, "1g.10gb", "7", ("team-a", "llm-0"))
     for _, labels, _ in samples([held], setup):
         told = read_dcgm(series(labels), known)
         assert told == Told(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01", "SIMULATED")
-    for _, labels, _ in samples([Metered(1, "GPU-b", 0, 0)], setup):
+    for _, labels, _ in samples([DCGMValues(1, "GPU-b", 0, 0)], setup):
         assert read_dcgm(series(labels), known).pod is None, "the exporter's own pod"
 
 

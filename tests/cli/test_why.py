@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hack.sim.fakefaults import EVER
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.cli.asking import ME, ask, operated
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
@@ -61,7 +61,7 @@ AGE ago     Draining  PDB
 
 @virtually
 async def test_a_node_in_a_drain_shows_verdict_proofs_blockers_and_history() -> None:
-    workload, budget = Workload("llm", 2, node_selector={}), pdb("llm", "llm", minAvailable=1)
+    workload, budget = SimWorkload("llm", 2, node_selector={}), pdb("llm", "llm", minAvailable=1)
     async with operated(1, workloads=[workload], budgets=[budget]) as scene:
         scene.apply(FULL)
         await scene.ready()
@@ -219,7 +219,7 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
 
 @virtually
 async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
-    async with operated(1, workloads=[Workload("llm", 2)]) as scene:
+    async with operated(1, workloads=[SimWorkload("llm", 2)]) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", 2)
@@ -234,7 +234,7 @@ async def test_a_pod_that_finds_everything_held_is_told_so() -> None:
 
 @virtually
 async def test_a_pod_with_a_node_points_at_the_node() -> None:
-    async with operated(1, workloads=[Workload("llm", 1)]) as scene:
+    async with operated(1, workloads=[SimWorkload("llm", 1)]) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", 1)

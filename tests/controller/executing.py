@@ -11,8 +11,8 @@ from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.kube.client import JSON, NODES, PODS
 from gpusharing.kube.convert import node_view
-from gpusharing.planning.actions import Action, Evict, FenceNode
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView

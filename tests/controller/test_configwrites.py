@@ -9,7 +9,7 @@ from tests.build import NOW, at, make_stack
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import JSON
-from gpusharing.planning.actions import WriteConfig
+from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.wanted import migfile
 
 OLD, NEW = "version: v1\nflags: {migStrategy: none}\n", "version: v1\nflags: {migStrategy: mixed}\n"

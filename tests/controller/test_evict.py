@@ -24,7 +24,7 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.lease import LeaseLost
-from gpusharing.planning.actions import Evict, ForceDelete, SetClaims
+from gpusharing.planning.snapshot.actions import Evict, ForceDelete, SetClaims
 from gpusharing.planning.words.reasons import Reason
 
 ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {

@@ -15,7 +15,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
-from gpusharing.planning.actions import (
+from gpusharing.planning.snapshot.actions import (
     EnsureGPUNode,
     Release,
     RestartOperand,

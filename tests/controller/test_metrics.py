@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from tests.build import make_fence, make_policy
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.told import CHANGING, DRAINING, SYNCED
 from tests.planning.world import World
 
@@ -19,7 +19,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
-from gpusharing.planning.actions import Action, SetFinalizer
+from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -106,7 +106,7 @@ def test_a_phase_is_timed_from_its_beginning_to_its_end() -> None:
 def test_a_pass_tells_what_a_budget_allows_and_what_keeps_nodes() -> None:
     metrics, world = Metrics(), World()
     for name in ("gpu-1", "gpu-2", "gpu-3"):
-        world.add_node(name, Machine(name))
+        world.add_node(name, NodeMachine(name))
     cost = {"gpuHourlyPrice": "3.20", "currency": "EUR"}
     world.set_policy(make_policy(mode="Full", rollout={"maxUnavailable": 2}, cost=cost))
     plan = world.plan()
@@ -157,7 +157,7 @@ def test_every_kind_of_action_is_told_from_0_on_so_that_the_first_counts(metrics
 
 def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics: Metrics) -> None:
     world = World()
-    world.add_node("gpu-07", Machine("gpu-07"))
+    world.add_node("gpu-07", NodeMachine("gpu-07"))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
     metrics.passed({"plan": 0.003, "execute": 0.2}, world.plan(), world.snapshot(), Outcome())
@@ -178,7 +178,7 @@ def settled(metrics: Metrics, *nodes: str) -> World:
     """A pool at rest, which was told to the metrics."""
     world = World()
     for name in nodes:
-        world.add_node(name, Machine(name))
+        world.add_node(name, NodeMachine(name))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
     tell(metrics, world)

@@ -8,7 +8,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes
 from hack.cluster.process import wait_until
 from hack.demo import fleet
-from hack.demo.columns import FLEET, POOLS, View, age, align, find, places, render
+from hack.demo.columns import FLEET, POOLS, KubectlView, age, align, find, places, render
 from hack.demo.screen import WIDTH, DemoFailed, Screen, fold, last_column
 
 from gpusharing.kube.client import JSON
@@ -111,7 +111,7 @@ def test_quiet_leaves_headings_and_checks() -> None:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("view", [POOLS, FLEET, places("demo-1"), places()], ids=lambda view: view.command)
-def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: View) -> None:
+def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: KubectlView) -> None:
     """Age is left to the tests above: the two look at different moments."""
     api, group = control_plane.api, "/apis/gpusharing.dev/v1alpha1"
     policy = fleet.example("b") | {"metadata": {"name": "demo"}}
@@ -139,7 +139,7 @@ def test_a_table_is_what_kubectl_prints(control_plane: ControlPlane, view: View)
             api.delete(path)
 
 
-def without_age(view: View, line: str) -> str:
+def without_age(view: KubectlView, line: str) -> str:
     """A line without its last cell where that is an age."""
     return (line.rstrip().rpartition(" ")[0] if view.dates else line).rstrip()
 

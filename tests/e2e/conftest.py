@@ -35,7 +35,7 @@ def real_nodes_possible() -> None:
             toolchain.program(name)
         for release in build.RELEASES:
             build.ensure(release)
-    except (toolchain.ToolchainError, build.BuildError) as error:
+    except (toolchain.ToolchainError, build.GoBuildError) as error:
         not_run(error)
 
 

@@ -18,7 +18,7 @@ from tests.e2e.pool import (
     POLICY,
     REPLICAS,
     SELECTOR,
-    Stop,
+    PoolMode,
     Walk,
     deployment,
     holding,
@@ -53,7 +53,7 @@ class Incident:
     bystanders: dict[str, Object] = field(default_factory=dict)
     """A pod without a GPU on each node, as it was before."""
 
-    def begin(self, stop: Stop, at_once: int = 1) -> str:
+    def begin(self, stop: PoolMode, at_once: int = 1) -> str:
         """Ask for a mode and wait until a drain waits for the keeper to end; the node on which it does."""
         self.walk.site.api.apply(POLICY, policy_of(stop, at_once))
         self.walk.wait(lambda: bool(self._leaving()), "the keeper to be evicted")

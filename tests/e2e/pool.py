@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from hack.cluster.api import Object
-from hack.cluster.audit import Request, read_requests, wait_logged
+from hack.cluster.audit import AuditedRequest, read_requests, wait_logged
 from hack.cluster.process import wait_until
 from hack.nvidia.loop import OPERATOR
 from hack.realnode.images import PAUSE_IMAGE
@@ -32,7 +32,7 @@ pods are gone after a second. With 2.0 Helm passes on a text, as a variable has 
 
 
 @dataclass(frozen=True)
-class Stop:
+class PoolMode:
     """One mode, and what a node of two H100 then offers."""
 
     text: str
@@ -49,23 +49,23 @@ class Stop:
 
 HALVES = {"strategy": "single", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]}
 GPU = "nvidia.com/gpu"
-FULL = Stop("Full", {"mode": "Full"}, {GPU: 2}, "1x full")
-MIG = Stop("MIG", {"mode": "MIG", "mig": HALVES}, {GPU: 4}, "2x3g.40gb")
+FULL = PoolMode("Full", {"mode": "Full"}, {GPU: 2}, "1x full")
+MIG = PoolMode("MIG", {"mode": "MIG", "mig": HALVES}, {GPU: 4}, "2x3g.40gb")
 SLICE = "nvidia.com/mig-3g.40gb"
 HALF_OF_ONE = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
-MIXED = Stop(
+MIXED = PoolMode(
     "MIG with strategy mixed, one GPU whole, and time-slicing",
     {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": HALF_OF_ONE}, "timeSlicing": {"replicas": 2}},
     {GPU: 2, SLICE: 4},
     "2x3g.40gb 2x shared (1 GPU), 2x shared (1 GPU)",
 )
-MPS = Stop("MPS with 4 clients", {"mode": "MPS", "mps": {"replicas": 4}}, {GPU: 8}, "4x shared")
+MPS = PoolMode("MPS with 4 clients", {"mode": "MPS", "mps": {"replicas": 4}}, {GPU: 8}, "4x shared")
 
 
-def sliced(replicas: int) -> Stop:
+def sliced(replicas: int) -> PoolMode:
     """TimeSlicing: between two numbers of replicas pods must go, and no GPU is reset."""
     spec = {"mode": "TimeSlicing", "timeSlicing": {"replicas": replicas}}
-    return Stop(f"TimeSlicing with {replicas} replicas", spec, {GPU: 2 * replicas}, f"{replicas}x shared")
+    return PoolMode(f"TimeSlicing with {replicas} replicas", spec, {GPU: 2 * replicas}, f"{replicas}x shared")
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Walk:
     """A node that was cordoned, and one that a pod of the Deployment was bound to meanwhile. Whether it ran there in
     time goes by how fast its container starts, which is nothing of ours."""
 
-    def bring(self, stop: Stop) -> None:
+    def bring(self, stop: PoolMode) -> None:
         """Apply the mode and wait until it is Ready and all pods run."""
         self.site.api.apply(POLICY, policy_of(stop))
         self.wait(lambda: self._look() and self.is_ready(), f"{stop.text} to be Ready")
@@ -115,7 +115,7 @@ class Walk:
         """Of this moment, for `evictions`."""
         return self.site.plane.audit_log.stat().st_size
 
-    def evictions(self, since: int = 0) -> list[Request]:
+    def evictions(self, since: int = 0) -> list[AuditedRequest]:
         """All attempts since then."""
         wait_logged(self.site.plane.audit_log, self.site.api)
         requests = read_requests(self.site.plane.audit_log, OPERATOR, start=since)
@@ -164,7 +164,7 @@ class Walk:
         return True
 
 
-def policy_of(stop: Stop, at_once: int = 1) -> Object:
+def policy_of(stop: PoolMode, at_once: int = 1) -> Object:
     """The pool's policy in this mode. `at_once`: nodes that may be unavailable together."""
     selector = {"matchLabels": {"gpusharing.dev/pool": POOL}}
     return {

@@ -15,7 +15,7 @@ from hack.cluster.audit import read_requests
 from hack.launch import AGENT_NAMESPACE, CHART, NAMESPACE, runtime_class
 from hack.nvidia.loop import OPERATOR
 from hack.realnode import images
-from hack.realnode.images import Entry, Image
+from hack.realnode.images import ImageFile, OneLayerImage
 from hack.realnode.registry import HOST, Registry
 from hack.realnode.site import Site
 from tests import kubeletwords
@@ -60,7 +60,7 @@ def offered(site: Site) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for node in site.nodes.values():
             registry = stack.enter_context(Registry(node))
-            image = Image("other-platform:1", {PROGRAM.lstrip("/"): Entry(foreign_program())})
+            image = OneLayerImage("other-platform:1", {PROGRAM.lstrip("/"): ImageFile(foreign_program())})
             registry.push(image, architecture=other_architecture())
             registry.push(replace(image, name="other-program:1"), architecture=images.native())
         yield

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tests.e2e.conftest import NODES
-from tests.e2e.pool import FULL, GPU, MIXED, MPS, PODS, Stop, Walk, holding
+from tests.e2e.pool import FULL, GPU, MIXED, MPS, PODS, PoolMode, Walk, holding
 from tests.e2e.usage import holds
 
 pytestmark = pytest.mark.e2e
@@ -20,7 +20,7 @@ def test_a_fresh_pool_is_adopted_in_mode_full_while_pods_hold_its_gpus(walk: Wal
 
 
 @pytest.mark.parametrize("stop", [pytest.param(stop, id=stop.text) for stop in WALK])
-def test_a_change_evicts_and_the_pods_run_again_on_the_other_node(walk: Walk, stop: Stop) -> None:
+def test_a_change_evicts_and_the_pods_run_again_on_the_other_node(walk: Walk, stop: PoolMode) -> None:
     before, walk.moved = walk.mark(), set()
     walk.bring(stop)
     assert walk.evicted(before)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hack.cluster.api import ApiError
-from hack.cluster.audit import Request, read_requests
+from hack.cluster.audit import AuditedRequest, read_requests
 from hack.nvidia.loop import OPERATOR
 from hack.realnode.site import Site
 from tests.e2e.conftest import NODES
@@ -91,7 +91,7 @@ def grow(site: Site, path: str, annotation: str, *way: str) -> None:
             return
 
 
-def acts(site: Site, since: int) -> list[Request]:
+def acts(site: Site, since: int) -> list[AuditedRequest]:
     """What operators have written, but for what one that waits writes too."""
     requests = read_requests(site.plane.audit_log, OPERATOR, start=since)
     return [one for one in requests if one.is_write and one.resource not in OF_EVERY_OPERATOR]

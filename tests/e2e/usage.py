@@ -7,10 +7,10 @@ from hack.launch import AGENT_NAMESPACE
 from hack.realnode.runtime import MEMORY_MIB
 from prometheus_client.parser import text_string_to_metric_families
 from tests.e2e.conftest import NODES
-from tests.e2e.pool import REPLICAS, Stop, Walk
+from tests.e2e.pool import REPLICAS, PoolMode, Walk
 
 
-def holds(walk: Walk, stop: Stop) -> None:
+def holds(walk: Walk, stop: PoolMode) -> None:
     """What must be true when the pool is in this mode."""
     placed = walk.running()
     for node in NODES:
@@ -48,7 +48,7 @@ def usage(walk: Walk, node: str, metric: str) -> dict[str, float]:
     return found
 
 
-def tells_who_uses_what(walk: Walk, stop: Stop, node: str, here: list[str]) -> bool:
+def tells_who_uses_what(walk: Walk, stop: PoolMode, node: str, here: list[str]) -> bool:
     """Memory by pod, by the cgroups and log folders of the real kubelet, and slices by its podresources."""
     used = usage(walk, node, "pod_memory_used_bytes")
     slices = usage(walk, node, "device_slices").get("", 0.0)
@@ -58,7 +58,7 @@ def tells_who_uses_what(walk: Walk, stop: Stop, node: str, here: list[str]) -> b
     return used == expected and (slices, held, others) == (sum(stop.offered.values()), len(here), 0)
 
 
-def used_row(walk: Walk, stop: Stop) -> "re.Match[str] | None":
+def used_row(walk: Walk, stop: PoolMode) -> "re.Match[str] | None":
     """The line of `kubectl get gsp` as the README shows it; USED follows with the agents' next readings."""
     row = walk.site.kubectl("get", "gsp").splitlines()[1]
     used = rf"{REPLICAS}/{sum(stop.offered.values()) * len(NODES)}"

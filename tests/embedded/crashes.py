@@ -46,7 +46,7 @@ REST = 5.0
 
 
 @dataclass
-class Run:
+class CrashRun:
     """One run of a scenario."""
 
     end: JSON
@@ -112,13 +112,13 @@ def nothing(scene: Scene, client: MortalClient) -> None:
     """The operator lives undisturbed."""
 
 
-def play(golden: Golden, prepare: Prepare = nothing) -> Run:
+def play(golden: Golden, prepare: Prepare = nothing) -> CrashRun:
     """Play a scenario in virtual time; `prepare` is called for each operator that starts."""
     random.seed(1)
     return run_virtually(_play(golden, prepare))
 
 
-async def _play(golden: Golden, prepare: Prepare) -> Run:
+async def _play(golden: Golden, prepare: Prepare) -> CrashRun:
     async with open_scene(
         *nodes(golden.nodes, gpus=golden.gpus),
         workloads=golden.workloads,
@@ -139,7 +139,7 @@ async def _play(golden: Golden, prepare: Prepare) -> Run:
             doctor.cancel()
             with suppress(asyncio.CancelledError):
                 await doctor
-        return Run(end_state(scene), kinds(scene), scene.e.operators, client.writes, scene.evicted())
+        return CrashRun(end_state(scene), kinds(scene), scene.e.operators, client.writes, scene.evicted())
 
 
 async def _replace_the_dead(scene: Scene, prepare: Prepare) -> None:

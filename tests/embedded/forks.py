@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NoReturn
 
 from hack.sim.mortal import Disturbance, MortalClient, When
-from tests.embedded.crashes import Happening, Run, play
+from tests.embedded.crashes import CrashRun, Happening, play
 from tests.embedded.goldens import Golden
 from tests.embedded.scene import Scene
 from tests.fakes.virtualtime import VirtualLoop
@@ -36,7 +36,7 @@ class Writes:
 class _Forks:
     """What the process knows of its children, and a child of its parent."""
 
-    runs: dict[int, Run | str] = field(default_factory=dict)
+    runs: dict[int, CrashRun | str] = field(default_factory=dict)
     """By the write at which it happened; a text: what the run failed of."""
     parent: BinaryIO | None = None
     """Takes the result of the child that this process is."""
@@ -59,7 +59,7 @@ class _Forks:
         self.runs[write] = pickle.loads(told) if told else f"the child ended with status {status}"
         return False
 
-    def hand_over(self, result: Run | str) -> NoReturn:
+    def hand_over(self, result: CrashRun | str) -> NoReturn:
         """The end of a child: nothing of pytest's may run in it."""
         assert self.parent is not None
         try:
@@ -69,7 +69,9 @@ class _Forks:
             os._exit(0)
 
 
-def play_all(golden: Golden, writes: Writes, happening: Happening) -> tuple[Run, dict[int, Run | str]]:
+def play_all(
+    golden: Golden, writes: Writes, happening: Happening
+) -> tuple[CrashRun, dict[int, CrashRun | str]]:
     """The run in which nothing happens, and those in which it does, by the write; a text where one failed."""
     forks = _Forks()
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from hack.embedded import CLUSTER_POLICY
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, MPS, OTHER_MIXED, SLICED, Scene, at_once, gpu_pod, pdb
 from tests.fakes.virtualtime import virtual_now
 
@@ -24,7 +24,7 @@ class Golden:
     script: Callable[[Scene], Awaitable[None]]
     nodes: int = 1
     gpus: int = 2
-    workloads: tuple[Workload, ...] = ()
+    workloads: tuple[SimWorkload, ...] = ()
     budgets: tuple[JSON, ...] = ()
     cluster_policy: JSON | None = None
     """The one that the operator is asked to point at its ConfigMaps; None: one that is pointed at them."""
@@ -317,7 +317,7 @@ GOLDEN: Mapping[str, Golden] = {
     "a policy on nodes with pods that may and pods that may not be evicted": Golden(
         create_with_pods,
         gpus=4,
-        workloads=(Workload("free", 1), Workload("kept", 2)),
+        workloads=(SimWorkload("free", 1), SimWorkload("kept", 2)),
         budgets=(pdb("keep", "kept", minAvailable=1),),
     ),
     "another layout in the middle": Golden(retarget),
@@ -334,7 +334,7 @@ GOLDEN: Mapping[str, Golden] = {
     "a drain that is given up at its time-out": Golden(
         drain_timed_out,
         gpus=4,
-        workloads=(Workload("kept", 2),),
+        workloads=(SimWorkload("kept", 2),),
         budgets=(pdb("keep", "kept", minAvailable=1),),
     ),
     "the cordon lifted before the point of no return": Golden(uncordoned_before),
@@ -350,14 +350,14 @@ GOLDEN: Mapping[str, Golden] = {
     "two nodes that share a gang": Golden(
         gang,
         nodes=2,
-        workloads=(Workload("free", 2, count=2, labels={"jobset.sigs.k8s.io/jobset-name": "train"}),),
+        workloads=(SimWorkload("free", 2, count=2, labels={"jobset.sigs.k8s.io/jobset-name": "train"}),),
     ),
     "pods that leave in every manner": Golden(
         every_manner,
         gpus=8,
-        workloads=(Workload("kept", 2),),
+        workloads=(SimWorkload("kept", 2),),
         budgets=(pdb("keep", "kept", minAvailable=1),),
         forces=True,
     ),
-    "three of four nodes at once": Golden(three_of_four, nodes=4, workloads=(Workload("free", 6),)),
+    "three of four nodes at once": Golden(three_of_four, nodes=4, workloads=(SimWorkload("free", 6),)),
 }

@@ -12,7 +12,7 @@ from typing import Literal
 import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import Write
-from hack.sim.fakestore import Change
+from hack.sim.fakestore import StoredChange
 from hack.sim.nodesoftware import NodeSoftware
 from tests.embedded.oracle import difference
 from tests.embedded.podrules import must_leave, wrong_in_eviction
@@ -65,7 +65,7 @@ OTHER_WRITES = {
 }
 
 
-class Guard:
+class PromiseGuard:
     """Hangs itself on a cluster; `check` tells what went wrong since."""
 
     def __init__(
@@ -220,7 +220,7 @@ class Guard:
 
     # --- changes of the cluster --------------------------------------------------------------------
 
-    def _committed(self, resource: Resource, change: Change) -> None:
+    def _committed(self, resource: Resource, change: StoredChange) -> None:
         if resource == NODES and change.new is not None and change.old is not None:
             self._node_changed(change.old, change.new)
         elif resource == PODS and change.new is not None:

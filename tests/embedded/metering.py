@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
-from hack.sim.fakestore import Change
+from hack.sim.fakestore import StoredChange
 from hack.sim.lapse import Lapse
 from prometheus_client.registry import CollectorRegistry
 
@@ -132,7 +132,7 @@ class Journal:
             self.nodes[raw["metadata"]["name"]] = [self.now()]
         self.cluster.store.on_commit.append(self._take)
 
-    def _take(self, resource: Resource, change: Change) -> None:
+    def _take(self, resource: Resource, change: StoredChange) -> None:
         metadata = change.last["metadata"]
         if resource == NODES and change.old is None:
             self.nodes[metadata["name"]] = [self.now()]

@@ -14,8 +14,8 @@ from hack.embedded import CLUSTER_POLICY, Embedded, embedded
 from hack.sim.agentpages import Pages
 from hack.sim.fakefaults import Write
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.workloads import Workload
-from tests.embedded.guard import Guard
+from hack.sim.workloads import SimWorkload
+from tests.embedded.guard import PromiseGuard
 from tests.fakes.virtualtime import virtual_now
 
 from gpusharing.api import names
@@ -111,7 +111,7 @@ class Scene:
     """An embedded cluster, its guard, and the questions that tests ask."""
 
     e: Embedded
-    guard: Guard
+    guard: PromiseGuard
 
     def apply(self, spec: JSON, name: str = "pool-b", pool: str = "b", **more: Any) -> None:
         """Create or change a policy."""
@@ -273,7 +273,7 @@ class Scene:
 @asynccontextmanager
 async def open_scene(
     *manifests: JSON,
-    workloads: Iterable[Workload] = (),
+    workloads: Iterable[SimWorkload] = (),
     budgets: Iterable[JSON] = (),
     start: bool = True,
     cluster_policy: JSON | None = CLUSTER_POLICY,
@@ -301,7 +301,7 @@ async def open_scene(
         played=played,
         pages=pages,
     ) as environment:
-        guard = Guard(
+        guard = PromiseGuard(
             environment.cluster,
             environment.software,
             configures=settings.get("configure_gpu_operator", False),

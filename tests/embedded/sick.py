@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hack.sim.fakefaults import EVER, SILENCE, Fault, Silence
+from hack.sim.fakefaults import EVER, SILENCE, CallFault, Silence
 from structlog.testing import capture_logs
 from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
@@ -38,7 +38,7 @@ WORDS = "the webhook example.com says no"
 
 
 @dataclass(frozen=True)
-class Door:
+class FailingCall:
     """A kind of call, and the one object whose calls fail."""
 
     verb: str
@@ -58,31 +58,31 @@ class Door:
         return error_of(request, code, {"message": WORDS, "reason": reason})
 
 
-OF_ONE_NODE: Mapping[str, Door] = {
-    "the LIST of its pods": Door("list", PODS, selector=f"spec.nodeName={SICK}"),
-    "the eviction of its pod": Door("evict", PODS, f"job-{SICK}"),
-    "writes to the Node": Door("patch", NODES, SICK, ""),
-    "writes to the GPUNode": Door("patch", GPUNODES, SICK, ""),
-    "the creation of the GPUNode": Door("create", GPUNODES, SICK),
-    "its status": Door("patch", GPUNODES, SICK, "status"),
-    "the ResourceClaim of its pod": Door("get", RESOURCE_CLAIMS, "claim"),
+OF_ONE_NODE: Mapping[str, FailingCall] = {
+    "the LIST of its pods": FailingCall("list", PODS, selector=f"spec.nodeName={SICK}"),
+    "the eviction of its pod": FailingCall("evict", PODS, f"job-{SICK}"),
+    "writes to the Node": FailingCall("patch", NODES, SICK, ""),
+    "writes to the GPUNode": FailingCall("patch", GPUNODES, SICK, ""),
+    "the creation of the GPUNode": FailingCall("create", GPUNODES, SICK),
+    "its status": FailingCall("patch", GPUNODES, SICK, "status"),
+    "the ResourceClaim of its pod": FailingCall("get", RESOURCE_CLAIMS, "claim"),
 }
-CURES: Mapping[str, tuple[str, Door, str]] = {
-    "the deletion of its mig-manager pod": ("wedge-paused", Door("delete", PODS), ""),
-    "the log of its mig-manager pod": ("failed", Door("log", PODS), ""),
-    "the record of another attempt": ("wedge-paused", Door("patch", NODES, SICK, ""), "actuating"),
+CURES: Mapping[str, tuple[str, FailingCall, str]] = {
+    "the deletion of its mig-manager pod": ("wedge-paused", FailingCall("delete", PODS), ""),
+    "the log of its mig-manager pod": ("failed", FailingCall("log", PODS), ""),
+    "the record of another attempt": ("wedge-paused", FailingCall("patch", NODES, SICK, ""), "actuating"),
 }
 """What goes wrong on the sick node, the call that would help, and from which stage of its fence on that fails."""
-SHARED: Mapping[str, Door] = {
-    "our ConfigMap": Door("patch", CONFIG_MAPS, "gpusharing-mig-parted"),
-    "the creation of our ConfigMap": Door("create", CONFIG_MAPS, "gpusharing-mig-parted"),
-    "the policy": Door("patch", POLICIES, "pool-b", ""),
-    "the status of the policy": Door("patch", POLICIES, "pool-b", "status"),
-    "the list of policies": Door("list", POLICIES),
-    "the list of budgets": Door("list", PDBS),
-    "Events": Door("create", EVENTS),
-    "the list of Warnings": Door("list", EVENTS),
-    "the Lease": Door("get", LEASES, "gpusharing-operator"),
+SHARED: Mapping[str, FailingCall] = {
+    "our ConfigMap": FailingCall("patch", CONFIG_MAPS, "gpusharing-mig-parted"),
+    "the creation of our ConfigMap": FailingCall("create", CONFIG_MAPS, "gpusharing-mig-parted"),
+    "the policy": FailingCall("patch", POLICIES, "pool-b", ""),
+    "the status of the policy": FailingCall("patch", POLICIES, "pool-b", "status"),
+    "the list of policies": FailingCall("list", POLICIES),
+    "the list of budgets": FailingCall("list", PDBS),
+    "Events": FailingCall("create", EVENTS),
+    "the list of Warnings": FailingCall("list", EVENTS),
+    "the Lease": FailingCall("get", LEASES, "gpusharing-operator"),
 }
 CODES: Mapping[str, int] = {
     "500": 500,
@@ -141,7 +141,7 @@ class Course:
     """By reason."""
 
 
-def _fall_ill(scene: Scene, door: Door, code: int) -> Fault:
+def _fall_ill(scene: Scene, door: FailingCall, code: int) -> CallFault:
     """From now on, and for ever, the operator's calls through this door fail."""
     return scene.e.cluster.faults.fail(
         door.verb,
@@ -156,7 +156,7 @@ def _fall_ill(scene: Scene, door: Door, code: int) -> Fault:
 
 
 async def _course(
-    door: Door | None,
+    door: FailingCall | None,
     code: int,
     count: int,
     limit: int | str,
@@ -214,7 +214,7 @@ def alone(limit: int | str = "100%") -> float:
 
 
 def course(
-    door: Door,
+    door: FailingCall,
     code: int,
     *,
     limit: int | str = "100%",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from hack.sim.mortal import MortalClient
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, open_scene, pdb
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
@@ -116,7 +116,7 @@ async def draining(scene: Scene, **more: Any) -> None:
 
 def held() -> dict[str, Any]:
     """Two pods, and a budget that lets one go until somebody tightens it."""
-    return {"workloads": [Workload("kept", 2)], "budgets": [pdb("keep", "kept", minAvailable=1)]}
+    return {"workloads": [SimWorkload("kept", 2)], "budgets": [pdb("keep", "kept", minAvailable=1)]}
 
 
 def let_go(scene: Scene) -> None:

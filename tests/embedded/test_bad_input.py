@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, node, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 
@@ -95,7 +95,7 @@ async def told_of(scene: Scene, reason: str) -> str:
 @virtually
 async def test_it_freezes_its_own_policy_is_named_with_its_value_and_holds_up_no_other(case: str) -> None:
     wrong = WRONG[case]
-    llm = Workload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
+    llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
     async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[llm]) as scene:
         await scene.running("llm", 1)
         if wrong.arrange is not approve:

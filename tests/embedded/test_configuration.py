@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -147,7 +147,7 @@ def marks(scene: Scene) -> list[tuple[str, set[str]]]:
 async def test_while_pools_are_synced_it_is_put_right_at_once_and_nothing_else_happens(
     behind: Callable[[Scene], None],
 ) -> None:
-    async with open_scene(*nodes(2), workloads=[Workload("llm", 4, "nvidia.com/mig-3g.40gb")]) as scene:
+    async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4, "nvidia.com/mig-3g.40gb")]) as scene:
         scene.apply(MIXED)
         await scene.ready()
         await scene.running("llm", 4)
@@ -213,7 +213,7 @@ async def test_a_time_of_writing_in_the_far_future_holds_nobody_up_for_ever() ->
 
 @virtually
 async def test_without_the_right_to_put_it_back_the_change_waits_and_says_for_what() -> None:
-    async with open_scene(*nodes(1), workloads=[Workload("llm", 1)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("llm", 1)

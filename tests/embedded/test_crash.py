@@ -7,7 +7,7 @@ return passed beside the rules.
 
 import pytest
 from hack.sim.mortal import MortalClient, When
-from tests.embedded.crashes import Happening, Run, dies, dies_and_is_back, differences, play
+from tests.embedded.crashes import CrashRun, Happening, dies, dies_and_is_back, differences, play
 from tests.embedded.forks import Writes, play_all
 from tests.embedded.goldens import GOLDEN
 from tests.embedded.scene import Scene
@@ -20,7 +20,7 @@ PARTS = 3
 """One test kills at every third write of a scenario: workers side by side share a long one."""
 
 
-def complaints(base: Run, run: Run | str) -> list[str]:
+def complaints(base: CrashRun, run: CrashRun | str) -> list[str]:
     """What is wrong with a run whose operator died once."""
     if isinstance(run, str):
         return [run]

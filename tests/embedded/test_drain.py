@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -14,11 +14,11 @@ from gpusharing.kube.client import DAEMON_SETS, JSON, PDBS, PODS, POLICIES, RESO
 from gpusharing.kube.errors import Conflict
 from gpusharing.planning.snapshot.records import Fence
 
-LLM = Workload("llm", 2)
+LLM = SimWorkload("llm", 2)
 """Two pods of one GPU each; both fit on one node."""
 OWNER = {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
 STRANDED_OK: JSON = {"strandedPods": "Allow"}
-GUARDED = Workload("llm", 2, labels={"guard": "yes"})
+GUARDED = SimWorkload("llm", 2, labels={"guard": "yes"})
 FULL_UP = {
     **pdb("keep", ""),
     "spec": {"selector": {"matchLabels": {"guard": "yes"}}, "minAvailable": 2},
@@ -72,7 +72,7 @@ async def test_a_pod_keeps_its_own_grace_period_and_the_node_waits_for_it() -> N
 @virtually
 async def test_a_budget_that_blocks_is_named_with_its_pods_and_the_drain_goes_on_when_it_allows() -> None:
     budget = pdb("keep", "llm", minAvailable=2)
-    async with open_scene(*nodes(1), workloads=[Workload("llm", 2)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 2)]) as scene:
         name = await busy(scene)
         scene.apply(SLICED, drain=STRANDED_OK)
         await scene.fenced(name)
@@ -295,7 +295,7 @@ async def test_pods_that_were_let_go_though_no_node_can_run_them_are_counted_as_
 @virtually
 async def test_used_follows_a_drain_within_seconds() -> None:
     """The agent tells it twice a minute; the pods of a node in work are listed every few seconds."""
-    async with open_scene(*nodes(1), workloads=[Workload("llm", 1)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
         stuck = gpu_pod("stuck", "gpu-1", metadata={"finalizers": ["example.com/hold"]})
         stuck["metadata"]["ownerReferences"] = [OWNER | {"kind": "ReplicaSet", "name": "stuck"}]
         scene.e.cluster.add(PODS, stuck)
@@ -373,7 +373,7 @@ async def test_a_pod_that_slips_in_after_the_cordon_is_evicted_before_the_point_
 
 @virtually
 async def test_two_nodes_are_drained_side_by_side_and_one_that_blocks_does_not_hold_up_the_other() -> None:
-    async with open_scene(*nodes(2), workloads=[Workload("llm", 4)]) as scene:
+    async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4)]) as scene:
         await busy(scene, 4)
         scene.apply(SLICED, rollout=at_once(2), drain=STRANDED_OK)
         await scene.fenced("gpu-1")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from hack.sim.mortal import Disturbance, MortalClient, When
-from tests.embedded.crashes import Happening, Prepare, Run, differences, play
+from tests.embedded.crashes import CrashRun, Happening, Prepare, differences, play
 from tests.embedded.forks import Writes, play_all
 from tests.embedded.goldens import GOLDEN
 from tests.embedded.scene import Scene
@@ -77,7 +77,7 @@ def test_a_rollout_ends_the_same_whatever_goes_wrong_at_any_one_write(when: When
     assert list(runs) == list(range(1, base.sent + 1))
     found: list[str] = []
     for write, run in runs.items():
-        assert isinstance(run, Run), run
+        assert isinstance(run, CrashRun), run
         assert run.operators == 1
         found += [f"write {write}: {line}" for line in differences(base.end, run.end)]
     assert not found, "\n".join(found)

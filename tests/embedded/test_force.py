@@ -4,7 +4,7 @@ import asyncio
 from datetime import datetime, timedelta
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, SLICED, Scene, gpu_pod, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -14,7 +14,7 @@ from gpusharing.kube.errors import Forbidden, Unavailable
 FORCED: JSON = {"onTimeout": "ForceDelete", "timeout": "5m", "strandedPods": "Allow"}
 NEVER = pdb("keep", "llm", minAvailable=2)
 """It allows nothing: both pods must stay."""
-LLM = Workload("llm", 2)
+LLM = SimWorkload("llm", 2)
 
 
 async def busy(scene: Scene) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 from hack.sim.mortal import When
-from tests.embedded.crashes import Run, at_write, dies, play
+from tests.embedded.crashes import CrashRun, at_write, dies, play
 from tests.embedded.forks import Writes, play_all
 from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.scene import Scene
@@ -13,13 +13,13 @@ EVERY = 6
 PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be evicted"]
 
 
-def facts(run: Run | str) -> tuple[object, ...]:
+def facts(run: CrashRun | str) -> tuple[object, ...]:
     """What a run comes to and what was done in it.
 
     Tasks that end with a killed operator do so in an order by chance: two evictions that are sent at the same time may
     change places, and people are told once more or less.
     """
-    assert isinstance(run, Run), run
+    assert isinstance(run, CrashRun), run
     acting = {kind: count for kind, count in run.writes.items() if not kind.startswith("tell ")}
     return run.end, run.operators, sorted(run.evicted), acting
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from hack.embedded import embedded
-from tests.embedded.guard import Guard
+from tests.embedded.guard import PromiseGuard
 from tests.embedded.podrules import must_leave, wrong_in_eviction
 from tests.embedded.scene import gpu_pod, node, policy
 from tests.fakes.virtualtime import virtually
@@ -101,7 +101,7 @@ async def test_an_eviction_and_a_restart_on_a_node_in_use_are_noticed() -> None:
         "gpusharing.dev/fence": json.dumps(fence | {"targetPluginConfig": "", "fromMode": ""})
     }
     async with embedded([raw], factor=1.0) as environment:
-        guard = Guard(environment.cluster, environment.software)
+        guard = PromiseGuard(environment.cluster, environment.software)
         operator = environment.cluster.client("operator")
         environment.cluster.add(PODS, pod(metadata={"ownerReferences": [DAEMON_SET]}))
         held = environment.cluster.get(PODS, "p", "default")
@@ -134,7 +134,7 @@ async def test_a_pointer_that_is_set_twice_or_taken_from_somebody_is_noticed() -
         "spec": {"devicePlugin": {"config": {"name": ""}}, "migManager": {"config": {"name": "theirs"}}},
     }
     async with embedded([node("gpu-1")], factor=1.0, cluster_policy=theirs) as environment:
-        guard = Guard(environment.cluster, environment.software, configures=True)
+        guard = PromiseGuard(environment.cluster, environment.software, configures=True)
         operator = environment.cluster.client("operator")
 
         def version() -> str:
@@ -160,7 +160,7 @@ async def test_a_pointer_that_is_set_twice_or_taken_from_somebody_is_noticed() -
 @virtually
 async def test_a_spec_that_is_not_the_persons_any_more_is_noticed() -> None:
     async with embedded([node("gpu-1")], factor=1.0) as environment:
-        guard = Guard(environment.cluster, environment.software)
+        guard = PromiseGuard(environment.cluster, environment.software)
         environment.apply(policy({"mode": "Full"}))
         operator = environment.cluster.client("operator")
         await operator.patch(POLICIES, "pool-b", {"metadata": {"finalizers": ["gpusharing.dev/release"]}})

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, gpu_pod, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_troubles import restarts
@@ -85,7 +85,7 @@ async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_w
 
 @virtually
 async def test_a_node_that_is_away_past_its_drain_is_restored_and_tried_again_when_it_is_back() -> None:
-    async with open_scene(*nodes(1), workloads=[Workload("free", 1)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("free", 1)]) as scene:
         await scene.running("free", 1)
         scene.apply(SLICED, drain={"timeout": "2m", "strandedPods": "Allow"})
         await scene.fenced("gpu-1")

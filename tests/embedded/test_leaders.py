@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from hack.embedded import Embedded
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import SLICED, Scene, at_once, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -46,7 +46,7 @@ async def test_only_the_holder_of_the_lease_writes() -> None:
 
 @virtually
 async def test_the_waiting_operator_goes_on_where_the_killed_one_was_and_keeps_to_the_budget() -> None:
-    async with open_scene(*nodes(4), workloads=[Workload("llm", 2)], lease=Timing()) as scene:
+    async with open_scene(*nodes(4), workloads=[SimWorkload("llm", 2)], lease=Timing()) as scene:
         await scene.running("llm", 2)
         async with second_operator(scene) as other:
             scene.apply(SLICED, rollout=at_once(2))

@@ -6,14 +6,14 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 
 from hack.sim.fakecluster import FakeClient
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, SLICED, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import PODS, Page, Resource
 from gpusharing.planning.snapshot.views import PlanSettings
 
-LLM = Workload("llm", 2)
+LLM = SimWorkload("llm", 2)
 SETTLE, IDLE, POLL = (timedelta(seconds=getattr(PlanSettings(), name)) for name in ("settle", "idle", "poll"))
 A_MOMENT = timedelta(seconds=1)
 """What passes make of a wait in virtual time: the debounce and the answers of the agent."""

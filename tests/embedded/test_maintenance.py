@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -178,7 +178,7 @@ async def test_an_operator_that_is_uninstalled_with_its_kind_maintains_nothing_a
 
 @virtually
 async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight_up() -> None:
-    async with open_scene(*nodes(1), workloads=[Workload("llm", 2)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 2)]) as scene:
         await scene.running("llm", 2)
         scene.apply(FULL)
         await scene.ready()

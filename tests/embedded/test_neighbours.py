@@ -4,7 +4,7 @@
 from typing import Any
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import HOUR, MIXED, SLICED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import CONFIGURED_LABEL, fence_of
@@ -175,7 +175,7 @@ def medik8s_repairs(node: JSON) -> bool:
 @pytest.mark.parametrize("repairs", [nvsentinel_repairs, medik8s_repairs])
 @virtually
 async def test_a_health_agent_that_sees_dcgm_stop_does_not_repair_the_node(repairs: Any) -> None:
-    async with open_scene(*nodes(1), workloads=[Workload("llm", 1)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
         await scene.running("llm", 1)
         stopped: list[bool] = []
 

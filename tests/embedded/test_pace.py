@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from hack.sim.fakefaults import Write
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, SLICED, at_once, gpu_pod, nodes, open_scene, pdb
 from tests.embedded.test_drain import OWNER, STRANDED_OK, busy
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -34,7 +34,7 @@ async def test_forty_blocked_nodes_cost_a_few_lists_of_pods_per_poll_and_each_ge
 @virtually
 async def test_nodes_under_one_budget_that_allows_one_pod_are_drained_one_after_the_other() -> None:
     budget = pdb("slow", "llm", maxUnavailable=1)
-    async with open_scene(*nodes(6, gpus=1), workloads=[Workload("llm", 4)], budgets=[budget]) as scene:
+    async with open_scene(*nodes(6, gpus=1), workloads=[SimWorkload("llm", 4)], budgets=[budget]) as scene:
         await scene.running("llm", 4)
         scene.apply(FULL, rollout=at_once(6))
         await scene.ready()
@@ -60,7 +60,7 @@ async def test_nodes_under_one_budget_that_allows_one_pod_are_drained_one_after_
 
 @virtually
 async def test_a_pod_that_comes_back_to_the_cordoned_node_is_evicted_once_and_then_named() -> None:
-    stubborn = Workload("llm", 1, tolerations=({"operator": "Exists"},))
+    stubborn = SimWorkload("llm", 1, tolerations=({"operator": "Exists"},))
     async with open_scene(*nodes(1), workloads=[stubborn]) as scene:
         name = await busy(scene, 1)
         scene.apply(SLICED)
@@ -90,7 +90,7 @@ async def test_a_pod_whose_template_names_the_node_is_evicted_once_and_then_name
 
 @virtually
 async def test_a_pod_that_is_pinned_to_its_node_and_tolerates_the_cordon_is_named_before_it() -> None:
-    pinned = Workload(
+    pinned = SimWorkload(
         "llm", 1, node_selector={"kubernetes.io/hostname": "gpu-1"}, tolerations=({"operator": "Exists"},)
     )
     async with open_scene(*nodes(1), workloads=[pinned]) as scene:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import HOUR, MIXED, SLICED, nodes, open_scene
 from tests.embedded.test_edits import policy_exists
 from tests.embedded.test_people import claims
@@ -19,7 +19,7 @@ RECORDS = {names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED, names.ANNOTATIO
 async def test_nodes_become_whole_one_after_the_other_and_keep_nothing_of_ours_before_the_policy_goes() -> (
     None
 ):
-    async with open_scene(*nodes(2), workloads=(Workload("free", 2),)) as scene:
+    async with open_scene(*nodes(2), workloads=(SimWorkload("free", 2),)) as scene:
         scene.apply(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"})
         await scene.ready(seconds=HOUR)
         await scene.running("free", 2)
@@ -48,6 +48,6 @@ async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_fur
         scene.e.cluster.delete(POLICIES, "pool-b")
         await scene.reason("gpu-1", "AlreadyCordoned")
         message = scene.e.policy("pool-b")["status"]["summary"]["message"]
-        assert "1 node to become whole GPUs first; gpu-1 was cordoned by somebody else" in message
+        assert "1 node still to become whole GPUs; gpu-1 was cordoned by somebody else" in message
         scene.cordon("gpu-1", on=False)
         await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)

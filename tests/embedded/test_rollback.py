@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.oracle import difference
 from tests.embedded.scene import (
     FULL,
@@ -207,7 +207,7 @@ async def test_a_failure_of_a_failed_node_with_more_allowed_lets_the_others_go_o
 
 @virtually
 async def test_pods_of_the_old_layout_come_back_to_a_node_that_went_back() -> None:
-    async with open_scene(*nodes(1), workloads=(Workload("free", 1),)) as scene:
+    async with open_scene(*nodes(1), workloads=(SimWorkload("free", 1),)) as scene:
         scene.apply(FULL)
         await scene.ready()
         await scene.running("free", 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hack.sim.node import ANNOTATION_PRODUCTS
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.oracle import difference
 from tests.embedded.scene import (
     A100,
@@ -78,7 +78,7 @@ async def test_every_example_pool_of_the_fleet_gets_its_mode_side_by_side() -> N
 
 @virtually
 async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in_between() -> None:
-    inference = Workload(
+    inference = SimWorkload(
         "inference", 2, "nvidia.com/mig-3g.40gb", node_selector={"gpusharing.dev/mode": "mig"}
     )
     async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[inference]) as scene:
@@ -104,7 +104,7 @@ async def test_workloads_that_select_a_mode_never_run_on_a_node_of_another_or_in
 
 @virtually
 async def test_another_number_of_clients_drains_the_node_and_replaces_the_daemons_pod_once() -> None:
-    clients = Workload("client", 3)
+    clients = SimWorkload("client", 3)
     async with open_scene(*nodes(1), workloads=[clients]) as scene:
         scene.apply(MPS)
         await scene.ready()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, node, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.nodewrites import is_gated, taints_of
@@ -44,7 +44,7 @@ async def opened(scene: Scene, name: str, seconds: float = HOUR) -> None:
 async def test_a_node_that_joins_gets_its_layout_before_any_workload_lands() -> None:
     """Without the gate the pods would take the whole GPUs before the operator has looked."""
     async with open_scene(
-        gated("gpu-1", UNREGISTERED), workloads=[Workload("llm", 1)], cluster_policy=PREPARED
+        gated("gpu-1", UNREGISTERED), workloads=[SimWorkload("llm", 1)], cluster_policy=PREPARED
     ) as scene:
         landed: list[bool] = []
         scene.e.cluster.store.on_commit.append(

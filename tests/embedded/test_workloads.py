@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -211,7 +211,7 @@ async def test_namespaces_are_read_only_where_a_rule_asks_for_them() -> None:
 
 @virtually
 async def test_pods_of_a_lower_order_are_gone_before_the_next_are_asked() -> None:
-    async with open_scene(*nodes(1), workloads=[Workload("llm", 1)]) as scene:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
         await scene.running("llm", 1)
         scene.e.cluster.add(PODS, gpu_pod("early", "gpu-1", metadata={"labels": {"first": "yes"}}))
         rule = {"behavior": "Evict", "podSelector": {"matchLabels": {"first": "yes"}}, "order": -1}

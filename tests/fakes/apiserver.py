@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from aiohttp.test_utils import TestServer
 from hack.sim.fakecluster import FakeClient, FakeCluster
 
 from gpusharing.kube import client as kinds
-from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.client import JSON, Page, Resource
 from gpusharing.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -77,6 +78,8 @@ class FakeServer:
     connections: dict[int, set[Resource]] = field(default_factory=dict)
     """What was asked over each connection, by the port at its other end."""
     _watches: dict[web.StreamResponse, Resource] = field(default_factory=dict)
+    _pages: dict[str, list[Page]] = field(default_factory=dict)
+    """The pages that are left of each list, by its token."""
     _opened: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -120,11 +123,33 @@ class FakeServer:
         try:
             if request.method == "GET" and not target.name:
                 watch = request.query.get("watch") == "true"
-                return await (self._watch if watch else _listed)(request, client, target)
+                return await (self._watch if watch else self._list)(request, client, target)
             return web.json_response(await _one(request, client, target))
         except KubeError as error:
             code, reason = CODES[type(error)]
             return _status(code, reason, str(error))
+
+    async def _list(self, request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
+        """One page of a list; the others, of the same moment, wait for their token."""
+        if token := request.query.get("continue", ""):
+            left = self._pages.pop(token)
+        else:
+            found = client.pages(
+                target.resource,
+                namespace=target.namespace,
+                label_selector=request.query.get("labelSelector", ""),
+                field_selector=request.query.get("fieldSelector", ""),
+                limit=int(request.query.get("limit", sys.maxsize)),
+            )
+            left = [page async for page in found]
+            token = str(len(self.asked))
+        page = left.pop(0)
+        metadata = {"resourceVersion": page.resource_version}
+        if left:
+            self._pages[token] = left
+            metadata["continue"] = token
+        kind = {"apiVersion": target.resource.api_version, "kind": "List"}
+        return web.json_response({**kind, "metadata": metadata, "items": page.items})
 
     async def _watch(self, request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -140,25 +165,14 @@ class FakeServer:
                 field_selector=request.query.get("fieldSelector", ""),
             ):
                 await response.write(_line({"type": event.type, "object": event.object}))
+        except Expired as error:
+            gone = {"kind": "Status", "status": "Failure", "code": 410, "message": str(error)}
+            await response.write(_line({"type": "ERROR", "object": gone}))
         except ConnectionError:
             pass  # the client has gone
         finally:
             self._watches.pop(response, None)
         return response
-
-
-async def _listed(request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
-    items: list[JSON] = []
-    version = ""
-    async for page in client.pages(
-        target.resource,
-        namespace=target.namespace,
-        label_selector=request.query.get("labelSelector", ""),
-        field_selector=request.query.get("fieldSelector", ""),
-    ):
-        items, version = [*items, *page.items], page.resource_version
-    kind = {"apiVersion": target.resource.api_version, "kind": "List"}
-    return web.json_response({**kind, "metadata": {"resourceVersion": version}, "items": items})
 
 
 async def _one(request: web.Request, client: FakeClient, target: Target) -> JSON:

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.fakes.web import WebServer
 
 
-class Registry(WebServer):
+class FakeRegistry(WebServer):
     """What was pushed, by digest; manifests by tag as well."""
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class Registry(WebServer):
 
 
 @contextmanager
-def running() -> Iterator[Registry]:
+def running() -> Iterator[FakeRegistry]:
     """A registry that is empty, and closed at the end."""
-    with Registry() as registry:
+    with FakeRegistry() as registry:
         thread = threading.Thread(target=registry.serve_forever, daemon=True)
         thread.start()
         yield registry
@@ -45,7 +45,7 @@ def digest_of(content: bytes) -> str:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Registry
+    server: FakeRegistry
     protocol_version = "HTTP/1.1"
 
     def _answer(self, status: int, content: bytes = b"", **headers: str) -> None:

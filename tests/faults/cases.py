@@ -147,7 +147,7 @@ REACHED = 0.8
 """Of the cases of a full run, the share that has to come to its write: of two recordings 95 points in 100 are alike."""
 
 
-class Results:
+class CaseResults:
     """The results of one part of the cases, in a file that is added to after each run.
 
     Its first line holds the cases of every depth, so that a play that was ended early can be told from a whole one, and

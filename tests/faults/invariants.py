@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tests.embedded.oracle import wanted_resources
 from tests.embedded.podrules import must_leave
-from tests.faults.writelog import Call, Leaders, Objects, Step, WriteLog
+from tests.faults.writelog import Leaders, LoggedCall, Objects, Step, WriteLog
 from tests.nodewrites import (
     OUR_ANNOTATIONS,
     OUR_LABELS,
@@ -51,7 +51,7 @@ FLOOR = 3
 
 
 @dataclass(frozen=True)
-class Told:
+class RunFacts:
     """What the checks are told of a run besides the log."""
 
     leaders: Leaders
@@ -63,7 +63,7 @@ class Told:
 
 def find_wrong(log: WriteLog, *, cap: int = 100) -> list[str]:
     """Everything that broke an invariant, in the order in which it happened."""
-    told = Told(Leaders(log.states, log.calls), cap, log.began)
+    told = RunFacts(Leaders(log.states, log.calls), cap, log.began)
     wrong = [f"S5: {text}" for call in log.calls for text in _not_leading(call, told)]
     wrong += [f"S6: {text}" for call in log.calls for text in _foreign_write(call)]
     evicted: Counter[str] = Counter()
@@ -88,7 +88,7 @@ def find_wrong_end(log: WriteLog) -> list[str]:
 # --- at each change ------------------------------------------------------------------------------------------
 
 
-def _over_budget(world: Objects, step: Step, told: Told) -> Iterator[str]:
+def _over_budget(world: Objects, step: Step, told: RunFacts) -> Iterator[str]:
     """S1: a node was taken, and more are away than the policy, or the operator's cap, allows."""
     if step.kind != "nodes" or step.after is None or step.call is None:
         return
@@ -109,7 +109,7 @@ def _over_budget(world: Objects, step: Step, told: Told) -> Iterator[str]:
         yield f"{step.name}: {ours} are fenced, the limit of {fence['policy']} is {limit}"
 
 
-def _busy_at_pnr(world: Objects, step: Step, _: Told) -> Iterator[str]:
+def _busy_at_pnr(world: Objects, step: Step, _: RunFacts) -> Iterator[str]:
     """S2: the point of no return was written, and a pod that counts is on the node."""
     if step.kind != "nodes" or step.after is None or (fence := fence_of(step.after)) is None:
         return
@@ -122,7 +122,7 @@ def _busy_at_pnr(world: Objects, step: Step, _: Told) -> Iterator[str]:
         yield f"{step.name}: past the PNR with {', '.join(sorted(left))}"
 
 
-def _foreign_cordon(_: Objects, step: Step, __: Told) -> Iterator[str]:
+def _foreign_cordon(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
     """S3: we lifted a cordon that is not ours."""
     if step.kind != "nodes" or step.before is None or step.after is None or step.call is None:
         return
@@ -137,7 +137,7 @@ def _foreign_cordon(_: Objects, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: uncordoned another node of that name"
 
 
-def _other_owner(_: Objects, step: Step, __: Told) -> Iterator[str]:
+def _other_owner(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
     """S4: the fence goes from one policy to another without having been lifted, and no run begins with that.
 
     A Failed node that another policy owns by now is repaired under its fence, by a run of the new owner.
@@ -149,7 +149,7 @@ def _other_owner(_: Objects, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: the fence of {was['policy']} became that of {now['policy']}"
 
 
-def _foreign_field(_: Objects, step: Step, __: Told) -> Iterator[str]:
+def _foreign_field(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
     """S6: a write of ours changed a field of a Node that is not ours, or one in a way that it may not."""
     if step.kind != "nodes" or step.before is None or step.after is None or step.call is None:
         return
@@ -171,7 +171,7 @@ def _foreign_field(_: Objects, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: {text}"
 
 
-def _future_generation(_: Objects, step: Step, __: Told) -> Iterator[str]:
+def _future_generation(_: Objects, step: Step, __: RunFacts) -> Iterator[str]:
     """S9: a status speaks of a generation that does not exist."""
     if step.kind != "gpusharingpolicies" or step.after is None:
         return
@@ -180,7 +180,7 @@ def _future_generation(_: Objects, step: Step, __: Told) -> Iterator[str]:
         yield f"{step.name}: observed generation {seen} of {step.after['metadata']['generation']}"
 
 
-def _broken_promises(log: WriteLog, told: Told) -> Iterator[str]:
+def _broken_promises(log: WriteLog, told: RunFacts) -> Iterator[str]:
     """S9: a write made a policy Ready, and that was wrong when it was sent, and still when the server took it.
 
     In between somebody else may have written, and nobody can know of that.
@@ -243,7 +243,7 @@ def offers_other(spec: JSON, node: JSON, machine: tuple[str, str, int]) -> str:
     return "" if offered == wanted else f"offers {offered}, wanted {wanted}"
 
 
-Check = Callable[[Objects, Step, Told], Iterator[str]]
+Check = Callable[[Objects, Step, RunFacts], Iterator[str]]
 CHECKS: tuple[tuple[str, Check], ...] = (
     ("S1", _over_budget),
     ("S2", _busy_at_pnr),
@@ -257,7 +257,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 # --- at each write -------------------------------------------------------------------------------------------
 
 
-def _not_leading(call: Call, told: Told) -> Iterator[str]:
+def _not_leading(call: LoggedCall, told: RunFacts) -> Iterator[str]:
     """S5: sent by a process that did not hold the Lease then. Asking for the Lease is everybody's right."""
     if call.kind == "leases" or not call.accepted:
         return
@@ -266,7 +266,7 @@ def _not_leading(call: Call, told: Told) -> Iterator[str]:
         yield f"{call.what}, who is {name or 'nobody'} there, while {holder or 'nobody'} held the Lease"
 
 
-def _foreign_write(call: Call) -> Iterator[str]:
+def _foreign_write(call: LoggedCall) -> Iterator[str]:
     """S6: a kind of object that we do not write, or a part of one that is not ours."""
     if not call.accepted:
         return
@@ -283,7 +283,7 @@ def _foreign_write(call: Call) -> Iterator[str]:
         yield f"{call.what}: no pod of an actuator"
 
 
-def _wrong_eviction(world: Objects, call: Call, evicted: Counter[str]) -> Iterator[str]:
+def _wrong_eviction(world: Objects, call: LoggedCall, evicted: Counter[str]) -> Iterator[str]:
     """S7: without the pod's UID, evicted before, or from a node that is not fenced and cordoned."""
     if call.kind != "pods/eviction":
         return
@@ -301,7 +301,7 @@ def _wrong_eviction(world: Objects, call: Call, evicted: Counter[str]) -> Iterat
         yield f"{call.what}: {where} is not fenced and cordoned"
 
 
-def uid_of(call: Call) -> str:
+def uid_of(call: LoggedCall) -> str:
     """The pod that an eviction means; empty where it may be any of that name."""
     options = call.body.get("deleteOptions") or {}
     return str((options.get("preconditions") or {}).get("uid") or "")

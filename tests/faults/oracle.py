@@ -24,7 +24,7 @@ CHANCE = "(differs between two runs that nothing disturbed)"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class FaultOutcome:
     """What a run came to."""
 
     state: Any
@@ -45,7 +45,7 @@ class Outcome:
 class Reference:
     """What two undisturbed runs agree on."""
 
-    runs: tuple[Outcome, Outcome]
+    runs: tuple[FaultOutcome, FaultOutcome]
     writes: int
     """Writes of the second one that count as points to disturb."""
     state: Any = field(init=False)
@@ -60,22 +60,22 @@ class Reference:
         """Writes by kind, of the run that wrote more."""
         return max((acting(run.cost) for run in self.runs), key=Counter.total)
 
-    def extra(self, run: Outcome) -> int:
+    def extra(self, run: FaultOutcome) -> int:
         """Writes that act beyond the floor."""
         return acting(run.cost).total() - self.floor.total()
 
-    def extra_evictions(self, run: Outcome) -> int:
+    def extra_evictions(self, run: FaultOutcome) -> int:
         """Evictions beyond those of an undisturbed run."""
         return run.cost.evictions - max(one.cost.evictions for one in self.runs)
 
-    def again(self, run: Outcome, nodes: int) -> int:
+    def again(self, run: FaultOutcome, nodes: int) -> int:
         """Writes of nodes that were quicker than people: they ended the first change, and began anew, or gave back the
         labels of a policy that had gone. `nodes`: how many may have been."""
         changes = len(run.cost.transitions) - max(len(one.cost.transitions) for one in self.runs)
         labels = label_writes(run.cost) - max(label_writes(one.cost) for one in self.runs)
         return AGAIN * min(nodes, max(0, changes)) + min(nodes, max(0, labels))
 
-    def complaints(self, run: Outcome, *, faults: int, restarts: int, nodes: int = 0) -> Iterator[str]:
+    def complaints(self, run: FaultOutcome, *, faults: int, restarts: int, nodes: int = 0) -> Iterator[str]:
         """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be; `nodes`: how
         many were on their way when people wanted something else."""
         yield from run.wrong

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hack.faultproxy import Write
+from hack.faultproxy import ProxiedWrite
 from hack.faultproxy.calls import collection_of, object_of
 from hack.faultproxy.proxy import Aim
 from tests.faults.cases import KINDS, PROCESS, FaultCase, Scope, expected_in, shorten
@@ -74,7 +74,7 @@ class Point:
         return f"{self.which} {self.sort}"
 
 
-def sort_of(write: Write) -> Sort:
+def sort_of(write: ProxiedWrite) -> Sort:
     """The sort of a write."""
     return _sort_of(write.method, write.path, write.body, refused=write.status >= REFUSED)
 
@@ -88,7 +88,7 @@ def aim_at(asked: str) -> Aim:
     return aims
 
 
-def find_points(writes: Iterable[Write]) -> tuple[Point, ...]:
+def find_points(writes: Iterable[ProxiedWrite]) -> tuple[Point, ...]:
     """The first and the last write of each sort, by number; writes that the proxy does not count are left out."""
     found: dict[Sort, list[Point]] = {}
     turns: Counter[str] = Counter()

@@ -13,9 +13,9 @@ from tests.faults.cases import (
     ROWS,
     SAMPLE,
     WORKERS,
+    CaseResults,
     FaultCase,
     Result,
-    Results,
     expected_in,
     load,
     missing,
@@ -85,9 +85,9 @@ def test_the_title_of_a_case_says_where_it_is() -> None:
     assert numbered.title == "idle: refused (F7) at all from write 7 (PATCH nodes: label mode, no. 2)"
 
 
-def begun(path: Path, stamp: str, cases: Sequence[FaultCase]) -> Results:
+def begun(path: Path, stamp: str, cases: Sequence[FaultCase]) -> CaseResults:
     """A part with these cases."""
-    results = Results(path, stamp)
+    results = CaseResults(path, stamp)
     results.expect(results.expected or cases)
     return results
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.faults.invariants import cost_of, find_wrong
-from tests.faults.writelog import Call, State, WriteLog, would_change
+from tests.faults.writelog import LoggedCall, State, WriteLog, would_change
 
 JSON = dict[str, Any]
 GPU = {
@@ -93,7 +93,7 @@ class Story:
 
     def __init__(self) -> None:
         self.states: list[State] = []
-        self.calls: list[Call] = []
+        self.calls: list[LoggedCall] = []
         self.version = 0
         for name in ("gpu-1", "gpu-2"):
             self.somebody("nodes", name, node(name))
@@ -118,7 +118,7 @@ class Story:
         self.somebody(kind.split("/")[0], name, after)
         method = "DELETE" if after is None else "PATCH"
         sent = body if body is not None else (after or {})
-        self.calls.append(Call(who, method, kind, name, 200, sent, since, self.version))
+        self.calls.append(LoggedCall(who, method, kind, name, 200, sent, since, self.version))
 
     def node_write(self, name: str, after: JSON, **body: Any) -> None:
         """A PATCH of a Node with all that the rules of a write ask for."""
@@ -147,7 +147,9 @@ class Story:
         """An eviction that the server accepts."""
         preconditions = {"uid": uid} if uid else {}
         body = {"deleteOptions": {"preconditions": preconditions}}
-        self.calls.append(Call(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version))
+        self.calls.append(
+            LoggedCall(who, "POST", "pods/eviction", f"default/{name}", 201, body, self.version)
+        )
 
     def wrong(self, cap: int = 100) -> list[str]:
         """What the fold says."""
@@ -248,7 +250,7 @@ def spec_of_a_policy(story: Story) -> None:
 
 
 def foreign(story: Story, method: str, kind: str) -> None:
-    story.calls.append(Call("a", method, kind, "default/x", 200, {}, story.version))
+    story.calls.append(LoggedCall("a", method, kind, "default/x", 200, {}, story.version))
 
 
 def eviction_by_name(story: Story) -> None:
@@ -340,7 +342,7 @@ def test_a_write_that_was_on_its_way_when_the_lease_changed_hands_was_sent_by_th
     sent = story.version
     story.leads("b")
     body = {"deleteOptions": {"preconditions": {"uid": "uid-job"}}}
-    story.calls.append(Call("a", "POST", "pods/eviction", "default/job", 201, body, sent))
+    story.calls.append(LoggedCall("a", "POST", "pods/eviction", "default/job", 201, body, sent))
     assert story.wrong() == []
 
 
@@ -349,12 +351,12 @@ def test_a_write_that_changed_nothing_is_not_the_author_of_the_version_it_was_an
     mark = {"gpusharing.dev/policy": "pool-b"}
     story.somebody("nodes", "gpu-1", node("gpu-1", labels={**mark, "example.com/theirs": "1"}))
     body = {"metadata": {"uid": "uid-gpu-1", "labels": mark}}
-    story.calls.append(Call("a", "PATCH", "nodes", "gpu-1", 200, body, story.version, story.version))
+    story.calls.append(LoggedCall("a", "PATCH", "nodes", "gpu-1", 200, body, story.version, story.version))
     assert would_change(node("gpu-1"), story.calls[-1])
     assert not would_change(node("gpu-1", labels=mark), story.calls[-1])
     story.states[-1] = State(story.version, "nodes", "gpu-1", node("gpu-1", labels=mark))
     story.somebody("nodes", "gpu-1", node("gpu-1", labels={**mark, "example.com/theirs": "1"}))
-    story.calls.append(Call("a", "PATCH", "nodes", "gpu-1", 200, body, story.version, story.version))
+    story.calls.append(LoggedCall("a", "PATCH", "nodes", "gpu-1", 200, body, story.version, story.version))
     assert story.wrong() == []
 
 
@@ -362,7 +364,7 @@ def test_a_refused_write_breaks_nothing() -> None:
     story = Story()
     story.leads("b")
     body = {"metadata": {"labels": {"example.com/theirs": "1"}}}
-    story.calls.append(Call("a", "PATCH", "nodes", "gpu-1", 409, body, story.version))
+    story.calls.append(LoggedCall("a", "PATCH", "nodes", "gpu-1", 409, body, story.version))
     assert story.wrong() == []
     assert cost_of(story.log()).acting == {}
 

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 from tests.faults.invariants import Cost
-from tests.faults.oracle import ASKING, Outcome, Reference, differences, without_way
+from tests.faults.oracle import ASKING, FaultOutcome, Reference, differences, without_way
 
 from gpusharing.api import names
 
 
-def outcome(state: Any, writes: int = 10, *, evictions: int = 0, asked: int = 2, **more: Any) -> Outcome:
+def outcome(state: Any, writes: int = 10, *, evictions: int = 0, asked: int = 2, **more: Any) -> FaultOutcome:
     acting = Counter({"PATCH nodes": writes, ASKING: asked, "POST pods/eviction": evictions})
-    return Outcome(state, Cost(acting, evictions), **more)
+    return FaultOutcome(state, Cost(acting, evictions), **more)
 
 
 END = {"node": {"cordoned": False, "waited": 1}}
 REFERENCE = Reference((outcome(END, 9), outcome({"node": {"cordoned": False, "waited": 2}}, 10)), 9)
 
 
-def complaints(run: Outcome, faults: int = 1, restarts: int = 0) -> list[str]:
+def complaints(run: FaultOutcome, faults: int = 1, restarts: int = 0) -> list[str]:
     return list(REFERENCE.complaints(run, faults=faults, restarts=restarts))
 
 
@@ -42,7 +42,7 @@ def test_what_differs_between_undisturbed_runs_is_no_difference() -> None:
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_what_a_run_must_not_do_is_told(run: Outcome, said: str) -> None:
+def test_what_a_run_must_not_do_is_told(run: FaultOutcome, said: str) -> None:
     assert complaints(run)[0] == said
 
 
@@ -52,10 +52,10 @@ def test_each_fault_may_cost_two_writes() -> None:
     assert REFERENCE.extra(outcome(END, 8)) == -2
 
 
-def changed(*writes: int, labels: int = 0) -> Outcome:
+def changed(*writes: int, labels: int = 0) -> FaultOutcome:
     """A run with so many writes in each of its changes, and so many that are part of none."""
     acting = Counter({"PATCH nodes": sum(writes) + labels})
-    return Outcome(
+    return FaultOutcome(
         END, Cost(acting, transitions=Counter({(f"gpu-{n}", "op"): w for n, w in enumerate(writes)}))
     )
 
@@ -84,7 +84,7 @@ TOGETHER = changed(4, 4, 4)
     ],
 )
 def test_nodes_that_had_ended_before_people_wanted_something_else_begin_anew(
-    run: Outcome, nodes: int, complains: bool
+    run: FaultOutcome, nodes: int, complains: bool
 ) -> None:
     reference = Reference((TOGETHER, TOGETHER), 12)
     assert bool(list(reference.complaints(run, faults=1, restarts=0, nodes=nodes))) is complains

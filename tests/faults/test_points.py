@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hack.faultproxy import Write
+from hack.faultproxy import ProxiedWrite
 from hack.generate import ROOT
-from tests.faults.cases import KINDS, PROCESS, FaultCase, Results, within
+from tests.faults.cases import KINDS, PROCESS, CaseResults, FaultCase, within
 from tests.faults.cases import tell as sum_up
 from tests.faults.points import FAULTS, Point, Sort, aim_at, all_cases, find_points, sort_of, tell
 from tests.faults.test_cases import begun, result
@@ -24,11 +24,15 @@ OURS = "/apis/gpusharing.dev/v1alpha1"
 EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 
 
-def write(method: str, path: str, body: JSON | None = None, *, status: int = 200, number: int = 1) -> Write:
-    return Write(number, method, path, status, "operator", body)
+def write(
+    method: str, path: str, body: JSON | None = None, *, status: int = 200, number: int = 1
+) -> ProxiedWrite:
+    return ProxiedWrite(number, method, path, status, "operator", body)
 
 
-def fenced(node: str, stage: str = "fenced", *, since: str = "2026-01-01T00:00:00Z", owed: str = "") -> Write:
+def fenced(
+    node: str, stage: str = "fenced", *, since: str = "2026-01-01T00:00:00Z", owed: str = ""
+) -> ProxiedWrite:
     """A fence as the operator writes it, with what differs from node to node and from run to run."""
     fence = json.dumps({"v": 1, "op": f"{node}-x7k2p", "stage": stage, "since": since, "owed": owed})
     metadata = {
@@ -44,14 +48,14 @@ def fenced(node: str, stage: str = "fenced", *, since: str = "2026-01-01T00:00:0
     )
 
 
-def claimed(*nodes: str) -> Write:
+def claimed(*nodes: str) -> ProxiedWrite:
     claims = {node: {"nodeUid": f"uid-of-{node}", "op": "x"} for node in nodes}
     text = json.dumps({"v": 1, "claims": claims})
     body = {"metadata": {"annotations": {"gpusharing.dev/claims": text}}, "spec": {"renewTime": "now"}}
     return write("PATCH", f"{LEASE}/gpusharing", body)
 
 
-def shown(node: str, phase: str, reason: str) -> Write:
+def shown(node: str, phase: str, reason: str) -> ProxiedWrite:
     transition = {
         "phase": phase,
         "reason": reason,
@@ -63,26 +67,26 @@ def shown(node: str, phase: str, reason: str) -> Write:
     return write("PATCH", f"{OURS}/gpunodes/{node}/status", body)
 
 
-def told(node: str, reason: str) -> Write:
+def told(node: str, reason: str) -> ProxiedWrite:
     regarding = {"kind": "GPUSharingPolicy", "name": "pool-b"}
     metadata = {"name": f"pool-b.19c.{node}", "namespace": "default"}
     body = {"kind": "Event", "metadata": metadata, "type": "Normal", "reason": reason, "regarding": regarding}
     return write("POST", EVENTS, body, status=201)
 
 
-def evicted(pod: str, status: int = 201) -> Write:
+def evicted(pod: str, status: int = 201) -> ProxiedWrite:
     body = {"metadata": {"name": pod}, "deleteOptions": {"preconditions": {"uid": f"uid-of-{pod}"}}}
     return write("POST", f"/api/v1/namespaces/team/pods/{pod}/eviction", body, status=status)
 
 
-def numbered(writes: Sequence[Write]) -> list[Write]:
+def numbered(writes: Sequence[ProxiedWrite]) -> list[ProxiedWrite]:
     return [
         write(one.method, one.path, one.body, status=one.status, number=number)
         for number, one in enumerate(writes, 1)
     ]
 
 
-def recorded(*, pool: str, pod: str, since: str) -> list[Write]:
+def recorded(*, pool: str, pod: str, since: str) -> list[ProxiedWrite]:
     """One run; what is random in it is given."""
     one, two = f"{pool}-0", f"{pool}-1"
     return numbered(
@@ -123,7 +127,7 @@ def test_two_nodes_that_are_treated_alike_are_one_sort() -> None:
     ],
     ids=["stage", "owed run", "claims", "reason", "phase", "event", "verb"],
 )
-def test_another_change_is_another_sort(one: Write, other: Write) -> None:
+def test_another_change_is_another_sort(one: ProxiedWrite, other: ProxiedWrite) -> None:
     assert sort_of(one) != sort_of(other)
 
 
@@ -134,12 +138,12 @@ def test_a_write_that_the_server_refused_is_another_sort() -> None:
 
 
 def test_setting_and_removing_are_two_sorts() -> None:
-    def labelled(value: str | None) -> Write:
+    def labelled(value: str | None) -> ProxiedWrite:
         return write("PATCH", "/api/v1/nodes/a", {"metadata": {"labels": {"gpusharing.dev/mode": value}}})
 
     assert sort_of(labelled("mig")) == sort_of(labelled("full")) != sort_of(labelled(None))
 
-    def cordoned(value: bool | None) -> Write:
+    def cordoned(value: bool | None) -> ProxiedWrite:
         return write("PATCH", "/api/v1/nodes/a", {"spec": {"unschedulable": value}})
 
     assert (str(sort_of(cordoned(True))), str(sort_of(cordoned(None)))) == (
@@ -243,16 +247,16 @@ def test_a_full_run_says_at_its_start_how_many_runs_it_has(
 # --- FULL=1 and FULL=2 -----------------------------------------------------------------------------------
 
 
-def cases_of(writes: Sequence[Write], scenario: str = "pods") -> list[FaultCase]:
+def cases_of(writes: Sequence[ProxiedWrite], scenario: str = "pods") -> list[FaultCase]:
     return list(all_cases(scenario, find_points(writes), len(writes)))
 
 
-def many_sorts(count: int = 15) -> list[Write]:
+def many_sorts(count: int = 15) -> list[ProxiedWrite]:
     """Two writes of each sort, all first ones before all last ones."""
     return numbered([shown(node, "Draining", f"Reason{sort}") for node in "ab" for sort in range(count)])
 
 
-def sorts_by_number(writes: Sequence[Write]) -> dict[int, Sort]:
+def sorts_by_number(writes: Sequence[ProxiedWrite]) -> dict[int, Sort]:
     return {one.number: sort_of(one) for one in writes}
 
 
@@ -316,7 +320,7 @@ def test_what_full_1_plays_does_not_depend_on_the_order_in_which_the_sorts_come(
     half = [shown("a", "Draining", f"Reason{sort}") for sort in range(15)]
     one, other = numbered(half), numbered(half[::-1])
 
-    def chosen(writes: Sequence[Write]) -> set[tuple[str, str, str]]:
+    def chosen(writes: Sequence[ProxiedWrite]) -> set[tuple[str, str, str]]:
         return {(case.aim, case.kind, case.scope) for case in within(cases_of(writes), 1)}
 
     assert chosen(one) == chosen(other)
@@ -327,7 +331,7 @@ def test_full_2_goes_on_from_what_full_1_has_played(
 ) -> None:
     cases = cases_of(numbered([claimed("a"), claimed("b")]))
     path = tmp_path / "pods.jsonl"
-    first = Results(path, "commit", 1)
+    first = CaseResults(path, "commit", 1)
     first.expect(cases)
     assert first.left() == [case for case in cases if case.depth == 1]
     for case in first.left():
@@ -336,7 +340,7 @@ def test_full_2_goes_on_from_what_full_1_has_played(
     sum_up(tmp_path, 1)
     assert "incomplete" not in capsys.readouterr().out
 
-    second = Results(path, "commit", 2)
+    second = CaseResults(path, "commit", 2)
     assert second.expected == tuple(cases)
     assert second.left() == [case for case in cases if case.depth == 2]
     second.add(result(second.left()[0], "an orphan cordon"))
@@ -345,11 +349,11 @@ def test_full_2_goes_on_from_what_full_1_has_played(
     assert told.startswith("faults: 14 runs, 1 failures")
     assert "incomplete: 32 of 46 cases" in told
 
-    again = Results(path, "commit", 1)
+    again = CaseResults(path, "commit", 1)
     assert (len(again.done), again.left()) == (13, []), "what only FULL=2 plays is no matter of FULL=1"
     sum_up(tmp_path, 1)
     assert capsys.readouterr().out.startswith("faults: 13 runs, 0 failures")
-    assert len(Results(path, "commit", 2).done) == 14
+    assert len(CaseResults(path, "commit", 2).done) == 14
 
 
 @pytest.mark.parametrize("full", ["1", "2"])

@@ -33,7 +33,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class LoggedCall:
     """One write that an operator sent and the server answered, whether the operator heard it or not."""
 
     identity: str
@@ -71,7 +71,7 @@ class Step:
     name: str
     before: JSON | None
     after: JSON | None
-    call: Call | None
+    call: LoggedCall | None
     """The operator's write that made it; None when somebody else did."""
 
 
@@ -108,7 +108,7 @@ class Objects:
 class Leaders:
     """Who held the Lease when, and which process bears which name there."""
 
-    def __init__(self, states: Iterable[State], calls: Iterable[Call]) -> None:
+    def __init__(self, states: Iterable[State], calls: Iterable[LoggedCall]) -> None:
         """`states` in the order of their versions."""
         leases = [state for state in states if state.kind == "leases"]
         self._versions = [state.version for state in leases]
@@ -132,7 +132,7 @@ class WriteLog:
 
     states: tuple[State, ...]
     """By version, those from before the run first: they are the world that it began in."""
-    calls: tuple[Call, ...]
+    calls: tuple[LoggedCall, ...]
     """In the order of the answers."""
     began: int = 0
     """Up to this version everything is the world before."""
@@ -149,7 +149,7 @@ class WriteLog:
                 call = None  # it changed nothing: the server answered with the version that was there
             yield world, Step(state.version, state.kind, state.name, before, state.after, call)
 
-    def sendings(self) -> Iterator[tuple[Objects, Call]]:
+    def sendings(self) -> Iterator[tuple[Objects, LoggedCall]]:
         """Each write with the objects at the moment in which it was sent, and they go on changing."""
         world = Objects()
         states = iter(self.states)
@@ -160,7 +160,7 @@ class WriteLog:
                 coming = next(states, None)
             yield world, call
 
-    def _authors(self) -> dict[tuple[str, str, int], Call]:
+    def _authors(self) -> dict[tuple[str, str, int], LoggedCall]:
         return {
             (call.kind.split("/")[0], call.name, call.version): call
             for call in self.calls
@@ -168,7 +168,7 @@ class WriteLog:
         }
 
 
-def would_change(before: JSON | None, call: Call) -> bool:
+def would_change(before: JSON | None, call: LoggedCall) -> bool:
     """Whether a merge patch changes anything; every other write does."""
     if before is None or call.method != "PATCH":
         return True

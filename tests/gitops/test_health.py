@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hack.sim.workloads import Workload
+from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, L40S, MIXED, SLICED, Scene, node, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 from tests.gitops.readers import ARGO, FLUX, argo_cd, flux
@@ -75,7 +75,7 @@ async def test_what_a_person_chose_is_suspended_and_holds_up_nothing_else() -> N
 @virtually
 async def test_a_node_that_waits_for_a_person_is_suspended() -> None:
     budget = pdb("keep", "llm", minAvailable=1)
-    async with open_scene(node("gpu-1"), workloads=[Workload("llm", 1)], budgets=[budget]) as scene:
+    async with open_scene(node("gpu-1"), workloads=[SimWorkload("llm", 1)], budgets=[budget]) as scene:
         await scene.running("llm", 1)
         scene.apply(FULL)
         await scene.ready()

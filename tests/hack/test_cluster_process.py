@@ -14,7 +14,7 @@ import pytest
 from hack.cluster import process, state
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import Component, ComponentError, wait_until
-from hack.cluster.state import State
+from hack.cluster.state import ClusterState
 from hack.generate import ROOT
 
 WAIT = "import time; print('up', flush=True); time.sleep(600)"
@@ -62,7 +62,7 @@ def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
 
 
 def test_another_command_finds_and_stops_what_is_recorded(folder: Path, sleeper: Component) -> None:
-    State(None, "https://127.0.0.1:1", {"sleeper": sleeper.pid}).write(folder)
+    ClusterState(None, "https://127.0.0.1:1", {"sleeper": sleeper.pid}).write(folder)
     assert [component.name for component in state.running(folder)] == ["sleeper"]
     assert state.stop_recorded(folder) == ["sleeper"]
     assert not sleeper.alive()
@@ -74,7 +74,7 @@ def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(
 ) -> None:
     elsewhere = folder.parent / "run-2"
     elsewhere.mkdir()
-    State(None, pids={"etcd": sleeper.pid}).write(elsewhere)
+    ClusterState(None, pids={"etcd": sleeper.pid}).write(elsewhere)
     assert state.stop_recorded(elsewhere) == []
     assert sleeper.alive()
 
@@ -91,7 +91,7 @@ def test_a_recorded_pid_that_now_belongs_to_another_program_is_left_alone(
 def test_a_control_plane_is_swept_only_when_its_owner_is_gone(
     folder: Path, sleeper: Component, owner: Callable[[], int | None], host: str, kept: bool
 ) -> None:
-    State(owner(), pids={"sleeper": sleeper.pid}, host=host).write(folder)
+    ClusterState(owner(), pids={"sleeper": sleeper.pid}, host=host).write(folder)
     state.sweep(folder.parent)
     assert sleeper.alive() is kept
     assert folder.exists() is kept
@@ -148,7 +148,7 @@ def test_a_program_that_has_the_pid_of_one_that_ended_is_left_alone() -> None:
 
 
 def test_a_run_of_tests_sweeps_at_its_end_what_a_worker_of_it_left(folder: Path, sleeper: Component) -> None:
-    State(a_dead_pid(), pids={"sleeper": sleeper.pid}).write(folder)
+    ClusterState(a_dead_pid(), pids={"sleeper": sleeper.pid}).write(folder)
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_citations.py"]
     run = subprocess.run(
         command,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hack.cluster import toolchain
 from hack.cluster.paths import cache_root, state_root
-from hack.cluster.toolchain import Recipe, ToolchainError
+from hack.cluster.toolchain import ToolchainError, ToolRecipe
 
 GO = """#!/bin/sh
 case "$*" in
@@ -17,7 +17,7 @@ case "$*" in
 esac
 """
 BUILD = 'sleep 0.2; echo built > "$GOBIN/tool"'
-RECIPE = Recipe(
+RECIPE = ToolRecipe(
     "tool", "v1.0.0", ("source",), ("go", "install", "example.com/tool"), ("tool",), calls=("alias",)
 )
 

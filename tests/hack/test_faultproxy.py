@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 from aiohttp import web
-from hack.faultproxy import FaultProxy, Refusal
+from hack.faultproxy import FaultProxy, PlayedRefusal
 
 from gpusharing.kube.answers import ApiRequest, error_of
 from gpusharing.kube.client import NODES, PODS
@@ -31,7 +31,7 @@ async def upstream() -> AsyncIterator[str]:
 
 async def test_one_object_fails_for_ever_and_its_neighbour_does_not(upstream: str) -> None:
     with FaultProxy(upstream, "") as proxy:
-        sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), Refusal(503, retry_after=1))
+        sick = proxy.fail("PATCH", NODES.path(None, "gpu-1"), PlayedRefusal(503, retry_after=1))
         async with aiohttp.ClientSession(proxy.url) as session:
 
             async def patch(name: str) -> int:
@@ -69,7 +69,7 @@ async def test_the_list_of_one_node_gets_no_answer_at_all(upstream: str) -> None
 
 async def test_a_refusal_reads_as_an_api_servers_own(upstream: str) -> None:
     with FaultProxy(upstream, "") as proxy:
-        refusal = Refusal(429, "no", "TooManyRequests", causes={"DisruptionBudget": "needs 2"})
+        refusal = PlayedRefusal(429, "no", "TooManyRequests", causes={"DisruptionBudget": "needs 2"})
         path = PODS.path("team", "job-1", "eviction")
         proxy.fail("POST", path, refusal)
         async with aiohttp.ClientSession(proxy.url) as session, session.post(path) as answer:

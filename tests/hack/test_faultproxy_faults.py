@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from hack.faultproxy import FaultProxy, Refusal, faults
+from hack.faultproxy import FaultProxy, PlayedRefusal, faults
 
 from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import GPUNODES, LEASES, NODES, PODS
@@ -147,8 +147,8 @@ async def test_somebody_else_writes_to_the_object_first(
 async def test_the_server_refuses(
     server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, scope: faults.Scope, seen: list[int]
 ) -> None:
-    answers = Refusal(503), Refusal(429, retry_after=1)
-    proxy.disturb(faults.Refused(2, scope, times=3, answers=answers))
+    answers = PlayedRefusal(503), PlayedRefusal(429, retry_after=1)
+    proxy.disturb(faults.RefusedCalls(2, scope, times=3, answers=answers))
     assert await patch(client, GPU_2) == 200
     assert [await patch(client, path) for path in (GPU_1, GPU_2, GPU_1)] == seen
 
@@ -161,7 +161,7 @@ async def test_a_held_write_is_done_when_the_act_is_over(
     def wait() -> None:
         assert go.wait(30)
 
-    proxy.disturb(faults.Held(1, "one", act=wait))
+    proxy.disturb(faults.HeldWrite(1, "one", act=wait))
     held = asyncio.create_task(patch(client, GPU_1))
     assert await patch(client, LEASES.path("gpusharing", "leader")) == 200
     assert server.taken == [LEASES.path("gpusharing", "leader")]
@@ -180,7 +180,7 @@ async def test_where_two_writes_are_on_their_way_at_once_no_number_is_passed_ove
         assert go.wait(30)
 
     lost = faults.AnswerLost(2, "one", times=1)
-    proxy.disturb(faults.Held(1, "one", act=wait), lost)
+    proxy.disturb(faults.HeldWrite(1, "one", act=wait), lost)
     proxy.arm(2, killed.set, before=True)
     held = asyncio.create_task(patch(client, GPU_1))
     assert await asyncio.to_thread(came.wait, 30)
@@ -222,7 +222,7 @@ async def test_of_writes_on_their_way_at_once_each_is_aimed_at_in_its_turn(
 
     lost, late = faults.AnswerLost(2, "one", times=1), faults.WatchLate(2, "one")
     proxy.aim(lambda method, path, body: path.startswith(GPU_1))
-    proxy.disturb(faults.Held(1, "one", act=wait), lost, late)
+    proxy.disturb(faults.HeldWrite(1, "one", act=wait), lost, late)
     held = asyncio.create_task(patch(client, GPU_1))
     assert await asyncio.to_thread(came.wait, 30)
     assert await patch(client, f"{GPU_1}/status") == 0, "the second one to come"
@@ -274,7 +274,7 @@ async def test_a_watch_is_late_as_a_whole_and_in_its_order(
     ("error", "seen"), [(faults.GONE, Expired), (faults.BROKEN, Unavailable)], ids=["410", "500"]
 )
 async def test_open_watches_end_in_an_error_and_new_ones_do_not(
-    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, error: Refusal, seen: type
+    server: Server, proxy: FaultProxy, client: aiohttp.ClientSession, error: PlayedRefusal, seen: type
 ) -> None:
     proxy.disturb(faults.WatchEnds(1, "one", error=error))
     async with watching(client, NODES.path()) as nodes, watching(client, GPUNODES.path()) as others:

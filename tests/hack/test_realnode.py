@@ -9,12 +9,12 @@ import pytest
 import yaml
 from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
 from hack.realnode import needs, settings
-from hack.realnode.images import Entry, Image, write_archive
+from hack.realnode.images import ImageFile, OneLayerImage, write_archive
 from hack.realnode.settings import NodeFiles
 
 FILES = NodeFiles(Path("/node"))
-IMAGE = Image(
-    "localhost/tool:1", {"bin/tool": Entry(b"program"), "bin/also": Entry(link="tool")}, ["/bin/tool"]
+IMAGE = OneLayerImage(
+    "localhost/tool:1", {"bin/tool": ImageFile(b"program"), "bin/also": ImageFile(link="tool")}, ["/bin/tool"]
 )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from hack.cluster.api import Object
-from hack.realnode.grants import Device, Grant, Refused, find_grant, machine_devices
+from hack.realnode.grants import Grant, GrantRefused, MachineDevice, find_grant, machine_devices
 
 SHOWN: Object = {
     "gpus": [
@@ -33,12 +33,12 @@ CASES = [
     ),
     pytest.param(
         container(visible_devices="1", driver_capabilities="compute"),
-        Grant(False, (1,), (), (Device(1, "GPU-b"),)),
+        Grant(False, (1,), (), (MachineDevice(1, "GPU-b"),)),
         id="without utility there is no NVML",
     ),
     pytest.param(
         container(visible_devices="GPU-a,MIG-c"),
-        Grant(True, (0, 1), ACCESS, (Device(0, "GPU-a"), Device(1, "MIG-c", (2, 0)))),
+        Grant(True, (0, 1), ACCESS, (MachineDevice(0, "GPU-a"), MachineDevice(1, "MIG-c", (2, 0)))),
         id="named devices are those it computes on",
     ),
     pytest.param(
@@ -55,10 +55,10 @@ def test_a_container_gets_what_its_variables_name(spec: Object, expected: Grant 
 
 
 def test_rights_over_mig_are_refused_to_a_container_that_is_not_privileged() -> None:
-    with pytest.raises(Refused, match="cannot set MIG_MONITOR_DEVICES in non privileged container"):
+    with pytest.raises(GrantRefused, match="cannot set MIG_MONITOR_DEVICES in non privileged container"):
         find_grant(container(visible_devices="all", mig_monitor_devices="all"), DEVICES)
 
 
 def test_a_device_that_is_gone_is_refused_by_name() -> None:
-    with pytest.raises(Refused, match="unknown device MIG-gone: this machine has GPU-a, GPU-b, MIG-c"):
+    with pytest.raises(GrantRefused, match="unknown device MIG-gone: this machine has GPU-a, GPU-b, MIG-c"):
         find_grant(container(visible_devices="MIG-gone"), DEVICES)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from hack.images.advisories import AdvisoryError, compare_debian, find, read
-from hack.images.contents import DEBIAN, PYPI, Part
+from hack.images.contents import DEBIAN, PYPI, ImagePart
 
-H2 = Part(PYPI, "h2", "4.4.1", "pkg:pypi/h2@4.4.1", "h2", "4.4.1")
-HPACK = Part(PYPI, "hpack", "4.2.0", "pkg:pypi/hpack@4.2.0", "hpack", "4.2.0")
-SSL = Part(DEBIAN, "libssl3t64", "3.5.7-1~deb13u3", "pkg:deb/debian/libssl3t64", "openssl", "3.5.7-1~deb13u3")
+H2 = ImagePart(PYPI, "h2", "4.4.1", "pkg:pypi/h2@4.4.1", "h2", "4.4.1")
+HPACK = ImagePart(PYPI, "hpack", "4.2.0", "pkg:pypi/hpack@4.2.0", "hpack", "4.2.0")
+SSL = ImagePart(
+    DEBIAN, "libssl3t64", "3.5.7-1~deb13u3", "pkg:deb/debian/libssl3t64", "openssl", "3.5.7-1~deb13u3"
+)
 PARTS = [H2, SSL]
 
 

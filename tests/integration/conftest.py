@@ -53,7 +53,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
 
 
 @pytest.fixture(scope="module")
-def operator(product: Product, request: pytest.FixtureRequest) -> Iterator[launch.Process]:
+def operator(product: Product, request: pytest.FixtureRequest) -> Iterator[launch.LaunchedProcess]:
     """The operator of one module, as a process under the shipped rights, with the settings of the module's mark."""
     mark = request.node.get_closest_marker("operator")
     with product.operator(request.path.stem, **(mark.kwargs if mark else {})) as process:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
-from hack.faultproxy import FaultProxy, Write
+from hack.faultproxy import FaultProxy, ProxiedWrite
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FACTOR, GPUNODES, LEASE, NODES, WAITS, Pool, Product
 
@@ -70,12 +70,12 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CrashOutcome:
     """What a run came to."""
 
     state: Object
     """Everything that lasts, with names and times masked."""
-    log: tuple[Write, ...]
+    log: tuple[ProxiedWrite, ...]
     """Writes that count, in order."""
     restarts: int
 
@@ -115,7 +115,7 @@ class Theatre:
         settings = {f"GPUSHARING_{name.upper()}": value for name, value in (QUICK | dict(self.more)).items()}
         self.environment = launch.operator_environment(FACTOR) | settings | account
 
-    def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> Outcome:
+    def run(self, scenario: Scenario, kill_at: int = 0, *, before: bool = False) -> CrashOutcome:
         """Play it once; `kill_at`: kill -9 after that write (or before it leaves), and start a new operator.
 
         0: undisturbed.
@@ -134,7 +134,7 @@ class Theatre:
                 counted = tuple(write for write in self.proxy.writes if write.number)
                 restarts = len(lives) - 1
         self.clear()
-        return Outcome(state, counted, restarts)
+        return CrashOutcome(state, counted, restarts)
 
     @contextlib.contextmanager
     def _operator(self, scenario: Scenario, log: Path, kill_at: int, before: bool) -> Iterator[list[int]]:

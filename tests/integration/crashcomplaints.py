@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.integration.crash import Outcome, Scenario, Theatre
+from tests.integration.crash import CrashOutcome, Scenario, Theatre
 
 EXTRA_WRITES = 3
 """More than in the undisturbed run that a crash may cost. A successor that gives a slot back before it knows enough to
@@ -27,7 +27,7 @@ LIMIT = 80
 class KillReport:
     """What came of killing the operator at every write of one part of a scenario."""
 
-    undisturbed: list[Outcome]
+    undisturbed: list[CrashOutcome]
     points: int = 0
     complaints: list[str] = field(default_factory=list)
 
@@ -37,11 +37,11 @@ class Kills:
     """Plays scenarios on one stage; what the parts of a scenario share is played once."""
 
     theatre: Theatre
-    _undisturbed: dict[str, list[Outcome]] = field(default_factory=dict)
+    _undisturbed: dict[str, list[CrashOutcome]] = field(default_factory=dict)
     _past: dict[str, int] = field(default_factory=dict)
     """The lowest number of a write, by scenario, that a run did not come to."""
 
-    def undisturbed(self, scenario: Scenario) -> list[Outcome]:
+    def undisturbed(self, scenario: Scenario) -> list[CrashOutcome]:
         """Two runs without a kill; they end alike."""
         if scenario.name not in self._undisturbed:
             one, two = self.theatre.run(scenario), self.theatre.run(scenario)
@@ -66,7 +66,7 @@ class Kills:
         return report
 
 
-def complaints(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> Iterator[str]:
+def complaints(scenario: Scenario, reference: list[CrashOutcome], outcome: CrashOutcome) -> Iterator[str]:
     """What a run did that it must not."""
     if outcome.restarts != 1:
         yield f"{outcome.restarts} restarts"
@@ -82,10 +82,10 @@ def complaints(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -
     yield from too_many(scenario, reference, outcome)
 
 
-def too_many(scenario: Scenario, reference: list[Outcome], outcome: Outcome) -> Iterator[str]:
+def too_many(scenario: Scenario, reference: list[CrashOutcome], outcome: CrashOutcome) -> Iterator[str]:
     """What a crash costs. With quick publishing, how many moments a status shows depends on the pace of a run."""
 
-    def acting(one: Outcome) -> Counter[str]:
+    def acting(one: CrashOutcome) -> Counter[str]:
         return Counter(write for write in one.applied if not write.endswith((*TELLING, ASKING)))
 
     most = max(map(acting, reference), key=Counter.total)

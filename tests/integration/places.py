@@ -94,7 +94,7 @@ def holds(pod: Object) -> bool:
 
 
 @dataclass
-class Watch:
+class WatchFile:
     """One that goes on, and what it has written so far."""
 
     path: str
@@ -118,7 +118,7 @@ class Watched:
     """Both watches."""
 
     plane: ControlPlane
-    watches: tuple[Watch, ...]
+    watches: tuple[WatchFile, ...]
 
     def catch_up(self, *marked: str) -> None:
         """Until both have told of a change that is made now, to these objects."""
@@ -163,7 +163,7 @@ def watched(plane: ControlPlane, folder: Path) -> Iterator[Watched]:
         for path in (NODES, PODS):
             listed = plane.api.get(path)
             version = listed["metadata"]["resourceVersion"]
-            watch = Watch(path, version, listed["items"], folder / path.rpartition("/")[2])
+            watch = WatchFile(path, version, listed["items"], folder / path.rpartition("/")[2])
             query = f"{path}?watch=true&timeoutSeconds=3000&resourceVersion={version}"
             with watch.file.open("w") as output:
                 command = [str(kubectl), f"--kubeconfig={plane.kubeconfig}", "get", "--raw", query]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hack.cluster.api import Api, ApiError, Object
-from hack.cluster.audit import Request, read_requests, wait_logged
+from hack.cluster.audit import AuditedRequest, read_requests, wait_logged
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
@@ -92,7 +92,7 @@ class Product:
 
     def operator(
         self, name: str = "operator", door: launch.Door | None = None, /, **settings: str
-    ) -> launch.Process:
+    ) -> launch.LaunchedProcess:
         """An operator under the shipped rights, not started yet; its log is named after it. `door`: see stage."""
         folder = self.directory / f"{name}-{uuid.uuid4().hex[:6]}"
         folder.mkdir()
@@ -102,7 +102,7 @@ class Product:
         """A moment in the audit log."""
         return self.plane.audit_log.stat().st_size
 
-    def requests(self, since: int = 0, user: str = OPERATOR) -> list[Request]:
+    def requests(self, since: int = 0, user: str = OPERATOR) -> list[AuditedRequest]:
         """What a user asked the API server since then, and had an answer to."""
         self.wait_logged()
         return list(read_requests(self.plane.audit_log, user, start=since))
@@ -111,7 +111,7 @@ class Product:
         """Until the audit log tells of what was answered so far."""
         wait_logged(self.plane.audit_log, self.api)
 
-    def writes(self, resource: str, name: str = "", since: int = 0) -> list[Request]:
+    def writes(self, resource: str, name: str = "", since: int = 0) -> list[AuditedRequest]:
         """Writes of the operator that changed something."""
         return [
             request

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 from hack.cluster.process import free_ports
-from tests.chart.scraping import Prometheus
+from tests.chart.scraping import RunningPrometheus
 from tests.chart.test_monitoring import program
 
 
-class Asked(Prometheus):
+class AskedPrometheus(RunningPrometheus):
     """A running one."""
 
     def __init__(self, port: int) -> None:
@@ -38,7 +38,7 @@ class Asked(Prometheus):
 
 
 @contextmanager
-def asked(folder: Path, jobs: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[Asked]:
+def asked(folder: Path, jobs: Sequence[Mapping[str, Any]], **settings: Any) -> Iterator[AskedPrometheus]:
     """One with these jobs, which it scrapes every second unless they say otherwise. `settings`: more of its file."""
     (port,) = free_ports(1)
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": list(jobs), **settings}
@@ -54,6 +54,6 @@ def asked(folder: Path, jobs: Sequence[Mapping[str, Any]], **settings: Any) -> I
         subprocess.Popen(command, stderr=log, stdout=log) as running,
     ):
         try:
-            yield Asked(port)
+            yield AskedPrometheus(port)
         finally:
             running.terminate()

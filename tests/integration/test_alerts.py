@@ -16,12 +16,12 @@ import yaml
 from hack.cluster.api import Object
 from hack.cluster.process import free_ports, wait_until
 from hack.dashboards import panels
-from hack.faultproxy import FaultProxy, Refusal
-from hack.sim.dcgmexporter import Metered
+from hack.faultproxy import FaultProxy, PlayedRefusal
+from hack.sim.dcgmexporter import DCGMValues
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.pods import ANNOTATION_MEMORY
 from tests.chart.charts import CHART
-from tests.chart.scraping import Prometheus, dcgm_exporter, page, scraping
+from tests.chart.scraping import RunningPrometheus, dcgm_exporter, page, scraping
 from tests.chart.test_monitoring import alerts, filled_in, queries, variables
 from tests.fakes.tls import Identity
 from tests.integration.product import (
@@ -57,8 +57,8 @@ class Trouble:
     """What goes on: the pools by what is wrong in them, and who watches."""
 
     pools: dict[str, Pool]
-    seen: Prometheus
-    operator: launch.Process
+    seen: RunningPrometheus
+    operator: launch.LaunchedProcess
 
     def name(self, pool: str) -> str:
         """Of the policy of the pool."""
@@ -154,10 +154,10 @@ def trouble(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield Trouble(pools, seen, operator)
 
 
-def busy(pool: Pool) -> Metered:
+def busy(pool: Pool) -> DCGMValues:
     """What a SIMULATED dcgm-exporter measures of the one GPU of its first node."""
     (gpu,) = SimulatedGPUs(pool.nodes[0], [L40S]).look()
-    return Metered(0, gpu.uuid, 0.7, 61_440)
+    return DCGMValues(0, gpu.uuid, 0.7, 61_440)
 
 
 def prepare(product: Product, pools: dict[str, Pool]) -> None:
@@ -201,7 +201,7 @@ def begin(product: Product, pools: dict[str, Pool], proxy: FaultProxy) -> None:
     pools["unread"].inject("no-nvml")
     pools["hung"].inject("hang-nvml")
     # As where a role was changed. A node that is being drained has its pods listed in every pass.
-    refusal = Refusal(403, reason="Forbidden")
+    refusal = PlayedRefusal(403, reason="Forbidden")
     proxy.fail("GET", "/api/v1/pods", refusal, query=f"spec.nodeName={pools['refused'].nodes[0]}")
     product.api.merge_patch(f"{NODES}/{pools['silent'].nodes[0]}", {"spec": {"taints": [AWAY]}})
     (resource,) = crowded.offered()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hack.cluster import install, toolchain
 from hack.cluster.api import MERGE_PATCH, Api, Object
-from hack.cluster.clusterpolicy import FIELDS, Field, Version, versions
+from hack.cluster.clusterpolicy import FIELDS, CRDVersion, Field, versions
 from hack.cluster.controlplane import ControlPlane
 from tests.conftest import build_or_skip
 
@@ -54,7 +54,7 @@ def api() -> Iterator[Api]:
         yield plane.api
 
 
-def manifest(version: Version, fields: dict[str, Any]) -> Object:
+def manifest(version: CRDVersion, fields: dict[str, Any]) -> Object:
     """A ClusterPolicy with these fields, and with the blocks that every one must have."""
     found: Object = {
         "apiVersion": f"{version.group}/v1",
@@ -71,7 +71,7 @@ def manifest(version: Version, fields: dict[str, Any]) -> Object:
     return found
 
 
-def stored(api: Api, version: Version, fields: dict[str, Any], **query: str) -> Object:
+def stored(api: Api, version: CRDVersion, fields: dict[str, Any], **query: str) -> Object:
     """What the server makes of it; a status goes to its own path, as the GPU Operator's does."""
     path = f"/apis/{version.group}/v1/clusterpolicies"
     body = manifest(version, fields)
@@ -86,13 +86,13 @@ def stored(api: Api, version: Version, fields: dict[str, Any], **query: str) -> 
         api.delete(f"{path}/gpus")
 
 
-def default_of(version: Version, path: str) -> Any:
+def default_of(version: CRDVersion, path: str) -> Any:
     return next(one.default for one in version.fields if ".".join(one.path) == path)
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(
-    api: Api, version: Version
+    api: Api, version: CRDVersion
 ) -> None:
     whole = {path: row[0] for path, row in READ.items()}
     for path, (_, part, there, absent) in READ.items():
@@ -106,7 +106,7 @@ def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(
-    api: Api, version: Version
+    api: Api, version: CRDVersion
 ) -> None:
     found = stored(api, version, {"spec.migManager.config.default": "all-disabled"})
     pointer = mig_pointer(cluster_policy_view(found), "ours")
@@ -116,7 +116,7 @@ def test_what_the_crd_makes_of_an_empty_block_is_no_value_of_somebody_else(
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
-def test_what_a_version_does_not_know_is_pruned_without_a_word(api: Api, version: Version) -> None:
+def test_what_a_version_does_not_know_is_pruned_without_a_word(api: Api, version: CRDVersion) -> None:
     found = stored(api, version, {**NOT_READ, "spec.devicePlugin.config.made-up": "x"})
     assert "made-up" not in found["spec"]["devicePlugin"].get("config", {})
     known = any(one.there for one in version.fields if one.path[-1] == "nriPluginEnabled")
@@ -125,7 +125,7 @@ def test_what_a_version_does_not_know_is_pruned_without_a_word(api: Api, version
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(
-    api: Api, version: Version
+    api: Api, version: CRDVersion
 ) -> None:
     path = f"/apis/{version.group}/v1/clusterpolicies"
     api.create(path, manifest(version, {"spec.devicePlugin.config.default": "theirs"}))

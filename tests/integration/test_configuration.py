@@ -30,7 +30,7 @@ SEVENTHS = "[{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}]"
 HALVES = "[{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 2}}]"
 
 
-def configured(product: Product) -> launch.Process:
+def configured(product: Product) -> launch.LaunchedProcess:
     """An operator that merges the entries of ConfigMap site-mig."""
     return product.operator(
         "configuration", admin_mig_config_map="site-mig", config_propagation=str(PROPAGATION)
@@ -38,7 +38,7 @@ def configured(product: Product) -> launch.Process:
 
 
 @pytest.fixture(scope="module")
-def operator(product: Product) -> Iterator[launch.Process]:
+def operator(product: Product) -> Iterator[launch.LaunchedProcess]:
     """The operator of this module."""
     with configured(product) as process:
         yield process
@@ -168,7 +168,7 @@ def test_a_config_map_that_was_there_before_us_is_left_alone_until_it_is_handed_
 
 
 def test_what_somebody_does_to_them_while_pools_are_synced_is_put_right_and_touches_nobody(
-    product: Product, operator: launch.Process
+    product: Product, operator: launch.LaunchedProcess
 ) -> None:
     with product.pool(H100) as pool:
         pool.apply(MIXED)
@@ -209,7 +209,7 @@ def damage(maps: Maps) -> None:
 
 @pytest.mark.parametrize("act", [Maps.delete, damage], ids=["deletes them", "edits and strips them"])
 def test_what_somebody_does_to_them_during_a_change_is_put_right_and_the_label_waits_for_it(
-    product: Product, operator: launch.Process, act: Callable[[Maps], None]
+    product: Product, operator: launch.LaunchedProcess, act: Callable[[Maps], None]
 ) -> None:
     with product.pool(H100) as pool:
         pool.apply(OLD)
@@ -250,7 +250,7 @@ def changed(pool: Pool, since: int) -> bool:
 
 
 def test_an_admins_entries_are_merged_followed_and_survive_what_cannot_be_read(
-    product: Product, operator: launch.Process
+    product: Product, operator: launch.LaunchedProcess
 ) -> None:
     named: Object = {"mode": "MIG", "mig": {"config": "mine"}}
     with product.pool(H100) as pool:
@@ -283,7 +283,7 @@ def test_an_admins_entries_are_merged_followed_and_survive_what_cannot_be_read(
 
 
 def test_a_key_that_only_cluster_policy_names_as_the_default_stays(
-    product: Product, operator: launch.Process
+    product: Product, operator: launch.LaunchedProcess
 ) -> None:
     default: dict[str, Any] = {"spec": {"devicePlugin": {"config": {"default": "for-all"}}}}
     path = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"

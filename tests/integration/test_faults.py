@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 from hack.generate import ROOT
-from tests.faults.cases import REACHED, SAMPLE, FaultCase, Result, Results, sample, summary
+from tests.faults.cases import REACHED, SAMPLE, CaseResults, FaultCase, Result, sample, summary
 from tests.faults.points import all_cases, find_points
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
@@ -68,12 +68,12 @@ def cases_of(scenario: Scenario, theatre: FaultTheatre) -> list[FaultCase]:
     return [case for case in sample(names, SEED, RUNS, later=later) if case.scenario == scenario.name]
 
 
-def part(scenario: Scenario) -> Results:
+def part(scenario: Scenario) -> CaseResults:
     """The results of a scenario; of a full run those from before, when they are of the same."""
     path = FOLDER / f"{scenario.name}.jsonl"
     if not FULL:
         path.unlink(missing_ok=True)
-    return Results(path, f"{played()} {'full' if FULL else SEED}", DEPTH)
+    return CaseResults(path, f"{played()} {'full' if FULL else SEED}", DEPTH)
 
 
 def play(theatre: FaultTheatre, scenario: Scenario, case: FaultCase) -> Result:

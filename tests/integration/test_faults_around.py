@@ -20,7 +20,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.faultproxy import faults
 from hack.faultproxy.setclock import SetClock
-from tests.faults.oracle import Outcome
+from tests.faults.oracle import FaultOutcome
 from tests.integration.crash import Scenario
 from tests.integration.crashscenarios import pods_on_three
 from tests.integration.faultlives import Lives
@@ -73,7 +73,7 @@ def theatre(
 
 
 def complaints(
-    theatre: FaultTheatre, run: Outcome, *, faults: int = 1, restarts: int | None = 0
+    theatre: FaultTheatre, run: FaultOutcome, *, faults: int = 1, restarts: int | None = 0
 ) -> list[str]:
     """What the run did that it must not; None: who ended was right to do so."""
     allowed = run.restarts if restarts is None else restarts

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 from hack.cluster import install, toolchain
 from hack.cluster.api import Api, ApiError, Object
-from hack.cluster.audit import Request
+from hack.cluster.audit import AuditedRequest
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import service_account_token
@@ -41,7 +41,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
             yield Product(plane, directory)
 
 
-def deletions(product: Product, since: int) -> list[Request]:
+def deletions(product: Product, since: int) -> list[AuditedRequest]:
     """Pods of `default` that the operator deleted."""
     found = product.requests(since)
     return [one for one in found if (one.verb, one.resource, one.namespace) == ("delete", "pods", "default")]

@@ -22,8 +22,8 @@ from hack.launch import PYTHONPATH
 from tests.docs.commands import Shell, page
 from tests.docs.pages import MIGRATION
 from tests.integration.places import NODES, PODS, Places, Watched, watched
-from tests.integration.product import H100, POLICIES, SECONDS, Pool, Product
-from tests.integration.prometheus import Asked, asked
+from tests.integration.product import GPUNODES, H100, POLICIES, SECONDS, Pool, Product
+from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import PDBS, pod_spec
 
 from gpusharing.cli.troubles import CHANGES, DONE
@@ -150,40 +150,55 @@ def a_pod(product: Product) -> str:
 
 
 def after(product: Product, block: str, places: dict[str, int], moved: bool) -> None:
-    """After a step all pods run, nobody waits, and USED and PENDING of the policies say so."""
+    """After a step all pods run, nobody waits, and USED and PENDING of each policy say so of its own nodes."""
 
-    def shown() -> tuple[int, int, dict[str, int]]:
-        used = pending = 0
-        offered = {}
-        for policy in places:
-            summary = product.api.get(f"{POLICIES}/{policy}").get("status", {}).get("summary") or {}
-            now, _, all_ = str(summary.get("used", "0/0")).partition("/")
-            used, pending = used + int(now), pending + int(summary.get("pendingPods", 0))
-            offered[policy] = int(all_ or 0)
-        return used, pending, offered
+    def shown() -> dict[str, tuple[str, int]]:
+        summaries = {
+            policy: product.api.get(f"{POLICIES}/{policy}").get("status", {}).get("summary") or {}
+            for policy in places
+        }
+        return {
+            policy: (str(one.get("used", "0/0")), int(one.get("pendingPods", 0)))
+            for policy, one in summaries.items()
+        }
 
-    expected = (REPLICAS, 0, places)
+    def expected() -> dict[str, tuple[str, int]]:
+        held = Counter(policy_of(product, pod["spec"]["nodeName"]) for pod in running(product))
+        return {policy: (f"{held[policy]}/{all_}", 0) for policy, all_ in places.items()}
+
     try:
-        wait_until(lambda: shown() == expected, SECONDS, f"the numbers after {block!r}")
+        wait_until(lambda: shown() == expected(), SECONDS, f"the numbers after {block!r}")
     except TimeoutError as error:
-        raise TimeoutError(f"{error}: {shown()} and not {expected}") from None
-    # The numbers above are of readings a moment apart: they may add up while a pod is still on its way.
+        raise TimeoutError(f"{error}: {shown()} and not {expected()}") from None
+    # The numbers above are of readings a moment apart: they may agree while a pod is still on its way.
     asked = {SMALL if moved else GPU: REPLICAS}
     wait_until(lambda: limits(product) == asked, SECONDS, f"the pods after {block!r} to run")
 
 
-def limits(product: Product) -> Counter[str]:
-    """What the pods that run ask for."""
+def policy_of(product: Product, node: str) -> str:
+    """Whose node it is, as the operator shows people."""
+    transition = product.api.get(f"{GPUNODES}/{node}").get("status", {}).get("transition") or {}
+    return str(transition.get("policy", ""))
+
+
+def running(product: Product) -> list[Object]:
+    """The pods that run and stay."""
     pods = product.api.list(PODS, labelSelector=f"app={APP}")
-    running = [
+    return [
         pod
         for pod in pods
         if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
     ]
-    return Counter(name for pod in running for name in pod["spec"]["containers"][0]["resources"]["limits"])
 
 
-def measured(prometheus: Asked) -> None:
+def limits(product: Product) -> Counter[str]:
+    """What the pods that run ask for."""
+    return Counter(
+        name for pod in running(product) for name in pod["spec"]["containers"][0]["resources"]["limits"]
+    )
+
+
+def measured(prometheus: AskedPrometheus) -> None:
     """`cost` tells both halves of the pool apart."""
 
     def told() -> set[str]:

@@ -176,7 +176,7 @@ class Walkers:
 
 
 @pytest.fixture(scope="module")
-def walkers(product: Product, operator: launch.Process) -> Iterator[Walkers]:
+def walkers(product: Product, operator: launch.LaunchedProcess) -> Iterator[Walkers]:
     """They stand at the beginning, adopted."""
     begun = product.mark()
     with contextlib.ExitStack() as stack:

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from hack.cluster.audit import Request
+from hack.cluster.audit import AuditedRequest
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import node_bound_token
 from hack.nvmlsim.simulator import Simulator
@@ -33,7 +33,7 @@ def granted(subject: str) -> set[Used]:
     }
 
 
-def used(subject: str, requests: list[Request]) -> Counter[Used]:
+def used(subject: str, requests: list[AuditedRequest]) -> Counter[Used]:
     """Requests about objects; paths such as /api and /version are everybody's."""
     return Counter(
         (subject, request.group, request.resource, request.verb)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from hack.cluster.api import Object
-from hack.faultproxy import FaultProxy, Refusal
+from hack.faultproxy import FaultProxy, PlayedRefusal
 from tests.fakes.tls import Identity
 from tests.integration.product import (
     FACTOR,
@@ -35,7 +35,7 @@ class Sickbed:
     """A proxy, and the log of the operator behind it."""
 
     proxy: FaultProxy
-    process: launch.Process
+    process: launch.LaunchedProcess
 
     def said(self) -> str:
         """The operator's log."""
@@ -55,21 +55,21 @@ def sickbed(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Itera
             assert process.exit_status is None, process.log.read_text()[-3000:]
 
 
-ROWS: dict[str, tuple[str, str, Refusal | None]] = {
-    "LIST of its pods, 503": ("GET", "pods", Refusal(503, WORDS)),
+ROWS: dict[str, tuple[str, str, PlayedRefusal | None]] = {
+    "LIST of its pods, 503": ("GET", "pods", PlayedRefusal(503, WORDS)),
     "LIST of its pods, no answer": ("GET", "pods", None),
-    "eviction, 504": ("POST", "eviction", Refusal(504, WORDS)),
-    "eviction, 500": ("POST", "eviction", Refusal(500, WORDS)),
-    "Node, 500": ("PATCH", "node", Refusal(500, WORDS)),
-    "Node, 409": ("PATCH", "node", Refusal(409, WORDS, "Conflict")),
-    "Node, 429": ("PATCH", "node", Refusal(429, WORDS, "TooManyRequests", retry_after=1)),
+    "eviction, 504": ("POST", "eviction", PlayedRefusal(504, WORDS)),
+    "eviction, 500": ("POST", "eviction", PlayedRefusal(500, WORDS)),
+    "Node, 500": ("PATCH", "node", PlayedRefusal(500, WORDS)),
+    "Node, 409": ("PATCH", "node", PlayedRefusal(409, WORDS, "Conflict")),
+    "Node, 429": ("PATCH", "node", PlayedRefusal(429, WORDS, "TooManyRequests", retry_after=1)),
     "Node, no answer": ("PATCH", "node", None),
-    "GPUNode, 403": ("PATCH", "gpunode", Refusal(403, WORDS, "Forbidden")),
-    "status of the GPUNode, 503": ("PATCH", "status", Refusal(503, WORDS)),
+    "GPUNode, 403": ("PATCH", "gpunode", PlayedRefusal(403, WORDS, "Forbidden")),
+    "status of the GPUNode, 503": ("PATCH", "status", PlayedRefusal(503, WORDS)),
 }
 
 
-def fall_ill(bed: Sickbed, pool: Pool, method: str, what: str, answer: Refusal | None) -> None:
+def fall_ill(bed: Sickbed, pool: Pool, method: str, what: str, answer: PlayedRefusal | None) -> None:
     """From now on calls about the first node of the pool fail."""
     node = pool.nodes[0]
     paths = {
@@ -84,7 +84,7 @@ def fall_ill(bed: Sickbed, pool: Pool, method: str, what: str, answer: Refusal |
 
 @pytest.mark.parametrize(("method", "what", "answer"), ROWS.values(), ids=ROWS.keys())
 def test_a_sick_object_keeps_its_own_node_only_and_is_named(
-    sickbed: Sickbed, product: Product, method: str, what: str, answer: Refusal | None
+    sickbed: Sickbed, product: Product, method: str, what: str, answer: PlayedRefusal | None
 ) -> None:
     with product.pool(H100, H100, H100) as pool:
         sick, *healthy = pool.nodes

@@ -84,41 +84,13 @@ def config_map(name: str, **metadata: Any) -> JSON:
     }
 
 
-class ObjectContract:
-    """Reading, writing, listing, watching."""
-
-    async def test_what_is_not_there_is_not_found_by_any_verb(self, server: Server) -> None:
-        client, ns = server.client, server.name
-        for call in (
-            client.get(CONFIG_MAPS, "x", namespace=ns),
-            client.patch(CONFIG_MAPS, "x", {"data": {}}, namespace=ns),
-            client.delete(CONFIG_MAPS, "x", namespace=ns, uid="u"),
-            client.evict(ns, "x", "u"),
-            client.log(ns, "x", 10),
-        ):
-            with pytest.raises(errors.NotFound):
-                await call
+class NodeAPIContract:
+    """Listing, watching, patching: also what the agent relies on (agent/api.py)."""
 
     async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, server: Server) -> None:
         assert await server.client.served(NODES)
         assert await server.client.served(GPUNODES)
         assert not await server.client.served(server.missing)
-
-    async def test_the_server_says_its_version(self, server: Server) -> None:
-        assert re.match(r"v1\.\d+\.", await server.client.version())
-
-    async def test_an_object_is_created_once(self, server: Server) -> None:
-        created = await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
-        assert created["metadata"]["uid"]
-        assert created["metadata"]["namespace"] == server.name
-        with pytest.raises(errors.AlreadyExists):
-            await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
-        assert await server.client.get(CONFIG_MAPS, "one", namespace=server.name) == created
-
-    async def test_an_object_without_a_name_is_invalid(self, server: Server) -> None:
-        nameless = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}
-        with pytest.raises(errors.Invalid):
-            await server.client.create(CONFIG_MAPS, nameless, namespace=server.name)
 
     async def test_a_merge_patch_sets_and_removes_and_answers_the_new_object(self, server: Server) -> None:
         client, ns = server.client, server.name
@@ -155,25 +127,6 @@ class ObjectContract:
         with pytest.raises(errors.Invalid):
             await client.patch(CONFIG_MAPS, "one", {"metadata": {"uid": "other"}}, namespace=ns)
 
-    async def test_a_deletion_meant_for_another_uid_is_refused(self, server: Server) -> None:
-        client, ns = server.client, server.name
-        created = await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
-        with pytest.raises(errors.Conflict):
-            await client.delete(CONFIG_MAPS, "one", namespace=ns, uid="00000000-0000-4000-8000-00000000dead")
-        await client.delete(CONFIG_MAPS, "one", namespace=ns, uid=created["metadata"]["uid"])
-        with pytest.raises(errors.NotFound):
-            await client.get(CONFIG_MAPS, "one", namespace=ns)
-
-    async def test_a_finalizer_holds_an_object_until_it_is_taken_off(self, server: Server) -> None:
-        client, ns = server.client, server.name
-        created = await client.create(CONFIG_MAPS, config_map("one", finalizers=["a.b/c"]), namespace=ns)
-        await client.delete(CONFIG_MAPS, "one", namespace=ns, uid=created["metadata"]["uid"])
-        held = await client.get(CONFIG_MAPS, "one", namespace=ns)
-        assert held["metadata"]["deletionTimestamp"]
-        await client.patch(CONFIG_MAPS, "one", {"metadata": {"finalizers": None}}, namespace=ns)
-        with pytest.raises(errors.NotFound):
-            await client.get(CONFIG_MAPS, "one", namespace=ns)
-
     async def test_spec_and_status_are_written_apart_and_only_the_spec_counts_generations(
         self, server: Server
     ) -> None:
@@ -195,29 +148,6 @@ class ObjectContract:
         status_only = await client.patch(GPUNODES, name, both, subresource="status")
         assert status_only["status"]["transition"]["phase"] == "Draining"
         assert (status_only["spec"]["request"]["id"], status_only["metadata"]["generation"]) == ("b", 2)
-
-    async def test_a_node_is_cordoned_and_uncordoned(self, server: Server) -> None:
-        client, name = server.client, server.name
-        await client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-        cordoned = await client.patch(NODES, name, {"spec": {"unschedulable": True}})
-        assert cordoned["spec"]["unschedulable"] is True
-        lifted = await client.patch(NODES, name, {"spec": {"unschedulable": None}})
-        assert "unschedulable" not in lifted["spec"]
-
-    async def test_a_lease_is_taken_by_a_conditional_patch(self, server: Server) -> None:
-        client, ns = server.client, server.name
-        body = {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": "leader"},
-            "spec": {"holderIdentity": "a", "leaseDurationSeconds": 15},
-        }
-        free = await client.create(LEASES, body, namespace=ns)
-        version = {"resourceVersion": free["metadata"]["resourceVersion"]}
-        taken = {"metadata": version, "spec": {"holderIdentity": None}}
-        assert "holderIdentity" not in (await client.patch(LEASES, "leader", taken, namespace=ns))["spec"]
-        with pytest.raises(errors.Conflict):
-            await client.patch(LEASES, "leader", taken, namespace=ns)
 
     async def test_a_list_comes_in_pages_of_one_moment(self, server: Server) -> None:
         client, ns = server.client, server.name
@@ -276,6 +206,80 @@ class ObjectContract:
         await server.forget_history()
         with pytest.raises(errors.Expired):
             await take(server.client.watch(GPUNODES, "1"), 1)
+
+
+class ObjectContract(NodeAPIContract):
+    """The other verbs."""
+
+    async def test_what_is_not_there_is_not_found_by_any_verb(self, server: Server) -> None:
+        client, ns = server.client, server.name
+        for call in (
+            client.get(CONFIG_MAPS, "x", namespace=ns),
+            client.patch(CONFIG_MAPS, "x", {"data": {}}, namespace=ns),
+            client.delete(CONFIG_MAPS, "x", namespace=ns, uid="u"),
+            client.evict(ns, "x", "u"),
+            client.log(ns, "x", 10),
+        ):
+            with pytest.raises(errors.NotFound):
+                await call
+
+    async def test_the_server_says_its_version(self, server: Server) -> None:
+        assert re.match(r"v1\.\d+\.", await server.client.version())
+
+    async def test_an_object_is_created_once(self, server: Server) -> None:
+        created = await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
+        assert created["metadata"]["uid"]
+        assert created["metadata"]["namespace"] == server.name
+        with pytest.raises(errors.AlreadyExists):
+            await server.client.create(CONFIG_MAPS, config_map("one"), namespace=server.name)
+        assert await server.client.get(CONFIG_MAPS, "one", namespace=server.name) == created
+
+    async def test_an_object_without_a_name_is_invalid(self, server: Server) -> None:
+        nameless = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {}}
+        with pytest.raises(errors.Invalid):
+            await server.client.create(CONFIG_MAPS, nameless, namespace=server.name)
+
+    async def test_a_deletion_meant_for_another_uid_is_refused(self, server: Server) -> None:
+        client, ns = server.client, server.name
+        created = await client.create(CONFIG_MAPS, config_map("one"), namespace=ns)
+        with pytest.raises(errors.Conflict):
+            await client.delete(CONFIG_MAPS, "one", namespace=ns, uid="00000000-0000-4000-8000-00000000dead")
+        await client.delete(CONFIG_MAPS, "one", namespace=ns, uid=created["metadata"]["uid"])
+        with pytest.raises(errors.NotFound):
+            await client.get(CONFIG_MAPS, "one", namespace=ns)
+
+    async def test_a_finalizer_holds_an_object_until_it_is_taken_off(self, server: Server) -> None:
+        client, ns = server.client, server.name
+        created = await client.create(CONFIG_MAPS, config_map("one", finalizers=["a.b/c"]), namespace=ns)
+        await client.delete(CONFIG_MAPS, "one", namespace=ns, uid=created["metadata"]["uid"])
+        held = await client.get(CONFIG_MAPS, "one", namespace=ns)
+        assert held["metadata"]["deletionTimestamp"]
+        await client.patch(CONFIG_MAPS, "one", {"metadata": {"finalizers": None}}, namespace=ns)
+        with pytest.raises(errors.NotFound):
+            await client.get(CONFIG_MAPS, "one", namespace=ns)
+
+    async def test_a_node_is_cordoned_and_uncordoned(self, server: Server) -> None:
+        client, name = server.client, server.name
+        await client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+        cordoned = await client.patch(NODES, name, {"spec": {"unschedulable": True}})
+        assert cordoned["spec"]["unschedulable"] is True
+        lifted = await client.patch(NODES, name, {"spec": {"unschedulable": None}})
+        assert "unschedulable" not in lifted["spec"]
+
+    async def test_a_lease_is_taken_by_a_conditional_patch(self, server: Server) -> None:
+        client, ns = server.client, server.name
+        body = {
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": "leader"},
+            "spec": {"holderIdentity": "a", "leaseDurationSeconds": 15},
+        }
+        free = await client.create(LEASES, body, namespace=ns)
+        version = {"resourceVersion": free["metadata"]["resourceVersion"]}
+        taken = {"metadata": version, "spec": {"holderIdentity": None}}
+        assert "holderIdentity" not in (await client.patch(LEASES, "leader", taken, namespace=ns))["spec"]
+        with pytest.raises(errors.Conflict):
+            await client.patch(LEASES, "leader", taken, namespace=ns)
 
     async def test_nothing_new_is_accepted_in_a_terminating_namespace(self, server: Server) -> None:
         await server.terminate_namespace()

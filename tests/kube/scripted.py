@@ -17,7 +17,7 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass
-class Asked:
+class ArrivedRequest:
     """One request as it arrived."""
 
     method: str
@@ -33,13 +33,13 @@ class Scripted:
 
     url: str = ""
     answers: list[Answer] = field(default_factory=list)
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[ArrivedRequest] = field(default_factory=list)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Remember the request and give the next answer."""
         body = await request.text()
         self.asked.append(
-            Asked(
+            ArrivedRequest(
                 request.method,
                 request.path,
                 dict(request.query),

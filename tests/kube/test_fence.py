@@ -15,8 +15,8 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
-from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.pools.failures import MOST
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, FailedNode, Fence, Verified
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)

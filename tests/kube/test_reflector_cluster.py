@@ -15,7 +15,7 @@ from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.actions import FenceNode, LabelNode, Release
+from gpusharing.planning.snapshot.actions import FenceNode, LabelNode, Release
 from gpusharing.planning.snapshot.records import Claim, Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
 

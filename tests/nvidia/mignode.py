@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hack.cluster.api import ApiError, Object
 from hack.cluster.controlplane import ControlPlane
-from hack.nvidia.migmanager import MigManager
+from hack.nvidia.migmanager import MigManagerProgram
 from hack.nvidia.sandbox import Sandbox
 from hack.nvmlsim.simulator import Simulator
 from hack.results import Asked
@@ -42,7 +42,7 @@ class MigNode:
         sandbox = Sandbox(self.simulator, folder / "box")
         config = sandbox.folder / "mig.yaml"
         config.write_text(migfile.render(ENTRIES))
-        self.manager = MigManager(sandbox, self.name, plane.kubeconfig, config)
+        self.manager = MigManagerProgram(sandbox, self.name, plane.kubeconfig, config)
         self._node = self.api.create(NODES, {"metadata": {"name": self.name}})
 
     def label(self, **labels: str | None) -> None:

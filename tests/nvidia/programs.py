@@ -143,7 +143,7 @@ class Program:
         end_group(self.process)
 
 
-class DevicePlugin:
+class DevicePluginProgram:
     """The device plugin, registered with the stand-in for the kubelet."""
 
     def __init__(
@@ -204,7 +204,7 @@ class DevicePlugin:
 
 def served(sandbox: Sandbox, config: str, expected: int, limits: Sequence[str] = ()) -> dict[str, int]:
     """What the device plugin advertises with this configuration, through its start and its end."""
-    return DevicePlugin(sandbox, config, limits=limits).resources(expected)
+    return DevicePluginProgram(sandbox, config, limits=limits).resources(expected)
 
 
 def start_mps_daemon(sandbox: Sandbox, config: str) -> Program:
@@ -225,6 +225,6 @@ def running_mps_daemon(sandbox: Sandbox, config: str) -> Iterator[Program]:
         daemon.stop()
 
 
-def start_mps_plugin(sandbox: Sandbox, config: str) -> DevicePlugin:
+def start_mps_plugin(sandbox: Sandbox, config: str) -> DevicePluginProgram:
     """Start the device plugin beside the MPS control daemon."""
-    return DevicePlugin(sandbox, config, "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER])
+    return DevicePluginProgram(sandbox, config, "--mps-root", "/run/nvidia/mps", added=[MPS_FOLDER])

@@ -8,11 +8,11 @@ from hack.nvmlsim.models import find_model
 from tests.build import make_gpu, make_gpunode, make_node, make_stack
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
-from gpusharing.planning.proof.verify import Comparison
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import pluginconfig
+from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.verify import Comparison
 from gpusharing.planning.words.findings import Finding
 
 

@@ -12,7 +12,7 @@ from hack.cluster.process import wait_until
 from hack.nvidia import build
 from hack.nvidia.kubelet import gfd_labels_in
 from hack.nvidia.mounts import Mount
-from hack.nvidia.operands import GFD, Programs
+from hack.nvidia.operands import GFD, PodPrograms
 from hack.nvidia.tasks import SandboxTask
 from hack.results import Asked
 from tests.configs import make_shared
@@ -137,7 +137,7 @@ def test_what_ends_in_another_pod_of_the_node_keeps_no_program_from_its_signal(
     """It reads the command lines of all processes that it sees, and ends at one that is over: of its own pod only."""
     node, key = f"{NODES}/two-pods", LABEL_PLUGIN_CONFIG
     plane.api.create(NODES, {"metadata": {"name": "two-pods", "labels": {key: KEY_FULL}}})
-    programs = Programs(
+    programs = PodPrograms(
         plane.api, "two-pods", plane.kubeconfig, make_sandbox(MODEL), Mount(tmp_path / "plugin"),
         Mount(tmp_path / "mig"), tmp_path / "podresources.sock",
     )  # fmt: skip

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from hack.cluster.audit import read_requests, wait_logged
 from hack.cluster.nodes import LABEL_POOL
-from hack.nvidia.loop import OPERATOR, WAITS, Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import OPERATOR, WAITS, NvidiaLoop, is_cordoned, mig_state, running_loop
 from hack.nvidia.operands import SELECTORS
 from tests.embedded.oracle import wanted_resources
 from tests.integration.test_import import FLEETS, VALUES, commands, settings
 from tests.integration.test_output import plugin
-from tests.recipes import H100, L40S, MIG, Pool, Recipe, parted
+from tests.recipes import H100, L40S, MIG, Recipe, RecipePool, parted
 
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
@@ -44,9 +44,9 @@ WELL = "exit status 0\n"
 class Fleet:
     """One recipe on nodes with NVIDIA's programs."""
 
-    loop: Loop
+    loop: NvidiaLoop
     recipe: Recipe
-    pools: dict[str, Pool] = field(init=False)
+    pools: dict[str, RecipePool] = field(init=False)
     """By node."""
 
     def __post_init__(self) -> None:
@@ -195,7 +195,7 @@ class Fleet:
         return Counter(one.name for one in written)
 
 
-def machines(recipe: Recipe) -> dict[str, Pool]:
+def machines(recipe: Recipe) -> dict[str, RecipePool]:
     """Pools by node."""
     return {f"{group}-{n}": pool for group, pool in recipe.pools.items() for n in range(pool.count)}
 

@@ -6,7 +6,7 @@ from hack.nvmlsim.simulator import EVENT_XID
 from hack.results import Asked
 from hack.sim.plugin import PluginError
 from tests.nvidia.conftest import Count, MakeSandbox
-from tests.nvidia.programs import DevicePlugin, ProgramEnded, gfd_labels, served, set_layouts
+from tests.nvidia.programs import DevicePluginProgram, ProgramEnded, gfd_labels, served, set_layouts
 from tests.nvidia.standins import check_gfd, check_plugin
 from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, refusal, slices, slicing
 
@@ -164,7 +164,7 @@ def test_single_on_what_is_not_one_kind_ends_the_plugin_and_gfd_says_invalid_so_
 
 def test_a_gpu_that_fell_off_the_bus_is_no_longer_healthy(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb", "h100-80gb")
-    plugin = DevicePlugin(sandbox, pluginconfig.render(PluginConfig()))
+    plugin = DevicePluginProgram(sandbox, pluginconfig.render(PluginConfig()))
     plugin.wait_for("nvidia.com/gpu", 2)
     plugin.plugin.wait_for_log("Registered device plugin")
 

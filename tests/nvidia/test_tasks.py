@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hack.nvidia.tasks import Container
+from hack.nvidia.tasks import RestartedTask
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Ending:
 def test_a_program_that_has_ended_is_not_seen_while_it_waits_for_its_next_start() -> None:
     """config-manager gives up at a process that it cannot read, and two that wait in turns would never come up."""
     program = Ending()
-    container = Container(program)
+    container = RestartedTask(program)
     container.look()
     program.end()
     container.look()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import MODEL, POLICY, Loop, is_cordoned, mig_state, running_loop
+from hack.nvidia.loop import MODEL, POLICY, NvidiaLoop, is_cordoned, mig_state, running_loop
 from hack.nvidia.walk import FULL, HALVES, SINGLE, WALK
 from hack.results import Asked
 from tests.nvidia.conftest import Count
@@ -22,7 +22,7 @@ SHORT = "gpusharing-"
 
 
 @pytest.fixture(scope="module")
-def loop(nvidia_programs: None) -> Iterator[Loop]:
+def loop(nvidia_programs: None) -> Iterator[NvidiaLoop]:
     with (
         tempfile.TemporaryDirectory(prefix=SHORT) as folder,
         running_loop(Path(folder), "one", "two") as made,
@@ -30,7 +30,7 @@ def loop(nvidia_programs: None) -> Iterator[Loop]:
         yield made
 
 
-def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop, count: Count) -> None:
+def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: NvidiaLoop, count: Count) -> None:
     offered = ""
     for stop in WALK:
         working = [loop.run_pod(node, offered) for node in loop.nodes if offered]
@@ -44,7 +44,7 @@ def test_each_change_is_proven_by_five_real_sources_after_a_drain(loop: Loop, co
         count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
-def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop, count: Count) -> None:
+def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: NvidiaLoop, count: Count) -> None:
     loop.bring(**FULL)
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "hang")  # so that it is in the middle
     loop.apply(**HALVES)
@@ -56,7 +56,7 @@ def test_a_mig_manager_that_is_killed_in_the_middle_goes_on(loop: Loop, count: C
     count(MODEL, Asked.CHANGES, 2 * len(loop.nodes))
 
 
-def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop, count: Count) -> None:
+def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: NvidiaLoop, count: Count) -> None:
     loop.bring(**HALVES)  # a full success before: then a failure of the same process forgets the operands
     before = len(loop.events("ActuatorRestarted"))
     loop.nodes["one"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", count=1)
@@ -67,7 +67,7 @@ def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Loop,
 
 
 def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(
-    loop: Loop, count: Count
+    loop: NvidiaLoop, count: Count
 ) -> None:
     loop.bring(**SINGLE)
     loop.nodes["two"].simulator.inject("nvmlDeviceCreateGpuInstance", "UNKNOWN", gpu=1)
@@ -86,7 +86,9 @@ def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(
     count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
-def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(loop: Loop, count: Count) -> None:
+def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(
+    loop: NvidiaLoop, count: Count
+) -> None:
     before = len(loop.events("ActuatorRestarted"))
     with undeletable(loop.api, create_pod(loop.api, "one", "nvidia-operator-validator")):
         loop.bring(**SINGLE)
@@ -96,7 +98,7 @@ def test_a_mig_manager_that_stays_pending_for_ever_is_cured_by_a_restart(loop: L
 
 
 def test_a_policy_that_is_deleted_with_reset_leaves_whole_gpus_that_are_served_without_our_labels(
-    loop: Loop, count: Count
+    loop: NvidiaLoop, count: Count
 ) -> None:
     """The last one of the file: its policy is gone then. NVIDIA's device plugin goes by ClusterPolicy's default."""
     loop.bring(**HALVES, deletionPolicy="Reset")

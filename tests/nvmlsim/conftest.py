@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hack.nvmlsim import build
 from hack.nvmlsim.simulator import Simulator
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
-MakeMachine = Callable[..., Machine]
+MakeMachine = Callable[..., SimMachine]
 
 
 @pytest.fixture
@@ -17,14 +17,14 @@ def make_machine(tmp_path: Path) -> MakeMachine:
     if build.compiler() is None:
         pytest.skip("the NVML simulator needs a C compiler: there is no cc or gcc on PATH")
 
-    def make(*models: str, driver: str = "580.95.05") -> Machine:
-        return Machine(Simulator.create(tmp_path / "nvml.state", models, driver=driver, seed="test"))
+    def make(*models: str, driver: str = "580.95.05") -> SimMachine:
+        return SimMachine(Simulator.create(tmp_path / "nvml.state", models, driver=driver, seed="test"))
 
     return make
 
 
 @pytest.fixture
-def h100(make_machine: MakeMachine) -> Machine:
+def h100(make_machine: MakeMachine) -> SimMachine:
     """One H100 80 GB with MIG on."""
     machine = make_machine("h100-80gb")
     machine.simulator.set_gpu(0, mig_current=1, mig_pending=1)

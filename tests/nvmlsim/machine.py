@@ -14,7 +14,7 @@ CLIENT = Path(__file__).with_name("client.py")
 SECONDS = 60
 
 
-class Machine:
+class SimMachine:
     """The simulator, and `ask` to call a function of client.py on it."""
 
     def __init__(self, simulator: Simulator) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 from hack.nvmlsim.simulator import EVENT_XID, Simulator, SimulatorError
 from tests.nvmlsim.conftest import MakeMachine
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, GPU_IS_LOST = 3, 4, 6, 9, 15
 IN_USE, INSUFFICIENT_RESOURCES, UNKNOWN = 19, 23, 999
 CHURNERS, CHURN_TURNS = 6, 2000
 
 
-def test_a_call_hangs_until_the_fault_is_taken_back(h100: Machine) -> None:
+def test_a_call_hangs_until_the_fault_is_taken_back(h100: SimMachine) -> None:
     h100.simulator.inject("nvmlDeviceGetTotalEccErrors", "hang")
     stuck = h100.start("gpu_report", gpu=0)
     deadline = time.monotonic() + 60
@@ -35,7 +35,7 @@ def test_a_named_call_fails_on_the_named_gpu_only(fault: str, code: int, make_ma
     assert machine.ask("gpu_report", gpu=1)["utilization"] == {"error": code}
 
 
-def test_a_fault_of_a_function_is_one_of_all_its_versions(h100: Machine) -> None:
+def test_a_fault_of_a_function_is_one_of_all_its_versions(h100: SimMachine) -> None:
     h100.simulator.inject("nvmlDeviceGetCount", "UNKNOWN", count=1)
     h100.simulator.inject("nvmlDeviceGetHandleByIndex_v2", "UNKNOWN", skip=1, count=1)
     assert h100.ask("gpu_report", gpu=0)["name"] == "NVIDIA H100 80GB HBM3"
@@ -43,14 +43,14 @@ def test_a_fault_of_a_function_is_one_of_all_its_versions(h100: Machine) -> None
     assert h100.ask("gpu_report", gpu=0)["name"] == "NVIDIA H100 80GB HBM3"
 
 
-def test_a_create_fails_midway_and_leaves_what_was_made_before(h100: Machine) -> None:
+def test_a_create_fails_midway_and_leaves_what_was_made_before(h100: SimMachine) -> None:
     h100.simulator.inject("nvmlGpuInstanceCreateComputeInstance", "INSUFFICIENT_RESOURCES", skip=2, count=1)
     assert h100.ask("create", gpu=0, profile_ids=[19] * 7) == {"error": INSUFFICIENT_RESOURCES}
     left = h100.simulator.show()["gpus"][0]["instances"]
     assert [len(instance["compute"]) for instance in left] == [1, 0, 1]
 
 
-def test_an_unknown_function_or_fault_is_refused_with_the_choice(h100: Machine) -> None:
+def test_an_unknown_function_or_fault_is_refused_with_the_choice(h100: SimMachine) -> None:
     with pytest.raises(SimulatorError, match=re.escape("nvmlDeviceGetFanSpeed is not simulated")):
         h100.simulator.inject("nvmlDeviceGetFanSpeed", "hang")
     with pytest.raises(SimulatorError, match="no fault 'SLOW': choose hang"):
@@ -64,23 +64,23 @@ def test_a_lost_gpu_answers_nothing_and_the_other_goes_on(make_machine: MakeMach
     assert machine.ask("gpu_report", gpu=1)["mig_mode"] == [0, 0]
 
 
-def test_without_a_driver_nothing_starts(h100: Machine) -> None:
+def test_without_a_driver_nothing_starts(h100: SimMachine) -> None:
     h100.simulator.set_machine(driver_loaded=0)
     assert h100.ask("gpu_report", gpu=0) == {"error": DRIVER_NOT_LOADED}
 
 
-def test_a_file_of_another_version_is_refused(h100: Machine) -> None:
+def test_a_file_of_another_version_is_refused(h100: SimMachine) -> None:
     h100.simulator.path.write_bytes(b"not a state file")
     assert h100.ask("gpu_report", gpu=0) == {"error": DRIVER_NOT_LOADED}
     with pytest.raises(SimulatorError, match="create it again"):
         h100.simulator.show()
 
 
-def test_a_function_that_is_not_simulated_exists_and_is_not_supported(h100: Machine) -> None:
+def test_a_function_that_is_not_simulated_exists_and_is_not_supported(h100: SimMachine) -> None:
     assert h100.ask("call_by_name", name="nvmlDeviceGetFanSpeed") == NOT_SUPPORTED
 
 
-def test_destroying_what_a_process_uses_is_refused_and_its_neighbour_goes(h100: Machine) -> None:
+def test_destroying_what_a_process_uses_is_refused_and_its_neighbour_goes(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
     h100.simulator.add_process(0, 4711, "python3", gpu_instance=2, compute_instance=0)
     assert h100.ask("destroy_all", gpu=0) == {"error": IN_USE}
@@ -91,7 +91,7 @@ def test_destroying_what_a_process_uses_is_refused_and_its_neighbour_goes(h100: 
     assert h100.ask("destroy_all", gpu=0) is None
 
 
-def test_processes_are_listed_where_they_run_and_named_where_nvml_knows_them(h100: Machine) -> None:
+def test_processes_are_listed_where_they_run_and_named_where_nvml_knows_them(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
     h100.simulator.add_process(
         0, 4711, "python3 train.py", gpu_instance=1, compute_instance=0, memory_mib=100
@@ -142,7 +142,7 @@ def test_compute_mode_can_be_set_by_root_and_not_with_mig(make_machine: MakeMach
     assert machine.ask("set_compute_mode", gpu=0, mode=3) == {"error": NOT_SUPPORTED}
 
 
-def test_a_card_can_contradict_the_table(h100: Machine) -> None:
+def test_a_card_can_contradict_the_table(h100: SimMachine) -> None:
     h100.simulator.set_profile(0, "1g.10gb", id=99, instance_count=6)
     first = h100.ask("profiles", gpu=0)[0]
     assert (first["id"], first["max"]) == (99, 6)
@@ -150,7 +150,7 @@ def test_a_card_can_contradict_the_table(h100: Machine) -> None:
     assert h100.ask("create", gpu=0, profile_ids=[99]) == {"error": INSUFFICIENT_RESOURCES}
 
 
-def test_events_reach_who_registered_before_and_only_for_what_he_wants(h100: Machine) -> None:
+def test_events_reach_who_registered_before_and_only_for_what_he_wants(h100: SimMachine) -> None:
     h100.simulator.post_event(0, EVENT_XID, 13)
     waiting = h100.start("wait_events", gpu=0, types=EVENT_XID | 0x100, count=2)
     waiting.wait_ready()
@@ -160,11 +160,11 @@ def test_events_reach_who_registered_before_and_only_for_what_he_wants(h100: Mac
     assert waiting.result() == [[EVENT_XID, 79, 2], [0x100, 0, 7]]
 
 
-def test_a_wait_without_events_times_out(h100: Machine) -> None:
+def test_a_wait_without_events_times_out(h100: SimMachine) -> None:
     assert 0.2 <= h100.ask("wait_in_vain", milliseconds=200) < 20
 
 
-def test_six_processes_create_and_destroy_at_once_without_an_overlap(h100: Machine) -> None:
+def test_six_processes_create_and_destroy_at_once_without_an_overlap(h100: SimMachine) -> None:
     orders = ([19, 14, 9], [14, 19], [9, 19, 15], [19], [15, 14, 19], [5, 19, 14])
     churners = [h100.start("churn", gpu=0, profile_ids=ids, turns=CHURN_TURNS) for ids in orders]
     for churner in churners:

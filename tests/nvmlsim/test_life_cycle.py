@@ -3,7 +3,7 @@
 import pytest
 from hack.nvmlsim.models import find_model, profile_index, simulated_cards
 from tests.nvmlsim.conftest import MakeMachine
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import maximal_layouts
@@ -109,18 +109,18 @@ def test_every_maximal_layout_of_our_geometry_can_be_built_and_then_nothing_fits
     ids=["seven 1g", "two 3g", "1g 2g 4g", "3g and four 1g", "7g"],
 )
 def test_the_driver_chooses_places_as_the_user_guide_shows(
-    profile_ids: list[int], ids: list[int], h100: Machine
+    profile_ids: list[int], ids: list[int], h100: SimMachine
 ) -> None:
     assert [instance[0] for instance in h100.ask("create", gpu=0, profile_ids=profile_ids)] == ids
 
 
-def test_small_instances_first_leave_no_room_that_large_first_would_have_had(h100: Machine) -> None:
+def test_small_instances_first_leave_no_room_that_large_first_would_have_had(h100: SimMachine) -> None:
     assert h100.ask("create", gpu=0, profile_ids=[19, 19, 14, 9]) == {"error": INSUFFICIENT_RESOURCES}
     h100.ask("destroy_all", gpu=0)
     assert len(h100.ask("create", gpu=0, profile_ids=[9, 14, 19, 19])) == 4
 
 
-def test_a_place_that_is_taken_or_no_place_is_refused(h100: Machine) -> None:
+def test_a_place_that_is_taken_or_no_place_is_refused(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9], starts=[4])
     assert h100.ask("create", gpu=0, profile_ids=[19], starts=[5]) == {"error": INSUFFICIENT_RESOURCES}
     assert h100.ask("create", gpu=0, profile_ids=[9], starts=[2]) == {"error": INVALID_ARGUMENT}
@@ -143,7 +143,7 @@ def test_all_media_engines_share_the_card_only_with_instances_that_have_none(
     assert machine.ask("create", gpu=0, profile_ids=[all_engines]) == {"error": INSUFFICIENT_RESOURCES}
 
 
-def test_a_gpu_instance_can_be_split_into_compute_instances(h100: Machine) -> None:
+def test_a_gpu_instance_can_be_split_into_compute_instances(h100: SimMachine) -> None:
     h100.simulator.set_gpu(0, mig_current=1)
     assert h100.ask("create", gpu=0, profile_ids=[9]) == [[2, 4, 4]]
     assert h100.ask("compute_profiles", gpu=0, gpu_instance=2) == [
@@ -162,7 +162,7 @@ def test_a_gpu_instance_can_be_split_into_compute_instances(h100: Machine) -> No
     ]
 
 
-def test_a_mig_device_knows_its_parent_its_instances_and_its_size(h100: Machine) -> None:
+def test_a_mig_device_knows_its_parent_its_instances_and_its_size(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 14])
     first, second = h100.ask("mig_devices", gpu=0)
     uuid = first.pop("uuid")
@@ -178,11 +178,11 @@ def test_a_mig_device_knows_its_parent_its_instances_and_its_size(h100: Machine)
     assert next(device["uuid"] for device in h100.ask("mig_devices", gpu=0)) == uuid, "same place, same UUID"
 
 
-def test_a_handle_of_a_destroyed_instance_is_invalid(h100: Machine) -> None:
+def test_a_handle_of_a_destroyed_instance_is_invalid(h100: SimMachine) -> None:
     assert h100.ask("stale_handle", gpu=0, profile_id=19) == {"after": {"error": INVALID_ARGUMENT}}
 
 
-def test_an_instance_is_found_by_its_id_only(h100: Machine) -> None:
+def test_an_instance_is_found_by_its_id_only(h100: SimMachine) -> None:
     assert h100.ask("destroy_gpu_instance", gpu=0, gpu_instance=7) == {"error": NOT_FOUND}
     h100.ask("create", gpu=0, profile_ids=[19], starts=[0])
     assert h100.ask("destroy_gpu_instance", gpu=0, gpu_instance=7) == {"error": IN_USE}, (

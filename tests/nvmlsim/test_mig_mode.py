@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from hack.nvmlsim.simulator import SimulatorError
 from tests.nvmlsim.conftest import MakeMachine
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
 SUCCESS, NOT_SUPPORTED, RESET_REQUIRED, IN_USE = 0, 3, 16, 19
 
 
-def modes(machine: Machine) -> list[dict[str, Any]]:
+def modes(machine: SimMachine) -> list[dict[str, Any]]:
     return [gpu["mig"] for gpu in machine.simulator.show()["gpus"]]
 
 
@@ -108,7 +108,7 @@ def test_a_client_of_another_pid_namespace_holds_the_gpu_and_when_killed_no_more
     assert machine.ask("set_mode", gpu=0, mode=1)["activation"] == SUCCESS
 
 
-def test_the_mode_cannot_be_switched_off_over_instances(h100: Machine) -> None:
+def test_the_mode_cannot_be_switched_off_over_instances(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[19])
     assert h100.ask("set_mode", gpu=0, mode=0) == {"activation": IN_USE, "current": 1, "pending": 1}
     h100.ask("destroy_all", gpu=0)

@@ -17,7 +17,7 @@ from tests.containers import (
     without_capabilities,
 )
 from tests.nvmlsim.conftest import MakeMachine
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
 NO_PERMISSION, NOT_FOUND, LIB_RM_VERSION_MISMATCH, UNKNOWN = 4, 6, 18, 999
 README = Path(build.__file__).with_name("README.md")
@@ -37,14 +37,14 @@ README = Path(build.__file__).with_name("README.md")
     ],
 )
 def test_rights_decide_what_a_program_may_do(
-    privilege: str, function: str, arguments: dict[str, Any], refused: bool, h100: Machine
+    privilege: str, function: str, arguments: dict[str, Any], refused: bool, h100: SimMachine
 ) -> None:
     h100.ask("create", gpu=0, profile_ids=[9])
     answer = h100.ask(function, gpu=0, privilege=privilege, **arguments)
     assert (answer == {"error": NO_PERMISSION}) == refused
 
 
-def test_without_rights_a_whole_mig_gpu_hides_its_processes_and_its_memory(h100: Machine) -> None:
+def test_without_rights_a_whole_mig_gpu_hides_its_processes_and_its_memory(h100: SimMachine) -> None:
     h100.ask("create", gpu=0, profile_ids=[9])
     h100.simulator.add_process(0, 4711, gpu_instance=2, compute_instance=0)
     report = h100.ask("gpu_report", gpu=0, privilege="none")
@@ -65,7 +65,7 @@ def test_without_mig_memory_and_processes_need_no_right(make_machine: MakeMachin
 @needs_admin
 @pytest.mark.parametrize("taken", [WITHOUT_SYS_ADMIN, WITHOUT_CAPABILITIES], ids=["SYS_ADMIN", "all"])
 def test_root_without_the_capability_may_neither_change_nor_list(
-    taken: tuple[str, ...], h100: Machine
+    taken: tuple[str, ...], h100: SimMachine
 ) -> None:
     h100.ask("create", gpu=0, profile_ids=[9])
     for function, arguments in (
@@ -78,14 +78,14 @@ def test_root_without_the_capability_may_neither_change_nor_list(
 
 
 @needs_admin
-def test_with_the_capability_a_program_may_everything(h100: Machine) -> None:
+def test_with_the_capability_a_program_may_everything(h100: SimMachine) -> None:
     assert h100.ask("create", gpu=0, profile_ids=[9], privilege=None)
     assert h100.ask("instances", gpu=0, privilege=None)
     assert h100.ask("gpu_report", gpu=0, privilege=None)["memory_mib"] == 81559
 
 
 @needs_admin
-def test_root_of_another_user_namespace_is_no_administrator(h100: Machine) -> None:
+def test_root_of_another_user_namespace_is_no_administrator(h100: SimMachine) -> None:
     command = ("unshare", "--user", "--map-root-user")
     if why := refusal(command):
         pytest.skip(f"no user namespace of its own for a program here: {why}")
@@ -117,7 +117,7 @@ def test_a_container_sees_its_own_processes(make_machine: MakeMachine) -> None:
     assert machine.ask("gpu_report", gpu=0)["processes"] == [12]
 
 
-def test_a_capability_file_that_can_be_opened_is_a_right(h100: Machine, tmp_path: Path) -> None:
+def test_a_capability_file_that_can_be_opened_is_a_right(h100: SimMachine, tmp_path: Path) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
     inside = without_capabilities()
 
@@ -136,7 +136,7 @@ def test_a_capability_file_that_can_be_opened_is_a_right(h100: Machine, tmp_path
 
 
 def test_a_container_sees_the_mig_devices_whose_capability_files_it_has(
-    h100: Machine, tmp_path: Path
+    h100: SimMachine, tmp_path: Path
 ) -> None:
     h100.ask("create", gpu=0, profile_ids=[9, 9])
     first, second = h100.ask("mig_devices", gpu=0)
@@ -148,7 +148,7 @@ def test_a_container_sees_the_mig_devices_whose_capability_files_it_has(
     assert hidden.result() == {"error": NOT_FOUND}
 
 
-def test_a_program_without_rights_sees_no_mig_device_that_came_after_it(h100: Machine) -> None:
+def test_a_program_without_rights_sees_no_mig_device_that_came_after_it(h100: SimMachine) -> None:
     waiting = h100.start("after_a_line_mig", privilege="none", gpu=0)
     waiting.wait_ready()
     h100.ask("create", gpu=0, profile_ids=[9])
@@ -175,7 +175,7 @@ def test_a_container_counts_the_gpus_that_it_was_given(make_machine: MakeMachine
     assert machine.start("gpu_report", inside=inside, gpu=1).result() == {"error": NO_PERMISSION}
 
 
-BROKEN: dict[str, tuple[Callable[[Machine], None], int]] = {
+BROKEN: dict[str, tuple[Callable[[SimMachine], None], int]] = {
     "an upgrade of the driver": (
         lambda machine: machine.simulator.upgrade_driver("590.10.01"),
         LIB_RM_VERSION_MISMATCH,
@@ -186,7 +186,7 @@ BROKEN: dict[str, tuple[Callable[[Machine], None], int]] = {
 
 @pytest.mark.parametrize(("happen", "code"), BROKEN.values(), ids=BROKEN)
 def test_a_program_that_ran_before_never_opens_nvml_again(
-    happen: Callable[[Machine], None], code: int, h100: Machine
+    happen: Callable[[SimMachine], None], code: int, h100: SimMachine
 ) -> None:
     running = h100.start("open_twice_more")
     running.wait_ready()
@@ -196,7 +196,7 @@ def test_a_program_that_ran_before_never_opens_nvml_again(
     assert h100.ask("gpu_report", gpu=0)["name"] == "NVIDIA H100 80GB HBM3", "one that starts now does"
 
 
-def test_events_of_an_instance_are_for_those_who_may_monitor_it(h100: Machine) -> None:
+def test_events_of_an_instance_are_for_those_who_may_monitor_it(h100: SimMachine) -> None:
     waiting = {
         privilege: h100.start("wait_events", privilege=privilege, gpu=0, types=0x8, count=count)
         for privilege, count in (("none", 1), ("monitor", 2))

@@ -12,7 +12,7 @@ import pytest
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.simulator import SimulatorError
 from tests.nvmlsim.conftest import MakeMachine
-from tests.nvmlsim.machine import Machine
+from tests.nvmlsim.machine import SimMachine
 
 DRIVER_NOT_LOADED, UNKNOWN = 9, 999
 ALL_ONES = 0xFFFFFFFF
@@ -45,7 +45,7 @@ def sanitizers() -> None:
         pytest.skip(message)
 
 
-def checked(machine: Machine, function: str, **arguments: Any) -> Any:
+def checked(machine: SimMachine, function: str, **arguments: Any) -> Any:
     """Call a function of client.py on the sanitized library, which ends the program at the first bad access."""
     return machine.start(function, sanitized=True, **arguments).result()
 
@@ -77,21 +77,21 @@ def test_the_sanitizers_see_an_access_beyond_the_end(sanitizers: None, make_mach
     assert "AddressSanitizer" in errors
 
 
-def wild_gpu(gpu: layout.Gpu) -> None:
+def wild_gpu(gpu: layout.SimGpu) -> None:
     for profile in gpu.profiles:
         profile.slices = profile.size = profile.start_count = profile.instance_count = ALL_ONES
         profile.name = b"x" * layout.NAME
     gpu.units = 3
 
 
-def wild_instances(gpu: layout.Gpu) -> None:
+def wild_instances(gpu: layout.SimGpu) -> None:
     for instance in gpu.instances:
         instance.used, instance.profile, instance.start = 1, 17, ALL_ONES
         for compute in instance.compute:
             compute.used, compute.slices, compute.mig_index = 1, 5, ALL_ONES
 
 
-def wild_compute(gpu: layout.Gpu) -> None:
+def wild_compute(gpu: layout.SimGpu) -> None:
     instance = gpu.instances[0]
     instance.used, instance.profile, instance.start = 1, 0, 0
     for number, compute in enumerate(instance.compute):
@@ -99,22 +99,22 @@ def wild_compute(gpu: layout.Gpu) -> None:
         compute.uuid = b"y" * layout.TEXT
 
 
-def wild_names(gpu: layout.Gpu) -> None:
+def wild_names(gpu: layout.SimGpu) -> None:
     gpu.name, gpu.uuid = b"n" * layout.NAME, b"u" * layout.TEXT
 
 
-def wild_counts(state: layout.State) -> None:
+def wild_counts(state: layout.SimState) -> None:
     state.gpu_count = state.fault_count = state.gpus[0].profile_count = ALL_ONES
     state.gpus[0].max_mig_devices = ALL_ONES
 
 
-def no_sizes(gpu: layout.Gpu) -> None:
+def no_sizes(gpu: layout.SimGpu) -> None:
     gpu.units = 0
     for profile in gpu.profiles:
         profile.slices = profile.size = 0
 
 
-def wild_texts(state: layout.State) -> None:
+def wild_texts(state: layout.SimState) -> None:
     state.driver_version = b"5" * layout.TEXT
     state.capabilities = state.devices = b"/" * layout.PATH
     for process in state.processes:
@@ -123,7 +123,7 @@ def wild_texts(state: layout.State) -> None:
         fault.kind, fault.function = 1, b"nvmlDeviceGetX" * 5
 
 
-DAMAGE: dict[str, Callable[[layout.State], None]] = {
+DAMAGE: dict[str, Callable[[layout.SimState], None]] = {
     "counts beyond every bound": wild_counts,
     "profiles without an end": lambda state: wild_gpu(state.gpus[0]),
     "profiles without a size": lambda state: no_sizes(state.gpus[0]),
@@ -140,7 +140,7 @@ CALLS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_file_is_clamped_and_not_believed(
-    sanitizers: None, damage: Callable[[layout.State], None], h100: Machine
+    sanitizers: None, damage: Callable[[layout.SimState], None], h100: SimMachine
 ) -> None:
     with h100.simulator.edit() as state:
         damage(state)
@@ -151,9 +151,9 @@ def test_a_damaged_file_is_clamped_and_not_believed(
         assert all(profile.start_count <= layout.MAX_STARTS for profile in state.gpus[0].profiles[:1])
 
 
-def test_noise_in_the_file_ends_no_program(sanitizers: None, h100: Machine) -> None:
+def test_noise_in_the_file_ends_no_program(sanitizers: None, h100: SimMachine) -> None:
     noise = random.Random("nvmlsim")
-    begin = layout.State.driver_version.offset
+    begin = layout.SimState.driver_version.offset
     for _ in range(6):
         with h100.simulator.edit() as state:
             size = ctypes.sizeof(state) - begin
@@ -163,12 +163,12 @@ def test_noise_in_the_file_ends_no_program(sanitizers: None, h100: Machine) -> N
         assert len(checked(h100, "all_of", calls=CALLS)) == len(CALLS)
 
 
-def test_a_lock_that_fails_is_an_error(h100: Machine) -> None:
+def test_a_lock_that_fails_is_an_error(h100: SimMachine) -> None:
     answers = h100.ask("without_files", gpu=0)
     assert answers == {"name": {"error": UNKNOWN}, "end": {"error": UNKNOWN}}
 
 
-def test_a_file_that_was_cut_short_is_an_error_and_ends_no_program(h100: Machine) -> None:
+def test_a_file_that_was_cut_short_is_an_error_and_ends_no_program(h100: SimMachine) -> None:
     waiting = h100.start("after_a_line", gpu=0)
     waiting.wait_ready()
     os.truncate(h100.simulator.path, 4096)
@@ -176,7 +176,7 @@ def test_a_file_that_was_cut_short_is_an_error_and_ends_no_program(h100: Machine
     assert waiting.result() == {"error": UNKNOWN}
 
 
-def test_a_file_of_the_same_size_and_another_layout_is_refused(h100: Machine) -> None:
+def test_a_file_of_the_same_size_and_another_layout_is_refused(h100: SimMachine) -> None:
     with h100.simulator.edit() as state:
         state.layout_hash ^= 1
     assert h100.ask("gpu_report", gpu=0) == {"error": DRIVER_NOT_LOADED}

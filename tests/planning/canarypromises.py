@@ -9,7 +9,7 @@ from tests.planning.pooling import pool
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 

@@ -6,17 +6,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.proof.assess import Assessed, Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import find_terms, wish_of
+from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
@@ -36,7 +37,7 @@ def world_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
     known = _worlds.get((repr(policy), products))
     if known is None:
         known = _worlds[repr(policy), products] = World()
-        known.add_node("gpu-07", Machine("gpu-07", products))
+        known.add_node("gpu-07", NodeMachine("gpu-07", products))
         known.set_policy(policy)
         known.settle()
     return known
@@ -99,6 +100,8 @@ def make_case(
         drifting_since=drifting_since,
         at_work_since=at_work_since,
         health=find_health(report),
+        mig_failure="",
+        agent_trouble=None,
         stack=stack,
         settings=SETTINGS,
         now=now,
@@ -110,6 +113,11 @@ def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: S
     """The assessment of one node under one policy."""
     terms = find_terms(policy, wish_of(policy), stack, SETTINGS)
     return assess(view, report, policy, terms.targets, stack)
+
+
+def make_member(node: NodeView, verdict: Verdict, assessment: Assessment | None = None) -> Member:
+    """A node as a pool counts it that has no budget and no start-up taint to look at."""
+    return Member(node, verdict, assessment, policy="", away=False, newcomer=False, marked=False, to_go=False)
 
 
 def fenced_of(case: NodeCase) -> FencedCase:

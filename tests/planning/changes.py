@@ -22,7 +22,7 @@ VERIFY = f"op-1:verify:{NOW.timestamp():.3f}"
 def fence_to(policy: PolicyView, since: datetime = NOW, **fields: Any) -> Fence:
     """The record of a change to this policy whose point of no return was at `since`."""
     mig, plugin = pair_of(policy)
-    known = {"target_mig_config": mig, "target_plugin_config": plugin, "target_mode": "mig"}
+    known = {"target_mig_config": mig, "target_plugin_config": plugin}
     return make_fence("actuating", since=since, **{"deadline": at(2400), **known, **fields})
 
 

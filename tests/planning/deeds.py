@@ -11,7 +11,7 @@ from typing import Any
 from tests.planning.budgets import Budget
 from tests.planning.callfaults import CALLS, driving
 from tests.planning.deletions import delete_with_reset, force_release
-from tests.planning.machines import Machine, Temper, patched
+from tests.planning.machines import NodeMachine, Temper, patched
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import lenient, wanted
 from tests.planning.rules import NEEDS_IDLE
@@ -244,7 +244,7 @@ def stray(world: World, name: str) -> bool:
 
 def replaced(world: World, name: str) -> bool:
     """The machine is replaced by another one of the same name, with another card."""
-    other = {T4: Machine(name)}.get(world.machines[name].products[0], Machine(name, (T4,)))
+    other = {T4: NodeMachine(name)}.get(world.machines[name].products[0], NodeMachine(name, (T4,)))
     world.remove_node(name)
     world.add_node(name, other)
     return True

@@ -14,7 +14,7 @@ from tests.planning.cases import FULL, MIXED, fenced_of, make_case, quiet_report
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.actions import Release
+from gpusharing.planning.snapshot.actions import Release
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
 from gpusharing.planning.way.verdict import FencedCase, Verdict

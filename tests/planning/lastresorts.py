@@ -12,7 +12,7 @@ from tests.planning.broken import hold
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import Actuate, ForceDelete, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, ForceDelete, Release, UpdateFence
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView

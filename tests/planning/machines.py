@@ -32,7 +32,7 @@ Labels = Mapping[str, str | None]
 
 
 @dataclass
-class Machine:
+class NodeMachine:
     """The GPUs of one node and what NVIDIA's software on it is doing."""
 
     name: str

@@ -5,8 +5,8 @@ from typing import Any
 from tests.build import H100, NOW, make_node, make_policy, make_snapshot, make_work
 
 from gpusharing.api import names
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 
 PRESENT = {names.LABEL_GPU_PRESENT: "true", names.LABEL_GPU_PRODUCT: H100.replace(" ", "-")}
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look, Preview
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
 

@@ -18,7 +18,8 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.rollout import Window
 from gpusharing.api.validation import allowance, parse_duration
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     Evict,
@@ -28,7 +29,6 @@ from gpusharing.planning.actions import (
     Release,
     UpdateFence,
 )
-from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.podviews import Gang, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView

@@ -11,7 +11,8 @@ from tests.planning.pooling import is_away, is_newcomer, pool
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.validation import allowance
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     EnsureGPUNode,
@@ -23,7 +24,6 @@ from gpusharing.planning.actions import (
     SetFinalizer,
     UpdateFence,
 )
-from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 

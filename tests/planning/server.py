@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from tests.planning.budgets import answer_to
 from tests.planning.machines import patched
 
-from gpusharing.planning.actions import (
+from gpusharing.planning.drain.evictions import is_accepted, is_seen, remember
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     EnsureGPUNode,
@@ -22,7 +23,6 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.drain.evictions import is_accepted, is_seen, remember
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.wanted.configured import known_times
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from tests.planning.budgets import answer_to
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     Evict,
@@ -17,7 +18,6 @@ from gpusharing.planning.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.rollout import RolloutPlan
 
 if TYPE_CHECKING:
     from tests.planning.world import World

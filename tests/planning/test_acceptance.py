@@ -11,7 +11,7 @@ from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.acceptance import OBJECTIONS, find_objection, find_spec
+from gpusharing.planning.stack.acceptance import FIELDS, OBJECTIONS, find_objection, find_spec
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT
 from gpusharing.planning.words.reasons import Reason
@@ -73,6 +73,17 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
         ("_strategy", Reason.MIG_STRATEGY_SET),
         ("_layouts", Reason.LAYOUTS_NEED_CONFIG_MAP),
     ]
+
+
+def test_the_fields_of_a_cluster_policy_are_looked_at_in_the_order_of_their_objections() -> None:
+    assert [(row.find.__name__, row.reason) for row in FIELDS] == [
+        ("_plugin_field", Reason.PLUGIN_CONFIG_NOT_OURS),
+        ("_switch_field", Reason.MIG_MANAGER_DISABLED),
+        ("_strategy_field", Reason.MIG_STRATEGY_SET),
+        ("_layouts_field", Reason.LAYOUTS_NEED_CONFIG_MAP),
+    ]
+    reasons = [row.reason for row in FIELDS]
+    assert [row.reason for row in OBJECTIONS if row.reason in reasons] == reasons
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from tests.planning.changes import (
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
 from gpusharing.planning.way.attempts import failed_in, is_tried_again, next_deferral, standing_deferral

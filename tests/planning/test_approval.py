@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import make_fence, make_policy
-from tests.planning.cases import FULL, make_case, pool_of, run_until
+from tests.planning.cases import FULL, make_case, make_member, pool_of, run_until
 from tests.planning.promises import approve
 from tests.planning.test_holds import (
     LENIENT,
@@ -24,8 +24,8 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.holds import find_hold
-from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -35,7 +35,7 @@ def planned(name: str, **node: Any) -> Member:
     """A node that is to be changed, by its assessment."""
     case = make_case(make_policy())
     view = replace(case.node, **{"name": name, "uid": f"uid-{name}", **node})
-    return Member(view, Verdict(name, "pool-b", Phase.PENDING, Reason.PROGRESSING, ""), case.assessment)
+    return make_member(view, Verdict(name, "pool-b", Phase.PENDING, Reason.PROGRESSING, ""), case.assessment)
 
 
 def edited(rollout: Mapping[str, Any] | None = None, **spec: Any) -> PolicyView:

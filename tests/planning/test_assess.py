@@ -9,7 +9,9 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.proof.assess import (
+from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.assess import (
     Assessed,
     Assessment,
     Refused,
@@ -20,11 +22,9 @@ from gpusharing.planning.proof.assess import (
     needs_two_steps,
     uses_mps,
 )
-from gpusharing.planning.proof.verify import EXCLUSIVE
-from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.wanted.verify import EXCLUSIVE
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 

@@ -9,7 +9,7 @@ from tests.planning.cases import FULL, MIXED, make_case
 from tests.planning.changes import FENCE, changing, only
 
 from gpusharing.api import names
-from gpusharing.planning.actions import LabelNode, Release
+from gpusharing.planning.snapshot.actions import LabelNode, Release
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import was_corrected

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.build import JOB, NOW, SETTINGS, at, make_gpu, make_pod, make_policy, make_stack, make_work
-from tests.planning.cases import FULL, MIXED, SLICED, fenced_of, make_case, quiet_report
+from tests.planning.cases import FULL, MIXED, SLICED, fenced_of, make_case, pair_of, quiet_report
 from tests.planning.drains import (
     EARLIER,
     FENCE,
@@ -27,8 +27,8 @@ from tests.planning.drains import (
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.gpus.health import Vitals
+from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.way.before import ENDINGS, before_pnr
 from gpusharing.planning.way.idle import JOBS_PACE
@@ -197,7 +197,7 @@ def test_the_pnr_writes_stage_labels_and_target_in_one_patch() -> None:
         MIG_STATE: None,
         PLUGIN: fence.target_plugin_config,
     }
-    assert (fence.target_mode, fence.to_layout) == ("mig", "2x3g.40gb")
+    assert fence.to_layout == "2x3g.40gb"
     assert fence.gfd_timestamp == action.node.labels[names.LABEL_GFD_TIMESTAMP]
     assert fence.restart_uid == ""
 
@@ -387,5 +387,5 @@ def test_without_an_observation_it_waits_for_the_agent_and_for_the_deadline() ->
 def test_an_edit_before_the_pnr_changes_the_target_and_nothing_else() -> None:
     stack = make_stack(SLICED)
     action = passed(fenced(SLICED, gpunode=silent(), stack=stack))
-    assert action.fence.target_mode == "time-slicing"
+    assert (action.fence.target_mig_config, action.fence.target_plugin_config) == pair_of(SLICED)
     assert action.fence.op == FENCE.op

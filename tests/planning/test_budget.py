@@ -20,17 +20,17 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import SLICED, T4, pool_of, run_until
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.gpus.cards import bare_product
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import LOOKS, Look
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -64,10 +64,10 @@ def test_a_cordoned_node_of_the_pool_takes_a_slot_and_is_left_alone() -> None:
         "n0": Reason.ALREADY_CORDONED, "n1": Reason.BUDGET_FULL, "n2": Reason.BUDGET_FULL}  # fmt: skip
 
 
-OTHERS = {"another product": Machine("other", (T4,)), "no GPU": None}
+OTHERS = {"another product": NodeMachine("other", (T4,)), "no GPU": None}
 
 
-def half_of_four(other: Machine | None, *, cordoned: bool = False) -> World:
+def half_of_four(other: NodeMachine | None, *, cordoned: bool = False) -> World:
     """Two H100 nodes and two others in one pool of which half may be away, about to be shared."""
     world = pool_of(2, make_policy(mode="Full", products=[bare_product(H100)]))
     for name in ("x0", "x1"):
@@ -88,7 +88,9 @@ def half_of_four(other: Machine | None, *, cordoned: bool = False) -> World:
 
 @pytest.mark.parametrize("cordoned", [False, True], ids=["there", "cordoned"])
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
-def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(other: Machine | None, cordoned: bool) -> None:
+def test_a_percentage_is_of_the_nodes_that_the_policy_is_about(
+    other: NodeMachine | None, cordoned: bool
+) -> None:
     world = half_of_four(other, cordoned=cordoned)
     most = 0
     for _ in range(200):

@@ -6,10 +6,12 @@ from datetime import datetime
 
 import pytest
 from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot, make_work
+from tests.planning.cases import make_member
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     EnsureGPUNode,
@@ -18,7 +20,6 @@ from gpusharing.planning.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events
@@ -174,7 +175,7 @@ def noted(actions: Sequence[Action]) -> list[datetime | None]:
 def member(*actions: Action, fence: Fence = LATE) -> Member:
     """gpu-07 on its way, with a step to take and its time up."""
     moving = replace(PENDING, phase=Phase.RECONFIGURING, deadline=at(-1)).then(*actions)
-    return Member(make_node("gpu-07", fence=fence), moving)
+    return make_member(make_node("gpu-07", fence=fence), moving)
 
 
 def late(one: Member) -> Member:

@@ -1,6 +1,7 @@
 """The card table says what NVIDIA's documents say, and finds a card by every name it goes by."""
 
 import pytest
+from hack.cards import mig_mode_needs_reset
 
 from gpusharing.planning.gpus.cards import (
     CARDS,
@@ -103,7 +104,7 @@ def test_the_plugin_takes_48_mps_clients_from_compute_capability_7_5_on() -> Non
 
 
 def test_only_ampere_needs_a_reset_to_change_the_mig_mode() -> None:
-    needs_reset = {c.key for c in CARDS if c.mig_mode_needs_reset}
+    needs_reset = {c.key for c in CARDS if mig_mode_needs_reset(c)}
     assert needs_reset == {"a30", "a100-40gb", "a100-80gb", "pg506-96gb"}
 
 

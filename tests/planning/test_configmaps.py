@@ -17,7 +17,7 @@ from tests.build import (
 )
 from tests.planning.cases import pair_of
 
-from gpusharing.planning.actions import WriteConfig
+from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView, PolicyView

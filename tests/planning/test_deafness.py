@@ -20,7 +20,7 @@ from tests.planning.drains import fenced, released
 
 from gpusharing.api.names import Phase
 from gpusharing.api.rollout import Rollout
-from gpusharing.planning.actions import Actuate, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, UpdateFence
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, StackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.after import after_pnr

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.build import DEFAULT_CLUSTER_POLICY, NOW, make_policy
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
 from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
@@ -235,7 +235,7 @@ def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_s
 def test_a_whole_change_is_told_by_three_events_a_node() -> None:
     world = World()
     for name in ("gpu-07", "gpu-08"):
-        world.add_node(name, Machine(name))
+        world.add_node(name, NodeMachine(name))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
     for name in world.nodes:

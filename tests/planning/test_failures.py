@@ -11,9 +11,9 @@ from tests.planning.test_failures_seen import halted, passed, started
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import FenceNode, SetClaims
 from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.actions import FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.members import Member, find_member

@@ -13,7 +13,7 @@ from tests.planning.test_reruns import OWED
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate, FenceNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.after import after_pnr

@@ -13,10 +13,10 @@ from tests.planning.told import SYNCED, StatusInput
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Drain
-from gpusharing.planning.actions import Evict, ForceDelete
 from gpusharing.planning.drain.force import find_note
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.snapshot.actions import Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Owner, PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events

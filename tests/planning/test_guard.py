@@ -21,9 +21,9 @@ from tests.build import (
 )
 
 from gpusharing.api.names import LABEL_MIG_STATE, Mode, Phase
-from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView

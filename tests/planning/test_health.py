@@ -11,7 +11,6 @@ from tests.planning.told import SYNCED
 
 from gpusharing.api.gpunode import NodeCondition, RecoveryValue
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate
 from gpusharing.planning.gpus.health import (
     NO_TROUBLE,
     RECOVERIES,
@@ -22,6 +21,7 @@ from gpusharing.planning.gpus.health import (
     diagnose,
     is_well,
 )
+from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, PolicyView
 from gpusharing.planning.told.transition import health_conditions

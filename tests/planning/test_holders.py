@@ -14,10 +14,10 @@ from gpusharing.planning.drain.holders import (
     is_idle,
     scope_of,
 )
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted.target import is_plugin_resource
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.words.reasons import Reason
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
-from tests.planning.cases import FULL, pool_of, run_until
+from tests.planning.cases import FULL, make_member, pool_of, run_until
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -43,7 +43,7 @@ def test_the_order_of_the_holds_is_part_of_the_product() -> None:
 
 def member(name: str, phase: Phase = Phase.PENDING, **node: Any) -> Member:
     view = make_node(name, **node)
-    return Member(view, Verdict(name, "pool-b", phase, Reason.PROGRESSING, ""), None)
+    return make_member(view, Verdict(name, "pool-b", phase, Reason.PROGRESSING, ""))
 
 
 def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **rollout: Any) -> Pooled:

@@ -94,7 +94,7 @@ def test_a_window_that_is_never_open_long_enough_is_named_with_how_long_it_is() 
     assert found.closed.until is None
     leap = {"schedule": "0 22 29 2 *", "duration": "20m"}
     both = hours(at(12), windows=[leap], blackouts=[{"schedule": "0 21 29 2 *", "duration": "3h"}])
-    assert "open never: make a window longer" in str(both.closed), (
+    assert "are open at no time: lengthen a window" in str(both.closed), (
         "without the blackout it is too short as well"
     )
 
@@ -122,7 +122,7 @@ def test_where_blackouts_leave_too_little_of_windows_that_are_long_enough_the_bl
     assert found.closed is not None
     assert "needs 30m of its window (drain.timeout and the slowest" in found.closed.message
     assert f"spec.rollout.blackouts {left}" in found.closed.message
-    assert found.closed.message.endswith("shorten a blackout or take one away")
+    assert found.closed.message.endswith("shorten or remove a blackout")
     assert (found.closed.until, found.change) == (None, None)
 
 

@@ -25,7 +25,7 @@ from tests.planning.drains import (
 )
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason

@@ -17,7 +17,7 @@ from gpusharing.api.names import (
     LABEL_POLICY,
     Phase,
 )
-from gpusharing.planning.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.way.verdict import NodeCase, Verdict

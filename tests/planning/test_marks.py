@@ -6,7 +6,7 @@ from tests.build import make_fence, make_node
 from tests.planning.test_pool import candidate, chosen
 
 from gpusharing.api import names
-from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.way.marks import marks_for, unmarked
 
 KARPENTER, AUTOSCALER = names.NEIGHBOUR_ANNOTATIONS

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from fractions import Fraction
 from math import ceil, nan
 
 import pytest
@@ -18,6 +19,7 @@ from gpusharing.planning.gpus.needs import (
     Doubt,
     Goal,
     History,
+    Holding,
     Need,
     find_need,
 )
@@ -112,6 +114,35 @@ def test_it_is_no_preallocation_where(name: str) -> None:
     found = told(NOT_PREALLOCATED[name])
     assert Doubt.PREALLOCATED not in found.doubts
     assert found.memory is not None
+
+
+SEVENTH = Holding("nvidia.com/mig-1g.10gb", 1, Fraction(1, 8), Fraction(1, 7))
+THREE = Holding("nvidia.com/mig-3g.40gb", 1, Fraction(1, 2), Fraction(3, 7))
+HELD_BACK = {
+    "takes all of its instance": (SEVENTH, 0.98 / 7, True),
+    "takes all of a larger one": (THREE, 0.95 * 3 / 7, True),
+    "takes all of an instance that others share": (replace(SEVENTH, share=Fraction(1, 32)), 0.98 / 7, True),
+    "takes all of a GPU that others share": (QUARTER, 0.97, True),
+    "takes four fifths of its instance": (SEVENTH, 0.8 / 7, False),
+    "takes as much as a smaller one has": (THREE, 1 / 7, False),
+    "takes all of a GPU of its own": (WHOLE, 1.0, False),
+    "takes its part of a GPU that others share": (QUARTER, 0.25, False),
+}
+
+
+@pytest.mark.parametrize("name", HELD_BACK)
+def test_who_takes_all_compute_of_a_slice_may_need_more(name: str) -> None:
+    holds, activity, held_back = HELD_BACK[name]
+    found = told(history(activity=activity, holds=holds))
+    assert (Doubt.HELD_BACK in found.doubts) == held_back
+    assert found.memory is not None, "it has its place all the same"
+
+
+def test_how_often_compute_was_full_is_counted() -> None:
+    busy = each_hour(100, lambda hour: (0.99 if hour % 10 < 3 else 0.2) / 7)
+    found = told(replace(history(hours=100, holds=SEVENTH), activity=busy))
+    assert (found.full, found.doubts) == (0.3, (Doubt.HELD_BACK,))
+    assert told(history(activity=None)).full is None
 
 
 def test_what_the_owner_says_wins_and_gets_no_headroom() -> None:

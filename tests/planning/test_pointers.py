@@ -15,8 +15,8 @@ from tests.build import (
     make_stack,
 )
 
-from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.stack.acceptance import find_objection
 from gpusharing.planning.stack.pointers import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, plan_pointers

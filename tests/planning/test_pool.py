@@ -18,19 +18,19 @@ from tests.build import (
     make_policy,
     make_work,
 )
-from tests.planning.cases import MIXED, assessed_of, make_case
+from tests.planning.cases import MIXED, assessed_of, make_case, make_member
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, select
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import Member, is_unavailable
+from gpusharing.planning.way.members import is_unavailable
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -377,7 +377,7 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     rollout = MIXED.spec.rollout.model_copy(update={"max_unavailable": 2, "approval": approval})
     policy = replace(MIXED, spec=MIXED.spec.model_copy(update={"rollout": rollout}))
     cases = [failed("n1"), candidate("n2")]
-    members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
+    members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
     pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).ask_windows(NOW)
     return select(pool, 100, Ledger(OFFERED))
 

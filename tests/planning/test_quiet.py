@@ -11,7 +11,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import EnsureGPUNode, FenceNode
+from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode
 from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.quiet import UNLOADING, find_quiet
 from gpusharing.planning.way.verdict import NodeCase, Verdict

@@ -42,10 +42,17 @@ from tests.planning.changes import (
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Actuate, EnsureGPUNode, Evict, Release, RestartOperand, UpdateFence
-from gpusharing.planning.proof.verify import describe_observed
+from gpusharing.planning.snapshot.actions import (
+    Actuate,
+    EnsureGPUNode,
+    Evict,
+    Release,
+    RestartOperand,
+    UpdateFence,
+)
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView
+from gpusharing.planning.wanted.verify import describe_observed
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.words.reasons import Reason
 
@@ -162,13 +169,12 @@ def test_the_restart_follows_from_the_record_and_is_not_repeated_for_the_next_po
 
 
 def test_the_mps_daemon_is_restarted_on_a_node_proven_idle_only() -> None:
-    world = copy_of(MPS)
-    daemon = world.machines["gpu-07"].mps_daemon
+    daemon = copy_of(MPS).machines["gpu-07"].mps_daemon
     assert daemon is not None
     more = edited(
         MPS, mps=MPS.spec.mps.model_copy(update={"replicas": 8}) if MPS.spec and MPS.spec.mps else None
     )
-    fence = fence_to(more, target_mode="mps", to_layout="", daemon_uid=daemon.uid)
+    fence = fence_to(more, to_layout="", daemon_uid=daemon.uid)
     known: dict[str, Any] = {"was": MPS, "fence": fence, "mps_daemon": daemon}
     idle = {**proven_idle(60, MPS), "stack": make_stack(MPS, more)}
     landed = after_pnr(changing(more, **known, **{**idle, "work": emptied(60, make_pod())}))
@@ -389,7 +395,6 @@ def _settled(policy: Any, fields: dict[str, Any]) -> Any:
     for action in verdict.actions:
         if isinstance(action, UpdateFence):
             fence = replace(action.fence, deadline=at(10**6))
-            case = replace(case, node=replace(case.node, fence=fence), fence=fence)
-            verdict = after_pnr(case)
+            verdict = after_pnr(replace(case, node=replace(case.node, fence=fence), fence=fence))
     assert verdict.phase is Phase.FAILED, verdict
     return verdict

@@ -12,7 +12,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
-from gpusharing.planning.actions import Evict, LabelNode, Release
+from gpusharing.planning.snapshot.actions import Evict, LabelNode, Release
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.told.status import policy_status
@@ -120,7 +120,7 @@ def test_while_a_node_is_kept_the_policy_stays_and_says_by_what() -> None:
     status = shown(world)
     assert status["summary"]["status"] == "Deleting"
     assert (
-        "1 node to become whole GPUs first; n0 was cordoned by somebody else" in status["summary"]["message"]
+        "1 node still to become whole GPUs; n0 was cordoned by somebody else" in status["summary"]["message"]
     )
     (ready,) = (row for row in status["conditions"] if row["type"] == "Ready")
     assert (ready["status"], ready["reason"]) == ("False", "Deleting")

@@ -14,8 +14,8 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.actions import Action, FenceNode, LabelNode
 from gpusharing.planning.pools.forgetting import find_forgotten
+from gpusharing.planning.snapshot.actions import Action, FenceNode, LabelNode
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
 from gpusharing.planning.words.reasons import Reason
 

@@ -9,8 +9,8 @@ from tests.build import NOW, at, make_fence, make_node, make_policy
 from tests.planning.cases import pool_of, run_until
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.pools.returning import hold_together
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.verdict import Verdict

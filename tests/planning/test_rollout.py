@@ -24,12 +24,13 @@ from tests.planning.cases import (
     verdict_of,
     wrote,
 )
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.rules import is_settled
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import (
     Actuate,
     EnsureGPUNode,
     Evict,
@@ -41,9 +42,8 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.memo import Memo
-from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.looks import LOOKS
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -237,8 +237,8 @@ def test_a_node_without_gpu_is_skipped_when_selected_and_not_even_named_otherwis
 
 def test_a_second_card_model_is_handled_node_by_node() -> None:
     world = copy_of(FULL)
-    world.add_node("t4", Machine("t4", (T4,)))
-    world.add_node("h200", Machine("h200", ("NVIDIA H200",)))
+    world.add_node("t4", NodeMachine("t4", (T4,)))
+    world.add_node("h200", NodeMachine("h200", ("NVIDIA H200",)))
     world.set_policy(make_policy(mig={"config": "all-balanced"}))
     plan = world.settle()
     assert {name: (v.phase, v.reason) for name, v in plan.verdicts.items()} == {

@@ -20,7 +20,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import (
+from gpusharing.planning.snapshot.actions import (
     Actuate,
     FenceNode,
     Release,

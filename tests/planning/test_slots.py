@@ -20,10 +20,10 @@ from tests.planning.cases import make_case, pair_of, pool_of
 from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.words.reasons import Reason

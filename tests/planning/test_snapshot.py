@@ -16,9 +16,9 @@ from tests.build import (
 from tests.planning.cases import pair_of
 
 from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_PLUGIN_CONFIG, Phase
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.words.reasons import Reason
 
 POLICY = make_policy()

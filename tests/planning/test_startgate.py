@@ -18,15 +18,15 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until, world_of, wrote
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.newcomers import begun, fleet
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import FinderState, PlainStackView
 from gpusharing.planning.snapshot.views import StartGate
@@ -387,6 +387,6 @@ def test_a_change_that_took_a_slot_keeps_it_when_its_pods_are_gone() -> None:
 def test_two_cards_of_a_newcomer_are_proven_like_any_others() -> None:
     world = World()
     world.set_policy(MIXED)
-    world.add_node("new", Machine("new", (H100, H100)), gated=True)
+    world.add_node("new", NodeMachine("new", (H100, H100)), gated=True)
     world.settle()
     assert world.nodes["new"].gate is None

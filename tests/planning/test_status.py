@@ -1,4 +1,7 @@
-"""A policy's conditions on every path, and the one word and sentence that stand for the pool."""
+"""A policy's conditions on every path, and the one word and sentence that stand for the pool.
+
+Through `told/status.py`: `told/headline.py`, `told/members.py`.
+"""
 
 from dataclasses import replace
 from itertools import product
@@ -25,7 +28,8 @@ from tests.planning.told import (
 )
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import LabelNode
+from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.told.headline import HEADLINES
 from gpusharing.planning.told.status import bearing
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -125,6 +129,14 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
         StatusInput([SYNCED], nodes=AWAY),
         (VALID, "False NodeNotReady", "False NodeNotReady", CALM),
     ),
+    "proven, and another policy still changes a node of this one": (
+        StatusInput([SYNCED], coming=("gpu-13",)),
+        (VALID, "False RolloutInProgress", UNDER_WAY, CALM),
+    ),
+    "proven on a node that is not Ready, and another policy still changes one": (
+        StatusInput([SYNCED], nodes=AWAY, coming=("gpu-13",)),
+        (VALID, "False NodeNotReady", UNDER_WAY, CALM),
+    ),
 }
 
 
@@ -215,6 +227,18 @@ def test_ready_means_that_every_node_is_proven_whatever_the_order(rows: Any, shu
     assert StatusInput(verdicts, nodes=nodes).status() == status
 
 
+def test_the_order_of_the_headlines_is_part_of_the_product() -> None:
+    assert [(row.find.__name__, row.reason) for row in HEADLINES] == [
+        ("_deleting", Reason.DELETING),
+        ("_resetting", Reason.DELETING),
+        ("_refused", Reason.NOT_ACCEPTED),
+        ("_empty", Reason.NO_NODES),
+        ("_away", Reason.NODE_NOT_READY),
+        ("_awaited", Reason.ROLLOUT_IN_PROGRESS),
+        ("_proven", Reason.SYNCED),
+    ]
+
+
 @pytest.mark.parametrize(
     ("path", "word", "text"),
     [
@@ -230,6 +254,16 @@ def test_ready_means_that_every_node_is_proven_whatever_the_order(rows: Any, shu
         ("not accepted", "InvalidSpec", "spec.mode: unknown"),
         ("deleted and nothing to do", "Deleting", "nodes in flight are brought to a safe end first"),
         ("proven on a node that is not Ready", "NodeNotReady", "gpu-07 is proven but not Ready"),
+        (
+            "proven, and another policy still changes a node of this one",
+            "Pending",
+            "waiting for gpu-13: a change that another policy began there has to end first",
+        ),
+        (
+            "proven on a node that is not Ready, and another policy still changes one",
+            "NodeNotReady",
+            "gpu-07 is proven but not Ready",
+        ),
     ],
 )
 def test_one_word_and_one_sentence_stand_for_the_pool(path: str, word: str, text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_fence, make_gpu, make_node, make_policy
-from tests.planning.machines import Machine
+from tests.planning.machines import NodeMachine
 from tests.planning.told import (
     BAD_SPEC,
     DRAINING,
@@ -179,7 +179,7 @@ def test_a_whole_change_is_told_without_flapping() -> None:
     """From the edit to the end: valid at each step, equal a moment later, Ready False until all is proven."""
     world = World()
     for name in ("gpu-07", "gpu-08"):
-        world.add_node(name, Machine(name))
+        world.add_node(name, NodeMachine(name))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
     world.set_policy(make_policy())
@@ -213,7 +213,7 @@ def test_a_whole_change_is_told_without_flapping() -> None:
 
 def test_a_failed_node_is_told_once_and_not_on_every_pass() -> None:
     world = World()
-    world.add_node("gpu-07", Machine("gpu-07"))
+    world.add_node("gpu-07", NodeMachine("gpu-07"))
     world.set_policy(make_policy(mode="Full"))
     world.settle()
     world.machines["gpu-07"].temper = "hangs"
@@ -229,8 +229,8 @@ def test_a_failed_node_is_told_once_and_not_on_every_pass() -> None:
 def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nodes() -> None:
     """Its other node is proven; what was begun on this one ends first, and it is changed after that."""
     world = World()
-    world.add_node("gpu-07", Machine("gpu-07"))
-    world.add_node("gpu-08", Machine("gpu-08", temper="hangs"))
+    world.add_node("gpu-07", NodeMachine("gpu-07"))
+    world.add_node("gpu-08", NodeMachine("gpu-08", temper="hangs"))
     world.set_policy(make_policy(rollout={"maxUnavailable": 2}))
     seen = []
     for _ in range(200):
@@ -252,7 +252,8 @@ def test_a_policy_is_not_ready_while_another_policys_change_keeps_one_of_its_nod
         "Stalled": "False Progressing",
     }
     assert (
-        status["summary"]["message"] == "gpu-08 to come: a change that another policy began has to end first"
+        status["summary"]["message"]
+        == "waiting for gpu-08: a change that another policy began there has to end first"
     )
     assert seen[0] == ("False RolloutInProgress", "0/2", "Pending"), "it owns both and has none yet"
     assert seen[-1] == ("False RolloutInProgress", "1/2", "Pending")

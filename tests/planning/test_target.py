@@ -345,6 +345,22 @@ def test_the_stop_between_mps_and_mig_is_whole_gpus_without_sharing() -> None:
     assert targets.stop(Hardware.of(TWO)) is stop
 
 
+def test_nodes_with_equal_cards_share_a_target_unless_mig_manager_generated_another_file() -> None:
+    policy = make_policy(mode="MIG", mig={"config": "all-balanced"})
+    assert policy.spec is not None
+    files = {"gpu-07": PARTED, "gpu-08": PARTED, "gpu-09": PARTED.replace("7g.80gb: 1", "1g.10gb: 7")}
+    stack = make_stack(cluster_policy=NOT_OURS, generated_mig_files=files)
+    targets = Targets(policy, find_wish("pool-b", policy.spec), stack)
+    idle, busy = Hardware.of(TWO), Hardware.of(tuple(replace(gpu, processes=("python",)) for gpu in TWO))
+    first = targets.find("gpu-07", idle)
+    assert targets.find("gpu-08", busy) is first
+    other = targets.find("gpu-09", idle)
+    assert [found.text for found in (first, other) if isinstance(found, Target)] == ["1x7g.80gb", "7x1g.10gb"]
+    nameless = targets.find("gpu-10", idle)
+    assert isinstance(nameless, Finding)
+    assert "gpu-10" in nameless.message
+
+
 def test_shares_of_instances_multiply_per_profile() -> None:
     plugin = make_shared(2, rename=True)
     assert predict_resources((None, None), plugin) == {"nvidia.com/gpu.shared": 4}

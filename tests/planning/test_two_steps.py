@@ -25,7 +25,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Actuate, Evict, RestartOperand
+from gpusharing.planning.snapshot.actions import Actuate, Evict, RestartOperand
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.words.reasons import Reason

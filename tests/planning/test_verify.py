@@ -9,12 +9,12 @@ from tests.configs import make_shared
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
-from gpusharing.planning.proof import verify
-from gpusharing.planning.proof.verify import CHECKS, Comparison, Evidence, find_mismatch
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView, PolicyView
+from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.verify import CHECKS, Comparison, Evidence, find_mismatch
 from gpusharing.planning.words.reasons import Reason
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})

@@ -12,7 +12,7 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.actions import FenceNode
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.told.transition import transition
 from gpusharing.planning.told.waits import OTHERS, PERSON

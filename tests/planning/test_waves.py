@@ -21,24 +21,23 @@ from tests.build import (
     make_snapshot,
     make_work,
 )
-from tests.planning.cases import pair_of
+from tests.planning.cases import make_member, pair_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
 from tests.planning.told import verdict
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.pools.candidates import op_of
 from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -216,8 +215,8 @@ def test_policies_whose_names_begin_alike_begin_different_changes() -> None:
 def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     """What a pool does that may have all of these away and wants so many canaries first."""
     policy = make_policy(rollout={"maxUnavailable": 4, "canary": {"nodes": nodes, "soak": "10m"}})
-    members = [Member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, ""), None) for one in cases]
-    members += [Member(make_node(name), verdict(Phase.SYNCED), None) for name in ("done-1", "done-2")]
+    members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
+    members += [make_member(make_node(name), verdict(Phase.SYNCED)) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
     pool = Pool(policy, names, 0, list(cases), members=members).ask_windows(NOW)
     return select(pool, 100, Ledger(OFFERED))

@@ -23,11 +23,11 @@ from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answer
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.rollout import Rollout
-from gpusharing.planning.actions import UpdateFence
-from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.after import after_pnr

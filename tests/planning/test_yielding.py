@@ -1,4 +1,7 @@
-"""A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards."""
+"""A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
+
+Through `planning/way/yielding.py`: `planning/way/cordon.py`.
+"""
 
 import json
 from dataclasses import replace
@@ -12,8 +15,8 @@ from tests.planning.drains import FENCE, fenced, released
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.kube.fence import parse_fence, patch_for, record_text
-from gpusharing.planning.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.verdict import FencedCase, Verdict

@@ -64,6 +64,7 @@ class StatusInput:
     reports: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     pending: Mapping[str, int] = field(default_factory=dict)
     work: Mapping[str, NodeWork] = field(default_factory=dict)
+    coming: tuple[str, ...] = ()
 
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
         """The status, which the CRD's types accept."""
@@ -76,6 +77,7 @@ class StatusInput:
             targets=self.targets,
             wants_pods=frozenset(),
             differing=frozenset(),
+            coming={self.policy.name: self.coming},
             wake_at=None,
         )
         names = [one.node for one in self.verdicts]

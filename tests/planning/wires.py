@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from gpusharing.planning.actions import (
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     Evict,
@@ -23,7 +24,6 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.callfailures import (
     CLAIMS,
     CONFIG_MAPS,

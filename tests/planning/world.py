@@ -13,17 +13,17 @@ from datetime import datetime, timedelta
 from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node
 from tests.planning import gangs, habits, podkinds, promises, rules, server, tally
 from tests.planning.budgets import Budget
-from tests.planning.machines import Machine, patched
+from tests.planning.machines import NodeMachine, patched
 from tests.planning.processmemory import Memory
 from tests.planning.wires import Wires, send
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.actions import Action
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -54,7 +54,7 @@ class World:
     nodes: dict[str, NodeView] = field(default_factory=dict)
     gpunodes: dict[str, GPUNodeView] = field(default_factory=dict)
     policies: tuple[PolicyView, ...] = ()
-    machines: dict[str, Machine] = field(default_factory=dict)
+    machines: dict[str, NodeMachine] = field(default_factory=dict)
     pods: dict[str, dict[str, PodView]] = field(default_factory=dict)
     """By node and pod UID."""
     claims: dict[str, Claim] = field(default_factory=dict)
@@ -95,11 +95,11 @@ class World:
     # --- set-up -------------------------------------------------------------------------------------------
 
     def add_node(
-        self, name: str, machine: Machine | None = None, *, gated: bool = False, **labels: str
+        self, name: str, machine: NodeMachine | None = None, *, gated: bool = False, **labels: str
     ) -> None:
         """A fresh node of pool b with its GPUs and NVIDIA's software. `gated`: behind the start-up taint."""
         self.serial += 1
-        machine = machine or Machine(name)
+        machine = machine or NodeMachine(name)
         present = {names.LABEL_GPU_PRESENT: "true", **POOL_LABELS, **labels}
         node = make_node(name, uid=f"uid-{name}-{self.serial}", labels=present, resources={}, gated=gated)
         self.machines[name], self.pods[name] = machine, {}

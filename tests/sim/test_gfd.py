@@ -3,7 +3,7 @@
 import pytest
 from hack.sim.gfd import changes, labels, owns
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.plugin import PluginConfig, PluginError
+from hack.sim.plugin import PluginError, SimPluginConfig
 from tests.sim.build import H100, L40S, make_reading
 
 from gpusharing.api.validation import is_rewritten
@@ -11,23 +11,25 @@ from gpusharing.api.validation import is_rewritten
 P = "NVIDIA-H100-80GB-HBM3"
 SEVEN = ("1g.10gb",) * 7
 MIXED = ("3g.40gb", "2g.20gb", "1g.10gb", "1g.10gb")
-FOUR = PluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4})
-FOUR_RENAMED = PluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4}, rename=True)
-FOUR_CLIENTS = PluginConfig("none", "mps", {"nvidia.com/gpu": 4})
-TWO_ON_MIXED = PluginConfig(
+FOUR = SimPluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4})
+FOUR_RENAMED = SimPluginConfig("none", "time-slicing", {"nvidia.com/gpu": 4}, rename=True)
+FOUR_CLIENTS = SimPluginConfig("none", "mps", {"nvidia.com/gpu": 4})
+TWO_ON_MIXED = SimPluginConfig(
     "mixed", "time-slicing", {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": 2, "nvidia.com/mig-3g.40gb": 2}
 )
-TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
+TWO_ON_SINGLE = SimPluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
 
 
 @pytest.mark.parametrize(
     ("config", "layouts", "product", "count", "replicas", "sharing", "strategy"),
     [
-        pytest.param(PluginConfig(), (None, None), P, 2, 1, "none", None, id="full"),
+        pytest.param(SimPluginConfig(), (None, None), P, 2, 1, "none", None, id="full"),
         pytest.param(FOUR, (None, None), f"{P}-SHARED", 2, 4, "time-slicing", None, id="time-slicing"),
         pytest.param(FOUR_RENAMED, (None, None), P, 2, 4, "time-slicing", None, id="time-slicing, renamed"),
         pytest.param(FOUR_CLIENTS, (None, None), f"{P}-SHARED", 2, 4, "mps", None, id="MPS"),
-        pytest.param(PluginConfig(), (SEVEN, SEVEN), P, 2, 0, "none", None, id="MIG on with strategy none"),
+        pytest.param(
+            SimPluginConfig(), (SEVEN, SEVEN), P, 2, 0, "none", None, id="MIG on with strategy none"
+        ),
         pytest.param(TWO_ON_MIXED, (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed + TS"),
         pytest.param(
             TWO_ON_MIXED,
@@ -40,10 +42,10 @@ TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
             id="MIG mixed + TS, one GPU whole",
         ),
         pytest.param(
-            PluginConfig("mixed"), (SEVEN, None), P, 2, 1, "none", "mixed", id="mixed, one GPU whole"
+            SimPluginConfig("mixed"), (SEVEN, None), P, 2, 1, "none", "mixed", id="mixed, one GPU whole"
         ),
         pytest.param(
-            PluginConfig("single"),
+            SimPluginConfig("single"),
             (SEVEN, SEVEN),
             f"{P}-MIG-1g.10gb",
             14,
@@ -62,10 +64,12 @@ TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
             "single",
             id="MIG single + TS",
         ),
-        pytest.param(PluginConfig("mixed"), (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed"),
-        pytest.param(PluginConfig("mixed"), (None, None), P, 2, 1, "none", "mixed", id="mixed without MIG"),
+        pytest.param(SimPluginConfig("mixed"), (MIXED, MIXED), P, 2, 0, "none", "mixed", id="MIG mixed"),
         pytest.param(
-            PluginConfig("single"),
+            SimPluginConfig("mixed"), (None, None), P, 2, 1, "none", "mixed", id="mixed without MIG"
+        ),
+        pytest.param(
+            SimPluginConfig("single"),
             (MIXED, SEVEN),
             f"{P}-MIG-INVALID",
             0,
@@ -77,7 +81,7 @@ TWO_ON_SINGLE = PluginConfig("single", "time-slicing", {"nvidia.com/gpu": 2})
     ],
 )
 def test_the_mode_shows_in_the_labels(
-    config: PluginConfig,
+    config: SimPluginConfig,
     layouts: tuple[tuple[str, ...] | None, ...],
     product: str,
     count: int,
@@ -97,7 +101,7 @@ def test_the_mode_shows_in_the_labels(
 
 
 def test_mixed_has_labels_per_profile() -> None:
-    found = labels(make_reading(MIXED, None), PluginConfig("mixed"), 1)
+    found = labels(make_reading(MIXED, None), SimPluginConfig("mixed"), 1)
     assert found["nvidia.com/mig-1g.10gb.count"] == "2"
     assert found["nvidia.com/mig-3g.40gb.product"] == f"{P}-MIG-3g.40gb"
     assert found["nvidia.com/mig-2g.20gb.slices.gi"] == "2"
@@ -120,7 +124,7 @@ def test_mps_on_a_gpu_with_mig_ends_it() -> None:
 
 
 def test_a_media_instance_has_a_dot_in_its_label() -> None:
-    found = labels(make_reading(("1g.10gb+me",)), PluginConfig("mixed"), 1)
+    found = labels(make_reading(("1g.10gb+me",)), SimPluginConfig("mixed"), 1)
     assert found["nvidia.com/mig-1g.10gb.me.product"] == f"{P}-MIG-1g.10gb.me"
 
 
@@ -128,7 +132,7 @@ def test_a_media_instance_has_a_dot_in_its_label() -> None:
     ("product", "family"), [(L40S, "ada-lovelace"), ("Tesla T4", "turing"), ("Tesla V100-SXM2-16GB", "volta")]
 )
 def test_a_card_without_mig_says_so_and_of_which_family_it_is(product: str, family: str) -> None:
-    found = labels(make_reading(None, product=product), PluginConfig(), 1)
+    found = labels(make_reading(None, product=product), SimPluginConfig(), 1)
     assert found["nvidia.com/mig.capable"] == "false"
     assert found["nvidia.com/gpu.family"] == family
 
@@ -156,11 +160,11 @@ def test_only_its_own_labels_are_taken_away() -> None:
 
 def test_no_label_whose_value_depends_on_the_mode_may_select_the_nodes_of_a_pool() -> None:
     modes = [
-        (PluginConfig(), (None, None)),
+        (SimPluginConfig(), (None, None)),
         (FOUR, (None, None)),
         (FOUR_CLIENTS, (None, None)),
-        (PluginConfig("single"), (SEVEN, SEVEN)),
-        (PluginConfig("mixed"), (MIXED, MIXED)),
+        (SimPluginConfig("single"), (SEVEN, SEVEN)),
+        (SimPluginConfig("mixed"), (MIXED, MIXED)),
     ]
     seen = [labels(make_reading(*layouts), config, 1) for config, layouts in modes]
     depends = {label for found in seen for label in found if len({other.get(label) for other in seen}) > 1}
@@ -184,6 +188,6 @@ def test_a_model_with_a_whole_gpu_comes_after_those_that_are_divided() -> None:
     gpus.set_mig_mode(0, True)
     gpus.create(0, "3g.40gb")
     for turn in (0, 1):
-        found = labels(gpus.read(), PluginConfig("mixed"), 0, turn)
+        found = labels(gpus.read(), SimPluginConfig("mixed"), 0, turn)
         assert (found["nvidia.com/gpu.product"], found["nvidia.com/gpu.replicas"]) == ("NVIDIA-A30", "1")
         assert found["nvidia.com/mig-3g.40gb.product"] == f"{P}-MIG-3g.40gb"

@@ -101,6 +101,12 @@ def test_the_page_of_an_agent_is_there_as_long_as_it_runs() -> None:
     try:
         pages.show("gpu-01", agent)
         assert "gpusharing_agent_ready 0.0" in asked("gpu-01/metrics")
+        asked("gpu-01/lost")
+        with pytest.raises(urllib.error.HTTPError, match="503") as lost:
+            asked("gpu-01/metrics")
+        lost.value.close()
+        asked("gpu-01/found")
+        assert "gpusharing_agent_ready 0.0" in asked("gpu-01/metrics")
         pages.hide("gpu-01")
         for path in ("gpu-01/metrics", "gpu-02/metrics", "metrics"):
             with pytest.raises(urllib.error.HTTPError, match="404") as refused:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.migfile import generated
-from hack.sim.migmanager import CLIENT_LABEL, Faults, MigManager
+from hack.sim.migmanager import CLIENT_LABEL, MigManager, MigManagerFaults
 from hack.sim.settings import Clock, SimSettings
 from tests.sim.build import A100, H100, layouts_of, make_gpus
 
@@ -85,9 +85,9 @@ class Node:
 
 @asynccontextmanager
 async def manager(
-    node: Node, gpus: SimulatedGPUs, settings: SimSettings = FAST, faults: Faults | None = None
+    node: Node, gpus: SimulatedGPUs, settings: SimSettings = FAST, faults: MigManagerFaults | None = None
 ) -> AsyncIterator[MigManager]:
-    played = MigManager(node, gpus, faults or Faults(), Clock(settings), settings)
+    played = MigManager(node, gpus, faults or MigManagerFaults(), Clock(settings), settings)
     task = asyncio.create_task(played.run())
     try:
         async with asyncio.timeout(60):
@@ -283,7 +283,7 @@ async def test_an_open_nvml_client_makes_a_mode_change_fail(product: str) -> Non
 async def test_operands_that_do_not_go_leave_it_pending_for_ever_with_operands_paused() -> None:
     gpus = make_gpus(None)
     node = Node(gpus)
-    async with manager(node, gpus, faults=Faults(wedge_pending=True)) as played:
+    async with manager(node, gpus, faults=MigManagerFaults(wedge_pending=True)) as played:
         played.note("all-1g.10gb")
         await node.until(lambda: any("timed out" in line for line in node.lines))
     assert node.states == ["pending"]
@@ -298,7 +298,7 @@ async def test_operands_that_do_not_go_leave_it_pending_for_ever_with_operands_p
 async def test_a_failure_after_the_first_full_run_leaves_the_operands_paused() -> None:
     gpus = make_gpus(None)
     node = Node(gpus)
-    faults = Faults()
+    faults = MigManagerFaults()
     async with manager(node, gpus, faults=faults) as played:
         played.note("all-1g.10gb")
         await node.ended(2)
@@ -316,12 +316,12 @@ async def test_a_failure_after_the_first_full_run_leaves_the_operands_paused() -
 async def test_the_second_wedge_on_demand_and_a_plain_failure() -> None:
     gpus = make_gpus(None)
     node = Node(gpus)
-    async with manager(node, gpus, faults=Faults(failed=True)) as played:
+    async with manager(node, gpus, faults=MigManagerFaults(failed=True)) as played:
         played.note("all-1g.10gb")
         await node.ended(2)
         assert node.states == ["pending", "failed"]
         assert not node.paused
-    async with manager(node, gpus, faults=Faults(wedge_paused=True)) as played:
+    async with manager(node, gpus, faults=MigManagerFaults(wedge_paused=True)) as played:
         played.note("all-7g.80gb")
         await node.ended(4)
     assert node.states[2:] == ["pending", "failed"]
@@ -339,7 +339,7 @@ async def test_with_reboot(product: str, layout: tuple[str, ...] | None, after: 
     gpus = make_gpus(None, product=product)
     node = Node(gpus)
     name = "all-1g.5gb" if product == A100 else "all-1g.10gb"
-    async with manager(node, gpus, faults=Faults(reboot=True)) as played:
+    async with manager(node, gpus, faults=MigManagerFaults(reboot=True)) as played:
         played.note(name)
         await node.rebooted.wait()
     assert node.states == ["pending", "rebooting"]

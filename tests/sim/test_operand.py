@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hack.sim.operand import Operand, Pod, Step, decide
+from hack.sim.operand import OperandStep, PlayedOperand, Pod, decide
 from hack.sim.plugin import PluginError
 from hack.sim.settings import Clock, SimSettings
 
@@ -15,29 +15,31 @@ RUNNING = Pod(exists=True, running=True, loaded="a")
 @pytest.mark.parametrize(
     ("pod", "deployed", "key", "step"),
     [
-        pytest.param(ABSENT, False, "a", Step.REST, id="not deployed: nothing"),
-        pytest.param(ABSENT, True, "a", Step.START, id="deployed: it starts"),
-        pytest.param(ABSENT, True, "", Step.START, id="with the empty configuration too"),
-        pytest.param(ABSENT, True, None, Step.INIT_CRASH, id="a new pod with an unknown key crash-loops"),
-        pytest.param(CRASHED, True, "a", Step.START, id="a crashed pod starts again"),
-        pytest.param(CRASHED, False, None, Step.STOP, id="a paused label removes a crashed pod"),
-        pytest.param(RUNNING, True, "a", Step.REST, id="the same key: already configured"),
-        pytest.param(RUNNING, True, "b", Step.RELOAD, id="another key: SIGHUP"),
+        pytest.param(ABSENT, False, "a", OperandStep.REST, id="not deployed: nothing"),
+        pytest.param(ABSENT, True, "a", OperandStep.START, id="deployed: it starts"),
+        pytest.param(ABSENT, True, "", OperandStep.START, id="with the empty configuration too"),
         pytest.param(
-            RUNNING, True, None, Step.SIDECAR_CRASH, id="an unknown key: only the sidecar crash-loops"
+            ABSENT, True, None, OperandStep.INIT_CRASH, id="a new pod with an unknown key crash-loops"
         ),
-        pytest.param(RUNNING, False, "b", Step.STOP, id="a paused label stops a running pod"),
+        pytest.param(CRASHED, True, "a", OperandStep.START, id="a crashed pod starts again"),
+        pytest.param(CRASHED, False, None, OperandStep.STOP, id="a paused label removes a crashed pod"),
+        pytest.param(RUNNING, True, "a", OperandStep.REST, id="the same key: already configured"),
+        pytest.param(RUNNING, True, "b", OperandStep.RELOAD, id="another key: SIGHUP"),
+        pytest.param(
+            RUNNING, True, None, OperandStep.SIDECAR_CRASH, id="an unknown key: only the sidecar crash-loops"
+        ),
+        pytest.param(RUNNING, False, "b", OperandStep.STOP, id="a paused label stops a running pod"),
     ],
 )
 def test_the_next_step_follows_from_pod_label_and_key(
-    pod: Pod, deployed: bool, key: str | None, step: Step
+    pod: Pod, deployed: bool, key: str | None, step: OperandStep
 ) -> None:
     assert decide(pod, deployed=deployed, key=key) is step
 
 
 def test_a_plugin_that_waited_for_the_mps_daemon_starts_to_serve_again() -> None:
-    assert decide(RUNNING, deployed=True, key="a", again=True) is Step.RELOAD
-    assert decide(RUNNING, deployed=False, key="a", again=True) is Step.STOP
+    assert decide(RUNNING, deployed=True, key="a", again=True) is OperandStep.RELOAD
+    assert decide(RUNNING, deployed=False, key="a", again=True) is OperandStep.STOP
 
 
 class Port:
@@ -83,7 +85,7 @@ async def test_it_follows_label_and_key_and_comes_back_from_a_crash() -> None:
     settings = SimSettings(time_factor=10_000)
     port = Port()
     port.exits = 1
-    operand = Operand("device-plugin", port, Clock(settings), settings.times, lambda line: None)
+    operand = PlayedOperand("device-plugin", port, Clock(settings), settings.times, lambda line: None)
     task = asyncio.create_task(operand.run())
     try:
         await port.until("crashed", "serves a")

@@ -1,7 +1,7 @@
 """The device plugin's names and counts (docs/design/nvidia.md#b6, docs/design/nvidia.md#served)."""
 
 import pytest
-from hack.sim.plugin import PluginConfig, PluginError, advertised, choose_key, parse_config
+from hack.sim.plugin import PluginError, SimPluginConfig, advertised, choose_key, parse_config
 from tests.sim.build import make_reading
 
 SEVEN = ("1g.10gb",) * 7
@@ -67,7 +67,7 @@ def test_a_layout_is_advertised_as_nvidia_does(
 
 def test_media_instances_are_told_apart_since_0_20_only() -> None:
     gpus = make_reading(("1g.10gb+me", "1g.10gb")).gpus
-    mixed = PluginConfig("mixed")
+    mixed = SimPluginConfig("mixed")
     assert advertised(gpus, mixed, "0.20.0") == {f"{MIG}1g.10gb": 1, f"{MIG}1g.10gb.me": 1}
     assert advertised(gpus, mixed, "0.19.3") == {f"{MIG}1g.10gb": 2}
 
@@ -85,7 +85,7 @@ def test_strategy_single_exits_on_unequal_layouts(
     layouts: tuple[tuple[str, ...] | None, ...], why: str
 ) -> None:
     with pytest.raises(PluginError, match=why):
-        advertised(make_reading(*layouts).gpus, PluginConfig("single"))
+        advertised(make_reading(*layouts).gpus, SimPluginConfig("single"))
 
 
 @pytest.mark.parametrize(

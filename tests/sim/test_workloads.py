@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.settings import SimSettings
-from hack.sim.workloads import Workload, Workloads
+from hack.sim.workloads import SimWorkload, Workloads
 
 from gpusharing.kube.client import JSON, NODES, PDBS, PODS
 
@@ -54,7 +54,7 @@ async def until(cluster: FakeCluster, condition: Callable[[], object]) -> None:
 
 async def test_pods_run_where_the_resource_is_and_wait_where_it_is_not() -> None:
     async with playing(node("n1", 1), node("n2", 1), node("n3", 9, pool="b")) as (cluster, workloads):
-        workloads.apply(Workload("train", replicas=3, resource=GPU, node_selector={"pool": "a"}))
+        workloads.apply(SimWorkload("train", replicas=3, resource=GPU, node_selector={"pool": "a"}))
         await until(
             cluster,
             lambda: placed(cluster) == [("n1", "Running"), ("n2", "Running"), (None, "Pending")],
@@ -63,7 +63,7 @@ async def test_pods_run_where_the_resource_is_and_wait_where_it_is_not() -> None
 
 async def test_an_evicted_pod_is_replaced_elsewhere() -> None:
     async with playing(node("n1", 2), node("n2", 2)) as (cluster, workloads):
-        workloads.apply(Workload("serve", replicas=2))
+        workloads.apply(SimWorkload("serve", replicas=2))
         await until(cluster, lambda: placed(cluster) == [("n1", "Running")] * 2)
         cluster.patch(NODES, "n1", {"spec": {"unschedulable": True}})
         first = cluster.objects(PODS)[0]["metadata"]
@@ -79,7 +79,7 @@ async def test_a_budget_counts_the_pods() -> None:
             "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "serve"}}},
         }
         cluster.add(PDBS, budget)
-        workloads.apply(Workload("serve", replicas=3))
+        workloads.apply(SimWorkload("serve", replicas=3))
         await until(
             cluster,
             lambda: cluster.get(PDBS, "b", "default").get("status", {}).get("disruptionsAllowed") == 1,

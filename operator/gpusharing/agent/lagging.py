@@ -1,16 +1,14 @@
-"""Counters that are exported late, as Prometheus needs them, and dropped long after they stopped changing. Pure.
+"""Counters that are exported as Prometheus needs them, and dropped long after they stopped changing. Pure.
 
 `increase` does not count the first value that it sees of a series, and takes a value that fell for a counter that
 restarted at 0. So a series that is new, or comes back, is exported at once, with 0, and stays 0 for longer than the
-usual time between scrapes; and none is dropped before its last count was exported, and could be scraped.
+usual time between scrapes; then it is exported as it is. None is dropped before its last count was exported, and could
+be scraped.
 """
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Generic, TypeVar
 
-_KEPT = 8
-"""Points in time of a lag that are kept, so that many turns in a row cost no memory."""
 Key = TypeVar("Key")
 
 
@@ -18,19 +16,24 @@ class LaggingCounts(Generic[Key]):
     """Counters of one metric, by their labels."""
 
     def __init__(self, lag: float) -> None:
-        """`lag`: seconds by which exported values lag behind what was counted."""
+        """`lag`: seconds for which a new counter is exported as 0."""
         self.told: Mapping[Key, float] = {}
-        """As of the lag before the last turn; replaced, never changed."""
+        """What is exported since the last turn; replaced, never changed."""
+        self.grown: Mapping[Key, float] = {}
+        """By how much more than the turn before, where it is more."""
         self._lag = lag
         self._counts: dict[Key, float] = {}
+        self._born: dict[Key, float] = {}
+        """When each was counted first."""
         self._stirred: dict[Key, float] = {}
         """When each was last counted, or last exported with a value that differs from the one before or from its
         own."""
-        self._past: deque[tuple[float, Mapping[Key, float]]] = deque()
-        """Turns, oldest first: one that is older than the lag, and later ones."""
 
     def __contains__(self, key: Key) -> bool:
         return key in self._counts
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._counts)
 
     def __len__(self) -> int:
         return len(self._counts)
@@ -38,39 +41,31 @@ class LaggingCounts(Generic[Key]):
     def add(self, key: Key, amount: float, now: float) -> None:
         """Count. 0 says that there will be something to count."""
         self._counts[key] = self._counts.get(key, 0.0) + amount
+        self._born.setdefault(key, now)
         self._stirred[key] = now
 
     def tell(self, now: float) -> Mapping[Key, float]:
         """The end of a turn: what is exported from now on."""
-        if not self._past or now - self._past[-1][0] >= self._lag / _KEPT:
-            self._past.append((now, dict(self._counts)))
-        while len(self._past) > 1 and self._past[1][0] <= now - self._lag:
-            self._past.popleft()
-        at, oldest = self._past[0]
-        if at > now - self._lag:
-            oldest = {}
-        told: dict[Key, float] = {}
+        before, told, grown = self.told, {}, {}
         for key, count in self._counts.items():
-            told[key] = oldest.get(key, 0.0)
-            if not told[key] == count == self.told.get(key):
+            told[key] = count if now - self._born[key] >= self._lag else 0.0
+            if not told[key] == count == before.get(key):
                 self._stirred[key] = now
-        self.told = told
+            if (more := told[key] - before.get(key, 0.0)) > 0:
+                grown[key] = more
+        self.told, self.grown = told, grown
         return told
 
-    def drop(self, now: float, patience: float) -> None:
-        """Drop what has not changed for more than `patience` seconds and was exported in full. If it comes back, it is
-        new: it is removed from the past too."""
+    def drop(self, now: float, patience: float, keep: Collection[Key] = ()) -> None:
+        """Drop what has not changed for more than `patience` seconds and was exported in full, but for what to keep.
+        If it comes back, it is new."""
         gone = {
             key
             for key, at in self._stirred.items()
-            if now - at > patience and self.told.get(key) == self._counts[key]
+            if now - at > patience and self.told.get(key) == self._counts[key] and key not in keep
         }
         if not gone:
             return
         for key in gone:
-            del self._counts[key], self._stirred[key]
-        self._past = deque((at, _without(counts, gone)) for at, counts in self._past)
-
-
-def _without(counts: Mapping[Key, float], gone: set[Key]) -> Mapping[Key, float]:
-    return {key: count for key, count in counts.items() if key not in gone}
+            del self._counts[key], self._born[key], self._stirred[key]
+        self.told = {key: count for key, count in self.told.items() if key not in gone}

@@ -32,12 +32,19 @@ class DriverProfile:
     """A MIG profile that the driver offers on a card; see ObservedProfile."""
 
     name: str
+    """For example 1g.10gb+me."""
     id: int
+    """GPU instance profile id."""
     slices: int
+    """Compute slices."""
     memory_gb: int
+    """GB, nominal: the number in the name."""
     max_count: int
+    """How many instances of only this profile fit."""
     starts: tuple[int, ...]
+    """Memory units at which an instance may start; empty where the driver does not report them."""
     size: int
+    """Memory units that an instance covers; 0 where the driver does not report them."""
 
 
 @value
@@ -45,11 +52,17 @@ class Model:
     """A card model; see ObservedModel."""
 
     product: str
+    """Name as NVML reports it."""
     memory_mib: int | None
+    """Total memory; None where the driver does not report it."""
     compute_capability: str
+    """For example 9.0; empty where the driver does not report it."""
     mig_capable: bool
+    """Whether the card has MIG."""
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
+    """Whether switching MIG mode needs a GPU reset."""
     profiles: tuple[DriverProfile, ...]
+    """MIG profiles offered; empty where the card has no MIG, or the driver lists none while MIG is off."""
 
 
 @value
@@ -57,12 +70,15 @@ class Instance:
     """A MIG GPU instance; see ObservedInstance."""
 
     profile: str
+    """For example 3g.40gb."""
     start: int
     """-1 where placements may not be read."""
     size: int
     """0 where placements may not be read."""
     id: int
+    """GPU instance id."""
     uuid: str
+    """UUID of its MIG device; empty while it has no compute instance."""
 
 
 @value
@@ -72,7 +88,9 @@ class Process:
     pid: int
     """0 stands for processes that may not be listed."""
     name: str
+    """Name of the program; empty where it cannot be told."""
     device: str = ""
+    """UUID of the MIG device that it uses; empty for the whole GPU."""
 
 
 @value
@@ -80,9 +98,13 @@ class DriverRemappedRows:
     """Row remapping of a GPU's memory; see api.gpunode.RemappedRows."""
 
     correctable: int = 0
+    """Rows remapped after correctable errors."""
     uncorrectable: int = 0
+    """Rows remapped after uncorrectable errors."""
     pending: bool = False
+    """Whether a remapping waits for a GPU reset."""
     failed: bool = False
+    """Whether a remapping failed."""
 
 
 @value
@@ -90,22 +112,35 @@ class GPU:
     """One GPU; see ObservedGPU."""
 
     index: int
+    """Index, as NVML counts."""
     uuid: str
+    """UUID, GPU-..."""
     product: str
+    """Product of its model."""
     mig_mode: MigMode
+    """MIG mode in force."""
     mig_mode_pending: MigMode
+    """MIG mode after the next reset."""
     compute_mode: ComputeMode
+    """CUDA compute mode; Unknown where NVML refuses to report it."""
     instances: tuple[Instance, ...]
+    """MIG instances that exist; with `instances_withheld` there may be more."""
     processes: tuple[Process, ...]
+    """Processes that use it, UNKNOWN_PROCESS among them where some cannot be listed."""
     ecc_uncorrected: int | None
+    """Uncorrected ECC errors since the last reset; None where not supported."""
     remapped_rows: DriverRemappedRows | None
+    """None where not supported."""
     access: Access = "Ok"
     """Otherwise only `index` is meaningful."""
     recovery_action: RecoveryAction | None = None
+    """What the driver asks for; None where it does not say."""
     xid: int | None = None
+    """The first critical XID heard since the agent started; None: none."""
     error: str = ""
     """What NVML answers where access is Failed."""
     instances_withheld: bool = False
+    """Whether NVML refuses to list MIG instances to this container."""
 
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
@@ -135,7 +170,9 @@ class PodID:
     """A pod, as the node itself knows it."""
 
     uid: str
+    """UID of the pod, for a static pod the hash of its manifest."""
     namespace: str = ""
+    """Empty together with `name`."""
     name: str = ""
     """Both empty when nothing on the node shows the name for the uid."""
 
@@ -145,6 +182,7 @@ class ProcessUse:
     """What one process takes of one device at the moment of a reading."""
 
     pid: int
+    """Process id on the host."""
     device: str
     """UUID of the GPU or of the MIG device."""
     memory: int | None
@@ -162,6 +200,7 @@ class DeviceUse:
     gpu: int
     """Index of the GPU."""
     gpu_uuid: str
+    """UUID of that GPU."""
     uuid: str
     """That of the GPU, or of the MIG device."""
     memory_used: int | None
@@ -183,6 +222,7 @@ class Use:
     devices: tuple[DeviceUse, ...] = ()
     """By GPU, then in the order of its MIG devices."""
     processes: tuple[ProcessUse, ...] = ()
+    """What each process takes of each device."""
     xids: tuple[tuple[int, int, int], ...] = ()
     """GPU index, XID, and how often it was heard since the agent started."""
 

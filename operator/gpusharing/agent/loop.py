@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 CHANGING = frozenset(phase.value for phase in Phase if phase.in_flight)
 """Phases in which no new pod comes to the node."""
+JITTER = 0.1
+"""Part of the interval by which a turn may be earlier or later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class LoopSettings:
     """Times in seconds."""
 
     interval: float = 30.0
-    """Between two turns without an event, jittered by ±10 % so that 5,000 agents do not beat in step."""
+    """Between two turns without an event, more or less JITTER so that 5,000 agents do not beat in step."""
     hung_after: float = 40.0
     """A reading that takes longer is reported as hung. Without persistence mode, the driver takes 1 to 3 s to wake
     each GPU, and there are 8 of them."""
@@ -49,7 +51,7 @@ class LoopSettings:
     retry_last: float = 30.0
     """Longest such wait."""
     meter_lag: float = LAG
-    """Seconds by which the meter's counters lag behind."""
+    """Seconds for which a new counter of the meter is told as 0."""
 
 
 class RestartNeeded(Exception):
@@ -70,8 +72,8 @@ class Stats:
     """Patches that it did not accept."""
 
 
-def _ten_percent() -> float:
-    return random.uniform(0.9, 1.1)
+def _jitter() -> float:
+    return random.uniform(1 - JITTER, 1 + JITTER)
 
 
 class AgentLoop:
@@ -86,7 +88,7 @@ class AgentLoop:
         settings: LoopSettings | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
-        jitter: Callable[[], float] = _ten_percent,
+        jitter: Callable[[], float] = _jitter,
         background: Background = in_daemon_thread,
     ) -> None:
         """`background`: where the library is called."""

@@ -3,7 +3,8 @@
 Every second of every GPU goes to exactly one of four: a tenant that holds a slice, idle (a slice that nobody holds),
 stranded (what no slice of the layout offers) or transition (what nobody holds on a node in the middle of a change). So
 they add up to the seconds of the GPUs, always. Time between two turns goes to how things stood at the first of them.
-docs/adr/0043-the-meter.md says why the meter is here, why it lags, and what a restart costs.
+docs/adr/0043-the-meter.md says why the meter is here, why what is new begins with 0, and what a restart
+costs.
 """
 
 from collections import Counter
@@ -21,7 +22,7 @@ from gpusharing.planning.words.values import value
 OTHERS = "_others"
 """Namespace, policy or resource of what is not counted separately. Nothing in Kubernetes can be called this."""
 LAG = 90.0
-"""Seconds by which exported values lag behind."""
+"""Seconds for which a new series is exported as 0."""
 NOTHING = Fraction(0)
 
 
@@ -57,8 +58,11 @@ class Account(NamedTuple):
     """Whose time it is. A tuple, because many are hashed at each turn."""
 
     policy: str
+    """Name of the policy that owns the node; empty: none does."""
     namespace: str
+    """Namespace of the pod that holds the slices; OTHERS beyond the bounds."""
     resource: str
+    """Name of the resource that they are offered as; OTHERS beyond the bounds."""
 
 
 @value
@@ -66,13 +70,17 @@ class Allotment:
     """Which tenant has how much of the node's GPUs at a moment, in GPUs. It adds up to `gpus`."""
 
     policy: str
+    """Name of the policy that owns the node; empty: none does."""
     gpus: int
+    """How many GPUs the node has."""
     held: Mapping[tuple[str, str], Fraction]
     """Namespace and resource."""
     idle: Mapping[str, Fraction]
     """Resource."""
     stranded: Fraction
+    """What no slice of the layout offers."""
     transition: Fraction
+    """What nobody holds on a node in the middle of a change; elsewhere 0."""
 
 
 @value
@@ -174,16 +182,18 @@ def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
 
 @value
 class Metered:
-    """Seconds of GPUs since the first turn, up to one turn."""
+    """Seconds of GPUs since the first turn, up to one turn; but 0 of what is new."""
 
     held: Mapping[Account, float]
+    """By policy, namespace and resource."""
     idle: Mapping[tuple[str, str], float]
     """By policy and resource."""
     stranded: Mapping[str, float]
     """By policy."""
     transition: Mapping[str, float]
+    """By policy."""
     gpus: Mapping[str, float]
-    """By policy, of all its GPUs: what all of the above add up to."""
+    """By policy: what all of the above add up to."""
 
 
 NOTHING_METERED = Metered({}, {}, {}, {}, {})
@@ -193,15 +203,16 @@ class Meter:
     """Counts GPU-seconds from the first turn on."""
 
     def __init__(self, lag: float = LAG, bounds: Bounds = BOUNDS) -> None:
-        """`lag` in seconds."""
+        """`lag`: seconds for which what is new is exported as 0."""
         self.metered = NOTHING_METERED
-        """As of `lag` before the last turn; replaced, never changed, so that a scrape sees one turn."""
+        """As of the last turn; replaced, never changed, so that a scrape sees one turn."""
         self._bounds = bounds
         self._held: LaggingCounts[Account] = LaggingCounts(lag)
         self._idle: LaggingCounts[tuple[str, str]] = LaggingCounts(lag)
         self._stranded: LaggingCounts[str] = LaggingCounts(lag)
         self._transition: LaggingCounts[str] = LaggingCounts(lag)
-        self._gpus: LaggingCounts[str] = LaggingCounts(lag)
+        self._gpus: LaggingCounts[str] = LaggingCounts(0.0)
+        """Grows by what is exported of the parts, so that it is always their sum, and begins with their 0."""
         self._now: Allotment | None = None
         self._since = 0.0
 
@@ -215,18 +226,24 @@ class Meter:
         if self._now is not before:  # what it had was counted just now
             self._count(self._now, now, now)
         self._drop(now, self._bounds.forget_after)
-        self.metered = Metered(
-            held=self._held.tell(now),
-            idle=self._idle.tell(now),
-            stranded=self._stranded.tell(now),
-            transition=self._transition.tell(now),
-            gpus=self._gpus.tell(now),
-        )
+        self.metered = self._tell(now)
+
+    def _tell(self, now: float) -> Metered:
+        held, idle = self._held.tell(now), self._idle.tell(now)
+        stranded, transition = self._stranded.tell(now), self._transition.tell(now)
+        for account, grown in self._held.grown.items():
+            self._gpus.add(account.policy, grown, now)
+        for (policy, _), grown in self._idle.grown.items():
+            self._gpus.add(policy, grown, now)
+        for each in (self._stranded, self._transition):
+            for policy, grown in each.grown.items():
+                self._gpus.add(policy, grown, now)
+        return Metered(held, idle, stranded, transition, self._gpus.tell(now))
 
     def _count(self, stands: Allotment, since: float, until: float) -> None:
         seconds = max(0.0, until - since)
         policy = self._policy(stands.policy, until)
-        self._gpus.add(policy, stands.gpus * seconds, until)
+        self._gpus.add(policy, 0.0, until)
         self._stranded.add(policy, float(stands.stranded) * seconds, until)
         self._transition.add(policy, float(stands.transition) * seconds, until)
         for (namespace, resource), part in stands.held.items():
@@ -257,7 +274,8 @@ class Meter:
         return len(counts) < most
 
     def _drop(self, now: float, patience: float) -> None:
-        """All alike: whenever any counter of a policy changes, its GPUs change too, so these are dropped last or
-        together."""
-        for each in (self._held, self._idle, self._stranded, self._transition, self._gpus):
+        """The sum of a policy is dropped last: it grows when the parts are exported, and that may be later."""
+        for each in (self._held, self._idle, self._stranded, self._transition):
             each.drop(now, patience)
+        policies = {account.policy for account in self._held} | {policy for policy, _ in self._idle}
+        self._gpus.drop(now, patience, keep=policies.union(self._stranded, self._transition))

@@ -1,6 +1,6 @@
 """NVML as an implementation of the Library Protocol. Only this module and `nvml_*.py` beside it import pynvml.
 
-Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference, nvml.h.
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference of it.
 """
 
 from collections.abc import Iterator, Sequence

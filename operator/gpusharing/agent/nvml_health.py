@@ -1,6 +1,6 @@
 """What NVML says about a GPU's health, and how to ask for what may not be supported or permitted. Part of `nvml.py`.
 
-Calls and their traps: docs/design/hardware.md#nvml, NVIDIA's NVML API reference, nvml.h.
+Calls and their traps: docs/design/hardware.md#nvml, nvml.h of NVML 13.3 and NVIDIA's reference of it.
 """
 
 import ctypes

@@ -31,6 +31,7 @@ class Divided:
     """The instances of one GPU."""
 
     instances: tuple[Instance, ...] = ()
+    """Those that are known; there may be more where `withheld`."""
     withheld: bool = False
     """They may not be listed; those here are known from the MIG devices that can be seen."""
     hidden: bool = False

@@ -27,6 +27,7 @@ class Listed:
     """A process on one of the lists."""
 
     process: Process
+    """The process, or UNKNOWN_PROCESS."""
     memory: int | None = None
     """Bytes that it holds there; None when the driver does not report it."""
 

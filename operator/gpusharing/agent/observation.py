@@ -19,7 +19,9 @@ class AgentRequest:
     """What the operator asks in `spec.request`; see api.gpunode.Request."""
 
     id: str = ""
+    """Echoed in the observation that answers it; empty: nothing was asked yet."""
     quiet: bool = False
+    """Whether NVML is to be read once more, closed, and kept closed."""
 
     @classmethod
     def of(cls, node: JSON) -> "AgentRequest":
@@ -32,15 +34,23 @@ class Observation:
     """`status.observed`; see api.gpunode.Observed. GPUs and models are kept as they go over the wire."""
 
     request_id: str = ""
+    """The request that this observation answers: it was read after that request arrived."""
     quiet: bool = False
+    """Whether NVML is closed at the operator's request; `gpus` is then the last reading."""
     simulated: bool = False
+    """Whether the GPUs are SIMULATED."""
     error: str = ""
+    """What keeps the agent from reading NVML; empty: nothing does."""
     driver_version: str = ""
+    """Empty when unknown."""
     models: list[JSON] = field(default_factory=list)
+    """The card models, each an ObservedModel."""
     gpus: list[JSON] = field(default_factory=list)
+    """The GPUs by index, each an ObservedGPU."""
     allocated: dict[str, int] | None = None
     """None: unknown."""
     pods: int | None = None
+    """How many pods hold a device; None: unknown."""
 
     @classmethod
     def of(cls, node: JSON) -> "Observation":

@@ -1,6 +1,6 @@
 """Which GPU devices pods hold, as the kubelet of this node knows it.
 
-The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet
+The kubelet serves gRPC `v1.PodResourcesLister` on a unix socket (kubernetes/kubelet v0.36.3
 pkg/apis/podresources/v1/api.proto). Its answers are a few nested messages of protobuf's wire format, read here;
 `kubelet.py` does the calls.
 """
@@ -37,8 +37,11 @@ class Held:
     """Devices of one resource in the hands of one pod."""
 
     namespace: str
+    """Namespace of the pod."""
     pod: str
+    """Name of the pod."""
     resource: str
+    """For example nvidia.com/gpu."""
     devices: tuple[str, ...]
     """As the device plugin calls them: a UUID, or UUID::replica where the device is shared. In order."""
 

@@ -19,6 +19,7 @@ class Answer:
     request: AgentRequest
     """The request that was known before the reading began."""
     outcome: Outcome
+    """`hung`: the library has not answered in time, and may yet."""
     reading: Reading | None = None
     """The reading of an `ok`."""
     error: str = ""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
-from gpusharing.agent.podresources import Holdings
+from gpusharing.agent.podresources import Held, Holdings
 from gpusharing.planning.words.values import value
 
 MOST_DEVICES = 128
@@ -31,9 +31,11 @@ class Sum:
     """What some processes take of a device."""
 
     processes: int = 0
+    """How many there are."""
     memory: int | None = 0
     """Bytes; None as soon as the driver does not report it for one of them."""
     sm_percent: int = 0
+    """Shares of SM time, of 100, added up; those that the driver does not report count as 0."""
 
     def with_process(self, process: ProcessUse) -> "Sum":
         """One more."""
@@ -47,7 +49,9 @@ class Holder:
     """What one pod has of one device."""
 
     pod: PodName
+    """Namespace and name."""
     device: DeviceUse
+    """The GPU or the MIG device, with its use by all."""
     slices: Mapping[str, int]
     """Resource name to what it was given of the device; empty when it was given nothing but computes there."""
     taken: Sum | None
@@ -59,6 +63,7 @@ class DeviceUsage:
     """What the devices of a node are used for."""
 
     devices: tuple[DeviceUse, ...] = ()
+    """The devices that are reported, MOST_DEVICES at most, by GPU."""
     offered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """UUID to resource name to slices that there are to hold."""
     held: Mapping[str, Mapping[str, int]] | None = None
@@ -80,14 +85,8 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
     for process in use.processes:
         busy[process.device] += process.sm_percent or 0
     held = () if holdings is None else holdings.held
-    slices: dict[tuple[PodName, str], dict[str, int]] = {}
-    for each in held:
-        for device in each.devices:
-            _add(slices.setdefault(((each.namespace, each.pod), base(device)), {}), each.resource)
-    holding: dict[str, set[PodName]] = {}
-    for pod, uuid in slices:
-        holding.setdefault(uuid, set()).add(pod)
-    owners = _Owners(use.processes, holding)
+    slices = _slices(held)
+    owners = _Owners(use.processes, _holding(slices))
     taken, others = owners.shared_out()
     unclear = owners.unclear()
     pairs = sorted(
@@ -114,6 +113,23 @@ def usage(use: Use, holdings: Holdings | None) -> DeviceUsage:
         sm_percent=busy,
         left_out=len(use.devices) - len(devices) + len(pairs) - len(holders),
     )
+
+
+def _slices(held: Iterable[Held]) -> dict[tuple[PodName, str], dict[str, int]]:
+    """By pod and device: how many slices the pod holds of it, by resource name."""
+    slices: dict[tuple[PodName, str], dict[str, int]] = {}
+    for each in held:
+        for device in each.devices:
+            _add(slices.setdefault(((each.namespace, each.pod), base(device)), {}), each.resource)
+    return slices
+
+
+def _holding(pairs: Iterable[tuple[PodName, str]]) -> dict[str, set[PodName]]:
+    """By device: the pods that hold slices of it."""
+    holding: dict[str, set[PodName]] = {}
+    for pod, uuid in pairs:
+        holding.setdefault(uuid, set()).add(pod)
+    return holding
 
 
 def base(device: str) -> str:

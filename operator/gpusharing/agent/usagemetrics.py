@@ -158,8 +158,8 @@ def _of_pods(holders: Iterable[Holder]) -> Iterable[Metric]:
 
 
 class _Xids:
-    """XIDs by GPU and number, from 0 on and so late that a scrape sees the 0: most are heard once, and Prometheus does
-    not count the first value that it sees."""
+    """XIDs by GPU and number, each 0 for so long that a scrape sees it: most are heard once, and Prometheus does not
+    count the first value that it sees."""
 
     def __init__(self, lag: float, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -182,8 +182,8 @@ class _Xids:
 def _of_xids(heard: Mapping[tuple[int, int], float]) -> Metric:
     xids = CounterMetricFamily(
         f"{PREFIX}_xid_errors",
-        "XIDs of a GPU heard since the agent started, 90 s late, so that increase() counts the first too. The agent"
-        " hears XIDs only while it reads.",
+        "XIDs of a GPU heard since the agent started; a new one is 0 for 90 s, so that increase() counts the first too."
+        " The agent hears XIDs only while it reads.",
         labels=["gpu", "xid"],
     )
     for (gpu, xid), count in heard.items():

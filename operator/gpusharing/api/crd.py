@@ -55,9 +55,13 @@ class PrinterColumn:
     """A column of `kubectl get`."""
 
     name: str
+    """Its heading."""
     path: str
+    """JSONPath of the value in the object."""
     description: str
+    """What `kubectl explain` says of it."""
     type: Literal["string", "integer", "date"] = "string"
+    """How kubectl shows it; a `date` as an age."""
     wide: bool = False
     """Shown with `-o wide` only."""
 
@@ -77,12 +81,19 @@ class CustomResource:
     """One custom resource, cluster-scoped."""
 
     kind: str
+    """Kind; the list has `List` behind it."""
     plural: str
+    """Name in URLs, in lower case."""
     short_name: str
+    """What kubectl takes for the plural."""
     description: str
+    """What the kind is for."""
     spec: type[WireModel]
+    """The type of `spec`."""
     status: type[WireModel]
+    """The type of `status`, which is a subresource."""
     columns: Sequence[PrinterColumn]
+    """In the order in which kubectl shows them."""
     rules: Sequence[ApiRule] = ()
     """Rules about the whole object."""
 

@@ -259,8 +259,8 @@ class GPUSharingPolicySpec(WireModel):
     """What happens to the nodes when the policy is deleted. Retain leaves them as they are; Reset first changes each to
     whole GPUs, by the usual drain and rollout, proves that and removes our labels; the policy stays until then."""
     cost: Cost | None = None
-    """What a GPU of the pool costs. Like every edit, a new value ends a halt by rollout.maxFailures, an approval and
-    waits for another attempt."""
+    """What a GPU of the pool costs. As every edit does, a new value ends a halt by rollout.maxFailures, voids an
+    approval, and ends the waits of nodes for another attempt."""
 
 
 class Summary(WireModel):

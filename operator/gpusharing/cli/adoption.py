@@ -17,13 +17,13 @@ from gpusharing.cli.onlooker import applied
 from gpusharing.cli.presumed import presume
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
-from gpusharing.planning.proof.assess import Assessed, has_gpu
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 from gpusharing.planning.told.proposal import configured
+from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_claimants
 from gpusharing.planning.way.verdict import Verdict
@@ -46,9 +46,11 @@ class AdminConfigMaps:
     """The ConfigMaps that ClusterPolicy names instead of ours, and what they hold."""
 
     maps: AdminMaps = NO_MAPS
+    """Their names."""
     plugin_configs: Mapping[str, str] | None = None
     """None: there is none of that name, or nobody named one."""
     mig_file: str | None = None
+    """The mig-parted file; None: there is no such ConfigMap, or nobody named one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,9 @@ class AdoptionStep:
     """What has to be done before the policies take effect."""
 
     command: str
+    """The command, complete."""
     about: str
+    """What it is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class Import:
     """The result."""
 
     proposed: tuple[Proposed, ...]
+    """The policies that take the fleet over as it is."""
     left_out: Mapping[str, str]
     """Nodes with GPUs that no policy would leave as they are, and why."""
     owned: int

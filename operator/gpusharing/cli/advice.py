@@ -20,6 +20,7 @@ class AdviceAnswers:
     """The answers."""
 
     card: Card
+    """The card that it is about."""
     memory: float
     """GiB that one workload needs at its peak."""
     promise: bool = False
@@ -37,6 +38,7 @@ class Advice:
     """The answer."""
 
     mode: Mode
+    """The mode to choose."""
     shares: int
     """Workloads on one GPU."""
     why: tuple[str, ...]

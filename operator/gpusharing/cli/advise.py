@@ -124,6 +124,7 @@ class Desk:
     """The person who is asked for what was not typed."""
 
     answers: TextIO
+    """Where the answers are read from."""
 
     def ask(self, question: str, flag: str) -> str:
         """An answer. Raises Trouble when there is no terminal."""

@@ -40,7 +40,9 @@ class Verb:
     """One verb; it is carried out by `run` of the module of that name."""
 
     name: str
+    """As it is typed."""
     help: str
+    """What it does, in a line."""
     add: Callable[[argparse.ArgumentParser], None]
     """Adds what only this verb takes."""
     module: str = ""

@@ -47,10 +47,11 @@ LABELS = ("app.kubernetes.io/name", "app")
 READ_ME = """\
 A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
 
-Left out on purpose: Secrets are not read. Of pods and workloads everything about environments, command lines, probes
-and volumes is left out, of all objects the annotations of others, and whatever stands under a key that speaks of a
-secret. In messages, logs and files of configuration what is named as a secret or looks like one is REMOVED, and no
-more: policies, labels and logs are as people and programs wrote them. Look through them before you hand this on.
+Left out on purpose: Secrets are not read at all. Pods and workloads come without their environments, command lines,
+probes and volumes. Of annotations, only ours, NVIDIA's, Helm's and a Deployment's are here. Values under a key that
+speaks of a secret are left out. In messages, logs and configuration files, whatever is named as a secret or looks like
+one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs wrote them.
+Look through them before you hand this on.
 
 Plugin: {plugin}
 Operator: {operator}

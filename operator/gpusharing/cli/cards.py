@@ -12,9 +12,11 @@ class Slice:
     """One MIG instance on a card."""
 
     profile: str
+    """For example 3g.40gb."""
     start: int
     """In memory units; -1: the agent may not read it."""
     size: int
+    """Memory units that it covers; 0: the agent may not read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Face:
     """How a card looks."""
 
     product: str
+    """The card's product name."""
     units: int
     """Memory units of the whole card; 0: unknown, so nothing can be drawn to scale."""
     slices: tuple[Slice, ...]
@@ -35,7 +38,9 @@ class Cards:
     """Cards that look the same."""
 
     face: Face
+    """How they look."""
     gpus: int
+    """How many they are."""
     nodes: tuple[str, ...]
     """By name."""
 

@@ -39,9 +39,13 @@ class Decided:
     """A plan, what it was made of, and what is uncertain about it."""
 
     plan: RolloutPlan
+    """What the planner answers."""
     snapshot: ClusterSnapshot
+    """What the plan was made of."""
     now: datetime
+    """The time for which it was made."""
     notes: tuple[str, ...]
+    """What could not be read, and what that makes uncertain."""
 
     def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
         """Which of these nodes (None: of all) have agents that say that their GPUs are SIMULATED."""

@@ -30,10 +30,13 @@ class CostReport:
     where: str
     """Which Prometheus."""
     wish: MeterQuery
+    """What was asked for."""
     bill: Bill
+    """The bill."""
     missing: tuple[str, ...]
     """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
+    """What else a reader should know."""
     simulated: tuple[str, ...] = ()
     """Nodes whose GPUs are SIMULATED."""
 

@@ -30,6 +30,7 @@ class Demand:
     """What the pods of a namespace ask for."""
 
     namespace: str
+    """The namespace."""
     pods: int
     """Those that ask for a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
@@ -41,6 +42,7 @@ class Demand:
     ranked: int = 0
     """Pods of a priority above 0."""
     notebooks: int = 0
+    """Pods that look like notebooks."""
 
     @property
     def promised(self) -> bool:

@@ -56,11 +56,15 @@ class Examined:
     """What was found."""
 
     symptoms: Sequence[Symptom] = ()
+    """What is wrong."""
     notes: tuple[str, ...] = ()
+    """What could not be found out about the installation, and why."""
     unseen: Unseen = field(default_factory=dict)
+    """By topic: why something of it could not be checked."""
     simulated: Sequence[str] = ()
     """Nodes whose GPUs are SIMULATED."""
     installed: bool = True
+    """Whether the operator is installed."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:

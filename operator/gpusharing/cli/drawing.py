@@ -31,7 +31,9 @@ class TextSpan:
     """A piece of text in one ink."""
 
     text: str
+    """The characters."""
     ink: Ink = Ink.PLAIN
+    """How they are coloured."""
 
 
 Line = tuple[TextSpan, ...]
@@ -42,6 +44,7 @@ class Column:
     """One column of a table."""
 
     title: str
+    """Its heading."""
     drop: int = 0
     """Where there is no room, the column with the highest goes first; 0 stays."""
 
@@ -180,8 +183,11 @@ class Glyph:
     """One cell of a bar."""
 
     drawn: str
+    """The character."""
     ascii: str
+    """The same where only ASCII can be shown."""
     ink: Ink
+    """How it is coloured."""
     word: str = field(default="")
     """What it stands for, in a legend."""
 

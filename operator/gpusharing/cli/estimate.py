@@ -18,6 +18,7 @@ class Estimate:
     """What is left, estimated from past changes."""
 
     left: timedelta
+    """How long the rest may take."""
     nodes: int
     """Nodes that still have to change."""
     each: timedelta

@@ -51,7 +51,9 @@ class PastStep:
     """One entry of a node's history."""
 
     phase: str
+    """The phase that the node entered."""
     reason: str
+    """Why, in one CamelCase word."""
     written: str
     """When it began, as it was written: of most entries nobody asks for it."""
 
@@ -66,25 +68,41 @@ class Seen:
     """One GPUNode as people see it."""
 
     name: str
+    """Name of the node."""
     policy: str
+    """The policy that owns it; empty: none."""
     phase: str
+    """Its phase; empty: the operator has not looked at it yet."""
     reason: str
+    """Why it is in this phase, in one CamelCase word."""
     message: str
+    """A sentence with names and the next step."""
     since: datetime | None
+    """When the phase began; None: unknown."""
     deadline: str
     """A time of day."""
     wanted: str
+    """What each GPU is to be divided into."""
     observed: str
+    """What each GPU is divided into now."""
     disruption: str
+    """Class of the change that is planned or under way."""
     culprit: str
+    """What keeps the node; empty: nothing is waited for."""
     cordon: str
+    """Whose cordon it carries: ours, human, foreign or empty."""
     attempt: int
+    """Number of the attempt; 0: nothing is in flight."""
     step: str
+    """The step and how many there are; empty: nothing is in flight."""
     blockers: tuple[str, ...]
+    """One line for each reason that blocks."""
     past: Sequence[JSON]
     """The history as it was written: of a thousand nodes nobody asks for most of them."""
     gpus: int
+    """How many GPUs its agent reports."""
     pods: int | None
+    """Pods that hold a GPU; None: unknown."""
     unhealthy: str
     """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
     simulated: bool
@@ -106,23 +124,37 @@ class PoolStatus:
     """One policy with the nodes that it owns."""
 
     name: str
+    """Name of the policy."""
     status: str
     """One word; empty: the operator has not looked at it yet."""
     message: str
+    """A sentence about the pool."""
     mode: str
+    """As in the column MODE."""
     layout: str
+    """As in the column LAYOUT."""
     nodes: str
+    """As in the column NODES, such as 2/3."""
     gpus: int
+    """How many GPUs the pool has."""
     used: str
+    """As in the column USED, such as 5/12."""
     pending_pods: int
+    """Pods that wait for a resource of the pool."""
     product: str
+    """The product names of its cards."""
     next_window: str
+    """When nodes may start next; empty: at any time, or nobody knows."""
     unseen: int
     """The generation that the operator has not looked at yet; 0: it has."""
     members: tuple[Seen, ...]
+    """Its nodes, by name."""
     plan: Mapping[str, Any] = field(default_factory=dict)
+    """`status.plan`; empty: there is none."""
     paused: bool = False
+    """Whether `rollout.paused` is true."""
     max_unavailable: str = ""
+    """`rollout.maxUnavailable` as written."""
 
     @property
     def changing(self) -> tuple[Seen, ...]:

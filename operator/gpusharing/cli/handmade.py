@@ -11,12 +11,12 @@ from typing import Any
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
-from gpusharing.planning.proof.verify import effective_plugin_config, find_entry
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, Sharing
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
+from gpusharing.planning.wanted.verify import effective_plugin_config, find_entry
 from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
 
 Spec = Mapping[str, Any]
@@ -31,10 +31,13 @@ class Handmade:
     """One node as it is."""
 
     node: str
+    """Name of the node."""
     products: tuple[str, ...]
     """Of its cards, each once."""
     gpus: int
+    """How many GPUs it has."""
     spec: Spec
+    """The mode and its block that leave it as it is."""
     text: str
     """For people: 2x3g.40gb, 4x shared."""
     unsaid: tuple[str, ...] = ()

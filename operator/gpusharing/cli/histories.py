@@ -32,6 +32,7 @@ class ObservedPool:
     """One pool."""
 
     model: str
+    """The product name of all its GPUs."""
     card: Card | None
     """None: not in our table."""
     nodes: tuple[int, ...]
@@ -41,8 +42,11 @@ class ObservedPool:
     divided: int
     """GPUs that had MIG devices then."""
     histories: tuple[History, ...]
+    """What each workload used, and holds."""
     occupied: tuple[Occupied, ...]
+    """The GPUs that several pods share now."""
     remarks: tuple[str, ...]
+    """What a reader should know about the series."""
     simulated: tuple[str, ...] = ()
     """The nodes whose GPUs are SIMULATED."""
 
@@ -141,18 +145,10 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
     """What each pod holds, as far as known."""
     if record.profile:
         resource = record.resource or resource_name(record.profile)
-        profiles = () if card is None else card.profiles
-        share = next(
-            (
-                Fraction(one.memory_gb, card.memory_gb)
-                for one in profiles
-                if card and one.name == record.profile
-            ),
-            None,
-        )
+        share, compute = _of_instance(record.profile, card)
         times = int(usage.slices.get((record.node, resource), 1))
         return Holding(
-            resource, _devices(record), share / times if share is not None and times > 1 else share
+            resource, _devices(record), share / times if share is not None and times > 1 else share, compute
         )
     resource = record.resource or RESOURCE_GPU
     times = int(usage.slices.get((record.node, resource), 0)) or usage.replicas.get(record.node, 0)
@@ -160,6 +156,15 @@ def _holding(usage: Usage, record: Record, gpu: Gpu, card: Card | None) -> Holdi
         return Holding(resource, _devices(record), Fraction(max(1, int(record.slices)), times))
     together = sum(gpu.holders.values())
     return Holding(resource, _devices(record), None if together > 1 else Fraction(1))
+
+
+def _of_instance(profile: str, card: Card | None) -> tuple[Fraction | None, Fraction]:
+    """The parts of memory and of compute that an instance has. Of a card that is not known no compute is, either."""
+    found = next((one for one in card.profiles if one.name == profile), None) if card else None
+    if card is None or found is None:
+        return None, Fraction(1)
+    whole = max(one.slices for one in card.profiles)
+    return Fraction(found.memory_gb, card.memory_gb), Fraction(found.slices, whole)
 
 
 def _samples(fold: Fold, values: "Iterable[float]") -> Iterator[Sample]:

@@ -32,9 +32,13 @@ class InstalledSettings:
     """What a plan depends on besides objects."""
 
     plan: PlanSettings = field(default_factory=PlanSettings)
+    """The planner's settings."""
     admin_maps: AdminMaps = NO_MAPS
+    """The ConfigMaps whose entries are merged into ours."""
     agent_namespace: str = "gpusharing-agent"
+    """Where the agents are."""
     maintenance_keys: tuple[str, ...] = ()
+    """Further keys that mean maintenance by somebody else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,11 @@ class Installed:
     """The operator of a cluster."""
 
     settings: InstalledSettings = field(default_factory=InstalledSettings)
+    """The settings of its Deployment, or the defaults."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
+    """By node: the slots on the leader Lease."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """By UID of the Node: the failures on record there."""
     version: str = ""
     """Of the chart's application; empty: unknown."""
     notes: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ class Context:
     """One context."""
 
     name: str
+    """Its name in the kubeconfig."""
     namespace: str
     """Where pods are looked for by default."""
 

@@ -20,8 +20,11 @@ class LegalLayouts:
     """What was found out about one card."""
 
     card: Card
+    """The card."""
     wanted: Layout
+    """The instances that were asked for; empty: none were."""
     layouts: tuple[Layout, ...]
+    """The maximal layouts that hold them."""
     refusal: Refusal | None
     """Why the wanted instances do not fit."""
     hidden: bool = False

@@ -35,9 +35,11 @@ class Proposed:
     """A policy for nodes that are alike."""
 
     name: str
+    """Name of the policy."""
     members: tuple[Handmade, ...]
     """In the order of their names."""
     selector: Mapping[str, Any]
+    """Its `spec.nodeSelector`."""
     by_name: bool = False
     """No label that names a pool distinguishes the nodes from others, so the selector lists them."""
 

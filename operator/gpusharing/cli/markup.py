@@ -16,6 +16,7 @@ class Markup:
     """What stands in the page as it is. Only `tag` and `style` make it."""
 
     text: str
+    """HTML, with everything escaped that is not markup."""
 
 
 Child = Markup | str

@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from gpusharing.cli.absences import describe_absences, find_absences
 from gpusharing.cli.ages import counted
-from gpusharing.cli.matchers import TARGET, braced
+from gpusharing.cli.matchers import TARGET, braced, labels_of
 from gpusharing.cli.meterqueries import (
     EXPORTED,
     GPUS,
@@ -33,6 +34,8 @@ TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""
 OTHERS = "_others"
 """The namespace, or the policy, of what is beyond the meter's bounds (gpusharing/agent/meter.py)."""
+CHOSEN = frozenset(("container", "endpoint"))
+"""Labels of a target that stay the same when an agent restarts, so that series can be chosen by them."""
 MISSED = 3600.0
 """GPU-seconds of a node that are worth reporting; a scrape interval at the end of each day is less."""
 
@@ -98,6 +101,10 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         )
     found.missing += _unpriced(unpriced)
     found.missing += [*_lacking(parts, gpus), *unseen.told()]
+    absences = await find_absences(prometheus, wish)
+    if POLICY in labels_of(wish.selector):  # others' nodes are none of ours
+        absences = {node: absences[node] for node in absences.keys() & unseen.nodes}
+    found.missing += describe_absences(absences)
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
         found.remarks.append(
@@ -239,6 +246,11 @@ class _Unseen:
             self._lost[_node(one)] += max(0, round(one.value - self._ended.get(_node(one), one.value)))
         self._ended |= {_node(one): one.value for one in lasts}
 
+    @property
+    def nodes(self) -> set[str]:
+        """Those of which something was metered."""
+        return {node for node, _ in self._seen}
+
     def told(self) -> list[str]:
         """A sentence, if there is something to say."""
         lost = {
@@ -276,31 +288,45 @@ async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
 
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
-    """Raises Trouble where a node is in Prometheus twice, but not where an agent has just followed another."""
+    """Raises Trouble where a node was metered twice at one time. `twice`: all its series of that day."""
     found: dict[tuple[str, str], list[Mapping[str, str]]] = {}
     for one in twice:
         found.setdefault(_node(one), []).append(one.labels)
     for (node, _), series in sorted(found.items()):
-        for label in sorted(
-            {name for labels in series for name in labels}, key=lambda one: (one in OF_PARTS, one)
-        ):
-            told = sorted({labels.get(label, "") for labels in series})
-            if label in TARGET or len(told) < 2:
-                continue
-            if not node:
-                raise Trouble(
-                    f"series of the meter do not name their node, and differ in the label {label}"
-                    f" ({', '.join(told[:5])}): two nodes cannot be told from one that is scraped twice. The"
-                    " chart's monitors set the label node, from __meta_kubernetes_pod_node_name; make your"
-                    " scrape configuration do the same"
-                )
-            differ = f"{node} would be billed twice: its series differ in the label {label} ({', '.join(told[:5])})"
-            if label in OF_PARTS:
-                raise Trouble(
-                    f"{differ}, as when two installations of the agent run there. Remove one, and ask for a time in"
-                    " which there was one, such as --window 1d: series of tenants cannot be chosen by that label"
-                )
-            raise Trouble(
-                f"{differ}, as when two Prometheus servers scrape the same agents. Choose one:"
-                f" --selector '{label}=\"{told[0]}\"'"
-            )
+        labels = sorted({name for one in series for name in one} - {"__name__"})
+        differ = {label: sorted({one.get(label, "") for one in series}) for label in labels}
+        _refuse(node, {label: values for label, values in differ.items() if len(values) > 1})
+
+
+def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
+    """By the labels in which series of one node differ, and their values."""
+    # Labels of a target differ between an agent and its successor too, so they are the reason only without another.
+    label = min(differ, key=lambda one: (one in TARGET, one in OF_PARTS, one not in CHOSEN, one), default="")
+    if not label:
+        return
+    told = ", ".join(differ[label][:5])
+    if not node:
+        raise Trouble(
+            f"series of the meter do not name their node, and differ in the label {label} ({told}): two nodes cannot be"
+            " told from one that is scraped twice. The chart's monitors set the label node, from"
+            " __meta_kubernetes_pod_node_name; make your scrape configuration do the same"
+        )
+    twice = f"{node} would be billed twice: its series differ in the label {label} ({told})"
+    if label in TARGET and label not in CHOSEN:
+        others = "".join(
+            f", and {one} ({', '.join(differ[one][:5])})" for one in sorted(differ) if one != label
+        )
+        raise Trouble(
+            f"{twice}{others}, and more than one of them was scraped at a time, as when two agents run there or one"
+            " is scraped at two addresses. End one of the scrapes, and ask for a time after that, such as --window"
+            " 1d: an agent that restarts may change these labels, so they choose no series"
+        )
+    if label in OF_PARTS:
+        raise Trouble(
+            f"{twice}, as when two installations of the agent run there. Remove one, and ask for a time in"
+            " which there was one, such as --window 1d: series of tenants cannot be chosen by that label"
+        )
+    raise Trouble(
+        f"{twice}, as when two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
+        f" --selector '{label}=\"{differ[label][0]}\"'"
+    )

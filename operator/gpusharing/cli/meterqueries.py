@@ -7,6 +7,7 @@ from gpusharing.cli.matchers import OF_TARGETS, braced, labels_of, of_others
 from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 from gpusharing.cli.simulatedseries import simulated_query
 from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.windows import LOOKBACK
 
 POINTS = "5m"
 """Between the points of a subquery."""
@@ -28,6 +29,7 @@ class MeterQuery:
     """What is asked for."""
 
     start: float
+    """Seconds since 1970."""
     end: float
     """Seconds since 1970."""
     by: str = NAMESPACE
@@ -91,8 +93,7 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
         *means,
         " or ".join(rivals),
         f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{of_devices}{span}))",
-        f"max_over_time({counters}{span}) and on (node, {POLICY})"
-        f" (count_over_time((count by (node, {POLICY}) ({counters}) > 1){points}) > {moments})",
+        _twice(counters, seconds),
         simulated_query(wish.selector, seconds),
     ]
     if label := label_of(wish.by):
@@ -101,6 +102,17 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
         last = f"timestamp(kube_namespace_labels{{{matchers}}}){points}"
         queries.append(f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))")
     return queries
+
+
+def _twice(counters: str, seconds: int) -> str:
+    """All series of nodes that were metered twice at a time. An agent that is gone may still be seen for LOOKBACK
+    beside its successor, so each further series may be there beside another for as long."""
+    minutes = f"count_over_time((count by (node, {POLICY}) ({counters}) > 1)[{seconds}s:1m])"
+    series = f"count by (node, {POLICY}) (count_over_time({counters}[{seconds}s]))"
+    return (
+        f"max_over_time({counters}[{seconds}s]) and on (node, {POLICY})"
+        f" ({minutes} > {LOOKBACK / 60:g} * ({series} - 1))"
+    )
 
 
 def _others(wish: MeterQuery) -> str:

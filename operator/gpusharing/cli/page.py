@@ -39,7 +39,9 @@ class View:
     where: str
     """Name of the cluster."""
     now: datetime
+    """The time that the page shows."""
     pools: Sequence[PoolStatus]
+    """Every policy."""
     loose: Sequence[Seen]
     """GPU nodes of no policy."""
     cards: Mapping[str, Sequence[Cards]]

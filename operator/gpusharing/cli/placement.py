@@ -1,7 +1,7 @@
 """Which nodes a pod may go to, by its own rules about nodes and by their taints, as the scheduler filters them. Pure.
 
-From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers, nodeaffinity.go) and Toleration (toleration.go). The
-kubelet's conditions and cordons are taints too, and are told apart from them.
+From core/v1 of Kubernetes 1.36: NodeAffinity (component-helpers v0.36.3, nodeaffinity.go) and Toleration (k8s.io/api
+v0.36.3, core/v1/toleration.go). The kubelet's conditions and cordons are taints too, and are told apart from them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -28,6 +28,7 @@ class Planned:
     """What there is to tell."""
 
     proposals: tuple[Proposal, ...] = ()
+    """What becomes of each pool."""
     notes: tuple[str, ...] = ()
     """What is uncertain about it."""
     simulated: tuple[str, ...] = ()

@@ -11,11 +11,11 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.proof.verify import EXCLUSIVE, effective_plugin_config, is_told_mps, served
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.target import predict_resources
+from gpusharing.planning.wanted.verify import EXCLUSIVE, effective_plugin_config, is_told_mps, served
 
 INSTANCE = "-MIG-"
 """In GPU Feature Discovery's label of the product where MIG instances are served as GPUs, before their profile."""

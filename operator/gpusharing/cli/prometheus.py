@@ -30,9 +30,10 @@ PARALLEL = 4
 CLOCKS = (1e9, 4e9)
 """Seconds since 1970 that a clock may show: 2001 to 2096."""
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
-"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus,
-promql/engine.go), `the query hit the max number of series limit` (Cortex, pkg/util/limiter), `the query exceeded the
-maximum number of series` and `exceeded series limit` (Mimir, pkg/util/limiter and pkg/storegateway)."""
+"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus
+promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
+at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c) and
+`exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
 PORT_FORWARD = (
     "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
     " --prometheus http://127.0.0.1:9090"
@@ -48,10 +49,13 @@ class Endpoint:
     where: str
     """For messages."""
     authorization: str = ""
+    """Value of that header; empty: none is sent."""
     tls: ssl.SSLContext | None = None
     """None for plain http."""
     tls_server_name: str | None = None
+    """The name on the server's certificate, where it differs from the host; None: it does not."""
     proxy: str | None = None
+    """URL of the proxy to go through; None: none."""
     credentials: str = "give a token that it accepts: --token-file FILE"
     """What to do when it refuses access."""
     remark: str = ""
@@ -63,7 +67,9 @@ class Series:
     """One series: its labels, and its values by time. Values that are no numbers are left out."""
 
     labels: Mapping[str, str]
+    """Its labels."""
     points: tuple[tuple[float, float], ...]
+    """Time, in seconds since 1970, and value; oldest first."""
 
     @property
     def value(self) -> float:

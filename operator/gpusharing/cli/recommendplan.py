@@ -14,6 +14,7 @@ class Effect:
     """The plan of the policy, or why there is none."""
 
     planned: Planned = field(default_factory=Planned)
+    """What the policy would do."""
     where: str = ""
     """Which cluster, for programs."""
     why_not: str = ""

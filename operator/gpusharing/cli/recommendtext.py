@@ -43,10 +43,15 @@ class RecommendReport:
     where: str
     """Which Prometheus."""
     start: float
+    """Seconds since 1970."""
     end: float
+    """Seconds since 1970."""
     scope: NodeScope
+    """The nodes that were asked about."""
     seen: ObservedPool
+    """What Prometheus has of them."""
     needs: tuple[Need, ...]
+    """What each workload needs."""
     found: Recommendation | None
     """None: the layouts that the card can have are unknown."""
     policy: dict[str, object] | None
@@ -54,6 +59,7 @@ class RecommendReport:
     missing: tuple[str, ...]
     """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
+    """What else a reader should know."""
     effect: Effect | None = None
     """What the policy would do. None: that was not planned."""
 
@@ -237,6 +243,7 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     if history.activity and history.of_device:
         told = "activity is of the whole device, which other pods held too: how much of it this one took is unknown"
         yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
+    yield from _held_back(need, paper)
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from prose(hours, paper, indent="  ", hang="  ")
     if need.samples:
@@ -245,6 +252,16 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
         yield from prose(told + needs, paper, indent="  ", hang="  ")
     doubts = "".join(f"; {doubt}" for doubt in need.doubts)
     yield from prose(f"{need.reason}{doubts}", paper, indent="  ", hang="  ", ink=Ink.FAINT)
+
+
+def _held_back(need: Need, paper: Paper) -> Iterator[Line]:
+    if Doubt.HELD_BACK in need.doubts and need.full is not None:
+        holds = need.history.holds
+        told = (
+            f"compute was full in {need.full:.0%} of the hours, with the {float(holds.compute):.0%} of the card that"
+            f" its {now_of(need.history)} has at most: how much more it would take is unknown"
+        )
+        yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
 
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:

@@ -33,8 +33,11 @@ class Flags:
     """Those of every verb, with their defaults."""
 
     kubeconfig: str
+    """`--kubeconfig`; empty: as kubectl finds it."""
     contexts: tuple[str, ...]
+    """Names of contexts, at least one; an empty name is the current one."""
     terminal: Terminal
+    """Where the answer goes."""
 
     @classmethod
     def of(cls, typed: Namespace) -> "Flags":

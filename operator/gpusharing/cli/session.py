@@ -29,11 +29,13 @@ class Session:
     """A cluster to ask."""
 
     client: KubeClient
+    """The cluster's API server."""
     where: str
     """For messages: the context's name, or what replaces it."""
     namespace: str = "default"
     """Of pods that are named without one."""
     now: Callable[[], datetime] = wall_time
+    """The clock."""
     login: Login | None = None
     """For what goes through the API server to a Service; None: nothing does."""
 

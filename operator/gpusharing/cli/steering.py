@@ -21,6 +21,7 @@ class SteeringWish:
     """What was typed besides verb and name."""
 
     now: datetime
+    """When it was typed."""
     hash: str = ""
     """approve: the plan that was read."""
     when_paused: str = ""
@@ -38,7 +39,9 @@ class Change:
     """One patch."""
 
     resource: Resource
+    """The kind of the object."""
     name: str
+    """Name of the object."""
     body: JSON
     """A JSON merge patch."""
     means: str
@@ -56,6 +59,7 @@ class Steered:
     """How one verb is carried out."""
 
     resource: Resource
+    """The kind of the objects that it changes."""
     find: Callable[[JSON, SteeringWish], Change]
     """The patch of an object. Raises Trouble when it would have no effect."""
     lasts: bool = False

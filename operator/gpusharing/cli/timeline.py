@@ -18,9 +18,13 @@ class Stretch:
     """A node in one phase."""
 
     phase: str
+    """The phase."""
     reason: str
+    """Why the node was in it."""
     begin: datetime
+    """When it entered it."""
     end: datetime
+    """When it left it, or now."""
 
     @property
     def state(self) -> State:
@@ -39,7 +43,9 @@ class Track:
     """One node on its way."""
 
     node: str
+    """Name of the node."""
     stretches: tuple[Stretch, ...]
+    """One after the other, the oldest first."""
     took: timedelta | None
     """From the beginning of the change to its good end; None: it has not succeeded, or not begun."""
 
@@ -49,7 +55,9 @@ class Timeline:
     """A rollout from its first change to its last, or to now if it is not over."""
 
     begin: datetime
+    """When the first change began."""
     end: datetime
+    """When the last change ended, or now."""
     tracks: tuple[Track, ...]
     """In the order in which the changes began; nodes whose change has not begun come last."""
 

@@ -16,8 +16,8 @@ from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.needs import Workload
 
 MOST_MIB = 1 << 20
-"""No GPU has more than that: DCGM writes what it does not know as a number near 2^31 or 2^63 (dcgm_structs.h,
-DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
+"""No GPU has more than that: DCGM writes what it does not know as a number near 2^31 or 2^63 (NVIDIA/DCGM
+dcgmlib/dcgm_structs.h at 72fa3fe, DCGM_INT32_BLANK and DCGM_INT64_BLANK)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +25,25 @@ class HourAnswers:
     """Answers for one stretch, in the order of `usagequeries.hourly` and `names`."""
 
     used: Sequence[Series]
+    """The highest memory use of each hour, in MiB, by dcgm-exporter."""
     live: Sequence[Series]
+    """Memory in use at the end of each hour, in MiB, by dcgm-exporter."""
     active: Sequence[Series]
+    """The 95th percentile of the activity of each hour, 0 to 1, by dcgm-exporter."""
     own: Sequence[Series]
+    """The highest memory use of each hour, in bytes, by our agent."""
     held: Sequence[Series]
+    """Slices that pods hold at the end of each hour, by our agent."""
     sm: Sequence[Series]
+    """The 95th percentile of the SM time of each hour, by our agent."""
     owners: PodOwners
+    """Whose pods they are."""
     declared: Mapping[Pod, int]
     """Bytes, by the annotation."""
     exporters: frozenset[Pod]
+    """Pods of dcgm-exporter, which are no workload."""
     devices: Devices
+    """Which device the agent's UUIDs mean."""
     simulated: frozenset[str] = frozenset()
     """Nodes."""
 

@@ -44,6 +44,7 @@ class UsageQuery:
     """What is asked for."""
 
     start: float
+    """Seconds since 1970."""
     end: float
     """Seconds since 1970."""
     selector: str = ""
@@ -59,6 +60,7 @@ class Usage:
     """What was found."""
 
     fold: Fold
+    """The answers of all hours, folded."""
     slices: Mapping[tuple[str, str], float]
     """Replicas of a device, by node and resource, as the agents report them: the most."""
     replicas: Mapping[str, int]
@@ -66,6 +68,7 @@ class Usage:
     missing: tuple[str, ...]
     """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
+    """What a reader should know about the series."""
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents say that their GPUs are SIMULATED."""
 

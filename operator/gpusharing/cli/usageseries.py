@@ -34,11 +34,15 @@ class Told:
     """What the labels of a series say."""
 
     device: Device
+    """Which device it is about."""
     pod: Pod | None
     """The pod that holds it; None: none, or unknown."""
     profile: str = ""
+    """MIG profile; empty: none is told."""
     node: str = ""
+    """Name of the node; empty: none is told."""
     model: str = ""
+    """Product name of the card; empty: none is told."""
 
 
 def read_dcgm(one: Series, exporters: frozenset[Pod]) -> Told:
@@ -74,6 +78,7 @@ class Devices:
     """Which device the agent's UUIDs mean."""
 
     by_uuid: Mapping[str, Device]
+    """By UUID of a GPU or of a MIG device."""
 
     @classmethod
     def of(cls, infos: Iterable[Series]) -> "Devices":
@@ -106,7 +111,7 @@ RECURS = "cronjob"
 """The kind that has not ended when none of its pods exists."""
 UNNAMED = "pods"
 """The kind where only names of pods are known."""
-# k8s.io/apimachinery/pkg/util/rand: letters and digits of generated names.
+# Letters and digits of generated names (apimachinery v0.36.3 pkg/util/rand/rand.go, alphanums).
 _HASH = "[bcdfghjklmnpqrstvwxz2456789]"
 _SUFFIX = re.compile(rf"(?:(?:-{_HASH}{{5,10}})?-{_HASH}{{5}}|-[0-9]+)\Z")
 
@@ -120,6 +125,7 @@ class PodOwners:
     replicasets: Mapping[Pod, tuple[str, str]]
     """By namespace and name of the ReplicaSet."""
     jobs: Mapping[Pod, tuple[str, str]]
+    """By namespace and name of the Job."""
 
     @classmethod
     def of(cls, pods: Iterable[Series], replicasets: Iterable[Series], jobs: Iterable[Series]) -> "PodOwners":

@@ -24,6 +24,7 @@ class Subject:
     """What is asked about."""
 
     name: str
+    """Name of the node or of the pod."""
     namespace: str | None
     """Of a pod; None: it is a node."""
 

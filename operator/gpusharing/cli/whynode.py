@@ -10,11 +10,11 @@ from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.fleet import PastStep, Seen, state_of
 from gpusharing.cli.simulated import describe_simulated
-from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
-from gpusharing.planning.proof.verify import Source
 from gpusharing.planning.told.proofs import Proof, tell_proofs
 from gpusharing.planning.told.transition import whose_cordon
 from gpusharing.planning.told.waits import OTHERS, PERSON
+from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
+from gpusharing.planning.wanted.verify import Source
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.reasons import reason_of
@@ -32,26 +32,45 @@ class NodeAnswer:
     """All that is known."""
 
     name: str
+    """Name of the node."""
     policy: str
+    """The policy that owns it; empty: none."""
     phase: str
+    """Its phase."""
     reason: str
+    """Why it is in this phase, in one CamelCase word."""
     message: str
+    """A sentence with names and the next step."""
     observed: str
+    """What each GPU is divided into now."""
     wanted: str
+    """What each GPU is to be divided into."""
     disruption: str
+    """Class of the change that is planned or under way."""
     cordon: str
+    """Whose cordon it carries: ours, human, foreign or empty."""
     attempt: int
+    """Number of the attempt; 0: nothing is in flight."""
     step: str
+    """The step and how many there are; empty: nothing is in flight."""
     since: datetime | None
+    """When the phase began; None: unknown."""
     deadline: str
+    """When the clock ends the present wait, as the column DEADLINE has it."""
     unhealthy: str
+    """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
     blockers: tuple[str, ...] = ()
+    """One line for each reason that blocks."""
     history: tuple[PastStep, ...] = ()
+    """The last transitions, newest last."""
     proofs: tuple[Proof, ...] = ()
+    """What each source of proof says, and should say."""
     unproven: str = ""
     """Why no proofs are shown."""
     notes: tuple[str, ...] = ()
+    """What could not be read, and what that makes uncertain."""
     remedy: str = ""
+    """What to do; empty: nothing."""
     simulated: bool = False
     """Its GPUs are SIMULATED."""
 
@@ -109,16 +128,7 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
     blockers = seen.blockers if seen is not None else ()
     if not blockers and verdict is not None:
         blockers = explain_blockers(verdict.blockers)
-    if seen is not None and seen.phase:
-        reason, message, phase = seen.reason, seen.message, seen.phase
-    elif verdict is not None:
-        reason, message, phase = str(verdict.reason), verdict.message, str(verdict.phase)
-    else:
-        reason, message, phase = (
-            "",
-            "no policy selects this node, so the operator does not change its GPUs",
-            "",
-        )
+    reason, message, phase = _said(seen, verdict)
     return NodeAnswer(
         name=name,
         policy=(seen.policy if seen is not None else "") or (verdict.policy if verdict is not None else ""),
@@ -139,6 +149,15 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
         simulated=bool(seen is not None and seen.simulated)
         or bool(decided is not None and decided.simulated([name])),
     )
+
+
+def _said(seen: Seen | None, verdict: Verdict | None) -> tuple[str, str, str]:
+    """Reason, message and phase: as published, or as planned where nothing is published."""
+    if seen is not None and seen.phase:
+        return seen.reason, seen.message, seen.phase
+    if verdict is not None:
+        return str(verdict.reason), verdict.message, str(verdict.phase)
+    return "", "no policy selects this node, so the operator does not change its GPUs", ""
 
 
 def remedy_of(word: str) -> str:

@@ -13,10 +13,10 @@ from gpusharing.cli.simulated import describe_simulated
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, routing_label
 from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.words.lengths import some
 
 COLUMNS = (
@@ -36,7 +36,9 @@ class Service:
     """One pool and one resource that the pod asks for."""
 
     pool: str
+    """Name of the policy."""
     resource: str
+    """The resource name."""
     now: int
     """How many the pool offers, on nodes that the pod may go to."""
     free: int | None
@@ -54,18 +56,24 @@ class PodAnswer:
     """All that is known."""
 
     pod: str
+    """`namespace/name`."""
     phase: str
+    """The pod's, as the API has it."""
     node: str
+    """The node that it is on; empty: none."""
     asks: Mapping[str, int]
     """GPU resources."""
     scheduler: str
     """What the scheduler said last."""
     services: tuple[Service, ...]
+    """Which pools could serve it."""
     others: tuple[str, ...]
     """GPU resource names that nodes which the pod may go to offer after the changes, where none offers what it asks
     for."""
     conclusion: str
+    """The answer in a sentence."""
     notes: tuple[str, ...]
+    """What could not be read, and what that makes uncertain."""
     simulated: tuple[str, ...] = ()
     """Nodes of the cluster whose GPUs are SIMULATED."""
 

@@ -17,11 +17,17 @@ class Beside:
     """Two clocks; each wakes the loop when there is news."""
 
     leader: Leader
+    """Who holds the Lease: only the leader counts the pending pods."""
     settings: Settings
+    """The operator's settings."""
     sources: Sources
+    """The reflectors."""
     gatherer: Gatherer
+    """What counts them."""
     complaints: Complaints
+    """What was said in the log already."""
     wake: Callable[[], None]
+    """Wakes the loop."""
 
     async def run(self) -> None:
         """Run until cancelled."""

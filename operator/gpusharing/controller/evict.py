@@ -19,8 +19,8 @@ from gpusharing.kube.errors import (
     Throttled,
     Unavailable,
 )
-from gpusharing.planning.actions import Action, Evict, ForceDelete
 from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, remember
+from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.words.reasons import Reason

@@ -44,7 +44,9 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.lease import LeaseLost
-from gpusharing.planning.actions import (
+from gpusharing.planning.drain.evictions import FIRST_WAIT, ODD_AFTER
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
     EnsureGPUNode,
@@ -60,8 +62,6 @@ from gpusharing.planning.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.drain.evictions import FIRST_WAIT, ODD_AFTER
-from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView

@@ -27,8 +27,8 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -48,7 +48,7 @@ def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class _Decision:
     """A plan, and what it was made from."""
 
     plan: RolloutPlan
@@ -179,7 +179,7 @@ class Loop:
         snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
         return replace(snapshot, failed_nodes=self.leader.failed_nodes)
 
-    async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> Decision:
+    async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> _Decision:
         """`wanted`: the nodes whose pods the snapshot has. If the plan needs others, they are read at once."""
         now = self.now()  # what was seen is as old as it is now
         plan = plan_rollout(snapshot, now, self.memo)
@@ -189,7 +189,7 @@ class Loop:
             snapshot = await self._gather(wanted, now)
             now = self.now()
             plan = plan_rollout(snapshot, now, self.memo)
-        return Decision(plan, snapshot, now, more_pods=bool(plan.wants_pods - wanted))
+        return _Decision(plan, snapshot, now, more_pods=bool(plan.wants_pods - wanted))
 
     def _remember(self, plan: RolloutPlan, now: datetime) -> None:
         """Keep what the next snapshot needs of this pass."""

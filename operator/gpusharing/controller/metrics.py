@@ -11,12 +11,12 @@ from prometheus_client.registry import Collector
 
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
-from gpusharing.planning.actions import Action
 from gpusharing.planning.gpus.health import is_well
-from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.told.counts import count_slices, waited_for
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasonkinds import Passes

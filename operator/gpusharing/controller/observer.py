@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from gpusharing.controller.execute import Outcome
-from gpusharing.planning.actions import Action
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.way.verdict import Verdict
 

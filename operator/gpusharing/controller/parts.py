@@ -13,7 +13,7 @@ from gpusharing.kube.client import KubeClient
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
-from gpusharing.planning.actions import Action, SetPointers
+from gpusharing.planning.snapshot.actions import Action, SetPointers
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +21,13 @@ class Parts:
     """The parts that read and write and decide nothing."""
 
     sources: Sources
+    """The reflectors."""
     gatherer: Gatherer
+    """Makes the snapshot."""
     executor: Executor
+    """Carries out what the plan says."""
     publisher: Publisher
+    """Writes statuses and Events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +35,19 @@ class Assembly:
     """What the parts are made from. `client` carries every call of the loop; those of the Lease go elsewhere."""
 
     client: KubeClient
+    """Carries every call of the loop."""
     leader: Leader
+    """Holds the Lease, by calls of its own."""
     settings: Settings
+    """The operator's settings."""
     observer: Observer
+    """Is told of what is decided and done, for the metrics."""
     wake: Callable[[], None]
+    """Wakes the loop."""
     now: Callable[[], datetime]
+    """The clock."""
     identity: str
+    """Name of this process, as on the Lease."""
 
     def assemble(self) -> Parts:
         """New parts, which have made no call yet."""

@@ -32,8 +32,8 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
-from gpusharing.planning.actions import SetPointers
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.told.events import Event, node_events, pointers_event

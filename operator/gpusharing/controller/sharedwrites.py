@@ -12,8 +12,8 @@ from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import Conflict, NotFound
 from gpusharing.kube.written import MIG_KEY
-from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
 from gpusharing.planning.snapshot import callfailures
+from gpusharing.planning.snapshot.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
 from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView

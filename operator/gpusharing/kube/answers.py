@@ -31,8 +31,11 @@ class ApiRequest:
     """The request in terms of RBAC: an eviction is `create` of `pods/eviction`."""
 
     verb: str
+    """As RBAC names it, for example list."""
     resource: Resource
+    """What it is about."""
     subresource: str | None = None
+    """For example status or eviction; None: the object itself."""
 
     @property
     def kind(self) -> str:
@@ -87,9 +90,9 @@ def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
-    """A request to all clients to slow down has a time, or is plain text (apiserver pkg/server/filters). A Status
-    without a time is somebody's answer about this pod (E11): KubeVirt's webhook refuses this way while it moves a
-    machine."""
+    """A request to all clients to slow down has a time, or is plain text (apiserver v0.36.3 pkg/server/filters,
+    maxinflight.go and priority-and-fairness.go). A Status without a time is somebody's answer about this pod (E11):
+    KubeVirt's webhook refuses this way while it moves a machine."""
     causes = _causes(answer)
     if "DisruptionBudget" in causes:
         return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)

@@ -1,8 +1,14 @@
 """The verbs of the Kubernetes API that we use, in our words. Objects are raw JSON: hot paths never build typed models.
 
-Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, and the SIMULATED `FakeClient` of
-`hack/sim/fakecluster.py`; one contract suite runs against both (`tests/kube/contract.py`). A `PassingClient` of
-`kube/passing.py` stands in front of either; the operator's loop calls through the one of `kube/fanout.py`.
+Two clients reach a server. `HttpClient` of `kube/http.py`, over aiohttp, is a whole `KubeClient`, for the operator and
+the plugin. `RestClient` of `agent/rest.py`, over the standard library, has what the agent needs (`agent/api.py`): on
+every GPU node aiohttp would cost memory (docs/adr/0014). They share how a request is written and an answer understood
+(`kube/wire.py`, `kube/answers.py`) and how they log in (`kube/login.py`). In tests and the demo, the SIMULATED
+`FakeClient` of `hack/sim/fakecluster.py` takes their place. One suite says what we rely on, `tests/kube/contract.py`:
+`FakeClient` and `HttpClient` keep all of it, `RestClient` the part for its verbs.
+
+A `PassingClient` of `kube/passing.py` stands in front of any `KubeClient`; the operator's loop calls through the one of
+`kube/fanout.py`.
 """
 
 from collections.abc import AsyncIterator
@@ -17,9 +23,13 @@ class Resource:
     """A kind of object as its URL names it."""
 
     group: str
+    """API group; empty for the core group."""
     version: str
+    """Version of the group, for example v1."""
     plural: str
+    """Name in URLs, in lower case."""
     namespaced: bool = False
+    """Whether its objects are in namespaces."""
     bookmarks: bool = True
     """A quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache
     (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
@@ -65,7 +75,9 @@ class Page:
     """One page of a list; `resource_version` is the list's, the place to watch from."""
 
     items: list[JSON]
+    """The objects, as the server sent them."""
     resource_version: str
+    """The version of the whole list, the same on each page; a watch goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +85,9 @@ class WatchEvent:
     """One event of a watch. BOOKMARK carries only metadata.resourceVersion."""
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
+    """What happened. After DELETED, `object` is as it was last."""
     object: JSON
+    """The object as it is since the event; of a BOOKMARK, only its resourceVersion."""
 
 
 class Followable(Protocol):

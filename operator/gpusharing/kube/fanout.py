@@ -35,6 +35,7 @@ class CallTarget:
     """What a call is about."""
 
     verb: str
+    """As RBAC names it, for example patch."""
     kind: str
     """Plural with the subresource; for discovery, the group and version."""
     name: str

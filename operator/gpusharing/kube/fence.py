@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.startgate import opened
-from gpusharing.planning.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 
 RECORD_VERSION = 1
@@ -28,8 +28,8 @@ JOBS_VERSION = 2
 """Of a fence that waits for jobs. An operator that only knows version 1 would mistake the wait for a drain and evict
 the jobs: it finds this fence unreadable, and leaves the node as it is until a newer operator comes back."""
 MOST_CLAIMS = 500
-"""All annotations of an object together may have 256 KiB (apimachinery pkg/api/validation, TotalAnnotationSizeLimitB).
-With one claim too many the Lease would accept none: no node would ever start."""
+"""All annotations of an object together may have 256 KiB (apimachinery v0.36.3 pkg/api/validation/objectmeta.go,
+TotalAnnotationSizeLimitB). With one claim too many the Lease would accept none: no node would ever start."""
 _READ = (RECORD_VERSION,)
 _READ_FENCES = (RECORD_VERSION, JOBS_VERSION)
 
@@ -116,11 +116,13 @@ def parse_failed_nodes(text: str) -> dict[str, FailedNode]:
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
     """The body of the JSON merge patch on the Node.
 
-    Check-then-act writes are conditional on `resource_version`. `LabelNode` touches only fields that we alone
-    own and is not, unless it takes the start-up taint away, for a list of taints is written whole, or forgets the node,
-    which it may do only as it was seen. Only a proof takes that taint (docs/design/way.md#gate). All name the UID: a
-    Node that was deleted and created again under the same name is another node, and the server answers Conflict, or
-    Invalid where no resourceVersion is given.
+    Every patch names the UID: a Node that was deleted and created again under the same name is another node, and the
+    server answers Conflict, or Invalid where the patch has no resourceVersion.
+
+    A patch that was decided by what was read of the Node is conditional on `resource_version`. `LabelNode` is not,
+    because it touches only fields that we alone own, with two exceptions. Where it removes the start-up taint, the
+    list of taints is written whole; only a proof removes that taint (docs/design/way.md#gate). And it may forget a
+    node only if that is still as it was seen.
     """
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}

@@ -20,8 +20,8 @@ Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 _UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
 _UPGRADE_WAITS = (*names.UPGRADE_LASTING, "node-maintenance-required")
-"""All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (the same,
-pkg/upgrade/upgrade_requestor.go)."""
+"""All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (k8s-operator-libs
+pkg/upgrade/upgrade_requestor.go at 11e747a)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV_OPERATOR = "SR-IOV network operator"

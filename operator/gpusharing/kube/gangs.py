@@ -120,8 +120,8 @@ class Gangs:
             raise
         except KubeError as error:
             return _Known({}, False, str(error), now, now)
-        error = _too_many(query, most) if read >= most and query.shared else ""
-        return _Known(members, read >= most, error, now, now)
+        cut_off = _too_many(query, most) if read >= most and query.shared else ""
+        return _Known(members, read >= most, cut_off, now, now)
 
     def _forget(self, now: datetime) -> None:
         for query in [query for query, known in self._known.items() if now - known.used > FORGOTTEN]:

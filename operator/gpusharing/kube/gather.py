@@ -226,6 +226,7 @@ class Gatherer:
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
         admin, admin_plugin = maps.get(self.admin_maps.mig), maps.get(self.admin_maps.plugin)
+        named = {self.admin_maps.plugin, self.admin_maps.mig} - {""}
         cluster_policy = self.sources.cluster_policy
         view = StackView(
             cluster_policy=cluster_policy,
@@ -236,11 +237,7 @@ class Gatherer:
             admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
             missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
-            missing_maps=tuple(
-                sorted(
-                    name for name in {self.admin_maps.plugin, self.admin_maps.mig} - {""} if name not in maps
-                )
-            ),
+            missing_maps=tuple(sorted(name for name in named if name not in maps)),
             generated_mig_files={
                 name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
                 for name, config_map in maps.items()
@@ -255,11 +252,7 @@ class Gatherer:
             finders=self.sources.finders,
             intolerant_agents=self.sources.intolerant_agents,
             pointer_error=self._pointer_error(),
-            foreign_map=settings.plugin_config_map
-            if ours.is_foreign(ours.plugin)
-            else settings.mig_config_map
-            if ours.is_foreign(ours.mig)
-            else "",
+            foreign_map=self._foreign_map(),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
         )
@@ -279,6 +272,12 @@ class Gatherer:
     def _pointer_error(self) -> str:
         failure = self.failures.get(CLUSTER_POLICY)
         return failure.message if failure is not None and failure.lasts else ""
+
+    def _foreign_map(self) -> str:
+        ours, settings = self._config_maps, self.settings
+        if ours.is_foreign(ours.plugin):
+            return settings.plugin_config_map
+        return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
 
     def _tell(self, before: StackView | None, now: StackView) -> None:
         for name in now.missing_maps:

@@ -46,9 +46,13 @@ class Limits:
     """Deadlines in seconds, and how many calls may be under way."""
 
     connect: float = 3.0
+    """To open a connection."""
     total: float = 10.0
+    """For a whole call that is no watch."""
     watch: float = WATCH_SECONDS
+    """For a watch, which the server then ends; the client begins another."""
     inactivity: float = INACTIVITY
+    """Without a byte of a watch, bookmarks included, after which it counts as broken."""
     parallel: int = 8
     """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 

@@ -39,7 +39,9 @@ class Access:
     tls: ssl.SSLContext | None = None
     """Trust and client certificate; None for plain http."""
     proxy: str | None = None
+    """URL of the proxy to go through; None: none."""
     tls_server_name: str | None = None
+    """The name on the server's certificate, where it differs from the host; None: it does not."""
 
 
 class Login(Protocol):

@@ -14,7 +14,8 @@ too, because the uncordon is still to come and medik8s lifts whoever's cordon it
 would take ours away in the middle of a drain.
 
 None is for ever: medik8s makes the Node its owner (setOwnerRefToNode), maintenance-operator deletes what was Ready for
-too long (garbage_collector_controller.go), and any other one is named in the message, for a person to delete.
+too long (garbage_collector_controller.go at e15d07b), and any other one is named in the message, for a person to
+delete.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ class Maintenance:
     """One NodeMaintenance: its node, and what people read about it."""
 
     node: str
+    """Name of the node."""
     who: str
+    """Which operator maintains it, on whose behalf, and by which object, for people."""
     waits: bool = False
     """Its operator has not chosen it yet; a large upgrade creates one for every node at once."""
 
@@ -55,7 +58,7 @@ def nvidia_maintenance(raw: JSON) -> Maintenance:
 
 
 _NOT_CHOSEN = frozenset({"", "Pending"})
-"""Reasons of the condition Ready before Scheduled (nodemaintenance_types.go, ConditionReasonPending)."""
+"""Reasons of the condition Ready before Scheduled (ConditionReasonPending of NVIDIA's nodemaintenance_types.go)."""
 
 
 def _maintenance(raw: JSON, operator: str, asker: str, *, failed: bool) -> Maintenance:

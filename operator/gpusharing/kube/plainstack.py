@@ -31,16 +31,21 @@ class DaemonSetView:
     """What one DaemonSet in the namespace of NVIDIA's components shows."""
 
     name: str
+    """Name of the DaemonSet; empty: it is neither of the chart nor of the GPU Operator's MPS daemon."""
     release: str
     """The Helm release, from its label."""
     plugin: bool
+    """Whether it runs the device plugin."""
     discovery: bool
+    """Whether it runs GPU Feature Discovery."""
     config_map: str
     """Name of the ConfigMap that it mounts for config-manager; empty: it has none."""
     default: str = ""
     """Configuration for nodes without the label."""
     mig_strategy: str = ""
+    """MIG_STRATEGY of its container; empty: not set."""
     version: str = ""
+    """Tag of its image; empty: it has only a digest."""
     tolerates_gate: bool = True
     """Its pods may start behind the start-up taint."""
     tolerations: str = "[]"

@@ -1,7 +1,7 @@
 """Reading Kubernetes quantities of countable resources.
 
 The API server writes them in canonical form, so 2000 time-slicing shares arrive as `2k`
-(apimachinery pkg/api/resource, decimal SI and binary SI suffixes).
+(apimachinery v0.36.3 pkg/api/resource/suffix.go, decimal SI and binary SI suffixes).
 """
 
 import re

@@ -52,8 +52,11 @@ class PodPlace:
     """Which pod runs where, and whether it is Ready."""
 
     node: str
+    """Name of the node; empty: the pod is not scheduled."""
     operand: Operand
+    """The pod."""
     app: str
+    """Its label `app`, by which NVIDIA's operands are told apart; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,9 @@ class AdminMaps:
     """Names of ConfigMaps whose entries are merged into ours, in the same namespace; empty: none."""
 
     plugin: str = ""
+    """The one with device-plugin configurations."""
     mig: str = ""
+    """The one with mig-parted configurations."""
 
 
 NO_MAPS = AdminMaps()
@@ -72,8 +77,11 @@ class ConfigMapView:
     """Data, the annotation that says when each entry was written, and whose ConfigMap it is."""
 
     data: Mapping[str, str]
+    """Its entries, by key."""
     annotations: Mapping[str, str]
+    """All its annotations; ours says when each entry was written."""
     uid: str = ""
+    """UID of the object."""
     labelled: bool = False
     """Our label is on it."""
     ours: bool = False

@@ -35,8 +35,6 @@ from functools import partial
 from operator import attrgetter
 
 from gpusharing.api.names import LABEL_POLICY, Phase
-from gpusharing.planning.actions import Action, WriteConfig
-from gpusharing.planning.memo import Memo
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.ledger import Ledger
@@ -45,17 +43,19 @@ from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
-from gpusharing.planning.proof.assess import Assessed
-from gpusharing.planning.proof.verify import served
+from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.looks import Look, Preview
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_claimants, find_coming
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.callverdicts import Failing
 from gpusharing.planning.way.guard import UnjudgedPolicyError, not_judged
 from gpusharing.planning.way.members import Member, find_member
@@ -314,13 +314,7 @@ def choose(
     if not waiting:
         return Choice(chosen, claims, looks)
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
-    cases = [
-        (case, pool.policy)
-        for pool in waiting
-        for case in pool.candidates
-        if pool.limit > pool.used or is_newcomer(case.node, case.gpunode)
-    ]
-    ledger = Ledger.of(snapshot, now, offered, cases)
+    ledger = Ledger.of(snapshot, now, offered, list(_able_to_begin(waiting)))
     for name in sorted(in_flight):
         if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
             looks[name] = look
@@ -337,6 +331,14 @@ def choose(
             # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
             chosen[name] = with_gpunode(verdict, case) if verdicts[name].actions else verdict
     return Choice(chosen, claims, looks)
+
+
+def _able_to_begin(waiting: Iterable[Pool]) -> Iterator[tuple[NodeCase, PolicyView]]:
+    """The candidates of pools with room in their allowance, and newcomers of the others, which take none of it."""
+    for pool in waiting:
+        for case in pool.candidates:
+            if pool.limit > pool.used or is_newcomer(case.node, case.gpunode):
+                yield case, pool.policy
 
 
 def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:

@@ -139,6 +139,7 @@ class PodFilter:
     applies: Callable[[PodView, Drain, Scope], bool]
     """Whether the pod is of this kind; if not, the next filter decides."""
     decision: Decision
+    """What is decided about such a pod."""
     particulars: Callable[[PodView, Drain, Scope], str] = _no_particulars
     """What the blocker says about this pod besides the reason."""
     until: Callable[[PodView, Drain, Scope], datetime | None] = _no_end

@@ -56,7 +56,7 @@ def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) ->
         return Protection(said, None)
     seconds = _seconds(value.strip())
     if seconds is None:
-        wish = "is not a duration such as 15m or 1h30m, so it protects the pod without an end"
+        wish = "is not a duration such as 15m or 1h30m, so it protects the pod until it is removed"
         return Protection(f"{said}, which {wish}", None)
     if pod.started is None:
         return Protection(f"{said}, counted from its start, and it has not started", None)

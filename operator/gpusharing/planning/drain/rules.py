@@ -38,6 +38,7 @@ class Ruled:
     index: int
     """Its place in drain.rules."""
     rule: DrainRule
+    """The rule itself."""
     known: bool
     """Whether it matches for certain; False: unknown, the labels of the pod's namespace cannot be read."""
 

@@ -36,6 +36,7 @@ class Standing:
     """One pod that holds a GPU and that no filter keeps, and the state of its eviction in this pass."""
 
     pod: PodView
+    """The pod."""
     memory: EvictionMemory | None
     """The server's last answer about it, if that still counts; None: no eviction was sent."""
     answer: Reason | None
@@ -76,6 +77,7 @@ class Standings:
     """All pods of one node that hold a GPU, each in exactly one place, sorted by `namespace/name`."""
 
     listed_at: datetime
+    """When the LIST of the pods began."""
     leaving: tuple[Standing, ...] = ()
     """They are already leaving."""
     staying: tuple[Standing, ...] = ()

@@ -46,7 +46,9 @@ class Price:
     """Of one GPU for an hour."""
 
     amount: Fraction
+    """In `currency`, exact."""
     currency: str
+    """Currency code, as `spec.cost.currency`."""
     source: str
     """The source of the price, for people."""
 
@@ -56,11 +58,15 @@ class Cell:
     """What time is counted by: the finest division of a bill."""
 
     policy: str
+    """The policy of the node at the time; empty: none."""
     tenant: str
     """Who is billed; the empty string for time that nobody held."""
     part: Part
+    """What became of the time: held, idle, stranded or in transition."""
     resource: str
+    """The resource that was held or offered; empty where no slice was offered."""
     basis: Basis
+    """What the tenant is billed by."""
     price: Price | None
     """None: unknown."""
 
@@ -70,16 +76,21 @@ class Row:
     """A line of the bill."""
 
     tenant: str
+    """Who is billed; empty for time that nobody held."""
     policy: str
     """In a bill by policies; else the empty string."""
     part: Part
+    """What became of the time."""
     resource: str
+    """The resource that was held or offered; empty where no slice was offered."""
     basis: Basis
+    """What the tenant is billed by."""
     micros: int
     """Microseconds of whole GPUs."""
     currency: str
     """The empty string: the price is not known."""
     cents: int | None
+    """In `currency`; None: the price is not known."""
 
 
 @value
@@ -87,9 +98,13 @@ class PoolBill:
     """A policy in one currency."""
 
     policy: str
+    """Name of the policy; empty: GPUs without one."""
     micros: int
+    """Microseconds of whole GPUs."""
     currency: str
+    """Empty: the price is not known."""
     cents: int | None
+    """In `currency`; None: the price is not known."""
     prices: tuple[Price, ...]
     """All that applied, cheapest first."""
 
@@ -99,8 +114,11 @@ class Total:
     """Everything in one currency."""
 
     currency: str
+    """Empty: the time whose price is not known."""
     micros: int
+    """Microseconds of whole GPUs."""
     cents: int | None
+    """In `currency`; None: the price is not known."""
     parts: Mapping[Part, int]
     """Cents of each part; empty if the price is not known."""
 
@@ -110,8 +128,11 @@ class Bill:
     """Rows, pools and totals; in each currency all three add up to the same."""
 
     rows: tuple[Row, ...]
+    """The lines, in the order in which they are shown."""
     pools: tuple[PoolBill, ...]
+    """The policies, each in each of its currencies."""
     totals: tuple[Total, ...]
+    """One for each currency."""
 
 
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:

@@ -27,13 +27,20 @@ Status = Literal["real", "doc", "cfg", "family", "unknown"]
 class Profile:
     """One GPU instance profile as one card offers it, from this table or from NVML."""
 
-    name: str  # as NVML and mig-parted write it: "1g.10gb+me"
-    starts: tuple[int, ...]  # memory units an instance may start at; empty: placements unknown
-    size: int  # memory units an instance covers; 0: unknown
-    max_count: int  # how many instances of only this profile fit
-    slices: int  # compute slices, the number before "g"
-    memory_gb: int  # the number in the name; the usable memory is less
-    profile_id: int | None = None  # GPU instance profile id; the same id means other profiles on other cards
+    name: str
+    """As NVML and mig-parted write it: `1g.10gb+me`."""
+    starts: tuple[int, ...]
+    """Memory units at which an instance may start; empty: placements unknown."""
+    size: int
+    """Memory units that an instance covers; 0: unknown."""
+    max_count: int
+    """How many instances of only this profile fit."""
+    slices: int
+    """Compute slices, the number before the g."""
+    memory_gb: int
+    """GB, the number in the name; the usable memory is less."""
+    profile_id: int | None = None
+    """GPU instance profile id, which means other profiles on other cards; None: unknown."""
 
 
 @value
@@ -41,9 +48,13 @@ class Provenance:
     """How well names and counts, profile ids and placements of a card are known, and from where."""
 
     names: Status
+    """How well the names and counts of its profiles are known."""
     ids: Status
+    """How well their ids are known."""
     placements: Status
+    """How well their placements are known."""
     cite: str
+    """Where that comes from, for people."""
 
 
 @value
@@ -51,24 +62,28 @@ class Card:
     """One card model. ``profiles`` is empty for a card without MIG."""
 
     key: str
-    products: tuple[str, ...]  # product names exactly as NVML prints them
-    pci_device_ids: tuple[str, ...]  # "0xDDDDVVVV" (device, vendor), the form of mig-parted's device-filter
+    """A short name of our own, unique in the table."""
+    products: tuple[str, ...]
+    """Product names exactly as NVML prints them."""
+    pci_device_ids: tuple[str, ...]
+    """`0xDDDDVVVV` (device, vendor), the form of mig-parted's device-filter; empty: unknown."""
     compute_capability: tuple[int, int]
-    memory_gb: int  # the number MIG profile names are computed from; 0: shared with the CPU
+    """Major and minor."""
+    memory_gb: int
+    """GB, the number from which the names of MIG profiles are computed; 0: shared with the CPU."""
     profiles: tuple[Profile, ...]
+    """Those that it offers; empty: the card has no MIG."""
     source: Provenance
-    memory_mib: int | None = None  # total as seen in nvidia-smi, where a capture exists
-    nvml_counts_wrong: bool = False  # prefer this table (mig-parted pkg/mig/discovery: A30)
+    """How well all that is known."""
+    memory_mib: int | None = None
+    """Total as nvidia-smi shows it; None: there is no capture."""
+    nvml_counts_wrong: bool = False
+    """Whether this table is right where NVML's counts differ (mig-parted v0.15.0 pkg/mig/discovery: A30)."""
 
     @property
     def mps_max_clients(self) -> int:
         """Most MPS replicas the device plugin accepts (docs/design/hardware.md#mps-served)."""
         return 48 if self.compute_capability >= (7, 5) else 16
-
-    @property
-    def mig_mode_needs_reset(self) -> bool:
-        """Whether switching MIG mode needs a GPU reset (guide: Ampere only). NVML field 184 is the proof."""
-        return bool(self.profiles) and self.compute_capability[0] == 8
 
 
 @value
@@ -269,8 +284,8 @@ CARDS: tuple[Card, ...] = (
     _card("rtx-5090", ("NVIDIA GeForce RTX 5090",), "2B85", (12, 0), 32, (), _NO_MIG),
 )  # fmt: skip
 
-# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin internal/lm): -MIG-<profile> or -MIG-INVALID,
-# then -SHARED.
+# What GFD appends to nvidia.com/gpu.product (k8s-device-plugin v0.19.3 internal/lm, mig-strategy.go and resource.go):
+# -MIG-<profile> or -MIG-INVALID, then -SHARED.
 _GFD_SUFFIX = re.compile(r"(?:-MIG-(?:INVALID|(?:\d+c\.)?\d+g\.\d+gb[a-z.+-]*?))?(?:-SHARED)?\Z")
 
 

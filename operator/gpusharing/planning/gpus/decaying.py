@@ -26,6 +26,7 @@ class Sample(NamedTuple):
     at: datetime
     """With a time zone."""
     value: float
+    """In the unit of its scale."""
 
 
 @value
@@ -33,6 +34,7 @@ class Scale:
     """What is measured."""
 
     name: str
+    """What is measured, in one word."""
     first: float
     """The first bucket is from 0 to here; smaller values are reported as this."""
     last: float
@@ -61,14 +63,19 @@ class Histogram:
     """The samples seen, with newer ones weighing more. Bounded: at most one weight for each bucket of the scale."""
 
     scale: Scale
+    """What is measured."""
     weights: tuple[tuple[int, float], ...] = ()
     """By bucket, in ascending order; a sample at `last` weighs 1, one of a half-life before 0.5."""
     samples: int = 0
+    """How many samples were seen."""
     first: datetime | None = None
+    """When the oldest sample was taken; None: there is none."""
     last: datetime | None = None
+    """When the newest sample was taken; None: there is none."""
     lowest: float = inf
     """Of all samples, however old; exact, as `highest`."""
     highest: float = 0.0
+    """Of all samples; 0 without any."""
 
     def percentile(self, part: float) -> float:
         """The least value that at least `part` of the weight does not exceed, reported up to 5 % too high and never

@@ -49,6 +49,7 @@ class Legal:
     small. The driver may choose another way. Empty where the placements of the card are unknown."""
 
     placements: tuple[tuple[str, int], ...]
+    """Profile and start of each instance, in the order of creation; empty: unknown."""
 
 
 @value
@@ -56,8 +57,11 @@ class Refusal:
     """Not legal. ``message`` says why, what the card offers and the nearest legal layout."""
 
     layout: Layout
+    """The layout that was asked for."""
     profiles: tuple[Profile, ...]
-    why: str  # the reason as a clause
+    """What the card offers; empty: it has no MIG."""
+    why: str
+    """The reason, as a clause."""
 
     @property
     def offered(self) -> tuple[str, ...]:
@@ -84,6 +88,7 @@ class UnknownProfile(Refusal):
     """The layout names profiles that the card does not offer."""
 
     names: tuple[str, ...]
+    """The names that the card does not offer."""
 
 
 @value
@@ -91,6 +96,7 @@ class DoesNotFit(Refusal):
     """Every profile is offered, but not these counts together."""
 
     reason: Misfit
+    """What there is too little of."""
 
 
 Fit: TypeAlias = Legal | UnknownProfile | DoesNotFit

@@ -26,7 +26,9 @@ class Vitals:
     ecc_errors: bool = False
     """Uncorrected ECC errors since the last reset."""
     remap_pending: bool = False
+    """Whether a row remapping waits for a reset."""
     remap_failed: bool = False
+    """Whether a row remapping failed."""
     xid: int | None = None
     """The first XID of XIDS that the agent heard."""
     error: str = ""
@@ -73,7 +75,9 @@ class Rule:
     """A fact that makes a GPU unhealthy."""
 
     reason: Reason
+    """What the condition Healthy then says."""
     holds: Callable[[Vitals], bool]
+    """Whether a GPU is unhealthy in this way."""
     says: Callable[[Vitals], str]
     """The trouble and what to do about it, without the GPU."""
 

@@ -5,9 +5,11 @@
 - *Compute*: a percentile of the activity. A pod that gets less is only slower.
 - *Nothing* where the history is too short, or where memory is flat beside little activity: servers such as vLLM take
   most of the memory at their start, so that what is in use is a setting and no need. Their owner has to say it.
+
+Activity cannot show that a pod would have computed more: one that takes all its slice has is said to be held back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
@@ -32,6 +34,8 @@ LOW_ACTIVITY = 0.5
 """Activity is low when its part of the card's compute is below this part of memory's part of the card's memory."""
 COVERED = 0.8
 """Hours with a peak, of all hours of the span; below that there are gaps worth reporting."""
+FULL = 0.9
+"""Part of a device's compute from which on a pod takes all of it: what it would take of more, nobody knows."""
 IDLE = 0.01
 """Activity below this means that nothing computes."""
 _HOUR = timedelta(hours=1)
@@ -81,6 +85,7 @@ class Doubt(StrEnum):
 
     TOO_LITTLE = "too little history"
     PREALLOCATED = "LIKELY PREALLOCATED"
+    HELD_BACK = "takes all the compute of its slice, so may need more"
     NO_ACTIVITY = "activity unknown"
     GAPS = "gaps"
 
@@ -90,9 +95,11 @@ class Workload:
     """The owner of some pods."""
 
     namespace: str
+    """Namespace of its pods."""
     kind: str
     """In lower case: deployment, statefulset, job, pod."""
     name: str
+    """Name of the owner; where only pods are known, theirs without the generated suffix."""
 
 
 @value
@@ -100,10 +107,14 @@ class Holding:
     """What each pod of a workload holds now."""
 
     resource: str = "nvidia.com/gpu"
+    """The name that its pods ask for."""
     devices: int = 1
     """Of each pod."""
     share: Fraction | None = Fraction(1)
     """Part of a card's memory that such a device is for: 1 for a whole GPU, 1/4 with four replicas. None: unknown."""
+    compute: Fraction = Fraction(1)
+    """Part of a card's compute that a pod can have of it: that of its MIG instance, or all of the GPU, whoever else has
+    a replica of it."""
 
 
 @value
@@ -111,9 +122,11 @@ class History:
     """What a workload used. A sample is that of the pod that used most, on the device with the highest use."""
 
     workload: Workload
+    """Whose use it is."""
     pods: int
     """The most at the same time in the window."""
     holds: Holding
+    """What its pods hold now."""
     memory: tuple[Sample, ...]
     """For each hour its highest use, in bytes, with the hour's end as its time."""
     activity: tuple[Sample, ...] | None = None
@@ -130,7 +143,9 @@ class Need:
     """What each pod of a workload needs."""
 
     history: History
+    """What was seen."""
     goal: Goal
+    """What the headroom is for: it decides how much there is."""
     memory: int | None
     """Bytes, headroom included. None: not known."""
     compute: float | None
@@ -138,13 +153,19 @@ class Need:
     peak: float
     """The 99th percentile of the hourly peaks, in bytes, without headroom; 0 without samples, as `highest`."""
     highest: float
+    """The highest hourly peak, in bytes."""
     span: timedelta
+    """From the first to the last hour with a peak."""
     coverage: float
     """Hours with a peak, of all hours of the span; 0 to 1."""
     idle: float | None
     """Part of the samples of activity in which nothing computed."""
+    full: float | None
+    """Part of them in which it took all the compute that it could have."""
     confidence: Confidence
+    """How much data it rests on."""
     doubts: tuple[Doubt, ...]
+    """What makes it less certain, or unknown."""
     reason: str
     """What the answer rests on, as a clause for people."""
 
@@ -180,7 +201,8 @@ def find_need(history: History, card: Card, goal: Goal) -> Need:
         memory.highest,
         span,
         coverage,
-        _idle(history),
+        _part_of_activity(history, lambda value: value < IDLE),
+        _part_of_activity(history, lambda value: value >= _ceiling(history)),
         confidence,
         doubts,
         _reason(history, memory, span, doubts),
@@ -208,6 +230,7 @@ def _doubts(
     holds = {
         Doubt.TOO_LITTLE: memory.samples < MIN_POINTS or _span(memory) < MIN_SPAN,
         Doubt.PREALLOCATED: _is_preallocated(history, memory, compute, card),
+        Doubt.HELD_BACK: _is_held_back(history, compute),
         Doubt.NO_ACTIVITY: compute is None,
         Doubt.GAPS: 0 < coverage < COVERED,
     }
@@ -222,6 +245,16 @@ def _is_preallocated(history: History, memory: Histogram, compute: float | None,
     device = whole * float(history.holds.share or 1)
     flat = memory.lowest >= FLAT * memory.highest
     return flat and memory.highest >= FILLED * device and compute < LOW_ACTIVITY * memory.highest / whole
+
+
+def _is_held_back(history: History, compute: float | None) -> bool:
+    """By a slice, or by those it shares a GPU with. There is nothing larger than a whole GPU of its own."""
+    alone = history.holds.share == 1 and history.holds.compute == 1
+    return compute is not None and not alone and compute >= _ceiling(history)
+
+
+def _ceiling(history: History) -> float:
+    return FULL * float(history.holds.compute)
 
 
 def _memory(
@@ -239,10 +272,10 @@ def _confidence(memory: Histogram, span: timedelta) -> Confidence:
     return Confidence.LOW if days < 3 else Confidence.MEDIUM if days < 7 else Confidence.HIGH
 
 
-def _idle(history: History) -> float | None:
+def _part_of_activity(history: History, holds: Callable[[float], bool]) -> float | None:
     if not history.activity:
         return None
-    return sum(sample.value < IDLE for sample in history.activity) / len(history.activity)
+    return sum(holds(sample.value) for sample in history.activity) / len(history.activity)
 
 
 def _reason(history: History, memory: Histogram, span: timedelta, doubts: tuple[Doubt, ...]) -> str:

@@ -34,7 +34,9 @@ class ModelPool:
     """Nodes with GPUs of one model."""
 
     name: str
+    """Name of the pool, for people."""
     card: Card
+    """The model of all its GPUs."""
     nodes: tuple[int, ...]
     """GPUs of each node. If they differ, a policy can only name one layout for all GPUs."""
     used: int
@@ -51,6 +53,7 @@ class Occupied:
     """A GPU that several pods share now."""
 
     gpu: str
+    """Which GPU it is, for people."""
     pods: tuple[tuple[Workload, int], ...]
     """The workloads and how many pods of each."""
 
@@ -86,11 +89,13 @@ class Placed:
     """A workload and what each of its pods should ask for."""
 
     need: Need
+    """The workload's."""
     profile: str
     """The empty string: whole GPUs."""
     gpus: int
     """Whole GPUs of each pod; 0 with a profile."""
     bound: Bound
+    """Why it gets this much."""
 
 
 @value
@@ -98,7 +103,9 @@ class Unplaced:
     """A workload that the layout does not serve."""
 
     need: Need
+    """The workload's."""
     why: Misplaced
+    """Why it has no place."""
     gpus: int = 0
     """Whole GPUs of each pod, if it needs whole GPUs."""
 
@@ -130,6 +137,7 @@ class CoLocation:
     """The GPU on which pods would want the most memory if all had their highest peak at once."""
 
     gpu: str
+    """Which GPU it is, for people."""
     parts: tuple[tuple[Workload, int, float], ...]
     """Workload, number of pods, bytes of each; the largest first."""
     memory: float
@@ -151,16 +159,21 @@ class Recommendation:
     """The answer for a pool."""
 
     pool: ModelPool
+    """The pool that was asked about."""
     goal: Goal
+    """What the layout was chosen for."""
     template: tuple[Layout | None, ...]
     """Of a node's GPUs, by index; None: left whole. Of length 1: for every GPU, however many a node has."""
     placed: tuple[Placed, ...]
+    """The workloads that the layout serves."""
     unplaced: tuple[Unplaced, ...]
+    """The others."""
     nodes: int
     """The number of nodes needed."""
     gpus: int
     """The number of GPUs needed: on these nodes those that are divided, and those that pods hold whole."""
     stranded: Stranded
+    """What no instance covers."""
     idle: Layout
     """Instances on these nodes that no workload needs: room to grow."""
     worst: CoLocation | None

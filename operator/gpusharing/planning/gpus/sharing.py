@@ -32,7 +32,9 @@ class Shared:
     replicas: int
     """Of each GPU."""
     pods: int
+    """How many pods would share them."""
     gpus: int
+    """How many GPUs that takes."""
     instead: int
     """GPUs that the layout takes for them."""
     needed: float

@@ -45,6 +45,7 @@ class Seat:
     """The least that each pod of a workload has to get."""
 
     need: Need
+    """The workload's."""
     index: int
     """Of the smallest profile, in the packer's order; -1 with whole GPUs."""
     gpus: int
@@ -63,6 +64,7 @@ class Fleet:
     per_node: int
     """The number of GPUs that one template covers."""
     nodes: int
+    """How many nodes there are."""
 
 
 @value

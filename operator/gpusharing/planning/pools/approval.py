@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.attempts import owed_for
 from gpusharing.planning.way.members import Member
 

@@ -77,15 +77,15 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     message = (
-        f"the first {_nodes(nodes)} of spec.rollout.canary are proven and serve for {soak}, until"
-        f" {to_rfc3339(end)}, before others start"
+        f"the first {_nodes(nodes)} (spec.rollout.canary) have been proven; others start once these have served for"
+        f" {soak}, at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 
 
 def _unproven(nodes: int) -> Finding:
     return Finding(
-        Reason.CANARY_SOAK, f"waiting until the first {_nodes(nodes)} of spec.rollout.canary are proven"
+        Reason.CANARY_SOAK, f"waiting for the first {_nodes(nodes)} (spec.rollout.canary) to be proven"
     )
 
 
@@ -100,7 +100,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
 
 def waits_for_canaries(nodes: int) -> str:
     """The message for nodes that are not canaries while the canaries start."""
-    return f"the first {_nodes(nodes)} of the change (spec.rollout.canary) go before this one"
+    return f"the first {_nodes(nodes)} of the change (spec.rollout.canary) start before this one"
 
 
 def find_note(pooled: Pooled) -> str:

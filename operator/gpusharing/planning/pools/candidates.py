@@ -8,16 +8,16 @@ from hashlib import sha256
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import FenceNode
 from gpusharing.planning.drain.gangs import with_gangs
 from gpusharing.planning.drain.holders import holds_gpu
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.pools.ledger import Ledger, standing_look
-from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.attempts import failed_in, owed_for
 from gpusharing.planning.way.marks import marks_for
@@ -38,9 +38,11 @@ class Candidate:
     """One candidate and the state of its pods."""
 
     case: NodeCase
+    """The node as it is now."""
     assessed: Assessed
     """The case's; a candidate has a target."""
     policy: PolicyView
+    """The policy that it would follow."""
     look: Look | None
     """What blocks it, by the latest list of its pods; None: nothing, or they were not listed."""
     pods: Standings | None = None

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import LabelNode
 from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason

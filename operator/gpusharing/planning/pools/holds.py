@@ -28,6 +28,7 @@ class Hold:
     find: Callable[[Pooled], str | Finding]
     """The message, or a Finding if the clock ends it or it has a reason of its own; empty: it does not apply."""
     reason: Reason
+    """The reason of the nodes that wait for it, unless its Finding has one."""
 
 
 def _frozen(pooled: Pooled) -> str:

@@ -131,10 +131,10 @@ def _flaw(windows: Windows, blackouts: Windows) -> str:
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:
-    open_for = f"for {_text(longest)} at most" if longest else "never"
+    left = f"for {_text(longest)} at most" if longest else "at no time"
     return (
-        f"{_needs(needed)}, but spec.rollout.windows minus spec.rollout.blackouts is open {open_for}: make a window"
-        " longer, for example duration: 6h, or shorten spec.drain.timeout"
+        f"{_needs(needed)}, but spec.rollout.windows, less spec.rollout.blackouts, are open {left}: lengthen a window,"
+        " for example to duration: 6h, or shorten spec.drain.timeout"
     )
 
 
@@ -142,8 +142,8 @@ def _blacked_out(needed: timedelta, longest: timedelta) -> str:
     """The windows are long enough, so no advice about their length would help."""
     left = f"{_text(longest)} at most" if longest else "nothing"
     return (
-        f"{_needs(needed)}, but spec.rollout.blackouts leave {left} of the time in which nodes could start, as far as"
-        " can be foreseen: shorten a blackout or take one away"
+        f"{_needs(needed)}, but as far as can be foreseen spec.rollout.blackouts leave {left} of the time in which"
+        " nodes could start: shorten or remove a blackout"
     )
 
 

@@ -8,8 +8,8 @@ upgraded or drained by somebody. If our own cordons covered every node then, nob
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gpusharing.planning.proof.assess import Assessed
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.verdict import NodeCase
 
 LAST_PLACE = (

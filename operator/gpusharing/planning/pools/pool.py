@@ -142,7 +142,9 @@ class Selection:
     """Which candidates start in this pass, and the verdicts of all candidates."""
 
     verdicts: Mapping[str, Verdict]
+    """By node: of all candidates."""
     claims: Mapping[str, Claim]
+    """By node: the slots that those take which start."""
     looks: Mapping[str, Look]
     """What is to be remembered of blocked candidates."""
 

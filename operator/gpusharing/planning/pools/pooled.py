@@ -15,6 +15,7 @@ class Pooled:
     """Everything that a hold may look at."""
 
     policy: PolicyView
+    """The policy whose nodes are to start."""
     spec: GPUSharingPolicySpec
     """The policy's."""
     members: Sequence[Member]
@@ -26,3 +27,4 @@ class Pooled:
     hours: Hours
     """What the windows say."""
     now: datetime
+    """The time of the pass."""

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.verdict import Verdict

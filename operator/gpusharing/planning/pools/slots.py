@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Action, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.actions import Action, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.pointers import plan_pointers

@@ -1,1 +1,1 @@
-"""What did this pass find? Frozen views of the cluster and of our own records, read once, without decisions."""
+"""What did this pass find, what was known before, and what can be written back? Views, records, memo, actions."""

@@ -84,9 +84,6 @@ class Fence:
     policy or generation."""
     from_mode: str = ""
     """Value of the routing label before the fence; an abort restores it. Empty: there was none."""
-    target_mode: str = ""
-    """Value of the routing label for what the run leads to; empty before the PNR. For people and tools that read the
-    annotation: the operator never reads it, because a release takes the label from the target that was proven."""
     target_mig_config: str = ""
     """Value of `nvidia.com/mig.config` that the run leads to; empty before the PNR, and where mig-manager is not
     needed."""

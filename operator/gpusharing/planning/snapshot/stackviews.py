@@ -140,6 +140,10 @@ class StackView:
     seen_mig_entries: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The same for mig-parted entries."""
 
+    def generated_mig_file(self, node: str) -> str:
+        """What mig-manager generated on this node, where it reads that; empty where it reads our file, or nothing."""
+        return "" if self.serves_our_mig_file else self.generated_mig_files.get(node, "")
+
 
 @value
 class Operand:

@@ -106,8 +106,8 @@ class NodeView:
 
 
 @value
-class GpuView:
-    """One GPU as the agent read it."""
+class CardView:
+    """What of a GPU no change of ours changes: all that a target is found from."""
 
     index: int
     """Index, as NVML counts."""
@@ -115,6 +115,14 @@ class GpuView:
     """Product name, as NVML reports it."""
     mig_capable: bool
     """Whether the card has MIG."""
+    profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
+    """Profiles that the card offers; those of our table when the driver lists none."""
+
+
+@value
+class GpuView(CardView):
+    """One GPU as the agent read it."""
+
     mig_enabled: bool
     """Whether MIG mode is in force."""
     mig_pending: bool
@@ -123,8 +131,6 @@ class GpuView:
     """CUDA compute mode, as in `ObservedGPU`."""
     layout: Layout | None
     """Instances that exist; None while MIG is off."""
-    profiles: tuple[Profile, ...] = field(hash=False)  # costs too much
-    """Profiles that the card offers; those of our table when the driver lists none."""
     processes: tuple[str, ...] = ()
     """Names of processes that use it; empty for each that the agent cannot name or may not see."""
     doubt: Finding | None = None
@@ -172,10 +178,9 @@ class Hardware:
         return diagnose([(gpu.index, gpu.vitals) for gpu in self.gpus])
 
     @cached_property
-    def key(self) -> tuple[object, ...]:
-        """Equal where the targets are equal. Profiles count by identity, so a key is valid as long as `gpus` are
-        kept."""
-        return tuple((gpu.index, gpu.product, gpu.mig_capable, id(gpu.profiles)) for gpu in self.gpus)
+    def cards(self) -> tuple[CardView, ...]:
+        """The GPUs without what changes: equal on all nodes of one kind, whatever their GPUs do."""
+        return tuple(CardView(gpu.index, gpu.product, gpu.mig_capable, gpu.profiles) for gpu in self.gpus)
 
 
 @value
@@ -345,7 +350,7 @@ class ClusterSnapshot:
     pending: Mapping[str, int] = field(default_factory=dict)
     """By GPU resource name: Pending pods that ask for it and have no node yet."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """Since when this process has seen a node differ from what was proven there."""
+    """By node: since when this process has seen it differ from its target."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state that says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)

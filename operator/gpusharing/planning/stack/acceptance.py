@@ -5,6 +5,7 @@ What depends on the card of a node is not decided here but in target.py, node by
 
 from collections.abc import Callable
 from functools import wraps
+from itertools import dropwhile
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
@@ -26,6 +27,7 @@ class Objection:
     find: Callable[[PolicyView, StackView, PlanSettings], str]
     """The message; empty: it does not apply."""
     reason: Reason
+    """Why the policy is then not accepted."""
 
 
 @value
@@ -33,14 +35,21 @@ class WrongField:
     """A field of ClusterPolicy that overrides what a policy asks for."""
 
     said: str
+    """What it says and what it overrides, for people."""
     patch: Fields
     """The fields to set, below `spec`."""
     hint: str = ""
     """Appended to the command."""
 
 
-FieldCheck = Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], WrongField | None]
-"""The field of the one ClusterPolicy that is in the way of a spec; None: the field of this check is not."""
+@value
+class FieldCheck:
+    """A look at one field of the one ClusterPolicy."""
+
+    find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], WrongField | None]
+    """How the field is in the way of a spec; None: it is not."""
+    reason: Reason
+    """That of the objection which this field raises."""
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
@@ -149,7 +158,7 @@ def _plugin_config(
         if pointer.stops:
             return said
         return f"{said}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
-    return _told(_plugin_field, spec, cluster_policy, stack, settings)
+    return _told(Reason.PLUGIN_CONFIG_NOT_OURS, spec, cluster_policy, stack, settings)
 
 
 def _why_not_set(
@@ -258,21 +267,27 @@ def _layouts_field(
     return WrongField(said, pointer.patch)
 
 
-FIELDS: tuple[FieldCheck, ...] = (_plugin_field, _switch_field, _strategy_field, _layouts_field)
-"""Fields with which a ClusterPolicy can stop a policy. The first gives the reason; all are named, with one command for
-all."""
+FIELDS = (
+    FieldCheck(_plugin_field, Reason.PLUGIN_CONFIG_NOT_OURS),
+    FieldCheck(_switch_field, Reason.MIG_MANAGER_DISABLED),
+    FieldCheck(_strategy_field, Reason.MIG_STRATEGY_SET),
+    FieldCheck(_layouts_field, Reason.LAYOUTS_NEED_CONFIG_MAP),
+)
+"""Fields with which a ClusterPolicy can stop a policy, in the order of their OBJECTIONS. The first gives the reason;
+all are named, with one command for all."""
 
 
 def _told(
-    first: FieldCheck,
+    first: Reason,
     spec: GPUSharingPolicySpec,
     cluster_policy: ClusterPolicyView,
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """What `first` and the checks after it find, and the one command that corrects everything; empty: `first` finds
-    nothing."""
-    found = [check(spec, cluster_policy, stack, settings) for check in FIELDS[FIELDS.index(first) :]]
+    """What the field of this reason and those after it find, and the one command that corrects everything; empty: that
+    field is not in the way."""
+    rows = dropwhile(lambda row: row.reason is not first, FIELDS)
+    found = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if found[0] is None:
         return ""
     wrong = [one for one in found if one is not None]
@@ -288,21 +303,21 @@ def _told(
 def _mig_manager_on(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    return _told(_switch_field, spec, cluster_policy, stack, settings)
+    return _told(Reason.MIG_MANAGER_DISABLED, spec, cluster_policy, stack, settings)
 
 
 @_against
 def _strategy(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    return _told(_strategy_field, spec, cluster_policy, stack, settings)
+    return _told(Reason.MIG_STRATEGY_SET, spec, cluster_policy, stack, settings)
 
 
 @_against
 def _layouts(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    return _told(_layouts_field, spec, cluster_policy, stack, settings)
+    return _told(Reason.LAYOUTS_NEED_CONFIG_MAP, spec, cluster_policy, stack, settings)
 
 
 OBJECTIONS = (

@@ -32,11 +32,22 @@ from gpusharing.planning.stack.symptoms import (
 )
 from gpusharing.planning.stack.unseen import Unseen
 from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
+
+
+@value
+class Inspection:
+    """What is looked at in an installation."""
+
+    find: Callable[[InstallationView], Symptoms]
+    """Everything that is wrong; nothing: it is in order."""
+    topic: Topic
+    """The topic of all its symptoms."""
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
     """Everything that is wrong, by topic; within one, errors first. Empty: the installation can work."""
-    found = [one for check in CHECKS for one in check(view)]
+    found = [one for inspection in INSPECTIONS for one in inspection.find(view)]
     order = list(Topic)
     return tuple(sorted(found, key=lambda one: (order.index(one.topic), one.severity is not Severity.ERROR)))
 
@@ -318,18 +329,19 @@ def _config_maps(view: InstallationView) -> Symptoms:
             )
 
 
-CHECKS: tuple[Callable[[InstallationView], Symptoms], ...] = (
-    _served,
-    _unread,
-    _rights,
-    _operator,
-    _stack,
-    _plain,
-    _pointers,
-    _start_gate,
-    _config_maps,
-    find_agent_symptoms,
+INSPECTIONS = (
+    Inspection(_served, Topic.API),
+    Inspection(_unread, Topic.RIGHTS),
+    Inspection(_rights, Topic.RIGHTS),
+    Inspection(_operator, Topic.OPERATOR),
+    Inspection(_stack, Topic.CLUSTER_POLICY),
+    Inspection(_plain, Topic.CLUSTER_POLICY),
+    Inspection(_pointers, Topic.CLUSTER_POLICY),
+    Inspection(_start_gate, Topic.CLUSTER_POLICY),
+    Inspection(_config_maps, Topic.CONFIG_MAPS),
+    Inspection(find_agent_symptoms, Topic.AGENTS),
 )
+"""All are made, in the order of the topics; a test pins it."""
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:

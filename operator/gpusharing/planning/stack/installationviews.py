@@ -17,11 +17,17 @@ class Place:
     """Where the release is, and the names that its values set."""
 
     release: str = "gpusharing"
+    """Name of the Helm release."""
     namespace: str = "gpusharing"
+    """The release's, in which the operator runs."""
     agent_namespace: str = "gpusharing-agent"
+    """The namespace of the agents."""
     gpu_operator_namespace: str = "gpu-operator"
+    """The namespace of the NVIDIA GPU Operator, in which our ConfigMaps are."""
     plugin_config_map: str = "gpusharing-device-plugin"
+    """Name of our ConfigMap of device-plugin configurations."""
     mig_config_map: str = "gpusharing-mig-parted"
+    """Name of our ConfigMap of mig-parted configurations."""
     configure_gpu_operator: bool = False
     """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
     startup_gate: bool = False
@@ -29,6 +35,7 @@ class Place:
     force_delete: bool = False
     """The operator may delete pods at the end of a drain (chart value forceDelete)."""
     operator_account: str = OPERATOR
+    """Name of the operator's service account."""
     agent_account: str = AGENT
     """Service accounts, if the values name others."""
 
@@ -44,8 +51,11 @@ class PodState:
     """One pod of ours."""
 
     name: str
+    """Name of the pod."""
     node: str
+    """Name of its node; empty: it is not scheduled."""
     ready: bool
+    """Whether its condition Ready is True."""
     problem: str = ""
     """Why a container waits or the scheduler refuses, in the API's words: `ImagePullBackOff: ...`."""
 
@@ -55,7 +65,9 @@ class RightState:
     """Whether a service account has a right."""
 
     subject: str
+    """OPERATOR or AGENT: whose service account it is."""
     right: Right
+    """What it must be allowed to do."""
     allowed: bool | None
     """None: unknown."""
     why: str = ""
@@ -73,6 +85,7 @@ class ConfigMapState:
     """One of our two ConfigMaps, or the one that the device plugin is pointed at."""
 
     keys: frozenset[str]
+    """The keys of its data."""
     ours: bool
     """It carries our label or our record of writes."""
 
@@ -86,7 +99,9 @@ class AgentsState:
     nodes: frozenset[str]
     """Nodes that the selector matches."""
     pods: tuple[PodState, ...]
+    """The agents' pods."""
     runtime_class: str = ""
+    """The RuntimeClass that they ask for; empty: none."""
     runtime_class_exists: bool | None = None
     """None: unknown."""
     enforced: str = ""
@@ -105,15 +120,19 @@ class InstallationView:
     """Everything that the question depends on, read once."""
 
     place: Place = Place()
+    """Where the release is."""
     unread: Mapping[str, str] = field(default_factory=dict)
     """By kind, as kubectl takes it: why it could not be read."""
     not_served: frozenset[str] = frozenset()
     """Kinds of ours that the API server does not serve."""
     rights: tuple[RightState, ...] = ()
+    """Of both service accounts, each right that the roles of the chart should grant."""
     operator_replicas: int | None = None
     """None: there is no Deployment, or it could not be read."""
     operator_pods: tuple[PodState, ...] = ()
+    """The operator's pods."""
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
+    """Every ClusterPolicy."""
     finders: tuple[FinderState, ...] = ()
     """Those in the GPU Operator's namespace."""
     gated: frozenset[str] = frozenset()
@@ -123,6 +142,7 @@ class InstallationView:
     plain: ClusterPolicyView | None = None
     """There is no ClusterPolicy: what NVIDIA's device-plugin chart says instead; None: it does not exist either."""
     gpu_cluster: bool = False
+    """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
     """Ours, by name, as far as they exist."""
     agents: AgentsState | None = None
@@ -130,3 +150,4 @@ class InstallationView:
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents say that their GPUs are SIMULATED."""
     policies: tuple[PolicyView, ...] = ()
+    """Every GPUSharingPolicy."""

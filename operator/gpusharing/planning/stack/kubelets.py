@@ -27,7 +27,7 @@ class _Kubelet:
 
 def find_minor(version: str) -> Minor | None:
     """Major and minor of `v1.33.1-eks-1-33-5`; None if it is unknown, or that of a build without a version
-    (`v0.0.0-master+$Format:%H$`, component-base/version/base.go)."""
+    (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
     found = _VERSION.match(version)
     return (int(found[1]), int(found[2])) if found and found[1] != "0" else None
 

@@ -26,7 +26,9 @@ class NodeLabels:
     """One Node, as far as it matters here."""
 
     name: str
+    """Name of the Node."""
     labels: Mapping[str, str]
+    """All its labels."""
     fenced: bool = False
     """A change of ours is in flight."""
     kubelet: str = ""
@@ -43,7 +45,9 @@ class MigEntries:
     """The mig-parted configuration that mig-manager uses on a node (docs/design/nvidia.md#a10)."""
 
     config_map: str
+    """Name of the ConfigMap."""
     names: frozenset[str]
+    """The configurations that it holds."""
 
 
 @value
@@ -57,7 +61,9 @@ class Given:
     plugin_keys: Collection[str] | None
     """Its keys; None: it could not be read, or does not exist."""
     unsafe_drivers: tuple[str, ...] = ()
+    """Further driver versions on which MIG is not changed, as the setting lists them."""
     refuse_unsafe_drivers: bool = True
+    """Whether drivers with CVE-2026-24197 are refused, as the setting says."""
     selectors: tuple[LabelSelector, ...] | None = None
     """Node selectors of the policies; None: there is no policy, or that is unknown."""
     mig_entries: Mapping[str, MigEntries] = field(default_factory=dict)
@@ -140,9 +146,9 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
             yield _blocking(given)(
                 Topic.NODES,
                 "OperandsDisabled",
-                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the GPU Operator does not"
-                " run there what would serve and show a change, and no policy changes anything there. Remove the"
-                " label, or keep the node out of the policy's nodeSelector",
+                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the components of the GPU"
+                " Operator that would serve and report a change do not run there, and no policy changes anything"
+                " there. Remove the label, or keep the node out of the policy's nodeSelector",
                 _mend(given, label, f"kubectl label node {_all(odd)} {label}-"),
             )
 
@@ -174,8 +180,8 @@ def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
             "MigConfigUnknown",
             f"{label} of {some([one.name for one in odd])} names no configuration that mig-manager has there"
             f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
-            " reboot it does not create the MIG instances again. Name what the GPUs have now: mig-manager repartitions"
-            " them if it differs, and if the label is removed the GPU Operator may write all-disabled",
+            " reboot it does not create the MIG instances again. Name the configuration that the GPUs have now: for"
+            " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
 

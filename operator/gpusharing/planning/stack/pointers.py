@@ -7,7 +7,7 @@ annotation in the same write remembers it. If somebody sets one back, the operat
 from collections.abc import Collection
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
-from gpusharing.planning.actions import SetPointers
+from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
@@ -27,6 +27,7 @@ class Pointer:
     """One of the two pointers."""
 
     field: str
+    """PLUGIN_POINTER or MIG_POINTER."""
     ours: str
     """The ConfigMap that it should name."""
     now: str

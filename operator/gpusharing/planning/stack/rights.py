@@ -16,10 +16,15 @@ class Right:
     """One verb on one kind."""
 
     verb: str
+    """As RBAC names it, for example list."""
     group: str
+    """API group; empty for the core group."""
     resource: str
+    """Plural of the kind."""
     subresource: str = ""
+    """For example status or eviction; empty: the object itself."""
     scope: Scope = "cluster"
+    """Where it must hold."""
     name: str = ""
     """The only object that it must reach: a setting's value in braces; empty: all."""
 

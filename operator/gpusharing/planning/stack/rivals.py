@@ -19,7 +19,9 @@ class Server:
     """A DaemonSet whose pods serve GPUs."""
 
     namespace: str
+    """Namespace of the DaemonSet."""
     name: str
+    """Name of the DaemonSet."""
     dra: bool
     """NVIDIA's DRA driver, with GPUs switched on; else a device plugin of NVIDIA's."""
     of_gpu_operator: bool
@@ -27,6 +29,7 @@ class Server:
     release: str
     """Its Helm release; empty: it was not installed with Helm."""
     release_namespace: str
+    """The namespace of that release; empty without one."""
     owned: bool
     """Something else made it, and would make it again."""
     wanted: int

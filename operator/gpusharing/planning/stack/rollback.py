@@ -20,7 +20,9 @@ class Retreat:
     """The answer for the person who rolls back. `allowed`: no stored policy loses a field."""
 
     allowed: bool
+    """Whether the rollback may go on."""
     text: str
+    """Why, for the person; with the policies and fields that would be lost."""
 
 
 @value
@@ -28,7 +30,9 @@ class Schemas:
     """Structural schemas of a policy's spec. `served`: of the CRD in the cluster; `own`: of the one to roll back to."""
 
     served: Schema
+    """That of the CRD in the cluster."""
     own: Schema
+    """That of the version to go back to."""
 
 
 def find_retreat(specs: Mapping[str, object], schemas: Schemas, release: str, namespace: str) -> Retreat:

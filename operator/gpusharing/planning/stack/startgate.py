@@ -19,6 +19,7 @@ class Untolerated:
     """What must tolerate the taint and does not."""
 
     said: str
+    """What does not tolerate it, for people."""
     pods: str
     """The pods that therefore stay off the node."""
     command: str

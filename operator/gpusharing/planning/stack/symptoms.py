@@ -38,10 +38,13 @@ class Symptom:
     """One fault."""
 
     topic: Topic
+    """What was checked."""
     severity: Severity
+    """How bad it is."""
     reason: str
     """One CamelCase word, for tools; never changes its meaning."""
     message: str
+    """What is wrong, and what follows from it."""
     command: str
     """The one command that corrects it, or that shows what a person has to decide. CAPITALS are for you to fill in."""
 

@@ -13,6 +13,7 @@ class Terms:
     """What one policy offers."""
 
     policy: PolicyView
+    """The policy."""
     targets: Targets | Finding
     """Or why the policy is not accepted."""
 

@@ -19,7 +19,9 @@ class Farewell:
     """The answer for the person who uninstalls. `allowed`: no node or policy is left that needs the operator."""
 
     allowed: bool
+    """Whether the release may be removed."""
     text: str
+    """Why, for the person, with what stays behind or has to be done first."""
 
 
 def find_farewell(

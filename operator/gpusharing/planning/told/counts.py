@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.members import is_unavailable
 from gpusharing.planning.words.values import value
 

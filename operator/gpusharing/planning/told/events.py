@@ -3,8 +3,8 @@
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import SetPointers, UpdateFence
 from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.snapshot.actions import SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
@@ -21,8 +21,11 @@ class Event:
     """Something that happened: to a node, reported on its policy and its Node, or to ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
+    """Warning where somebody should look."""
     reason: str
+    """One CamelCase word, for tools."""
     note: str
+    """What happened, with the names, for people; at most MAX_NOTE characters."""
 
 
 def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:

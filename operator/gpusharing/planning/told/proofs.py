@@ -1,21 +1,21 @@
 """What each source of proof says about a node, and what it should say: for a person who asks why it is not done.
 
-The answers are those of `proof/verify.py`, source by source.
+The answers are those of `wanted/verify.py`, source by source.
 """
 
 from collections.abc import Mapping
 
 from gpusharing.api import names
-from gpusharing.planning.proof.verify import (
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.wanted.target import Target, describe_layouts
+from gpusharing.planning.wanted.verify import (
     Comparison,
     Source,
     find_disagreements,
     paused_operands,
     served,
 )
-from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import NodeView, ObservedView
-from gpusharing.planning.wanted.target import Target, describe_layouts
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.values import value
 

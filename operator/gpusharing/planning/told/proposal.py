@@ -9,18 +9,18 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
-from gpusharing.planning.actions import FenceNode, WriteConfig
 from gpusharing.planning.pools.candidates import find_candidate
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
 from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.told.status import members
+from gpusharing.planning.told.members import members
 from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -33,6 +33,7 @@ class Step:
     """One node that changes."""
 
     verdict: Verdict
+    """Where the node stands now."""
     starts: bool
     """It would begin at once."""
     preview: Preview | None
@@ -44,8 +45,11 @@ class Vanishing:
     """A resource name of which the pool offers fewer afterwards, and the pods that ask for it."""
 
     resource: str
+    """The name."""
     before: int
+    """How many of it the pool offers now."""
     after: int
+    """How many it would offer in the end."""
     anywhere: bool
     """Some node still offers it in the end."""
     pods: tuple[str, ...]
@@ -59,10 +63,13 @@ class Proposal:
     """What becomes of one pool."""
 
     policy: str
+    """Name of the policy."""
     accepted: bool
+    """Whether it can be carried out."""
     about: str
     """Why it is refused, with what the cards offer; or what can serve it, and any doubts about that."""
     reason: str
+    """The reason of its condition Accepted."""
     steps: tuple[Step, ...]
     """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
     left_out: tuple[Verdict, ...]
@@ -74,7 +81,9 @@ class Proposal:
     before: Mapping[str, int]
     """GPU resources that the pool offers now."""
     after: Mapping[str, int]
+    """GPU resources that it would offer in the end."""
     vanishing: tuple[Vanishing, ...]
+    """The resource names of which the pool would offer fewer."""
     hash: str
     """The hash of the plan, by which it is approved; empty if nothing changes, or while the policy has no UID."""
     windows: tuple[str, ...]

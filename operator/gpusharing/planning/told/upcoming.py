@@ -7,10 +7,10 @@ from typing import Any
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.hours import Hours
-from gpusharing.planning.proof.verify import served
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import explain_blockers
 from gpusharing.planning.words.lengths import MAX_TEXT, cut

@@ -1,1 +1,1 @@
-"""What should a node be, and which configuration makes it so?"""
+"""What should a node be, which configuration makes it so, and is it so?"""

@@ -8,7 +8,7 @@ neutral entry never goes: a ConfigMap without any entry does the same.
 from collections.abc import Callable, Iterable, Mapping
 
 from gpusharing.api import names
-from gpusharing.planning.actions import WriteConfig
+from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, NodeView, PolicyView
 from gpusharing.planning.wanted import migfile, pluginconfig

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.wanted import migfile
 
 
@@ -19,7 +19,7 @@ def configured_since(
     plugin: tuple[str, str],
     mig_config: str,
     layouts: Sequence[Layout | None],
-    gpus: Sequence[GpuView],
+    gpus: Sequence[CardView],
     stack: StackView,
 ) -> datetime | None:
     """None while an entry is missing, is wrong, or has no time of writing. `plugin`: key and text."""

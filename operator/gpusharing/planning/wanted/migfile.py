@@ -15,7 +15,7 @@ from gpusharing.api.policy import MigLayout
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.wanted.pluginconfig import is_named_after
 from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
 from gpusharing.planning.words.values import value
@@ -32,6 +32,7 @@ class Unresolved:
     """A configuration name that means nothing, or not enough, on these GPUs; `why` is a clause for people."""
 
     why: str
+    """Why it means nothing, as a clause for people."""
 
 
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
@@ -91,6 +92,7 @@ class AdminFile:
     """What can be taken over from an admin's own file."""
 
     entries: Mapping[str, Entry]
+    """The entries that mig-parted would accept, by name."""
     problem: str = ""
     """Why the rest cannot, as a clause for people; empty when all can."""
 
@@ -149,11 +151,18 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
 
 
 def resolve_name(
-    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+    name: str, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> tuple[Layout | None, ...] | Unresolved:
     """What a mig.config name means on a node: the admin's entries, our file, or what mig-manager generated."""
+    return find_meaning(name, node, stack, gpus, stack.generated_mig_file(node))
+
+
+def find_meaning(
+    name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
+) -> tuple[Layout | None, ...] | Unresolved:
+    """See `resolve_name`. `generated`: what mig-manager generated for the node; it counts where our file does not."""
     if not stack.serves_our_mig_file:
-        return _generated_name(name, node, gpus, stack)
+        return _generated_name(name, node, gpus, generated)
     admin = parse_admin(stack.admin_mig_file)
     for entries in (admin.entries, parse(stack.mig_file)):
         if entry := entries.get(name):
@@ -165,9 +174,9 @@ def resolve_name(
 
 
 def _generated_name(
-    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+    name: str, node: str, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Unresolved:
-    entries = parse(stack.generated_mig_files.get(node, ""))
+    entries = parse(generated)
     if not entries:
         return Unresolved(
             f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
@@ -177,7 +186,7 @@ def _generated_name(
     return resolve(entries[name], gpus)
 
 
-def resolve(entry: Entry, gpus: Sequence[GpuView]) -> tuple[Layout | None, ...] | Unresolved:
+def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | Unresolved:
     """What an entry makes of each GPU, in the order of `gpus`.
 
     mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is Unresolved (R6).
@@ -199,7 +208,7 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
     return {str(name): count for name, count in devices.items() if type(count) is int and count > 0}
 
 
-def _covers(row: Mapping[str, Any], gpu: GpuView) -> bool:
+def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
     devices = row.get("devices")
     if devices != "all" and not (isinstance(devices, list) and gpu.index in devices):
         return False
@@ -214,7 +223,7 @@ def _covers(row: Mapping[str, Any], gpu: GpuView) -> bool:
 _generated = lru_cache(maxsize=64)(generated_layouts)
 
 
-def well_known(gpus: Sequence[GpuView], name: str) -> tuple[Layout | None, ...] | Unresolved:
+def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | Unresolved:
     """What a name that mig-manager generates from the hardware means on these GPUs (a.10)."""
     layouts: list[Layout | None] = []
     profiles, offered = None, {}
@@ -227,7 +236,7 @@ def well_known(gpus: Sequence[GpuView], name: str) -> tuple[Layout | None, ...] 
     return tuple(layouts)
 
 
-def well_known_entries(models: Mapping[str, Sequence[GpuView]]) -> dict[str, Entry]:
+def well_known_entries(models: Mapping[str, Sequence[CardView]]) -> dict[str, Entry]:
     """Entries for NVIDIA's well-known names, for the card models present (product to one GPU each).
 
     Where a name means different things on different models, each row carries that model's PCI device ids; a

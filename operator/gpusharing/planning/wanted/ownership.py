@@ -35,10 +35,13 @@ class Claimant:
     """The parts of a policy that decide about ownership; the rest may change without a new choice."""
 
     name: str
+    """Name of the policy."""
     created: str
+    """Its creationTimestamp: of equal priorities, the oldest wins."""
     selector: LabelSelector | None
     """None: the spec cannot be read."""
     priority: int
+    """`spec.priority`: the highest wins."""
     leaving: bool = False
     """It only keeps what it has; a node that another policy selects too belongs to that one."""
 

@@ -1,8 +1,8 @@
 """The device plugin's configuration: what a mode means there, its text, and how to read that of others.
 
-Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin api/config/v1). Keys are content-hashed and
-never change their meaning (docs/design/way.md#plugin-entries), because config-manager does not notice an edit under
-the same key.
+Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Keys are
+content-hashed and never change their meaning (docs/design/way.md#plugin-entries), because config-manager does not
+notice an edit under the same key.
 """
 
 from collections.abc import Container, Mapping
@@ -52,9 +52,13 @@ class Sharing:
     """Several pods on one device. Replicas are shares per device, by resource name."""
 
     replicas: tuple[tuple[str, int], ...]
+    """Resource name and how many pods share one device of it."""
     rename: bool = False
+    """Whether the shared resource has `.shared` behind its name."""
     fail_requests_greater_than_one: bool = False
+    """Whether a container that asks for more than one is refused."""
     strategy: SharingStrategy = "time-slicing"
+    """How the pods share it."""
 
 
 @value
@@ -62,7 +66,9 @@ class PluginConfig:
     """What one device-plugin configuration makes the plugin do."""
 
     mig_strategy: MigStrategy = "none"
+    """How MIG instances are offered."""
     sharing: Sharing | None = None
+    """None: one pod has a whole device."""
 
     def on(self, names: Container[str]) -> "PluginConfig":
         """Its effect on a node that has only these resources: rows for others do nothing there."""

@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec, MigLayout
@@ -17,8 +17,9 @@ from gpusharing.planning.gpus.geometry import (
     normalise,
     resource_name,
 )
+from gpusharing.planning.snapshot.memo import Answers
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView, Hardware, PolicyView, routing_label
+from gpusharing.planning.snapshot.views import CardView, Hardware, PolicyView, routing_label
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
@@ -32,6 +33,7 @@ class Target:
     """What a node should become, in terms of the components that make the change and of those that prove it."""
 
     mode: Mode
+    """What the GPUs are for."""
     routing: str
     """Value of the routing label."""
     layouts: tuple[Layout | None, ...]
@@ -41,6 +43,7 @@ class Target:
     plugin_key: str
     """Value of nvidia.com/device-plugin.config; empty: the label must be absent (reset.py)."""
     plugin: PluginConfig
+    """What that configuration makes the device plugin do."""
     resources: Mapping[str, int]
     """Predicted allocatable counts, exactly; a name that is not here must be absent or 0."""
     text: str
@@ -59,6 +62,7 @@ class Wish:
     """The part of a target that is the same on every node of a policy."""
 
     policy: str
+    """Name of the policy."""
     spec: GPUSharingPolicySpec = field(compare=False)
     """The whole spec; wishes are equal when all the other fields are."""
     mig_config: str
@@ -85,15 +89,27 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
 
 
 def find_target(
-    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> Target | Finding:
     """What `node` with these GPUs (sorted by index, at least one) becomes under a policy."""
+    return _find_target(wish, spec, node, stack, gpus, stack.generated_mig_file(node))
+
+
+def _find_target(
+    wish: Wish,
+    spec: GPUSharingPolicySpec,
+    node: str,
+    stack: StackView,
+    gpus: Sequence[CardView],
+    generated: str,
+) -> Target | Finding:
+    """See `find_target`. `generated`: what mig-manager generated for the node, where that counts."""
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
             Reason.PRODUCT_SKIPPED,
             f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
         )
-    layouts = _wanted_layouts(wish, spec, node, gpus, stack)
+    layouts = _wanted_layouts(wish, spec, node, stack, gpus, generated)
     if isinstance(layouts, Finding):
         return layouts
     refused = _too_many_clients(spec, node, gpus) or _too_old(spec, node, gpus, layouts, stack)
@@ -109,7 +125,7 @@ def _target(
     mig_config: str,
     layouts: tuple[Layout | None, ...],
     plugin: PluginConfig,
-    gpus: Sequence[GpuView],
+    gpus: Sequence[CardView],
     stack: StackView,
 ) -> Target:
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
@@ -128,7 +144,7 @@ def _target(
     )
 
 
-def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]) -> Finding | None:
+def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]) -> Finding | None:
     """The MPS control daemon's limit of clients, by compute capability (docs/design/hardware.md#mps-served)."""
     if spec.mode is not Mode.MPS or spec.mps is None:
         return None
@@ -146,7 +162,7 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuV
 def _too_old(
     spec: GPUSharingPolicySpec,
     node: str,
-    gpus: Sequence[GpuView],
+    gpus: Sequence[CardView],
     layouts: Sequence[Layout | None],
     stack: StackView,
 ) -> Finding | None:
@@ -157,54 +173,46 @@ def _too_old(
     return replace(found, message=f"{node}: {found.message}") if found is not None else None
 
 
-def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView], stack: StackView) -> bool:
+def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
     """Whether mig.config has an effect here; if mig-manager is switched off, MIG must be off already."""
     switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
     return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
 
 
-@dataclass(slots=True)
+@value(eq=False)
 class Targets:
-    """The targets of one policy by kind of hardware: thousands of nodes have the same few kinds of GPUs."""
+    """The targets of one policy in one cluster: thousands of nodes have the same few kinds of cards."""
 
     policy: PolicyView
+    """The policy."""
     wish: Wish
+    """What it asks for."""
     stack: StackView
-    _found: dict[tuple[object, ...], tuple[tuple[GpuView, ...], Target]] = field(default_factory=dict)
-    _stops: dict[tuple[int, bool], Target] = field(default_factory=dict)
+    """NVIDIA's components and our ConfigMaps."""
+    answers: Answers = field(default_factory=Answers)
+    """The targets found so far."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
-        """The result of `find_target`, computed once for equal hardware."""
-        key, gpus = hardware.key, hardware.gpus
-        if not self.stack.serves_our_mig_file:
-            key = (*key, self.stack.generated_mig_files.get(node, ""))
-        if (known := self._found.get(key)) is not None:
-            return known[1]
-        target = find_target(self.wish, self.wish.spec, node, gpus, self.stack)
-        if isinstance(target, Target):
-            if len(self._found) >= _KINDS:
-                self._found.clear()
-            self._found[key] = (gpus, target)
-        return target
+        """The result of `find_target`, which names the node only where it finds no target."""
+        question = partial(_find_target, self.wish, self.wish.spec, node, self.stack)
+        generated = self.stack.generated_mig_file(node)
+        return self.answers.ask(question, hardware.cards, generated, lasts=_is_target)
 
     def stop(self, hardware: Hardware) -> Target:
         """Whole GPUs without sharing: the stop on the way from MPS to MIG and back; the two would race (b.5)."""
-        gpus = hardware.gpus
-        capable = _has_mig_manager(self.wish.spec, hardware.kinds, self.stack)
-        key = (len(gpus), capable)
-        if (known := self._stops.get(key)) is None:
-            mig_config = migfile.ALL_DISABLED if capable else ""
-            whole = (None,) * len(gpus)
-            known = _target(self.wish.policy, Mode.FULL, mig_config, whole, PluginConfig(), gpus, self.stack)
-            self._stops[key] = known
-        return known
+        return self.answers.ask(self._stop, hardware.cards)
+
+    def _stop(self, cards: tuple[CardView, ...]) -> Target:
+        mig_config = migfile.ALL_DISABLED if _has_mig_manager(self.wish.spec, cards, self.stack) else ""
+        whole = (None,) * len(cards)
+        return _target(self.wish.policy, Mode.FULL, mig_config, whole, PluginConfig(), cards, self.stack)
 
 
-_KINDS = 256
-"""The most kinds of hardware remembered per policy."""
+def _is_target(found: Target | Finding) -> bool:
+    return isinstance(found, Target)
 
 
-def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[GpuView]) -> str:
+def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> str:
     listed = {bare_product(product) for product in spec.products}
     return next((gpu.product for gpu in gpus if bare_product(gpu.product) not in listed), "")
 
@@ -246,7 +254,12 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
 
 
 def _wanted_layouts(
-    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView], stack: StackView
+    wish: Wish,
+    spec: GPUSharingPolicySpec,
+    node: str,
+    stack: StackView,
+    gpus: Sequence[CardView],
+    generated: str,
 ) -> tuple[Layout | None, ...] | Finding:
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
@@ -255,23 +268,23 @@ def _wanted_layouts(
             Reason.NOT_MIG_CAPABLE, f"{node}: {incapable.product} has no MIG; use mode TimeSlicing or Full"
         )
     if spec.mig.config is not None:
-        layouts = _named(spec.mig.config, node, gpus, stack)
+        layouts = _named(spec.mig.config, node, stack, gpus, generated)
     else:
         layouts = _own(spec.mig.layouts or (), wish.entry or [], node, gpus)
     return layouts if isinstance(layouts, Finding) else _legal(layouts, spec, node, gpus)
 
 
 def _named(
-    name: str, node: str, gpus: Sequence[GpuView], stack: StackView
+    name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Finding:
-    found = migfile.resolve_name(name, node, gpus, stack)
+    found = migfile.find_meaning(name, node, stack, gpus, generated)
     if isinstance(found, migfile.Unresolved):
         return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}")
     return found
 
 
 def _own(
-    layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[GpuView]
+    layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
@@ -291,7 +304,7 @@ def _own(
 
 
 def _legal(
-    layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[GpuView]
+    layouts: tuple[Layout | None, ...], spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
     fitted: tuple[Layout | None, object] = (None, None)
     for gpu, layout in zip(gpus, layouts, strict=True):

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView
-from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
@@ -41,7 +41,7 @@ _NAME = re.compile(r"(nvidia\.com/mig-\d+g\.\d+gb)[.-](?:me|gfx).*?(\.shared)?")
 
 def find_too_old(
     strategy: str,
-    gpus: Sequence[GpuView],
+    gpus: Sequence[CardView],
     layouts: Sequence[Layout | None],
     cluster_policy: ClusterPolicyView,
 ) -> Finding | None:
@@ -60,10 +60,10 @@ def find_too_old(
 
 
 def find_mistaken(
-    gpus: Sequence[GpuView], layouts: Sequence[Layout | None]
-) -> tuple[GpuView, GpuView, str] | None:
+    gpus: Sequence[CardView], layouts: Sequence[Layout | None]
+) -> tuple[CardView, CardView, str] | None:
     """A GPU, an earlier one, and a profile in the layout of the first that is another profile on the second."""
-    first: dict[str, tuple[GpuView, int | None]] = {}
+    first: dict[str, tuple[CardView, int | None]] = {}
     for gpu, layout in zip(gpus, layouts, strict=True):
         wanted = dict(layout or ())
         for profile in gpu.profiles:

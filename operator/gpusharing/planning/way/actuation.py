@@ -9,14 +9,14 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
-from gpusharing.planning.actions import Actuate, Release, RestartOperand
-from gpusharing.planning.proof.assess import Assessed, uses_mps
-from gpusharing.planning.proof.verify import find_entry
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.wanted.assess import Assessed, uses_mps
 from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import find_entry
 from gpusharing.planning.way.attempts import (
     actuation_limit,
     corrects_drift,
@@ -146,7 +146,6 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         steps=steps,
         attempt=fence.attempt if again else 1,
         to_layout=goal.text,
-        target_mode=goal.routing,
         target_mig_config=goal.mig_config,
         target_plugin_config=goal.plugin_key,
         gfd_timestamp=fence.gfd_timestamp if again and not plugin_changes else gfd_started,

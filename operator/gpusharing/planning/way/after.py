@@ -15,11 +15,11 @@ from typing import Generic, TypeVar
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Actuate, Release, RestartOperand, UpdateFence
-from gpusharing.planning.proof.assess import Assessed, Refused, Unobserved
-from gpusharing.planning.proof.verify import Comparison, Evidence, find_mismatch
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import Comparison, Evidence, find_mismatch
 from gpusharing.planning.way.actuation import restart_pod, run
 from gpusharing.planning.way.attempts import (
     goes_back,
@@ -30,12 +30,12 @@ from gpusharing.planning.way.attempts import (
     retry_command,
     was_asked_again,
 )
+from gpusharing.planning.way.cordon import may_uncordon
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import ManagerTrouble, find_trouble, next_look
 from gpusharing.planning.way.requests import prepares_next_step, verify_id, verify_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
-from gpusharing.planning.way.yielding import may_uncordon
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -91,6 +91,7 @@ class Situation(Generic[Looked]):
     follow: Callable[[Looked, Reason], Verdict | None]
     """The verdict, with this reason unless it has a more specific one; None: the node is not in this situation."""
     reason: Reason
+    """The reason of the verdict."""
 
 
 def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict | None:

@@ -7,10 +7,10 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import UpdateFence
-from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason

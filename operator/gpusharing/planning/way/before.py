@@ -16,19 +16,20 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import Release, UpdateFence
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.standing import STUCK_AFTER
-from gpusharing.planning.proof.assess import Assessed, Refused
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.stack.acceptance import passes
+from gpusharing.planning.wanted.assess import Assessed, Refused
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
+from gpusharing.planning.way.cordon import holds_our_cordon, may_uncordon
 from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
-from gpusharing.planning.way.yielding import give_way, holds_our_cordon, may_uncordon
+from gpusharing.planning.way.yielding import give_way
 from gpusharing.planning.words.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import some
@@ -130,6 +131,7 @@ class Ending:
     find: Callable[[FencedCase], str | Finding]
     """The message, or a Finding if it has a reason of its own; empty: the change goes on."""
     reason: Reason
+    """Why the change ends, unless its Finding has a reason of its own."""
     defer: bool = False
     """The next try could end the same way, so it is put off."""
     restore: bool = True
@@ -157,7 +159,7 @@ def _node_going(case: FencedCase) -> str:
 def _policy_going(case: FencedCase) -> str:
     if case.assessment is not None and not case.assessment.policy.deleting:
         return ""
-    return f"policy {case.fence.policy} is gone or going; the node is given back"
+    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
 
 
 def _asked_to_end(case: FencedCase) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, policy_subject
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView

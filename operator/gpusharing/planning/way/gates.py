@@ -9,15 +9,15 @@ from datetime import datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_flaw
-from gpusharing.planning.proof.assess import Assessed
-from gpusharing.planning.proof.verify import (
+from gpusharing.planning.snapshot.views import NodeView, is_switched_off
+from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.toolversions import find_deafness
+from gpusharing.planning.wanted.verify import (
     find_exclusive,
     find_missing,
     find_withheld,
     is_told_mps,
 )
-from gpusharing.planning.snapshot.views import NodeView, is_switched_off
-from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.way.attempts import (
     may_correct_at_once,
     retry_command,
@@ -40,6 +40,7 @@ class Gate:
     find: Callable[[NodeCase, Assessed], str | Finding]
     """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
     reason: Reason
+    """Why the change does not begin, unless its Finding has a reason of its own."""
 
 
 def _skipped(case: NodeCase, assessed: Assessed) -> str:
@@ -103,8 +104,8 @@ def _disabled(node: NodeView) -> str:
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
-                f"{label} is {value}: the GPU Operator does not run on {node.name} what would serve and show the"
-                f" change; to change that: kubectl label node {node.name} {label}-"
+                f"{label} is {value}, so the components of the GPU Operator that would serve and report the change do"
+                f" not run on {node.name}; to change that: kubectl label node {node.name} {label}-"
             )
     return ""
 

@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.drain.gangs import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
-from gpusharing.planning.proof.assess import Assessed
+from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.blockers import explain_blockers, main_reason

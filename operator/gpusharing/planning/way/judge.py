@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import LabelNode, Release, UpdateFence
-from gpusharing.planning.proof.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
+from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted, note_failure

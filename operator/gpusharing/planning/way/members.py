@@ -2,8 +2,8 @@
 up."""
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.proof.assess import Assessment
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.wanted.assess import Assessment
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.values import value
@@ -14,19 +14,20 @@ class Member:
     """One node of a policy."""
 
     node: NodeView
+    """The Node."""
     verdict: Verdict
     """Its verdict before the pools choose."""
-    assessment: Assessment | None = None
+    assessment: Assessment | None
     """Of the node against the policy; None: unknown."""
-    policy: str = ""
+    policy: str
     """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
-    away: bool = False
+    away: bool
     """It counts as used: see is_unavailable and is_expected_away."""
-    newcomer: bool = False
+    newcomer: bool
     """See is_newcomer."""
-    marked: bool = False
+    marked: bool
     """See is_marked."""
-    to_go: bool = False
+    to_go: bool
     """It has yet to be drained."""
 
 

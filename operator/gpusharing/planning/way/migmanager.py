@@ -4,8 +4,8 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.proof.verify import paused_operands
 from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import paused_operands
 from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -51,7 +51,9 @@ class ManagerTrouble:
     """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
 
     mismatch: Finding
+    """What it says."""
     final: bool
+    """Whether waiting longer changes nothing."""
     curable: bool = False
     """Another run may help."""
     cure: str = "restarting mig-manager"
@@ -78,7 +80,7 @@ def find_trouble(case: FencedCase) -> ManagerTrouble | None:
     if state == "success":
         if not paused:
             return None
-        message = f"mig-manager says success, but operands are still paused: {', '.join(paused)}"
+        message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
         wedged = waited >= settings.wedge_paused
         return ManagerTrouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
     doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import NamedTuple
 
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.proof.assess import Assessment, assess
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import (
@@ -21,6 +20,7 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.stack.terms import Terms
+from gpusharing.planning.wanted.assess import Assessment, assess
 from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import NodeCase, find_health
@@ -33,7 +33,9 @@ class NodeFacts:
     """The facts about one node that do not depend on the time."""
 
     node: NodeView
+    """The Node."""
     gpunode: GPUNodeView | None
+    """Its GPUNode; None: there is none yet."""
     owner: PolicyView | None
     """The policy that owns the node by selectors."""
     policy: PolicyView | None
@@ -64,9 +66,11 @@ class Surroundings(NamedTuple):
     """Everything that a case is made of besides the time. A tuple, because each pass makes and compares thousands."""
 
     known: NodeFacts
+    """What does not depend on the time."""
     work: NodeWork | None
     """The pods that hold its GPUs; None: nobody has listed them."""
     agent_ready: bool
+    """Whether an agent's pod is Ready on the node."""
     agent_trouble: Finding | None
     """Why the agent is not ready, where that is known."""
     mig_manager: Operand | None
@@ -78,9 +82,13 @@ class Surroundings(NamedTuple):
     claimed: bool
     """It has a slot of the budget."""
     drifting_since: datetime | None
+    """Since when this process has seen the node differ from its target; None: it has seen no difference."""
     at_work_since: datetime | None
+    """Since when this process has seen a mig.config.state that says that mig-manager works; None: it has not."""
     stack: StackView
+    """NVIDIA's components, and our ConfigMaps."""
     settings: PlanSettings
+    """The operator's settings."""
 
 
 def find_facts(

@@ -13,10 +13,10 @@ An answer counts when it echoes the request that stands.
 from dataclasses import replace
 from datetime import datetime
 
-from gpusharing.planning.actions import EnsureGPUNode
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.proof.assess import has_gpu
-from gpusharing.planning.proof.verify import MPS_DAEMONS
+from gpusharing.planning.snapshot.actions import EnsureGPUNode
+from gpusharing.planning.wanted.assess import has_gpu
+from gpusharing.planning.wanted.verify import MPS_DAEMONS
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
 

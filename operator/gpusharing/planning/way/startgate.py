@@ -7,7 +7,6 @@ adopted because it is as wanted already. Until then every verdict on it says wha
 from collections.abc import Iterator
 
 from gpusharing.api import names
-from gpusharing.planning.proof.assess import has_gpu
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.startgate import (
     Untolerated,
@@ -15,6 +14,7 @@ from gpusharing.planning.stack.startgate import (
     find_untolerated_agents,
     find_untolerated_finder,
 )
+from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut

@@ -6,17 +6,17 @@ from functools import cached_property
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.actions import Action
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_well
-from gpusharing.planning.proof.assess import Assessed, Assessment
-from gpusharing.planning.proof.verify import describe_observed
+from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.verify import describe_observed
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -114,13 +114,13 @@ class NodeCase:
     """The operator's settings."""
     now: datetime
     """The time of this pass."""
-    at_work_since: datetime | None = None
+    at_work_since: datetime | None
     """Since when this process has seen mig-manager at work; None: it is not at work."""
-    health: Finding | None = None
+    health: Finding | None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
-    mig_failure: str = ""
+    mig_failure: str
     """What mig-manager's log says about its failure; empty when nobody could read it."""
-    agent_trouble: Finding | None = None
+    agent_trouble: Finding | None
     """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
 
     def no_agent(self, consequence: str) -> Finding:
@@ -199,6 +199,7 @@ class FencedCase(NodeCase):
     """The case of a node that carries our fence."""
 
     fence: Fence
+    """That fence, which `node` has too."""
 
     @cached_property
     def drain(self) -> DrainPlan | None:

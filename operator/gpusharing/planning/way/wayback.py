@@ -9,11 +9,11 @@ It is turned round once: where the way back fails too, the node is Failed and he
 from dataclasses import replace
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import UpdateFence
-from gpusharing.planning.proof.assess import Assessed, Refused, find_disruption, needs_two_steps
-from gpusharing.planning.proof.verify import Comparison, find_mismatch
+from gpusharing.planning.snapshot.actions import UpdateFence
+from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.revision import find_revision
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 from gpusharing.planning.way.attempts import goes_back, owe, owed_for, retry_command
 from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.verdict import FencedCase, Verdict

@@ -11,24 +11,12 @@ from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.way.attempts import next_deferral
+from gpusharing.planning.way.cordon import holds_our_cordon, may_uncordon
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.reasons import Reason
-
-
-def holds_our_cordon(case: FencedCase) -> bool:
-    """The node is cordoned, and as far as we can tell only by us."""
-    node, fence = case.node, case.fence
-    ours = fence.disruption.cordons and not fence.prior_unschedulable
-    return ours and node.unschedulable and fence.node_uid == node.uid
-
-
-def may_uncordon(case: FencedCase) -> bool:
-    """Only our own cordon, only while nobody else wants the node cordoned (docs/design/drain.md#rule-5)."""
-    node = case.node
-    return holds_our_cordon(case) and not node.hold_cordon and not node.foreign and not node.deleting
 
 
 def give_way(case: FencedCase, message: str) -> Verdict:

@@ -19,6 +19,7 @@ class Blocker:
     """One reason why some pods do not leave."""
 
     reason: Reason
+    """Why they do not leave."""
     pods: tuple[str, ...] = ()
     """`namespace/name`, sorted."""
     pdb: str = ""

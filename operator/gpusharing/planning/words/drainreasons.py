@@ -90,7 +90,7 @@ GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
     "PodDisruptionBudget.")
 NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
     "The pod's namespace is being deleted; the pod goes with it.",
-    "If it lasts, find out what keeps the namespace from going.")
+    "If it lasts, find out what keeps the namespace from being removed.")
 FORCE_DELETE = ("ForceDelete", "Drain", _SOON,
     "The time of the drain is nearly over, the pod's eviction is still refused, and drain.onTimeout is ForceDelete: "
     "the pod is deleted, with its own grace period, despite its PodDisruptionBudgets.")

@@ -11,6 +11,7 @@ class Finding:
     """One reason with its particulars: about a policy, a card, an agent, a closed gate, or a source that disagrees."""
 
     reason: Reason
+    """The word for tools; it never changes its meaning."""
     message: str
     """What is the case, and what to do about it; the same text as long as nothing changes."""
     until: datetime | None = None

@@ -45,16 +45,16 @@ class Reason(Worded):
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")
     UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
-        "Repartitioning GPUs under the node's driver can corrupt data or hang (CVE-2026-24197), or an administrator "
-        "listed the driver as unsafe.",
+        "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), or an "
+        "administrator listed the driver as unsafe.",
         "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
     OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
         "change could be served or proven. No change starts.",
-        "Run the command in the message when the node is to serve GPUs, or narrow the node selector.")
+        "Run the command in the message if the node is to serve GPUs, or narrow the node selector.")
     WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
         "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
-        "Run the command in the message when the node is for containers, or narrow the node selector.")
+        "Run the command in the message if the node is for containers, or narrow the node selector.")
     ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
@@ -171,7 +171,7 @@ class Reason(Worded):
     # --- Hardware: what is wanted does not suit the card
     NO_GPU = ("NoGPU", "Hardware", _PERSON,
         "The node has no NVIDIA GPU.",
-        "Narrow the node selector, or check the driver when there should be one.")
+        "Narrow the node selector, or check the driver if the node should have one.")
     HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
         "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
         "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
@@ -194,7 +194,7 @@ class Reason(Worded):
         "Strategy single needs the same profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
     LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
-        "The configuration switches MIG on and creates no instance, so the GPU would serve nothing.",
+        "The configuration switches MIG on but creates no instance, so the GPU would serve nothing.",
         "Choose a configuration with instances, or mode Full.")
     MPS_TOO_MANY_CLIENTS = ("MPSTooManyClients", "Hardware", _PERSON,
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",

@@ -13,8 +13,8 @@ PAUSED: Words = ("Paused", "Node", _PERSON,
     "rollout.paused is true: no further node starts. rollout.whenPaused says what becomes of nodes in flight.",
     "Set rollout.paused to false.")
 HALTED: Words = ("Halted", "Node", _PERSON,
-    "As many nodes as rollout.maxFailures says failed after the point of no return in this generation of the policy. "
-    "No further node starts.",
+    "The number of nodes that failed after the point of no return in this generation of the policy has reached "
+    "rollout.maxFailures. No further node starts.",
     "Find out why (status.failures); then run the command in the message, or change the policy.")
 APPROVAL_NEEDED: Words = ("ApprovalNeeded", "Node", _PERSON,
     "rollout.approval is Manual, and the current plan is not approved.",
@@ -39,7 +39,7 @@ INVALID_WINDOW: Words = ("InvalidWindow", "Node", _PERSON,
     "Correct the field that the message names.")
 WINDOW_TOO_SHORT: Words = ("WindowTooShort", "Node", _PERSON,
     "No window is open for as long as a change may take: drain.timeout and the slowest of the last 20 changes.",
-    "Make a window longer, or drain.timeout shorter; or shorten the blackouts, where the message names these.")
+    "Lengthen a window or shorten drain.timeout; where the message names the blackouts, shorten those.")
 ROLLED_BACK: Words = ("RolledBack", "Node", _PERSON,
     "The change failed after the point of no return, and the node went back to what was proven on it last "
     "(rollout.onFailure Rollback). It serves that, counts as failed, and is not tried again in this generation.",
@@ -52,7 +52,8 @@ DEFERRED: Words = ("Deferred", "Node", _LATER,
     "An earlier attempt was given up before anything changed; the next one waits.",
     "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
 BUDGET_FULL: Words = ("BudgetFull", "Node", _LATER,
-    "No more nodes may be unavailable: by rollout.maxUnavailable, the operator-wide cap, or a place for our own pod.",
+    "No further node may be unavailable: rollout.maxUnavailable or the operator-wide cap is reached, or the operator's "
+    "own pod needs the last nodes.",
     "Wait, or raise the limit that the message names.")
 WINDOW_CLOSED: Words = ("WindowClosed", "Node", _LATER,
     "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",

@@ -20,10 +20,10 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
-from gpusharing.planning.proof.gfdlabels import expected_gfd_labels
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
+from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import (
     STRATEGIES,
@@ -59,10 +59,15 @@ class Comparison:
     """One node against one target."""
 
     node: NodeView
+    """The Node as it is now."""
     observed: ObservedView
+    """What its agent reported last."""
     target: Target
+    """What the node should be."""
     stack: StackView
+    """NVIDIA's components, and our ConfigMaps."""
     evidence: Evidence = Evidence()
+    """How fresh the sources must be."""
 
 
 class Source(StrEnum):
@@ -84,7 +89,9 @@ class Check:
     find: Callable[[Comparison], str | Finding]
     """How it disagrees, or a Finding if that has a reason of its own; empty: it agrees."""
     reason: Reason
+    """The reason where it disagrees, unless its Finding has one."""
     source: Source
+    """Who reports what is checked."""
 
 
 def _not_read_again(compared: Comparison) -> str:

@@ -1,7 +1,8 @@
 """Which call gives each observed field, what right that needs, and what the agent shows without the right.
 
 Data for docs/reference/agent-fields.md and for the tests that compare the adapter, the wire type, the simulator's
-rights and the chart with it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h.
+rights and the chart with it. The agent does not load it. Rights: docs/design/hardware.md#rights, after nvml.h of
+NVML 13.3.
 """
 
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class FieldSource:
     calls: tuple[str, ...]
     """NVML functions, fields of nvmlDeviceGetFieldValues aside."""
     needs: tuple[NeededRight, ...]
+    """The rights that all of the calls together need."""
     without: str
     """What the agent shows without the right, and where card or driver do not support the call."""
 

@@ -4,8 +4,9 @@ A question is a pure function of its arguments. Its answer is valid while it is 
 equal ones: they are values. So the list of arguments is the key, and adding an argument adds it to the key. Python
 compares an object with itself at once, and gatherers keep what did not change: a comparison costs next to nothing.
 
-Everything that is decided is remembered here. functools.lru_cache stands only before pure functions of a few values,
-such as a layout or a version, that hold no snapshot (tests/test_shape.py has the list).
+Everything that is decided is remembered here: by `Memo` from pass to pass, by `Answers` for nodes of one kind.
+functools.lru_cache stands only before pure functions of a few values, such as a layout or a version, that hold no
+snapshot (tests/test_shape.py has the list).
 """
 
 from collections.abc import Callable, Iterable
@@ -88,6 +89,37 @@ class Memo:
                 given[name] = inputs
         self._answers[key] = given, answers
         return answers.copy()
+
+
+class Answers:
+    """The answers to questions that thousands ask with few different arguments, such as nodes with the same cards.
+
+    Whatever else a question reads is the same for as long as this exists: it is part of a value that is made of just
+    that, and that the memo makes anew when any of it changes.
+    """
+
+    def __init__(self, most: int = 256) -> None:
+        """`most`: how many are kept; then it starts again with none."""
+        self._most = most
+        self._known: dict[object, Any] = {}
+
+    def ask(
+        self,
+        question: Callable[[*Inputs], Answer],
+        *inputs: *Inputs,
+        lasts: Callable[[Answer], bool] | None = None,
+    ) -> Answer:
+        """The answer to a question with these arguments, which can be hashed; see `Memo.each`."""
+        key = (question.func if isinstance(question, partial) else question), inputs
+        if key in self._known:
+            known: Answer = self._known[key]
+            return known
+        answer = question(*inputs)
+        if lasts is None or lasts(answer):
+            if len(self._known) >= self._most:
+                self._known.clear()
+            self._known[key] = answer
+        return answer
 
 
 _NOTHING: tuple[dict[str, tuple[object, ...]], dict[str, Any]] = {}, {}

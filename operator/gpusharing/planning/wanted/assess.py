@@ -6,7 +6,11 @@ Independent of time, so that the memo may keep the result for as long as its inp
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.proof.verify import (
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.reset import unlabelled
+from gpusharing.planning.wanted.target import Target, Targets
+from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Comparison,
     describe_observed,
@@ -16,10 +20,6 @@ from gpusharing.planning.proof.verify import (
     paused_operands,
     served,
 )
-from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
-from gpusharing.planning.wanted.reset import unlabelled
-from gpusharing.planning.wanted.target import Target, Targets
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -32,10 +32,13 @@ class Refused:
     """The policy gives this node no target."""
 
     policy: PolicyView
+    """The policy that the node is compared with."""
     objection: Finding
+    """Why there is no target."""
     accepted: bool
     """The policy is carried out elsewhere; only this node cannot be what it asks for."""
     observed_text: str
+    """What the GPUs are divided into now, for people; empty: unknown."""
 
 
 @value
@@ -43,9 +46,11 @@ class Unobserved:
     """The GPUs of the node are unknown, so it has no target yet."""
 
     policy: PolicyView
+    """The policy that the node is compared with."""
     pending: Finding
     """What is missing, or what keeps the agent from reading."""
     observed_text: str
+    """What the GPUs were divided into when last seen, for people; empty: unknown."""
 
 
 @value
@@ -53,11 +58,13 @@ class Assessed:
     """What the node should be, and whether it is."""
 
     policy: PolicyView
+    """The policy that the node is compared with."""
     spec: GPUSharingPolicySpec
     """The policy's."""
     observed: ObservedView
     """The reading that the target is for."""
     target: Target
+    """What the node should be in the end."""
     stop: Target
     """Whole GPUs without sharing: the stop on the way when `two_steps`."""
     two_steps: bool
@@ -65,9 +72,11 @@ class Assessed:
     mismatch: Finding | None
     """The first source that disagrees with the target; None: the node is as wanted."""
     disruption: DisruptionClass
+    """The class of the change from what the node is now; None where it is as wanted."""
     drift: bool
     """The node differs although this very target was proven on it before."""
     observed_text: str
+    """What the GPUs are divided into now, for people."""
 
     @property
     def goal(self) -> Target:

@@ -1,0 +1,107 @@
+"""Nodes that Prometheus did not see for a while, although it saw others: an agent was away, or was not scraped.
+
+If the agent went on, its counters did too, and `increase` bridges the time. If it began anew, nobody knows what the
+node's GPUs did. Prometheus does not tell the one from the other, so both are reported. A node that came in the window
+or left it has no absence; nor has any while Prometheus saw no node at all, which `find_gaps` tells.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from itertools import pairwise
+
+from gpusharing.cli.ages import length
+from gpusharing.cli.matchers import braced, of_others
+from gpusharing.cli.meterqueries import GPUS, POLICY, MeterQuery
+from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.windows import DAY, days
+from gpusharing.planning.words.lengths import some
+
+POINT = 60.0
+"""Seconds between the times at which a node is looked for."""
+SHORT = 300.0
+"""Seconds of a day that are worth no report: restarts of an agent, for an update or by a crash."""
+Stretch = tuple[float, float]
+"""From when to when, in seconds since 1970; nothing is known in between."""
+
+
+async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> dict[str, float]:
+    """Seconds of the window in which each node was not seen, where it was before and after that. Raises Trouble."""
+    found = Absences(wish.start, wish.end)
+    chosen = braced(of_others(wish.selector, frozenset({POLICY})))
+
+    def seen(function: str, seconds: float) -> str:
+        return (
+            f"{function}_over_time(timestamp(max by (node) ({GPUS}{chosen}))[{round(seconds)}s:{POINT:g}s])"
+        )
+
+    found.add([], await prometheus.instant(seen("max", DAY), wish.start), [], [])
+    for start, end in days(wish.start, wish.end):
+        functions = ("min", "max", "count")
+        firsts, lasts, counts, anybody = await side_by_side(
+            *(prometheus.instant(seen(function, end - start), end) for function in functions),
+            prometheus.between(f"count({GPUS}{chosen})", start, end, POINT),
+        )
+        found.add(firsts, lasts, counts, _holes(start, end, anybody))
+    found.add(await prometheus.instant(seen("min", DAY), wish.end + DAY), [], [], [])
+    return dict(found.seconds)
+
+
+def describe_absences(found: dict[str, float]) -> list[str]:
+    """A sentence, if there is something to say."""
+    if not found:
+        return []
+    told = some([f"{node or 'a node'} ({_length(seconds)})" for node, seconds in sorted(found.items())])
+    return [
+        f"Prometheus has no samples of {told} from within the window, but has some from before and after that: where"
+        " the agent began anew, what its GPUs did meanwhile is billed to nobody"
+    ]
+
+
+class Absences:
+    """Answers by days, oldest first."""
+
+    def __init__(self, start: float, end: float) -> None:
+        self.seconds: Counter[str] = Counter()
+        self._start, self._end = start, end
+        self._last: dict[str, float] = {}
+        self._holes: list[Stretch] = []
+
+    def add(
+        self,
+        firsts: Iterable[Series],
+        lasts: Iterable[Series],
+        counts: Iterable[Series],
+        holes: Sequence[Stretch],
+    ) -> None:
+        """When each node was seen first and last in the next stretch of time, and how often. `holes`: when none was."""
+        self._holes += holes
+        ended, seen = _by_node(lasts), _by_node(counts)
+        for node, first in _by_node(firsts).items():
+            before = self._last.get(node, first)
+            missed = self._missed(before, first, 0)
+            if node in seen:
+                missed += self._missed(first, ended[node], round(seen[node]) - 2)
+            if missed > SHORT:
+                self.seconds[node] += round(missed)
+        self._last |= ended
+
+    def _missed(self, begin: float, end: float, seen: int) -> float:
+        """Seconds between two times at which a node was seen, and `seen` times between them, less those of all."""
+        begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
+        others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
+        return max(0.0, end - begin - POINT * (seen + 1) - others)
+
+
+def _by_node(found: Iterable[Series]) -> dict[str, float]:
+    return {one.labels.get("node", ""): one.value for one in found}
+
+
+def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:
+    """When no node was seen."""
+    seen = sorted(at for one in anybody for at, _ in one.points)
+    return [(a, b) for a, b in pairwise((start - POINT, *seen, end + POINT)) if b - a > 1.5 * POINT]
+
+
+def _length(seconds: float) -> str:
+    return length(timedelta(seconds=seconds))

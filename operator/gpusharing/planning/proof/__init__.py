@@ -1,1 +1,0 @@
-"""Is a node what it should be, and what would a change disturb?"""

@@ -1,0 +1,268 @@
+"""`cost` where agents come and go and are scraped twice, in a real Prometheus with a SIMULATED past (cli/metered.py,
+cli/absences.py): a restart is summed, a time that was metered twice is refused, and one that was not is told."""
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from tests.cli.desk import Desk, Said
+from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
+from tests.cli.pastfleet import WHOLE
+from tests.cli.pastprometheus import prometheus_with
+
+from gpusharing.cli.absences import Absences, describe_absences
+from gpusharing.cli.prometheus import Series
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+
+BEGIN, UNTIL, HOURS, EVERY = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T08:00:00Z", 8, 60
+"""When the stories begin and end, in hours, and the seconds between two scrapes."""
+STORIES = 20
+TARGETS = ("endpoint", "container", "instance", "pod", "uid", "job", "replica")
+"""What two scrapes of one agent may differ in."""
+LOOKBACK = 5 / 60
+"""Hours for which a Prometheus without marks of staleness, as this one is, goes on seeing what is gone."""
+
+
+@dataclass
+class Story:
+    """A node with one GPU, whose agent restarts, is away, or is scraped twice."""
+
+    name: str
+    lives: list[tuple[float, float]] = field(default_factory=list)
+    """Hours from and to."""
+    away: float = 0.0
+    """Hours between them."""
+    twice: tuple[str, float, float] | None = None
+    """By which label, and from and to which hour."""
+
+    @property
+    def metered(self) -> float:
+        """Hours."""
+        return sum(end - begin for begin, end in self.lives)
+
+    @property
+    def doubled(self) -> float:
+        """Hours that were metered twice."""
+        if self.twice is None:
+            return 0.0
+        _, first, last = self.twice
+        return sum(max(0.0, min(end, last) - max(begin, first)) for begin, end in self.lives)
+
+    @property
+    def allowed(self) -> float:
+        """Hours that may have been: an agent that is gone is seen beside its successor for a moment."""
+        return LOOKBACK * (len(list(self.nodes())) - 1)
+
+    def nodes(self) -> Iterator[Node]:
+        """Each life is a pod of its own."""
+        for number, (begin, end) in enumerate(self.lives):
+            pod = {"pod": f"agent-{number}", "instance": f"10.0.0.{number}:8080", "uid": f"u-{number}"}
+            yield self._scraped(begin, begin, end, pod)
+            if self.twice is not None:
+                label, first, last = self.twice
+                if first < end and last > begin:
+                    yield self._scraped(
+                        begin, max(begin, first), min(end, last), {**pod, label: f"other-{number}"}
+                    )
+
+    def _scraped(self, began: float, begin: float, end: float, labels: Mapping[str, str]) -> Node:
+        """An agent that counts since `began`, and of which Prometheus has samples between two times."""
+        stands = [Stretch((began, HOURS), {("team-a", WHOLE): Fraction(1)})]
+        where = {"cluster": self.name, "endpoint": "metrics", "container": "agent", "job": "agents", **labels}
+        unseen = ((0.0, begin), (end, 999.0))
+        return Node("gpu-1", "pool-x", 1, stands, slices={WHOLE: 1}, labels=where, unseen=unseen)
+
+
+def story(number: int) -> Story:
+    """One by chance; the first of them have each label once."""
+    dice = random.Random(f"presence {number}")
+    found, at = Story(f"s{number}"), 0.0
+    while at < HOURS:
+        end = min(float(HOURS), at + dice.choice([0.5, 1.5, 2.5, 4.0]))
+        found.lives.append((at, end))
+        pause = dice.choice([0.0, 0.0, 2 / 60, 0.5, 1.0]) if end < HOURS - 1.5 else 0.0
+        found.away += pause
+        at = end + pause
+    if number < len(TARGETS) or dice.random() < 0.4:
+        first = dice.uniform(0.0, 4.0)
+        label = TARGETS[number] if number < len(TARGETS) else dice.choice(TARGETS)
+        found.twice = (label, first, first + dice.choice([1.5, 3.5]))
+    return found
+
+
+PLAYED = [story(number) for number in range(STORIES)]
+
+
+def replicated() -> Iterator[Node]:
+    """Another node is always there, and with it Prometheus."""
+    for one in PLAYED:
+        yield Node(
+            "gpu-2",
+            "pool-x",
+            1,
+            [Stretch((0, HOURS), {("team-b", WHOLE): Fraction(1)})],
+            labels={"cluster": one.name},
+        )
+        yield from one.nodes()
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Its address; the stories are told apart by the label `cluster`."""
+    prices = [
+        Gauge(
+            "gpusharing_policy_gpu_hourly_price",
+            {"cluster": one.name, "policy": "pool-x", "currency": "USD"},
+            "2",
+        )
+        for one in PLAYED
+    ]
+    past = History(BEGIN, HOURS, list(replicated()), prices, EVERY)
+    with prometheus_with(tmp_path_factory.mktemp("past"), openmetrics([past])) as url:
+        yield url
+
+
+def ask(
+    desk: Desk, url: str, cluster: str, *more: str, window: str = f"{HOURS}h", until: str = UNTIL
+) -> Said:
+    """`cost` of a story."""
+    chosen = ("--selector", ",".join((f'cluster="{cluster}"', *more)), "--prometheus", url, "-o", "json")
+    return desk.type("cost", *chosen, "--window", window, "--until", until)
+
+
+@pytest.mark.parametrize(
+    "told", PLAYED, ids=lambda one: f"{one.name} {one.twice and one.twice[0]} away {one.away:.2f}"
+)
+def test_a_gpu_is_billed_once_for_each_time_or_the_bill_is_refused(
+    desk: Desk, prometheus: str, told: Story
+) -> None:
+    said = ask(desk, prometheus, told.name)
+    if said.status == FAILED:
+        assert told.doubled > 0, said.err
+        assert said.out == ""
+        assert f"gpu-1 would be billed twice: its series differ in the label {named(told)} (" in said.err
+        return
+    assert told.doubled <= told.allowed + 0.05
+    assert said.status == (CHANGES if told.away > 0.2 else DONE), said.err
+    found = json.loads(said.out)
+    (held,) = (row for row in found["rows"] if row["name"] == "team-a")
+    ends = len(told.lives) * EVERY / 3600
+    assert told.metered - ends <= held["gpuHours"] <= told.metered + told.doubled + ends
+    check_missing(found["missing"], told)
+
+
+def named(told: Story) -> str:
+    """The label by which a bill of this story is refused: one to choose by, or the first of those of its target."""
+    assert told.twice is not None
+    label = told.twice[0]
+    return "instance" if label in ("pod", "uid") and len(told.lives) > 1 else label
+
+
+def check_missing(missing: list[str], told: Story) -> None:
+    """What is said of the time in which there was no agent."""
+    if told.away <= 0.2:
+        assert missing == []
+        return
+    (text,) = missing
+    (hours, minutes) = re.search(r"samples of gpu-1 \((?:(\d+)h)?(?:(\d+)m)?", text).groups()  # type: ignore[union-attr]  # it is there
+    seen = int(hours or 0) + int(minutes or 0) / 60
+    assert told.away - LOOKBACK * len(told.lives) - 0.05 <= seen <= told.away
+
+
+def test_the_stories_have_all_that_can_happen() -> None:
+    assert {one.twice[0] for one in PLAYED if one.twice} == set(TARGETS)
+    assert sum(1 for one in PLAYED if one.twice is None and one.away > 0.2) >= 3
+    assert any(one.twice is None and one.away == 0 and len(one.lives) > 2 for one in PLAYED)
+    assert {one.twice[0] for one in PLAYED if one.twice and one.doubled > one.allowed + 0.05} == set(TARGETS)
+
+
+def test_of_two_scrapes_that_differ_in_their_endpoint_one_can_be_chosen(desk: Desk, prometheus: str) -> None:
+    (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "endpoint")
+    assert "--selector 'endpoint=\"metrics\"'" in ask(desk, prometheus, told.name).err
+    found = json.loads(ask(desk, prometheus, told.name, 'endpoint="metrics"').out)
+    (held,) = (row for row in found["rows"] if row["name"] == "team-a")
+    assert held["gpuHours"] == pytest.approx(told.metered, abs=len(told.lives) * EVERY / 3600)
+
+
+def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
+    desk: Desk, prometheus: str
+) -> None:
+    (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "pod")
+    err = ask(desk, prometheus, told.name).err
+    assert "and pod (agent-0" in err
+    assert "End one of the scrapes" in err
+    assert "--selector" not in err
+
+
+# --- how long a node was not seen, as numbers --------------------------------------------------------------------
+
+
+def series(values: Mapping[str, float]) -> list[Series]:
+    """By node."""
+    return [Series({"node": node}, ((0.0, value),)) for node, value in values.items()]
+
+
+def absences(
+    *days: tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float], Any],
+) -> dict[str, float]:
+    """Of a window from 0 to two days."""
+    found = Absences(0.0, 172_800.0)
+    for firsts, lasts, counts, holes in days:
+        found.add(series(firsts), series(lasts), series(counts), holes)
+    return dict(found.seconds)
+
+
+NOTHING: tuple[dict[str, float], dict[str, float], dict[str, float], list[Any]] = ({}, {}, {}, [])
+FULL: Any = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0}, [])
+
+
+def later(first: float, last: float, count: float) -> tuple[Any, Any, Any, Any]:
+    """A day of which these are known."""
+    return ({"n": first}, {"n": last}, {"n": count}, [])
+
+
+@pytest.mark.parametrize(
+    ("days", "told"),
+    [
+        ((NOTHING, FULL, later(86_460.0, 172_800.0, 1440.0), NOTHING), {}),
+        ((NOTHING, FULL, later(86_460.0, 172_800.0, 1435.0), NOTHING), {}),
+        ((NOTHING, FULL, later(86_460.0, 172_800.0, 1434.0), NOTHING), {"n": 360}),
+        ((NOTHING, FULL, later(90_000.0, 172_800.0, 1381.0), NOTHING), {"n": 3540}),
+        ((({}, {"n": -7200.0}, {}, []), later(3600.0, 86_400.0, 1381.0), NOTHING, NOTHING), {"n": 3600}),
+        ((NOTHING, later(3600.0, 86_400.0, 1381.0), NOTHING, NOTHING), {}),
+        ((NOTHING, FULL, NOTHING, ({"n": 180_000.0}, {}, {}, [])), {"n": 86_400}),
+        ((({}, {"n": -60.0}, {}, []), NOTHING, NOTHING, ({"n": 172_860.0}, {}, {}, [])), {"n": 172_860}),
+    ],
+    ids=[
+        "always there",
+        "away for five minutes",
+        "away for six",
+        "away over midnight",
+        "away when the window began",
+        "it came",
+        "away when the window ended",
+        "away for all of the window",
+    ],
+)
+def test_how_long_a_node_was_not_seen(days: Any, told: dict[str, float]) -> None:
+    assert absences(*days) == told
+
+
+def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
+    down = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0 - 599}, [(36_000.0, 72_000.0)])
+    assert absences(NOTHING, down) == {}
+    more = ({"n": 0.0}, {"n": 86_400.0}, {"n": 1441.0 - 659}, [(36_000.0, 72_000.0)])
+    assert absences(NOTHING, more) == {"n": 3600}
+
+
+def test_many_nodes_are_told_by_the_first_few() -> None:
+    (told,) = describe_absences({f"gpu-{number}": 3600.0 for number in range(9)})
+    assert told.startswith(
+        "Prometheus has no samples of gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more from within"
+    )
