@@ -3,6 +3,7 @@
 import ast
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -19,8 +20,23 @@ ROWS: dict[str, dict[str, Any]] = DRAIN | ROLLOUT
 CASES = {row["id"] for row in yaml.safe_load((HERE / "drain_cases.yaml").read_text())["cases"]}
 NAMED = "P1–P20, G1–G12, E1–E21, T1–T17, C1–C13"
 """The rows that drain_rows.yaml must have: tables 1.1 to 1.5."""
-TOPICS = {"2.1": 6, "2.2": 7, "2.3": 13, "5.2": 15, "5.3": 2, "5.4": 6, "5.5": 22}
-"""How many rows rollout_rows.yaml must have of each other table."""
+TOPICS = {
+    "2.1": "numbers and percentages, the whole, used is a set, never below zero, away already, lowering",
+    "2.2": "who owns the limit, no limit said, atomic claim, stale claims, windows, blackouts, why and when next",
+    "2.3": "order, stable batch, canary, batch success, halting, deferral, retry, roll back, pause, skip, two policies,"
+    " edits, counting",
+    "5.2": "Pending, Preflight, Admitted, Cordoned, WaitingForJobs, Draining, VerifyingIdle, Reconfiguring, Validating,"
+    " Uncordoning, Succeeded, Aborting, Deferred, Failed, Skipped",
+    "5.3": "the closed list, the one in the column",
+    "5.4": "columns, phases, messages, events, metrics, when a clock runs out",
+    "5.5": "before anything, after the claim, one of two budgets, after the cordon, a person cordons meanwhile,"
+    " the answer to an eviction is lost, another pod of the name, after the last holder,"
+    " the answer to the point of no return is lost, the point of no return against an uncordon,"
+    " while the actuator works, success was seen, the answer to the release is lost, the release of a claim is lost,"
+    " the record is deleted, the finalizer is stripped, the policy is deleted, everything of ours is gone,"
+    " two operators, the node is made again, the server is away, the clock jumps",
+}
+"""The rows of each other table, which rollout_rows.yaml must have."""
 
 
 def expand(text: str) -> list[str]:
@@ -75,7 +91,8 @@ def missing(proof: str) -> str:
 def test_the_table_has_every_row_that_the_issue_names_and_no_other() -> None:
     assert len(expand(NAMED)) == 20 + 12 + 21 + 17 + 13
     assert sorted(DRAIN) == sorted(expand(NAMED))
-    assert Counter(row.split()[0] for row in ROLLOUT) == TOPICS
+    topics = [f"{table} {topic}" for table, listed in TOPICS.items() for topic in listed.split(", ")]
+    assert sorted(ROLLOUT) == sorted(topics)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -152,6 +169,49 @@ def test_a_row_that_says_too_little_is_found_out(entry: dict[str, Any], said: st
 
 
 PAGE = (ROOT / "docs" / "design" / "drain.md").read_text()
+MAPPED: dict[str, list[str]] = yaml.safe_load((HERE / "rollout_rows.yaml").read_text())["page"]
+
+
+def unmapped(page: str, mapped: Mapping[str, list[str]]) -> list[str]:
+    """What is wrong with how ids of the page stand beside rows; empty when each stands in one place."""
+    ids = Counter(re.findall(r'<a id="([^"]+)"></a>', page))
+    found = [f"{name} is there twice" for name, times in ids.items() if times > 1]
+    rows = {row.lower() for row in DRAIN}
+    found += [f"{row} is no row of the page" for row in sorted(rows - ids.keys())]
+    found += [f"nothing proves {name}" for name in sorted(ids.keys() - rows - mapped.keys())]
+    found += [f"{name} is no id of the page" for name in sorted(mapped.keys() - ids.keys())]
+    found += [f"{name} stands in both files" for name in sorted(mapped.keys() & rows)]
+    found += [f"{name}: nothing proves it" for name, proofs in mapped.items() if not proofs]
+    named = Counter(chain.from_iterable(mapped.values()))
+    found += [f"{row} is no row" for row in sorted(named.keys() - ROWS.keys())]
+    return found + [f"{row} proves nothing of the page" for row in ROLLOUT if row not in named]
+
+
+def test_every_id_of_the_page_stands_beside_the_rows_that_prove_it_in_one_place() -> None:
+    assert unmapped(PAGE, MAPPED) == []
+
+
+UNMAPPED: dict[str, tuple[str, Mapping[str, list[str]], str]] = {
+    "an id that nobody mapped": (f'{PAGE}<a id="x99"></a>', MAPPED, "nothing proves x99"),
+    "an id that stands there twice": (f'{PAGE}<a id="x1"></a>', MAPPED, "x1 is there twice"),
+    "an id that is gone": (PAGE, {**MAPPED, "x99": ["T7"]}, "x99 is no id of the page"),
+    "a row that is gone": (PAGE, {**MAPPED, "x7": ["T99"]}, "T99 is no row"),
+    "a row of the other file": (PAGE, {**MAPPED, "t7": ["T7"]}, "t7 stands in both files"),
+    "nothing that proves it": (PAGE, {**MAPPED, "x7": []}, "x7: nothing proves it"),
+    "a row that no id names": (
+        PAGE,
+        {**MAPPED, "x7": ["T7"]},
+        "5.5 the clock jumps proves nothing of the page",
+    ),
+    "a row that the page lost": (PAGE.replace('<a id="t7"></a>', ""), MAPPED, "t7 is no row of the page"),
+}
+
+
+@pytest.mark.parametrize(("page", "mapped", "said"), UNMAPPED.values(), ids=UNMAPPED)
+def test_an_id_that_stands_in_no_place_or_in_two_is_found_out(
+    page: str, mapped: Mapping[str, list[str]], said: str
+) -> None:
+    assert said in unmapped(page, mapped)
 
 
 @pytest.mark.parametrize("row", DRAIN)

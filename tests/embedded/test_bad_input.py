@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import HOUR, SLICED, Scene, gpu_pod, node, open_scene, pdb
+from tests.embedded.scene import FULL, HOUR, SLICED, Scene, gpu_pod, node, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, PDBS, PODS, POLICIES
@@ -55,7 +55,9 @@ def guard_twice(scene: Scene) -> None:
 
 WRONG: dict[str, Wrong] = {
     "a selector with an operator that there is none": Wrong(
-        "InvalidSpec", ("spec.drain.rules[0].podSelector.matchExpressions[0].operator", "Gt"),
+        "InvalidSpec", (
+            'spec.drain.rules[0].podSelector.matchExpressions[0].operator "Gt": ',
+            "for example {key: tier, operator: In, values: [batch]}"),
         {**SLICED, "drain": {"rules": [
             {"behavior": "Evict", "podSelector": {"matchExpressions": [{"key": "tier", "operator": "Gt"}]}}]}}),
     "a cron that does not exist": Wrong(
@@ -63,9 +65,10 @@ WRONG: dict[str, Wrong] = {
     "a zone that does not exist": Wrong(
         "InvalidWindow", ("spec.rollout.windows[0].timeZone", "Mars/Olympus"), windowed(timeZone="Mars/Olympus")),
     "a percentage of nonsense": Wrong(
-        "InvalidSpec", ("spec.rollout.maxUnavailable", "1000a%"), ruled(maxUnavailable="1000a%")),
+        "InvalidSpec", ('spec.rollout.maxUnavailable "1000a%": ', 'for example 1 or "25%"'),
+        ruled(maxUnavailable="1000a%")),
     "a behaviour that there is none": Wrong(
-        "InvalidSpec", ("spec.drain.rules[0].behavior", "Skip"),
+        "InvalidSpec", ('spec.drain.rules[0].behavior "Skip": ', "for example behavior: WaitCompleted"),
         {**SLICED, "drain": {"rules": [{"behavior": "Skip"}]}}),
     "a window that is never open long enough": Wrong(
         "WindowTooShort", ("spec.rollout.windows", "5m"), windowed(duration="5m")),
@@ -89,6 +92,29 @@ async def told_of(scene: Scene, reason: str) -> str:
     else:
         row = await scene.reason("gpu-1", reason)
     return str(row["message"])
+
+
+@pytest.mark.parametrize("case", [case for case, wrong in WRONG.items() if wrong.reason == "InvalidSpec"])
+@virtually
+async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_until_it_is_corrected(
+    case: str,
+) -> None:
+    """As a spec that never was read it owns no node, so nothing could happen to one."""
+    llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
+    async with open_scene(node("gpu-1"), workloads=[llm]) as scene:
+        scene.apply({**FULL, **CALM}, "wrong")
+        await scene.ready("wrong", seconds=HOUR)
+        await scene.running("llm", 1)
+        mark = scene.mark()
+        scene.apply(WRONG[case].spec, "wrong")
+        told = await told_of(scene, "InvalidSpec")
+        assert [text for text in WRONG[case].said if text not in told] == [], told
+        await asyncio.sleep(3 * HOUR)
+        assert (dict(scene.node_writes(mark)), scene.evicted()) == ({}, [])
+        await scene.running("llm", 1)
+        scene.apply({**SLICED, **CALM}, "wrong")
+        await scene.ready("wrong", seconds=HOUR)
+        assert len(scene.evicted()) == 1, "what the edit was about"
 
 
 @pytest.mark.parametrize("case", WRONG)

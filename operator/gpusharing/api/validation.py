@@ -54,6 +54,7 @@ _HINTS = {
     "strategy": "for example strategy: mixed",
     "config": "for example config: all-balanced",
     "behavior": "for example behavior: WaitCompleted",
+    "operator": "for example {key: tier, operator: In, values: [batch]}",
     "order": "from -1000 to 1000, for example order: -1; lower leaves first",
     "products": "NVML's name with dashes, for example NVIDIA-H100-80GB-HBM3",
     "nodeSelector": rules.EMPTY_SELECTOR.message,

@@ -27,6 +27,7 @@ from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
+from gpusharing.planning.pools.keepers import explain_keepers
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.places import LAST_PLACE
 from gpusharing.planning.pools.pooled import Pooled
@@ -36,7 +37,7 @@ from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import is_tried_again
 from gpusharing.planning.way.guard import not_judged
-from gpusharing.planning.way.members import Member, is_expected_away, is_unavailable
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
@@ -76,6 +77,8 @@ class Pool:
     """All that are its business, newcomers too."""
     to_go: list[str] = field(default_factory=list)
     """Those that have yet to be drained."""
+    keepers: list[Member] = field(default_factory=list)
+    """Those whose slot does not become free by itself."""
     failed_before: tuple[str, ...] = ()
     """Nodes whose failure only the record knows, as a message names them: they are gone, or lost their fence; see
     `count_failures`."""
@@ -102,6 +105,8 @@ class Pool:
             self.used += 1
             goes_on = verdict.phase.in_flight and verdict.phase is not Phase.FAILED and not _lasts(verdict)
             self.moving += goes_on or not member.away
+            if member.away and not goes_on:
+                self.keepers.append(member)
 
     def ask_windows(self, now: datetime) -> "Pool":
         """The same pool with what its windows say, for which all its nodes have to be counted."""
@@ -270,16 +275,12 @@ def _lasts(verdict: Verdict) -> bool:
 
 
 def _why_full(pool: Pool, cap: int) -> str:
-    """Which of the two limits keeps the next node waiting, and who has begun to work on a node that still looks well.
-    It names no count that changes as nodes come and go."""
+    """Which of the two limits keeps the next node waiting, and which nodes keep its slots until somebody acts. It names
+    no count that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
         return CAP_REACHED
-    expected = sorted(
-        f"{one.node.foreign} has begun to work on {one.node.name}"
-        for one in pool.members
-        if not one.newcomer and is_expected_away(one.node) and not is_unavailable(one.node)
-    )
-    told = f" ({expected[0]})" if expected else ""
+    keepers = explain_keepers(pool.keepers)
+    told = f" ({keepers})" if keepers else ""
     return (
         f"spec.rollout.maxUnavailable allows {pool.limit} of {pool.total} nodes to be unavailable at once{told};"
         " waiting for a slot"

@@ -1,0 +1,34 @@
+"""Who keeps a slot of the budget until somebody or something else acts, for the nodes that wait for one.
+
+Nodes that are changing are not named: one begins every few minutes, and each waiting node would be written again.
+"""
+
+from collections.abc import Iterable
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.way.members import Member
+
+MOST = 3
+"""The most nodes that a text names; how many more there are would change too often."""
+
+
+def explain_keepers(members: Iterable[Member]) -> str:
+    """These nodes and why each is away, by name; empty: there is none."""
+    told = [_why(one) for one in sorted(members, key=lambda one: one.node.name)]
+    return "; ".join([*told[:MOST], *["others"] * (len(told) > MOST)])
+
+
+def _why(member: Member) -> str:
+    """The first reason that applies; what a change of ours left behind explains the others."""
+    node, name = member.node, member.node.name
+    if member.verdict.phase is Phase.FAILED:
+        return f"{name} has failed"
+    if node.fence is not None:
+        return f"the change of {name} is held"
+    if node.deleting:
+        return f"{name} is being deleted"
+    if not node.ready:
+        return f"{name} is not Ready"
+    if node.unschedulable:
+        return f"{name} is cordoned"
+    return f"{node.foreign} has begun to work on {name}"
