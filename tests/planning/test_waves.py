@@ -242,6 +242,15 @@ def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_goes_on_afte
     assert selection.verdicts[left].reason is Reason.CANARY_SOAK
 
 
+@pytest.mark.parametrize("listed", ["a", "b", "c", "d"])
+def test_where_not_all_of_a_gang_can_go_the_node_whose_pods_were_listed_goes_first(listed: str) -> None:
+    """The others seem to cost less, as nobody has seen their gang: with their pods asked for in turn none ever went."""
+    seen, unseen = sharing("a", "b", "c", "d"), sharing("a", "b", "c", "d", listed=False, pods=1)
+    pairs = zip(seen, unseen, strict=True)
+    cases = [one if one.node.name == listed else other for one, other in pairs]
+    assert fenced(chosen(*cases, limit=1)) == [listed]
+
+
 def test_a_gang_counts_as_a_whole_for_each_of_its_nodes() -> None:
     first, second = sharing("a", "b")
     cheap = candidate("z", make_work(make_pod("alone")), pods=1)

@@ -94,7 +94,7 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, led
     without them, their pods are listed once more.
     """
     went = Wave()
-    free = [one for one in wave if one.look is None][: max(1, most)]
+    free = sorted((one for one in wave if one.look is None), key=_listed_first)[: max(1, most)]
     stale = [one for one in wave if one.look is not None and one.pods is None][: max(0, most - len(free))]
     going = frozenset(one.case.node.name for one in free)
     wait = _find_wait(free, room, ledger)
@@ -117,6 +117,12 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, led
         for one in free:
             _start(went, one, begun or anew, left[:MAX_MATES], ledger)
     return went
+
+
+def _listed_first(one: Candidate) -> tuple[bool, ...]:
+    """A gang is only counted once a LIST shows it, so a node that was listed comes after those that were not: where not
+    all can go, each pass would ask for another one's pods, and none would ever start."""
+    return (*one.order[:3], one.pods is None)
 
 
 def _find_wait(free: Sequence[Candidate], room: int, ledger: Ledger) -> Callable[[Candidate], Verdict] | None:
