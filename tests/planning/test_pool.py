@@ -1,9 +1,7 @@
 """One policy's nodes together: the budget, who starts, in which order, and what blocked candidates do to the others."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from tests.planning.cases import MIXED, assessed_of, make_case, make_member
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.times import NEVER
 from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, select
@@ -33,8 +30,8 @@ from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import Member, find_member, is_unavailable
-from gpusharing.planning.way.verdict import NodeCase, Verdict
+from gpusharing.planning.way.members import is_unavailable
+from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
 OFFERED = frozenset({"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"})
@@ -73,25 +70,6 @@ def fenced(selection: Selection) -> list[str]:
         for name, verdict in selection.verdicts.items()
         if any(isinstance(action, FenceNode) for action in verdict.actions)
     )
-
-
-def away(
-    name: str, phase: Phase = Phase.BLOCKED, *, deadline: datetime | None = None, **fields: Any
-) -> Member:
-    """A node that takes a slot."""
-    told = Verdict(name, "pool-b", phase, Reason.PROGRESSING, "", deadline=deadline)
-    return find_member(told, make_node(name, **fields), None)
-
-
-def full(members: Sequence[Member]) -> str:
-    """What a node says that waits beside these."""
-    policy = make_policy(rollout={"maxUnavailable": len(members)})
-    pool = Pool(policy)
-    for member in members:
-        pool.count(member)
-    pool.names.append("z")
-    pool.candidates.append(candidate("z"))
-    return select(pool.ask_windows(NOW), 100, Ledger(OFFERED)).verdicts["z"].message
 
 
 THREE = [candidate(f"c{n}") for n in range(3)]
@@ -310,39 +288,6 @@ def test_what_waiting_nodes_say_does_not_change_while_others_come_and_go() -> No
     assert said == {
         "spec.rollout.maxUnavailable allows 4 of 10 nodes to be unavailable at once; waiting for a slot"
     }
-
-
-KEPT: dict[str, tuple[Member, str]] = {
-    "a person cordoned it": (away("a", unschedulable=True), "a is cordoned"),
-    "its kubelet is silent": (away("a", ready=False), "a is not Ready"),
-    "it is being deleted": (away("a", deleting=True, ready=False), "a is being deleted"),
-    "its change failed": (
-        away("a", Phase.FAILED, fence=make_fence("actuating"), unschedulable=True, ready=False),
-        "a has failed",
-    ),
-    "its drain is held past its time": (
-        away("a", Phase.DRAINING, fence=make_fence(deadline=NEVER), unschedulable=True, deadline=NEVER),
-        "the change of a is held",
-    ),
-    "somebody has marked it": (away("a", foreign="kured"), "kured has begun to work on a"),
-}
-
-
-@pytest.mark.parametrize(("member", "why"), KEPT.values(), ids=KEPT)
-def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(
-    member: Member, why: str
-) -> None:
-    assert full([member]) == (
-        f"spec.rollout.maxUnavailable allows 1 of 2 nodes to be unavailable at once ({why}); waiting for a slot"
-    )
-
-
-def test_no_more_than_three_nodes_that_keep_a_slot_are_named_and_none_that_changes() -> None:
-    changes = away("c", Phase.DRAINING, fence=make_fence(), unschedulable=True, deadline=at(60))
-    cordoned = [away(name, unschedulable=True) for name in ("g", "f", "e", "d")]
-    said = "(d is cordoned; e is cordoned; f is cordoned; others)"
-    assert said in full([changes, *cordoned])
-    assert "at once; waiting" in full([changes])
 
 
 def test_pods_that_no_node_could_run_afterwards_hold_the_change_unless_allowed() -> None:

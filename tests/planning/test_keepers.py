@@ -1,0 +1,69 @@
+"""Who keeps a slot of the budget until somebody acts, as nodes that wait for one tell (planning/pools/keepers.py)."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import pytest
+from tests.build import NOW, at, make_fence, make_node, make_policy
+from tests.planning.test_pool import OFFERED, candidate
+
+from gpusharing.api.names import Phase
+from gpusharing.api.times import NEVER
+from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.pool import Pool, select
+from gpusharing.planning.way.members import Member, find_member
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+
+def away(
+    name: str, phase: Phase = Phase.BLOCKED, *, deadline: datetime | None = None, **fields: Any
+) -> Member:
+    """A node that takes a slot."""
+    told = Verdict(name, "pool-b", phase, Reason.PROGRESSING, "", deadline=deadline)
+    return find_member(told, make_node(name, **fields), None)
+
+
+def full(members: Sequence[Member]) -> str:
+    """What a node says that waits beside these."""
+    policy = make_policy(rollout={"maxUnavailable": len(members)})
+    pool = Pool(policy)
+    for member in members:
+        pool.count(member)
+    pool.names.append("z")
+    pool.candidates.append(candidate("z"))
+    return select(pool.ask_windows(NOW), 100, Ledger(OFFERED)).verdicts["z"].message
+
+
+KEPT: dict[str, tuple[Member, str]] = {
+    "a person cordoned it": (away("a", unschedulable=True), "a is cordoned"),
+    "its kubelet is silent": (away("a", ready=False), "a is not Ready"),
+    "it is being deleted": (away("a", deleting=True, ready=False), "a is being deleted"),
+    "its change failed": (
+        away("a", Phase.FAILED, fence=make_fence("actuating"), unschedulable=True, ready=False),
+        "a has failed",
+    ),
+    "its drain is held past its time": (
+        away("a", Phase.DRAINING, fence=make_fence(deadline=NEVER), unschedulable=True, deadline=NEVER),
+        "the change of a is held",
+    ),
+    "somebody has marked it": (away("a", foreign="kured"), "kured has begun to work on a"),
+}
+
+
+@pytest.mark.parametrize(("member", "why"), KEPT.values(), ids=KEPT)
+def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(
+    member: Member, why: str
+) -> None:
+    assert full([member]) == (
+        f"spec.rollout.maxUnavailable allows 1 of 2 nodes to be unavailable at once ({why}); waiting for a slot"
+    )
+
+
+def test_no_more_than_three_nodes_that_keep_a_slot_are_named_and_none_that_changes() -> None:
+    changes = away("c", Phase.DRAINING, fence=make_fence(), unschedulable=True, deadline=at(60))
+    cordoned = [away(name, unschedulable=True) for name in ("g", "f", "e", "d")]
+    said = "(d is cordoned; e is cordoned; f is cordoned; others)"
+    assert said in full([changes, *cordoned])
+    assert "at once; waiting" in full([changes])
