@@ -40,7 +40,12 @@ def test_a_member_on_another_node_that_must_stay_keeps_the_node_untouched_and_is
         assert where in told["blockers"][0]
         assert product.writes("nodes", first, since) == []
         asked = [parse_qs(urlsplit(r.path).query) for r in product.requests(since) if r.resource == "pods"]
-        assert {"labelSelector": [f"{LABEL}={pool.name}"], "limit": ["500"]} in asked
+        members = {
+            "labelSelector": [f"{LABEL}={pool.name}"],
+            "fieldSelector": ["status.phase!=Succeeded,status.phase!=Failed"],
+            "limit": ["500"],
+        }
+        assert members in asked
         product.api.delete(f"{PODS}/{bare}", {"gracePeriodSeconds": 0})
         pool.wait_synced()
         evicted = [request.name for request in product.writes("pods/eviction", since=since)]

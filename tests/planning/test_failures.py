@@ -13,7 +13,7 @@ from tests.planning.world import World
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.actions import FenceNode, SetClaims
+from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.members import Member, find_member
@@ -151,6 +151,22 @@ def test_a_node_that_goes_has_not_failed(phase: Phase) -> None:
     for _ in range(30):
         assert Reason.HALTED not in {verdict.reason for verdict in passed(world).values()}
     assert world.failed_nodes == {}
+
+
+def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
+    """Else a Node that goes a moment after it would be known to nobody. Who decides it again, after a crash between the
+    two writes, finds it said and writes the Lease no more."""
+    world, first = under_way(Phase.CORDONED)
+    while not any(isinstance(action, Actuate) for action in world.plan().verdicts[first].actions):
+        passed(world)
+    (said,) = (action for action in world.plan().shared if isinstance(action, SetClaims))
+    assert said.claims[first].generation == 2
+    world.claims = dict(said.claims)
+    world.restart()
+    node = world.nodes[first]
+    assert node.fence is not None
+    assert node.fence.stage != "actuating"
+    assert [action for action in world.plan().shared if isinstance(action, SetClaims)] == []
 
 
 PROVEN = replace(ACTUATING, proven=at(60))

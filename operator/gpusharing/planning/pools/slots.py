@@ -7,11 +7,12 @@ again: giving claim and finalizer back then, and taking them again, would be fou
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.snapshot.actions import Action, SetClaims, SetFinalizer, WriteConfig
+from gpusharing.planning.snapshot.actions import Action, Actuate, SetClaims, SetFinalizer, WriteConfig
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.pointers import plan_pointers
@@ -39,13 +40,29 @@ def share(
     """Configuration, finalizers, claims and failures: written once, before anything that needs them."""
     actions: list[Action] = [] if config is None else [config]
     nodes, fences = snapshot.nodes, fences_of(snapshot)
-    claims = {name: Claim.of(nodes[name].uid, fence) for name, fence in fences.items()}
+    claims = {
+        name: _claim(nodes[name].uid, fence, verdicts.get(name), snapshot.claims.get(name))
+        for name, fence in fences.items()
+    }
     claims |= unfenced
     actions += plan_finalizers(pools, claims.values(), [nodes[name] for name in fences], verdicts)
     if claims != dict(snapshot.claims) or failed_nodes != dict(snapshot.failed_nodes):
         actions.append(SetClaims(claims, failed_nodes))
     pointers = plan_pointers(snapshot.stack, snapshot.settings, quiet=not claims)
     return tuple(actions) if pointers is None else (*actions, pointers)
+
+
+def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
+    """The slot of a node with our fence. Where this pass takes the node past its point of no return, the claim says so
+    first: if the Node goes a moment later, nobody else knows (docs/adr/0044-what-was-seen-is-written-down.md). Who
+    decides that again after a crash finds it said."""
+    actions = verdict.actions if verdict is not None else ()
+    coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
+    claim = Claim.of(node_uid, coming)
+    if before is None or fence.proven is not None or claim.policy_uid not in ("", before.policy_uid):
+        return claim
+    said = replace(claim, generation=before.generation, policy_uid=before.policy_uid)
+    return before if before == said and before.generation > claim.generation else claim
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:

@@ -255,8 +255,8 @@ class Claim:
     wave: str = ""
     """`wave` of the fence that is to come: after a crash a successor starts the node in the same wave. Empty: none."""
     generation: Number = 0
-    """The generation of the policy whose change is past the point of no return and unproven: if the Node goes now, that
-    change has failed (docs/adr/0044-what-was-seen-is-written-down.md). 0: not past it, or proven."""
+    """The generation of the policy whose change is at its point of no return or past it, and unproven: if the Node goes
+    now, that change has failed (docs/adr/0044-what-was-seen-is-written-down.md). 0: not there yet, or proven."""
     policy_uid: str = ""
     """UID of that policy. Empty: as `generation` 0, or not recorded."""
 
