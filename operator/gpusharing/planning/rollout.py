@@ -214,8 +214,8 @@ def assess(
     ]:
         for name, owner in owners.items():
             node, mine = nodes[name], terms.get(owner)
-            concerned = (owner, node.fence.policy if node.fence is not None else owner)
-            if broken := unread.keys() & concerned:
+            fenced_by = node.fence.policy if node.fence is not None else owner
+            if unread and (broken := unread.keys() & {owner, fenced_by}):
                 policy = min(broken)
                 failed[name] = UnjudgedPolicyError(policy, unread[policy])
                 continue
