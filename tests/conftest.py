@@ -11,6 +11,7 @@ from hack.cluster.paths import state_root
 from hack.report import Report
 from hack.sidebyside import SideBySide, scheduler
 from hack.testnames import check_names, check_parameters
+from hack.timelimits import TimeLimits, limit
 from hypothesis import settings
 
 # Other work on the same machine makes single examples slow. In CI hypothesis loads its own profile: the same
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Report(), "gpusharing-report")
+    config.pluginmanager.register(TimeLimits(), "gpusharing-timelimits")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -38,9 +40,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     check_parameters(metafunc.definition)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every worker has to collect the same."""
+    """Every worker has to collect the same; nothing waits for ever. The rungs are known by then."""
     check_names(items)
+    limit(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -153,12 +154,23 @@ def test_a_node_that_goes_has_not_failed(phase: Phase) -> None:
     assert world.failed_nodes == {}
 
 
+def before_actuation(world: World, node: str) -> None:
+    """Let everybody act until the next pass would take the node past its point of no return."""
+    for _ in range(60):
+        for name in world.nodes:
+            world.act(name)
+        world.now += timedelta(seconds=1)
+        if any(isinstance(action, Actuate) for action in world.plan().verdicts[node].actions):
+            return
+        world.step()
+    raise AssertionError(f"{node} never passed its point of no return")
+
+
 def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
     """Else a Node that goes a moment after it would be known to nobody. Who decides it again, after a crash between the
     two writes, finds it said and writes the Lease no more."""
     world, first = under_way(Phase.CORDONED)
-    while not any(isinstance(action, Actuate) for action in world.plan().verdicts[first].actions):
-        passed(world)
+    before_actuation(world, first)
     (said,) = (action for action in world.plan().shared if isinstance(action, SetClaims))
     assert said.claims[first].generation == 2
     world.claims = dict(said.claims)
