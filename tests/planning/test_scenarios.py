@@ -16,6 +16,7 @@ from tests.planning.cases import (
     verdict_of,
     wrote,
 )
+from tests.planning.test_failures import resume
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -156,6 +157,8 @@ def test_a_node_created_again_with_the_same_name_begins_anew() -> None:
     world.step()
     assert world.claims == {}
     world.add_node(NODE)
+    assert world.settle().verdicts[NODE].reason is Reason.HALTED  # its first life counts as a failure
+    resume(world)
     assert world.settle().verdicts[NODE].phase is Phase.SYNCED
     assert dict(world.nodes[NODE].resources) == {"nvidia.com/mig-3g.40gb": 2}
 
