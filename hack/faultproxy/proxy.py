@@ -70,7 +70,7 @@ class FaultProxy:
         self._sick: tuple[Sick, ...] = ()
         self._faults: tuple[Fault, ...] = ()
         self.sprung = threading.Event()
-        """Set once the trap was sprung."""
+        """Set when the trap springs, before it acts."""
 
     @property
     def url(self) -> str:
@@ -305,5 +305,5 @@ class FaultProxy:
     def _spring(self) -> None:
         trap, self._trap = self._trap, None
         assert trap is not None, "only an armed trap springs"
+        self.sprung.set()  # before it acts: who replaces what was killed takes the mark away again
         trap.act()
-        self.sprung.set()

@@ -192,6 +192,20 @@ async def test_where_two_writes_are_on_their_way_at_once_no_number_is_passed_ove
     assert (killed.is_set(), lost.hits) == (True, 1)
 
 
+async def test_who_replaces_what_a_trap_has_killed_may_take_its_mark_away_at_once(
+    proxy: FaultProxy, client: aiohttp.ClientSession
+) -> None:
+    marked: list[bool] = []
+
+    def kill() -> None:
+        marked.append(proxy.sprung.is_set())
+        proxy.sprung.clear()
+
+    proxy.arm(1, kill)
+    assert await patch(client, GPU_1) == 200
+    assert (marked, proxy.sprung.is_set()) == ([True], False)
+
+
 async def test_faults_and_traps_count_the_writes_that_are_aimed_at_and_the_log_counts_all(
     proxy: FaultProxy, client: aiohttp.ClientSession
 ) -> None:
