@@ -140,8 +140,8 @@ async def test_nothing_is_decided_before_everything_was_listed() -> None:
 async def test_an_edit_is_answered_within_a_debounce_of_200_ms() -> None:
     async with running() as stage:
         begun = virtual_now()
-        stage.cluster.add(POLICIES, POLICY)
-        assert stage.loop.sources.policies.touch("pool-b", "99")
+        added = stage.cluster.add(POLICIES, POLICY)
+        assert stage.loop.sources.policies.touch("pool-b", added["metadata"]["resourceVersion"])
         stage.loop.wake()
         while not any(write.call.resource == POLICIES for write in stage.cluster.writes):
             await stage.cluster.changed()

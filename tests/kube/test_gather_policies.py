@@ -52,12 +52,13 @@ class Edited(FakeClient):
     async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
         async for page in super().pages(resource, **more):
             yield page
-        assert self.cache.touch("pool-b", "1000000")
+        edited = self.cluster.patch(POLICIES, "pool-b", {"spec": {"priority": self.cluster.store.version}})
+        assert self.cache.touch("pool-b", edited["metadata"]["resourceVersion"])
 
 
 @virtually
 async def test_an_edit_during_the_list_of_the_policies_is_for_the_next_pass() -> None:
-    async with gathering() as stage:
+    async with gathering((POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})) as stage:
         sources = stage.gatherer.sources
         client = Edited(stage.cluster, "operator")
         sources.policies = client.cache = PolicyCache(client)

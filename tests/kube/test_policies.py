@@ -1,10 +1,13 @@
 """The list of policies is the truth; an event only says that it may have changed."""
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import pytest
-from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakecluster import FakeClient, FakeCluster
 
 from gpusharing.api import names
-from gpusharing.kube.client import JSON, POLICIES
+from gpusharing.kube.client import JSON, POLICIES, Page, Resource
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.policies import PolicyCache
 
@@ -101,3 +104,74 @@ async def test_a_policy_that_is_gone_does_not_come_back_by_an_answer() -> None:
 async def test_what_was_never_read_has_neither_status_nor_finalizers() -> None:
     _, cache = cluster_with()
     assert (cache.status("pool-x"), cache.finalizers("pool-x")) == ({}, ("", ()))
+
+
+class Lagging(FakeClient):
+    """Of an API server that lags: its lists are those of before, while it does."""
+
+    before: tuple[Page, ...] = ()
+
+    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+        for page in self.before:
+            yield page
+        if not self.before:
+            async for page in super().pages(resource, **more):
+                yield page
+
+
+async def lagging(cluster: FakeCluster) -> Lagging:
+    """A client whose lists show for ever what the cluster holds now."""
+    client = Lagging(cluster, "operator")
+    client.before = tuple([page async for page in client.pages(POLICIES)])
+    return client
+
+
+async def test_a_deleted_policy_does_not_come_back_by_a_list_from_before() -> None:
+    cluster, _ = cluster_with("pool-b")
+    client = await lagging(cluster)
+    cache = PolicyCache(client)
+    assert [view.name for view in await cache.refresh()] == ["pool-b"]
+    cluster.delete(POLICIES, "pool-b")
+    cache.touch("pool-b", str(cluster.store.version))
+    with pytest.raises(Unavailable, match="from before one that it has shown already"):
+        await cache.refresh()
+    assert cache.dirty, "it is listed again"
+    client.before = ()
+    assert await cache.refresh() == ()
+
+
+@pytest.mark.parametrize("heard", ["event", "answer", "list"])
+async def test_a_list_from_before_what_was_heard_is_refused(heard: str) -> None:
+    cluster, _ = cluster_with("pool-b")
+    client = await lagging(cluster)
+    then, client.before = client.before, ()
+    cache = PolicyCache(client)
+    await cache.refresh()
+    changed = cluster.patch(POLICIES, "pool-b", {"spec": {"priority": 9}})
+    if heard == "event":
+        cache.touch("pool-b", changed["metadata"]["resourceVersion"])
+    elif heard == "answer":
+        cache.accept(changed)
+        cache.touch()
+    else:
+        cache.touch()
+        await cache.refresh()
+        cache.touch()
+    client.before = then
+    known = cache.views
+    with pytest.raises(Unavailable):
+        await cache.refresh()
+    assert cache.views is known, "what was known stays"
+
+
+async def test_a_list_of_the_very_version_that_was_heard_of_is_believed() -> None:
+    cluster, cache = cluster_with("pool-b")
+    changed = cluster.patch(POLICIES, "pool-b", {"spec": {"priority": 9}})
+    cache.touch("pool-b", changed["metadata"]["resourceVersion"])
+    assert [view.generation for view in await cache.refresh()] == [2]
+
+
+async def test_versions_that_are_no_numbers_are_believed_as_they_come() -> None:
+    _, cache = cluster_with("pool-b")
+    cache.touch("pool-b", "yesterday")
+    assert len(await cache.refresh()) == 1

@@ -5,13 +5,18 @@ from typing import Any
 
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.convert import policy_view
+from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.raw import text
 from gpusharing.kube.reflector import newer
 from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
-    """There are few, so they are listed as a whole. Views and the tuple keep their identity while nothing changed."""
+    """There are few, so they are listed as a whole. Views and the tuple keep their identity while nothing changed.
+
+    It never goes back, as a Reflector does not: a list from before what the server has shown already is refused. One
+    that was believed would stay for good, because no watch goes on from it: a deleted policy would own nodes again.
+    """
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
@@ -19,6 +24,8 @@ class PolicyCache:
         self._views: tuple[PolicyView, ...] = ()
         self._dirty = True
         self._listing = False
+        self._newest = ""
+        """The highest resourceVersion that the server has shown of policies: in a list, an event or an answer."""
         self.listed = False
         """Listed at least once."""
 
@@ -41,24 +48,42 @@ class PolicyCache:
         """An event was seen. False when it says what we already know: the echo of our own write."""
         if name and resource_version and _version(self._raw.get(name, {})) == resource_version:
             return False
+        self._reached(resource_version)
         self._dirty = True
         return True
 
     async def refresh(self) -> tuple[PolicyView, ...]:
-        """All policies, sorted by name; listed again only when something was touched."""
+        """All policies, sorted by name; listed again only when something was touched.
+
+        Raises Unavailable when the server answers with an older state than it has shown already; what was known stays.
+        """
         if self._dirty:
             self._dirty, self._listing = False, True
             try:
-                listed = [raw async for page in self._client.pages(POLICIES) for raw in page.items]
+                self._raw = await self._list()
             except BaseException:
                 self._dirty = True
                 raise
             finally:
                 self._listing = False
             self.listed = True
-            self._raw = {raw["metadata"]["name"]: raw for raw in listed}
             self._rebuild()
         return self._views
+
+    async def _list(self) -> dict[str, JSON]:
+        """The policies by name as the server has them now."""
+        listed: dict[str, JSON] = {}
+        at_least, version = self._newest, ""
+        async for page in self._client.pages(POLICIES):
+            listed |= {raw["metadata"]["name"]: raw for raw in page.items}
+            version = page.resource_version
+        if newer(at_least, version):
+            raise Unavailable(
+                f"the API server answered with a state (resourceVersion {version}) from before one that it has"
+                f" shown already ({at_least})"
+            )
+        self._reached(version)
+        return listed
 
     def accept(self, raw: JSON) -> None:
         """Take the policy that the server returned for our write, unless a newer version is known already.
@@ -66,9 +91,15 @@ class PolicyCache:
         Status is written beside the passes: an edit can be listed before the answer to an older write arrives.
         """
         name = raw["metadata"]["name"]
+        self._reached(_version(raw))
         if name in self._raw and not newer(_version(self._raw[name]), _version(raw)):
             self._raw[name] = raw
             self._rebuild()
+
+    def _reached(self, version: str) -> None:
+        """The server has shown its state of this version."""
+        if not self._newest or newer(version, self._newest):
+            self._newest = version
 
     def _rebuild(self) -> None:
         before = {view.name: view for view in self._views}
