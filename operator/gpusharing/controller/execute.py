@@ -62,7 +62,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
+from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, failed_again
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.way.callverdicts import is_moot
@@ -200,7 +200,7 @@ class Executor:
     async def _shared(
         self, actions: Iterable[Action], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """Returns the policies whose fences must wait; `*` stands for all."""
+        """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return."""
         blocked: set[str] = set()
         actions = tuple(actions)
         if not any(isinstance(action, WriteConfig) for action in actions):
@@ -208,6 +208,7 @@ class Executor:
         for action in actions:
             if not await self._shared_one(action, snapshot, outcome) and not isinstance(action, SetPointers):
                 blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
+                blocked.add(subject_of(action))
         return blocked
 
     async def _shared_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
@@ -253,6 +254,8 @@ class Executor:
         for action in actions:
             if isinstance(action, FenceNode) and blocked & {"*", action.fence.policy}:
                 return
+            if isinstance(action, Actuate) and CLAIMS in blocked:
+                return  # nobody would know of the failure if the Node went now (docs/adr/0044)
             if decided_on is not None and not same_node(self.seen(node) or decided_on, decided_on):
                 log.info("node changed meanwhile, deciding again", node=node, action=type(action).__name__)
                 return
