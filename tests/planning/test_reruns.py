@@ -81,8 +81,10 @@ def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
     labels: dict[str, str | None], now: float
 ) -> None:
     for attempt in (1, 2):
-        action = only(after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=attempt))))
+        fence = replace(FENCE, attempt=attempt, proven=at(-1))
+        action = only(after_pnr(changing(labels=labels, now=now, fence=fence)))
         assert isinstance(action, UpdateFence)
+        assert action.fence.proven is None, "it runs again"
         assert (action.fence.attempt, action.fence.owed) == (attempt + 1, OWED.owed)
     last = after_pnr(changing(labels=labels, now=now, fence=replace(FENCE, attempt=3)))
     assert (last.phase, last.actions) == (Phase.FAILED, ())
@@ -93,13 +95,14 @@ def test_a_wedge_is_cured_twice_and_then_the_node_is_failed(
 def test_a_cure_restarts_mig_manager_once_the_node_is_proven_idle_anew(
     labels: dict[str, str | None], now: float
 ) -> None:
-    fence = replace(OWED, attempt=2)
+    fence = replace(OWED, attempt=2, proven=at(0))
     landed = after_pnr(changing(labels=labels, fence=fence, now=now, work=emptied(now, make_pod("late"))))
     assert isinstance(only(landed), Evict)
     action = only(after_pnr(changing(labels=labels, fence=fence, **proven_idle(now))))
     assert isinstance(action, Actuate)
     assert not action.labels
     assert (action.fence.restart_uid, action.fence.attempt) == (make_operand().uid, 2)
+    assert action.fence.proven is None, "what was proven before this run says nothing of it"
     assert (action.fence.stage_since, action.fence.deadline, action.fence.owed) == (
         at(now),
         at(now + 2400),

@@ -152,6 +152,7 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         restart_uid=_mig_manager_to_restart(case, goal, again=again),
         daemon_uid=_daemon_to_restart(case, goal) if plugin_changes else "",
         retry=node.retry,
+        proven=None,
         owed="",
         jobs=False,
         failed=still_failed(case) if same else None,

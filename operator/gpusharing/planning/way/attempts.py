@@ -44,6 +44,7 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
             attempt=attempt,
             deadline=case.now + parse_duration(assessed.spec.drain.timeout) + proof_time(case),
             retry=case.node.retry,
+            proven=None,
             restart_uid="",
             daemon_uid="",
             failed=None if failed else still_failed(case),
