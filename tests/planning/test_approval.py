@@ -188,6 +188,17 @@ def test_an_edit_that_changes_no_target_leaves_what_was_approved_in_flight(
     assert shared(world) == ["n0"]
 
 
+def test_an_approval_is_not_for_another_policy_of_the_same_name() -> None:
+    """A policy that is deleted and created again begins at the same generation."""
+    world = under_way()
+    (policy,) = world.policies
+    world.policies = (replace(policy, uid="uid-of-another", approved=""),)
+    world.settle()
+    node = world.nodes["n0"]
+    assert (node.fence, node.unschedulable) == (None, False)
+    assert world.plan().verdicts["n0"].reason is Reason.APPROVAL_NEEDED
+
+
 def test_an_edit_of_the_target_gives_back_what_was_approved_before_it() -> None:
     world = under_way()
     world.set_policy(make_policy(mode="MPS", drain=LENIENT, rollout={"approval": "Manual"}))

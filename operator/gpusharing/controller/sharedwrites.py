@@ -151,7 +151,11 @@ class SharedWrites:
 
     async def _set_finalizer(self, action: SetFinalizer) -> None:
         """If the policy has changed meanwhile, our finalizer is still added, because that hinders nobody. It is not
-        removed: the change may be the very deletionPolicy that needs it, so the next pass decides."""
+        removed: the change may be the very deletionPolicy that needs it, so the next pass decides.
+
+        Raises Conflict where it cannot be added because that policy is gone, or is another one under its name: no node
+        may be fenced for it.
+        """
         version, present = self.policies.finalizers(action.policy)
         for _ in range(TRIES):
             others = [name for name in present if name != names.FINALIZER]
@@ -164,16 +168,23 @@ class SharedWrites:
             try:
                 self.policies.accept(await self.client.patch(POLICIES, action.policy, {"metadata": metadata}))
             except NotFound:
+                self._lost(action)
                 return
             except Conflict:
                 raw = await self._reread(action.policy)
                 if raw is None or not action.present or action.uid not in ("", raw["metadata"]["uid"]):
+                    self._lost(action)
                     return
                 version = str(raw["metadata"]["resourceVersion"])
                 present = tuple(raw["metadata"].get("finalizers") or ())
             else:
                 return
         raise Conflict(f"policy {action.policy} changed {TRIES} times while we wrote to it")
+
+    def _lost(self, action: SetFinalizer) -> None:
+        """What the finalizer was for is no longer there. That holds up nothing but a start."""
+        if action.present:
+            raise Conflict(f"policy {action.policy} was deleted meanwhile")
 
     async def _reread(self, policy: str) -> JSON | None:
         """The policy as it is now, which the next pass decides on; None: it is gone."""

@@ -181,8 +181,9 @@ def _unapproved(case: FencedCase) -> str:
     policy = found.policy if found is not None else None
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return ""
-    other = policy.generation != fence.generation
-    if fence.approved:
+    another = fence.policy_uid not in ("", policy.uid)  # deleted and created again under its name
+    other = another or policy.generation != fence.generation
+    if fence.approved and not another:
         other = isinstance(found, Assessed) and owed_for(found.target) != fence.approved
     return (
         "the policy was changed, and its new plan needs an approval; the node is given back" if other else ""
