@@ -58,6 +58,7 @@ def test_whether_its_pods_tolerate_the_start_up_taint_is_kept() -> None:
     ready = {**status(started=True), "conditions": [{"type": "Ready", "status": "True"}]}
     assert agent_pod(pod(ready, tolerations=[ours])).tolerates_gate
     assert not agent_pod(pod(ready)).tolerates_gate
+    assert not agent_pod(pod(status())).tolerates_gate, "nor while it is not Ready"
 
 
 def test_why_the_agents_container_waits_is_kept_and_not_its_neighbours() -> None:

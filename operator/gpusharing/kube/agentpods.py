@@ -1,5 +1,6 @@
 """The agent's pods, and the Warnings of Kubernetes about those that do not come up."""
 
+from dataclasses import replace
 from datetime import datetime
 from sys import intern
 
@@ -89,13 +90,8 @@ def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
         and row.get("reason") == "Unschedulable"
         for row in entries(raw, "status", "conditions")
     )
-    return AgentPod(
-        namespace=pod.namespace,
-        name=pod.name,
-        node=pod.node,
-        ready=False,
-        deleting=False,
-        created=pod.created,
+    return replace(
+        pod,
         scheduled=not unplaced,
         image=next((text(one, "image") for one in containers if text(one, "name") == "agent"), ""),
         waiting=text(waiting, "reason"),
