@@ -6,6 +6,7 @@ from tests.build import make_fence, make_node
 from tests.planning.test_pool import candidate, chosen
 
 from gpusharing.api import names
+from gpusharing.kube.foreign import TAINT_MARKERS
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.way.marks import marks_for, unmarked
 
@@ -57,7 +58,12 @@ def test_the_mark_that_medik8s_sets_too_is_left_to_it_while_it_maintains_the_nod
     maintained = make_node(foreign="medik8s NodeMaintenance nm")
 
     assert names.LABEL_NO_REMEDIATION not in unmarked(fence, maintained)[0]
-    assert unmarked(fence, make_node(foreign="kured reboot"))[0].keys() == names.NEIGHBOUR_LABELS.keys()
+    assert (
+        names.LABEL_NO_REMEDIATION
+        not in unmarked(fence, make_node(foreign=TAINT_MARKERS["medik8s.io/drain"]))[0]
+    )
+    for other in ("kured reboot", TAINT_MARKERS["remediation.medik8s.io/self-node-remediation"]):
+        assert unmarked(fence, make_node(foreign=other))[0].keys() == names.NEIGHBOUR_LABELS.keys()
 
 
 def test_the_marks_of_a_cluster_come_with_the_fence_and_go_with_it() -> None:

@@ -24,6 +24,11 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     return labels, dict.fromkeys(missing, "true")
 
 
+_MAINTAINED = ("medik8s NodeMaintenance", "medik8s node maintenance")
+"""How the markers begin that its maintenance operator sets (kube/maintenance.py, kube/foreign.py). Its remediation
+removes no such label: left to that, ours would stay for good."""
+
+
 def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
     """(labels, annotations) that a release removes.
 
@@ -31,5 +36,5 @@ def unmarked(fence: Fence, node: NodeView) -> tuple[Marks, Marks]:
     (node-maintenance-operator, addExcludeRemediationLabel): while it works on the node the label belongs to it.
     """
     annotations: Marks = {name: None for name in fence.added if name in names.NEIGHBOUR_ANNOTATIONS}
-    theirs = {names.LABEL_NO_REMEDIATION} if node.foreign.startswith("medik8s") else set()
+    theirs = {names.LABEL_NO_REMEDIATION} if node.foreign.startswith(_MAINTAINED) else set()
     return {name: None for name in fence.added if name not in annotations and name not in theirs}, annotations
