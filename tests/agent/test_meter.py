@@ -17,12 +17,10 @@ from gpusharing.agent.library import LibraryError, Reading
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.meter import (
     LAG,
-    NO_OFFERS,
     NOTHING,
     Account,
     Allotment,
     Meter,
-    last_offers,
     standing,
 )
 from gpusharing.agent.podresources import Held, Holdings
@@ -125,36 +123,6 @@ def test_a_slice_that_is_held_though_it_is_sick_is_still_its_holders() -> None:
     reading = machine(())
     stands = now(reading, replace(handed_out(devices(reading), ["team-a"]), offered=()))
     assert stands.held == {("team-a", "nvidia.com/gpu"): 1}
-
-
-@pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
-def test_who_holds_a_replica_of_a_device_that_fell_sick_holds_as_much_as_before(
-    layout: tuple[str, ...],
-) -> None:
-    """A kubelet no longer lists it, and whoever holds one of four was billed for the whole of it."""
-    reading = machine(layout)
-    well = handed_out(devices(reading, 4), ["team-a"])
-    sick = replace(well, offered=())
-    before = last_offers(reading, well, NO_OFFERS)
-    stands = standing(reading, sick, "pool-b", changing=False, known=before)
-    resource = devices(reading, 4)[0][0]
-    whole = Fraction(1, 2) if layout else Fraction(1)
-    assert stands.held == {("team-a", resource): whole / 4}
-    assert sum(stands.idle.values()) == 0
-    assert stands.stranded == 1 - whole / 4, "what is sick is offered to nobody"
-    assert last_offers(reading, sick, before) == before, "for as long as it lasts"
-
-
-def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
-    reading, divided = machine(()), machine(("3g.40gb",))
-    four = last_offers(reading, handed_out(devices(reading, 4), []), NO_OFFERS)
-    two = handed_out(devices(reading, 2), ["team-a"])
-    assert standing(reading, two, "", changing=False, known=four).held == {("team-a", SHARED): Fraction(1, 2)}
-    assert last_offers(reading, two, four) == {uuid: {SHARED: 2} for uuid in four}
-    instance = divided.gpus[0].instances[0].uuid
-    as_instance = last_offers(divided, handed_out(devices(divided), []), NO_OFFERS)
-    assert list(as_instance) == [instance]
-    assert last_offers(reading, Holdings(offered=()), as_instance) == {}
 
 
 def test_a_gpu_that_nobody_is_offered_is_stranded() -> None:

@@ -130,12 +130,33 @@ def last_offers(reading: Reading, holdings: Holdings, before: Offers) -> Offers:
     """What each device is offered as, and where it is offered as nothing, what it was before.
 
     A kubelet lists healthy devices only (kubernetes pkg/kubelet/cm/devicemanager/manager.go, GetAllocatableDevices,
-    v1.36.3), and none of a plugin that is restarting. Whoever holds one of four slices goes on holding a quarter.
+    v1.36.3), and none of a plugin that is restarting. Whoever holds one of four slices goes on holding a quarter. Of a
+    device that was never seen offered, as after a restart of the agent, the ids that are held say how many at least.
     """
-    offered = _offered(holdings)
-    there = (uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances)))
-    known = {uuid: offered.get(uuid) or before.get(uuid) for uuid in there}
-    return {uuid: slices for uuid, slices in known.items() if slices}
+    offered, known = _offered(holdings), dict(before)
+    if all(gpu.access == "Ok" for gpu in reading.gpus):
+        # A GPU that cannot be read has no UUID: its devices may be any of those that were known.
+        there = {uuid for gpu in reading.gpus for uuid in (gpu.uuid, *(one.uuid for one in gpu.instances))}
+        known = {uuid: slices for uuid, slices in known.items() if uuid in there}
+    for uuid, least in _least_offers(holdings).items():
+        slices = known.get(uuid, {})
+        known[uuid] = {
+            resource: max(slices.get(resource, 0), least.get(resource, 0)) for resource in {**slices, **least}
+        }
+    return {**known, **offered}
+
+
+def _least_offers(holdings: Holdings) -> dict[str, dict[str, int]]:
+    """Of each shared device the fewest slices that it can have been offered as, by resource."""
+    found: dict[str, dict[str, int]] = {}
+    for each in holdings.held:
+        for device in each.devices:
+            uuid, _, number = device.partition("::")
+            if number.isdecimal():
+                # No plugin shares a device as a single replica (k8s-device-plugin api/config/v1/replicas.go, v0.19.3).
+                least, here = max(2, int(number) + 1), found.setdefault(uuid, {})
+                here[each.resource] = max(least, here.get(each.resource, 0))
+    return found
 
 
 def _offered(holdings: Holdings) -> dict[str, Counter[str]]:

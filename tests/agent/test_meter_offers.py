@@ -1,0 +1,69 @@
+"""How many parts a device has that the kubelet offers no more: those that it had, or that are held at least."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+from tests.agent.test_meter import SHARED, devices, handed_out, machine
+
+from gpusharing.agent.library import unreachable
+from gpusharing.agent.meter import NO_OFFERS, last_offers, standing
+from gpusharing.agent.podresources import Holdings
+
+
+@pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
+def test_who_holds_a_replica_of_a_device_that_fell_sick_holds_as_much_as_before(
+    layout: tuple[str, ...],
+) -> None:
+    """A kubelet no longer lists it, and whoever holds one of four was billed for the whole of it."""
+    reading = machine(layout)
+    well = handed_out(devices(reading, 4), ["team-a"])
+    sick = replace(well, offered=())
+    before = last_offers(reading, well, NO_OFFERS)
+    stands = standing(reading, sick, "pool-b", changing=False, known=before)
+    resource = devices(reading, 4)[0][0]
+    whole = Fraction(1, 2) if layout else Fraction(1)
+    assert stands.held == {("team-a", resource): whole / 4}
+    assert sum(stands.idle.values()) == 0
+    assert stands.stranded == 1 - whole / 4, "what is sick is offered to nobody"
+    assert last_offers(reading, sick, before) == before, "for as long as it lasts"
+
+
+def test_a_gpu_that_could_not_be_read_once_has_as_many_parts_as_before() -> None:
+    """It has no UUID while it cannot be read, and whoever held one of four was billed for the whole GPU afterwards."""
+    reading = machine((), ())
+    well = handed_out(devices(reading, 4), ["team-a"])
+    lost = replace(reading, gpus=(unreachable(0, "Lost"), reading.gpus[1]))
+    sick = replace(well, offered=well.offered[4:] if well.offered else None)
+    known = last_offers(reading, well, NO_OFFERS)
+    for seen in (lost, reading):
+        known = last_offers(seen, sick, known)
+    stands = standing(reading, sick, "", changing=False, known=known)
+    assert stands.held == {("team-a", SHARED): Fraction(1, 4)}
+
+
+@pytest.mark.parametrize(("replica", "parts"), [(0, 2), (1, 2), (2, 3), (6, 7)])
+def test_of_a_device_that_was_never_offered_the_held_replicas_tell_how_many_there_are(
+    replica: int, parts: int
+) -> None:
+    """As after a restart of the agent; no plugin offers fewer than two replicas."""
+    reading = machine(())
+    holdings = handed_out(devices(reading, 7)[replica:], ["team-a"])
+    holdings = replace(holdings, offered=())
+    known = last_offers(reading, holdings, NO_OFFERS)
+    stands = standing(reading, holdings, "", changing=False, known=known)
+    assert stands.held == {("team-a", SHARED): Fraction(1, parts)}
+    later = replace(handed_out(devices(reading, 9)[8:], ["team-a"]), offered=())
+    assert list(last_offers(reading, later, known).values()) == [{SHARED: 9}]
+
+
+def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
+    reading, divided = machine(()), machine(("3g.40gb",))
+    four = last_offers(reading, handed_out(devices(reading, 4), []), NO_OFFERS)
+    two = handed_out(devices(reading, 2), ["team-a"])
+    assert standing(reading, two, "", changing=False, known=four).held == {("team-a", SHARED): Fraction(1, 2)}
+    assert last_offers(reading, two, four) == {uuid: {SHARED: 2} for uuid in four}
+    instance = divided.gpus[0].instances[0].uuid
+    as_instance = last_offers(divided, handed_out(devices(divided), []), NO_OFFERS)
+    assert list(as_instance) == [instance]
+    assert last_offers(reading, Holdings(offered=()), as_instance) == {}
