@@ -165,6 +165,19 @@ def test_a_node_whose_cards_cost_different_amounts_has_no_price() -> None:
     assert found("gpu-1", "pool-x", {**told, "products": told["products"][:1]}) == "Prometheus has none"
 
 
+@pytest.mark.parametrize("nameless", [{}, {"product": ""}])
+def test_a_gpu_that_could_not_be_read_for_a_moment_takes_no_price_from_its_node(
+    nameless: dict[str, str],
+) -> None:
+    """It has no product at that moment, and the price was missing for the whole day."""
+    told = {
+        "products": [one(1.1, product="NVIDIA-A100", currency="EUR")],
+        "cards": [one(1, node="gpu-3", product="NVIDIA A100"), one(1, node="gpu-3", **nameless)],
+    }
+    assert found("gpu-3", "pool-y", told) == Price(Fraction("1.1"), "EUR", "chart")
+    assert found("gpu-4", "", {"cards": [one(1, node="gpu-4", **nameless)]}) == "Prometheus has none"
+
+
 def test_prices_of_several_clusters_have_no_mean() -> None:
     told = {
         "opencost": [one(2.5, node="gpu-1")],

@@ -97,7 +97,9 @@ def read_prices(
             faults.append(_fault(OPENCOST_METRIC, f"node {node}", one.value))
     on_nodes: dict[str, set[str]] = {}
     for one in cards:
-        on_nodes.setdefault(one.labels.get("node", ""), set()).add(_dashed(one.labels.get("product", "")))
+        # A GPU that could not be read for a moment has no product then: it is still one of its node's.
+        if product := one.labels.get("product"):
+            on_nodes.setdefault(one.labels.get("node", ""), set()).add(_dashed(product))
     return Prices(
         by_node,
         _by(policies, "policy", POLICY_METRIC, faults),
