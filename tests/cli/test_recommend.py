@@ -1,12 +1,10 @@
-"""What may be typed for `recommend`, which nodes it means, and what Prometheus or the cluster answer instead
-(cli/recommend.py, cli/poolnodes.py, cli/recommendfile.py, cli/recommendplan.py)."""
+"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (cli/recommend.py,
+cli/recommendfile.py, cli/recommendplan.py)."""
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -25,12 +23,11 @@ from tests.cli.fakeprometheus import (
     success,
     vector,
 )
+from tests.cli.test_poolnodes import behind, listed, node
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
 
-from gpusharing.api.selectors import matches
-from gpusharing.api.validation import validate_policy
 from gpusharing.cli.arguments import parse
 from gpusharing.cli.drawing import Paper, plain
 from gpusharing.cli.poolnodes import rows_of, scope_of, whole_fleet
@@ -40,8 +37,6 @@ from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import CHANGES, DONE, Trouble
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.needs import GIB
-
-POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/pool-b"
 
 
 @pytest.fixture
@@ -130,88 +125,6 @@ def test_a_gpu_that_is_offered_several_times_is_shared_whoever_is_named(fake: Fa
 def test_what_was_scraped_cannot_steer_the_terminal(fake: FakePrometheus) -> None:
     fake.answers["kube_node_status_allocatable"] = vector(warnings=["x\x1b[2J"])
     assert "\x1b" not in told(fake, "-v").out
-
-
-# --- by the cluster ------------------------------------------------------------------------------------------------
-
-
-def node(name: str, **labels: str) -> JSON:
-    """A Node."""
-    told = {"kubernetes.io/hostname": name, **labels}
-    return {"metadata": {"name": name, "uid": name, "resourceVersion": "1", "labels": told}}
-
-
-def behind(fake: FakePrometheus, objects: dict[str, Any]) -> None:
-    """The fake plays the API server too."""
-
-    def instead(path: str) -> Answer | None:
-        if path not in objects:
-            return None
-        return 200, "application/json", json.dumps(objects[path]).encode()
-
-    fake.instead = instead
-
-
-def listed(*items: JSON) -> JSON:
-    """A list of these."""
-    return {"kind": "List", "metadata": {"resourceVersion": "1"}, "items": items}
-
-
-def test_nodes_are_chosen_in_the_cluster(desk: Desk, fake: FakePrometheus) -> None:
-    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a"), node("gpu-2", zone="b"))})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h")
-    said = desk.type(*words, "-l", "zone in (a)", "-o", "json")
-    assert (said.status, said.err) == (DONE, "")
-    assert json.loads(said.out)["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
-    assert "Prometheus knows no GPU of nodes with zone=b" in desk.type(*words, "-l", "zone=b").err
-    assert "has the labels zone=c" in desk.type(*words, "-l", "zone=c").err
-
-
-def test_the_policy_that_is_there_keeps_what_it_says_besides(desk: Desk, fake: FakePrometheus) -> None:
-    spec = {
-        "nodeSelector": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]},
-        "mode": "TimeSlicing",
-        "timeSlicing": {"replicas": 4},
-        "rollout": {"maxUnavailable": 2},
-        "cost": {"gpuHourlyPrice": "3.20", "currency": "USD"},
-    }
-    old = {"gpusharing.dev/approve": "0123456789", "kubectl.kubernetes.io/last-applied-configuration": "{}"}
-    kept = {"labels": {"owner": "team-b"}, "annotations": {"argocd.argoproj.io/sync-wave": "3"}}
-    metadata = {**kept, "name": "pool-b", "uid": "1", "annotations": {**kept["annotations"], **old}}
-    policy = {"metadata": metadata, "spec": spec}
-    behind(fake, {"/api/v1/nodes": listed(node("gpu-1", zone="a")), POLICIES: policy})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "--policy", "pool-b")
-    said = desk.type(*words, "--write", "new.yaml")
-    assert (said.status, said.err) == (DONE, "")
-    assert "policy pool-b: 1 GPU" in said.out
-    written = yaml.safe_load((desk.folder / "new.yaml").read_text())
-    assert not isinstance(validate_policy(written), tuple)
-    assert written["metadata"] == {"name": "pool-b", **kept}
-    assert written["spec"]["mode"] == "MIG"
-    assert "timeSlicing" not in written["spec"]
-    assert written["spec"]["rollout"] == {"maxUnavailable": 2, "approval": "Manual"}
-    assert written["spec"]["cost"] == spec["cost"]
-
-
-def test_a_policy_selects_no_nodes_with_gpus_of_another_model(desk: Desk, fake: FakePrometheus) -> None:
-    policy = {"metadata": {"name": "pool-b"}, "spec": {"nodeSelector": {"matchLabels": {"zone": "a"}}}}
-    nodes = listed(node("gpu-1", zone="a"), node("gpu-2", zone="a"))
-    behind(fake, {"/api/v1/nodes": nodes, POLICIES: policy})
-    desk.write_kubeconfig(fake.url)
-    words = ("recommend", "--service", "mon/p:web", "--window", f"{HOURS}h", "-o", "json")
-    found = json.loads(desk.type(*words, "-l", "zone=a", "--card", "h100-80gb").out)
-    label = {"gpusharing.dev/pool": "pool-a-h100-80gb"}
-    assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": label}
-    assert any(
-        "kubectl label node NODE gpusharing.dev/pool=pool-a-h100-80gb" in step for step in found["next"]
-    )
-    said = desk.type(*words, "--policy", "pool-b", "--card", "h100-80gb")
-    assert "a policy has one layout for all its nodes" in said.err
-    whole = json.loads(desk.type(*words, "-l", "zone=a").out)
-    assert whole["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"zone": "a"}}
-    assert any("the policy selects the 1 other, too" in one for one in whole["remarks"])
 
 
 @pytest.mark.parametrize("size", ["15", "0", "lots"])
@@ -367,34 +280,3 @@ def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: F
     assert "Layout: 7x1g.10gb on every GPU" in said.out
     assert "Its plan is not shown: " in said.out
     assert "the operator is not installed" in said.out
-
-
-def test_a_selector_is_what_kubectl_takes() -> None:
-    rows = rows_of("a=b, c==d,e!=f,g in (h, i),j notin (k),l,!m.n/o")
-    labels = {"a": "b", "c": "d", "g": "i", "l": ""}
-    assert matches(labels, {}, rows)
-    for key, value in (("a", "x"), ("e", "f"), ("g", "x"), ("j", "k"), ("m.n/o", "")):
-        assert not matches({**labels, key: value}, {}, rows)
-    chosen = scope_of(rows, frozenset({"x"}), "...").selector
-    assert chosen["matchLabels"] == {"a": "b", "c": "d"}
-    assert chosen["matchExpressions"] == [
-        {"key": "e", "operator": "NotIn", "values": ["f"]},
-        {"key": "g", "operator": "In", "values": ["h", "i"]},
-        {"key": "j", "operator": "NotIn", "values": ["k"]},
-        {"key": "l", "operator": "Exists"},
-        {"key": "m.n/o", "operator": "DoesNotExist"},
-    ]
-
-
-@pytest.mark.parametrize("selector", [",", "a b", "a=(b)", "a in b", "a=b;c", "=b", "a in ()"])
-def test_a_selector_that_kubectl_would_not_take(selector: str) -> None:
-    with pytest.raises(Trouble, match="write labels of nodes"):
-        rows_of(selector)
-
-
-def test_a_label_that_a_change_of_mode_rewrites_chooses_no_pool() -> None:
-    rows = rows_of("nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3")
-    found = scope_of(rows, frozenset({"gpu-1"}), "...")
-    assert found.unlabelled
-    assert found.selector == {"matchLabels": {"gpusharing.dev/pool": "nvidia-h100-80gb-hbm3"}}
-    assert whole_fleet("").name == "pool"

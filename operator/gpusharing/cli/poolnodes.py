@@ -17,7 +17,9 @@ from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.usagequeries import labels_of_nodes
 from gpusharing.cli.usageseries import told
 from gpusharing.kube.client import JSON, NODES, POLICIES
+from gpusharing.kube.convert import node_view, policy_view
 from gpusharing.kube.raw import entries, section, strings, text, texts
+from gpusharing.planning.wanted.ownership import Owners, find_claimants
 
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
@@ -45,6 +47,8 @@ class NodeScope:
     """Labels and annotations of that policy: applying a policy without them may remove them."""
     unlabelled: bool = False
     """No node has the selector's label so far."""
+    remarks: tuple[str, ...] = ()
+    """What a reader should know about the choice."""
 
 
 def rows_of(selector: str) -> list[Row]:
@@ -128,7 +132,8 @@ async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:
     if typed.policy and typed.pool:
         raise Trouble("give --policy or -l, not both")
     if typed.policy:
-        return _of_policy(await session.one(POLICIES, typed.policy), await session.all(NODES))
+        policy = await session.one(POLICIES, typed.policy)
+        return _of_policy(policy, *await session.lists(POLICIES, NODES))
     if not typed.pool:
         return whole_fleet(typed.card)
     rows = rows_of(typed.pool)
@@ -138,7 +143,8 @@ async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:
     return scope_of(rows, found, typed.pool)
 
 
-def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> NodeScope:
+def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
+    """The nodes that the policy owns, which are not always all that it selects. Raises Trouble."""
     name, spec = text(raw, "metadata", "name"), section(raw, "spec")
     selector = section(spec, "nodeSelector")
     rows: list[Row] = [
@@ -148,7 +154,21 @@ def _of_policy(raw: JSON, nodes: Sequence[JSON]) -> NodeScope:
     found = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
     if not found:
         raise Trouble(f"policy {name} selects no node")
-    return NodeScope(name, f"policy {name}", selector, found, spec, _kept(section(raw, "metadata")))
+    lost = _owned_by_others(name, policies, [one for one in nodes if text(one, "metadata", "name") in found])
+    whose = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
+    if len(lost) == len(found):
+        raise Trouble(f"{whose} every node that policy {name} selects: there is nothing to recommend for it")
+    told = f"{whose} {len(lost)} of the {len(found)} nodes that policy {name} selects, and these are left out"
+    remarks = (told,) if lost else ()
+    kept = _kept(section(raw, "metadata"))
+    return NodeScope(name, f"policy {name}", selector, found - lost.keys(), spec, kept, remarks=remarks)
+
+
+def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
+    """By node the policy that owns it, where that is another than `name`."""
+    owners = Owners(find_claimants(policy_view(one) for one in policies))
+    found = {one.name: owners.owner(one) for one in map(node_view, nodes)}
+    return {node: owner for node, owner in found.items() if owner not in ("", name)}
 
 
 def _kept(metadata: JSON) -> dict[str, Any]:

@@ -115,7 +115,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     goal = Goal(typed.goal)
     missing, remarks = (
         list(usage.missing),
-        [*filter(None, (prometheus.place.remark,)), *unseen, *seen.remarks],
+        [*filter(None, (prometheus.place.remark,)), *scope.remarks, *unseen, *seen.remarks],
     )
     needs: tuple[Need, ...] = ()
     found = None
