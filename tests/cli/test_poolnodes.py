@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.cli.asking import Answered, alone
 from tests.cli.desk import JSON, POLICIES, Desk
-from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakePrometheus, fake_prometheus
+from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakePrometheus, fake_prometheus, vector
 
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
@@ -140,6 +141,42 @@ def test_a_policy_that_owns_no_node_gets_no_recommendation(desk: Desk, fake: Fak
     assert (said.status, said.out) == (FAILED, "")
     assert "other policies (pool-a) own every node that policy pool-b selects" in said.err
     assert desk.type(*words, "--policy", "pool-a").status == DONE, "the owner keeps it"
+
+
+# --- by kube-state-metrics ---
+
+
+def of_metrics(fake: FakePrometheus, selector: str) -> Answered:
+    """`recommend` of the nodes with these labels, without a cluster."""
+    words = ("--prometheus", fake.url, "--window", f"{HOURS}h", "-l", selector, "-o", "json")
+    return alone("recommend", *words)
+
+
+@pytest.mark.parametrize("selector", ["zone!=b", "zone notin (b)", "!zone", "gpusharing.dev/pool=b,!zone"])
+def test_a_negated_label_that_nobody_exports_matches_every_node_and_it_says_so(
+    fake: FakePrometheus, selector: str
+) -> None:
+    (remark,) = (one for one in of_metrics(fake, selector).data["remarks"] if "label zone" in one)
+    assert remark.startswith("Prometheus knows no node with the label zone, so that -l")
+    assert "leaves out none by it" in remark
+    assert "--metric-labels-allowlist=nodes=[" in remark
+
+
+def test_a_negated_label_that_is_exported_needs_no_remark(fake: FakePrometheus) -> None:
+    found = of_metrics(fake, "gpusharing.dev/pool!=a").data
+    assert not any("knows no node" in one for one in found["remarks"])
+
+
+@pytest.mark.parametrize("selector", ["gpusharing.dev/pool=b,zone=a", "zone,gpusharing.dev/pool!=a"])
+def test_each_label_that_a_node_must_have_has_to_be_exported(fake: FakePrometheus, selector: str) -> None:
+    with pytest.raises(Trouble, match=r"no node with the label zone\. .*nodes=\[.*zone"):
+        of_metrics(fake, selector)
+
+
+def test_where_no_label_is_exported_nothing_is_taken_for_every_node(fake: FakePrometheus) -> None:
+    fake.answers["kube_node_labels"] = vector()
+    with pytest.raises(Trouble, match=r"no node with the label zone\. .*nodes=\[zone\]"):
+        of_metrics(fake, "zone!=b")
 
 
 # --- selectors ---

@@ -200,12 +200,19 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
     rows = rows_of(typed.pool)
     named = {key: f"label_{re.sub('[^a-zA-Z0-9_]', '_', key)}" for key, _, _ in rows}
     found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
-    if not any(one.labels.get(label) for one in found for label in named.values()):
+    unseen = [key for key, label in named.items() if not any(one.labels.get(label) for one in found)]
+    demanded = {key for key, operator, _ in rows if operator in ("In", "Exists")} if found else set(named)
+    if lacking := [key for key in unseen if key in demanded]:
         raise Trouble(
-            f"Prometheus knows no node with the label {' or '.join(named)}. kube-state-metrics exports only labels that"
-            f" it is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out --prometheus,"
-            " so that the cluster is asked"
+            f"Prometheus knows no node with the label {' or '.join(lacking)}. kube-state-metrics exports only labels"
+            f" that it is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out"
+            " --prometheus, so that the cluster is asked"
         )
+    remarks = tuple(
+        f"Prometheus knows no node with the label {key}, so that -l {typed.pool} leaves out none by it: either no node"
+        f" has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
+        for key in unseen
+    )
     nodes = frozenset(
         told(one, "node")
         for one in found
@@ -215,4 +222,4 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
     )
     if not nodes:
         raise Trouble(f"Prometheus knows no node with the labels {typed.pool}")
-    return scope_of(rows, nodes, typed.pool)
+    return replace(scope_of(rows, nodes, typed.pool), remarks=remarks)
