@@ -82,6 +82,8 @@ def test_what_cannot_be_meant_is_answered_with_what_can(words: tuple[str, ...], 
 def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
     assert label_of("team") == "label_team"
     assert label_of("example.com/cost-centre") == "label_example_com_cost_centre"
+    assert label_of("costCentre") == "label_cost_centre", "as kube-state-metrics has it"
+    assert label_of("Team2A/fooBarHTTP") == "label_team2_a_foo_bar_http"
     assert label_of("namespace") == ""
 
 

@@ -1,4 +1,5 @@
-"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (cli/poolnodes.py)."""
+"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (cli/poolnodes.py,
+cli/statelabels.py)."""
 
 import json
 from collections.abc import Iterator
@@ -171,6 +172,15 @@ def test_a_negated_label_that_is_exported_needs_no_remark(fake: FakePrometheus) 
 def test_each_label_that_a_node_must_have_has_to_be_exported(fake: FakePrometheus, selector: str) -> None:
     with pytest.raises(Trouble, match=r"no node with the label zone\. .*nodes=\[.*zone"):
         of_metrics(fake, selector)
+
+
+def test_a_label_with_capitals_is_found_as_kube_state_metrics_writes_it(fake: FakePrometheus) -> None:
+    fake.answers["label_example_com_gpu_pool"] = vector(
+        ({"node": "gpu-1", "label_example_com_gpu_pool": "b"}, "1")
+    )
+    fake.answers["kube_node_labels"] = fake.answers.pop("kube_node_labels")  # it is asked for last
+    found = of_metrics(fake, "example.com/gpuPool=b").data
+    assert found["policy"]["spec"]["nodeSelector"] == {"matchLabels": {"example.com/gpuPool": "b"}}
 
 
 def test_where_no_label_is_exported_nothing_is_taken_for_every_node(fake: FakePrometheus) -> None:

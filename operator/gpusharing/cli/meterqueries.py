@@ -1,11 +1,11 @@
 """What Prometheus is asked for a bill, as PromQL, and for which stretches of time. Pure."""
 
-import re
 from dataclasses import dataclass
 
 from gpusharing.cli.matchers import OF_TARGETS, braced, labels_of, of_others
 from gpusharing.cli.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 from gpusharing.cli.simulatedseries import simulated_query
+from gpusharing.cli.statelabels import state_label
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import LOOKBACK
 
@@ -43,7 +43,7 @@ class MeterQuery:
 
 def label_of(by: str) -> str:
     """How kube-state-metrics calls a label of namespaces; empty: none is asked for."""
-    return "" if by in (NAMESPACE, POLICY) else f"label_{re.sub('[^a-zA-Z0-9_]', '_', by)}"
+    return "" if by in (NAMESPACE, POLICY) else state_label(by)
 
 
 def refuse_parts(selector: str) -> None:

@@ -13,6 +13,7 @@ from gpusharing.cli.ages import counted
 from gpusharing.cli.likeness import LABEL_POOL
 from gpusharing.cli.prometheus import Prometheus
 from gpusharing.cli.session import Session
+from gpusharing.cli.statelabels import state_label
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.usagequeries import labels_of_nodes
 from gpusharing.cli.usageseries import told
@@ -198,7 +199,7 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
     if not typed.pool:
         return whole_fleet(typed.card)
     rows = rows_of(typed.pool)
-    named = {key: f"label_{re.sub('[^a-zA-Z0-9_]', '_', key)}" for key, _, _ in rows}
+    named = {key: state_label(key) for key, _, _ in rows}
     found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
     unseen = [key for key, label in named.items() if not any(one.labels.get(label) for one in found)]
     demanded = {key for key, operator, _ in rows if operator in ("In", "Exists")} if found else set(named)
