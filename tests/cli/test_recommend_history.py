@@ -91,7 +91,9 @@ def rough() -> Iterator[Fleet]:
     wrong = PodRun(("team-c", "other-0"), steady(6 * GIB, 0.1), owner=("StatefulSet", "other"), memory="much")
     yield fleet("said", one("said", vllm), one("said", wrong, index=1))
     yield fleet("unsaid", one("unsaid", replace(vllm, memory="")))
-    yield fleet("mixed", one("mixed", runs[0]), one("mixed", runs[1], model="NVIDIA A30", index=1))
+    for name, node in (("mixed", "gpu-2"), ("beside", "gpu-1")):
+        other = one(name, runs[1], model="NVIDIA A30", index=1)
+        yield fleet(name, one(name, runs[0]), replace(other, node=node))
     yield fleet("nobody", one("nobody"))
     new = [
         PodRun(("team-a", "llm-5b4c3d2f1-zzzzz"), steady(6 * GIB, 0.05), (20.02, 99), ("Deployment", "llm")),
@@ -274,6 +276,8 @@ def test_gpus_of_several_models_are_not_mixed(prometheus: str) -> None:
     assert ask(prometheus, "--card", "h100-80gb", "-o", "json", cluster="mixed").data["gpus"] == 1
     with pytest.raises(Trouble, match="knows no t4 of what"):
         ask(prometheus, "--card", "t4", cluster="mixed")
+    with pytest.raises(Trouble, match=r"\(gpu-1\) also has GPUs of another model \(NVIDIA-A30\)"):
+        ask(prometheus, "--card", "h100-80gb", cluster="beside")
 
 
 def test_gpus_of_several_clusters_are_not_mixed(prometheus: str) -> None:

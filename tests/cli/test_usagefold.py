@@ -9,9 +9,11 @@ import pytest
 
 from gpusharing.cli.histories import find_seen
 from gpusharing.cli.prometheus import Series
+from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.usagefold import Fold, HourAnswers, Record
 from gpusharing.cli.usageread import Usage, part_of_card
 from gpusharing.cli.usageseries import Devices, PodOwners
+from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.needs import History
 
 HOURS = 100
@@ -205,3 +207,25 @@ def test_an_update_with_pods_of_several_gpus_counts_them_for_a_day() -> None:
 
 def test_of_a_new_workload_nothing_is_known() -> None:
     assert Record.of(2).pods == array(Record.of(2).pods.typecode, [0, 0])
+
+
+def beside(hours: int, **labels: str) -> Usage:
+    """An H100 that a pod has, and a GPU of another model that was seen in the first hours; only H100s are asked for."""
+    used = [series("llm", dict.fromkeys(range(HOURS), 6144.0))]
+    used.append(series("", dict.fromkeys(range(hours), 0.0), UUID="GPU-2", modelName="NVIDIA A30", **labels))
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card, card=find_card("NVIDIA H100 80GB HBM3"))
+    fold.add(part(used, []))
+    return Usage(fold, {}, {}, (), ())
+
+
+def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
+    """A layout names GPUs by their index on the node, and only those of the card were counted."""
+    with pytest.raises(
+        Trouble, match=r"1 node of the pool \(gpu-1\) also has GPUs of another model \(NVIDIA"
+    ):
+        find_seen(beside(HOURS), "the pool")
+
+
+@pytest.mark.parametrize("usage", [beside(HOURS, Hostname="gpu-2"), beside(HOURS - 30)], ids=["far", "gone"])
+def test_another_model_elsewhere_or_before_is_no_hindrance(usage: Usage) -> None:
+    assert find_seen(usage, "the pool").nodes == (1,)

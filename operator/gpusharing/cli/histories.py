@@ -1,7 +1,7 @@
 """What a recommendation is made of, from what Prometheus has: the pool, its workloads' histories, who shares. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -52,10 +52,11 @@ class ObservedPool:
 
 
 def find_seen(usage: Usage, where: str) -> ObservedPool:
-    """The pool. Raises Trouble where there are no GPUs, or several models."""
+    """The pool. Raises Trouble where there are no GPUs, or several models, also beside those of the chosen one."""
     fold = usage.fold
     latest = _latest(fold)
     gpus = _gpus(fold, latest, where)
+    _refuse_mixed(fold, gpus, latest, where)
     model = next(iter(gpus.values())).model
     found = find_card(model)
     # Without names of nodes nobody knows which GPU is the first of its node: then all of them are to be alike.
@@ -108,6 +109,20 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
             f" --card {min(filter(None, models), default='h100-80gb')}, or nodes: -l gpusharing.dev/pool=a"
         )
     return gpus
+
+
+def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) -> None:
+    """Raises Trouble: a layout names GPUs by their index among all of a node, whatever their model."""
+    nodes = {gpu.node for gpu in gpus.values() if gpu.node}
+    beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - RECENT]
+    if beside:
+        mixed = sorted({gpu.node for gpu in beside})
+        models = ", ".join(sorted({bare_product(gpu.model) for gpu in beside}))
+        raise Trouble(
+            f"{counted(len(mixed), 'node')} of {where} ({some(mixed)}) also {'have' if len(mixed) > 1 else 'has'} GPUs"
+            f" of another model ({models}), and a layout names GPUs by their index among all of a node: it would divide"
+            " the wrong ones. Choose nodes with GPUs of one model: -l gpusharing.dev/pool=a"
+        )
 
 
 def _nameless(gpus: Iterable[Gpu]) -> Iterator[str]:

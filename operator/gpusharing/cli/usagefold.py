@@ -129,6 +129,8 @@ class Fold:
     """Nodes that offer more GPUs than they have."""
     records: dict[Workload, Record] = field(default_factory=dict)
     gpus: dict[str, Gpu] = field(default_factory=dict)
+    others: dict[str, Gpu] = field(default_factory=dict)
+    """GPUs of `nodes` that are not of `card`."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
@@ -137,10 +139,14 @@ class Fold:
     def add(self, part: HourAnswers) -> None:
         """Answers for a stretch after those of before."""
         self._workloads.clear()
-        used = [(told, one) for one in part.used if self._is_ours(told := read_dcgm(one, part.exporters))]
+        scraped = [(read_dcgm(one, part.exporters), one) for one in part.used]
+        used = [(told, one) for told, one in scraped if self._is_ours(told)]
+        for told, one in scraped:
+            if told.model and self._is_there(told) and not self._is_ours(told):
+                self._see(self.others, told, one)
         live = [(told, one) for one in part.live if self._is_ours(told := read_dcgm(one, part.exporters))]
         for told, one in used:
-            self._see(told, one)
+            self._see(self.gpus, told, one)
         held = [(told, one) for one in part.held if self._is_ours(told := part.devices.read_agent(one))]
         crowded, split = self._crowded(live)
         known = self._own_memory(part)
@@ -157,20 +163,22 @@ class Fold:
         """The place of a time in the arrays."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
+    def _is_there(self, told: Told) -> bool:
+        return bool(told.device.gpu) and (self.nodes is None or told.node in self.nodes)
+
     def _is_ours(self, told: Told) -> bool:
-        device = told.device.gpu
-        if not device or (self.nodes is not None and told.node not in self.nodes):
+        if not self._is_there(told):
             return False
         if self.card is None:
             return True
-        seen = self.gpus.get(device)
+        seen = self.gpus.get(told.device.gpu)
         return find_card(told.model or (seen.model if seen else "")) is self.card
 
-    def _see(self, told: Told, one: Series) -> None:
+    def _see(self, gpus: dict[str, Gpu], told: Told, one: Series) -> None:
         last = self.hour(one.points[-1][0]) if one.points else -1
-        seen = self.gpus.get(told.device.gpu)
+        seen = gpus.get(told.device.gpu)
         if seen is None:
-            seen = self.gpus[told.device.gpu] = Gpu(told.node, told.model, last)
+            seen = gpus[told.device.gpu] = Gpu(told.node, told.model, last)
         elif last >= seen.last:
             seen.last, seen.node, seen.model = last, told.node or seen.node, told.model or seen.model
         if told.profile:

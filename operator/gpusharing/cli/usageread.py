@@ -193,8 +193,8 @@ def _know_gpus(fold: Fold, infos: Iterable[Series]) -> None:
         node, uuid = one.labels.get("node", ""), one.labels.get("uuid", "")
         product = one.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
-        if uuid and like and (fold.nodes is None or node in fold.nodes):
-            fold.gpus[uuid] = Gpu(node, product, fold.hours - 1)
+        if uuid and (like or product) and (fold.nodes is None or node in fold.nodes):
+            (fold.gpus if like else fold.others)[uuid] = Gpu(node, product, fold.hours - 1)
 
 
 def _replicas(offered: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:
