@@ -175,6 +175,59 @@ def test_dcgm_on_gpus_of_which_no_agent_tells_records_nothing_of_slices(tmp_path
     play(tmp_path, exporter(SetUp()), {rule: {} for rule in WITH_DCGM})
 
 
+def in_cluster(cluster: str, told: str) -> str:
+    """The UUIDs of a text, which no two clusters share."""
+    return re.sub(r"(GPU|MIG)-(?=\w)", rf"\1-{cluster}-", told)
+
+
+def labelled(cluster: str, stored: Series) -> Series:
+    """The same of a cluster that has its name on all series."""
+    return {
+        (
+            name,
+            frozenset({("cluster", cluster), *((key, in_cluster(cluster, one)) for key, one in labels)}),
+        ): value
+        for (name, labels), value in stored.items()
+    }
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["with its cluster", "without its cluster"])
+def test_two_clusters_with_nodes_and_pods_of_the_same_names_are_told_apart(
+    tmp_path: Path, *, named: bool
+) -> None:
+    """dcgm-exporter is scraped by a job of its own."""
+    stored: Series = {}
+    for cluster in ("east", "west"):
+        stored |= labelled(cluster, agent(honor=True))
+        stored |= {
+            (name, labels if named else labels - {("cluster", cluster)}): value
+            for (name, labels), value in labelled(cluster, exporter(SetUp())).items()
+        }
+    expected = {
+        rule: {
+            f'cluster="{cluster}", {in_cluster(cluster, labels)}': value
+            for cluster in ("east", "west")
+            for labels, value in rows.items()
+        }
+        for rule, rows in WITH_DCGM.items()
+    }
+    play(tmp_path, stored, expected)
+
+
+def test_memory_that_pods_of_a_cluster_demand_is_compared_with_that_clusters_gpus(tmp_path: Path) -> None:
+    stored: Series = {}
+    for cluster, each in (("east", 30), ("west", 50)):
+        gpu = {"cluster": cluster, "node": "gpu-01", "gpu": "0", "uuid": "GPU-0"}
+        stored["gpusharing_device_memory_bytes", _frozen(gpu)] = 80
+        stored["gpusharing_device_slices", _frozen({**gpu, "resource": "nvidia.com/gpu.shared"})] = 2
+        for pod in ("x", "y"):
+            whose = _frozen({**gpu, "namespace": "a", "pod": pod})
+            stored["gpusharing_pod_memory_used_bytes", whose] = each
+            stored["gpusharing_pod_slices", whose] = 1
+    rows = {f'cluster="east", {ON_WHOLE}': 0.75, f'cluster="west", {ON_WHOLE}': 1.25}
+    play(tmp_path, stored, {"gpusharing:shared_memory_demand:ratio": rows})
+
+
 def test_every_record_is_tested_and_says_gpusharing() -> None:
     (group,) = yaml.safe_load(RULES.read_text())["groups"]
     records = {rule["record"] for rule in group["rules"]}
