@@ -128,6 +128,7 @@ AWAY = {
     "cordoned by anybody": make_node(unschedulable=True),
     "being deleted": make_node(deleting=True),
     "fenced, though not cordoned": make_node(fence=make_fence(disruption=DisruptionClass.PLUGIN_RESTART)),
+    "fenced by what cannot be read": make_node(fence_error="not JSON"),
     "not Ready and cordoned: once": make_node(ready=False, unschedulable=True),
 }
 

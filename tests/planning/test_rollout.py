@@ -316,6 +316,18 @@ def test_a_fence_that_cannot_be_read_is_left_exactly_as_it_is() -> None:
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.FENCE_UNREADABLE, ())
 
 
+def test_a_change_whose_fence_a_newer_operator_wrote_keeps_its_claim_and_its_place() -> None:
+    world = pool_of(2, FULL)
+    world.set_policy(MIXED)
+    run_until(world, Phase.CORDONED, node="n0")
+    claim = world.claims["n0"]
+    world.nodes["n0"] = replace(world.nodes["n0"], fence=None, fence_error="version 9", unschedulable=False)
+    plan = world.settle()
+    assert world.claims == {"n0": claim}
+    assert plan.verdicts["n1"].reason is Reason.BUDGET_FULL
+    assert world.nodes["n1"].fence is None
+
+
 def test_an_unaccepted_policy_moves_nothing_and_says_why_on_every_node() -> None:
     world = copy_of(FULL)
     world.stack = replace(world.stack, cluster_policy=make_cluster_policy("theirs"))

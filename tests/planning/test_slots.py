@@ -249,3 +249,5 @@ def test_a_claim_is_kept_for_a_wait_no_longer_than_two_clocks_may_differ(seconds
     assert find_resumed(claims, nodes, waits, NOW) == (claims if opens else {})
     assert find_resumed(claims, {"gpu-07": MOVING}, waits, NOW) == {}, "its fence speaks for it"
     assert find_resumed(claims, nodes, {}, NOW) == {}, "nobody judged it"
+    newer = {name: replace(node, fence_error="version 9") for name, node in nodes.items()}
+    assert find_resumed(claims, newer, waits, NOW) == claims, "its change is under way all the same"

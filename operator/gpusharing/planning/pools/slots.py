@@ -82,13 +82,16 @@ def find_resumed(
     verdicts: Mapping[str, Verdict],
     now: datetime,
 ) -> dict[str, Claim]:
-    """Claims of nodes whose change is about to begin: no fence yet, and only a brief wait before it."""
+    """Claims of nodes whose change is about to begin: no fence yet, and only a brief wait before it.
+
+    And of nodes whose fence cannot be read, such as that of a newer operator: the change is under way all the same.
+    """
     resumed = {}
     for name, claim in claims.items():
         node, verdict = nodes.get(name), verdicts.get(name)
         if node is None or verdict is None or node.fence is not None or node.uid != claim.node_uid:
             continue
-        if verdict.policy == claim.policy and opens_again(verdict, now):
+        if node.fence_error or (verdict.policy == claim.policy and opens_again(verdict, now)):
             resumed[name] = claim
     return resumed
 

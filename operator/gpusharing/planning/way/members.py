@@ -62,7 +62,8 @@ def is_marked(node: NodeView) -> bool:
 
 def is_unavailable(node: NodeView) -> bool:
     """Whether no pod could be placed there now, for whatever reason."""
-    return not node.ready or node.unschedulable or node.deleting or node.fence is not None
+    fenced = node.fence is not None or bool(node.fence_error)
+    return not node.ready or node.unschedulable or node.deleting or fenced
 
 
 def is_expected_away(node: NodeView) -> bool:
