@@ -85,7 +85,7 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     )
     yield _per_device(
         "device_unattributed_memory_bytes",
-        "Memory that these processes hold, bytes.",
+        "Memory that processes of no known pod hold on the device, bytes; absent where some are not seen.",
         devices,
         lambda device: others(device).memory if device.all_seen else None,
     )

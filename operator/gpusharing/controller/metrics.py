@@ -56,8 +56,8 @@ class Metrics:
         )
         self.transitions = Counter(
             "gpusharing_transitions_total",
-            "Phases that nodes entered; a pair of phase and reason is there once a node entered it, and increase()"
-            " does not count that one.",
+            "How often nodes entered a phase, by reason. A series appears with its first count, which increase()"
+            " therefore misses.",
             ["phase", "reason"],
             registry=self.registry,
         )
