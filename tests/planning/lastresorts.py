@@ -16,7 +16,7 @@ from gpusharing.planning.snapshot.actions import Actuate, ForceDelete, Release, 
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -124,7 +124,7 @@ def _is_wanted_anew(world: "World", action: Actuate | UpdateFence, before: Fence
     policy = _policy_of(world, before)
     if policy is None or policy.uid != before.policy_uid or before.generation != policy.generation:
         return True
-    return Owners(find_claimants(world.policies)).owner(action.node) != before.policy
+    return Owners(find_contenders(world.policies)).owner(action.node) != before.policy
 
 
 def given_back(action: Release) -> None:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -17,7 +17,7 @@ def is_away(node: NodeView) -> bool:
 
 def pool(world: "World", policy: str) -> list[NodeView]:
     """The nodes of a policy, those that still carry its fence included; none without a GPU or of another product."""
-    owners = Owners(find_claimants(world.policies))
+    owners = Owners(find_contenders(world.policies))
     by_name = {policy.name: policy for policy in world.policies}
     mine = []
     for node in world.nodes.values():

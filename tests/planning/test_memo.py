@@ -24,7 +24,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.wanted.ownership import find_claimants
+from gpusharing.planning.wanted.ownership import find_contenders
 from gpusharing.planning.words.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
@@ -113,8 +113,8 @@ def test_what_did_not_change_is_not_judged_again() -> None:
 
 def test_a_change_of_a_policy_that_selects_as_before_gives_no_node_another_owner() -> None:
     changed = replace(PAUSED, finalizer=True, generation=7)
-    assert find_claimants([PAUSED]) == find_claimants([changed])
-    assert find_claimants([PAUSED]) != find_claimants([replace(PAUSED, deleting=True)])
+    assert find_contenders([PAUSED]) == find_contenders([changed])
+    assert find_contenders([PAUSED]) != find_contenders([replace(PAUSED, deleting=True)])
 
 
 def test_a_new_stack_gives_every_node_a_new_target() -> None:

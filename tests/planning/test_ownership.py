@@ -9,7 +9,7 @@ from tests.build import NOW, POOL_LABELS, make_fence, make_node, make_policy, ma
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.wanted.ownership import Owners, find_claimants, selects_node
+from gpusharing.planning.wanted.ownership import Owners, find_contenders, selects_node
 
 OLD, YOUNG = "2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z"
 MARK = "gpusharing.dev/policy"
@@ -23,7 +23,7 @@ def owner(*policies: PolicyView, present: str = "", **labels: str) -> str:
 
 def owners(*policies: PolicyView) -> Owners:
     """What finds the owner among these."""
-    return Owners(find_claimants(policies))
+    return Owners(find_contenders(policies))
 
 
 def policy(name: str, created: str = OLD, **fields: object) -> PolicyView:

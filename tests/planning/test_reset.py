@@ -16,7 +16,7 @@ from gpusharing.planning.snapshot.actions import Evict, LabelNode, Release
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, render
 from gpusharing.planning.wanted.reset import under_deletion, unlabelled
 from gpusharing.planning.wanted.target import Target, find_target, find_wish
@@ -162,7 +162,7 @@ def test_a_node_of_no_business_is_given_up_as_it_is() -> None:
 
 def owner(node_policy: str, *policies: PolicyView) -> str:
     labels = {"gpusharing.dev/pool": "b"} | ({names.LABEL_POLICY: node_policy} if node_policy else {})
-    return Owners(find_claimants(policies)).owner(make_node(NODE, labels=labels))
+    return Owners(find_contenders(policies)).owner(make_node(NODE, labels=labels))
 
 
 GOES = under_deletion(make_policy(deleting=True, finalizer=True, **RESET), resets=True)

@@ -25,7 +25,7 @@ from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer,
 from gpusharing.planning.told.proposal import configured
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import parse, parse_admin
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -106,7 +106,7 @@ def find_import(
     pointed = with_pointers(snapshot, given)
     if missing:
         pointed = with_presumed(pointed)
-    owners = Owners(find_claimants(snapshot.policies))
+    owners = Owners(find_contenders(snapshot.policies))
     ours = {name for name, node in pointed.nodes.items() if owners.owner(node)}
     left_out: dict[str, str] = {}
     found: dict[str, Handmade] = {}

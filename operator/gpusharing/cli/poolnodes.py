@@ -20,7 +20,7 @@ from gpusharing.cli.usageseries import told
 from gpusharing.kube.client import JSON, NODES, POLICIES
 from gpusharing.kube.convert import node_view, policy_view
 from gpusharing.kube.raw import entries, section, strings, text, texts
-from gpusharing.planning.wanted.ownership import Owners, find_claimants
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
 
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
@@ -167,7 +167,7 @@ def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> No
 
 def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
     """By node the policy that owns it, where that is another than `name`."""
-    owners = Owners(find_claimants(policy_view(one) for one in policies))
+    owners = Owners(find_contenders(policy_view(one) for one in policies))
     found = {one.name: owners.owner(one) for one in map(node_view, nodes)}
     return {node: owner for node, owner in found.items() if owner not in ("", name)}
 

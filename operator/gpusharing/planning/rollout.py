@@ -52,7 +52,7 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, Gpu
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.configmaps import plan_config
-from gpusharing.planning.wanted.ownership import Owners, find_claimants, find_coming
+from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
 from gpusharing.planning.wanted.verify import served
@@ -180,7 +180,7 @@ def _wake(
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
     """The policy that owns each node by its selectors, in the order of the nodes' names; empty: none."""
     nodes = snapshot.nodes
-    owners = memo.ask(Owners, memo.same("claimants", find_claimants(snapshot.policies)))
+    owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.each(Owners.owner, ((name, (owners, nodes[name])) for name in sorted(nodes)), failed=failed)
 
 

@@ -31,7 +31,7 @@ def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 
 
 @value
-class Claimant:
+class Contender:
     """The parts of a policy that decide about ownership; the rest may change without a new choice."""
 
     name: str
@@ -47,61 +47,61 @@ class Claimant:
 
     @property
     def order(self) -> tuple[int, str, str]:
-        """Smaller has the better claim."""
+        """The smallest comes first."""
         return (-self.priority, self.created, self.name)
 
 
-def find_claimants(policies: Iterable[PolicyView]) -> tuple[Claimant, ...]:
+def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
     """The policies that may own nodes: all but those that are being deleted."""
-    return tuple([_claimant(policy) for policy in policies if not policy.deleting])
+    return tuple([_contender(policy) for policy in policies if not policy.deleting])
 
 
-def _claimant(policy: PolicyView) -> Claimant:
+def _contender(policy: PolicyView) -> Contender:
     if (spec := policy.spec) is None:
-        return Claimant(policy.name, policy.created, None, 0)
-    return Claimant(policy.name, policy.created, spec.node_selector, spec.priority, policy.resetting)
+        return Contender(policy.name, policy.created, None, 0)
+    return Contender(policy.name, policy.created, spec.node_selector, spec.priority, policy.resetting)
 
 
 class Owners:
-    """Finds the owner of a node among claimants. Built once per set of them, then asked per node.
+    """Finds the owner of a node among contenders. Built once per set of them, then asked per node.
 
-    Most selectors name one label value; claimants are indexed by it, so a node is compared only with those that can
+    Most selectors name one label value; contenders are indexed by it, so a node is compared only with those that can
     match.
     """
 
-    def __init__(self, claimants: Iterable[Claimant]) -> None:
-        self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Claimant]]]] = defaultdict(
+    def __init__(self, contenders: Iterable[Contender]) -> None:
+        self._by_label: dict[str, dict[str, list[tuple[LabelSelector, Contender]]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        self._others: list[tuple[LabelSelector, Claimant]] = []
+        self._others: list[tuple[LabelSelector, Contender]] = []
         self._unreadable: set[str] = set()
-        for claimant in claimants:
-            selector = claimant.selector
+        for contender in contenders:
+            selector = contender.selector
             if selector is None:
-                self._unreadable.add(claimant.name)
+                self._unreadable.add(contender.name)
             elif selector.match_labels:
                 key, value = min(selector.match_labels.items())
-                self._by_label[key][value].append((selector, claimant))
+                self._by_label[key][value].append((selector, contender))
             else:
-                self._others.append((selector, claimant))
+                self._others.append((selector, contender))
 
     def owner(self, node: NodeView) -> str:
         """The policy that owns the node; empty when none does."""
         present = _holder(node)
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 
-    def selecting(self, node: NodeView) -> list[Claimant]:
-        """All claimants whose selector matches, best claim first."""
+    def selecting(self, node: NodeView) -> list[Contender]:
+        """All contenders whose selector matches, in order."""
         labels = node.labels
-        found = [claimant for selector, claimant in self._others if selects_node(selector, labels)]
+        found = [contender for selector, contender in self._others if selects_node(selector, labels)]
         for key, by_value in self._by_label.items():
             value = labels.get(key)
             if value is not None and value in by_value:
                 found += [
-                    claimant for selector, claimant in by_value[value] if selects_node(selector, labels)
+                    contender for selector, contender in by_value[value] if selects_node(selector, labels)
                 ]
         if len(found) > 1:
-            found.sort(key=lambda claimant: claimant.order)
+            found.sort(key=lambda contender: contender.order)
         return found
 
 
@@ -119,13 +119,13 @@ def _holder(node: NodeView) -> str:
     return node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
 
 
-def _choose(present: str, selecting: Sequence[Claimant]) -> str:
-    """The owner among those that select a node, best claim first, while `present` has it; empty when none does."""
-    staying = [claimant for claimant in selecting if not claimant.leaving]
+def _choose(present: str, selecting: Sequence[Contender]) -> str:
+    """The owner among those that select a node, in order, while `present` has it; empty when none does."""
+    staying = [contender for contender in selecting if not contender.leaving]
     if not staying:
-        return present if any(claimant.name == present for claimant in selecting) else ""
+        return present if any(contender.name == present for contender in selecting) else ""
     best = staying[0]
-    for claimant in staying:
-        if claimant.name == present:
-            return best.name if best.priority > claimant.priority else present
+    for contender in staying:
+        if contender.name == present:
+            return best.name if best.priority > contender.priority else present
     return best.name
