@@ -343,7 +343,7 @@ def _able_to_begin(waiting: Iterable[Pool]) -> Iterator[tuple[NodeCase, PolicyVi
 
 
 def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:
-    """GPU resource names that some node still offers after all planned changes."""
+    """Resource names of NVIDIA's device plugin that some node still offers after all planned changes."""
     offered: set[str] = set()
     for one in facts:
         found = one.assessment

@@ -18,7 +18,7 @@ class Ledger:
     """What all pools share in one pass."""
 
     offered: frozenset[str]
-    """GPU resource names that some node still offers after all planned changes."""
+    """Resource names of NVIDIA's device plugin that some node still offers after all planned changes."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By node: what the last look at its pods found."""
     crowd: Counter[str] = field(default_factory=Counter)

@@ -180,7 +180,7 @@ def _single_would_do(
 
 
 def _offered(plan: RolloutPlan, snapshot: ClusterSnapshot) -> frozenset[str]:
-    """GPU resource names that some node still offers in the end."""
+    """Resource names of NVIDIA's device plugin that some node still offers in the end."""
     return frozenset(
         name for node, view in snapshot.nodes.items() for name in plan.targets.get(node, served(view))
     )

@@ -311,7 +311,7 @@ def _gfd_labels(compared: Comparison) -> str:
 
 
 def served(node: NodeView) -> dict[str, int]:
-    """GPU resources that the node offers now; a quantity of 0 counts as absent."""
+    """Resources of NVIDIA's device plugin that the node offers now; a quantity of 0 counts as absent."""
     return {name: count for name, count in node.resources.items() if is_plugin_resource(name) and count > 0}
 
 
