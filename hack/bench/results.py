@@ -19,7 +19,7 @@ class Aim:
     at_least: bool = False
     """The value should be `limit` or more; else `limit` or less."""
     cpu: bool = False
-    """Milliseconds of CPU: the aim is for a machine at REFERENCE_PACE_MS, and the verdict is on the value as there."""
+    """Milliseconds of CPU: the aim is for a machine at REFERENCE_PACE_MS, and the value as it would be there counts."""
 
     def met(self, value: float) -> bool:
         """Whether the value reaches the aim."""
@@ -56,7 +56,7 @@ AIMS: Mapping[str, Aim] = {
     "agent_rss_mib": Aim(45),
     "agent_cpu_ms_per_cycle": Aim(1.75, cpu=True),
 }
-"""By metric; a metric that is not here is reported without a verdict, to explain another one."""
+"""By metric; a metric that is not here is reported without a result, to explain another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Measured:
     """How fast the machine ran around it (machine.pace_ms); None: not measured."""
 
     @property
-    def judged(self) -> float:
+    def compared(self) -> float:
         """What the aim is compared with: of CPU time, what it would have been at REFERENCE_PACE_MS."""
         aim = AIMS.get(self.name)
         if aim is None or not aim.cpu or self.pace_ms is None:
@@ -102,20 +102,20 @@ def failures(results: Iterable[Measured], lost: Iterable[Lost]) -> dict[str, str
 
 
 def table(results: Sequence[Measured], lost: Sequence[Lost] = ()) -> str:
-    """Metric, value, the same at the reference pace where that is what counts, aim, verdict, how measured."""
-    rows = [("METRIC", "VALUE", "AT PACE", "AIM", "VERDICT", "HOW")]
+    """Metric, value, the same at the reference pace where that is what counts, aim, result, how measured."""
+    rows = [("METRIC", "VALUE", "AT PACE", "AIM", "RESULT", "HOW")]
     for result in results:
         aim = AIMS.get(result.name)
-        verdict = "" if aim is None else "ok" if aim.met(result.judged) else "MISSED"
-        paced = f"{result.judged:.4g}" if aim is not None and aim.cpu and result.pace_ms is not None else ""
-        rows.append((result.name, f"{result.value:.4g}", paced, str(aim or ""), verdict, result.how))
+        reached = "" if aim is None else "ok" if aim.met(result.compared) else "MISSED"
+        paced = f"{result.compared:.4g}" if aim is not None and aim.cpu and result.pace_ms is not None else ""
+        rows.append((result.name, f"{result.value:.4g}", paced, str(aim or ""), reached, result.how))
     for name, why in failures(results, lost).items():
         rows.append((name, "-", "", str(AIMS[name]), "FAILED", why))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     shown = []
-    for name, value, at_pace, aim_text, verdict, how in rows:
+    for name, value, at_pace, aim_text, reached, how in rows:
         numbers = (name.ljust(widths[0]), value.rjust(widths[1]), at_pace.rjust(widths[2]))
-        shown.append("  ".join((*numbers, aim_text.ljust(widths[3]), verdict.ljust(widths[4]), how)))
+        shown.append("  ".join((*numbers, aim_text.ljust(widths[3]), reached.ljust(widths[4]), how)))
     return "\n".join(shown)
 
 

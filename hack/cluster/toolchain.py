@@ -155,7 +155,7 @@ def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> ToolRecipe:
 
 
 def krewtools_recipe(source: Path = KREWTOOLS_SOURCE) -> ToolRecipe:
-    """Build krew and the judge of its manifests."""
+    """Build krew and the validator of its manifests."""
     return module_recipe(source, "sigs.k8s.io/krew", ("krew", "validate-krew-manifest"))
 
 

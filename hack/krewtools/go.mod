@@ -1,4 +1,4 @@
-// krew and the judge of its index as tools of a module of ours, pinned with all that they need.
+// krew and the validator of its index as tools of a module of ours, pinned with all that they need.
 module gpusharing.dev/hack/krewtools
 
 go 1.26.0

@@ -56,7 +56,7 @@ def test_the_table_says_what_misses_and_gives_no_verdict_without_an_aim() -> Non
     ]
 
 
-def test_cpu_time_is_judged_as_it_would_be_at_the_reference_pace_and_shown_as_it_was() -> None:
+def test_cpu_time_is_compared_as_it_would_be_at_the_reference_pace_and_shown_as_it_was() -> None:
     twice_as_slow = 2 * results.REFERENCE_PACE_MS
     slow = [
         Measured("plan_5000_nodes_full_ms", 480, "a", twice_as_slow),
@@ -69,7 +69,7 @@ def test_cpu_time_is_judged_as_it_would_be_at_the_reference_pace_and_shown_as_it
         ["310", "155", "<=", "150", "MISSED"],
         ["66", "<=", "65", "MISSED"],
     ]
-    assert [one.judged for one in slow] == [240, 155, 66, 480]
+    assert [one.compared for one in slow] == [240, 155, 66, 480]
 
 
 def test_each_result_has_the_pace_before_and_after_it() -> None:

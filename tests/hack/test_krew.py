@@ -1,4 +1,4 @@
-"""What krew installs (hack/krew.py, hack/generate_krew.py): judged by krew itself, and started through kubectl."""
+"""What krew installs (hack/krew.py, hack/generate_krew.py): validated by krew itself, and started through kubectl."""
 
 import os
 import re
@@ -154,25 +154,25 @@ def test_without_a_python_that_is_new_enough_one_sentence_says_so(
 
 @pytest.fixture(scope="module")
 def krewtools() -> Path:
-    """krew and its judge of manifests."""
+    """krew and its validator of manifests."""
     build_or_skip(lambda: toolchain.ensure("krewtools"))
     return toolchain.ensure("krewtools")
 
 
-def judged(krewtools: Path, path: Path) -> subprocess.CompletedProcess[str]:
+def validated(krewtools: Path, path: Path) -> subprocess.CompletedProcess[str]:
     command = [str(krewtools / "validate-krew-manifest"), "-skip-install", "-manifest", str(path)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.cluster
-def test_krews_judge_accepts_the_manifest_and_refuses_one_without_a_program(
+def test_krews_validator_accepts_the_manifest_and_refuses_one_without_a_program(
     krewtools: Path, tmp_path: Path
 ) -> None:
-    done = judged(krewtools, ROOT / PATH)
+    done = validated(krewtools, ROOT / PATH)
     assert done.returncode == 0, done.stderr
     broken = tmp_path / "gpusharing.yaml"
     broken.write_text(re.sub(r"    bin: .*\n", "", (ROOT / PATH).read_text()))
-    assert judged(krewtools, broken).returncode != 0
+    assert validated(krewtools, broken).returncode != 0
 
 
 @pytest.mark.cluster

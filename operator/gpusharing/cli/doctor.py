@@ -273,9 +273,9 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
     count = Counter(one.severity for one in found.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
     can = "can work as far as it could be checked" if found.unseen else "can work"
-    verdict = "cannot work as it is" if errors else can
+    state = "cannot work as it is" if errors else can
     what = "installation" if found.installed else "cluster"
-    title = f"This {what} {verdict}: errors {errors}, warnings {warnings}."
+    title = f"This {what} {state}: errors {errors}, warnings {warnings}."
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 

@@ -358,5 +358,5 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]
     errors = sum(one.severity is Severity.ERROR for one in found)
     can = "can work as far as it could be checked" if unseen else "can work"
-    verdict = "cannot work as it is" if errors else can
-    return [*lines, "", f"This installation {verdict}: errors {errors}, warnings {len(found) - errors}."]
+    state = "cannot work as it is" if errors else can
+    return [*lines, "", f"This installation {state}: errors {errors}, warnings {len(found) - errors}."]
