@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from tests.test_repo import PAGES, PYTHON, SHIPPED
@@ -70,3 +70,19 @@ def test_the_changelog_speaks_to_users() -> None:
 def test_a_line_that_is_not_for_users_is_found() -> None:
     text = "### Added\n\n- `make demo` plays\n\n### Security\n\n- a mode, without making anything\n"
     assert changelog_flaws(text) == ["Security", "- `make demo` plays"]
+
+
+def repeated_entries(text: str) -> list[str]:
+    """Entries that stand in a changelog more than once, without their line breaks."""
+    entries = re.findall(r"^- .+(?:\n +.+)*", text, re.MULTILINE)
+    counts = Counter(" ".join(entry.split()) for entry in entries)
+    return sorted(entry for entry, count in counts.items() if count > 1)
+
+
+def test_the_changelog_says_everything_once() -> None:
+    assert repeated_entries(PAGES["CHANGELOG.md"]) == []
+
+
+def test_an_entry_that_stands_twice_is_found_however_it_is_wrapped() -> None:
+    text = "### Fixed\n\n- one thing\n  of two lines\n- another\n- one thing of\n  two lines\n"
+    assert repeated_entries(text) == ["- one thing of two lines"]
