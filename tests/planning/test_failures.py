@@ -167,8 +167,8 @@ def before_actuation(world: World, node: str) -> None:
 
 
 def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
-    """Else a Node that goes a moment after it would be known to nobody. Who decides it again, after a crash between the
-    two writes, finds it said and writes the Lease no more."""
+    """Else a Node that goes a moment after it would be known to nobody. A successor that decides it again, after a
+    crash between the two writes, finds that record and writes the Lease no more."""
     world, first = under_way(Phase.CORDONED)
     before_actuation(world, first)
     (said,) = (action for action in world.plan().shared if isinstance(action, SetClaims))

@@ -190,7 +190,7 @@ class Conversation:
         if (stream := self._stream(frame)) is not None:
             stream.body += frame.data
             if len(stream.body) > MOST:
-                # Of no use, but the other call may be: only this one ends, and the server hears of it.
+                # This answer is useless, but the other call's may not be: only this stream is reset.
                 self._unsent.append(RstStreamFrame(frame.stream_id, _CANCEL).serialize())
                 self._take_back(frame.stream_id)
                 stream.error = f"an answer of more than {MOST} bytes"

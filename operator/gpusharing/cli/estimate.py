@@ -29,7 +29,7 @@ class Estimate:
 
 def find_estimate(pool: PoolStatus, now: datetime) -> Estimate | None:
     """None: nothing is left, nothing was seen before, or it cannot be foreseen: some node waits for a person or for
-    a window, has been in its change for longer than any before it, or all wait for what is none of these nodes'."""
+    a window, has been in its change for longer than any before it, or all wait for something outside these nodes."""
     left = [seen for seen in pool.members if seen.state is not State.DONE]
     if not left or pool.paused or any(_waits_for_others(seen) for seen in left):
         return None

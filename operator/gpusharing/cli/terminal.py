@@ -39,7 +39,7 @@ class Terminal:
     """Asks how large it is now, since a person may change that during a watch; None: it stays as it is."""
     _live: Any = field(default=None, init=False)
     _documents: int = field(default=0, init=False)
-    """Written as data so far: YAML has a line between two."""
+    """How many documents were written so far; YAML separates them by a line."""
 
     @classmethod
     def of(cls, output: Output, *, color: bool, environment: Mapping[str, str] = os.environ) -> "Terminal":

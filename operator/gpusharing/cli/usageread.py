@@ -34,9 +34,9 @@ from gpusharing.planning.gpus.cards import Card, find_card
 MOST_SERIES = 100_000
 """At one time. Beyond that the user has to choose."""
 SAMPLES = 10_000_000
-"""That Prometheus has to load for one question, at most: it refuses more than 50 million (--query.max-samples)."""
+"""The most samples that Prometheus has to load for one query: it refuses more than 50 million (--query.max-samples)."""
 POINTS = 500_000
-"""Of one answer, at most: the more series, the shorter the stretch, so that memory stays bounded."""
+"""The most points in one answer: the more series, the shorter the stretch, so that memory stays bounded."""
 
 
 @dataclass(frozen=True, slots=True)

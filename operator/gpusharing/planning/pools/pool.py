@@ -149,7 +149,7 @@ class Selection:
     verdicts: Mapping[str, Verdict]
     """By node: of all candidates."""
     claims: Mapping[str, Claim]
-    """By node: the slots that those take which start."""
+    """By node, for those that start: the slot that each takes."""
     looks: Mapping[str, Look]
     """What is to be remembered of blocked candidates."""
 
@@ -213,7 +213,7 @@ class Room:
     room: int
     """Now, not counting newcomers."""
     most: int
-    """At the same time, at whatever moment; not counting newcomers."""
+    """The most that can ever start together, not counting newcomers."""
     cap: int
     """Now, including newcomers."""
     full: Finding

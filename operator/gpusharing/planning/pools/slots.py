@@ -54,8 +54,8 @@ def share(
 
 def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim | None) -> Claim:
     """The slot of a node with our fence. Where this pass takes the node past its point of no return, the claim says so
-    first: if the Node goes a moment later, nobody else knows (docs/adr/0044-what-was-seen-is-written-down.md). Who
-    decides that again after a crash finds it said."""
+    first: if the Node goes a moment later, nobody else knows (docs/adr/0044-what-was-seen-is-written-down.md). A
+    successor that decides it again after a crash finds that record."""
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)

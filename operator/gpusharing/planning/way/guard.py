@@ -1,5 +1,5 @@
-"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on. So it is
-with a policy: all of its nodes show it, and those of other policies go on.
+"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on. The same
+goes for a policy: all of its nodes show it, and those of other policies go on.
 
 Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this catches only faults in one of them.
 Without it the process would end, restart, and meet the same object again.

@@ -178,7 +178,7 @@ def judge_facts(given: Surroundings, *, now: datetime) -> Judged:
 
 
 def find_models(facts: Iterable[NodeFacts]) -> dict[str, GpuView]:
-    """One GPU of each card model in the cluster, with what most nodes say that it offers.
+    """One GPU of each card model in the cluster, with the profiles that most nodes report.
 
     NVIDIA's well-known names mean the same on every node, so no single report decides. In a tie the first counts.
     """
