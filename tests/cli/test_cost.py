@@ -91,7 +91,7 @@ def test_a_selector_changes_nothing_where_everything_matches_and_finds_nothing_e
 
 def test_a_tenant_alone_is_no_bill(desk: Desk, fake: FakePrometheus) -> None:
     told = wrong(desk, "--prometheus", fake.url, "--selector", 'namespace="team-a"')
-    assert '--selector namespace="team-a": only some of a bill\'s series have the label namespace' in told
+    assert '--selector namespace="team-a": only some series of a bill have the label namespace' in told
     assert fake.paths == []
 
 

@@ -108,8 +108,8 @@ def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
 def test_a_part_of_a_bill_is_refused_with_what_may_be_chosen(label: str, matcher: str) -> None:
     with pytest.raises(Trouble) as refused:
         wish_of(typed("--selector", matcher.format(label)), 1_790_000_000.0)
-    assert f"only some of a bill's series have the label {label}," in str(refused.value)
-    assert 'such as policy="pool-a"' in str(refused.value)
+    assert f"only some series of a bill have the label {label}," in str(refused.value)
+    assert 'such as cluster="east"' in str(refused.value)
 
 
 def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:

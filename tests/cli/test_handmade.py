@@ -129,7 +129,10 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
         "when you name an entry that has this layout",
     ),
     "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
-    "an entry that cannot be read": ({"entry": "["}, "ConfigMap time-slicing-config has no such entry"),
+    "an entry that cannot be read": (
+        {"entry": "["},
+        "ConfigMap time-slicing-config has no readable entry of that name",
+    ),
 }
 
 

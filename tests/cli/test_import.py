@@ -196,7 +196,7 @@ BROKEN: dict[str, tuple[Mapping[str, str | None], str]] = {
     "a label that names no entry": (
         {PLUGIN: "ts-8"},
         "its device plugin is configured to use entry ts-8, but ConfigMap time-slicing-config-fine has no"
-        " such entry",
+        " readable entry of that name",
     ),
     "labels of GFD that say something else": (
         {"nvidia.com/gpu.replicas": "3"},

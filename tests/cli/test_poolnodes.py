@@ -158,8 +158,8 @@ def test_a_negated_label_that_nobody_exports_matches_every_node_and_it_says_so(
     fake: FakePrometheus, selector: str
 ) -> None:
     (remark,) = (one for one in of_metrics(fake, selector).data["remarks"] if "label zone" in one)
-    assert remark.startswith("Prometheus knows no node with the label zone, so that -l")
-    assert "leaves out none by it" in remark
+    assert remark.startswith("Prometheus knows no node with the label zone, so that part of -l")
+    assert "excludes no node: either" in remark
     assert "--metric-labels-allowlist=nodes=[" in remark
 
 

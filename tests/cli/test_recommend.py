@@ -202,7 +202,7 @@ def test_an_instance_whose_compute_is_full_is_said_to_hold_its_pods_back(fake: F
         said = " ".join(told(fake, "-v").out.split())
         assert (doubt in said) == held_back
         assert (
-            "compute was full in 100% of the hours, with the 29% of the card that its 2g.20gb has at most"
+            "in 100% of the hours it used all the compute of its 2g.20gb (29% of the card); how much more"
             in said
         ) == held_back
         (one,) = told(fake, "-o", "json").data["workloads"]

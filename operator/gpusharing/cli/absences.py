@@ -53,8 +53,8 @@ def describe_absences(found: dict[str, float]) -> list[str]:
         return []
     told = some([f"{node or 'a node'} ({_length(seconds)})" for node, seconds in sorted(found.items())])
     return [
-        f"Prometheus has no samples of {told} from within the window, but has some from before and after that: where"
-        " the agent began anew, what its GPUs did meanwhile is billed to nobody"
+        f"Prometheus has no samples of {told} in a gap of the window, but has some from before and after it: if the"
+        " agent restarted in the gap, some or all of that time is billed to nobody"
     ]
 
 

@@ -61,9 +61,13 @@ def find_handmade(
     config = effective_plugin_config(node, stack)
     if config is None:
         entry, where = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack), plugin_map
-        held = f"ConfigMap {where} has no such entry" if where else "ClusterPolicy names no ConfigMap for it"
+        held = (
+            f"ConfigMap {where} has no readable entry of that name"
+            if where
+            else "ClusterPolicy names no ConfigMap for it"
+        )
         return (
-            f"its device plugin is configured to use entry {entry}, but {held} that can be read: the node"
+            f"its device plugin is configured to use entry {entry}, but {held}: the node"
             f" loses its GPUs when the plugin restarts. Add the entry, or run: kubectl label node {node.name}"
             f" {names.LABEL_PLUGIN_CONFIG}-"
         )

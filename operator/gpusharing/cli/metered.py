@@ -317,9 +317,9 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
             f", and {one} ({', '.join(differ[one][:5])})" for one in sorted(differ) if one != label
         )
         raise Trouble(
-            f"{twice}{others}, and more than one of them was scraped at a time, as when two agents run there or one"
-            " is scraped at two addresses. End one of the scrapes, and ask for a time after that, such as --window"
-            " 1d: an agent that restarts may change these labels, so they choose no series"
+            f"{twice}{others}, and several were scraped at the same time, as when two agents run there or one is"
+            " scraped at two addresses. Stop one, then ask for a window that begins later, such as --window 1d. Do not"
+            " select by these labels: they may change when an agent restarts"
         )
     if label in OF_PARTS:
         raise Trouble(

@@ -21,7 +21,7 @@ _PRICES = (
     (POLICY_METRIC, f"{POLICY}, currency", ""),
     (PRODUCT_METRIC, "product, currency", ""),
 )
-"""Each with the labels of a price, and which values count: OpenCost's 0 is what it does not know."""
+"""Each with the labels of a price, and which values count: OpenCost writes 0 for a price it does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ def refuse_parts(selector: str) -> None:
     for label in labels_of(selector):
         if label in OF_PARTS:
             raise Trouble(
-                f"--selector {selector}: only some of a bill's series have the label {label}, so that what is chosen by"
-                " it would not add up; choose by policy, node, job, or a label that your Prometheus adds, such as"
-                ' policy="pool-a"; tenants and resources have a row each'
+                f"--selector {selector}: only some series of a bill have the label {label}, so the parts would not add"
+                " up. Select by policy, node, job, or a label that your Prometheus adds, such as"
+                ' cluster="east"; every tenant and resource has its own row anyway'
             )
 
 

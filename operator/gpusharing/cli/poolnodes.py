@@ -99,7 +99,7 @@ def whole_fleet(card: str) -> NodeScope:
 
 
 def narrowed(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
-    """With a selector for no other nodes than the `nodes` that have GPUs of `card` (empty: all models), and
+    """The scope, its selector narrowed to the `nodes` that have GPUs of `card` (empty: all models, and it stays), and
     remarks. Raises Trouble where a policy that is there selects others too: it has one layout for all its nodes."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
     if others < 1:
@@ -210,8 +210,8 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
             " --prometheus, so that the cluster is asked"
         )
     remarks = tuple(
-        f"Prometheus knows no node with the label {key}, so that -l {typed.pool} leaves out none by it: either no node"
-        f" has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
+        f"Prometheus knows no node with the label {key}, so that part of -l {typed.pool} excludes no node: either no"
+        f" node has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
         for key in unseen
     )
     nodes = frozenset(

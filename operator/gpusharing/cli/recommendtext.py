@@ -258,8 +258,8 @@ def _held_back(need: Need, paper: Paper) -> Iterator[Line]:
     if Doubt.HELD_BACK in need.doubts and need.full is not None:
         holds = need.history.holds
         told = (
-            f"compute was full in {need.full:.0%} of the hours, with the {float(holds.compute):.0%} of the card that"
-            f" its {now_of(need.history)} has at most: how much more it would take is unknown"
+            f"in {need.full:.0%} of the hours it used all the compute of its {now_of(need.history)}"
+            f" ({float(holds.compute):.0%} of the card); how much more it would use is unknown"
         )
         yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
 

@@ -79,8 +79,8 @@ class PolicyCache:
             version = page.resource_version
         if newer(at_least, version):
             raise Unavailable(
-                f"the API server answered with a state (resourceVersion {version}) from before one that it has"
-                f" shown already ({at_least})"
+                f"the API server answered with an older state (resourceVersion {version}) than one it has already"
+                f" shown ({at_least})"
             )
         self._reached(version)
         return listed

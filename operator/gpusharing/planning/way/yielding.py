@@ -35,7 +35,7 @@ def yielded(case: FencedCase) -> Verdict:
         return replace(waiting, deadline=None)
     message = f"nobody else works on {case.node.name} any more; it is given back as it was"
     if case.node.foreign:
-        message = f"our cordon is not on {case.node.name} any more; the rest is {case.node.foreign}'s"
+        message = f"our cordon on {case.node.name} is gone; what happens next is up to {case.node.foreign}"
     verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)
     return verdict.then(
         Release(
