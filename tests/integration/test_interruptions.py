@@ -53,6 +53,23 @@ def test_a_pause_that_holds_keeps_the_node_as_it_is_until_it_ends(product: Produ
         pool.wait_synced()
 
 
+def test_a_pause_that_finishes_ends_what_has_begun_and_starts_nothing_else(product: Product) -> None:
+    with product.pool(L40S, L40S) as pool:
+        first, second = pool.nodes
+        skip = {"metadata": {"labels": {names.LABEL_SKIP: "true"}}}
+        pool.api.merge_patch(f"{NODES}/{second}", skip)
+        with a_pod_that_never_ends(pool):
+            draining(pool)
+            pool.apply(paused("Finish"))
+            pool.api.merge_patch(f"{NODES}/{second}", {"metadata": {"labels": {names.LABEL_SKIP: None}}})
+            pool.wait_phase("Pending", "Paused", second)
+            assert pool.transition(first)["phase"] == "Draining"
+        pool.wait_phase("Synced", name=first)
+        assert not pool.fence(second)
+        pool.apply({**SLICED, **EVICT})
+        pool.wait_synced()
+
+
 def test_a_pause_that_aborts_gives_the_node_back_and_the_next_start_is_not_put_off(product: Product) -> None:
     with product.pool(L40S) as pool:
         with a_pod_that_never_ends(pool):

@@ -143,3 +143,33 @@ def test_a_key_that_the_admin_named_keeps_the_operator_away(
         assert product.writes("nodes", node) == []
         product.api.merge_patch(f"{NODES}/{node}", lift)
         pool.wait_synced()
+
+
+NEIGHBOURS: dict[str, tuple[Object, str]] = {
+    "kured": ({"annotations": {"weave.works/kured-reboot-in-progress": "2026-11-24"}}, "kured reboot"),
+    "NVSentinel": ({"labels": {"dgxc.nvidia.com/nvsentinel-state": "draining"}}, "NVIDIA NVSentinel"),
+    "MCO": (
+        {"annotations": {"machineconfiguration.openshift.io/desiredDrain": "drain-a"}},
+        "OpenShift machine-config-operator",
+    ),
+    "SR-IOV": ({"annotations": {"sriovnetwork.openshift.io/state": "Draining"}}, "SR-IOV network operator"),
+}
+"""By whom: the mark that it sets on a Node, and its name for people."""
+
+
+@pytest.mark.parametrize("who", NEIGHBOURS)
+def test_whoever_marks_a_node_has_it_and_keeps_its_mark(product: Product, who: str) -> None:
+    metadata, name = NEIGHBOURS[who]
+    lifted = {kind: dict.fromkeys(keys) for kind, keys in metadata.items()}
+    with product.pool() as pool:
+        path = f"{NODES}/{pool.nodes[0]}"
+        product.api.merge_patch(path, {"metadata": metadata})
+        pool.apply(SLICED)
+        message = pool.wait_phase("Blocked", "ForeignMaintenance")
+        assert message.startswith(f"{name} works on {pool.nodes[0]}")
+        assert product.writes("nodes", pool.nodes[0]) == []
+        kept = pool.node()["metadata"]
+        for kind, keys in metadata.items():
+            assert keys.items() <= kept[kind].items()
+        product.api.merge_patch(path, {"metadata": lifted})
+        pool.wait_synced()

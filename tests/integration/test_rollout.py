@@ -47,6 +47,16 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
         assert pool.summary()["nextWindow"].startswith("open until ")
 
 
+def test_a_blackout_closes_what_is_open_otherwise(product: Product) -> None:
+    with product.pool(L40S) as pool:
+        since = product.mark()
+        pool.apply(rolled(windows=[in_hours(-1)], blackouts=[in_hours(-1)]))
+        pool.wait_phase("Pending", "WindowClosed")
+        assert product.writes("nodes", pool.nodes[0], since) == []
+        pool.apply(rolled(windows=[in_hours(-1)], blackouts=[in_hours(3)]))
+        pool.wait_synced()
+
+
 def test_a_zone_that_does_not_exist_keeps_its_policy_closed_and_no_other(product: Product) -> None:
     with product.pool(L40S) as wrong, product.pool(L40S) as right:
         wrong.apply(rolled(windows=[{**in_hours(-1), "timeZone": "Mars/Olympus"}]))

@@ -111,3 +111,13 @@ def test_operands_that_do_not_tolerate_it_are_named_with_a_command_that_mends_it
         product.api.merge_patch(CLUSTER_POLICY, json.loads(command))
         pool.wait_synced()
         assert GATE["key"] not in taints(pool, name)
+
+
+def test_without_a_policy_the_taint_stays_and_nothing_is_written_to_the_node(product: Product) -> None:
+    prepare(product)
+    with product.pool(empty=True) as pool:
+        name = join(pool)
+        message = pool.wait_phase("Skipped", "Unowned", name)
+        assert "gpusharing.dev/unproven" in message
+        assert GATE["key"] in taints(pool, name)
+        assert product.writes("nodes", name) == []

@@ -95,6 +95,44 @@ def test_a_job_that_runs_too_long_goes_on_and_the_node_is_given_back(product: Pr
         assert sum(evicted(product, since).values()) == 1
 
 
+def test_a_job_that_may_never_be_hurried_is_waited_for_without_a_deadline(product: Product) -> None:
+    with product.pool(H100) as pool:
+        job(pool)
+        pool.wait(lambda: bool(pods_of_job(pool)), "the Job's pod")
+        name = pods_of_job(pool)[0]["metadata"]["name"]
+        since = product.mark()
+        pool.apply({**SLICED, "drain": {"timeout": "2s", "jobs": {"timeout": "Never"}}})
+        pool.wait_phase("WaitingForJobs", "JobsRunning")
+        pool.wait(lambda: pool.fence().get("jobs") is True, "the wait for jobs to begin")
+        pool.wait(lambda: pool.transition().get("deadline") == "never", "no deadline", pool.transition)
+        product.api.merge_patch(f"{PODS}/{name}/status", {"status": {"phase": "Succeeded"}})
+        pool.wait_synced()
+        assert evicted(product, since) == {}
+
+
+def test_pods_of_a_lower_order_are_gone_before_the_next_are_asked_to_leave(product: Product) -> None:
+    with product.pool(H100) as pool:
+        node = pool.nodes[0]
+        slow = f"{pool.name}-slow"
+        metadata = {
+            "name": slow,
+            "labels": {"order": "first"},
+            "annotations": {"simulate.gpusharing.dev/stop": "never"},
+        }
+        pool.create(PODS, {"metadata": metadata, "spec": pod_spec(node)})
+        pool.wait(lambda: product.api.get(f"{PODS}/{slow}")["status"]["phase"] == "Running", "the slow pod")
+        (other,) = Workload(pool, node, 1).wait_running(1)
+        first = {"podSelector": {"matchLabels": {"order": "first"}}, "behavior": "Evict", "order": -1}
+        since = product.mark()
+        pool.apply({**SLICED, "drain": {"rules": [first]}})
+        pool.wait(lambda: evicted(product, since), "the first to be asked")
+        pool.wait_phase("Draining")
+        assert evicted(product, since) == {f"default/{slow}": 1}
+        product.api.delete(f"{PODS}/{slow}", {"gracePeriodSeconds": 0})
+        pool.wait_synced()
+        assert evicted(product, since) == {f"default/{slow}": 1, f"default/{other}": 1}
+
+
 def test_rules_by_namespace_and_label_decide_in_their_order(product: Product) -> None:
     with product.pool(H100) as pool:
         node = pool.nodes[0]
