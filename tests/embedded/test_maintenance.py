@@ -33,6 +33,8 @@ KINDS: dict[str, tuple[Resource, JSON, str]] = {
         "NVIDIA NodeMaintenance ops/nm for fabric.example.com",
     ),
 }
+CHOSEN: JSON = {"conditions": [{"type": "Ready", "status": "False", "reason": "Scheduled"}]}
+"""Of NVIDIA's: until then many may wait. medik8s begins at once."""
 kinds = pytest.mark.parametrize(("resource", "obj", "who"), KINDS.values(), ids=KINDS.keys())
 
 
@@ -58,7 +60,7 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
         assert (transition["phase"], transition["message"]) == (
             "Blocked",
-            f"{who} works on gpu-1; waiting until it is done",
+            f"{who} {'waits for' if resource is NVIDIA_MAINTENANCES else 'works on'} gpu-1; waiting until it is done",
         )
         await scene.phase("gpu-2", "Synced")
         assert scene.node_writes()["gpu-1"] == 0
@@ -73,10 +75,8 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
 async def test_a_node_that_is_to_be_maintained_uses_up_the_budget_before_anybody_cordons_it(
     resource: Resource, obj: JSON, who: str
 ) -> None:
-    """One of NVIDIA's is chosen first: until then many may wait."""
-    chosen = {"conditions": [{"type": "Ready", "status": "False", "reason": "Scheduled"}]}
     async with open_scene(*nodes(2)) as scene:
-        begin(scene, resource, {**obj, "status": chosen})
+        begin(scene, resource, {**obj, "status": CHOSEN})
         scene.apply(SLICED, rollout=at_once(1))
         await scene.reason("gpu-2", "BudgetFull")
         assert scene.node_writes() == {}, who
@@ -102,7 +102,7 @@ async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1")
-        begin(scene, resource, obj)
+        begin(scene, resource, {**obj, "status": CHOSEN})
         await scene.fenced("gpu-1", "yielded", 10)
         assert scene.cordoned("gpu-1")
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
@@ -122,7 +122,7 @@ async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_co
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1", "actuating")
-        begin(scene, resource, obj)
+        begin(scene, resource, {**obj, "status": CHOSEN})
         await scene.ready()
         assert scene.cordoned("gpu-1")
         assert scene.transition("gpu-1")["cordon"] == "foreign"
@@ -130,6 +130,19 @@ async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_co
         end(scene, resource, obj)
         await scene.e.until(lambda: not scene.transition("gpu-1")["cordon"], "no cordon of anybody", 60)
         assert scene.node_writes(mark)["gpu-1"] == 0, who
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+@virtually
+async def test_one_that_is_not_chosen_yet_waits_for_the_change_and_keeps_no_cordon(stage: str) -> None:
+    """There is one for every node of an upgrade, and most wait for days."""
+    resource, obj, _ = KINDS["NVIDIA"]
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1", stage)
+        begin(scene, resource, obj)
+        await scene.ready()
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually

@@ -164,6 +164,12 @@ def test_the_node_is_given_back_with_its_cordon(node: dict[str, Any]) -> None:
     assert (verdict.reason, only(verdict).uncordon) == (Reason.CORDON_KEPT, False)
 
 
+def test_who_only_waits_for_its_turn_keeps_no_cordon() -> None:
+    queued = {"foreign": "driver upgrade", "foreign_waits": True, "foreign_queued": True}
+    verdict = after_pnr(changing(node=queued))
+    assert (verdict.reason, only(verdict).uncordon) == (Reason.SYNCED, True)
+
+
 def test_a_node_that_is_not_ready_is_not_given_back() -> None:
     verdict = after_pnr(changing(node={"ready": False}))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.VERIFYING, Reason.NODE_NOT_READY, ())
