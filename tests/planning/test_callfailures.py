@@ -18,9 +18,10 @@ from gpusharing.planning.snapshot.actions import (
     FenceNode,
     Release,
     RestartOperand,
+    SetClaims,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
+from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events
 from gpusharing.planning.way.callverdicts import Failing, is_moot, named
@@ -130,6 +131,26 @@ def test_a_fence_that_may_stand_though_its_call_failed_takes_the_room_of_another
     ]
     assert begun == (["gpu-08"] if starts else [])
     assert plan.pools["pool-b"].used == (0 if starts else 1)
+
+
+LISTING = "the policies cannot be listed: forbidden"
+
+
+@pytest.mark.parametrize(
+    ("tries", "reason"), [(0, Reason.PROGRESSING), (1, Reason.PROGRESSING), (2, Reason.CALL_FAILED)]
+)
+def test_while_the_policies_may_be_old_nothing_starts_or_takes_a_slot_and_it_says_so(
+    tries: int, reason: Reason
+) -> None:
+    snapshot = make_snapshot([make_node("gpu-07")], [make_policy()], work={"gpu-07": make_work()})
+    begins = plan_rollout(snapshot, NOW)
+    assert begins.verdicts["gpu-07"].phase is Phase.CORDONED
+    failures = {POLICIES: CallFailure(LISTING, at(8), tries)} if tries else {}
+    plan = plan_rollout(replace(snapshot, policies_error=LISTING, call_failures=failures), NOW)
+    verdict = plan.verdicts["gpu-07"]
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, reason, ())
+    assert verdict.message == f"{LISTING}; no node starts meanwhile"
+    assert not [action for action in plan.shared if isinstance(action, SetClaims)]
 
 
 def test_the_plan_itself_names_the_node_whose_calls_fail() -> None:

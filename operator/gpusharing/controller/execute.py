@@ -167,8 +167,7 @@ class Executor:
         self.evictor.forget(snapshot)
         self._forget_failures(plan)
         blocked = await self._shared(plan.shared, snapshot, outcome)
-        if snapshot.policies_error:
-            blocked.add("*")
+        blocked |= {"*"} if snapshot.policies_error else set()
         due = {
             v.node: v.actions
             for v in plan.verdicts.values()
@@ -198,15 +197,20 @@ class Executor:
                 self._worked(subject)
 
     async def _shared(
-        self, actions: Iterable[Action], snapshot: ClusterSnapshot, outcome: Outcome
+        self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return."""
+        """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return.
+
+        A refused write of the ConfigMaps holds nobody up: a node begins when its own entries are delivered (PROPAGATION
+        in `way/gates.py`). One that is under way may still take an entry away that somebody wants by now.
+        """
         blocked: set[str] = set()
-        actions = tuple(actions)
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.write_error = ""
         for action in actions:
-            if not await self._shared_one(action, snapshot, outcome) and not isinstance(action, SetPointers):
+            if await self._shared_one(action, snapshot, outcome) or isinstance(action, SetPointers):
+                continue
+            if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
                 blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
                 blocked.add(subject_of(action))
         return blocked

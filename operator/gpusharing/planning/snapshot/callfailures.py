@@ -17,9 +17,11 @@ LASTING = 2
 
 
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
-"""Subjects of failures that are not about a node: no fence is written before these writes succeed."""
+"""Subjects of failures that are not about a node: no fence is written before claims are, or while ConfigMaps are."""
 CLUSTER_POLICY = "pointers of ClusterPolicy"
 """The same, and no fence waits for it."""
+POLICIES = "list of policies"
+"""What is planned may be out of date: no node starts before it succeeds."""
 
 
 def policy_subject(policy: str) -> str:

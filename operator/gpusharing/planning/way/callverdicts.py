@@ -6,7 +6,7 @@ from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, policy_subject
+from gpusharing.planning.snapshot.callfailures import CLAIMS, POLICIES, CallFailure, policy_subject
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.members import Member
@@ -117,6 +117,27 @@ class Failing:
             if verdict.phase is Phase.FAILED:
                 late[node] = replace(member, verdict=_noted(verdict, member.node, self.now))
         return {**members, **late} if late else members
+
+    def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
+        """The verdicts, in which nothing starts. `why`: the policies may have changed meanwhile."""
+        failure = self.failures.get(POLICIES)
+        told = {}
+        for node, verdict in verdicts.items():
+            if not any(isinstance(action, FenceNode) for action in verdict.actions):
+                told[node] = verdict
+                continue
+            waits = replace(
+                verdict,
+                phase=Phase.PENDING,
+                reason=Reason.PROGRESSING,
+                message=f"{why}; no node starts meanwhile",
+            )
+            waits = replace(waits, actions=(), deadline=None, wake=None)
+            if failure is not None and failure.lasts:
+                blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
+                waits = replace(waits, reason=Reason.CALL_FAILED, blockers=(*verdict.blockers, blocker))
+            told[node] = waits
+        return told
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
         """Put the words of the server into the verdicts."""
