@@ -6,9 +6,10 @@ from datetime import timedelta
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, open_scene, pdb
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     JSON,
@@ -210,3 +211,20 @@ async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight
         scene.e.cluster.delete(PDBS, "keep", "default")
         await scene.ready(seconds=HOUR)
         assert scene.node_writes(before)["gpu-1"] == 2, "the point of no return and the release"
+
+
+@virtually
+async def test_a_cluster_policy_that_is_gone_for_a_moment_fails_no_node_past_the_point_of_no_return() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED, rollout=at_once(1))
+        name = await scene.any_fenced("actuating")
+        state = names.LABEL_MIG_STATE
+        await scene.e.until(lambda: scene.labels(name).get(state) == "success", "mig-manager's success", HOUR)
+        scene.e.cluster.delete(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])
+        await scene.reason(name, "ClusterPolicyMissing", seconds=5)
+        await asyncio.sleep(5)
+        assert scene.transition(name)["phase"] == "Verifying"
+        scene.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+        await scene.ready(seconds=HOUR)
+        shown = scene.transition(name)["history"]
+        assert ("Failed", "ClusterPolicyMissing") not in [(one["phase"], one["reason"]) for one in shown]

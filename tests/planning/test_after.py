@@ -197,6 +197,16 @@ def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
     assert ": Error creating GPU instance: ERROR_IN_USE. The node stays cordoned" in told
 
 
+def test_an_obstacle_that_may_be_gone_in_a_moment_fails_no_node_before_its_deadline() -> None:
+    """Whatever deploys the GPU Operator may take the ClusterPolicy away and bring it back."""
+    stack = make_stack(MIXED, cluster_policy=None)
+    verdict = after_pnr(changing(stack=stack))
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING, Reason.CLUSTER_POLICY_MISSING)
+    assert verdict.wake == FENCE.deadline
+    late = after_pnr(changing(stack=stack, now=2400))
+    assert (late.phase, late.reason) == (Phase.FAILED, Reason.CLUSTER_POLICY_MISSING)
+
+
 def test_a_proof_that_never_comes_fails_the_node() -> None:
     verdict = after_pnr(changing(now=2400, node={"resources": {}}))
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.ALLOCATABLE_MISMATCH)
