@@ -10,6 +10,7 @@ from tests.planning.cases import make_member
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -25,7 +26,7 @@ from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, fai
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events
 from gpusharing.planning.way.callverdicts import Failing, is_moot, named
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.words.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -90,6 +91,26 @@ def test_a_step_that_cannot_be_taken_after_the_point_of_no_return_fails_the_node
     assert named(moving, LASTING, at(4)).phase is Phase.RECONFIGURING
     assert named(moving, LASTING, at(5)).phase is phase
     assert named(moving, replace(LASTING, tries=1), at(5)).phase is Phase.RECONFIGURING
+
+
+def test_a_release_that_is_refused_for_ever_has_no_end_that_is_long_past() -> None:
+    leaving = replace(PENDING, phase=Phase.ABORTING, deadline=at(-9000)).then(RELEASE)
+    assert named(leaving, LASTING, NOW).deadline is None
+    assert named(leaving, replace(LASTING, tries=1), NOW) == replace(leaving, wake=at(8))
+
+
+@pytest.mark.parametrize(("tries", "reason"), [(5, Reason.SETTLING), (6, Reason.CALL_FAILED)])
+def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itself(
+    tries: int, reason: Reason
+) -> None:
+    """Nodes that wait for its slot name it, and a gang does not wait for more room."""
+    moving = replace(PENDING, phase=Phase.ABORTING, reason=Reason.SETTLING).then(RELEASE)
+    stuck = {"gpu-07": replace(LASTING, tries=tries)}
+    found = Failing(stuck, {}, NOW).find_late({"gpu-07": find_member(moving, RELEASE.node, None)})
+    assert found["gpu-07"].verdict.reason is reason
+    pool = Pool(make_policy())
+    pool.count(found["gpu-07"])
+    assert (pool.moving, len(pool.keepers)) == ((1, 0) if tries == 5 else (0, 1))
 
 
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:

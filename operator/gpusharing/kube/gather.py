@@ -145,7 +145,7 @@ class Gatherer:
             pending=dict(self.pending),
             drifting_since=dict(self.drifting_since),
             at_work_since=self._look_for_work(now),
-            call_failures=self.failures | self._listing,
+            call_failures={**self.failures, **self._listing},
             looks=self.looks,
             previews=self.previews,
             settings=self.settings,
