@@ -167,7 +167,8 @@ class Executor:
         self.evictor.forget(snapshot)
         self._forget_failures(plan)
         blocked = await self._shared(plan.shared, snapshot, outcome)
-        blocked |= {"*"} if snapshot.policies_error else set()
+        if snapshot.policies_error:
+            blocked.add("*")
         due = {
             v.node: v.actions
             for v in plan.verdicts.values()
@@ -201,8 +202,7 @@ class Executor:
     ) -> set[str]:
         """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return.
 
-        A refused write of the ConfigMaps holds nobody up: a node begins when its own entries are delivered (PROPAGATION
-        in `way/gates.py`). One that is under way may still take an entry away that somebody wants by now.
+        A refused entry keeps its own nodes away (`way/gates.py`, PROPAGATION); a write under way may take one away.
         """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
