@@ -173,14 +173,12 @@ async def test_a_refused_write_of_the_configuration_holds_up_no_node_that_has_it
     """The planner starts none that has not."""
     stage = Executing()
     stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
-    write = WriteConfig({"k": "version: v1"}, "")
-    outcome = await stage.run(stage.fence(), shared=(write,))
+    outcome = await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert list(outcome.surprises) == ["our ConfigMaps"]
     assert stage.view("gpu-07").fence is not None
 
 
 async def test_while_the_configuration_is_being_written_no_node_is_fenced() -> None:
-    """The write may take an entry away that somebody has wanted again since."""
     stage = Executing()
     stage.executor.crew.busy.add("our ConfigMaps")
     await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))

@@ -151,11 +151,6 @@ def neighbour(world: World, name: str) -> bool:
     return change(world, name, neighbour_marks=before | {mark})
 
 
-def maintained(world: World, name: str) -> bool:
-    """A tool cordons and marks a node that nobody else cordoned."""
-    return cordon(world, name) and marked("kured")(world, name)
-
-
 def written(key: str, value: str | None) -> Deed:
     """One of NVIDIA's labels is overwritten or stripped."""
 
@@ -176,7 +171,9 @@ TOOLS: Mapping[str, Deed] = {
     "a driver upgrade waits for its turn": announced,
     "the foreign marker goes": marked(""),
     "a neighbour sets a mark that we set too": neighbour,
-    "a tool cordons and marks the node": maintained,
+    "a tool cordons and marks the node": lambda world, name: (
+        cordon(world, name) and marked("kured")(world, name)
+    ),
     "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),
     "a tool strips mig.config": written(names.LABEL_MIG_CONFIG, None),
     "a tool strips mig.config.state": written(names.LABEL_MIG_STATE, None),
