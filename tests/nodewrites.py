@@ -30,6 +30,7 @@ OUR_ANNOTATIONS = {
     names.ANNOTATION_FENCE,
     names.ANNOTATION_DEFERRED,
     names.ANNOTATION_VERIFIED,
+    names.ANNOTATION_UPGRADE_CORDONED,
 }
 MARKS = {names.LABEL_MODE, names.LABEL_POLICY}
 """Labels of an unconditional write: nobody else owns them."""
@@ -44,7 +45,7 @@ FOREIGN_PREFIXES = (
     "nodewright.nvidia.com/runtimeRequiredCordon",
 )
 FOREIGN_STATES = {
-    names.LABEL_UPGRADE_STATE: ("", "upgrade-done"),
+    names.LABEL_UPGRADE_STATE: ("", "upgrade-done", "upgrade-required", "node-maintenance-required"),
     "sriovnetwork.openshift.io/state": ("Idle",),
     "dgxc.nvidia.com/nvsentinel-state": ("",),
 }

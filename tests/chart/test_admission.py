@@ -21,6 +21,8 @@ from tests.chart.cluster import (
 )
 from tests.chart.rbac import USERS, RoleGrant, golden
 
+from gpusharing.api import names
+
 pytestmark = pytest.mark.cluster
 
 ADMISSION = "ValidatingAdmissionPolicy"
@@ -270,6 +272,17 @@ def test_of_two_taints_on_a_node_the_operator_may_remove_the_start_up_taint_with
         installed.admin.merge_patch(path, {"spec": {"taints": None}})
 
 
+def test_the_operator_may_take_away_what_the_driver_upgrade_remembers_of_its_cordon(
+    installed: Installed, operator: Api
+) -> None:
+    path, key = f"{NODES}/{installed.node_a}", names.ANNOTATION_UPGRADE_CORDONED
+    installed.admin.merge_patch(path, {"metadata": {"annotations": {key: "true"}}})
+    try:
+        assert dry(operator, path, {"metadata": {"annotations": {key: None}}}) == 200
+    finally:
+        installed.admin.merge_patch(path, {"metadata": {"annotations": {key: None}}})
+
+
 OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     "a label outside its list": (
         {"metadata": {"labels": {"node-restriction.kubernetes.io/team": "x"}}},
@@ -286,6 +299,10 @@ OPERATOR_NODE_FORBIDDEN: dict[str, tuple[dict[str, Any], str]] = {
     "an annotation outside its prefix": (
         {"metadata": {"annotations": {"example.test/x": "y"}}},
         "cluster-autoscaler.kubernetes.io/scale-down-disabled, not example.test/x",
+    ),
+    "what the driver upgrade remembers, made up": (
+        {"metadata": {"annotations": {names.ANNOTATION_UPGRADE_CORDONED: "true"}}},
+        f"scale-down-disabled, not {names.ANNOTATION_UPGRADE_CORDONED}",
     ),
     "a taint": (
         {"spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]}},

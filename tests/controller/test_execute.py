@@ -169,12 +169,20 @@ async def test_while_the_policies_may_be_old_no_node_is_fenced_and_everything_el
     assert "gpu-07" in stage.executor.evictions
 
 
-async def test_without_its_configuration_no_node_is_fenced() -> None:
+async def test_a_refused_write_of_the_configuration_holds_up_no_node_that_has_its_own() -> None:
+    """The planner starts none that has not."""
     stage = Executing()
-    stage.cluster.faults.fail("patch", CONFIG_MAPS, Forbidden("may not patch configmaps"))
+    stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
     outcome = await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert list(outcome.surprises) == ["our ConfigMaps"]
-    assert stage.patches() == 0
+    assert stage.view("gpu-07").fence is not None
+
+
+async def test_while_the_configuration_is_being_written_no_node_is_fenced() -> None:
+    stage = Executing()
+    stage.executor.crew.busy.add("our ConfigMaps")
+    await stage.run(stage.fence(), shared=(WriteConfig({"k": "version: v1"}, ""),))
+    assert stage.view("gpu-07").fence is None
 
 
 async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:

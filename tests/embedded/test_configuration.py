@@ -9,20 +9,56 @@ from typing import Any
 import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON
-from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, LEASES, NODES, POLICIES
+from gpusharing.kube.errors import Forbidden, Invalid
 
 PLUGIN, MIG, SPACE = "gpusharing-device-plugin", "gpusharing-mig-parted", "gpu-operator"
 PROPAGATION = timedelta(seconds=120)
 HALVES = "[{devices: all, mig-enabled: true, mig-devices: {3g.40gb: 2}}]"
 OLD: JSON = {"mode": "MIG", "mig": {"strategy": "single", "layouts": [{"profiles": {"1g.10gb": 7}}]}}
 WHOLE = "[{devices: all, mig-enabled: false}]"
+
+
+@virtually
+async def test_an_entry_that_is_refused_holds_up_only_the_policy_that_wants_it() -> None:
+    async with open_scene(node("gpu-b", pool="b"), node("gpu-c", pool="c")) as scene:
+        scene.apply(FULL, name="pool-b", pool="b")
+        scene.apply(SLICED, name="pool-c", pool="c")
+        await scene.ready("pool-b", "pool-c")
+        refusal = Invalid("etcd: request is too large")
+        scene.e.cluster.faults.fail("patch", CONFIG_MAPS, refusal, times=EVER)
+        scene.apply({"mode": "TimeSlicing", "timeSlicing": {"replicas": 8}}, name="pool-b", pool="b")
+        await scene.reason("gpu-b", "ConfigNotWritten")
+        scene.e.cluster.add(NODES, node("gpu-d", pool="c"))
+        await scene.phase("gpu-d", "Synced")
+        assert scene.transition("gpu-b")["reason"] == "ConfigNotWritten"
+
+
+@virtually
+async def test_while_the_policies_cannot_be_listed_a_node_that_would_start_says_so_and_takes_no_slot() -> (
+    None
+):
+    async with open_scene(node("gpu-c", pool="c")) as scene:
+        scene.apply(SLICED, name="pool-c", pool="c")
+        await scene.ready("pool-c")
+        refusal = Forbidden("may not list gpusharingpolicies")
+        scene.e.cluster.faults.fail("list", POLICIES, refusal, identity="operator", times=EVER)
+        await asyncio.sleep(1500)
+        scene.e.cluster.add(NODES, node("gpu-d", pool="c"))
+        shown = await scene.reason("gpu-d", "CallFailed")
+        assert shown["phase"] == "Pending"
+        assert "the policies cannot be listed: may not list gpusharingpolicies" in shown["message"]
+        annotations = [
+            lease["metadata"].get("annotations") or {} for lease in scene.e.cluster.objects(LEASES)
+        ]
+        assert "gpu-d" not in str(annotations)
 
 
 def config_map(scene: Scene, name: str) -> JSON:

@@ -6,9 +6,10 @@ from datetime import timedelta
 import pytest
 from hack.embedded import CLUSTER_POLICY
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, nodes, open_scene, pdb
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, nodes, open_scene, pdb
 from tests.fakes.virtualtime import virtual_now, virtually
 
+from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     JSON,
@@ -33,6 +34,8 @@ KINDS: dict[str, tuple[Resource, JSON, str]] = {
         "NVIDIA NodeMaintenance ops/nm for fabric.example.com",
     ),
 }
+CHOSEN: JSON = {"conditions": [{"type": "Ready", "status": "False", "reason": "Scheduled"}]}
+"""Of NVIDIA's: until then many may wait. medik8s begins at once."""
 kinds = pytest.mark.parametrize(("resource", "obj", "who"), KINDS.values(), ids=KINDS.keys())
 
 
@@ -58,7 +61,7 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
         assert (transition["phase"], transition["message"]) == (
             "Blocked",
-            f"{who} works on gpu-1; waiting until it is done",
+            f"{who} {'waits for' if resource is NVIDIA_MAINTENANCES else 'works on'} gpu-1; waiting until it is done",
         )
         await scene.phase("gpu-2", "Synced")
         assert scene.node_writes()["gpu-1"] == 0
@@ -73,10 +76,8 @@ async def test_before_the_start_the_node_is_blocked_naming_who_and_starts_when_i
 async def test_a_node_that_is_to_be_maintained_uses_up_the_budget_before_anybody_cordons_it(
     resource: Resource, obj: JSON, who: str
 ) -> None:
-    """One of NVIDIA's is chosen first: until then many may wait."""
-    chosen = {"conditions": [{"type": "Ready", "status": "False", "reason": "Scheduled"}]}
     async with open_scene(*nodes(2)) as scene:
-        begin(scene, resource, {**obj, "status": chosen})
+        begin(scene, resource, {**obj, "status": CHOSEN})
         scene.apply(SLICED, rollout=at_once(1))
         await scene.reason("gpu-2", "BudgetFull")
         assert scene.node_writes() == {}, who
@@ -102,7 +103,7 @@ async def test_during_the_drain_the_node_is_left_alone_with_our_cordon_and_tried
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1")
-        begin(scene, resource, obj)
+        begin(scene, resource, {**obj, "status": CHOSEN})
         await scene.fenced("gpu-1", "yielded", 10)
         assert scene.cordoned("gpu-1")
         transition = await scene.reason("gpu-1", "ForeignMaintenance")
@@ -122,7 +123,7 @@ async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_co
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED)
         await scene.fenced("gpu-1", "actuating")
-        begin(scene, resource, obj)
+        begin(scene, resource, {**obj, "status": CHOSEN})
         await scene.ready()
         assert scene.cordoned("gpu-1")
         assert scene.transition("gpu-1")["cordon"] == "foreign"
@@ -130,6 +131,19 @@ async def test_after_the_point_of_no_return_the_change_goes_on_and_leaves_the_co
         end(scene, resource, obj)
         await scene.e.until(lambda: not scene.transition("gpu-1")["cordon"], "no cordon of anybody", 60)
         assert scene.node_writes(mark)["gpu-1"] == 0, who
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+@virtually
+async def test_one_that_is_not_chosen_yet_waits_for_the_change_and_keeps_no_cordon(stage: str) -> None:
+    """There is one for every node of an upgrade, and most wait for days."""
+    resource, obj, _ = KINDS["NVIDIA"]
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1", stage)
+        begin(scene, resource, obj)
+        await scene.ready()
+        assert not scene.cordoned("gpu-1")
 
 
 @virtually
@@ -197,3 +211,20 @@ async def test_a_cluster_policy_that_is_gone_for_a_while_gives_no_node_in_flight
         scene.e.cluster.delete(PDBS, "keep", "default")
         await scene.ready(seconds=HOUR)
         assert scene.node_writes(before)["gpu-1"] == 2, "the point of no return and the release"
+
+
+@virtually
+async def test_a_cluster_policy_that_is_gone_for_a_moment_fails_no_node_past_the_point_of_no_return() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(MIXED, rollout=at_once(1))
+        name = await scene.any_fenced("actuating")
+        state = names.LABEL_MIG_STATE
+        await scene.e.until(lambda: scene.labels(name).get(state) == "success", "mig-manager's success", HOUR)
+        scene.e.cluster.delete(CLUSTER_POLICIES, CLUSTER_POLICY["metadata"]["name"])
+        await scene.reason(name, "ClusterPolicyMissing", seconds=5)
+        await asyncio.sleep(5)
+        assert scene.transition(name)["phase"] == "Verifying"
+        scene.e.cluster.add(CLUSTER_POLICIES, CLUSTER_POLICY)
+        await scene.ready(seconds=HOUR)
+        shown = scene.transition(name)["history"]
+        assert ("Failed", "ClusterPolicyMissing") not in [(one["phase"], one["reason"]) for one in shown]

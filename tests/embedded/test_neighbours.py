@@ -1,6 +1,7 @@
 """Others who disrupt nodes work beside us on a SIMULATED cluster: one budget, and each keeps off the other's nodes
 (docs/design/drain.md#c5, C6). How they mark nodes is written here as their own code does it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -128,6 +129,102 @@ async def test_one_that_comes_after_the_point_of_no_return_keeps_the_cordon_when
         await scene.ready()
         assert scene.cordoned("gpu-1")
         assert find_marker(scene.e.node("gpu-1")).who == who
+
+
+def upgrade(state: str | None) -> JSON:
+    """The label of NVIDIA's driver upgrade."""
+    return {"metadata": {"labels": {names.LABEL_UPGRADE_STATE: state}}}
+
+
+def sriov(state: str) -> JSON:
+    """What SR-IOV's daemon asks for."""
+    return {"metadata": {"annotations": {"sriovnetwork.openshift.io/state": state}}}
+
+
+ANNOUNCED = {
+    "a driver upgrade of all nodes": "upgrade-required",
+    "a driver upgrade that waits for a NodeMaintenance": "node-maintenance-required",
+}
+UNCLEAR: dict[str, tuple[str, JSON, JSON]] = {
+    "a driver upgrade that failed": (
+        "NVIDIA driver upgrade", upgrade("upgrade-failed"), upgrade("upgrade-done")),
+    "a drain for SR-IOV": ("SR-IOV network operator", sriov("Drain_Required"), sriov("Idle")),
+    "a reboot for SR-IOV": ("SR-IOV network operator", sriov("Reboot_Required"), sriov("Idle")),
+}  # fmt: skip
+announced = pytest.mark.parametrize("state", ANNOUNCED.values(), ids=ANNOUNCED)
+unclear = pytest.mark.parametrize(("who", "mark", "unmark"), UNCLEAR.values(), ids=UNCLEAR)
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+@announced
+@virtually
+async def test_one_that_is_announced_in_the_middle_of_a_change_waits_for_it_and_finds_no_cordon(
+    state: str, stage: str
+) -> None:
+    """It finds our cordon, and would leave its own for ever because of that."""
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", stage)
+        scene.person("gpu-1", upgrade(state))
+        scene.person("gpu-1", {"metadata": {"annotations": {names.ANNOTATION_UPGRADE_CORDONED: "true"}}})
+        assert names.LABEL_UPGRADE_SKIP in scene.labels("gpu-1"), "it keeps out meanwhile"
+        await scene.ready(seconds=HOUR)
+        assert not scene.cordoned("gpu-1")
+        assert names.LABEL_UPGRADE_SKIP not in scene.labels("gpu-1")
+        assert names.ANNOTATION_UPGRADE_CORDONED not in scene.annotations("gpu-1")
+
+
+@announced
+@virtually
+async def test_one_that_is_announced_while_we_stand_aside_for_another_does_not_keep_our_cordon(
+    state: str,
+) -> None:
+    _, mark, unmark = NEIGHBOURS["kured reboots"]
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.person("gpu-1", mark)
+        await scene.fenced("gpu-1", "yielded", 30)
+        scene.person("gpu-1", upgrade(state))
+        scene.person("gpu-1", unmark)
+        await scene.released("gpu-1", 60)
+        assert not scene.cordoned("gpu-1")
+        shown = await scene.reason("gpu-1", "ForeignMaintenance")
+        assert shown["message"].startswith("NVIDIA driver upgrade waits for gpu-1")
+        scene.person("gpu-1", upgrade("upgrade-done"))
+        await scene.ready(seconds=1800)
+
+
+@unclear
+@virtually
+async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that_is_drained(
+    who: str, mark: JSON, unmark: JSON
+) -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1")
+        scene.person("gpu-1", mark)
+        await scene.fenced("gpu-1", "yielded", 30)
+        await asyncio.sleep(HOUR)
+        assert scene.cordoned("gpu-1")
+        assert scene.transition("gpu-1")["message"].startswith(f"{who} has not finished with gpu-1")
+        scene.person("gpu-1", unmark)
+        await scene.released("gpu-1", 60)
+        assert not scene.cordoned("gpu-1")
+        await scene.ready(seconds=1800)
+
+
+@unclear
+@virtually
+async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that_is_done(
+    who: str, mark: JSON, unmark: JSON
+) -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        scene.person("gpu-1", mark)
+        await scene.ready(seconds=HOUR)
+        assert (scene.cordoned("gpu-1"), scene.transition("gpu-1")["cordon"]) == (True, "foreign"), who
 
 
 # --- labels that a cluster's own agents heed ------------------------------------------------------------------

@@ -33,11 +33,15 @@ def operator(product: Product) -> Iterator[None]:
         assert process.exit_status is None, process.log.read_text()[-3000:]
 
 
-def begin(pool: Pool, kind: str) -> str:
-    """Create a NodeMaintenance for the first node; returns who is at work then."""
+def begin(pool: Pool, kind: str, *, chosen: bool = True) -> str:
+    """Create a NodeMaintenance for the first node; returns who is at work then. `chosen`: by NVIDIA's operator, which
+    may let many wait; medik8s's begins at once."""
     path, head, who = KINDS[kind]
     spec = {"nodeName": pool.nodes[0], "requestorID": "fabric.example.com"}
     pool.create(path, {**head, "kind": "NodeMaintenance", "metadata": {"name": pool.name}, "spec": spec})
+    if chosen and kind == "NVIDIA":
+        condition = {"type": "Ready", "status": "False", "reason": "Scheduled"}
+        pool.api.merge_patch(f"{path}/{pool.name}/status", {"status": {"conditions": [condition]}})
     return who.format(pool.name)
 
 

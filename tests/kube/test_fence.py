@@ -333,6 +333,7 @@ def test_a_release_takes_the_fence_off_in_one_conditional_patch(uncordon: bool) 
         "gpusharing.dev/deferred": None,
         "gpusharing.dev/fence": None,
         "gpusharing.dev/verified": records.record_text(VERIFIED),
+        **({names.ANNOTATION_UPGRADE_CORDONED: None} if uncordon else {}),
     }
     assert patch["metadata"]["resourceVersion"] == "41"
     assert patch.get("spec") == ({"unschedulable": None} if uncordon else None)
@@ -344,6 +345,7 @@ def test_an_abort_leaves_when_to_try_again_and_keeps_the_earlier_proof() -> None
     assert patch["metadata"]["annotations"] == {
         "gpusharing.dev/deferred": records.record_text(deferred),
         "gpusharing.dev/fence": None,
+        names.ANNOTATION_UPGRADE_CORDONED: None,
     }
 
 

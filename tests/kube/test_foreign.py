@@ -35,6 +35,7 @@ def test_a_node_that_waits_to_be_drained_for_sr_iov_is_named_and_waits(state: st
     marks: JSON = {"annotations": {"sriovnetwork.openshift.io/state": state}}
     found = convert.node_view(node(metadata=marks))
     assert (found.foreign, found.foreign_waits) == ("SR-IOV network operator", True)
+    assert found.foreign_works, "only its SriovNetworkNodeState says when the drain begins"
 
 
 @pytest.mark.parametrize("state", ["upgrade-required", "upgrade-failed", "node-maintenance-required"])
@@ -44,6 +45,19 @@ def test_a_driver_upgrade_that_waits_gives_way_to_whoever_works(state: str) -> N
     assert (found.foreign, found.foreign_waits) == ("NVIDIA driver upgrade", True)
     both = convert.node_view(node(metadata={"labels": waiting, "annotations": KURED}))
     assert (both.foreign, both.foreign_waits) == ("kured reboot", False)
+
+
+@pytest.mark.parametrize(
+    ("state", "works"),
+    [("upgrade-required", False), ("node-maintenance-required", False), ("upgrade-failed", True)],
+)
+def test_a_driver_upgrade_that_has_not_begun_gives_way_to_whoever_may_have(state: str, works: bool) -> None:
+    label: JSON = {"nvidia.com/gpu-driver-upgrade-state": state}
+    assert convert.node_view(node(metadata={"labels": label})).foreign_works is works
+    asks: JSON = {"sriovnetwork.openshift.io/state": "Drain_Required"}
+    both = convert.node_view(node(metadata={"labels": label, "annotations": asks}))
+    assert (both.foreign_waits, both.foreign_works) == (True, True)
+    assert both.foreign == ("NVIDIA driver upgrade" if works else "SR-IOV network operator")
 
 
 @pytest.mark.parametrize(

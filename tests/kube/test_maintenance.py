@@ -83,8 +83,10 @@ def test_who_waits_gives_way_to_who_works() -> None:
     busy = make_node("gpu-07", foreign="kured reboot")
     assert [Maintained(waiting).join(one).foreign_waits for one in (at_rest, driver)] == [True, True]
     assert Maintained(waiting).join(busy) == busy
+    assert not Maintained(waiting).join(at_rest).foreign_works
+    assert Maintained(waiting).join(driver) == driver, "it may have begun"
     both = Maintained(waiting, {"b": Maintenance("gpu-07", "B")}).join(at_rest)
-    assert (both.foreign, both.foreign_waits) == ("B", False)
+    assert (both.foreign, both.foreign_waits, both.foreign_works) == ("B", False, True)
 
 
 @pytest.mark.parametrize(

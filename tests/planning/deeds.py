@@ -136,7 +136,12 @@ PEOPLE: Mapping[str, Deed] = {
 
 def marked(who: str) -> Deed:
     """A marker or NodeMaintenance of somebody else; empty: it goes."""
-    return lambda world, name: change(world, name, foreign=who)
+    return lambda world, name: change(world, name, foreign=who, foreign_waits=False, foreign_queued=False)
+
+
+def announced(world: World, name: str) -> bool:
+    """A driver upgrade of every node, which waits for its turn here."""
+    return change(world, name, foreign="NVIDIA driver upgrade", foreign_waits=True, foreign_queued=True)
 
 
 def neighbour(world: World, name: str) -> bool:
@@ -144,11 +149,6 @@ def neighbour(world: World, name: str) -> bool:
     mark = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
     before = world.nodes[name].neighbour_marks
     return change(world, name, neighbour_marks=before | {mark})
-
-
-def maintained(world: World, name: str) -> bool:
-    """A tool cordons and marks a node that nobody else cordoned."""
-    return cordon(world, name) and change(world, name, foreign="kured")
 
 
 def written(key: str, value: str | None) -> Deed:
@@ -168,9 +168,12 @@ def written(key: str, value: str | None) -> Deed:
 TOOLS: Mapping[str, Deed] = {
     "a tool marks the node as its own": marked("kured"),
     "a NodeMaintenance names the node": marked("medik8s NodeMaintenance upgrade"),
+    "a driver upgrade waits for its turn": announced,
     "the foreign marker goes": marked(""),
     "a neighbour sets a mark that we set too": neighbour,
-    "a tool cordons and marks the node": maintained,
+    "a tool cordons and marks the node": lambda world, name: (
+        cordon(world, name) and marked("kured")(world, name)
+    ),
     "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),
     "a tool strips mig.config": written(names.LABEL_MIG_CONFIG, None),
     "a tool strips mig.config.state": written(names.LABEL_MIG_STATE, None),

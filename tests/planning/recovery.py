@@ -82,6 +82,8 @@ def clear_up(world: World) -> None:
         world.nodes[name] = replace(
             node,
             foreign="",
+            foreign_waits=False,
+            foreign_queued=False,
             hold_cordon=False,
             ready=True,
             unschedulable=node.unschedulable and ours,

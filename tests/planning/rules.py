@@ -193,7 +193,7 @@ def _point_of_no_return(world: "World", action: Actuate) -> None:
         wanted = machine.wanted(target, world.stack) if target else None
         hold(wanted in (None, tuple(machine.layouts)), "(b) another layout without an idle node")
     first = node.fence is not None and node.fence.stage == "fenced"
-    hold(not (first and node.foreign), "point of no return on a node that somebody else maintains")
+    hold(not (first and node.foreign_works), "point of no return on a node that somebody else maintains")
     present = node.labels.get(names.LABEL_MIG_CONFIG)
     if names.LABEL_MIG_STATE in labels:
         hold(labels[names.LABEL_MIG_STATE] is None, "we never write a state but null")
@@ -217,10 +217,10 @@ def _release(world: "World", action: Release) -> None:
     forced = any(policy.name == fence.policy and policy.force_release for policy in world.policies)
     if action.uncordon:
         hold(node.name not in world.human_cordons, "(d) uncordons somebody else's cordon")
-        hold(not node.hold_cordon and not node.foreign, "(d) uncordons a held node")
+        hold(not node.hold_cordon and not node.foreign_works, "(d) uncordons a held node")
     elif is_ours(world, node):
         proven = (
-            bool(node.foreign) and action.verified is not None
+            node.foreign_works and action.verified is not None
         )  # told as CordonKept; the other one lifts it
         kept = node.hold_cordon or forced or node.deleting or proven
         hold(kept, "(d) leaves our own cordon behind as somebody else's")
@@ -250,7 +250,10 @@ def _eviction(world: "World", action: Evict) -> None:
     fence = node.fence
     hold(fence is not None and node.unschedulable, "evicts from a node that is not ours")
     assert fence is not None, "just held"
-    hold(fence.stage == "actuating" or not node.foreign, "evicts from a node that somebody else maintains")
+    hold(
+        fence.stage == "actuating" or not node.foreign_works,
+        "evicts from a node that somebody else maintains",
+    )
     policy = next((policy for policy in world.policies if policy.name == fence.policy), None)
     spec = policy.spec if policy is not None else None
     hold(spec is not None, "(c) evicts for a policy that is gone")

@@ -164,6 +164,12 @@ def test_the_node_is_given_back_with_its_cordon(node: dict[str, Any]) -> None:
     assert (verdict.reason, only(verdict).uncordon) == (Reason.CORDON_KEPT, False)
 
 
+def test_who_only_waits_for_its_turn_keeps_no_cordon() -> None:
+    queued = {"foreign": "driver upgrade", "foreign_waits": True, "foreign_queued": True}
+    verdict = after_pnr(changing(node=queued))
+    assert (verdict.reason, only(verdict).uncordon) == (Reason.SYNCED, True)
+
+
 def test_a_node_that_is_not_ready_is_not_given_back() -> None:
     verdict = after_pnr(changing(node={"ready": False}))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.VERIFYING, Reason.NODE_NOT_READY, ())
@@ -189,6 +195,16 @@ def test_a_failed_node_tells_why_as_far_as_the_log_could_be_read() -> None:
     assert "; its pod's log says why. The node stays cordoned" in after_pnr(case).message
     told = after_pnr(replace(case, mig_failure="Error creating GPU instance: ERROR_IN_USE")).message
     assert ": Error creating GPU instance: ERROR_IN_USE. The node stays cordoned" in told
+
+
+def test_an_obstacle_that_may_be_gone_in_a_moment_fails_no_node_before_its_deadline() -> None:
+    """Whatever deploys the GPU Operator may take the ClusterPolicy away and bring it back."""
+    stack = make_stack(MIXED, cluster_policy=None)
+    verdict = after_pnr(changing(stack=stack))
+    assert (verdict.phase, verdict.reason) == (Phase.VERIFYING, Reason.CLUSTER_POLICY_MISSING)
+    assert verdict.wake == FENCE.deadline
+    late = after_pnr(changing(stack=stack, now=2400))
+    assert (late.phase, late.reason) == (Phase.FAILED, Reason.CLUSTER_POLICY_MISSING)
 
 
 def test_a_proof_that_never_comes_fails_the_node() -> None:

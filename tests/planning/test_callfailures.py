@@ -10,6 +10,7 @@ from tests.planning.cases import make_member
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -18,13 +19,14 @@ from gpusharing.planning.snapshot.actions import (
     FenceNode,
     Release,
     RestartOperand,
+    SetClaims,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.callfailures import CallFailure, failed_again
+from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.told.events import node_events
 from gpusharing.planning.way.callverdicts import Failing, is_moot, named
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.words.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
@@ -91,6 +93,26 @@ def test_a_step_that_cannot_be_taken_after_the_point_of_no_return_fails_the_node
     assert named(moving, replace(LASTING, tries=1), at(5)).phase is Phase.RECONFIGURING
 
 
+def test_a_release_that_is_refused_for_ever_has_no_end_that_is_long_past() -> None:
+    leaving = replace(PENDING, phase=Phase.ABORTING, deadline=at(-9000)).then(RELEASE)
+    assert named(leaving, LASTING, NOW).deadline is None
+    assert named(leaving, replace(LASTING, tries=1), NOW) == replace(leaving, wake=at(8))
+
+
+@pytest.mark.parametrize(("tries", "reason"), [(5, Reason.SETTLING), (6, Reason.CALL_FAILED)])
+def test_a_node_whose_calls_have_failed_for_long_is_no_change_that_ends_by_itself(
+    tries: int, reason: Reason
+) -> None:
+    """Nodes that wait for its slot name it, and a gang does not wait for more room."""
+    moving = replace(PENDING, phase=Phase.ABORTING, reason=Reason.SETTLING).then(RELEASE)
+    stuck = {"gpu-07": replace(LASTING, tries=tries)}
+    found = Failing(stuck, {}, NOW).find_late({"gpu-07": find_member(moving, RELEASE.node, None)})
+    assert found["gpu-07"].verdict.reason is reason
+    pool = Pool(make_policy())
+    pool.count(found["gpu-07"])
+    assert (pool.moving, len(pool.keepers)) == ((1, 0) if tries == 5 else (0, 1))
+
+
 def test_people_are_told_once_and_no_pod_is_blamed() -> None:
     before = PENDING.then(ACTION)
     after = named(before, LASTING, NOW)
@@ -130,6 +152,26 @@ def test_a_fence_that_may_stand_though_its_call_failed_takes_the_room_of_another
     ]
     assert begun == (["gpu-08"] if starts else [])
     assert plan.pools["pool-b"].used == (0 if starts else 1)
+
+
+LISTING = "the policies cannot be listed: forbidden"
+
+
+@pytest.mark.parametrize(
+    ("tries", "reason"), [(0, Reason.PROGRESSING), (1, Reason.PROGRESSING), (2, Reason.CALL_FAILED)]
+)
+def test_while_the_policies_may_be_old_nothing_starts_or_takes_a_slot_and_it_says_so(
+    tries: int, reason: Reason
+) -> None:
+    snapshot = make_snapshot([make_node("gpu-07")], [make_policy()], work={"gpu-07": make_work()})
+    begins = plan_rollout(snapshot, NOW)
+    assert begins.verdicts["gpu-07"].phase is Phase.CORDONED
+    failures = {POLICIES: CallFailure(LISTING, at(8), tries)} if tries else {}
+    plan = plan_rollout(replace(snapshot, policies_error=LISTING, call_failures=failures), NOW)
+    verdict = plan.verdicts["gpu-07"]
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, reason, ())
+    assert verdict.message == f"{LISTING}; no node starts meanwhile"
+    assert not [action for action in plan.shared if isinstance(action, SetClaims)]
 
 
 def test_the_plan_itself_names_the_node_whose_calls_fail() -> None:

@@ -32,6 +32,7 @@ STAGES = ("rest", "fenced", "actuating")
 FOLLOWED = {
     "a NodeMaintenance names the node": "the foreign marker goes",
     "a tool marks the node as its own": "the foreign marker goes",
+    "a driver upgrade waits for its turn": "a tool marks the node as its own",
     "a GPU falls ill": "the GPU is well again",
     "a GPU is lost": "the GPU is well again",
     "a person cordons": "a person uncordons",

@@ -1,6 +1,7 @@
 """Who keeps a slot of the budget until somebody acts, as nodes that wait for one tell (planning/pools/keepers.py)."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -18,10 +19,15 @@ from gpusharing.planning.words.reasons import Reason
 
 
 def away(
-    name: str, phase: Phase = Phase.BLOCKED, *, deadline: datetime | None = None, **fields: Any
+    name: str,
+    phase: Phase = Phase.BLOCKED,
+    *,
+    reason: Reason = Reason.PROGRESSING,
+    deadline: datetime | None = None,
+    **fields: Any,
 ) -> Member:
     """A node that takes a slot."""
-    told = Verdict(name, "pool-b", phase, Reason.PROGRESSING, "", deadline=deadline)
+    told = Verdict(name, "pool-b", phase, reason, "", deadline=deadline)
     return find_member(told, make_node(name, **fields), None)
 
 
@@ -47,6 +53,14 @@ KEPT: dict[str, tuple[Member, str]] = {
     "its drain is held past its time": (
         away("a", Phase.DRAINING, fence=make_fence(deadline=NEVER), unschedulable=True, deadline=NEVER),
         "the change of a is held",
+    ),
+    "it cannot be given back": (
+        away("a", Phase.ABORTING, reason=Reason.CALL_FAILED, fence=make_fence(), unschedulable=True),
+        "the calls about a fail",
+    ),
+    "it was left to somebody else": (
+        away("a", fence=replace(make_fence(), stage="yielded"), unschedulable=True, foreign="kured"),
+        "kured works on a",
     ),
     "somebody has marked it": (away("a", foreign="kured"), "kured has begun to work on a"),
 }

@@ -69,6 +69,15 @@ def test_nvml_stays_closed(labels: Mapping[str, str], reason: Reason) -> None:
     assert "keeps NVML closed" in quiet.message
 
 
+def test_nvml_may_be_opened_until_the_maintenance_that_an_upgrade_asked_for_begins() -> None:
+    """Every node of an upgrade has the label, perhaps for weeks."""
+    queued = {"foreign": "NVIDIA NodeMaintenance a/b", "foreign_waits": True, "foreign_queued": True}
+    asked = {UPGRADE: "node-maintenance-required"}
+    assert find_quiet(make_case(MIXED, was=MIXED, labels=asked, node=queued)) is None
+    later = {UPGRADE: "pod-restart-required"}
+    assert find_quiet(make_case(MIXED, was=MIXED, labels=later, node=queued)) is not None
+
+
 @pytest.mark.parametrize("labels", OPEN.values(), ids=OPEN.keys())
 def test_nvml_may_be_opened(labels: Mapping[str, str]) -> None:
     assert find_quiet(make_case(MIXED, was=MIXED, labels=labels)) is None

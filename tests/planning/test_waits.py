@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_node, make_pod, make_policy, make_work
+from tests.build import NOW, at, make_fence, make_node, make_pod, make_policy, make_work
 from tests.planning.cases import FULL, MIXED, make_case, pool_of, run_until
 from tests.planning.drains import fenced, silent
 from tests.planning.told import verdict
@@ -17,6 +17,7 @@ from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.told.transition import transition
 from gpusharing.planning.told.waits import OTHERS, PERSON
 from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.guard import not_judged
 from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker
@@ -130,3 +131,13 @@ def test_a_change_that_begins_has_its_deadline_at_once() -> None:
     told = run_until(world, Phase.CORDONED, node="n0")
     (begun,) = (action for action in told.actions if isinstance(action, FenceNode))
     assert told.deadline == begun.fence.deadline
+
+
+def test_a_node_that_cannot_be_judged_has_no_end_that_the_clock_brings() -> None:
+    fenced_node = make_node("gpu-08", fence=make_fence("actuating", deadline=at(60)), unschedulable=True)
+    assert transition(not_judged(fenced_node, "pool-b", ValueError("x")), fenced_node, {}, NOW)[
+        "deadline"
+    ] in (
+        PERSON,
+        OTHERS,
+    )

@@ -62,6 +62,20 @@ def test_whatever_ends_a_change_leaves_the_cordon_to_somebody_else_for_a_while_o
     assert given_way(fenced(policy, **known)).fence.stage == "yielded"
 
 
+QUEUED = {"foreign": "driver upgrade", "foreign_waits": True, "foreign_queued": True}
+
+
+def test_who_only_waits_for_its_turn_ends_no_change() -> None:
+    """Our marks keep it away until the change is done: a driver upgrade marks every node at once."""
+    verdict = before_pnr(fenced(fence=OURS, node=QUEUED, work=make_work(make_pod())))
+    assert verdict.phase is Phase.DRAINING
+
+
+def test_a_change_that_ends_lifts_its_cordon_under_a_mark_that_only_waits() -> None:
+    late = replace(OURS, deadline=at(-900))
+    assert released(before_pnr(fenced(fence=late, node=QUEUED))).uncordon
+
+
 def aside(**fields: Any) -> FencedCase:
     """gpu-07, left to somebody else a minute ago."""
     return fenced(**{"fence": ASIDE, "work": None, **fields})
@@ -71,6 +85,21 @@ def test_while_the_marker_is_there_nothing_is_done_whatever_the_time() -> None:
     verdict = yielded(aside(node={"foreign": "kured"}, now=at(10**6)))
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
     assert (verdict.actions, verdict.wants_pods, verdict.deadline) == ((), False, None)
+
+
+@pytest.mark.parametrize(
+    ("waits", "said"),
+    [(False, "kured works on gpu-07"), (True, "kured has not finished with gpu-07")],
+    ids=["at work", "stopped in the middle, or nobody can tell"],
+)
+def test_it_says_how_far_the_other_one_is(waits: bool, said: str) -> None:
+    message = yielded(aside(node={"foreign": "kured", "foreign_waits": waits})).message
+    assert message == f"{said}; our cordon is lifted when that is done"
+
+
+def test_a_node_whose_marker_only_waits_again_is_given_back() -> None:
+    verdict = yielded(aside(node=QUEUED))
+    assert (verdict.phase, released(verdict).uncordon) == (Phase.UNCORDONING, True)
 
 
 def test_when_the_marker_goes_our_own_cordon_is_lifted_and_the_next_try_waits() -> None:

@@ -81,6 +81,9 @@ UPGRADE_LASTING = frozenset({"upgrade-required", "upgrade-failed"})
 """Values of LABEL_UPGRADE_STATE that may last for weeks, during which no driver is unloaded (k8s-operator-libs
 pkg/upgrade/consts.go at 11e747a; docs/design/nvidia.md#d4)."""
 LABEL_UPGRADE_SKIP = "nvidia.com/gpu-driver-upgrade.skip"
+ANNOTATION_UPGRADE_CORDONED = "nvidia.com/gpu-driver-upgrade.node-initial-state.unschedulable"
+"""NVIDIA's driver upgrade found the node cordoned when it was required, and leaves it so at its end (k8s-operator-libs
+pkg/upgrade/common_manager.go at 11e747a, ProcessDoneOrUnknownNodes and updateNodeToUncordonOrDoneState)."""
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
 DEPLOY_NEEDED = ("operands", "device-plugin", "gpu-feature-discovery")
 """Switches of the GPU Operator without which a node shows no change (d.2); suffixes of LABEL_DEPLOY_PREFIX."""

@@ -198,15 +198,19 @@ class Executor:
                 self._worked(subject)
 
     async def _shared(
-        self, actions: Iterable[Action], snapshot: ClusterSnapshot, outcome: Outcome
+        self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
-        """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return."""
+        """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return.
+
+        A refused entry keeps its own nodes away (`way/gates.py`, PROPAGATION); a write under way may take one away.
+        """
         blocked: set[str] = set()
-        actions = tuple(actions)
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.write_error = ""
         for action in actions:
-            if not await self._shared_one(action, snapshot, outcome) and not isinstance(action, SetPointers):
+            if await self._shared_one(action, snapshot, outcome) or isinstance(action, SetPointers):
+                continue
+            if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
                 blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
                 blocked.add(subject_of(action))
         return blocked

@@ -58,6 +58,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         abort=annotations.get(names.ANNOTATION_ABORT, ""),
         foreign=foreign.who,
         foreign_waits=foreign.waits,
+        foreign_queued=foreign.queued,
     )
 
 

@@ -141,6 +141,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
             if action.uncordon:
                 spec["unschedulable"] = None
+                # A driver upgrade that was required meanwhile would leave its own cordon for ever, because of ours.
+                annotations[names.ANNOTATION_UPGRADE_CORDONED] = None
         case LabelNode():
             labels = action.labels
             if action.forget:

@@ -19,16 +19,18 @@ Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 
 _UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
-_UPGRADE_WAITS = (*names.UPGRADE_LASTING, "node-maintenance-required")
-"""All nodes of an upgrade reach the last one at once, and a NodeMaintenance each (k8s-operator-libs
-pkg/upgrade/upgrade_requestor.go at 11e747a)."""
+_UPGRADE_QUEUED = ("upgrade-required", "node-maintenance-required")
+"""All nodes of an upgrade reach the first at once, or the second, and then a NodeMaintenance each, which says when it
+begins (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a). One that has failed keeps its cordon until its
+driver pod runs (ProcessUpgradeFailedNodes of common_manager.go)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
 _SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
-"""All nodes ask at once, and few are drained at a time; a node that is drained is also cordoned
-(sriov-network-operator v1.6.0, pkg/consts and controllers/drain_controller.go)."""
+"""All nodes ask at once, and few are drained at a time; a node that is drained is also cordoned. The request stays
+until the work is done, and only its SriovNetworkNodeState says when the drain begins; whoever's cordon is there at the
+end is lifted (sriov-network-operator v1.6.0, pkg/consts, controllers/drain_controller.go and pkg/drain/drainer.go)."""
 
 _NVSENTINEL = "dgxc.nvidia.com/nvsentinel-state"
 """quarantined, draining ... remediation-failed; absent on a node that it considers healthy (NVIDIA/NVSentinel
@@ -48,10 +50,14 @@ METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
     ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
 )
 WAITING: Mapping[str, Check] = {
-    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_WAITS,
+    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
     _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
 }
-"""The markers that may only wait for their turn."""
+"""The markers that may only wait for their turn, or have given up."""
+QUEUED: Mapping[str, Check] = {
+    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
+}
+"""Those of them that show for certain that nothing has begun. SR-IOV's do not, once the node is cordoned."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -73,6 +79,7 @@ _BY_VALUE = frozenset({names.LABEL_UPGRADE_STATE, _MCO_DESIRED, _MCO_APPLIED, _S
 _OURS = frozenset(
     {
         *names.NEIGHBOUR_ANNOTATIONS,
+        names.ANNOTATION_UPGRADE_CORDONED,
         *names.REWRITTEN_LABELS,
         "node.kubernetes.io/unschedulable",  # the taint that the control plane adds to every cordoned Node
     }
@@ -98,10 +105,13 @@ class Marker(NamedTuple):
     """Whom to ask; empty when nobody works on the node."""
     waits: bool = False
     """The work has not begun or has stopped, and that may stay so for weeks."""
+    queued: bool = False
+    """The work has certainly not begun: no cordon is for it yet."""
 
 
 def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
-    """Who else works on this Node. The first row of the tables wins, then `keys`; markers that only wait come last."""
+    """Who else works on this Node. The first row of the tables wins, then `keys`; markers that only wait come last,
+    and of these the ones that have certainly not begun."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
     waiting = Marker()
@@ -110,7 +120,9 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
             continue
         if who not in WAITING or not WAITING[who](labels, annotations):
             return Marker(who)
-        waiting = waiting if waiting.who else Marker(who, waits=True)
+        queued = who in QUEUED and QUEUED[who](labels, annotations)
+        if not waiting.who or (waiting.queued and not queued):
+            waiting = Marker(who, waits=True, queued=queued)
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
     for taint in taints:
         if who := TAINT_MARKERS.get(taint, ""):

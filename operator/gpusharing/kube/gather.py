@@ -31,7 +31,7 @@ from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, CallFailure
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import EvictionMemory, GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.records import Claim
@@ -101,6 +101,7 @@ class Gatherer:
     _lists: dict[str, _Listed] = field(default_factory=dict)
     """LISTs that came since the last snapshot."""
     _policies_error: str = ""
+    _listing: dict[str, CallFailure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._logs = ActuatorLogs(self.client)
@@ -120,7 +121,7 @@ class Gatherer:
                 also in a group.
         """
         began = loop_time()
-        policies_error = await self._refresh_policies()
+        policies_error = await self._refresh_policies(now)
         self._hear(now, began)
         await self._list_pods(wants_pods, now, began)
         # The answer may have come while LISTs were under way; they do not count as made after it.
@@ -144,7 +145,7 @@ class Gatherer:
             pending=dict(self.pending),
             drifting_since=dict(self.drifting_since),
             at_work_since=self._look_for_work(now),
-            call_failures=dict(self.failures),
+            call_failures={**self.failures, **self._listing},
             looks=self.looks,
             previews=self.previews,
             settings=self.settings,
@@ -160,7 +161,7 @@ class Gatherer:
         pods, warnings = self.sources.agents.items, self.sources.agent_warnings.items
         return find_troubles(pods.values(), warnings.values(), self.sources.architecture)
 
-    async def _refresh_policies(self) -> str:
+    async def _refresh_policies(self, now: datetime) -> str:
         """Why the policies are older than this pass; empty when they are not.
 
         News about them after their LIST belongs to the next pass. Otherwise constant writes to a policy would keep
@@ -173,11 +174,13 @@ class Gatherer:
         async def refresh(_: str) -> None:
             try:
                 await cache.refresh()
-                self._policies_error = ""
+                self._policies_error, self._listing = "", {}
             except (Unauthorized, ServerAway):
                 raise
             except KubeError as error:
                 self._policies_error = str(error)
+                words = f"the policies cannot be listed: {error}"
+                self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}
 
         await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
         if not self._policies_error:

@@ -108,6 +108,6 @@ class Maintained:
 
 
 def _joined(view: NodeView, found: Maintenance) -> NodeView:
-    if found.waits and view.foreign and not view.foreign_waits:
-        return view  # somebody else works on it already
-    return replace(view, foreign=found.who, foreign_waits=found.waits)
+    if found.waits and view.foreign_works:
+        return view  # somebody else works on it already, or may
+    return replace(view, foreign=found.who, foreign_waits=found.waits, foreign_queued=found.waits)

@@ -122,7 +122,6 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
-
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo, unread)
     facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
@@ -142,6 +141,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
+    if snapshot.policies_error:
+        choice = Choice(failing.keep_back(choice.verdicts, snapshot.policies_error), {}, choice.looks)
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
     previews = find_previews(pools, verdicts, snapshot, offered, now)

@@ -6,7 +6,9 @@ Nodes that are changing are not named: one begins every few minutes, and each wa
 from collections.abc import Iterable
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.way.cordon import tell_foreign
 from gpusharing.planning.way.members import Member
+from gpusharing.planning.words.reasons import Reason
 
 MOST = 3
 """The most nodes that a text names; how many more there are would change too often."""
@@ -23,6 +25,10 @@ def _why(member: Member) -> str:
     node, name = member.node, member.node.name
     if member.verdict.phase is Phase.FAILED:
         return f"{name} has failed"
+    if member.verdict.reason is Reason.CALL_FAILED:
+        return f"the calls about {name} fail"
+    if node.fence is not None and node.fence.stage == "yielded" and node.foreign_works:
+        return tell_foreign(node)
     if node.fence is not None:
         return f"the change of {name} is held"
     if node.deleting:

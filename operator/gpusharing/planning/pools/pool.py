@@ -103,7 +103,8 @@ class Pool:
             self.outside += 1
         elif member.away or claimed:
             self.used += 1
-            goes_on = verdict.phase.in_flight and verdict.phase is not Phase.FAILED and not _lasts(verdict)
+            ends = verdict.phase is not Phase.FAILED and verdict.reason is not Reason.CALL_FAILED
+            goes_on = verdict.phase.in_flight and ends and not _lasts(verdict)
             self.moving += goes_on or not member.away
             if member.away and not goes_on:
                 self.keepers.append(member)

@@ -16,10 +16,15 @@ LASTING = 2
 """This many failures in a row are shown to people; a single one is often over before anybody reads about it."""
 
 
+STUCK = 6
+"""This many, in about a minute, are no hiccup: who waits for the node's slot is told."""
+
 CLAIMS, CONFIG_MAPS = "claims on the Lease", "our ConfigMaps"
-"""Subjects of failures that are not about a node: no fence is written before these writes succeed."""
+"""Subjects of failures that are not about a node: no fence is written before claims are, or while ConfigMaps are."""
 CLUSTER_POLICY = "pointers of ClusterPolicy"
 """The same, and no fence waits for it."""
+POLICIES = "list of policies"
+"""What is planned may be out of date: no node starts before it succeeds."""
 
 
 def policy_subject(policy: str) -> str:
@@ -55,6 +60,11 @@ class CallFailure:
         Before that the fence may exist although its call failed; by the second time the watch has shown it.
         """
         return self.tries >= LASTING
+
+    @property
+    def stuck(self) -> bool:
+        """Nobody counts on the node's slot any more."""
+        return self.tries >= STUCK
 
 
 def failed_again(

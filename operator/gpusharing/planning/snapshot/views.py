@@ -90,7 +90,9 @@ class NodeView:
     foreign: str = ""
     """What else maintains the node, by a marker or a NodeMaintenance (docs/design/drain.md#c5); empty: nothing."""
     foreign_waits: bool = False
-    """Whether that has not begun or has given up, and may stay so for weeks."""
+    """Whether that has not begun or has given up, and may stay so for weeks: it takes no slot of its own."""
+    foreign_queued: bool = False
+    """Whether that has certainly not begun, so that a cordon of ours is not also its cordon."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
     read by many rules."""
@@ -103,6 +105,12 @@ class NodeView:
             if value != "true" and label.startswith(LABEL_DEPLOY_PREFIX)
         }
         object.__setattr__(self, "held_off", found or _NOTHING)
+
+    @property
+    def foreign_works(self) -> bool:
+        """Whether somebody else may have begun to work on the node, or stopped in the middle: the node and its cordon
+        are left to them (docs/design/drain.md#c4)."""
+        return bool(self.foreign) and not self.foreign_queued
 
 
 @value

@@ -72,4 +72,4 @@ def whose_cordon(node: NodeView) -> str:
         return ""
     if node.fence is not None and node.fence.disruption.cordons and not node.fence.prior_unschedulable:
         return "ours"
-    return "foreign" if node.foreign else "human"
+    return "foreign" if node.foreign_works else "human"

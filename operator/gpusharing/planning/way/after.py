@@ -17,6 +17,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison, Evidence, find_mismatch
@@ -148,6 +149,9 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     found = case.assessment
     if not isinstance(found, Refused):
         return None
+    if passes(found.objection.reason):
+        message = f"{found.objection.message}; the node stays fenced, and is proven when that is over"
+        return case.verdict(Phase.VERIFYING, found.objection.reason, message)
     message = f"{found.objection.message}; the node stays fenced until the policy gives it a layout"
     return case.verdict(Phase.FAILED, found.objection.reason, message)
 

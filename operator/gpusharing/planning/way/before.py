@@ -237,8 +237,9 @@ def _deaf(case: FencedCase) -> str | Finding:
 
 
 def _foreign(case: FencedCase) -> str:
-    foreign = case.node.foreign
-    return f"{foreign} began to work on the node; the cordon stays for it" if foreign else ""
+    """Who only waits for its turn is kept away by our marks until the change is done."""
+    node = case.node
+    return f"{node.foreign} began to work on the node; the cordon stays for it" if node.foreign_works else ""
 
 
 def _unhealthy(case: FencedCase) -> str:
@@ -321,7 +322,7 @@ def _timeout_text(case: FencedCase) -> str:
 def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Verdict:
     """Give the node back as it was before the fence; where somebody else works on it, when that is done."""
     fence, node = case.fence, case.node
-    if node.foreign and holds_our_cordon(case):
+    if node.foreign_works and holds_our_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(fence, node)
     if restore and fence.from_mode:

@@ -5,8 +5,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.snapshot.actions import Action, Actuate, FenceNode, RestartOperand, UpdateFence
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, policy_subject
+from gpusharing.planning.snapshot.actions import (
+    Action,
+    Actuate,
+    FenceNode,
+    Release,
+    RestartOperand,
+    UpdateFence,
+)
+from gpusharing.planning.snapshot.callfailures import CLAIMS, POLICIES, CallFailure, policy_subject
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.members import Member
@@ -41,6 +48,7 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
         phase=Phase.FAILED if _is_late(verdict, now) else phase,
         reason=Reason.CALL_FAILED,
         message=f"{failure.message}; it is retried with increasing delays",
+        deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
         blockers=(*verdict.blockers, Blocker(Reason.CALL_FAILED, message=failure.message)),
     )
 
@@ -105,9 +113,11 @@ class Failing:
         return True
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
-        """The members; those that cannot take their next step although the time for it is up are Failed.
+        """The members; those that cannot take their next step although the time for it is up are Failed, and those
+        whose calls have failed for long say so.
 
-        Their pools must know this before they choose, because nodes shown as Failed count for maxFailures.
+        Their pools must know this before they choose: nodes shown as Failed count for maxFailures, and the slot of the
+        others does not become free by itself.
         """
         late = {}
         for node, failure in self.failures.items():
@@ -116,7 +126,30 @@ class Failing:
             verdict = named(member.verdict, failure, self.now)
             if verdict.phase is Phase.FAILED:
                 late[node] = replace(member, verdict=_noted(verdict, member.node, self.now))
+            elif verdict.phase.in_flight and failure.stuck:
+                late[node] = replace(member, verdict=verdict)
         return {**members, **late} if late else members
+
+    def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
+        """The verdicts, in which nothing starts. `why`: the policies may have changed meanwhile."""
+        failure = self.failures.get(POLICIES)
+        told = {}
+        for node, verdict in verdicts.items():
+            if not any(isinstance(action, FenceNode) for action in verdict.actions):
+                told[node] = verdict
+                continue
+            waits = replace(
+                verdict,
+                phase=Phase.PENDING,
+                reason=Reason.PROGRESSING,
+                message=f"{why}; no node starts meanwhile",
+            )
+            waits = replace(waits, actions=(), deadline=None, wake=None)
+            if failure is not None and failure.lasts:
+                blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
+                waits = replace(waits, reason=Reason.CALL_FAILED, blockers=(*verdict.blockers, blocker))
+            told[node] = waits
+        return told
 
     def name(self, verdicts: dict[str, Verdict]) -> None:
         """Put the words of the server into the verdicts."""

@@ -25,6 +25,7 @@ from gpusharing.planning.way.attempts import (
     was_corrected,
     was_rolled_back,
 )
+from gpusharing.planning.way.cordon import tell_foreign
 from gpusharing.planning.way.migmanager import found_layouts, is_ready, needs_run
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.verdict import NodeCase
@@ -59,8 +60,7 @@ def _unready(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _foreign(case: NodeCase, assessed: Assessed) -> str:
-    node = case.node
-    return f"{node.foreign} works on {node.name}; waiting until it is done" if node.foreign else ""
+    return f"{tell_foreign(case.node)}; waiting until it is done" if case.node.foreign else ""
 
 
 def _cordoned(case: NodeCase, assessed: Assessed) -> str:

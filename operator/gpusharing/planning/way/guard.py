@@ -40,7 +40,6 @@ def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
         message=f"{why.message}; the node is left exactly as it is",
         disruption=fence.disruption if fence else DisruptionClass.NONE,
         wanted=fence.to_layout if fence else "",
-        deadline=fence.deadline if fence else None,
         attempt=fence.attempt if fence else 0,
     )
 

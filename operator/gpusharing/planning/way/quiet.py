@@ -15,11 +15,13 @@ from gpusharing.planning.words.reasons import Reason
 
 AT_WORK = ("pending", "rebooting")
 """Values of mig.config.state while mig-manager works, or will go on after the reboot that it asked for."""
+ASKED_FOR = "node-maintenance-required"
+"""This one may last for weeks too; the NodeMaintenance shows when that work begins."""
 UNLOADING = frozenset(
     {
         "pod-deletion-required",
         "drain-required",
-        "node-maintenance-required",
+        ASKED_FOR,
         "post-maintenance-required",
         "pod-restart-required",
     }
@@ -42,7 +44,7 @@ def find_quiet(case: NodeCase) -> Finding | None:
 
 def _driver(node: NodeView) -> Finding | None:
     state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
-    if state in names.UPGRADE_LASTING:
+    if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
         return None
     paused = any(PAUSED in value for value in node.held_off.values())
     if state not in UNLOADING and not paused:
