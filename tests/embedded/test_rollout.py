@@ -1,9 +1,13 @@
 """What a policy's rollout says about when its nodes start, with the whole operator in virtual time."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 
+import pytest
 from hack.sim.fakefaults import Write
+from hack.sim.gpu import SimulatedGPUs
+from tests.build import H100
 from tests.embedded.scene import (
     FULL,
     HOUR,
@@ -89,6 +93,38 @@ async def test_the_canary_soaks_before_the_others_start_and_another_leader_knows
         await scene.ready(seconds=2 * HOUR)
         assert virtual_now() > proof.changed_at + timedelta(hours=1)
         assert len(begun(scene)) == 3
+
+
+BREAKS: dict[str, Callable[[Scene, str, SimulatedGPUs], object]] = {
+    "a GPU of it asks for a reset": lambda scene, name, gpus: gpus.ask_recovery(0, "Reset"),
+    "its GPU is lost": lambda scene, name, gpus: gpus.lose(0),
+    "a person cordons it": lambda scene, name, gpus: scene.cordon(name),
+    "its kubelet is silent": lambda scene, name, gpus: scene.e.cluster.patch(
+        NODES,
+        name,
+        {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}},
+        subresource="status",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS)
+@virtually
+async def test_no_other_node_starts_after_the_soak_when_the_canary_breaks_in_it_because(
+    broken: Callable[[Scene, str, SimulatedGPUs], object],
+) -> None:
+    hardware = {name: SimulatedGPUs(name, [H100]) for name in ("gpu-1", "gpu-2", "gpu-3")}
+    async with open_scene(*nodes(3, gpus=1), hardware=hardware) as scene:
+        scene.apply(SLICED, rollout=at_once(2, canary={"nodes": 1, "soak": "1h"}))
+        first = await scene.any_fenced()
+        await scene.phase(first, "Synced")
+        await asyncio.sleep(300)
+        broken(scene, first, hardware[first])
+        other = next(name for name in hardware if name != first)
+        transition = await scene.reason(other, "CanaryNotServing", seconds=HOUR)
+        assert f"{first}, a canary (spec.rollout.canary), no longer serves" in transition["message"]
+        await asyncio.sleep(3 * HOUR)
+        assert [write.call.name for write in begun(scene)] == [first]
 
 
 @virtually

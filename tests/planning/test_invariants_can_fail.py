@@ -30,6 +30,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
 )
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.words.reasons import Reason
 
 MARK = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
@@ -204,6 +205,20 @@ def canary_elsewhere(world: World, action: Any) -> None:
     )
 
 
+def canary_broken(world: World, action: Any) -> None:
+    """The canary has served for long enough, and its kubelet is silent now."""
+    world.add_node("gpu-99")
+    fence, began = action.fence, world.now - timedelta(hours=2)
+    proof = Verified(
+        "pool-b", "", "", policy_uid=fence.policy_uid, generation=fence.generation, changed_at=began
+    )
+    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
+    world.policies = tuple(
+        lenient(one, max_unavailable=3)
+        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
+    )
+
+
 def human_cordon(world: World, action: Any) -> None:
     """A person has cordoned the node as well."""
     world.human_cordons.add(NODE)
@@ -257,6 +272,7 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "a start with too little of its window left": (
         FenceNode, 0, late, "(m)"),
     "a start beside the canary": (FenceNode, 0, canary_elsewhere, "(n)"),
+    "a start beside a canary that is broken": (FenceNode, 0, canary_broken, "(n) gpu-99, a canary"),
     "a start of a halted policy": (FenceNode, 0, failed_before, "(o)"),
     "a point of no return with a holder": (Actuate, 0, pod("a pod of a ReplicaSet"), "(b)"),
     "a point of no return beside a stray process": (Actuate, 0, stray, "(b)"),

@@ -62,8 +62,11 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
-    canary = find_canary(pooled) if outnumbers(pooled) else None
-    return canary if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE else ""
+    return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
+
+
+def _broken(pooled: Pooled) -> str | Finding:
+    return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 
 def _unapproved(pooled: Pooled) -> str:
@@ -85,8 +88,12 @@ def _unapproved(pooled: Pooled) -> str:
 
 
 def _soaking(pooled: Pooled) -> str | Finding:
+    return _by_canary(pooled, Reason.CANARY_SOAK)
+
+
+def _by_canary(pooled: Pooled, reason: Reason) -> str | Finding:
     canary = find_canary(pooled)
-    return canary if isinstance(canary, Finding) and canary.reason is Reason.CANARY_SOAK else ""
+    return canary if isinstance(canary, Finding) and canary.reason is reason else ""
 
 
 def _closed(pooled: Pooled) -> str | Finding:
@@ -98,6 +105,7 @@ HOLDS = (
     Hold(_halted, Reason.HALTED),
     Hold(_outnumbered, Reason.CANARY_TOO_LARGE),
     Hold(_unapproved, Reason.APPROVAL_NEEDED),
+    Hold(_broken, Reason.CANARY_NOT_SERVING),
     Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
 )

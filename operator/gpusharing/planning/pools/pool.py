@@ -23,7 +23,7 @@ from datetime import datetime
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import allowance
-from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
+from gpusharing.planning.pools.canary import find_canary, is_proven, waits_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
@@ -54,9 +54,11 @@ LOOKAHEAD = 2
 _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
     Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
+    Reason.CANARY_NOT_SERVING: lambda case, policy: is_proven(case.node, policy),
+    Reason.CANARY_SOAK: lambda case, policy: is_proven(case.node, policy),
 }
 """The nodes that each hold lets through: failed nodes that a person wants tried again, as if retried in their own
-slot; and newcomers, from which no pod is evicted."""
+slot; newcomers, from which no pod is evicted; and canaries that have drifted, which the others wait for."""
 
 
 @dataclass(slots=True)
@@ -227,7 +229,8 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
     capped = Finding(Reason.BUDGET_FULL, CAP_REACHED)
     canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
-    if isinstance(canaries, Finding):  # only newcomers came this far; one of them may have pods nevertheless
+    if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
+        # Only newcomers came this far; one of them may have pods nevertheless.
         room, most, full = 0, 0, canaries
     if isinstance(canaries, int) and canary is not None:
         waits = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
