@@ -187,6 +187,32 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_genera
 
 
 @virtually
+async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many() -> None:
+    """Or one look at the first failure would let every further node break, or go back, unseen."""
+    async with open_scene(*nodes(4)) as scene:
+        scene.apply(SLICED, rollout=at_once(4))
+        await scene.ready(seconds=2 * HOUR)
+        before = len(begun(scene))
+        for number in range(1, 5):
+            scene.e.software.inject(f"gpu-{number}", "refuse")
+        scene.apply(MIXED, rollout=at_once(1, onFailure="Rollback"))
+        generation = str(scene.e.policy("pool-b")["metadata"]["generation"])
+        for count, asked in enumerate((generation, f"{generation}.2"), start=1):
+
+            def halted() -> list[str]:
+                shown = [scene.transition(f"gpu-{number}") for number in range(1, 5)]
+                return [one["message"] for one in shown if one.get("reason") == "Halted"]
+
+            await scene.e.until(
+                lambda left=4 - count: len(halted()) == left, f"{count} failed, others halted", 3 * HOUR
+            )
+            await asyncio.sleep(HOUR)
+            assert len(begun(scene)) == before + count
+            assert all(text.endswith(f"gpusharing.dev/resume={asked}") for text in halted())
+            note(scene, resume=asked)
+
+
+@virtually
 async def test_a_policy_is_halted_when_a_node_is_deleted_in_the_middle_of_its_change() -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.apply(MIXED)

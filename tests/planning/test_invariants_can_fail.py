@@ -195,6 +195,16 @@ def failed_before(world: World, action: Any) -> None:
     world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = {world.nodes[NODE].uid}
 
 
+def failed_again(world: World, action: Any) -> None:
+    """A person has let the rollout go on once, and another node failed since."""
+    world.add_node("gpu-99")
+    both = {world.nodes[NODE].uid, world.nodes["gpu-99"].uid}
+    world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = both
+    world.policies = tuple(
+        lenient(replace(one, resumed=str(one.generation)), max_unavailable=2) for one in world.policies
+    )
+
+
 def canary_elsewhere(world: World, action: Any) -> None:
     """One canary of two nodes, and another one has begun."""
     world.add_node("gpu-99")
@@ -274,6 +284,7 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "a start beside the canary": (FenceNode, 0, canary_elsewhere, "(n)"),
     "a start beside a canary that is broken": (FenceNode, 0, canary_broken, "(n) gpu-99, a canary"),
     "a start of a halted policy": (FenceNode, 0, failed_before, "(o)"),
+    "a start after a resume and as many failures again": (FenceNode, 0, failed_again, "(o)"),
     "a point of no return with a holder": (Actuate, 0, pod("a pod of a ReplicaSet"), "(b)"),
     "a point of no return beside a stray process": (Actuate, 0, stray, "(b)"),
     "a point of no return without silence": (Actuate, 0, loud, "(b)"),

@@ -11,11 +11,11 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary, outnumbers
 from gpusharing.planning.pools.pooled import Pooled
+from gpusharing.planning.pools.resuming import explain_halt
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import failed_in
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -36,18 +36,10 @@ def _frozen(pooled: Pooled) -> str:
 
 
 def _halted(pooled: Pooled) -> str:
-    policy, most = pooled.policy, pooled.spec.rollout.max_failures
-    if policy.resumed == str(policy.generation):
-        return ""
+    policy = pooled.policy
     failing = (one.node.name for one in pooled.members if has_failed(one, policy))
     failed = sorted({*failing, *pooled.failed_before})
-    if len(failed) < most:
-        return ""
-    return (
-        f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}: no further"
-        f" node starts. When the cause is gone: kubectl annotate gsp {policy.name} --overwrite"
-        f" {names.ANNOTATION_RESUME}={policy.generation}"
-    )
+    return explain_halt(policy, failed, pooled.spec.rollout.max_failures)
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
