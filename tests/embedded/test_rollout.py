@@ -142,6 +142,27 @@ async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_anothe
 
 
 @virtually
+async def test_a_proven_node_whose_gpu_is_lost_takes_no_approval_with_it() -> None:
+    hardware = {name: SimulatedGPUs(name, [H100]) for name in ("gpu-1", "gpu-2")}
+    async with open_scene(*nodes(2, gpus=1), hardware=hardware) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        canary = {"nodes": 1, "soak": "1h"}
+        scene.apply(MIXED, rollout=at_once(1, approval="Manual", canary=canary))
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        await asyncio.sleep(60)
+        plan = scene.e.policy("pool-b")["status"]["plan"]["hash"]
+        note(scene, approve=plan)
+        first = await scene.any_fenced()
+        await scene.phase(first, "Synced")
+        hardware[first].lose(0)
+        other = "gpu-2" if first == "gpu-1" else "gpu-1"
+        await scene.reason(other, "CanaryNotServing")
+        assert scene.transition(first)["phase"] == "Blocked"
+        assert scene.e.policy("pool-b")["status"]["plan"]["hash"] == plan
+
+
+@virtually
 async def test_who_is_to_approve_a_plan_sees_what_would_keep_it_from_being_carried_out() -> None:
     async with open_scene(*nodes(2)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))

@@ -69,7 +69,8 @@ def _unapproved(pooled: Pooled) -> str:
     if policy.approved == plan:
         return ""
     old = (
-        f"; {policy.approved[:64]} is the hash of another plan: the policy was changed, or nodes joined or left"
+        f"; {policy.approved[:64]} is the hash of another plan: the policy was changed, or nodes joined or left, or"
+        " cannot be read"
         if policy.approved
         else ""
     )
