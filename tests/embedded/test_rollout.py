@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from hack.sim.fakefaults import Write
@@ -207,6 +208,17 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_genera
         await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
 
 
+def halted(scene: Scene) -> list[str]:
+    """What the nodes say that failures keep from starting."""
+    shown = [scene.transition(f"gpu-{number}") for number in range(1, 5)]
+    return [one["message"] for one in shown if one.get("reason") == "Halted"]
+
+
+def are_halted(scene: Scene, count: int) -> bool:
+    """So many are."""
+    return len(halted(scene)) == count
+
+
 @virtually
 async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many() -> None:
     """Or one look at the first failure would let every further node break, or go back, unseen."""
@@ -219,17 +231,12 @@ async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many(
         scene.apply(MIXED, rollout=at_once(1, onFailure="Rollback"))
         generation = str(scene.e.policy("pool-b")["metadata"]["generation"])
         for count, asked in enumerate((generation, f"{generation}.2"), start=1):
-
-            def halted() -> list[str]:
-                shown = [scene.transition(f"gpu-{number}") for number in range(1, 5)]
-                return [one["message"] for one in shown if one.get("reason") == "Halted"]
-
             await scene.e.until(
-                lambda left=4 - count: len(halted()) == left, f"{count} failed, others halted", 3 * HOUR
+                partial(are_halted, scene, 4 - count), f"{count} failed, others halted", 3 * HOUR
             )
             await asyncio.sleep(HOUR)
             assert len(begun(scene)) == before + count
-            assert all(text.endswith(f"gpusharing.dev/resume={asked}") for text in halted())
+            assert all(text.endswith(f"gpusharing.dev/resume={asked}") for text in halted(scene))
             note(scene, resume=asked)
 
 

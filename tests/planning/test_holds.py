@@ -186,7 +186,7 @@ def test_the_others_start_when_all_canaries_have_soaked() -> None:
     assert find_canary(pooled(*done, canary=CANARY, seconds=660)) is None
 
 
-SERVED = {"verified": PROVEN}
+SERVED: dict[str, Any] = {"verified": PROVEN}
 BROKEN: dict[str, tuple[Member, str]] = {
     "is not Ready": (member("n9", Phase.SYNCED, ready=False, **SERVED), "it is not Ready"),
     "is cordoned": (member("n9", Phase.SYNCED, unschedulable=True, **SERVED), "it is cordoned"),
@@ -214,6 +214,7 @@ def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, second
         Reason.CANARY_NOT_SERVING,
         f"n9, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node starts until"
         " it does, or is taken out of the pool, or the policy is edited",
+        keeper="node/n9",
     )
     assert phase_of(hold) is Phase.BLOCKED
 

@@ -107,7 +107,7 @@ def _broken(
         f"{one.node.name}, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node"
         " starts until it does, or is taken out of the pool, or the policy is edited"
     )
-    return Finding(Reason.CANARY_NOT_SERVING, message)
+    return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{one.node.name}")
 
 
 def _why_not_serving(member: Member) -> str:
