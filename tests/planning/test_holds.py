@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, make_member, pool_of, run_until
-from tests.planning.machines import patched
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -19,7 +18,6 @@ from gpusharing.planning.pools.holds import HOLDS, find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.pooled import Pooled
-from gpusharing.planning.pools.resuming import read_value
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision
@@ -100,37 +98,6 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed="3"))) is None
 
 
-FAILED_NOW = tuple(member(f"n{number}", Phase.FAILED, fence=ACTUATING) for number in range(1, 7))
-RESUMED: dict[str, tuple[str, int, int, str, str]] = {
-    "nobody": ("", 1, 1, "3", ""),
-    "nobody, after several at once": ("", 1, 4, "3.4", ""),
-    "nobody, after more than one batch": ("", 2, 5, "3.2", ""),
-    "a person once, as many again ago": (
-        "3", 1, 2, "3.2", ' (gpusharing.dev/resume "3" lets it go on until 2 have failed)'),
-    "a person twice": ("3.2", 2, 6, "3.3", ' (gpusharing.dev/resume "3.2" lets it go on until 6 have failed)'),
-    "a person in an earlier generation": (
-        "2.7", 1, 1, "3", ' (gpusharing.dev/resume "2.7" says nothing about generation 3)'),
-    "a person who mistyped": ("3.x", 1, 1, "3", ' (gpusharing.dev/resume "3.x" says nothing about generation 3)'),
-    "a person who allowed nothing": (
-        "3.0", 1, 1, "3", ' (gpusharing.dev/resume "3.0" says nothing about generation 3)'),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("resumed", "most", "count", "value", "told"), RESUMED.values(), ids=RESUMED)
-def test_a_halt_names_the_value_that_ends_it_where_it_was_resumed_by(
-    resumed: str, most: int, count: int, value: str, told: str
-) -> None:
-    failed, policy = FAILED_NOW[:count], replace(POOL, resumed=resumed)
-    hold = find_hold(pooled(*failed, policy=policy, maxFailures=most))
-    assert hold is not None
-    assert hold.reason is Reason.HALTED
-    assert (
-        f"failed in this generation, and spec.rollout.maxFailures is {most}{told}: no further" in hold.message
-    )
-    assert read_value(hold.message) == value
-    assert find_hold(pooled(*failed, policy=replace(POOL, resumed=value), maxFailures=most)) is None
-
-
 def test_an_edit_that_changes_no_node_ends_a_halt_too() -> None:
     """A price is one: docs/how-to/cost.md warns of that."""
     failed = member("n1", Phase.FAILED, fence=replace(ACTUATING, revision=find_revision(POOL)))
@@ -184,63 +151,6 @@ def test_the_others_start_when_all_canaries_have_soaked() -> None:
     assert isinstance(soaking, Finding)
     assert (soaking.reason, soaking.until) == (Reason.CANARY_SOAK, at(660))
     assert find_canary(pooled(*done, canary=CANARY, seconds=660)) is None
-
-
-SERVED: dict[str, Any] = {"verified": PROVEN}
-BROKEN: dict[str, tuple[Member, str]] = {
-    "is not Ready": (member("n9", Phase.SYNCED, ready=False, **SERVED), "it is not Ready"),
-    "is cordoned": (member("n9", Phase.SYNCED, unschedulable=True, **SERVED), "it is cordoned"),
-    "is being deleted": (member("n9", Phase.SYNCED, deleting=True, **SERVED), "its Node is being deleted"),
-    "has a GPU that is ill": (
-        make_member(
-            make_node("n9", **SERVED), Verdict("n9", "pool-b", Phase.SYNCED, Reason.GPU_UNHEALTHY, "")
-        ),
-        "GPUUnhealthy"),
-    "has lost a GPU": (
-        make_member(make_node("n9", **SERVED), Verdict("n9", "pool-b", Phase.BLOCKED, Reason.GPU_MISSING, "")),
-        "GPUMissing"),
-    "is being put right": (member("n9", Phase.DRAINING, fence=ACTUATING, **SERVED), "it is being changed"),
-    "could not be put right": (member("n9", Phase.FAILED, fence=ACTUATING, **SERVED), "it has failed"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("seconds", [60, 700], ids=["while it soaks", "after its soak"])
-@pytest.mark.parametrize(("canary", "why"), BROKEN.values(), ids=BROKEN)
-def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, seconds: float) -> None:
-    one = {"nodes": 1, "soak": "10m"}
-    assert find_hold(pooled(*MANY, proven("n9"), canary=one, seconds=700)) is None
-    hold = find_hold(pooled(*MANY, canary, canary=one, maxFailures=2, seconds=seconds))
-    assert hold == Finding(
-        Reason.CANARY_NOT_SERVING,
-        f"n9, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node starts until"
-        " it does, or is taken out of the pool, or the policy is edited",
-        keeper="node/n9",
-    )
-    assert phase_of(hold) is Phase.BLOCKED
-
-
-OTHERS: dict[str, tuple[Member, bool]] = {
-    "began before the soak was over": (member("n8", Phase.DRAINING, fence=replace(ACTUATING, since=at(599))), True),
-    "was proven before the soak was over": (proven("n8", 300), True),
-    "has begun since": (member("n8", Phase.DRAINING, fence=replace(ACTUATING, since=at(600))), False),
-    "was proven since": (proven("n8", 650), False),
-    "failed since and went back": (
-        member("n8", verified=replace(PROVEN, changed_at=at(650), rolled_back=True)), True),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("other", "waits"), OTHERS.values(), ids=OTHERS)
-def test_a_canary_that_breaks_keeps_the_others_waiting_unless_one_of_them(other: Member, waits: bool) -> None:
-    broken = member("n9", Phase.SYNCED, ready=False, **SERVED)
-    hold = find_hold(pooled(*MANY, broken, other, canary={"nodes": 1, "soak": "10m"}, seconds=700))
-    assert (hold is not None and hold.reason is Reason.CANARY_NOT_SERVING) is waits
-
-
-def test_a_canary_that_is_gone_is_followed_by_the_next_one_and_a_deletion_waits_for_none() -> None:
-    broken = member("n9", Phase.SYNCED, ready=False, **SERVED)
-    assert find_canary(pooled(*MANY, canary={"nodes": 1})) == 1
-    resetting = replace(POOL, resetting=True)
-    assert find_canary(pooled(*MANY, broken, policy=resetting, canary={"nodes": 1}, seconds=7200)) is None
 
 
 def test_what_an_earlier_generation_proved_is_no_canary() -> None:
@@ -401,27 +311,6 @@ def test_a_canary_is_proven_and_soaks_before_the_others_start_and_a_restart_chan
     assert {v.reason for v in world.plan().verdicts.values()} == {Reason.SYNCED, Reason.CANARY_SOAK}
     world.settle()
     assert len(shared(world)) == 4
-
-
-def test_a_canary_that_has_drifted_is_put_right_and_serves_anew_before_the_others_start() -> None:
-    world = rolling(4, canary={"nodes": 1, "soak": "30m"})
-    first = first_of(world)
-    while not shared(world):
-        pass_time(world, 1)
-    before = world.nodes[first].verified
-    assert before is not None
-    assert before.changed_at is not None
-    world.nodes[first] = patched(world.nodes[first], {names.LABEL_PLUGIN_CONFIG: None})
-    pass_time(world, 600)
-    after = world.nodes[first].verified
-    assert after is not None
-    assert after.changed_at is not None
-    assert after.changed_at > before.changed_at, "its own repair waits for nothing"
-    assert shared(world) == [first], "another node changed beside a canary that was being put right"
-    world.settle()
-    assert len(shared(world)) == 4
-    last = [node.verified.changed_at for node in world.nodes.values() if node.verified is not None]
-    assert sum(at is not None and at > after.changed_at + timedelta(minutes=30) for at in last) == 3
 
 
 def rolled(world: World, **rollout: Any) -> None:

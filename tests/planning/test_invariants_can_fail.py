@@ -15,6 +15,7 @@ from tests.planning.broken import Broken
 from tests.planning.cases import FULL, MIXED, NODE, copy_of, edited, pool_of
 from tests.planning.habits import with_habits
 from tests.planning.recovery import lenient
+from tests.planning.spoilers import canary_broken, canary_elsewhere, failed_again
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -30,7 +31,6 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
 )
-from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.words.reasons import Reason
 
 MARK = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
@@ -193,40 +193,6 @@ def loud(world: World, action: Any) -> None:
 def failed_before(world: World, action: Any) -> None:
     """A node of the pool failed in this generation."""
     world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = {world.nodes[NODE].uid}
-
-
-def failed_again(world: World, action: Any) -> None:
-    """A person has let the rollout go on once, and another node failed since."""
-    world.add_node("gpu-99")
-    both = {world.nodes[NODE].uid, world.nodes["gpu-99"].uid}
-    world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = both
-    world.policies = tuple(
-        lenient(replace(one, resumed=str(one.generation)), max_unavailable=2) for one in world.policies
-    )
-
-
-def canary_elsewhere(world: World, action: Any) -> None:
-    """One canary of two nodes, and another one has begun."""
-    world.add_node("gpu-99")
-    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], fence=action.fence)
-    world.policies = tuple(
-        lenient(one, max_unavailable=2)
-        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
-    )
-
-
-def canary_broken(world: World, action: Any) -> None:
-    """The canary has served for long enough, and its kubelet is silent now."""
-    world.add_node("gpu-99")
-    fence, began = action.fence, world.now - timedelta(hours=2)
-    proof = Verified(
-        "pool-b", "", "", policy_uid=fence.policy_uid, generation=fence.generation, changed_at=began
-    )
-    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
-    world.policies = tuple(
-        lenient(one, max_unavailable=3)
-        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
-    )
 
 
 def human_cordon(world: World, action: Any) -> None:
