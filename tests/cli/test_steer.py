@@ -14,6 +14,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
 from gpusharing.cli.fleet import read_node
+from gpusharing.cli.resume import find as resume
 from gpusharing.cli.retry import find as retry
 from gpusharing.cli.steer import is_wanted
 from gpusharing.cli.steering import SteeringWish
@@ -117,6 +118,20 @@ async def test_a_rollout_that_failures_have_halted_goes_on_after_a_resume() -> N
         told = await ask(scene.e.cluster, "resume", "pool-b", "--yes")
         assert "1 node may start although others failed" in told.out
         await scene.fenced(other)
+
+
+ASKED = {
+    "the operator asks for": ("3.2", "3.2"),
+    "is the generation, where the operator has judged the nodes by an earlier one": ("2.4", "3"),
+    "is the generation, where the operator names none": ("", "3"),
+}
+
+
+@pytest.mark.parametrize(("asked", "value"), ASKED.values(), ids=ASKED)
+def test_a_resume_sets_the_value_that(asked: str, value: str) -> None:
+    policy = {"metadata": {"name": "p", "generation": 3}, "status": {"observedGeneration": 3}}
+    wish = SteeringWish(NOW, halted=("gpu-1",), resume=asked)
+    assert resume(policy, wish).body == {"metadata": {"annotations": {names.ANNOTATION_RESUME: value}}}
 
 
 @virtually

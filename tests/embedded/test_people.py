@@ -224,7 +224,9 @@ async def test_a_node_that_is_away_for_another_reason_counts_against_the_budget(
     async with open_scene(*nodes(3)) as scene:
         scene.cordon("gpu-3")
         scene.apply(SLICED, rollout=at_once(1))
-        await scene.reason("gpu-1", "BudgetFull")
+        shown = await scene.reason("gpu-1", "BudgetFull")
+        assert (shown["culprit"], shown["deadline"]) == ("node/gpu-3", "person")
+        await scene.until_condition("Stalled", "True", "Blocked")
         await asyncio.sleep(60)
         assert not scene.node_writes()
         scene.cordon("gpu-3", on=False)

@@ -1,9 +1,14 @@
 """What a policy's rollout says about when its nodes start, with the whole operator in virtual time."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
+import pytest
 from hack.sim.fakefaults import Write
+from hack.sim.gpu import SimulatedGPUs
+from tests.build import H100
 from tests.embedded.scene import (
     FULL,
     HOUR,
@@ -91,6 +96,38 @@ async def test_the_canary_soaks_before_the_others_start_and_another_leader_knows
         assert len(begun(scene)) == 3
 
 
+BREAKS: dict[str, Callable[[Scene, str, SimulatedGPUs], object]] = {
+    "a GPU of it asks for a reset": lambda scene, name, gpus: gpus.ask_recovery(0, "Reset"),
+    "its GPU is lost": lambda scene, name, gpus: gpus.lose(0),
+    "a person cordons it": lambda scene, name, gpus: scene.cordon(name),
+    "its kubelet is silent": lambda scene, name, gpus: scene.e.cluster.patch(
+        NODES,
+        name,
+        {"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}},
+        subresource="status",
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS)
+@virtually
+async def test_no_other_node_starts_after_the_soak_when_the_canary_breaks_in_it_because(
+    broken: Callable[[Scene, str, SimulatedGPUs], object],
+) -> None:
+    hardware = {name: SimulatedGPUs(name, [H100]) for name in ("gpu-1", "gpu-2", "gpu-3")}
+    async with open_scene(*nodes(3, gpus=1), hardware=hardware) as scene:
+        scene.apply(SLICED, rollout=at_once(2, canary={"nodes": 1, "soak": "1h"}))
+        first = await scene.any_fenced()
+        await scene.phase(first, "Synced")
+        await asyncio.sleep(300)
+        broken(scene, first, hardware[first])
+        other = next(name for name in hardware if name != first)
+        transition = await scene.reason(other, "CanaryNotServing", seconds=HOUR)
+        assert f"{first}, a canary (spec.rollout.canary), no longer serves" in transition["message"]
+        await asyncio.sleep(3 * HOUR)
+        assert [write.call.name for write in begun(scene)] == [first]
+
+
 @virtually
 async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_another() -> None:
     async with open_scene(*nodes(3)) as scene:
@@ -103,6 +140,27 @@ async def test_a_plan_is_carried_out_under_one_approval_and_an_edit_needs_anothe
         scene.apply(FULL, rollout=at_once(1, approval="Manual"))
         transition = await scene.reason("gpu-2", "ApprovalNeeded")
         assert f"{plan} is the hash of another plan" in transition["message"]
+
+
+@virtually
+async def test_a_proven_node_whose_gpu_is_lost_takes_no_approval_with_it() -> None:
+    hardware = {name: SimulatedGPUs(name, [H100]) for name in ("gpu-1", "gpu-2")}
+    async with open_scene(*nodes(2, gpus=1), hardware=hardware) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        canary = {"nodes": 1, "soak": "1h"}
+        scene.apply(MIXED, rollout=at_once(1, approval="Manual", canary=canary))
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        await asyncio.sleep(60)
+        plan = scene.e.policy("pool-b")["status"]["plan"]["hash"]
+        note(scene, approve=plan)
+        first = await scene.any_fenced()
+        await scene.phase(first, "Synced")
+        hardware[first].lose(0)
+        other = "gpu-2" if first == "gpu-1" else "gpu-1"
+        await scene.reason(other, "CanaryNotServing")
+        assert scene.transition(first)["phase"] == "Blocked"
+        assert scene.e.policy("pool-b")["status"]["plan"]["hash"] == plan
 
 
 @virtually
@@ -148,6 +206,38 @@ async def test_a_failed_node_halts_the_policy_until_a_person_resumes_this_genera
         assert len(begun(scene)) == 1
         note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
         await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
+
+
+def halted(scene: Scene) -> list[str]:
+    """What the nodes say that failures keep from starting."""
+    shown = [scene.transition(f"gpu-{number}") for number in range(1, 5)]
+    return [one["message"] for one in shown if one.get("reason") == "Halted"]
+
+
+def are_halted(scene: Scene, count: int) -> bool:
+    """So many are."""
+    return len(halted(scene)) == count
+
+
+@virtually
+async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many() -> None:
+    """Or one look at the first failure would let every further node break, or go back, unseen."""
+    async with open_scene(*nodes(4)) as scene:
+        scene.apply(SLICED, rollout=at_once(4))
+        await scene.ready(seconds=2 * HOUR)
+        before = len(begun(scene))
+        for number in range(1, 5):
+            scene.e.software.inject(f"gpu-{number}", "refuse")
+        scene.apply(MIXED, rollout=at_once(1, onFailure="Rollback"))
+        generation = str(scene.e.policy("pool-b")["metadata"]["generation"])
+        for count, asked in enumerate((generation, f"{generation}.2"), start=1):
+            await scene.e.until(
+                partial(are_halted, scene, 4 - count), f"{count} failed, others halted", 3 * HOUR
+            )
+            await asyncio.sleep(HOUR)
+            assert len(begun(scene)) == before + count
+            assert all(text.endswith(f"gpusharing.dev/resume={asked}") for text in halted(scene))
+            note(scene, resume=asked)
 
 
 @virtually

@@ -5,20 +5,24 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.planning.broken import hold
-from tests.planning.pooling import pool
+from tests.planning.pooling import is_away, pool
 
+from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
+from gpusharing.planning.gpus.health import is_well
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.way.verdict import find_health
 
 if TYPE_CHECKING:
     from tests.planning.world import World
 
 
 def canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    """No node starts beside canaries that are not proven, or have not served for long enough, or cannot all be."""
+    """No node starts beside canaries that are not proven, or have not served for long enough, or cannot all be, or do
+    not serve; a canary that drifted is put right all the same."""
     canary = spec.rollout.canary
     if canary is None:
         return
@@ -28,12 +32,17 @@ def canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: 
     same, outnumbers = partial(world.ledger.is_of, policy=policy), canary.nodes > len(mine)
     if policy.resetting and not outnumbers:
         _soaks_beyond_its_reset(world, policy, spec)
-    proofs = sorted(
-        one.verified.changed_at
+    proven = sorted(
+        (one.verified.changed_at, one.name)
         for one in mine
         if one.verified is not None and one.verified.changed_at is not None and same(one.verified)
         if not one.verified.rolled_back and not (outnumbers and one.uid in world.ledger.apart)
     )
+    if not policy.resetting and action.node.name in {name for _, name in proven}:
+        return
+    if not policy.resetting and not (outnumbers and action.fence.newcomer):
+        _serve(world, mine, [name for _, name in proven], 1 if outnumbers else canary.nodes, action)
+    proofs = [at for at, _ in proven]
     if outnumbers:
         served = any(world.now - at >= parse_duration(canary.soak) for at in proofs)
         hold(
@@ -52,6 +61,19 @@ def canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: 
         len(proofs) + len(begun) < canary.nodes,
         f"(n) more nodes than {canary.nodes} canaries start before these are proven",
     )
+
+
+def _serve(world: "World", mine: list[NodeView], proven: list[str], most: int, action: FenceNode) -> None:
+    """The canaries serve what was proven on them. Once another node has started, nobody asks any more."""
+    fences = (one.fence for one in mine if one.name not in proven and one is not action.node)
+    if len(proven) > most or any(fence is not None and fence.stage != "yielded" for fence in fences):
+        return
+    for name in proven:
+        node, health = world.nodes[name], find_health(world.gpunodes.get(name))
+        well = health is None or is_well(health)
+        key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+        as_proven = node.verified is not None and node.verified.plugin_config == key
+        hold(well and as_proven and not is_away(node), f"(n) {name}, a canary, does not serve")
 
 
 def _soaks_beyond_its_reset(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:

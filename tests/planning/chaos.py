@@ -312,7 +312,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(name=policies)
     def a_person_resumes(self, name: str) -> None:
-        if person_resumes(self.world, name):
+        if person_resumes(self.world, name, self.world.plan()):
             self._happens("a halted rollout is resumed")
 
     @rule(name=policies)

@@ -8,8 +8,10 @@ from tests.planning.promises import approve
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.approval import plan_hash
+from gpusharing.planning.pools.resuming import read_value
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.words.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -83,12 +85,17 @@ def person_approves(world: "World", name: str, plan: RolloutPlan) -> bool:
     return True
 
 
-def person_resumes(world: "World", name: str) -> bool:
-    """The annotation gets the present generation."""
+def person_resumes(world: "World", name: str, plan: RolloutPlan) -> bool:
+    """The annotation gets the value that a halted node shows, or else the present generation. False: that is what it
+    has."""
     policy = next((one for one in world.policies if one.name == name), None)
-    if policy is None or policy.resumed == str(policy.generation):
+    if policy is None:
         return False
-    changed = replace(policy, resumed=str(policy.generation))
+    told = (one for one in plan.verdicts.values() if (one.policy, one.reason) == (name, Reason.HALTED))
+    value = next((read_value(one.message) for one in told), str(policy.generation))
+    if policy.resumed == value:
+        return False
+    changed = replace(policy, resumed=value)
     world.policies = tuple(changed if one is policy else one for one in world.policies)
     return True
 

@@ -232,13 +232,17 @@ def _note_proof(world: "World", action: Release | LabelNode) -> None:
 
 
 def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    if policy.resumed == str(policy.generation):
-        return
     failed = world.ledger.failed.get((policy.uid, policy.generation), set())
     if node.uid in failed and node.retry:
         return  # a person wants this very node tried again
     still = failed & {one.uid for one in pool(world, policy.name)}
-    hold(len(still) < spec.rollout.max_failures, f"(o) a node starts after {len(still)} failures")
+    generation, _, more = policy.resumed.partition(".")
+    looks = int(more or 1) if generation == str(policy.generation) else 0
+    most = spec.rollout.max_failures * (1 + looks)
+    hold(
+        len(still) < most,
+        f"(o) a node starts after {len(still)} failures, of which a person has seen {looks}",
+    )
 
 
 def _nobody_kept(world: "World", action: FenceNode, spec: GPUSharingPolicySpec) -> None:

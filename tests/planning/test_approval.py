@@ -25,9 +25,11 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.assess import Assessed, Unobserved
+from gpusharing.planning.way.attempts import owed_for
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -117,6 +119,43 @@ def test_progress_changes_no_hash(node: dict[str, Any]) -> None:
     assert TWO[0].verdict.disruption is DisruptionClass.NONE, "it is the assessment that counts"
     assert plan_hash(MANUAL, [planned("n1", **node), TWO[1]]) == CURRENT
     assert plan_hash(MANUAL, [TWO[1], planned("n1", **node)]) == CURRENT
+
+
+def recorded(**more: Any) -> dict[str, dict[str, Any]]:
+    """By what became of it: a node whose change was approved."""
+    found = planned("n1").assessment
+    assert isinstance(found, Assessed)
+    target = found.target
+    proof = replace(
+        PROVEN,
+        **{**BY_IT, **more},
+        mig_config=target.mig_config,
+        plugin_config=target.plugin_key,
+        layout=target.text,
+    )
+    return {
+        "is proven": {"verified": proof},
+        "is in flight": {"fence": make_fence(**{**BY_IT, **more}, approved=owed_for(target))},
+    }
+
+
+UNREAD = Unobserved(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), "")
+
+
+@pytest.mark.parametrize("node", recorded().values(), ids=recorded())
+def test_the_approval_stays_when_nobody_can_read_a_node_any_more_that(node: dict[str, Any]) -> None:
+    read = planned("n1", **node)
+    assert plan_hash(MANUAL, [replace(read, assessment=UNREAD), TWO[1]]) == CURRENT
+
+
+@pytest.mark.parametrize(
+    "node",
+    [{}, *recorded(generation=2).values(), {"fence": make_fence(**BY_IT)}],
+    ids=["not begun", "proven before", "begun before", "begun without an approval"],
+)
+def test_a_node_that_nobody_can_read_is_in_no_plan_where_its_change_is(node: dict[str, Any]) -> None:
+    unread = replace(planned("n1", **node), assessment=UNREAD)
+    assert plan_hash(MANUAL, [unread, TWO[1]]) == plan_hash(MANUAL, TWO[1:])
 
 
 # --- whole ways -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tests.planning.broken import Broken
 from tests.planning.cases import FULL, MIXED, NODE, copy_of, edited, pool_of
 from tests.planning.habits import with_habits
 from tests.planning.recovery import lenient
+from tests.planning.spoilers import canary_broken, canary_elsewhere, failed_again
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -194,16 +195,6 @@ def failed_before(world: World, action: Any) -> None:
     world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = {world.nodes[NODE].uid}
 
 
-def canary_elsewhere(world: World, action: Any) -> None:
-    """One canary of two nodes, and another one has begun."""
-    world.add_node("gpu-99")
-    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], fence=action.fence)
-    world.policies = tuple(
-        lenient(one, max_unavailable=2)
-        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
-    )
-
-
 def human_cordon(world: World, action: Any) -> None:
     """A person has cordoned the node as well."""
     world.human_cordons.add(NODE)
@@ -257,7 +248,9 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "a start with too little of its window left": (
         FenceNode, 0, late, "(m)"),
     "a start beside the canary": (FenceNode, 0, canary_elsewhere, "(n)"),
+    "a start beside a canary that is broken": (FenceNode, 0, canary_broken, "(n) gpu-99, a canary"),
     "a start of a halted policy": (FenceNode, 0, failed_before, "(o)"),
+    "a start after a resume and as many failures again": (FenceNode, 0, failed_again, "(o)"),
     "a point of no return with a holder": (Actuate, 0, pod("a pod of a ReplicaSet"), "(b)"),
     "a point of no return beside a stray process": (Actuate, 0, stray, "(b)"),
     "a point of no return without silence": (Actuate, 0, loud, "(b)"),

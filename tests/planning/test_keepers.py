@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from tests.build import NOW, at, make_fence, make_node, make_policy
+from tests.build import NOW, at, make_fence, make_node, make_policy, make_snapshot
 from tests.planning.test_pool import OFFERED, candidate
 
 from gpusharing.api.names import Phase
@@ -33,13 +33,18 @@ def away(
 
 def full(members: Sequence[Member]) -> str:
     """What a node says that waits beside these."""
+    return waiting(members).message
+
+
+def waiting(members: Sequence[Member]) -> Verdict:
+    """The verdict of a node that waits beside these."""
     policy = make_policy(rollout={"maxUnavailable": len(members)})
     pool = Pool(policy)
     for member in members:
         pool.count(member)
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    return select(pool.ask_windows(NOW), 100, Ledger(OFFERED)).verdicts["z"].message
+    return select(pool.ask_windows(NOW), 100, Ledger(OFFERED)).verdicts["z"]
 
 
 KEPT: dict[str, tuple[Member, str]] = {
@@ -73,6 +78,39 @@ def test_a_node_that_waits_for_a_slot_names_who_keeps_one_until_somebody_acts(
     assert full([member]) == (
         f"spec.rollout.maxUnavailable allows 1 of 2 nodes to be unavailable at once ({why}); waiting for a slot"
     )
+
+
+STANDS = {"a person cordoned it", "its change failed", "somebody has marked it"}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_who_keeps_the_slot_is_the_culprit_and_a_person_ends_it_unless_it_comes_back_by_itself(
+    what: str,
+) -> None:
+    told = waiting([KEPT[what][0]])
+    assert (told.keeper, told.stands) == ("node/a", what in STANDS)
+
+
+def test_a_slot_of_a_node_that_changes_becomes_free_beside_one_that_is_kept() -> None:
+    changes = away("c", Phase.DRAINING, fence=make_fence(), unschedulable=True, deadline=at(60))
+    told = waiting([changes, away("d", unschedulable=True)])
+    assert (told.keeper, told.stands) == ("node/d", False)
+    assert (waiting([changes]).keeper, waiting([changes]).stands) == ("", False)
+
+
+def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_policy() -> None:
+    pool = Pool(make_policy())
+    pool.names.append("z")
+    pool.candidates.append(candidate("z"))
+    ledger = Ledger(OFFERED)
+    for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
+        node = make_node(name, fence=make_fence(policy="another"))
+        ledger.add_in_flight(make_snapshot([node]), away(name, phase, deadline=at(60)).verdict)
+    told = select(pool.ask_windows(NOW), 0, ledger).verdicts["z"]
+    assert told.message == (
+        "the cap on nodes in flight (chart value operator.maxInFlight) is reached (a has failed); waiting for a slot"
+    )
+    assert (told.keeper, told.stands) == ("node/a", False)
 
 
 def test_no_more_than_three_nodes_that_keep_a_slot_are_named_and_none_that_changes() -> None:

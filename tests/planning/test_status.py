@@ -47,6 +47,10 @@ PATHS: dict[str, tuple[StatusInput, tuple[str, str, str, str]]] = {
         StatusInput([SYNCED, PENDING]),
         (VALID, "False RolloutInProgress", "True BudgetFull", CALM),
     ),
+    "one waits for a slot that only a person gives back": (
+        StatusInput([SYNCED, replace(PENDING, stands=True)]),
+        (VALID, "False RolloutInProgress", "False Blocked", "True Blocked"),
+    ),
     "its pods are looked at": (
         StatusInput([verdict(Phase.PREFLIGHT)]),
         (VALID, "False RolloutInProgress", "True Progressing", CALM),
@@ -287,6 +291,13 @@ BEARING = (
     Reason.ACTUATOR_FAILED,
 )
 """One of each kind that the conditions tell apart, and some that they do not."""
+
+
+def test_a_policy_that_waits_for_its_approval_says_that_a_person_has_to_give_it() -> None:
+    """That is wanted, so it is not stalled; but it is not true that nobody is needed."""
+    waits = StatusInput([SYNCED, verdict(Phase.PENDING, Reason.APPROVAL_NEEDED, "gpu-08")])
+    (stalled,) = (row for row in waits.status()["conditions"] if row["type"] == "Stalled")
+    assert (stalled["status"], stalled["message"]) == ("False", "waits for a person to approve the plan")
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ CULPRITS: dict[str, tuple[Verdict, dict[str, Any], str]] = {
     "a pod that leaves": (verdict(Phase.DRAINING, Reason.PODS_LEAVING, leaving="a/1 +1"), {}, "a/1 +1"),
     "a drain that was given up": (verdict(Phase.ABORTING, Reason.DRAIN_TIMEOUT), {}, "pods"),
     "the policy": (verdict(Phase.PENDING, Reason.WINDOW_CLOSED), {}, "gsp/pool-b"),
+    "the node that keeps a slot": (
+        verdict(Phase.PENDING, Reason.BUDGET_FULL, keeper="node/gpu-01"), {}, "node/gpu-01"),
     "the node": (verdict(Phase.BLOCKED, Reason.ALREADY_CORDONED), {}, "node/gpu-08"),
     "somebody else": (
         verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE), {"foreign": "kured"}, "kured"),

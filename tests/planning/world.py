@@ -355,7 +355,7 @@ class World:
                 habits.person_approves(self, policy.name, plan)
                 told = {one.reason for one in plan.verdicts.values() if one.policy == policy.name}
                 if Reason.HALTED in told:
-                    habits.person_resumes(self, policy.name)
+                    habits.person_resumes(self, policy.name, plan)
                 if Reason.CANARY_TOO_LARGE in told:
                     habits.person_corrects_the_canary(self, policy.name)
             # Pods that a plan has named already are listed again for ever, every few minutes.

@@ -80,7 +80,8 @@ class Rollout(WireModel):
     (status.plan.hash)."""
     max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
     """When so many nodes have failed after the point of no return in one generation of the policy, no further node
-    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on."""
+    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on until so many more have
+    failed, and with <generation>.2, .3 and so on until twice, three times as many have."""
     on_failure: Literal["Hold", "Rollback"] = "Hold"
     """What happens to a node that failed after the point of no return. Hold: it stays cordoned until a person retries
     it or changes the policy. Rollback: it goes back to what was proven on it last, once per generation or retry, and

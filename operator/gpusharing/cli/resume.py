@@ -13,6 +13,7 @@ from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import Trouble
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.raw import part, text, whole
+from gpusharing.planning.pools.resuming import read_value
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -32,12 +33,18 @@ def find(policy: JSON, wish: SteeringWish) -> Change:
     if not wish.halted:
         raise Trouble(f"{name} is neither paused nor halted by failures")
     nodes = counted(len(wish.halted), "node")
-    means = f"{nodes} may start although others failed; those stay as they are until a retry"
-    return Change(POLICIES, name, annotation(names.ANNOTATION_RESUME, str(generation)), means, moves=True)
+    means = (
+        f"{nodes} may start although others failed, and further failures halt it again; those that failed stay as they"
+        " are until a retry"
+    )
+    # What the operator asks for may be of an earlier generation that it has judged the nodes by.
+    value = wish.resume if wish.resume.partition(".")[0] == str(generation) else str(generation)
+    return Change(POLICIES, name, annotation(names.ANNOTATION_RESUME, value), means, moves=True)
 
 
 async def _halted(session: Session, wish: SteeringWish, policy: str) -> SteeringWish:
-    """Which nodes wait for a resume: a policy does not list them itself."""
+    """Which nodes wait for a resume, and for which: a policy does not list them itself."""
     nodes = map(read_node, await session.all(GPUNODES))
-    halted = tuple(seen.name for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED))
-    return replace(wish, halted=halted)
+    halted = [seen for seen in nodes if (seen.policy, seen.reason) == (policy, Reason.HALTED)]
+    value = read_value(halted[0].message) if halted else ""
+    return replace(wish, halted=tuple(seen.name for seen in halted), resume=value)

@@ -30,6 +30,8 @@ class SteeringWish:
     """skip: take it back."""
     halted: tuple[str, ...] = ()
     """resume: the nodes of the policy that failures keep from starting."""
+    resume: str = ""
+    """resume: the value of the annotation that the operator asks for; empty: it asks for none."""
     stands: Seen | None = None
     """retry: how the operator sees the node; None: that may not be read."""
 

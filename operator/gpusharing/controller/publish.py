@@ -378,7 +378,7 @@ def _policy_of(policy: PolicyView) -> JSON:
 def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
     """Everything that can change the status of a condition; far less than the whole status."""
     mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
-    kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready): v for v in mine}
+    kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready, v.stands): v for v in mine}
     bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
     return policy.uid, policy.generation, policy.deleting, *of_others, bearings

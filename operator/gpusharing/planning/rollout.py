@@ -14,7 +14,7 @@ What holds after every action and from every interrupted prefix (tests/planning/
   (k) a node with a pod that nobody may evict is not cordoned, nor one of a gang with such a member
   (l) no node starts before the plan of this generation, with that node in it, was approved
   (m) no node starts outside the windows, or with too little of its window left
-  (n) no node starts beside canaries that are not proven, or have not served for long enough, or cannot all be
+  (n) no node starts beside canaries that are not proven, do not serve, or not for long enough, or cannot all be
   (o) no node starts after maxFailures
   (p) nobody is evicted while a paused policy holds its changes
   (q) a gang starts as a whole where the budget has room for it

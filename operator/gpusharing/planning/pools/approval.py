@@ -1,8 +1,9 @@
 """The hash of a plan, by which a person approves it: what each node will become, and how much that disturbs.
 
 It covers the plan as it was when the change of each node began: pods and progress are not in it, and an approval lasts
-until the plan is carried out. A node that joins or leaves, and every edit of the policy, makes another plan. So does a
-node that has drifted since, if correcting it disturbs more than what was approved; lesser drift is covered.
+until the plan is carried out. A node that joins or leaves, or that cannot be read before its change begins, and every
+edit of the policy, makes another plan. So does a node that has drifted since, if correcting it disturbs more than what
+was approved; lesser drift is covered.
 
 Every edit: a spec that comes back after another one has the same words, and nobody looked at its plan again.
 """
@@ -12,9 +13,9 @@ from hashlib import sha256
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.records import Fence, Verified
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.way.attempts import owed_for
+from gpusharing.planning.way.attempts import owed_by, owed_for
 from gpusharing.planning.way.members import Member
 
 LENGTH = 7
@@ -32,9 +33,20 @@ def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
     """What the plan says about one node; None: nothing, the node is as wanted."""
     found = member.assessment
     if not isinstance(found, Assessed):
-        return None
+        return _row_on_record(policy, member.node)
     planned = _planned(policy, member, found)
     return None if planned is None else (member.node.uid, owed_for(found.target), str(planned))
+
+
+def _row_on_record(policy: PolicyView, node: NodeView) -> tuple[str, str, str] | None:
+    """The same of a node that cannot be compared now: what it was approved for, if that began or was proven; None: it
+    did not. So a node whose GPU or agent is gone takes no approval with it."""
+    fence, verified = node.fence, node.verified
+    if fence is not None and _is_of(policy, fence):
+        return (node.uid, fence.approved, str(fence.planned)) if fence.approved else None
+    if verified is None or verified.rolled_back or not _is_of(policy, verified):
+        return None
+    return node.uid, owed_by(verified), str(verified.planned)
 
 
 def _planned(policy: PolicyView, member: Member, found: Assessed) -> DisruptionClass | None:

@@ -6,15 +6,19 @@ changes that.
 A canary of more nodes than the pool has cannot be proven, so no node in service starts. A pool that becomes smaller
 than its canary after the canary began goes on: the nodes that are gone took their proofs with them, and the first
 remaining node in service stands in for all (docs/adr/0055-a-canary-larger-than-its-pool.md).
+
+Until another node has started, each node that is proven must also serve what was proven there: one that does not keeps
+the others waiting, and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.pooled import Pooled
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
@@ -29,9 +33,13 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     nodes, revision = canary.nodes, find_revision(policy)
     if outnumbers(pooled):
         nodes, members = 1, [one for one in members if not _is_apart(one, policy, revision)]
-    proven = sorted(at for one in members if (at := proven_at(one, policy, revision)) is not None)
-    if len(proven) >= nodes:
-        end = proven[nodes - 1] + parse_duration(canary.soak)
+    proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
+    proven = sorted((at, name, one) for at, name, one in proofs if at is not None)
+    end = proven[nodes - 1][0] + parse_duration(canary.soak) if len(proven) >= nodes else None
+    canaries = [one for _, _, one in proven[:nodes]]
+    if broken := _broken(pooled, canaries, members, end):
+        return broken
+    if end is not None:
         return None if pooled.now >= end else _soaks(nodes, canary.soak, end)
     left = nodes - len(proven) - sum(_has_begun(one, policy, revision) for one in members)
     if left <= 0:
@@ -46,9 +54,14 @@ def outnumbers(pooled: Pooled) -> bool:
     return canary is not None and 0 < len(pooled.members) < canary.nodes and not pooled.policy.resetting
 
 
-def proven_at(member: Member, policy: PolicyView, revision: str) -> datetime | None:
+def is_proven(node: NodeView, policy: PolicyView) -> bool:
+    """Whether a change to the present revision was proven on the node: putting it right is no start of another one."""
+    return proven_at(node, policy, find_revision(policy)) is not None
+
+
+def proven_at(node: NodeView, policy: PolicyView, revision: str) -> datetime | None:
     """When a change to this revision was proven on the node; None: it was not."""
-    verified = member.node.verified
+    verified = node.verified
     if verified is None or verified.rolled_back or not is_of(verified, policy, revision):
         return None
     return verified.changed_at
@@ -69,10 +82,65 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.policy_uid != policy.uid:
         return False
-    if proven_at(member, policy, revision) is not None:
+    if proven_at(member.node, policy, revision) is not None:
         return False
     goes_on = phase.in_flight and phase not in (Phase.FAILED, Phase.ABORTING)
     return is_of(fence, policy, revision) or goes_on
+
+
+def _broken(
+    pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime | None
+) -> Finding | None:
+    """The first of these by name that does not serve what was proven on it; None: all do, or another node has started
+    since `end`, or the policy is being deleted, when nobody can correct it any more. `end`: of the soak; None: not all
+    canaries are proven."""
+    if pooled.policy.resetting:
+        return None
+    for one in sorted(canaries, key=lambda one: one.node.name):
+        if why := _why_not_serving(one):
+            break
+    else:
+        return None
+    if end is not None and _others_began(pooled, canaries, members, end):
+        return None
+    message = (
+        f"{one.node.name}, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node"
+        " starts until it does, or is taken out of the pool, or the policy is edited"
+    )
+    return Finding(Reason.CANARY_NOT_SERVING, message, keeper=f"node/{one.node.name}")
+
+
+def _why_not_serving(member: Member) -> str:
+    """As a clause; empty: it serves. It does not follow each step of a repair: every node that waits shows it."""
+    node, verdict = member.node, member.verdict
+    if node.fence is not None or node.fence_error:
+        return "it is being changed" if verdict.phase is not Phase.FAILED else "it has failed"
+    if node.deleting:
+        return "its Node is being deleted"
+    if not node.ready:
+        return "it is not Ready"
+    if node.unschedulable:
+        return "it is cordoned"
+    if verdict.phase is not Phase.SYNCED or verdict.reason is not Reason.SYNCED:
+        return str(verdict.reason)
+    return ""
+
+
+def _others_began(
+    pooled: Pooled, canaries: Sequence[Member], members: Sequence[Member], end: datetime
+) -> bool:
+    """Another node has started since the soak ended: what becomes of the canaries holds the others up no more."""
+    policy, revision = pooled.policy, find_revision(pooled.policy)
+    known = {one.node.name for one in canaries}
+    for one in members:
+        if one.node.name in known:
+            continue
+        fence, proof = one.node.fence, proven_at(one.node, policy, revision)
+        if proof is not None and proof > end:
+            return True
+        if fence is not None and fence.since >= end and _has_begun(one, policy, revision):
+            return True
+    return False
 
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:

@@ -28,15 +28,14 @@ def count_failures(
     """What is on record after this pass, by UID of the Node; each pool learns which of its failures only the record
     knows.
 
-    A failure counts until its node is proven, or the policy has another generation, or a person resumed it. A node
-    that was deleted, left the pool, or lost its fence to a person was not proven. `gone`: see `find_gone`.
+    A failure counts until its node is proven, or the policy has another generation; that a person lets the policy go
+    on (`resuming.py`) forgets none. A node that was deleted, left the pool, or lost its fence to a person was not
+    proven. `gone`: see `find_gone`.
     """
     recorded = {**gone, **recorded}
     found: dict[str, FailedNode] = {}
     for pool in pools:
         policy = pool.policy
-        if policy.resumed == str(policy.generation):
-            continue
         failing = {one.node.uid: one.node for one in pool.members if one.marked and has_failed(one, policy)}
         lost = {uid: one for uid, one in recorded.items() if _is_of(one, policy) and uid not in failing}
         if lost:

@@ -11,11 +11,11 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_canary, outnumbers
 from gpusharing.planning.pools.pooled import Pooled
+from gpusharing.planning.pools.resuming import explain_halt
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.attempts import failed_in
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -36,18 +36,10 @@ def _frozen(pooled: Pooled) -> str:
 
 
 def _halted(pooled: Pooled) -> str:
-    policy, most = pooled.policy, pooled.spec.rollout.max_failures
-    if policy.resumed == str(policy.generation):
-        return ""
+    policy = pooled.policy
     failing = (one.node.name for one in pooled.members if has_failed(one, policy))
     failed = sorted({*failing, *pooled.failed_before})
-    if len(failed) < most:
-        return ""
-    return (
-        f"{some(failed)} failed in this generation, and spec.rollout.maxFailures is {most}: no further"
-        f" node starts. When the cause is gone: kubectl annotate gsp {policy.name} --overwrite"
-        f" {names.ANNOTATION_RESUME}={policy.generation}"
-    )
+    return explain_halt(policy, failed, pooled.spec.rollout.max_failures)
 
 
 def has_failed(member: Member, policy: PolicyView) -> bool:
@@ -62,8 +54,11 @@ def has_failed(member: Member, policy: PolicyView) -> bool:
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:
-    canary = find_canary(pooled) if outnumbers(pooled) else None
-    return canary if isinstance(canary, Finding) and canary.reason is Reason.CANARY_TOO_LARGE else ""
+    return _by_canary(pooled, Reason.CANARY_TOO_LARGE) if outnumbers(pooled) else ""
+
+
+def _broken(pooled: Pooled) -> str | Finding:
+    return _by_canary(pooled, Reason.CANARY_NOT_SERVING)
 
 
 def _unapproved(pooled: Pooled) -> str:
@@ -74,7 +69,8 @@ def _unapproved(pooled: Pooled) -> str:
     if policy.approved == plan:
         return ""
     old = (
-        f"; {policy.approved[:64]} is the hash of another plan: the policy was changed, or nodes joined or left"
+        f"; {policy.approved[:64]} is the hash of another plan: the policy was changed, or nodes joined or left, or"
+        " cannot be read"
         if policy.approved
         else ""
     )
@@ -85,8 +81,12 @@ def _unapproved(pooled: Pooled) -> str:
 
 
 def _soaking(pooled: Pooled) -> str | Finding:
+    return _by_canary(pooled, Reason.CANARY_SOAK)
+
+
+def _by_canary(pooled: Pooled, reason: Reason) -> str | Finding:
     canary = find_canary(pooled)
-    return canary if isinstance(canary, Finding) and canary.reason is Reason.CANARY_SOAK else ""
+    return canary if isinstance(canary, Finding) and canary.reason is reason else ""
 
 
 def _closed(pooled: Pooled) -> str | Finding:
@@ -98,6 +98,7 @@ HOLDS = (
     Hold(_halted, Reason.HALTED),
     Hold(_outnumbered, Reason.CANARY_TOO_LARGE),
     Hold(_unapproved, Reason.APPROVAL_NEEDED),
+    Hold(_broken, Reason.CANARY_NOT_SERVING),
     Hold(_closed, Reason.WINDOW_CLOSED),  # or why no window can be followed
     Hold(_soaking, Reason.CANARY_SOAK),
 )

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from gpusharing.api.names import Phase
 from gpusharing.planning.way.cordon import tell_foreign
 from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
 MOST = 3
@@ -18,6 +19,25 @@ def explain_keepers(members: Iterable[Member]) -> str:
     """These nodes and why each is away, by name; empty: there is none."""
     told = [_why(one) for one in sorted(members, key=lambda one: one.node.name)]
     return "; ".join([*told[:MOST], *["others"] * (len(told) > MOST)])
+
+
+def first_keeper(members: Iterable[Member]) -> str:
+    """The first of these nodes by name, as a culprit is shown; empty: there is none."""
+    return min((f"node/{one.node.name}" for one in members), default="")
+
+
+def is_for_a_person(member: Member) -> bool:
+    """Whether nobody but a person, or somebody else's maintenance, gives its slot back: no kubelet that may answer
+    again."""
+    node, verdict = member.node, member.verdict
+    if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
+        return True
+    return node.fence is None and node.ready and not node.deleting
+
+
+def keeps_its_slot(verdict: Verdict) -> bool:
+    """Whether a fenced node with this verdict has a slot of the operator-wide cap until somebody acts."""
+    return verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or not verdict.phase.in_flight
 
 
 def _why(member: Member) -> str:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from gpusharing.planning.pools.keepers import keeps_its_slot
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -35,6 +37,8 @@ class Ledger:
     """By node that has a claim and no fence: the wave in which it was about to start; empty: none."""
     places: Places | None = None
     """Where our own pod could be scheduled; None: we do not run in a pod."""
+    keepers: list[Member] = field(default_factory=list)
+    """The nodes of all policies that have a slot of the operator-wide cap until somebody acts."""
 
     @staticmethod
     def of(
@@ -78,6 +82,8 @@ class Ledger:
         Returns that look while nothing newer is known about them.
         """
         node = snapshot.nodes[verdict.node]
+        if keeps_its_slot(verdict):
+            self.keepers.append(find_member(verdict, node, None))
         fence = node.fence
         if fence is None or not fence.disruption.cordons or verdict.reason is Reason.NODE_NOT_JUDGED:
             return None

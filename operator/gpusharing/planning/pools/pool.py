@@ -23,11 +23,11 @@ from datetime import datetime
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.api.validation import allowance
-from gpusharing.planning.pools.canary import find_canary, waits_for_canaries
+from gpusharing.planning.pools.canary import find_canary, is_proven, waits_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
-from gpusharing.planning.pools.keepers import explain_keepers
+from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, is_for_a_person
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.places import LAST_PLACE
 from gpusharing.planning.pools.pooled import Pooled
@@ -46,7 +46,6 @@ from gpusharing.planning.words.values import value
 
 OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 """The reasons of selected nodes that do not concern the policy."""
-CAP_REACHED = "the cap on nodes in flight (chart value operator.maxInFlight) is reached; waiting for a slot"
 _BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
 """The phases of a change that can still be held up by what is on the node."""
 LOOKAHEAD = 2
@@ -54,9 +53,11 @@ LOOKAHEAD = 2
 _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
     Reason.HALTED: lambda case, policy: is_tried_again(case.node, policy),
     Reason.CANARY_TOO_LARGE: lambda case, policy: is_newcomer(case.node, case.gpunode),
+    Reason.CANARY_NOT_SERVING: lambda case, policy: is_proven(case.node, policy),
+    Reason.CANARY_SOAK: lambda case, policy: is_proven(case.node, policy),
 }
 """The nodes that each hold lets through: failed nodes that a person wants tried again, as if retried in their own
-slot; and newcomers, from which no pod is evicted."""
+slot; newcomers, from which no pod is evicted; and canaries that have drifted, which the others wait for."""
 
 
 @dataclass(slots=True)
@@ -191,7 +192,7 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
             continue
         if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
             wait = found.capped if candidate.newcomer else found.full
-            verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True)
+            verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True).waits_for(wait)
         else:
             verdict, look = try_start(candidate, ledger)
             listed += candidate.needs_list and verdict.wants_pods
@@ -225,10 +226,11 @@ class Room:
 
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     most = min(pool.limit - pool.used, cap)
-    room, most, full = max(0, most), most + pool.moving, Finding(Reason.BUDGET_FULL, _why_full(pool, cap))
-    capped = Finding(Reason.BUDGET_FULL, CAP_REACHED)
+    room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
+    capped = _find_capped(ledger)
     canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
-    if isinstance(canaries, Finding):  # only newcomers came this far; one of them may have pods nevertheless
+    if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
+        # Only newcomers came this far; one of them may have pods nevertheless.
         room, most, full = 0, 0, canaries
     if isinstance(canaries, int) and canary is not None:
         waits = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
@@ -263,7 +265,9 @@ def _held(pool: Pool, hold: Finding) -> Selection:
     """No candidate of the pool starts, and their pods are not listed."""
     phase, wake = phase_of(hold), hold.until
     verdicts = {
-        case.node.name: replace(case.verdict(phase, hold.reason, hold.message, wake=wake), deadline=wake)
+        case.node.name: replace(
+            case.verdict(phase, hold.reason, hold.message, wake=wake), deadline=wake
+        ).waits_for(hold)
         for case in pool.candidates
     }
     return Selection(verdicts, {}, {})
@@ -275,17 +279,30 @@ def _lasts(verdict: Verdict) -> bool:
     return verdict.phase in _BEFORE_IDLE and verdict.deadline in (None, NEVER)
 
 
-def _why_full(pool: Pool, cap: int) -> str:
+def _find_capped(ledger: Ledger) -> Finding:
+    """For nodes for which the operator-wide cap has no room, of whatever policy."""
+    keepers = explain_keepers(ledger.keepers)
+    told = f" ({keepers})" if keepers else ""
+    message = (
+        f"the cap on nodes in flight (chart value operator.maxInFlight) is reached{told}; waiting for a slot"
+    )
+    return Finding(Reason.BUDGET_FULL, message, keeper=first_keeper(ledger.keepers))
+
+
+def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     """Which of the two limits keeps the next node waiting, and which nodes keep its slots until somebody acts. It names
     no count that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
-        return CAP_REACHED
+        return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
     told = f" ({keepers})" if keepers else ""
-    return (
+    message = (
         f"spec.rollout.maxUnavailable allows {pool.limit} of {pool.total} nodes to be unavailable at once{told};"
         " waiting for a slot"
     )
+    # None of them is on its way, and none comes back by itself.
+    stands = pool.used >= pool.limit and not pool.moving and all(map(is_for_a_person, pool.keepers))
+    return Finding(Reason.BUDGET_FULL, message, keeper=first_keeper(pool.keepers), stands=stands)
 
 
 def _in_order(pool: Pool, ledger: Ledger, verdicts: dict[str, Verdict]) -> list[Candidate]:

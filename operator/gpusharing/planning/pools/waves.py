@@ -105,7 +105,8 @@ def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, led
             went.looks[name] = one.look
             went.verdicts[name] = blocked(one.case, one.look, again=one.pods is None and name in again)
         elif name not in going:
-            went.verdicts[name] = one.case.verdict(Phase.PENDING, full.reason, full.message, candidate=True)
+            verdict = one.case.verdict(Phase.PENDING, full.reason, full.message, candidate=True)
+            went.verdicts[name] = verdict.waits_for(full)
         elif wait is not None or stale:
             went.verdicts[name] = (wait or _look_first)(one)
     went.taken = min(room, len(free))

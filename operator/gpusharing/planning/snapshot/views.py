@@ -262,7 +262,8 @@ class PolicyView:
     approved: str = ""
     """The hash of the plan that a person approved last; empty: none."""
     resumed: str = ""
-    """The generation whose failures, for a person, need not keep further nodes from starting; empty: none."""
+    """Of which generation failures need not keep further nodes from starting, and how many; see
+    `pools/resuming.py`. Empty: nobody said so."""
     resetting: bool = False
     """Whether it is being deleted and first changes its nodes to whole GPUs: `spec` asks for these, and `deleting` is
     False."""

@@ -168,6 +168,8 @@ def _moves(verdict: Verdict) -> bool:
 
 def _waits(verdict: Verdict) -> bool:
     """Not begun, and no person has to begin it."""
+    if verdict.stands:
+        return False
     if verdict.phase is Phase.BLOCKED:
         return verdict.reason.passes is not Passes.BY_A_PERSON
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
@@ -191,11 +193,15 @@ def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if stuck and not going_on and not pool.coming:
         return True, Reason.BLOCKED, f"{count_nodes(len(stuck))} blocked; {tell_first(stuck)}"
+    if any(verdict.reason is Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
+        return False, Reason.PROGRESSING, "waits for a person to approve the plan"
     return False, Reason.PROGRESSING, "nothing needs a person"
 
 
 def _needs_person(verdict: Verdict) -> bool:
-    return verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
+    return verdict.stands or (
+        verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
+    )
 
 
 # --- columns -----------------------------------------------------------------------------------------------

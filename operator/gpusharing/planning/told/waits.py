@@ -33,7 +33,7 @@ _OTHERS = {
         Reason.SUPERSEDED, Reason.FROZEN, Reason.PAUSED, Reason.HALTED, Reason.APPROVAL_NEEDED, Reason.INVALID_WINDOW,
         Reason.WINDOW_TOO_SHORT, Reason.WINDOW_CLOSED, Reason.CANARY_SOAK, Reason.BUDGET_FULL, Reason.WAITS_FOR_WAVE,
         Reason.NO_NODES, Reason.INVALID_SPEC, Reason.NOT_ACCEPTED, Reason.DELETING, Reason.CONFIG_UNKNOWN,
-        Reason.CANARY_TOO_LARGE,
+        Reason.CANARY_TOO_LARGE, Reason.CANARY_NOT_SERVING,
     ),
     _NODE: (
         Reason.FENCE_UNREADABLE, Reason.ORPHAN_FENCE, Reason.NODE_NOT_JUDGED, Reason.ALREADY_CORDONED,
@@ -83,7 +83,7 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
     is no wait."""
     if not is_wait(verdict):
         return ""
-    if found := culprit(verdict.blockers) or verdict.leaving:
+    if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
         return found
     who = _KEEPS.get(verdict.reason) or _BY_GROUP.get(verdict.reason.group, "")
     if verdict.reason in _AFTER_PODS:
@@ -100,7 +100,7 @@ def until_when(verdict: Verdict, since: datetime) -> str:
     the phase began. Otherwise who ends it; empty: there is no wait."""
     if not is_wait(verdict):
         return ""
-    if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
+    if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD or verdict.stands:
         return PERSON
     deadline = verdict.deadline
     if deadline is not None and deadline != NEVER:

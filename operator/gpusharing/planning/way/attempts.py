@@ -30,6 +30,11 @@ def owed_for(target: Target) -> str:
     return f"{target.mig_config} {target.plugin_key} {target.text}".strip()
 
 
+def owed_by(proof: Verified) -> str:
+    """The same for what was proven."""
+    return f"{proof.mig_config} {proof.plugin_config} {proof.layout}".strip()
+
+
 def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = False) -> UpdateFence:
     """Record that another run of the actuators is owed: it begins when the node is proven idle anew, by the deadline.
     `failed`: the change has failed so far. A change that is going back continues to do so.

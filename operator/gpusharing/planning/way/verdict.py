@@ -72,6 +72,14 @@ class Verdict:
     """Whether the node waits only for a slot of the budget."""
     health: Finding | None = None
     """The health of the node's GPUs, as last reported; None while no GPU was reported."""
+    keeper: str = ""
+    """The object that keeps the node where the reason does not say it, see `Finding`; empty: it does."""
+    stands: bool = False
+    """Whether only a person ends the wait, although the reason also has an end that comes by itself."""
+
+    def waits_for(self, found: Finding) -> "Verdict":
+        """The same verdict with who or what the finding names."""
+        return replace(self, keeper=found.keeper, stands=found.stands)
 
     def then(self, *actions: Action) -> "Verdict":
         """The same verdict with actions."""

@@ -16,6 +16,10 @@ class Finding:
     """What is the case, and what to do about it; the same text as long as nothing changes."""
     until: datetime | None = None
     """When the clock alone may end it; None: it ends only when something changes."""
+    keeper: str = ""
+    """The object that keeps the node, as a culprit is shown; empty: the reason says it."""
+    stands: bool = False
+    """Whether only a person ends it, although the reason also has an end that comes by itself."""
 
     @staticmethod
     def of(found: "str | Finding", reason: Reason) -> "Finding":

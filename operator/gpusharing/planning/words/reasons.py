@@ -101,6 +101,7 @@ class Reason(Worded):
     INVALID_WINDOW = rolloutreasons.INVALID_WINDOW
     WINDOW_TOO_SHORT = rolloutreasons.WINDOW_TOO_SHORT
     CANARY_TOO_LARGE = rolloutreasons.CANARY_TOO_LARGE
+    CANARY_NOT_SERVING = rolloutreasons.CANARY_NOT_SERVING
     DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
         "The node drifted again after it was corrected for this generation; something else changes it.",
         "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "

@@ -31,6 +31,11 @@ ABORT_REQUESTED: Words = ("AbortRequested", "Node", _LATER,
 CANARY_TOO_LARGE: Words = ("CanaryTooLarge", "Node", _PERSON,
     "rollout.canary asks for more nodes than the pool has, so it could never be proven. No node in service starts.",
     "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
+CANARY_NOT_SERVING: Words = ("CanaryNotServing", "Node", _PERSON,
+    "A node that was changed first (rollout.canary) no longer serves what was proven there: it is not Ready, cordoned, "
+    "drifted, or a GPU of it is ill. No other node starts; a canary that has drifted is put right.",
+    "Look at the node that the message names. When it serves again, or has left the pool, the rollout goes on; an edit "
+    "of the policy begins with new canaries.")
 CANARY_SOAK: Words = ("CanarySoak", "Node", _LATER,
     "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the soak time.",
     "Wait for them.")

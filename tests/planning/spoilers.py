@@ -1,0 +1,46 @@
+"""What a world is spoilt by so that a start that was right breaks a promise: failures and canaries beside it."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from tests.planning.cases import NODE
+from tests.planning.habits import with_habits
+from tests.planning.recovery import lenient
+from tests.planning.world import World
+
+from gpusharing.planning.snapshot.records import Verified
+
+
+def failed_again(world: World, action: Any) -> None:
+    """A person has let the rollout go on once, and another node failed since."""
+    world.add_node("gpu-99")
+    both = {world.nodes[NODE].uid, world.nodes["gpu-99"].uid}
+    world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = both
+    world.policies = tuple(
+        lenient(replace(one, resumed=str(one.generation)), max_unavailable=2) for one in world.policies
+    )
+
+
+def canary_elsewhere(world: World, action: Any) -> None:
+    """One canary of two nodes, and another one has begun."""
+    world.add_node("gpu-99")
+    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], fence=action.fence)
+    world.policies = tuple(
+        lenient(one, max_unavailable=2)
+        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
+    )
+
+
+def canary_broken(world: World, action: Any) -> None:
+    """The canary has served for long enough, and its kubelet is silent now."""
+    world.add_node("gpu-99")
+    fence, began = action.fence, world.now - timedelta(hours=2)
+    proof = Verified(
+        "pool-b", "", "", policy_uid=fence.policy_uid, generation=fence.generation, changed_at=began
+    )
+    world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
+    world.policies = tuple(
+        lenient(one, max_unavailable=3)
+        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
+    )

@@ -1,0 +1,109 @@
+"""Canaries that no longer serve what was proven on them keep the others waiting (pools/canary.py)."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from tests.build import at, make_node
+from tests.planning.cases import make_member
+from tests.planning.machines import patched
+from tests.planning.test_holds import (
+    ACTUATING,
+    MANY,
+    POOL,
+    PROVEN,
+    first_of,
+    member,
+    pass_time,
+    pooled,
+    proven,
+    rolling,
+    shared,
+)
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.pools.canary import find_canary
+from gpusharing.planning.pools.holds import find_hold, phase_of
+from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasons import Reason
+
+SERVED: dict[str, Any] = {"verified": PROVEN}
+BROKEN: dict[str, tuple[Member, str]] = {
+    "is not Ready": (member("n9", Phase.SYNCED, ready=False, **SERVED), "it is not Ready"),
+    "is cordoned": (member("n9", Phase.SYNCED, unschedulable=True, **SERVED), "it is cordoned"),
+    "is being deleted": (member("n9", Phase.SYNCED, deleting=True, **SERVED), "its Node is being deleted"),
+    "has a GPU that is ill": (
+        make_member(
+            make_node("n9", **SERVED), Verdict("n9", "pool-b", Phase.SYNCED, Reason.GPU_UNHEALTHY, "")
+        ),
+        "GPUUnhealthy"),
+    "has lost a GPU": (
+        make_member(make_node("n9", **SERVED), Verdict("n9", "pool-b", Phase.BLOCKED, Reason.GPU_MISSING, "")),
+        "GPUMissing"),
+    "is being put right": (member("n9", Phase.DRAINING, fence=ACTUATING, **SERVED), "it is being changed"),
+    "could not be put right": (member("n9", Phase.FAILED, fence=ACTUATING, **SERVED), "it has failed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [60, 700], ids=["while it soaks", "after its soak"])
+@pytest.mark.parametrize(("canary", "why"), BROKEN.values(), ids=BROKEN)
+def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, seconds: float) -> None:
+    one = {"nodes": 1, "soak": "10m"}
+    assert find_hold(pooled(*MANY, proven("n9"), canary=one, seconds=700)) is None
+    hold = find_hold(pooled(*MANY, canary, canary=one, maxFailures=2, seconds=seconds))
+    assert hold == Finding(
+        Reason.CANARY_NOT_SERVING,
+        f"n9, a canary (spec.rollout.canary), no longer serves what was proven there: {why}. No other node starts until"
+        " it does, or is taken out of the pool, or the policy is edited",
+        keeper="node/n9",
+    )
+    assert phase_of(hold) is Phase.BLOCKED
+
+
+OTHERS: dict[str, tuple[Member, bool]] = {
+    "began before the soak was over": (member("n8", Phase.DRAINING, fence=replace(ACTUATING, since=at(599))), True),
+    "was proven before the soak was over": (proven("n8", 300), True),
+    "has begun since": (member("n8", Phase.DRAINING, fence=replace(ACTUATING, since=at(600))), False),
+    "was proven since": (proven("n8", 650), False),
+    "failed since and went back": (
+        member("n8", verified=replace(PROVEN, changed_at=at(650), rolled_back=True)), True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("other", "waits"), OTHERS.values(), ids=OTHERS)
+def test_a_canary_that_breaks_keeps_the_others_waiting_unless_one_of_them(other: Member, waits: bool) -> None:
+    broken = member("n9", Phase.SYNCED, ready=False, **SERVED)
+    hold = find_hold(pooled(*MANY, broken, other, canary={"nodes": 1, "soak": "10m"}, seconds=700))
+    assert (hold is not None and hold.reason is Reason.CANARY_NOT_SERVING) is waits
+
+
+def test_a_canary_that_is_gone_is_followed_by_the_next_one_and_a_deletion_waits_for_none() -> None:
+    broken = member("n9", Phase.SYNCED, ready=False, **SERVED)
+    assert find_canary(pooled(*MANY, canary={"nodes": 1})) == 1
+    resetting = replace(POOL, resetting=True)
+    assert find_canary(pooled(*MANY, broken, policy=resetting, canary={"nodes": 1}, seconds=7200)) is None
+
+
+def test_a_canary_that_has_drifted_is_put_right_and_serves_anew_before_the_others_start() -> None:
+    world = rolling(4, canary={"nodes": 1, "soak": "30m"})
+    first = first_of(world)
+    while not shared(world):
+        pass_time(world, 1)
+    before = world.nodes[first].verified
+    assert before is not None
+    assert before.changed_at is not None
+    world.nodes[first] = patched(world.nodes[first], {names.LABEL_PLUGIN_CONFIG: None})
+    pass_time(world, 600)
+    after = world.nodes[first].verified
+    assert after is not None
+    assert after.changed_at is not None
+    assert after.changed_at > before.changed_at, "its own repair waits for nothing"
+    assert shared(world) == [first], "another node changed beside a canary that was being put right"
+    world.settle()
+    assert len(shared(world)) == 4
+    last = [node.verified.changed_at for node in world.nodes.values() if node.verified is not None]
+    assert sum(at is not None and at > after.changed_at + timedelta(minutes=30) for at in last) == 3
