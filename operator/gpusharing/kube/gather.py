@@ -121,10 +121,7 @@ class Gatherer:
         """
         began = loop_time()
         policies_error = await self._refresh_policies()
-        self._hear(now, began)
-        await self._list_pods(wants_pods, now, began)
-        # The answer may have come while LISTs were under way; they do not count as made after it.
-        self._hear(now, began)
+        await self._look(wants_pods, now, began)
         sources = self.sources
         mig_managers = self._mig_managers(now)
         failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
@@ -149,6 +146,12 @@ class Gatherer:
             previews=self.previews,
             settings=self.settings,
         )
+
+    async def _look(self, wants_pods: frozenset[str], now: datetime, began: float) -> None:
+        self._hear(now, began)
+        await self._list_pods(wants_pods, now, began)
+        # The answer may have come while LISTs were under way; they do not count as made after it.
+        self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
         """Note what the agents of the nodes in work have answered by now."""
@@ -238,11 +241,7 @@ class Gatherer:
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
             missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
             missing_maps=tuple(sorted(name for name in named if name not in maps)),
-            generated_mig_files={
-                name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
-                for name, config_map in maps.items()
-                if name.endswith(NODE_CONFIG_SUFFIX)
-            },
+            generated_mig_files=self._generated_mig_files(),
             plugin_map_exists=bool(ours.plugin.uid),
             serves_our_mig_file=cluster_policy is not None
             and cluster_policy.mig_config_name == settings.mig_config_map,
@@ -262,6 +261,13 @@ class Gatherer:
             self._stack = view
         assert self._stack is not None, "set a line above"
         return self._stack
+
+    def _generated_mig_files(self) -> dict[str, str]:
+        return {
+            name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
+            for name, config_map in self.sources.config_maps.items.items()
+            if name.endswith(NODE_CONFIG_SUFFIX)
+        }
 
     def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
         if policy is None or policy.plugin_config_name == self.settings.plugin_config_map:
