@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView, PolicyView
+from gpusharing.planning.snapshot.views import GpuView, Hardware, PolicyView
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target, Targets, find_wish
+from gpusharing.planning.words.findings import Finding
 
 
 def plugins_of(
@@ -16,11 +17,16 @@ def plugins_of(
     gpus = list(cards)
     found: dict[str, PluginConfig] = {}
     for policy in policies:
-        assert policy.spec is not None, "make_policy gives every policy a spec"
-        wish = find_wish(policy.name, policy.spec)
-        targets = (find_target(wish, policy.spec, "gpu-07", [gpu], stack) for gpu in gpus)
+        targets = (target_for(policy, [gpu], stack) for gpu in gpus)
         found |= {target.plugin_key: target.plugin for target in targets if isinstance(target, Target)}
     return found
+
+
+def target_for(policy: PolicyView, gpus: Iterable[GpuView], stack: StackView) -> Target | Finding:
+    """What gpu-07 with these GPUs becomes under a policy."""
+    assert policy.spec is not None, "make_policy gives every policy a spec"
+    targets = Targets(policy, find_wish(policy.name, policy.spec), stack)
+    return targets.find("gpu-07", Hardware.of(tuple(gpus)))
 
 
 def make_shared(

@@ -22,6 +22,9 @@ MAX_POSITIONAL = 5
 """Parameters of a public function that a caller may give without their names."""
 MAX_README = 150
 MAX_DECISION = 40
+MAX_SUBJECT = 72
+MESSAGES_SINCE = "2026-11-25T00:00:00Z"
+"""Older commits are as they are."""
 HERE = "tests/test_repo.py"
 
 
@@ -52,6 +55,26 @@ def test_git_has_plain_files_only() -> None:
     rows = [line.split(maxsplit=3) for line in listed.stdout.splitlines()]
     assert rows
     assert [name for mode, _, _, name in rows if mode not in ("100644", "100755")] == []
+
+
+def faults_of(message: str) -> list[str]:
+    """What a commit message lacks (CONTRIBUTING.md)."""
+    subject, _, body = message.strip().partition("\n")
+    faults = [f"{len(subject)} characters: {subject}"] if len(subject) > MAX_SUBJECT else []
+    return faults if body.strip() else [*faults, f"no body says why: {subject}"]
+
+
+@pytest.mark.parametrize("message", ["", f"Add {'x' * 72}\n\nWhy.", "Add x", "Add x\n\n \n"])
+def test_a_message_that_is_too_long_or_says_no_reason_is_found(message: str) -> None:
+    assert faults_of(message)
+    assert not faults_of("Add x\n\nBecause it was missing.\n")
+
+
+def test_commits_say_in_short_what_they_do_and_then_why() -> None:
+    """Of those since the rule is checked, as far as this clone goes back: a shallow one has fewer, and none is fine."""
+    told = ["git", "log", "-30", "--no-merges", f"--since={MESSAGES_SINCE}", "--format=%B%x00"]
+    messages = subprocess.run(told, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    assert [fault for message in messages[:-1] for fault in faults_of(message)] == []
 
 
 # --- code -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
     GPUNodeView,
     GpuView,
+    Hardware,
     NodeView,
     ObservedView,
     PlanSettings,
@@ -19,7 +20,7 @@ from gpusharing.planning.snapshot.views import (
 )
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target, Targets, find_wish
 from hack.cluster.nodes import LABEL_POOL, gpu_labels
 
 PRODUCT = "NVIDIA H100 80GB HBM3"
@@ -146,7 +147,8 @@ def _stack(policies: list[PolicyView]) -> StackView:
     gpu, plugins = _gpu(0), {}
     for policy in policies:
         assert policy.spec is not None, "valid"
-        target = find_target(find_wish(policy.name, policy.spec), policy.spec, "gpu-0000", [gpu], empty)
+        targets = Targets(policy, find_wish(policy.name, policy.spec), empty)
+        target = targets.find("gpu-0000", Hardware.of((gpu,)))
         assert isinstance(target, Target), "an H100 can do what the bench asks for"
         plugins[target.plugin_key] = target.plugin
     change, _ = plan_config(policies, (), {PRODUCT: gpu}, plugins, empty)

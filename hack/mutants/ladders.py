@@ -71,9 +71,12 @@ LADDERS = (
     Ladder("way.after", "HELD", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMLESS", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMED", "follow", None, ("after", "reruns", "two_steps")),
+    Ladder("way.migmanager", "SIGNS", "find", "", ("after", "reruns")),
+    Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
+    Ladder("pools.keepers", "KEEPERS", "holds", False, ("keepers",)),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
     Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
     Ladder(

@@ -1,17 +1,19 @@
 """The shipped examples: valid, six modes, and workloads that find a node of the mode they select."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hack.generate import ROOT
-from tests.build import make_gpu, make_stack
+from tests.build import make_gpu, make_policy, make_stack
+from tests.configs import target_for
 
 from gpusharing.api.names import LABEL_MODE
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target
 
 POLICIES = sorted((ROOT / "examples").glob("*.yaml"))
 WORKLOADS = sorted((ROOT / "examples" / "workloads").glob("*.yaml"))
@@ -31,8 +33,8 @@ def target_of(path: Path) -> Target:
     """What an example makes of a node with two H100."""
     spec = validate_policy(yaml.safe_load(path.read_text()))
     assert isinstance(spec, GPUSharingPolicySpec), spec
-    gpus = (make_gpu(0), make_gpu(1))
-    target = find_target(find_wish(path.stem, spec), spec, "gpu-07", gpus, make_stack())
+    policy = replace(make_policy(path.stem), spec=spec)
+    target = target_for(policy, (make_gpu(0), make_gpu(1)), make_stack())
     assert isinstance(target, Target), target
     return target
 

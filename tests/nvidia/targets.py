@@ -1,17 +1,18 @@
 """Targets of the planner for a node with two equal cards, and its opinion on the labels that GFD will write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hack.nvmlsim.models import find_model
-from tests.build import make_gpu, make_gpunode, make_node, make_stack
+from tests.build import make_gpu, make_gpunode, make_node, make_policy, make_stack
+from tests.configs import target_for
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.views import GpuView
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison
 from gpusharing.planning.words.findings import Finding
 
@@ -82,7 +83,7 @@ def _judge(setting: Setting) -> tuple[Target | Finding, list[GpuView]]:
     )
     products = [find_model(model).products[0] for model in setting.models or (setting.model,) * 2]
     gpus = [make_gpu(index, product=product) for index, product in enumerate(products)]
-    return find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus, make_stack()), gpus
+    return target_for(replace(make_policy(), spec=spec), gpus, make_stack()), gpus
 
 
 def labels_as_predicted(labels: Mapping[str, str], case: Comparison) -> None:

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from tests.build import H100, NOW, SETTINGS, make_gpu, make_operand, make_policy, make_stack
+from tests.configs import target_for
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
@@ -16,7 +17,7 @@ from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import find_terms, wish_of
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 
@@ -50,9 +51,8 @@ def copy_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> World:
 
 def pair_of(policy: PolicyView, *gpus: GpuView) -> tuple[str, str]:
     """mig.config and device-plugin.config of a node with these GPUs (one H100 unless given) under a policy."""
-    assert policy.spec is not None, "make_policy gives every policy a spec"
-    wish, found = find_wish(policy.name, policy.spec), gpus or (make_gpu(),)
-    target = find_target(wish, policy.spec, "gpu-07", found, make_stack(policy, models=found))
+    found = gpus or (make_gpu(),)
+    target = target_for(policy, found, make_stack(policy, models=found))
     assert isinstance(target, Target), target
     return target.mig_config, target.plugin_key
 

@@ -33,6 +33,7 @@ from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, 
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
 from gpusharing.planning.way.attempts import failed_in, is_tried_again, next_deferral, standing_deferral
+from gpusharing.planning.way.migmanager import SIGNS
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -62,6 +63,19 @@ def test_the_order_of_the_situations_is_part_of_the_product() -> None:
         ("_curable", Reason.ACTUATION_IN_PROGRESS),
         ("_incurable", Reason.ACTUATOR_FAILED),
         ("_changed", Reason.ACTUATION_IN_PROGRESS),
+    ]
+
+
+def test_the_order_of_the_signs_of_mig_manager_is_part_of_the_product() -> None:
+    assert [(sign.find.__name__, sign.reason) for sign in SIGNS] == [
+        ("_restarts", Reason.ACTUATION_IN_PROGRESS),
+        ("_overwritten", Reason.ACTUATOR_FAILED),
+        ("_failed_midway", Reason.ACTUATOR_FAILED),
+        ("_failed", Reason.ACTUATOR_FAILED),
+        ("_paused_for_long", Reason.OPERANDS_PAUSED),
+        ("_paused", Reason.OPERANDS_PAUSED),
+        ("_stuck", Reason.ACTUATOR_STUCK),
+        ("_at_work", Reason.ACTUATION_IN_PROGRESS),
     ]
 
 

@@ -6,7 +6,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests import kubeletwords
 
-from gpusharing.planning.snapshot.agents import AgentPod, AgentTroubles, AgentWarning, find_troubles, steady
+from gpusharing.planning.snapshot.agents import (
+    HINDRANCES,
+    AgentPod,
+    AgentTroubles,
+    AgentWarning,
+    find_troubles,
+    steady,
+)
 from gpusharing.planning.words.reasons import Reason
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
@@ -39,6 +46,19 @@ def told(pod: AgentPod, *warnings: AgentWarning, arch: str = "arm64") -> AgentTr
 
 def about_pod(message: str, pod: str = POD.name) -> AgentWarning:
     return AgentWarning(POD.namespace, pod, message, NOW)
+
+
+def test_the_order_of_the_hindrances_is_part_of_the_product() -> None:
+    assert [hindrance.find.__name__ for hindrance in HINDRANCES] == [
+        "_unplaced",
+        "_other_architecture",
+        "_never_pulled",
+        "_not_pulled",
+        "_start_error",
+        "_waiting",
+        "_ends",
+        "_warned",
+    ]
 
 
 NOT_STARTED: dict[str, tuple[AgentPod, tuple[str, ...]]] = {

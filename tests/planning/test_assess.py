@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy, make_stack
+from tests.configs import target_for
 from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case
 
 from gpusharing.api import names
@@ -23,7 +24,7 @@ from gpusharing.planning.wanted.assess import (
     uses_mps,
 )
 from gpusharing.planning.wanted.pluginconfig import render
-from gpusharing.planning.wanted.target import Target, Targets, find_target, find_wish
+from gpusharing.planning.wanted.target import Target, Targets, find_wish
 from gpusharing.planning.wanted.verify import EXCLUSIVE
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
@@ -39,10 +40,7 @@ STACK = make_stack(FULL, SLICED, MPS, EIGHT, MIXED)
 
 def target_of(policy: PolicyView, *gpus: GpuView, stack: StackView = STACK) -> Target:
     """What gpu-07 becomes under a policy."""
-    assert policy.spec is not None, "make_policy gives every policy a spec"
-    found = find_target(
-        find_wish(policy.name, policy.spec), policy.spec, "gpu-07", gpus or (make_gpu(),), stack
-    )
+    found = target_for(policy, gpus or (make_gpu(),), stack)
     assert isinstance(found, Target), found
     return found
 

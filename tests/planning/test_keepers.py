@@ -11,6 +11,7 @@ from tests.planning.test_pool import OFFERED, candidate
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
+from gpusharing.planning.pools.keepers import KEEPERS
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, select
 from gpusharing.planning.way.members import Member, find_member
@@ -45,6 +46,18 @@ def waiting(members: Sequence[Member]) -> Verdict:
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
     return select(pool.ask_windows(NOW), 100, Ledger(OFFERED)).verdicts["z"]
+
+
+def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
+    assert [keeper.holds.__name__ for keeper in KEEPERS] == [
+        "_failed",
+        "_calls_fail",
+        "_yielded",
+        "_held",
+        "_going",
+        "_unready",
+        "_cordoned",
+    ]
 
 
 KEPT: dict[str, tuple[Member, str]] = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import make_cluster_policy, make_gpu, make_node, make_policy, make_stack
-from tests.configs import make_shared
+from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, NODE, pool_of, run_until
 from tests.planning.world import World
 
@@ -19,7 +19,7 @@ from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, render
 from gpusharing.planning.wanted.reset import under_deletion, unlabelled
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.words.reasons import Reason
 
 OURS = (names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG)
@@ -221,9 +221,8 @@ def test_where_nvidias_chart_takes_the_entry_default_the_label_stays_as_long_as_
     default: str, stays: bool
 ) -> None:
     plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", discovers=True))
-    assert FULL.spec is not None
     stack = make_stack(FULL, cluster_policy=plain)
     stack = replace(stack, plugin_configs={**stack.plugin_configs, NEUTRAL_KEY: default})
-    target = find_target(find_wish(FULL.name, FULL.spec), FULL.spec, NODE, (make_gpu(),), stack)
+    target = target_for(FULL, [make_gpu()], stack)
     assert isinstance(target, Target)
     assert (unlabelled(target, stack) == target) is stays

@@ -3,14 +3,15 @@
 Through `told/status.py`: `told/headline.py`, `told/members.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.build import at, make_node
+from tests.build import NOW, at, make_node
 from tests.planning.told import (
     BAD_SPEC,
     DRAINING,
@@ -29,8 +30,9 @@ from tests.planning.told import (
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.told.headline import HEADLINES
-from gpusharing.planning.told.status import bearing
+from gpusharing.planning.told.status import bearing, find_grounds, policy_status
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -314,3 +316,55 @@ def test_nodes_that_bear_the_same_on_the_conditions_leave_them_the_same_status(b
         statuses = tuple(row["status"] for row in status["conditions"])
         found.setdefault(bearing(one, ready=ready), set()).add(statuses)
     assert [statuses for statuses in found.values() if len(statuses) > 1] == []
+
+
+Row = tuple[Phase, Reason, bool, bool]
+"""How a node stands: phase, reason, whether it is Ready, and whether something is left to write."""
+ROWS: list[Row] = list(product(Phase, BEARING, (True, False), (True, False)))
+PROVEN: Row = (Phase.SYNCED, Reason.SYNCED, True, False)
+
+
+def of_rows(rows: Sequence[Row], policy: PolicyView, coming: tuple[str, ...]) -> StatusInput:
+    """A pool whose nodes stand so."""
+    nodes = {
+        f"gpu-{20 + index}": make_node(f"gpu-{20 + index}", ready=row[2]) for index, row in enumerate(rows)
+    }
+    told = [
+        verdict(phase, reason, name).then(*([LabelNode(nodes[name], {})] if busy else ()))
+        for name, (phase, reason, _, busy) in zip(nodes, rows, strict=True)
+    ]
+    return StatusInput(told, policy, nodes=nodes, coming=coming)
+
+
+def bears(row: Row) -> tuple[bool, ...]:
+    """What such a node bears on the conditions."""
+    (told,) = of_rows([row], POOL, ()).verdicts
+    return bearing(told, ready=row[2])
+
+
+TWINS: dict[tuple[bool, ...], list[Row]] = {}
+"""The rows that bear the same on the conditions, by what they bear."""
+for one_row in ROWS:
+    TWINS.setdefault(bears(one_row), []).append(one_row)
+
+
+def pass_of(one: StatusInput) -> tuple[tuple[object, ...], list[str]]:
+    """The grounds of the conditions in this pass, and their statuses."""
+    plan, snapshot = one.found()
+    told = policy_status(one.policy, plan, snapshot, {}, NOW)
+    return find_grounds(one.policy, plan, snapshot), [row["status"] for row in told["conditions"]]
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_two_passes_on_equal_grounds_give_the_conditions_the_same_status(data: st.DataObject) -> None:
+    """The publisher looks at a status on the same grounds only when it is due."""
+    rows = data.draw(st.lists(st.just(PROVEN) | st.sampled_from(ROWS), max_size=3))
+    twins = [data.draw(st.sampled_from(TWINS[bears(row)])) for row in rows]
+    twins += data.draw(st.lists(st.sampled_from(twins), max_size=2)) if twins else []
+    coming: tuple[str, ...] = data.draw(st.sampled_from([(), ("gpu-13",)]))
+    grounds, statuses = pass_of(of_rows(rows, POOL, coming))
+    assert pass_of(of_rows(data.draw(st.permutations(twins)), POOL, coming)) == (grounds, statuses)
+    going = [pass_of(of_rows(twins, policy, coming)) for policy in (DELETED, replace(POOL, resetting=True))]
+    for (these, said), (those, told) in combinations([(grounds, statuses), *going], 2):
+        assert said == told or these != those

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_spec, make_stack
-from tests.configs import make_shared
+from tests.configs import make_shared, target_for
 
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware
@@ -14,7 +14,6 @@ from gpusharing.planning.wanted.target import (
     Target,
     Targets,
     describe_layouts,
-    find_target,
     find_wish,
     predict_resources,
 )
@@ -34,9 +33,8 @@ def target(
     *gpus: GpuView, mode: str = "MIG", stack: StackView | None = None, **fields: Any
 ) -> Target | Finding:
     """What gpu-07 with these GPUs (two H100 unless given) becomes."""
-    spec = make_spec(mode, **fields)
-    stack = stack or make_stack(make_policy(mode=mode, **fields), models=MODELS)
-    return find_target(find_wish("pool-b", spec), spec, "gpu-07", gpus or TWO, stack)
+    policy = make_policy(mode=mode, **fields)
+    return target_for(policy, gpus or TWO, stack or make_stack(policy, models=MODELS))
 
 
 GPU, ONE_G, THREE_G = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"

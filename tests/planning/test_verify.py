@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_stack
-from tests.configs import make_shared
+from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, world_of
 
 from gpusharing.api import names
@@ -13,7 +13,7 @@ from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView, PolicyView
 from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
-from gpusharing.planning.wanted.target import Target, find_target, find_wish
+from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import CHECKS, Comparison, Evidence, find_mismatch
 from gpusharing.planning.words.reasons import Reason
 
@@ -31,9 +31,7 @@ def case_of(policy: PolicyView, products: tuple[str, ...] = (H100,)) -> Comparis
     world = world_of(policy, products)
     observed = world.gpunodes["gpu-07"].observed
     assert observed is not None
-    assert policy.spec is not None
-    wish = find_wish(policy.name, policy.spec)
-    target = find_target(wish, policy.spec, "gpu-07", observed.gpus, world.stack)
+    target = target_for(policy, observed.gpus, world.stack)
     assert isinstance(target, Target)
     return Comparison(world.nodes["gpu-07"], observed, target, world.stack)
 

@@ -12,7 +12,7 @@ from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
@@ -68,6 +68,12 @@ class StatusInput:
 
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
         """The status, which the CRD's types accept."""
+        status = policy_status(self.policy, *self.found(now), previous or {}, now)
+        GPUSharingPolicyStatus.model_validate(status)
+        return status
+
+    def found(self, now: datetime = NOW) -> tuple[RolloutPlan, ClusterSnapshot]:
+        """The plan and the snapshot that tell of it."""
         own = [one.node for one in self.verdicts if one.policy == self.policy.name]
         plan = RolloutPlan(
             verdicts={one.node: one for one in self.verdicts},
@@ -81,7 +87,7 @@ class StatusInput:
             wake_at=None,
         )
         names = [one.node for one in self.verdicts]
-        snapshot = make_snapshot(
+        return plan, make_snapshot(
             [self.nodes.get(name) or make_node(name) for name in names],
             [self.policy],
             gpunodes=[make_gpunode(name, **self.reports.get(name, {})) for name in names],
@@ -89,9 +95,6 @@ class StatusInput:
             pending=self.pending,
             work=self.work,
         )
-        status = policy_status(self.policy, plan, snapshot, previous or {}, now)
-        GPUSharingPolicyStatus.model_validate(status)
-        return status
 
 
 def answers(status: Mapping[str, Any]) -> dict[str, str]:

@@ -51,7 +51,7 @@ class UsageCollector(Collector):
         return []
 
 
-def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
+def _device_info(devices: Iterable[DeviceUse]) -> Metric:
     info = _family(
         "device_info",
         "1 for each whole GPU without MIG and each MIG device; placement is START:SIZE in units of the card.",
@@ -60,10 +60,14 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
         "instance_id",
         "placement",
     )
-    for device in known.devices:
+    for device in devices:
         info.add_metric([*_device(device), device.gpu_uuid, *_where(device)], 1)
-    yield info
+    return info
+
+
+def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
     devices = known.devices
+    yield _device_info(devices)
     yield _per_device(
         "device_memory_bytes", "Memory of the device, bytes.", devices, lambda device: device.memory
     )

@@ -176,10 +176,7 @@ def as_data(answer: CostReport) -> dict[str, Any]:
         "pools": [
             {
                 "policy": pool.policy,
-                "prices": [
-                    {"gpuHour": amount(price.amount), "currency": price.currency, "source": price.source}
-                    for price in pool.prices
-                ],
+                "prices": list(map(_price, pool.prices)),
                 **_sum(pool.micros, pool.cents, pool.currency),
             }
             for pool in bill.pools
@@ -192,6 +189,10 @@ def as_data(answer: CostReport) -> dict[str, Any]:
             for total in bill.totals
         ],
     }
+
+
+def _price(price: Price) -> dict[str, str]:
+    return {"gpuHour": amount(price.amount), "currency": price.currency, "source": price.source}
 
 
 def _sum(micros: int, cents: int | None, currency: str) -> dict[str, Any]:

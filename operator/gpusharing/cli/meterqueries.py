@@ -59,28 +59,14 @@ def refuse_parts(selector: str) -> None:
 
 def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
     """What is asked of one stretch; `metered` takes the answers apart in this order."""
-    span, points = f"[{seconds}s]", f"[{seconds}s:{POINTS}]"
+    span = f"[{seconds}s]"
     chosen = braced(wish.selector)
     of_devices = braced(of_others(wish.selector, frozenset({POLICY})))
-    of_policies, others = braced(of_others(wish.selector)), _others(wish)
     counters = f"{GPUS}{chosen}"
 
     def grown(name: str, *labels: str) -> str:
         return f"sum by (node, {', '.join(labels)}) (increase({name}{chosen}{span}))"
 
-    # First the mean of series and then that over time: who tells a price may restart, and that gives the hours before
-    # and after no other weight.
-    prices = [
-        (f"{name}{of_policies if name == POLICY_METRIC else braced(others)}{known}", labels)
-        for name, labels, known in _PRICES
-    ]
-    means = (f"avg_over_time((avg by ({labels}) ({told})){points})" for told, labels in prices)
-    # A successor is there beside its predecessor for a moment, at most for the 5 min in which nobody knows better.
-    moments = min(2, seconds // 600)
-    rivals = (
-        f"count_over_time((max by ({labels}) ({told}) > min by ({labels}) ({told})){points}) > {moments}"
-        for told, labels in prices
-    )
     queries = [
         grown("gpusharing_slice_seconds_total", POLICY, NAMESPACE, EXPORTED, "resource"),
         grown("gpusharing_idle_slice_seconds_total", POLICY, "resource"),
@@ -90,18 +76,37 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
         f"min by (node, {POLICY}) (min_over_time({counters}{span}))",
         f"max by (node, {POLICY}) (max_over_time({counters}{span}))",
         f"max by (node, resource) (max_over_time(gpusharing_device_slices{of_devices}{span}))",
-        *means,
-        " or ".join(rivals),
+        *_prices(wish, seconds),
         f"max by (node, product) (max_over_time(gpusharing_agent_gpu_info{of_devices}{span}))",
         _twice(counters, seconds),
         simulated_query(wish.selector, seconds),
     ]
     if label := label_of(wish.by):
-        matchers = ",".join(filter(None, (others, f'{label}!=""')))
+        matchers = ",".join(filter(None, (_others(wish), f'{label}!=""')))
         # When each label was last seen: a namespace may have gone, or have changed hands.
-        last = f"timestamp(kube_namespace_labels{{{matchers}}}){points}"
+        last = f"timestamp(kube_namespace_labels{{{matchers}}})[{seconds}s:{POINTS}]"
         queries.append(f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))")
     return queries
+
+
+def _prices(wish: MeterQuery, seconds: int) -> list[str]:
+    """The price of each kind, and last where there were two of a kind at a time."""
+    points = f"[{seconds}s:{POINTS}]"
+    of_policies, others = braced(of_others(wish.selector)), braced(_others(wish))
+    prices = [
+        (f"{name}{of_policies if name == POLICY_METRIC else others}{known}", labels)
+        for name, labels, known in _PRICES
+    ]
+    # First the mean of series and then that over time: who tells a price may restart, and that gives the hours before
+    # and after no other weight.
+    means = (f"avg_over_time((avg by ({labels}) ({told})){points})" for told, labels in prices)
+    # A successor is there beside its predecessor for a moment, at most for the 5 min in which nobody knows better.
+    moments = min(2, seconds // 600)
+    rivals = (
+        f"count_over_time((max by ({labels}) ({told}) > min by ({labels}) ({told})){points}) > {moments}"
+        for told, labels in prices
+    )
+    return [*means, " or ".join(rivals)]
 
 
 def _twice(counters: str, seconds: int) -> str:

@@ -78,94 +78,72 @@ class Metrics:
         self.leader = Gauge("gpusharing_leader", held, registry=self.registry)
 
     def _describe_pools(self) -> None:
-        policy, registry = ["policy"], self.registry
-        self.nodes = Gauge(
-            "gpusharing_policy_nodes",
-            "Nodes of a policy by phase.",
-            [*policy, "phase"],
-            registry=registry,
-        )
-        self.unhealthy = Gauge(
+        self.nodes = self._per_policy("gpusharing_policy_nodes", "Nodes of a policy by phase.", "phase")
+        self.unhealthy = self._per_policy(
             "gpusharing_policy_unhealthy_nodes",
             "Nodes of a policy with an unhealthy GPU, by reason; such nodes are not reconfigured.",
-            [*policy, "reason"],
-            registry=registry,
+            "reason",
         )
-        self.allowed = Gauge(
+        self.allowed = self._per_policy(
             "gpusharing_policy_budget_allowed_nodes",
             "How many nodes of a policy rollout.maxUnavailable allows to be unavailable at once.",
-            policy,
-            registry=registry,
         )
-        self.used = Gauge(
+        self.used = self._per_policy(
             "gpusharing_policy_budget_used_nodes",
             "How many nodes of a policy are unavailable, or soon may be through somebody else; each counts once.",
-            policy,
-            registry=registry,
         )
-        self.halted = Gauge(
+        self.halted = self._per_policy(
             "gpusharing_policy_halted",
             "1 while nodes of a policy do not start because rollout.maxFailures was reached.",
-            policy,
-            registry=registry,
         )
-        self.price = Gauge(
+        self.price = self._per_policy(
             "gpusharing_policy_gpu_hourly_price",
             "What a GPU of a policy costs per hour: spec.cost of the policy; absent where it is not set.",
-            [*policy, "currency"],
-            registry=registry,
+            "currency",
         )
-        self.blocked_pods = Gauge(
+        self.blocked_pods = self._per_policy(
             "gpusharing_drain_blocked_pods",
             "Pods that keep nodes of a policy from being drained, by reason.",
-            [*policy, "reason"],
-            registry=registry,
+            "reason",
         )
         self.orphans = Gauge(
             "gpusharing_orphan_nodes",
             "Nodes that stay cordoned because their policy vanished after the point of no return.",
-            registry=registry,
+            registry=self.registry,
         )
 
     def _describe_slices(self) -> None:
-        policy, registry = ["policy"], self.registry
         self.moves = Counter(
             "gpusharing_policy_transitions_total",
             "Phases that nodes of a policy entered; while it does not grow, no node moves on.",
-            policy,
-            registry=registry,
+            ["policy"],
+            registry=self.registry,
         )
-        self.drifted = Gauge(
+        self.drifted = self._per_policy(
             "gpusharing_policy_drifted_nodes",
             "Nodes of a policy that no longer match what was proven there, and are not being corrected yet.",
-            policy,
-            registry=registry,
         )
-        self.agentless = Gauge(
-            "gpusharing_policy_nodes_without_agent",
-            "Nodes of a policy on which no agent is Ready.",
-            policy,
-            registry=registry,
+        self.agentless = self._per_policy(
+            "gpusharing_policy_nodes_without_agent", "Nodes of a policy on which no agent is Ready."
         )
-        self.slices = Gauge(
-            "gpusharing_policy_slices",
-            "Slices that the nodes of a policy serve.",
-            [*policy, "resource"],
-            registry=registry,
+        self.slices = self._per_policy(
+            "gpusharing_policy_slices", "Slices that the nodes of a policy serve.", "resource"
         )
-        self.idle = Gauge(
+        self.idle = self._per_policy(
             "gpusharing_policy_slices_idle",
             "Slices that a pod could get now: no pod holds them, and their nodes accept pods.",
-            [*policy, "resource"],
-            registry=registry,
+            "resource",
         )
         self.pending = Gauge(
             "gpusharing_pending_pods",
             "Pods that ask for a GPU resource and have no node yet. Names that no node serves count as _others"
             " after the first 16.",
             ["resource"],
-            registry=registry,
+            registry=self.registry,
         )
+
+    def _per_policy(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, ["policy", *labels], registry=self.registry)
 
     def _count(self) -> None:
         """Count what only a scrape needs and what is expensive with thousands of nodes, so not in each pass."""

@@ -37,7 +37,7 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.told.events import Event, node_events, pointers_event
-from gpusharing.planning.told.status import bearing
+from gpusharing.planning.told.status import find_grounds
 from gpusharing.planning.told.transition import health_conditions, transition
 from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.way.verdict import Verdict
@@ -248,7 +248,7 @@ class Publisher:
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
         key = f"policy/{policy.name}"
-        grounds = _grounds(policy, plan, snapshot)
+        grounds = find_grounds(policy, plan, snapshot)
         before, self._shown[policy.name] = self._shown.get(policy.name), grounds
         if grounds == before and (due := self._due.get(key, now)) > now:
             return due  # numbers and messages: nobody needs them before they are due
@@ -373,15 +373,6 @@ def _policy_of(policy: PolicyView) -> JSON:
     """A policy, as an Event names it."""
     kind = {"apiVersion": names.API_VERSION, "kind": "GPUSharingPolicy"}
     return {**kind, "name": policy.name, "uid": policy.uid}
-
-
-def _grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
-    """Everything that can change the status of a condition; far less than the whole status."""
-    mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
-    kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready, v.stands): v for v in mine}
-    bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}
-    of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
-    return policy.uid, policy.generation, policy.deleting, *of_others, bearings
 
 
 def _statuses(status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

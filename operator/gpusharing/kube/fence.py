@@ -124,6 +124,21 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     list of taints is written whole; only a proof removes that taint (docs/design/way.md#gate). And it may forget a
     node only if that is still as it was seen.
     """
+    labels, annotations, spec = _changes(action)
+    opens = False
+    if isinstance(action, Release | LabelNode) and action.verified:
+        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
+        if action.node.gate is not None:
+            opens, spec["taints"] = True, opened(action.node.gate)
+    metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
+    if opens or not isinstance(action, LabelNode) or action.forget:
+        metadata["resourceVersion"] = resource_version
+    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
+    return {**patch, "spec": spec} if spec else patch
+
+
+def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str | None], JSON]:
+    """Labels, annotations and spec that an action sets, but for the record of a proof."""
     annotations: dict[str, str | None] = {}
     labels: Mapping[str, str | None] = {}
     spec: JSON = {}
@@ -149,16 +164,7 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
                 annotations |= dict.fromkeys((names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED))
         case _:
             assert_never(action)
-    opens = False
-    if isinstance(action, Release | LabelNode) and action.verified:
-        annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
-        if action.node.gate is not None:
-            opens, spec["taints"] = True, opened(action.node.gate)
-    metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
-    if opens or not isinstance(action, LabelNode) or action.forget:
-        metadata["resourceVersion"] = resource_version
-    patch = {"metadata": {key: value for key, value in metadata.items() if value}}
-    return {**patch, "spec": spec} if spec else patch
+    return labels, annotations, spec
 
 
 _CHANGING = {"wave", "generation", "policyUid"}

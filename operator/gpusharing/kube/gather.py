@@ -104,10 +104,9 @@ class Gatherer:
     _listing: dict[str, CallFailure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._logs = ActuatorLogs(self.client)
+        self._logs, self._lookups = ActuatorLogs(self.client), PodLookups(self.client)
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
         self._budgets, self.gangs = Budgets(self.client, self.shared), Gangs(self.client)
-        self._lookups = PodLookups(self.client)
 
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
@@ -122,12 +121,8 @@ class Gatherer:
         """
         began = loop_time()
         policies_error = await self._refresh_policies(now)
-        self._hear(now, began)
-        await self._list_pods(wants_pods, now, began)
-        # The answer may have come while LISTs were under way; they do not count as made after it.
-        self._hear(now, began)
-        sources = self.sources
-        mig_managers = self._mig_managers(now)
+        await self._look(wants_pods, now, began)
+        sources, mig_managers = self.sources, self._mig_managers(now)
         failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
         return ClusterSnapshot(
             nodes=sources.node_views(),
@@ -150,6 +145,12 @@ class Gatherer:
             previews=self.previews,
             settings=self.settings,
         )
+
+    async def _look(self, wants_pods: frozenset[str], now: datetime, began: float) -> None:
+        self._hear(now, began)
+        await self._list_pods(wants_pods, now, began)
+        # The answer may have come while LISTs were under way; they do not count as made after it.
+        self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
         """Note what the agents of the nodes in work have answered by now."""
@@ -183,10 +184,8 @@ class Gatherer:
                 self._listing = {POLICIES: failed_again(self._listing.get(POLICIES), words, now, 0.0)}
 
         await self.shared.each([_POLICIES] if cache.dirty else [], refresh)
-        if not self._policies_error:
-            return ""
-        message = f"the policies cannot be listed: {self._policies_error}"
-        if not cache.listed:
+        message = self._policies_error and f"the policies cannot be listed: {self._policies_error}"
+        if message and not cache.listed:
             raise Unavailable(message)
         return message
 
@@ -241,11 +240,7 @@ class Gatherer:
             admin_plugin_configs=admin_plugin.data if admin_plugin else {},
             missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
             missing_maps=tuple(sorted(name for name in named if name not in maps)),
-            generated_mig_files={
-                name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
-                for name, config_map in maps.items()
-                if name.endswith(NODE_CONFIG_SUFFIX)
-            },
+            generated_mig_files=self._generated_mig_files(),
             plugin_map_exists=bool(ours.plugin.uid),
             serves_our_mig_file=cluster_policy is not None
             and cluster_policy.mig_config_name == settings.mig_config_map,
@@ -265,6 +260,13 @@ class Gatherer:
             self._stack = view
         assert self._stack is not None, "set a line above"
         return self._stack
+
+    def _generated_mig_files(self) -> dict[str, str]:
+        return {
+            name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
+            for name, config_map in self.sources.config_maps.items.items()
+            if name.endswith(NODE_CONFIG_SUFFIX)
+        }
 
     def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
         if policy is None or policy.plugin_config_name == self.settings.plugin_config_map:

@@ -130,8 +130,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     for name in failed:
         facts.pop(name, None)
 
-    failing = Failing(snapshot.call_failures, snapshot.claims, now)
-    members = _in_waves(snapshot, failing.find_late(_members(snapshot, owners, judged, failed)), now)
+    found = _members(snapshot, owners, judged, failed)
+    failing = Failing.of(snapshot, found, now)
+    members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     pools = {name: asked(pool, now) for name, pool in counted.items()}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.gangwaits import unlisted
+from gpusharing.planning.drain.gangwaits import unlisted, with_labels
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings
@@ -36,12 +36,7 @@ def find_gang_blockers(
         if view.error:
             found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
-        known = next(
-            (pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None
-        )
-        pods = tuple(
-            replace(member.pod, namespace_labels=known) for member in view.members if member.node != node
-        )
+        pods = tuple(member.pod for member in with_labels(view, work) if member.node != node)
         if pods:
             elsewhere = NodeWork(pods, work.pdbs, work.listed_at)
             standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)

@@ -61,16 +61,18 @@ def unlisted(view: GangView) -> str:
     return f"The members of {view.gang.ref} cannot be listed: {view.error}"
 
 
+def with_labels(view: GangView, work: NodeWork) -> list[GangMember]:
+    """The members, with the labels of their namespace where a pod of this node tells them: rules go by those (P19)."""
+    known = next((pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None)
+    return [replace(one, pod=replace(one.pod, namespace_labels=known)) for one in view.members]
+
+
 def _running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
     """The members that have a node: one that waits for a node does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
-    known = next((pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None)
     seen = {one.pod.uid for one in here}
-    return here + [
-        replace(one, pod=replace(one.pod, namespace_labels=known))
-        for one in view.members
-        if one.node not in ("", node) and one.pod.uid not in seen
-    ]
+    members = with_labels(view, work)
+    return here + [one for one in members if one.node not in ("", node) and one.pod.uid not in seen]
 
 
 def _is_waited(pod: PodView, found: Classified) -> bool:

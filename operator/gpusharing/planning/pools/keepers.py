@@ -1,15 +1,16 @@
-"""Who keeps a slot of the budget until somebody or something else acts, for the nodes that wait for one.
+"""Who keeps a slot of the budget until somebody or something else acts, for the nodes that wait for one: KEEPERS.
 
 Nodes that are changing are not named: one begins every few minutes, and each waiting node would be written again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.way.cordon import tell_foreign
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 MOST = 3
 """The most nodes that a text names; how many more there are would change too often."""
@@ -41,20 +42,60 @@ def keeps_its_slot(verdict: Verdict) -> bool:
 
 
 def _why(member: Member) -> str:
-    """The first reason that applies; what a change of ours left behind explains the others."""
-    node, name = member.node, member.node.name
-    if member.verdict.phase is Phase.FAILED:
-        return f"{name} has failed"
-    if member.verdict.reason is Reason.CALL_FAILED:
-        return f"the calls about {name} fail"
-    if node.fence is not None and node.fence.stage == "yielded" and node.foreign_works:
-        return tell_foreign(node)
-    if node.fence is not None:
-        return f"the change of {name} is held"
-    if node.deleting:
-        return f"{name} is being deleted"
-    if not node.ready:
-        return f"{name} is not Ready"
-    if node.unschedulable:
-        return f"{name} is cordoned"
-    return f"{node.foreign} has begun to work on {name}"
+    """The first of KEEPERS; a node that none of them explains was marked by somebody else."""
+    node = member.node
+    says = next((one.says for one in KEEPERS if one.holds(member)), "{foreign} has begun to work on {name}")
+    return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
+
+
+@value
+class Keeper:
+    """A state in which a node keeps its slot."""
+
+    holds: Callable[[Member], bool]
+    """Whether the node is in it."""
+    says: str
+    """What is said of that node, which is {name}."""
+
+
+def _failed(member: Member) -> bool:
+    return member.verdict.phase is Phase.FAILED
+
+
+def _calls_fail(member: Member) -> bool:
+    return member.verdict.reason is Reason.CALL_FAILED
+
+
+def _yielded(member: Member) -> bool:
+    """Somebody else works on it: our change waits for that."""
+    fence = member.node.fence
+    return fence is not None and fence.stage == "yielded" and member.node.foreign_works
+
+
+def _held(member: Member) -> bool:
+    """What is fenced, keeps its slot and has not failed is a change that does not go on by itself."""
+    return member.node.fence is not None
+
+
+def _going(member: Member) -> bool:
+    return member.node.deleting
+
+
+def _unready(member: Member) -> bool:
+    return not member.node.ready
+
+
+def _cordoned(member: Member) -> bool:
+    return member.node.unschedulable
+
+
+KEEPERS: tuple[Keeper, ...] = (
+    Keeper(_failed, "{name} has failed"),
+    Keeper(_calls_fail, "the calls about {name} fail"),
+    Keeper(_yielded, "{work}"),
+    Keeper(_held, "the change of {name} is held"),
+    Keeper(_going, "{name} is being deleted"),
+    Keeper(_unready, "{name} is not Ready"),
+    Keeper(_cordoned, "{name} is cordoned"),
+)
+"""The first match wins; a test pins the order. What a change of ours left behind explains the others."""

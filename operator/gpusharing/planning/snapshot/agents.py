@@ -13,7 +13,7 @@ from gpusharing.planning.words.values import value
 HEAD, TAIL = 140, 160
 """Characters that are shown of a long sentence: PodSecurity has the cause at its beginning, a runtime at its end."""
 _NEVER_PULLED = "ErrImageNeverPull"
-_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", _NEVER_PULLED})
+_IMAGE = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName"})
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 _ENDS = frozenset({"CrashLoopBackOff"})
 _NEVER_RAN = ("StartError", "ContainerCannotRun")
@@ -112,46 +112,105 @@ def find_troubles(
 
 
 def _of_pod(pod: AgentPod, warnings: list[AgentWarning], arch: str) -> Finding | None:
-    said = steady(pod.message)
-    show = f"kubectl -n {pod.namespace} describe pod {pod.name}"
-    if not pod.scheduled:
-        return _not_started(f"the scheduler does not place it; {show}")
-    if _NO_PLATFORM in said or _BAD_FORMAT in f"{said} {pod.last_words}":
-        kind = f" ({arch})" if arch else ""
-        return _not_started(
-            f"image {pod.image} is not for the architecture of this node{kind}; build it for that platform as well,"
-            " or keep the agent off such nodes with agent.nodeSelector"
-        )
-    if pod.waiting in _IMAGE:
-        said = f" ({said})" if said and said != f'Back-off pulling image "{pod.image}"' else ""
-        what, also = ("cannot be pulled", "imagePullSecrets")
-        if pod.waiting == _NEVER_PULLED:
-            what, also = ("is not on this node", "image.pullPolicy")
-        return _not_started(
-            f"image {pod.image} {what}{said}; correct image.repository, image.tag or {also} of the chart"
-        )
-    if words := _start_error(pod):
-        return _not_started(f"{words}; {show}")
-    if pod.waiting not in _STARTING | _ENDS:
-        return _not_started(f"{pod.waiting}{f': {said}' if said else ''}; {show}")
-    if pod.ended:
-        return _not_started(
-            f"its container exits at once ({pod.ended}); kubectl -n {pod.namespace} logs {pod.name} --previous"
-        )
-    if warnings:
-        return _not_started(f"{steady(_latest(warnings).message)}; {show}")
+    """The first of HINDRANCES; None: it may just be starting."""
+    told = _Told(pod, steady(pod.message), warnings, arch)
+    for hindrance in HINDRANCES:
+        if (why := hindrance.find(told)) is not None:
+            remedy = hindrance.remedy.format(namespace=pod.namespace, name=pod.name)
+            return Finding(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}; {remedy}")
     return None
 
 
-def _start_error(pod: AgentPod) -> str:
+@value
+class _Told:
+    """What is known of a pod that is not Ready."""
+
+    pod: AgentPod
+    said: str
+    """The kubelet's sentence, without what changes from one try to the next."""
+    warnings: list[AgentWarning]
+    """Those about this pod."""
+    arch: str
+    """Architecture of its node; empty: unknown."""
+
+
+@value
+class Hindrance:
+    """What keeps a pod of the agent from starting, and what a person does about it."""
+
+    find: Callable[[_Told], str | None]
+    """How it shows, for people; None: it does not."""
+    remedy: str
+    """What to do. {namespace} and {name} are those of the pod."""
+
+
+def _unplaced(told: _Told) -> str | None:
+    return None if told.pod.scheduled else "the scheduler does not place it"
+
+
+def _other_architecture(told: _Told) -> str | None:
+    """The image was pulled in vain, or it was pulled and its program is none for this node."""
+    if _NO_PLATFORM not in told.said and _BAD_FORMAT not in f"{told.said} {told.pod.last_words}":
+        return None
+    kind = f" ({told.arch})" if told.arch else ""
+    return f"image {told.pod.image} is not for the architecture of this node{kind}"
+
+
+def _never_pulled(told: _Told) -> str | None:
+    return _no_image(told, "is not on this node") if told.pod.waiting == _NEVER_PULLED else None
+
+
+def _not_pulled(told: _Told) -> str | None:
+    return _no_image(told, "cannot be pulled") if told.pod.waiting in _IMAGE else None
+
+
+def _no_image(told: _Told, what: str) -> str:
+    image, said = told.pod.image, told.said
+    why = f" ({said})" if said and said != f'Back-off pulling image "{image}"' else ""
+    return f"image {image} {what}{why}"
+
+
+def _start_error(told: _Told) -> str | None:
     """What the runtime says of a container that it cannot start; between two tries it is in the last state."""
+    pod = told.pod
     if pod.waiting == "RunContainerError":
-        return steady(pod.message)
-    return steady(pod.last_words) if pod.ended.startswith(_NEVER_RAN) else ""
+        return told.said or None
+    return (steady(pod.last_words) or None) if pod.ended.startswith(_NEVER_RAN) else None
 
 
-def _not_started(why: str) -> Finding:
-    return Finding(Reason.AGENT_NOT_STARTED, f"its pod does not start: {why}")
+def _waiting(told: _Told) -> str | None:
+    """For another reason, in the kubelet's words."""
+    if told.pod.waiting in _STARTING | _ENDS:
+        return None
+    return f"{told.pod.waiting}{f': {told.said}' if told.said else ''}"
+
+
+def _ends(told: _Told) -> str | None:
+    return f"its container exits at once ({told.pod.ended})" if told.pod.ended else None
+
+
+def _warned(told: _Told) -> str | None:
+    """Of a pod whose container is only being created, such as one without a sandbox, the Warnings alone tell."""
+    return steady(_latest(told.warnings).message) if told.warnings else None
+
+
+_CHART = "correct image.repository, image.tag or {0} of the chart"
+_DESCRIBE = "kubectl -n {namespace} describe pod {name}"
+HINDRANCES: tuple[Hindrance, ...] = (
+    Hindrance(_unplaced, _DESCRIBE),
+    Hindrance(
+        _other_architecture,
+        "build it for that platform as well, or keep the agent off such nodes with agent.nodeSelector",
+    ),
+    Hindrance(_never_pulled, _CHART.format("image.pullPolicy")),
+    Hindrance(_not_pulled, _CHART.format("imagePullSecrets")),
+    Hindrance(_start_error, _DESCRIBE),
+    Hindrance(_waiting, _DESCRIBE),
+    Hindrance(_ends, "kubectl -n {namespace} logs {name} --previous"),
+    Hindrance(_warned, _DESCRIBE),
+)
+"""The first match wins; a test pins the order. The cause that the kubelet names comes before its consequences: an
+image for another architecture cannot be pulled, or its program exits at once."""
 
 
 def _refused(pods: Iterable[AgentPod], warnings: list[AgentWarning]) -> Finding | None:

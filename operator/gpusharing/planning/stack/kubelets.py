@@ -1,7 +1,7 @@
 """Kubelets of GPU nodes by version: which of them Kubernetes, or this operator, does not support."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from gpusharing.planning.stack.nodesymptoms import NodeLabels
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
@@ -13,6 +13,8 @@ OLDEST = (1, 30)
 MOST_BEHIND = 3
 """Minor versions: "kubelet must not be newer than kube-apiserver", and "may be up to three minor versions older"
 (kubernetes.io/releases/version-skew-policy, "kubelet"). Patch versions do not count."""
+_UNSUPPORTED = "the API server ({}), which Kubernetes does not support"
+_UPGRADE = "upgrade the kubelet, one node after the other"
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 Minor = tuple[int, int]
@@ -47,30 +49,16 @@ def find_kubelet_symptoms(nodes: Iterable[NodeLabels], api_server: str) -> tuple
     behind = [one for one in kubelets if server is not None and _is_behind(one.minor, server)]
     told = {one.node for one in (*newer, *behind)}
     old = [one for one in kubelets if one.minor < OLDEST and one.node not in told]
+    said = _UNSUPPORTED.format(api_server)
     return (
+        *_symptom(newer, "KubeletNewer", f"is newer than {said}: upgrade the control plane"),
         *_symptom(
-            newer,
-            "KubeletNewer",
-            lambda who: (
-                f"{who} is newer than the API server ({api_server}), which Kubernetes does not support:"
-                " upgrade the control plane"
-            ),
-        ),
-        *_symptom(
-            behind,
-            "KubeletBehind",
-            lambda who: (
-                f"{who} is more than {MOST_BEHIND} minor versions behind the API server ({api_server}), which"
-                " Kubernetes does not support: upgrade the kubelet, one node after the other"
-            ),
+            behind, "KubeletBehind", f"is more than {MOST_BEHIND} minor versions behind {said}: {_UPGRADE}"
         ),
         *_symptom(
             old,
             "KubeletOld",
-            lambda who: (
-                f"{who} is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for:"
-                " upgrade the kubelet, one node after the other"
-            ),
+            f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for: {_UPGRADE}",
         ),
     )
 
@@ -79,13 +67,13 @@ def _is_behind(kubelet: Minor, server: Minor) -> bool:
     return kubelet[0] == server[0] and server[1] - kubelet[1] > MOST_BEHIND
 
 
-def _symptom(kubelets: list[_Kubelet], reason: str, say: Callable[[str], str]) -> Symptoms:
+def _symptom(kubelets: list[_Kubelet], reason: str, said: str) -> Symptoms:
     if kubelets:
         who = f"the kubelet of {some([one.node for one in kubelets])} ({kubelets[0].said})"
         yield warning(
             Topic.KUBELETS,
             reason,
-            say(who),
+            f"{who} {said}",
             f"kubectl get node {' '.join(one.node for one in kubelets)} -o"
             " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
         )

@@ -61,6 +61,15 @@ def policy_status(
     }
 
 
+def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
+    """Everything that can change the status of a condition; far less than the whole status."""
+    mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
+    kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready, v.stands): v for v in mine}
+    bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}
+    of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
+    return policy.uid, policy.generation, policy.going, *of_others, bearings
+
+
 def bearing(verdict: Verdict, *, ready: bool) -> tuple[bool, ...]:
     """Everything about one node that decides the statuses of the conditions; `ready`: of its Node. Texts need more."""
     return (

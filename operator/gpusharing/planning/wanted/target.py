@@ -88,13 +88,6 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
     return Wish(policy, spec, mig_config, entry, plugins)
 
 
-def find_target(
-    wish: Wish, spec: GPUSharingPolicySpec, node: str, gpus: Sequence[CardView], stack: StackView
-) -> Target | Finding:
-    """What `node` with these GPUs (sorted by index, at least one) becomes under a policy."""
-    return _find_target(wish, spec, node, stack, gpus, stack.generated_mig_file(node))
-
-
 def _find_target(
     wish: Wish,
     spec: GPUSharingPolicySpec,
@@ -103,7 +96,7 @@ def _find_target(
     gpus: Sequence[CardView],
     generated: str,
 ) -> Target | Finding:
-    """See `find_target`. `generated`: what mig-manager generated for the node, where that counts."""
+    """What `node` with these GPUs becomes. `generated`: what mig-manager generated for the node, where that counts."""
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
             Reason.PRODUCT_SKIPPED,
@@ -193,7 +186,7 @@ class Targets:
     """The targets found so far."""
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
-        """The result of `find_target`, which names the node only where it finds no target."""
+        """What `node` with these GPUs (sorted by index, at least one) becomes; only a Finding names the node."""
         question = partial(_find_target, self.wish, self.wish.spec, node, self.stack)
         generated = self.stack.generated_mig_file(node)
         return self.answers.ask(question, hardware.cards, generated, lasts=_is_target)
@@ -388,7 +381,6 @@ __all__ = [
     "Targets",
     "Wish",
     "describe_layouts",
-    "find_target",
     "find_wish",
     "is_plugin_resource",
     "plugin_config",

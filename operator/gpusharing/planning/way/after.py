@@ -263,7 +263,7 @@ def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
     trouble, attempt = aimed.trouble, aimed.case.fence.attempt
     if trouble is None or not aimed.on_course:
         return None
-    if not trouble.curable or attempt > aimed.case.settings.max_cures:
+    if not trouble.cure or attempt > aimed.case.settings.max_cures:
         return None
     return aimed.owe(reason, f"{trouble.mismatch.message}; {trouble.cure}", attempt + 1)
 

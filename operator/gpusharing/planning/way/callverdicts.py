@@ -1,7 +1,7 @@
 """The verdict of a node whose calls fail, with the server's words (see callfailures.py)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
@@ -15,11 +15,12 @@ from gpusharing.planning.snapshot.actions import (
 )
 from gpusharing.planning.snapshot.callfailures import CLAIMS, POLICIES, CallFailure, policy_subject
 from gpusharing.planning.snapshot.records import Claim, Fence
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
 def is_moot(verdict: Verdict) -> bool:
@@ -92,25 +93,32 @@ def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
     return replace(action, fence=replace(fence, failed=now))
 
 
-@dataclass(slots=True)
+@value(eq=False)
 class Failing:
     """The nodes whose calls fail, in one pass."""
 
     failures: Mapping[str, CallFailure]
-    claims: Mapping[str, Claim]
-    """As the Lease records them."""
-    now: datetime
-    kept: dict[str, Claim] = field(default_factory=dict)
+    """By node, or by what every fence or those of one policy need."""
+    kept: dict[str, Claim]
     """Claims of nodes without a visible fence whose fence may exist although the call that wrote it failed."""
+    now: datetime
+    """When the pass began."""
+
+    @staticmethod
+    def of(snapshot: ClusterSnapshot, members: Mapping[str, Member], now: datetime) -> "Failing":
+        """What the snapshot tells. A candidate's slot is free once no fence can exist."""
+        failures, claims = snapshot.call_failures, snapshot.claims
+        kept = {
+            node: claims[node]
+            for node in sorted(failures.keys() & members.keys() & claims.keys())
+            if members[node].verdict.candidate and failures[node].holds(now) and not failures[node].lasts
+        }
+        return Failing(failures, kept, now)
 
     def holds(self, node: str) -> bool:
-        """A candidate whose last call failed lets others go first; its slot is free once no fence can exist."""
+        """A candidate whose last call failed lets others go first."""
         failure = self.failures.get(node)
-        if failure is None or not failure.holds(self.now):
-            return False
-        if not failure.lasts and (claim := self.claims.get(node)) is not None:
-            self.kept[node] = claim
-        return True
+        return failure is not None and failure.holds(self.now)
 
     def find_late(self, members: dict[str, Member]) -> dict[str, Member]:
         """The members; those that cannot take their next step although the time for it is up are Failed, and those

@@ -1,5 +1,6 @@
 """What is known about mig-manager on one node: does a change need it, is it working or stuck, can it be believed?"""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from gpusharing.api import names
@@ -48,57 +49,117 @@ def is_ready(case: NodeCase) -> bool:
 
 @value
 class ManagerTrouble:
-    """What mig-manager says, when it is not plain success. `final`: waiting longer changes nothing."""
+    """What mig-manager says, when it is not plain success."""
 
     mismatch: Finding
     """What it says."""
     final: bool
     """Whether waiting longer changes nothing."""
-    curable: bool = False
-    """Another run may help."""
-    cure: str = "restarting mig-manager"
-    """The first step of that run, for people."""
+    cure: str
+    """The first step of another run, for people; empty: no run would help."""
 
 
 def find_trouble(case: FencedCase) -> ManagerTrouble | None:
-    """The trouble that mig-manager's labels show, given the time since the PNR or the last restart."""
-    fence, node, settings = case.fence, case.node, case.settings
-    if not fence.target_mig_config:
+    """The trouble that mig-manager's labels show, given the time since the PNR or the last restart: the first of
+    SIGNS. None: it reports success and is done, or nobody needs it."""
+    if not case.fence.target_mig_config:
         return None
-    state = node.labels.get(names.LABEL_MIG_STATE, "")
-    waited = (case.now - fence.stage_since).total_seconds()
-    paused = paused_operands(node)
-    if state in ("success", "failed") and case.now < believed_from(case):
-        message = f"mig-manager is restarting; its state {state} is from before"
-        return ManagerTrouble(Finding(Reason.ACTUATION_IN_PROGRESS, message), final=False)
-    if state in ("success", "failed") and (found := _overwritten(case)):
-        return ManagerTrouble(found, final=True, curable=True, cure="setting it again")
-    if state == "failed":
-        why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
-        message = f"mig-manager failed to apply {fence.target_mig_config}{why}"
-        return ManagerTrouble(Finding(Reason.ACTUATOR_FAILED, message), final=True, curable=bool(paused))
-    if state == "success":
-        if not paused:
-            return None
-        message = f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
-        wedged = waited >= settings.wedge_paused
-        return ManagerTrouble(Finding(Reason.OPERANDS_PAUSED, message), final=wedged, curable=True)
-    doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
-    stuck = waited >= settings.wedge_pending and state != "rebooting"
-    reason = Reason.ACTUATOR_STUCK if stuck else Reason.ACTUATION_IN_PROGRESS
-    # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
-    lasting = f" for more than {settings.wedge_pending:.0f} s" if stuck else ""
-    return ManagerTrouble(Finding(reason, f"mig-manager {doing}{lasting}"), final=stuck, curable=True)
+    for sign in SIGNS:
+        if message := sign.find(case):
+            return ManagerTrouble(Finding(sign.reason, message), sign.final, sign.cure)
+    return None
 
 
-def _overwritten(case: FencedCase) -> Finding | None:
+@value
+class Sign:
+    """One way in which mig-manager's labels show that it is not done."""
+
+    find: Callable[[FencedCase], str]
+    """The message; empty: they do not show it."""
+    reason: Reason
+    """What it is called."""
+    final: bool
+    """Whether waiting longer changes nothing."""
+    cure: str
+    """See ManagerTrouble."""
+
+
+def _state(case: FencedCase) -> str:
+    return case.node.labels.get(names.LABEL_MIG_STATE, "")
+
+
+def _waited(case: FencedCase) -> float:
+    """Seconds since the PNR or the last restart."""
+    return (case.now - case.fence.stage_since).total_seconds()
+
+
+def _restarts(case: FencedCase) -> str:
+    state = _state(case)
+    if state not in _ENDED or case.now >= believed_from(case):
+        return ""
+    return f"mig-manager is restarting; its state {state} is from before"
+
+
+def _overwritten(case: FencedCase) -> str:
     """Somebody overwrote our label in the middle of the change, as NVIDIA's GPU Operator does with all-disabled when
     it finds none (docs/design/nvidia.md#d1): what mig-manager reports is about another configuration."""
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
-    if label == wanted:
-        return None
-    message = f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody overwrote it"
-    return Finding(Reason.ACTUATOR_FAILED, message)
+    if _state(case) not in _ENDED or label == wanted:
+        return ""
+    return f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody overwrote it"
+
+
+def _failed_midway(case: FencedCase) -> str:
+    """It left operands paused, which it starts again at the end of a run."""
+    return _failed(case) if paused_operands(case.node) else ""
+
+
+def _failed(case: FencedCase) -> str:
+    if _state(case) != "failed":
+        return ""
+    why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
+    return f"mig-manager failed to apply {case.fence.target_mig_config}{why}"
+
+
+def _paused_for_long(case: FencedCase) -> str:
+    return _paused(case) if _waited(case) >= case.settings.wedge_paused else ""
+
+
+def _paused(case: FencedCase) -> str:
+    paused = paused_operands(case.node)
+    if _state(case) != "success" or not paused:
+        return ""
+    return f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
+
+
+def _stuck(case: FencedCase) -> str:
+    """A reboot takes its time: only the deadline of the change ends that wait."""
+    limit = case.settings.wedge_pending
+    if _waited(case) < limit or _state(case) == "rebooting":
+        return ""
+    # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
+    return f"{doing} for more than {limit:.0f} s" if (doing := _at_work(case)) else ""
+
+
+def _at_work(case: FencedCase) -> str:
+    state = _state(case)
+    doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
+    return "" if state in _ENDED else f"mig-manager {doing}"
+
+
+_ENDED = ("success", "failed")
+_RESTART = "restarting mig-manager"
+SIGNS: tuple[Sign, ...] = (
+    Sign(_restarts, Reason.ACTUATION_IN_PROGRESS, final=False, cure=""),
+    Sign(_overwritten, Reason.ACTUATOR_FAILED, final=True, cure="setting it again"),
+    Sign(_failed_midway, Reason.ACTUATOR_FAILED, final=True, cure=_RESTART),
+    Sign(_failed, Reason.ACTUATOR_FAILED, final=True, cure=""),
+    Sign(_paused_for_long, Reason.OPERANDS_PAUSED, final=True, cure=_RESTART),
+    Sign(_paused, Reason.OPERANDS_PAUSED, final=False, cure=_RESTART),
+    Sign(_stuck, Reason.ACTUATOR_STUCK, final=True, cure=_RESTART),
+    Sign(_at_work, Reason.ACTUATION_IN_PROGRESS, final=False, cure=_RESTART),
+)
+"""The first match wins; a test pins the order. Whether a state is about this run at all comes before what it says."""
 
 
 def believed_from(case: FencedCase) -> datetime:
