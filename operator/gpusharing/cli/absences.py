@@ -80,7 +80,7 @@ class Absences:
         for node, first in _by_node(firsts).items():
             before = self._last.get(node, first)
             missed = self._missed(before, first, 0)
-            if node in seen:
+            if node in seen and node in ended:  # a store may have answered some of the questions only
                 missed += self._missed(first, ended[node], round(seen[node]) - 2)
             if missed > SHORT:
                 self.seconds[node] += round(missed)
