@@ -277,8 +277,10 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
 ) -> None:
     seen = {"min": str(NOW - 86400), "max": str(NOW), "count": "1441"}
     for function, value in seen.items():
-        asked = f"{function}_over_time(timestamp(max by (node)"
-        told = vector(warnings=["store x is away"]) if function == lost else vector(({"node": "gpu-1"}, value))
+        asked = f"{function}_over_time(timestamp(max by (node) (gpusharing"
+        told = (
+            vector(warnings=["store x is away"]) if function == lost else vector(({"node": "gpu-1"}, value))
+        )
         fake.answers = {asked: told, **fake.answers}
     said = ask(desk, fake)
     assert said.status == CHANGES

@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gpusharing.cli.absences import describe_absences, find_absences
 from gpusharing.cli.ages import counted
-from gpusharing.cli.matchers import TARGET, braced, labels_of
+from gpusharing.cli.matchers import TARGET, braced
 from gpusharing.cli.meterqueries import (
     EXPORTED,
     GPUS,
@@ -24,6 +23,7 @@ from gpusharing.cli.meterqueries import (
 )
 from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.silences import find_losses
 from gpusharing.cli.simulatedseries import nodes_of
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import days, find_gaps
@@ -101,10 +101,9 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         )
     found.missing += _unpriced(unpriced)
     found.missing += [*_lacking(parts, gpus), *unseen.told()]
-    absences = await find_absences(prometheus, wish)
-    if POLICY in labels_of(wish.selector):  # others' nodes are none of ours
-        absences = {node: absences[node] for node in absences.keys() & unseen.nodes}
-    found.missing += describe_absences(absences)
+    lost = await find_losses(prometheus, wish, unseen.nodes)
+    found.missing += lost.missing
+    found.remarks += lost.remarks
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
         found.remarks.append(
