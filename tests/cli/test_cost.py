@@ -9,17 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.desk import JSON, Desk, Said
-from tests.cli.fakeprometheus import (
-    DAY,
-    GPU,
-    HELD,
-    NOW,
-    Answer,
-    FakePrometheus,
-    failure,
-    fake_prometheus,
-    vector,
-)
+from tests.cli.fakeprometheus import DAY, GPU, HELD, Answer, FakePrometheus, failure, fake_prometheus, vector
 from tests.fakes.tls import Identity
 
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
@@ -269,22 +259,6 @@ def test_a_warning_makes_the_answer_a_part(desk: Desk, fake: FakePrometheus) -> 
     assert "PARTIAL: Prometheus warns: store x is away." in said.out
     (first, *_) = csv.DictReader(io.StringIO(ask(desk, fake, "-o", "csv").out))
     assert (first["name"], first["partial"]) == ("team-a", "yes")
-
-
-@pytest.mark.parametrize("lost", ["min", "max", "count"])
-def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_answer_a_part(
-    desk: Desk, fake: FakePrometheus, lost: str
-) -> None:
-    seen = {"min": str(NOW - 86400), "max": str(NOW), "count": "1441"}
-    for function, value in seen.items():
-        asked = f"{function}_over_time(timestamp(max by (node) (gpusharing"
-        told = (
-            vector(warnings=["store x is away"]) if function == lost else vector(({"node": "gpu-1"}, value))
-        )
-        fake.answers = {asked: told, **fake.answers}
-    said = ask(desk, fake)
-    assert said.status == CHANGES
-    assert "PARTIAL: Prometheus warns: store x is away." in said.out
 
 
 def test_series_of_the_meter_that_are_not_kept_are_missed(desk: Desk, fake: FakePrometheus) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from gpusharing.cli.ages import length
 from gpusharing.cli.matchers import braced, of_others
 from gpusharing.cli.meterqueries import GPUS, POLICY, MeterQuery
-from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.prometheus import CLOCKS, Prometheus, Series, side_by_side
 from gpusharing.cli.windows import DAY, days
 from gpusharing.planning.words.lengths import some
 
@@ -82,8 +82,8 @@ class Absences:
     ) -> None:
         """When each node was seen first and last in the next stretch of time, and how often. `holes`: when none was."""
         self._holes += holes
-        ended, seen = _by_node(lasts), _by_node(counts)
-        for node, first in _by_node(firsts).items():
+        ended, seen = by_node(lasts), by_node(counts)
+        for node, first in by_node(firsts).items():
             before = self.last.get(node, first)
             if node in self.last and node not in self.first:
                 self._old.add(node)
@@ -118,8 +118,9 @@ class Absences:
         return max(0.0, end - begin - POINT * (seen + 1) - others)
 
 
-def _by_node(found: Iterable[Series]) -> dict[str, float]:
-    return {one.labels.get("node", ""): one.value for one in found}
+def by_node(found: Iterable[Series]) -> dict[str, float]:
+    """Times, or counts of them, without those that no clock shows."""
+    return {one.labels.get("node", ""): one.value for one in found if abs(one.value) <= CLOCKS[1]}
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:

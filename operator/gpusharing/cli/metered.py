@@ -6,7 +6,7 @@ large. `increase` extends a series to both ends of the day, bridges gaps and kno
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gpusharing.cli.ages import counted
@@ -21,7 +21,7 @@ from gpusharing.cli.meterqueries import (
     label_of,
     queries_of,
 )
-from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
+from gpusharing.cli.pricing import CHOOSE, MOST, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
 from gpusharing.cli.silences import find_losses
 from gpusharing.cli.simulatedseries import nodes_of
@@ -72,6 +72,8 @@ class _Day:
     """By namespace."""
     simulated: frozenset[str]
     """Nodes."""
+    faults: Sequence[str] = ()
+    """Numbers that cannot be: they are left out."""
 
 
 async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools:
@@ -85,7 +87,8 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
     for start, end in days(wish.start, wish.end):
         day = await _read_day(prometheus, wish, start, end)
         _add(found, day, wish.by, unpriced)
-        found.missing += [fault for fault in day.prices.faults if fault not in found.missing]
+        faults = dict.fromkeys((*day.faults, *day.prices.faults))
+        found.missing += [fault for fault in faults if fault not in found.missing]
         _sum(parts, (*day.held, *day.idle, *day.stranded, *day.transition))
         _sum(gpus, day.gpus)
         found.simulated |= day.simulated & {node for node, _ in map(_node, day.gpus)}
@@ -147,6 +150,9 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
         *teams,
     ) = await side_by_side(*(prometheus.instant(query, end) for query in queries))
     _refuse_doubles(twice)
+    faults: list[str] = []
+    for answer in (held, idle, stranded, transition, gpus, firsts, lasts):
+        answer[:] = _credible(answer, faults)
     return _Day(
         held,
         idle,
@@ -159,7 +165,19 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
         read_prices(opencost, policies, products, cards, rivals=rivals, currency=wish.currency),
         _teams(teams[0], label_of(wish.by)) if teams else {},
         nodes_of(simulated),
+        faults,
     )
+
+
+def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
+    for one in found:
+        if abs(one.value) <= MOST:
+            yield one
+        else:
+            faults.append(
+                f"a counter of the meter on {_node(one)[0] or 'a node'} tells {one.value:g} s, which is left out: no"
+                " node has that many GPUs"
+            )
 
 
 def _teams(found: Sequence[Series], label: str) -> dict[str, str]:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from gpusharing.cli.absences import POINT, SHORT, Absences, describe_absences, find_absences
+from gpusharing.cli.absences import POINT, SHORT, Absences, by_node, describe_absences, find_absences
 from gpusharing.cli.ages import counted, length
 from gpusharing.cli.matchers import OF_TARGETS, braced, labels_of, of_others
 from gpusharing.cli.meterqueries import POLICY, MeterQuery
-from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.prometheus import Prometheus, side_by_side
 from gpusharing.cli.windows import days, moment
 from gpusharing.planning.words.lengths import some
 
@@ -91,8 +91,8 @@ async def _find_down(prometheus: Prometheus, wish: MeterQuery) -> dict[str, tupl
         firsts, lasts = await side_by_side(
             *(prometheus.instant(f"{function}_over_time({silent}{span})", end) for function in ("min", "max"))
         )
-        ended = _by_node(lasts)
-        for node, first in _by_node(firsts).items():
+        ended = by_node(lasts)
+        for node, first in by_node(firsts).items():
             found[node] = found.get(node, (first, 0.0))[0], ended.get(node, first)
     return found
 
@@ -125,7 +125,3 @@ def _left(last: Mapping[str, float]) -> list[str]:
     return [
         f"nodes that were not seen until the end: {told}; what GPUs that are still there did since is billed to nobody"
     ]
-
-
-def _by_node(found: list[Series]) -> dict[str, float]:
-    return {one.labels.get("node", ""): one.value for one in found}
