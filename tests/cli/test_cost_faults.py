@@ -74,3 +74,23 @@ def test_a_time_that_cannot_be_is_no_time(desk: Desk, fake: FakePrometheus, func
     said = ask(desk, fake)
     assert "Traceback" not in said.err
     assert said.status in (DONE, CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("window", "whole", "parts", "told"),
+    [
+        ("10m", 600, 548, False),
+        ("10m", 600, 652, False),
+        ("10m", 600, 530, True),
+        ("1d", 86_400, 85_000, True),
+    ],
+)
+def test_ends_of_what_came_in_a_short_window_are_no_missing_series(
+    desk: Desk, fake: FakePrometheus, window: str, whole: int, parts: int, *, told: bool
+) -> None:
+    del fake.answers["gpusharing_idle_slice_seconds_total"]
+    fake.answers["gpusharing_slice_seconds_total"] = vector((HELD, str(parts)))
+    fake.answers["increase(gpusharing_gpu_seconds_total"] = vector((GPU, str(whole)))
+    said = ask(desk, fake, "--window", window)
+    assert said.status == (CHANGES if told else DONE)
+    assert ("add up to" in said.out) == told

@@ -32,6 +32,9 @@ from gpusharing.planning.words.lengths import some
 
 TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""
+ENDS = 60.0
+"""Seconds of a GPU by which the parts of a window may differ from its whole, however short it is: `increase` extends a
+part that came or went in it by up to a scrape interval of 30 s at either end, and its pool not."""
 OTHERS = "_others"
 """The namespace, or the policy, of what is beyond the meter's bounds (gpusharing/agent/meter.py)."""
 CHOSEN = frozenset(("container", "endpoint"))
@@ -103,7 +106,7 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
             f" those days is listed under (no {wish.by})"
         )
     found.missing += _unpriced(unpriced)
-    found.missing += [*_lacking(parts, gpus), *unseen.told()]
+    found.missing += [*_lacking(parts, gpus, wish.end - wish.start), *unseen.told()]
     lost = await find_losses(prometheus, wish, unseen.nodes)
     found.missing += lost.missing
     found.remarks += lost.remarks
@@ -234,13 +237,14 @@ def _pool(policy: str) -> str:
     return policy or "nodes without a policy"
 
 
-def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float]) -> list[str]:
-    """Pools of which some series are not there."""
+def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float], seconds: float) -> list[str]:
+    """Pools of which some series are not there. `seconds`: of the window."""
+    tolerance = max(TOLERANCE, ENDS / seconds)
     return [
         f"the parts of {_pool(policy)} add up to {parts.get(policy, 0.0) / 3600:,.1f} GPU-hours, but its GPUs"
         f" were metered for {whole / 3600:,.1f}: Prometheus lacks some of the meter's series"
         for policy, whole in sorted(gpus.items())
-        if abs(parts.get(policy, 0.0) - whole) > TOLERANCE * whole
+        if abs(parts.get(policy, 0.0) - whole) > tolerance * whole
     ]
 
 
