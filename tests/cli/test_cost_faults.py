@@ -2,11 +2,12 @@
 cli/pricing.py, cli/silences.py)."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 from tests.cli.desk import Desk, Said
-from tests.cli.fakeprometheus import GPU, HELD, NOW, FakePrometheus, fake_prometheus, vector
+from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, fake_prometheus, vector
 
 from gpusharing.cli.troubles import CHANGES, DONE
 
@@ -94,3 +95,17 @@ def test_ends_of_what_came_in_a_short_window_are_no_missing_series(
     said = ask(desk, fake, "--window", window)
     assert said.status == (CHANGES if told else DONE)
     assert ("add up to" in said.out) == told
+
+
+def test_a_short_window_asks_for_no_day_of_anything(desk: Desk, fake: FakePrometheus) -> None:
+    asked: list[str] = []
+    answer = fake.answer
+
+    def heard(path: str, query: str) -> Answer:
+        asked.append(query)
+        return answer(path, query)
+
+    fake.answer = heard  # type: ignore[method-assign]  # it is the stand-in's own
+    assert desk.type("cost", "--prometheus", fake.url, "--window", "6h").err == ""
+    spans = {span for query in asked for span in re.findall(r"\[(\w+)", query)}
+    assert spans == {"21600s", "600s"}

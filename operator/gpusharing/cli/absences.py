@@ -28,6 +28,8 @@ Stretch = tuple[float, float]
 async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> "Absences":
     """Seconds of the window in which each node was not seen, where it was before and after that. Raises Trouble."""
     found = Absences(wish.start, wish.end)
+    # As far back and ahead as the window is long: a short one is asked for because a day is too much.
+    beside = min(DAY, wish.end - wish.start)
     chosen = braced(of_others(wish.selector, frozenset({POLICY})))
 
     def seen(function: str, seconds: float) -> str:
@@ -35,7 +37,7 @@ async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> "Absences":
             f"{function}_over_time(timestamp(max by (node) ({GPUS}{chosen}))[{round(seconds)}s:{POINT:g}s])"
         )
 
-    found.add([], await prometheus.instant(seen("max", DAY), wish.start), [], [])
+    found.add([], await prometheus.instant(seen("max", beside), wish.start), [], [])
     for start, end in days(wish.start, wish.end):
         functions = ("min", "max", "count")
         firsts, lasts, counts, anybody = await side_by_side(
@@ -43,7 +45,7 @@ async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> "Absences":
             prometheus.between(f"count({GPUS}{chosen})", start, end, POINT),
         )
         found.add(firsts, lasts, counts, _holes(start, end, anybody))
-    found.add(await prometheus.instant(seen("min", DAY), wish.end + DAY), [], [], [])
+    found.add(await prometheus.instant(seen("min", beside), wish.end + beside), [], [], [])
     return found
 
 
