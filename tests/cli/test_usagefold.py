@@ -301,3 +301,26 @@ def test_a_workload_of_another_model_that_is_gone_is_none_of_the_pools() -> None
     ]
     seen = find_seen(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
     assert not any("left out" in one for one in seen.remarks)
+
+
+@pytest.mark.parametrize("chosen", [frozenset({"new"}), frozenset({"new", "old"}), None])
+def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(
+    chosen: frozenset[str] | None,
+) -> None:
+    rows = [
+        series(name, dict.fromkeys(hours, mib), UUID=f"GPU-{node}", Hostname=node)
+        for name, node, hours, mib in (
+            ("llm-0", "old", range(90), 30_000.0),
+            ("llm-1", "new", range(90, HOURS), 6144.0),
+            ("chat-0", "other", range(HOURS), 6144.0),  # another pool's, which is there
+        )
+    ]
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card, nodes=chosen)
+    fold.add(part(rows, rows))
+    seen = find_seen(Usage(fold, {}, {}, (), ()), "the pool")
+    told = [
+        one for one in seen.remarks if one.startswith("the history of 1 node with GPUs (old) is left out")
+    ]
+    assert bool(told) == (chosen == frozenset({"new"}))
+    (history,) = (one for one in seen.histories if one.workload.name == "llm")
+    assert len(history.memory) == (10 if told else HOURS)

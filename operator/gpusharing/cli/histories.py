@@ -96,6 +96,7 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
             *_nameless(gpus.values()),
             *_away([gpu for uuid, gpu in known.items() if uuid not in gpus], latest),
             *_gone(ours.keys() - there.keys()),
+            *_replaced(fold, latest),
         ),
         tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
     )
@@ -158,6 +159,18 @@ def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
     if names:
         are = "are" if len(names) > 1 else "is"
         yield f"{counted(len(names), 'workload')} had no pod in the last day and {are} left out: {some(names)}"
+
+
+def _replaced(fold: Fold, latest: int) -> Iterator[str]:
+    """Nodes that are not chosen and not there any more: nobody knows whether they had the labels that are asked for."""
+    old = sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT)
+    if old:
+        gone = "they are" if len(old) > 1 else "it is"
+        yield (
+            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {gone} gone, and nodes"
+            " are chosen by the labels of today. If such a node was of this pool, ask without -l and --policy, with"
+            " --card where there are several models"
+        )
 
 
 def _latest(fold: Fold) -> int:
