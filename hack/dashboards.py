@@ -193,7 +193,7 @@ ROLLOUT = Dashboard(
     ),
 )
 
-_OF_TENANT = of("gpusharing_slice_seconds_total", namespace=True)
+_OF_TENANT = of("gpusharing:namespace_slice_seconds_total", namespace=True)
 _SLICES = of("gpusharing:pod_slices", namespace=True)
 _MEMORY = of("gpusharing:pod_memory_used_bytes", namespace=True)
 
@@ -238,8 +238,8 @@ TENANT = Dashboard(
         ),
         Panel(
             "Slices held by pods that do nothing",
-            f"sum by (namespace) ({of('gpusharing_pod_slices', namespace=True)} and on (node, namespace, pod, uuid)"
-            f" ({of('gpusharing_pod_processes', namespace=True)} == 0))",
+            f"sum by (namespace) ({_SLICES} and on (cluster, node, namespace, pod, uuid)"
+            f" ({of('gpusharing:pod_processes', namespace=True)} == 0))",
             "{{namespace}}",
             text="No process on the device.",
         ),
@@ -302,7 +302,8 @@ WASTE = Dashboard(
         ),
         Panel(
             "Cost by namespace",
-            f"sum by (namespace) ({increase(_meter('slice_'), RANGE)}) / 3600 * $price",
+            f"sum by (namespace) ({increase(of('gpusharing:namespace_slice_seconds_total', policy=True), RANGE)})"
+            " / 3600 * $price",
             "{{namespace}}",
             stacked=True,
         ),

@@ -12,7 +12,7 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 VALUES: dict[str, str] = {
     "cluster": "label_values(gpusharing_leader, cluster)",
     "policy": "label_values(gpusharing_policy_nodes, policy)",
-    "namespace": "label_values(gpusharing_slice_seconds_total, namespace)",
+    "namespace": "label_values(gpusharing:namespace_slice_seconds_total, namespace)",
 }
 """What the variables can be. Where nothing has a label `cluster`, All stands for all there is."""
 

@@ -194,17 +194,28 @@ def _metric_row(name: str, kind: str, text: str) -> tuple[str, str, str]:
 
 def _agent_metrics() -> list[tuple[str, str, str]]:
     """Names, types and texts as the collectors' sources give them to their metric families."""
+    modules = (agent_metrics, usagemetrics, metermetrics)
+    return [row for module in modules for row in rows_of_metrics(inspect.getsource(module), module.PREFIX)]
+
+
+def rows_of_metrics(source: str, prefix: str) -> list[tuple[str, str, str]]:
+    """Names, types and texts of the metric families of a module. Raises ValueError for one that does not name them in
+    the call that makes it: the page would lack it without a word."""
+    tree = ast.parse(source)
+    kinds = _FAMILIES | _makers(tree)
+    makers = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name in kinds]
+    inside = {node for maker in makers for node in ast.walk(maker)}
     found = []
-    for module in (agent_metrics, usagemetrics, metermetrics):
-        tree = ast.parse(inspect.getsource(module))
-        kinds = _FAMILIES | _makers(tree)
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Call) or len(node.args) < 2:
-                continue
-            name, text = (_text(argument, module.PREFIX) for argument in node.args[:2])
-            if name and " " not in name and text and " " in text:
-                short = name if name.startswith(module.PREFIX) else f"{module.PREFIX}_{name}"
-                found.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or ast.unparse(node.func) not in kinds or node in inside:
+            continue
+        name, text = ([_text(argument, prefix) for argument in node.args[:2]] + ["", ""])[:2]
+        if not name or not text:
+            raise ValueError(
+                f"{ast.unparse(node)[:80]}: write the name and the text of the metric into the call"
+            )
+        short = name if name.startswith(prefix) else f"{prefix}_{name}"
+        found.append(_metric_row(short, kinds[ast.unparse(node.func)], text))
     return found
 
 

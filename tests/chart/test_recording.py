@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hack.dashboards import TENANT, WASTE, Dashboard
 from hack.generate import ROOT
 from hack.sim.dcgmexporter import DCGMValues, SetUp, samples, scraped
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.chart.charts import CHART
-from tests.chart.test_monitoring import AGENT, promtool
+from tests.chart.test_monitoring import AGENT, filled_in, promtool
 from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
@@ -74,19 +75,24 @@ def _selector(name: str, labels: Iterable[tuple[str, str]]) -> str:
     return f"{name}{{{pairs}}}"
 
 
-def play(tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, float]]) -> None:
-    """Let promtool evaluate the rules and compare: rule to labels to value."""
+def play(
+    tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, float]], growth: str = ""
+) -> None:
+    """Let promtool evaluate the rules and compare: rule, or a query, to labels to value. `growth`: what is added to a
+    counter in a minute."""
     case = {
         "interval": "1m",
         "input_series": [
-            {"series": _selector(*key), "values": f"{value}x5"} for key, value in stored.items()
+            {"series": _selector(*key), "values": f"{value}{growth if key[0].endswith('_total') else ''}x5"}
+            for key, value in stored.items()
         ],
         "promql_expr_test": [
             {
                 "expr": rule,
                 "eval_time": "3m",
                 "exp_samples": [
-                    {"labels": f"{rule}{{{labels}}}", "value": value} for labels, value in rows.items()
+                    {"labels": f"{rule if ' ' not in rule else ''}{{{labels}}}", "value": value}
+                    for labels, value in rows.items()
                 ],
             }
             for rule, rows in expected.items()
@@ -100,6 +106,7 @@ def play(tmp_path: Path, stored: Series, expected: Mapping[str, Mapping[str, flo
     assert "SUCCESS" in promtool("test", "rules", str(tests))
 
 
+ON_NODE = 'node="gpu-01"'
 ON_WHOLE = 'node="gpu-01", gpu="0", uuid="GPU-0"'
 ON_LARGE = 'node="gpu-01", gpu="1", uuid="MIG-b", profile="3g.40gb"'
 ON_SMALL = 'node="gpu-01", gpu="1", uuid="MIG-a", profile="1g.10gb"'
@@ -107,6 +114,10 @@ OF_PODS: dict[str, dict[str, float]] = {
     "gpusharing:pod_memory_used_bytes": {
         f'namespace="team-a", pod="train", {ON_WHOLE}': 20 * GIB,
         f'namespace="team-b", pod="serve", {ON_LARGE}': 7 * GIB,
+    },
+    "gpusharing:pod_processes": {
+        f'namespace="team-a", pod="train", {ON_WHOLE}': 1,
+        f'namespace="team-b", pod="serve", {ON_LARGE}': 1,
     },
     "gpusharing:pod_slices": {
         f'namespace="team-a", pod="train", {ON_WHOLE}, resource="nvidia.com/gpu"': 1,
@@ -228,12 +239,50 @@ def test_memory_that_pods_of_a_cluster_demand_is_compared_with_that_clusters_gpu
     play(tmp_path, stored, {"gpusharing:shared_memory_demand:ratio": rows})
 
 
-def test_every_record_is_tested_and_says_gpusharing() -> None:
+def panel(dashboard: Dashboard, title: str) -> str:
+    """The query of a panel, as Grafana sends it."""
+    (found,) = {one.expression for one in dashboard.panels if one.title == title and one.kind == "timeseries"}
+    return filled_in(found, {"$__rate_interval": "3m", "$__range": "3m", "$price": "2"})
+
+
+@pytest.mark.parametrize("honor", [True, False], ids=["with honorLabels", "without honorLabels"])
+def test_panels_tell_tenants_and_their_pods_apart_however_the_agent_is_scraped(
+    tmp_path: Path, honor: bool
+) -> None:
+    target = {"node": "gpu-01", "namespace": "gpusharing-agent", "pod": "gpusharing-agent-x"}
+    stored: Series = {}
+    for namespace, pod, processes, seconds in (("team-a", "busy", 3, 15), ("team-b", "lazy", 0, 45)):
+        device = {"gpu": "0", "uuid": "GPU-0", "namespace": namespace, "pod": pod}
+        tenant = {"policy": "pool-a", "namespace": namespace, "resource": "nvidia.com/gpu.shared"}
+        for name, labels, value in (
+            ("gpusharing_pod_slices", {**device, "resource": "nvidia.com/gpu.shared"}, 1),
+            ("gpusharing_pod_processes", device, processes),
+            ("gpusharing_slice_seconds_total", tenant, seconds),
+        ):
+            stored[name, _frozen(scraped(labels, target, honor=honor))] = value
+    expected: dict[str, dict[str, float]] = {
+        panel(TENANT, "Slices held by pods that do nothing"): {'namespace="team-b"': 1},
+        panel(TENANT, "GPUs held"): {'namespace="team-a"': 0.5, 'namespace="team-b"': 0.5},
+        panel(WASTE, "Cost by namespace"): {'namespace="team-a"': 0.05, 'namespace="team-b"': 0.05},
+        "gpusharing:namespace_slice_seconds_total": {
+            f'{ON_NODE}, policy="pool-a", namespace="{namespace}", resource="nvidia.com/gpu.shared"': value
+            for namespace, value in (("team-a", 105), ("team-b", 135))
+        },
+    }
+    play(tmp_path, stored, expected, growth="+30")
+
+
+def records() -> set[str]:
+    """The names of the rules."""
     (group,) = yaml.safe_load(RULES.read_text())["groups"]
-    records = {rule["record"] for rule in group["rules"]}
-    assert records - WITH_DCGM.keys() == {
+    return {rule["record"] for rule in group["rules"]}
+
+
+def test_every_record_is_tested_and_says_gpusharing() -> None:
+    assert records() - WITH_DCGM.keys() == {
         "gpusharing:dcgm_engine_active:ratio",
         "gpusharing:dcgm_memory_used_bytes",
+        "gpusharing:namespace_slice_seconds_total",  # beside the panels that ask for it
         "gpusharing:shared_memory_demand:ratio",  # tests/chart/alerts.yaml
     }
 
@@ -249,4 +298,4 @@ def test_promtool_accepts_every_query_of_the_page_and_its_names_are_there(tmp_pa
     path.write_text(yaml.safe_dump({"groups": [{"name": "page", "rules": rules}]}))
     assert f"{len(rules)} rules found" in promtool("check", "rules", str(path))
     asked = {name for query in queries for name in re.findall(r"gpusharing[\w:]+", query)}
-    assert asked <= {*AGENT, *WITH_DCGM}
+    assert asked <= {*AGENT, *records()}

@@ -241,7 +241,10 @@ def test_tls_where_there_is_none(desk: Desk, fake: FakePrometheus) -> None:
             failure(422, "execution", "query processing would load too many samples into memory"),
             "too many samples into memory in query execution; ask for less",
         ),
-        (failure(503, "timeout", "query timed out"), "query timed out; ask for less, by a shorter --window"),
+        (
+            failure(503, "timeout", "query timed out"),
+            "query timed out; ask for less, by --selector, or by a --window of hours",
+        ),
         (failure(400, "bad_data", "parse error\n at char 3."), "cannot answer: parse error at char 3\n"),
     ],
 )

@@ -85,9 +85,10 @@ def test_the_amounts_are_those_of_a_pocket_calculator(desk: Desk, prometheus: st
     assert rows == sum(map(Decimal, total["parts"].values())) == Decimal(total["cost"])
 
 
-def test_csv_and_json_have_the_same_rows(desk: Desk, prometheus: str) -> None:
-    rows = list(csv.DictReader(io.StringIO(ask(desk, prometheus, "-o", "csv").out)))
-    told = data(ask(desk, prometheus, "-o", "json"))["rows"]
+@pytest.mark.parametrize("by", ["namespace", "policy", "team"])
+def test_csv_and_json_have_the_same_rows(desk: Desk, prometheus: str, by: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(ask(desk, prometheus, "--by", by, "-o", "csv").out)))
+    told = data(ask(desk, prometheus, "--by", by, "-o", "json"))["rows"]
     assert [(row["name"], row["part"], row["cost"]) for row in rows] == [
         (row["name"], row["part"], row["cost"]) for row in told
     ]

@@ -285,7 +285,7 @@ def test_without_the_operator_there_is_an_answer_and_no_plan(desk: Desk, fake: F
 def test_an_agent_also_tells_of_another_model_on_a_node(fake: FakePrometheus) -> None:
     infos = [("GPU-1", "NVIDIA H100 80GB HBM3"), ("GPU-2", "NVIDIA A30")]
     fake.answers["gpusharing_agent_gpu_info"] = vector(
-        *(({"node": "gpu-1", "uuid": uuid, "product": product}, "1") for uuid, product in infos)
+        *(({"node": "gpu-1", "uuid": uuid, "product": product}, str(NOW)) for uuid, product in infos)
     )
     with pytest.raises(Trouble, match=r"also has GPUs of another model \(NVIDIA"):
         told(fake, "--card", "h100-80gb")

@@ -26,6 +26,7 @@ from tests.cli.fakeprometheus import (
 from tests.fakes.tls import Identity
 
 from gpusharing.cli.main import run
+from gpusharing.cli.prometheus import LESS
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 
 HOUR = 3600
@@ -120,9 +121,7 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(503, "timeout", "query timed out")
     said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
     assert (said.status, said.out) == (FAILED, "")
-    assert said.err == (
-        f"error: {fake.url} cannot answer: query timed out; ask for less, by a shorter --window or --selector\n"
-    )
+    assert said.err == (f"error: {fake.url} cannot answer: query timed out; {LESS}\n")
 
 
 # --- no Prometheus, or another program ---------------------------------------------------------------------------
@@ -236,9 +235,7 @@ def test_a_limit_of_prometheus_is_told_with_how_to_ask_for_less(
     prompt: Prompt, fake: FakePrometheus, said: str
 ) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(422, "execution", said)
-    assert prompt.refused(fake) == (
-        f"error: {fake.url} cannot answer: {said}; ask for less, by a shorter --window or --selector\n"
-    )
+    assert prompt.refused(fake) == (f"error: {fake.url} cannot answer: {said}; {LESS}\n")
 
 
 def test_an_error_that_is_no_limit_has_no_such_hint(prompt: Prompt, fake: FakePrometheus) -> None:

@@ -11,7 +11,7 @@ from gpusharing.cli.histories import find_seen
 from gpusharing.cli.prometheus import Series
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.usagefold import Fold, HourAnswers, Record
-from gpusharing.cli.usageread import Usage, part_of_card
+from gpusharing.cli.usageread import Usage, know_gpus, part_of_card
 from gpusharing.cli.usageseries import Devices, PodOwners
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.needs import History
@@ -229,3 +229,98 @@ def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
 @pytest.mark.parametrize("usage", [beside(HOURS, Hostname="gpu-2"), beside(HOURS - 30)], ids=["far", "gone"])
 def test_another_model_elsewhere_or_before_is_no_hindrance(usage: Usage) -> None:
     assert find_seen(usage, "the pool").nodes == (1,)
+
+
+# --- nodes that come and go --------------------------------------------------------------------------------------
+
+
+def replaced(at: int) -> Fold:
+    """Two GPUs of a node that was replaced by another with two at this hour, each held by a pod all the time."""
+    rows = [
+        series(f"llm-{number}", dict.fromkeys(hours, 6144.0), UUID=f"GPU-{node}-{number}", Hostname=node)
+        for node, hours in (("old", range(at)), ("new", range(at, HOURS)))
+        for number in range(2)
+    ]
+    return folded(part(rows, rows))
+
+
+@pytest.mark.parametrize(
+    ("ago", "nodes", "named"),
+    [(1, (2, 2), False), (2, (2,), True), (5, (2,), True), (23, (2,), True), (24, (2,), False)],
+)
+def test_a_node_that_was_replaced_today_counts_once(ago: int, nodes: tuple[int, ...], *, named: bool) -> None:
+    seen = find_seen(Usage(replaced(HOURS - ago), {}, {}, (), ()), "the pool")
+    assert (seen.nodes, seen.used) == (nodes, 2)
+    assert [one.workload.name for one in seen.histories] == ["llm"]
+    assert [one for one in seen.remarks if one.startswith(f"2 GPUs of old (not seen for {ago} h) are")] == (
+        [one for one in seen.remarks if "not counted" in one]
+    )
+    assert any("not counted" in one for one in seen.remarks) == named
+
+
+def test_when_an_agent_reported_a_gpu_last_counts() -> None:
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card)
+    told = {"GPU-1": 0, "GPU-2": 3599, "GPU-3": 3600, "GPU-4": 80_000, "GPU-5": -30}
+    info = [
+        Series({"node": "gpu-1", "uuid": uuid, "product": LABELS["modelName"]}, ((0.0, fold.end - ago),))
+        for uuid, ago in told.items()
+    ]
+    know_gpus(fold, info)
+    assert [HOURS - 1 - fold.gpus[uuid].last for uuid in told] == [0, 0, 1, 22, 0]
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["its node is there", "its node is gone"])
+def test_a_cron_job_counts_whether_the_node_of_its_last_run_is_there_or_not(*, there: bool) -> None:
+    owners = PodOwners({("a", "train-1-x"): ("Job", "train-1")}, {}, {("a", "train-1"): ("CronJob", "train")})
+    elsewhere = {"UUID": "GPU-9", "Hostname": "gpu-9"}
+    used = [
+        series("llm", dict.fromkeys(range(HOURS), 6144.0)),
+        series("train-1-x", dict.fromkeys(range(20, 60), 30_000.0), **elsewhere),
+        *([series("", dict.fromkeys(range(HOURS), 0.0), **elsewhere)] if there else []),
+    ]
+    seen = find_seen(Usage(folded(replace(part(used, used), owners=owners)), {}, {}, (), ()), "the pool")
+    assert [one.workload.name for one in seen.histories] == ["train", "llm"]
+    assert seen.nodes == ((1, 1) if there else (1,))
+
+
+def test_what_ran_on_a_node_that_is_gone_is_named() -> None:
+    used = [
+        series("llm", dict.fromkeys(range(HOURS), 6144.0)),
+        series("chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", Hostname="gpu-9"),
+    ]
+    seen = find_seen(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
+    assert seen.remarks[-1] == "1 workload had no pod in the last day and is left out: a/chat"
+
+
+def test_a_workload_of_another_model_that_is_gone_is_none_of_the_pools() -> None:
+    used = [
+        series("llm", dict.fromkeys(range(HOURS), 6144.0)),
+        series(
+            "chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", modelName="NVIDIA A30", Hostname="gpu-9"
+        ),
+    ]
+    seen = find_seen(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
+    assert not any("left out" in one for one in seen.remarks)
+
+
+@pytest.mark.parametrize("chosen", [frozenset({"new"}), frozenset({"new", "old"}), None])
+def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(
+    chosen: frozenset[str] | None,
+) -> None:
+    rows = [
+        series(name, dict.fromkeys(hours, mib), UUID=f"GPU-{node}", Hostname=node)
+        for name, node, hours, mib in (
+            ("llm-0", "old", range(90), 30_000.0),
+            ("llm-1", "new", range(90, HOURS), 6144.0),
+            ("chat-0", "other", range(HOURS), 6144.0),  # another pool's, which is there
+        )
+    ]
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card, nodes=chosen)
+    fold.add(part(rows, rows))
+    seen = find_seen(Usage(fold, {}, {}, (), ()), "the pool")
+    told = [
+        one for one in seen.remarks if one.startswith("the history of 1 node with GPUs (old) is left out")
+    ]
+    assert bool(told) == (chosen == frozenset({"new"}))
+    (history,) = (one for one in seen.histories if one.workload.name == "llm")
+    assert len(history.memory) == (10 if told else HOURS)

@@ -98,8 +98,8 @@ def test_a_phase_is_timed_from_its_beginning_to_its_end() -> None:
     metrics = Metrics(lambda: next(now))
     metrics.changed(DRAINING, CHANGING)
     metrics.changed(CHANGING, replace(CHANGING, phase=Phase.VERIFYING))
-    drained = metrics.registry.get_sample_value("gpusharing_phase_seconds_sum", {"phase": "Draining"})
-    assert drained is None, "nobody saw it begin"
+    drained = metrics.registry.get_sample_value("gpusharing_phase_seconds_count", {"phase": "Draining"})
+    assert drained == 0, "nobody saw it begin, and the series is there"
     assert metrics.registry.get_sample_value("gpusharing_phase_seconds_sum", {"phase": "Reconfiguring"}) == 90
 
 

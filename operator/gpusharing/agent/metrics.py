@@ -58,8 +58,9 @@ def _of_observation(observed: Observation) -> Iterable[Metric]:
     if observed.pods is None or observed.allocated is None:
         return
     yield _gauge("pods", "Pods of this node that hold a GPU device; absent when unknown.", observed.pods)
-    text = "Devices that pods hold, by resource name; absent when unknown."
-    allocated = _family("allocated_devices", text, "resource")
+    allocated = _family(
+        "allocated_devices", "Devices that pods hold, by resource name; absent when unknown.", "resource"
+    )
     for resource, count in observed.allocated.items():
         allocated.add_metric([resource], count)
     yield allocated

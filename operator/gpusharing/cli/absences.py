@@ -2,7 +2,7 @@
 
 If the agent went on, its counters did too, and `increase` bridges the time. If it began anew, nobody knows what the
 node's GPUs did. Prometheus does not tell the one from the other, so both are reported. A node that came in the window
-or left it has no absence; nor has any while Prometheus saw no node at all, which `find_gaps` tells.
+or left it has no absence (see `silences`); nor has any while Prometheus saw no node at all, which `find_gaps` tells.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from itertools import pairwise
 from gpusharing.cli.ages import length
 from gpusharing.cli.matchers import braced, of_others
 from gpusharing.cli.meterqueries import GPUS, POLICY, MeterQuery
-from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.prometheus import CLOCKS, Prometheus, Series, side_by_side
 from gpusharing.cli.windows import DAY, days
 from gpusharing.planning.words.lengths import some
 
@@ -25,9 +25,11 @@ Stretch = tuple[float, float]
 """From when to when, in seconds since 1970; nothing is known in between."""
 
 
-async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> dict[str, float]:
+async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> "Absences":
     """Seconds of the window in which each node was not seen, where it was before and after that. Raises Trouble."""
     found = Absences(wish.start, wish.end)
+    # As far back and ahead as the window is long: a short one is asked for because a day is too much.
+    beside = min(DAY, wish.end - wish.start)
     chosen = braced(of_others(wish.selector, frozenset({POLICY})))
 
     def seen(function: str, seconds: float) -> str:
@@ -35,7 +37,7 @@ async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> dict[str, f
             f"{function}_over_time(timestamp(max by (node) ({GPUS}{chosen}))[{round(seconds)}s:{POINT:g}s])"
         )
 
-    found.add([], await prometheus.instant(seen("max", DAY), wish.start), [], [])
+    found.add([], await prometheus.instant(seen("max", beside), wish.start), [], [])
     for start, end in days(wish.start, wish.end):
         functions = ("min", "max", "count")
         firsts, lasts, counts, anybody = await side_by_side(
@@ -43,8 +45,8 @@ async def find_absences(prometheus: Prometheus, wish: MeterQuery) -> dict[str, f
             prometheus.between(f"count({GPUS}{chosen})", start, end, POINT),
         )
         found.add(firsts, lasts, counts, _holes(start, end, anybody))
-    found.add(await prometheus.instant(seen("min", DAY), wish.end + DAY), [], [], [])
-    return dict(found.seconds)
+    found.add(await prometheus.instant(seen("min", beside), wish.end + beside), [], [], [])
+    return found
 
 
 def describe_absences(found: dict[str, float]) -> list[str]:
@@ -63,8 +65,14 @@ class Absences:
 
     def __init__(self, start: float, end: float) -> None:
         self.seconds: Counter[str] = Counter()
+        self.first: dict[str, float] = {}
+        """When each node was first seen, in the window or after it, where it was seen in either."""
+        self.last: dict[str, float] = {}
+        """When each node was last seen, in the window or before it, where it was seen in either."""
+        self.returned: set[str] = set()
+        """Nodes that were seen after the window."""
         self._start, self._end = start, end
-        self._last: dict[str, float] = {}
+        self._old: set[str] = set()
         self._holes: list[Stretch] = []
 
     def add(
@@ -76,25 +84,45 @@ class Absences:
     ) -> None:
         """When each node was seen first and last in the next stretch of time, and how often. `holes`: when none was."""
         self._holes += holes
-        ended, seen = _by_node(lasts), _by_node(counts)
-        for node, first in _by_node(firsts).items():
-            before = self._last.get(node, first)
-            missed = self._missed(before, first, 0)
-            if node in seen:
-                missed += self._missed(first, ended[node], round(seen[node]) - 2)
+        ended, seen = by_node(lasts), by_node(counts)
+        for node, first in by_node(firsts).items():
+            before = self.last.get(node, first)
+            if node in self.last and node not in self.first:
+                self._old.add(node)
+            self.first.setdefault(node, first)
+            if first > self._end:
+                self.returned.add(node)
+            missed = self.missed(before, first)
+            if node in seen and node in ended:  # a store may have answered some of the questions only
+                missed += self.missed(first, ended[node], round(seen[node]) - 2)
             if missed > SHORT:
                 self.seconds[node] += round(missed)
-        self._last |= ended
+        self.last |= ended
 
-    def _missed(self, begin: float, end: float, seen: int) -> float:
+    def began(self, node: str) -> bool:
+        """Whether it was seen in the window, or after it, and not before."""
+        return node in self.first and node not in self._old
+
+    def came(self, least: float) -> set[str]:
+        """Nodes that were not seen before the window, and more than `least` seconds after its beginning."""
+        nodes = {node for node in self.first.keys() & self.last.keys() if self.began(node)}
+        return {node for node in nodes if self.missed(self._start, self.first[node]) > least}
+
+    def left(self, least: float) -> set[str]:
+        """Nodes that were seen in the window, for the last time more than `least` seconds before its end."""
+        nodes = {node for node, last in self.last.items() if last >= self._start} - self.returned
+        return {node for node in nodes if self.missed(self.last[node], self._end) > least}
+
+    def missed(self, begin: float, end: float, seen: int = 0) -> float:
         """Seconds between two times at which a node was seen, and `seen` times between them, less those of all."""
         begin, end = max(begin, self._start - POINT), min(end, self._end + POINT)
         others = sum(max(0.0, min(end, b) - max(begin, a) - POINT) for a, b in self._holes)
         return max(0.0, end - begin - POINT * (seen + 1) - others)
 
 
-def _by_node(found: Iterable[Series]) -> dict[str, float]:
-    return {one.labels.get("node", ""): one.value for one in found}
+def by_node(found: Iterable[Series]) -> dict[str, float]:
+    """Times, or counts of them, without those that no clock shows."""
+    return {one.labels.get("node", ""): one.value for one in found if abs(one.value) <= CLOCKS[1]}
 
 
 def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]:

@@ -128,6 +128,11 @@ def name_of(row: Row, wish: MeterQuery) -> str:
     return row.tenant or ("(no namespace)" if wish.by == NAMESPACE else f"(no {wish.by})")
 
 
+def _whose(row: Row, wish: MeterQuery) -> str:
+    """Who the row is about, for programs; empty: nobody, or nobody known."""
+    return row.policy if wish.by == POLICY else row.tenant
+
+
 def hours_of(micros: int) -> str:
     """GPU-hours, to a tenth."""
     return f"{round(Fraction(micros * 10, HOUR)) / 10:,.1f}"
@@ -165,7 +170,7 @@ def as_data(answer: CostReport) -> dict[str, Any]:
         "simulated": list(answer.simulated),
         "rows": [
             {
-                "name": row.policy if wish.by == POLICY else row.tenant,
+                "name": _whose(row, wish),
                 "part": str(row.part),
                 "resource": row.resource,
                 "basis": str(row.basis),
@@ -215,7 +220,7 @@ def as_csv(answer: CostReport) -> str:
                 moment(wish.start),
                 moment(wish.end),
                 wish.by,
-                row.tenant,
+                _whose(row, wish),
                 row.policy,
                 row.part,
                 row.resource,

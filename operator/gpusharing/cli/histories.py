@@ -21,7 +21,10 @@ from gpusharing.planning.gpus.recommendation import Occupied
 from gpusharing.planning.words.lengths import some
 
 RECENT = 24
-"""Hours after which a GPU or a workload that was not seen counts as gone."""
+"""Hours after which a workload that was not seen counts as gone."""
+PRESENT = 2
+"""Hours after which a GPU that was not seen is none of the pool's: its node was replaced, or is away. Less would be no
+full hour, for which the peaks are asked."""
 AT_ONCE = 0.98
 """Of the hours in which a workload ran, the part in which no more pods than this were there: an update has old and new
 pods for a moment."""
@@ -61,7 +64,8 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
     found = find_card(model)
     # Without names of nodes nobody knows which GPU is the first of its node: then all of them are to be alike.
     nodes = Counter(gpu.node or uuid for uuid, gpu in gpus.items())
-    ours = {whose: record for whose, record in fold.records.items() if record.gpu in gpus}
+    known = {uuid: gpu for uuid, gpu in fold.gpus.items() if bare_product(gpu.model) == bare_product(model)}
+    ours = {whose: record for whose, record in fold.records.items() if record.gpu in known}
     there = {
         whose: record
         for whose, record in ours.items()
@@ -71,7 +75,7 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
         History(
             whose,
             _pods(record),
-            _holding(usage, record, gpus[record.gpu], found),
+            _holding(usage, record, known[record.gpu], found),
             tuple(_samples(fold, record.memory)),
             tuple(_samples(fold, record.activity)) or None,
             record.declared,
@@ -87,14 +91,20 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
         sum(1 for gpu in gpus.values() if gpu.divided == latest),
         histories,
         tuple(_occupied(gpus, latest)),
-        (*usage.remarks, *_nameless(gpus.values()), *_gone(ours.keys() - there.keys())),
+        (
+            *usage.remarks,
+            *_nameless(gpus.values()),
+            *_away([gpu for uuid, gpu in known.items() if uuid not in gpus], latest),
+            *_gone(ours.keys() - there.keys()),
+            *_replaced(fold, latest),
+        ),
         tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
     )
 
 
 def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
     """Those of one model, by UUID. Raises Trouble."""
-    gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - RECENT}
+    gpus = {uuid: gpu for uuid, gpu in fold.gpus.items() if gpu.last > latest - PRESENT}
     if not gpus:
         card = fold.card
         which = f"no {card.key}" if card else "no GPU"
@@ -114,7 +124,7 @@ def _gpus(fold: Fold, latest: int, where: str) -> dict[str, Gpu]:
 def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) -> None:
     """Raises Trouble: a layout names GPUs by their index among all of a node, whatever their model."""
     nodes = {gpu.node for gpu in gpus.values() if gpu.node}
-    beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - RECENT]
+    beside = [gpu for gpu in fold.others.values() if gpu.node in nodes and gpu.last > latest - PRESENT]
     if beside:
         mixed = sorted({gpu.node for gpu in beside})
         models = ", ".join(sorted({bare_product(gpu.model) for gpu in beside}))
@@ -130,11 +140,37 @@ def _nameless(gpus: Iterable[Gpu]) -> Iterator[str]:
         yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a node of its own"
 
 
+def _away(gpus: Iterable[Gpu], latest: int) -> Iterator[str]:
+    """`gpus`: those that are not counted. Of what has been gone for a day nothing is said."""
+    lately = [gpu for gpu in gpus if gpu.last > latest - RECENT]
+    if not lately:
+        return
+    last = {gpu.node or "a node": latest - gpu.last for gpu in sorted(lately, key=lambda gpu: gpu.last)}
+    told = some([f"{node} (not seen for {hours} h)" for node, hours in sorted(last.items())])
+    are = "are" if len(lately) > 1 else "is"
+    yield (
+        f"{counted(len(lately), 'GPU')} of {told} {are} not counted: ask again when such a node is back, if it was not"
+        " replaced"
+    )
+
+
 def _gone(workloads: Iterable[Workload]) -> Iterator[str]:
     names = sorted(f"{whose.namespace}/{whose.name}" for whose in workloads)
     if names:
         are = "are" if len(names) > 1 else "is"
         yield f"{counted(len(names), 'workload')} had no pod in the last day and {are} left out: {some(names)}"
+
+
+def _replaced(fold: Fold, latest: int) -> Iterator[str]:
+    """Nodes that are not chosen and not there any more: nobody knows whether they had the labels that are asked for."""
+    old = sorted(node for node, last in fold.beyond.items() if last <= latest - PRESENT)
+    if old:
+        gone = "they are" if len(old) > 1 else "it is"
+        yield (
+            f"the history of {counted(len(old), 'node')} with GPUs ({some(old)}) is left out: {gone} gone, and nodes"
+            " are chosen by the labels of today. If such a node was of this pool, ask without -l and --policy, with"
+            " --card where there are several models"
+        )
 
 
 def _latest(fold: Fold) -> int:

@@ -6,12 +6,11 @@ large. `increase` extends a series to both ends of the day, bridges gaps and kno
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gpusharing.cli.absences import describe_absences, find_absences
 from gpusharing.cli.ages import counted
-from gpusharing.cli.matchers import TARGET, braced, labels_of
+from gpusharing.cli.matchers import TARGET, braced
 from gpusharing.cli.meterqueries import (
     EXPORTED,
     GPUS,
@@ -22,8 +21,9 @@ from gpusharing.cli.meterqueries import (
     label_of,
     queries_of,
 )
-from gpusharing.cli.pricing import CHOOSE, REMEDY, Prices, read_prices
+from gpusharing.cli.pricing import CHOOSE, MOST, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
+from gpusharing.cli.silences import find_losses
 from gpusharing.cli.simulatedseries import nodes_of
 from gpusharing.cli.troubles import Trouble
 from gpusharing.cli.windows import days, find_gaps
@@ -32,6 +32,9 @@ from gpusharing.planning.words.lengths import some
 
 TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""
+ENDS = 60.0
+"""Seconds of a GPU by which the parts of a window may differ from its whole, however short it is: `increase` extends a
+part that came or went in it by up to a scrape interval of 30 s at either end, and its pool not."""
 OTHERS = "_others"
 """The namespace, or the policy, of what is beyond the meter's bounds (gpusharing/agent/meter.py)."""
 CHOSEN = frozenset(("container", "endpoint"))
@@ -72,6 +75,8 @@ class _Day:
     """By namespace."""
     simulated: frozenset[str]
     """Nodes."""
+    faults: Sequence[str] = ()
+    """Numbers that cannot be: they are left out."""
 
 
 async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools:
@@ -85,7 +90,8 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
     for start, end in days(wish.start, wish.end):
         day = await _read_day(prometheus, wish, start, end)
         _add(found, day, wish.by, unpriced)
-        found.missing += [fault for fault in day.prices.faults if fault not in found.missing]
+        faults = dict.fromkeys((*day.faults, *day.prices.faults))
+        found.missing += [fault for fault in faults if fault not in found.missing]
         _sum(parts, (*day.held, *day.idle, *day.stranded, *day.transition))
         _sum(gpus, day.gpus)
         found.simulated |= day.simulated & {node for node, _ in map(_node, day.gpus)}
@@ -100,11 +106,10 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
             f" those days is listed under (no {wish.by})"
         )
     found.missing += _unpriced(unpriced)
-    found.missing += [*_lacking(parts, gpus), *unseen.told()]
-    absences = await find_absences(prometheus, wish)
-    if POLICY in labels_of(wish.selector):  # others' nodes are none of ours
-        absences = {node: absences[node] for node in absences.keys() & unseen.nodes}
-    found.missing += describe_absences(absences)
+    found.missing += [*_lacking(parts, gpus, wish.end - wish.start), *unseen.told()]
+    lost = await find_losses(prometheus, wish, unseen.nodes)
+    found.missing += lost.missing
+    found.remarks += lost.remarks
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
         found.remarks.append(
@@ -148,6 +153,9 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
         *teams,
     ) = await side_by_side(*(prometheus.instant(query, end) for query in queries))
     _refuse_doubles(twice)
+    faults: list[str] = []
+    for answer in (held, idle, stranded, transition, gpus, firsts, lasts):
+        answer[:] = _credible(answer, faults)
     return _Day(
         held,
         idle,
@@ -160,7 +168,19 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
         read_prices(opencost, policies, products, cards, rivals=rivals, currency=wish.currency),
         _teams(teams[0], label_of(wish.by)) if teams else {},
         nodes_of(simulated),
+        faults,
     )
+
+
+def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
+    for one in found:
+        if abs(one.value) <= MOST:
+            yield one
+        else:
+            faults.append(
+                f"a counter of the meter on {_node(one)[0] or 'a node'} tells {one.value:g} s, which is left out: no"
+                " node has that many GPUs"
+            )
 
 
 def _teams(found: Sequence[Series], label: str) -> dict[str, str]:
@@ -217,13 +237,14 @@ def _pool(policy: str) -> str:
     return policy or "nodes without a policy"
 
 
-def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float]) -> list[str]:
-    """Pools of which some series are not there."""
+def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float], seconds: float) -> list[str]:
+    """Pools of which some series are not there. `seconds`: of the window."""
+    tolerance = max(TOLERANCE, ENDS / seconds)
     return [
         f"the parts of {_pool(policy)} add up to {parts.get(policy, 0.0) / 3600:,.1f} GPU-hours, but its GPUs"
         f" were metered for {whole / 3600:,.1f}: Prometheus lacks some of the meter's series"
         for policy, whole in sorted(gpus.items())
-        if abs(parts.get(policy, 0.0) - whole) > TOLERANCE * whole
+        if abs(parts.get(policy, 0.0) - whole) > tolerance * whole
     ]
 
 

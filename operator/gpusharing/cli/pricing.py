@@ -20,6 +20,8 @@ REMEDY = (
     " counts from the moment at which Prometheus sees it"
 )
 """What to do about an unknown price."""
+MOST = 1e15
+"""Of a price, and of the seconds of a counter: what is above that nobody metered, and it is left out."""
 CHOOSE = "choose one by --selector"
 """What to do about prices of several clusters."""
 
@@ -86,14 +88,14 @@ def read_prices(
     currency: str,
     rivals: Iterable[Series] = (),
 ) -> Prices:
-    """From answers; a price below 0 is left out, and reported. `rivals`: series that have several prices."""
+    """From answers; a price that cannot be is left out, and reported. `rivals`: series that have several prices."""
     faults: list[str] = []
     by_node: dict[str, Fraction] = {}
     for one in opencost:
         node = one.labels.get("node", "")
-        if one.value > 0:
+        if 0 < one.value <= MOST:
             by_node[node] = _exact(one.value)
-        elif one.value < 0:
+        elif one.value != 0:
             faults.append(_fault(OPENCOST_METRIC, f"node {node}", one.value))
     on_nodes: dict[str, set[str]] = {}
     for one in cards:
@@ -125,7 +127,7 @@ def _by(told: Iterable[Series], label: str, metric: str, faults: list[str]) -> d
     found: dict[str, dict[str, Fraction]] = {}
     for one in told:
         whose, currency = one.labels.get(label, ""), one.labels.get("currency", "")
-        if one.value < 0 or not currency:
+        if not 0 <= one.value <= MOST or not currency:
             faults.append(_fault(metric, f"{label} {whose}", one.value, currency))
         else:
             found.setdefault(whose, {})[currency] = _exact(one.value)
@@ -133,7 +135,13 @@ def _by(told: Iterable[Series], label: str, metric: str, faults: list[str]) -> d
 
 
 def _fault(metric: str, whose: str, value: float, currency: str = "-") -> str:
-    why = "a price is 0 or more" if currency else "it names no currency"
+    why = (
+        "it names no currency"
+        if not currency
+        else "a price is 0 or more"
+        if value < 0
+        else "no price is that high"
+    )
     return f"{metric} of {whose} is {value:g}, which is left out: {why}"
 
 

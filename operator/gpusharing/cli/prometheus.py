@@ -29,6 +29,7 @@ MOST_BYTES = 256 * 2**20
 PARALLEL = 4
 CLOCKS = (1e9, 4e9)
 """Seconds since 1970 that a clock may show: 2001 to 2096."""
+LESS = "ask for less, by --selector, or by a --window of hours: a longer one is asked for a day at a time"
 TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 """In errors of programs that limit a query: `query processing would load too many samples` (Prometheus
 promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
@@ -151,9 +152,7 @@ class Prometheus:
                 body = await _body(response, place)
                 status = response.status
         except TimeoutError as error:
-            raise Trouble(
-                f"{place.where} did not answer within {SECONDS:g} s: ask for less, by a shorter --window or --selector"
-            ) from error
+            raise Trouble(f"{place.where} did not answer within {SECONDS:g} s: {LESS}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._unreachable(error) from error
         return self._understood(status, body)
@@ -174,7 +173,7 @@ class Prometheus:
             return answer
         if "errorType" not in answer:
             raise self._stranger(f"HTTP {status}{_words(answer)}")
-        hint = "; ask for less, by a shorter --window or --selector" if _too_much(answer) else ""
+        hint = f"; {LESS}" if _too_much(answer) else ""
         raise Trouble(f"{where} cannot answer: {_one_line(answer.get('error'))}{hint}")
 
     def _stranger(self, what: str) -> Trouble:

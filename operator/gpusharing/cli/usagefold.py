@@ -131,6 +131,8 @@ class Fold:
     gpus: dict[str, Gpu] = field(default_factory=dict)
     others: dict[str, Gpu] = field(default_factory=dict)
     """GPUs of `nodes` that are not of `card`."""
+    beyond: dict[str, int] = field(default_factory=dict)
+    """Nodes with GPUs that are not in `nodes`: the hour in which each was seen last."""
     unnamed: set[Pod] = field(default_factory=set)
     """Pods whose owner is unknown."""
     _workloads: dict[Pod, Workload] = field(default_factory=dict)
@@ -144,6 +146,7 @@ class Fold:
         for told, one in scraped:
             if told.model and self._is_there(told) and not self._is_ours(told):
                 self._see(self.others, told, one)
+        self._look_beyond([*scraped, *((part.devices.read_agent(one), one) for one in part.held)])
         live = [(told, one) for one in part.live if self._is_ours(told := read_dcgm(one, part.exporters))]
         for told, one in used:
             self._see(self.gpus, told, one)
@@ -173,6 +176,12 @@ class Fold:
             return True
         seen = self.gpus.get(told.device.gpu)
         return find_card(told.model or (seen.model if seen else "")) is self.card
+
+    def _look_beyond(self, found: Iterable[tuple[Told, Series]]) -> None:
+        for told, one in found:
+            if told.node and self.nodes is not None and told.node not in self.nodes and one.points:
+                last = self.hour(one.points[-1][0])
+                self.beyond[told.node] = max(last, self.beyond.get(told.node, -1))
 
     def _see(self, gpus: dict[str, Gpu], told: Told, one: Series) -> None:
         last = self.hour(one.points[-1][0]) if one.points else -1

@@ -91,12 +91,13 @@ def names(selector: str, seconds: int) -> tuple[str, ...]:
 
 
 def at_the_end(selector: str) -> tuple[str, ...]:
-    """Asked once: what Nodes offer, which shows shared GPUs, and what the agents report about GPUs and devices."""
+    """Asked once: what Nodes offer, which shows shared GPUs, when agents reported each GPU last, and what they report
+    about devices."""
     chosen = braced(selector)
     offered = braced(others_of(selector), 'resource=~"nvidia_com_gpu(_shared)?"')
     return (
         f"max by (node, exported_node, resource) (last_over_time(kube_node_status_allocatable{offered}[1d]))",
-        f"max by (node, gpu, uuid, product) (last_over_time(gpusharing_agent_gpu_info{chosen}[1d]))",
+        f"max by (node, gpu, uuid, product) (max_over_time(timestamp(gpusharing_agent_gpu_info{chosen})[1d:5m]))",
         f"max by (node, uuid, resource) (last_over_time(gpusharing_device_slices{chosen}[1d]))",
     )
 

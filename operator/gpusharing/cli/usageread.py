@@ -94,7 +94,7 @@ async def read_usage(prometheus: Prometheus, asked: UsageQuery) -> Usage:
         *(prometheus.instant(query, asked.end) for query in at_the_end(asked.selector))
     )
     fold = Fold(asked.end, hours, part_of_card, asked.nodes, asked.card)
-    _know_gpus(fold, infos)
+    know_gpus(fold, infos)
     remarks: list[str] = []
     replicas: dict[str, int] = {}
     simulated: frozenset[str] = frozenset()
@@ -188,13 +188,15 @@ def _refuse_clusters(found: Iterable[Series]) -> None:
         )
 
 
-def _know_gpus(fold: Fold, infos: Iterable[Series]) -> None:
-    for one in infos:
+def know_gpus(fold: Fold, infos: Iterable[Series]) -> None:
+    """`infos`: for each GPU the time at which an agent reported it last."""
+    for one in sorted(infos, key=lambda one: one.value):
         node, uuid = one.labels.get("node", ""), one.labels.get("uuid", "")
         product = one.labels.get("product", "")
         like = fold.card is None or find_card(product) is fold.card
         if uuid and (like or product) and (fold.nodes is None or node in fold.nodes):
-            (fold.gpus if like else fold.others)[uuid] = Gpu(node, product, fold.hours - 1)
+            last = fold.hours - 1 - max(0, int((fold.end - one.value) // HOUR))
+            (fold.gpus if like else fold.others)[uuid] = Gpu(node, product, last)
 
 
 def _replicas(offered: Iterable[Series], used: Iterable[Series], fold: Fold) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
 from gpusharing.planning.gpus.health import is_well
@@ -68,6 +69,8 @@ class Metrics:
             registry=self.registry,
             buckets=(1, 5, 15, 60, 300, 900, 3600, 14400, 86400),
         )
+        for phase in Phase:  # increase() does not count what a series begins with
+            self.phase_seconds.labels(str(phase))
         self.requests = Counter(
             "gpusharing_api_requests_total",
             "Calls to the API server by verb, resource and HTTP status (0: no answer).",

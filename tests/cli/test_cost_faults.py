@@ -1,0 +1,111 @@
+"""`cost` where Prometheus answers in part, or with numbers that cannot be (cli/absences.py, cli/metered.py,
+cli/pricing.py, cli/silences.py)."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+from tests.cli.desk import Desk, Said
+from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, fake_prometheus, vector
+
+from gpusharing.cli.troubles import CHANGES, DONE
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePrometheus]:
+    """One that has a GPU for a day."""
+    with fake_prometheus() as found:
+        yield found
+
+
+def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:
+    """`cost` of a day."""
+    return desk.type("cost", "--prometheus", fake.url, "--window", "1d", *more)
+
+
+@pytest.mark.parametrize("lost", ["min", "max", "count"])
+def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_answer_a_part(
+    desk: Desk, fake: FakePrometheus, lost: str
+) -> None:
+    seen = {"min": str(NOW - 86400), "max": str(NOW), "count": "1441"}
+    for function, value in seen.items():
+        asked = f"{function}_over_time(timestamp(max by (node) (gpusharing"
+        told = (
+            vector(warnings=["store x is away"]) if function == lost else vector(({"node": "gpu-1"}, value))
+        )
+        fake.answers = {asked: told, **fake.answers}
+    said = ask(desk, fake)
+    assert said.status == CHANGES
+    assert "PARTIAL: Prometheus warns: store x is away." in said.out
+
+
+@pytest.mark.parametrize("value", ["1e303", "-1e303", "1.1e15"])
+@pytest.mark.parametrize(
+    ("asked", "labels", "named"),
+    [
+        ("gpusharing_slice_seconds_total", HELD, "on gpu-1 tells"),
+        ("increase(gpusharing_gpu_seconds_total", GPU, "on gpu-1 tells"),
+        ("min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total", GPU, "on gpu-1 tells"),
+        (
+            "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
+            {"policy": "pool-x", "currency": "USD"},
+            "of policy pool-x is",
+        ),
+        ("(avg by (node) (node_gpu_hourly_cost", {"node": "gpu-1"}, "of node gpu-1 is"),
+    ],
+)
+def test_a_number_that_cannot_be_is_left_out_and_told(
+    desk: Desk, fake: FakePrometheus, asked: str, labels: dict[str, str], named: str, value: str
+) -> None:
+    fake.answers = {asked: vector((labels, value)), **{k: v for k, v in fake.answers.items() if k != asked}}
+    said = ask(desk, fake, "-o", "json")
+    assert (said.status, said.err) == (CHANGES, "")
+    assert f"{named} {float(value):g}" in " ".join(json.loads(said.out)["missing"])
+
+
+@pytest.mark.parametrize("function", ["min", "max", "count"])
+@pytest.mark.parametrize("what", ["(gpusharing_gpu_seconds_total", "(up"])
+def test_a_time_that_cannot_be_is_no_time(desk: Desk, fake: FakePrometheus, function: str, what: str) -> None:
+    seen = {"min": str(NOW - 86400), "max": str(NOW), "count": "1441", function: "1e303"}
+    fake.answers |= {
+        f"{name}_over_time(timestamp(max by (node) {what}": vector(({"node": "gpu-1"}, value))
+        for name, value in seen.items()
+    }
+    said = ask(desk, fake)
+    assert "Traceback" not in said.err
+    assert said.status in (DONE, CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("window", "whole", "parts", "told"),
+    [
+        ("10m", 600, 548, False),
+        ("10m", 600, 652, False),
+        ("10m", 600, 530, True),
+        ("1d", 86_400, 85_000, True),
+    ],
+)
+def test_ends_of_what_came_in_a_short_window_are_no_missing_series(
+    desk: Desk, fake: FakePrometheus, window: str, whole: int, parts: int, *, told: bool
+) -> None:
+    del fake.answers["gpusharing_idle_slice_seconds_total"]
+    fake.answers["gpusharing_slice_seconds_total"] = vector((HELD, str(parts)))
+    fake.answers["increase(gpusharing_gpu_seconds_total"] = vector((GPU, str(whole)))
+    said = ask(desk, fake, "--window", window)
+    assert said.status == (CHANGES if told else DONE)
+    assert ("add up to" in said.out) == told
+
+
+def test_a_short_window_asks_for_no_day_of_anything(desk: Desk, fake: FakePrometheus) -> None:
+    asked: list[str] = []
+    answer = fake.answer
+
+    def heard(path: str, query: str) -> Answer:
+        asked.append(query)
+        return answer(path, query)
+
+    fake.answer = heard  # type: ignore[method-assign]  # it is the stand-in's own
+    assert desk.type("cost", "--prometheus", fake.url, "--window", "6h").err == ""
+    spans = {span for query in asked for span in re.findall(r"\[(\w+)", query)}
+    assert spans == {"21600s", "600s"}
