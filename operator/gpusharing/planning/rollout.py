@@ -136,9 +136,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     verdicts = {name: member.verdict for name, member in members.items()}
     counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
     pools = {name: asked(pool, now) for name, pool in counted.items()}
-    failed_nodes = count_failures(
-        pools.values(), snapshot.failed_nodes, find_gone(snapshot.claims, snapshot.nodes)
-    )
+    gone = find_gone(snapshot.claims, snapshot.nodes)
+    failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
