@@ -280,5 +280,5 @@ def test_a_time_in_which_prometheus_saw_nobody_is_no_nodes_own() -> None:
 def test_many_nodes_are_told_by_the_first_few() -> None:
     (told,) = describe_absences({f"gpu-{number}": 3600.0 for number in range(9)})
     assert told.startswith(
-        "Prometheus has no samples of gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more from within"
+        "Prometheus has no samples of gpu-0 (1h), gpu-1 (1h), gpu-2 (1h) and 6 more in a gap"
     )

@@ -120,8 +120,8 @@ def test_a_node_that_cannot_be_cured_is_failed_once_its_time_is_up_and_names_the
     assert run.hits <= 100, "once a minute at most, a conflict three times"
 
 
-GOES_ON = {"the status of the policy", "Events", "the list of Warnings"}
-"""What only tells or explains keeps nobody."""
+GOES_ON = {"our ConfigMap", "the status of the policy", "Events", "the list of Warnings"}
+"""What only tells or explains keeps nobody, nor does a write of entries that these nodes do not need."""
 OBJECTS = {
     "our ConfigMap": "gpusharing-mig-parted",
     "the creation of our ConfigMap": "gpusharing-mig-parted",

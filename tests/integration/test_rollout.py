@@ -50,7 +50,7 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
 def test_a_blackout_closes_what_is_open_otherwise(product: Product) -> None:
     with product.pool(L40S) as pool:
         since = product.mark()
-        pool.apply(rolled(windows=[in_hours(-1)], blackouts=[in_hours(-1)]))
+        pool.apply(rolled(windows=[in_hours(-1), in_hours(5)], blackouts=[in_hours(-1)]))
         pool.wait_phase("Pending", "WindowClosed")
         assert product.writes("nodes", pool.nodes[0], since) == []
         pool.apply(rolled(windows=[in_hours(-1)], blackouts=[in_hours(3)]))

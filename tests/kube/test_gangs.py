@@ -84,6 +84,24 @@ async def test_nodes_that_share_a_gang_share_its_list_and_it_is_made_anew_with_t
 
 
 @virtually
+async def test_a_list_made_for_another_gang_does_not_serve_one_that_came_after_it() -> None:
+    """Both have no label, so that one LIST serves both: it would say that the newer one has no pod anywhere."""
+
+    def member(name: str, group: str, node_name: str) -> JSON:
+        return pod(name, node_name, metadata={"annotations": {"kueue.x-k8s.io/workload": group}})
+
+    async with gathering((PODS, member("a", "older", "gpu-08"))) as stage:
+        stage.cluster.add(NODES, node("gpu-08", metadata={"name": "gpu-08", "uid": "uid-of-gpu-08"}))
+        await stage.seen()
+        (older,) = (await stage.snapshot(0.0, frozenset({"gpu-08"}))).work["gpu-08"].gangs
+        assert [one.pod.name for one in older.members] == ["a"]
+        for name, where in (("b", "gpu-07"), ("c", "gpu-08")):
+            stage.cluster.add(PODS, member(name, "newer", where))
+        view = await seen(stage, 1.0)
+        assert [one.pod.name for one in view.members] == ["b", "c"]
+
+
+@virtually
 async def test_a_node_that_is_being_drained_seldom_asks_where_its_gangs_are() -> None:
     """It only waits for members that may end by themselves; what was known remains where nobody answers."""
     async with gathering((PODS, rank(0, "gpu-07")), (PODS, rank(1, "gpu-08"))) as stage:

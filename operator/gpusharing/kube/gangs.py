@@ -60,6 +60,10 @@ class _Known:
     listed: datetime
     used: datetime
 
+    def serves(self, gangs: Iterable[Gang]) -> bool:
+        """Whether it can be as new as these gangs: a LIST for others may be older than all of their pods."""
+        return bool(self.error) or all(gang in self.members for gang in gangs)
+
     def view(self, gang: Gang) -> GangView:
         """One of its gangs."""
         if self.error:
@@ -91,7 +95,7 @@ class Gangs:
             async with self._locks[query]:
                 known = self._known.get(query)
                 kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
-                if known is None or now - known.listed >= kept:
+                if known is None or now - known.listed >= kept or not known.serves(gangs):
                     found = await self._list(query, now)
                     if known is not None and found.error and not anew:
                         found = replace(known, listed=now)
