@@ -77,6 +77,7 @@ LADDERS = (
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("pools.keepers", "KEEPERS", "holds", False, ("keepers",)),
+    Ladder("pools.canary", "LAPSES", "holds", False, ("broken_canaries",)),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
     Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
     Ladder(

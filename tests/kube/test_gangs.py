@@ -102,6 +102,31 @@ async def test_a_list_made_for_another_gang_does_not_serve_one_that_came_after_i
 
 
 @virtually
+async def test_an_old_list_does_not_stand_in_for_a_failed_one_for_a_new_gang() -> None:
+    """In a drain, where it otherwise remains: it would say that the new gang has no pod anywhere."""
+
+    def volcano(name: str, group: str, node_name: str) -> JSON:
+        metadata = {"annotations": {"scheduling.k8s.io/group-name": group}}
+        return pod(name, node_name, metadata=metadata, spec={"schedulerName": "volcano"})
+
+    async with gathering((PODS, volcano("a", "older", "gpu-07"))) as stage:
+        await seen(stage)
+        fence = {names.ANNOTATION_FENCE: record_text(make_fence())}
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": fence}})
+        for name, where in (("b", "gpu-07"), ("c", "gpu-08")):
+            stage.cluster.add(PODS, volcano(name, "newer", where))
+        await stage.seen()
+        stage.cluster.faults.fail(
+            "list", PODS, Unavailable("trouble"), namespace="team-a", selector="spec.schedulerName=volcano"
+        )
+        work = (await stage.snapshot(4.0, frozenset({"gpu-07"}))).work["gpu-07"]
+        assert [(view.gang.name, view.error) for view in work.gangs] == [
+            ("newer", "trouble"),
+            ("older", "trouble"),
+        ]
+
+
+@virtually
 async def test_a_node_that_is_being_drained_seldom_asks_where_its_gangs_are() -> None:
     """It only waits for members that may end by themselves; what was known remains where nobody answers."""
     async with gathering((PODS, rank(0, "gpu-07")), (PODS, rank(1, "gpu-08"))) as stage:

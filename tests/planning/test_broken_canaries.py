@@ -24,7 +24,7 @@ from tests.planning.test_holds import (
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.canary import find_canary
+from gpusharing.planning.pools.canary import LAPSES, find_canary
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
@@ -47,6 +47,17 @@ BROKEN: dict[str, tuple[Member, str]] = {
     "is being put right": (member("n9", Phase.DRAINING, fence=ACTUATING, **SERVED), "it is being changed"),
     "could not be put right": (member("n9", Phase.FAILED, fence=ACTUATING, **SERVED), "it has failed"),
 }  # fmt: skip
+
+
+def test_the_order_of_the_lapses_is_part_of_the_product() -> None:
+    assert [lapse.holds.__name__ for lapse in LAPSES] == [
+        "_failed",
+        "_changing",
+        "_going",
+        "_unready",
+        "_cordoned",
+        "_unproven_now",
+    ]
 
 
 @pytest.mark.parametrize("seconds", [60, 700], ids=["while it soaks", "after its soak"])

@@ -74,6 +74,21 @@ def test_a_start_needs_the_drain_and_the_slowest_of_the_last_20_changes() -> Non
     assert needed_time(spec, old) == timedelta(minutes=22)
 
 
+def test_a_long_window_is_found_behind_however_many_that_are_too_short() -> None:
+    """Every hour for ten minutes comes 140 times before Sunday night, the only time in which a node can start."""
+    hourly, weekly = (
+        {"schedule": "0 * * * *", "duration": "10m"},
+        {"schedule": "30 1 * * 0", "duration": "6h"},
+    )
+    found = hours(at(8), windows=[hourly, weekly])
+    assert reason(found) is Reason.WINDOW_CLOSED
+    assert found.change is not None
+    assert (found.change.weekday(), found.change.hour, found.change.minute) == (6, 1, 30)
+    beside = [{"schedule": "0 1 * * 0", "duration": "8h"}]
+    covered = hours(at(8), windows=[hourly, weekly], blackouts=beside)
+    assert reason(covered) is Reason.WINDOW_TOO_SHORT
+
+
 def test_a_change_that_waited_for_a_person_says_nothing_about_the_next_one() -> None:
     spec = make_policy(drain={"timeout": "20m"}).spec
     assert spec is not None

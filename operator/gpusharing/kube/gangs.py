@@ -97,7 +97,7 @@ class Gangs:
                 kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
                 if known is None or now - known.listed >= kept or not known.serves(gangs):
                     found = await self._list(query, now)
-                    if known is not None and found.error and not anew:
+                    if known is not None and found.error and not anew and known.serves(gangs):
                         found = replace(known, listed=now)
                     known = self._known[query] = found
                 known.used = now

@@ -11,7 +11,7 @@ Until another node has started, each node that is proven must also serve what wa
 the others waiting, and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from gpusharing.api.names import Phase
@@ -23,6 +23,7 @@ from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
@@ -111,19 +112,59 @@ def _broken(
 
 
 def _why_not_serving(member: Member) -> str:
-    """As a clause; empty: it serves. It does not follow each step of a repair: every node that waits shows it."""
-    node, verdict = member.node, member.verdict
-    if node.fence is not None or node.fence_error:
-        return "it is being changed" if verdict.phase is not Phase.FAILED else "it has failed"
-    if node.deleting:
-        return "its Node is being deleted"
-    if not node.ready:
-        return "it is not Ready"
-    if node.unschedulable:
-        return "it is cordoned"
-    if verdict.phase is not Phase.SYNCED or verdict.reason is not Reason.SYNCED:
-        return str(verdict.reason)
-    return ""
+    """The first of LAPSES, as a clause; empty: it serves."""
+    says = next((one.says for one in LAPSES if one.holds(member)), "")
+    return says.format(reason=member.verdict.reason)
+
+
+@value
+class Lapse:
+    """A state in which a node does not serve what was proven on it."""
+
+    holds: Callable[[Member], bool]
+    """Whether the node is in it."""
+    says: str
+    """What is said of that node; {reason} is that of its verdict."""
+
+
+def _failed(member: Member) -> bool:
+    """It would otherwise be told as a change that is under way."""
+    return _changing(member) and member.verdict.phase is Phase.FAILED
+
+
+def _changing(member: Member) -> bool:
+    """A repair, whose steps are not followed: every node that waits shows this."""
+    return member.node.fence is not None or bool(member.node.fence_error)
+
+
+def _going(member: Member) -> bool:
+    """A cause of not being Ready, so it is told before that."""
+    return member.node.deleting
+
+
+def _unready(member: Member) -> bool:
+    """Nobody knows whether its pods run."""
+    return not member.node.ready
+
+
+def _cordoned(member: Member) -> bool:
+    """No pod comes to it that could show whether the layout serves."""
+    return member.node.unschedulable
+
+
+def _unproven_now(member: Member) -> bool:
+    """Its proof no longer holds: drift, a GPU in trouble, an agent that is silent."""
+    return member.verdict.phase is not Phase.SYNCED or member.verdict.reason is not Reason.SYNCED
+
+
+LAPSES: tuple[Lapse, ...] = (
+    Lapse(_failed, "it has failed"),
+    Lapse(_changing, "it is being changed"),
+    Lapse(_going, "its Node is being deleted"),
+    Lapse(_unready, "it is not Ready"),
+    Lapse(_cordoned, "it is cordoned"),
+    Lapse(_unproven_now, "{reason}"),
+)
 
 
 def _others_began(

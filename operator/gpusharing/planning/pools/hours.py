@@ -81,6 +81,10 @@ def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datet
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
     found, longest = _spans(rollout.windows, rollout.blackouts, needed, minute)
+    long_ones = tuple(one for one in rollout.windows if parse_duration(one.duration) >= needed)
+    if not found and long_ones:
+        # More short spans may come first than are looked at.
+        found, _ = _spans(long_ones, rollout.blackouts, needed, minute)
     spans = tuple(span for span in found if span.lasts(needed, now))[:SHOWN]
     if not spans:
         without, _ = _spans(rollout.windows, (), needed, minute)

@@ -151,8 +151,10 @@ class Failing:
                 phase=Phase.PENDING,
                 reason=Reason.PROGRESSING,
                 message=f"{why}; no node starts meanwhile",
+                actions=(),
+                deadline=None,
+                wake=None,
             )
-            waits = replace(waits, actions=(), deadline=None, wake=None)
             if failure is not None and failure.lasts:
                 blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
                 waits = replace(waits, reason=Reason.CALL_FAILED, blockers=(*verdict.blockers, blocker))
