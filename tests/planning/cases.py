@@ -117,7 +117,17 @@ def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: S
 
 def make_member(node: NodeView, verdict: Verdict, assessment: Assessment | None = None) -> Member:
     """A node as a pool counts it that has no budget and no start-up taint to look at."""
-    return Member(node, verdict, assessment, policy="", away=False, newcomer=False, marked=False, to_go=False)
+    return Member(
+        node,
+        verdict,
+        assessment,
+        policy="",
+        away=False,
+        newcomer=False,
+        marked=False,
+        to_go=False,
+        outside=False,
+    )
 
 
 def fenced_of(case: NodeCase) -> FencedCase:

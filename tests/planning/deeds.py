@@ -3,28 +3,34 @@
 A deed says whether it changed anything; only then it counts as done.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
-from tests.planning.budgets import Budget
-from tests.planning.callfaults import CALLS, driving
-from tests.planning.deletions import delete_with_reset, force_release
+from tests.planning.callfaults import CALLS
 from tests.planning.machines import NodeMachine, Temper, patched
 from tests.planning.podkinds import KINDS
-from tests.planning.recovery import lenient, wanted
 from tests.planning.rules import NEEDS_IDLE
+from tests.planning.shareddeeds import (
+    T4,
+    Deed,
+    card_left_out,
+    clock_set,
+    guarded,
+    other_policy,
+    policy_deleted,
+    policy_edited,
+    policy_forced,
+    policy_reset,
+    rollout_edited,
+)
 from tests.planning.stackdeeds import default_changes, reboots, right_to_delete
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import WELL, Vitals
-from gpusharing.planning.snapshot.views import PolicyView, StartGate
+from gpusharing.planning.snapshot.views import StartGate
 
-Deed = Callable[[World, str], bool]
-"""(world, node) → whether it changed anything. The node exists."""
-T4 = "Tesla T4"
 FOREIGN_CONFIG = "all-disabled"
 
 
@@ -247,13 +253,22 @@ def stray(world: World, name: str) -> bool:
 
 def replaced(world: World, name: str) -> bool:
     """The machine is replaced by another one of the same name, with another card."""
-    other = {T4: NodeMachine(name)}.get(world.machines[name].products[0], NodeMachine(name, (T4,)))
+    other = NodeMachine(name) if T4 in world.machines[name].products else NodeMachine(name, (T4,))
     world.remove_node(name)
     world.add_node(name, other)
     return True
 
 
+def vanished(world: World, name: str) -> bool:
+    """Every GPU falls off the bus: NFD sees none, the driver lists none, and GFD takes its labels away."""
+    machine = world.machines[name]
+    before, machine.products, machine.layouts = machine.products, (), []
+    world.nodes[name] = patched(world.nodes[name], {names.LABEL_GPU_PRESENT: None})
+    return bool(before)
+
+
 HARDWARE: Mapping[str, Deed] = {
+    "the GPUs fall off the bus": vanished,
     "a GPU falls ill": sick(Vitals(recovery="None", ecc_errors=True, xid=48)),
     "a GPU is lost": sick(Vitals(access="Lost")),
     "the GPU is well again": sick(WELL),
@@ -295,79 +310,6 @@ PODS: Mapping[str, Deed] = {
 
 # --- what concerns more than one node ---------------------------------------------------------------------
 
-
-def clock_set(seconds: float) -> Deed:
-    """The wall clock jumps."""
-
-    def deed(world: World, name: str) -> bool:
-        world.now += timedelta(seconds=seconds)
-        return True
-
-    return deed
-
-
-def edited(change: Callable[[PolicyView], PolicyView]) -> Deed:
-    """Somebody edits the policy that drives the node."""
-
-    def deed(world: World, name: str) -> bool:
-        if (old := driving(world, name)) is None or old.going:
-            return False
-        world.set_policy(change(old))
-        return True
-
-    return deed
-
-
-def policy_edited(mode: int, **fields: Any) -> Deed:
-    """It wants something else."""
-    return edited(lambda old: wanted(old.name, mode, 2, **fields))
-
-
-def rollout_edited(**fields: object) -> Deed:
-    """It wants the same, otherwise rolled out."""
-    return edited(lambda old: lenient(old, **fields))
-
-
-def policy_deleted(world: World, name: str) -> bool:
-    """kubectl delete."""
-    if (old := driving(world, name)) is None or old.going:
-        return False
-    world.delete_policy(old.name)
-    return True
-
-
-def policy_reset(world: World, name: str) -> bool:
-    """Deleted, and it is to bring its nodes to whole GPUs."""
-    old = driving(world, name)
-    return old is not None and delete_with_reset(world, old)
-
-
-def policy_forced(world: World, name: str) -> bool:
-    """Deleted, and force-release asked for, which keeps the cordon."""
-    if not policy_deleted(world, name):
-        return False
-    force_release(world)
-    return True
-
-
-def other_policy(priority: int) -> Deed:
-    """Another policy selects the node, too."""
-
-    def deed(world: World, name: str) -> bool:
-        if any(known.name == "other" for known in world.policies):
-            return False
-        world.set_policy(wanted("other", 1, 1, priority))
-        return True
-
-    return deed
-
-
-def guarded(world: World, name: str) -> bool:
-    """A PodDisruptionBudget that lets nobody go."""
-    before, world.budgets = world.budgets, (Budget("all", "llm", 3), Budget("free", "free", 3))
-    return before != world.budgets
-
-
 SHARED: Mapping[str, Deed] = {
     "the clock is set back": clock_set(-600),
     "the clock is set forward": clock_set(600),
@@ -376,6 +318,7 @@ SHARED: Mapping[str, Deed] = {
     "the policy is edited to MPS": policy_edited(6),
     "the policy wants other MIG layouts": policy_edited(5),
     "the policy blocks unmanaged pods": policy_edited(1, unmanaged="Block"),
+    "the policy leaves out the card of the node": card_left_out,
     "the policy is paused": rollout_edited(paused=True),
     "the policy is paused, and aborts": rollout_edited(paused=True, when_paused="Abort"),
     "the policy asks for approvals from now on": rollout_edited(approval="Manual"),

@@ -225,7 +225,7 @@ def patched(node: NodeView, labels: Labels) -> NodeView:
 def _serve(
     products: tuple[str, ...], layouts: tuple[Layout | None, ...], text: str | None, started: int
 ) -> tuple[dict[str, int], dict[str, str]]:
-    if text is None:
+    if text is None or not products:
         return {}, {}
     config = parse_config(text)
     reading = _reading(products, layouts)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tests.build import make_policy
+from tests.build import H100, make_policy
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -62,6 +62,8 @@ def clear_up(world: World) -> None:
         world.remove_node(name)
         world.add_node(name)
     for machine in world.machines.values():
+        if not machine.products:
+            machine.products, machine.layouts = (H100,), [None]
         machine.temper, machine.stray, machine.vitals, machine.away = "works", False, WELL, False
         if machine.mps_dead:
             machine.stop_mps()
@@ -72,12 +74,13 @@ def clear_up(world: World) -> None:
             machine.restart()
     for policy in world.policies:
         if not policy.deleting:
-            world.set_policy(lenient(policy, max_unavailable=1, paused=False))
+            whole = policy.spec and policy.spec.model_copy(update={"products": ()})
+            world.set_policy(lenient(replace(policy, spec=whole), max_unavailable=1, paused=False))
     world.serial += 1
     for name, node in world.nodes.items():
         ours = node.fence is not None and name not in world.human_cordons
         assert ours or not node.unschedulable or name in world.human_cordons, f"an orphan cordon on {name}"
-        labels = {**node.labels, "gpusharing.dev/pool": "b"}
+        labels = {**node.labels, "gpusharing.dev/pool": "b", names.LABEL_GPU_PRESENT: "true"}
         labels.pop(names.LABEL_SKIP, None)
         world.nodes[name] = replace(
             node,

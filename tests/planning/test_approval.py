@@ -12,6 +12,7 @@ from tests.planning.test_holds import (
     LENIENT,
     OURS,
     PROVEN,
+    first_of,
     pass_time,
     pooled,
     rolled,
@@ -225,6 +226,28 @@ def test_an_edit_that_changes_no_target_leaves_what_was_approved_in_flight(
     rolled(world, paused=False)
     world.settle()
     assert shared(world) == ["n0"]
+
+
+def test_an_approval_after_a_pause_outlasts_the_node_that_was_past_its_point_of_no_return() -> None:
+    """It ends for the generation in which it began: it is in no plan of the next one, when it is proven or before."""
+    world = pool_of(3, FULL)
+    rollout = {"approval": "Manual", "maxUnavailable": 1}
+    world.set_policy(make_policy(mode="MIG", drain=LENIENT, rollout=rollout))
+    pass_time(world, 15)
+    (policy,) = world.policies
+    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
+    first = first_of(world)
+    run_until(world, Phase.RECONFIGURING, node=first)
+    world.agents_down = {first}
+    pass_time(world, 5)
+    rolled(world, paused=True)
+    rolled(world, paused=False)
+    pass_time(world, 1)
+    (policy,) = world.policies
+    approve(world, policy, plan_hash(policy, world.plan().pools["pool-b"].members))
+    world.agents_down = set()
+    world.settle()
+    assert {verdict.phase for verdict in world.plan().verdicts.values()} == {Phase.SYNCED}
 
 
 def test_an_approval_is_not_for_another_policy_of_the_same_name() -> None:

@@ -284,8 +284,8 @@ GIVEN_UP: dict[str, tuple[FencedCase, Reason, bool, bool]] = {
         fenced(gpunode=quiet_report(FULL, gpus=(replace(make_gpu(), vitals=Vitals(recovery="Reboot")),))),
         Reason.GPU_UNHEALTHY, True, True),
     "the time is up": (fenced(fence=replace(FENCE, deadline=NOW), work=HELD), Reason.DRAIN_TIMEOUT, True, True),
-    "the time is up and nobody could list the pods": (
-        fenced(fence=replace(FENCE, deadline=NOW), work=make_work(error="x")), Reason.DRAIN_TIMEOUT, True, True),
+    "the time is up, that of a proof as well, and nobody could list the pods": (
+        fenced(fence=replace(FENCE, deadline=at(-240)), work=make_work(error="x")), Reason.DRAIN_TIMEOUT, True, True),
     "the time of the proof is up as well": (
         fenced(fence=replace(FENCE, deadline=at(-240))), Reason.DRAIN_TIMEOUT, True, True),
     "the node is being deleted": (fenced(node={"deleting": True}), Reason.NODE_NOT_READY, False, False),

@@ -192,6 +192,8 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "a GPU did not come back": (
         make_case(MIXED, was=MIXED, node={"verified": replace(verified(MIXED), gpus=2)}), Reason.GPU_MISSING, None),
     "an earlier try was given up": (make_case(MIXED, node={"deferred": DEFERRED}), Reason.DEFERRED, at(60)),
+    "an earlier try was given up, and somebody removed the annotation": (
+        make_case(MIXED, node={"deferred": replace(DEFERRED, retry="again")}), Reason.DEFERRED, at(60)),
     "an earlier try of this very policy was given up": (
         make_case(MIXED, node={"deferred": replace(DEFERRED, policy_uid="uid-pool-b")}), Reason.DEFERRED, at(60)),
     "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
@@ -274,6 +276,9 @@ OPEN: dict[str, NodeCase] = {
         MIXED, node={"deferred": replace(DEFERRED, generation=7)}
     ),
     "a person ends the wait after an abort": make_case(MIXED, node={"deferred": DEFERRED, "retry": "now"}),
+    "a person ends another wait with another value": make_case(
+        MIXED, node={"deferred": replace(DEFERRED, retry="a"), "retry": "b"}
+    ),
     "the configuration had time to reach the node": make_case(
         MIXED, stack=make_stack(MIXED, written_at=at(-120))
     ),
@@ -295,6 +300,25 @@ OPEN: dict[str, NodeCase] = {
 @pytest.mark.parametrize("case", OPEN.values(), ids=OPEN.keys())
 def test_it_may_begin(case: NodeCase) -> None:
     assert find_gate(case, assessed_of(case)) is None
+
+
+@pytest.mark.parametrize("answered", ["", "again", "once-more"])
+def test_the_command_that_ends_a_wait_has_a_value_that_nothing_has_answered_yet(answered: str) -> None:
+    case = make_case(MIXED, node={"deferred": replace(DEFERRED, retry=answered), "retry": answered})
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    begin, _, value = gate.message.rpartition("=")
+    assert begin.endswith(f"at once with kubectl annotate node gpu-07 --overwrite {names.ANNOTATION_RETRY}")
+    again = make_case(MIXED, node={"deferred": replace(DEFERRED, retry=answered), "retry": value})
+    assert find_gate(again, assessed_of(again)) is None
+
+
+def test_drift_that_came_back_is_not_put_right_because_somebody_removed_the_annotation() -> None:
+    known = {"verified": verified(MIXED, corrected=1, retry="a"), "retry": ""}
+    case = drifted(drifting_since=at(-60), node=known)
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    assert gate.reason is Reason.DRIFT_RETURNED
 
 
 RESTARTS: dict[str, tuple[NodeCase, bool]] = {

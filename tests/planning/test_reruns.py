@@ -217,8 +217,8 @@ def test_a_new_value_of_the_retry_annotation_is_answered_once_and_with_a_new_dea
     assert isinstance(action, UpdateFence)
     assert (action.fence.attempt, action.fence.retry, action.fence.owed) == (1, "again", OWED.owed)
     assert action.fence.deadline == at(60) + timedelta(minutes=15, seconds=120 + 120)
-    answered = replace(FENCE, retry="again")
-    assert after_pnr(changing(labels=FAILED, node=AGAIN, fence=answered)).phase is Phase.FAILED
+    cases = (changing(labels=FAILED, node=n, fence=replace(FENCE, retry="again")) for n in (AGAIN, {}))
+    assert {after_pnr(case).phase for case in cases} == {Phase.FAILED}, "it is there still, or gone"
 
 
 def test_a_retry_works_for_a_node_that_is_stuck_past_its_deadline_too() -> None:

@@ -314,7 +314,7 @@ def test_nodes_that_bear_the_same_on_the_conditions_leave_them_the_same_status(b
         one = verdict(phase, reason, "gpu-20").then(*([LabelNode(node, {})] if busy else ()))
         status = StatusInput([one, *beside], nodes={"gpu-20": node}).status()
         statuses = tuple(row["status"] for row in status["conditions"])
-        found.setdefault(bearing(one, ready=ready), set()).add(statuses)
+        found.setdefault(bearing(one, node), set()).add(statuses)
     assert [statuses for statuses in found.values() if len(statuses) > 1] == []
 
 
@@ -338,8 +338,9 @@ def of_rows(rows: Sequence[Row], policy: PolicyView, coming: tuple[str, ...]) ->
 
 def bears(row: Row) -> tuple[bool, ...]:
     """What such a node bears on the conditions."""
-    (told,) = of_rows([row], POOL, ()).verdicts
-    return bearing(told, ready=row[2])
+    alone = of_rows([row], POOL, ())
+    (told,) = alone.verdicts
+    return bearing(told, alone.nodes[told.node])
 
 
 TWINS: dict[tuple[bool, ...], list[Row]] = {}

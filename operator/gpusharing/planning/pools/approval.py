@@ -34,6 +34,8 @@ def _row(policy: PolicyView, member: Member) -> tuple[str, str, str] | None:
     found = member.assessment
     if not isinstance(found, Assessed):
         return _row_on_record(policy, member.node)
+    if _ends_anyway(policy, member.node.fence, found):
+        return None
     planned = _planned(policy, member, found)
     return None if planned is None else (member.node.uid, owed_for(found.target), str(planned))
 
@@ -60,6 +62,15 @@ def _planned(policy: PolicyView, member: Member, found: Assessed) -> DisruptionC
     if shown is None or (fence is None and found.disruption.severity > shown.severity):
         return found.disruption
     return shown
+
+
+def _ends_anyway(policy: PolicyView, fence: Fence | None, found: Assessed) -> bool:
+    """Whether the node is past the point of no return for an earlier generation, on its way to what the policy still
+    wants. Nothing of it needs an approval, and its proof says nothing of this generation: in the plan it would only
+    make another one when it is proven."""
+    if fence is None or fence.stage != "actuating" or fence.policy_uid != policy.uid or _is_of(policy, fence):
+        return False
+    return fence.approved == owed_for(found.target)
 
 
 def _is_of(policy: PolicyView, record: Fence | Verified) -> bool:

@@ -44,8 +44,6 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
-OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
-"""The reasons of selected nodes that do not concern the policy."""
 _BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
 """The phases of a change that can still be held up by what is on the node."""
 LOOKAHEAD = 2
@@ -95,12 +93,11 @@ class Pool:
         """Take a node of the policy into the budget. `claimed`: it has a slot, and is about to be away."""
         verdict = member.verdict
         self.names.append(verdict.node)
-        outside = verdict.reason in OUTSIDE
-        if not outside:
+        if not member.outside:
             self.members.append(member)
             if member.to_go:
                 self.to_go.append(verdict.node)
-        if outside or member.newcomer:
+        if member.outside or member.newcomer:
             self.outside += 1
         elif member.away or claimed:
             self.used += 1

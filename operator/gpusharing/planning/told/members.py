@@ -6,6 +6,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.wanted.ownership import selects_node
+from gpusharing.planning.way.members import is_outside
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason, priority
 from gpusharing.planning.words.values import value
@@ -62,12 +63,18 @@ class Members:
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
     """Collect what a policy's status is about."""
     mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
-    counted = tuple(verdict for verdict in mine if verdict.reason is not Reason.PRODUCT_SKIPPED)
-    skipped = tuple(verdict for verdict in mine if verdict.reason is Reason.PRODUCT_SKIPPED)
+    skipped = tuple(verdict for verdict in mine if is_skipped(verdict, snapshot.nodes[verdict.node]))
+    names = {verdict.node for verdict in skipped}
+    counted = tuple(verdict for verdict in mine if verdict.node not in names)
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
     coming = plan.coming.get(policy.name, ())
     lost = () if mine or coming else _lost(policy, plan, snapshot)
     return Members(policy, counted, nodes, skipped, lost, coming)
+
+
+def is_skipped(verdict: Verdict, node: NodeView) -> bool:
+    """Whether the node is left alone on purpose; one whose change had begun before is not, until it is given back."""
+    return verdict.reason is Reason.PRODUCT_SKIPPED and is_outside(verdict, node)
 
 
 def _lost(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[str, ...]:

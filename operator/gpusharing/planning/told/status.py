@@ -15,11 +15,20 @@ from gpusharing.planning.drain.force import find_note as find_force_note
 from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.counts import count_pending, count_used
 from gpusharing.planning.told.headline import UNSUPPORTED, Said, find_headline, tell_coming
-from gpusharing.planning.told.members import Members, count_nodes, is_done, members, tell_first, urgency
+from gpusharing.planning.told.members import (
+    Members,
+    count_nodes,
+    is_done,
+    is_skipped,
+    members,
+    tell_first,
+    urgency,
+)
 from gpusharing.planning.told.upcoming import MAX_LISTED, tell_plan
+from gpusharing.planning.way.members import is_begun
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
@@ -63,19 +72,22 @@ def policy_status(
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
     """Everything that can change the status of a condition; far less than the whole status."""
-    mine = [plan.verdicts[name] for name in plan.pools[policy.name].names]
-    kinds = {(v.phase, v.reason, bool(v.actions), snapshot.nodes[v.node].ready, v.stands): v for v in mine}
-    bearings = {bearing(verdict, ready=kind[3]) for kind, verdict in kinds.items()}
+    mine = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
+    kinds = {
+        (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
+        for v, node in mine
+    }
+    bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
     return policy.uid, policy.generation, policy.going, *of_others, bearings
 
 
-def bearing(verdict: Verdict, *, ready: bool) -> tuple[bool, ...]:
-    """Everything about one node that decides the statuses of the conditions; `ready`: of its Node. Texts need more."""
+def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
+    """Everything about one node that decides the statuses of the conditions. Texts need more."""
     return (
-        verdict.reason is Reason.PRODUCT_SKIPPED,
+        is_skipped(verdict, node),
         verdict.reason in UNSUPPORTED,
-        verdict.phase is Phase.SYNCED and ready and not verdict.actions,
+        is_done(verdict, node),
         verdict.phase is Phase.FAILED,
         verdict.phase.in_flight,
         verdict.reason in _STALLING,

@@ -93,7 +93,12 @@ def proof_time(case: NodeCase) -> timedelta:
 
 def was_asked_again(case: FencedCase) -> bool:
     """A person set a new value of the retry annotation since the present attempt began."""
-    return case.node.retry != case.fence.retry
+    return is_new_value(case.node.retry, case.fence.retry)
+
+
+def is_new_value(retry: str, answered: str) -> bool:
+    """Whether this value of the retry annotation asks for another try. Nobody asks for one by removing it."""
+    return retry not in ("", answered)
 
 
 def retry_command(node: str, answered: str) -> str:
@@ -182,7 +187,7 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
         return None
     if deferred.generation != policy.generation or deferred.policy_uid not in ("", policy.uid):
         return None
-    return deferred if case.node.retry == deferred.retry else None
+    return None if is_new_value(case.node.retry, deferred.retry) else deferred
 
 
 # --- drift -------------------------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
 def may_correct_at_once(case: NodeCase) -> bool:
     """A person asked for another try since the proof."""
     verified = case.node.verified
-    return verified is not None and case.node.retry != verified.retry
+    return verified is not None and is_new_value(case.node.retry, verified.retry)
 
 
 def was_corrected(case: NodeCase, policy: PolicyView) -> bool:

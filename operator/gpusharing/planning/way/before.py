@@ -268,9 +268,13 @@ def _late(case: FencedCase) -> str:
 
 def _unlooked(case: FencedCase) -> bool:
     """The time is over, nothing holds the change up, and this process has not looked at the pods yet: a process that
-    was away may find them gone, and what a LIST shows counts more than the clock (docs/design/drain.md#x10)."""
+    was away may find them gone, and what a LIST shows counts more than the clock (docs/design/drain.md#x10). A LIST
+    that fails shows nothing, and is made again for as long as a proof may take: the right to it may be missing."""
     found, fence = case.assessment, case.fence
-    if case.work is not None or not fence.disruption.cordons or case.now < fence.deadline:
+    if not fence.disruption.cordons or case.now < fence.deadline:
+        return False
+    failed = case.work is not None and bool(case.work.error)
+    if case.work is not None and not (failed and case.now < fence.deadline + proof_time(case)):
         return False
     return isinstance(found, Assessed) and not _holds(found.spec)
 

@@ -19,6 +19,7 @@ from gpusharing.planning.wanted.verify import (
     is_told_mps,
 )
 from gpusharing.planning.way.attempts import (
+    is_new_value,
     may_correct_at_once,
     retry_command,
     standing_deferral,
@@ -250,7 +251,7 @@ def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
     seen, retry = case.node.verified, case.node.retry
     if seen is None or not was_rolled_back(case.node, assessed.policy):
         return ""
-    if retry not in ("", seen.retry):  # removing the annotation asks for nothing: the node serves
+    if is_new_value(retry, seen.retry):
         return ""
     return (
         f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}. To try again:"
@@ -269,7 +270,7 @@ def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
     return Finding(
         Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED,
         f"attempt {deferred.count} was given up ({deferred.reason}); the next one is at {deferred.until:%H:%M:%S}Z,"
-        f" or at once with kubectl annotate node {case.node.name} {names.ANNOTATION_RETRY}=now",
+        f" or at once with {retry_command(case.node.name, deferred.retry)}",
         deferred.until,
     )
 

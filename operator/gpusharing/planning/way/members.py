@@ -6,7 +6,10 @@ from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.wanted.assess import Assessment
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
+
+_OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 
 
 @value
@@ -29,6 +32,8 @@ class Member:
     """See is_marked."""
     to_go: bool
     """It has yet to be drained."""
+    outside: bool
+    """See is_outside."""
 
 
 def find_member(
@@ -48,10 +53,22 @@ def find_member(
         newcomer=is_newcomer(node, gpunode),
         marked=is_marked(node),
         to_go=verdict.disruption.cordons and verdict.phase in _BEFORE and node.fence is None,
+        outside=is_outside(verdict, node),
     )
 
 
 _BEFORE = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
+
+
+def is_outside(verdict: Verdict, node: NodeView) -> bool:
+    """Whether a node that the policy selects is none of its business: it has no GPU, or a product that is left out. A
+    node whose change has begun stays its business whatever becomes of it: we cordoned it, and only we give it back."""
+    return verdict.reason in _OUTSIDE and not is_begun(node)
+
+
+def is_begun(node: NodeView) -> bool:
+    """Whether a change has begun on the node and has not ended, also if its fence cannot be read."""
+    return node.fence is not None or bool(node.fence_error)
 
 
 def is_marked(node: NodeView) -> bool:
@@ -62,8 +79,7 @@ def is_marked(node: NodeView) -> bool:
 
 def is_unavailable(node: NodeView) -> bool:
     """Whether no pod could be placed there now, for whatever reason."""
-    fenced = node.fence is not None or bool(node.fence_error)
-    return not node.ready or node.unschedulable or node.deleting or fenced
+    return not node.ready or node.unschedulable or node.deleting or is_begun(node)
 
 
 def is_expected_away(node: NodeView) -> bool:
