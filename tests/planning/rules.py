@@ -200,7 +200,8 @@ def _point_of_no_return(world: "World", action: Actuate) -> None:
         hold(labels.get(names.LABEL_MIG_CONFIG, present) != present, "state null without a new mig.config")
         hold(node.labels.get(names.LABEL_MIG_STATE) != "rebooting", "state null while rebooting")
     hold(labels.get(names.LABEL_MIG_CONFIG, "") != present, "the same mig.config is written again")
-    capable = any(gpu.mig_capable for gpu in machine.gpus())
+    # GPUs that vanish while the agent keeps quiet are still written to: nobody can have seen that.
+    capable = not machine.products or any(gpu.mig_capable for gpu in machine.gpus())
     mig = {names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE} & labels.keys()
     hold(capable or not mig, "a card without MIG gets mig labels")
     _no_race(world, action)
