@@ -8,7 +8,7 @@ from tests.build import make_policy
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.health import WELL
+from gpusharing.planning.gpus.health import HEALTHY
 from gpusharing.planning.snapshot.views import PolicyView
 
 MODES: Sequence[tuple[str, dict[str, Any]]] = (
@@ -62,7 +62,7 @@ def clear_up(world: World) -> None:
         world.remove_node(name)
         world.add_node(name)
     for machine in world.machines.values():
-        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, WELL, False
+        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, HEALTHY, False
         if machine.mps_dead:
             machine.stop_mps()
         machine.exclusive = machine.clients is not None

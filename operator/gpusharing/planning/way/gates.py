@@ -146,8 +146,8 @@ def _missing(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
-    ailment = case.ailment
-    return "" if ailment is None else ailment.message
+    unhealthy = case.unhealthy
+    return "" if unhealthy is None else unhealthy.message
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:

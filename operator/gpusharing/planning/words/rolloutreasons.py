@@ -33,7 +33,7 @@ CANARY_TOO_LARGE: Words = ("CanaryTooLarge", "Node", _PERSON,
     "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
 CANARY_NOT_SERVING: Words = ("CanaryNotServing", "Node", _PERSON,
     "A node that was changed first (rollout.canary) no longer serves what was proven there: it is not Ready, cordoned, "
-    "drifted, or a GPU of it is ill. No other node starts; a canary that has drifted is put right.",
+    "drifted, or one of its GPUs is unhealthy. No other node starts; a canary that has drifted is put right.",
     "Look at the node that the message names. When it serves again, or has left the pool, the rollout goes on; an edit "
     "of the policy begins with new canaries.")
 CANARY_SOAK: Words = ("CanarySoak", "Node", _LATER,
