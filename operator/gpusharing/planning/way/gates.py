@@ -198,7 +198,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
-    return "mig-manager is working on its own (state rebooting)"
+    return "mig-manager is rebooting the node, though no change is under way"
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:

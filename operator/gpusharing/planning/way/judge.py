@@ -176,13 +176,10 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
         return _blocked(case, case.no_agent(" to prove that the node is as wanted, although it looks so"))
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
+    already = f"the node already has {target.text}"
     if node.gate is not None and (unhealthy := case.unhealthy) is not None:
-        return case.verdict(
-            Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{target.text} already, but {unhealthy.message}"
-        )
-    verdict = case.verdict(
-        Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; it is adopted without a change"
-    )
+        return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
+    verdict = case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change")
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
 
 
