@@ -82,9 +82,9 @@ def test_only_a_new_agent_reads_after(
 @pytest.mark.parametrize("error", ["UNKNOWN", "IRQ_ISSUE", "INSUFFICIENT_POWER"])
 def test_a_gpu_whose_handle_is_refused_is_told_and_the_other_is_read(error: str, machine: Simulator) -> None:
     machine.inject("nvmlDeviceGetHandleByIndex", error, gpu=0)
-    sick, well = read(machine)["gpus"]
-    assert (sick["index"], sick["access"]) == (0, "Failed")
-    assert (well["index"], well["access"], well["mig_mode"]) == (1, "Ok", "Disabled")
+    failed, healthy = read(machine)["gpus"]
+    assert (failed["index"], failed["access"]) == (0, "Failed")
+    assert (healthy["index"], healthy["access"], healthy["mig_mode"]) == (1, "Ok", "Disabled")
 
 
 def test_clients_that_draw_hold_a_gpu(machine: Simulator) -> None:

@@ -84,7 +84,7 @@ async def test_all_calls_go_over_one_connection_and_a_change_is_seen_at_once(tmp
         assert await node.told() == (["a"], 2)
         node.pods = ("a", "b")
         assert await node.told() == (["a", "b"], 2)
-        node.devices = ("GPU-a",)  # the other one is ill
+        node.devices = ("GPU-a",)  # the other one is unhealthy
         assert await node.told() == (["a", "b"], 1)
         node.pods = ()
         assert await node.told() == ([], 1)

@@ -12,33 +12,33 @@ from gpusharing.agent.podresources import Holdings
 
 
 @pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
-def test_who_holds_a_replica_of_a_device_that_fell_sick_holds_as_much_as_before(
+def test_who_holds_a_replica_of_a_device_that_became_unhealthy_holds_as_much_as_before(
     layout: tuple[str, ...],
 ) -> None:
     """A kubelet no longer lists it, and whoever holds one of four was billed for the whole of it."""
     reading = machine(layout)
-    well = handed_out(devices(reading, 4), ["team-a"])
-    sick = replace(well, offered=())
-    before = last_offers(reading, well, NO_OFFERS)
-    stands = standing(reading, sick, "pool-b", changing=False, known=before)
+    healthy = handed_out(devices(reading, 4), ["team-a"])
+    unhealthy = replace(healthy, offered=())
+    before = last_offers(reading, healthy, NO_OFFERS)
+    stands = standing(reading, unhealthy, "pool-b", changing=False, known=before)
     resource = devices(reading, 4)[0][0]
     whole = Fraction(1, 2) if layout else Fraction(1)
     assert stands.held == {("team-a", resource): whole / 4}
     assert sum(stands.idle.values()) == 0
-    assert stands.stranded == 1 - whole / 4, "what is sick is offered to nobody"
-    assert last_offers(reading, sick, before) == before, "for as long as it lasts"
+    assert stands.stranded == 1 - whole / 4, "what is unhealthy is offered to nobody"
+    assert last_offers(reading, unhealthy, before) == before, "for as long as it lasts"
 
 
 def test_a_gpu_that_could_not_be_read_once_has_as_many_parts_as_before() -> None:
     """It has no UUID while it cannot be read, and whoever held one of four was billed for the whole GPU afterwards."""
     reading = machine((), ())
-    well = handed_out(devices(reading, 4), ["team-a"])
+    healthy = handed_out(devices(reading, 4), ["team-a"])
     lost = replace(reading, gpus=(unreachable(0, "Lost"), reading.gpus[1]))
-    sick = replace(well, offered=well.offered[4:] if well.offered else None)
-    known = last_offers(reading, well, NO_OFFERS)
+    unhealthy = replace(healthy, offered=healthy.offered[4:] if healthy.offered else None)
+    known = last_offers(reading, healthy, NO_OFFERS)
     for seen in (lost, reading):
-        known = last_offers(seen, sick, known)
-    stands = standing(reading, sick, "", changing=False, known=known)
+        known = last_offers(seen, unhealthy, known)
+    stands = standing(reading, unhealthy, "", changing=False, known=known)
     assert stands.held == {("team-a", SHARED): Fraction(1, 4)}
 
 

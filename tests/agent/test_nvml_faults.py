@@ -61,9 +61,9 @@ def test_a_gpu_that_does_not_answer_is_told_and_the_other_is_read(
     machine: Simulator, lose: Callable[[Simulator], None], access: str
 ) -> None:
     lose(machine)
-    gone, well = read(machine)["gpus"]
+    gone, healthy = read(machine)["gpus"]
     assert (gone["index"], gone["access"], gone["uuid"]) == (0, access, "")
-    assert (well["index"], well["access"], well["mig_mode"]) == (1, "Ok", "Disabled")
+    assert (healthy["index"], healthy["access"], healthy["mig_mode"]) == (1, "Ok", "Disabled")
     assert machine.show()["clients"] == []
 
 
@@ -83,10 +83,10 @@ def test_a_sick_gpu_spoils_only_its_own_reading(machine: Simulator, function: st
     with Agent(machine) as agent:
         for answer in SICK:
             machine.inject(function, answer, gpu=1)
-            well, sick = agent.gpus()
+            other, failed = agent.gpus()
             machine.clear_faults()
-            assert (well["access"], well["mig_mode"], well["error"]) == ("Ok", "Disabled", ""), answer
-            assert (sick["access"], sick["index"], bool(sick["error"])) == ("Failed", 1, True), answer
+            assert (other["access"], other["mig_mode"], other["error"]) == ("Ok", "Disabled", ""), answer
+            assert (failed["access"], failed["index"], bool(failed["error"])) == ("Failed", 1, True), answer
         assert [gpu["access"] for gpu in agent.gpus()] == ["Ok", "Ok"]
 
 

@@ -332,7 +332,7 @@ async def test_what_nobody_could_look_at_is_unknown_beside_an_error() -> None:
     assert told.status == FAILED
     shown = " ".join(told.out.split())
     for topic in ("ClusterPolicy", "kubelets", "labels of Nodes"):
-        assert f"UNKNOWN {topic}: nodes cannot be looked at" in shown
+        assert f"UNKNOWN {topic}: nodes cannot be read" in shown
         assert f"ok {topic}" not in shown
     assert "ERROR ClusterPolicy: cluster-policy: devicePlugin.config.name is ts" in shown
     data = (await ask(cluster, "doctor", "-o", "json")).data

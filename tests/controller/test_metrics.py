@@ -166,8 +166,8 @@ def test_a_pass_tells_its_seconds_and_the_nodes_of_each_policy_by_phase(metrics:
     assert metrics.registry.get_sample_value("gpusharing_pass_seconds_sum", {"step": "execute"}) == 0.2
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {}
     plan = world.plan()
-    ill = replace(plan.verdicts["gpu-07"], health=Finding(Reason.GPU_LOST, "GPU 0: lost"))
-    metrics.passed({}, replace(plan, verdicts={"gpu-07": ill}), world.snapshot(), Outcome())
+    unhealthy = replace(plan.verdicts["gpu-07"], health=Finding(Reason.GPU_LOST, "GPU 0: lost"))
+    metrics.passed({}, replace(plan, verdicts={"gpu-07": unhealthy}), world.snapshot(), Outcome())
     assert samples(metrics, "gpusharing_policy_unhealthy_nodes") == {("pool-b", "GPULost"): 1}
     world.remove_node("gpu-07")
     metrics.passed({}, world.plan(), world.snapshot(), Outcome())

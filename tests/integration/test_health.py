@@ -61,9 +61,9 @@ def test_a_lost_gpu_is_shown_with_what_was_known_of_it_and_nothing_is_proven_by_
         since = product.mark()
         pool.inject("lose-gpu")
         assert "drain and reboot the node" in pool.wait_phase("Blocked", "GPUUnhealthy")
-        lost, well = pool.api.get(f"{GPUNODES}/{node}")["status"]["observed"]["gpus"]
+        lost, healthy = pool.api.get(f"{GPUNODES}/{node}")["status"]["observed"]["gpus"]
         assert lost == {**before[0], "access": "Lost"}
-        assert well == before[1]
+        assert healthy == before[1]
         assert [r.status for r in product.requests(since, AGENT) if r.status >= 400] == []
         pool.inject("find-gpu")
         pool.wait_synced()

@@ -10,7 +10,7 @@ from tests.planning.pooling import is_away, pool
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
@@ -70,10 +70,10 @@ def _serve(world: "World", mine: list[NodeView], proven: list[str], most: int, a
         return
     for name in proven:
         node, health = world.nodes[name], find_health(world.gpunodes.get(name))
-        well = health is None or is_well(health)
+        healthy = health is None or is_healthy(health)
         key = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
         as_proven = node.verified is not None and node.verified.plugin_config == key
-        hold(well and as_proven and not is_away(node), f"(n) {name}, a canary, does not serve")
+        hold(healthy and as_proven and not is_away(node), f"(n) {name}, a canary, does not serve")
 
 
 def _soaks_beyond_its_reset(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:

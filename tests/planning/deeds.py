@@ -28,7 +28,7 @@ from tests.planning.stackdeeds import default_changes, reboots, right_to_delete
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.gpus.health import HEALTHY, Vitals
 from gpusharing.planning.snapshot.views import StartGate
 
 FOREIGN_CONFIG = "all-disabled"
@@ -194,7 +194,7 @@ TOOLS: Mapping[str, Deed] = {
 
 
 def sick(vitals: Vitals) -> Deed:
-    """GPU 0 falls ill, or is well again."""
+    """GPU 0 becomes unhealthy, or is healthy again."""
 
     def deed(world: World, name: str) -> bool:
         machine = world.machines[name]
@@ -269,9 +269,9 @@ def vanished(world: World, name: str) -> bool:
 
 HARDWARE: Mapping[str, Deed] = {
     "the GPUs fall off the bus": vanished,
-    "a GPU falls ill": sick(Vitals(recovery="None", ecc_errors=True, xid=48)),
+    "a GPU becomes unhealthy": sick(Vitals(recovery="None", ecc_errors=True, xid=48)),
     "a GPU is lost": sick(Vitals(access="Lost")),
-    "the GPU is well again": sick(WELL),
+    "the GPU is healthy again": sick(HEALTHY),
     "mig-manager begins to fail": tempered("fails"),
     "mig-manager begins to hang": tempered("hangs"),
     "mig-manager begins to forget its operands": tempered("forgets"),

@@ -19,7 +19,7 @@ from gpusharing.agent.library import GPU, DriverProfile, Instance, MigMode, Mode
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.gpus.health import HEALTHY, Vitals
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.wanted import migfile
@@ -63,7 +63,7 @@ class NodeMachine:
     """A process that belongs to no pod computes on GPU 0."""
     away: bool = False
     """mig-manager reboots the node: it is not Ready until its next step."""
-    vitals: Vitals = WELL
+    vitals: Vitals = HEALTHY
     """How GPU 0 is."""
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class NodeMachine:
                     else "Default",
                     processes=(*(() if index else processes), *((SERVER,) if self.clients else ())),
                 ),
-                vitals=WELL if index else self.vitals,
+                vitals=HEALTHY if index else self.vitals,
             )
             for index, product in enumerate(self.products)
         )

@@ -8,7 +8,7 @@ from tests.build import H100, make_policy
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.health import WELL
+from gpusharing.planning.gpus.health import HEALTHY
 from gpusharing.planning.snapshot.views import PolicyView
 
 MODES: Sequence[tuple[str, dict[str, Any]]] = (
@@ -64,7 +64,7 @@ def clear_up(world: World) -> None:
     for machine in world.machines.values():
         if not machine.products:
             machine.products, machine.layouts = (H100,), [None]
-        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, WELL, False
+        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, HEALTHY, False
         if machine.mps_dead:
             machine.stop_mps()
         machine.exclusive = machine.clients is not None

@@ -252,8 +252,8 @@ def test_the_pods_go_first_where_the_same_resources_are_to_come_from_other_gpus(
 def test_clients_of_mps_go_first_only_where_its_daemon_starts_anew() -> None:
     served = replace(told(MPS, **DONE), resources=target_of(MPS).resources)
     assert disturbed(served, SERVED, policy=MPS) is DisruptionClass.GPU_PODS
-    ill = Finding(Reason.GPU_UNHEALTHY, "GPU 0 does not answer")
-    assert disturbed(served, SERVED, policy=MPS, why=ill) is DisruptionClass.PLUGIN_RESTART
+    unhealthy = Finding(Reason.GPU_UNHEALTHY, "GPU 0 does not answer")
+    assert disturbed(served, SERVED, policy=MPS, why=unhealthy) is DisruptionClass.PLUGIN_RESTART
     last_of_mps = replace(told(MPS, **DONE), resources={"nvidia.com/gpu": 1})
     assert disturbed(last_of_mps, SERVED) is DisruptionClass.GPU_PODS, "it ends"
 

@@ -36,7 +36,7 @@ BROKEN: dict[str, tuple[Member, str]] = {
     "is not Ready": (member("n9", Phase.SYNCED, ready=False, **SERVED), "it is not Ready"),
     "is cordoned": (member("n9", Phase.SYNCED, unschedulable=True, **SERVED), "it is cordoned"),
     "is being deleted": (member("n9", Phase.SYNCED, deleting=True, **SERVED), "its Node is being deleted"),
-    "has a GPU that is ill": (
+    "has an unhealthy GPU": (
         make_member(
             make_node("n9", **SERVED), Verdict("n9", "pool-b", Phase.SYNCED, Reason.GPU_UNHEALTHY, "")
         ),

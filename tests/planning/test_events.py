@@ -29,7 +29,7 @@ LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
 LISTED = replace(DRAINING, pods=2)
 VERIFYING = replace(CHANGING, phase=Phase.VERIFYING, reason=Reason.LABEL_MISMATCH)
 DONE = replace(SYNCED, node="gpu-08")
-ILL = Finding(Reason.GPU_LOST, "GPU 1: fell off the bus")
+LOST = Finding(Reason.GPU_LOST, "GPU 1: fell off the bus")
 WORSE = Finding(Reason.ROW_REMAP_FAILED, "GPU 2: replace the card")
 TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     "waiting is no event": (PENDING, replace(PENDING, reason=Reason.PROGRESSING, message="other"), []),
@@ -104,24 +104,24 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     ),
     "a GPU becomes unhealthy": (
         replace(DONE, health=NO_TROUBLE),
-        replace(DONE, health=ILL),
+        replace(DONE, health=LOST),
         [("Warning", "GPUUnhealthy", "gpu-08: GPULost: GPU 1: fell off the bus")],
     ),
     "a node joins with an unhealthy GPU": (
         DONE,
-        replace(DONE, health=ILL),
+        replace(DONE, health=LOST),
         [("Warning", "GPUUnhealthy", "gpu-08: GPULost: GPU 1: fell off the bus")],
     ),
     "another trouble is graver": (
-        replace(DONE, health=ILL),
+        replace(DONE, health=LOST),
         replace(DONE, health=WORSE),
         [("Warning", "GPUUnhealthy", "gpu-08: RowRemapFailed: GPU 2: replace the card")],
     ),
-    "the trouble lasts": (replace(DONE, health=ILL), replace(DONE, health=ILL, observed="1x full"), []),
-    "the report goes missing": (replace(DONE, health=ILL), DONE, []),
-    "a first report that all is well": (DONE, replace(DONE, health=NO_TROUBLE), []),
+    "the trouble lasts": (replace(DONE, health=LOST), replace(DONE, health=LOST, observed="1x full"), []),
+    "the report goes missing": (replace(DONE, health=LOST), DONE, []),
+    "a first report that every GPU is healthy": (DONE, replace(DONE, health=NO_TROUBLE), []),
     "the GPU is healthy again": (
-        replace(DONE, health=ILL),
+        replace(DONE, health=LOST),
         replace(DONE, health=NO_TROUBLE),
         [("Normal", "GPUHealthy", "gpu-08: every GPU is healthy again")],
     ),

@@ -12,14 +12,14 @@ from tests.planning.told import SYNCED
 from gpusharing.api.gpunode import NodeCondition, RecoveryValue
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import (
+    HEALTHY,
     NO_TROUBLE,
     RECOVERIES,
     RULES,
-    WELL,
     XIDS,
     Vitals,
     diagnose,
-    is_well,
+    is_healthy,
 )
 from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.records import Verified
@@ -40,19 +40,19 @@ SICK: dict[str, tuple[Vitals, Reason, str]] = {
     "a GPU that NVML refuses": (Vitals(access="ResetRequired"), Reason.GPU_RESET_REQUIRED, "nvidia-smi -r"),
     "a GPU whose power is not enough": (
         Vitals(access="Failed", error="Insufficient External Power"), Reason.GPU_UNREADABLE, "Insufficient External"),
-    "a failed row remapping": (replace(WELL, remap_failed=True), Reason.ROW_REMAP_FAILED, "replace the card"),
-    "a pending row remapping": (replace(WELL, remap_pending=True), Reason.ROW_REMAP_PENDING, "nvidia-smi -r"),
-    "uncorrected ECC errors": (replace(WELL, ecc_errors=True), Reason.ECC_UNCORRECTED, "nvidia-smi -r"),
-    "the driver wants a reboot": (replace(WELL, recovery="Reboot"), Reason.RECOVERY_NEEDED, "reboot the node"),
-    "an action that is too new": (replace(WELL, recovery="Unknown"), Reason.RECOVERY_NEEDED, "nvidia-smi -q"),
+    "a failed row remapping": (replace(HEALTHY, remap_failed=True), Reason.ROW_REMAP_FAILED, "replace the card"),
+    "a pending row remapping": (replace(HEALTHY, remap_pending=True), Reason.ROW_REMAP_PENDING, "nvidia-smi -r"),
+    "uncorrected ECC errors": (replace(HEALTHY, ecc_errors=True), Reason.ECC_UNCORRECTED, "nvidia-smi -r"),
+    "the driver wants a reboot": (replace(HEALTHY, recovery="Reboot"), Reason.RECOVERY_NEEDED, "reboot the node"),
+    "an action that is too new": (replace(HEALTHY, recovery="Unknown"), Reason.RECOVERY_NEEDED, "nvidia-smi -q"),
     "a critical XID under an old driver": (replace(OLD_DRIVER, xid=79), Reason.XID_SEEN, "XID 79 (GPU has fallen"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("vitals", "reason", "what_to_do"), SICK.values(), ids=SICK.keys())
 def test_it_is_named_with_the_gpu_and_what_to_do(vitals: Vitals, reason: Reason, what_to_do: str) -> None:
-    found = diagnose([(0, WELL), (3, vitals)])
-    assert (found.reason, is_well(found)) == (reason, False)
+    found = diagnose([(0, HEALTHY), (3, vitals)])
+    assert (found.reason, is_healthy(found)) == (reason, False)
     assert found.message.startswith("GPU 3: ")
     assert what_to_do in found.message
     assert reason.passes is Passes.BY_A_PERSON
@@ -60,8 +60,8 @@ def test_it_is_named_with_the_gpu_and_what_to_do(vitals: Vitals, reason: Reason,
 
 @pytest.mark.parametrize(
     "vitals",
-    [WELL, OLD_DRIVER, replace(WELL, xid=79)],
-    ids=["all is well", "a driver that says little", "an XID for which the driver asks nothing any more"],
+    [HEALTHY, OLD_DRIVER, replace(HEALTHY, xid=79)],
+    ids=["a healthy GPU", "a driver that says little", "an XID for which the driver asks nothing any more"],
 )
 def test_it_is_healthy(vitals: Vitals) -> None:
     assert diagnose([(0, vitals)]) is NO_TROUBLE
@@ -78,7 +78,7 @@ def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
         Reason.XID_SEEN,
         Reason.ECC_UNCORRECTED,
     ]
-    found = diagnose([(0, replace(WELL, ecc_errors=True)), (1, Vitals(access="Lost")), (2, WELL)])
+    found = diagnose([(0, replace(HEALTHY, ecc_errors=True)), (1, Vitals(access="Lost")), (2, HEALTHY)])
     assert (found.reason, found.message[:6]) == (Reason.GPU_LOST, "GPU 1:")
     assert found.message.endswith("; 1 more GPU is unhealthy")
 
@@ -128,20 +128,20 @@ def test_a_gpu_that_was_lost_before_anybody_knew_it_blocks_too() -> None:
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
 
 
-def test_a_card_without_any_health_counters_is_not_called_ill() -> None:
+def test_a_card_without_any_health_counters_is_not_called_unhealthy() -> None:
     verdict = judge(make_case(FULL, products=(T4,), was=FULL), {})
     assert verdict is not None
     assert verdict.health is NO_TROUBLE
 
 
 @pytest.mark.parametrize("report", [None, answering(gpus=()), quiet_report(MIXED, gpus=())])
-def test_where_no_gpu_was_reported_nobody_says_that_all_are_well(report: GPUNodeView | None) -> None:
+def test_where_no_gpu_was_reported_nobody_says_that_all_are_healthy(report: GPUNodeView | None) -> None:
     assert find_health(report) is None
 
 
 def test_the_condition_changes_its_time_only_with_its_status() -> None:
-    ill = Finding(Reason.ECC_UNCORRECTED, "GPU 0: errors")
-    first = health_conditions(replace(SYNCED, health=ill), [], NOW)
+    unhealthy = Finding(Reason.ECC_UNCORRECTED, "GPU 0: errors")
+    first = health_conditions(replace(SYNCED, health=unhealthy), [], NOW)
     (row,) = first
     NodeCondition.model_validate(row)
     assert (row["status"], row["reason"], row["message"]) == ("False", "ECCUncorrected", "GPU 0: errors")

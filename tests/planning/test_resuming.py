@@ -19,10 +19,10 @@ RESUMED: dict[str, tuple[str, int, int, str, str]] = {
         "3", 1, 2, "3.2", ' (gpusharing.dev/resume "3" lets it go on until 2 have failed)'),
     "a person twice": ("3.2", 2, 6, "3.3", ' (gpusharing.dev/resume "3.2" lets it go on until 6 have failed)'),
     "a person in an earlier generation": (
-        "2.7", 1, 1, "3", ' (gpusharing.dev/resume "2.7" says nothing about generation 3)'),
-    "a person who mistyped": ("3.x", 1, 1, "3", ' (gpusharing.dev/resume "3.x" says nothing about generation 3)'),
+        "2.7", 1, 1, "3", ' (gpusharing.dev/resume "2.7" is not for generation 3)'),
+    "a person who mistyped": ("3.x", 1, 1, "3", ' (gpusharing.dev/resume "3.x" is not for generation 3)'),
     "a person who allowed nothing": (
-        "3.0", 1, 1, "3", ' (gpusharing.dev/resume "3.0" says nothing about generation 3)'),
+        "3.0", 1, 1, "3", ' (gpusharing.dev/resume "3.0" is not for generation 3)'),
 }  # fmt: skip
 
 

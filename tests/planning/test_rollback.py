@@ -1,4 +1,4 @@
-"""A rollback that would cut fields off stored policies is refused, and nothing else keeps anybody from rolling back."""
+"""A rollback that would remove fields from stored policies is refused; nothing else keeps anybody from rolling back."""
 
 from typing import Any
 

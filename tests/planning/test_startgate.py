@@ -121,7 +121,7 @@ def test_without_the_taint_no_message_speaks_of_it() -> None:
     assert "taint" not in judged(make_case(None)).message
 
 
-def test_a_node_with_a_sick_gpu_keeps_the_taint_though_its_layout_is_right() -> None:
+def test_a_node_with_an_unhealthy_gpu_keeps_the_taint_though_its_layout_is_right() -> None:
     report = world_of(FULL).gpunodes["gpu-07"]
     assert report.observed is not None
     gpus = tuple(replace(gpu, vitals=Vitals(ecc_errors=True)) for gpu in report.observed.gpus)

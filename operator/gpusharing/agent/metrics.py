@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.observation import Observation
-from gpusharing.planning.gpus.health import Vitals, diagnose, is_well
+from gpusharing.planning.gpus.health import Vitals, diagnose, is_healthy
 
 PREFIX = "gpusharing_agent"
 
@@ -96,7 +96,7 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         "gpu_healthy",
         "1 while nothing that NVML reports makes the GPU unhealthy.",
         gpus,
-        lambda g: is_well(diagnose([(g.index, vitals(g))])),
+        lambda g: is_healthy(diagnose([(g.index, vitals(g))])),
     )
     yield _per_gpu(
         "gpu_row_remap_pending",

@@ -27,7 +27,7 @@ from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
-from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installation import conclude, find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
@@ -272,10 +272,9 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     count = Counter(one.severity for one in found.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    can = "can work as far as it could be checked" if found.unseen else "can work"
-    state = "cannot work as it is" if errors else can
     what = "installation" if found.installed else "cluster"
-    title = f"This {what} {state}: errors {errors}, warnings {warnings}."
+    state = conclude(what, unseen=bool(found.unseen), errors=errors)
+    title = f"{state}: errors {errors}, warnings {warnings}."
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 

@@ -206,7 +206,7 @@ def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
 def read_node(raw: JSON) -> Seen:
     """One GPUNode."""
     told, observed = section(raw, "status", "transition"), section(raw, "status", "observed")
-    sick = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
+    healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
     pods = observed.get("pods")
     return Seen(
         name=text(raw, "metadata", "name"),
@@ -227,7 +227,7 @@ def read_node(raw: JSON) -> Seen:
         past=entries(told, "history"),
         gpus=len(entries(observed, "gpus")),
         pods=pods if isinstance(pods, int) else None,
-        unhealthy=text(sick, "message") if sick.get("status") == "False" else "",
+        unhealthy=text(healthy, "message") if healthy.get("status") == "False" else "",
         simulated=observed.get("simulated") is True,
     )
 

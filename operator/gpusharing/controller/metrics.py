@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
-from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -187,8 +187,10 @@ class Metrics:
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
         _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in mine))
-        ill = ((name, v.health.reason) for name, v in mine if v.health is not None and not is_well(v.health))
-        _show(self.unhealthy, Tally((name, str(reason)) for name, reason in ill))
+        unhealthy = (
+            (name, v.health.reason) for name, v in mine if v.health is not None and not is_healthy(v.health)
+        )
+        _show(self.unhealthy, Tally((name, str(reason)) for name, reason in unhealthy))
         _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
         _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
         halted = {name for name, verdict in mine if verdict.reason is Reason.HALTED}

@@ -24,7 +24,7 @@ from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, is_profile, normalise
-from gpusharing.planning.gpus.health import WELL, Vitals
+from gpusharing.planning.gpus.health import HEALTHY, Vitals
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
@@ -253,7 +253,7 @@ def _vitals(gpu: ObservedGPU) -> Vitals:
         xid=gpu.xid,
         error=gpu.error,
     )
-    return WELL if vitals == WELL else vitals
+    return HEALTHY if vitals == HEALTHY else vitals
 
 
 def _layout(gpu: ObservedGPU) -> Layout | None:

@@ -35,7 +35,7 @@ class Vitals:
     """NVML's error if access is Failed."""
 
 
-WELL = Vitals(recovery="None")
+HEALTHY = Vitals(recovery="None")
 
 XIDS: Mapping[int, str] = {
     48: "double-bit ECC error",
@@ -130,7 +130,7 @@ RULES: tuple[Rule, ...] = (
 """Gravest first; the first that applies is reported. A test pins the order."""
 
 
-def is_well(found: Finding) -> bool:
+def is_healthy(found: Finding) -> bool:
     """Whether nothing is wrong with the GPUs."""
     return found.reason is Reason.NO_TROUBLE
 
@@ -138,11 +138,11 @@ def is_well(found: Finding) -> bool:
 def diagnose(gpus: Iterable[tuple[int, Vitals]]) -> Finding:
     """NO_TROUBLE, or the gravest trouble among the GPUs, which are given as (index, vitals). Equal facts give equal
     texts."""
-    ill = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
-    if not ill:
+    unhealthy = [(rank, index, gpu) for index, gpu in gpus if (rank := _rank(gpu)) is not None]
+    if not unhealthy:
         return NO_TROUBLE
-    rank, index, gpu = min(ill, key=lambda found: found[:2])
-    others = len(ill) - 1
+    rank, index, gpu = min(unhealthy, key=lambda found: found[:2])
+    others = len(unhealthy) - 1
     more = f"; {others} more GPU{'s are' if others > 1 else ' is'} unhealthy" if others else ""
     return Finding(RULES[rank].reason, f"GPU {index}: {RULES[rank].says(gpu)}{more}")
 

@@ -44,13 +44,13 @@ class Span:
 def find_flaw(window: Window) -> tuple[str, str] | None:
     """The invalid field of a window, and why it is invalid; None: there is none."""
     if find_zone(window.time_zone) is None:
-        return "timeZone", "the time zone database has no such name; for example Europe/Berlin"
+        return "timeZone", "the time zone database has no such name; use one such as Europe/Berlin"
     try:
         next(CronSim(window.schedule, _BEGIN))
     except CronSimError as error:
-        return "schedule", f'cron cannot read it: {error}; for example "0 22 * * 1-5"'
+        return "schedule", f'it is not a cron schedule: {error}; use one such as "0 22 * * 1-5"'
     except StopIteration:
-        return "schedule", 'no date matches it; for example "0 22 * * 1-5"'
+        return "schedule", 'no date matches it; use one such as "0 22 * * 1-5"'
     return None
 
 

@@ -54,4 +54,4 @@ def _resumed(policy: PolicyView, limit: int) -> str:
     value = f'{names.ANNOTATION_RESUME} "{policy.resumed[:_SHOWN]}"'
     if find_batches(policy):
         return f" ({value} lets it go on until {limit} have failed)"
-    return f" ({value} says nothing about generation {policy.generation})"
+    return f" ({value} is not for generation {policy.generation})"

@@ -16,7 +16,7 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.gpus.drivers import DriverVersions
 from gpusharing.planning.gpus.geometry import Layout
-from gpusharing.planning.gpus.health import WELL, Vitals, diagnose
+from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look, Preview
@@ -143,7 +143,7 @@ class GpuView(CardView):
     """Names of processes that use it; empty for each that the agent cannot name or may not see."""
     doubt: Finding | None = None
     """How the profiles that the driver reports and our table differ; None: they do not."""
-    vitals: Vitals = WELL
+    vitals: Vitals = HEALTHY
     """What NVML reports about its health."""
     instances_withheld: bool = False
     """Whether the agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""

@@ -357,6 +357,12 @@ def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
         for one in of_it:
             lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]
     errors = sum(one.severity is Severity.ERROR for one in found)
-    can = "can work as far as it could be checked" if unseen else "can work"
-    state = "cannot work as it is" if errors else can
-    return [*lines, "", f"This installation {state}: errors {errors}, warnings {len(found) - errors}."]
+    state = conclude("installation", unseen=bool(unseen), errors=errors)
+    return [*lines, "", f"{state}: errors {errors}, warnings {len(found) - errors}."]
+
+
+def conclude(what: str, *, unseen: bool, errors: int) -> str:
+    """Whether it can work; `unseen` when a part of it could not be read."""
+    if errors:
+        return f"This {what} cannot work as it is"
+    return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

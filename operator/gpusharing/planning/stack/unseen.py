@@ -28,7 +28,7 @@ Unseen = Mapping[Topic, str]
 def find_unseen(view: InstallationView) -> Unseen:
     """By topic, in the order of the output."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
-    return {topic: f"{', '.join(kinds)} cannot be looked at" for topic, kinds in found.items() if kinds}
+    return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 
 
 def joined(*parts: Unseen) -> Unseen:

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
@@ -102,11 +102,11 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:
-    """A missing report is not a recovery, and a first report that all is well is not news."""
+    """A missing report is not a recovery, and a first report that all are healthy is not news."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None
-    if not is_well(health):
+    if not is_healthy(health):
         note = f"{after.node}: {health.reason}: {health.message}"
         return Event("Warning", str(Reason.GPU_UNHEALTHY), note)
     if known is None:

@@ -75,7 +75,7 @@ def _resetting(pool: Members, plan: RolloutPlan) -> Said | None:
         return None
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
     if left:
-        text = f"{text}: {count_nodes(len(left))} still to become whole GPUs; {tell_first(left)}"
+        text = f"{text}: {count_nodes(len(left))} still to be brought to whole GPUs; {tell_first(left)}"
     return Said(text, "Deleting", text)
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
-from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.told.waits import until_when, who_keeps
 from gpusharing.planning.way.verdict import Verdict
@@ -53,7 +53,7 @@ def health_conditions(
     health = verdict.health
     if health is None:
         return list(previous)
-    status = "True" if is_well(health) else "False"
+    status = "True" if is_healthy(health) else "False"
     earlier = next((row for row in previous if row.get("status") == status), {})
     return [
         {

@@ -150,7 +150,9 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     if not isinstance(found, Refused):
         return None
     if passes(found.objection.reason):
-        message = f"{found.objection.message}; the node stays fenced, and is proven when that is over"
+        message = (
+            f"{found.objection.message}; the node stays fenced, and its proof continues when that is over"
+        )
         return case.verdict(Phase.VERIFYING, found.objection.reason, message)
     message = f"{found.objection.message}; the node stays fenced until the policy gives it a layout"
     return case.verdict(Phase.FAILED, found.objection.reason, message)

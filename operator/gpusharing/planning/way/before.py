@@ -243,8 +243,8 @@ def _foreign(case: FencedCase) -> str:
 
 
 def _unhealthy(case: FencedCase) -> str:
-    ailment = case.ailment
-    return "" if ailment is None else ailment.message
+    unhealthy = case.unhealthy
+    return "" if unhealthy is None else unhealthy.message
 
 
 def _jobs_late(case: FencedCase) -> str:

@@ -147,8 +147,8 @@ def _missing(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
-    ailment = case.ailment
-    return "" if ailment is None else ailment.message
+    unhealthy = case.unhealthy
+    return "" if unhealthy is None else unhealthy.message
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
@@ -199,7 +199,7 @@ def _rebooting(case: NodeCase, assessed: Assessed) -> str:
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
-    return "mig-manager is working on its own (state rebooting)"
+    return "mig-manager is rebooting the node, though no change is under way"
 
 
 def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:

@@ -167,22 +167,19 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     if proven and not missing and node.gate is None:
         if assessed.policy.resetting and (unseen := _unseen(case)) is not None:
             return unseen
-        if (ailment := case.ailment) is not None:
+        if (unhealthy := case.unhealthy) is not None:
             return case.verdict(
-                Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {ailment.message}"
+                Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {unhealthy.message}"
             )
         return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
     if not case.agent_ready:
         return _blocked(case, case.no_agent(" to prove that the node is as wanted, although it looks so"))
     if not node.ready:
         return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
-    if node.gate is not None and (ailment := case.ailment) is not None:
-        return case.verdict(
-            Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{target.text} already, but {ailment.message}"
-        )
-    verdict = case.verdict(
-        Phase.PENDING, Reason.ADOPTABLE, f"{target.text} already; it is adopted without a change"
-    )
+    already = f"the node already has {target.text}"
+    if node.gate is not None and (unhealthy := case.unhealthy) is not None:
+        return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
+    verdict = case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change")
     return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
 
 

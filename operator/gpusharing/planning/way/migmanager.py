@@ -106,7 +106,7 @@ def _overwritten(case: FencedCase) -> str:
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
-    return f"{names.LABEL_MIG_CONFIG} is {label or 'gone'} and not {wanted}: somebody overwrote it"
+    return f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: somebody changed it"
 
 
 def _failed_midway(case: FencedCase) -> str:

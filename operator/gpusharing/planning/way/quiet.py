@@ -1,8 +1,9 @@
 """When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
 
-An open NVML makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8, a.9, d.4).
-In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a reboot, and
-for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the operator's to read.
+An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
+a.9, d.4). In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a
+reboot, and for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the
+operator's to read.
 """
 
 from datetime import timedelta
@@ -65,6 +66,6 @@ def _mig_manager(case: NodeCase) -> Finding | None:
     state = case.node.labels[names.LABEL_MIG_STATE]
     return Finding(
         Reason.ACTUATOR_BUSY,
-        f"mig-manager is working on its own (state {state}); the agent keeps NVML closed meanwhile",
+        f"mig-manager is working, though no change is under way (state {state}); the agent keeps NVML closed meanwhile",
         until,
     )

@@ -9,7 +9,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.gpus.health import is_well
+from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
@@ -138,10 +138,10 @@ class NodeCase:
         return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}")
 
     @property
-    def ailment(self) -> Finding | None:
+    def unhealthy(self) -> Finding | None:
         """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
         health = self.health
-        return None if health is None or is_well(health) else health
+        return None if health is None or is_healthy(health) else health
 
     @property
     def disruption(self) -> DisruptionClass:

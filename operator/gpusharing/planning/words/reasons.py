@@ -65,7 +65,7 @@ class Reason(Worded):
         "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
     TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
         "The node waits behind the taint gpusharing.dev/unproven, which the agent, NVIDIA's pods or the worker of Node "
-        "Feature Discovery does not tolerate. Without each of these nothing can prove it.",
+        "Feature Discovery does not tolerate. Unless all of them run there, nothing can prove it.",
         "Run the command in the message.")
     AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
@@ -133,7 +133,8 @@ class Reason(Worded):
     JOBS_TIMEOUT = ("JobsTimeout", "Node", _LATER,
         "Pods that were to run to completion took longer than jobs.timeout or the timeout of their rule; the node was "
         "restored.",
-        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end them yourself; the next attempt follows later.")
+        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end the pods yourself; the next attempt follows "
+        "later.")
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")

@@ -23,7 +23,8 @@ SKIP_LABEL: Words = ("SkipLabel", "Node", _PERSON,
     "The Node has the label gpusharing.dev/skip=true: no change begins there. It still counts in its pool.",
     "Remove the label when the node may be changed.")
 NEEDS_ATTENTION: Words = ("NeedsAttention", "Node", _PERSON,
-    "Five attempts or more were given up before anything changed. The next one follows after a wait; others go on.",
+    "Five attempts or more were given up before anything changed. The next one follows after a wait; other nodes go "
+    "on.",
     "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
 ABORT_REQUESTED: Words = ("AbortRequested", "Node", _LATER,
     "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the Node).",
@@ -33,7 +34,7 @@ CANARY_TOO_LARGE: Words = ("CanaryTooLarge", "Node", _PERSON,
     "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
 CANARY_NOT_SERVING: Words = ("CanaryNotServing", "Node", _PERSON,
     "A node that was changed first (rollout.canary) no longer serves what was proven there: it is not Ready, cordoned, "
-    "drifted, or a GPU of it is ill. No other node starts; a canary that has drifted is put right.",
+    "drifted, or one of its GPUs is unhealthy. No other node starts; a canary that has drifted is corrected.",
     "Look at the node that the message names. When it serves again, or has left the pool, the rollout goes on; an edit "
     "of the policy begins with new canaries.")
 CANARY_SOAK: Words = ("CanarySoak", "Node", _LATER,
