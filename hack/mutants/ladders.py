@@ -74,16 +74,20 @@ LADDERS = (
     Ladder("way.migmanager", "SIGNS", "find", "", ("after", "reruns")),
     Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
+    Ladder("wanted.migfile", "ROW_FAULTS", "find", "", ("migfile",)),
     Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("pools.keepers", "KEEPERS", "holds", False, ("keepers",)),
     Ladder("pools.canary", "LAPSES", "holds", False, ("broken_canaries",)),
     Ladder("stack.acceptance", "OBJECTIONS", "find", "", ("acceptance",)),
     Ladder("stack.acceptance", "FIELDS", "find", None, ("acceptance",)),
+    Ladder("stack.pointers", "RESTRAINTS", "find", "", ("pointers",)),
     Ladder(
         "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")
     ),
     Ladder("told.headline", "HEADLINES", "find", None, ("status", "status_columns", "reset")),
+    Ladder("told.status", "ACCEPTANCES", "find", None, ("status", "status_columns", "doubts")),
+    Ladder("told.status", "STALLS", "find", None, ("status", "status_columns", "approval")),
     Ladder("gpus.health", "RULES", "holds", False, ("health",)),
 )
 

@@ -12,7 +12,7 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.advice import Advice, AdviceAnswers, advise
+from gpusharing.cli.advice import RULES, Advice, AdviceAnswers, advise
 from gpusharing.cli.advise import QUESTIONS, size_of
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.troubles import DONE, FAILED, Trouble
@@ -23,6 +23,10 @@ from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
 
 def told(card: str = "h100-80gb", memory: float = 15, **answers: bool) -> Advice:
     return advise(AdviceAnswers(pick(card), memory, **answers))
+
+
+def test_the_order_of_the_rules_is_part_of_the_product() -> None:
+    assert [rule.__name__ for rule in RULES] == ["_whole", "_isolated", "_together", "_in_turns"]
 
 
 CASES: dict[str, tuple[Advice, str, int, str]] = {

@@ -10,7 +10,7 @@ from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, 
 from tests.recipes import MIG, PLUGIN
 
 from gpusharing.cli.adoption import AdminConfigMaps, find_steps, named_maps
-from gpusharing.cli.handmade import Handmade, find_handmade, find_unsaid
+from gpusharing.cli.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_unsaid
 from gpusharing.cli.likeness import find_label, propose
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
@@ -33,6 +33,16 @@ def read(
     stack: StackView = make_stack(plugin_configs={"theirs": entry}, **more)
     labels = {PLUGIN: "theirs", MIG: label, STATE: "success"} if label else {PLUGIN: "theirs"}
     return find_handmade(make_node(labels=labels), observed, stack, "time-slicing-config")
+
+
+def test_the_order_of_what_no_policy_says_is_part_of_the_product() -> None:
+    assert [said.__name__ for said in BEYOND_POLICIES] == [
+        "_whole_despite_mig",
+        "_uneven",
+        "_partly_shared",
+        "_mps_on_mig",
+        "_lenient_mps",
+    ]
 
 
 SEVEN: Layout = (("1g.10gb", 7),)

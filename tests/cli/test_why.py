@@ -15,6 +15,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.cli.why import Subject, find_subject
+from gpusharing.cli.whypod import CONCLUSIONS
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden
 
@@ -25,6 +26,18 @@ def masked(text: str) -> str:
     text = re.sub(r"pool-b-[0-9a-f]{7}", "pool-b-HASH", text)
     text = re.sub(r"\d\d:\d\d:\d\dZ", "TIME", text)
     return re.sub(r"(?<=\S) {2,}", "  ", re.sub(r"\b\d+[smh](\d+s)?\b", "AGE", text))
+
+
+def test_the_order_of_the_conclusions_about_a_pod_is_part_of_the_product() -> None:
+    assert [conclude.__name__ for conclude in CONCLUSIONS] == [
+        "_asks_nothing",
+        "_on_changing",
+        "_on_quiet",
+        "_offered",
+        "_to_come",
+        "_ruled_out",
+        "_withdrawn",
+    ]
 
 
 DRAINING = """\

@@ -83,6 +83,18 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_the_order_of_the_faults_of_a_row_is_part_of_the_product() -> None:
+    assert [fault.find.__name__ for fault in migfile.ROW_FAULTS] == [
+        "_unknown_field",
+        "_bad_devices",
+        "_bad_switch",
+        "_no_instances",
+        "_instances_without_mig",
+        "_bad_instances",
+        "_bad_filter",
+    ]
+
+
 @pytest.mark.parametrize(("text", "why"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_mig_parted_would_refuse_stays_out_of_the_merged_file(text: str, why: str) -> None:
     text = f"mig-configs: {text}" if text.startswith("{") else text

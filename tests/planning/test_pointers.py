@@ -19,7 +19,13 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
 from gpusharing.planning.stack.acceptance import find_objection
-from gpusharing.planning.stack.pointers import MIG_POINTER, PLUGIN_POINTER, UPSTREAM_MIG_CONFIG, plan_pointers
+from gpusharing.planning.stack.pointers import (
+    MIG_POINTER,
+    PLUGIN_POINTER,
+    RESTRAINTS,
+    UPSTREAM_MIG_CONFIG,
+    plan_pointers,
+)
 
 ASKED = replace(SETTINGS, configure_gpu_operator=True)
 PLUGIN, MIG = SETTINGS.plugin_config_map, SETTINGS.mig_config_map
@@ -123,6 +129,16 @@ SAID: dict[str, tuple[StackView, str]] = {
         " gpuOperator.configure): no right to patch; run: kubectl"),
     "what it waits for": (stack(), "the operator sets it (chart value gpuOperator.configure) when both ConfigMaps"),
 }  # fmt: skip
+
+
+def test_the_order_of_the_restraints_is_part_of_the_product() -> None:
+    assert [restraint.find.__name__ for restraint in RESTRAINTS] == [
+        "_set_back",
+        "_taken",
+        "_default_unheld",
+        "_entries_unheld",
+        "_failed",
+    ]
 
 
 @pytest.mark.parametrize(("found", "words"), SAID.values(), ids=SAID.keys())

@@ -32,7 +32,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.told.headline import HEADLINES
-from gpusharing.planning.told.status import bearing, find_grounds, policy_status
+from gpusharing.planning.told.status import ACCEPTANCES, STALLS, bearing, find_grounds, policy_status
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -242,6 +242,22 @@ def test_the_order_of_the_headlines_is_part_of_the_product() -> None:
         ("_away", Reason.NODE_NOT_READY),
         ("_awaited", Reason.ROLLOUT_IN_PROGRESS),
         ("_proven", Reason.SYNCED),
+    ]
+
+
+def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() -> None:
+    assert [(row.find.__name__, row.status) for row in ACCEPTANCES] == [
+        ("_objected", False),
+        ("_unserved", False),
+        ("_all_skipped", False),
+        ("_partly_served", True),
+    ]
+    assert [(row.find.__name__, row.status) for row in STALLS] == [
+        ("_objected", True),
+        ("_failed", True),
+        ("_left_to_a_person", True),
+        ("_stuck", True),
+        ("_unapproved", False),
     ]
 
 

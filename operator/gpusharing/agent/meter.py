@@ -43,13 +43,6 @@ class Bounds:
     forget_after: float = 86400.0
     """The same when there is room: a Prometheus that was away for some hours still finds what was counted."""
 
-    @property
-    def series(self) -> int:
-        """No node ever has more at a time."""
-        policies = self.policies + 1
-        held, idle = self.accounts + self.others + policies, self.idle + policies
-        return held + idle + 3 * policies
-
 
 BOUNDS = Bounds()
 

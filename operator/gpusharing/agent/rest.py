@@ -16,16 +16,15 @@ from urllib.parse import urlencode, urlsplit
 
 from gpusharing.agent.background import in_daemon_thread
 from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.login import Access, Login
 from gpusharing.kube.wire import (
     INACTIVITY,
     JSON_TYPE,
     MERGE_PATCH,
-    each_page,
+    WireReads,
     event_of,
-    is_served,
     parsed,
     refusal,
     selectors,
@@ -48,26 +47,11 @@ class _Sent:
     body: JSON | None = None
 
 
-class RestClient:
+class RestClient(WireReads):
     """The API server, as far as the agent needs it. Errors are those of `kube/errors.py`."""
 
     def __init__(self, login: Login) -> None:
         self._login = login
-
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-    ) -> AsyncIterator[Page]:
-        """See Followable."""
-        request, path = ApiRequest("list", resource), resource.path(namespace)
-        selected = selectors(label_selector, field_selector)
-        async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
-            yield page
 
     async def watch(
         self,
@@ -92,10 +76,6 @@ class RestClient:
             await self._login.renew()
         if stream.error is not None:
             raise stream.error
-
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        return await is_served(lambda request, path: self._call(request, "GET", path), resource)
 
     async def patch(
         self,

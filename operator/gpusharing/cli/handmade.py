@@ -4,7 +4,7 @@ What the GPUs are is what NVML says; what the device plugin makes of them is the
 ClusterPolicy's default names. A policy can express less than NVIDIA's files: where it cannot, none is proposed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,21 +60,12 @@ def find_handmade(
         return why
     config = effective_plugin_config(node, stack)
     if config is None:
-        entry, where = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack), plugin_map
-        held = (
-            f"ConfigMap {where} has no readable entry of that name"
-            if where
-            else "ClusterPolicy names no ConfigMap for it"
-        )
-        return (
-            f"its device plugin is configured to use entry {entry}, but {held}: the node"
-            f" loses its GPUs when the plugin restarts. Add the entry, or run: kubectl label node {node.name}"
-            f" {names.LABEL_PLUGIN_CONFIG}-"
-        )
+        return _without_entry(node, stack, plugin_map)
     layouts = observed.hardware.layouts
     offered = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(offered)
-    if why := _unsayable(here, layouts, offered):
+    use = PluginUse(here, any(layout is not None for layout in layouts), frozenset(offered))
+    if why := next((why for said in BEYOND_POLICIES if (why := said(use))), ""):
         return why
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
     return Handmade(
@@ -103,6 +94,21 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
         f"no label names its device plugin's configuration, so it uses {key}, the only entry of ConfigMap"
         f" {plugin_map}; the operator's ConfigMap has more. Run: kubectl label node {node.name}"
         f" {names.LABEL_PLUGIN_CONFIG}={key}"
+    )
+
+
+def _without_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
+    """No readable configuration is there for its device plugin."""
+    entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
+    held = (
+        f"ConfigMap {plugin_map} has no readable entry of that name"
+        if plugin_map
+        else "ClusterPolicy names no ConfigMap for it"
+    )
+    return (
+        f"its device plugin is configured to use entry {entry}, but {held}: the node"
+        f" loses its GPUs when the plugin restarts. Add the entry, or run: kubectl label node {node.name}"
+        f" {names.LABEL_PLUGIN_CONFIG}-"
     )
 
 
@@ -147,23 +153,80 @@ def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
     )
 
 
-def _unsayable(config: PluginConfig, layouts: Sequence[Layout | None], offered: Mapping[str, int]) -> str:
-    """What the device plugin does here that no policy asks for; empty: there is none. `config`: rows for `offered`."""
-    with_mig, sharing = any(layout is not None for layout in layouts), config.sharing
-    if with_mig and config.mig_strategy == "none":
-        return "MIG is on, but its device plugin offers the GPUs as whole ones (migStrategy none): no mode does that"
-    if sharing is None:
+@dataclass(frozen=True, slots=True)
+class PluginUse:
+    """What the device plugin makes of the GPUs of one node."""
+
+    config: PluginConfig
+    """Its configuration, with a row for each of `offered`."""
+    with_mig: bool
+    """Whether any of the GPUs has MIG on."""
+    offered: frozenset[str]
+    """The resource names that it has to offer, before it shares any."""
+
+    @property
+    def replicas(self) -> tuple[tuple[str, int], ...]:
+        """Into how many it shares each resource; empty: it shares none."""
+        return self.config.sharing.replicas if self.config.sharing is not None else ()
+
+    @property
+    def counts(self) -> str:
+        """The same, for people."""
+        return ", ".join(f"{name} by {count}" for name, count in self.replicas)
+
+    @property
+    def with_mps(self) -> bool:
+        """Whether it shares by MPS."""
+        return self.config.sharing is not None and self.config.sharing.strategy == "mps"
+
+
+def _whole_despite_mig(use: PluginUse) -> str:
+    """Whatever it shares then are not the instances."""
+    if not use.with_mig or use.config.mig_strategy != "none":
         return ""
-    counts = ", ".join(f"{name} by {count}" for name, count in sharing.replicas)
-    if len({count for _, count in sharing.replicas}) > 1:
-        return f"its device plugin shares {counts}: a policy has one number of replicas for all"
-    if missing := sorted(offered.keys() - dict(sharing.replicas).keys()):
-        return f"its device plugin shares {counts} and leaves {', '.join(missing)} whole: a policy shares all or none"
-    if sharing.strategy == "mps" and with_mig:
-        return "MPS on MIG instances: NVIDIA's device plugin refuses it"
-    if sharing.strategy == "mps" and not sharing.fail_requests_greater_than_one:
-        return "MPS with failRequestsGreaterThanOne false: a policy with MPS always refuses requests for two shares"
-    return ""
+    return (
+        "MIG is on, but its device plugin offers the GPUs as whole ones (migStrategy none): no mode does that"
+    )
+
+
+def _uneven(use: PluginUse) -> str:
+    """It comes before what is left whole, which would be fixed in vain."""
+    if len({count for _, count in use.replicas}) <= 1:
+        return ""
+    return f"its device plugin shares {use.counts}: a policy has one number of replicas for all"
+
+
+def _partly_shared(use: PluginUse) -> str:
+    """Some resources are shared, others whole."""
+    missing = sorted(use.offered - dict(use.replicas).keys())
+    if use.config.sharing is None or not missing:
+        return ""
+    return f"its device plugin shares {use.counts} and leaves {', '.join(missing)} whole: a policy shares all or none"
+
+
+def _mps_on_mig(use: PluginUse) -> str:
+    """Nothing that such a node serves could be said."""
+    return "MPS on MIG instances: NVIDIA's device plugin refuses it" if use.with_mps and use.with_mig else ""
+
+
+def _lenient_mps(use: PluginUse) -> str:
+    """A policy would refuse what pods of the node may ask for today."""
+    sharing = use.config.sharing
+    if sharing is None or not use.with_mps or sharing.fail_requests_greater_than_one:
+        return ""
+    return (
+        "MPS with failRequestsGreaterThanOne false: a policy with MPS always refuses requests for two shares"
+    )
+
+
+BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
+    _whole_despite_mig,
+    _uneven,
+    _partly_shared,
+    _mps_on_mig,
+    _lenient_mps,
+)
+"""What a device plugin may do that no policy asks for; the first that has a text is told."""
 
 
 def find_unsaid(text: str) -> tuple[str, ...]:

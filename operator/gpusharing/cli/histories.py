@@ -72,15 +72,7 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
         if record.last > latest - RECENT or whose.kind == RECURS
     }
     histories = tuple(
-        History(
-            whose,
-            _pods(record),
-            _holding(usage, record, known[record.gpu], found),
-            tuple(_samples(fold, record.memory)),
-            tuple(_samples(fold, record.activity)) or None,
-            record.declared,
-            record.of_device,
-        )
+        _history(usage, whose, record, _holding(usage, record, known[record.gpu], found))
         for whose, record in sorted(there.items())
     )
     return ObservedPool(
@@ -99,6 +91,18 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
             *_replaced(fold, latest),
         ),
         tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
+    )
+
+
+def _history(usage: Usage, whose: Workload, record: Record, holds: Holding) -> History:
+    return History(
+        whose,
+        _pods(record),
+        holds,
+        tuple(_samples(usage.fold, record.memory)),
+        tuple(_samples(usage.fold, record.activity)) or None,
+        record.declared,
+        record.of_device,
     )
 
 

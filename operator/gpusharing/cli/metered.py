@@ -8,6 +8,7 @@ large. `increase` extends a series to both ends of the day, bridges gaps and kno
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from gpusharing.cli.ages import counted
 from gpusharing.cli.matchers import TARGET, braced
@@ -56,9 +57,8 @@ class MeteredPools:
     """Nodes that were metered and whose GPUs are SIMULATED."""
 
 
-@dataclass(slots=True)
-class _Day:
-    """Answers for one stretch of at most a day."""
+class _Metered(NamedTuple):
+    """The first answers of a stretch, in the order of `queries_of`: what the meter counted."""
 
     held: list[Series]
     idle: list[Series]
@@ -68,6 +68,28 @@ class _Day:
     firsts: list[Series]
     lasts: list[Series]
     """The least and the most of a node's counters of GPU time."""
+
+
+class _Others(NamedTuple):
+    """The answers after those, in that order."""
+
+    shared: list[Series]
+    opencost: list[Series]
+    policies: list[Series]
+    products: list[Series]
+    rivals: list[Series]
+    cards: list[Series]
+    twice: list[Series]
+    simulated: list[Series]
+    teams: Sequence[Series] = ()
+    """Only asked for where a label says whose a namespace is."""
+
+
+@dataclass(slots=True)
+class _Day:
+    """Answers for one stretch of at most a day."""
+
+    metered: _Metered
     shared: Mapping[tuple[str, str], float]
     """By node and resource: the most slices of one device."""
     prices: Prices
@@ -92,11 +114,11 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         _add(found, day, wish.by, unpriced)
         faults = dict.fromkeys((*day.faults, *day.prices.faults))
         found.missing += [fault for fault in faults if fault not in found.missing]
-        _sum(parts, (*day.held, *day.idle, *day.stranded, *day.transition))
-        _sum(gpus, day.gpus)
-        found.simulated |= day.simulated & {node for node, _ in map(_node, day.gpus)}
-        unseen.add(day.gpus, day.firsts, day.lasts)
-        unlabelled += bool(label_of(wish.by) and day.held and not day.teams)
+        _sum(parts, (*day.metered.held, *day.metered.idle, *day.metered.stranded, *day.metered.transition))
+        _sum(gpus, day.metered.gpus)
+        found.simulated |= day.simulated & {node for node, _ in map(_node, day.metered.gpus)}
+        unseen.add(day.metered.gpus, day.metered.firsts, day.metered.lasts)
+        unlabelled += bool(label_of(wish.by) and day.metered.held and not day.teams)
         labelled |= bool(day.teams)
     if unlabelled and not labelled:
         raise Trouble(no_label(wish.by))
@@ -134,40 +156,19 @@ def no_label(label: str) -> str:
 
 async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end: float) -> _Day:
     queries = queries_of(wish, round(end - start))
-    (
-        held,
-        idle,
-        stranded,
-        transition,
-        gpus,
-        firsts,
-        lasts,
-        shared,
-        opencost,
-        policies,
-        products,
-        rivals,
-        cards,
-        twice,
-        simulated,
-        *teams,
-    ) = await side_by_side(*(prometheus.instant(query, end) for query in queries))
-    _refuse_doubles(twice)
+    answers = await side_by_side(*(prometheus.instant(query, end) for query in queries))
+    ours = len(_Metered._fields)
+    others = _Others(*answers[ours:])
+    _refuse_doubles(others.twice)
     faults: list[str] = []
-    for answer in (held, idle, stranded, transition, gpus, firsts, lasts):
-        answer[:] = _credible(answer, faults)
+    metered = _Metered(*(list(_credible(answer, faults)) for answer in answers[:ours]))
+    prices = others.opencost, others.policies, others.products, others.cards
     return _Day(
-        held,
-        idle,
-        stranded,
-        transition,
-        gpus,
-        firsts,
-        lasts,
-        {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in shared},
-        read_prices(opencost, policies, products, cards, rivals=rivals, currency=wish.currency),
-        _teams(teams[0], label_of(wish.by)) if teams else {},
-        nodes_of(simulated),
+        metered,
+        {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in others.shared},
+        read_prices(*prices, rivals=others.rivals, currency=wish.currency),
+        _teams(others.teams, label_of(wish.by)),
+        nodes_of(others.simulated),
         faults,
     )
 
@@ -195,7 +196,9 @@ def _namespace(one: Series) -> str:
 
 
 def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
-    for part, answer in zip(Part, (day.held, day.idle, day.stranded, day.transition), strict=True):
+    for part, answer in zip(
+        Part, (day.metered.held, day.metered.idle, day.metered.stranded, day.metered.transition), strict=True
+    ):
         for one in answer:
             node, policy = one.labels.get("node", ""), one.labels.get(POLICY, "")
             resource = one.labels.get("resource", "")

@@ -1,7 +1,7 @@
 """Why a pod waits for a GPU: which pools serve what it asks for, now or after their changes, and what they wait for.
 Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from gpusharing.cli.simulated import describe_simulated
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, routing_label
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.wanted.verify import served
+from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.lengths import some
 
 COLUMNS = (
@@ -128,7 +128,7 @@ def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
         scheduler=_scheduler(raw),
         services=services,
         others=others,
-        conclusion=_conclusion(pod, node, asks, services, decided),
+        conclusion=_conclusion(PodCase(node, asks, services, decided.plan.verdicts.get(node))),
         notes=(*decided.notes, *(_overlooked(raw) if asks and not node else ())),
         simulated=decided.simulated(),
     )
@@ -174,7 +174,8 @@ def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -
             after = sum(then[node.name] for node in ready)
             free = _free(near, resource, snapshot)
             said = policy_status(policy, plan, snapshot, {}, decided.now)["summary"]
-            but = _but(resource, near, free, after, asks[resource], f"{said['status']}: {said['message']}")
+            status = f"{said['status']}: {said['message']}"
+            but = _but(resource, near, free=free, after=after, wanted=asks[resource], status=status)
             but = but if near or not kept else _all_of(kept)
             yield Service(policy.name, resource, now, free, after, but, kept)
 
@@ -214,7 +215,7 @@ def _free(nodes: Sequence[NodeView], resource: str, snapshot: ClusterSnapshot) -
 
 
 def _but(
-    resource: str, near: Sequence[NodeView], free: int | None, after: int, wanted: int, status: str
+    resource: str, near: Sequence[NodeView], *, free: int | None, after: int, wanted: int, status: str
 ) -> str:
     """`near`: the nodes of the pool that the pod may go to."""
     offering = [node for node in near if resource in served(node)]
@@ -232,37 +233,94 @@ def _but(
     return ""
 
 
-def _conclusion(
-    pod: PodView, node: str, asks: Mapping[str, int], services: Sequence[Service], decided: Decided
-) -> str:
-    if not asks:
-        return "it asks for no GPU resource, so no GPU pool is in its way"
-    if node:
-        verdict = decided.plan.verdicts.get(node)
-        if verdict is None or verdict.phase is Phase.SYNCED:
-            return f"it has a node, {node}, which the operator is not changing now"
-        return f"it has a node, {node}, which is {verdict.phase}: kubectl gpusharing why {node}"
-    if any(not one.but for one in services):
-        return "a pool offers what it asks for; the scheduler says above why it is not placed"
-    if any(one.after for one in services):
-        return (
-            "a pool serves what it asks for, now or once its changes are done; what is in the way is shown"
-            " beside the pool"
-        )
-    names = ", ".join(sorted(asks))
-    if any(one.kept for one in services):
-        return (
-            f"no node that it may go to will offer {names}: change the rule shown beside the pool, or"
-            " ask for what is offered where it may go"
-        )
-    if any(one.now for one in services):
-        return (
-            f"no pool will offer {names} once the changes are done: ask for a resource that is offered then"
-        )
-    return (
-        f"no pool offers {names}, nor will any under the existing policies: ask for a name that is offered,"
+@dataclass(frozen=True, slots=True)
+class PodCase:
+    """What a conclusion about a pod is drawn from."""
+
+    node: str
+    """The node that it is on; empty: none."""
+    asks: Mapping[str, int]
+    """GPU resources."""
+    services: Sequence[Service]
+    """Which pools could serve it."""
+    verdict: Verdict | None
+    """Of that node; None: it has none, or the operator knows nothing of it."""
+
+    @property
+    def resources(self) -> str:
+        """Names of what it asks for, for people."""
+        return ", ".join(sorted(self.asks))
+
+
+def _conclusion(case: PodCase) -> str:
+    """The first of CONCLUSIONS; else no pool has to do with it."""
+    return next((found for conclude in CONCLUSIONS if (found := conclude(case))), "") or (
+        f"no pool offers {case.resources}, nor will any under the existing policies: ask for a name that is offered,"
         " or change a policy (kubectl gpusharing plan -f FILE shows what that would do)"
     )
+
+
+def _asks_nothing(case: PodCase) -> str:
+    """Whatever it waits for is none of ours."""
+    return "" if case.asks else "it asks for no GPU resource, so no GPU pool is in its way"
+
+
+def _on_changing(case: PodCase) -> str:
+    """It may have to leave, whatever pools offer."""
+    if case.verdict is None or case.verdict.phase is Phase.SYNCED:
+        return ""
+    return f"it has a node, {case.node}, which is {case.verdict.phase}: kubectl gpusharing why {case.node}"
+
+
+def _on_quiet(case: PodCase) -> str:
+    """It has what it asked for, whatever pools offer."""
+    return f"it has a node, {case.node}, which the operator is not changing now" if case.node else ""
+
+
+def _offered(case: PodCase) -> str:
+    """Nothing is in its way at one pool at least."""
+    if all(one.but for one in case.services):
+        return ""
+    return "a pool offers what it asks for; the scheduler says above why it is not placed"
+
+
+def _to_come(case: PodCase) -> str:
+    """Waiting helps, or what is shown beside the pool."""
+    if not any(one.after for one in case.services):
+        return ""
+    return (
+        "a pool serves what it asks for, now or once its changes are done; what is in the way is shown"
+        " beside the pool"
+    )
+
+
+def _ruled_out(case: PodCase) -> str:
+    """Nodes will offer it, and the pod's own rules keep it from them: no wait ends that."""
+    if not any(one.kept for one in case.services):
+        return ""
+    return (
+        f"no node that it may go to will offer {case.resources}: change the rule shown beside the pool, or"
+        " ask for what is offered where it may go"
+    )
+
+
+def _withdrawn(case: PodCase) -> str:
+    """It is offered today and not after the changes."""
+    if not any(one.now for one in case.services):
+        return ""
+    return f"no pool will offer {case.resources} once the changes are done: ask for a resource that is offered then"
+
+
+CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
+    _asks_nothing,
+    _on_changing,
+    _on_quiet,
+    _offered,
+    _to_come,
+    _ruled_out,
+    _withdrawn,
+)
+"""What is said of a pod; the first that has a text."""
 
 
 # --- in words ------------------------------------------------------------------------------------------------

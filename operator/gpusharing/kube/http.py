@@ -17,7 +17,7 @@ from typing import Self
 
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.answers import EVICTION, ApiRequest
-from gpusharing.kube.client import JSON, PODS, VERSION, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, PODS, VERSION, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.login import Login, OfficialLogin
@@ -27,9 +27,8 @@ from gpusharing.kube.wire import (
     JSON_TYPE,
     MERGE_PATCH,
     WATCH_SECONDS,
-    each_page,
+    WireReads,
     event_of,
-    is_served,
     parsed,
     refusal,
     selectors,
@@ -97,7 +96,7 @@ class _Body(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
-class HttpClient:
+class HttpClient(WireReads):
     """KubeClient for a real API server. Close it, or use `async with`."""
 
     def __init__(
@@ -160,21 +159,6 @@ class HttpClient:
         """See KubeClient."""
         return await self._call(ApiRequest("get", resource), "GET", resource.path(namespace, name))
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-    ) -> AsyncIterator[Page]:
-        """See KubeClient. Raises Expired when the list took longer than the server keeps its moment."""
-        request, path = ApiRequest("list", resource), resource.path(namespace)
-        selected = selectors(label_selector, field_selector)
-        async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
-            yield page
-
     async def watch(
         self,
         resource: Resource,
@@ -191,10 +175,6 @@ class HttpClient:
         async with self._stream(request, resource.path(namespace), query) as response:
             async for line in _lines(response):
                 yield event_of(request, line)
-
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        return await is_served(lambda request, path: self._call(request, "GET", path), resource)
 
     async def version(self) -> str:
         """See KubeClient. Every authenticated user may ask (ClusterRole system:public-info-viewer)."""

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
@@ -65,6 +65,35 @@ async def is_served(ask: Callable[[ApiRequest, str], Awaitable[JSON]], resource:
     except NotFound:
         return False
     return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
+
+
+class WireReads:
+    """What both transports read in the same way, each over its own calls."""
+
+    async def _call(
+        self, request: ApiRequest, method: str, path: str, query: Mapping[str, str] | None = None
+    ) -> JSON:
+        """The object that the server answers."""
+        raise NotImplementedError
+
+    async def pages(
+        self,
+        resource: Resource,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+        limit: int = 500,
+    ) -> AsyncIterator[Page]:
+        """See Followable. Raises Expired when the list took longer than the server keeps its moment."""
+        request, path = ApiRequest("list", resource), resource.path(namespace)
+        selected = selectors(label_selector, field_selector)
+        async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
+            yield page
+
+    async def served(self, resource: Resource) -> bool:
+        """See Followable."""
+        return await is_served(lambda request, path: self._call(request, "GET", path), resource)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:

@@ -35,18 +35,17 @@ from functools import partial
 from operator import attrgetter
 
 from gpusharing.api.names import LABEL_POLICY, Phase
+from gpusharing.planning.pools.choice import Choice, choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
-from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.objections import asked, find_objections
-from gpusharing.planning.pools.pool import Pool, Selection, select
+from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.memo import Memo
-from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
@@ -68,8 +67,6 @@ from gpusharing.planning.way.nodefacts import (
     find_surroundings,
     judge_facts,
 )
-from gpusharing.planning.way.requests import with_gpunode
-from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.values import value
@@ -104,33 +101,34 @@ class RolloutPlan:
 
 
 @value
-class Choice:
-    """The nodes that begin now."""
+class Known:
+    """What is known of each policy and node before any node is chosen. A node that failed has no facts."""
 
-    verdicts: Mapping[str, Verdict]
-    """Of all candidates."""
-    claims: Mapping[str, Claim]
-    """Of those that begin."""
-    looks: Mapping[str, Look]
-    """See RolloutPlan."""
+    wishes: Mapping[str, Wish | Finding]
+    """By policy: what it asks for."""
+    terms: Mapping[str, Terms]
+    """By policy: what it offers its nodes."""
+    unread: Mapping[str, Exception]
+    """By policy: why nobody can judge it."""
+    owners: Mapping[str, str]
+    """By node: the policy that owns it; empty: none."""
+    facts: Mapping[str, NodeFacts]
+    """By node: what it should be, and whether it is."""
+    judged: Mapping[str, Judged]
+    """By node: how far it is on its way."""
+    failed: Mapping[str, Exception]
+    """By node: why it cannot be judged."""
+    models: Mapping[str, GpuView]
+    """By product: one of its GPUs; those of nodes that failed count too."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
     """Decide about every node. Equal snapshots and times give equal plans, whatever is in the memo."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
-    failed: dict[str, Exception] = {}
-    unread: dict[str, Exception] = {}
-    wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
-    owners = own(snapshot, memo, failed)
-    terms = agree(snapshot, wishes, memo, unread)
-    facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
-    models = find_models(facts.values())
-    judged = judge(snapshot, facts, now, memo, failed)
-    for name in failed:
-        facts.pop(name, None)
-
-    found = _members(snapshot, owners, judged, failed)
+    known = find_known(snapshot, now, memo)
+    facts, judged = known.facts, known.judged
+    found = _members(snapshot, known.owners, judged, known.failed)
     failing = Failing.of(snapshot, found, now)
     members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
@@ -148,20 +146,20 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     previews = find_previews(pools, verdicts, snapshot, offered, now)
 
     targets = _targets(facts)
-    config = configure(snapshot, targets.values(), models, wishes, memo)
+    config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
     shared = share(snapshot, config, {**choice.claims, **kept}, pools, verdicts, failed_nodes=failed_nodes)
     failing.name(verdicts)
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
-        objections=find_objections(terms, unread, pools),
+        objections=find_objections(known.terms, known.unread, pools),
         shared=shared,
         targets={name: target.resources for name, target in targets.items()},
         wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
         previews=previews.known,
-        coming=find_coming(owners, fences_of(snapshot)),
+        coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
     )
 
@@ -173,6 +171,27 @@ def _wake(
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)
+
+
+def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
+    """Own, assess and judge: all that is asked about every node by itself."""
+    failed: dict[str, Exception] = {}
+    unread: dict[str, Exception] = {}
+    wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
+    owners = own(snapshot, memo, failed)
+    terms = agree(snapshot, wishes, memo, unread)
+    facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
+    judged = judge(snapshot, facts, now, memo, failed)
+    return Known(
+        wishes=wishes,
+        terms=terms,
+        unread=unread,
+        owners=owners,
+        facts={name: one for name, one in facts.items() if name not in failed},
+        judged=judged,
+        failed=failed,
+        models=find_models(facts.values()),
+    )
 
 
 # --- own and assess ------------------------------------------------------------------------------------------
@@ -274,7 +293,7 @@ def _cases(
     return cases | {name: case_of(given, now) for name, given in find_surroundings(snapshot, old)}
 
 
-# --- choose ----------------------------------------------------------------------------------------------------
+# --- count ----------------------------------------------------------------------------------------------------
 
 
 def _pools(
@@ -295,52 +314,6 @@ def _pools(
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
     """A node with a claim was about to begin, unless it waits or has just been proven."""
     return verdict.node in failing.kept or not (verdict.candidate or verdict.phase is Phase.SYNCED)
-
-
-def choose(
-    snapshot: ClusterSnapshot,
-    now: datetime,
-    pools: Mapping[str, Pool],
-    verdicts: Mapping[str, Verdict],
-    offered: frozenset[str],
-    *,
-    held: int,
-) -> Choice:
-    """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `held` slots are
-    kept for nodes without a fence. `offered`: the resource names that some node still offers in the end.
-    """
-    chosen: dict[str, Verdict] = {}
-    claims: dict[str, Claim] = {}
-    looks: dict[str, Look] = {}
-    waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
-    if not waiting:
-        return Choice(chosen, claims, looks)
-    in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
-    ledger = Ledger.of(snapshot, now, offered, list(_able_to_begin(waiting)))
-    for name in sorted(in_flight):
-        if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
-            looks[name] = look
-    for pool in waiting:
-        taken = len(in_flight) + held + len(claims)
-        try:
-            selection = select(pool, snapshot.settings.max_in_flight - taken, ledger)
-        except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
-            selection = Selection.none(pool, error)
-        claims |= selection.claims
-        looks |= selection.looks
-        for case in pool.candidates:
-            name, verdict = case.node.name, selection.verdicts[case.node.name]
-            # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
-            chosen[name] = with_gpunode(verdict, case) if verdicts[name].actions else verdict
-    return Choice(chosen, claims, looks)
-
-
-def _able_to_begin(waiting: Iterable[Pool]) -> Iterator[tuple[NodeCase, PolicyView]]:
-    """The candidates of pools with room in their allowance, and newcomers of the others, which take none of it."""
-    for pool in waiting:
-        for case in pool.candidates:
-            if pool.limit > pool.used or is_newcomer(case.node, case.gpunode):
-                yield case, pool.policy
 
 
 def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:

@@ -121,7 +121,7 @@ def find_standings(
     known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
     gangs = find_gang_waits(work, options, scope)
     if options.rules or found.waited or gangs or any(pod.system for pod in found.holders):
-        known = _in_turn([_waited(one, found, options, scope, now, gangs) for one in known], front)
+        known = _in_turn([_waited(one, found, options, scope, now=now, gangs=gangs) for one in known], front)
     unlisted = find_unlisted(work, found) if cordoned else ()
     if unlisted:
         refs = {ref for blocker in unlisted for ref in blocker.pods}
@@ -163,6 +163,7 @@ def _waited(
     found: Classified,
     options: Drain,
     scope: Scope,
+    *,
     now: datetime,
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:

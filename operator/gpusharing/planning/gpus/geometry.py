@@ -21,6 +21,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import TypeAlias
 
+from gpusharing.api.names import RESOURCE_MIG_PREFIX
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.words.values import value
 
@@ -205,7 +206,7 @@ def resource_name(profile: str, *, shared: bool = False) -> str:
 
     ``shared``: time-slicing with renameByDefault. Example: ``nvidia.com/mig-1g.10gb.me``.
     """
-    return f"nvidia.com/mig-{profile.replace('+', '.')}{'.shared' if shared else ''}"
+    return f"{RESOURCE_MIG_PREFIX}{profile.replace('+', '.')}{'.shared' if shared else ''}"
 
 
 def _large_first(name: str) -> tuple[int, int, str]:

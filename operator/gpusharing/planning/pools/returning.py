@@ -43,7 +43,7 @@ def hold_together(
         until = _until(proven, fences, by_name, now) if proven and open_ones else now
         if until > now and not any(_will_not_come(verdicts[name], fences[name]) for name in open_ones):
             held |= {
-                name: _held(verdicts[name], nodes[name], fences[name], open_ones, until, now)
+                name: _held(verdicts[name], nodes[name], fences[name], others=open_ones, until=until, now=now)
                 for name in proven
             }
     return held
@@ -74,7 +74,7 @@ def _until(
 
 
 def _held(
-    verdict: Verdict, node: NodeView, fence: Fence, others: Sequence[str], until: datetime, now: datetime
+    verdict: Verdict, node: NodeView, fence: Fence, *, others: Sequence[str], until: datetime, now: datetime
 ) -> Verdict:
     kept = tuple(action for action in verdict.actions if not isinstance(action, Release))
     if fence.proven is None:

@@ -4,7 +4,7 @@ Chart value gpuOperator.configure. Each is set once per ClusterPolicy, and only 
 annotation in the same write remembers it. If somebody sets one back, the operator leaves it alone.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
@@ -148,26 +148,67 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
 
 
 def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, error: str = "") -> str:
-    """Why the operator has not set a pointer that is not ours; empty if it was not `asked` to.
+    """Why the operator has not set a pointer that is not ours, the first of RESTRAINTS; empty if it was not `asked` to.
 
     `error`: why it could not.
     """
     if not asked:
         return ""
-    if pointer.field in policy.configured:
-        return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
-    if not pointer.is_free:
-        return f"; the operator never overwrites what somebody else has set ({VALUE})"
-    if pointer.without_default:
-        return (
-            f"; the operator does not set it ({VALUE}) because devicePlugin.config.default is"
-            f" {pointer.without_default}, which {pointer.ours} does not hold"
-        )
-    if pointer.lacking:
-        return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
-    if error:
-        return f"; the operator could not set it ({VALUE}): {error}"
+    for restraint in RESTRAINTS:
+        if why := restraint.find(pointer, policy, error):
+            return why
     return (
         f"; the operator sets it ({VALUE}) when both ConfigMaps are written and no node is in the middle of"
         " a change"
     )
+
+
+@value
+class Restraint:
+    """What keeps the operator from setting a pointer although it was asked to."""
+
+    find: Callable[[Pointer, ClusterPolicyView, str], str]
+    """What is said of it; the last argument is why a write failed. Empty: it does not apply."""
+
+
+def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
+    """It is set once, whatever it names now."""
+    if pointer.field not in policy.configured:
+        return ""
+    return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
+
+
+def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
+    """What our ConfigMap lacks is of no interest where somebody else's is named."""
+    return "" if pointer.is_free else f"; the operator never overwrites what somebody else has set ({VALUE})"
+
+
+def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
+    """It would stop the device plugins of all nodes that no label names an entry for."""
+    if not pointer.without_default:
+        return ""
+    return (
+        f"; the operator does not set it ({VALUE}) because devicePlugin.config.default is"
+        f" {pointer.without_default}, which {pointer.ours} does not hold"
+    )
+
+
+def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
+    """It would stop the device plugins of the nodes that name such an entry."""
+    if not pointer.lacking:
+        return ""
+    return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
+
+
+def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
+    """An error counts only where the operator would write: it may be of an earlier try."""
+    return f"; the operator could not set it ({VALUE}): {error}" if error else ""
+
+
+RESTRAINTS: tuple[Restraint, ...] = (
+    Restraint(_set_back),
+    Restraint(_taken),
+    Restraint(_default_unheld),
+    Restraint(_entries_unheld),
+    Restraint(_failed),
+)

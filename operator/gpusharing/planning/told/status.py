@@ -4,7 +4,7 @@ Conditions use the terms of kstatus. Messages are sorted, bounded and free of ti
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +34,7 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
 
 
 def policy_status(
@@ -121,24 +122,71 @@ def condition(
     }
 
 
+@value
+class Circumstance:
+    """A state of a pool, and what a condition then is."""
+
+    find: Callable[[Members, RolloutPlan], Finding | None]
+    """What the condition says; None: the pool is not in this state."""
+    status: bool
+    """Of the condition."""
+
+
+def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
+    for one in ladder:
+        if (found := one.find(pool, plan)) is not None:
+            return one.status, found.reason, found.message
+    return None
+
+
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
-    objection = plan.objections.get(pool.policy.name)
-    if objection is not None:
-        return False, objection.reason, objection.message
-    refused = [verdict for verdict in pool.verdicts if verdict.reason in UNSUPPORTED]
-    if refused and len(refused) == len(pool.verdicts):
-        return False, min(refused, key=urgency).reason, tell_first(refused)
-    if not pool.verdicts and pool.skipped:
-        return False, Reason.PRODUCT_SKIPPED, tell_first(pool.skipped)
-    if refused:
-        return (
-            True,
-            Reason.VALID,
-            f"{len(refused)} of {len(pool.verdicts)} nodes cannot serve it: {tell_first(refused)}",
-        )
+    """The first of ACCEPTANCES; else it is accepted, with what people should know of it."""
+    if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
+        return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
     told = [_legal(pool), *(found.message for found in doubts), note]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, told))
+
+
+def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """It keeps every node of the pool from starting, so it comes before what single nodes say."""
+    return plan.objections.get(pool.policy.name)
+
+
+def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """No node can serve it: the policy asks for what this pool cannot do."""
+    refused = _refused(pool)
+    if not refused or len(refused) < len(pool.verdicts):
+        return None
+    return Finding(min(refused, key=urgency).reason, tell_first(refused))
+
+
+def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """The policy selects nodes, and its own spec.products leaves all of them out."""
+    if pool.verdicts or not pool.skipped:
+        return None
+    return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
+
+
+def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """The others can, so it is accepted, and this is told instead of any doubt."""
+    refused = _refused(pool)
+    if not refused:
+        return None
+    told = f"{len(refused)} of {len(pool.verdicts)} nodes cannot serve it: {tell_first(refused)}"
+    return Finding(Reason.VALID, told)
+
+
+def _refused(pool: Members) -> list[Verdict]:
+    return [verdict for verdict in pool.verdicts if verdict.reason in UNSUPPORTED]
+
+
+ACCEPTANCES: tuple[Circumstance, ...] = (
+    Circumstance(_objected, status=False),
+    Circumstance(_unserved, status=False),
+    Circumstance(_all_skipped, status=False),
+    Circumstance(_partly_served, status=True),
+)
 
 
 def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
@@ -201,22 +249,49 @@ _STALLING = (Reason.ROLLED_BACK, Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
 
 
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
-    if pool.policy.name in plan.objections:
-        objection = plan.objections[pool.policy.name]
-        return True, objection.reason, objection.message
+    """The first of STALLS; else nothing is."""
+    return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "nothing needs a person")
+
+
+def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """A node that is out of service, whatever else waits for a person."""
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
-    if failed:
-        return True, Reason.NODES_FAILED, f"{count_nodes(len(failed))} failed; {tell_first(failed)}"
+    if not failed:
+        return None
+    return Finding(Reason.NODES_FAILED, f"{count_nodes(len(failed))} failed; {tell_first(failed)}")
+
+
+def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """It stays so although other nodes go on."""
     for reason in _STALLING:
         if found := [verdict for verdict in pool.verdicts if verdict.reason is reason]:
-            return True, reason, tell_first(found)
+            return Finding(reason, tell_first(found))
+    return None
+
+
+def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """A blocked node stalls the pool only when no other goes on: the rollout comes to it last."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
-    if stuck and not going_on and not pool.coming:
-        return True, Reason.BLOCKED, f"{count_nodes(len(stuck))} blocked; {tell_first(stuck)}"
-    if any(verdict.reason is Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
-        return False, Reason.PROGRESSING, "waits for a person to approve the plan"
-    return False, Reason.PROGRESSING, "nothing needs a person"
+    if not stuck or going_on or pool.coming:
+        return None
+    return Finding(Reason.BLOCKED, f"{count_nodes(len(stuck))} blocked; {tell_first(stuck)}")
+
+
+def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """A person is asked, as the policy wants it: that is no stall."""
+    if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
+        return None
+    return Finding(Reason.PROGRESSING, "waits for a person to approve the plan")
+
+
+STALLS: tuple[Circumstance, ...] = (
+    Circumstance(_objected, status=True),
+    Circumstance(_failed, status=True),
+    Circumstance(_left_to_a_person, status=True),
+    Circumstance(_stuck, status=True),
+    Circumstance(_unapproved, status=False),
+)
 
 
 def _needs_person(verdict: Verdict) -> bool:

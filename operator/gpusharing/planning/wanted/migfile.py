@@ -5,7 +5,7 @@ Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendere
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -124,24 +124,74 @@ def _find_problem(entry: object) -> str:
 
 
 def _find_row_problem(row: Mapping[str, Any]) -> str:
-    if unknown := sorted(map(str, row.keys() - _FIELDS)):
-        return f"unknown field {unknown[0]}"
-    devices, enabled, counts = row.get("devices"), row.get("mig-enabled"), row.get("mig-devices")
-    if devices != "all" and not (isinstance(devices, list) and all(type(index) is int for index in devices)):
-        return "devices is neither all nor a list of GPU indexes"
-    if type(enabled) is not bool:
-        return "mig-enabled is neither true nor false"
-    if enabled and not isinstance(counts, dict):
-        return "mig-enabled needs mig-devices"
-    if counts and not enabled:
-        return "mig-devices needs mig-enabled"
-    for name, count in (counts or {}).items():
+    return next((why for fault in ROW_FAULTS if (why := fault.find(row))), "")
+
+
+@value
+class RowFault:
+    """A mistake in a row of an entry for which mig-parted refuses the file."""
+
+    find: Callable[[Mapping[str, Any]], str]
+    """What is wrong, as a clause for people; empty: the row is without it."""
+
+
+def _unknown_field(row: Mapping[str, Any]) -> str:
+    """A field that is misspelt is also missing, and this names it."""
+    unknown = sorted(map(str, row.keys() - _FIELDS))
+    return f"unknown field {unknown[0]}" if unknown else ""
+
+
+def _bad_devices(row: Mapping[str, Any]) -> str:
+    """GPUs are meant by index, and to YAML true is no index though Python counts with it."""
+    devices = row.get("devices")
+    if devices == "all" or (isinstance(devices, list) and all(type(index) is int for index in devices)):
+        return ""
+    return "devices is neither all nor a list of GPU indexes"
+
+
+def _bad_switch(row: Mapping[str, Any]) -> str:
+    """The next two rows take it for what it says."""
+    return "" if type(row.get("mig-enabled")) is bool else "mig-enabled is neither true nor false"
+
+
+def _no_instances(row: Mapping[str, Any]) -> str:
+    """MIG on without instances is written as an empty map."""
+    wrong = row.get("mig-enabled") and not isinstance(row.get("mig-devices"), dict)
+    return "mig-enabled needs mig-devices" if wrong else ""
+
+
+def _instances_without_mig(row: Mapping[str, Any]) -> str:
+    """Which of the two was meant nobody can tell."""
+    wrong = row.get("mig-devices") and not row.get("mig-enabled")
+    return "mig-devices needs mig-enabled" if wrong else ""
+
+
+def _bad_instances(row: Mapping[str, Any]) -> str:
+    """Whether a card has the profile, the row does not say."""
+    counts = row.get("mig-devices")
+    for name, count in counts.items() if isinstance(counts, dict) else ():
         if not _PROFILE.fullmatch(str(name)) or type(count) is not int or count < 0:
             return f"{name}: {count} in mig-devices is not a profile with a count"
+    return ""
+
+
+def _bad_filter(row: Mapping[str, Any]) -> str:
+    """Without quotes YAML makes a number of an id."""
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
             return f"device-filter {item} is not a PCI device id in quotes, such as '0x233010DE'"
     return ""
+
+
+ROW_FAULTS: tuple[RowFault, ...] = (
+    RowFault(_unknown_field),
+    RowFault(_bad_devices),
+    RowFault(_bad_switch),
+    RowFault(_no_instances),
+    RowFault(_instances_without_mig),
+    RowFault(_bad_instances),
+    RowFault(_bad_filter),
+)
 
 
 def _filters(row: Mapping[str, Any]) -> list[Any]:

@@ -90,36 +90,38 @@ def find_wish(policy: str, spec: GPUSharingPolicySpec) -> Wish:
 
 def _find_target(
     wish: Wish,
-    spec: GPUSharingPolicySpec,
     node: str,
     stack: StackView,
     gpus: Sequence[CardView],
     generated: str,
 ) -> Target | Finding:
     """What `node` with these GPUs becomes. `generated`: what mig-manager generated for the node, where that counts."""
+    spec = wish.spec
     if spec.products and (other := _unlisted_product(spec, gpus)):
         return Finding(
             Reason.PRODUCT_SKIPPED,
             f"{node} has {other}, which spec.products does not list ({', '.join(spec.products)})",
         )
-    layouts = _wanted_layouts(wish, spec, node, stack, gpus, generated)
+    layouts = _wanted_layouts(wish, node, stack, gpus, generated)
     if isinstance(layouts, Finding):
         return layouts
     refused = _too_many_clients(spec, node, gpus) or _too_old(spec, node, gpus, layouts, stack)
     if refused is not None:
         return refused
     mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
-    return _target(wish.policy, spec.mode, mig_config, layouts, plugin_config(spec, layouts), gpus, stack)
+    plugin = plugin_config(spec, layouts)
+    return _target(wish.policy, spec.mode, gpus, stack, mig_config=mig_config, layouts=layouts, plugin=plugin)
 
 
 def _target(
     policy: str,
     mode: Mode,
+    gpus: Sequence[CardView],
+    stack: StackView,
+    *,
     mig_config: str,
     layouts: tuple[Layout | None, ...],
     plugin: PluginConfig,
-    gpus: Sequence[CardView],
-    stack: StackView,
 ) -> Target:
     replicas = plugin.sharing.replicas[0][1] if plugin.sharing else 1
     content = pluginconfig.render(plugin)
@@ -187,7 +189,7 @@ class Targets:
 
     def find(self, node: str, hardware: Hardware) -> Target | Finding:
         """What `node` with these GPUs (sorted by index, at least one) becomes; only a Finding names the node."""
-        question = partial(_find_target, self.wish, self.wish.spec, node, self.stack)
+        question = partial(_find_target, self.wish, node, self.stack)
         generated = self.stack.generated_mig_file(node)
         return self.answers.ask(question, hardware.cards, generated, lasts=_is_target)
 
@@ -198,7 +200,10 @@ class Targets:
     def _stop(self, cards: tuple[CardView, ...]) -> Target:
         mig_config = migfile.ALL_DISABLED if _has_mig_manager(self.wish.spec, cards, self.stack) else ""
         whole = (None,) * len(cards)
-        return _target(self.wish.policy, Mode.FULL, mig_config, whole, PluginConfig(), cards, self.stack)
+        policy, plugin = self.wish.policy, PluginConfig()
+        return _target(
+            policy, Mode.FULL, cards, self.stack, mig_config=mig_config, layouts=whole, plugin=plugin
+        )
 
 
 def _is_target(found: Target | Finding) -> bool:
@@ -248,12 +253,12 @@ def _foreseen(spec: GPUSharingPolicySpec) -> tuple[PluginConfig, ...]:
 
 def _wanted_layouts(
     wish: Wish,
-    spec: GPUSharingPolicySpec,
     node: str,
     stack: StackView,
     gpus: Sequence[CardView],
     generated: str,
 ) -> tuple[Layout | None, ...] | Finding:
+    spec = wish.spec
     if spec.mode is not Mode.MIG or spec.mig is None:
         return (None,) * len(gpus)
     if incapable := next((gpu for gpu in gpus if not gpu.mig_capable), None):
