@@ -148,7 +148,7 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
         cards,
         twice,
         simulated,
-        *teams,
+        *labels,
     ) = await side_by_side(*(prometheus.instant_all(query, end) for query in queries))
     _refuse_doubles(twice)
     faults: list[str] = []
@@ -168,7 +168,7 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
             if math.isfinite(one.value)
         },
         read_prices(opencost, policies, products, cards, rivals=rivals, currency=wish.currency),
-        read_teams(*teams, label_of(wish.by)) if teams else Teams(),
+        read_teams(labels[0], labels[1], label_of(wish.by)) if labels else Teams(),
         nodes_of(simulated),
         faults,
     )
