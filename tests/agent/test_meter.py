@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from tests.agent.scraping import GPUS, PARTS, CountingPrometheus
 from tests.fakes.gpus import FixedPods, OneNode
 
-from gpusharing.agent.library import LibraryError, Reading
+from gpusharing.agent.library import LibraryError, Reading, unreachable
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.meter import (
     LAG,
+    NO_OFFERS,
     NOTHING,
     Account,
     Allotment,
     Meter,
+    last_offers,
     standing,
 )
 from gpusharing.agent.podresources import Held, Holdings
@@ -184,7 +186,10 @@ def test_before_anything_is_known_nothing_is_metered() -> None:
 HAPPENINGS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["turn", "turn", "turn", "layout", "pods", "pods", "quiet", "blind", "restart", "policy"]
+            [
+                *("turn", "turn", "turn", "layout", "pods", "pods", "quiet", "blind", "restart", "policy"),
+                *("lost", "foreign", "sick", "gone"),
+            ]
         ),
         st.integers(1, 30),
         st.integers(0, len(LAYOUTS) - 1),
@@ -194,6 +199,9 @@ HAPPENINGS = st.lists(
     min_size=2,
     max_size=60,
 )
+FOREIGN = Held("team-d", "pod", SHARED, ("GPU-foreign::1", "GPU-other", ""))
+"""Of devices that the node has no more, or has under no name."""
+LOST = unreachable(0, "Lost")
 READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS[0], LAYOUTS[2])}
 
 
@@ -202,10 +210,12 @@ READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS
 def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
     happenings: list[Any],
 ) -> None:
-    """A node of two GPUs whose agent is restarted, whose layout and pods change, and which vanishes at the end. Turns
-    come every 1 to 30 s, scrapes with some of them, but at least every 90 s."""
+    """A node of two GPUs whose agent is restarted, whose layout and pods change, whose GPUNode is missing at times, and
+    which vanishes at the end. Turns come every 1 to 30 s, scrapes with some of them, but at least every 90 s."""
     meter, prometheus, clock, known = Meter(), CountingPrometheus(), 0.0, 0.0
     reading, holdings, policy, changing = READINGS[(), ()], Holdings(), "pool-b", False
+    lost = gone = False
+    offers, shown = NO_OFFERS, (reading, policy, changing)
     scraped = newest = 0.0
     begun: float | None = None
     keys: set[object] = set()
@@ -220,12 +230,25 @@ def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
                 changing = not changing
             case "policy":
                 policy = "pool-c" if policy == "pool-b" else "pool-b"
+            case "lost":
+                lost = not lost
+            case "foreign":
+                holdings = replace(holdings, held=(*holdings.held, FOREIGN))
+            case "sick":
+                holdings = replace(holdings, offered=())
+            case "gone":
+                gone = not gone
             case "restart":
                 known += lived(begun, scraped)
-                meter, begun, keys = Meter(), None, set()
-        stands = None if kind == "blind" else standing(reading, holdings, policy, changing=changing)
-        if stands is not None:
+                meter, begun, keys, offers, gone = Meter(), None, set(), NO_OFFERS, False
+        if not gone:  # else the agent reads nothing, and nobody shows it anything
+            shown = replace(reading, gpus=(LOST, reading.gpus[1])) if lost else reading, policy, changing
+        stands = None
+        if kind != "blind":
+            offers = last_offers(shown[0], holdings, offers)
+            stands = standing(shown[0], holdings, shown[1], changing=shown[2], known=offers)
             assert total(stands) == 2, "to the last fraction"
+            assert min((*stands.held.values(), *stands.idle.values(), stands.stranded)) >= 0
             begun = clock if begun is None else begun
         meter.turn(clock, stands)
         if keys != (keys := keys | keys_of(meter)):

@@ -67,3 +67,43 @@ def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
     as_instance = last_offers(divided, handed_out(devices(divided), []), NO_OFFERS)
     assert list(as_instance) == [instance]
     assert last_offers(reading, Holdings(offered=()), as_instance) == {}
+
+
+# --- what somebody else changes under a holder, without a restart of its pod ---------------------------------------
+
+
+@pytest.mark.parametrize("layout", [(), ("3g.40gb",)], ids=["a whole GPU", "an instance"])
+@pytest.mark.parametrize("others", [0, 2])
+def test_who_holds_a_device_that_is_shared_since_holds_all_of_it_but_for_replicas_that_others_hold(
+    layout: tuple[str, ...], others: int
+) -> None:
+    """It was a fifth of it once it had four replicas, although they took nothing from him."""
+    reading = machine(layout)
+    before, after = devices(reading), devices(reading, 4)
+    held = (*handed_out(before, ["team-a"]).held, *handed_out(after, ["team-b"] * others).held)
+    whole = Fraction(1, 2) if layout else Fraction(1)
+    known = last_offers(reading, handed_out(before, []), NO_OFFERS)
+    for offered in (tuple(after), ()):  # and while the plugin restarts
+        holdings = Holdings(held=held, offered=offered)
+        known = last_offers(reading, holdings, known)
+        stands = standing(reading, holdings, "", changing=False, known=known)
+        parts = {name: part for (name, _), part in stands.held.items()}
+        assert parts["team-a"] == whole * Fraction(4, 4 + others)
+        assert parts.get("team-b", 0) == whole * Fraction(others, 4 + others)
+        assert sum(stands.idle.values()) == 0
+        assert stands.stranded == 1 - whole
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_who_holds_a_gpu_that_is_divided_since_holds_all_of_it_but_for_instances_that_others_hold(
+    others: int,
+) -> None:
+    """It was nothing, and the instances were idle."""
+    whole, divided = machine(()), machine(("3g.40gb", "3g.40gb"))
+    instances = devices(divided)
+    held = (*handed_out(devices(whole), ["team-a"]).held, *handed_out(instances, ["team-b"] * others).held)
+    stands = standing(divided, Holdings(held=held, offered=tuple(instances)), "", changing=False)
+    parts = {name: part for (name, _), part in stands.held.items()}
+    assert parts["team-a"] == 1 - Fraction(others, 2)
+    assert parts.get("team-b", 0) == Fraction(others, 2)
+    assert sum(stands.idle.values()) + stands.stranded == 0

@@ -117,6 +117,8 @@ def rough() -> Iterator[Node]:
     yield whole("gpu-1", "late")
     yield whole("gpu-1", "two", labels={"zone": "a"})
     yield whole("gpu-2", "two", labels={"zone": "b"})
+    yield whole("gpu-1", "teams", labels={"zone": "a"})
+    yield whole("gpu-2", "teams", labels={"zone": "b"})
     # The agent's pod was replaced: another series, which begins with 0.
     half = SHORT // 2
     held = {("team-a", WHOLE): Fraction(1)}
@@ -150,6 +152,10 @@ def other_prices() -> Iterator[Gauge]:
         yield Gauge(name, {"cluster": "two", "zone": zone, **dollars}, price)
     for value, hours in (("0", (0, 10)), ("3", (11, SHORT))):
         yield Gauge("node_gpu_hourly_cost", {"cluster": "late", "node": "gpu-1"}, value, hours)
+    for zone, team, namespace in (("a", "red", "namespace"), ("b", "blue", "exported_namespace")):
+        yield Gauge(name, {"cluster": "teams", "zone": zone, **dollars}, "2")
+        told = {"cluster": "teams", "zone": zone, "namespace": "monitoring", "label_team": team}
+        yield Gauge("kube_namespace_labels", {**told, namespace: "team-a"}, "1")
     yield Gauge(name, {"cluster": "mixed", "policy": "pool-y", "currency": "EUR"}, "1")
     yield Gauge("node_gpu_hourly_cost", {"cluster": "negative", "node": "gpu-1"}, "-1")
 

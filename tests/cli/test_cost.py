@@ -119,7 +119,8 @@ def test_a_hundred_thousand_series_are_a_bill_like_any_other(desk: Desk, fake: F
     ]
     fake.answers["gpusharing_slice_seconds_total"] = vector(*held)
     del fake.answers["gpusharing_device_slices"]
-    fake.answers["increase(gpusharing_gpu_seconds_total"] = vector((GPU, str(3_600_000 + 43_200)))
+    whole = [({**GPU, "node": f"gpu-{node}"}, str(720 + 43_200 * (node == 1))) for node in range(5000)]
+    fake.answers["increase(gpusharing_gpu_seconds_total"] = vector(*whole)
     told = json.loads(ask(desk, fake, "-o", "json").out)
     assert [row["cost"] for row in told["rows"][:-1]] == ["100.00"] * 20
     assert told["totals"][0]["cost"] == "2024.00"

@@ -9,7 +9,7 @@ import pytest
 from tests.cli.desk import Desk, Said
 from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, fake_prometheus, vector
 
-from gpusharing.cli.troubles import CHANGES, DONE
+from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
     assert "PARTIAL: Prometheus warns: store x is away." in said.out
 
 
-@pytest.mark.parametrize("value", ["1e303", "-1e303", "1.1e15"])
+@pytest.mark.parametrize("value", ["1e303", "-1e303", "1.1e15", "NaN", "+Inf", "-Inf"])
 @pytest.mark.parametrize(
     ("asked", "labels", "named"),
     [
@@ -62,6 +62,73 @@ def test_a_number_that_cannot_be_is_left_out_and_told(
     said = ask(desk, fake, "-o", "json")
     assert (said.status, said.err) == (CHANGES, "")
     assert f"{named} {float(value):g}" in " ".join(json.loads(said.out)["missing"])
+
+
+IDLE = {**GPU, "resource": "nvidia.com/gpu"}
+PARTS, REST, WHOLE = (
+    "gpusharing_slice_seconds_total",
+    "gpusharing_idle_slice_seconds_total",
+    "increase(gpusharing_gpu_seconds_total",
+)
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (
+            {PARTS: vector((HELD, "43200"), ({**HELD, "policy": "pool-y"}, "36000"))},
+            "the parts of pool-y add up to 10.0 GPU-hours, but its GPUs were metered for 0.0: Prometheus lacks some of"
+            " the meter's series",
+        ),
+        (
+            {
+                PARTS: vector((HELD, "0"), ({**HELD, "node": "gpu-2"}, "86400")),
+                REST: vector(),
+                WHOLE: vector((GPU, "86400"), ({**GPU, "node": "gpu-2"}, "0")),
+            },
+            "the parts of pool-x on gpu-1, gpu-2 differ by 48.0 GPU-hours from what the GPUs there were metered for:"
+            " Prometheus lacks some of the meter's series",
+        ),
+        (
+            {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
+            "a counter of the meter on gpu-1 tells nan s, which is left out: that is no number",
+        ),
+        (
+            {"(avg by (policy, currency)": vector(({"policy": "pool-x", "currency": "USD"}, "NaN"))},
+            "gpusharing_policy_gpu_hourly_price of policy pool-x is nan, which is left out: that is no number",
+        ),
+    ],
+    ids=["parts without a whole", "nodes that cancel out", "no number at all", "a price that is none"],
+)
+def test_a_sum_that_is_broken_somewhere_is_told(
+    desk: Desk, fake: FakePrometheus, answers: dict[str, Answer], told: str
+) -> None:
+    fake.answers = {**answers, **{text: one for text, one in fake.answers.items() if text not in answers}}
+    said = ask(desk, fake, "-o", "json")
+    assert said.status == CHANGES
+    assert told in json.loads(said.out)["missing"]
+    assert ("Prometheus has none" in said.out) == ("pool-y" in told), "for there is one that is left out"
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ({"a\x1b[31m": "x"}, "differ in the label a?[31m (x, y)"),
+        ({"replica": 'x"\\'}, r"""--selector 'replica="x\"\\"'"""),
+        ({"replica": "it's"}, """--selector 'replica="it'"'"'s"'"""),
+    ],
+    ids=["a name that would paint", "a value with quotes", "a value that ends the shell's quotes"],
+)
+def test_labels_are_told_so_that_they_can_be_read_and_typed(
+    desk: Desk, fake: FakePrometheus, labels: dict[str, str], told: str
+) -> None:
+    others = dict.fromkeys(labels, "y")
+    twice = vector(({**GPU, **labels}, "1"), ({**GPU, **others}, "1"))
+    fake.answers = {"and on (node, policy)": twice, **fake.answers}
+    said = ask(desk, fake)
+    assert (said.status, said.out) == (FAILED, "")
+    assert told in said.err
+    assert "\x1b" not in said.err
 
 
 @pytest.mark.parametrize("function", ["min", "max", "count"])

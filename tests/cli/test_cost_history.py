@@ -277,6 +277,23 @@ def test_days_on_which_no_namespace_had_a_label_are_told(desk: Desk, prometheus:
     ]
 
 
+def test_a_namespace_with_several_teams_at_once_is_no_teams(desk: Desk, prometheus: str) -> None:
+    """One team was billed for what another did in another cluster, without a word."""
+    said = ask(desk, prometheus, "--by", "team", "-o", "json", cluster="teams")
+    assert said.status == CHANGES
+    assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {"": "192.00"}
+    assert data(said)["missing"] == [
+        "namespace team-a has several values of team at once, as when several clusters have it, so its usage is"
+        " listed under (no team): choose one by --selector"
+    ]
+    for zone, team in (("a", "red"), ("b", "blue")):
+        chosen = ("--selector", f'cluster="teams",zone="{zone}"', "--by", "team", "-o", "json")
+        said = ask(desk, prometheus, *chosen, cluster="teams")
+        assert {row["name"]: row["cost"] for row in data(said)["rows"]} == {team: "96.00"}
+        assert said.status == DONE
+    assert ask(desk, prometheus, cluster="teams").status == DONE
+
+
 def test_clusters_that_ask_different_prices_have_none_together(desk: Desk, prometheus: str) -> None:
     said = ask(desk, prometheus, "-o", "json", cluster="two")
     assert said.status == CHANGES

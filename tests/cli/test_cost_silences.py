@@ -39,7 +39,7 @@ def gauge(
 
 def past() -> History:
     """In each cluster gpu-1 is always seen."""
-    clusters = ("dead", "late", "never", "bare", "scaled", "policies")
+    clusters = ("dead", "unread", "late", "never", "blind", "bare", "scaled", "policies")
     dead, late = (6.0, 99.0), (-1.0, 6.0)
     return History(
         BEGIN,
@@ -47,6 +47,7 @@ def past() -> History:
         [
             *(node(cluster, "gpu-1") for cluster in clusters),
             node("dead", "gpu-2", dead),
+            node("unread", "gpu-2", dead),
             node("late", "gpu-2", late),
             node("scaled", "gpu-2", dead),
             node("scaled", "gpu-3", late),
@@ -59,6 +60,12 @@ def past() -> History:
             ),
             gauge("dead", "up", "0", (6, 12), node="gpu-2", job=JOB),
             gauge("dead", "gpusharing_policy_nodes_without_agent", "1", (6, 12), policy="pool-x"),
+            # Agents that run and cannot read.
+            *(gauge("unread", "up", "1", node=name, job=JOB) for name in ("gpu-1", "gpu-2")),
+            gauge("unread", "gpusharing_agent_ready", "1", node="gpu-1", job="pods"),
+            gauge("unread", "gpusharing_agent_ready", "0", (6, 12), node="gpu-2", job="pods"),
+            gauge("blind", "up", "1", node="gpu-9", job=JOB),
+            gauge("blind", "gpusharing_agent_ready", "0", node="gpu-9", job=JOB),
             gauge("late", "up", "0", (0, 5), node="gpu-2", job=JOB),
             gauge("late", "gpusharing_policy_nodes_without_agent", "1", (0, 5), policy="pool-x"),
             gauge("never", "up", "0", node="gpu-9", job=JOB),
@@ -87,10 +94,16 @@ def ask(desk: Desk, url: str, cluster: str, *more: str) -> tuple[int, Any]:
 
 @pytest.mark.parametrize(
     ("cluster", "whose"),
-    [("dead", "gpu-2 (5h"), ("late", "gpu-2 (5h"), ("never", "gpu-9 (11h")],
-    ids=["until the end", "from the beginning", "all the time"],
+    [
+        ("dead", "gpu-2 (5h"),
+        ("late", "gpu-2 (5h"),
+        ("never", "gpu-9 (11h"),
+        ("unread", "gpu-2 (5h"),
+        ("blind", "gpu-9 (11h"),
+    ],
+    ids=["until the end", "from the beginning", "all the time", "unread until the end", "never read"],
 )
-def test_a_bill_is_a_part_where_an_agent_is_dead(
+def test_a_bill_is_a_part_where_an_agent_is_dead_or_cannot_read(
     desk: Desk, prometheus: str, cluster: str, whose: str
 ) -> None:
     status, told = ask(desk, prometheus, cluster)

@@ -72,6 +72,11 @@ class Stats:
     """Patches that it did not accept."""
 
 
+def _shown_by(node: JSON) -> tuple[str, str]:
+    """Policy and phase."""
+    return text(node, "status", "transition", "policy"), text(node, "status", "transition", "phase")
+
+
 def _jitter() -> float:
     return random.uniform(1 - JITTER, 1 + JITTER)
 
@@ -107,6 +112,8 @@ class AgentLoop:
         """The state at the last turn, and what it was made from."""
         self._offers = NO_OFFERS
         """See last_offers."""
+        self._shown = "", ""
+        """Policy and phase of the GPUNode, as it was last seen."""
         self._api = api
         self._pods = pods
         self._simulated = library.simulated
@@ -159,7 +166,10 @@ class AgentLoop:
         node = self._own.node
         if node is None:  # nothing asked, nowhere to report: in the middle of a change NVML must stay closed
             self.use = None  # nor does anybody know any more who uses what
+            if self.reading is not None:  # who holds what the kubelet tells all the same
+                self.meter.turn(self._clock(), self._how_it_stands(await self._read_holdings()))
             return
+        self._shown = _shown_by(node)
         request = AgentRequest.of(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
@@ -168,7 +178,7 @@ class AgentLoop:
             last, used = await self._read(request, last)
         self.use = None if used is None else (used, holdings)
         self.observed = last.held_by(holdings)
-        self.meter.turn(self._clock(), self._how_it_stands(node, holdings))
+        self.meter.turn(self._clock(), self._how_it_stands(holdings))
         await self._publish(self.observed)
         self._end_when_hopeless()
         if not self.observed.error and self.observed.request_id != self._asked():
@@ -214,11 +224,11 @@ class AgentLoop:
         if self._patience and self._hopeless >= self._patience and reported and self.observed is not None:
             raise RestartNeeded(self.observed.error)
 
-    def _how_it_stands(self, node: JSON, holdings: Holdings | None) -> Allotment | None:
+    def _how_it_stands(self, holdings: Holdings | None) -> Allotment | None:
         """None: unknown. What the operator publishes about the node is enough for a bill; it decides nothing."""
         if self.reading is None or holdings is None:
             return None
-        policy, phase = (text(node, "status", "transition", key) for key in ("policy", "phase"))
+        policy, phase = self._shown
         changing = phase in CHANGING or (self.observed is not None and self.observed.quiet)
         last = self._stood
         if holdings.offered is None and last is not None and last[1].offered is not None:

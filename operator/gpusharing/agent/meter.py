@@ -162,14 +162,35 @@ def _offered(holdings: Holdings) -> dict[str, Counter[str]]:
 def _devices(reading: Reading, holdings: Holdings, known: Offers) -> Iterable[_Slices]:
     offered = _offered(holdings)
     held: dict[str, Counter[tuple[str, str]]] = {}
+    whole: set[str] = set()
     for each in holdings.held:
         for device in each.devices:
-            held.setdefault(base(device), Counter())[each.namespace, each.resource] += 1
+            uuid = base(device)
+            slices = sum((offered.get(uuid) or known.get(uuid, {})).values())
+            if device == uuid and slices > 1:  # it was shared under its holder, who goes on holding all of it
+                whole.add(uuid)
+            else:
+                slices = 1
+            held.setdefault(uuid, Counter())[each.namespace, each.resource] += slices
     cards = {model.product: model for model in reading.models}
     for gpu in reading.gpus:
-        for uuid, share in _shares(gpu, cards.get(gpu.product)):
-            here: Mapping[str, int] = offered.get(uuid, {})
-            yield _Slices(share, here, here or known.get(uuid, {}), held.get(uuid, {}))
+        for uuid, share in _under_holder(gpu, _shares(gpu, cards.get(gpu.product)), held):
+            if uuid in whole:  # nothing of it is idle
+                yield _Slices(share, {}, {}, held[uuid])
+            else:
+                here: Mapping[str, int] = offered.get(uuid, {})
+                yield _Slices(share, here, here or known.get(uuid, {}), held.get(uuid, {}))
+
+
+def _under_holder(
+    gpu: GPU, parts: Sequence[tuple[str, Fraction]], held: Mapping[str, object]
+) -> Sequence[tuple[str, Fraction]]:
+    """The devices of a GPU. Where MIG was switched on under the holder of the whole GPU, it stays the holder's but for
+    instances that others hold."""
+    if not gpu.uuid or gpu.uuid not in held or gpu.mig_mode != "Enabled":
+        return parts
+    others = [(uuid, share) for uuid, share in parts if uuid in held]
+    return [*others, (gpu.uuid, WHOLE - sum((share for _, share in others), NOTHING))]
 
 
 def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:

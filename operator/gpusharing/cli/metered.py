@@ -5,15 +5,16 @@ The window is asked for a day at a time, so that a price counts for the days on 
 large. `increase` extends a series to both ends of the day, bridges gaps and knows when a counter began anew.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from shlex import quote
 from typing import NamedTuple
 
 from gpusharing.cli.ages import counted
 from gpusharing.cli.matchers import TARGET, braced
 from gpusharing.cli.meterqueries import (
-    EXPORTED,
     GPUS,
     NAMESPACE,
     OF_PARTS,
@@ -22,7 +23,8 @@ from gpusharing.cli.meterqueries import (
     label_of,
     queries_of,
 )
-from gpusharing.cli.pricing import CHOOSE, MOST, REMEDY, Prices, read_prices
+from gpusharing.cli.meterteams import Teams, describe_rivals, namespace_of, no_label, read_teams
+from gpusharing.cli.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
 from gpusharing.cli.prometheus import Prometheus, Series, side_by_side
 from gpusharing.cli.silences import find_losses
 from gpusharing.cli.simulatedseries import nodes_of
@@ -42,6 +44,8 @@ CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that series can be chosen by them."""
 MISSED = 3600.0
 """GPU-seconds of a node that are worth reporting; a scrape interval at the end of each day is less."""
+NodePool = tuple[str, str]
+"""Name of a node, and of the policy that owned it."""
 
 
 @dataclass(slots=True)
@@ -81,7 +85,8 @@ class _Others(NamedTuple):
     cards: list[Series]
     twice: list[Series]
     simulated: list[Series]
-    teams: Sequence[Series] = ()
+    labels: Sequence[Series] = ()
+    rival_labels: Sequence[Series] = ()
     """Only asked for where a label says whose a namespace is."""
 
 
@@ -93,8 +98,7 @@ class _Day:
     shared: Mapping[tuple[str, str], float]
     """By node and resource: the most slices of one device."""
     prices: Prices
-    teams: Mapping[str, str]
-    """By namespace."""
+    teams: Teams
     simulated: frozenset[str]
     """Nodes."""
     faults: Sequence[str] = ()
@@ -106,8 +110,9 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
     found = MeteredPools()
     found.missing += await _gaps(prometheus, wish)
     unpriced: dict[tuple[str, str], float] = {}
-    parts: dict[str, float] = {}
-    gpus: dict[str, float] = {}
+    parts: dict[NodePool, float] = {}
+    gpus: dict[NodePool, float] = {}
+    rivals: set[str] = set()
     unseen, unlabelled, labelled = _Unseen(), 0, False
     for start, end in days(wish.start, wish.end):
         day = await _read_day(prometheus, wish, start, end)
@@ -116,10 +121,11 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         found.missing += [fault for fault in faults if fault not in found.missing]
         _sum(parts, (*day.metered.held, *day.metered.idle, *day.metered.stranded, *day.metered.transition))
         _sum(gpus, day.metered.gpus)
+        rivals |= day.teams.rivals & {namespace_of(one) for one in day.metered.held if one.value > 0}
         found.simulated |= day.simulated & {node for node, _ in map(_node, day.metered.gpus)}
         unseen.add(day.metered.gpus, day.metered.firsts, day.metered.lasts)
-        unlabelled += bool(label_of(wish.by) and day.metered.held and not day.teams)
-        labelled |= bool(day.teams)
+        unlabelled += bool(label_of(wish.by) and day.metered.held and not day.teams.last)
+        labelled |= bool(day.teams.last)
     if unlabelled and not labelled:
         raise Trouble(no_label(wish.by))
     if unlabelled:
@@ -127,6 +133,7 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
             f"on {counted(unlabelled, 'day')} Prometheus knew no namespace with the label {wish.by}: usage on"
             f" those days is listed under (no {wish.by})"
         )
+    found.missing += describe_rivals(rivals, wish.by)
     found.missing += _unpriced(unpriced)
     found.missing += [*_lacking(parts, gpus, wish.end - wish.start), *unseen.told()]
     lost = await find_losses(prometheus, wish, unseen.nodes)
@@ -140,23 +147,14 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
     return found
 
 
-def _sum(counts: dict[str, float], found: Iterable[Series]) -> None:
+def _sum(counts: dict[NodePool, float], found: Iterable[Series]) -> None:
     for one in found:
-        policy = one.labels.get(POLICY, "")
-        counts[policy] = counts.get(policy, 0.0) + one.value
-
-
-def no_label(label: str) -> str:
-    """What to say where no namespace has the label."""
-    return (
-        f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only labels that"
-        f" it is told to: --metric-labels-allowlist=namespaces=[{label}]. Without it: --by namespace"
-    )
+        counts[_node(one)] = counts.get(_node(one), 0.0) + one.value
 
 
 async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end: float) -> _Day:
     queries = queries_of(wish, round(end - start))
-    answers = await side_by_side(*(prometheus.instant(query, end) for query in queries))
+    answers = await side_by_side(*(prometheus.instant_all(query, end) for query in queries))
     ours = len(_Metered._fields)
     others = _Others(*answers[ours:])
     _refuse_doubles(others.twice)
@@ -165,9 +163,13 @@ async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end:
     prices = others.opencost, others.policies, others.products, others.cards
     return _Day(
         metered,
-        {(one.labels.get("node", ""), one.labels.get("resource", "")): one.value for one in others.shared},
+        {
+            (one.labels.get("node", ""), one.labels.get("resource", "")): one.value
+            for one in others.shared
+            if math.isfinite(one.value)
+        },
         read_prices(*prices, rivals=others.rivals, currency=wish.currency),
-        _teams(others.teams, label_of(wish.by)),
+        read_teams(others.labels, others.rival_labels, label_of(wish.by)),
         nodes_of(others.simulated),
         faults,
     )
@@ -178,21 +180,10 @@ def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
         if abs(one.value) <= MOST:
             yield one
         else:
+            why = NO_NUMBER if math.isnan(one.value) else "no node has that many GPUs"
             faults.append(
-                f"a counter of the meter on {_node(one)[0] or 'a node'} tells {one.value:g} s, which is left out: no"
-                " node has that many GPUs"
+                f"a counter of the meter on {_node(one)[0] or 'a node'} tells {one.value:g} s, which is left out: {why}"
             )
-
-
-def _teams(found: Sequence[Series], label: str) -> dict[str, str]:
-    """The last that was seen of each namespace."""
-    ordered = sorted(found, key=lambda one: (one.value, one.labels.get(label, "")))
-    return {_namespace(one): one.labels.get(label, "") for one in ordered}
-
-
-def _namespace(one: Series) -> str:
-    # A Prometheus that does not honour labels renames the one that was told.
-    return one.labels.get(EXPORTED) or one.labels.get(NAMESPACE, "")
 
 
 def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
@@ -215,10 +206,10 @@ def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str]
 
 
 def _tenant(one: Series, day: _Day, by: str) -> str:
-    namespace = _namespace(one)
+    namespace = namespace_of(one)
     if by == POLICY:
         return ""
-    return namespace if by == NAMESPACE or namespace == OTHERS else day.teams.get(namespace, "")
+    return namespace if by == NAMESPACE or namespace == OTHERS else day.teams.find(namespace)
 
 
 def _basis(resource: str, most: float | None) -> Basis:
@@ -240,15 +231,31 @@ def _pool(policy: str) -> str:
     return policy or "nodes without a policy"
 
 
-def _lacking(parts: Mapping[str, float], gpus: Mapping[str, float], seconds: float) -> list[str]:
+def _lacking(
+    parts: Mapping[NodePool, float], gpus: Mapping[NodePool, float], seconds: float
+) -> Iterator[str]:
     """Pools of which some series are not there. `seconds`: of the window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
-    return [
-        f"the parts of {_pool(policy)} add up to {parts.get(policy, 0.0) / 3600:,.1f} GPU-hours, but its GPUs"
-        f" were metered for {whole / 3600:,.1f}: Prometheus lacks some of the meter's series"
-        for policy, whole in sorted(gpus.items())
-        if abs(parts.get(policy, 0.0) - whole) > tolerance * whole
-    ]
+    pools: dict[str, list[NodePool]] = {}
+    for key in sorted(parts.keys() | gpus.keys()):
+        pools.setdefault(key[1], []).append(key)
+    lacks = "Prometheus lacks some of the meter's series"
+    for policy, nodes in sorted(pools.items()):
+        off = {key[0]: abs(parts.get(key, 0.0) - gpus.get(key, 0.0)) for key in nodes}
+        told, whole = (sum(counts.get(key, 0.0) for key in nodes) for counts in (parts, gpus))
+        if sum(off.values()) <= tolerance * whole:
+            continue
+        if abs(told - whole) > tolerance * whole:
+            yield (
+                f"the parts of {_pool(policy)} add up to {told / 3600:,.1f} GPU-hours, but its GPUs were metered for"
+                f" {whole / 3600:,.1f}: {lacks}"
+            )
+        else:  # what one node has too little another has too much
+            most = sorted(off, key=lambda node: (-off[node], node))
+            yield (
+                f"the parts of {_pool(policy)} on {some([node or 'a node' for node in most if off[node] > 0])} differ"
+                f" by {sum(off.values()) / 3600:,.1f} GPU-hours from what the GPUs there were metered for: {lacks}"
+            )
 
 
 class _Unseen:
@@ -258,9 +265,9 @@ class _Unseen:
     """
 
     def __init__(self) -> None:
-        self._ended: dict[tuple[str, str], float] = {}
-        self._seen: Counter[tuple[str, str]] = Counter()
-        self._lost: Counter[tuple[str, str]] = Counter()
+        self._ended: dict[NodePool, float] = {}
+        self._seen: Counter[NodePool] = Counter()
+        self._lost: Counter[NodePool] = Counter()
 
     def add(self, grown: Iterable[Series], firsts: Iterable[Series], lasts: Iterable[Series]) -> None:
         """Answers for the day after those of before."""
@@ -291,7 +298,7 @@ class _Unseen:
         ]
 
 
-def _node(one: Series) -> tuple[str, str]:
+def _node(one: Series) -> NodePool:
     return one.labels.get("node", ""), one.labels.get(POLICY, "")
 
 
@@ -313,7 +320,7 @@ async def _gaps(prometheus: Prometheus, wish: MeterQuery) -> list[str]:
 
 def _refuse_doubles(twice: Iterable[Series]) -> None:
     """Raises Trouble where a node was metered twice at one time. `twice`: all its series of that day."""
-    found: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    found: dict[NodePool, list[Mapping[str, str]]] = {}
     for one in twice:
         found.setdefault(_node(one), []).append(one.labels)
     for (node, _), series in sorted(found.items()):
@@ -350,7 +357,9 @@ def _refuse(node: str, differ: Mapping[str, Sequence[str]]) -> None:
             f"{twice}, as when two installations of the agent run there. Remove one, and ask for a time in"
             " which there was one, such as --window 1d: series of tenants cannot be chosen by that label"
         )
+    escaped = differ[label][0].replace("\\", r"\\").replace('"', r"\"")
+    matcher = f'{label}="{escaped}"'
     raise Trouble(
         f"{twice}, as when two Prometheus servers scrape the same agents, or one does so twice. Choose one:"
-        f" --selector '{label}=\"{differ[label][0]}\"'"
+        f" --selector {quote(matcher)}"
     )

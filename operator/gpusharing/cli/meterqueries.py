@@ -86,7 +86,16 @@ def queries_of(wish: MeterQuery, seconds: int) -> list[str]:
         # When each label was last seen: a namespace may have gone, or have changed hands.
         last = f"timestamp(kube_namespace_labels{{{matchers}}})[{seconds}s:{POINTS}]"
         queries.append(f"max by ({NAMESPACE}, {EXPORTED}, {label}) (max_over_time({last}))")
+        queries.append(_rival_labels(f"kube_namespace_labels{{{matchers}}}", label, seconds))
     return queries
+
+
+def _rival_labels(told: str, label: str, seconds: int) -> str:
+    """Namespaces that had several values of the label at a time, as those of one name in several clusters."""
+    # Whoever does not honour labels has the name in another one.
+    named = f'label_replace({told}, "{NAMESPACE}", "$1", "{EXPORTED}", "(.+)")'
+    values = f"count by ({NAMESPACE}) (group by ({NAMESPACE}, {label}) ({named})) > 1"
+    return f"count_over_time(({values})[{seconds}s:{POINTS}]) > {_moments(seconds)}"
 
 
 def _prices(wish: MeterQuery, seconds: int) -> list[str]:
@@ -100,13 +109,17 @@ def _prices(wish: MeterQuery, seconds: int) -> list[str]:
     # First the mean of series and then that over time: who tells a price may restart, and that gives the hours before
     # and after no other weight.
     means = (f"avg_over_time((avg by ({labels}) ({told})){points})" for told, labels in prices)
-    # A successor is there beside its predecessor for a moment, at most for the 5 min in which nobody knows better.
-    moments = min(2, seconds // 600)
     rivals = (
-        f"count_over_time((max by ({labels}) ({told}) > min by ({labels}) ({told})){points}) > {moments}"
+        f"count_over_time((max by ({labels}) ({told}) > min by ({labels}) ({told})){points}) > {_moments(seconds)}"
         for told, labels in prices
     )
     return [*means, " or ".join(rivals)]
+
+
+def _moments(seconds: int) -> int:
+    """For how many points of a subquery two may differ: a successor is there beside its predecessor for a moment, at
+    most for the 5 min in which nobody knows better."""
+    return min(2, seconds // 600)
 
 
 def _twice(counters: str, seconds: int) -> str:

@@ -4,6 +4,7 @@
 02e0666) with the label `node`, without a currency, and 0 for a node of which OpenCost knows no price.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -22,8 +23,13 @@ REMEDY = (
 """What to do about an unknown price."""
 MOST = 1e15
 """Of a price, and of the seconds of a counter: what is above that nobody metered, and it is left out."""
+NO_NUMBER = "that is no number"
+"""Why NaN is left out."""
 CHOOSE = "choose one by --selector"
-"""What to do about prices of several clusters."""
+"""What to do about what several clusters have."""
+
+_Fault = tuple[tuple[str, str], str]
+"""Label and value of what has a price that cannot be, and what to say about it."""
 
 
 @dataclass(slots=True)
@@ -44,6 +50,8 @@ class Prices:
     """Of OpenCost's prices."""
     faults: tuple[str, ...] = ()
     """Prices that cannot be: they are left out."""
+    odd: frozenset[tuple[str, str]] = frozenset()
+    """Label and value of the nodes, policies and products whose prices these are."""
 
     def find(self, node: str, policy: str) -> Price | str:
         """The price, or why there is none."""
@@ -59,7 +67,12 @@ class Prices:
             if product in self.products
         }
         if not found or len(found) < len(self.cards[node]):
-            return "Prometheus has none"
+            odd = {
+                ("node", node),
+                ("policy", policy),
+                *(("product", card) for card in self.cards.get(node, ())),
+            }
+            return "the one that Prometheus has is left out" if odd & self.odd else "Prometheus has none"
         prices = [self._only(("product", product), told, CHART) for product, told in sorted(found.items())]
         if any(price != prices[0] for price in prices):
             return f"its GPUs ({', '.join(sorted(found))}) have several"
@@ -68,7 +81,8 @@ class Prices:
     def _only(self, key: tuple[str, str], told: Mapping[str, Fraction], source: str) -> Price | str:
         whose = " ".join(key)
         if len(told) > 1:
-            return f"{whose} had several currencies on that day ({', '.join(sorted(told))})"
+            several = f"{whose} had several currencies on that day ({', '.join(sorted(told))})"
+            return f"{several}, as when several clusters have it, or it was changed: {CHOOSE}"
         if key in self.rivals:
             return _rivalry(whose)
         ((currency, amount),) = told.items()
@@ -89,14 +103,14 @@ def read_prices(
     rivals: Iterable[Series] = (),
 ) -> Prices:
     """From answers; a price that cannot be is left out, and reported. `rivals`: series that have several prices."""
-    faults: list[str] = []
+    faults: list[_Fault] = []
     by_node: dict[str, Fraction] = {}
     for one in opencost:
         node = one.labels.get("node", "")
         if 0 < one.value <= MOST:
             by_node[node] = _exact(one.value)
         elif one.value != 0:
-            faults.append(_fault(OPENCOST_METRIC, f"node {node}", one.value))
+            faults.append(_fault(OPENCOST_METRIC, "node", node, one.value))
     on_nodes: dict[str, set[str]] = {}
     for one in cards:
         # A GPU that could not be read for a moment has no product then: it is still one of its node's.
@@ -114,7 +128,8 @@ def read_prices(
             if name in one.labels
         ),
         currency,
-        tuple(faults),
+        tuple(told for _, told in faults),
+        frozenset(whose for whose, _ in faults),
     )
 
 
@@ -123,26 +138,30 @@ def _dashed(product: str) -> str:
     return product.replace(" ", "-")
 
 
-def _by(told: Iterable[Series], label: str, metric: str, faults: list[str]) -> dict[str, dict[str, Fraction]]:
+def _by(
+    told: Iterable[Series], label: str, metric: str, faults: list[_Fault]
+) -> dict[str, dict[str, Fraction]]:
     found: dict[str, dict[str, Fraction]] = {}
     for one in told:
         whose, currency = one.labels.get(label, ""), one.labels.get("currency", "")
         if not 0 <= one.value <= MOST or not currency:
-            faults.append(_fault(metric, f"{label} {whose}", one.value, currency))
+            faults.append(_fault(metric, label, whose, one.value, currency))
         else:
             found.setdefault(whose, {})[currency] = _exact(one.value)
     return found
 
 
-def _fault(metric: str, whose: str, value: float, currency: str = "-") -> str:
+def _fault(metric: str, label: str, whose: str, value: float, currency: str = "-") -> _Fault:
     why = (
         "it names no currency"
         if not currency
+        else NO_NUMBER
+        if math.isnan(value)
         else "a price is 0 or more"
         if value < 0
         else "no price is that high"
     )
-    return f"{metric} of {whose} is {value:g}, which is left out: {why}"
+    return (label, _dashed(whose)), f"{metric} of {label} {whose} is {value:g}, which is left out: {why}"
 
 
 def _exact(value: float) -> Fraction:

@@ -65,7 +65,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One series: its labels, and its values by time. Values that are no numbers are left out."""
+    """One series: its labels, and its values by time."""
 
     labels: Mapping[str, str]
     """Its labels."""
@@ -103,6 +103,10 @@ class Prometheus:
 
     async def instant(self, query: str, at: float | None) -> list[Series]:
         """The value of a query at a time, in seconds; None: its own now."""
+        return [found for found in await self.instant_all(query, at) if math.isfinite(found.value)]
+
+    async def instant_all(self, query: str, at: float | None) -> list[Series]:
+        """The same with values that are no numbers, for whom it matters that there are some."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         return [found for found in await self._result("query", parameters, "vector") if found.points]
 
@@ -121,7 +125,10 @@ class Prometheus:
         begin, last = whole or (start, end)
         begin, last = begin - step / 2, last + step / 2
         return [
-            Series(one.labels, tuple(point for point in one.points if begin < point[0] < last))
+            Series(
+                one.labels,
+                tuple((at, value) for at, value in one.points if begin < at < last and math.isfinite(value)),
+            )
             for one in found
         ]
 
@@ -274,8 +281,8 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
 def _series(one: Any) -> Series:
     points = one["values"] if "values" in one else [one["value"]]
     told = ((float(at), float(value)) for at, value in points)
-    labels = {name: _printable(text) for name, text in one["metric"].items()}
-    return Series(labels, tuple((at, value) for at, value in told if math.isfinite(value)))
+    labels = {_printable(name): _printable(text) for name, text in one["metric"].items()}
+    return Series(labels, tuple(told))
 
 
 def _too_much(answer: Mapping[str, Any]) -> bool:

@@ -274,8 +274,9 @@ def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
         at = min(cells - 1, int((sample.at - first).total_seconds() / whole * cells))
         highest[at] = max(sample.value, highest[at] or 0.0)
     marks = SPARKS if paper.glyphs else ASCII
-    scale = (len(marks) - 1) / top if top > 0 else 0.0
-    return "".join(" " if one is None else marks[min(len(marks) - 1, round(one * scale))] for one in highest)
+    # Not by a factor: of a top that is small enough it would be infinite.
+    parts = [None if one is None else min(1.0, one / top) if top > 0 else 0.0 for one in highest]
+    return "".join(" " if one is None else marks[round(one * (len(marks) - 1))] for one in parts)
 
 
 def _layout(found: Recommendation, paper: Paper) -> list[Line]:

@@ -1,7 +1,8 @@
 """Nodes that Prometheus did not see at the beginning or at the end of the window, and what it knows about why.
 
 Of a node that came in the window or left it nothing is missing; of one whose agent is dead, or began late, something
-is. The agent's pod tells the two apart: while it is there, Prometheus scrapes it, and `up` is 0.
+is. The agent's pod tells the two apart: while it is there, Prometheus scrapes it, and `up` is 0, or the agent says that
+it cannot read its GPUs.
 """
 
 from collections.abc import Mapping, Set
@@ -51,8 +52,8 @@ async def find_losses(prometheus: Prometheus, wish: MeterQuery, metered: Set[str
             [f"{node or 'a node'} ({length(timedelta(seconds=silent[node]))})" for node in sorted(silent)]
         )
         found.missing.append(
-            f"Prometheus got no answer from the agent of {names}: what its GPUs did meanwhile is billed to nobody. See"
-            f" {LOOK}"
+            f"Prometheus got no answer from the agent of {names}, or it could not read its GPUs: what they did"
+            f" meanwhile is billed to nobody. See {LOOK}"
         )
     if bare > sum(1 for node in silent if down[node][1] > wish.end - LATELY):
         have = "have" if bare > 1 else "has"
@@ -67,8 +68,8 @@ async def find_losses(prometheus: Prometheus, wish: MeterQuery, metered: Set[str
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
-    """Seconds before a node was first seen, and after it was last seen, in which its agent did not answer. `down`: when
-    that was so first and last."""
+    """Seconds before a node was first seen, and after it was last seen, in which its agent did not answer or
+    could not read. `down`: when that was so first and last."""
     begin, end = down
     if node not in absences.first and node not in absences.last:
         return absences.missed(begin, end)
@@ -81,10 +82,11 @@ def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> floa
 
 
 async def _find_down(prometheus: Prometheus, wish: MeterQuery) -> dict[str, tuple[float, float]]:
-    """When the agent of each node did not answer, first and last."""
+    """When the agent of each node did not answer, or was not Ready, first and last."""
     job = "" if "job" in labels_of(wish.selector) else AGENTS
-    targets = f"up{braced(of_others(wish.selector, frozenset({POLICY})), job)}"
-    silent = f"timestamp(max by (node) ({targets}) == 0)"
+    chosen = of_others(wish.selector, frozenset({POLICY}))
+    asked = f"up{braced(chosen, job)}", f"gpusharing_agent_ready{braced(chosen)}"
+    silent = f"timestamp({' or '.join(f'max by (node) ({one}) == 0' for one in asked)})"
     found: dict[str, tuple[float, float]] = {}
     for start, end in days(wish.start, wish.end):
         span = f"[{round(end - start)}s:{POINT:g}s]"
