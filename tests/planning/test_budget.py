@@ -119,7 +119,8 @@ def two_pools(limit: object = "100%") -> World:
     """Three nodes of pool b and three of pool c, each pool about to be shared under a policy of its own."""
     world = pool_of(3)
     for name in ("m0", "m1", "m2"):
-        world.add_node(name, **LABELS_OF_C)
+        world.add_node(name)
+        world.nodes[name] = replace(world.nodes[name], labels={**world.nodes[name].labels, **LABELS_OF_C})
     world.set_policy(shared_c("Full", limit))
     world.settle()
     world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": limit}))
