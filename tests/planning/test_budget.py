@@ -210,6 +210,7 @@ AWAY: dict[str, dict[str, Any]] = {
     "its change failed": {"fence": GONE_WRONG, "unschedulable": True},
     "nobody can read its fence": {"fence_error": "version 9"},
     "somebody else works on it": {"foreign": "kured"},
+    "several of these at once": {"ready": False, "deleting": True, "unschedulable": True, "foreign": "kured"},
 }
 
 
