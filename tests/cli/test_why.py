@@ -45,7 +45,7 @@ SIMULATED: gpu-1 has no real GPUs, and the numbers about it here come from a sim
 gpu-1  pool-b  Draining: PDB  since AGE, until TIME
 2 GPU pods left to go; PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy,
 1 must be. Server: "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the
-unready pods back, scale up, or raise maxUnavailable.
+unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise maxUnavailable.
 1x full -> 2x3g.40gb; class Reset; step 1/1, attempt 1; cordon: ours
 
 PROOF             SAYS                     SHOULD SAY
@@ -60,8 +60,8 @@ GFD labels: label nvidia.com/mig.strategy is absent, expected mixed
 
 What blocks
   PDB default/llm: Pod default/llm-POD. Allows 0 disruptions: 1 of 3 pods are healthy, 1 must be. Server:
-    "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the unready pods back,
-    scale up, or raise maxUnavailable.
+    "The disruption budget llm needs 1 healthy pods and has 1 currently". Remedy: Bring the unready pods back
+    or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise maxUnavailable.
 
 ENTERED    PHASE     REASON
 AGE ago  Skipped   Unowned

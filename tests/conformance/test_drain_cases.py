@@ -63,9 +63,13 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
         assert plan.idle == then["idle"]
 
 
-@pytest.mark.parametrize("row", TABLE["proven"])
+PROOFS: dict[str, list[str]] = TABLE["elsewhere"] | TABLE["proven"]
+
+
+@pytest.mark.parametrize("row", PROOFS)
 def test_what_proves_a_row_is_there(row: str) -> None:
-    assert [problem for proof in TABLE["proven"][row] if (problem := missing(proof))] == []
+    assert PROOFS[row]
+    assert [problem for proof in PROOFS[row] if (problem := missing(proof))] == []
 
 
 @pytest.mark.parametrize("row", TABLE["refused"])

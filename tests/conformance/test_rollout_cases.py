@@ -7,26 +7,34 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.build import NOW, make_policy
+from tests.build import NOW, make_fence, make_node, make_policy, make_snapshot, make_work
 from tests.conformance.test_drain_rows import missing, no_decision
-from tests.planning.test_pool import candidate, fenced
 
 from gpusharing.planning.pools.hours import find_hours
-from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.pool import Pool, select
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("rollout_cases.yaml").read_text())
-OFFERED = frozenset({"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"})
+AWAY: dict[str, Any] = {
+    "silent": lambda name: make_node(name, ready=False),
+    "cordoned": lambda name: make_node(name, unschedulable=True),
+    "fenced": lambda name: make_node(name, unschedulable=True, fence=make_fence(node_uid=f"uid-{name}")),
+}
 
 
 @pytest.mark.parametrize("case", TABLE["budgets"], ids=lambda case: case["id"])
 def test_how_many_more_nodes_start(case: dict[str, Any]) -> None:
-    assert case.keys() <= {"id", "maxUnavailable", "nodes", "away", "starts", "delta"}
-    away, total = case.get("away", 0), case["nodes"]
+    assert case.keys() <= {"id", "maxUnavailable", "nodes", "starts", "delta"} | AWAY.keys()
     rollout = {"maxUnavailable": case["maxUnavailable"]} if "maxUnavailable" in case else {}
-    waiting = [candidate(f"c{number}") for number in range(total - away)]
-    pool = Pool(make_policy(rollout=rollout), [f"n{number}" for number in range(total)], away, waiting)
-    assert len(fenced(select(pool.ask_windows(NOW), 100, Ledger(OFFERED)))) == case["starts"]
+    nodes = [make(f"{kind}-{number}") for kind, make in AWAY.items() for number in range(case.get(kind, 0))]
+    nodes += [make_node(f"c{number}") for number in range(case["nodes"] - len(nodes))]
+    work = {node.name: make_work() for node in nodes if node.fence is None}
+    policy = make_policy(mode="TimeSlicing", rollout=rollout)
+    plan = plan_rollout(make_snapshot(nodes, [policy], work=work), NOW)
+    actions = [action for verdict in plan.verdicts.values() for action in verdict.actions]
+    started = [action.node.name for action in actions if isinstance(action, FenceNode)]
+    assert len(started) == case["starts"]
+    assert [name for name in started if name.split("-")[0] in AWAY] == []
 
 
 @pytest.mark.parametrize("case", TABLE["hours"], ids=lambda case: case["id"])
@@ -41,7 +49,8 @@ def test_whether_nodes_may_start_now(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("row", TABLE["proven"])
 def test_what_proves_a_row_is_there(row: str) -> None:
-    assert missing(TABLE["proven"][row]) == ""
+    assert TABLE["proven"][row]
+    assert [problem for proof in TABLE["proven"][row] if (problem := missing(proof))] == []
 
 
 @pytest.mark.parametrize("row", TABLE["refused"])

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from hack.sim.fakecluster import FakeClient
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, SLICED, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, SLICED, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.kube.client import PODS, Page, Resource
@@ -102,3 +102,31 @@ async def test_an_idle_node_is_proven_idle_by_two_lists_after_its_cordon() -> No
     empty = client.at("gpu-1", fenced, actuated)
     assert empty[0] - fenced >= SETTLE
     assert empty[-1] - empty[0] >= IDLE, "what was seen before the cordon proves nothing"
+
+
+@virtually
+async def test_an_operator_that_starts_after_the_last_holder_left_proves_the_node_idle_from_scratch() -> None:
+    async with open_scene(*nodes(1), workloads=[SimWorkload("llm", 1)]) as scene:
+        await scene.running("llm", 1)
+        scene.apply(SLICED, drain={"strandedPods": "Allow"})
+        fenced = (await scene.fenced("gpu-1")).since
+        there = scene.e.cluster.objects
+
+        def nearly_proven() -> bool:
+            holders = there(PODS, label_selector="app=llm", field_selector="spec.nodeName=gpu-1")
+            return not holders and bool(scene.e.gpunode("gpu-1")["status"]["observed"].get("quiet"))
+
+        await scene.e.until(nearly_proven, "the agent's answer on an empty node", 600)
+        await scene.e.kill_operator()
+        fence = scene.fence("gpu-1")
+        assert fence is not None
+        assert fence.stage == "fenced"
+        client = Looking(scene.e.cluster, "operator")
+        client.looks = []
+        scene.e.start_operator(client)
+        actuated = (await scene.fenced("gpu-1", "actuating")).stage_since
+        await scene.ready(seconds=HOUR)
+        assert len(scene.evicted()) == 1
+    empty = client.at("gpu-1", fenced, actuated)
+    assert empty[-1] - empty[0] >= IDLE, "the LISTs of the one before prove nothing"
+    assert actuated - empty[-1] <= IDLE

@@ -194,16 +194,22 @@ async def test_a_foreign_marker_after_the_point_of_no_return_keeps_the_cordon_at
         )
 
 
-LIMITS = {"one": (1, 1), "two": (2, 2), "34 percent of six": ("34%", 2), "1 percent of six": ("1%", 1)}
+LIMITS: dict[str, tuple[JSON, int]] = {
+    "not said": ({}, 1),
+    "one": (at_once(1), 1),
+    "two": (at_once(2), 2),
+    "34 percent of six": (at_once("34%"), 2),
+    "1 percent of six": (at_once("1%"), 1),
+}
 
 
-@pytest.mark.parametrize(("limit", "most"), LIMITS.values(), ids=LIMITS.keys())
+@pytest.mark.parametrize(("rollout", "most"), LIMITS.values(), ids=LIMITS.keys())
 @virtually
 async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_that_are_allowed_are_used(
-    limit: int | str, most: int
+    rollout: JSON, most: int
 ) -> None:
     async with open_scene(*nodes(6)) as scene:
-        scene.apply(SLICED, rollout=at_once(limit))
+        scene.apply(SLICED, rollout=rollout)
         await scene.ready()
         assert scene.guard.largest["pool-b"] == most
 
@@ -247,6 +253,22 @@ async def test_lowering_the_budget_to_zero_lets_the_node_in_flight_finish_and_st
 
 @virtually
 async def test_a_paused_rollout_finishes_the_node_in_flight_and_starts_no_other() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(SLICED, rollout=at_once(1))
+        first = await scene.any_fenced()
+        (other,) = {"gpu-1", "gpu-2"} - {first}
+        scene.apply(SLICED, rollout=at_once(1, paused=True))
+        await scene.phase(first, "Synced")
+        assert scene.node_writes()[first] == 3, "it went on in the same change"
+        await scene.reason(other, "Paused")
+        await asyncio.sleep(300)
+        assert scene.node_writes()[other] == 0
+        scene.apply(SLICED)
+        await scene.ready()
+
+
+@virtually
+async def test_a_rollout_that_is_paused_from_the_start_says_so_and_starts_no_node() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(SLICED, rollout=at_once(1, paused=True))
         await scene.reason("gpu-1", "Paused")

@@ -19,7 +19,7 @@ from tests.build import (
     make_snapshot,
     make_work,
 )
-from tests.planning.cases import SLICED, T4, pool_of, run_until
+from tests.planning.cases import SLICED, T4, pair_of, pool_of, run_until
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
 
@@ -33,7 +33,7 @@ from gpusharing.planning.snapshot.looks import LOOKS, Look
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence
-from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
@@ -115,19 +115,60 @@ def test_a_node_that_an_admin_keeps_from_changing_stays_part_of_a_percentage() -
     assert (pool.total, pool.limit, pool.used) == (4, 2, 1)
 
 
-def test_the_operator_wide_cap_holds_over_policies() -> None:
-    world = pool_of(4, make_policy(mode="Full", rollout={"maxUnavailable": "100%"}))
-    world.settings = replace(world.settings, max_in_flight=2)
-    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": "100%"}))
-    most = 0
-    for _ in range(200):
+def two_pools(limit: object = "100%") -> World:
+    """Three nodes of pool b and three of pool c, each pool about to be shared under a policy of its own."""
+    world = pool_of(3)
+    for name in ("m0", "m1", "m2"):
+        world.add_node(name)
+        world.nodes[name] = replace(world.nodes[name], labels={**world.nodes[name].labels, **LABELS_OF_C})
+    world.set_policy(shared_c("Full", limit))
+    world.settle()
+    world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": limit}))
+    world.set_policy(shared_c("TimeSlicing", limit))
+    return world
+
+
+LABELS_OF_C = {"gpusharing.dev/pool": "c"}
+
+
+def shared_c(mode: str, limit: object) -> PolicyView:
+    """The policy of pool c."""
+    return make_policy(
+        "pool-c", mode, nodeSelector={"matchLabels": LABELS_OF_C}, rollout={"maxUnavailable": limit}
+    )
+
+
+def largest(world: World, seconds: int = 200) -> dict[str, int]:
+    """The most nodes that were fenced at once, of each policy and of all, while everybody acts once a second."""
+    most: Counter[str] = Counter()
+    for _ in range(seconds):
         for name in world.nodes:
             world.act(name)
         world.step()
         world.now += timedelta(seconds=1)
-        most = max(most, sum(node.fence is not None for node in world.nodes.values()))
-    assert most == 2
+        fences = Counter(node.fence.policy for node in world.nodes.values() if node.fence is not None)
+        most |= fences + Counter({"all": fences.total()})
+    return dict(most)
+
+
+def test_the_operator_wide_cap_holds_over_policies() -> None:
+    world = two_pools()
+    world.settings = replace(world.settings, max_in_flight=2)
+    assert largest(world)["all"] == 2
     assert all(v.phase is Phase.SYNCED for v in world.settle().verdicts.values())
+
+
+def test_two_pools_below_that_cap_are_independent() -> None:
+    world = two_pools(1)
+    assert largest(world.copy()) == {"pool-b": 1, "pool-c": 1, "all": 2}, "side by side"
+    world.nodes["n0"] = replace(world.nodes["n0"], unschedulable=True)
+    world.human_cordons.add("n0")
+    largest(world)
+    found = {name: v.reason for name, v in world.settle().verdicts.items()}
+    assert {found[name] for name in ("n1", "n2")} == {Reason.BUDGET_FULL}
+    assert {found[name] for name in ("m0", "m1", "m2")} == {Reason.SYNCED}, (
+        "a full pool stops its own nodes only"
+    )
 
 
 def test_lowering_the_budget_stops_nobody_who_is_under_way() -> None:
@@ -150,6 +191,43 @@ def beside(*, claims: bool, **fields: Any) -> tuple[int, bool]:
     snapshot = make_snapshot([node, make_node("n1")], [policy], claims=held, work=works)
     plan = plan_rollout(snapshot, NOW)
     return plan.pools["pool-b"].used, any(isinstance(a, FenceNode) for a in plan.verdicts["n1"].actions)
+
+
+MIG_CONFIG, PLUGIN_CONFIG = pair_of(SLICED)
+GONE_WRONG = make_fence(
+    "actuating",
+    node_uid="uid-n0",
+    deadline=at(-60),
+    failed=at(-60),
+    to_layout="4x shared",
+    target_mig_config=MIG_CONFIG,
+    target_plugin_config=PLUGIN_CONFIG,
+)
+AWAY: dict[str, dict[str, Any]] = {
+    "its kubelet does not answer": {"ready": False},
+    "it is being deleted": {"deleting": True},
+    "it is cordoned": {"unschedulable": True},
+    "its change failed": {"fence": GONE_WRONG, "unschedulable": True},
+    "nobody can read its fence": {"fence_error": "version 9"},
+    "somebody else works on it": {"foreign": "kured"},
+    "several of these at once": {"ready": False, "deleting": True, "unschedulable": True, "foreign": "kured"},
+}
+
+
+@pytest.mark.parametrize(("limit", "starts"), [(1, 0), (2, 1), ("50%", 1)])
+@pytest.mark.parametrize("node", AWAY.values(), ids=AWAY.keys())
+def test_it_is_part_of_the_whole_takes_one_slot_and_is_skipped_over_where(
+    node: dict[str, Any], limit: object, starts: int
+) -> None:
+    """Four nodes: half of them are two, and one of these is away."""
+    policy = make_policy(mode="TimeSlicing", rollout={"maxUnavailable": limit, "maxFailures": 9})
+    nodes = [make_node("n0", **node), *(make_node(f"n{number}") for number in (1, 2, 3))]
+    plan = plan_rollout(make_snapshot(nodes, [policy], work={one.name: make_work() for one in nodes}), NOW)
+    begun = {name for name, v in plan.verdicts.items() if any(isinstance(a, FenceNode) for a in v.actions)}
+    pool = plan.pools["pool-b"]
+    assert (pool.total, pool.used, len(begun)) == (4, 1, starts)
+    assert "n0" not in begun
+    assert (plan.verdicts["n0"].phase is Phase.FAILED) is (node.get("fence") is GONE_WRONG)
 
 
 RESTART = make_fence(node_uid="uid-n0", disruption=DisruptionClass.PLUGIN_RESTART)

@@ -98,6 +98,12 @@ def test_more_failures_may_be_allowed_and_a_person_may_let_it_go_on() -> None:
     assert find_hold(pooled(*two, maxFailures=2, policy=replace(POOL, resumed="3"))) is None
 
 
+def test_a_failure_halts_a_policy_of_which_most_is_done_too() -> None:
+    hold = find_hold(pooled(*map(proven, "abcdef"), member("n1", Phase.FAILED, fence=ACTUATING), *MANY[2:]))
+    assert hold is not None
+    assert hold.reason is Reason.HALTED
+
+
 def test_an_edit_that_changes_no_node_ends_a_halt_too() -> None:
     """A price is one: docs/how-to/cost.md warns of that."""
     failed = member("n1", Phase.FAILED, fence=replace(ACTUATING, revision=find_revision(POOL)))

@@ -27,6 +27,20 @@ def test_a_person_comes_first_then_what_lasts_longest() -> None:
     assert sorted(Reason, key=priority)[-1].passes is Passes.DONE
 
 
+LONGEST_FIRST = {
+    "both need a person": (Reason.ORPHAN_FENCE, Reason.ALREADY_CORDONED),
+    "both pass by themselves": (Reason.JOBS_RUNNING, Reason.PDB),
+    "both pass soon": (Reason.THROTTLED, Reason.PODS_LEAVING),
+}
+
+
+@pytest.mark.parametrize(("longer", "shorter"), LONGEST_FIRST.values(), ids=LONGEST_FIRST.keys())
+def test_of_two_reasons_the_one_that_lasts_longer_is_shown_where(longer: Reason, shorter: Reason) -> None:
+    assert longer.passes is shorter.passes
+    assert most_urgent([longer, shorter]) is longer
+    assert most_urgent([shorter, longer]) is longer
+
+
 def test_a_word_is_found_and_a_foreign_one_refused() -> None:
     assert reason_of("PDB") is Reason.PDB
     with pytest.raises(ValueError, match="'pdb' is not a reason"):

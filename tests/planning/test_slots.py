@@ -1,6 +1,8 @@
 """Which claims without a fence stay: those of nodes that wait a moment, and of no others."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tests.build import (
     make_fence,
     make_gpunode,
     make_node,
+    make_pod,
     make_policy,
     make_snapshot,
     make_stack,
@@ -24,7 +27,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.words.reasons import Reason
 
@@ -104,6 +107,31 @@ def test_a_claim_without_a_fence_is_given_back_where(snapshot: ClusterSnapshot) 
 
 def test_the_claim_of_a_node_that_is_gone_does_not_stay() -> None:
     assert find_resumed(CLAIMS, {}, {}, NOW) == {}
+
+
+@pytest.mark.parametrize("stage", ["fenced", "actuating"])
+@pytest.mark.parametrize("age", [timedelta(hours=1), timedelta(days=400)], ids=["an hour", "a year"])
+def test_a_claim_with_a_fence_stays_however_old_it_is(age: timedelta, stage: Any) -> None:
+    """Where a lock has an end of its own, node after node goes down behind one that is stuck."""
+    fence = make_fence(stage, since=NOW - age, failed=NOW - age if stage == "actuating" else None)
+    claimed = replace(make_claim(), generation=fence.generation)
+    hold = make_policy(finalizer=True, drain={"onTimeout": "Hold"})
+    nodes = [make_node(fence=fence, unschedulable=True), make_node("gpu-08")]
+    work = {"gpu-07": make_work(make_pod(owner=None)), "gpu-08": make_work()}
+    snapshot = make_snapshot(nodes, [hold], claims={"gpu-07": claimed}, work=work)
+    plan = plan_rollout(snapshot, NOW)
+    assert {name for name, kept in claims_after(plan, snapshot).items() if kept.policy == "pool-b"} == {
+        "gpu-07"
+    }
+    assert fenced(plan) == [], "its slot is not another one's"
+
+
+def claims_after(plan: RolloutPlan, snapshot: ClusterSnapshot) -> Mapping[str, Claim]:
+    """What is on the Lease after this pass."""
+    claims: Mapping[str, Claim] = (
+        shared(plan)[SetClaims].claims if SetClaims in shared(plan) else snapshot.claims
+    )
+    return claims
 
 
 def test_a_policy_that_is_being_deleted_does_not_wait_for_such_a_node() -> None:

@@ -79,7 +79,8 @@ JOBS_RUNNING = ("JobsRunning", "Drain", _LATER,
     "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
 PDB = ("PDB", "Drain", _LATER,
     "The PodDisruptionBudget allows no disruption at the moment.",
-    "Bring the unready pods back, scale up, or raise maxUnavailable.")
+    "Bring the unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise "
+    "maxUnavailable.")
 PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
     "The PodDisruptionBudget changed and its controller has not processed that yet; shown after 60 s.",
     "If it lasts, check kube-controller-manager.")
