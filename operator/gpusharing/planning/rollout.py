@@ -4,7 +4,7 @@ What holds after every action and from every interrupted prefix (tests/planning/
 
   (a) nodes away because of us never exceed the policy's allowance or the operator-wide cap
   (b) no point of no return while a pod that counts is on the node
-  (c) no eviction of DaemonSet, mirror, finished or terminating pods, none of one pod twice
+  (c) no eviction of DaemonSet, mirror, finished or terminating pods, of one twice, of a gang with one that must stay
   (d) no uncordon of a cordon that is not ours
   (e) a settled cluster gives an empty plan
   (f) carrying out the plan reaches a fixpoint

@@ -12,8 +12,6 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import patience
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 
@@ -36,7 +34,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
     """
     found = {}
     for view in work.gangs:
-        members = _running(view, work, scope.node)
+        members = running(view, work, scope.node)
         waited = classify(
             (one.pod for one in members), options, replace(scope, all_pods=True, cordoned_at=None)
         )
@@ -46,28 +44,13 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
     return found
 
 
-def find_unlisted(work: NodeWork, found: Classified) -> tuple[Blocker, ...]:
-    """The pods of gangs whose members are not known: any of those might be waited for."""
-    return tuple(
-        Blocker(Reason.LIST_FAILED, (pod.ref,), message=unlisted(view))
-        for view in work.gangs
-        for pod in found.holders
-        if view.error and pod.gang == view.gang and pod.deleted_at is None
-    )
-
-
-def unlisted(view: GangView) -> str:
-    """Why nothing is known about the members of a gang."""
-    return f"The members of {view.gang.ref} cannot be listed: {view.error}"
-
-
 def with_labels(view: GangView, work: NodeWork) -> list[GangMember]:
     """The members, with the labels of their namespace where a pod of this node tells them: rules go by those (P19)."""
     known = next((pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None)
     return [replace(one, pod=replace(one.pod, namespace_labels=known)) for one in view.members]
 
 
-def _running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
+def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
     """The members that have a node: one that waits for a node does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {one.pod.uid for one in here}
