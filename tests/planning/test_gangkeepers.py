@@ -221,3 +221,70 @@ def test_a_member_that_somebody_protects_during_the_drain_outlives_it_with_all_o
     world.pods[first][uid] = pod
     world.settle()
     assert {one.phase for one in world.plan().verdicts.values()} == {Phase.SYNCED}
+
+
+# --- two policies -----------------------------------------------------------------------------------------------
+
+NEVER_EVICTS = Drain.model_validate({"jobs": {"timeout": "2h", "onTimeout": "Abort"}})
+EVICTS: dict[str, Any] = {"jobs": {"timeout": "1h", "onTimeout": "Evict"}}
+
+
+def ruled(member: PodView, drain: Drain) -> NodeWork:
+    """Rank 0 on c, and this member on d, whose policy is another one."""
+    work = sharing(member)
+    (view,) = work.gangs
+    members = tuple(
+        replace(one, policy="pool-c", drain=drain) if one.node == "d" else one for one in view.members
+    )
+    return replace(work, gangs=(replace(view, members=members),))
+
+
+def test_the_policy_of_the_members_own_node_may_keep_it_before_and_during_a_drain() -> None:
+    lead = make_pod("rank-1", labels={"role": "lead"}, gang=GANG)
+    work = ruled(lead, Drain.model_validate(LEADS))
+    (before,), (during,) = blockers(work), drained(work).blockers
+    assert (before.reason, before.pods) == (during.reason, during.pods)
+    assert (before.reason, before.pods) == (Reason.RULE_BLOCKS, ("team-a/rank-1",))
+    assert before.message.endswith("(1 on c, 1 on d). By policy pool-c. spec.drain.rules[0] says Block")
+    assert during.message.endswith("Runs on d. By policy pool-c. spec.drain.rules[0] says Block")
+    assert evicted(drained(work)) == []
+    assert (blockers(ruled(HERE, Drain())), evicted(drained(ruled(HERE, Drain())))) == ((), ["rank-0"])
+
+
+def test_what_both_policies_keep_is_told_once_and_a_policy_that_is_laxer_allows_nothing() -> None:
+    (found,) = blockers(ruled(MARKED, Drain()))
+    assert "By policy" not in found.message
+    (found,) = drained(ruled(MARKED, Drain.model_validate({"protectedPods": "Ignore"}))).blockers
+    assert (found.reason, "By policy" in found.message) == (Reason.DO_NOT_DISRUPT, False)
+
+
+def test_a_gang_gets_the_longest_time_of_both_policies_and_is_evicted_late_only_where_both_want_that() -> (
+    None
+):
+    job = make_pod("rank-1", owner=JOB, restarts=False, gang=GANG)
+    work = ruled(job, NEVER_EVICTS)
+    assert drained(work, **EVICTS).jobs_until == at(7200)
+    assert [pod.name for pod in drained(work, 7200, **EVICTS).overdue] == ["rank-0"]
+    longer = ruled(job, Drain.model_validate({"jobs": {"timeout": "2h", "onTimeout": "Evict"}}))
+    assert evicted(drained(longer, 7200, **EVICTS)) == ["rank-0"]
+
+
+def test_a_gang_over_two_pools_is_not_ended_by_one_as_long_as_the_other_ones_policy_keeps_a_member() -> None:
+    world = pool_of(1, FULL)
+    label: dict[str, Any] = {"gpusharing.dev/pool": "c"}
+    world.add_node("m0", **label)
+    free: dict[str, Any] = {"nodeSelector": {"matchLabels": label}}
+    keeps = {"rules": [{"podSelector": {"matchLabels": {"app": "llm"}}, "behavior": "Block"}]}
+    world.set_policy(make_policy("pool-c", mode="Full", drain=keeps, **free))
+    world.settle()
+    assert all(world.add_pod(name, RANK) for name in world.nodes)
+    world.set_policy(make_policy(drain={"strandedPods": "Allow"}))
+    go_on(world, 60)
+    verdict = world.plan().verdicts["n0"]
+    assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.RULE_BLOCKS)
+    assert "By policy pool-c. spec.drain.rules[0] says Block" in verdict.message
+    (preview,) = world.plan().previews.values()
+    assert [blocker.reason for blocker in preview.blockers] == [Reason.RULE_BLOCKS]
+    world.set_policy(make_policy("pool-c", mode="Full", **free))
+    world.settle()
+    assert {one.phase for one in world.plan().verdicts.values()} == {Phase.SYNCED}

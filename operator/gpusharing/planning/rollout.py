@@ -32,7 +32,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
-from operator import attrgetter
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.pools.failures import count_failures, find_gone
@@ -67,6 +66,7 @@ from gpusharing.planning.way.nodefacts import (
     find_models,
     find_surroundings,
     judge_facts,
+    with_rules,
 )
 from gpusharing.planning.way.requests import with_gpunode
 from gpusharing.planning.way.startgate import is_newcomer
@@ -125,7 +125,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo, unread)
     facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
-    models = find_models(facts.values())
+    models, snapshot = find_models(facts.values()), with_rules(snapshot, facts)
     judged = judge(snapshot, facts, now, memo, failed)
     for name in failed:
         facts.pop(name, None)
@@ -238,7 +238,7 @@ def judge(
 ) -> dict[str, Judged]:
     """How far each node is on its way."""
     rows = ((name, (given,)) for name, given in find_surroundings(snapshot, facts))
-    return memo.each(partial(judge_facts, now=now), rows, lasts=attrgetter("lasts"), failed=failed)
+    return memo.each(partial(judge_facts, now=now), rows, lasts=lambda one: one.lasts, failed=failed)
 
 
 def _members(

@@ -56,11 +56,26 @@ def find_kept_gangs(
 def find_keepers(
     members: Iterable[GangMember], options: Drain, scope: Scope
 ) -> Iterator[tuple[str, Blocker]]:
-    """The members that must stay, GPU or not: the node of each and why."""
+    """The members that must stay, GPU or not: the node of each and why.
+
+    By the options of this change, or else by those of the policy that the member's own node follows.
+    """
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for one in members:
-        for blocker in classify((one.pod,), options, everywhere).blockers:
+        blockers = classify((one.pod,), options, everywhere).blockers or find_ruled((one,), scope)
+        for blocker in blockers:
             yield one.node, blocker
+
+
+def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
+    """Why members must stay by the policy of their own node, where that is another one than that of the change."""
+    everywhere = replace(scope, all_pods=True, cordoned_at=None)
+    return tuple(
+        replace(blocker, message=f"By policy {one.policy}. {blocker.message}".rstrip())
+        for one in members
+        if one.drain is not None
+        for blocker in classify((one.pod,), one.drain, everywhere).blockers
+    )
 
 
 def _keepers(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.gangkeepers import find_ruled
 from gpusharing.planning.drain.gangwaits import with_labels
 from gpusharing.planning.drain.gangwords import name_gang, unlisted
 from gpusharing.planning.drain.holders import Scope, holds_gpu
@@ -31,12 +32,13 @@ def find_gang_blockers(
         if view.error:
             found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
-        members = with_labels(view, work)
-        pods = tuple(one.pod for one in members if one.node != node or not holds_gpu(one.pod))
-        if pods:
-            elsewhere = NodeWork(pods, work.pdbs, work.listed_at)
+        members = [one for one in with_labels(view, work) if one.node != node or not holds_gpu(one.pod)]
+        if members:
+            elsewhere = NodeWork(tuple(one.pod for one in members), work.pdbs, work.listed_at)
             standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
-            found += [name_gang(view, blocker) for blocker in forbidding(standings)]
+            told = {ref for blocker in standings.blockers for ref in blocker.pods}
+            ruled = find_ruled((one for one in members if one.pod.ref not in told), replace(scope, now=now))
+            found += [name_gang(view, blocker) for blocker in (*forbidding(standings), *ruled)]
     return merge(found)
 
 

@@ -4,7 +4,7 @@ Evicting one rank ends them all, so a member that is evicted at once would end t
 Specification: docs/design/drain.md#t13.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -25,6 +25,8 @@ class GangWait:
     """The one that is given the most time, the first by name of several."""
     text: str
     """Why the other pods of the gang are waited for."""
+    spared: bool = False
+    """The policy of a member's own node never evicts pods that may end by themselves."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
@@ -35,13 +37,21 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
     found = {}
     for view in work.gangs:
         members = running(view, work, scope.node)
-        waited = classify(
-            (one.pod for one in members), options, replace(scope, all_pods=True, cordoned_at=None)
-        )
+        everywhere = replace(scope, all_pods=True, cordoned_at=None)
+        waited = classify((one.pod for one in members), options, everywhere)
         waits = [_wait_of(one, view, options) for one in members if _is_waited(one.pod, waited)]
+        waits += _ruled_waits(view, members, everywhere)
         if waits:
-            found[view.gang] = min(waits, key=_longest_first)
+            longest = min(waits, key=_longest_first)
+            found[view.gang] = replace(longest, spared=any(one.spared for one in waits))
     return found
+
+
+def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
+    """What the policies of the members' own nodes say, where these are other ones than that of the change."""
+    for one in members:
+        if one.drain is not None and _is_waited(one.pod, classify((one.pod,), one.drain, scope)):
+            yield replace(_wait_of(one, view, one.drain), spared=one.drain.jobs.on_timeout == "Abort")
 
 
 def with_labels(view: GangView, work: NodeWork) -> list[GangMember]:

@@ -179,7 +179,7 @@ def _waited(
     ends = None
     if scope.cordoned_at is not None:
         ends = NEVER if wait is None else scope.cordoned_at + wait
-    spared = options.jobs.on_timeout == "Abort"
+    spared = options.jobs.on_timeout == "Abort" or (gang is not None and gang.spared)
     waits = spared or ends is None or now < ends
     due = one.due and not waits
     return replace(one, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
