@@ -119,7 +119,7 @@ async def test_a_member_that_its_owner_protects_while_jobs_have_their_time_keeps
     async with open_scene(*nodes(2)) as scene:
         scene.apply(FULL)
         await scene.ready()
-        ends = {"spec": {"restartPolicy": "Never"}}
+        ends: dict[str, Any] = {"spec": {"restartPolicy": "Never"}}
         shared(scene, rank(0, "gpu-1", **ends), rank(1, "gpu-2", **ends))
         jobs = {"timeout": "10m", "onTimeout": "Evict"}
         scene.apply(SLICED, drain={**STRANDED_OK, "jobs": jobs}, rollout=at_once(2))
