@@ -114,6 +114,33 @@ async def test_the_workers_of_a_gang_stay_while_its_leader_on_another_node_may_e
         assert scene.evicted() == ["rank-1"]
 
 
+@virtually
+async def test_a_member_that_its_owner_protects_while_jobs_have_their_time_keeps_all_of_its_gang() -> None:
+    async with open_scene(*nodes(2)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        ends: dict[str, Any] = {"spec": {"restartPolicy": "Never"}}
+        shared(scene, rank(0, "gpu-1", **ends), rank(1, "gpu-2", **ends))
+        jobs = {"timeout": "10m", "onTimeout": "Evict"}
+        scene.apply(SLICED, drain={**STRANDED_OK, "jobs": jobs}, rollout=at_once(2))
+        for name in ("gpu-1", "gpu-2"):
+            await scene.reason(name, "JobsRunning")
+        marked = {"metadata": {"annotations": {names.ANNOTATION_DO_NOT_DISRUPT: "true"}}}
+        scene.e.cluster.patch(PODS, "rank-0", marked, "default")
+        await asyncio.sleep(12 * 60)
+        for name in ("gpu-1", "gpu-2"):
+            assert (await scene.reason(name, "DoNotDisrupt"))["culprit"] == "default/rank-0"
+        said = scene.transition("gpu-2")["blockers"][0]
+        assert (
+            "Gang: JobSet default/train, 2 pods (1 on gpu-1, 1 on gpu-2). Runs on gpu-1. Annotation" in said
+        )
+        assert scene.evicted() == [], "the time of the jobs is over, and the mark keeps both"
+        free = {"metadata": {"annotations": {names.ANNOTATION_DO_NOT_DISRUPT: None}}}
+        scene.e.cluster.patch(PODS, "rank-0", free, "default")
+        await scene.ready()
+        assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
+
+
 def fenced_in_order(scene: Scene, since: int) -> list[tuple[str, str]]:
     """The nodes that were fenced, and the wave of each."""
     found: dict[str, str] = {}

@@ -13,7 +13,7 @@ from gpusharing.kube import gangs
 from gpusharing.kube.client import JSON, NODES, PODS
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
-from gpusharing.planning.drain.gangs import describe_gang
+from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.snapshot.podviews import GangView
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from tests.planning import lastresorts, podkinds
+from tests.planning import gangpromises, lastresorts, podkinds
 from tests.planning.broken import hold
 from tests.planning.canarypromises import canaries_first
 from tests.planning.pooling import is_away, is_newcomer, pool
@@ -132,8 +132,10 @@ def check(world: "World", action: Action) -> None:
                 _may_start(world, action, policy, policy.spec)
         case Evict():
             _not_held(world, action)
+            gangpromises.ended(world, action)
         case ForceDelete():
             _not_held(world, action)
+            gangpromises.ended(world, action)
             lastresorts.deleted(world, action)
         case Actuate() | UpdateFence() | Release() | LabelNode():
             _foreign_untouched(action)

@@ -4,11 +4,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from tests.planning import podkinds
 from tests.planning.cases import NODE
 from tests.planning.habits import with_habits
 from tests.planning.recovery import lenient
 from tests.planning.world import World
 
+from gpusharing.api import names
 from gpusharing.planning.snapshot.records import Verified
 
 
@@ -44,3 +46,15 @@ def canary_broken(world: World, action: Any) -> None:
         lenient(one, max_unavailable=3)
         for one in (with_habits(known, "plain", "one canary") for known in world.policies)
     )
+
+
+def mate_protected(world: World, action: Any) -> None:
+    """The pod is a rank of a JobSet, and somebody protects another rank, on another node."""
+    world.add_node("gpu-99")
+    for node, name in ((NODE, "rank-0"), ("gpu-99", "rank-1")):
+        pod = podkinds.make("a rank of a JobSet", name, "llm", "nvidia.com/gpu", world.now)
+        pod = replace(pod, uid=action.uid) if node == NODE else pod
+        world.pods[node][pod.uid], world.kinds[pod.uid] = pod, "a rank of a JobSet"
+    mates = world.pods["gpu-99"]
+    for uid, mate in mates.items():
+        mates[uid] = replace(mate, marks=((names.ANNOTATION_DO_NOT_DISRUPT, "true"),))

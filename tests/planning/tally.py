@@ -91,6 +91,7 @@ EXPECTED = (
     "given back: RolledBack",
     "a node turns back",
     "a pod is deleted by force",
+    "a member elsewhere keeps its gang from being drained",
     "given back: CordonKept",
     "given back: ForeignMaintenance",
     "cordon put back",
@@ -148,6 +149,8 @@ def of_plan(world: "World", plan: RolloutPlan) -> Iterator[str]:
         if verdict.phase in _TOLD:
             yield f"told {verdict.phase}: {verdict.reason}"
             yield from (f"blocker {blocker.reason}" for blocker in verdict.blockers)
+        if verdict.phase is Phase.DRAINING and any("Runs on" in one.message for one in verdict.blockers):
+            yield "a member elsewhere keeps its gang from being drained"
         for action in verdict.actions:
             if isinstance(action, Release):
                 how = "given back" if verdict.phase is Phase.UNCORDONING else "given up"

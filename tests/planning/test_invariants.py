@@ -27,6 +27,8 @@ from tests.planning.tally import EXPECTED
 MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
 DIVIDED = [number for number, (mode, _) in enumerate(MODES) if mode == "MIG"]
 SERVED = [number for number, (mode, _) in enumerate(MODES) if mode == "MPS"]
+GANGS = (("plain", False), ("plain", True), ("what stays is deleted", True))
+"""Habits of a drain in which a gang is protected, and whether a budget refuses first."""
 STAGES = ("rest", "fenced", "actuating")
 """Moments of a change in which each deed is done."""
 FOLLOWED = {
@@ -120,6 +122,32 @@ def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
     cluster.teardown()
 
 
+def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
+    """A gang runs on all nodes, which are drained as one, and somebody protects its ranks on one of them: before the
+    first is evicted, or while a budget that nobody sees refuses."""
+    cluster, rest = Cluster(), random.sample(DIVIDED, 2)
+    cluster.a_pool_at_rest_is_edited(
+        modes=rest, budget="100%", pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    cluster.everybody_works_on(60)
+    cluster.world.budgets, cluster.world.refusing = (), refusing
+    cluster.people_clear_up_and_a_change_is_disturbed(
+        mode=rest[0],
+        budget="100%",
+        pods=[],
+        unmanaged="Evict",
+        stage="fenced",
+        later=10 if refusing else 0,
+        whats=["a person protects the pods"],
+        afterwards=30,
+        drain=drain,
+        gang=True,
+    )
+    cluster.world.refusing = False
+    cluster.everybody_works_on(70)
+    cluster.teardown()
+
+
 def habit(random: Random, habits: Collection[str]) -> str:
     """Half of the time none."""
     return random.choice(["plain", random.choice(sorted(habits))])
@@ -153,6 +181,8 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
         except Exception as error:
             error.add_note(f"in example {number} of the habit {known!r}")
             raise
+    for drain, refusing in GANGS:
+        play_gang(drain, Random(drain), refusing=refusing)
     record_property(PROPERTY, dict(Cluster.happened))
     done = {what for what in DEEDS if any(seen.startswith(what) for seen in Cluster.happened)}
     never = [what for what in EXPECTED if not Cluster.happened[what]] + sorted(DEEDS.keys() - done)

@@ -15,7 +15,7 @@ from tests.planning.broken import Broken
 from tests.planning.cases import FULL, MIXED, NODE, copy_of, edited, pool_of
 from tests.planning.habits import with_habits
 from tests.planning.recovery import lenient
-from tests.planning.spoilers import canary_broken, canary_elsewhere, failed_again
+from tests.planning.spoilers import canary_broken, canary_elsewhere, failed_again, mate_protected
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -263,6 +263,7 @@ FAULTS: Mapping[str, tuple[type, int, Spoil, str]] = {
     "a restart of a pod that is gone": (RestartOperand, 0, other_uid, "gone"),
     "an eviction of a protected pod": (Evict, 1, marked, "(c)"),
     "an eviction of a DaemonSet's pod": (Evict, 1, lambda world, action: _of_kind(world, "DaemonSet"), "(c)"),
+    "an eviction of a rank while another one is protected": (Evict, 1, mate_protected, "(c) evicts a rank"),
     "a second eviction of one pod": (Evict, 1, ended, "(c)"),
     "an eviction of a pod that is gone": (Evict, 1, other_uid, "gone"),
     "an eviction that a paused policy holds": (Evict, 1, policy(paused=True, when_paused="Hold"), "(p)"),

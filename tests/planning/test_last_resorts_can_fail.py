@@ -15,6 +15,7 @@ from tests.planning.broken import Broken
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, NODE, copy_of
 from tests.planning.habits import with_habits
+from tests.planning.spoilers import mate_protected
 from tests.planning.test_invariants_can_fail import ReachedError, call, fence, policy
 from tests.planning.world import World
 
@@ -197,6 +198,7 @@ FAULTS: Mapping[str, tuple[PolicyView, Callable[[Action], bool], Spoil, str]] = 
     "a deletion of a protected pod": (
         FORCED, deletes, pod(marks=((names.ANNOTATION_DO_NOT_DISRUPT, "true"),)), "nobody may evict"),
     "a deletion of a pod that nobody asked to go": (FORCED, deletes, unasked, "nobody refused"),
+    "a deletion of a rank while another one is protected": (FORCED, deletes, mate_protected, "(t) deletes a rank"),
     "a deletion for a node that would not be empty": (FORCED, deletes, kept_beside, "would not be empty"),
     "a deletion with a shorter grace period": (FORCED, deletes, call(grace=5), "cuts a grace period"),
     "a deletion that ends containers by their object": (FORCED, deletes, at_once, "no time to end"),

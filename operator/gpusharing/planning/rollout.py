@@ -4,7 +4,7 @@ What holds after every action and from every interrupted prefix (tests/planning/
 
   (a) nodes away because of us never exceed the policy's allowance or the operator-wide cap
   (b) no point of no return while a pod that counts is on the node
-  (c) no eviction of DaemonSet, mirror, finished or terminating pods, none of one pod twice
+  (c) no eviction of DaemonSet, mirror, finished or terminating pods, of one twice, of a gang with one that must stay
   (d) no uncordon of a cordon that is not ours
   (e) a settled cluster gives an empty plan
   (f) carrying out the plan reaches a fixpoint
@@ -32,7 +32,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
-from operator import attrgetter
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.pools.choice import Choice, choose
@@ -66,6 +65,7 @@ from gpusharing.planning.way.nodefacts import (
     find_models,
     find_surroundings,
     judge_facts,
+    with_rules,
 )
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
@@ -104,6 +104,8 @@ class RolloutPlan:
 class Known:
     """What is known of each policy and node before any node is chosen. A node that failed has no facts."""
 
+    snapshot: ClusterSnapshot
+    """As it was given, with what the other policies of a gang say of its members."""
     wishes: Mapping[str, Wish | Finding]
     """By policy: what it asks for."""
     terms: Mapping[str, Terms]
@@ -127,7 +129,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     memo = Memo() if memo is None else memo
     memo.begin(now)
     known = find_known(snapshot, now, memo)
-    facts, judged = known.facts, known.judged
+    snapshot, facts, judged = known.snapshot, known.facts, known.judged
     found = _members(snapshot, known.owners, judged, known.failed)
     failing = Failing.of(snapshot, found, now)
     members = _in_waves(snapshot, failing.find_late(found), now)
@@ -181,8 +183,10 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo, unread)
     facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
+    snapshot = with_rules(snapshot, facts)
     judged = judge(snapshot, facts, now, memo, failed)
     return Known(
+        snapshot=snapshot,
         wishes=wishes,
         terms=terms,
         unread=unread,
@@ -257,7 +261,7 @@ def judge(
 ) -> dict[str, Judged]:
     """How far each node is on its way."""
     rows = ((name, (given,)) for name, given in find_surroundings(snapshot, facts))
-    return memo.each(partial(judge_facts, now=now), rows, lasts=attrgetter("lasts"), failed=failed)
+    return memo.each(partial(judge_facts, now=now), rows, lasts=lambda one: one.lasts, failed=failed)
 
 
 def _members(

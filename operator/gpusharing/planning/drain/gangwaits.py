@@ -4,7 +4,7 @@ Evicting one rank ends them all, so a member that is evicted at once would end t
 Specification: docs/design/drain.md#t13.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 
@@ -12,8 +12,6 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import patience
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 
@@ -27,6 +25,8 @@ class GangWait:
     """The one that is given the most time, the first by name of several."""
     text: str
     """Why the other pods of the gang are waited for."""
+    spared: bool = False
+    """The policy of a member's own node never evicts pods that may end by themselves."""
 
 
 def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gang, GangWait]:
@@ -36,29 +36,22 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
     """
     found = {}
     for view in work.gangs:
-        members = _running(view, work, scope.node)
-        waited = classify(
-            (one.pod for one in members), options, replace(scope, all_pods=True, cordoned_at=None)
-        )
+        members = running(view, work, scope.node)
+        everywhere = replace(scope, all_pods=True, cordoned_at=None)
+        waited = classify((one.pod for one in members), options, everywhere)
         waits = [_wait_of(one, view, options) for one in members if _is_waited(one.pod, waited)]
+        waits += _ruled_waits(view, members, everywhere)
         if waits:
-            found[view.gang] = min(waits, key=_longest_first)
+            longest = min(waits, key=_longest_first)
+            found[view.gang] = replace(longest, spared=any(one.spared for one in waits))
     return found
 
 
-def find_unlisted(work: NodeWork, found: Classified) -> tuple[Blocker, ...]:
-    """The pods of gangs whose members are not known: any of those might be waited for."""
-    return tuple(
-        Blocker(Reason.LIST_FAILED, (pod.ref,), message=unlisted(view))
-        for view in work.gangs
-        for pod in found.holders
-        if view.error and pod.gang == view.gang and pod.deleted_at is None
-    )
-
-
-def unlisted(view: GangView) -> str:
-    """Why nothing is known about the members of a gang."""
-    return f"The members of {view.gang.ref} cannot be listed: {view.error}"
+def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
+    """What the policies of the members' own nodes say, where these are other ones than that of the change."""
+    for one in members:
+        if one.drain is not None and _is_waited(one.pod, classify((one.pod,), one.drain, scope)):
+            yield replace(_wait_of(one, view, one.drain), spared=one.drain.jobs.on_timeout == "Abort")
 
 
 def with_labels(view: GangView, work: NodeWork) -> list[GangMember]:
@@ -67,7 +60,7 @@ def with_labels(view: GangView, work: NodeWork) -> list[GangMember]:
     return [replace(one, pod=replace(one.pod, namespace_labels=known)) for one in view.members]
 
 
-def _running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
+def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
     """The members that have a node: one that waits for a node does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {one.pod.uid for one in here}

@@ -19,7 +19,8 @@ from gpusharing.planning.drain.evictions import (
     is_seen,
     throttled_until,
 )
-from gpusharing.planning.drain.gangwaits import GangWait, find_gang_waits, find_unlisted
+from gpusharing.planning.drain.gangkeepers import KeptGangs, find_kept_gangs
+from gpusharing.planning.drain.gangwaits import GangWait, find_gang_waits
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
@@ -60,6 +61,8 @@ class Standing:
     """It is waited for and never evicted: when its time is over, the change is given up."""
     waits_for: str = ""
     """Which other member of its gang it is waited for, in words; empty: none."""
+    kept: bool = False
+    """A member of its gang must stay, or nobody knows the members: it is neither evicted nor deleted."""
 
     @property
     def budget(self) -> PdbView | None:
@@ -116,22 +119,21 @@ def find_standings(
     if work.error:
         return Standings(work.listed_at, error=work.error)
     memories = work.evictions if cordoned else forget_old(work.evictions, now)
-    found = classify(work.pods, options, replace(scope, now=now))
+    scope = replace(scope, now=now)
+    found = classify(work.pods, options, scope)
     front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
     known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
-    gangs = find_gang_waits(work, options, scope)
-    if options.rules or found.waited or gangs or any(pod.system for pod in found.holders):
-        known = _in_turn([_waited(one, found, options, scope, now=now, gangs=gangs) for one in known], front)
-    unlisted = find_unlisted(work, found) if cordoned else ()
-    if unlisted:
-        refs = {ref for blocker in unlisted for ref in blocker.pods}
-        known = [replace(one, due=one.due and one.pod.ref not in refs) for one in known]
+    waits = find_gang_waits(work, options, scope)
+    if options.rules or found.waited or waits or any(pod.system for pod in found.holders):
+        known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
+    kept = _find_kept(known, found, work, options, scope) if cordoned else KeptGangs()
+    known = [_with_gang(one, kept) for one in known] if kept.gangs else known
     return Standings(
         work.listed_at,
         leaving=tuple(one for one in known if one.leaves),
         staying=tuple(one for one in known if not one.leaves),
         blocked=len(found.blocked),
-        blockers=merge((*found.blockers, *unlisted)) if unlisted else found.blockers,
+        blockers=merge((*found.blockers, *kept.blockers)) if kept.blockers else found.blockers,
         front=front,
         asked=asked_lately(memories, now),
         throttled_until=throttled_until(memories, now),
@@ -178,10 +180,23 @@ def _waited(
     ends = None
     if scope.cordoned_at is not None:
         ends = NEVER if wait is None else scope.cordoned_at + wait
-    spared = options.jobs.on_timeout == "Abort"
+    spared = options.jobs.on_timeout == "Abort" or (gang is not None and gang.spared)
     waits = spared or ends is None or now < ends
     due = one.due and not waits
     return replace(one, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
+
+
+def _find_kept(
+    known: list[Standing], found: Classified, work: NodeWork, options: Drain, scope: Scope
+) -> KeptGangs:
+    """The gangs that must not be ended now, of those of which a pod is still to leave."""
+    gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
+    return find_kept_gangs(work, found, gangs, options, scope) if gangs else KeptGangs()
+
+
+def _with_gang(one: Standing, kept: KeptGangs) -> Standing:
+    """The same; it stays if its gang does."""
+    return replace(one, kept=True, due=False) if one.pod.gang in kept.gangs else one
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:

@@ -12,7 +12,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.drain.gangs import describe_gang, with_gangs
+from gpusharing.planning.drain.gangs import with_gangs
+from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import preflight
 from gpusharing.planning.drain.standing import find_standings

@@ -5,6 +5,7 @@ from dataclasses import field
 from datetime import datetime
 from typing import Literal
 
+from gpusharing.api.policy import Drain
 from gpusharing.planning.words.values import value
 
 
@@ -108,6 +109,11 @@ class GangMember:
     """Name of its node; empty: it has none yet."""
     pod: PodView
     """The pod."""
+    policy: str = ""
+    """The policy that its node follows, if that has another spec.drain than the one of the node in work; empty: it has
+    the same, or there is none. The planner fills it in."""
+    drain: Drain | None = None
+    """spec.drain of that policy."""
 
 
 @value
