@@ -28,6 +28,7 @@ from gpusharing.planning.way.cordon import holds_our_cordon, may_uncordon
 from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import unmarked
+from gpusharing.planning.way.requests import last_busy
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way
 from gpusharing.planning.words.blockers import MAX_PODS, explain_blockers
@@ -255,7 +256,7 @@ def _jobs_late(case: FencedCase) -> str:
     return f"{refs} did not finish in time; the node is restored and they keep running"
 
 
-def _late(case: FencedCase) -> str:
+def _late(case: FencedCase) -> str | Finding:
     if holds(case) or _unlooked(case):
         return ""
     plan = case.drain
@@ -263,7 +264,7 @@ def _late(case: FencedCase) -> str:
     if case.fence.jobs and ended and isinstance(case.assessment, Assessed):
         return ""  # nobody has looked yet, or they ended: what a LIST shows counts more than the clock
     late = case.now >= case.fence.deadline and case.now >= _limit(case)
-    return _timeout_text(case) if late else ""
+    return _time_out(case) if late else ""
 
 
 def _unlooked(case: FencedCase) -> bool:
@@ -317,7 +318,11 @@ def _next_limit(case: FencedCase) -> datetime:
     return case.fence.deadline if case.now < case.fence.deadline else _limit(case)
 
 
-def _timeout_text(case: FencedCase) -> str:
+def _time_out(case: FencedCase) -> str | Finding:
+    if case.drain is not None and case.drain.idle:
+        text = "the pods are gone, but the node was not proven idle in time and was given back"
+        busy = last_busy(case)
+        return Finding(Reason.GPU_STILL_BUSY, f"{text}: {busy}") if busy else text
     text = "the drain was given up at its deadline and the node restored; evicted pods are not brought back"
     lines = explain_blockers(case.drain.blockers) if case.drain is not None else ()
     return f"{text}: {lines[0]}" if lines else text
