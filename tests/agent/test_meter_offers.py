@@ -77,7 +77,7 @@ def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
 def test_who_holds_a_device_that_is_shared_since_holds_all_of_it_but_for_replicas_that_others_hold(
     layout: tuple[str, ...], others: int
 ) -> None:
-    """He was billed for a fifth of it once it had four replicas, although they took nothing from him."""
+    """It was a fifth of it once it had four replicas, although they took nothing from him."""
     reading = machine(layout)
     before, after = devices(reading), devices(reading, 4)
     held = (*handed_out(before, ["team-a"]).held, *handed_out(after, ["team-b"] * others).held)
@@ -98,7 +98,7 @@ def test_who_holds_a_device_that_is_shared_since_holds_all_of_it_but_for_replica
 def test_who_holds_a_gpu_that_is_divided_since_holds_all_of_it_but_for_instances_that_others_hold(
     others: int,
 ) -> None:
-    """He was billed for nothing, and the instances were idle."""
+    """It was nothing, and the instances were idle."""
     whole, divided = machine(()), machine(("3g.40gb", "3g.40gb"))
     instances = devices(divided)
     held = (*handed_out(devices(whole), ["team-a"]).held, *handed_out(instances, ["team-b"] * others).held)

@@ -192,8 +192,8 @@ def _devices(reading: Reading, holdings: Holdings, known: Offers) -> Iterable[_S
 def _under_holder(
     gpu: GPU, parts: Sequence[tuple[str, Fraction]], held: Mapping[str, object]
 ) -> Sequence[tuple[str, Fraction]]:
-    """The devices of a GPU. Where MIG was switched on under the holder of the whole GPU, that is his but for instances
-    that others hold."""
+    """The devices of a GPU. Where MIG was switched on under the holder of the whole GPU, it stays the holder's but for
+    instances that others hold."""
     if not gpu.uuid or gpu.uuid not in held or gpu.mig_mode != "Enabled":
         return parts
     others = [(uuid, share) for uuid, share in parts if uuid in held]

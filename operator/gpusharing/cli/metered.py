@@ -43,7 +43,6 @@ CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that series can be chosen by them."""
 MISSED = 3600.0
 """GPU-seconds of a node that are worth reporting; a scrape interval at the end of each day is less."""
-
 NodePool = tuple[str, str]
 """Name of a node, and of the policy that owned it."""
 
@@ -234,7 +233,7 @@ def _lacking(
     """Pools of which some series are not there. `seconds`: of the window."""
     tolerance = max(TOLERANCE, ENDS / seconds)
     pools: dict[str, list[NodePool]] = {}
-    for key in parts.keys() | gpus.keys():
+    for key in sorted(parts.keys() | gpus.keys()):
         pools.setdefault(key[1], []).append(key)
     lacks = "Prometheus lacks some of the meter's series"
     for policy, nodes in sorted(pools.items()):

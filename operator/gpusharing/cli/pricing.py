@@ -26,7 +26,7 @@ MOST = 1e15
 NO_NUMBER = "that is no number"
 """Why NaN is left out."""
 CHOOSE = "choose one by --selector"
-"""What to do about prices of several clusters."""
+"""What to do about what several clusters have."""
 
 _Fault = tuple[tuple[str, str], str]
 """Label and value of what has a price that cannot be, and what to say about it."""
