@@ -118,7 +118,7 @@ def _why_not_serving(member: Member) -> str:
 
 
 @value
-class Lapse:
+class CanaryLapse:
     """A state in which a node does not serve what was proven on it."""
 
     holds: Callable[[Member], bool]
@@ -157,13 +157,13 @@ def _unproven_now(member: Member) -> bool:
     return member.verdict.phase is not Phase.SYNCED or member.verdict.reason is not Reason.SYNCED
 
 
-LAPSES: tuple[Lapse, ...] = (
-    Lapse(_failed, "it has failed"),
-    Lapse(_changing, "it is being changed"),
-    Lapse(_going, "its Node is being deleted"),
-    Lapse(_unready, "it is not Ready"),
-    Lapse(_cordoned, "it is cordoned"),
-    Lapse(_unproven_now, "{reason}"),
+LAPSES: tuple[CanaryLapse, ...] = (
+    CanaryLapse(_failed, "it has failed"),
+    CanaryLapse(_changing, "it is being changed"),
+    CanaryLapse(_going, "its Node is being deleted"),
+    CanaryLapse(_unready, "it is not Ready"),
+    CanaryLapse(_cordoned, "it is cordoned"),
+    CanaryLapse(_unproven_now, "{reason}"),
 )
 
 
