@@ -1,4 +1,4 @@
-"""The disruption budget over the nodes of a pool and over all pools, on whole ways in world.py."""
+"""The disruption budget over the nodes of a pool and over all pools (pools/choice.py), on whole ways in world.py."""
 
 from collections import Counter
 from dataclasses import replace
