@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpusharing.agent.meter import (
     Account,
     Allotment,
     Meter,
+    Offers,
     last_offers,
     standing,
 )
@@ -205,6 +206,56 @@ LOST = unreachable(0, "Lost")
 READINGS = {(one, two): machine(one, two) for one in LAYOUTS for two in (LAYOUTS[0], LAYOUTS[2])}
 
 
+@dataclass
+class Changing:
+    """A node of two GPUs, and what its agent knows of it."""
+
+    reading: Reading
+    holdings: Holdings = field(default_factory=Holdings)
+    policy: str = "pool-b"
+    changing: bool = False
+    lost: bool = False
+    """The first GPU cannot be read."""
+    gone: bool = False
+    """The GPUNode is missing: the agent reads no GPU, and nobody shows it anything."""
+    offers: Offers = field(default_factory=dict)
+    shown: tuple[Reading, str, bool] | None = None
+
+    def happen(self, kind: str, layout: int, tenants: Sequence[str], replicas: int) -> None:
+        """Of HAPPENINGS."""
+        match kind:
+            case "layout":
+                self.reading, self.changing = READINGS[LAYOUTS[layout], LAYOUTS[2 * (layout % 2)]], False
+            case "pods":
+                self.holdings = handed_out(devices(self.reading, replicas), tenants)
+            case "foreign":
+                self.holdings = replace(self.holdings, held=(*self.holdings.held, FOREIGN))
+            case "sick":
+                self.holdings = replace(self.holdings, offered=())
+            case "quiet":
+                self.changing = not self.changing
+            case "policy":
+                self.policy = "pool-c" if self.policy == "pool-b" else "pool-b"
+            case "lost":
+                self.lost = not self.lost
+            case "gone":
+                self.gone = not self.gone
+            case "restart":
+                self.offers, self.gone = NO_OFFERS, False
+
+    def stands(self) -> Allotment:
+        """As the agent has it, to the last fraction."""
+        if not self.gone or self.shown is None:
+            gpus = (LOST, self.reading.gpus[1]) if self.lost else self.reading.gpus
+            self.shown = replace(self.reading, gpus=gpus), self.policy, self.changing
+        reading, policy, changing = self.shown
+        self.offers = last_offers(reading, self.holdings, self.offers)
+        stands = standing(reading, self.holdings, policy, changing=changing, known=self.offers)
+        assert total(stands) == 2
+        assert min((*stands.held.values(), *stands.idle.values(), stands.stranded, stands.transition)) >= 0
+        return stands
+
+
 @settings(max_examples=150, deadline=None)
 @given(HAPPENINGS)
 def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
@@ -213,42 +264,18 @@ def test_tenants_idle_stranded_and_transition_add_up_to_the_seconds_of_the_gpus(
     """A node of two GPUs whose agent is restarted, whose layout and pods change, whose GPUNode is missing at times, and
     which vanishes at the end. Turns come every 1 to 30 s, scrapes with some of them, but at least every 90 s."""
     meter, prometheus, clock, known = Meter(), CountingPrometheus(), 0.0, 0.0
-    reading, holdings, policy, changing = READINGS[(), ()], Holdings(), "pool-b", False
-    lost = gone = False
-    offers, shown = NO_OFFERS, (reading, policy, changing)
+    node = Changing(READINGS[(), ()])
     scraped = newest = 0.0
     begun: float | None = None
     keys: set[object] = set()
     for kind, seconds, layout, tenants, replicas in happenings:
         clock += seconds
-        match kind:
-            case "layout":
-                reading, changing = READINGS[LAYOUTS[layout], LAYOUTS[2 * (layout % 2)]], False
-            case "pods":
-                holdings = handed_out(devices(reading, replicas), tenants)
-            case "quiet":
-                changing = not changing
-            case "policy":
-                policy = "pool-c" if policy == "pool-b" else "pool-b"
-            case "lost":
-                lost = not lost
-            case "foreign":
-                holdings = replace(holdings, held=(*holdings.held, FOREIGN))
-            case "sick":
-                holdings = replace(holdings, offered=())
-            case "gone":
-                gone = not gone
-            case "restart":
-                known += lived(begun, scraped)
-                meter, begun, keys, offers, gone = Meter(), None, set(), NO_OFFERS, False
-        if not gone:  # else the agent reads nothing, and nobody shows it anything
-            shown = replace(reading, gpus=(LOST, reading.gpus[1])) if lost else reading, policy, changing
-        stands = None
-        if kind != "blind":
-            offers = last_offers(shown[0], holdings, offers)
-            stands = standing(shown[0], holdings, shown[1], changing=shown[2], known=offers)
-            assert total(stands) == 2, "to the last fraction"
-            assert min((*stands.held.values(), *stands.idle.values(), stands.stranded)) >= 0
+        node.happen(kind, layout, tenants, replicas)
+        if kind == "restart":
+            known += lived(begun, scraped)
+            meter, begun, keys = Meter(), None, set()
+        stands = None if kind == "blind" else node.stands()
+        if stands is not None:
             begun = clock if begun is None else begun
         meter.turn(clock, stands)
         if keys != (keys := keys | keys_of(meter)):
@@ -353,26 +380,3 @@ async def test_the_loop_meters_for_the_policy_and_the_phase_that_the_operator_sh
     assert idle["pool-b"] == 10.0
     assert transition["pool-b"] == 65.0, "an error in the middle of a change is part of the change"
     assert loop.meter.metered.gpus == {"": 100.0, "pool-b": 105.0, "pool-c": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("offered", "idle"),
-    [(None, 150.0), ((), 75.0)],
-    ids=["it cannot be asked once", "it offers nothing once"],
-)
-async def test_a_kubelet_that_told_what_there_is_and_does_not_once_changes_no_bill(
-    offered: tuple[tuple[str, str], ...] | None, idle: float
-) -> None:
-    node, pods, gpus = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100])
-    known = handed_out(devices(gpus.read(), 4), ["team-a"])
-    clock = [0.0]
-    settings = LoopSettings(interval=3600.0, meter_lag=0)
-    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(loop.run())
-        for at, holdings in ((0.0, known), (100.0, replace(known, offered=offered)), (200.0, known)):
-            clock[0], pods.holdings = at, holdings
-            node.ask(f"at {at}")
-            await node.answered(f"at {at}")
-        running.cancel()
-    assert told(loop)[:2] == ({"team-a": 50.0}, {"": idle}), "what is not offered is stranded"

@@ -1,12 +1,16 @@
 """How many parts a device has that the kubelet offers no more: those that it had, or that are held at least."""
 
+import asyncio
 from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from tests.agent.test_meter import SHARED, devices, handed_out, machine
+from hack.sim.gpu import SimulatedGPUs
+from tests.agent.test_meter import H100, SHARED, devices, handed_out, machine, told
+from tests.fakes.gpus import FixedPods, OneNode
 
 from gpusharing.agent.library import unreachable
+from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.meter import NO_OFFERS, last_offers, standing
 from gpusharing.agent.podresources import Holdings
 
@@ -67,6 +71,29 @@ def test_what_is_offered_anew_counts_and_what_is_gone_is_forgotten() -> None:
     as_instance = last_offers(divided, handed_out(devices(divided), []), NO_OFFERS)
     assert list(as_instance) == [instance]
     assert last_offers(reading, Holdings(offered=()), as_instance) == {}
+
+
+@pytest.mark.parametrize(
+    ("offered", "idle"),
+    [(None, 150.0), ((), 75.0)],
+    ids=["it cannot be asked once", "it offers nothing once"],
+)
+async def test_a_kubelet_that_told_what_there_is_and_does_not_once_changes_no_bill(
+    offered: tuple[tuple[str, str], ...] | None, idle: float
+) -> None:
+    node, pods, gpus = OneNode(), FixedPods(), SimulatedGPUs("gpu-01", [H100])
+    known = handed_out(devices(gpus.read(), 4), ["team-a"])
+    clock = [0.0]
+    settings = LoopSettings(interval=3600.0, meter_lag=0)
+    loop = AgentLoop("gpu-01", node.client, gpus, pods, settings, clock=lambda: clock[0], jitter=lambda: 1.0)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(loop.run())
+        for at, holdings in ((0.0, known), (100.0, replace(known, offered=offered)), (200.0, known)):
+            clock[0], pods.holdings = at, holdings
+            node.ask(f"at {at}")
+            await node.answered(f"at {at}")
+        running.cancel()
+    assert told(loop)[:2] == ({"team-a": 50.0}, {"": idle}), "what is not offered is stranded"
 
 
 # --- what somebody else changes under a holder, without a restart of its pod ---------------------------------------

@@ -1,5 +1,5 @@
 """`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet
-(cli/cost.py, cli/metered.py)."""
+(cli/cost.py, cli/metered.py, cli/meterteams.py)."""
 
 import csv
 import io
