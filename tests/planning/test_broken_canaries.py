@@ -53,9 +53,9 @@ def test_the_order_of_the_lapses_is_part_of_the_product() -> None:
     assert [lapse.holds.__name__ for lapse in LAPSES] == [
         "_failed",
         "_changing",
-        "_going",
-        "_unready",
-        "_cordoned",
+        "going",
+        "unready",
+        "cordoned",
         "_unproven_now",
     ]
 

@@ -54,9 +54,9 @@ def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
         "_calls_fail",
         "_yielded",
         "_held",
-        "_going",
-        "_unready",
-        "_cordoned",
+        "going",
+        "unready",
+        "cordoned",
     ]
 
 

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from shlex import quote
 from typing import NamedTuple
 
@@ -73,6 +74,11 @@ class _Metered(NamedTuple):
     lasts: list[Series]
     """The least and the most of a node's counters of GPU time."""
 
+    @property
+    def parts(self) -> tuple[list[Series], ...]:
+        """What each Part of the GPU time counted, in the order of Part."""
+        return self.held, self.idle, self.stranded, self.transition
+
 
 class _Others(NamedTuple):
     """The answers after those, in that order."""
@@ -119,7 +125,7 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         _add(found, day, wish.by, unpriced)
         faults = dict.fromkeys((*day.faults, *day.prices.faults))
         found.missing += [fault for fault in faults if fault not in found.missing]
-        _sum(parts, (*day.metered.held, *day.metered.idle, *day.metered.stranded, *day.metered.transition))
+        _sum(parts, chain.from_iterable(day.metered.parts))
         _sum(gpus, day.metered.gpus)
         rivals |= day.teams.rivals & {namespace_of(one) for one in day.metered.held if one.value > 0}
         found.simulated |= day.simulated & {node for node, _ in map(_node, day.metered.gpus)}
@@ -187,9 +193,7 @@ def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 
 def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
-    for part, answer in zip(
-        Part, (day.metered.held, day.metered.idle, day.metered.stranded, day.metered.transition), strict=True
-    ):
+    for part, answer in zip(Part, day.metered.parts, strict=True):
         for one in answer:
             node, policy = one.labels.get("node", ""), one.labels.get(POLICY, "")
             resource = one.labels.get("resource", "")

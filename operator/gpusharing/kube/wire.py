@@ -2,6 +2,7 @@
 
 import json
 import random
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
@@ -67,14 +68,14 @@ async def is_served(ask: Callable[[ApiRequest, str], Awaitable[JSON]], resource:
     return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
 
 
-class WireReads:
+class WireReads(ABC):
     """What both transports read in the same way, each over its own calls."""
 
+    @abstractmethod
     async def _call(
         self, request: ApiRequest, method: str, path: str, query: Mapping[str, str] | None = None
     ) -> JSON:
         """The object that the server answers."""
-        raise NotImplementedError
 
     async def pages(
         self,

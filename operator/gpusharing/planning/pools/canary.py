@@ -11,7 +11,7 @@ Until another node has started, each node that is proven must also serve what wa
 the others waiting, and is not replaced, or one node after another would be spent. The whole soak is not counted anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from gpusharing.api.names import Phase
@@ -20,10 +20,9 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision, is_of
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.members import Member, MemberState, cordoned, going, is_begun, unready
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
 
 
 def find_canary(pooled: Pooled) -> int | Finding | None:
@@ -117,16 +116,6 @@ def _why_not_serving(member: Member) -> str:
     return says.format(reason=member.verdict.reason)
 
 
-@value
-class CanaryLapse:
-    """A state in which a node does not serve what was proven on it."""
-
-    holds: Callable[[Member], bool]
-    """Whether the node is in it."""
-    says: str
-    """What is said of that node; {reason} is that of its verdict."""
-
-
 def _failed(member: Member) -> bool:
     """It would otherwise be told as a change that is under way."""
     return _changing(member) and member.verdict.phase is Phase.FAILED
@@ -134,22 +123,7 @@ def _failed(member: Member) -> bool:
 
 def _changing(member: Member) -> bool:
     """A repair, whose steps are not followed: every node that waits shows this."""
-    return member.node.fence is not None or bool(member.node.fence_error)
-
-
-def _going(member: Member) -> bool:
-    """A cause of not being Ready, so it is told before that."""
-    return member.node.deleting
-
-
-def _unready(member: Member) -> bool:
-    """Nobody knows whether its pods run."""
-    return not member.node.ready
-
-
-def _cordoned(member: Member) -> bool:
-    """No pod comes to it that could show whether the layout serves."""
-    return member.node.unschedulable
+    return is_begun(member.node)
 
 
 def _unproven_now(member: Member) -> bool:
@@ -157,14 +131,16 @@ def _unproven_now(member: Member) -> bool:
     return member.verdict.phase is not Phase.SYNCED or member.verdict.reason is not Reason.SYNCED
 
 
-LAPSES: tuple[CanaryLapse, ...] = (
-    CanaryLapse(_failed, "it has failed"),
-    CanaryLapse(_changing, "it is being changed"),
-    CanaryLapse(_going, "its Node is being deleted"),
-    CanaryLapse(_unready, "it is not Ready"),
-    CanaryLapse(_cordoned, "it is cordoned"),
-    CanaryLapse(_unproven_now, "{reason}"),
+LAPSES: tuple[MemberState, ...] = (
+    MemberState(_failed, "it has failed"),
+    MemberState(_changing, "it is being changed"),
+    MemberState(going, "its Node is being deleted"),
+    MemberState(unready, "it is not Ready"),
+    MemberState(cordoned, "it is cordoned"),
+    MemberState(_unproven_now, "{reason}"),
 )
+"""The states in which a node does not serve what was proven on it; the first match wins, and a test pins the order.
+{reason} is that of its verdict."""
 
 
 def _others_began(

@@ -81,8 +81,7 @@ def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datet
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
     found, longest = _spans(rollout.windows, rollout.blackouts, needed, minute)
-    long_ones = tuple(one for one in rollout.windows if parse_duration(one.duration) >= needed)
-    if not found and long_ones:
+    if not found and (long_ones := _long(rollout.windows, needed)):
         # More short spans may come first than are looked at.
         found, _ = _spans(long_ones, rollout.blackouts, needed, minute)
     spans = tuple(span for span in found if span.lasts(needed, now))[:SHOWN]
@@ -132,6 +131,11 @@ def _flaw(windows: Windows, blackouts: Windows) -> str:
                 value = window.time_zone if name == "timeZone" else window.schedule
                 return f'spec.rollout.{field}[{index}].{name} "{value}": {why}. Nothing starts until it is corrected'
     return ""
+
+
+def _long(windows: Windows, needed: timedelta) -> Windows:
+    """Those that are long enough by themselves."""
+    return tuple(one for one in windows if parse_duration(one.duration) >= needed)
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:

@@ -3,14 +3,13 @@
 Nodes that are changing are not named: one begins every few minutes, and each waiting node would be written again.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.way.cordon import tell_foreign
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.members import Member, MemberState, cordoned, going, unready
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
 
 MOST = 3
 """The most nodes that a text names; how many more there are would change too often."""
@@ -48,16 +47,6 @@ def _why(member: Member) -> str:
     return says.format(name=node.name, foreign=node.foreign, work=tell_foreign(node))
 
 
-@value
-class Keeper:
-    """A state in which a node keeps its slot."""
-
-    holds: Callable[[Member], bool]
-    """Whether the node is in it."""
-    says: str
-    """What is said of that node, which is {name}."""
-
-
 def _failed(member: Member) -> bool:
     return member.verdict.phase is Phase.FAILED
 
@@ -77,25 +66,14 @@ def _held(member: Member) -> bool:
     return member.node.fence is not None
 
 
-def _going(member: Member) -> bool:
-    return member.node.deleting
-
-
-def _unready(member: Member) -> bool:
-    return not member.node.ready
-
-
-def _cordoned(member: Member) -> bool:
-    return member.node.unschedulable
-
-
-KEEPERS: tuple[Keeper, ...] = (
-    Keeper(_failed, "{name} has failed"),
-    Keeper(_calls_fail, "the calls about {name} fail"),
-    Keeper(_yielded, "{work}"),
-    Keeper(_held, "the change of {name} is held"),
-    Keeper(_going, "{name} is being deleted"),
-    Keeper(_unready, "{name} is not Ready"),
-    Keeper(_cordoned, "{name} is cordoned"),
+KEEPERS: tuple[MemberState, ...] = (
+    MemberState(_failed, "{name} has failed"),
+    MemberState(_calls_fail, "the calls about {name} fail"),
+    MemberState(_yielded, "{work}"),
+    MemberState(_held, "the change of {name} is held"),
+    MemberState(going, "{name} is being deleted"),
+    MemberState(unready, "{name} is not Ready"),
+    MemberState(cordoned, "{name} is cordoned"),
 )
-"""The first match wins; a test pins the order. What a change of ours left behind explains the others."""
+"""The first match wins; a test pins the order. What a change of ours left behind explains the others. {name} is the
+node, {work} what somebody else does there."""

@@ -24,6 +24,8 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
+OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
+"""The reasons of selected nodes that do not concern their policy, as long as no change has begun there."""
 _PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
 
 

@@ -7,7 +7,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
+from gpusharing.planning.wanted.assess import OUTSIDE, Assessed, Assessment, Refused, Unobserved, has_gpu
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted, note_failure
@@ -26,8 +26,6 @@ _WAITING = frozenset(
     {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
 )
 """Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
-_NONE_OF_ITS_BUSINESS = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
-"""A policy that is being reset gives such nodes up as they are."""
 
 
 def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
@@ -110,7 +108,7 @@ def _unowned(case: NodeCase) -> Verdict | None:
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
-        if assessment.policy.resetting and objection.reason in _NONE_OF_ITS_BUSINESS:
+        if assessment.policy.resetting and objection.reason in OUTSIDE:  # given up as they are
             verdict = case.verdict(phase, objection.reason, objection.message)
             return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""

@@ -1,15 +1,14 @@
 """One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
 up."""
 
+from collections.abc import Callable
+
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.wanted.assess import Assessment
+from gpusharing.planning.wanted.assess import OUTSIDE, Assessment
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
-
-_OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 
 
 @value
@@ -63,7 +62,7 @@ _BEFORE = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
 def is_outside(verdict: Verdict, node: NodeView) -> bool:
     """Whether a node that the policy selects is none of its business: it has no GPU, or a product that is left out. A
     node whose change has begun stays its business whatever becomes of it: we cordoned it, and only we give it back."""
-    return verdict.reason in _OUTSIDE and not is_begun(node)
+    return verdict.reason in OUTSIDE and not is_begun(node)
 
 
 def is_begun(node: NodeView) -> bool:
@@ -89,3 +88,31 @@ def is_expected_away(node: NodeView) -> bool:
     (docs/design/nvidia.md#d4).
     """
     return bool(node.foreign) and not node.foreign_waits
+
+
+# --- states that ladders of pools/ tell ----------------------------------------------------------------------
+
+
+@value
+class MemberState:
+    """A state of a node, and how it is told."""
+
+    holds: Callable[[Member], bool]
+    """Whether the node is in it."""
+    says: str
+    """What is said of the node; each ladder names what it fills in."""
+
+
+def going(member: Member) -> bool:
+    """Its Node is being deleted; that is why it will not be Ready, so it is told before that."""
+    return member.node.deleting
+
+
+def unready(member: Member) -> bool:
+    """Nobody knows whether its pods run."""
+    return not member.node.ready
+
+
+def cordoned(member: Member) -> bool:
+    """By whomever."""
+    return member.node.unschedulable
