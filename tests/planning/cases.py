@@ -1,6 +1,6 @@
 """Nodes as the simulated software leaves them, and the NodeCase of one node, for tests of single planner modules."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -167,6 +167,19 @@ def wrote(world: World, *kinds: type) -> list[str]:
 def verdict_of(world: World, node: str = NODE) -> Verdict:
     """What is decided about the node now."""
     return world.plan().verdicts[node]
+
+
+def pass_time(
+    world: World, turns: int, *, seconds: float = 1, until: Callable[[World], bool] = lambda world: False
+) -> None:
+    """Let everybody act once in so many seconds, at most until something is the case."""
+    for _ in range(turns):
+        if until(world):
+            return
+        for name in world.nodes:
+            world.act(name)
+        world.step()
+        world.now += timedelta(seconds=seconds)
 
 
 def run_until(world: World, phase: Phase, rounds: int = 300, node: str = NODE) -> Verdict:

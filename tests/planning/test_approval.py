@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 from tests.build import make_fence, make_policy
-from tests.planning.cases import FULL, make_case, make_member, pool_of, run_until
+from tests.planning.cases import FULL, make_case, make_member, pass_time, pool_of, run_until
 from tests.planning.promises import approve
 from tests.planning.test_holds import (
     LENIENT,
     OURS,
     PROVEN,
     first_of,
-    pass_time,
     pooled,
     rolled,
     rolling,

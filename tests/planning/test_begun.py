@@ -1,10 +1,10 @@
 """A node whose change has begun stays its policy's business, whatever becomes of the node or the policy."""
 
 from collections.abc import Callable
-from datetime import timedelta
 
 import pytest
 from tests.build import H100, make_policy
+from tests.planning.cases import pass_time
 from tests.planning.deeds import vanished
 from tests.planning.machines import NodeMachine
 from tests.planning.world import World
@@ -41,19 +41,6 @@ def edit(world: World, replicas: int, products: tuple[str, ...] = (), **rollout:
     )
 
 
-def work(
-    world: World, turns: int, seconds: int, until: Callable[[World], bool] = lambda world: False
-) -> None:
-    """Everybody does what he does, once in so many seconds; each step looks at the promises of the world."""
-    for _ in range(turns):
-        if until(world):
-            return
-        for name in world.nodes:
-            world.act(name)
-        world.step()
-        world.now += timedelta(seconds=seconds)
-
-
 def changing(name: str) -> Callable[[World], bool]:
     """Its change is past the point of no return."""
 
@@ -66,10 +53,10 @@ def changing(name: str) -> Callable[[World], bool]:
 
 def test_a_product_that_is_left_out_in_the_middle_of_its_change_keeps_its_slot_and_is_told() -> None:
     world = sharing(4)
-    work(world, 1000, 1, changing("a0"))
+    pass_time(world, 1000, until=changing("a0"))
     assert world.nodes["a0"].fence is not None
     edit(world, 2, (H100,))
-    work(world, 200, 15)
+    pass_time(world, 200, seconds=15)
     plan, snapshot = world.plan(), world.snapshot()
     assert (plan.verdicts["a0"].phase, plan.verdicts["a0"].reason) == (Phase.FAILED, Reason.PRODUCT_SKIPPED)
     pool = plan.pools["pool-b"]
@@ -81,16 +68,16 @@ def test_a_product_that_is_left_out_in_the_middle_of_its_change_keeps_its_slot_a
     assert told["Stalled"] == ("True", "NodesFailed")
     assert [row["node"] for row in status["failures"]] == ["a0"]
     edit(world, 2)
-    work(world, 200, 15)
+    pass_time(world, 200, seconds=15)
     assert [node.fence for node in world.nodes.values()] == [None] * 3
 
 
 @pytest.mark.parametrize("failures", [1, 3], ids=["the first halts", "three halt"])
 def test_a_node_whose_gpus_vanish_in_its_change_counts_as_failed_and_as_away(failures: int) -> None:
     world = sharing(4, maxFailures=failures)
-    work(world, 1000, 1, changing("a0"))
+    pass_time(world, 1000, until=changing("a0"))
     assert vanished(world, "a0")
-    work(world, 200, 15)
+    pass_time(world, 200, seconds=15)
     plan = world.plan()
     assert plan.verdicts["a0"].phase is Phase.FAILED
     assert [name for name, node in world.nodes.items() if node.unschedulable] == ["a0"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_node
-from tests.planning.cases import make_member
+from tests.planning.cases import make_member, pass_time
 from tests.planning.machines import patched
 from tests.planning.test_holds import (
     ACTUATING,
@@ -15,7 +15,6 @@ from tests.planning.test_holds import (
     PROVEN,
     first_of,
     member,
-    pass_time,
     pooled,
     proven,
     rolling,

@@ -3,12 +3,11 @@ being deleted by force. What is told of it (drain/gangkeepers.py) names the gang
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.build import JOB, NOW, at, make_memory, make_pdb, make_pod, make_policy, make_work
-from tests.planning.cases import FULL, pool_of
+from tests.planning.cases import FULL, pass_time, pool_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_gangs import GANG, HERE, blockers, sharing
 from tests.planning.world import World
@@ -172,17 +171,6 @@ def a_gang_on_two_nodes(drain: dict[str, Any], *, ends: bool, refusing: bool) ->
     return world
 
 
-def go_on(world: World, seconds: int, until: Callable[[World], bool] = lambda world: False) -> None:
-    """Time passes, at most until something is the case."""
-    for _ in range(seconds):
-        if until(world):
-            return
-        for name in world.nodes:
-            world.act(name)
-        world.step()
-        world.now += timedelta(seconds=1)
-
-
 def waits_for_jobs(world: World) -> bool:
     return all(one.phase is Phase.WAITING_FOR_JOBS for one in world.plan().verdicts.values())
 
@@ -203,19 +191,19 @@ def test_a_member_that_somebody_protects_during_the_drain_outlives_it_with_all_o
     drain: dict[str, Any], until: Callable[[World], bool]
 ) -> None:
     world = a_gang_on_two_nodes(drain, ends=drain is JOBS, refusing=drain is not JOBS)
-    go_on(world, 100, until)
+    pass_time(world, 100, until=until)
     assert until(world)
     first, other = sorted(world.nodes)
     ((uid, pod),) = world.pods[first].items()
     world.pods[first][uid] = replace(pod, marks=tuple(MARK.items()))
-    go_on(world, 75)
+    pass_time(world, 75)
     if drain is not FORCES:
         verdict = world.plan().verdicts[other]
         assert (verdict.phase, verdict.reason) == (Phase.DRAINING, Reason.DO_NOT_DISRUPT)
         assert f"DoNotDisrupt: Pod {pod.ref}. Gang: JobSet team-a/train, 2 pods" in verdict.message
         assert f"Runs on {first}. Annotation" in verdict.message
     world.refusing = False
-    go_on(world, 100)
+    pass_time(world, 100)
     assert not world.evicted
     assert not [action for action in world.done if isinstance(action, ForceDelete)]
     world.pods[first][uid] = pod
@@ -279,7 +267,7 @@ def test_a_gang_over_two_pools_is_not_ended_by_one_as_long_as_the_other_ones_pol
     world.settle()
     assert all(world.add_pod(name, RANK) for name in world.nodes)
     world.set_policy(make_policy(drain={"strandedPods": "Allow"}))
-    go_on(world, 60)
+    pass_time(world, 60)
     verdict = world.plan().verdicts["n0"]
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.RULE_BLOCKS)
     assert "By policy pool-c. spec.drain.rules[0] says Block" in verdict.message

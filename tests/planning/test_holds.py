@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy
-from tests.planning.cases import FULL, make_member, pool_of, run_until
+from tests.planning.cases import FULL, make_member, pass_time, pool_of, run_until
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -237,15 +237,6 @@ def rolling(size: int, **rollout: Any) -> World:
     world = pool_of(size, FULL)
     world.set_policy(make_policy(mode="TimeSlicing", rollout={"maxUnavailable": 3, **rollout}))
     return world
-
-
-def pass_time(world: World, seconds: int) -> None:
-    """Let everybody act once a second."""
-    for _ in range(seconds):
-        for name in world.nodes:
-            world.act(name)
-        world.step()
-        world.now += timedelta(seconds=1)
 
 
 def shared(world: World) -> list[str]:
