@@ -13,7 +13,7 @@ from hack.generate import ROOT
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
-RUNG2 = "make test WORKERS=auto ARGS=-m 'cluster and not faults and not nvidia and not e2e and not gpu'"
+RUNG2 = "make test WORKERS=logical ARGS=-m 'cluster and not faults and not nvidia and not e2e and not gpu'"
 FAULTS = "make test-faults SEED=1"
 SECONDS = 60.0
 # A stand-in notes how it was called, says what is in the file of its name, and ends with the status in another one;
