@@ -53,13 +53,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         state.sweep(state_root())
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto`: one more than cores, because rung 2 waits for a third of its time; `-n logical`: as many as cores, for
-    who runs something beside it. Each worker collects all tests first, so more than four gain little."""
+    whoever runs something beside it. Each worker collects all tests first, so more than four gain little."""
     beside = config.option.numprocesses == "logical"
     return min((os.cpu_count() or 1) + (not beside), MOST_WORKERS)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SideBySide | None:
     """Who plays what."""
     return scheduler(config, log)

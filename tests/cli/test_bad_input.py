@@ -134,6 +134,12 @@ def test_a_bundle_into_which_something_went_has_gaps(desk: Desk) -> None:
     assert "Left out: gpunodes.json: no right to list gpunodes" in said.out
 
 
+@pytest.mark.parametrize("verb", ["cost", "recommend"])
+def test_a_namespace_that_would_narrow_nothing_is_refused(wrong: Wrong, verb: str) -> None:
+    """Whoever reads the whole bill as that of one namespace pays too much."""
+    assert f"-n does not work here: {verb} always answers for all namespaces" in wrong(verb, "-n", "team-a")
+
+
 @pytest.mark.parametrize("verb", ["import", "support-bundle"])
 def test_a_file_of_two_clusters_is_refused(desk: Desk, wrong: Wrong, verb: str) -> None:
     """One would be written over the other, or both applied to one cluster."""

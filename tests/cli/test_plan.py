@@ -14,7 +14,16 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.installed import DEPLOYMENTS
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, PODS, Resource
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    GPUNODES,
+    JSON,
+    LEASES,
+    NODES,
+    PODS,
+    Resource,
+)
 from gpusharing.kube.errors import Forbidden
 
 READS = """\
@@ -263,6 +272,26 @@ async def test_without_a_right_to_the_operators_deployment_a_plan_says_what_it_a
         told = await ask(scene.e.cluster, "plan")
     assert told.status == DONE
     assert "Note: planned with the chart's default settings: User" in told.out
+
+
+@virtually
+async def test_a_lease_that_cannot_be_read_or_is_damaged_is_told_with_a_plan() -> None:
+    """Failures of deleted nodes are on the Lease alone: a plan may call a node startable that the operator halts."""
+    said = "Note: slots are counted from fences, and failures of deleted nodes are not known: "
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster)
+        scene.apply(FULL)
+        await scene.ready()
+        fault = scene.e.cluster.faults.fail("get", LEASES, Forbidden("no right"), times=EVER, identity=ME)
+        forbidden = await ask(scene.e.cluster, "plan")
+        fault.lift()
+        spoiled = {"gpusharing.dev/claims": '{"v":1,"claims":{},"failedNodes":{"u9":7}}'}
+        change: JSON = {"metadata": {"annotations": spoiled}}
+        scene.e.cluster.patch(LEASES, "gpusharing-operator", change, "gpusharing")
+        damaged = await ask(scene.e.cluster, "plan")
+    assert f"{said}no right" in " ".join(forbidden.out.split())
+    why = "annotation gpusharing.dev/claims: the failure of the Node with UID u9: it is 7, not an object"
+    assert said + why in " ".join(damaged.out.split())
 
 
 @virtually

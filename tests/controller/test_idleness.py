@@ -86,7 +86,9 @@ async def test_damaged_claims_are_said() -> None:
     with capture_logs() as said:
         async with running(leader=leader):
             await asyncio.sleep(HOUR)
-    assert [line["why"] for line in said if "claims on the Lease" in line["event"]] == ["claims: no JSON"]
+    assert [line["why"] for line in said if "on the Lease cannot be read" in line["event"]] == [
+        "claims: no JSON"
+    ]
 
 
 def test_a_complaint_is_said_again_only_when_it_is_another_one() -> None:

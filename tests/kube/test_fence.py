@@ -235,19 +235,60 @@ def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_on
     claims, failed = {"gpu-07": Claim("u7", "pool-b", "op-1")}, {"u9": FailedNode("gpu-09", "uid-b", 3)}
     text = records.claims_text(claims, failed_nodes=failed)
     assert records.parse_claims(text) == (claims, "")
-    assert records.parse_failed_nodes(text) == failed
+    assert records.parse_failed_nodes(text) == (failed, "")
     assert json.loads(text)["failedNodes"] == {
         "u9": {"node": "gpu-09", "policyUid": "uid-b", "generation": 3}
     }
-    assert records.parse_failed_nodes(records.claims_text(claims, text)) == {}, "all of them are replaced"
+    nothing = records.parse_failed_nodes(records.claims_text(claims, text))
+    assert nothing == ({}, ""), "all of them are replaced"
+
+
+def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure() -> None:
+    failed = {uid: FailedNode(f"gpu-{uid}", "uid-b", 3) for uid in ("u7", "u8", "u9")}
+    record = json.loads(records.claims_text({}, failed_nodes=failed))
+    for uid in failed:
+        record["failedNodes"][uid] |= NEWER
+    now = {
+        "u7": failed["u7"],
+        "u8": replace(failed["u8"], gone=True),
+        "u9": replace(failed["u9"], generation=4),
+    }
+    text = records.claims_text({}, json.dumps(record), now)
+    assert records.parse_failed_nodes(text) == (now, "")
+    after = json.loads(text)["failedNodes"]
+    assert after["u7"] == record["failedNodes"]["u7"]
+    assert after["u8"] == {**record["failedNodes"]["u8"], "gone": True}, (
+        "the same failure of a Node that went"
+    )
+    assert after["u9"].keys() == {"node", "policyUid", "generation"}, "another failure"
 
 
 @pytest.mark.parametrize(
-    "damaged", ['{"failedNodes":7}', "[]", "{", '{"failedNodes":{"u1":7,"u2":{"node":"x"}}}']
+    ("damaged", "why"),
+    [
+        ('{"v":1,"failedNodes":7}', "failedNodes is 7, not an object"),
+        ("[]", "not a JSON object"),
+        ("{", "not JSON"),
+        ('{"failedNodes":{}}', "has version None"),
+        ('{"v":1,"failedNodes":{"u1":7}}', "the failure of the Node with UID u1: it is 7, not an object"),
+        (
+            '{"v":1,"failedNodes":{"u2":{"node":"x"}}}',
+            "the failure of the Node with UID u2: policyUid is missing",
+        ),
+    ],
 )
-def test_a_failure_that_cannot_be_read_is_left_out(damaged: str) -> None:
-    assert records.parse_failed_nodes(damaged.replace("{", '{"v":1,', 1)) == {}
-    assert records.parse_failed_nodes(damaged) == {}
+def test_a_failure_that_cannot_be_read_is_left_out_and_said(damaged: str, why: str) -> None:
+    failed, error = records.parse_failed_nodes(damaged)
+    assert failed == {}
+    assert error.startswith("annotation gpusharing.dev/claims: ")
+    assert why in error
+
+
+def test_a_failure_that_cannot_be_read_hides_no_other() -> None:
+    failed = {"u9": FailedNode("gpu-09", "uid-b", 3)}
+    record = json.loads(records.claims_text({}, failed_nodes=failed))
+    record["failedNodes"]["u1"] = {"node": "gpu-01"}
+    assert records.parse_failed_nodes(json.dumps(record))[0] == failed
 
 
 def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:

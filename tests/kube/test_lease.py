@@ -359,6 +359,21 @@ def test_damaged_claims_are_reported_and_do_not_keep_anybody_from_leading() -> N
     run_virtually(main())
 
 
+def test_a_failure_on_record_that_cannot_be_read_is_reported_until_it_is_replaced() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        damaged = {"gpusharing.dev/claims": '{"v":1,"claims":{},"failedNodes":{"u9":7}}'}
+        cluster.add(
+            LEASES, {"metadata": {"name": "leader", "namespace": "gpusharing", "annotations": damaged}}
+        )
+        async with contenders(cluster, "a") as (a,):
+            assert "the Node with UID u9: it is 7" in a.lease.claims_error
+            await a.lease.set_claims(CLAIMS, {})
+            assert a.lease.claims_error == ""
+
+    run_virtually(main())
+
+
 def test_missing_rights_are_shown_and_waited_out() -> None:
     async def main() -> None:
         cluster = FakeCluster()

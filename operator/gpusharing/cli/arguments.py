@@ -57,6 +57,8 @@ class Verb:
     """What -o may be."""
     one_file: bool = False
     """It writes one file, for one cluster: no --contexts."""
+    all_namespaces: bool = False
+    """It always answers for all namespaces: -n is refused, because it would narrow nothing."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -90,7 +92,7 @@ def parser() -> Parser:
         )
         sub.set_defaults(module=verb.module or verb.name, offline=verb.offline)
         sub.set_defaults(asks_with=verb.asks_with, alone_with=verb.alone_with, outputs=verb.outputs)
-        sub.set_defaults(one_file=verb.one_file)
+        sub.set_defaults(one_file=verb.one_file, all_namespaces=verb.all_namespaces)
         verb.add(sub)
     return top
 
@@ -359,6 +361,7 @@ VERBS: tuple[Verb, ...] = (
         _cost,
         alone_with="prometheus",
         outputs=(*OUTPUTS, CSV),
+        all_namespaces=True,
     ),
     Verb(
         "recommend",
@@ -366,5 +369,6 @@ VERBS: tuple[Verb, ...] = (
         _recommend,
         alone_with="prometheus",
         outputs=(*OUTPUTS, CSV),
+        all_namespaces=True,
     ),
 )

@@ -76,7 +76,10 @@ async def read_installed(client: KubeClient) -> Installed:
     notes += find_difference(told)
     name = await _pod_name(client, namespace)
     written, more = await _written_claims(client, namespace)
-    claims, failed_nodes = (parse_claims(written)[0], parse_failed_nodes(written)) if written else ({}, {})
+    claims, damaged = parse_claims(written) if written else ({}, "")
+    failed_nodes, unread = parse_failed_nodes(written) if written else ({}, "")
+    if damaged or unread:
+        more = (_without_lease(damaged or unread),)
     settings = replace(settings, plan=replace(settings.plan, pod_name=name))
     return Installed(settings, claims, failed_nodes, told, (*notes, *more))
 
@@ -138,11 +141,15 @@ async def _pod_name(client: KubeClient, namespace: str) -> str:
 
 
 async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:
-    """What the Lease says of slots and failures; without it the slots are those of the fences: nearly the same."""
+    """What the Lease says of slots and failures, and what to say where it may not be read."""
     try:
         lease = await client.get(LEASES, OPERATOR, namespace=namespace)
     except NotFound:
         return "", ()
     except (Forbidden, Invalid) as error:
-        return "", (f"slots are counted from fences, not from the Lease: {said(error)}",)
+        return "", (_without_lease(said(error)),)
     return texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, ""), ()
+
+
+def _without_lease(why: str) -> str:
+    return f"slots are counted from fences, and failures of deleted nodes are not known: {why}"

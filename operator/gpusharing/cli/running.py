@@ -51,6 +51,8 @@ class Flags:
             raise Trouble("--watch follows one context: use --context")
         if len(names) > 1 and typed.one_file:
             raise Trouble(f"{typed.verb} writes a file for one cluster: use --context")
+        if typed.all_namespaces and given.get("namespace"):
+            raise Trouble(f"-n does not work here: {typed.verb} always answers for all namespaces")
         if given.get("output", "table") not in typed.outputs:
             raise Trouble(
                 f"-o {typed.output} does not work here; {typed.verb} has {', '.join(typed.outputs)}"

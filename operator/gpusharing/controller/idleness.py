@@ -33,7 +33,7 @@ class Leader(Protocol):
 
     @property
     def claims_error(self) -> str:
-        """Why the claims on the Lease cannot be read; then they are made again from the fences."""
+        """Why claims or failures on the Lease cannot be read: claims are then made again from the fences."""
         ...
 
     @property
@@ -81,7 +81,8 @@ class Idleness:
         if leads and (why := self.leader.claims_error):
             self.complaints.begins(
                 "claims",
-                "the claims on the Lease cannot be read; they are rebuilt from the fences",
+                "claims or failures on the Lease cannot be read: slots are counted from the fences, and a policy "
+                "that failures of deleted nodes halted goes on",
                 why=why,
             )
         else:

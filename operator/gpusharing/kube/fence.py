@@ -3,13 +3,12 @@
 Every record is a flat JSON object with a version `v`, one key per field of its dataclass. Reading never raises:
 a damaged record, or one of a newer version, gives an error text, and the caller leaves such a node as it is.
 A field with a default may be missing (an older operator wrote the record); anything else raises the version. Keys that
-we do not know (a newer operator wrote them, and was rolled back) are kept while the fence or the claim lasts; the other
-two records are written from scratch each time and keep nothing of the one before.
+we do not know (a newer operator wrote them, and was rolled back) are kept while the fence, the claim or the failure on
+record lasts; the other two records are written from scratch each time and keep nothing of the one before.
 """
 
 import json
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar, assert_never
@@ -70,17 +69,14 @@ def claims_text(
 ) -> str:
     """Value of the annotation `gpusharing.dev/claims` on the leader Lease, nodes in name order; `failed_nodes` by UID.
 
-    `before`: the text that this one replaces; unknown keys in it are kept for claims that stay.
+    `before`: the text that this one replaces; unknown keys in it are kept for claims and failures that stay.
     """
     try:
         record = _load(before) if before else {}
     except _Damaged:
         record = {}
-    record.pop("failedNodes", None)
-    old = record.get("claims")
-    kept = old if isinstance(old, dict) else {}
-    written = {node: _grown(kept.get(node), _encode(claim)) for node, claim in sorted(claims.items())}
-    failed = {uid: _encode(one) for uid, one in sorted((failed_nodes or {}).items())}
+    failed = _grown(record.pop("failedNodes", None), failed_nodes or {})
+    written = _grown(record.get("claims"), claims)
     return _dump({**record, "claims": written, **({"failedNodes": failed} if failed else {})})
 
 
@@ -100,17 +96,24 @@ def parse_claims(text: str) -> tuple[dict[str, Claim], str]:
     return claims, ""
 
 
-def parse_failed_nodes(text: str) -> dict[str, FailedNode]:
-    """The failures on record by UID of the Node; those that cannot be read are left out."""
+def parse_failed_nodes(text: str) -> tuple[dict[str, FailedNode], str]:
+    """The failures on record by UID of the Node, and why some cannot be read; those are left out."""
+    where = f"annotation {names.ANNOTATION_CLAIMS}: "
     try:
-        found = _load(text).get("failedNodes")
-    except _Damaged:
-        return {}
-    failed = {}
-    for uid, one in found.items() if isinstance(found, dict) else ():
-        with suppress(_Damaged):
-            failed[uid] = _decode(FailedNode, one if isinstance(one, dict) else {})
-    return failed
+        found = _load(text).get("failedNodes", {})
+    except _Damaged as error:
+        return {}, f"{where}{error}"
+    if not isinstance(found, dict):
+        return {}, f"{where}failedNodes is {found!r}, not an object"
+    failed, errors = {}, []
+    for uid, one in found.items():
+        try:
+            if not isinstance(one, dict):
+                raise _Damaged(f"it is {one!r}, not an object")
+            failed[uid] = _decode(FailedNode, one)
+        except _Damaged as error:
+            errors.append(f"the failure of the Node with UID {uid}: {error}")
+    return failed, where + "; ".join(errors) if errors else ""
 
 
 def patch_for(action: NodePatch, resource_version: str) -> JSON:
@@ -167,17 +170,24 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
     return labels, annotations, spec
 
 
-_CHANGING = {"wave", "generation", "policyUid"}
-"""The keys of a claim whose values change while it stays the same claim."""
+_CHANGING: Mapping[type, Collection[str]] = {Claim: {"wave", "generation", "policyUid"}, FailedNode: {"gone"}}
+"""The keys whose values change while it stays the same claim, or the same failure."""
 
 
-def _grown(before: object, ours: JSON) -> JSON:
-    """Our keys of a claim, and the unknown keys of the same claim."""
+def _grown(before: object, records: Mapping[str, Claim | FailedNode]) -> JSON:
+    """All records in the order of their keys, each with what it has of unknown keys in `before`."""
+    kept = before if isinstance(before, dict) else {}
+    return {key: _with_unknown(kept.get(key), record) for key, record in sorted(records.items())}
+
+
+def _with_unknown(before: object, record: Claim | FailedNode) -> JSON:
+    """Our keys of a record, and the unknown keys of the same record."""
+    ours, kind = _encode(record), type(record)
     if not isinstance(before, dict):
         return ours
-    if any(before.get(key) != value for key, value in ours.items() if key not in _CHANGING):
+    if any(before.get(key) != value for key, value in ours.items() if key not in _CHANGING[kind]):
         return ours
-    return {**{key: value for key, value in before.items() if key not in _KEYS[Claim]}, **ours}
+    return {**{key: value for key, value in before.items() if key not in _KEYS[kind]}, **ours}
 
 
 class _Damaged(ValueError):

@@ -69,7 +69,7 @@ class LeaderLease:
         self.error: Exception | None = None
         """Why the last attempt to acquire or renew failed; None after a success."""
         self.claims_error = ""
-        """Why the claims found at the take-over could not be read; they are rebuilt from the fences then."""
+        """Why claims or failures on the Lease could not be read; empty when all could, as after our next write."""
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -296,8 +296,11 @@ class LeaderLease:
         """Take over version and claims from the Lease as the server has it."""
         self._version = text(lease, "metadata", "resourceVersion")
         written = texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)
-        self._claims, self.claims_error = ({}, "") if written is None else parse_claims(written)
-        self.failed_nodes = parse_failed_nodes(written or "{}")
+        self._claims, self.failed_nodes, self.claims_error = {}, {}, ""
+        if written is not None:
+            self._claims, error = parse_claims(written)
+            self.failed_nodes, failed_error = parse_failed_nodes(written)
+            self.claims_error = error or failed_error
         self._claims_before = written or ""
 
     def _left(self) -> float:
