@@ -7,7 +7,6 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.chart.charts import CHART
 from tests.kube.objects import node
 
 from gpusharing.api import names
@@ -15,9 +14,8 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
-from gpusharing.planning.pools.failures import MOST
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, FailedNode, Fence, Verified
+from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, Fence, Verified
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(
@@ -198,121 +196,6 @@ def test_what_a_newer_operator_wrote_in_a_fence_survives_every_write_of_this_one
     assert {key: later[key] for key in NEWER} == NEWER
     assert (later["stage"], later["attempt"]) == ("actuating", 2), "ours are written anew"
     assert replace(fence, unknown="") == FENCE
-
-
-def test_what_a_newer_operator_wrote_of_a_claim_lasts_as_long_as_the_claim() -> None:
-    claims = {name: Claim(f"u-{name}", "pool-b", f"op-{name}") for name in ("gpu-07", "gpu-08")}
-    record = json.loads(records.claims_text(claims))
-    record["claims"]["gpu-07"] |= NEWER
-    record["claims"]["gpu-08"] |= NEWER
-    record["waves"] = [["gpu-07"], ["gpu-08"]]
-    read, error = records.parse_claims(json.dumps(record))
-    assert (read, error) == (claims, "")
-    other = {
-        "gpu-07": claims["gpu-07"],
-        "gpu-08": replace(claims["gpu-08"], op="op-9"),
-        "gpu-09": claims["gpu-07"],
-    }
-    after = json.loads(records.claims_text(other, json.dumps(record)))
-    assert after["waves"] == record["waves"]
-    assert after["claims"]["gpu-07"] == record["claims"]["gpu-07"]
-    assert after["claims"]["gpu-08"].keys() == after["claims"]["gpu-09"].keys() == {"nodeUid", "policy", "op"}
-
-
-def test_a_claim_past_the_point_of_no_return_is_the_same_claim() -> None:
-    """It says whose failure it is if the Node goes; what a newer operator added to it stays."""
-    claim = Claim("u7", "pool-b", "op-1")
-    record = json.loads(records.claims_text({"gpu-07": claim}))
-    record["claims"]["gpu-07"] |= NEWER
-    begun = replace(claim, generation=3, policy_uid="uid-b")
-    text = records.claims_text({"gpu-07": begun}, json.dumps(record))
-    assert json.loads(text)["claims"]["gpu-07"].keys() >= NEWER.keys()
-    assert records.parse_claims(text) == ({"gpu-07": begun}, "")
-    assert records.parse_claims(records.claims_text({"gpu-07": claim}, text)) == ({"gpu-07": claim}, "")
-
-
-def test_failures_are_on_record_beside_the_claims_and_an_older_operator_reads_only_those() -> None:
-    claims, failed = {"gpu-07": Claim("u7", "pool-b", "op-1")}, {"u9": FailedNode("gpu-09", "uid-b", 3)}
-    text = records.claims_text(claims, failed_nodes=failed)
-    assert records.parse_claims(text) == (claims, "")
-    assert records.parse_failed_nodes(text) == (failed, "")
-    assert json.loads(text)["failedNodes"] == {
-        "u9": {"node": "gpu-09", "policyUid": "uid-b", "generation": 3}
-    }
-    nothing = records.parse_failed_nodes(records.claims_text(claims, text))
-    assert nothing == ({}, ""), "all of them are replaced"
-
-
-def test_what_a_newer_operator_wrote_of_a_failure_lasts_as_long_as_the_failure() -> None:
-    failed = {uid: FailedNode(f"gpu-{uid}", "uid-b", 3) for uid in ("u7", "u8", "u9")}
-    record = json.loads(records.claims_text({}, failed_nodes=failed))
-    for uid in failed:
-        record["failedNodes"][uid] |= NEWER
-    now = {
-        "u7": failed["u7"],
-        "u8": replace(failed["u8"], gone=True),
-        "u9": replace(failed["u9"], generation=4),
-    }
-    text = records.claims_text({}, json.dumps(record), now)
-    assert records.parse_failed_nodes(text) == (now, "")
-    after = json.loads(text)["failedNodes"]
-    assert after["u7"] == record["failedNodes"]["u7"]
-    assert after["u8"] == {**record["failedNodes"]["u8"], "gone": True}, (
-        "the same failure of a Node that went"
-    )
-    assert after["u9"].keys() == {"node", "policyUid", "generation"}, "another failure"
-
-
-@pytest.mark.parametrize(
-    ("damaged", "why"),
-    [
-        ('{"v":1,"failedNodes":7}', "failedNodes is 7, not an object"),
-        ("[]", "not a JSON object"),
-        ("{", "not JSON"),
-        ('{"failedNodes":{}}', "has version None"),
-        ('{"v":1,"failedNodes":{"u1":7}}', "the failure of the Node with UID u1: it is 7, not an object"),
-        (
-            '{"v":1,"failedNodes":{"u2":{"node":"x"}}}',
-            "the failure of the Node with UID u2: policyUid is missing",
-        ),
-    ],
-)
-def test_a_failure_that_cannot_be_read_is_left_out_and_said(damaged: str, why: str) -> None:
-    failed, error = records.parse_failed_nodes(damaged)
-    assert failed == {}
-    assert error.startswith("annotation gpusharing.dev/claims: ")
-    assert why in error
-
-
-def test_a_failure_that_cannot_be_read_hides_no_other() -> None:
-    failed = {"u9": FailedNode("gpu-09", "uid-b", 3)}
-    record = json.loads(records.claims_text({}, failed_nodes=failed))
-    record["failedNodes"]["u1"] = {"node": "gpu-01"}
-    assert records.parse_failed_nodes(json.dumps(record))[0] == failed
-
-
-def test_the_claims_of_all_nodes_that_may_be_in_flight_fit_onto_the_lease() -> None:
-    """With names as long as clouds make them, and all nodes in waves."""
-    name, policy = "ip-10-100-200-100.ap-southeast-2.compute.internal", "p" * 50
-    op = f"{policy[:40]}.1000.19a5f0b2c3d"
-    claims = {
-        f"{name}{number:03}": Claim("0" * 36, policy, op, f"{op}.{name}{number:03}", 1000, "0" * 36)
-        for number in range(records.MOST_CLAIMS)
-    }
-    failed = {f"{number:036}": FailedNode(f"{name}{number:03}", "0" * 36, 1000) for number in range(MOST)}
-    assert len(records.claims_text(claims, failed_nodes=failed)) < 256 * 1024
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    assert schema["properties"]["operator"]["properties"]["maxInFlight"]["maximum"] == records.MOST_CLAIMS
-
-
-def test_the_claim_of_a_wave_names_it_and_that_of_a_lone_node_is_as_ever() -> None:
-    """An operator that knows no waves in claims keeps the key, and one that does reads claims without it."""
-    claims = {"gpu-07": Claim("u7", "pool-b", "op-1", "op-1.gpu-07"), "gpu-08": Claim("u8", "pool-b", "op-1")}
-    text = records.claims_text(claims)
-    assert records.parse_claims(text) == (claims, "")
-    assert json.loads(text)["claims"]["gpu-08"] == {"nodeUid": "u8", "policy": "pool-b", "op": "op-1"}
-    out_of_it = {**claims, "gpu-07": replace(claims["gpu-07"], wave="")}
-    assert records.parse_claims(records.claims_text(out_of_it, text)) == (out_of_it, "")
 
 
 @given(TEXTS | JUNK.map(json.dumps))
