@@ -11,15 +11,12 @@ from tests.build import (
     make_gpu,
     make_gpunode,
     make_node,
-    make_pod,
     make_policy,
     make_snapshot,
     make_stack,
-    make_work,
 )
-from tests.planning.ganging import make_gang, make_gang_view
 
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
 from gpusharing.planning.way.nodefacts import (
     Judged,
@@ -28,7 +25,6 @@ from gpusharing.planning.way.nodefacts import (
     find_models,
     find_surroundings,
     judge_facts,
-    with_rules,
 )
 from gpusharing.planning.words.reasons import Reason
 
@@ -103,33 +99,3 @@ def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, bel
         for number, gpu in enumerate(cards)
     ]
     assert (find_models(facts)[H100].profiles == lie) is believed
-
-
-def with_a_gang(other: PolicyView) -> tuple[ClusterSnapshot, ClusterSnapshot]:
-    """A gang on two nodes, of which another policy has the second, and a member on a node that nobody knows: as it is
-    read, and with rules."""
-    first, second = make_node("gpu-07"), make_node("gpu-08")
-    ranks = {name: [make_pod(f"rank-of-{name}", gang=make_gang())] for name in ("gpu-07", "gpu-08", "cpu-1")}
-    work = make_work(*ranks["gpu-07"], gangs=(make_gang_view(ranks),))
-    snapshot = make_snapshot([first, second], [PAUSED, other], stack=STACK, work={"gpu-07": work})
-    facts = {
-        one.name: find_facts(one, make_gpunode(one.name), mine, mine, STACK)
-        for one, mine in ((first, terms(PAUSED)), (second, terms(other)))
-    }
-    return snapshot, with_rules(snapshot, facts)
-
-
-def test_a_member_of_a_gang_has_the_rules_of_the_policy_that_its_own_node_follows() -> None:
-    """So they are a part of what its mates' nodes are judged by, which the memo compares."""
-    other = make_policy("other", drain={"unmanagedPods": "Evict"})
-    before, after = with_a_gang(other)
-    assert before != after
-    assert other.spec is not None
-    members = {one.node: one for one in after.work["gpu-07"].gangs[0].members}
-    assert (members["gpu-08"].policy, members["gpu-08"].drain) == ("other", other.spec.drain)
-    assert {members[name].drain for name in ("gpu-07", "cpu-1")} == {None}
-
-
-def test_where_both_policies_say_the_same_nothing_is_added() -> None:
-    before, after = with_a_gang(make_policy("other"))
-    assert after is before

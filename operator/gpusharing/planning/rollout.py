@@ -55,6 +55,7 @@ from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.callverdicts import Failing
+from gpusharing.planning.way.gangrules import with_rules
 from gpusharing.planning.way.guard import UnjudgedPolicyError, not_judged
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.nodefacts import (
@@ -65,7 +66,6 @@ from gpusharing.planning.way.nodefacts import (
     find_models,
     find_surroundings,
     judge_facts,
-    with_rules,
 )
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
@@ -183,7 +183,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo, unread)
     facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
-    snapshot = with_rules(snapshot, facts)
+    snapshot = with_rules(snapshot, facts, owners, failed)
     judged = judge(snapshot, facts, now, memo, failed)
     return Known(
         snapshot=snapshot,

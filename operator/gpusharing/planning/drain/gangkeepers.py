@@ -68,14 +68,27 @@ def find_keepers(
 
 
 def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ...]:
-    """Why members must stay by the policy of their own node, where that is another one than that of the change."""
+    """Why members must stay by the policy of their own node, where that is another one than that of the change, or one
+    of which nobody knows what it says."""
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     return tuple(
-        replace(blocker, message=f"By policy {one.policy}. {blocker.message}".rstrip())
+        _by_policy(one, blocker)
         for one in members
-        if one.drain is not None
-        for blocker in classify((one.pod,), one.drain, everywhere).blockers
+        if one.drain is not None or one.unruled is not None
+        for blocker in classify((one.pod,), one.drain or _KEEPS_ALL, everywhere).blockers
     )
+
+
+_KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
+"""What is assumed of a policy that cannot be read."""
+
+
+def _by_policy(one: GangMember, blocker: Blocker) -> Blocker:
+    if one.unruled is None:
+        return replace(blocker, message=f"By policy {one.policy}. {blocker.message}".rstrip())
+    if blocker.reason is not Reason.RULE_BLOCKS:
+        return blocker
+    return replace(blocker, reason=one.unruled.reason, message=one.unruled.message)
 
 
 def _keepers(

@@ -21,7 +21,8 @@ HORIZON = timedelta(days=8)
 FAR = timedelta(days=366)
 """Blackouts in a row that last longer count as blackouts without an end; one alone lasts a week at most."""
 STEPS = 400
-"""The most windows in a row that are examined; this many without a gap count as a span without an end."""
+"""The most windows in a row that are examined; this many without a gap count as a span without an end. Each takes a
+search in its schedule, in every pass: 400 days of days, or 16 days of hours."""
 SHIFT = timedelta(hours=3)
 """More than any change of the clock: cronsim uses only the time of day when a schedule names minute and hour, and
 takes the first of two."""

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from gpusharing.api.policy import Drain
+from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.values import value
 
 
@@ -110,10 +111,12 @@ class GangMember:
     pod: PodView
     """The pod."""
     policy: str = ""
-    """The policy that its node follows, if that has another spec.drain than the one of the node in work; empty: it has
-    the same, or there is none. The planner fills it in."""
+    """The policy that its node follows, if that has another spec.drain than the one of the node in work, or one that
+    nobody knows; empty: it has the same, or there is none. The planner fills it in."""
     drain: Drain | None = None
     """spec.drain of that policy."""
+    unruled: Finding | None = None
+    """Why nobody knows what that policy says of pods, so that the member must stay."""
 
 
 @value

@@ -25,13 +25,16 @@ def of_policy(policy: str, error: Exception) -> Finding:
     return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be judged: {explain_error(error)}")
 
 
+def find_fault(error: Exception) -> Finding:
+    """Why a node cannot be judged, of which the judgement raised."""
+    if isinstance(error, UnjudgedPolicyError):
+        return error.finding
+    return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
+
+
 def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
     """The verdict for a node whose judgement raised: nothing is done on it, and a fence and a cordon stay."""
-    fence = node.fence
-    if isinstance(error, UnjudgedPolicyError):
-        why = error.finding
-    else:
-        why = Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
+    fence, why = node.fence, find_fault(error)
     return Verdict(
         node=node.name,
         policy=fence.policy if fence else policy,

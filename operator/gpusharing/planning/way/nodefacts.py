@@ -5,12 +5,11 @@ So that the memo (memo.py) can keep both, everything that changes from pass to p
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.snapshot.podviews import GangMember, GangView, NodeWork
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
@@ -133,40 +132,6 @@ def find_surroundings(
             settings=settings,
         )
         yield name, found
-
-
-def with_rules(snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]) -> ClusterSnapshot:
-    """The same, and each member of a gang has the spec.drain of the policy that its own node follows, where that says
-    something else than the one of the node in work (docs/adr/0039-a-wave-stays-within-its-policy.md)."""
-    if len(snapshot.policies) < 2:
-        return snapshot
-    ruled = {}
-    for name, work in snapshot.work.items():
-        known = facts.get(name)
-        mine = known.policy if known is not None else None
-        views = [_with_rules(view, mine, facts) for view in work.gangs]
-        if any(view is not before for view, before in zip(views, work.gangs, strict=True)):
-            ruled[name] = replace(work, gangs=tuple(views))
-    return replace(snapshot, work={**snapshot.work, **ruled}) if ruled else snapshot
-
-
-def _with_rules(view: GangView, mine: PolicyView | None, facts: Mapping[str, NodeFacts]) -> GangView:
-    drain = mine.spec.drain if mine is not None and mine.spec is not None else None
-    others = {
-        node: known.policy
-        for node in {member.node for member in view.members}
-        if (known := facts.get(node)) is not None and known.policy is not None and known.policy is not mine
-        if known.policy.spec is not None and known.policy.spec.drain != drain
-    }
-    if not others:
-        return view
-    return replace(view, members=tuple(_of_policy(one, others.get(one.node)) for one in view.members))
-
-
-def _of_policy(member: GangMember, policy: PolicyView | None) -> GangMember:
-    if policy is None or policy.spec is None:
-        return member
-    return replace(member, policy=policy.name, drain=policy.spec.drain)
 
 
 def case_of(given: Surroundings, now: datetime) -> NodeCase:
