@@ -89,7 +89,8 @@ def test_a_node_without_a_gang_belongs_to_no_wave() -> None:
     assert (fence.wave, fence.mates) == ("", ())
 
 
-def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_the_rest_comes_next() -> None:
+def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_names_the_rest() -> None:
+    """That the rest comes next in a whole roll: test_rest_of_a_gang.py."""
     selection = chosen(*sharing("a", "b", "c"), limit=2)
     assert len(fenced(selection)) == 2
     (left,) = {"a", "b", "c"} - set(fenced(selection))
@@ -233,8 +234,8 @@ def test_a_gang_that_fits_into_the_canary_is_interrupted_once() -> None:
     assert len({fence.wave for fence in fences(selection).values()}) == 1
 
 
-def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_goes_on_after_it() -> None:
-    """Waiting for room would be for ever; the rest of it comes first when the canary has served."""
+def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_names_the_rest() -> None:
+    """Waiting for room would be for ever; the rest of it comes next (test_rest_of_a_gang.py)."""
     selection = with_canaries(1, *sharing("a", "b"))
     (first,) = fenced(selection)
     (left,) = {"a", "b"} - {first}

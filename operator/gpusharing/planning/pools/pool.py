@@ -197,6 +197,8 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
                 cap -= 1
                 room = min(room - (not candidate.newcomer), cap)
                 claims[case.node.name] = claim
+        if candidate.follows and not candidate.newcomer and look is None and case.node.name not in claims:
+            room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
         verdicts[case.node.name] = verdict
         if look is not None:
             looks[case.node.name] = look
