@@ -28,7 +28,7 @@ from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.places import LAST_PLACE
+from gpusharing.planning.pools.places import LAST_PLACE, becomes_place
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.pools.waves import group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
@@ -69,6 +69,8 @@ class Pool:
     moving: int = 0
     """How many of the used slots become free by themselves: a change of ours is under way there that some clock ends,
     or only a claim holds the slot, which becomes such a change or is given back."""
+    opening: int = 0
+    """How many of the nodes with these slots take no pods now, and do again when their changes end."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
     to_go: list[str] = field(default_factory=list)
@@ -100,6 +102,7 @@ class Pool:
             self.used += 1
             moves = goes_on(verdict)
             self.moving += moves or not member.away
+            self.opening += moves and becomes_place(member.node)
             if member.away and not moves:
                 self.keepers.append(member)
 
@@ -237,7 +240,9 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     spare = None if ledger.places is None else ledger.places.spare(pool.candidates)
     if spare is not None and spare < room:
         room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
-    return Room(room, most if spare is None else min(most, max(1, spare)), cap, full, capped)
+    if spare is not None:
+        most = min(most, max(1, spare + pool.opening))
+    return Room(room, most, cap, full, capped)
 
 
 def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
