@@ -23,6 +23,7 @@ from tests.build import (
 )
 from tests.planning.cases import make_member, pair_of
 from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.test_budget import LABELS_OF_C, shared_c
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
 from tests.planning.told import verdict
 
@@ -37,7 +38,7 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -329,6 +330,36 @@ def test_a_wave_waits_for_the_slot_of_a_drain_only_if_some_clock_ends_that_drain
     assert plan.verdicts["n0"].phase in (Phase.DRAINING, Phase.WAITING_FOR_JOBS)
     assert plan.pools[policy.name].used == 1
     assert len(begun(plan)) == starts
+
+
+@pytest.mark.parametrize(
+    ("other", "starts"), [(TWO_OF_THREE, 0), (shared_c("TimeSlicing", "100%"), 1)], ids=["its own", "another"]
+)
+def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(
+    other: PolicyView, starts: int
+) -> None:
+    """docs/adr/0039-a-wave-stays-within-its-policy.md: another policy's jobs would hold up everybody else."""
+    view = make_gang_view(ranks("n1", "n2"))
+    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
+    work["n0"] = make_work(make_pod("leaves", owner=None))
+    fence = replace(UNTIL_LATER, policy=other.name, policy_uid=other.uid, node_uid="uid-n0")
+    away = make_node("n0", unschedulable=True, fence=fence)
+    if other is not TWO_OF_THREE:
+        away = replace(away, labels={**away.labels, **LABELS_OF_C})
+    nodes = [away, make_node("n1"), make_node("n2")]
+    policies = sorted({TWO_OF_THREE.name: TWO_OF_THREE, other.name: other}.items())
+    snapshot = make_snapshot(nodes, [policy for _, policy in policies], work=work)
+    plan = plan_rollout(replace(snapshot, settings=replace(snapshot.settings, max_in_flight=2)), NOW)
+    assert plan.verdicts["n0"].phase is Phase.DRAINING
+    assert len(begun(plan)) == starts
+    rest = {
+        mate
+        for one in plan.verdicts.values()
+        for a in one.actions
+        if isinstance(a, FenceNode)
+        for mate in a.fence.mates
+    }
+    assert len(rest) == starts, "its fence names the rest"
 
 
 def begun(plan: RolloutPlan) -> list[str]:
