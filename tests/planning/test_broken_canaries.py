@@ -1,12 +1,13 @@
-"""Canaries that no longer serve what was proven on them keep the others waiting (pools/canary.py)."""
+"""Canaries that no longer serve what was proven on them, or are never proven, keep the others waiting
+(pools/canary.py)."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.build import at, make_node
-from tests.planning.cases import make_member, pass_time
+from tests.build import NOW, at, make_node, make_policy
+from tests.planning.cases import FULL, make_member, pass_time, pool_of
 from tests.planning.machines import patched
 from tests.planning.test_holds import (
     ACTUATING,
@@ -23,8 +24,11 @@ from tests.planning.test_holds import (
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.canary import LAPSES, find_canary
+from gpusharing.api.times import NEVER
+from gpusharing.planning.pools.canary import LAPSES, find_canary, wait_for_canaries
 from gpusharing.planning.pools.holds import find_hold, phase_of
+from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.told.waits import PERSON, until_when, who_keeps
 from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
@@ -117,3 +121,65 @@ def test_a_canary_that_has_drifted_is_put_right_and_serves_anew_before_the_other
     assert len(shared(world)) == 4
     last = [node.verified.changed_at for node in world.nodes.values() if node.verified is not None]
     assert sum(at is not None and at > after.changed_at + timedelta(minutes=30) for at in last) == 3
+
+
+# --- canaries that are never proven ---------------------------------------------------------------------------------
+
+
+def begun(phase: Phase, reason: Reason = Reason.PROGRESSING, *, deadline: datetime | None = None) -> Member:
+    """A canary whose change is under way."""
+    node = make_node("n9", fence=ACTUATING, unschedulable=True)
+    return make_member(node, Verdict("n9", "pool-b", phase, reason, "", deadline=deadline))
+
+
+UNPROVEN: dict[str, tuple[Member, str, str, bool]] = {
+    "is changing": (begun(Phase.RECONFIGURING, deadline=at(60)), "", "", False),
+    "drains": (begun(Phase.DRAINING, deadline=at(60)), "", "", False),
+    "has failed": (begun(Phase.FAILED), " (n9 has failed)", "node/n9", True),
+    "is held past its time": (
+        begun(Phase.DRAINING, Reason.DRAIN_HELD), " (the change of n9 is held)", "node/n9", True),
+    "waits for jobs that may run for ever": (
+        begun(Phase.WAITING_FOR_JOBS, deadline=NEVER), " (the change of n9 is held)", "node/n9", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nodes", [1, 2], ids=["the whole canary", "one of two"])
+@pytest.mark.parametrize(("canary", "why", "keeper", "stands"), UNPROVEN.values(), ids=UNPROVEN)
+def test_the_others_name_a_canary_that_no_clock_ends_and_say_who_does_where_it(
+    canary: Member, why: str, keeper: str, stands: bool, nodes: int
+) -> None:
+    """Not the one that is changing: each waiting node would be written again whenever one begins."""
+    told = pooled(*MANY, canary, maxFailures=2, canary={"nodes": nodes})
+    found = find_hold(told) if nodes == 1 else wait_for_canaries(told)
+    assert found is not None
+    assert (found.reason, found.keeper, found.stands) == (Reason.CANARY_SOAK, keeper, stands)
+    assert found.message == (
+        f"waiting for the first 1 node (spec.rollout.canary) to be proven{why}"
+        if nodes == 1
+        else f"the first 2 nodes of the change (spec.rollout.canary) start before this one{why}"
+    )
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_behind_a_canary_whose_drain_is_held_every_node_waits_for_a_person_and_names_it(nodes: int) -> None:
+    world = pool_of(4, FULL)
+    for name in world.nodes:
+        assert world.add_pod(name)
+    world.refusing = True
+    rollout = {"maxUnavailable": 3, "canary": {"nodes": nodes, "soak": "10m"}}
+    world.set_policy(
+        make_policy(mode="TimeSlicing", drain={"onTimeout": "Hold", "strandedPods": "Allow"}, rollout=rollout)
+    )
+    pass_time(world, 100, seconds=15)
+    plan = world.plan()
+    held = [name for name, one in plan.verdicts.items() if one.reason is Reason.DRAIN_HELD]
+    assert len(held) == nodes
+    others = {
+        (one.reason, who_keeps(one, world.nodes[name]), until_when(one, NOW))
+        for name, one in plan.verdicts.items()
+        if name not in held
+    }
+    assert others == {(Reason.CANARY_SOAK, f"node/{min(held)}", PERSON)}
+    (policy,) = world.policies
+    told = policy_status(policy, plan, world.snapshot(), {}, NOW)["conditions"]
+    assert {one["type"]: one["status"] for one in told}["Stalled"] == "True"

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from tests.build import make_node
-from tests.planning.cases import MIXED, SLICED, assessed_of, make_case, pool_of
+from tests.build import NOW, at, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
+from tests.planning.cases import FULL, MIXED, SLICED, assessed_of, make_case, pool_of
+from tests.planning.ganging import make_gang, make_gang_view
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.places import Places
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.words.reasons import Reason
 
 A = make_node("a")
@@ -80,3 +84,52 @@ def test_of_a_pool_that_may_be_away_as_a_whole_one_node_stays_open_for_an_operat
     assert most == at_once
     assert {"the operator's own pod" in message for message in told} == ({True} if pod else set())
     assert {verdict.phase for verdict in plan.verdicts.values()} == {Phase.SYNCED}
+
+
+# --- a gang, and a place that comes back ------------------------------------------------------------------------------
+
+RANK = "a rank of a JobSet"
+POD = PlanSettings(pod_name="operator-1", config_propagation=10.0)
+SHARED: dict[str, Any] = {"mode": "TimeSlicing", "finalizer": True, "drain": {"onTimeout": "Hold"}}
+IN_FLIGHT = make_fence(since=at(-60), deadline=at(840), disruption=DisruptionClass.RESET, node_uid="uid-n0")
+AWAY: dict[str, tuple[NodeView, int]] = {
+    "it goes on": (make_node("n0", unschedulable=True, fence=IN_FLIGHT), 0),
+    "it reboots": (make_node("n0", unschedulable=True, ready=False, fence=IN_FLIGHT), 0),
+    "it is held past its time": (
+        make_node("n0", unschedulable=True, fence=replace(IN_FLIGHT, deadline=at(-1))), 1),
+    "it was cordoned before, and stays so": (
+        make_node("n0", unschedulable=True, fence=replace(IN_FLIGHT, prior_unschedulable=True)), 1),
+    "a taint keeps pods off it": (
+        replace(make_node("n0", unschedulable=True, fence=IN_FLIGHT), barred=True), 1),
+    "nothing of ours goes on there": (make_node("n0", unschedulable=True), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("away", "starts"), AWAY.values(), ids=AWAY)
+def test_a_gang_waits_for_the_place_of_a_node_only_if_our_change_gives_it_back_by_itself(
+    away: NodeView, starts: int
+) -> None:
+    policy = make_policy(**SHARED, rollout={"maxUnavailable": 3})
+    pods = {name: [make_pod(f"rank-{name}", gang=make_gang())] for name in ("n1", "n2")}
+    view = make_gang_view(pods)
+    work = {name: make_work(*pods[name], gangs=(view,)) for name in pods}
+    work["n0"] = make_work(make_pod("leaves", owner=None))
+    snapshot = make_snapshot([away, make_node("n1"), make_node("n2")], [policy], work=work)
+    plan = plan_rollout(replace(snapshot, settings=POD), NOW)
+    begun = [
+        one for verdict in plan.verdicts.values() for one in verdict.actions if isinstance(one, FenceNode)
+    ]
+    assert len(begun) == starts
+
+
+def test_in_a_whole_roll_a_gang_changes_as_one_although_our_own_pod_needs_a_place() -> None:
+    world = pool_of(3, FULL)
+    world.settings = POD
+    assert all(world.add_pod(name, RANK) for name in ("n1", "n2"))
+    before = len(world.done)
+    drain = {"strandedPods": "Allow"}
+    world.set_policy(make_policy(mode="TimeSlicing", drain=drain, rollout={"maxUnavailable": 2}))
+    world.settle()
+    fences = {one.node.name: one.fence for one in world.done[before:] if isinstance(one, FenceNode)}
+    assert list(fences) == ["n0", "n1", "n2"]
+    assert fences["n1"].wave == fences["n2"].wave != ""

@@ -13,6 +13,7 @@ from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.told.waits import until_when, who_keeps
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -63,6 +64,13 @@ def test_a_proven_node_waits_for_the_others_of_its_wave_and_records_since_when()
     assert A.fence is not None
     assert action.fence == replace(A.fence, proven=NOW)
     assert (found.wake, found.deadline) == (at(300), at(300))
+
+
+def test_the_node_that_is_waited_for_is_the_culprit() -> None:
+    """Not the policy of the wave, of which kubectl get gpun would show nothing."""
+    other = in_wave("c")
+    found = held(proven(B), working(other), working(A), nodes=(A, B, other))["b"]
+    assert (who_keeps(found, B), until_when(found, NOW)) == ("node/a", "10:05:00Z")
 
 
 def test_since_when_it_waits_is_written_once() -> None:

@@ -23,6 +23,7 @@ from tests.build import (
 )
 from tests.planning.cases import make_member, pair_of
 from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.test_budget import LABELS_OF_C, shared_c
 from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
 from tests.planning.told import verdict
 
@@ -37,7 +38,7 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -89,7 +90,8 @@ def test_a_node_without_a_gang_belongs_to_no_wave() -> None:
     assert (fence.wave, fence.mates) == ("", ())
 
 
-def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_the_rest_comes_next() -> None:
+def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_names_the_rest() -> None:
+    """That the rest comes next in a whole roll: test_rest_of_a_gang.py."""
     selection = chosen(*sharing("a", "b", "c"), limit=2)
     assert len(fenced(selection)) == 2
     (left,) = {"a", "b", "c"} - set(fenced(selection))
@@ -233,8 +235,8 @@ def test_a_gang_that_fits_into_the_canary_is_interrupted_once() -> None:
     assert len({fence.wave for fence in fences(selection).values()}) == 1
 
 
-def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_goes_on_after_it() -> None:
-    """Waiting for room would be for ever; the rest of it comes first when the canary has served."""
+def test_a_gang_that_is_larger_than_the_canary_starts_as_canary_and_names_the_rest() -> None:
+    """Waiting for room would be for ever; the rest of it comes next (test_rest_of_a_gang.py)."""
     selection = with_canaries(1, *sharing("a", "b"))
     (first,) = fenced(selection)
     (left,) = {"a", "b"} - {first}
@@ -328,6 +330,36 @@ def test_a_wave_waits_for_the_slot_of_a_drain_only_if_some_clock_ends_that_drain
     assert plan.verdicts["n0"].phase in (Phase.DRAINING, Phase.WAITING_FOR_JOBS)
     assert plan.pools[policy.name].used == 1
     assert len(begun(plan)) == starts
+
+
+@pytest.mark.parametrize(
+    ("other", "starts"), [(TWO_OF_THREE, 0), (shared_c("TimeSlicing", "100%"), 1)], ids=["its own", "another"]
+)
+def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(
+    other: PolicyView, starts: int
+) -> None:
+    """docs/adr/0039-a-wave-stays-within-its-policy.md: another policy's jobs would hold up everybody else."""
+    view = make_gang_view(ranks("n1", "n2"))
+    work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
+    work["n0"] = make_work(make_pod("leaves", owner=None))
+    fence = replace(UNTIL_LATER, policy=other.name, policy_uid=other.uid, node_uid="uid-n0")
+    away = make_node("n0", unschedulable=True, fence=fence)
+    if other is not TWO_OF_THREE:
+        away = replace(away, labels={**away.labels, **LABELS_OF_C})
+    nodes = [away, make_node("n1"), make_node("n2")]
+    policies = sorted({TWO_OF_THREE.name: TWO_OF_THREE, other.name: other}.items())
+    snapshot = make_snapshot(nodes, [policy for _, policy in policies], work=work)
+    plan = plan_rollout(replace(snapshot, settings=replace(snapshot.settings, max_in_flight=2)), NOW)
+    assert plan.verdicts["n0"].phase is Phase.DRAINING
+    assert len(begun(plan)) == starts
+    rest = {
+        mate
+        for one in plan.verdicts.values()
+        for a in one.actions
+        if isinstance(a, FenceNode)
+        for mate in a.fence.mates
+    }
+    assert len(rest) == starts, "its fence names the rest"
 
 
 def begun(plan: RolloutPlan) -> list[str]:

@@ -17,6 +17,7 @@ from datetime import datetime
 from gpusharing.api.names import Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
+from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision, is_of
@@ -41,9 +42,10 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
         return broken
     if end is not None:
         return None if pooled.now >= end else _soaks(nodes, canary.soak, end)
-    left = nodes - len(proven) - sum(_has_begun(one, policy, revision) for one in members)
+    begun = [one for one in members if _has_begun(one, policy, revision)]
+    left = nodes - len(proven) - len(begun)
     if left <= 0:
-        return _unproven(nodes)
+        return _unproven(f"waiting for the first {_nodes(nodes)} (spec.rollout.canary) to be proven", begun)
     return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
 
 
@@ -168,10 +170,13 @@ def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     return Finding(Reason.CANARY_SOAK, message, end)
 
 
-def _unproven(nodes: int) -> Finding:
-    return Finding(
-        Reason.CANARY_SOAK, f"waiting for the first {_nodes(nodes)} (spec.rollout.canary) to be proven"
-    )
+def _unproven(message: str, begun: Sequence[Member]) -> Finding:
+    """For nodes that wait for canaries of which these have begun. It names those that no clock ends, and stands where
+    one of them waits for a person: no other node is proven in its place."""
+    kept = [one for one in begun if not goes_on(one.verdict)]
+    told = f" ({keepers})" if (keepers := explain_keepers(kept)) else ""
+    stands = any(map(is_for_a_person, kept))
+    return Finding(Reason.CANARY_SOAK, message + told, keeper=first_keeper(kept), stands=stands)
 
 
 def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
@@ -183,9 +188,12 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
     return Finding(Reason.CANARY_TOO_LARGE, message)
 
 
-def waits_for_canaries(nodes: int) -> str:
-    """The message for nodes that are not canaries while the canaries start."""
-    return f"the first {_nodes(nodes)} of the change (spec.rollout.canary) start before this one"
+def wait_for_canaries(pooled: Pooled) -> Finding:
+    """The finding for nodes that are not canaries while the canaries start."""
+    canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
+    nodes = _nodes(canary.nodes if canary is not None else 0)
+    begun = [one for one in pooled.members if _has_begun(one, policy, revision)]
+    return _unproven(f"the first {nodes} of the change (spec.rollout.canary) start before this one", begun)
 
 
 def find_note(pooled: Pooled) -> str:

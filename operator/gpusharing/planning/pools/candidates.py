@@ -48,7 +48,7 @@ class Candidate:
     pods: Standings | None = None
     """The standings of its pods; None: they were not listed in this pass."""
     follows: bool = False
-    """It shares a gang with a node in flight, and there was no room to start with that one."""
+    """It is the rest of a gang, and comes next: see `find_following`."""
 
     @property
     def cordons(self) -> bool:

@@ -6,11 +6,14 @@ Nodes that are changing are not named: one begins every few minutes, and each wa
 from collections.abc import Iterable
 
 from gpusharing.api.names import Phase
+from gpusharing.api.times import NEVER
 from gpusharing.planning.way.cordon import tell_foreign
 from gpusharing.planning.way.members import Member, MemberState, cordoned, going, unready
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
+_BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
+"""The phases of a change that can still be held up by what is on the node."""
 MOST = 3
 """The most nodes that a text names; how many more there are would change too often."""
 
@@ -33,6 +36,18 @@ def is_for_a_person(member: Member) -> bool:
     if verdict.phase is Phase.FAILED or verdict.reason is Reason.DRAIN_HELD:
         return True
     return node.fence is None and node.ready and not node.deleting
+
+
+def goes_on(verdict: Verdict) -> bool:
+    """Whether a change of ours is under way there that some clock ends."""
+    ends = verdict.phase is not Phase.FAILED and verdict.reason is not Reason.CALL_FAILED
+    return verdict.phase.in_flight and ends and not _lasts(verdict)
+
+
+def _lasts(verdict: Verdict) -> bool:
+    """Its drain goes on until somebody or something else ends it: one that is held past its time, or one that waits
+    for jobs as long as they run."""
+    return verdict.phase in _BEFORE_IDLE and verdict.deadline in (None, NEVER)
 
 
 def keeps_its_slot(verdict: Verdict) -> bool:

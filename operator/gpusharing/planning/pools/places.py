@@ -30,8 +30,8 @@ class Places:
     @staticmethod
     def of(nodes: Iterable[NodeView]) -> "Places":
         """From the present state of the nodes."""
-        able = [node for node in nodes if not node.barred and not node.deleting]
-        return Places({node.name for node in able if node.ready and not node.unschedulable}, len(able))
+        able = [node for node in nodes if _is_able(node)]
+        return Places({node.name for node in able if is_open(node)}, len(able))
 
     def spare(self, candidates: Iterable[NodeCase]) -> int | None:
         """How many of these nodes may be cordoned so that one open node is left.
@@ -46,6 +46,22 @@ class Places:
     def close(self, names: Iterable[str]) -> None:
         """These nodes begin in this pass."""
         self.open.difference_update(names)
+
+
+def becomes_place(node: NodeView) -> bool:
+    """Whether it is no place now and becomes one with the end of our change. It does not where it was cordoned
+    before."""
+    fence = node.fence
+    return fence is not None and not fence.prior_unschedulable and _is_able(node) and not is_open(node)
+
+
+def is_open(node: NodeView) -> bool:
+    """Whether it takes pods now, but for its taints."""
+    return node.ready and not node.unschedulable
+
+
+def _is_able(node: NodeView) -> bool:
+    return not node.barred and not node.deleting
 
 
 def _cordons(case: NodeCase) -> bool:

@@ -21,15 +21,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gpusharing.api.names import Phase
-from gpusharing.api.times import NEVER
 from gpusharing.api.validation import allowance
-from gpusharing.planning.pools.canary import find_canary, is_proven, waits_for_canaries
+from gpusharing.planning.pools.canary import find_canary, is_proven, wait_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
 from gpusharing.planning.pools.holds import find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
-from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, is_for_a_person
+from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.places import LAST_PLACE
+from gpusharing.planning.pools.places import LAST_PLACE, becomes_place
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.pools.waves import group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
@@ -44,8 +43,6 @@ from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
-_BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
-"""The phases of a change that can still be held up by what is on the node."""
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
 _PASSES: Mapping[Reason, Callable[[NodeCase, PolicyView], bool]] = {
@@ -72,6 +69,8 @@ class Pool:
     moving: int = 0
     """How many of the used slots become free by themselves: a change of ours is under way there that some clock ends,
     or only a claim holds the slot, which becomes such a change or is given back."""
+    opening: int = 0
+    """How many of the nodes with these slots take no pods now, and do again when their changes end."""
     members: list[Member] = field(default_factory=list)
     """All that are its business, newcomers too."""
     to_go: list[str] = field(default_factory=list)
@@ -101,10 +100,10 @@ class Pool:
             self.outside += 1
         elif member.away or claimed:
             self.used += 1
-            ends = verdict.phase is not Phase.FAILED and verdict.reason is not Reason.CALL_FAILED
-            goes_on = verdict.phase.in_flight and ends and not _lasts(verdict)
-            self.moving += goes_on or not member.away
-            if member.away and not goes_on:
+            moves = goes_on(verdict)
+            self.moving += moves or not member.away
+            self.opening += moves and becomes_place(member.node)
+            if member.away and not moves:
                 self.keepers.append(member)
 
     def ask_windows(self, now: datetime) -> "Pool":
@@ -197,6 +196,8 @@ def _choose(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
                 cap -= 1
                 room = min(room - (not candidate.newcomer), cap)
                 claims[case.node.name] = claim
+        if candidate.follows and not candidate.newcomer and look is None and case.node.name not in claims:
+            room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
         verdicts[case.node.name] = verdict
         if look is not None:
             looks[case.node.name] = look
@@ -225,12 +226,12 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
     capped = _find_capped(ledger)
-    canaries, canary = find_canary(pooled), pooled.spec.rollout.canary
+    canaries = find_canary(pooled)
     if isinstance(canaries, Finding) and canaries.reason is Reason.CANARY_TOO_LARGE:
         # Only newcomers came this far; one of them may have pods nevertheless.
         room, most, full = 0, 0, canaries
-    if isinstance(canaries, int) and canary is not None:
-        waits = Finding(Reason.CANARY_SOAK, waits_for_canaries(canary.nodes))
+    if isinstance(canaries, int):
+        waits = wait_for_canaries(pooled)
         if canaries < cap:
             cap, capped = canaries, waits
         if canaries < room:
@@ -239,7 +240,9 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     spare = None if ledger.places is None else ledger.places.spare(pool.candidates)
     if spare is not None and spare < room:
         room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
-    return Room(room, most if spare is None else min(most, max(1, spare)), cap, full, capped)
+    if spare is not None:
+        most = min(most, max(1, spare + pool.opening))
+    return Room(room, most, cap, full, capped)
 
 
 def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
@@ -268,12 +271,6 @@ def _held(pool: Pool, hold: Finding) -> Selection:
         for case in pool.candidates
     }
     return Selection(verdicts, {}, {})
-
-
-def _lasts(verdict: Verdict) -> bool:
-    """Its drain goes on until somebody or something else ends it: one that is held past its time, or one that waits
-    for jobs as long as they run."""
-    return verdict.phase in _BEFORE_IDLE and verdict.deadline in (None, NEVER)
 
 
 def _find_capped(ledger: Ledger) -> Finding:

@@ -80,6 +80,5 @@ def _held(
     if fence.proven is None:
         kept = (*kept, UpdateFence(node, replace(fence, proven=now)))
     message = f"{verdict.message}; given back together with {some(others)}, which ran the same gang"
-    return replace(
-        verdict, reason=Reason.WAITS_FOR_WAVE, message=message, actions=kept, wake=until, deadline=until
-    )
+    held = replace(verdict, reason=Reason.WAITS_FOR_WAVE, message=message, actions=kept)
+    return replace(held, wake=until, deadline=until, keeper=f"node/{others[0]}")

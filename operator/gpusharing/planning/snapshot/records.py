@@ -216,6 +216,9 @@ class Verified:
     """Whether the change says nothing about a canary for which the pool is too small: nobody counted on the node yet
     (`newcomer`), or the change began under another spec (`turned`). Also false where an older operator wrote the
     record."""
+    mates: tuple[str, ...] = ()
+    """`mates` of the fence of that change: they come next once it has ended too. Empty: it left nobody behind, the node
+    went back, or an older operator wrote the record."""
 
 
 @value

@@ -244,6 +244,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
         planned=earlier.planned,
         failed_generation=earlier.failed_generation,
         apart=earlier.apart,
+        mates=earlier.mates,
     )
 
 
@@ -267,6 +268,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         planned=fence.planned,
         failed_generation=fence.failed_generation,
         apart=fence.newcomer or fence.turned,
+        mates=fence.mates,
     )
     earlier = case.node.verified
     if earlier is None or not goes_back(case):
@@ -278,4 +280,5 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         took=earlier.took,
         rolled_back=True,
         failure=fence.failure,
+        mates=(),
     )

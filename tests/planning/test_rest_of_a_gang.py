@@ -1,0 +1,184 @@
+"""Nodes of a gang for which there was no room come directly after the others, in a whole roll.
+
+A roll without them would have another order: the rest of the gang is the node with the most pods.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import H100, at, make_policy, make_work
+from tests.planning.cases import FULL, pass_time
+from tests.planning.machines import NodeMachine
+from tests.planning.test_holds import rolled
+from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.pools.ledger import Ledger, find_following
+from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.wanted.revision import find_revision
+from gpusharing.planning.words.reasons import Reason
+
+RANK = "a rank of a JobSet"
+SHARED: dict[str, Any] = {"mode": "TimeSlicing", "drain": {"strandedPods": "Allow"}}
+
+
+def busy(ranks: int, **more: int) -> World:
+    """Nodes of eight whole GPUs, n0 and so on: a gang has ranks on the first, and so many pods run besides it."""
+    world = World()
+    for number in range(ranks + 2):
+        world.add_node(f"n{number}", NodeMachine(f"n{number}", (H100,) * 8))
+    world.set_policy(FULL)
+    world.settle()
+    start_gang(world, ranks)
+    for name, pods in more.items():
+        for _ in range(pods):
+            assert world.add_pod(name)
+    return world
+
+
+def start_gang(world: World, ranks: int) -> None:
+    """Its controller starts it on its nodes."""
+    for number in range(ranks):
+        assert world.add_pod(f"n{number}", RANK)
+
+
+def begun(world: World) -> list[str]:
+    """The nodes that were started to share their GPUs, in order."""
+    return [one.node.name for one in world.done if isinstance(one, FenceNode)]
+
+
+def roll(
+    ranks: int,
+    more: dict[str, int],
+    rollout: dict[str, Any],
+    between: Callable[[World], None] = lambda world: None,
+    turns: int = 150,
+) -> list[str]:
+    """The order of a roll in which the gang is started again as soon as the first of its nodes are given back.
+    `between`: what happens then."""
+    world = busy(ranks, **more)
+    before = len(begun(world))
+    world.set_policy(make_policy(**SHARED, rollout=rollout))
+    pass_time(world, 200, until=lambda world: world.nodes["n0"].fence is not None)
+    pass_time(world, 200, until=lambda world: world.nodes["n0"].fence is None)
+    start_gang(world, ranks)
+    between(world)
+    pass_time(world, turns)
+    return begun(world)[before:]
+
+
+OF_TWO = {"n1": 6, "n2": 5, "n3": 5}
+CANARY = {"nodes": 1, "soak": "1m"}
+ROLLS: dict[str, tuple[int, dict[str, int], dict[str, Any], list[str]]] = {
+    "one node may be away": (2, OF_TWO, {}, ["n0", "n1"]),
+    "two of the three may be away": (
+        3, {"n2": 6, "n3": 5, "n4": 5}, {"maxUnavailable": 2}, ["n0", "n1", "n2"]),
+    "one node is the canary": (2, OF_TWO, {"maxUnavailable": 2, "canary": CANARY}, ["n0", "n1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("ranks", "more", "rollout", "first"), ROLLS.values(), ids=ROLLS)
+def test_nodes_of_a_gang_for_which_there_is_no_room_come_directly_after_the_others_where(
+    ranks: int, more: dict[str, int], rollout: dict[str, Any], first: list[str]
+) -> None:
+    order = roll(ranks, more, rollout)
+    assert order[: len(first)] == first
+    assert sorted(order) == sorted({*more, "n0", "n1"}), "each node starts once"
+
+
+def unlabel(world: World) -> None:
+    """Somebody removes a label of ours, so that the node is adopted anew."""
+    node = world.nodes["n0"]
+    kept = {key: value for key, value in node.labels.items() if key != names.LABEL_MODE}
+    world.nodes["n0"] = replace(node, labels=kept)
+
+
+def pause(world: World) -> None:
+    """A pause and its end."""
+    rolled(world, paused=True)
+    pass_time(world, 30)
+    rolled(world, paused=False)
+
+
+BETWEEN: dict[str, Callable[[World], None]] = {
+    "another operator goes on": World.restart,
+    "the node that was first is adopted anew": unlabel,
+    "the policy was paused": pause,
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN.values(), ids=BETWEEN)
+def test_the_rest_of_a_gang_still_comes_next_when(between: Callable[[World], None]) -> None:
+    assert roll(2, OF_TWO, {}, between)[:2] == ["n0", "n1"]
+
+
+def protect(world: World) -> None:
+    """A pod comes to the rest of the gang that nobody may evict."""
+    assert world.add_pod("n1", "a bare pod")
+
+
+def remove(world: World) -> None:
+    """The Node that would come next is deleted."""
+    world.remove_node("n1")
+
+
+IN_VAIN: dict[str, tuple[Callable[[World], None], set[str]]] = {
+    "is blocked": (protect, {"n2", "n3"}),
+    "is gone": (remove, {"n2", "n3"}),
+}
+
+
+@pytest.mark.parametrize(("between", "others"), IN_VAIN.values(), ids=IN_VAIN)
+def test_nobody_waits_for_the_rest_of_a_gang_that(between: Callable[[World], None], others: set[str]) -> None:
+    assert set(roll(2, OF_TWO, {}, between)[1:]) == others
+
+
+def test_after_an_edit_the_order_begins_anew_as_the_canary_does() -> None:
+    order = roll(2, OF_TWO, {}, lambda world: rolled(world, max_failures=2))
+    assert (order[0], order[-1]) == ("n0", "n1")
+
+
+# --- what the proofs say -------------------------------------------------------------------------------------------
+
+POLICY = make_policy(**SHARED)
+PROOF = Verified(
+    POLICY.name, "", "", policy_uid=POLICY.uid, generation=POLICY.generation, changed_at=at(0), mates=("n1",)
+)
+SAYS: dict[str, tuple[Verified, Verified | None, bool]] = {
+    "the other one was never changed": (PROOF, None, True),
+    "the other one was changed before": (PROOF, replace(PROOF, changed_at=at(-60), mates=()), True),
+    "the other one was changed since": (PROOF, replace(PROOF, changed_at=at(60), mates=()), False),
+    "it was proven by an earlier generation": (replace(PROOF, generation=0), None, False),
+    "it was proven by this revision": (
+        replace(PROOF, generation=0, revision=find_revision(POLICY)), None, True),
+    "it was proven by another revision": (replace(PROOF, revision="another"), None, False),
+    "it was proven for a policy of this name that is gone": (replace(PROOF, policy_uid="gone"), None, False),
+    "an older operator wrote it": (replace(PROOF, mates=()), None, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("proof", "other", "next_"), SAYS.values(), ids=SAYS)
+def test_a_proof_says_who_comes_next_where(proof: Verified, other: Verified | None, next_: bool) -> None:
+    world = World(policies=(POLICY,))
+    for name, verified in (("n0", proof), ("n1", other)):
+        world.add_node(name)
+        world.nodes[name] = replace(world.nodes[name], verified=verified)
+    assert ("n1" in find_following(world.snapshot())) is next_
+
+
+def test_nobody_takes_the_slot_of_the_rest_of_a_gang_while_its_pods_are_looked_at() -> None:
+    """A preview may have listed the pods of another node in this very pass."""
+    ledger = Ledger(OFFERED, following=frozenset({"a"}))
+    selection = chosen(candidate("a", None), candidate("z"), limit=1, ledger=ledger)
+    assert fenced(selection) == []
+    told = {name: (verdict.phase, verdict.reason) for name, verdict in selection.verdicts.items()}
+    assert told == {
+        "a": (Phase.PREFLIGHT, Reason.PROGRESSING),
+        "z": (Phase.PENDING, Reason.BUDGET_FULL),
+    }
+    assert fenced(chosen(candidate("a", make_work()), candidate("z"), limit=1, ledger=ledger)) == ["a"]
