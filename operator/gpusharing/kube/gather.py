@@ -380,8 +380,7 @@ class Gatherer:
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            scope, lookups = self._scope(node), self._lookups
-            return tuple([await lookups.view(raw, scope, now, namespaces=namespaces) for raw in raws]), ""
+            return await self._lookups.views(raws, self._scope(node), now, namespaces=namespaces), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:

@@ -9,7 +9,6 @@ from datetime import datetime
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.gangkeepers import find_ruled
-from gpusharing.planning.drain.gangwaits import with_labels
 from gpusharing.planning.drain.gangwords import name_gang, unlisted
 from gpusharing.planning.drain.holders import Scope, holds_gpu
 from gpusharing.planning.drain.plan import forbidding
@@ -32,7 +31,7 @@ def find_gang_blockers(
         if view.error:
             found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
-        members = [one for one in with_labels(view, work) if one.node != node or not holds_gpu(one.pod)]
+        members = [one for one in view.members if one.node != node or not holds_gpu(one.pod)]
         if members:
             elsewhere = NodeWork(tuple(one.pod for one in members), work.pdbs, work.listed_at)
             standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)

@@ -83,7 +83,8 @@ class PodView:
     marks: tuple[tuple[str, str], ...] = ()
     """Annotations and labels that ask not to disturb it (drain/protection.py), with their values, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace; None: no rule needs them, or they cannot be read."""
+    """Labels of its namespace, the same for all pods of a node and members of gangs that are of it; None: no rule needs
+    them, no pod of that namespace has to leave the node, or they cannot be read."""
     restarts: bool = True
     """Whether its restartPolicy is Always: it never runs to completion."""
     system: bool = False
