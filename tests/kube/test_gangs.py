@@ -7,16 +7,26 @@ from tests.build import make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import Gathering, gathering
 from tests.kube.objects import node, pod
+from tests.kube.test_gather_holders import REBOOTING
 
 from gpusharing.api import names
 from gpusharing.kube import gangs
-from gpusharing.kube.client import JSON, NAMESPACES, NODES, PODS, POLICIES
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    DAEMON_SETS,
+    JSON,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+)
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.snapshot.podviews import GangView
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
+FENCE = {names.ANNOTATION_FENCE: record_text(make_fence())}
 QUEUED: JSON = {"annotations": {"kueue.x-k8s.io/workload": "job-train-3fa2b"}}
 
 
@@ -74,6 +84,28 @@ async def test_pods_that_belong_to_no_gang_or_hold_no_gpu_cost_no_call() -> None
     async with gathering((PODS, pod()), (PODS, launcher)) as stage:
         assert (await stage.work()).gangs == ()
         assert stage.lists("pods") == 1
+
+
+@virtually
+async def test_where_a_change_may_reboot_the_node_the_gangs_of_pods_without_a_gpu_are_looked_up_too() -> None:
+    """Every pod leaves before a reboot, and what ends a coordinator ends its ranks elsewhere."""
+    launcher = plain("rank-0", labels={LABEL: "train"})
+    monitor = plain("monitor", labels={LABEL: "tune"})
+    monitor["metadata"]["ownerReferences"] = [
+        {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
+    ]
+    reboots = {"metadata": {"name": "cluster-policy"}, "spec": REBOOTING}
+    daemons = (DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
+    pods = [(PODS, one) for one in (launcher, monitor, rank(1, "gpu-08"))]
+    async with gathering((CLUSTER_POLICIES, reboots), daemons, *pods) as stage:
+        view = await seen(stage)
+        assert [(one.node, one.pod.name) for one in view.members] == [
+            ("gpu-07", "rank-0"),
+            ("gpu-08", "rank-1"),
+        ]
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": FENCE}})
+        await stage.seen()
+        assert (await stage.work(4.0)).gangs == (), "the change that has begun does not reboot"
 
 
 BESIDE = {

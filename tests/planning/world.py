@@ -270,17 +270,23 @@ class World:
     def _work(self, node: str) -> NodeWork:
         memories = dict(self.memory.evictions.get(node, {}))
         view = self.nodes[node]
-        reboots = view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
+        reboots = self._may_reboot(view)
         if node in self.unlisted:
             work = NodeWork((), (), self.now, evictions=memories, error="LIST of its pods failed")
         else:
             pods = self._pods_of(node, all_pods=reboots)
-            found = gangs.find(self, pods)
+            found = gangs.find(self, pods, reboot=reboots)
             work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found)
         known = self.memory.work
         scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
         known[node] = heard(looked(known.get(node), work, view, scope), self.gpunodes.get(node), self.now)
         return known[node]
+
+    def _may_reboot(self, view: NodeView) -> bool:
+        """Before its fence names the class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
+        if view.fence is not None:
+            return view.fence.disruption is DisruptionClass.REBOOT
+        return self.stack.cluster_policy is not None and self.stack.cluster_policy.with_reboot
 
     def _pods_of(self, node: str, *, all_pods: bool) -> tuple[PodView, ...]:
         """The pods of a node, with what is read of their namespaces: only of those of which a pod has to leave."""

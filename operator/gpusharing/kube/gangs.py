@@ -16,7 +16,7 @@ from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.raw import text
-from gpusharing.planning.drain.holders import holds_gpu
+from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_LISTS = 16
@@ -85,14 +85,16 @@ class Gangs:
     _known: dict[_Query, _Known] = field(default_factory=dict)
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
-    async def find(self, pods: Sequence[PodView], now: datetime, *, anew: bool) -> tuple[GangView, ...]:
-        """The gangs of those pods that hold a GPU, their members with the labels of their namespace as these pods have
+    async def find(
+        self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
+    ) -> tuple[GangView, ...]:
+        """The gangs of those pods that must leave, their members with the labels of their namespace as these pods have
         them. `anew`: list them now; else the last list serves for longer and remains where a new one fails.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: nothing can be said.
         """
-        wanted = {p.gang for p in pods if p.gang is not None and p.phase not in _FINISHED and holds_gpu(p)}
+        wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
         labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
         for query, gangs in sorted(_queries(wanted).items()):

@@ -305,9 +305,9 @@ class Gatherer:
             self.unsure.discard(node)
             at = _later(now, began)  # it may have waited for others, and must not be older than it is
             with suppress(HeldBack):  # not sent: what was seen before stays valid, with its age
-                pods, error = await self._pods_of(node, at)
-                view = self.sources.nodes.items.get(node)
-                gangs = await self.gangs.find(pods, at, anew=view is None or view.fence is None)
+                scope, view = self._scope(node), self.sources.nodes.items.get(node)
+                pods, error = await self._pods_of(node, scope, at)
+                gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
                 self._lists[node] = _Listed(pods, error, at, gangs)
 
         await self.crew.each(self._due(wanted, now), read)
@@ -370,7 +370,7 @@ class Gatherer:
             reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
         return scope_of(self.settings, all_pods=reboots)
 
-    async def _pods_of(self, node: str, now: datetime) -> tuple[tuple[PodView, ...], str]:
+    async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:
             selector = f"spec.nodeName={node}"
             raws = [
@@ -380,7 +380,7 @@ class Gatherer:
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            return await self._lookups.views(raws, self._scope(node), now, namespaces=namespaces), ""
+            return await self._lookups.views(raws, scope, now, namespaces=namespaces), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:

@@ -200,4 +200,5 @@ class NodeWork:
     quiet_since: datetime | None = None
     """Since when this process has seen that answer; None: there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of its pods that hold a GPU, by `Gang.ref`."""
+    """The gangs of its pods that may have to leave, by `Gang.ref`: the change may be one that ends fewer of them, such
+    as no reboot after all (`drain/gangs.py` has those that it ends)."""
