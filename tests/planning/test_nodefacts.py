@@ -19,11 +19,14 @@ from tests.build import (
 )
 from tests.planning.ganging import make_gang, make_gang_view
 
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
 from gpusharing.planning.way.nodefacts import (
     Judged,
     NodeFacts,
+    case_of,
     find_facts,
     find_models,
     find_surroundings,
@@ -117,6 +120,22 @@ def with_a_gang(other: PolicyView) -> tuple[ClusterSnapshot, ClusterSnapshot]:
         for one, mine in ((first, terms(PAUSED)), (second, terms(other)))
     }
     return snapshot, with_rules(snapshot, facts)
+
+
+def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() -> None:
+    """It became one meanwhile, and nobody has asked about the gang of a launcher without a GPU."""
+    fence = make_fence(disruption=DisruptionClass.REBOOT)
+    node = make_node("gpu-07", uid="uid-gpu-07", unschedulable=True, fence=fence)
+    facts = find_facts(node, make_gpunode("gpu-07"), terms(PAUSED), terms(PAUSED), STACK)
+
+    def seen(work: NodeWork) -> NodeWork | None:
+        snapshot = make_snapshot([node], [PAUSED], stack=STACK, work={"gpu-07": work})
+        ((_, given),) = find_surroundings(snapshot, {"gpu-07": facts})
+        return case_of(given, NOW).work
+
+    fewer = make_work(make_pod("launcher", resources={}))
+    assert seen(fewer) is None
+    assert seen(replace(fewer, all_pods=True)) is not None
 
 
 def test_a_member_of_a_gang_has_the_rules_of_the_policy_that_its_own_node_follows() -> None:

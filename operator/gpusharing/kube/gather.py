@@ -53,6 +53,7 @@ class _Listed:
     pods: tuple[PodView, ...]
     error: str
     at: datetime
+    scope: Scope
     gangs: tuple[GangView, ...] = ()
 
 
@@ -308,7 +309,7 @@ class Gatherer:
                 scope, view = self._scope(node), self.sources.nodes.items.get(node)
                 pods, error = await self._pods_of(node, scope, at)
                 gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
-                self._lists[node] = _Listed(pods, error, at, gangs)
+                self._lists[node] = _Listed(pods, error, at, scope, gangs)
 
         await self.crew.each(self._due(wanted, now), read)
         came, self._lists = self._lists, {}
@@ -316,7 +317,7 @@ class Gatherer:
         guarded = {
             node
             for node, listed in lists.items()
-            if listed.pods and (self._scope(node).all_pods or any(map(holds_gpu, listed.pods)))
+            if listed.pods and (listed.scope.all_pods or any(map(holds_gpu, listed.pods)))
         }
         budgets = await self._budgets.find() if guarded else ()
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
@@ -359,7 +360,7 @@ class Gatherer:
     def _work(self, node: str, listed: _Listed, pdbs: tuple[PdbView, ...], error: str) -> NodeWork:
         evictions = dict(self.evictions.get(node, {}))
         work = NodeWork(listed.pods, pdbs, listed.at, evictions=evictions, error=error, gangs=listed.gangs)
-        return looked(self.work.get(node), work, self.sources.nodes.items.get(node), self._scope(node))
+        return looked(self.work.get(node), work, self.sources.nodes.items.get(node), listed.scope)
 
     def _scope(self, node: str) -> Scope:
         """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""

@@ -194,7 +194,8 @@ class NodeWork:
     empty_lists: tuple[datetime, ...] = ()
     """When the latest of these consecutive LISTs were made, oldest first."""
     all_pods: bool = False
-    """Whether these found no pod at all that counts for a reboot, not only no GPU holder."""
+    """Whether the latest LIST was made for a reboot: these found no pod at all that counts for one, and everything was
+    looked up about pods without a GPU as well."""
     quiet_for: str = ""
     """Id of the request for silence that the agent has answered and that is still in force; empty: there is none."""
     quiet_since: datetime | None = None
