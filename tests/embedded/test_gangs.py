@@ -3,11 +3,12 @@
 import asyncio
 from typing import Any
 
+import pytest
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, at_once, gpu_pod, node, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.client import JSON, NAMESPACES, PODS
 from gpusharing.kube.fence import parse_fence
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
@@ -20,6 +21,12 @@ def rank(number: int, node_name: str, *, managed: bool = True, **more: Any) -> J
     owners = [JOB] if managed else []
     metadata = {"labels": {LABEL: "train"}, "ownerReferences": owners}
     return gpu_pod(f"rank-{number}", node_name, metadata=metadata, **more)
+
+
+def plain(name: str, node_name: str, **metadata: Any) -> JSON:
+    """A pod without a GPU."""
+    spec = {"nodeName": node_name, "containers": [{"name": "main"}]}
+    return gpu_pod(name, node_name, metadata=metadata, spec=spec)
 
 
 def shared(scene: Scene, *pods: JSON) -> None:
@@ -62,6 +69,34 @@ async def test_nodes_of_one_gang_change_as_one_wave_and_come_back_together() -> 
         assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
         order = releases(scene, since)
         assert abs(order.index("gpu-1") - order.index("gpu-3")) == 1, "nobody came back in between"
+
+
+BESIDE: dict[str, tuple[JSON, ...]] = {
+    "nothing else": (),
+    "a pod without a GPU that comes first": (plain("api", "gpu-1"),),
+    "a rank without a GPU": (plain("rank-9", "gpu-1", labels={LABEL: "train"}, ownerReferences=[JOB]),),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE.keys())
+@virtually
+async def test_a_rule_for_another_namespace_keeps_no_gang_whatever_runs_beside_it(
+    beside: tuple[JSON, ...],
+) -> None:
+    """Both ranks are evicted at once, and nobody is told that the labels of their namespace cannot be read."""
+    async with open_scene(*nodes(2)) as scene:
+        scene.e.cluster.add(NAMESPACES, {"metadata": {"name": "default", "labels": {"team": "a"}}})
+        scene.apply(FULL)
+        await scene.ready()
+        shared(scene, *beside, rank(0, "gpu-1"), rank(1, "gpu-2"))
+        since = scene.mark()
+        rule = {"behavior": "Block", "namespaceSelector": {"matchLabels": {"team": "b"}}}
+        scene.apply(SLICED, drain={**STRANDED_OK, "rules": [rule]}, rollout=at_once(2))
+        await scene.ready()
+        first, second = dict(fenced_in_order(scene, since)).values()
+        assert first == second != ""
+        assert sorted(scene.evicted()) == ["rank-0", "rank-1"]
+        assert not scene.events()["PodEvictionBlocked"]
 
 
 @virtually

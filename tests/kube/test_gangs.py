@@ -7,22 +7,37 @@ from tests.build import make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import Gathering, gathering
 from tests.kube.objects import node, pod
+from tests.kube.test_gather_holders import REBOOTING
 
 from gpusharing.api import names
 from gpusharing.kube import gangs
-from gpusharing.kube.client import JSON, NODES, PODS
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    DAEMON_SETS,
+    JSON,
+    NAMESPACES,
+    NODES,
+    PODS,
+    POLICIES,
+)
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.snapshot.podviews import GangView
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
+FENCE = {names.ANNOTATION_FENCE: record_text(make_fence())}
 QUEUED: JSON = {"annotations": {"kueue.x-k8s.io/workload": "job-train-3fa2b"}}
 
 
 def rank(number: int, node_name: str, **more: Any) -> JSON:
     """A pod of the JobSet train."""
     return pod(f"rank-{number}", node_name, metadata={"labels": {LABEL: "train"}}, **more)
+
+
+def plain(name: str, **metadata: Any) -> JSON:
+    """A pod of gpu-07 without a GPU."""
+    return pod(name, metadata=metadata, spec={"containers": [{"name": "main"}]})
 
 
 async def seen(stage: Gathering, seconds: float = 0.0) -> GangView:
@@ -69,6 +84,57 @@ async def test_pods_that_belong_to_no_gang_or_hold_no_gpu_cost_no_call() -> None
     async with gathering((PODS, pod()), (PODS, launcher)) as stage:
         assert (await stage.work()).gangs == ()
         assert stage.lists("pods") == 1
+
+
+@virtually
+async def test_where_a_change_may_reboot_the_node_the_gangs_of_pods_without_a_gpu_are_looked_up_too() -> None:
+    """Every pod leaves before a reboot, and what ends a coordinator ends its ranks elsewhere."""
+    launcher = plain("rank-0", labels={LABEL: "train"})
+    monitor = plain("monitor", labels={LABEL: "tune"})
+    monitor["metadata"]["ownerReferences"] = [
+        {"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "monitor", "uid": "ds", "controller": True}
+    ]
+    reboots = {"metadata": {"name": "cluster-policy"}, "spec": REBOOTING}
+    daemons = (DAEMON_SETS, {"metadata": {"name": "monitor", "namespace": "team-a"}})
+    pods = [(PODS, one) for one in (launcher, monitor, rank(1, "gpu-08"))]
+    async with gathering((CLUSTER_POLICIES, reboots), daemons, *pods) as stage:
+        view = await seen(stage)
+        assert [(one.node, one.pod.name) for one in view.members] == [
+            ("gpu-07", "rank-0"),
+            ("gpu-08", "rank-1"),
+        ]
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": FENCE}})
+        await stage.seen()
+        assert (await stage.work(4.0)).gangs == (), "the change that has begun does not reboot"
+
+
+BESIDE = {
+    "nothing else": (),
+    "a pod without a GPU that comes first": (plain("api"),),
+    "a rank without a GPU": (plain("rank-9", labels={LABEL: "train"}),),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE.keys())
+@virtually
+async def test_all_members_have_the_labels_of_their_namespace_whatever_runs_beside_them(
+    beside: tuple[JSON, ...],
+) -> None:
+    """A member without labels would be one of which nobody can say whether a rule keeps it."""
+    rule = {"behavior": "Block", "namespaceSelector": {"matchLabels": {"team": "b"}}}
+    spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full", "drain": {"rules": [rule]}}
+    policy = {"metadata": {"name": "pool-b", "uid": "policy", "generation": 1}, "spec": spec}
+    namespace = {"metadata": {"name": "team-a", "labels": {"team": "a"}}}
+    pods = [*beside, rank(0, "gpu-07"), rank(1, "gpu-08")]
+    async with gathering(
+        (POLICIES, policy), (NAMESPACES, namespace), *((PODS, one) for one in pods)
+    ) as stage:
+        work = await stage.work()
+        (view,) = work.gangs
+        told = {one.name: one.namespace_labels for one in (*work.pods, *(one.pod for one in view.members))}
+        assert all(labels == {"team": "a"} for labels in told.values())
+        assert {"rank-0", "rank-1"} <= told.keys()
+        assert stage.cluster.calls["operator", "get", "namespaces"] == 1
 
 
 @virtually

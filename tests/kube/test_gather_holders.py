@@ -82,7 +82,7 @@ async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> 
     for number in range(3):
         raw = owned_by_daemon_set()
         raw["metadata"]["namespace"] = f"team-{number}"
-        await lookups.view(raw, Scope("gpu-operator"), at(60 * number), namespaces=True)
+        await lookups.views([raw], Scope("gpu-operator"), at(60 * number), namespaces=True)
     assert list(lookups.owners) == [("team-2", "monitor")]
     assert list(lookups.namespaces) == ["team-2"]
 

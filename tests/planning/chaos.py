@@ -208,6 +208,8 @@ class Cluster(RuleBasedStateMachine):
             if name in world.nodes:
                 self._add_pod(name, kind, app)
         for name in world.nodes if gang else ():
+            if name == NODES[0]:
+                self._add_pod(name, "a rank without a GPU", "free")
             self._add_pod(name, "a rank of a JobSet", "free")
         if fails in world.machines:
             world.machines[fails].temper = "fails"

@@ -1,4 +1,5 @@
-"""What is promised of gangs, asked of every eviction and deletion by force: a part of the invariants (c) and (t).
+"""What is promised of gangs, asked of every eviction and deletion by force, and of what is told of their members: a
+part of the invariants (c), (k) and (t).
 
 The tests' own opinion: nothing is asked of the modules about gangs in drain/.
 """
@@ -11,10 +12,12 @@ from tests.planning.broken import hold
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import Drain
+from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
+from gpusharing.planning.words.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.planning.world import World
@@ -37,6 +40,15 @@ def ended(world: "World", action: Evict | ForceDelete) -> None:
                 not kept,
                 f"{row} {world.kinds[pod.uid]} while {world.kinds[mate.uid]} of its gang must stay on {where}",
             )
+
+
+def told(world: "World", plan: RolloutPlan) -> None:
+    """Nobody is told that labels of a namespace cannot be read while they can, of a node whose pods were listed in this
+    pass: not even of members of gangs that hold no GPU."""
+    listed = world.memory.wants_pods - world.unlisted if world.namespace is not None else ()
+    for verdict in plan.verdicts.values():
+        undecided = any(one.reason is Reason.NAMESPACE_UNREADABLE for one in verdict.blockers)
+        hold(not (undecided and verdict.node in listed), f"(k) a namespace was not read: {verdict.blockers}")
 
 
 def _mates(world: "World", pod: PodView) -> Iterator[tuple[str, PodView]]:

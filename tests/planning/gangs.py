@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.planning.podkinds import holds_gpu
+from tests.planning.podkinds import must_leave
 from tests.planning.server import GRACE
 
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
@@ -28,11 +28,10 @@ def members(world: "World", gang: Gang) -> tuple[GangMember, ...]:
     )
 
 
-def find(world: "World", pods: Iterable[PodView]) -> tuple[GangView, ...]:
-    """What the operator reads of the gangs of a node's pods."""
-    gangs = {
-        pod.gang.ref: pod.gang for pod in pods if pod.gang is not None and is_alive(pod) and holds_gpu(pod)
-    }
+def find(world: "World", pods: Iterable[PodView], *, reboot: bool) -> tuple[GangView, ...]:
+    """What the operator reads of the gangs of a node's pods: of those that must leave, GPU or not if it may reboot."""
+    leaving = (pod for pod in pods if must_leave(pod, reboot=reboot))
+    gangs = {pod.gang.ref: pod.gang for pod in leaving if pod.gang is not None}
     return tuple(GangView(gang, members(world, gang)) for _, gang in sorted(gangs.items()))
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _FREE = {"podSelector": {"matchLabels": {"app": "free"}}}
 _LLM = {"podSelector": {"matchLabels": {"app": "llm"}}}
 _TEAM = {"namespaceSelector": {"matchLabels": {"team": "a"}}}
+_OTHERS = {"namespaceSelector": {"matchLabels": {"team": "b"}}}
 DRAINS: Mapping[str, dict[str, Any]] = {
     "plain": {},
     "a rule blocks": {"rules": [{**_FREE, "behavior": "Block"}]},
@@ -28,6 +29,7 @@ DRAINS: Mapping[str, dict[str, Any]] = {
         "rules": [{**_FREE, "behavior": "Evict"}],
     },
     "a rule asks for a namespace": {"rules": [{**_TEAM, **_FREE, "behavior": "Block"}]},
+    "a rule asks for another namespace": {"rules": [{**_OTHERS, "behavior": "Block"}]},
     "rules have an order": {
         "rules": [{**_LLM, "behavior": "Evict", "order": 5}, {**_FREE, "behavior": "Evict", "order": -1}]
     },

@@ -74,6 +74,7 @@ KINDS: Mapping[str, Kind] = {
     "a pod of a system priority class": Kind(system=True),
     "a rank of a JobSet": Kind("Job", gang="train"),
     "a rank of another JobSet": Kind("Job", gang="tune"),
+    "a rank without a GPU": Kind("Job", gang="train", asks="nothing"),
     "a CPU pod": Kind(asks="nothing"),
     "a bare CPU pod": Kind("", asks="nothing"),
     "a CPU pod of a DaemonSet": Kind("DaemonSet", asks="nothing"),

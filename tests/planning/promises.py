@@ -282,6 +282,7 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
     for start in starts:
         _whole_gangs(world, plan, start, {one.node.name for one in starts})
     _returned_together(world, plan)
+    gangpromises.told(world, plan)
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:

@@ -32,6 +32,7 @@ STAYING = frozenset(
         "a finished pod",
         "a pod of NVIDIA's",
         "a pod that mig-manager removes",
+        "a rank without a GPU",
         "a static CPU pod",
     }
 )
@@ -49,6 +50,7 @@ LEAVING = frozenset(
         "a pod with an init container on a GPU",
         "a pod with files on the node",
         "a rank of a JobSet",
+        "a rank without a GPU",
     }
 )
 BLOCKERS = (

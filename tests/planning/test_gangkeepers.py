@@ -6,19 +6,29 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import JOB, NOW, at, make_memory, make_pdb, make_pod, make_policy, make_work
+from tests.build import (
+    JOB,
+    NOW,
+    at,
+    make_cluster_policy,
+    make_memory,
+    make_pdb,
+    make_pod,
+    make_policy,
+    make_work,
+)
 from tests.planning.cases import FULL, pass_time, pool_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_gangs import GANG, HERE, blockers, sharing
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.snapshot.actions import ForceDelete
+from gpusharing.planning.snapshot.actions import FenceNode, ForceDelete
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PodView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.words.reasons import Reason
@@ -209,6 +219,26 @@ def test_a_member_that_somebody_protects_during_the_drain_outlives_it_with_all_o
     world.pods[first][uid] = pod
     world.settle()
     assert {one.phase for one in world.plan().verdicts.values()} == {Phase.SYNCED}
+
+
+def test_before_a_reboot_a_rank_without_a_gpu_stays_while_a_rank_elsewhere_asks_not_to_be_disturbed() -> None:
+    world = pool_of(2, FULL)
+    world.stack = replace(world.stack, cluster_policy=make_cluster_policy(with_reboot=True))
+    assert world.add_pod("n0", "a rank without a GPU")
+    assert world.add_pod("n1", RANK)
+    ((uid, pod),) = world.pods["n1"].items()
+    world.pods["n1"][uid] = replace(pod, marks=tuple(MARK.items()))
+    world.set_policy(make_policy(drain={"strandedPods": "Allow"}, rollout={"maxUnavailable": 2}))
+    pass_time(world, 60)
+    told = {name: (one.phase, one.disruption, one.reason) for name, one in world.plan().verdicts.items()}
+    kept = (Phase.BLOCKED, DisruptionClass.REBOOT, Reason.DO_NOT_DISRUPT)
+    assert told == {"n0": kept, "n1": kept}
+    world.pods["n1"][uid] = pod
+    world.settle()
+    assert {one.phase for one in world.plan().verdicts.values()} == {Phase.SYNCED}
+    waves = {one.fence.wave for one in world.done if isinstance(one, FenceNode)}
+    assert len(waves) == 1, "both change as one"
+    assert waves != {""}
 
 
 # --- two policies -----------------------------------------------------------------------------------------------

@@ -3,23 +3,27 @@
 How long a drain waits for its members is told by drain/gangwaits.py.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.build import JOB, NOW, at, make_pdb, make_pod, make_work
 from tests.planning.cases import MIXED
+from tests.planning.drains import FENCE
 from tests.planning.drains import fenced as drained
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_pool import candidate, chosen, fenced
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.drain.gangs import find_gang_blockers, name_gangs
+from gpusharing.planning.drain.gangs import ending_gangs, find_gang_blockers, name_gangs
 from gpusharing.planning.drain.gangwords import describe_gang, explain_gangs
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.pools.candidates import find_cost
+from gpusharing.planning.pools.ledger import find_mates
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.way.before import before_pnr
@@ -65,6 +69,21 @@ def test_a_member_on_another_node_that_must_stay_keeps_this_node_from_starting(
     (found,) = blockers(sharing(member, pdbs=pdbs))
     assert (found.reason, found.pods) == (reason, ("team-a/rank-1",))
     assert found.message.startswith("Gang: JobSet team-a/train, 2 pods (1 on c, 1 on d).")
+
+
+def test_a_member_elsewhere_matters_to_a_rank_without_a_gpu_only_if_that_must_leave_too() -> None:
+    """Before a reboot every pod must. Where the change may have been one, its gang was looked up in vain."""
+    launcher = make_pod("rank-0", resources={}, gang=GANG)
+    bare = make_pod("rank-1", owner=None, gang=GANG)
+    work = make_work(launcher, gangs=(make_gang_view({"c": [launcher], "d": [bare]}),))
+    assert (ending_gangs(work, SCOPE), blockers(work)) == ((), ())
+    (found,) = find_gang_blockers(work, "c", Drain(), NOW, replace(SCOPE, all_pods=True))
+    assert (found.reason, found.pods) == (Reason.UNMANAGED, ("team-a/rank-1",))
+    case = candidate("c", work)
+    assert (case.gangs, find_mates(case), find_cost(case, 0)) == ((), frozenset(), 0)
+    reboots = drained(work=work, fence=replace(FENCE, disruption=DisruptionClass.REBOOT))
+    assert (reboots.gangs, find_cost(reboots, 0)) == (work.gangs, 2)
+    assert find_mates(reboots) == {"c", "d"}
 
 
 FREE = {
@@ -127,7 +146,7 @@ def test_a_drain_says_which_gangs_end_with_its_pods() -> None:
 
 def test_of_many_gangs_two_are_named() -> None:
     views = tuple(make_gang_view({"c": [HERE]}, make_gang(f"set-{number}")) for number in range(4))
-    text = explain_gangs(make_work(HERE, gangs=views))
+    text = explain_gangs(views)
     assert text == (
         "JobSet team-a/set-0, 1 pod (1 on c) and JobSet team-a/set-1, 1 pod (1 on c) and 2 more gangs"
     )

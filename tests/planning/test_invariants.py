@@ -27,7 +27,12 @@ from tests.planning.tally import EXPECTED
 MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
 DIVIDED = [number for number, (mode, _) in enumerate(MODES) if mode == "MIG"]
 SERVED = [number for number, (mode, _) in enumerate(MODES) if mode == "MPS"]
-GANGS = (("plain", False), ("plain", True), ("what stays is deleted", True))
+GANGS = (
+    ("plain", False),
+    ("plain", True),
+    ("what stays is deleted", True),
+    ("a rule asks for another namespace", False),
+)
 """Habits of a drain in which a gang is protected, and whether a budget refuses first."""
 STAGES = ("rest", "fenced", "actuating")
 """Moments of a change in which each deed is done."""

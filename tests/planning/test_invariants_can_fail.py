@@ -31,6 +31,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
 )
+from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
 
 MARK = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
@@ -359,6 +360,15 @@ def test_an_invariant_sees_a_node_that_comes_back_before_its_wave() -> None:
     world.ledger.waves.clear()
     with pytest.raises(Broken, match=r"\(r\)"):
         promises.check_plan(world, replace(plan, verdicts=alone))
+
+
+def test_an_invariant_sees_a_namespace_that_was_not_read() -> None:
+    world = a_gang_on_three_nodes()
+    plan = started(world)
+    first = min(plan.verdicts)
+    untrue = replace(plan.verdicts[first], blockers=(Blocker(Reason.NAMESPACE_UNREADABLE),))
+    with pytest.raises(Broken, match=r"\(k\)"):
+        promises.check_plan(world, replace(plan, verdicts={**plan.verdicts, first: untrue}))
 
 
 def test_an_invariant_sees_a_node_that_is_forgotten_or_starts_before_its_pool_is_whole() -> None:

@@ -11,16 +11,21 @@ from tests.build import (
     make_gpu,
     make_gpunode,
     make_node,
+    make_pod,
     make_policy,
     make_snapshot,
     make_stack,
+    make_work,
 )
 
+from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
 from gpusharing.planning.way.nodefacts import (
     Judged,
     NodeFacts,
+    case_of,
     find_facts,
     find_models,
     find_surroundings,
@@ -99,3 +104,19 @@ def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, bel
         for number, gpu in enumerate(cards)
     ]
     assert (find_models(facts)[H100].profiles == lie) is believed
+
+
+def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() -> None:
+    """It became one meanwhile, and nobody has asked about the gang of a launcher without a GPU."""
+    fence = make_fence(disruption=DisruptionClass.REBOOT)
+    node = make_node("gpu-07", uid="uid-gpu-07", unschedulable=True, fence=fence)
+    facts = find_facts(node, make_gpunode("gpu-07"), terms(PAUSED), terms(PAUSED), STACK)
+
+    def seen(work: NodeWork) -> NodeWork | None:
+        snapshot = make_snapshot([node], [PAUSED], stack=STACK, work={"gpu-07": work})
+        ((_, given),) = find_surroundings(snapshot, {"gpu-07": facts})
+        return case_of(given, NOW).work
+
+    fewer = make_work(make_pod("launcher", resources={}))
+    assert seen(fewer) is None
+    assert seen(replace(fewer, all_pods=True)) is not None

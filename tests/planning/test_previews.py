@@ -210,7 +210,7 @@ def test_pods_that_went_are_seen_after_a_while_and_an_edit_asks_anew() -> None:
 
 def test_gangs_are_named_with_their_members() -> None:
     world = waiting(approval="Manual")
-    pods = world.everywhere()
+    pods = [replace(pod, gang=make_gang()) for pod in world.everywhere()]
     gang = make_gang_view({"n0": pods[:1], "n1": pods[1:]})
     work = {"n00": NodeWork(tuple(pods[:1]), (), NOW, gangs=(gang,))}
     (told,) = look(held(1), {}, work).known["n00"].gangs

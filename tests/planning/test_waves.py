@@ -266,7 +266,7 @@ def test_waves_are_joined_by_way_of_others_and_keep_the_order() -> None:
 
 def test_members_without_a_node_and_the_node_itself_are_no_mates() -> None:
     view = make_gang_view({**ranks("a", "b"), "": [make_pod("waits", gang=GANG)]})
-    assert find_mates(candidate("a", make_work(gangs=(view,)))) == {"b"}
+    assert find_mates(candidate("a", make_work(*ranks("a")["a"], gangs=(view,)))) == {"b"}
 
 
 # --- a slot that a claim alone holds ------------------------------------------------------------------------------

@@ -269,20 +269,33 @@ class World:
 
     def _work(self, node: str) -> NodeWork:
         memories = dict(self.memory.evictions.get(node, {}))
+        view = self.nodes[node]
+        reboots = self._may_reboot(view)
         if node in self.unlisted:
             work = NodeWork((), (), self.now, evictions=memories, error="LIST of its pods failed")
         else:
-            pods = tuple(self.readable(pod) for pod in self.pods[node].values())
-            found = gangs.find(self, pods)
+            pods = self._pods_of(node, all_pods=reboots)
+            found = gangs.find(self, pods, reboot=reboots)
             work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found)
-        view, known = self.nodes[node], self.memory.work
-        reboots = view.fence is not None and view.fence.disruption is DisruptionClass.REBOOT
+        known = self.memory.work
         scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
         known[node] = heard(looked(known.get(node), work, view, scope), self.gpunodes.get(node), self.now)
         return known[node]
 
+    def _may_reboot(self, view: NodeView) -> bool:
+        """Before its fence names the class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
+        if view.fence is not None:
+            return view.fence.disruption is DisruptionClass.REBOOT
+        return self.stack.cluster_policy is not None and self.stack.cluster_policy.with_reboot
+
+    def _pods_of(self, node: str, *, all_pods: bool) -> tuple[PodView, ...]:
+        """The pods of a node, with what is read of their namespaces: only of those of which a pod has to leave."""
+        pods = tuple(self.pods[node].values())
+        wanted = {pod.namespace for pod in pods if all_pods or podkinds.holds_gpu(pod)}
+        return tuple(self.readable(pod) if pod.namespace in wanted else pod for pod in pods)
+
     def readable(self, pod: PodView) -> PodView:
-        """The pod with the labels of its namespace."""
+        """The pod with the labels of its namespace, whether the operator has read them or not."""
         return replace(pod, namespace_labels=self.namespace)
 
     def everywhere(self) -> list[PodView]:

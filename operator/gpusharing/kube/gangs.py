@@ -7,7 +7,7 @@ belong to many gangs. Nothing is watched, and no call is made if no pod belongs 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -16,7 +16,7 @@ from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.raw import text
-from gpusharing.planning.drain.holders import holds_gpu
+from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
 
 MAX_LISTS = 16
@@ -64,11 +64,14 @@ class _Known:
         """Whether it can be as new as these gangs: a LIST for others may be older than all of their pods."""
         return bool(self.error) or all(gang in self.members for gang in gangs)
 
-    def view(self, gang: Gang) -> GangView:
-        """One of its gangs."""
+    def view(self, gang: Gang, labels: Mapping[str, str] | None) -> GangView:
+        """One of its gangs. `labels`: those of its namespace."""
         if self.error:
             return GangView(gang, error=self.error)
-        ordered = sorted(self.members.get(gang, ()), key=lambda member: (member.node, member.pod.ref))
+        members = self.members.get(gang, ())
+        if labels is not None:
+            members = [replace(one, pod=replace(one.pod, namespace_labels=labels)) for one in members]
+        ordered = sorted(members, key=lambda member: (member.node, member.pod.ref))
         return GangView(gang, tuple(ordered), partial=self.partial)
 
 
@@ -82,14 +85,17 @@ class Gangs:
     _known: dict[_Query, _Known] = field(default_factory=dict)
     _locks: defaultdict[_Query, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
 
-    async def find(self, pods: Iterable[PodView], now: datetime, *, anew: bool) -> tuple[GangView, ...]:
-        """The gangs of those pods that hold a GPU. `anew`: list them now; else the last list serves for longer and
-        remains where a new one fails.
+    async def find(
+        self, pods: Sequence[PodView], scope: Scope, now: datetime, *, anew: bool
+    ) -> tuple[GangView, ...]:
+        """The gangs of those pods that must leave, their members with the labels of their namespace as these pods have
+        them. `anew`: list them now; else the last list serves for longer and remains where a new one fails.
 
         Raises:
             ServerAway, Unauthorized, HeldBack: nothing can be said.
         """
-        wanted = {p.gang for p in pods if p.gang is not None and p.phase not in _FINISHED and holds_gpu(p)}
+        wanted = {pod.gang for pod in pods if pod.gang is not None and must_leave(pod, scope)}
+        labels = {pod.namespace: pod.namespace_labels for pod in pods}
         views = []
         for query, gangs in sorted(_queries(wanted).items()):
             async with self._locks[query]:
@@ -101,7 +107,7 @@ class Gangs:
                         found = replace(known, listed=now)
                     known = self._known[query] = found
                 known.used = now
-                views += [known.view(gang) for gang in gangs]
+                views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
         self._forget(now)
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
 

@@ -53,6 +53,7 @@ class _Listed:
     pods: tuple[PodView, ...]
     error: str
     at: datetime
+    scope: Scope
     gangs: tuple[GangView, ...] = ()
 
 
@@ -305,10 +306,10 @@ class Gatherer:
             self.unsure.discard(node)
             at = _later(now, began)  # it may have waited for others, and must not be older than it is
             with suppress(HeldBack):  # not sent: what was seen before stays valid, with its age
-                pods, error = await self._pods_of(node, at)
-                view = self.sources.nodes.items.get(node)
-                gangs = await self.gangs.find(pods, at, anew=view is None or view.fence is None)
-                self._lists[node] = _Listed(pods, error, at, gangs)
+                scope, view = self._scope(node), self.sources.nodes.items.get(node)
+                pods, error = await self._pods_of(node, scope, at)
+                gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
+                self._lists[node] = _Listed(pods, error, at, scope, gangs)
 
         await self.crew.each(self._due(wanted, now), read)
         came, self._lists = self._lists, {}
@@ -316,7 +317,7 @@ class Gatherer:
         guarded = {
             node
             for node, listed in lists.items()
-            if listed.pods and (self._scope(node).all_pods or any(map(holds_gpu, listed.pods)))
+            if listed.pods and (listed.scope.all_pods or any(map(holds_gpu, listed.pods)))
         }
         budgets = await self._budgets.find() if guarded else ()
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
@@ -359,7 +360,7 @@ class Gatherer:
     def _work(self, node: str, listed: _Listed, pdbs: tuple[PdbView, ...], error: str) -> NodeWork:
         evictions = dict(self.evictions.get(node, {}))
         work = NodeWork(listed.pods, pdbs, listed.at, evictions=evictions, error=error, gangs=listed.gangs)
-        return looked(self.work.get(node), work, self.sources.nodes.items.get(node), self._scope(node))
+        return looked(self.work.get(node), work, self.sources.nodes.items.get(node), listed.scope)
 
     def _scope(self, node: str) -> Scope:
         """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
@@ -370,7 +371,7 @@ class Gatherer:
             reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
         return scope_of(self.settings, all_pods=reboots)
 
-    async def _pods_of(self, node: str, now: datetime) -> tuple[tuple[PodView, ...], str]:
+    async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:
             selector = f"spec.nodeName={node}"
             raws = [
@@ -380,8 +381,7 @@ class Gatherer:
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
             )
-            scope, lookups = self._scope(node), self._lookups
-            return tuple([await lookups.view(raw, scope, now, namespaces=namespaces) for raw in raws]), ""
+            return await self._lookups.views(raws, scope, now, namespaces=namespaces), ""
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:

@@ -1,6 +1,6 @@
 """What else decides about a pod: its ResourceClaims, whether its DaemonSet exists, the labels of its namespace."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -29,18 +29,24 @@ class PodLookups:
     namespaces: dict[str, tuple[datetime, Mapping[str, str] | None]] = field(default_factory=dict)
     """By name: when it was read, and its labels."""
 
-    async def view(self, raw: JSON, scope: Scope, now: datetime, *, namespaces: bool) -> PodView:
-        """The pod with what other objects say about it. `namespaces`: the labels of its namespace matter.
+    async def views(
+        self, raws: Iterable[JSON], scope: Scope, now: datetime, *, namespaces: bool
+    ) -> tuple[PodView, ...]:
+        """The pods of one node with what other objects say about them. `namespaces`: labels of namespaces matter.
+
+        A namespace is read where one of its pods concerns the drain, and its labels are given to all of its pods: a
+        rank without a GPU is asked about with its gang (docs/design/drain.md#t13), and None says there that they cannot
+        be read.
 
         Raises:
             KubeError: an object could not be read for another reason than that it is gone, or not ours to read.
         """
-        pod = pod_view(raw, await self._resource_claims(raw))
-        if not (scope.all_pods or holds_gpu(pod)):
-            return pod
-        if namespaces:
-            pod = replace(pod, namespace_labels=await self._labels(pod.namespace, now))
-        return await self._with_owner(pod, now)
+        pods = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
+        concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
+        wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
+        labels = {namespace: await self._labels(namespace, now) for namespace in wanted}
+        found = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
+        return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in found])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
         """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU

@@ -9,14 +9,19 @@ from datetime import datetime
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.gangkeepers import find_ruled
-from gpusharing.planning.drain.gangwaits import with_labels
 from gpusharing.planning.drain.gangwords import name_gang, unlisted
-from gpusharing.planning.drain.holders import Scope, holds_gpu
+from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
+
+
+def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:
+    """The gangs that a change of the node ends: those of which a pod must leave it."""
+    leaving = {pod.gang for pod in work.pods if pod.gang is not None and must_leave(pod, scope)}
+    return tuple(view for view in work.gangs if view.gang in leaving)
 
 
 def find_gang_blockers(
@@ -28,11 +33,11 @@ def find_gang_blockers(
     """
     found: list[Blocker] = []
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
-    for view in work.gangs:
+    for view in ending_gangs(work, scope):
         if view.error:
             found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
             continue
-        members = [one for one in with_labels(view, work) if one.node != node or not holds_gpu(one.pod)]
+        members = [one for one in view.members if one.node != node or not must_leave(one.pod, scope)]
         if members:
             elsewhere = NodeWork(tuple(one.pod for one in members), work.pdbs, work.listed_at)
             standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)

@@ -54,18 +54,11 @@ def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) ->
             yield replace(_wait_of(one, view, one.drain), spared=one.drain.jobs.on_timeout == "Abort")
 
 
-def with_labels(view: GangView, work: NodeWork) -> list[GangMember]:
-    """The members, with the labels of their namespace where a pod of this node tells them: rules go by those (P19)."""
-    known = next((pod.namespace_labels for pod in work.pods if pod.namespace == view.gang.namespace), None)
-    return [replace(one, pod=replace(one.pod, namespace_labels=known)) for one in view.members]
-
-
 def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
     """The members that have a node: one that waits for a node does no work that could be lost."""
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {one.pod.uid for one in here}
-    members = with_labels(view, work)
-    return here + [one for one in members if one.node not in ("", node) and one.pod.uid not in seen]
+    return here + [one for one in view.members if one.node not in ("", node) and one.pod.uid not in seen]
 
 
 def _is_waited(pod: PodView, found: Classified) -> bool:

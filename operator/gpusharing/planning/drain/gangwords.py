@@ -1,9 +1,10 @@
 """A gang in words: which one it is, how many members it has, and where they are (docs/design/drain.md#gangs)."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
-from gpusharing.planning.snapshot.podviews import GangView, NodeWork
+from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.words.blockers import Blocker
 
 MAX_NODES = 3
@@ -26,10 +27,10 @@ def describe_gang(view: GangView) -> str:
     return f"{text} ({', '.join(places)})" if places else text
 
 
-def explain_gangs(work: NodeWork) -> str:
+def explain_gangs(gangs: Sequence[GangView]) -> str:
     """The gangs of a node in one phrase; at most two."""
-    shown = [describe_gang(view) if not view.error else view.gang.ref for view in work.gangs[:MAX_GANGS]]
-    more = len(work.gangs) - len(shown)
+    shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
+    more = len(gangs) - len(shown)
     return " and ".join(shown) + (f" and {more} more gang{'' if more == 1 else 's'}" if more else "")
 
 

@@ -19,6 +19,7 @@ from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
+_NO_OPTIONS = Drain()
 _ROUNDED = timedelta(seconds=1)
 """The API server cuts the fraction off creationTimestamp."""
 
@@ -105,10 +106,15 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     return Classified(tuple(holders), frozenset(waited), tuple(ignored), tuple(blocked), merge(blockers))
 
 
+def must_leave(pod: PodView, scope: Scope) -> bool:
+    """Whether the pod must be gone before a change; no option makes a difference to that."""
+    found = next((one for one in FILTERS if one.applies(pod, _NO_OPTIONS, scope)), None)
+    return found is None or found.decision != "ignore"
+
+
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
-    """Whether no pod is left that must be gone before a change; no option makes a difference to that."""
-    found = classify(pods, Drain(), scope)
-    return not found.holders and not found.blocked
+    """Whether no pod is left that must be gone before a change."""
+    return not any(must_leave(pod, scope) for pod in pods)
 
 
 def by_ref(pod: PodView) -> tuple[str, str]:

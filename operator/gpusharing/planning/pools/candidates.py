@@ -84,9 +84,9 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 def find_cost(case: NodeCase, pods: int) -> int:
     """How many pods a change of this node ends. `pods`: those on the node that hold a GPU. A gang counts as a whole."""
-    if case.work is None or not case.work.gangs:
+    if case.work is None or not (gangs := case.gangs):
         return pods
-    members = {member.pod.uid for view in case.work.gangs for member in view.members}
+    members = {member.pod.uid for view in gangs for member in view.members}
     alone = sum(pod.uid not in members for pod in case.work.pods if holds_gpu(pod))
     return alone + len(members)
 

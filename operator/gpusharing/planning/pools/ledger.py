@@ -129,10 +129,8 @@ def _is_later(node: NodeView | None, proof: Verified) -> bool:
 
 def find_mates(case: NodeCase) -> frozenset[str]:
     """The other nodes on which the gangs of this node run, as far as its pods were listed."""
-    gangs = case.work.gangs if case.work is not None else ()
-    return frozenset(
-        member.node for view in gangs for member in view.members if member.node not in ("", case.node.name)
-    )
+    members = (member for view in case.gangs for member in view.members)
+    return frozenset(member.node for member in members if member.node not in ("", case.node.name))
 
 
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:

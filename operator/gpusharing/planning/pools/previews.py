@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.planning.drain.gangs import with_gangs
+from gpusharing.planning.drain.gangs import ending_gangs, with_gangs
 from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import preflight
@@ -126,6 +126,6 @@ def preview_of(
         work.listed_at,
         tuple(sorted(one.pod.ref for one in leaving)),
         tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),
-        tuple(describe_gang(view) for view in work.gangs if not view.error),
+        tuple(describe_gang(view) for view in ending_gangs(work, scope) if not view.error),
         with_gangs(blockers, work, verdict.node, drain, now=work.listed_at, scope=scope),
     )

@@ -151,7 +151,7 @@ def _crowded(one: Candidate, blockers: tuple[Blocker, ...]) -> Verdict:
 def _gathering(one: Candidate, size: int) -> Verdict:
     """Room enough for the whole wave is on its way."""
     case = one.case
-    gang = case.work.gangs[0].gang.ref if case.work is not None and case.work.gangs else "a gang"
+    gang = next((view.gang.ref for view in case.gangs), "a gang")
     message = (
         f"{gang} runs on {size} nodes, which change together so that it is interrupted only once; waiting for"
     )

@@ -84,7 +84,8 @@ class PodView:
     marks: tuple[tuple[str, str], ...] = ()
     """Annotations and labels that ask not to disturb it (drain/protection.py), with their values, sorted."""
     namespace_labels: Mapping[str, str] | None = None
-    """Labels of its namespace; None: no rule needs them, or they cannot be read."""
+    """Labels of its namespace, the same for all pods of a node and members of gangs that are of it; None: no rule needs
+    them, no pod of that namespace has to leave the node, or they cannot be read."""
     restarts: bool = True
     """Whether its restartPolicy is Always: it never runs to completion."""
     system: bool = False
@@ -196,10 +197,12 @@ class NodeWork:
     empty_lists: tuple[datetime, ...] = ()
     """When the latest of these consecutive LISTs were made, oldest first."""
     all_pods: bool = False
-    """Whether these found no pod at all that counts for a reboot, not only no GPU holder."""
+    """Whether the latest LIST was made for a reboot: these found no pod at all that counts for one, and everything was
+    looked up about pods without a GPU as well."""
     quiet_for: str = ""
     """Id of the request for silence that the agent has answered and that is still in force; empty: there is none."""
     quiet_since: datetime | None = None
     """Since when this process has seen that answer; None: there is none."""
     gangs: tuple[GangView, ...] = ()
-    """The gangs of its pods that hold a GPU, by `Gang.ref`."""
+    """The gangs of its pods that may have to leave, by `Gang.ref`: the change may be one that ends fewer of them, such
+    as no reboot after all (`drain/gangs.py` has those that it ends)."""

@@ -99,8 +99,8 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
         said += (
             f", of which {len(plan.jobs)} may end by {'themselves' if len(plan.jobs) > 1 else 'itself'} first"
         )
-    if case.work is not None and case.work.gangs:
-        said += f"; with them {explain_gangs(case.work)}"
+    if case.gangs:
+        said += f"; with them {explain_gangs(case.gangs)}"
     if outlasts(case) and not plan.jobs:
         said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
         reason = Reason.DRAIN_HELD

@@ -5,6 +5,7 @@ So that the memo (memo.py) can keep both, everything that changes from pass to p
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
@@ -135,9 +136,13 @@ def find_surroundings(
 
 
 def case_of(given: Surroundings, now: datetime) -> NodeCase:
-    """The case of one node at one moment."""
+    """The case of one node at one moment.
+
+    A LIST that was made for a smaller change says nothing about one that became a reboot meanwhile: nothing was looked
+    up about pods without a GPU, such as their gangs.
+    """
     known = given.known
-    return NodeCase(
+    case = NodeCase(
         node=known.node,
         gpunode=known.gpunode,
         assessment=known.assessment,
@@ -156,6 +161,8 @@ def case_of(given: Surroundings, now: datetime) -> NodeCase:
         settings=given.settings,
         now=now,
     )
+    unread = case.work is not None and case.scope.all_pods and not case.work.all_pods
+    return replace(case, work=None) if unread else case
 
 
 def judge_facts(given: Surroundings, *, now: datetime) -> Judged:

@@ -6,12 +6,13 @@ from functools import cached_property
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.drain.gangs import ending_gangs
 from gpusharing.planning.drain.holders import Scope, scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import Action
-from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
@@ -156,6 +157,11 @@ class NodeCase:
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         since = fence.since if fence else None
         return scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
+
+    @property
+    def gangs(self) -> tuple[GangView, ...]:
+        """The gangs that the change ends, as far as the pods were listed."""
+        return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """What its drain still needs of each PodDisruptionBudget; empty: no drain of ours goes on."""
