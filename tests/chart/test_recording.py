@@ -80,16 +80,24 @@ def play(
 ) -> None:
     """Let promtool evaluate the rules and compare: rule, or a query, to labels to value. `growth`: what is added to a
     counter in a minute."""
+    series = {
+        _selector(*key): f"{value}{growth if key[0].endswith('_total') else ''}x5"
+        for key, value in stored.items()
+    }
+    play_series(tmp_path, series, expected, "3m")
+
+
+def play_series(
+    tmp_path: Path, series: Mapping[str, str], expected: Mapping[str, Mapping[str, float]], at: str
+) -> None:
+    """The same of series in promtool's own notation, one value a minute, at a time of theirs."""
     case = {
         "interval": "1m",
-        "input_series": [
-            {"series": _selector(*key), "values": f"{value}{growth if key[0].endswith('_total') else ''}x5"}
-            for key, value in stored.items()
-        ],
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [
             {
                 "expr": rule,
-                "eval_time": "3m",
+                "eval_time": at,
                 "exp_samples": [
                     {"labels": f"{rule if ' ' not in rule else ''}{{{labels}}}", "value": value}
                     for labels, value in rows.items()
