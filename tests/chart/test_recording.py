@@ -84,13 +84,17 @@ def play(
         _selector(*key): f"{value}{growth if key[0].endswith('_total') else ''}x5"
         for key, value in stored.items()
     }
-    play_series(tmp_path, series, expected, "3m")
+    samples = {
+        rule: {f"{rule if ' ' not in rule else ''}{{{labels}}}": value for labels, value in rows.items()}
+        for rule, rows in expected.items()
+    }
+    play_series(tmp_path, series, samples, "3m")
 
 
 def play_series(
     tmp_path: Path, series: Mapping[str, str], expected: Mapping[str, Mapping[str, float]], at: str
 ) -> None:
-    """The same of series in promtool's own notation, one value a minute, at a time of theirs."""
+    """The same of series and samples in promtool's own notation, with a value a minute; `at`: when to look."""
     case = {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
@@ -98,10 +102,7 @@ def play_series(
             {
                 "expr": rule,
                 "eval_time": at,
-                "exp_samples": [
-                    {"labels": f"{rule if ' ' not in rule else ''}{{{labels}}}", "value": value}
-                    for labels, value in rows.items()
-                ],
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in rows.items()],
             }
             for rule, rows in expected.items()
         ],

@@ -89,4 +89,8 @@ def test_every_panel_shows_all_that_was_metered(
 ) -> None:
     queries = asked()
     assert queries.keys() == shown.keys(), "every panel is tried"
-    play_series(tmp_path, series, {queries[title]: rows for title, rows in shown.items()}, "65m")
+    expected = {
+        queries[title]: {f"{{{labels}}}": value for labels, value in rows.items()}
+        for title, rows in shown.items()
+    }
+    play_series(tmp_path, series, expected, "65m")
