@@ -63,19 +63,23 @@ def _meter(part: str) -> str:
     return of(f"gpusharing_{part}seconds_total", policy=True)
 
 
-def _parts(over: str, factor: str = "") -> str:
-    """The four parts of all GPU-seconds, under the label `part`."""
-    meters = {
-        "held": "slice_",
-        "idle": "idle_slice_",
-        "stranded": "stranded_slice_",
-        "transition": "transition_slice_",
-    }
-    sums = (
-        f'label_replace(sum({over.format(_meter(meter))}){factor}, "part", "{part}", "", "")'
-        for part, meter in meters.items()
+_METERS = {
+    "held": "slice_",
+    "idle": "idle_slice_",
+    "stranded": "stranded_slice_",
+    "transition": "transition_slice_",
+}
+"""Parts of all GPU-seconds."""
+
+
+def _by_part(query: str, *parts: str) -> str:
+    """The same query for each part, whose meter is its `{}`, under the label `part`.
+
+    A sum over this counts a policy that has no series of a part, such as one without idle slices; `+` loses it.
+    """
+    return " or ".join(
+        f'label_replace({query.format(_meter(_METERS[part]))}, "part", "{part}", "", "")' for part in parts
     )
-    return " or ".join(sums)
 
 
 FLEET = Dashboard(
@@ -257,15 +261,15 @@ WASTE = Dashboard(
         *(
             _stat(
                 title,
-                f"sum({increase(_meter(part), RANGE)}) / sum({increase(_ALL, RANGE)})",
+                f"sum({increase(_meter(_METERS[part]), RANGE)}) / sum({increase(_ALL, RANGE)})",
                 unit="percentunit",
                 text=text,
             )
             for title, part, text in (
-                ("Held", "slice_", "Given to a pod, whatever it does."),
-                ("Idle", "idle_slice_", "Slices that no pod held."),
-                ("Stranded", "stranded_slice_", "What no slice of the layout offered."),
-                ("In transition", "transition_slice_", "Held by no pod on nodes in the middle of a change."),
+                ("Held", "held", "Given to a pod, whatever it does."),
+                ("Idle", "idle", "Slices that no pod held."),
+                ("Stranded", "stranded", "What no slice of the layout offered."),
+                ("In transition", "transition", "Held by no pod on nodes in the middle of a change."),
             )
         ),
         _stat(
@@ -276,14 +280,14 @@ WASTE = Dashboard(
         ),
         Panel(
             "Where the GPUs are",
-            _parts(f"rate({{}}[{RATE}])"),
+            _by_part(f"sum(rate({{}}[{RATE}]))", *_METERS),
             "{{part}}",
             stacked=True,
             text="In whole GPUs.",
         ),
         Panel(
             "What that costs",
-            _parts(f"increase({{}}[{RANGE}])", " / 3600 * $price"),
+            _by_part(f"sum(increase({{}}[{RANGE}])) / 3600 * $price", *_METERS),
             "{{part}}",
             stacked=True,
             text="GPU-hours of the time shown, by the price above; the currency is that of the price.",
@@ -309,10 +313,11 @@ WASTE = Dashboard(
         ),
         Panel(
             "Cost of what nobody held, by policy",
-            f"(sum by (policy) ({increase(_meter('idle_slice_'), RANGE)})"
-            f" + sum by (policy) ({increase(_meter('stranded_slice_'), RANGE)})) / 3600 * $price",
+            f"sum by (policy) ({_by_part(increase('{}', RANGE), 'idle', 'stranded', 'transition')})"
+            " / 3600 * $price",
             "{{policy}}",
             stacked=True,
+            text="What was idle, stranded or in transition.",
         ),
     ),
 )

@@ -11,7 +11,7 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import Held, Holdings
-from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, DeviceUsage, Sum, usage
+from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
 from gpusharing.agent.usagemetrics import UsageCollector
 
 GIB = 1024**3
@@ -279,13 +279,30 @@ async def test_what_the_gpus_were_used_for_is_not_told_once_the_gpunode_is_gone(
         running.cancel()
 
 
+def test_of_the_names_of_a_device_those_that_nobody_holds_are_cut_off_first() -> None:
+    names = [f"nvidia.com/new-{number}" for number in range(4)]
+    rows = (held(TRAIN, "nvidia.com/old", "GPU-0::0"), held(SERVE, names[3], "GPU-0::1"))
+    there = tuple(pair for name in names for pair in offered(name, "GPU-0::0", "GPU-0::1"))
+    registry = told(Use((GPU,)), Holdings(held=rows, offered=there))
+    assert series(registry, "device_slices_allocated") == {
+        ("GPU-0", "nvidia.com/old"): 1,
+        ("GPU-0", names[3]): 1,
+        ("GPU-0", names[0]): 0,
+        ("GPU-0", names[1]): 0,
+    }
+    assert series(registry, "device_slices") == {("GPU-0", names[number]): 2 for number in (0, 1, 3)}
+
+
 def monstrous() -> tuple[Use, Holdings]:
-    """More devices than any machine has, each in the hands of more pods than a kubelet runs, under many names."""
+    """More devices than any machine has, each in the hands of more pods than a kubelet runs, under many names of which
+    none is offered."""
     devices = tuple(replace(GPU, gpu=number, uuid=f"GPU-{number}") for number in range(300))
     names = [(f"ns-{number}", f"pod-{number}") for number in range(1000)]
-    ids = [(f"nvidia.com/r{number % 9}", f"GPU-{number % 300}::{number}") for number in range(3000)]
+    ids = [(f"nvidia.com/r{number // 300}", f"GPU-{number % 300}::{number}") for number in range(3000)]
     rows = tuple(
-        held(names[number % 1000], resource, device) for number, (resource, device) in enumerate(ids)
+        held(names[number % 1000], f"nvidia.com/old-{old}", device)
+        for number, (_, device) in enumerate(ids)
+        for old in range(MOST_RESOURCES + 1)
     )
     processes = tuple(
         ProcessUse(number, f"GPU-{number % 300}", 1, 1, PodID(str(number), *names[number % 1000]))
@@ -299,8 +316,10 @@ def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:
     use, holdings = monstrous()
     registry = told(use, holdings)
     count = sum(len(family.samples) for family in registry.collect())
-    per_device, per_holder = 6 + 2 * 4, 4 + 3
-    assert count <= MOST_DEVICES * per_device + MOST_HOLDERS * per_holder + len(use.xids) + 1
+    per_device, per_holder = 6 + 2 * MOST_RESOURCES, MOST_RESOURCES + 3
+    most = MOST_DEVICES * per_device + MOST_HOLDERS * per_holder + 1
+    assert most < 3600, "as docs/how-to/usage.md says"
+    assert count - len(use.xids) <= most
     known: DeviceUsage = usage(use, holdings)
     assert (len(known.devices), len(known.holders)) == (MOST_DEVICES, MOST_HOLDERS)
     assert registry.get_sample_value("gpusharing_usage_left_out") == known.left_out > 300 - MOST_DEVICES

@@ -80,20 +80,29 @@ def play(
 ) -> None:
     """Let promtool evaluate the rules and compare: rule, or a query, to labels to value. `growth`: what is added to a
     counter in a minute."""
+    series = {
+        _selector(*key): f"{value}{growth if key[0].endswith('_total') else ''}x5"
+        for key, value in stored.items()
+    }
+    samples = {
+        rule: {f"{rule if ' ' not in rule else ''}{{{labels}}}": value for labels, value in rows.items()}
+        for rule, rows in expected.items()
+    }
+    play_series(tmp_path, series, samples, "3m")
+
+
+def play_series(
+    tmp_path: Path, series: Mapping[str, str], expected: Mapping[str, Mapping[str, float]], at: str
+) -> None:
+    """The same of series and samples in promtool's own notation, with a value a minute; `at`: when to look."""
     case = {
         "interval": "1m",
-        "input_series": [
-            {"series": _selector(*key), "values": f"{value}{growth if key[0].endswith('_total') else ''}x5"}
-            for key, value in stored.items()
-        ],
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [
             {
                 "expr": rule,
-                "eval_time": "3m",
-                "exp_samples": [
-                    {"labels": f"{rule if ' ' not in rule else ''}{{{labels}}}", "value": value}
-                    for labels, value in rows.items()
-                ],
+                "eval_time": at,
+                "exp_samples": [{"labels": labels, "value": value} for labels, value in rows.items()],
             }
             for rule, rows in expected.items()
         ],

@@ -93,10 +93,10 @@ async def operated(count: int, **more: Any) -> AsyncIterator[Scene]:
         yield scene
 
 
-def alone(*words: str, width: int | None = None) -> Answered:
-    """Type a command line that asks no cluster; Trouble is raised as it is."""
+def alone(*words: str, width: int | None = None, stream: io.StringIO | None = None) -> Answered:
+    """Type a command line that asks no cluster; Trouble is raised as it is. `stream`: as in `ask`."""
     typed: Namespace = parse(words)
-    stream = io.StringIO()
+    stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     status = import_module(f"gpusharing.cli.{typed.module}").tell(typed, terminal)
     return Answered(status, stream.getvalue())

@@ -47,9 +47,10 @@ def fake() -> Iterator[FakePrometheus]:
         yield found
 
 
-def told(fake: FakePrometheus, *more: str) -> Answered:
+def told(fake: FakePrometheus, *more: str, stream: io.StringIO | None = None) -> Answered:
     """`recommend` of 30 hours."""
-    return alone("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h", *more)
+    words = ("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
+    return alone(*words, *more, stream=stream)
 
 
 def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePrometheus) -> None:
@@ -83,6 +84,26 @@ def test_a_pool_by_what_kube_state_metrics_tells_of_its_nodes(fake: FakePromethe
 def test_a_mistake_is_told_in_a_sentence(fake: FakePrometheus, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(Trouble, match=message):
         told(fake, *words)
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "why"),
+    [
+        ("6144", {"modelName": "NVIDIA X9000"}, "the layouts that NVIDIA X9000 can have are unknown"),
+        ("73728", {}, "none has a place for any workload"),
+    ],
+    ids=["a card that nobody knows", "what the workload needs is unknown"],
+)
+def test_without_a_layout_there_is_the_answer_and_then_why_nothing_was_written(
+    fake: FakePrometheus, tmp_path: Path, value: str, labels: dict[str, str], why: str
+) -> None:
+    fake.ranges["quantile_over_time(0.95, DCGM"] = hourly("0.1", **labels)
+    fake.ranges["DCGM_FI_DEV_FB_USED"] = hourly(value, **labels)
+    name, stream = tmp_path / "pool.yaml", io.StringIO()
+    with pytest.raises(Trouble, match=f"there is no layout to write, because {why}"):
+        told(fake, "--write", str(name), stream=stream)
+    assert stream.getvalue() == told(fake).out
+    assert not name.exists()
 
 
 def test_a_goal_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -279,7 +279,9 @@ def test_gaps_are_a_part_in_every_output(prompt: Prompt, fake: FakePrometheus) -
     fake.ranges["count("] = there((0, 5), (7, HOURS))
     told = prompt.ask(fake)
     assert told.status == CHANGES
-    assert "PARTIAL: Prometheus has no data for 2h in total, in 1 gap" in " ".join(told.out.split())
+    assert "PARTIAL: Prometheus has no data for 2h in total, in 1 gap, from 2026-" in " ".join(
+        told.out.split()
+    )
     data = prompt.ask(fake, "-o", "json")
     assert (data.status, json.loads(data.out)["partial"]) == (CHANGES, True)
     assert len(json.loads(data.out)["missing"]) == 1

@@ -1,7 +1,8 @@
 """What the GPUs of a node are used for, for Prometheus, without DCGM. Made at each scrape from the loop's last turn.
 
-A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with a bounded number of
-series, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts what is cut off.
+A node has at most MOST_DEVICES devices and MOST_HOLDERS pairs of a pod and a device, each with at most MOST_RESOURCES
+names, so the number of series is bounded whatever tenants do; `gpusharing_usage_left_out` counts the devices and pairs
+that are cut off.
 No uid of a pod is a label. What is unknown is absent: no series is 0 for lack of an answer.
 """
 
@@ -15,7 +16,7 @@ from prometheus_client.registry import Collector
 from gpusharing.agent.lagging import LaggingCounts
 from gpusharing.agent.library import DeviceUse, Use
 from gpusharing.agent.loop import AgentLoop
-from gpusharing.agent.usage import DeviceUsage, Holder, Sum, usage
+from gpusharing.agent.usage import MOST_RESOURCES, DeviceUsage, Holder, Sum, usage
 
 PREFIX = "gpusharing"
 DEVICE = ("gpu", "uuid", "profile")
@@ -103,21 +104,23 @@ def _of_devices(known: DeviceUsage) -> Iterable[Metric]:
 
 
 def _of_slices(known: DeviceUsage) -> Iterable[Metric]:
-    labels = (*DEVICE, "resource")
+    keys = (*DEVICE, "resource")
     offered = _family(
         "device_slices",
         "Slices of the device that pods can be given: 1, or its replicas where it is shared.",
-        *labels,
+        *keys,
     )
-    held = _family("device_slices_allocated", "Slices of the device that pods hold.", *labels)
+    held = _family("device_slices_allocated", "Slices of the device that pods hold.", *keys)
     for device in known.devices:
         resources = known.offered.get(device.uuid, {})
-        for resource, count in resources.items():
-            offered.add_metric([*_device(device), resource], count)
-        if known.held is not None:
-            counts = {**dict.fromkeys(resources, 0), **known.held.get(device.uuid, {})}
-            for resource, count in counts.items():
-                held.add_metric([*_device(device), resource], count)
+        counts = {} if known.held is None else known.held.get(device.uuid, {})
+        # Of both together, because held ones need not be offered; what nobody holds is cut off first.
+        for resource in list(dict.fromkeys([*counts, *resources]))[:MOST_RESOURCES]:
+            labels = (*_device(device), resource)
+            if resource in resources:
+                offered.add_metric(labels, resources[resource])
+            if known.held is not None:
+                held.add_metric(labels, counts.get(resource, 0))
     yield offered
     yield held
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpusharing.cli.ages import counted
-from gpusharing.cli.histories import find_seen
+from gpusharing.cli.histories import ObservedPool, find_seen
 from gpusharing.cli.layouts import pick
 from gpusharing.cli.matchers import selector_of
 from gpusharing.cli.plan import propose
@@ -86,7 +86,7 @@ async def _tell(
         answer = await find_answer(prometheus, typed, choose)
     if answer.policy is not None and terminal.output != "csv":
         answer = replace(answer, effect=await find_effect(session, answer.scope, answer.policy))
-    if typed.write:
+    if typed.write and answer.policy is not None:
         _write(typed.write, answer)
     if terminal.output == "csv":
         terminal.write(as_csv(answer))
@@ -94,6 +94,8 @@ async def _tell(
         terminal.data(as_data(answer))
     else:
         terminal.show(describe(answer, terminal.paper, verbose=typed.verbose, written=typed.write))
+    if typed.write and answer.policy is None:
+        raise Trouble(f"--write {typed.write}: there is no layout to write, because {_why_no_layout(answer)}")
     return CHANGES if answer.missing else DONE
 
 
@@ -120,10 +122,7 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     needs: tuple[Need, ...] = ()
     found = None
     if seen.card is None or not seen.card.memory_gb:
-        missing.append(
-            f"the layouts that {seen.model or 'a GPU of unknown model'} can have are unknown, so there is"
-            " nothing to recommend"
-        )
+        missing.append(f"{_unknown(seen)}, so there is nothing to recommend")
     else:
         needs = tuple(find_need(one, seen.card, goal) for one in seen.histories)
         _refuse_too_little(needs)
@@ -169,12 +168,16 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     )
 
 
+def _unknown(seen: ObservedPool) -> str:
+    return f"the layouts that {seen.model or 'a GPU of unknown model'} can have are unknown"
+
+
+def _why_no_layout(answer: RecommendReport) -> str:
+    return _unknown(answer.seen) if answer.found is None else "none has a place for any workload"
+
+
 def _write(name: str, answer: RecommendReport) -> None:
     """Raises Trouble."""
-    if answer.policy is None:
-        raise Trouble(
-            f"--write {name}: there is no layout to write, because none has a place for any workload"
-        )
     try:
         with Path(name).open("x") as file:
             file.write(as_file(answer))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
-from gpusharing.cli.ages import length
+from gpusharing.cli.ages import counted, length
 from gpusharing.cli.prometheus import Prometheus
 from gpusharing.cli.troubles import Trouble
 
@@ -83,9 +83,10 @@ async def find_gaps(
     holes = [(a, b) for a, b in pairwise(seen) if b - a > 2 * step + 1]
     if holes:
         (first, last), whole = holes[0], sum(b - a for a, b in holes)
+        which = f"{counted(len(holes), 'gap')}, {'the first ' if len(holes) > 1 else ''}from"
         told.append(
-            f"Prometheus has no data for {_length(whole)} in total, in {len(holes)} gaps, the first from"
-            f" {moment(first)} to {moment(last)}; {lost}"
+            f"Prometheus has no data for {_length(whole)} in total, in {which} {moment(first)} to"
+            f" {moment(last)}; {lost}"
         )
     if end - seen[-1] > least:
         told.append(f"Prometheus has had no data since {moment(seen[-1])}")
