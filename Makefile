@@ -5,7 +5,7 @@ PY := .venv/bin/python
 WORKERS ?= $(if $(ARGS),0,auto)
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
-# Of tests a shell makes way for pytest, so that who ends make ends them.
+# `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long mutants test-crash test-faults test-gpu test-nvidia images e2e clean
 

@@ -1,7 +1,7 @@
 """A picture of `make demo` (SVG), drawn by the plugin's own code from what stood in the middle of a run of it.
 
-SIMULATED: the fleet, 100 times as fast as life. What the plugin says of a real API server's objects is held by
-tests/integration/golden.
+SIMULATED: the fleet, 100 times as fast as we assume a real one to be. What the plugin says of a real API server's
+objects is held by tests/integration/golden.
 """
 
 import json
@@ -19,7 +19,7 @@ from hack.demo.record import RECORD
 from hack.generate_screenshot import CELL, LINE, MARGIN, terminal
 
 PATH = "docs/images/plugin.svg"
-TITLE = "make demo, half way: kubectl gpusharing on a SIMULATED fleet, 100 times as fast as life"
+TITLE = "make demo, half way: kubectl gpusharing on a SIMULATED fleet, 100 times as fast as we assume a real one to be"
 PAPER = Paper(100)
 COLORS: Mapping[Ink, str] = {
     Ink.PLAIN: "#e6e6e6",

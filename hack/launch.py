@@ -127,7 +127,7 @@ def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None
 
 
 def operator_environment(factor: float, *, probe_port: int = 0, metrics_port: int = 0) -> dict[str, str]:
-    """Settings of an operator beside hardware that runs `factor` times as fast as life."""
+    """Settings of an operator beside hardware that runs `factor` times as fast as we assume the real one to."""
     waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,

@@ -38,7 +38,8 @@ def main() -> int:
         say(f"make run: {error}")
         return 2
     with node_software(kubeconfig, directory, FACTOR) as simulated:
-        say(f"SIMULATED GPUs and NVIDIA software, {FACTOR:g} times as fast as life; log: {simulated.log}")
+        say(f"SIMULATED GPUs and NVIDIA software, {FACTOR:g} times as fast as we assume the real ones to be")
+        say(f"log: {simulated.log}")
         say("apply a policy in another shell: kubectl apply -f examples/pool-b.yaml; Ctrl-C ends")
         environment = operator_environment(FACTOR) | {
             "KUBECONFIG": str(operator),

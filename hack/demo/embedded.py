@@ -27,7 +27,7 @@ class EmbeddedStage:
     patience = 4.0
     simulated = (
         "SIMULATED: the API server, GPUs, NVIDIA's node software, scheduler and workloads are played in this "
-        "process, 100 times as fast as life. The operator and the agents are the shipped code."
+        "process, 100 times as fast as we assume the real ones to be. The operator and the agents are the shipped code."
     )
 
     def __init__(self, environment: Embedded) -> None:

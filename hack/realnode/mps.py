@@ -2,7 +2,7 @@
 
 `nvidia-cuda-mps-control -d` is a daemon that listens in its pipe folder, and is gone when its container is: who asks it
 then is told so, as by the real one. It starts no nvidia-cuda-mps-server. `nvidia-smi` sets compute modes by the library
-that it finds, with the rights of who runs it.
+that it finds, with the rights of whoever runs it.
 """
 
 from pathlib import Path

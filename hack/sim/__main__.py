@@ -18,7 +18,7 @@ from hack.sim.settings import SimSettings, Times
 
 BANNER = (
     "SIMULATED: no GPU and no NVIDIA software here. mig-manager {mig}, device plugin and GFD {plugin} are played "
-    "on every node with a known card, {factor:g} times as fast as life{agents}."
+    "on every node with a known card, {factor:g} times as fast as we assume the real ones to be{agents}."
 )
 HINT = f"Let something go wrong: kubectl annotate node NAME sim.gpusharing.dev/inject=FAULT; FAULT: {', '.join(FAULTS)}"
 
