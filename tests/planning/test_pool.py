@@ -30,7 +30,7 @@ from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, Verified
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import is_unavailable
+from gpusharing.planning.way.members import Member, is_unavailable
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -54,13 +54,15 @@ def chosen(
     policy: PolicyView = MIXED,
     total: int = 10,
     ledger: Ledger | None = None,
+    members: list[Member] | None = None,
 ) -> Selection:
     """What a pool of `total` nodes does with these candidates."""
     assert policy.spec is not None
     rollout = policy.spec.rollout.model_copy(update={"max_unavailable": limit})
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
-    pool = Pool(policy, [f"n{n}" for n in range(total)], used, list(cases), moving=moving).ask_windows(NOW)
-    return select(pool, cap, ledger or Ledger(OFFERED))
+    names = [f"n{n}" for n in range(total)]
+    pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
+    return select(pool.ask_windows(NOW), cap, ledger or Ledger(OFFERED))
 
 
 def fenced(selection: Selection) -> list[str]:

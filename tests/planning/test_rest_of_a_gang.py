@@ -8,16 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, at, make_policy, make_work
-from tests.planning.cases import FULL, pass_time
+from tests.build import H100, at, make_fence, make_node, make_policy, make_work
+from tests.planning.cases import FULL, MIXED, make_member, pass_time
 from tests.planning.machines import NodeMachine
 from tests.planning.test_holds import rolled
-from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
+from tests.planning.test_pool import candidate, chosen, fenced
+from tests.planning.told import verdict
 from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.pools.ledger import Ledger, find_following
+from gpusharing.planning.pools.waves import find_following
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.wanted.revision import find_revision
@@ -164,21 +165,21 @@ SAYS: dict[str, tuple[Verified, Verified | None, bool]] = {
 
 @pytest.mark.parametrize(("proof", "other", "next_"), SAYS.values(), ids=SAYS)
 def test_a_proof_says_who_comes_next_where(proof: Verified, other: Verified | None, next_: bool) -> None:
-    world = World(policies=(POLICY,))
-    for name, verified in (("n0", proof), ("n1", other)):
-        world.add_node(name)
-        world.nodes[name] = replace(world.nodes[name], verified=verified)
-    assert ("n1" in find_following(world.snapshot())) is next_
+    member = make_member(make_node("n0", verified=proof), verdict(Phase.SYNCED, node="n0"))
+    assert find_following(POLICY, [member], [make_node("n1", verified=other), make_node("n2")]) == (
+        {"n1"} if next_ else set()
+    )
 
 
 def test_nobody_takes_the_slot_of_the_rest_of_a_gang_while_its_pods_are_looked_at() -> None:
     """A preview may have listed the pods of another node in this very pass."""
-    ledger = Ledger(OFFERED, following=frozenset({"a"}))
-    selection = chosen(candidate("a", None), candidate("z"), limit=1, ledger=ledger)
+    fence = make_fence(policy_uid=MIXED.uid, mates=("a",))
+    mate = make_member(make_node("m", unschedulable=True, fence=fence), verdict(Phase.DRAINING, node="m"))
+    selection = chosen(candidate("a", None), candidate("z"), limit=1, members=[mate])
     assert fenced(selection) == []
     told = {name: (verdict.phase, verdict.reason) for name, verdict in selection.verdicts.items()}
     assert told == {
         "a": (Phase.PREFLIGHT, Reason.PROGRESSING),
         "z": (Phase.PENDING, Reason.BUDGET_FULL),
     }
-    assert fenced(chosen(candidate("a", make_work()), candidate("z"), limit=1, ledger=ledger)) == ["a"]
+    assert fenced(chosen(candidate("a", make_work()), candidate("z"), limit=1, members=[mate])) == ["a"]

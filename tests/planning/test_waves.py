@@ -97,8 +97,9 @@ def test_a_wave_that_the_budget_can_never_hold_starts_as_far_as_it_can_and_names
     (left,) = {"a", "b", "c"} - set(fenced(selection))
     assert {fence.mates for fence in fences(selection).values()} == {(left,)}
     assert selection.verdicts[left].reason is Reason.BUDGET_FULL
-    after = Ledger(OFFERED, following=frozenset({left}))
-    assert fenced(chosen(candidate(left, pods=9), candidate("z"), ledger=after)) == [left]
+    fenced_mate = make_node("m", unschedulable=True, fence=next(iter(fences(selection).values())))
+    mate = make_member(fenced_mate, verdict(Phase.DRAINING, node="m"))
+    assert fenced(chosen(candidate(left, pods=9), candidate("z"), members=[mate])) == [left]
 
 
 def test_a_wave_waits_for_room_that_is_on_its_way_and_nobody_fills_it_meanwhile() -> None:

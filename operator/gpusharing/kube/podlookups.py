@@ -45,8 +45,9 @@ class PodLookups:
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
         labels = {namespace: await self._labels(namespace, now) for namespace in wanted}
-        found = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
-        return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in found])
+        if labels:
+            pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
+        return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
 
     async def _resource_claims(self, raw: JSON) -> dict[str, ResourceClaimUse]:
         """What the ResourceClaims of a pod are used for; one that cannot be read counts as a GPU

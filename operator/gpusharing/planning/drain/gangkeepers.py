@@ -20,6 +20,9 @@ from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
+_KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
+"""What is assumed of a policy that cannot be read."""
+
 
 @value
 class KeptGangs:
@@ -77,10 +80,6 @@ def find_ruled(members: Iterable[GangMember], scope: Scope) -> tuple[Blocker, ..
         if one.drain is not None or one.unruled is not None
         for blocker in classify((one.pod,), one.drain or _KEEPS_ALL, everywhere).blockers
     )
-
-
-_KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
-"""What is assumed of a policy that cannot be read."""
 
 
 def _by_policy(one: GangMember, blocker: Blocker) -> Blocker:

@@ -90,7 +90,7 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     for pod in sorted(pods, key=by_ref):
-        found = next((one for one in FILTERS if one.applies(pod, options, scope)), None)
+        found = _filter_of(pod, options, scope)
         if found is None or found.decision == "hold":
             holders.append(pod)
         elif found.decision == "wait":
@@ -108,13 +108,17 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
 
 def must_leave(pod: PodView, scope: Scope) -> bool:
     """Whether the pod must be gone before a change; no option makes a difference to that."""
-    found = next((one for one in FILTERS if one.applies(pod, _NO_OPTIONS, scope)), None)
+    found = _filter_of(pod, _NO_OPTIONS, scope)
     return found is None or found.decision != "ignore"
 
 
 def is_idle(pods: Iterable[PodView], scope: Scope) -> bool:
     """Whether no pod is left that must be gone before a change."""
     return not any(must_leave(pod, scope) for pod in pods)
+
+
+def _filter_of(pod: PodView, options: Drain, scope: Scope) -> "PodFilter | None":
+    return next((one for one in FILTERS if one.applies(pod, options, scope)), None)
 
 
 def by_ref(pod: PodView) -> tuple[str, str]:

@@ -42,7 +42,7 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
         return broken
     if end is not None:
         return None if pooled.now >= end else _soaks(nodes, canary.soak, end)
-    begun = [one for one in members if _has_begun(one, policy, revision)]
+    begun = _find_begun(members, policy, revision)
     left = nodes - len(proven) - len(begun)
     if left <= 0:
         return _unproven(f"waiting for the first {_nodes(nodes)} (spec.rollout.canary) to be proven", begun)
@@ -76,6 +76,10 @@ def _is_apart(member: Member, policy: PolicyView, revision: str) -> bool:
     if fence is not None:
         return fence.newcomer or fence.turned or not is_of(fence, policy, revision)
     return verified is not None and verified.apart
+
+
+def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) -> list[Member]:
+    return [one for one in members if _has_begun(one, policy, revision)]
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
@@ -192,7 +196,7 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
     """The finding for nodes that are not canaries while the canaries start."""
     canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
     nodes = _nodes(canary.nodes if canary is not None else 0)
-    begun = [one for one in pooled.members if _has_begun(one, policy, revision)]
+    begun = _find_begun(pooled.members, policy, revision)
     return _unproven(f"the first {nodes} of the change (spec.rollout.canary) start before this one", begun)
 
 

@@ -48,7 +48,7 @@ class Candidate:
     pods: Standings | None = None
     """The standings of its pods; None: they were not listed in this pass."""
     follows: bool = False
-    """It is the rest of a gang, and comes next: see `find_following`."""
+    """It is the rest of a gang, and comes next (`find_following` in waves.py)."""
 
     @property
     def cordons(self) -> bool:
@@ -91,18 +91,18 @@ def find_cost(case: NodeCase, pods: int) -> int:
     return alone + len(members)
 
 
-def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger) -> Candidate:
+def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
     """The candidate with what would keep its drain from succeeding, as far as its pods were listed."""
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:
-        return Candidate(case, assessed, policy, before, follows=case.node.name in ledger.following)
+        return Candidate(case, assessed, policy, before, follows=follows)
     drain = assessed.spec.drain
     pods = find_standings(case.work, drain, case.now, scope=case.scope, cordoned=False)
     blockers = preflight(pods, drain, ledger.offered, case.now)
     blockers = with_gangs(blockers, case.work, case.node.name, drain, now=case.now, scope=case.scope)
     look = look_at(case, policy, before, pods, blockers) if blockers else None
-    return Candidate(case, assessed, policy, look, pods, case.node.name in ledger.following)
+    return Candidate(case, assessed, policy, look, pods, follows)
 
 
 def look_at(

@@ -9,9 +9,7 @@ from datetime import datetime
 from gpusharing.planning.pools.keepers import keeps_its_slot
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
-from gpusharing.planning.snapshot.records import Verified
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.wanted.revision import find_revision, is_of
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -33,8 +31,6 @@ class Ledger:
     """Blocked nodes that are due for another look."""
     recent: int = 0
     """Blocked nodes that were looked at within the last poll."""
-    following: frozenset[str] = frozenset()
-    """Nodes that come next: see `find_following`."""
     claimed_waves: Mapping[str, str] = field(default_factory=dict)
     """By node that has a claim and no fence: the wave in which it was about to start; empty: none."""
     places: Places | None = None
@@ -65,7 +61,6 @@ class Ledger:
             snapshot.looks,
             due=due,
             recent=recent,
-            following=find_following(snapshot),
             claimed_waves=claimed_waves,
             places=places,
         )
@@ -99,32 +94,6 @@ class Ledger:
             return None
         self.crowd.update(dict(look.needs))
         return look
-
-
-def find_following(snapshot: ClusterSnapshot) -> frozenset[str]:
-    """Nodes that share a gang with another one for which there was no room at its start: while that one is in flight,
-    and after its proof until they were changed too. An edit of the policy ends that, as all its nodes begin anew."""
-    policies = {policy.uid: policy for policy in snapshot.policies}
-    revisions: dict[str, str] = {}
-    found: set[str] = set()
-    for node in snapshot.nodes.values():
-        if node.fence is not None:
-            found.update(node.fence.mates)
-        proof = node.verified
-        policy = policies.get(proof.policy_uid) if proof is not None and proof.mates else None
-        if proof is None or policy is None:
-            continue
-        if policy.uid not in revisions:
-            revisions[policy.uid] = find_revision(policy)
-        if is_of(proof, policy, revisions[policy.uid]):
-            found.update(name for name in proof.mates if not _is_later(snapshot.nodes.get(name), proof))
-    return frozenset(found)
-
-
-def _is_later(node: NodeView | None, proof: Verified) -> bool:
-    """Whether the node was changed since this proof of another one; drift of it is no longer the rest of that gang."""
-    changed = node.verified.changed_at if node is not None and node.verified is not None else None
-    return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
 
 def find_mates(case: NodeCase) -> frozenset[str]:

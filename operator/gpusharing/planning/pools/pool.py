@@ -30,7 +30,7 @@ from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goe
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.places import LAST_PLACE, becomes_place
 from gpusharing.planning.pools.pooled import Pooled
-from gpusharing.planning.pools.waves import group, try_wave
+from gpusharing.planning.pools.waves import find_following, group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import PolicyView
@@ -303,9 +303,10 @@ def _in_order(pool: Pool, ledger: Ledger, verdicts: dict[str, Verdict]) -> list[
     """The candidates, best first. A candidate whose pods make the planner fail gets its verdict and does not stop the
     others."""
     found = []
+    following = find_following(pool.policy, pool.members, [case.node for case in pool.candidates])
     for case in pool.candidates:
         try:
-            candidate = find_candidate(case, pool.policy, ledger)
+            candidate = find_candidate(case, pool.policy, ledger, follows=case.node.name in following)
             found.append((candidate.order, candidate))
         except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
             verdicts[case.node.name] = not_judged(case.node, pool.policy.name, error)

@@ -3,7 +3,7 @@
 Specification: docs/design/drain.md#waves.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,7 +21,10 @@ from gpusharing.planning.pools.candidates import (
 )
 from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.records import Claim, Verified
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.wanted.revision import find_revision, is_of
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.findings import Finding
@@ -71,6 +74,36 @@ def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     cordoning = {one.case.node.name: one for one in candidates if one.cordons}
     waves = find_waves(tuple(cordoning), mates)
     return {first: [cordoning[name] for name in names] for first, names in waves.items()}
+
+
+def find_following(
+    policy: PolicyView, members: Iterable[Member], candidates: Iterable[NodeView]
+) -> frozenset[str]:
+    """The candidates that share a gang with another node of the pool for which there was no room at its start: while
+    that one is in flight, and after its proof until they were changed too. An edit of the policy ends that, as all its
+    nodes begin anew."""
+    proofs: list[Verified] = []
+    found: set[str] = set()
+    for node in (member.node for member in members):
+        if node.fence is not None:
+            found.update(node.fence.mates)
+        if node.verified is not None and node.verified.mates:
+            proofs.append(node.verified)
+    if proofs:
+        revision = find_revision(policy)
+        proofs = [proof for proof in proofs if is_of(proof, policy, revision)]
+    return frozenset(
+        node.name
+        for node in candidates
+        if node.name in found
+        or any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
+    )
+
+
+def _is_later(node: NodeView, proof: Verified) -> bool:
+    """Whether the node was changed since this proof of another one; drift of it is no longer the rest of that gang."""
+    changed = node.verified.changed_at if node.verified is not None else None
+    return changed is not None and proof.changed_at is not None and changed >= proof.changed_at
 
 
 # --- how they start ----------------------------------------------------------------------------------------------

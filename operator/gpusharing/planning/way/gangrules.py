@@ -4,10 +4,11 @@ that of the node in work. A policy that cannot be read, and a node that cannot b
 Specification: docs/adr/0039-a-wave-stays-within-its-policy.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from gpusharing.api.policy import Drain
 from gpusharing.planning.snapshot.podviews import GangMember, GangView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.stack.acceptance import find_spec
@@ -17,23 +18,14 @@ from gpusharing.planning.words.findings import Finding
 
 
 class _Rules(NamedTuple):
-    """Whose rules hold on each node, and where nobody can tell."""
+    """What the policy of a node says of the members of a gang there."""
 
-    snapshot: ClusterSnapshot
-    facts: Mapping[str, NodeFacts]
-    owners: Mapping[str, str]
-    failed: Mapping[str, Exception]
-
-    def on(self, node: str) -> PolicyView | Finding | None:
-        """The policy that a node follows, or why it is not known; None: it follows none."""
-        error = self.failed.get(node)
-        if error is None:
-            known = self.facts.get(node)
-            return known.policy if known is not None else None
-        if isinstance(error, UnjudgedPolicyError) or node not in self.owners:
-            return find_fault(error)
-        fence, policies = self.snapshot.nodes[node].fence, {one.name: one for one in self.snapshot.policies}
-        return policies.get(fence.policy if fence is not None else self.owners[node])
+    policy: str
+    """Its name."""
+    drain: Drain | None
+    """Its spec.drain; None: nobody knows it."""
+    unruled: Finding | None
+    """Why nobody does."""
 
 
 def with_rules(
@@ -49,38 +41,57 @@ def with_rules(
     """
     if len(snapshot.policies) < 2 and not failed:
         return snapshot
-    rules, ruled = _Rules(snapshot, facts, owners, failed), {}
+    policies = {policy.name: policy for policy in snapshot.policies}
+
+    def find_rules(node: str) -> _Rules | None:
+        """Of one node; None: it follows no policy."""
+        error, owner = failed.get(node), owners.get(node, "")
+        if error is None:
+            followed = facts[node].policy if node in facts else None
+        elif isinstance(error, UnjudgedPolicyError) or node not in owners:
+            return _unruled(owner, find_fault(error))
+        else:
+            fence = snapshot.nodes[node].fence
+            followed = policies.get(fence.policy if fence is not None else owner)
+        return _rules_of(followed) if followed is not None else None
+
+    ruled = {}
     for name, work in snapshot.work.items():
-        known = facts.get(name)
-        views = [_with_rules(view, known.policy if known is not None else None, rules) for view in work.gangs]
+        mine = find_rules(name)
+        views = [_with_rules(view, mine, find_rules) for view in work.gangs]
         if any(view is not before for view, before in zip(views, work.gangs, strict=True)):
             ruled[name] = replace(work, gangs=tuple(views))
     return replace(snapshot, work={**snapshot.work, **ruled}) if ruled else snapshot
 
 
-def _with_rules(view: GangView, mine: PolicyView | None, rules: _Rules) -> GangView:
-    others = {node: rules.on(node) for node in {member.node for member in view.members}}
-    members = tuple(
-        _ruled(one, others[one.node], mine, rules.owners.get(one.node, "")) for one in view.members
-    )
-    return view if members == view.members else replace(view, members=members)
+def _with_rules(view: GangView, mine: _Rules | None, find_rules: Callable[[str], _Rules | None]) -> GangView:
+    ours = mine.drain if mine is not None else None
+    others = {
+        node: rules
+        for node in {member.node for member in view.members}
+        if (rules := find_rules(node)) is not None and rules != mine
+        if rules.unruled is not None or rules.drain != ours
+    }
+    if not others:
+        return view
+    return replace(view, members=tuple(_ruled(one, others.get(one.node)) for one in view.members))
 
 
-def _ruled(
-    member: GangMember, policy: PolicyView | Finding | None, mine: PolicyView | None, owner: str
-) -> GangMember:
-    if isinstance(policy, Finding):
-        return _unruled(member, owner, policy)
-    if policy is None or policy is mine:
+def _ruled(member: GangMember, rules: _Rules | None) -> GangMember:
+    if rules is None:
         return member
+    return replace(member, policy=rules.policy, drain=rules.drain, unruled=rules.unruled)
+
+
+def _rules_of(policy: PolicyView) -> _Rules:
     spec = find_spec(policy)
     if isinstance(spec, Finding):
-        why = replace(spec, message=f"policy {policy.name} cannot be read: {spec.message}")
-        return _unruled(member, policy.name, why)
-    ours = mine.spec.drain if mine is not None and mine.spec is not None else None
-    return member if spec.drain == ours else replace(member, policy=policy.name, drain=spec.drain)
+        return _unruled(
+            policy.name, replace(spec, message=f"policy {policy.name} cannot be read: {spec.message}")
+        )
+    return _Rules(policy.name, spec.drain, None)
 
 
-def _unruled(member: GangMember, policy: str, why: Finding) -> GangMember:
+def _unruled(policy: str, why: Finding) -> _Rules:
     message = f"The rules of its node are not known, and may keep it: {why.message}"
-    return replace(member, policy=policy, unruled=replace(why, message=message))
+    return _Rules(policy, None, replace(why, message=message))
