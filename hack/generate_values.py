@@ -30,7 +30,7 @@ repository).
 The chart installs the operator (Deployment, one replica), the agent (DaemonSet on nodes with
 `nvidia.com/gpu.present=true`), privileged and in its own namespace, the CRDs GPUSharingPolicy and GPUNode (kept on
 uninstall), least-privilege roles, ValidatingAdmissionPolicies that narrow what roles cannot, and the ClusterRoles
-gpusharing-viewer (aggregated to view) and gpusharing-editor.
+gpusharing-viewer (aggregated to view), gpusharing-planner and gpusharing-editor.
 
 ## Values
 """

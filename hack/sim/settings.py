@@ -87,7 +87,7 @@ class SimSettings:
     """Serve the metrics of all agents there (agentpages.py), and let them tell which pod holds which device; 0: a free
     port, None: no such server, and they tell how many only."""
     meter_lag: float = LAG
-    """Seconds (real ones) for which a new counter of an agent's meter is told as 0."""
+    """Seconds (real ones) for which a new counter of an agent's meter is reported as 0."""
     plain_config: str = ""
     """No GPU Operator, but NVIDIA's device-plugin chart with GFD and this `config.name`; empty: the GPU Operator."""
     play_daemon_sets: bool = False

@@ -26,6 +26,7 @@ NEXT = {
     "status --wa": ["--watch"],
     "pause pool-b --when-paused H": ["Hold"],
     "layouts h1": ["h100-80gb", "h100-nvl-94gb"],
+    "recommend --no": ["--no-color", "--nodes"],
     "doctor ": [],
     "--context ": [],
 }

@@ -44,9 +44,9 @@ def test_a_store_that_answers_only_some_of_the_questions_about_a_node_makes_the_
 @pytest.mark.parametrize(
     ("asked", "labels", "named"),
     [
-        ("gpusharing_slice_seconds_total", HELD, "on gpu-1 tells"),
-        ("increase(gpusharing_gpu_seconds_total", GPU, "on gpu-1 tells"),
-        ("min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total", GPU, "on gpu-1 tells"),
+        ("gpusharing_slice_seconds_total", HELD, "on gpu-1 shows"),
+        ("increase(gpusharing_gpu_seconds_total", GPU, "on gpu-1 shows"),
+        ("min by (node, policy) (min_over_time(gpusharing_gpu_seconds_total", GPU, "on gpu-1 shows"),
         (
             "(avg by (policy, currency) (gpusharing_policy_gpu_hourly_price",
             {"policy": "pool-x", "currency": "USD"},
@@ -91,7 +91,7 @@ PARTS, REST, WHOLE = (
         ),
         (
             {PARTS: vector((HELD, "NaN")), REST: vector((IDLE, "NaN")), WHOLE: vector((GPU, "NaN"))},
-            "a counter of the meter on gpu-1 tells nan s, which is left out: that is no number",
+            "a counter of the meter on gpu-1 shows nan s, which is left out: that is no number",
         ),
         (
             {"(avg by (policy, currency)": vector(({"policy": "pool-x", "currency": "USD"}, "NaN"))},

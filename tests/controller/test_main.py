@@ -261,7 +261,7 @@ async def test_a_process_that_lost_the_lease_ends_at_once_and_writes_nothing_mor
         )
         _, errors = await process.communicate()
     assert process.returncode == LOST_LEASE
-    assert log_lines(errors.decode())[-1]["event"] == "the lease is lost, ending at once"
+    assert log_lines(errors.decode())[-1]["event"] == "the Lease is lost, ending at once"
     assert holder(server) == "somebody-else"
 
 

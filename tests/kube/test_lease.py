@@ -286,7 +286,7 @@ def test_only_who_leads_may_write_and_who_stood_still_is_told_before_its_first_w
         async with contenders(cluster, "a", "b") as (a, b):
             a.lease.must_lead()
             assert not a.lost.is_set()
-            with pytest.raises(LeaseLost, match="b no longer holds the lease leader"):
+            with pytest.raises(LeaseLost, match="b no longer holds the Lease leader"):
                 b.lease.must_lead()
             a.stood_still = 10.5
             with pytest.raises(LeaseLost):

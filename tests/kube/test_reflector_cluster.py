@@ -110,7 +110,7 @@ async def test_the_lease_changes_hands_with_its_claims(control_plane: ControlPla
     claims = {"gpu-07": Claim("u7", "pool-b", "op-1")}
     async with await HttpClient.connect(control_plane.kubeconfig) as client:
         first, second = (
-            LeaderLease(client, "default", name, identity, on_lost=lambda: pytest.fail("the lease was lost"))
+            LeaderLease(client, "default", name, identity, on_lost=lambda: pytest.fail("the Lease was lost"))
             for identity in ("a", "b")
         )
         async with asyncio.timeout(60):

@@ -141,19 +141,19 @@ H200_OFFERS = (
         (
             "h100-80gb",
             "7x1g.20gb",
-            f"7x1g.20gb does not fit: 7x1g.20gb, the card holds at most 4; {H100_OFFERS}; "
+            f"7x1g.20gb does not fit: the card holds at most 4x1g.20gb; {H100_OFFERS}; "
             "nearest legal layout: 4x1g.20gb",
         ),
         (
             "h100-80gb",
             "2x3g.40gb 1x1g.10gb",
-            f"2x3g.40gb+1x1g.10gb does not fit: it needs 9 memory units, the card has 8; {H100_OFFERS}; "
+            f"2x3g.40gb+1x1g.10gb does not fit: it needs 9 memory units, but the card has 8; {H100_OFFERS}; "
             "nearest legal layout: 2x3g.40gb",
         ),
         (
             "h100-80gb",
             "1x4g.40gb 2x2g.20gb",
-            f"1x4g.40gb+2x2g.20gb does not fit: it needs 8 compute slices, the card has 7; {H100_OFFERS}; "
+            f"1x4g.40gb+2x2g.20gb does not fit: it needs 8 compute slices, but the card has 7; {H100_OFFERS}; "
             "nearest legal layout: 1x4g.40gb+1x2g.20gb",
         ),
         (

@@ -128,7 +128,7 @@ class GPU:
     processes: tuple[Process, ...]
     """Processes that use it, UNKNOWN_PROCESS among them where some cannot be listed."""
     ecc_uncorrected: int | None
-    """Uncorrected ECC errors since the last reset; None where not supported."""
+    """Uncorrected ECC errors since the driver was loaded; None where not supported."""
     remapped_rows: DriverRemappedRows | None
     """None where not supported."""
     access: Access = "Ok"

@@ -51,7 +51,7 @@ class LoopSettings:
     retry_last: float = 30.0
     """Longest such wait."""
     meter_lag: float = LAG
-    """Seconds for which a new counter of the meter is told as 0."""
+    """Seconds for which a new counter of the meter is reported as 0."""
 
 
 class RestartNeeded(Exception):

@@ -44,7 +44,7 @@ class MeterCollector(Collector):
         )
         gpus = _family(
             "gpu_seconds",
-            "Seconds of GPUs that were metered: what held, idle, stranded and transition add up to.",
+            "GPU-seconds that were metered: the sum of those held, idle, stranded and in transition.",
             "policy",
         )
         for family, counts in (

@@ -79,7 +79,7 @@ def _of_gpus(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
     yield _per_gpu("gpu_processes", "Processes that use the GPU.", gpus, lambda g: len(g.processes))
     yield _per_gpu(
         "gpu_ecc_uncorrected",
-        "Uncorrected ECC errors since the last driver load; absent where not supported.",
+        "Uncorrected ECC errors since the driver was loaded; absent where not supported.",
         gpus,
         lambda g: g.ecc_uncorrected,
     )

@@ -71,9 +71,9 @@ def fields(handle: Any, *numbers: int) -> tuple[int, ...] | None:
 
 
 def ecc_uncorrected(handle: Any) -> int | None:
-    """Uncorrected ECC errors since the last reset of the GPU; None without ECC."""
-    kind, since_reset = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
-    errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_reset)
+    """Uncorrected ECC errors since the driver was loaded (nvml.h, NVML_VOLATILE_ECC); None without ECC."""
+    kind, since_load = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+    errors: int | None = maybe(None, pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, since_load)
     return errors
 
 

@@ -132,10 +132,13 @@ def _in_turns(asked: AdviceAnswers) -> Advice | None:
         " (docs/design/hardware.md#time-slicing)"
     )
     size = (
-        f"{shares} at their peak at once need {shares * asked.memory:.1f} of {memory_of(asked.card):.1f} GiB, and"
-        " nothing limits what one of them takes (docs/design/hardware.md#time-slicing)"
+        f"{shares} fit even when all are at their peak: {shares * asked.memory:.1f} of"
+        f" {memory_of(asked.card):.1f} GiB (docs/reference/gpus.md)"
     )
-    but = "they are not isolated: one that takes too much memory makes the others fail, and nobody can be billed"
+    but = (
+        "they are not isolated: nothing limits what one of them takes, so one that takes too much memory makes the"
+        " others fail (docs/design/hardware.md#time-slicing), and nobody can be billed"
+    )
     spec: dict[str, object] = {"mode": "TimeSlicing", "timeSlicing": {"replicas": shares}}
     return Advice(Mode.TIME_SLICING, shares, (why, size), but, spec=spec)
 

@@ -203,7 +203,7 @@ def _bundle(sub: argparse.ArgumentParser) -> None:
 
 def _advise(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--card", default="", metavar="PRODUCT", help="such as h100-80gb, or the name that NVML reports"
+        "--card", default="", metavar="CARD", help="such as h100-80gb, or the name that NVML reports"
     )
     sub.add_argument(
         "--memory", default="", metavar="SIZE", help="what one workload needs at its peak, such as 15Gi"
@@ -223,8 +223,8 @@ def _layouts(sub: argparse.ArgumentParser) -> None:
         "product",
         nargs="?",
         default="",
-        metavar="PRODUCT",
-        help="such as h100-80gb, or the name that NVML reports; default: all",
+        metavar="CARD",
+        help="such as h100-80gb, or the name that NVML reports; without it, the cards with MIG are listed",
     )
     sub.add_argument(
         "--fits", default="", metavar="PROFILES", help="only layouts with these, such as 3g.40gb,2x1g.10gb"
@@ -282,18 +282,23 @@ def _cost(sub: argparse.ArgumentParser) -> None:
 def _recommend(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "-l",
-        "--pool",
+        "--nodes",
         default="",
         metavar="LABELS",
         help="nodes with these labels, as in kubectl: gpusharing.dev/pool=a; default: all that Prometheus sees",
     )
     sub.add_argument("--policy", default="", metavar="POLICY", help="the nodes of this policy")
-    sub.add_argument("--card", default="", metavar="PRODUCT", help="only GPUs of this model")
+    sub.add_argument(
+        "--card",
+        default="",
+        metavar="CARD",
+        help="only GPUs of this model, such as h100-80gb, or the name that NVML reports",
+    )
     sub.add_argument(
         "--goal",
         choices=("cost", "performance"),
         default="cost",
-        help="cost: as few GPUs as hold the need; performance: as much room as the pool has; default: cost",
+        help="cost: the fewest GPUs that suffice; performance: as much room as the pool has; default: cost",
     )
     sub.add_argument(
         "-v",

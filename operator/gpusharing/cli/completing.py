@@ -58,7 +58,7 @@ def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
     first = next((one for one in chosen._actions if not one.option_strings), None)
     if first is None:
         return ()
-    if first.metavar == "PRODUCT":
+    if first.metavar == "CARD":
         from gpusharing.planning.gpus.cards import CARDS
 
         return [card.key for card in CARDS if card.profiles]

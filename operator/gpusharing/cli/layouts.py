@@ -1,4 +1,4 @@
-"""`layouts PRODUCT [--fits 3g.40gb,1g.10gb]`: every MIG layout of a card, drawn as slices. It contacts no cluster.
+"""`layouts [CARD] [--fits 3g.40gb,1g.10gb]`: every MIG layout of a card, drawn as slices. It contacts no cluster.
 
 The card is the table's (`planning/gpus/cards.py`); what fits is decided as for a policy (`planning/gpus/geometry.py`).
 """

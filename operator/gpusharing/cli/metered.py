@@ -188,7 +188,7 @@ def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
         else:
             why = NO_NUMBER if math.isnan(one.value) else "no node has that many GPUs"
             faults.append(
-                f"a counter of the meter on {_node(one)[0] or 'a node'} tells {one.value:g} s, which is left out: {why}"
+                f"a counter of the meter on {_node(one)[0] or 'a node'} shows {one.value:g} s, which is left out: {why}"
             )
 
 

@@ -130,18 +130,18 @@ def _name(equal: Mapping[str, str]) -> str:
 
 async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:
     """By --policy or -l, at the API server; without either nothing is asked. Raises Trouble."""
-    if typed.policy and typed.pool:
+    if typed.policy and typed.nodes:
         raise Trouble("give --policy or -l, not both")
     if typed.policy:
         policy = await session.one(POLICIES, typed.policy)
         return _of_policy(policy, *await session.lists(POLICIES, NODES))
-    if not typed.pool:
+    if not typed.nodes:
         return whole_fleet(typed.card)
-    rows = rows_of(typed.pool)
+    rows = rows_of(typed.nodes)
     found = _chosen(await session.all(NODES), {}, rows)
     if not found:
-        raise Trouble(f"no node of {session.where} has the labels {typed.pool}")
-    return scope_of(rows, found, typed.pool)
+        raise Trouble(f"no node of {session.where} has the labels {typed.nodes}")
+    return scope_of(rows, found, typed.nodes)
 
 
 def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
@@ -196,9 +196,9 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
             "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
             " by -l"
         )
-    if not typed.pool:
+    if not typed.nodes:
         return whole_fleet(typed.card)
-    rows = rows_of(typed.pool)
+    rows = rows_of(typed.nodes)
     named = {key: state_label(key) for key, _, _ in rows}
     found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
     unseen = [key for key, label in named.items() if not any(one.labels.get(label) for one in found)]
@@ -210,7 +210,7 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
             " --prometheus, so that the cluster is asked"
         )
     remarks = tuple(
-        f"Prometheus knows no node with the label {key}, so that part of -l {typed.pool} excludes no node: either no"
+        f"Prometheus knows no node with the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
         f" node has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
         for key in unseen
     )
@@ -222,5 +222,5 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
         )
     )
     if not nodes:
-        raise Trouble(f"Prometheus knows no node with the labels {typed.pool}")
-    return replace(scope_of(rows, nodes, typed.pool), remarks=remarks)
+        raise Trouble(f"Prometheus knows no node with the labels {typed.nodes}")
+    return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)

@@ -60,10 +60,10 @@ def _check(typed: Namespace) -> None:
     """A mistake is reported before anything is asked. Raises Trouble."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
-    if typed.policy and typed.pool:
+    if typed.policy and typed.nodes:
         raise Trouble("give --policy or -l, not both")
-    if typed.pool:
-        rows_of(typed.pool)
+    if typed.nodes:
+        rows_of(typed.nodes)
     if typed.card:
         pick(typed.card)
     if typed.write:

@@ -179,6 +179,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
 
 
 def placed_of(found: Recommendation | None) -> dict[Workload, Placed | Unplaced]:
+    """Each workload with where the recommendation puts it, or why nowhere; empty where there is none."""
     if found is None:
         return {}
     every: list[Placed | Unplaced] = [*found.placed, *found.unplaced]
@@ -359,7 +360,8 @@ def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
         return lines
     if written:
         told = (
-            f"Wrote {written}, which only you apply. What it would do: kubectl gpusharing plan -f {written}"
+            f"Wrote {written}. It has no effect until you apply it. What it would do: kubectl gpusharing plan"
+            f" -f {written}"
         )
     else:
         told = "Nothing was changed. --write FILE writes the policy; kubectl gpusharing plan -f FILE says what it does"

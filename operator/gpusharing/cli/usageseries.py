@@ -38,11 +38,11 @@ class Told:
     pod: Pod | None
     """The pod that holds it; None: none, or unknown."""
     profile: str = ""
-    """MIG profile; empty: none is told."""
+    """MIG profile; empty: none is given."""
     node: str = ""
-    """Name of the node; empty: none is told."""
+    """Name of the node; empty: none is given."""
     model: str = ""
-    """Product name of the card; empty: none is told."""
+    """Product name of the card; empty: none is given."""
 
 
 def read_dcgm(one: Series, exporters: frozenset[Pod]) -> Told:

@@ -167,7 +167,7 @@ def _touched(loop: Loop, name: str, version: str) -> None:
 
 def _lost() -> None:
     """Somebody else may lead now: nothing more may be written, not even on the way out (cilium#42920)."""
-    log.error("the lease is lost, ending at once")
+    log.error("the Lease is lost, ending at once")
     os._exit(LOST_LEASE)
 
 

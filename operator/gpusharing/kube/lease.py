@@ -107,7 +107,7 @@ class LeaderLease:
         """
         if not self.is_leader:
             self._lose()
-            raise LeaseLost(f"{self.identity} no longer holds the lease {self._name}")
+            raise LeaseLost(f"{self.identity} no longer holds the Lease {self._name}")
 
     async def run(self) -> None:
         """Acquire, renew until cancelled, then release. Returns after `on_lost` when the Lease is lost."""
@@ -146,8 +146,8 @@ class LeaderLease:
                     except Conflict:
                         await self._reread()
         except TimeoutError as error:
-            raise Unavailable(f"writing claims to the lease {self._name} took too long") from error
-        raise Conflict(f"the lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
+            raise Unavailable(f"writing claims to the Lease {self._name} took too long") from error
+        raise Conflict(f"the Lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
 
     @property
     def _patience(self) -> float:
@@ -170,7 +170,7 @@ class LeaderLease:
         except LeaseLost as error:
             self.error = error
         except TimeoutError:
-            self.error = Unavailable(f"no answer about the lease {self._name} in time")
+            self.error = Unavailable(f"no answer about the Lease {self._name} in time")
         except KubeError as error:
             self.error = error
         else:
@@ -261,7 +261,7 @@ class LeaderLease:
             lease = await self._client.patch(LEASES, self._name, patch, namespace=self._namespace)
         except NotFound:
             if not await self._create(annotations):
-                raise Conflict(f"the lease {self._name} was deleted and created by another process") from None
+                raise Conflict(f"the Lease {self._name} was deleted and created by another process") from None
             return
         self._renewed_at = begun
         self._adopt(lease)

@@ -10,7 +10,7 @@ A layout is legal when, as NVIDIA's MIG user guide and mig-parted have it:
 Legality is downward closed: taking an instance away from a legal layout leaves a legal layout.
 
     {3g.40gb: 1, 1g.10gb: 4}   legal on an H100 80 GB: the 3g at unit 4, the 1g at 0, 1, 2, 3
-    {1g.20gb: 7}               refused: the card holds at most 4
+    {1g.20gb: 7}               refused: the card holds at most 4x1g.20gb
     {3g.40gb: 2, 1g.10gb: 1}   refused: 7 compute slices, but 9 of 8 memory units
 """
 
@@ -237,13 +237,13 @@ class _Offer:
         """The first rule that a layout of offered profiles breaks, in a fixed order; None: legal."""
         for name, count in layout:
             if count > (most := self.by_name[name].max_count):
-                return Misfit.TOO_MANY, f"{count}x{name}, the card holds at most {most}"
+                return Misfit.TOO_MANY, f"the card holds at most {most}x{name}"
         media = _media_conflict(layout)
         if media:
             return Misfit.MEDIA_ENGINES, media
         slices = sum(self.by_name[name].slices * count for name, count in layout)
         if slices > self.slices:
-            return Misfit.COMPUTE_SLICES, f"it needs {slices} compute slices, the card has {self.slices}"
+            return Misfit.COMPUTE_SLICES, f"it needs {slices} compute slices, but the card has {self.slices}"
         if any(not self.by_name[name].starts for name, _ in layout):
             if len(layout) == 1:
                 return None
@@ -253,7 +253,7 @@ class _Offer:
             )
         units = sum(self.by_name[name].size * count for name, count in layout)
         if units > self.units:
-            return Misfit.MEMORY, f"it needs {units} memory units, the card has {self.units}"
+            return Misfit.MEMORY, f"it needs {units} memory units, but the card has {self.units}"
         if _place(self._shapes(layout)) is None:
             return Misfit.PLACEMENT, "its instances overlap in every placement that the card allows"
         return None

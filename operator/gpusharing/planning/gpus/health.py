@@ -24,7 +24,7 @@ class Vitals:
     recovery: str | None = None
     """The action that the driver asks for (NVML field 230, since R565); None if it does not say."""
     ecc_errors: bool = False
-    """Uncorrected ECC errors since the last reset."""
+    """Uncorrected ECC errors since the driver was loaded."""
     remap_pending: bool = False
     """Whether a row remapping waits for a reset."""
     remap_failed: bool = False
@@ -124,7 +124,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         Reason.ECC_UNCORRECTED,
         lambda gpu: gpu.ecc_errors,
-        lambda gpu: f"uncorrected ECC errors since the last reset; {_RESET}",
+        lambda gpu: f"uncorrected ECC errors since the driver was loaded; {_RESET}",
     ),
 )
 """Gravest first; the first that applies is reported. A test pins the order."""

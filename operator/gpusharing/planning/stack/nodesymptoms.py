@@ -32,7 +32,7 @@ class NodeLabels:
     fenced: bool = False
     """A change of ours is in flight."""
     kubelet: str = ""
-    """Its kubelet's version, as `v1.36.3`; empty: not told."""
+    """Its kubelet's version, as `v1.36.3`; empty: unknown."""
 
     @property
     def has_gpu(self) -> bool:

@@ -242,7 +242,7 @@ class Reason(Worded):
         "The agent heard a critical XID, and the driver is too old (before R565) to say what to do about it.",
         "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
     ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
-        "Uncorrected ECC errors since the last reset.", "Drain the node, then reset the GPU or reboot.")
+        "Uncorrected ECC errors since the driver was loaded.", "Drain the node, then reset the GPU or reboot.")
     NO_TROUBLE = ("NoTrouble", "Health", _DONE, "NVML reports nothing that makes a GPU of the node unhealthy.")
 
     # --- Proof: what does not agree yet after a change, or no longer does
