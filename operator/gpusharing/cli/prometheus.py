@@ -6,11 +6,10 @@ At an address of its own, or as a Service through the API server. Whatever it an
 """
 
 import asyncio
-import json
 import math
 import re
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -18,6 +17,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpusharing.cli.prometheusfaults import (
+    WebAnswer,
+    answer_of,
+    no_prometheus,
+    one_line,
+    printable,
+    refused,
+    stranger,
+    unreachable,
+)
 from gpusharing.cli.troubles import Trouble, said
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import first_of
@@ -35,10 +44,6 @@ TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
 promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
 at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c) and
 `exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
-PORT_FORWARD = (
-    "For one inside a cluster: kubectl -n monitoring port-forward svc/prometheus-operated 9090, then"
-    " --prometheus http://127.0.0.1:9090"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,10 @@ class Endpoint:
     """The name on the server's certificate, where it differs from the host; None: it does not."""
     proxy: str | None = None
     """URL of the proxy to go through; None: none."""
-    credentials: str = "give a token that it accepts: --token-file FILE"
-    """What to do when it refuses access."""
+    through: str = ""
+    """The cluster whose API server passes the questions on; empty: none does."""
+    renew: Callable[[], Awaitable["Endpoint"]] | None = None
+    """Logs in again after a 401 of that server. Raises Trouble. None: nothing can be renewed."""
     remark: str = ""
     """How it was chosen, where it was not named."""
 
@@ -86,12 +93,14 @@ class Prometheus:
     place: Endpoint
     warnings: set[str] = field(default_factory=set)
     """Its warnings beside its answers: such an answer is incomplete."""
+    _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One question of several that were refused logs in again."""
 
     async def now(self) -> float:
         """Its own time in seconds: ours may differ. Raises Trouble, as all of these do."""
         found = await self.instant("vector(time())", None)
         if len(found) != 1:
-            raise self._stranger("it returned no time")
+            raise stranger("it returned no time", self.place.where)
         first, last = CLOCKS
         if not first <= found[0].value <= last:
             raise Trouble(
@@ -137,13 +146,28 @@ class Prometheus:
         try:
             if answer["data"]["resultType"] != kind:
                 raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
-            self.warnings.update(_printable(str(one)) for one in answer.get("warnings") or ())
+            self.warnings.update(printable(str(one)) for one in answer.get("warnings") or ())
             return [_series(one) for one in answer["data"]["result"]]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise self._stranger(f"its answer has no result that can be read: {said(error)}") from error
+            what = f"its answer has no result that can be read: {said(error)}"
+            raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """After a 401 of an API server the credentials are renewed and the question is put once more, as
+        kube/http.py does."""
         place = self.place
+        answer = await self._call(place, path, parameters)
+        if answer.status == 401 and answer.of_api_server and place.renew is not None:
+            await self._renew(place)
+            answer = await self._call(self.place, path, parameters)
+        return self._understood(answer)
+
+    async def _renew(self, rejected: Endpoint) -> None:
+        async with self._renewing:
+            if self.place is rejected and rejected.renew is not None:
+                self.place = await rejected.renew()
+
+    async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
@@ -156,51 +180,26 @@ class Prometheus:
                 # Whoever answers may not send us, and what lets us in, elsewhere.
                 allow_redirects=False,
             ) as response:
-                body = await _body(response, place)
-                status = response.status
+                return answer_of(response.status, response.content_type, await _body(response, place))
         except TimeoutError as error:
             raise Trouble(f"{place.where} did not answer within {SECONDS:g} s: {LESS}") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise self._unreachable(error) from error
-        return self._understood(status, body)
+            raise unreachable(error, place.where, place.through) from error
 
-    def _understood(self, status: int, body: bytes) -> dict[str, Any]:
-        where = self.place.where
-        try:
-            answer: Any = json.loads(body)
-        except (ValueError, RecursionError):
-            answer = None
-        if status in (401, 403):
-            raise Trouble(f"{where} refuses access (HTTP {status}{_words(answer)}): {self.place.credentials}")
-        if not isinstance(answer, dict) or (
-            status < 400 and answer.get("status") not in ("success", "error")
+    def _understood(self, answer: WebAnswer) -> dict[str, Any]:
+        where, through, told = self.place.where, self.place.through, answer.told
+        if answer.status in (401, 403):
+            raise refused(answer, where, through)
+        if not isinstance(told, dict) or (
+            answer.status < 400 and told.get("status") not in ("success", "error")
         ):
-            raise self._stranger(f"HTTP {status}{_words(answer)}")
-        if answer.get("status") == "success" and status < 400:
-            return answer
-        if "errorType" not in answer:
-            raise self._stranger(f"HTTP {status}{_words(answer)}")
-        hint = f"; {LESS}" if _too_much(answer) else ""
-        raise Trouble(f"{where} cannot answer: {_one_line(answer.get('error'))}{hint}")
-
-    def _stranger(self, what: str) -> Trouble:
-        return Trouble(
-            f"{self.place.where} does not answer as Prometheus does ({what}). Give the address that serves"
-            " /api/v1/query, such as http://127.0.0.1:9090"
-        )
-
-    def _unreachable(self, error: Exception) -> Trouble:
-        where = self.place.where
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            why = said(error.certificate_error)
-            return Trouble(
-                f"the certificate of {where} is not trusted: {why}. Give the authority that signed it: --ca-file FILE"
-            )
-        if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-            return Trouble(f"TLS with {where} failed: {said(error)}. Does it speak http://?")
-        if isinstance(error, aiohttp.InvalidURL):
-            return Trouble(f"{where} is not an address; write one like http://127.0.0.1:9090")
-        return Trouble(f"no Prometheus answers at {where}: {said(error)}. {PORT_FORWARD}")
+            raise no_prometheus(answer, where, through)
+        if told.get("status") == "success" and answer.status < 400:
+            return told
+        if "errorType" not in told:
+            raise no_prometheus(answer, where, through)
+        hint = f"; {LESS}" if _too_much(told) else ""
+        raise Trouble(f"{where} cannot answer: {one_line(told.get('error'))}{hint}")
 
 
 @asynccontextmanager
@@ -281,7 +280,7 @@ async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
 def _series(one: Any) -> Series:
     points = one["values"] if "values" in one else [one["value"]]
     told = ((float(at), float(value)) for at, value in points)
-    labels = {_printable(name): _printable(text) for name, text in one["metric"].items()}
+    labels = {printable(name): printable(text) for name, text in one["metric"].items()}
     return Series(labels, tuple(told))
 
 
@@ -289,23 +288,6 @@ def _too_much(answer: Mapping[str, Any]) -> bool:
     return answer.get("errorType") in ("timeout", "canceled") or bool(
         TOO_MUCH.search(str(answer.get("error")))
     )
-
-
-def _words(answer: Any) -> str:
-    """Its error message: Prometheus puts it in `error`, Kubernetes in `message`."""
-    if not isinstance(answer, dict):
-        return ""
-    told = _one_line(answer.get("error") or answer.get("message"))
-    return f": {told}" if told else ""
-
-
-def _one_line(text: object) -> str:
-    return _printable(" ".join(str(text or "").split())[:300].rstrip(". "))
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a scraped program may put anything into a label."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:

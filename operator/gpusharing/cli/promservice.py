@@ -10,6 +10,7 @@ from gpusharing.cli.session import Session
 from gpusharing.cli.troubles import Trouble, sentence
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError
+from gpusharing.kube.login import Login
 from gpusharing.kube.raw import entries, section, text, whole
 
 SERVICES = Resource("", "v1", "services", namespaced=True)
@@ -35,11 +36,24 @@ async def find_place(session: Session, named: str) -> Endpoint:
     if session.login is None:
         raise Trouble("there is no API server to go through: give --prometheus URL")
     path = _path_of(named or _name(_one_of(await _services(session), session.where)))
-    where = f"Service {path.replace('/services/', '/')} of {session.where}"
     try:
-        access, token = await session.login.access(), await session.login.token()
+        return await _place(session.login, session.where, path, chosen=not named)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
+
+
+async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
+    """With the credentials of now. Raises KubeError."""
+    where = f"Service {path.replace('/services/', '/')} of {cluster}"
+    access, token = await login.access(), await login.token()
+
+    async def renew() -> Endpoint:
+        try:
+            await login.renew()
+            return await _place(login, cluster, path, chosen=chosen)
+        except KubeError as error:
+            raise Trouble(sentence(error, cluster)) from error
+
     return Endpoint(
         url=f"{access.server}/api/v1/namespaces/{path}/proxy",
         where=where,
@@ -47,9 +61,10 @@ async def find_place(session: Session, named: str) -> Endpoint:
         tls=access.tls,
         tls_server_name=access.tls_server_name,
         proxy=access.proxy,
-        credentials="you need the right get services/proxy there, or give --prometheus URL",
+        through=cluster,
+        renew=renew,
         # Whoever may create Services may label one like this, so a person should see which it was.
-        remark="" if named else f"{where} was asked, because of its labels; --service names another",
+        remark=f"{where} was asked, because of its labels; --service names another" if chosen else "",
     )
 
 

@@ -93,8 +93,8 @@ class Metrics:
         )
         self.used = self._per_policy(
             "gpusharing_policy_budget_used_nodes",
-            "How many nodes of a policy are unavailable, or may be soon because somebody else has begun to work on them;"
-            " each counts once.",
+            "How many nodes of a policy are unavailable, or may be soon because somebody else has begun to work on"
+            " them; each counts once.",
         )
         self.halted = self._per_policy(
             "gpusharing_policy_halted",

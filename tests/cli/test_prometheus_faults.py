@@ -1,0 +1,236 @@
+"""What is said where Prometheus gives no data, and what to do (cli/prometheusfaults.py, cli/promservice.py)."""
+
+import asyncio
+import json
+import ssl
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus
+from tests.fakes.tls import Identity
+
+from gpusharing.cli.prometheus import Endpoint, place_of, prometheus_at
+from gpusharing.cli.prometheusfaults import unreachable
+from gpusharing.cli.promservice import find_place
+from gpusharing.cli.session import Session
+from gpusharing.cli.troubles import Trouble
+from gpusharing.kube.aio import aiohttp
+from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.login import Access
+
+YEAR = timedelta(days=365)
+SERVICE = "monitoring/p:9090"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakePrometheus]:
+    """One without TLS; SIMULATED."""
+    with fake_prometheus() as found:
+        yield found
+
+
+async def asked(place: Endpoint, questions: int = 1) -> set[float]:
+    """What so many questions, side by side, are answered."""
+    async with prometheus_at(place) as prometheus:
+        return set(await asyncio.gather(*(prometheus.now() for _ in range(questions))))
+
+
+def wrong(place: Endpoint) -> str:
+    """Why there is no answer."""
+    with pytest.raises(Trouble) as trouble:
+        asyncio.run(asked(place))
+    return str(trouble.value)
+
+
+def status(code: int, message: str) -> Answer:
+    """An answer of the API server itself."""
+    return code, "application/json", json.dumps({"kind": "Status", "code": code, "message": message}).encode()
+
+
+class Renewable:
+    """A Login whose token is another after each renewal; one that has no more tokens fails."""
+
+    def __init__(self, server: str, *tokens: str) -> None:
+        self.server, self.tokens, self.renewed = server, list(tokens), 0
+
+    async def access(self) -> Access:
+        """See Login."""
+        return Access(self.server)
+
+    async def token(self) -> str | None:
+        """See Login."""
+        return self.tokens[0]
+
+    async def renew(self) -> None:
+        """See Login."""
+        self.renewed += 1
+        if len(self.tokens) == 1:
+            raise Unauthorized("no credentials from kubeconfig k: the login program failed")
+        self.tokens.pop(0)
+
+
+async def through(login: Renewable, questions: int = 1) -> set[float]:
+    """What the Service is asked, with this login."""
+    session = Session(FakeCluster().client("me"), "context test", login=login)
+    return await asked(await find_place(session, SERVICE), questions)
+
+
+# --- certificates -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("since", "name", "told"),
+    [
+        (-YEAR * 2, None, "It has expired: have it renewed on the server, or correct the clock here"),
+        (YEAR, None, "It is not valid yet: correct the clock here"),
+        (timedelta(), "other.example", "It is for another name: give one that it has, in --prometheus"),
+        (timedelta(), "127.0.0.9", "It is for another name: give one that it has, in --prometheus"),
+    ],
+    ids=["expired", "of next year", "of another name", "of another address"],
+)
+def test_a_certificate_of_the_given_authority_that_is_not_accepted(
+    tmp_path: Path, since: timedelta, name: str | None, told: str
+) -> None:
+    identity = Identity(tmp_path / "pki", made=datetime.now(UTC) + since)
+    with fake_prometheus(identity.context()) as fake:
+        place = place_of(fake.url, "", str(identity.pki.ca))
+        said = wrong(replace(place, tls_server_name=name))
+    assert said.startswith(f"the certificate of {fake.url} is not trusted: ")
+    assert told in said
+    assert "--ca-file" not in said
+
+
+def test_a_certificate_of_another_authority(tmp_path: Path) -> None:
+    identity, other = Identity(tmp_path / "pki"), Identity(tmp_path / "other")
+    with fake_prometheus(identity.context()) as fake:
+        for ca in ("", str(other.pki.ca)):
+            assert "Give the authority that signed it: --ca-file FILE" in wrong(place_of(fake.url, "", ca))
+
+
+def test_of_an_api_server_the_kubeconfig_is_named(tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    with fake_prometheus(identity.context()) as fake:
+        place = replace(place_of(fake.url, "", ""), through="context test")
+        assert "not the certificate-authority of context test in the kubeconfig" in wrong(place)
+        place = replace(place_of(fake.url, "", str(identity.pki.ca)), through="context test")
+        told = wrong(replace(place, tls_server_name="other.example"))
+        assert "give one that it has, in tls-server-name for context test in the kubeconfig" in told
+
+
+def test_a_server_that_demands_a_client_certificate_says_so_unless_it_hung_up_first(tmp_path: Path) -> None:
+    identity = Identity(tmp_path / "pki")
+    context = identity.context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(identity.pki.ca)
+    with fake_prometheus(context) as fake:
+        told = wrong(place_of(fake.url, "", str(identity.pki.ca)))
+    alert, lost = f"{fake.url} demands a client", "It may demand a client certificate: there is no flag"
+    assert told.startswith(alert) or lost in told
+    assert "ask it at a port that demands none, such as by --service NAMESPACE/NAME:PORT" in told
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            aiohttp.ClientOSError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate"),
+            "https://p demands a client certificate: there is no flag for one",
+        ),
+        (aiohttp.ClientOSError(104, "reset"), "reset. It may demand a client certificate: "),
+        (aiohttp.ServerDisconnectedError(), "disconnected. It may demand a client certificate: "),
+        (aiohttp.ClientOSError(111, "refused"), "refused. For one inside a cluster: "),
+    ],
+)
+def test_what_may_come_of_a_client_certificate_that_is_not_there(error: Exception, told: str) -> None:
+    assert told in str(unreachable(error, "https://p", ""))
+
+
+# --- another program --------------------------------------------------------------------------------------------
+
+GO = (400, "text/plain", b"Client sent an HTTP request to an HTTPS server.\n")
+NGINX = (400, "text/html", b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>")
+
+
+@pytest.mark.parametrize("answer", [GO, NGINX], ids=["Go", "nginx"])
+def test_without_tls_where_tls_is_spoken(fake: FakePrometheus, answer: Answer) -> None:
+    fake.instead = lambda path: answer
+    port = fake.url.rpartition(":")[2]
+    assert wrong(place_of(fake.url, "", "")) == (
+        f"{fake.url} speaks TLS, and was asked without: write --prometheus https://127.0.0.1:{port}"
+    )
+    with pytest.raises(Trouble, match=f"{SERVICE} .* write --service NAMESPACE/https:NAME:PORT"):
+        asyncio.run(through(Renewable(fake.url, "Bearer a")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "told"),
+    [
+        ("text/plain; charset=utf-8", b"no such host\nmore\n", "(HTTP 502: no such host)"),
+        ("text/plain", b"\x1b[31m\xff" + b"x" * 1000, f"(HTTP 502: ?[31m\ufffd{'x' * 294})"),
+        ("text/plain", b"", "(HTTP 502)"),
+        ("text/html", b"<h1>Bad gateway</h1>", "(HTTP 502)"),
+    ],
+    ids=["a line and another", "much that would paint", "nothing", "a page"],
+)
+def test_one_line_of_plain_text_is_passed_on(fake: FakePrometheus, kind: str, body: bytes, told: str) -> None:
+    fake.instead = lambda path: (502, kind, body)
+    assert told in wrong(place_of(fake.url, "", ""))
+
+
+# --- credentials ------------------------------------------------------------------------------------------------
+
+
+def test_expired_credentials_are_renewed_once_and_the_question_is_put_again(fake: FakePrometheus) -> None:
+    expired = status(401, "Unauthorized")
+    fake.instead = lambda path: expired if fake.tokens[-1] == "Bearer old" else None
+    login = Renewable(fake.url, "Bearer old", "Bearer new")
+    assert asyncio.run(through(login)) == {NOW}
+    assert (fake.tokens, login.renewed) == (["Bearer old", "Bearer new"], 1)
+
+
+def test_several_questions_that_are_refused_at_once_renew_once(fake: FakePrometheus) -> None:
+    """The others may be refused too, or find the new token there."""
+    waiting = ["Bearer old"] * 4
+    fake.instead = lambda path: status(401, "Unauthorized") if waiting and waiting.pop() else None
+    login = Renewable(fake.url, "Bearer old", "Bearer new", "Bearer newest")
+    assert asyncio.run(through(login, 4)) == {NOW}
+    assert login.renewed == 1
+
+
+def test_credentials_that_are_refused_again(fake: FakePrometheus) -> None:
+    fake.instead = lambda path: status(401, "Unauthorized")
+    login = Renewable(fake.url, "Bearer old", "Bearer new")
+    with pytest.raises(Trouble) as trouble:
+        asyncio.run(through(login))
+    assert str(trouble.value) == (
+        f"Service {SERVICE} of context test refuses access (HTTP 401: Unauthorized): the credentials of context test"
+        " are expired or refused: log in again"
+    )
+    assert (len(fake.tokens), login.renewed) == (2, 1)
+
+
+def test_credentials_that_cannot_be_renewed(fake: FakePrometheus) -> None:
+    fake.instead = lambda path: status(401, "Unauthorized")
+    with pytest.raises(Trouble, match=r"the login program failed.* of context test are expired or refused"):
+        asyncio.run(through(Renewable(fake.url, "Bearer old")))
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_a_service_that_wants_a_login_of_its_own(fake: FakePrometheus, code: int) -> None:
+    fake.instead = lambda path: (code, "text/plain", b"Unauthorized\n")
+    login = Renewable(fake.url, "Bearer old", "Bearer new")
+    with pytest.raises(Trouble, match="which the API server does not pass on: give --prometheus URL and"):
+        asyncio.run(through(login))
+    assert login.renewed == 0
+
+
+def test_a_right_that_is_missing_is_no_matter_of_credentials(fake: FakePrometheus) -> None:
+    fake.instead = lambda path: status(403, "services is forbidden")
+    login = Renewable(fake.url, "Bearer old", "Bearer new")
+    with pytest.raises(Trouble, match="forbidden\\): you need the right get services/proxy there"):
+        asyncio.run(through(login))
+    assert login.renewed == 0
