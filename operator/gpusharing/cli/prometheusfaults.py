@@ -30,7 +30,7 @@ NO_FLAG = (
     " through a proxy that has one"
 )
 OTHER_NAME, OLD, EARLY, UNKNOWN_AUTHORITY = (62, 64), (10,), (9,), (2, 18, 19, 20, 21)
-"""Codes of OpenSSL's include/openssl/x509_vfy.h (X509_V_ERR_...): what is wrong with a certificate."""
+"""Codes of OpenSSL 3.0.19 (include/openssl/x509_vfy.h, X509_V_ERR_...): what is wrong with a certificate."""
 
 
 @dataclass(frozen=True, slots=True)
