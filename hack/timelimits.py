@@ -26,17 +26,54 @@ ENDLESS = "faults"
 
 AGAIN = 30.0
 """Seconds until the next signal, for what hangs while it is torn down."""
+NEVER = 0.0, 0.0
+"""What stops a timer (setitimer(2))."""
 
 
 class TimeLimits:
-    """The plugin that makes pytest-timeout's signal come again."""
+    """The plugin that makes pytest-timeout's signal come again, and only while a test, or a fixture, is running.
+
+    A signal that came while pytest writes down how a test ended would end pytest.
+    """
+
+    def __init__(self) -> None:
+        self._clock = NEVER
 
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
         """It sets a timer that goes off once: a coroutine that swallows its end would hang behind it."""
         done = yield
-        signal.setitimer(signal.ITIMER_REAL, settings.timeout, AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, *NEVER)
+        self._clock = settings.timeout, AGAIN
         return done
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_timeout_cancel_timer(self) -> Generator[None, object, object]:
+        """The next test may have no limit."""
+        self._clock = NEVER
+        return (yield)
+
+    def _limited(self) -> Generator[None, object, object]:
+        signal.setitimer(signal.ITIMER_REAL, *self._clock)
+        try:
+            return (yield)
+        finally:
+            self._clock = signal.setitimer(signal.ITIMER_REAL, *NEVER)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Generator[None, object, object]:
+        """The clock goes on from here to the end of the fixtures' beginning."""
+        return (yield from self._limited())
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        """And during the test."""
+        return (yield from self._limited())
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self) -> Generator[None, object, object]:
+        """And during the fixtures' end."""
+        return (yield from self._limited())
 
 
 def limit(items: Iterable[pytest.Item]) -> None:

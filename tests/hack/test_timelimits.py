@@ -64,11 +64,11 @@ def test_after_it():
 """
 
 
-def play(root: Path, module: str) -> subprocess.CompletedProcess[str]:
+def play(root: Path, module: str, *flags: str) -> subprocess.CompletedProcess[str]:
     (root / "conftest.py").write_text(CONFTEST)
     (root / "test_one.py").write_text(module)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v"]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", *flags]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(root)))}
     return subprocess.run(
         command, cwd=root, env=environ, capture_output=True, text=True, check=False, timeout=60
     )
@@ -89,6 +89,17 @@ def test_a_fixture_that_hangs_fails_too(tmp_path: Path) -> None:
     )
     done = play(tmp_path, fixture + "def test_it(late):\n    pass\ndef test_after_it():\n    pass\n")
     assert "1 passed, 1 error" in done.stdout
+
+
+def test_pytest_may_take_its_time_to_write_down_how_a_test_ended(tmp_path: Path) -> None:
+    """A traceback takes longer than the signal's pause on a machine that does much else."""
+    slow = (
+        "import pytest, time\n@pytest.hookimpl(wrapper=True)\ndef pytest_runtest_{}():\n    time.sleep(1.2)\n"
+    )
+    hooks = ("makereport", "logreport")
+    (tmp_path / "slow.py").write_text("".join(slow.format(one) + "    return (yield)\n" for one in hooks))
+    done = play(tmp_path, MODULE.format(body=HANGS["a coroutine"]), "-p", "slow")
+    assert "1 failed, 1 passed" in done.stdout
 
 
 def test_one_that_names_its_limit_keeps_it(tmp_path: Path) -> None:
