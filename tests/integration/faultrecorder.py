@@ -33,6 +33,7 @@ class Recorder:
         self._plane = plane
         self._states: list[State] = []
         self._live: dict[tuple[str, str], State] = {}
+        """Written by the recorder's thread: who reads more than one goes through a copy."""
         self._versions: dict[str, str] = {}
         self._gaps = 0
         """How often the server had forgotten our place, so that states are missing."""
@@ -55,7 +56,7 @@ class Recorder:
     @property
     def newest(self) -> int:
         """The newest version that was recorded."""
-        return max((state.version for state in self._live.values()), default=0)
+        return max((state.version for state in list(self._live.values())), default=0)
 
     @property
     def gaps(self) -> int:
@@ -64,7 +65,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Begin anew with what is there now."""
-        self._states = [state for state in self._live.values() if state.after is not None]
+        self._states = [state for state in list(self._live.values()) if state.after is not None]
 
     def states(self) -> tuple[State, ...]:
         """What was there at `forget`, and every state since, by version; whatever was written before this call."""
