@@ -33,6 +33,15 @@ def failure(status: int, kind: str, error: str) -> Answer:
     return status, "application/json", json.dumps(body).encode()
 
 
+def refusal(status: int, message: str) -> Answer:
+    """An error of an API server that stands in front."""
+    return (
+        status,
+        "application/json",
+        json.dumps({"kind": "Status", "code": status, "message": message}).encode(),
+    )
+
+
 def vector(*series: tuple[Mapping[str, str], str], **more: Any) -> Answer:
     """An instant vector."""
     return success("vector", [{"metric": labels, "value": [NOW, value]} for labels, value in series], **more)
@@ -126,6 +135,8 @@ class FakePrometheus:
     instead: Callable[[str], Answer | None] = lambda path: None
     """An answer to every call, by its path; None: as ever."""
     tokens: list[str] = field(default_factory=list)
+    expired: frozenset[str] = frozenset()
+    """Tokens that the API server in front refuses, whenever a call with one of them arrives."""
     paths: list[str] = field(default_factory=list)
     url: str = ""
     moves: float = 0.0
@@ -178,9 +189,11 @@ def fake_prometheus(tls: ssl.SSLContext | None = None) -> Iterator[FakePrometheu
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            fake.tokens.append(self.headers.get("Authorization", ""))
+            token = self.headers.get("Authorization", "")
+            fake.tokens.append(token)
             asked = {key: values[0] for key, values in parse_qs(url.query).items()}
-            found = fake.answer(url.path, asked.get("query", ""))
+            found = refusal(401, "Unauthorized") if token in fake.expired else None
+            found = found or fake.answer(url.path, asked.get("query", ""))
             if "start" in asked:
                 moves = fake.moves if float(asked["step"]) == 3600 else 0.0
                 found = fake.between(found, float(asked["start"]) + moves, float(asked["end"]) + moves)

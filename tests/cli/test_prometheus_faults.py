@@ -1,7 +1,6 @@
 """What is said where Prometheus gives no data, and what to do (cli/prometheusfaults.py, cli/promservice.py)."""
 
 import asyncio
-import json
 import ssl
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
-from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus
+from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, refusal
 from tests.fakes.tls import Identity
 
 from gpusharing.cli.prometheus import Endpoint, place_of, prometheus_at
@@ -44,11 +43,6 @@ def wrong(place: Endpoint) -> str:
     with pytest.raises(Trouble) as trouble:
         asyncio.run(asked(place))
     return str(trouble.value)
-
-
-def status(code: int, message: str) -> Answer:
-    """An answer of the API server itself."""
-    return code, "application/json", json.dumps({"kind": "Status", "code": code, "message": message}).encode()
 
 
 class Renewable:
@@ -185,8 +179,7 @@ def test_one_line_of_plain_text_is_passed_on(fake: FakePrometheus, kind: str, bo
 
 
 def test_expired_credentials_are_renewed_once_and_the_question_is_put_again(fake: FakePrometheus) -> None:
-    expired = status(401, "Unauthorized")
-    fake.instead = lambda path: expired if fake.tokens[-1] == "Bearer old" else None
+    fake.expired = frozenset({"Bearer old"})
     login = Renewable(fake.url, "Bearer old", "Bearer new")
     assert asyncio.run(through(login)) == {NOW}
     assert (fake.tokens, login.renewed) == (["Bearer old", "Bearer new"], 1)
@@ -194,15 +187,14 @@ def test_expired_credentials_are_renewed_once_and_the_question_is_put_again(fake
 
 def test_several_questions_that_are_refused_at_once_renew_once(fake: FakePrometheus) -> None:
     """The others may be refused too, or find the new token there."""
-    waiting = ["Bearer old"] * 4
-    fake.instead = lambda path: status(401, "Unauthorized") if waiting and waiting.pop() else None
+    fake.expired = frozenset({"Bearer old"})
     login = Renewable(fake.url, "Bearer old", "Bearer new", "Bearer newest")
     assert asyncio.run(through(login, 4)) == {NOW}
     assert login.renewed == 1
 
 
 def test_credentials_that_are_refused_again(fake: FakePrometheus) -> None:
-    fake.instead = lambda path: status(401, "Unauthorized")
+    fake.instead = lambda path: refusal(401, "Unauthorized")
     login = Renewable(fake.url, "Bearer old", "Bearer new")
     with pytest.raises(Trouble) as trouble:
         asyncio.run(through(login))
@@ -214,7 +206,7 @@ def test_credentials_that_are_refused_again(fake: FakePrometheus) -> None:
 
 
 def test_credentials_that_cannot_be_renewed(fake: FakePrometheus) -> None:
-    fake.instead = lambda path: status(401, "Unauthorized")
+    fake.instead = lambda path: refusal(401, "Unauthorized")
     with pytest.raises(Trouble, match=r"the login program failed.* of context test are expired or refused"):
         asyncio.run(through(Renewable(fake.url, "Bearer old")))
 
@@ -229,7 +221,7 @@ def test_a_service_that_wants_a_login_of_its_own(fake: FakePrometheus, code: int
 
 
 def test_a_right_that_is_missing_is_no_matter_of_credentials(fake: FakePrometheus) -> None:
-    fake.instead = lambda path: status(403, "services is forbidden")
+    fake.instead = lambda path: refusal(403, "services is forbidden")
     login = Renewable(fake.url, "Bearer old", "Bearer new")
     with pytest.raises(Trouble, match="forbidden\\): you need the right get services/proxy there"):
         asyncio.run(through(login))
