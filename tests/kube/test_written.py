@@ -59,6 +59,6 @@ def test_only_so_many_are_remembered_the_newest_ones() -> None:
 
 def test_a_time_that_is_yet_to_come_counts_as_never_stamped() -> None:
     ours = OurConfigMaps()
-    times = {"a": at(-1).isoformat(), "b": at(0).isoformat(), "c": at(1).isoformat()}
+    times = {"a": at(-1).isoformat(), "b": at(0).isoformat(), "c": at(60).isoformat()}
     ours.read(plugin_map(True, written=json.dumps(times)), None)
     assert ours.written(NOW).keys() == {"a", "b"}

@@ -30,8 +30,13 @@ def test_it_is_the_later_one_of_the_two_times_of_writing() -> None:
 
 
 def test_a_time_that_is_yet_to_come_says_nothing() -> None:
-    times = {"earlier": at(-1), "now": at(0), "later": at(1)}
+    times = {"earlier": at(-1), "now": at(0), "later": at(3)}
     assert known_times(times, at(0)) == {"earlier": at(-1), "now": at(0)}
+
+
+def test_the_time_of_an_operator_before_counts_though_its_clock_was_a_little_ahead() -> None:
+    """Otherwise who starts just after a write would write both ConfigMaps again, with nothing new in them."""
+    assert known_times({"by the one before": at(1)}, at(0)) == {"by the one before": at(1)}
 
 
 MISSING: dict[str, dict[str, Any]] = {

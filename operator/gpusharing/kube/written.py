@@ -75,7 +75,7 @@ class OurConfigMaps:
         return bool(found.data) and not found.ours
 
     def written(self, now: datetime) -> dict[str, datetime]:
-        """When the entries of both were written; a time in the future does not count."""
+        """When the entries of both were written, as far as known (`known_times`)."""
         return known_times(self._times, now)
 
 

@@ -1,18 +1,22 @@
 """Since when our ConfigMaps hold exactly what a node needs: the content counts, not the name (ADR 16)."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.wanted import migfile
 
+CLOCKS_APART = timedelta(seconds=2)
+"""How far the clocks of two operators may be apart, one after the other: each takes the API server's time from a `Date`
+of whole seconds, to half a second and half of what the call took (kube/clock.py)."""
+
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
-    """When entries were written, by key. A time in the future does not count: the clock was set back since. Such an
-    entry is written again, and its wait is no longer than any other."""
-    return {key: moment for key, moment in times.items() if moment <= now}
+    """When entries were written, by key. A time in the future, by more than CLOCKS_APART, does not count: the clock was
+    set back since. Such an entry is written again, and its wait is no longer than any other."""
+    return {key: moment for key, moment in times.items() if moment <= now + CLOCKS_APART}
 
 
 def configured_since(
