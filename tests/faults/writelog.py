@@ -57,6 +57,12 @@ class LoggedCall:
         return self.status < 300
 
     @property
+    def conditional(self) -> bool:
+        """The server refuses it where the object is not the one that was read."""
+        options = self.body.get("deleteOptions") or self.body
+        return bool(options.get("preconditions") or (self.body.get("metadata") or {}).get("resourceVersion"))
+
+    @property
     def what(self) -> str:
         """For people."""
         return f"{self.method} {self.kind} {self.name} by {self.identity}"
@@ -136,6 +142,8 @@ class WriteLog:
     """In the order of the answers."""
     began: int = 0
     """Up to this version everything is the world before."""
+    interrupted: frozenset[str] = frozenset()
+    """Processes that were frozen in the middle of a step: what one of them was about to send leaves when it wakes."""
 
     def steps(self) -> Iterator[tuple[Objects, Step]]:
         """Each change of the run with the objects after it. It is one object that goes on changing."""

@@ -1,11 +1,14 @@
 """tests/integration/nursery.py: what it kills is always an operator of its own."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hack.cluster.process import text_of, wait_until
-from tests.integration.nursery import Nursery
+from tests.integration.nursery import Nursery, freeze
 
 
 def test_the_pid_of_an_operator_that_ended_is_kept_until_it_was_waited_for(tmp_path: Path) -> None:
@@ -30,3 +33,36 @@ def test_who_has_ended_by_itself_is_noticed_and_signalled_no_more(tmp_path: Path
         assert nursery.has_ended(pid)
         with pytest.raises(ValueError, match=f"{pid} is not an operator of ours"):
             nursery.freeze(pid)
+
+
+@pytest.mark.parametrize(
+    ("work", "waits"),
+    [
+        ("await asyncio.sleep(60)", True),
+        ("while True:\n        pass", False),
+        ("time.sleep(60)", False),
+    ],
+    ids=["at rest", "computing", "in another system call"],
+)
+def test_who_is_frozen_is_told_from_one_that_has_something_in_hand(work: str, waits: bool) -> None:
+    program = f"""
+import asyncio, time
+async def main():
+    print("at work", flush=True)
+    {work}
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        try:
+            wait_until(lambda: told(process.pid) is waits, 30, "what it says of its work")
+        finally:
+            process.kill()
+
+
+def told(pid: int) -> bool:
+    """Freeze it, and let it go on."""
+    found = freeze(pid)
+    os.kill(pid, signal.SIGCONT)
+    return found

@@ -38,6 +38,8 @@ class Lives:
     """It is frozen."""
     frozen: int = 0
     """It has lost the Lease in its sleep, and must end when it wakes; one that never held it waits on."""
+    interrupted: set[str] = field(default_factory=set)
+    """Doors of those that were frozen in the middle of a step, as of WriteLog."""
     restarts: int = 0
     strikes: int = 0
     """How often it was killed; one that ends for another reason is started again, too."""
@@ -77,14 +79,15 @@ class Lives:
     def steal(self) -> None:
         """Freeze the leader; another one runs, takes the Lease when it has run out, and the leader wakes again."""
         first, held = self.pids[-1], self.holder()
-        self.nursery.freeze(first)
+        if not self.nursery.freeze(first):
+            self.interrupted.add(self.doors[first])
         self.start()
         wait_until(lambda: self.holder() not in ("", held), SECONDS, "the theft")
         self.asleep, self.frozen = first, first if held else 0
 
     def wake(self) -> None:
         """What was on its way has arrived: the frozen one may go on."""
-        self.nursery.freeze(self.asleep, thaw=True)
+        self.nursery.wake(self.asleep)
 
     def replace(self) -> None:
         """Until told otherwise: who has ended is followed by another one."""

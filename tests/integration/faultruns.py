@@ -132,7 +132,7 @@ class FaultTheatre(Theatre):
                 marks.append(time.monotonic())
                 wrong = list(self._left_over(lives))
                 state = without_way(end_state(pool, midway=scenario.midway))
-                written = self._log(began)
+                written = self._log(began, lives)
                 assert around.gaps or self.recorder.gaps == known, (
                     "states were missed: nothing can be said of this run"
                 )
@@ -185,8 +185,9 @@ class FaultTheatre(Theatre):
         }
         return ends | {"done": all(ends.values()) and scenario.done(pool)}
 
-    def _log(self, began: int) -> WriteLog:
-        return WriteLog(self.recorder.states(), tuple(map(call_of, self.proxy.writes)), began)
+    def _log(self, began: int, lives: Lives) -> WriteLog:
+        calls = tuple(map(call_of, self.proxy.writes))
+        return WriteLog(self.recorder.states(), calls, began, frozenset(lives.interrupted))
 
     def _outcome(
         self, log: WriteLog, state: object, wrong: list[str], lives: Lives, fault: faults.Fault | None

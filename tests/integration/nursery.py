@@ -45,6 +45,24 @@ for line in sys.stdin:
 """
 
 
+WAITS = {"22", "232", "281", "441"}
+"""epoll_wait, epoll_pwait and epoll_pwait2 (syscall_64.tbl for x86-64, asm-generic/unistd.h for arm64; Linux 6.1)."""
+
+
+def freeze(pid: int) -> bool:
+    """SIGSTOP, as a hypervisor that stops a machine; whether its event loop was waiting, with nothing in hand.
+
+    Of a main thread in the middle of its work, proc_pid_syscall(5) says -1, or the number of another call.
+    """
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: _proc(pid, "stat").rpartition(")")[2].split()[0] == "T", 10, "it to stand still")
+    return _proc(pid, "syscall").split()[0] in WAITS
+
+
+def _proc(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text(encoding="ascii")
+
+
 class Nursery:
     """Forks operators; ends those that still run when it is closed."""
 
@@ -87,19 +105,26 @@ class Nursery:
         Raises:
             ValueError: it was waited for, so that the pid may be somebody else's.
         """
-        if pid not in self._pids:
-            raise ValueError(f"{pid} is not an operator of ours")
+        self._check(pid)
         os.kill(pid, signal.SIGKILL)
 
-    def freeze(self, pid: int, *, thaw: bool = False) -> None:
-        """SIGSTOP, as a hypervisor that stops a machine; SIGCONT with `thaw`.
+    def freeze(self, pid: int) -> bool:
+        """See `freeze` above.
 
         Raises:
             ValueError: as `strike`.
         """
-        if pid not in self._pids:
-            raise ValueError(f"{pid} is not an operator of ours")
-        os.kill(pid, signal.SIGCONT if thaw else signal.SIGSTOP)
+        self._check(pid)
+        return freeze(pid)
+
+    def wake(self, pid: int) -> None:
+        """SIGCONT.
+
+        Raises:
+            ValueError: as `strike`.
+        """
+        self._check(pid)
+        os.kill(pid, signal.SIGCONT)
 
     def has_ended(self, pid: int) -> bool:
         """Whether it ended by itself, or was struck; it is waited for then."""
@@ -117,6 +142,10 @@ class Nursery:
         if pid in self._pids:
             self.strike(pid)
             self.wait(pid)
+
+    def _check(self, pid: int) -> None:
+        if pid not in self._pids:
+            raise ValueError(f"{pid} is not an operator of ours")
 
     def _ask(self, order: Mapping[str, object]) -> int:
         assert self._mother is not None, "enter it before"
