@@ -16,10 +16,12 @@ from gpusharing.api import names
 ALLOWED = 2
 """Writes that one fault may cost beyond the floor (docs/design/faults.md#s8)."""
 ASKING = "PATCH gpunodes"
+FINALIZING = "PATCH gpusharingpolicies"
 MOST_ASKED = 8
 """On a busy machine a reading is soon too old to prove anything, and the agent is asked anew."""
 AGAIN = 2
-"""Writes of a node that had ended a change before people wanted another one: its release, and the next fence."""
+"""Writes of a node that had ended a change before people wanted another one: its release, and the next fence. Of a
+policy that had come to rest before a node joined: without its finalizer, and with it again."""
 CHANCE = "(differs between two runs that nothing disturbed)"
 
 
@@ -75,9 +77,17 @@ class Reference:
         labels = label_writes(run.cost) - max(label_writes(one.cost) for one in self.runs)
         return AGAIN * min(nodes, max(0, changes)) + min(nodes, max(0, labels))
 
-    def complaints(self, run: FaultOutcome, *, faults: int, restarts: int, nodes: int = 0) -> Iterator[str]:
+    def rested(self, run: FaultOutcome, joins: int) -> int:
+        """Writes of policies that had nothing left to do before a node joined: the finalizer goes, and comes again.
+        `joins`: how many nodes did."""
+        more = run.cost.acting[FINALIZING] - max(one.cost.acting[FINALIZING] for one in self.runs)
+        return AGAIN * min(joins, max(0, more) // AGAIN)
+
+    def complaints(
+        self, run: FaultOutcome, *, faults: int, restarts: int, nodes: int = 0, joins: int = 0
+    ) -> Iterator[str]:
         """What the run did that it must not. `faults`: how many befell it; `restarts`: how many had to be; `nodes`: how
-        many were on their way when people wanted something else."""
+        many were on their way when people wanted something else; `joins`: how many joined while others changed."""
         yield from run.wrong
         if run.restarts != restarts:
             yield f"{run.restarts} restarts instead of {restarts}"
@@ -86,7 +96,8 @@ class Reference:
         yield from (f"evicted twice: {uid}" for uid in run.twice)
         if more := self.extra_evictions(run):
             yield f"{more:+d} evictions"
-        if (extra := self.extra(run)) > ALLOWED * max(1, faults) + self.again(run, nodes):
+        chance = self.again(run, nodes) + self.rested(run, joins)
+        if (extra := self.extra(run)) > ALLOWED * max(1, faults) + chance:
             more_of = dict(acting(run.cost) - self.floor)
             yield f"{extra} extra writes for {faults} faults: {more_of}"
         asked = max(one.cost.acting[ASKING] for one in self.runs)

@@ -106,6 +106,19 @@ def find_points(writes: Iterable[ProxiedWrite]) -> tuple[Point, ...]:
     return tuple(sorted(points, key=lambda point: point.number))
 
 
+def in_both(one: Iterable[ProxiedWrite], two: Iterable[ProxiedWrite]) -> tuple[ProxiedWrite, ...]:
+    """The writes of one run that another one of the scenario made, too: of those that ask for the same, as many as both
+    had. Which writes come is partly chance, and a fault at one that seldom comes never strikes."""
+    left = Counter(sort_of(write).asked for write in two if write.number)
+    found = []
+    for write in sorted(one, key=lambda each: each.number):
+        asked = sort_of(write).asked
+        if write.number and left[asked]:
+            left[asked] -= 1
+            found.append(write)
+    return tuple(found)
+
+
 def all_cases(scenario: str, points: Iterable[Point], writes: int) -> Iterator[FaultCase]:
     """Every fault at every point of a scenario, with its depth. `writes`: how many the recorded run made."""
     points = tuple(points)

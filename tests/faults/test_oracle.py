@@ -106,3 +106,17 @@ def test_two_ways_to_one_end_are_no_difference_and_another_end_is() -> None:
         ended("Reset", {"nvidia.com/gpu": "7"}, "1x7g"),
     ):
         assert len(list(differences(straight, other))) == 1
+
+
+@pytest.mark.parametrize(
+    ("finalizing", "joins", "complains"), [(6, 1, False), (6, 0, True), (7, 1, True), (8, 1, True)]
+)
+def test_a_policy_that_had_come_to_rest_before_a_node_joined_takes_its_finalizer_anew(
+    finalizing: int, joins: int, complains: bool
+) -> None:
+    def run(writes: int) -> FaultOutcome:
+        return FaultOutcome(END, Cost(Counter({"PATCH gpusharingpolicies": writes})))
+
+    reference = Reference((run(2), run(2)), 12)
+    told = list(reference.complaints(run(finalizing), faults=1, restarts=0, joins=joins))
+    assert bool(told) is complains

@@ -13,7 +13,7 @@ from hack.faultproxy import ProxiedWrite
 from hack.generate import ROOT
 from tests.faults.cases import KINDS, PROCESS, CaseResults, FaultCase, within
 from tests.faults.cases import tell as sum_up
-from tests.faults.points import FAULTS, Point, Sort, aim_at, all_cases, find_points, sort_of, tell
+from tests.faults.points import FAULTS, Point, Sort, aim_at, all_cases, find_points, in_both, sort_of, tell
 from tests.faults.test_cases import begun, result
 
 from gpusharing.kube.client import JSON
@@ -191,6 +191,14 @@ def test_a_sort_with_one_write_has_one_point() -> None:
 def test_writes_that_do_not_count_are_no_points() -> None:
     renewal = write("PATCH", f"{LEASE}/gpusharing", {"spec": {"renewTime": "now"}}, number=0)
     assert find_points([renewal]) == ()
+
+
+def test_what_only_one_of_two_recordings_wrote_is_no_point() -> None:
+    more = numbered([claimed(), fenced("a"), claimed(), claimed("a"), fenced("b")])
+    less = numbered([fenced("a"), claimed(), claimed("b"), claimed("a", "b")])
+    assert [one.number for one in in_both(more, less)] == [1, 2, 4]
+    assert in_both(more, more) == tuple(more)
+    assert [(one.number, one.turn) for one in find_points(in_both(more, less))] == [(1, 1), (2, 1), (4, 1)]
 
 
 def test_two_recordings_that_differ_in_names_and_times_have_the_same_points() -> None:

@@ -65,6 +65,8 @@ class Scenario:
     """Of each node."""
     midway: bool = False
     """People want something else while all nodes change: which of them have ended by then is chance."""
+    joins: int = 0
+    """Nodes that come while others change: whether those have ended by then is chance."""
     publish_period: float = 5.0
     """Short: phases are shown though they pass within a second, which makes more points to die at."""
 

@@ -256,7 +256,8 @@ class FaultTheatre(Theatre):
         counted = run.hits if case.kind in (*CALLS, "old-list") else 1
         restarts = 1 if killed and run.hits else 0
         nodes = len(scenario.cards) if scenario.midway else 0
-        return run, list(reference.complaints(run, faults=counted, restarts=restarts, nodes=nodes))
+        told = reference.complaints(run, faults=counted, restarts=restarts, nodes=nodes, joins=scenario.joins)
+        return run, list(told)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """The fault matrix: F1 to F12 in 13 scenarios, at one object and at everything (docs/design/faults.md#matrix).
 
 `make test-faults` plays a sample of SAMPLE runs (or RUNS=), another one for each commit (or SEED=). `make test-faults
-FULL=1` first records each scenario once (FAULTS=points) to find its points (tests/faults/points.py), and then plays
+FULL=1` first records each scenario twice (FAULTS=points) to find its points (tests/faults/points.py), and then plays
 every fault once for each sort of write. `FULL=2` plays every fault at each point. Each scenario is a part with a file
 in build/faults that begins with the cases of both depths. A full run that was ended goes on there, also with FULL=2
 after FULL=1, and on another commit that changes nothing of what is PLAYED.
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 from hack.generate import ROOT
 from tests.faults.cases import REACHED, SAMPLE, CaseResults, FaultCase, Result, sample, summary
-from tests.faults.points import all_cases, find_points
+from tests.faults.points import all_cases, find_points, in_both
 from tests.integration.crash import Scenario
 from tests.integration.faultruns import FaultTheatre, fault_theatre
 from tests.integration.faultscenarios import LATER, MATRIX
@@ -63,7 +63,8 @@ def cases_of(scenario: Scenario, theatre: FaultTheatre) -> list[FaultCase]:
     """What is played of a scenario; of a full run at every depth, as another recording would have other points."""
     if FULL:
         writes = theatre.record(scenario)
-        return list(all_cases(scenario.name, find_points(writes), len(writes)))
+        points = find_points(in_both(writes, theatre.record(scenario)))
+        return list(all_cases(scenario.name, points, len(writes)))
     names, later = [one.name for one in MATRIX], [one.name for one in LATER]
     return [case for case in sample(names, SEED, RUNS, later=later) if case.scenario == scenario.name]
 
