@@ -56,13 +56,13 @@ asyncio.run(main())
         assert process.stdout is not None
         assert process.stdout.readline() == "at work\n"
         try:
-            wait_until(lambda: told(process.pid) is waits, 30, "what it says of its work")
+            wait_until(lambda: told(process) is waits, 30, "what it says of its work")
         finally:
             process.kill()
 
 
-def told(pid: int) -> bool:
+def told(process: subprocess.Popen[str]) -> bool:
     """Freeze it, and let it go on."""
-    found = freeze(pid)
-    os.kill(pid, signal.SIGCONT)
+    found = freeze(process.pid)
+    process.send_signal(signal.SIGCONT)
     return found
