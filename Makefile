@@ -19,7 +19,7 @@ demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVE
 	@$(PY) -m hack.demo
 
 test: setup ## rungs 0-2 of the test ladder, without kills and faults on rung 2; ARGS="tests/planning -k drain" selects
-	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
+	-@$(PY) -m hack.cluster.toolchain controlplane kwok helm helm3 >build/toolchain.txt
 	@exec $(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash and not faults" $(ARGS)
 
 test-long: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"

@@ -1,5 +1,5 @@
 """`make verify`: everything about the checkout that needs no control plane. Every step runs, then a table shows the
-results.
+results. `--without-tests` leaves out those that are tests: .ci/run plays all tests.
 
 A step is a program of .venv with its arguments, so that what you see is what you can repeat.
 """
@@ -27,6 +27,8 @@ STEPS = {
 
 def main(arguments: list[str]) -> int:
     """Run the named steps, all without a name; the exit status is 0 when all of them passed."""
+    if arguments == ["--without-tests"]:
+        arguments = without_tests()
     unknown = sorted(set(arguments) - set(STEPS))
     if unknown:
         print(f"unknown step {unknown[0]!r}: choose from {', '.join(STEPS)}", file=sys.stderr)
@@ -36,6 +38,11 @@ def main(arguments: list[str]) -> int:
     for name, status, seconds in results:
         print(f"  {name:10} {'ok' if status == 0 else 'FAILED':6} {seconds:6.1f} s")
     return 1 if any(status for _, status, _ in results) else 0
+
+
+def without_tests() -> list[str]:
+    """The steps whose program is not pytest."""
+    return [name for name, command in STEPS.items() if not command.startswith("pytest ")]
 
 
 def run(name: str) -> tuple[int, float]:

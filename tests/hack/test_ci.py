@@ -15,6 +15,7 @@ NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
 RUNG2 = "make test WORKERS=logical ARGS=-m 'cluster and not faults and not nvidia and not e2e and not gpu'"
 FAULTS = "make test-faults SEED=1"
+VERIFY, TOOLS = "hack.verify", "hack.cluster.toolchain"
 SECONDS = 60.0
 # A stand-in notes how it was called, says what is in the file of its name, and ends with the status in another one;
 # where there is a third one, only when it is told to.
@@ -51,9 +52,9 @@ def notes(tmp_path: Path) -> Path:
     return made
 
 
-def start(notes: Path) -> subprocess.Popen[str]:
+def start(notes: Path, **more: str) -> subprocess.Popen[str]:
     beside = notes.parent
-    environ = {**os.environ, "NOTES": str(notes), "PATH": f"{beside / 'bin'}:{os.environ['PATH']}"}
+    environ = {**os.environ, "NOTES": str(notes), "PATH": f"{beside / 'bin'}:{os.environ['PATH']}", **more}
     script = str(beside / "checkout/.ci/run")
     return subprocess.Popen([script], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -62,8 +63,8 @@ def calls(notes: Path) -> list[str]:
     return text_of(notes / "calls").splitlines()
 
 
-def run(notes: Path) -> Run:
-    with start(notes) as script:
+def run(notes: Path, **more: str) -> Run:
+    with start(notes, **more) as script:
         said, _ = script.communicate(timeout=SECONDS)
     return Run(script.returncode, said, calls(notes))
 
@@ -97,7 +98,7 @@ def test_a_machine_without_kubelets_is_told_loudly_and_goes_without_rung_4(notes
     assert set(done.calls[-3:-1]) == {NEEDS, RUNG2}
 
 
-@pytest.mark.parametrize("step", [NEEDS, E2E, SWEEP, "make verify", "make docs", "make test-nvidia", FAULTS])
+@pytest.mark.parametrize("step", [NEEDS, E2E, SWEEP, VERIFY, "make docs", "make test-nvidia", FAULTS])
 def test_a_step_that_fails_lets_the_others_go_on_and_the_run_fail(notes: Path, step: str) -> None:
     (notes / f"{step}.status").write_text("3")
     done = run(notes)
@@ -118,6 +119,40 @@ def test_faults_are_played_when_nothing_else_runs_and_say_what_came_of_them(note
     done = run(notes)
     assert done.calls[-1] == FAULTS
     assert "faults: 150 runs, 0 failures\n" in done.said
+
+
+@pytest.mark.parametrize(
+    ("begun", "played", "told"),
+    [
+        ("2600", FAULTS, ""),
+        (
+            "2700",
+            f"{FAULTS} RUNS=50",
+            "!! A SLOW MACHINE: 50 of the 150 fault runs, so this is no full check\n",
+        ),
+        (
+            "4300",
+            None,
+            "!! FAULT RUNS NOT PLAYED, so this is no full check: all before them took 71 minutes\n",
+        ),
+    ],
+)
+def test_a_slow_machine_plays_fewer_faults_and_says_so(
+    notes: Path, begun: str, played: str | None, told: str
+) -> None:
+    done = run(notes, SECONDS=begun)  # bash counts on from what it inherits
+    assert done.status == 0
+    assert [call for call in done.calls if call.startswith(FAULTS)] == ([played] if played else [])
+    assert [line for line in done.said.splitlines(keepends=True) if "!!" in line] == ([told] if told else [])
+
+
+def test_programs_that_cannot_be_built_are_told_and_the_tests_judge(notes: Path) -> None:
+    (notes / f"{TOOLS}.says").write_text("there is no `go` on PATH\n")
+    (notes / f"{TOOLS}.status").write_text("1")
+    done = run(notes)
+    assert done.status == 0
+    assert "there is no `go` on PATH\n" in done.said
+    assert done.calls.index(TOOLS) < done.calls.index("make test-nvidia")
 
 
 def test_faults_that_are_told_to_end_leave_nothing_behind(notes: Path) -> None:
