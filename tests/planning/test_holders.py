@@ -129,7 +129,7 @@ HERE = {"kubernetes.io/hostname": "gpu-07"}
 RETURNS: dict[str, tuple[PodView, datetime | None, str]] = {
     "before our cordon nobody knows whether it returns": (make_pod(tolerates_cordon=True, created=at(5)), None, "hold"),
     "it was there before the cordon: it goes once": (make_pod(tolerates_cordon=True, created=at(-5)), at(0), "hold"),
-    "the clock leaves it open which came first": (make_pod(tolerates_cordon=True, created=at(0.5)), at(0), "hold"),
+    "the clock leaves it open which came first": (make_pod(tolerates_cordon=True, created=at(1)), at(0), "hold"),
     "it came after the cordon": (make_pod(tolerates_cordon=True, created=at(5)), at(0), "ToleratesCordon"),
     "it was being bound at the time, and tolerates nothing": (make_pod(created=at(4)), at(0), "hold"),
     "it tolerates nothing, and no scheduler put it there so late": (make_pod(created=at(6)), at(0), "ToleratesCordon"),
@@ -152,7 +152,7 @@ def test_a_pod_that_tolerates_the_cordon_is_evicted_only_while_it_may_stay_away(
 
 def test_however_soon_a_drain_may_begin_a_pod_from_before_the_cordon_has_not_come_back() -> None:
     scope = Scope("gpu-operator", cordoned_at=at(0), settle=timedelta(seconds=0.2))
-    found = classify([make_pod(created=at(0.5))], Drain(), scope)
+    found = classify([make_pod(created=at(1))], Drain(), scope)
     assert (found.blocked, len(found.holders)) == ((), 1)
 
 

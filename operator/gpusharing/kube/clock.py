@@ -16,7 +16,7 @@ advances by a clock that cannot be set:
   another process could take over meanwhile) tells whether we may still write;
 - a process that is started again asks again, so a wrong time of the server lasts until then and no longer.
 
-The first answer counts to half a second: Date has whole seconds.
+The first answer counts to half a second, as Date has whole seconds, and half of what its call took.
 """
 
 import asyncio

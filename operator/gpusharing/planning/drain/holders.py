@@ -13,6 +13,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.protection import Protection, find_protection
 from gpusharing.planning.drain.rules import find_rule, is_job
 from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.records import CLOCK_ERROR
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.reasons import Reason
@@ -22,8 +23,6 @@ _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
 _NO_OPTIONS = Drain()
 _ROUNDED = timedelta(seconds=1)
 """The API server cuts the fraction off creationTimestamp."""
-_CLOCK = timedelta(seconds=0.5)
-"""How exactly we know the API server's time (kube/clock.py), and so when we cordoned."""
 
 
 @value
@@ -237,7 +236,7 @@ def _came_back(pod: PodView, options: Drain, scope: Scope) -> bool:
     since, created = scope.cordoned_at, pod.created
     if since is None or created is None or not _is_restarted(pod):
         return False
-    late = _CLOCK if pod.tolerates_cordon else max(_CLOCK, scope.settle - _ROUNDED)
+    late = CLOCK_ERROR if pod.tolerates_cordon else max(CLOCK_ERROR, scope.settle - _ROUNDED)
     return created - since > late
 
 

@@ -1,7 +1,7 @@
 """What we record on Nodes and on the leader Lease: the only memory of a change. `kube/fence.py` writes it as text."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -11,6 +11,9 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339
 from gpusharing.planning.words.values import value
 
+CLOCK_ERROR = timedelta(seconds=1)
+"""How far a time that we write may be from the API server's: one clock counts to half a second and half of what a call
+took (kube/clock.py), here up to a second."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 
 

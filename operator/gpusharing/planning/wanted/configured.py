@@ -1,16 +1,16 @@
 """Since when our ConfigMaps hold exactly what a node needs: the content counts, not the name (ADR 16)."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.records import CLOCK_ERROR
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.wanted import migfile
 
-CLOCKS_APART = timedelta(seconds=2)
-"""How far the clocks of two operators may be apart, one after the other: each takes the API server's time from a `Date`
-of whole seconds, to half a second and half of what the call took (kube/clock.py)."""
+CLOCKS_APART = 2 * CLOCK_ERROR
+"""How far the clocks of two operators may be apart, one after the other."""
 
 
 def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
