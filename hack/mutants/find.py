@@ -1,58 +1,55 @@
-"""Looks for killers of mutants that have none: a line each for tests/mutants/killers.yaml.
+"""Looks for killers of mutants that have none: a line each for the files of tests/mutants.
 
 A person reads whether that test is the right one.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 
-from hack.mutants.guards import Guard
-from hack.mutants.ladders import LADDERS, LadderRow
-from hack.mutants.plays import QUIET, Mutant, find_failing, in_child, is_killed
-from hack.mutants.watch import Watch
+from hack.mutants.deciding import Deciding
+from hack.mutants.plays import QUIET, Mutant, in_child
+from hack.mutants.slips import Slip
+from hack.mutants.trials import find_killers
 
-TRIES = 4
-"""Tests that are tried on one row."""
-
-
-def find_for_guards(guards: Mapping[str, Guard]) -> None:
-    """The first test of the files about each guard that fails without it."""
-    for name, guard in guards.items():
-        _suggest(name, _first(guard))
+TRIES = 40
+"""Tests that are tried on one slip."""
+RUNGS = ("-m", "not cluster and not nvidia and not e2e and not gpu")
 
 
-def find_for_rows(rows: Mapping[str, LadderRow]) -> None:
-    """Play the files about these rows once, to see in which tests each row decides; then try those."""
-    if not rows:
-        return
-    files = sorted({path for row in rows.values() for path in row.look})
-    decided = in_child(lambda: _watched(files))
-    assert isinstance(decided, dict), "the files about the ladders can be played"
-    for name, row in rows.items():
-        if not row.ladder.part:
-            _suggest(name, _first(row))
-            continue
-        tests = sorted(decided.get(name, []), key=lambda test: row.name.strip("_") not in test)[:TRIES]
-        _suggest(name, next((test for test in tests if is_killed(row, test)), ""))
+def find(mutants: Mapping[str, Mutant]) -> None:
+    """Print the first test of the files about each mutant that notices it."""
+    files = sorted({path for mutant in mutants.values() for path in mutant.look})
+    slips = {name: mutant for name, mutant in mutants.items() if isinstance(mutant, Slip)}
+    candidates = {name: mutant.look for name, mutant in mutants.items()} | _deciding(slips)
+    for name, test in find_killers(mutants, candidates, [*RUNGS, *files]).items() if mutants else ():
+        print(f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(test, ensure_ascii=False)}")
 
 
-def _first(mutant: Mutant) -> str:
-    try:
-        return next(iter(find_failing(mutant.look, mutant, first=True)), "")
-    except RuntimeError:
-        return ""
+def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
+    """Return the tests in which each operand decides, those in the files about its module first."""
+    operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
+    if not operands:
+        return {}
+    tests = in_child(lambda: _watched(operands.values()))
+    assert isinstance(tests, dict), "the files about the slips can be played"
+    return {name: _in_order(slip, tests.get(name, [])) for name, slip in operands.items()}
 
 
-def _watched(files: Sequence[str]) -> dict[str, list[str]]:
-    assert all([files, *files]), "without a name pytest plays everything"
-    watch = Watch()
-    for ladder in LADDERS:
-        watch.follow(ladder)
-    pytest.main([*QUIET, *files], plugins=[watch])
-    return watch.decided
+def _watched(slips: Collection[Slip]) -> dict[str, list[str]]:
+    watch = Deciding(slips)
+    pytest.main([*QUIET, *RUNGS, *sorted({path for slip in slips for path in slip.look})], plugins=[watch])
+    return watch.tests
 
 
-def _suggest(name: str, test: str) -> None:
-    print(f"  {json.dumps(name, ensure_ascii=False)}: {json.dumps(test, ensure_ascii=False)}", flush=True)
+def _in_order(slip: Slip, tests: Sequence[str]) -> list[str]:
+    """Return these tests, first one case of each, and first those of the module's own file."""
+    cases: Counter[str] = Counter()
+    rank = {}
+    for test in tests:
+        function = test.partition("[")[0]
+        rank[test] = slip.stem not in test, cases[function]
+        cases[function] += 1
+    return sorted(rank, key=rank.__getitem__)[:TRIES]

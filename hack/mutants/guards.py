@@ -1,14 +1,13 @@
 """Guards that are no row of a ladder: a line of the product, and what it reads without it (guards.yaml)."""
 
-import importlib.machinery
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import CodeType
 
 import yaml
+
+from hack.mutants.transplant import plant_source
 
 LIST = Path(__file__).with_name("guards.yaml")
 
@@ -45,18 +44,8 @@ class Guard:
         return text.replace(self.line, self.without)
 
     def plant(self) -> None:
-        """The module is compiled without the guard when it is imported, permanently in this process."""
-        if self.module in sys.modules:
-            raise RuntimeError(f"{self.module} was imported with the guard")
-        loaders, text = importlib.machinery.SourceFileLoader, self.blind()
-        plain = loaders.get_code
-
-        def get_code(loader: importlib.machinery.SourceFileLoader, fullname: str) -> CodeType | None:
-            if fullname != self.module:
-                return plain(loader, fullname)
-            return compile(text, loader.path, "exec")
-
-        loaders.get_code = get_code  # type: ignore[method-assign,assignment]  # in a child only
+        """Take the guard away from the module of this process, permanently."""
+        plant_source(self.module, self.blind())
 
 
 def read_guards() -> Mapping[str, Guard]:

@@ -1,27 +1,30 @@
-"""tests/mutants/killers.yaml: which test kills which mutant, and which are equivalent to the product."""
+"""Which test kills which mutant, and which mutants are equivalent to the product: the files of tests/mutants."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 LIST = Path("tests/mutants/killers.yaml")
+SLIPS = Path("tests/mutants/slips.yaml")
 
 
 @dataclass(frozen=True, slots=True)
 class Killers:
-    """What the file says."""
+    """What the files say."""
 
     tests: Mapping[str, str]
     """The test that fails, by mutant."""
     equivalent: Mapping[str, str]
     """Why no test could notice, by mutant."""
+    unnoticed: Collection[str] = ()
+    """Mutants that a test could notice, and none does yet."""
 
     def find_gaps(self, mutants: Iterable[str]) -> list[str]:
         """What does not go with these mutants, a line each."""
         known = set(mutants)
-        named = self.tests.keys() | self.equivalent.keys()
+        named = self.tests.keys() | self.equivalent.keys() | set(self.unnoticed)
         return [
             *(f"no killer is named: {name}" for name in sorted(known - named)),
             *(f"no such mutant: {name}" for name in sorted(named - known)),
@@ -30,11 +33,25 @@ class Killers:
                 for name in sorted(named)
                 if name in self.tests and name in self.equivalent
             ),
+            *(
+                f"has a killer or a reason, so is not unnoticed: {name}"
+                for name in sorted(self.unnoticed)
+                if name in self.tests or name in self.equivalent
+            ),
             *(f"no reason is given: {name}" for name, why in self.equivalent.items() if not why.strip()),
         ]
 
 
 def read_killers() -> Killers:
-    """Of this checkout."""
-    found = yaml.safe_load(LIST.read_text())
-    return Killers(found.get("killers") or {}, found.get("equivalent") or {})
+    """Read both files of this checkout."""
+    found, slips = yaml.safe_load(LIST.read_text()), yaml.safe_load(SLIPS.read_text())
+    return Killers(
+        found["killers"] | _by_name(slips["killers"]),
+        (found.get("equivalent") or {}) | _by_name(slips["equivalent"]),
+        slips["unnoticed"],
+    )
+
+
+def _by_name(grouped: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Return the test or the reason under which each name stands."""
+    return {name: heading for heading, names in grouped.items() for name in names}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,8 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60
 ROOT_RIGHTS = "root"
 """Tests run as whoever: those that are not about rights have them all."""
-needs_compiler = pytest.mark.skipif(
-    shutil.which("cc") is None, reason="no C compiler to build hack/nvmlsim with"
-)
+needs_compiler = pytest.mark.tools
+"""Marks tests that load hack/nvmlsim, which a C compiler builds."""
 
 
 def start(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import Agent, finish, in_process, needs_compiler, read, start
-from tests.containers import needs_admin, own_pid_namespace, without_capabilities
+from tests.containers import own_pid_namespace, require_admin, without_capabilities
 
 pytestmark = needs_compiler
 
@@ -26,8 +26,8 @@ def divided(machine: Simulator) -> Simulator:
     return machine
 
 
-@needs_admin
 def test_with_the_charts_default_rights_nothing_is_hidden(divided: Simulator) -> None:
+    require_admin()
     assert seen(divided, ()) == read(divided)
     gpu, _ = seen(divided, ())["gpus"]
     assert ([p["pid"] for p in gpu["processes"]], gpu["instances_withheld"]) == ([4_000_001], False)

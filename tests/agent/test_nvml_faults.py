@@ -193,7 +193,7 @@ def test_a_gpu_without_instances_after_a_failed_apply_is_idle(machine: Simulator
     assert (gpu["mig_mode"], gpu["instances"], gpu["processes"]) == ("Enabled", [], [])
 
 
-def test_in_a_pid_namespace_of_its_own_the_agent_calls_no_gpu_idle(machine: Simulator) -> None:
+def test_where_processes_are_hidden_each_device_of_a_gpu_may_have_one(machine: Simulator) -> None:
     in_process(machine, "partition", "0", "3g.40gb")
     blind = in_process(machine, "read-blind")
     assert [gpu["processes"] for gpu in blind["gpus"]] == [

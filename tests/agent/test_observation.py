@@ -101,6 +101,10 @@ def test_nothing_is_sent_when_the_server_has_it_with_its_nulls_dropped(observati
     assert observation.patch(node_with(stored)) is None
 
 
+def test_what_somebody_else_wrote_in_another_shape_is_written_anew(observation: Observation) -> None:
+    assert observation.patch(node_with({**wire(observation), "pods": []})) is not None
+
+
 def test_a_resource_that_is_gone_is_named_with_null(observation: Observation) -> None:
     stored = wire(observation) | {"allocated": {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": 7}}
     patch = observation.patch(node_with(stored))
@@ -122,6 +126,8 @@ def test_the_library_stays_closed_for_the_answered_quiet_request_only(
     observation: Observation, request_: AgentRequest, closed: bool
 ) -> None:
     assert observation.keeps_closed(request_) is closed
+    failing = observation.failing("NVMLHung: x", simulated=True)
+    assert not failing.keeps_closed(request_), "it may be open after all"
 
 
 def test_wire_names_are_camel_case_with_the_units_of_the_api() -> None:

@@ -17,7 +17,7 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 from gpusharing.agent.library import DriverRemappedRows
 from gpusharing.agent.logs import JSONLines
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.metrics import AgentCollector
+from gpusharing.agent.metrics import AgentCollector, vitals
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.probes import MOST_CONNECTIONS, ProbeServer
 
@@ -90,6 +90,13 @@ async def test_a_connection_that_never_ends_its_request_is_ended_in_time() -> No
         assert await asyncio.to_thread(silent.recv, 1) == b""
     await eventually(lambda: answering() == 0)
     server.stop()
+
+
+def test_rows_that_were_remapped_and_neither_wait_nor_failed_leave_a_gpu_healthy() -> None:
+    gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3"])
+    gpus.set_health(0, 0, DriverRemappedRows(1, 2, False, False))
+    (gpu,) = gpus.read().gpus
+    assert (vitals(gpu).remap_pending, vitals(gpu).remap_failed) == (False, False)
 
 
 async def test_metrics_tell_what_the_loop_did_and_saw() -> None:

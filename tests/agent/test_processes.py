@@ -97,6 +97,12 @@ def test_the_mps_server_is_known_after_its_image_was_replaced(proc: Proc) -> Non
     assert proc.name(SERVER, "[Not Found]") == MPS_SERVER
 
 
+def test_the_mps_server_is_known_whatever_it_calls_itself(proc: Proc) -> None:
+    proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL}")
+    proc.start(SERVER, f"/usr/bin/{MPS_SERVER}", CONTROL)
+    assert proc.name(SERVER, "/usr/bin/python3") == MPS_SERVER
+
+
 def test_a_process_that_calls_itself_mps_server_is_busy(proc: Proc) -> None:
     proc.start(CONTROL, f"/usr/bin/{MPS_CONTROL}")
     proc.start(SERVER, "/usr/bin/python3.11", CONTROL)
@@ -200,6 +206,16 @@ def test_a_process_that_is_still_the_same_is_looked_at_once(proc: Proc) -> None:
     assert readings.tell(SERVER, "/opt/another.py") == ("train.py", UID), "and then no more"
     proc.start(SERVER, "/usr/bin/python3", began=8)
     assert readings.tell(SERVER, "/opt/another.py")[0] == "another.py"
+
+
+def test_the_file_that_stays_open_tells_of_a_process_and_is_not_opened_again(proc: Proc) -> None:
+    readings = Readings(proc)
+    proc.start(SERVER, "/usr/bin/python3", began=7)
+    proc.place(SERVER, UID)
+    assert readings.tell(SERVER) == ("python3", UID)
+    for file in ("stat", "exe", "comm", "cgroup"):
+        (proc.root / str(SERVER) / file).unlink()
+    assert readings.tell(SERVER) == ("python3", UID)
 
 
 @pytest.mark.parametrize(

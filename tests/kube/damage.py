@@ -34,12 +34,14 @@ ODD_YAML = (
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Every place in an object, the whole one included."""
-    yield path
-    children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    for key, child in children:
-        yield from places(child, (*path, key))
+    rest = [(path, value)]
+    while rest:  # not recursive: DEEP would be walked once for each of its levels
+        path, value = rest.pop()
+        yield path
+        children = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        rest += reversed([((*path, key), child) for key, child in children])
 
 
 def put(value: Any, path: tuple[Any, ...], odd: Any) -> Any:
@@ -67,16 +69,15 @@ def damaged(draw: st.DrawFn, valid: JSON, keep: tuple[Any, ...] = ()) -> Any:
 
 def yaml_of(valid: JSON) -> st.SearchStrategy[str]:
     """Text of a damaged document, or a text that is odd by itself, alone or in the place of a value."""
-    whole = damaged(valid).map(lambda document: yaml.dump(document) if _dumps(document) else "[" * 3000)
+    whole = damaged(valid).map(_dump)
     inside = st.tuples(st.sampled_from(sorted(valid)), st.sampled_from(ODD_YAML)).map(
         lambda row: f"{row[0]}: {row[1]}"
     )
     return st.one_of(whole, st.sampled_from(ODD_YAML), inside)
 
 
-def _dumps(document: Any) -> bool:
+def _dump(document: Any) -> str:
     try:
-        yaml.dump(document)
+        return yaml.dump(document)
     except (RecursionError, ValueError, yaml.YAMLError):
-        return False
-    return True
+        return "[" * 3000

@@ -55,6 +55,13 @@ def test_mig_managers_own_line_stands_in_where_mig_parted_said_nothing() -> None
     assert failure_in(line) == "Error: failed to apply MIG configuration: signal: killed"
 
 
+async def test_a_node_whose_mig_manager_has_no_pod_any_more_has_no_reason() -> None:
+    assert (
+        await ActuatorLogs(FakeCluster().client("operator")).read({"gpu-07": failed_node()}, {}, NOW, CREW)
+        == {}
+    )
+
+
 def test_a_log_without_an_error_tells_nothing() -> None:
     assert failure_in("") == failure_in('level=info msg="Updating to MIG config: halves"') == ""
 

@@ -80,6 +80,29 @@ def test_a_pod_that_is_not_bound_is_known_by_the_node_that_it_is_for() -> None:
     assert (found.node, found.scheduled) == ("gpu-1", False)
 
 
+def pinned(values: object) -> JSON:
+    row = {"key": "metadata.name", "operator": "In", "values": values}
+    terms = [{"matchFields": [row]}]
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+
+
+@pytest.mark.parametrize(
+    "values", [["gpu-1", "gpu-2"], "gpu-1", None], ids=["two nodes", "a text", "nothing"]
+)
+def test_a_pod_that_is_for_no_single_node_is_on_none(values: object) -> None:
+    assert agent_pod(pod(UNPLACED, nodeName="", affinity=pinned(values))).node == ""
+
+
+@pytest.mark.parametrize(
+    "scheduled",
+    [{"status": "True", "reason": "Unschedulable"}, {"status": "False", "reason": "SchedulingGated"}],
+    ids=["it has been placed", "it is held back on purpose"],
+)
+def test_a_pod_that_no_scheduler_gave_up_counts_as_scheduled(scheduled: JSON) -> None:
+    conditions = [{"type": "PodScheduled", **scheduled}]
+    assert agent_pod(pod({"phase": "Pending", "conditions": conditions})).scheduled
+
+
 def test_a_pod_of_any_shape_is_read() -> None:
     assert agent_pod({"metadata": {}, "status": {"containerStatuses": [1]}}).node == ""
 
@@ -100,6 +123,9 @@ SEEN: dict[str, JSON] = {
         "eventTime": None,
     },
     "an Event of the newer one": {"eventTime": "2026-01-05T12:00:00.000000Z"},
+    "an Event without any time of its own": {
+        "metadata": {"namespace": "gpusharing-agent", "creationTimestamp": "2026-01-05T12:00:00Z"}
+    },
     "an Event that was repeated": {
         "eventTime": "2026-01-05T11:00:00.000000Z",
         "series": {"lastObservedTime": "2026-01-05T12:00:00.000000Z"},
@@ -130,10 +156,16 @@ def test_a_warning_about_a_pod_is_the_same_however_often_it_is_repeated() -> Non
     ("kind", "name", "reason"),
     [
         ("DaemonSet", "another", "FailedCreate"),
+        ("DaemonSet", "gpusharing-agent", "FailedDaemonPod"),
         ("Pod", "gpusharing-operator-1", "FailedMount"),
         ("Pod", "gpusharing-agent-x7k2p", "BackOff"),
     ],
-    ids=["of another DaemonSet", "of the operator's pod", "what the pod's status says as well"],
+    ids=[
+        "of another DaemonSet",
+        "of a pod that ended",
+        "of the operator's pod",
+        "what the pod's status says as well",
+    ],
 )
 def test_other_warnings_are_left_out(kind: str, name: str, reason: str) -> None:
     assert agent_warning(warning(kind, name, reason)) is None

@@ -34,6 +34,13 @@ def test_a_node_shows_gpus_readiness_and_labels() -> None:
     assert (view.fence, view.fence_error, view.foreign) == (None, "", "")
 
 
+@pytest.mark.parametrize("status", ["False", "Unknown"])
+def test_a_node_that_says_so_or_says_nothing_any_more_is_not_ready(status: str) -> None:
+    raw = node()
+    raw["status"]["conditions"][1]["status"] = status
+    assert not convert.node_view(raw).ready
+
+
 def test_a_heartbeat_does_not_change_the_view() -> None:
     beating = node(metadata={"resourceVersion": "42"})
     beating["status"]["conditions"][1]["lastHeartbeatTime"] = "2026-11-20T09:05:00Z"
@@ -134,6 +141,15 @@ def test_a_gpu_that_nvml_fails_on_is_told_with_nvmls_words() -> None:
     assert (gpu.vitals.access, gpu.vitals.error) == ("Failed", "Unknown Error")
 
 
+def test_remapped_rows_make_a_gpu_sick_only_where_they_are_pending_or_have_failed() -> None:
+    def told(**rows: bool) -> tuple[bool, bool]:
+        remapped = {"correctable": 1, "uncorrectable": 0, "pending": False, "failed": False, **rows}
+        (gpu,) = convert.observed_view(observed(observed_gpu(remappedRows=remapped))).gpus
+        return gpu.vitals.remap_pending, gpu.vitals.remap_failed
+
+    assert [told(), told(pending=True), told(failed=True)] == [(False, False), (True, False), (False, True)]
+
+
 def test_the_report_of_an_older_agent_is_read_as_before() -> None:
     """It knows none of the fields above; what it left out it could see."""
     view = convert.observed_view(observed(observed_gpu()))
@@ -162,6 +178,23 @@ def test_what_the_driver_lists_beats_the_table() -> None:
     }  # fmt: skip
     (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[listed])).gpus
     assert [p.name for p in gpu.profiles] == ["1g.99gb"]
+
+
+def test_where_the_driver_is_known_to_count_wrong_the_table_beats_what_it_lists() -> None:
+    listed = {
+        "name": "1g.6gb", "id": 14, "slices": 1, "memoryGB": 6, "maxCount": 1, "starts": [0], "size": 1,
+    }  # fmt: skip
+    raw, card = observed(observed_gpu(product="NVIDIA A30"), profiles=[listed]), find_card("NVIDIA A30")
+    raw["models"][0]["product"] = "NVIDIA A30"
+    assert card is not None
+    assert convert.observed_view(raw).gpus[0].profiles == card.profiles
+
+
+def test_a_card_that_the_driver_runs_without_mig_raises_no_doubt_about_its_profiles() -> None:
+    raw = observed(observed_gpu())
+    assert convert.observed_view(raw).gpus[0].doubt is not None, "it could have MIG, and lists no profile"
+    raw["models"][0]["migCapable"] = False
+    assert convert.observed_view(raw).gpus[0].doubt is None
 
 
 PROFILE = {"name": "1g.99gb", "id": 77, "slices": 1, "memoryGB": 99, "maxCount": 1, "starts": [3], "size": 1}
@@ -262,6 +295,8 @@ def test_a_cluster_policy_shows_what_can_override_us() -> None:
     manager = {"enabled": False, "config": {"name": "x"}, "env": [{"name": "WITH_REBOOT", "value": "true"}]}
     view = convert.cluster_policy_view({"spec": {"migManager": manager}})
     assert (view.mig_manager_enabled, view.mig_config_name, view.with_reboot) == (False, "x", True)
+    manager["env"] = [{"name": "WITH_REBOOT", "value": "false"}]
+    assert not convert.cluster_policy_view({"spec": {"migManager": manager}}).with_reboot
 
 
 @pytest.mark.parametrize(

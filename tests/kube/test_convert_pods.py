@@ -251,6 +251,7 @@ GRACES = {
     "none": ({"terminationGracePeriodSeconds": 0}, 0),
     "beyond every clock": ({"terminationGracePeriodSeconds": 10**18}, NO_END),
     "no number": ({"terminationGracePeriodSeconds": "soon"}, NO_END),
+    "yes": ({"terminationGracePeriodSeconds": True}, NO_END),
 }
 
 

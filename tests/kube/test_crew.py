@@ -94,6 +94,18 @@ async def test_the_first_error_ends_all_work_and_no_task_is_left(failing: int) -
 
 
 @virtually
+async def test_the_first_error_is_raised_at_once_and_not_when_the_others_are_no_longer_waited_for() -> None:
+    async def work(key: str) -> None:
+        await asyncio.sleep(3600 if key == "slow" else 0)
+        raise ValueError(key)
+
+    begun = asyncio.get_running_loop().time()
+    with pytest.raises(ExceptionGroup):
+        await Crew(4).each(["slow", "broken"], work)
+    assert asyncio.get_running_loop().time() == begun
+
+
+@virtually
 async def test_an_error_for_which_nobody_waited_is_raised_by_the_next_round() -> None:
     async def work(key: str) -> None:
         if key == "slow":

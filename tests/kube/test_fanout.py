@@ -60,6 +60,16 @@ async def test_three_objects_in_a_row_without_a_success_mean_that_it_is_away() -
     assert type(await refused(fanout, "get", "gpu-1")) is Unavailable, "one answer is enough"
 
 
+async def test_lists_of_everything_are_as_many_objects_as_there_are_kinds() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("list", None, Unavailable("refused"), times=EVER)
+    for resource, error in ((NODES, Unavailable), (PODS, Unavailable), (GPUNODES, ServerAway)):
+        with pytest.raises(KubeError) as caught:
+            async for _ in fanout.pages(resource):
+                pass
+        assert type(caught.value) is error
+
+
 async def test_a_success_in_between_makes_it_single_failures() -> None:
     cluster, fanout = stage()
     cluster.faults.fail("get", NODES, Unavailable("502"), times=EVER)

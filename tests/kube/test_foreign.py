@@ -48,6 +48,19 @@ def test_a_driver_upgrade_that_waits_gives_way_to_whoever_works(state: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("where", "marks"),
+    [
+        ("labels", {"nvidia.com/gpu-driver-upgrade-state": "drain-required"}),
+        ("annotations", {"sriovnetwork.openshift.io/state": "Draining"}),
+    ],
+    ids=["a driver upgrade", "SR-IOV"],
+)
+def test_who_has_begun_does_not_wait(where: str, marks: JSON) -> None:
+    found = convert.node_view(node(metadata={where: marks}))
+    assert (found.foreign_waits, found.foreign_works) == (False, True)
+
+
+@pytest.mark.parametrize(
     ("state", "works"),
     [("upgrade-required", False), ("node-maintenance-required", False), ("upgrade-failed", True)],
 )

@@ -24,6 +24,7 @@ QUEUED_SINCE_0_18 = {
 PODSET = {"kueue.x-k8s.io/podset": "main"}
 ADMITTED = {"kueue.x-k8s.io/workload": "job-train-3fa2b"}
 JOB = [{"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "u-1", "controller": True}]
+VOLCANO_JOB = [{**JOB[0], "apiVersion": "batch.volcano.sh/v1alpha1"}]
 RAY = [{"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": "tune", "uid": "u-2", "controller": True}]
 REPLICAS = [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u-3", "controller": True}]
 
@@ -136,6 +137,10 @@ ALONE: dict[str, dict[str, Any]] = {
         "metadata": {"labels": {"kueue.x-k8s.io/queue-name": "q"}, "ownerReferences": REPLICAS}
     },
     "a pod of nobody with the label of Kueue": {"metadata": {"labels": PODSET, "ownerReferences": []}},
+    "a pod of another scheduler's Job that names a queue": {
+        "metadata": {"labels": {"kueue.x-k8s.io/queue-name": "q"}, "ownerReferences": VOLCANO_JOB}
+    },
+    "a workload of Kubernetes 1.35 without a group": {"spec": {"workloadRef": {"name": "train"}}},
     "a scheduling group without a name": {"spec": {"schedulingGroup": {}}},
     "labels that are no object": {"metadata": {"labels": "broken"}},
     "a number for a name": {"spec": {"schedulingGroup": {"podGroupName": 7}}},

@@ -9,7 +9,7 @@ from gpusharing.kube.sources import AdminMaps
 
 
 @virtually
-async def test_an_admins_configmap_that_is_not_there_is_told() -> None:
+async def test_a_missing_configmap_of_the_admin_is_logged_once() -> None:
     async with gathering(
         config_map("site-mig", "mig-configs: {}"), admin=AdminMaps("misspelt", "site-mig")
     ) as stage:

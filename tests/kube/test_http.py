@@ -110,6 +110,21 @@ EVICTIONS: list[tuple[str, Answer, errors.KubeError]] = [
         ),
     ),
     (
+        "a 504 of something else that names a time",
+        status(504, "ServerTimeout", "etcd is slow", retryAfterSeconds=10),
+        errors.Unavailable("the API server cannot create pods/eviction: etcd is slow"),
+    ),
+    (
+        "no word at all",
+        plain(504, ""),
+        errors.Unavailable("the API server cannot create pods/eviction: HTTP 504"),
+    ),
+    (
+        "a budget says no and names no time",
+        status(429, "TooManyRequests", "no", causes=[BUDGET], retryAfterSeconds=0),
+        errors.EvictionBlocked(BUDGET["message"], None),
+    ),
+    (
         "the namespace goes away",
         status(403, "Forbidden", "unable to create", causes=[TERMINATING]),
         errors.Forbidden("unable to create", namespace_terminating=True),
@@ -123,7 +138,7 @@ async def test_an_eviction_is_answered_with(answer: Answer, error: errors.KubeEr
         with pytest.raises(errors.KubeError) as raised:
             await client.evict("x", "p", "u")
     assert type(raised.value) is type(error)
-    assert vars(raised.value) == vars(error)
+    assert (str(raised.value), vars(raised.value)) == (str(error), vars(error))
 
 
 async def test_a_missing_right_names_verb_resource_and_the_chart_value() -> None:

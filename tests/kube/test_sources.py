@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from tests.build import make_operand
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node, pod
 
@@ -22,7 +23,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import AdminMaps, Sources
+from gpusharing.kube.sources import AdminMaps, PodPlace, Sources, by_node
 from gpusharing.planning.snapshot.views import GPUNodeView, PlanSettings
 
 
@@ -248,15 +249,28 @@ async def test_of_config_maps_only_ours_the_admins_and_the_generated_ones_are_ke
         assert {name for name, view in found.items() if view.data} == set(kept)
 
 
+def test_of_two_pods_of_one_node_the_ready_one_counts_in_whichever_order_they_come() -> None:
+    ready = PodPlace("gpu-1", make_operand("gpu-1", serial=1), "nvidia-mig-manager")
+    going = PodPlace("gpu-1", make_operand("gpu-1", ready=False), "nvidia-mig-manager")
+    nowhere = PodPlace("", make_operand(""), "nvidia-mig-manager")
+    for pods in ([ready, going, nowhere], [going, ready]):
+        assert by_node(pods, "nvidia-mig-manager") == {"gpu-1": ready.operand}
+
+
 @virtually
 async def test_a_pod_that_is_being_deleted_is_not_ready_any_more() -> None:
     cluster = FakeCluster()
     cluster.add(PODS, operand("agent", "gpusharing", {"app.kubernetes.io/name": "gpusharing-agent"}))
+    cluster.add(PODS, operand("mig", "gpu-operator", {"app": "nvidia-mig-manager"}))
     async with following(cluster) as followed:
+        assert followed.sources.operands.items["mig"].operand.ready
         place = followed.sources.agents.items["agent"]
         assert (place.node, place.ready) == ("gpu-07", True)
         cluster.delete(PODS, "agent", "gpusharing")
+        cluster.delete(PODS, "mig", "gpu-operator")
         await asyncio.sleep(0.1)
+        manager = followed.sources.operands.items["mig"].operand
+        assert (manager.ready, manager.deleting) == (False, True)
         gone = followed.sources.agents.items["agent"]
         assert (gone.ready, gone.deleting) == (False, True)
 
@@ -270,6 +284,7 @@ WHOSE: dict[str, tuple[JSON, bool]] = {
     "ours by its times of writing": (TIMES, True),
     "Helm's": ({"labels": {"app.kubernetes.io/managed-by": "Helm"}}, False),
     "nobody's": ({}, False),
+    "nobody's, whose marks are null": ({"labels": None, "annotations": None}, False),
 }
 
 

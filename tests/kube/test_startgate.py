@@ -56,6 +56,7 @@ TOLERATIONS: dict[str, tuple[list[JSON], bool]] = {
     "of the key with a value": ([{**GATE, "value": "true"}], True),
     "of the key with another effect": ([{**GATE, "operator": "Exists", "effect": "NoExecute"}], False),
     "of everything": ([{"operator": "Exists"}], True),
+    "without a key and an operator": ([{"value": "true"}], False),
     "of everything that ends pods": ([{"operator": "Exists", "effect": "NoExecute"}], False),
 }
 

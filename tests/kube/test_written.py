@@ -1,6 +1,7 @@
 """Our two ConfigMaps: when their entries were written, whose they are, what they held before."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -48,6 +49,27 @@ def test_what_is_named_after_its_content_is_remembered_and_nothing_else() -> Non
     ours.read(plugin_map(True, **{KEY: "edited"}), None)
     assert ours.seen_plugin_configs == {KEY: TEXT}
     assert ours.seen_mig_entries == {NAME: ENTRY}
+
+
+def test_each_of_the_two_is_read_again_though_the_other_one_stayed_the_same() -> None:
+    ours, plugin, first, second = (
+        OurConfigMaps(),
+        plugin_map(uid="1"),
+        plugin_map(uid="2"),
+        plugin_map(uid="3"),
+    )
+    ours.read(plugin, first)
+    ours.read(plugin, second)
+    assert (ours.plugin, ours.mig) == (plugin, second)
+    ours.read(first, second)
+    assert (ours.plugin, ours.mig) == (first, second)
+
+
+def test_one_of_somebody_else_has_entries_and_never_had_a_mark_of_ours() -> None:
+    full = ConfigMapView({"theirs": "x"}, {}, "1")
+    assert OurConfigMaps.is_foreign(full)
+    assert not OurConfigMaps.is_foreign(replace(full, ours=True))
+    assert not OurConfigMaps.is_foreign(replace(full, data={}))
 
 
 def test_only_so_many_are_remembered_the_newest_ones() -> None:

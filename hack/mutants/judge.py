@@ -1,0 +1,258 @@
+"""Judges whether a reduced set of tests still notices what an earlier set noticed.
+
+Plants seeded mutants in the product, one at a time. Each is first played against the tests of the present tree
+(`--now`). If they pass, it is played against the tests as they were at `--rev` (`--before`), with the present product.
+A mutant that died before and lives now is printed with the test that used to kill it, and the exit status is 1.
+
+    python -m hack.mutants.judge --covered --rev 50c17db6 --before tests/embedded/test_sick.py \\
+        --now "tests/embedded/test_sick.py tests/planning/test_health.py"
+"""
+
+import argparse
+import inspect
+import os
+import random
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from hack.mutants.mutator import Mutation, find_mutations
+from hack.mutants.plays import LIBRARIES, QUIET, in_child
+from hack.mutants.watch import Failures
+
+PRODUCT = "operator"
+KILLED, LIVED, LOST = "killed now", "lived before too", "died before and live now"
+PATIENCE = 5
+"""A mutant may use this many times the processor seconds that the tests use without it, and ALLOWED more. One that uses
+more counts as killed."""
+ALLOWED = 60
+TRACED = 500
+"""The calls of one function in which its lines are noted. More would make the tests far slower and show little more."""
+STALLED = 10
+"""A mutant may wait this many times its processor seconds by the clock. The machine may be busy with other work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A copy of the tree in which some tests are played."""
+
+    root: Path
+    tests: tuple[str, ...]
+    cpu_seconds: float = 600
+    """The most that one play may use."""
+
+    def play(self) -> tuple[int | None, list[str]]:
+        """Return pytest's exit code and the tests that failed, up to the first; None if the process had to be ended."""
+        answer = in_child(self._play, seconds=self.cpu_seconds * STALLED)
+        return (answer[0], answer[1]) if isinstance(answer, list) else (None, [])
+
+    def covered(self) -> set[tuple[str, str, int]]:
+        """Return path, function and number of each line of the product that these tests run in their process."""
+        answer = in_child(self._watch)
+        assert isinstance(answer, list), "the tests of the earlier set can be played"
+        return {(path, function, line) for path, function, line in answer}
+
+    def _enter(self) -> None:
+        """Make this process one of the copy's."""
+        for name in [
+            name for name in sys.modules if name.partition(".")[0] in ("hack", "tests", "gpusharing")
+        ]:
+            del sys.modules[name]
+        os.chdir(self.root)
+        os.environ["PYTHONPATH"] = f"{self.root / PRODUCT}:{self.root}"
+
+    def _play(self) -> tuple[int, list[str]]:
+        limit = int(self.cpu_seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        noted = Failures(every_phase=True)
+        self._enter()
+        return int(pytest.main([*QUIET, "-x", *self.tests], plugins=[noted])), noted.failed
+
+    def _watch(self) -> list[tuple[str, str, int]]:
+        calls: Counter[CodeType] = Counter()
+        lines: set[tuple[CodeType, int]] = set()
+        product = f"{self.root / PRODUCT}/"
+
+        def note_line(frame: FrameType, event: str, _: Any) -> Any:
+            if event == "line":
+                lines.add((frame.f_code, frame.f_lineno))
+            return note_line
+
+        def note_call(frame: FrameType, event: str, _: Any) -> Any:
+            code = frame.f_code
+            calls[code] += 1
+            return note_line if calls[code] <= TRACED and code.co_filename.startswith(product) else None
+
+        self._enter()
+        threading.settrace(note_call)
+        sys.settrace(note_call)
+        pytest.main([*QUIET, *self.tests])
+        sys.settrace(None)
+        used = {code.co_filename for code, _ in lines if code.co_flags & inspect.CO_OPTIMIZED}
+        return sorted(
+            (str(Path(code.co_filename).relative_to(self.root)), _plain(code.co_qualname), line)
+            for code, line in lines
+            if code.co_filename
+            in used  # more than imported: a function ran, not only the body of module or class
+        )
+
+
+def _plain(qualified: str) -> str:
+    """Return the scope that find_mutations has for a function, a class, a module, a lambda or a comprehension."""
+    return "" if qualified == "<module>" else qualified.replace(".<locals>", "").partition(".<")[0]
+
+
+def copy_present(root: Path) -> None:
+    """Copy the tree as it is, with what is not committed yet."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
+        if name and Path(name).is_file():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(name, root / name)
+
+
+def copy_revision(root: Path, revision: str) -> None:
+    """Unpack a revision, but with the product of the present tree."""
+    packed = subprocess.run(["git", "archive", revision], check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=BytesIO(packed)) as archive:
+        archive.extractall(root, filter="data")
+    shutil.rmtree(root / PRODUCT)
+    shutil.copytree(PRODUCT, root / PRODUCT, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def choose(
+    paths: Iterable[str], covered: set[tuple[str, str, int]] | None, count: int, seed: int
+) -> list[tuple[str, Mutation]]:
+    """Draw mutants of these modules, at most one for each line. `covered` limits them to those lines, if given."""
+    functions = {(path, function) for path, function, _ in covered or ()}
+    found = [
+        (path, mutation)
+        for path in sorted(paths)
+        for mutation in find_mutations(Path(path).read_text())
+        if covered is None
+        or (path, mutation.scope, mutation.line) in covered
+        or (mutation.is_default and (path, mutation.scope) in functions)
+    ]
+    random.Random(seed).shuffle(found)
+    drawn: dict[tuple[str, int], tuple[str, Mutation]] = {}
+    for path, mutation in found:
+        drawn.setdefault((path, mutation.line), (path, mutation))
+    return list(drawn.values())[:count]
+
+
+def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, str]:
+    """Return what became of the mutant, and the test that used to kill it if none does now."""
+    text = Path(path).read_text()
+    try:
+        for side in (now, before):
+            _write(side.root / path, mutation.apply(text))
+        if now.play()[0] != 0:
+            return KILLED, ""
+        code, failed = before.play()
+        return (LIVED, "") if code == 0 else (LOST, ", ".join(failed) or "it did not end in time")
+    finally:
+        for side in (now, before):
+            _write(side.root / path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    for cached in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+        cached.unlink()  # Python knows by seconds only whether a source is newer
+
+
+def unhurt(side: Side) -> Side:
+    """Play the tests without a mutant and set the limit of what a mutant may take.
+
+    Raises:
+        SystemExit: a test fails without a mutant, so nothing can be judged.
+    """
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code, failed = side.play()
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if code != 0:
+        raise SystemExit(f"without a mutant pytest ends with {code}: {' '.join(failed or side.tests)}")
+    took = ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime
+    print(f"{took:6.1f} s of CPU without a mutant: {' '.join(side.tests)}", flush=True)
+    return Side(side.root, side.tests, took * PATIENCE + ALLOWED)
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """See --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hack.mutants.judge", description=__doc__.partition("\n")[0]
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--modules",
+        help="modules or packages in which mutants are planted, by commas: gpusharing.planning.drain",
+    )
+    where.add_argument(
+        "--covered",
+        action="store_true",
+        help="plant them in the lines that the earlier tests run in their process",
+    )
+    parser.add_argument(
+        "--now",
+        type=shlex.split,
+        required=True,
+        help="the tests that are kept: files or ids, quoted together",
+    )
+    parser.add_argument("--before", type=shlex.split, required=True, help="the tests as they were")
+    parser.add_argument("--rev", default="HEAD", help="the revision that --before is taken from")
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print a line for each mutant that is not killed, and the counts."""
+    asked = read_arguments(arguments)
+    for library in LIBRARIES:
+        import_module(library)
+    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
+        roots = [Path(folder) / "now", Path(folder) / "before"]
+        copy_present(roots[0])
+        copy_revision(roots[1], asked.rev)
+        now, before = unhurt(Side(roots[0], tuple(asked.now))), unhurt(Side(roots[1], tuple(asked.before)))
+        covered = before.covered() if asked.covered else None
+        paths = {path for path, _, _ in covered} if covered is not None else modules(asked.modules.split(","))
+        came: Counter[str] = Counter()
+        for path, mutation in choose(paths, covered, asked.count, asked.seed):
+            verdict, test = judge(path, mutation, now, before)
+            came[verdict] += 1
+            if verdict != KILLED:
+                print(f"{verdict}: {path}:{mutation.line} {mutation}   {test}".rstrip(), flush=True)
+    print(f"{came.total()} mutants: " + ", ".join(f"{came[what]} {what}" for what in (KILLED, LIVED, LOST)))
+    return 1 if came[LOST] or not came else 0
+
+
+def modules(names: Sequence[str]) -> set[str]:
+    """Return the files of these modules and of all modules in these packages."""
+    found = set()
+    for name in names:
+        plain = Path(PRODUCT, *name.split("."))
+        below = [str(path) for path in [plain.with_suffix(".py"), *plain.glob("**/*.py")] if path.is_file()]
+        if not below:
+            raise SystemExit(f"the product has no module {name}")
+        found.update(below)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

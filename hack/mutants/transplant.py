@@ -1,0 +1,136 @@
+"""Puts another version of a module's source into a process that has imported the module already.
+
+Importing the product and collecting tests takes far longer than a test. So both are done once, and each mutant lives in
+a process that is forked after that. There the functions, defaults and plain constants of the module become those of the
+other version. Objects that another module has computed from them at its import stay as they are.
+"""
+
+import ast
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cached_property, partial
+from importlib import import_module
+from types import CellType, FunctionType, MappingProxyType, ModuleType
+from typing import Any
+
+PLAIN = (bool, int, float, str, bytes, type(None), tuple, frozenset)
+EMPTY = CellType()
+OURS = ("gpusharing", "tests", "hack")
+
+
+def plant_source(module: str, text: str, known: Mapping[str, object] = MappingProxyType({})) -> None:
+    """Give a module the functions, defaults and plain constants of this source, permanently.
+
+    `known` are names that the source uses beside its own.
+    """
+    present = import_module(module)
+    assert present.__file__ is not None, "a module of ours is a file"
+    other = ModuleType(module)
+    other.__file__ = present.__file__
+    vars(other).update(known)
+    vars(present).update(known)
+    exec(compile(text, present.__file__, "exec"), vars(other))
+    done: set[int] = set()
+    for name, value in list(vars(present).items()):
+        new = vars(other).get(name)
+        if _differs(value, new):
+            for importer in (present, *_importers(module, name)):
+                setattr(importer, name, new)
+        _transplant(module, value, new, done)
+
+
+def _differs(old: object, new: object) -> bool:
+    """Whether both are plain values, and not the same."""
+    return type(old) is type(new) and isinstance(old, PLAIN) and _is_plain(new) and old != new
+
+
+def _is_plain(value: object) -> bool:
+    return type(value) in PLAIN and (not isinstance(value, tuple | frozenset) or all(map(_is_plain, value)))
+
+
+def _importers(module: str, name: str) -> list[ModuleType]:
+    """Return the modules of ours that import this constant by its name."""
+    return [
+        each
+        for key, each in list(sys.modules.items())
+        if key.partition(".")[0] in OURS
+        and hasattr(each, name)
+        and key != module
+        and _imports(each, module, name)
+    ]
+
+
+def _imports(importer: ModuleType, module: str, name: str) -> bool:
+    return any(
+        isinstance(node, ast.ImportFrom)
+        and node.module == module
+        and any((alias.asname or alias.name) == name for alias in node.names)
+        for node in ast.walk(ast.parse(inspect.getsource(importer)))
+    )
+
+
+def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
+    """Make the functions in `old` do what those in the same places of `new` do."""
+    if id(old) in done or type(old) is not type(new) or isinstance(old, str | bytes):
+        return
+    done.add(id(old))
+    if isinstance(old, FunctionType | type) and old.__module__ != module:
+        return
+    if isinstance(old, FunctionType):
+        _replace_function(old, new)
+    elif isinstance(old, type):
+        for name, value in list(vars(old).items()):
+            if _differs(value, vars(new).get(name)) and not name.startswith("__"):
+                setattr(old, name, vars(new)[name])
+    elif is_dataclass(old):
+        for each in fields(old):
+            if _differs(getattr(old, each.name, None), value := getattr(new, each.name, None)):
+                object.__setattr__(old, each.name, value)
+    elif isinstance(old, dict):
+        for gone in old.keys() - new.keys():
+            del old[gone]
+    parts, others = _parts(old), _parts(new)
+    for key in parts.keys() & others.keys():
+        _transplant(module, parts[key], others[key], done)
+
+
+def _replace_function(old: FunctionType, new: FunctionType) -> None:
+    if old.__code__ != new.__code__:
+        old.__code__ = new.__code__
+    if old.__defaults__ and new.__defaults__:
+        pairs = zip(old.__defaults__, new.__defaults__, strict=True)
+        old.__defaults__ = tuple(after if _differs(before, after) else before for before, after in pairs)
+    if old.__kwdefaults__ and new.__kwdefaults__:
+        changed = {
+            name: value
+            for name, value in new.__kwdefaults__.items()
+            if _differs(old.__kwdefaults__[name], value)
+        }
+        old.__kwdefaults__ = {**old.__kwdefaults__, **changed}
+
+
+def _parts(whole: Any) -> dict[object, Any]:
+    """Return what may be a function, or hold one, by its place in the whole."""
+    match whole:
+        case FunctionType():
+            cells = [cell.cell_contents for cell in whole.__closure__ or () if cell != EMPTY]
+            return {"wrapped": getattr(whole, "__wrapped__", None), **dict(enumerate(cells))}
+        case property():
+            return {"get": whole.fget, "set": whole.fset}
+        case staticmethod() | classmethod():
+            return {"function": whole.__func__}
+        case cached_property() | partial():
+            return {"function": whole.func}
+        case type():
+            return {
+                name: value for name, value in vars(whole).items() if name not in ("__dict__", "__weakref__")
+            }
+        case tuple() | list():
+            return dict(enumerate(whole))
+        case Mapping():
+            return dict(whole)
+    if is_dataclass(whole):
+        return {each.name: getattr(whole, each.name, None) for each in fields(whole)}
+    return {"wrapped": getattr(whole, "__wrapped__", None)}  # by functools.cache

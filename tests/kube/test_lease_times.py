@@ -1,0 +1,45 @@
+"""How long a holder of the Lease is waited for, and how long a renewal may hang. In virtual time."""
+
+import asyncio
+
+import pytest
+from hack.sim.fakefaults import SILENCE
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.virtualtime import run_virtually
+from tests.kube.test_lease import Contender, contenders
+
+from gpusharing.kube.client import JSON, LEASES
+
+
+@pytest.mark.parametrize(
+    ("stated", "patience"), [({"leaseDurationSeconds": 60}, 60), ({}, 15)], ids=["60 s", "none"]
+)
+def test_another_holder_has_as_long_as_its_own_lease_says(stated: JSON, patience: float) -> None:
+    """An operator of another version, or with other settings, may renew more seldom than we do."""
+
+    async def main() -> None:
+        cluster = FakeCluster()
+        metadata = {"name": "leader", "namespace": "gpusharing"}
+        cluster.add(LEASES, {"metadata": metadata, "spec": {"holderIdentity": "other", **stated}})
+        contender = Contender(cluster, "a")
+        await asyncio.sleep(patience - 1)
+        assert not contender.lease.acquired.is_set()
+        async with asyncio.timeout(4):
+            await contender.lease.acquired.wait()
+        await contender.stop()
+
+    run_virtually(main())
+
+
+def test_a_renewal_that_hangs_leaves_time_for_another_one() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            await asyncio.sleep(4.5)
+            hung = cluster.faults.fail("patch", LEASES, SILENCE)
+            await asyncio.sleep(30)
+            assert hung.hits == 1
+            assert a.lease.is_leader
+            assert not a.lost.is_set()
+
+    run_virtually(main())
