@@ -14,7 +14,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cluster.paths import alone_with, cache_root
+from hack.apt import alone_with_apt
+from hack.cache import UnavailableError, make_once
+from hack.cluster.paths import cache_root
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 """As they are called on a PATH."""
@@ -22,10 +24,6 @@ PACKAGE = "chromium-headless-shell"
 PROGRAM = Path("usr/lib/chromium/chromium-headless-shell")
 SECONDS = 300.0
 """For 100 MB from a mirror."""
-
-
-class BrowserError(Exception):
-    """There is no browser. The text says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +49,14 @@ def ensure() -> Browser:
     """What there is, else Debian's, with the libraries that this machine lacks.
 
     Raises:
-        BrowserError: there is none, and apt cannot fetch one.
+        UnavailableError: there is none, and apt cannot fetch one.
     """
     if (found := find()) is not None:
         return found
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-        raise BrowserError(f"there is no browser on the PATH; one of these would do: {', '.join(NAMES)}")
-    with alone_with("apt"):
-        if not _folder().is_dir():
-            _unpack(_folder())
+        raise UnavailableError(f"there is no browser on the PATH: install one of {', '.join(NAMES)}")
+    with alone_with_apt():
+        make_once(_folder(), "browser", _unpack)
     found = find()
     assert found is not None, "it was unpacked just now"
     return found
@@ -69,14 +66,11 @@ def _folder() -> Path:
     return cache_root() / f"browser-{platform.machine()}"
 
 
-def _unpack(target: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        debs, tree = Path(scratch) / "debs", Path(scratch) / "tree"
-        debs.mkdir()
-        _run(["apt-get", "download", *_missing()], debs)
-        for deb in sorted(debs.glob("*.deb")):
-            _run(["dpkg-deb", "--extract", str(deb), str(tree)], debs)
-        tree.rename(target)
+def _unpack(out: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=out.parent) as debs:
+        _run(["apt-get", "download", *_missing()], Path(debs))
+        for deb in sorted(Path(debs).glob("*.deb")):
+            _run(["dpkg-deb", "--extract", str(deb), str(out)], Path(debs))
 
 
 def _missing() -> list[str]:
@@ -84,7 +78,7 @@ def _missing() -> list[str]:
     command = ["apt-get", "install", "--simulate", "--no-install-recommends", PACKAGE]
     try:
         told = _run(command, Path("/"))
-    except BrowserError:
+    except UnavailableError:
         _run(["apt-get", "update"], Path("/"))
         told = _run(command, Path("/"))
     return [line.split()[1] for line in told.splitlines() if line.startswith("Inst ")]
@@ -102,9 +96,10 @@ def _run(command: list[str], folder: Path) -> str:
             stdin=subprocess.DEVNULL,
         )
     except (subprocess.SubprocessError, OSError) as error:
-        told = getattr(error, "stderr", None) or str(error)
-        raise BrowserError(
-            f"{' '.join(command[:2])} has no {PACKAGE}: {told.strip()}\nInstall a browser: apt-get install chromium"
+        lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        raise UnavailableError(
+            f"{' '.join(command[:2])} has no {PACKAGE} ({lines[-1]}): install a browser (apt-get install chromium), "
+            "or mend apt and try again: python -m hack.browser"
         ) from error
     return done.stdout
 
@@ -112,6 +107,6 @@ def _run(command: list[str], folder: Path) -> str:
 if __name__ == "__main__":
     try:
         print(ensure().program)
-    except BrowserError as error:
+    except UnavailableError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

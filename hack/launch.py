@@ -23,6 +23,8 @@ PYTHONPATH = f"{ROOT / 'operator'}:{ROOT}"
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 DEBUG = {"PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 STOP_SECONDS = 30.0
+READY_POLL = 0.1
+"""Seconds between two looks at a policy: a change takes seconds, and each look costs the API server something."""
 NAMESPACE = "gpusharing"
 AGENT_NAMESPACE = "gpusharing-agent"
 SERVICE_ACCOUNT = "gpusharing-operator"
@@ -257,4 +259,4 @@ def wait_ready(api: Api, policy: str, seconds: float = 120.0) -> None:
             for row in raw.get("status", {}).get("conditions", ())
         )
 
-    wait_until(ready, seconds, f"policy {policy} to be Ready")
+    wait_until(ready, seconds, f"policy {policy} to be Ready", poll=READY_POLL)

@@ -1,20 +1,21 @@
 """promtool, which checks alerts and queries, and Prometheus: of Debian's packages, unpacked into the user's cache."""
 
-import os
 import platform
 import shutil
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from hack.cluster.paths import alone_with, cache_root
+from hack.apt import install
+from hack.cache import UnavailableError, make_once
+from hack.cluster.paths import cache_root
 from hack.images import debian
 from hack.images.packages import Package
 
 VERSION = "2.53.3+ds1-2"
 Program = Literal["promtool", "prometheus"]
+PROGRAMS: tuple[Program, ...] = get_args(Program)
 _FILES = {
     ("promtool", "x86_64"): "ff27654eacc95abd846d344e91fe4ba3b4f0588a50d606ed1d2f09ad3408722f",
     ("promtool", "aarch64"): "cc1d5889b4d2e2ef92a6984039d88c11993ad3c73f5e74acd3ee15adaefb764c",
@@ -48,39 +49,44 @@ def ensure(program: Program = "promtool") -> Path:
         try:
             return _unpacked(package)
         except debian.FetchError as error:
-            problem = str(error).split("\nDebian drops")[0]
+            problem = str(error).partition(": check the network")[0]
     if own := shutil.which(program):
         return Path(own)
     raise debian.FetchError(
-        f"{problem}\nInstall it (apt-get install prometheus), or lock another in hack/promtool.py"
+        f"{problem}; install it (apt-get install --yes prometheus), or lock another in hack/promtool.py"
     )
 
 
-def install() -> None:
-    """Install Debian's package where Debian has dropped the locked one, for CI: nobody reads a message there.
-
-    Raises:
-        subprocess.CalledProcessError: apt-get failed.
-    """
-    if shutil.which("apt-get") and os.geteuid() == 0:
-        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        with alone_with("apt"):
-            for command in (["update"], ["install", "--yes", "--no-install-recommends", "prometheus"]):
-                subprocess.run(["apt-get", "--quiet", *command], env=environ, stdout=sys.stderr, check=True)
-
-
 def _unpacked(package: Package) -> Path:
-    path = cache_root() / f"{package.name}-{VERSION}-{package.sha256[:12]}"
-    if not path.exists():
+    def make(out: Path) -> None:
         _, stamp = debian.locked(package.architecture)
         (deb,) = debian.fetch([package], stamp)
         with debian.open_part(deb.read_bytes(), "data") as tar:
             file = tar.extractfile(f"./usr/bin/{package.name}")
             assert file is not None
-            data = file.read()
-        # Another process may do the same: each writes its own file, and the last one stays.
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
-            scratch.write(data)
-        Path(scratch.name).chmod(0o755)
-        Path(scratch.name).replace(path)
-    return path
+            (out / package.name).write_bytes(file.read())
+        (out / package.name).chmod(0o755)
+
+    folder = cache_root() / f"{package.name}-{package.sha256[:12]}-{VERSION}"
+    return make_once(folder, package.name, make) / package.name
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fetch both and print their paths; where no mirror has the locked version, `--install` installs Debian's."""
+    try:
+        for program in PROGRAMS:
+            try:
+                print(ensure(program))
+            except debian.FetchError:
+                if "--install" not in arguments:
+                    raise
+                install("prometheus")
+                print(ensure(program))
+    except UnavailableError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

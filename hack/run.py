@@ -7,9 +7,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from hack.cache import UnavailableError
 from hack.cluster.api import ApiError
 from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path
-from hack.cluster.toolchain import ToolchainError
 from hack.launch import (
     NAMESPACE,
     LaunchError,
@@ -34,7 +34,7 @@ def main() -> int:
         say(f"installing the chart into namespace {NAMESPACE} (operator.replicas=0: it runs here)")
         install_chart(kubeconfig, "--set", "operator.replicas=0")
         operator = operator_kubeconfig(kubeconfig, directory)
-    except (KubeconfigError, ToolchainError, LaunchError, ApiError) as error:
+    except (KubeconfigError, UnavailableError, LaunchError, ApiError) as error:
         say(f"make run: {error}")
         return 2
     with node_software(kubeconfig, directory, FACTOR) as simulated:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
+from hack.required import require
 
 WITHOUT_SYS_ADMIN = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
 WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all")
@@ -20,7 +20,17 @@ def is_admin() -> bool:
     return effective is not None and bool(int(effective[1], 16) >> _SYS_ADMIN & 1)
 
 
-needs_admin = pytest.mark.skipif(not is_admin(), reason="only CAP_SYS_ADMIN can show what it allows")
+def require_admin() -> None:
+    """Fail the calling test where we do not have CAP_SYS_ADMIN."""
+    require(
+        "root", None if is_admin() else "only CAP_SYS_ADMIN can show what it allows: run this test as root"
+    )
+
+
+def require_wrapper(command: Sequence[str]) -> None:
+    """Fail the calling test where this command cannot wrap a program."""
+    why = refusal(command)
+    require("root", f"no program can run inside `{' '.join(command)}` here: {why}" if why else None)
 
 
 def refusal(command: Sequence[str]) -> str:
@@ -37,14 +47,9 @@ def without_capabilities() -> tuple[str, ...]:
 
 
 def own_pid_namespace() -> tuple[str, ...]:
-    """The command; skips the test where that is not allowed."""
-    plain, mapped = (
-        ("unshare", "--pid", "--fork"),
-        ("unshare", "--user", "--map-root-user", "--pid", "--fork"),
-    )
-    why = ""
-    for command in (plain, mapped):
-        why = refusal(command)
-        if not why:
-            return command
-    pytest.skip(f"no PID namespace of its own for a program here: {why}")
+    """The command that gives a program a PID namespace of its own; fails the calling test where that is not allowed."""
+    plain = ("unshare", "--pid", "--fork")
+    mapped = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    command = mapped if refusal(plain) else plain
+    require_wrapper(command)
+    return command

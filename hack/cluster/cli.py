@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hack.cache import UnavailableError
 from hack.cluster import install, kind, nodes, state, toolchain
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
@@ -22,7 +23,7 @@ from hack.cluster.paths import private_directory, state_root
 from hack.cluster.process import ComponentError
 from hack.cluster.tokens import write_token_kubeconfig
 
-EXPECTED = (toolchain.ToolchainError, ComponentError, KubeconfigError, kind.KindError, TimeoutError)
+EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, TimeoutError)
 """Errors whose text is meant for the user."""
 
 

@@ -177,7 +177,7 @@ class ControlPlane:
         """Start everything and return when the API server is ready and tokens can be had.
 
         Raises:
-            toolchain.ToolchainError: a program is missing and cannot be built.
+            UnavailableError: a program is missing and cannot be built.
             ComponentError: a program ended or did not get ready; the text has its last log lines.
         """
         self._program()

@@ -48,7 +48,7 @@ def program() -> str:
     """The `kind` on PATH, else the pinned one, built from its module.
 
     Raises:
-        ToolchainError: it must be built and cannot.
+        UnavailableError: it must be built and cannot.
     """
     return shutil.which("kind") or str(toolchain.program("kind"))
 
@@ -57,12 +57,9 @@ def put_driver(folder: Path = DRIVER) -> None:
     """Lay the SIMULATED driver where a node mounts it: the library, and the state of a new machine.
 
     Raises:
-        KindError: the library cannot be built.
+        UnavailableError: the library cannot be built.
     """
-    try:
-        library = build.library_directory() / build.LIBRARY
-    except build.BuildError as error:
-        raise KindError(f"the node with SIMULATED GPUs cannot be made: {error}") from error
+    library = build.library_directory() / build.LIBRARY
     (folder / "state").mkdir(parents=True, exist_ok=True)
     shutil.copy(library, folder / build.LIBRARY)
     Simulator.create(folder / "state" / "nvml.state", GPUS)

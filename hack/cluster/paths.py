@@ -1,10 +1,8 @@
 """Where the development tools keep what they build and run: in the user's cache, never in the checkout."""
 
-import contextlib
-import fcntl
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 APP = "gpu-sharing-operator"
@@ -29,15 +27,6 @@ def state_root(environ: Mapping[str, str] = os.environ) -> Path:
     if runtime and os.access(runtime, os.W_OK):
         return Path(runtime) / APP
     return cache_root(environ) / "run"
-
-
-@contextlib.contextmanager
-def alone_with(tool: str) -> Iterator[None]:
-    """One process after the other: apt does not wait for another one, it fails."""
-    cache_root().mkdir(parents=True, exist_ok=True)
-    with (cache_root() / f"{tool}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def private_directory(path: Path) -> Path:

@@ -5,22 +5,18 @@ need (`kubelet`: rung 4; `kind`; `helm3`; `actionlint`: the workflows; `charttoo
 `krewtools`: krew) is built when it is named.
 """
 
-import fcntl
 import hashlib
 import os
 import platform
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hack.cache import UnavailableError, make_once, say
 from hack.cluster.paths import cache_root
+from hack.golang import run_go
 
 KWOK_VERSION = "v0.8.0"
 HELM_VERSION = "v4.3.1"
@@ -33,12 +29,6 @@ KUBELET_SOURCE = CONTROLPLANE_SOURCE.parent / "kubelet"
 CHARTTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "charttools"
 KREWTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "krewtools"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-OLDEST_GO = (1, 21)
-"""The first Go that automatically fetches the toolchain that a go.mod asks for."""
-
-
-class ToolchainError(Exception):
-    """A program is missing and cannot be built. The text says what, why, and the command that helps."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +71,8 @@ def kubernetes_version(go_mod: str) -> str:
     """The version of k8s.io/kubernetes that this go.mod pins, as `v1.36.3`."""
     found = re.search(r"^\s*(?:require\s+)?k8s\.io/kubernetes\s+(v\d+\.\d+\.\d+)\s*$", go_mod, re.MULTILINE)
     if not found:
-        raise ToolchainError(
-            "hack/controlplane/go.mod pins no k8s.io/kubernetes.\n"
-            f"Restore it: git checkout -- {CONTROLPLANE_SOURCE}"
+        raise UnavailableError(
+            f"hack/controlplane/go.mod pins no k8s.io/kubernetes: git checkout -- {CONTROLPLANE_SOURCE}"
         )
     return found[1]
 
@@ -144,7 +133,7 @@ def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> Tool
     files = tuple((source / file).read_text() for file in ("go.mod", "go.sum"))
     version = re.search(rf"\s{re.escape(leading)} (v\S+)", files[0])
     if version is None:
-        raise ToolchainError(f"{source}/go.mod pins no {leading}.\nRestore it: git checkout -- {source}")
+        raise UnavailableError(f"{source}/go.mod pins no {leading}: git checkout -- {source}")
     command = ("go", "build", "-trimpath", "-ldflags=-s -w", "-o", "{out}/", "tool")
     return ToolRecipe(source.name, version[1], files, command, programs, source)
 
@@ -180,21 +169,14 @@ def ensure(name: str, root: Path | None = None) -> Path:
     """The folder with the programs of tool `name` (a key of RECIPES), built first if it is not there.
 
     Raises:
-        ToolchainError: Go is missing or too old, or the build failed.
+        UnavailableError: Go is missing or too old, the build failed, or the cache cannot be used.
     """
     return build_once(RECIPES[name](), root or cache_root())
 
 
 def build_once(recipe: ToolRecipe, root: Path) -> Path:
     """The folder below `root` with what the recipe makes; several processes may ask at once."""
-    directory = recipe.directory(root)
-    if directory.is_dir():
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(directory.parent / f".{directory.name}.lock", recipe):
-        if not directory.is_dir():
-            _build(recipe, directory)
-    return directory
+    return make_once(recipe.directory(root), recipe.name, lambda out: _build(recipe, out))
 
 
 def control_plane_programs(environ: Mapping[str, str] = os.environ) -> Programs:
@@ -215,15 +197,14 @@ def find_assets(directory: Path) -> dict[str, Path]:
     """The programs in a KUBEBUILDER_ASSETS folder; setup-envtest ships etcd, kube-apiserver and kubectl.
 
     Raises:
-        ToolchainError: the folder lacks etcd or kube-apiserver, so the variable points at the wrong place.
+        UnavailableError: the folder lacks etcd or kube-apiserver, so the variable points at the wrong place.
     """
     found = {name: directory / name for name in CONTROLPLANE_CALLS if os.access(directory / name, os.X_OK)}
     lacking = [name for name in ("etcd", "kube-apiserver") if name not in found]
     if lacking:
-        raise ToolchainError(
-            f"KUBEBUILDER_ASSETS={directory} has no {' and no '.join(lacking)}.\n"
-            "Point it at a folder made by `setup-envtest use -p path`, or let us build them:\n"
-            "  unset KUBEBUILDER_ASSETS"
+        raise UnavailableError(
+            f"KUBEBUILDER_ASSETS={directory} has no {' and no '.join(lacking)}: let it name a folder that "
+            "`setup-envtest use -p path` has printed, or unset it, and all programs are built."
         )
     return found
 
@@ -233,36 +214,17 @@ def program(name: str) -> Path:
     return ensure(name) / RECIPES[name]().programs[0]
 
 
-@contextmanager
-def _locked(path: Path, recipe: ToolRecipe) -> Iterator[None]:
-    """Hold a lock file, so that two builders at once do the work once."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"another process is building {recipe.name} {recipe.version}; waiting for it ...")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _build(recipe: ToolRecipe, directory: Path) -> None:
-    go = find_go(recipe)
-    _say(f"building {recipe.name} {recipe.version} once, about {recipe.minutes} min on 2 cores ...")
-    begin = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{recipe.name}-build-") as scratch:
-        out = Path(scratch) / "out"
-        out.mkdir()
-        command = [go, *(argument.replace("{out}", str(out)) for argument in recipe.command[1:])]
-        environ = _build_environment(out, module=recipe.cwd is None)
-        done = subprocess.run(
-            command, cwd=recipe.cwd or scratch, env=environ, capture_output=True, text=True, check=False
-        )
-        if done.returncode != 0:
-            raise ToolchainError(_build_failed(recipe, done.stderr))
-        for call in recipe.calls:
-            (out / call).symlink_to(recipe.programs[0])
-        out.rename(directory)
-    _say(f"built {recipe.name} {recipe.version} in {time.monotonic() - begin:.0f} s: {directory}")
+def _build(recipe: ToolRecipe, out: Path) -> None:
+    run_go(
+        f"{recipe.name} {recipe.version}",
+        [argument.replace("{out}", str(out)) for argument in recipe.command[1:]],
+        recipe.cwd or out,
+        _build_environment(out, module=recipe.cwd is None),
+        minutes=recipe.minutes,
+        again=f"python -m hack.cluster.toolchain {recipe.name}",
+    )
+    for call in recipe.calls:
+        (out / call).symlink_to(recipe.programs[0])
 
 
 def _build_environment(out: Path, *, module: bool) -> dict[str, str]:
@@ -272,60 +234,18 @@ def _build_environment(out: Path, *, module: bool) -> dict[str, str]:
     return {**environ, "GOBIN": str(out), "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": "0"}
 
 
-def _build_failed(recipe: ToolRecipe, stderr: str) -> str:
-    lines = [line for line in stderr.splitlines() if line and not line.startswith("go: downloading")]
-    tail = "\n".join(f"  {line}" for line in lines[-12:])
-    where = f"cd {recipe.cwd} && " if recipe.cwd else ""
-    return (
-        f"{recipe.name} {recipe.version} could not be built:\n{tail}\n"
-        "A first build fetches Go modules: check the network and `go env GOPROXY`, then try again:\n"
-        f"  python -m hack.cluster.toolchain {recipe.name}\n"
-        f"(the build itself: {where}{' '.join(recipe.command).replace('{out}', '/tmp')})"
-    )
-
-
-def find_go(recipe: ToolRecipe) -> str:
-    """The go command.
-
-    Raises:
-        ToolchainError: there is none, or it is too old to fetch the toolchain that the module asks for.
-    """
-    go = shutil.which("go")
-    need = f"{recipe.name} {recipe.version} must be built and needs"
-    if go is None:
-        raise ToolchainError(
-            f"{need} Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}, but there is no `go` on PATH.\n"
-            "Install it from your distribution or https://go.dev/dl,\n"
-            "or, for the control plane, take ready programs:\n"
-            "  export KUBEBUILDER_ASSETS=$(setup-envtest use -p path)"
-        )
-    told = subprocess.run(
-        [go, "env", "GOVERSION"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    found = re.match(r"go(\d+)\.(\d+)", told)
-    if found is None or (int(found[1]), int(found[2])) < OLDEST_GO:
-        raise ToolchainError(
-            f"{need} Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}, but {go} is {told or 'of unknown version'}.\n"
-            "Install a newer one from https://go.dev/dl and put it first on PATH."
-        )
-    return go
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str]) -> int:
     """Build the named tools (WITHOUT_A_NAME if none is named) and print one path per line."""
     unknown = [name for name in arguments if name not in RECIPES]
     if unknown:
-        _say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
+        say(f"unknown tool {unknown[0]!r}: choose from {', '.join(RECIPES)}")
         return 2
     try:
         for name in arguments or WITHOUT_A_NAME:
-            print(ensure(name), flush=True)
-    except ToolchainError as error:
-        _say(str(error))
+            plane = name == "controlplane"
+            print(control_plane_programs().etcd.parent if plane else ensure(name), flush=True)
+    except UnavailableError as error:
+        say(str(error))
         return 1
     return 0
 

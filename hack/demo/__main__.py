@@ -8,8 +8,8 @@ import sys
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from hack.cache import UnavailableError
 from hack.cluster.process import ComponentError
-from hack.cluster.toolchain import ToolchainError
 from hack.demo.screen import DemoFailed, Screen
 from hack.launch import LaunchError
 
@@ -18,7 +18,7 @@ TRY_NEXT = {
         "make demo DRIVER=cluster    the same story on a real API server, scheduler and controllers",
         'eval "$(make -s cluster)"   a control plane with simulated GPU nodes for your own kubectl',
         "make run                    then, in another shell: kubectl apply -f examples/pool-b.yaml",
-        "make test                   everything that is proven, and on which rung",
+        "make test                   the tests that need nothing but Python",
     ),
     "cluster": (
         'eval "$(make -s cluster)"   a control plane that stays, for your own kubectl',
@@ -93,7 +93,7 @@ def main() -> int:
     except DemoFailed as failure:
         print(f"\nDEMO FAILED: {failure}", file=sys.stderr)
         return 1
-    except (ToolchainError, ComponentError, LaunchError) as error:
+    except (UnavailableError, ComponentError, LaunchError) as error:
         print(f"\nmake demo DRIVER={options.driver}: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `| head` has seen enough

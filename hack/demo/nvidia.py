@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 from gpusharing.api import names
+from hack.cache import UnavailableError
 from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import LOG, ROOT, empty_log
 from hack.launch import LaunchError
@@ -38,7 +39,7 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
                 build.ensure(release)
             with running_loop(Path(folder), "one", FAULTY, log=empty_log()) as loop:
                 _play(screen, loop)
-        except (build.GoBuildError, SandboxError) as error:
+        except (UnavailableError, SandboxError) as error:
             raise LaunchError(str(error)) from error
         except TimeoutError as error:
             raise DemoFailed(str(error)) from error

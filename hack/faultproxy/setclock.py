@@ -5,11 +5,11 @@ notices. What it runs on besides, CLOCK_MONOTONIC and CLOCK_BOOTTIME, nobody can
 """
 
 import mmap
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 from typing import Self
+
+from hack.compiler import compile_c
 
 SOURCE = Path(__file__).with_suffix(".c")
 
@@ -21,15 +21,11 @@ class SetClock:
         """Builds the library in this folder.
 
         Raises:
-            FileNotFoundError: there is no C compiler.
-            subprocess.CalledProcessError: it refused.
+            UnavailableError: there is no C compiler, or it refused.
         """
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            raise FileNotFoundError("no C compiler: neither `cc` nor `gcc` is on PATH")
         library, self._path = directory / "setclock.so", directory / "setclock"
         flags = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared")
-        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(library)], check=True)
+        compile_c("a clock that can be set", *flags, str(SOURCE), "-o", str(library))
         self._path.write_bytes(bytes(8))
         self.environment = {"LD_PRELOAD": str(library), "SETCLOCK_FILE": str(self._path)}
 

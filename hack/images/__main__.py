@@ -4,13 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from hack.cache import UnavailableError
 from hack.images import advisories, local, registry
-from hack.images.debian import FetchError
 from hack.images.local import Image, TreeError
 from hack.images.packages import ARCHITECTURES, LockError
 from hack.images.saved import Saved
 from hack.images.sizes import by_kind, table, too_big
-from hack.images.wheels import WheelError
 
 BASES = ("auto", "local", "registry")
 FOUND = 3
@@ -39,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         if base == "registry":
             return max(tell(image, known) for image in registry.build(options.arch or [""], options.image))
         images = [local.build(architecture, options.image) for architecture in options.arch or [""]]
-    except (FetchError, WheelError, LockError, TreeError, registry.RegistryError, ValueError) as error:
+    except (UnavailableError, LockError, TreeError, registry.RegistryError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return max(tell(image, known) for image in images)

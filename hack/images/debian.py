@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote
 
+from hack.cache import UnavailableError, writable
 from hack.cluster.paths import cache_root
 from hack.generate import ROOT
 from hack.images.packages import (
@@ -65,7 +66,7 @@ USERS = {
 """uid 65532 has no entry on purpose: on OpenShift it is any number, so nothing may need one."""
 
 
-class FetchError(Exception):
+class FetchError(UnavailableError):
     """A package cannot be had. The text says which, from where, and what to do."""
 
 
@@ -74,10 +75,10 @@ def fetch(packages: Sequence[Package], stamp: str) -> list[Path]:
 
     Raises:
         FetchError: a file is neither on the mirror nor in the archive of old versions, or not the locked one.
+        UnavailableError: the cache cannot be written.
     """
     folder = cache_root() / "debs"
-    folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(4) as pool:
+    with writable(folder), ThreadPoolExecutor(4) as pool:
         return list(pool.map(lambda package: _fetch(package, stamp, folder), packages))
 
 
@@ -94,22 +95,18 @@ def _fetch(package: Package, stamp: str, folder: Path) -> Path:
             with urllib.request.urlopen(f"{base}/{package.path}", timeout=TIMEOUT) as answer:
                 data: bytes = answer.read()
         except (OSError, http.client.HTTPException) as error:
-            tried.append(f"  {base}: {error}")
+            tried.append(f"{base}: {error}")
             continue
         if hashlib.sha256(data).hexdigest() != package.sha256:
-            tried.append(f"  {base}: other content than the lock's sha256")
+            tried.append(f"{base}: other content than the lock's sha256")
             continue
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(data)
-        Path(file.name).replace(target)
-        return target
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            (Path(scratch) / target.name).write_bytes(data)
+            return (Path(scratch) / target.name).replace(target)
     raise FetchError(
-        f"{package.name} {package.version} ({package.architecture}) cannot be downloaded:\n"
-        + "\n".join(tried)
-        + "\n"
-        "Debian drops a version when a newer one is out. Name a mirror that has it\n"
-        "  DEBIAN_MIRROR=http://deb.debian.org make images BASE=local\n"
-        "or use today's versions (needs apt, changes deploy/debian.lock): python -m hack.images.debian"
+        f"{package.name} {package.version} ({package.architecture}) cannot be downloaded ({'; '.join(tried[-2:])}): "
+        "check the network; where Debian has dropped that version, name a mirror that has it (DEBIAN_MIRROR=URL) or "
+        "lock today's versions: python -m hack.images.debian"
     )
 
 

@@ -106,7 +106,7 @@ def measure_starts(image: local.Image) -> list[Start]:
 
     Raises:
         RuntimeError: the operator was not Ready; the text holds its log.
-        ToolchainError, ComponentError: there is no control plane.
+        UnavailableError, ComponentError: there is no control plane.
     """
     with tempfile.TemporaryDirectory() as scratch, ControlPlane(Path(scratch) / "plane") as plane:
         root = Path(scratch) / "root"

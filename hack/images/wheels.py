@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hack.cache import UnavailableError
 from hack.cluster.paths import cache_root
 from hack.generate import ROOT
 from hack.images.packages import ARCHITECTURES, PYTHON
@@ -30,7 +31,7 @@ GLIBC = ("manylinux_2_17", "manylinux2014", "manylinux_2_28", "manylinux_2_34")
 """Kinds of wheels that run on the tree's glibc (2.41)."""
 
 
-class WheelError(Exception):
+class WheelError(UnavailableError):
     """A wheel cannot be had, or cannot be installed. The text says which and why."""
 
 
@@ -181,12 +182,12 @@ def _pip(verb: str, *arguments: str, environ: Mapping[str, str] = os.environ) ->
     if done.returncode == 0:
         return
     missing = re.findall(r"No matching distribution found for ([^\s(]+)", done.stderr)
-    hint = (
-        f"There is no wheel of {', '.join(missing)} for this platform: pin a version that has one and run `make lock`."
-        if missing
-        else "pip needs a package index: check the network, PIP_INDEX_URL and the proxy."
-    )
-    raise WheelError(f"pip {verb} failed:\n{done.stderr.strip()}\n{hint}")
+    if broken := re.search(r"connection broken by '(.*)'", done.stderr):
+        raise WheelError(f"pip {verb} failed ({broken[1]}): check the network, PIP_INDEX_URL and the proxy")
+    if missing:
+        remedy = "pin a version that has one and run `make lock`"
+        raise WheelError(f"there is no wheel of {', '.join(missing)} for this platform: {remedy}")
+    raise WheelError(f"pip {verb} failed: mend what it says below\n{done.stderr.strip()}")
 
 
 def main() -> int:

@@ -4,26 +4,23 @@
 release is a module of its own, so that it is linked with exactly the versions its release names.
 """
 
-import fcntl
 import hashlib
+import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hack.cache import UnavailableError, make_once, say
 from hack.cluster.paths import cache_root
+from hack.compiler import need_compiler
+from hack.golang import failure, find_go, run_go
 
 HERE = Path(__file__).resolve().parent
-
-
-class GoBuildError(Exception):
-    """NVIDIA's programs cannot be built. The text says what is missing and what to do."""
+WHAT = "NVIDIA's programs"
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class UpstreamRelease:
         """The version that our go.mod pins, as `v0.19.3`."""
         found = re.search(rf"{re.escape(self.module)} (v\S+)", (self.source / "go.mod").read_text())
         if found is None:
-            raise GoBuildError(f"{self.source / 'go.mod'} does not require {self.module}")
+            raise UnavailableError(f"{self.source / 'go.mod'} does not require {self.module}")
         return found[1]
 
     def command(self, out: str) -> list[str]:
@@ -81,9 +78,11 @@ RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
 
 def missing() -> str | None:
     """Why the programs cannot be built here, or None."""
-    for program, what in (("go", "Go 1.21 or newer"), ("cc", "a C compiler, for cgo")):
-        if shutil.which(program) is None:
-            return f"NVIDIA's programs need {what}: there is no `{program}` on PATH"
+    try:
+        find_go(WHAT)
+        need_compiler(WHAT)
+    except UnavailableError as error:
+        return str(error)
     return None
 
 
@@ -91,19 +90,9 @@ def ensure(release: UpstreamRelease) -> Path:
     """The folder with the programs of this release, built first if it is not there.
 
     Raises:
-        GoBuildError: Go or a C compiler is missing, or the build failed.
+        UnavailableError: Go or a C compiler is missing, the build failed, or the cache cannot be used.
     """
-    directory = release.directory()
-    if directory.is_dir():
-        return directory
-    if why := missing():
-        raise GoBuildError(why)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not directory.is_dir():
-            _build(release, directory)
-    return directory
+    return make_once(release.directory(), release.folder, lambda out: _build(release, out))
 
 
 def program(name: str) -> Path:
@@ -111,40 +100,41 @@ def program(name: str) -> Path:
     for release in RELEASES:
         if name in (*release.programs, *release.ours):
             return ensure(release) / name
-    raise GoBuildError(
+    raise UnavailableError(
         f"no program {name!r}: choose from {[p for r in RELEASES for p in (*r.programs, *r.ours)]}"
     )
 
 
-def _build(release: UpstreamRelease, directory: Path) -> None:
-    _say(f"building NVIDIA's {release.folder} {release.version} once, about 2 min on 2 cores ...")
-    begin = time.monotonic()
+def _environment() -> dict[str, str]:
+    """The user's environment for Go, without what he has set for another project's build."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH", "GOFLAGS")}
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{release.folder}-build-") as scratch:
-        out = Path(scratch) / "out"
-        out.mkdir()
-        done = subprocess.run(
-            release.command(f"{out}/"),
-            cwd=release.source,
-            env={**environ, "GOWORK": "off", "CGO_ENABLED": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
-            tail = "\n".join(f"  {line}" for line in lines[-12:])
-            raise GoBuildError(
-                f"NVIDIA's {release.folder} {release.version} could not be built:\n{tail}\n"
-                "A first build fetches Go modules: check the network and `go env GOPROXY`, then try again:\n"
-                "  python -m hack.nvidia.build"
-            )
-        out.rename(directory)
-    _say(f"built {release.folder} {release.version} in {time.monotonic() - begin:.0f} s: {directory}")
+    return {**environ, "GOWORK": "off", "CGO_ENABLED": "1"}
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _build(release: UpstreamRelease, out: Path) -> None:
+    need_compiler(WHAT)
+    what, again = f"NVIDIA's {release.folder} {release.version}", "python -m hack.nvidia.build"
+    run_go(what, release.command(f"{out}/")[1:], release.source, _environment(), minutes=2, again=again)
+
+
+def module_folder(release: UpstreamRelease, module: str) -> Path:
+    """The folder with the source of a module that this release is linked with, wherever Go keeps it.
+
+    Raises:
+        UnavailableError: Go is missing, or it cannot fetch the module.
+    """
+    asked = subprocess.run(
+        [find_go(WHAT), "mod", "download", "-json", module],
+        cwd=release.source,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode != 0:
+        again = f"cd {release.source} && go mod download {module}"
+        raise failure(f"the source of {module} cannot be read", asked.stdout + asked.stderr, again)
+    return Path(json.loads(asked.stdout)["Dir"])
 
 
 def main() -> int:
@@ -152,8 +142,8 @@ def main() -> int:
     try:
         for release in RELEASES:
             print(ensure(release), flush=True)
-    except GoBuildError as error:
-        _say(str(error))
+    except UnavailableError as error:
+        say(str(error))
         return 1
     return 0
 

@@ -163,7 +163,7 @@ def running_loop(
     `chart`: more arguments of helm, `("--set", "agent.privileged=false")`; `models`: of machines that have no H100.
 
     Raises:
-        BuildError, GoBuildError, SandboxError, ToolchainError, LaunchError, ComponentError: it cannot run here.
+        UnavailableError, SandboxError, LaunchError, ComponentError: it cannot run here.
     """
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(ControlPlane(options=Options(audit=True)))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hack.cache import UnavailableError
 from hack.nvmlsim import build
 from hack.nvmlsim.models import UnknownModelError, simulated_cards
 from hack.nvmlsim.shown import RESULTS
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     try:
         _run(given)
-    except (SimulatorError, UnknownModelError, build.BuildError, FileNotFoundError) as error:
+    except (SimulatorError, UnknownModelError, UnavailableError, FileNotFoundError) as error:
         print(f"nvmlsim: {error}", file=sys.stderr)
         return 1
     return 0

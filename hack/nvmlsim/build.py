@@ -3,16 +3,18 @@
 import hashlib
 import importlib.util
 import re
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+from hack.cache import UnavailableError, make_once
 from hack.cluster.paths import cache_root
+from hack.compiler import compile_c, find_compiler, need_compiler
 from hack.nvmlsim import layout, rights
 
 SOURCE = Path(__file__).resolve().parent / "src"
 LIBRARY = "libnvidia-ml.so.1"
+WHAT = "the NVML simulator"
 FLAGS = (
     "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-fPIC", "-fvisibility=hidden", "-shared",
     f"-Wl,-soname,{LIBRARY}", "-Wl,-z,defs", "-pthread",
@@ -31,29 +33,15 @@ _STUB_HEAD = (
 )
 
 
-class BuildError(Exception):
-    """The library cannot be built. The text says what is missing and what to do."""
-
-
-def compiler() -> str | None:
-    """The C compiler, or None where there is none."""
-    return shutil.which("cc") or shutil.which("gcc")
-
-
 def library_directory(*, sanitized: bool = False) -> Path:
     """The folder that holds the library, for LD_LIBRARY_PATH; built first if it is not there.
 
     `sanitized`: with AddressSanitizer and UndefinedBehaviorSanitizer; see `sanitizer_runtimes`.
 
     Raises:
-        BuildError: no C compiler, no nvidia-ml-py, or the compiler refused.
+        UnavailableError: no C compiler, no nvidia-ml-py, the compiler refused, or the cache cannot be used.
     """
-    program = compiler()
-    if program is None:
-        raise BuildError(
-            "the NVML simulator needs a C compiler, and there is no `cc` or `gcc` on PATH.\n"
-            "Install one from your distribution: apt install gcc, dnf install gcc"
-        )
+    program = need_compiler(WHAT)
     generated = {
         "state_layout.h": layout.c_header(),
         "rights_table.h": rights.c_table(),
@@ -61,14 +49,12 @@ def library_directory(*, sanitized: bool = False) -> Path:
     }
     flags = (*FLAGS, *SANITIZED) if sanitized else FLAGS
     directory = cache_root() / f"nvmlsim-{_content_hash(program, flags, generated)}"
-    if not directory.is_dir():
-        _compile(program, flags, generated, directory)
-    return directory
+    return make_once(directory, "nvmlsim", lambda out: _compile(flags, generated, out))
 
 
 def sanitizer_runtimes() -> tuple[Path, ...]:
     """The sanitizers' own libraries, for LD_PRELOAD; empty where the compiler has none."""
-    program = compiler()
+    program = find_compiler()
     if program is None:
         return ()
     found = []
@@ -96,11 +82,11 @@ def known_functions() -> frozenset[str]:
     """The NVML functions that the installed nvidia-ml-py looks up.
 
     Raises:
-        BuildError: nvidia-ml-py is not installed.
+        UnavailableError: nvidia-ml-py is not installed.
     """
     spec = importlib.util.find_spec("pynvml")
     if spec is None or spec.origin is None:
-        raise BuildError("the NVML simulator reads the list of NVML functions from nvidia-ml-py: install it")
+        raise UnavailableError(f"{WHAT} reads the list of NVML functions from nvidia-ml-py: install it")
     text = Path(spec.origin).read_text()
     return frozenset(re.findall(r'_nvmlGetFunctionPointer\("(nvml\w+)"\)', text))
 
@@ -126,21 +112,11 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
     return digest.hexdigest()[:12]
 
 
-def _compile(program: str, flags: tuple[str, ...], generated: dict[str, str], directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".nvmlsim-build-") as scratch:
-        work, out = Path(scratch) / "work", Path(scratch) / "out"
-        work.mkdir()
-        out.mkdir()
+def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
         for name, text in generated.items():
             (work / name).write_text(text)
         sources = [str(path) for path in sorted((*SOURCE.glob("*.c"), work / "stubs.c"))]
-        command = [program, *flags, f"-I{SOURCE}", f"-I{work}", "-o", str(out / LIBRARY), *sources]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BuildError(f"{program} refused the NVML simulator:\n{done.stderr.strip()}")
-        try:
-            out.rename(directory)
-        except OSError:
-            if not directory.is_dir():  # not the case that another process was quicker
-                raise
+        target = str(out / LIBRARY)
+        compile_c(WHAT, *flags, f"-I{SOURCE}", f"-I{work}", "-o", target, *sources)

@@ -17,7 +17,7 @@ class NodeGpus:
         """Nothing of it depends on the machine being started.
 
         Raises:
-            BuildError: there is no C compiler.
+            UnavailableError: there is no C compiler.
             UnknownModelError: a model that is not simulated.
         """
         self.simulator = Simulator.create(runtime.state_file(folder), models, seed=node)

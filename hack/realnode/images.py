@@ -3,16 +3,15 @@
 import hashlib
 import io
 import json
-import os
 import platform
-import subprocess
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hack.cache import make_once
 from hack.cluster.paths import cache_root
-from hack.nvmlsim.build import BuildError, compiler
+from hack.compiler import compile_c
 
 PAUSE_IMAGE = "localhost/gpusharing-pause:1"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -61,7 +60,7 @@ def pause_image() -> OneLayerImage:
     """What a pod's sandbox runs, and a workload that only holds what it was given.
 
     Raises:
-        BuildError: there is no C compiler, or no static C library.
+        UnavailableError: there is no C compiler, or no static C library.
     """
     return OneLayerImage(
         PAUSE_IMAGE, {"pause": ImageFile(static_program("pause", PAUSE_SOURCE).read_bytes())}, ["/pause"]
@@ -130,32 +129,25 @@ def static_program(name: str, source: str) -> Path:
     """A program of one C file that needs no library, from the user's cache.
 
     Raises:
-        BuildError: there is no C compiler, or no static C library.
+        UnavailableError: there is no C compiler, or no static C library.
     """
-    return _program(name, source, "-static", needs="static program (libc6-dev has the library)")
+    return _program(name, source, "-static")
 
 
 def dynamic_program(name: str, source: str) -> Path:
     """A program of one C file that loads libraries when it runs, from the user's cache.
 
     Raises:
-        BuildError: there is no C compiler.
+        UnavailableError: there is no C compiler.
     """
-    return _program(name, source, "-pie", "-fPIE", needs="program")
+    return _program(name, source, "-pie", "-fPIE")
 
 
-def _program(name: str, source: str, *flags: str, needs: str) -> Path:
-    program = compiler()
-    if program is None:
-        raise BuildError(f"the program {name} needs a C compiler: apt-get install --yes gcc libc6-dev")
+def _program(name: str, source: str, *flags: str) -> Path:
     content = hashlib.sha256(" ".join((*flags, source)).encode()).hexdigest()[:12]
-    path = cache_root() / f"{name}-{platform.machine()}-{content}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f".{path.name}-{os.getpid()}")
-        command = [program, "-x", "c", "-O2", *flags, "-s", "-o", str(scratch), "-"]
-        done = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise BuildError(f"{program} cannot make a {needs}:\n{done.stderr.strip()}")
-        scratch.rename(path)
-    return path
+
+    def make(out: Path) -> None:
+        arguments = ("-x", "c", "-O2", *flags, "-s", "-o", str(out / name), "-")
+        compile_c(f"the program {name} of a real node", *arguments, source=source)
+
+    return make_once(cache_root() / f"{name}-{content}-{platform.machine()}", name, make) / name

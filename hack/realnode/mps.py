@@ -129,7 +129,7 @@ def programs() -> dict[str, Path]:
     """The two by name.
 
     Raises:
-        BuildError: there is no C compiler, or no static C library.
+        UnavailableError: there is no C compiler, or no static C library.
     """
     return {
         "nvidia-cuda-mps-control": static_program("nvidia-cuda-mps-control", _CONTROL_SOURCE),

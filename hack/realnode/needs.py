@@ -4,11 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from hack.apt import install
+from hack.cache import UnavailableError
 from hack.cluster.toolchain import kubelet_recipe
-from hack.images import debian, wheels
-from hack.nvmlsim.build import compiler
+from hack.compiler import INSTALL, find_compiler
+from hack.golang import find_go
+from hack.required import left_out
 
 PROGRAMS = {
     "containerd": "containerd",
@@ -44,49 +48,19 @@ def why_not() -> str | None:
         return "a real kubelet needs root: its node gets namespaces and cgroups of its own (use sudo)"
     if missing := missing_packages():
         return f"a real kubelet needs {', '.join(missing)}: apt-get install --yes {' '.join(missing)}"
-    if shutil.which("go") is None and not kubelet_recipe().built():
-        return "a real kubelet must be built, and there is no `go` on PATH: see https://go.dev/dl"
-    if compiler() is None:
-        return "the images of a real node need a C compiler: apt-get install --yes gcc libc6-dev"
+    if not kubelet_recipe().built():
+        try:
+            find_go("a real kubelet")
+        except UnavailableError as error:
+            return str(error)
+    if find_compiler() is None:
+        return f"the images of a real node need a C compiler: {INSTALL}"
     if "overlay" not in Path("/proc/filesystems").read_text().split():
         return "containerd's snapshots need overlayfs, which this kernel does not have"
     probe = subprocess.run(NAMESPACES, capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         return f"this machine refuses mount, PID and network namespaces: {probe.stderr.strip()}"
     return None
-
-
-def why_not_in_ci() -> str | None:
-    """As `why_not`, when all that can be fetched has been: nobody reads there what to install."""
-    try:
-        install_packages()
-    except subprocess.CalledProcessError as error:
-        return f"{' '.join(error.cmd)} ended with status {error.returncode}"
-    if why := why_not():
-        return why
-    try:
-        debian.fetch(*debian.locked(wheels.native()))
-    except debian.FetchError as error:
-        return f"our image cannot be built: {str(error).splitlines()[0]}"
-    return None
-
-
-def install_packages() -> None:
-    """Install what is missing from Debian's packages.
-
-    Raises:
-        subprocess.CalledProcessError: apt-get failed.
-    """
-    missing = missing_packages()
-    if missing and shutil.which("apt-get") and os.geteuid() == 0:
-        environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
-            subprocess.run(
-                ["apt-get", "--quiet", "--option", "Acquire::Retries=3", *command],
-                env=environ,
-                stdout=sys.stderr,
-                check=True,
-            )
 
 
 def missing_packages() -> list[str]:
@@ -97,11 +71,24 @@ def missing_packages() -> list[str]:
     return list(dict.fromkeys(packages))
 
 
-def main() -> None:
-    """For CI, which must tell "cannot run here" from "failed": print why not, and nothing where it can."""
-    if why := why_not_in_ci():
-        print(why)
+def main(arguments: Sequence[str]) -> int:
+    """Say why no real kubelet can run here, with exit status 1; `--install` first installs what Debian has.
+
+    Where LEAVE_OUT names rung 4 nothing is installed or looked at.
+    """
+    try:
+        if "rung4" in left_out():
+            print("Rung 4 is left out on purpose by LEAVE_OUT=rung4.", file=sys.stderr)
+            return 0
+        if "--install" in arguments:
+            install(*missing_packages())
+        why = why_not()
+    except UnavailableError as error:
+        why = str(error)
+    if why:
+        print(f"Rung 4 cannot run: {why}", file=sys.stderr)
+    return 1 if why else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

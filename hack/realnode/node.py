@@ -88,7 +88,7 @@ class KubeletNode:
         """Start machine, containerd and kubelet; return when the Node is Ready.
 
         Raises:
-            ToolchainError, BuildError: a program cannot be built.
+            UnavailableError: a program cannot be built.
             ComponentError, NetworkError: it cannot run here; the text has the last log lines.
         """
         self.boot()

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from hack.cache import UnavailableError
 from hack.nvidia import build
 from hack.realnode import mps
 from hack.realnode.images import ImageFile, OneLayerImage, static_program
@@ -60,7 +61,7 @@ def nvidia_image() -> OneLayerImage:
     """Device plugin, GFD, config-manager, MPS daemon, mig-parted and mig-manager below /usr/bin, with what they run.
 
     Raises:
-        GoBuildError: a program cannot be built here.
+        UnavailableError: a program cannot be built here.
     """
     tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
@@ -78,7 +79,7 @@ def nvidia_image() -> OneLayerImage:
 def _tool(name: str) -> Path:
     found = shutil.which(name)
     if found is None:
-        raise build.GoBuildError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
+        raise UnavailableError(f"there is no `{name}` on PATH, which mps-control-daemon runs")
     return Path(found)
 
 
@@ -86,7 +87,7 @@ def _libraries(program: Path) -> list[Path]:
     """None of one that is static, which makes ldd fail."""
     done = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False)
     if done.returncode != 0 and "not a dynamic executable" not in done.stdout + done.stderr:
-        raise build.GoBuildError(f"ldd {program}: {done.stderr.strip()}")
+        raise UnavailableError(f"ldd {program}: {done.stderr.strip()}")
     return [Path(found) for found in re.findall(r"(/\S+) \(0x", done.stdout)]
 
 

@@ -113,7 +113,7 @@ def running_site(machines: Sequence[str], image: local.Image) -> Iterator[Site]:
     """A control plane and nodes of these names, each with two GPUs, `image` and NVIDIA's programs.
 
     Raises:
-        ToolchainError, BuildError, FetchError, WheelError: something cannot be built.
+        UnavailableError: something cannot be built.
         ComponentError, NetworkError: this computer cannot run it.
     """
     with contextlib.ExitStack() as stack:

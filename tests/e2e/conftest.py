@@ -1,42 +1,30 @@
-"""Rung 4: real kubelets. Skipped with the reason where they cannot run; with CI set that fails."""
+"""Rung 4: real kubelets."""
 
-import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
 
 import pytest
 from hack.cluster import toolchain
 from hack.images import local
-from hack.images.debian import FetchError
-from hack.images.wheels import WheelError
 from hack.nvidia import build
 from hack.realnode import needs
 from hack.realnode.site import Site, running_site
+from hack.required import require
 from tests.e2e.pool import DEPLOYMENTS, FASTER, FULL, GPU, REPLICAS, Walk, deployment, holding
 
 NODES = ("gpu-1", "gpu-2")
 
 
-def not_run(why: object) -> NoReturn:
-    """Skip the test with the reason; in CI it fails."""
-    (pytest.fail if os.environ.get("CI") else pytest.skip)(f"RUNG 4 NOT RUN: {why}")
-
-
 @pytest.fixture(scope="session")
 def real_nodes_possible() -> None:
-    """Skip the test, or fail it in CI, where no real kubelet can run."""
-    if why := needs.why_not_in_ci() if os.environ.get("CI") else needs.why_not():
-        not_run(why)
-    try:
-        toolchain.control_plane_programs()
-        for name in ("helm", "kubelet"):
-            toolchain.program(name)
-        for release in build.RELEASES:
-            build.ensure(release)
-    except (toolchain.ToolchainError, build.GoBuildError) as error:
-        not_run(error)
+    """Build what real nodes run, after a look at whether they can run here."""
+    require("rung4", needs.why_not())
+    toolchain.control_plane_programs()
+    for name in ("helm", "kubelet"):
+        toolchain.program(name)
+    for release in build.RELEASES:
+        build.ensure(release)
 
 
 def end_in_order(number: int, frame: FrameType | None) -> None:
@@ -51,10 +39,7 @@ def end_in_order(number: int, frame: FrameType | None) -> None:
 @pytest.fixture(scope="session")
 def image() -> local.Image:
     """Our image for this machine."""
-    try:
-        return local.build()
-    except (FetchError, WheelError) as error:
-        not_run(error)
+    return local.build()
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from hack.cluster.toolchain import ToolchainError
 from hack.images import local, start
 from hack.images.debian import locked
 from hack.images.packages import ARCHITECTURES, PYTHON
 from hack.images.sizes import too_big
 from hack.images.wheels import LOCK, STDLIB, download
 from hack.realnode.site import Site
-from tests.e2e.conftest import not_run
+from hack.required import require
 from tests.images.spdx import problems
 
 pytestmark = pytest.mark.e2e
@@ -73,12 +72,8 @@ def test_every_pin_of_the_lock_has_a_wheel(each_image: local.Image) -> None:
 def test_the_operator_is_ready_soon_enough_after_its_start(
     image: local.Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if os.geteuid() != 0:
-        not_run("chroot needs root")
-    try:
-        starts = start.measure_starts(image)
-    except ToolchainError as error:
-        not_run(error)
+    require("rung4", "chroot needs root: sudo make e2e" if os.geteuid() else None)
+    starts = start.measure_starts(image)
     with capsys.disabled():
         print(f"\n{start.summary(starts)}")
     assert start.is_soon(starts), "by its CPU time: neighbours on the machine do not count"

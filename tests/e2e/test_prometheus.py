@@ -14,9 +14,9 @@ import pytest
 import yaml
 from hack.cluster.api import Object
 from hack.launch import AGENT_NAMESPACE, NAMESPACE
+from hack.promtool import ensure
 from hack.realnode.machine import Machine
 from hack.realnode.runtime import MEMORY_MIB
-from tests.chart.test_monitoring import program
 from tests.e2e.conftest import NODES
 from tests.e2e.pool import Walk
 
@@ -93,7 +93,7 @@ def seen(walk: Walk) -> Iterator[Seen]:
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
     (first.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     command = [
-        str(program("prometheus")),
+        str(ensure("prometheus")),
         f"--config.file={first.folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={first.folder / 'prometheus'}",
         f"--web.listen-address=127.0.0.1:{PORT}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.cluster import audit, install, nodes, process, tokens, toolchain
+from hack.cluster import audit, install, nodes, process, tokens
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import open_api
@@ -24,12 +24,6 @@ PROC = Path("/proc")
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
-    try:
-        toolchain.control_plane_programs()
-    except toolchain.ToolchainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
     with ControlPlane(options=Options(audit=True)) as running:
         install.install_all(running.api)
         created = nodes.create_nodes(running.api, nodes.fleet(4))

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hack.cache import UnavailableError, alone
 from hack.cluster import toolchain
 from hack.cluster.paths import cache_root, state_root
-from hack.cluster.toolchain import ToolchainError, ToolRecipe
+from hack.cluster.toolchain import ToolRecipe
 
 GO = """#!/bin/sh
 case "$*" in
@@ -35,6 +36,13 @@ def fake_go(folder: Path, *, version: str = "go1.26.8", build: str = BUILD) -> P
     go.write_text(GO.format(version=version, build=build, folder=folder))
     go.chmod(0o755)
     return folder / "runs"
+
+
+def refusal(cache: Path) -> str:
+    """What is said of a tool that cannot be built."""
+    with pytest.raises(UnavailableError) as raised:
+        toolchain.build_once(RECIPE, cache)
+    return str(raised.value)
 
 
 CACHE_CASES = [
@@ -78,8 +86,13 @@ def test_the_control_plane_is_stamped_with_the_version_that_go_mod_pins() -> Non
 
 
 def test_a_go_mod_without_kubernetes_is_refused_with_the_command_that_restores_it() -> None:
-    with pytest.raises(ToolchainError, match="git checkout"):
+    with pytest.raises(UnavailableError, match="git checkout"):
         toolchain.kubernetes_version("module x\nrequire k8s.io/kubectl v0.36.3\n")
+
+
+def folders(cache: Path) -> list[str]:
+    """Names of the folders in the cache, without their hashes."""
+    return [path.name.rpartition("-")[0] for path in cache.iterdir() if path.is_dir()]
 
 
 def test_two_builders_at_once_build_once_and_leave_nothing_else_behind(folder: Path) -> None:
@@ -90,32 +103,88 @@ def test_two_builders_at_once_build_once_and_leave_nothing_else_behind(folder: P
     assert made == [RECIPE.directory(cache)] * 2
     assert runs.read_text() == "run\n"
     assert (made[0] / "alias").read_text() == "built\n"
-    assert [path for path in cache.iterdir() if path.is_dir()] == [made[0]]
+    assert folders(cache) == ["tool-v1.0.0"]
+
+
+def test_the_next_build_sweeps_what_a_killed_one_left_and_leaves_the_living_alone(folder: Path) -> None:
+    fake_go(folder)
+    cache = folder / "cache"
+    for name in ("tool", "other", "lively"):
+        (cache / f".{name}-build-x" / "out").mkdir(parents=True)
+    (cache / ".other-v1-x.lock").touch()
+    with alone(cache / ".lively-v1-x.lock", "building lively"):
+        toolchain.build_once(RECIPE, cache)
+    assert sorted(folders(cache)) == [".lively-build", "tool-v1.0.0"]
+
+
+def test_whoever_waits_is_told_for_whom_and_in_the_end_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = tmp_path / "lock"
+    with alone(lock, "building tool"):
+        with pytest.raises(UnavailableError) as raised, alone(lock, "building tool", patience=0):
+            pytest.fail("it is held")
+        me = f"rocess {os.getpid()}"
+        assert capsys.readouterr().err.startswith(
+            f"waiting for p{me}, which is building tool; giving up after"
+        )
+        assert str(raised.value).startswith(f"P{me} has been building tool for more than 0 minutes")
+        assert str(raised.value).endswith(f"end it (kill {os.getpid()}), then try again.")
+    with alone(lock, "building tool", patience=0):
+        assert lock.read_text() == str(os.getpid())
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it(folder: Path) -> None:
+    fake_go(folder)
+    (folder / "file").touch()
+    for cache in (folder / "file", folder / "file" / "below"):
+        with pytest.raises(UnavailableError, match="export GPUSHARING_CACHE=FOLDER"):
+            toolchain.build_once(RECIPE, cache)
 
 
 def test_without_go_the_message_says_what_why_and_how(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(folder))
-    with pytest.raises(ToolchainError, match="no `go` on PATH") as raised:
-        toolchain.build_once(RECIPE, folder / "cache")
-    assert "tool v1.0.0" in str(raised.value)
-    assert "export KUBEBUILDER_ASSETS=" in str(raised.value)
+    said = refusal(folder / "cache")
+    assert said.startswith(
+        "tool v1.0.0 must be built with Go >= 1.21, and there is no `go` on PATH: install Go"
+    )
 
 
 def test_a_go_that_is_too_old_is_named_with_its_version(folder: Path) -> None:
     fake_go(folder, version="go1.19.2")
-    with pytest.raises(ToolchainError, match=r"go1\.19\.2"):
-        toolchain.build_once(RECIPE, folder / "cache")
+    assert "is go1.19.2: install Go" in refusal(folder / "cache")
 
 
-def test_a_failed_build_shows_its_last_lines_and_is_tried_again_next_time(folder: Path) -> None:
-    runs = fake_go(folder, build="echo 'go: downloading x' >&2; echo 'dial tcp: no route' >&2; exit 1")
+FAILURES = {
+    "no network": (
+        "go: x@v1: Get y: dial tcp 127.0.0.1:9: connect: refused",
+        "check the network and `go env GOPROXY`",
+    ),
+    "a full disk": ("link: write /tmp/x: no space left on device", "make room in "),
+    "a read-only cache of Go": ("open /go/pkg/mod/cache: read-only file system", "make the folders that"),
+    "a toolchain that may not be fetched": (
+        "go: go.mod requires go >= 1.26 (running go 1.22)",
+        "export GOTOOLCHAIN=auto",
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_build_is_one_sentence_and_is_tried_again_next_time(folder: Path, failure: str) -> None:
+    told, remedy = FAILURES[failure]
+    runs = fake_go(folder, build=f"echo 'go: downloading x' >&2; echo '{told}' >&2; exit 1")
     for _ in range(2):
-        with pytest.raises(ToolchainError, match="no route") as raised:
-            toolchain.build_once(RECIPE, folder / "cache")
-        assert "downloading" not in str(raised.value)
-        assert "python -m hack.cluster.toolchain tool" in str(raised.value)
+        said = refusal(folder / "cache")
+        assert remedy in said
+        assert len(said.splitlines()) == 1
+        assert said.endswith(", then run: python -m hack.cluster.toolchain tool")
     assert runs.read_text() == "run\nrun\n"
-    assert not RECIPE.directory(folder / "cache").exists()
+    assert folders(folder / "cache") == []
+
+
+def test_a_build_that_fails_for_another_reason_shows_the_last_lines_of_go(folder: Path) -> None:
+    fake_go(folder, build="seq 20 >&2; echo 'go: downloading x' >&2; exit 1")
+    assert refusal(folder / "cache").splitlines()[1:] == [f"  {number}" for number in range(9, 21)]
 
 
 def test_the_user_s_build_settings_for_another_project_do_not_reach_ours(
@@ -139,10 +208,16 @@ def test_kubebuilder_assets_with_all_programs_need_no_build(tmp_path: Path) -> N
     assert not os.path.exists(absent)
 
 
-def test_kubebuilder_assets_that_point_nowhere_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match="no etcd and no kube-apiserver") as raised:
-        toolchain.control_plane_programs({"KUBEBUILDER_ASSETS": str(tmp_path)})
-    assert "setup-envtest use -p path" in str(raised.value)
+def test_kubebuilder_assets_that_point_nowhere_are_refused_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
+    assert toolchain.main([]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        f"KUBEBUILDER_ASSETS={tmp_path} has no etcd and no kube-apiserver: let it name a folder"
+    )
+    assert len(said.splitlines()) == 1
 
 
 def test_an_unknown_tool_is_refused_with_the_choices(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,20 +39,10 @@ esac
 """
 
 
-def built(name: str) -> Path:
-    """A pinned program; without it the test is skipped with the reason, but never in CI."""
-    try:
-        return toolchain.program(name)
-    except toolchain.ToolchainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module")
 def program() -> Path:
     """The pinned kind."""
-    return built("kind")
+    return toolchain.program("kind")
 
 
 def create(program: Path, folder: Path, config: Path) -> str:
@@ -80,6 +70,7 @@ def create(program: Path, folder: Path, config: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.tools
 def test_kind_takes_the_configuration_and_asks_docker_for_its_nodes(program: Path, tmp_path: Path) -> None:
     said = create(program, tmp_path, kind.CONFIG)
     assert "Preparing nodes" in said
@@ -95,6 +86,7 @@ def test_kind_takes_the_configuration_and_asks_docker_for_its_nodes(program: Pat
     assert mounted == {NODES[2]}
 
 
+@pytest.mark.tools
 def test_containerd_gets_a_handler_for_the_runtime_class_of_the_agent(program: Path, tmp_path: Path) -> None:
     create(program, tmp_path, kind.CONFIG)
     for node in NODES:
@@ -104,14 +96,16 @@ def test_containerd_gets_a_handler_for_the_runtime_class_of_the_agent(program: P
         assert handler["options"]["SystemdCgroup"] is True
 
 
+@pytest.mark.tools
 def test_kind_refuses_a_field_that_it_does_not_know(program: Path, tmp_path: Path) -> None:
     config = tmp_path / "kind.yaml"
     config.write_text(kind.CONFIG.read_text().replace("extraMounts:", "mounts:"))
     assert "field mounts not found" in create(program, tmp_path, config)
 
 
+@pytest.mark.tools
 def test_the_chart_takes_the_values_and_its_pods_fit_the_nodes_of_kind(tmp_path: Path) -> None:
-    objects = Helm(built("helm"), tmp_path).template("-f", str(kindtrial.VALUES))
+    objects = Helm(toolchain.program("helm"), tmp_path).template("-f", str(kindtrial.VALUES))
     agent = find(objects, "DaemonSet", "gpusharing-agent")["spec"]["template"]["spec"]
     operator = find(objects, "Deployment", "gpusharing-operator")["spec"]["template"]["spec"]
     workers = [
@@ -125,6 +119,7 @@ def test_the_chart_takes_the_values_and_its_pods_fit_the_nodes_of_kind(tmp_path:
     assert environment["NVMLSIM_STATE"].startswith(mount["mountPath"])
 
 
+@pytest.mark.tools
 def test_the_driver_that_kind_mounts_is_laid_down_before_the_cluster_is_made(tmp_path: Path) -> None:
     kind.put_driver(tmp_path)
     assert (tmp_path / LIBRARY).is_file()

@@ -16,7 +16,6 @@ from hack.generate import ROOT
 from hack.generate_krew import PATH, PLATFORMS, PROGRAM, archive, krew, manifest
 from hack.krew import COMPLETER, MACHINES, PROJECT, PYTHONS, locked, needed, pack
 from packaging.utils import canonicalize_name
-from tests.conftest import build_or_skip
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -155,7 +154,6 @@ def test_without_a_python_that_is_new_enough_one_sentence_says_so(
 @pytest.fixture(scope="module")
 def krewtools() -> Path:
     """krew and its validator of manifests."""
-    build_or_skip(lambda: toolchain.ensure("krewtools"))
     return toolchain.ensure("krewtools")
 
 

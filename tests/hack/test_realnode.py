@@ -58,9 +58,15 @@ def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch
     assert needs.missing_packages()[:3] == ["containerd", "runc", "iptables"]
 
 
-def test_ci_is_told_what_is_missing_where_nothing_can_install_it(
+def test_a_machine_without_the_programs_of_a_real_node_is_told_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    needs.main()
-    assert capsys.readouterr().out.startswith("a real kubelet ")
+    monkeypatch.setenv("LEAVE_OUT", "rung3")
+    assert needs.main(["--install"]) == 1, "no apt-get is on that PATH"
+    said = capsys.readouterr()
+    assert said.err.startswith("Rung 4 cannot run: a real kubelet needs ")
+    assert len(said.err.splitlines()) == 1
+    monkeypatch.setenv("LEAVE_OUT", "rung4")
+    assert needs.main(["--install"]) == 0
+    assert capsys.readouterr().err == "Rung 4 is left out on purpose by LEAVE_OUT=rung4.\n"

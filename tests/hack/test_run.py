@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.api import ApiError
 from hack.cluster.audit import read_requests
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
-from tests.conftest import build_or_skip
 
 from hack import launch
 
@@ -30,9 +29,6 @@ SECONDS = 60.0
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
     """One for this file alone: what is started with its kubeconfig is counted, and what is asked of it is read."""
-    build_or_skip(toolchain.control_plane_programs)
-    for name in ("kwok", "helm"):
-        build_or_skip(partial(toolchain.program, name))
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_all(plane.api)
         yield plane

@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from hack.faultproxy.setclock import SetClock
 
 PROGRAM = """\
@@ -17,6 +18,7 @@ for _ in sys.stdin:
 """
 
 
+@pytest.mark.tools
 def test_the_time_of_day_is_set_and_no_other_clock(tmp_path: Path) -> None:
     with (
         SetClock(tmp_path) as clock,

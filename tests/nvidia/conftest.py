@@ -1,4 +1,4 @@
-"""Rung 3: NVIDIA's unmodified programs on the simulated library. Skipped with the reason where they cannot run."""
+"""Rung 3: NVIDIA's unmodified programs on the simulated library."""
 
 import os
 import signal
@@ -14,6 +14,7 @@ from hack.demo.stage import ROOT
 from hack.nvidia import build
 from hack.nvidia.sandbox import Sandbox, why_not
 from hack.nvmlsim.simulator import Simulator
+from hack.required import require
 from hack.results import PROPERTY, Asked
 from tests.nvidia.mignode import MigNode
 from tests.nvidia.undeletable import create_pod
@@ -36,23 +37,17 @@ def count(request: pytest.FixtureRequest) -> Count:
 
 @pytest.fixture(scope="session")
 def nvidia_programs() -> None:
-    """Build the pinned programs once; skip the test where they cannot run, fail it in CI."""
-    if why := why_not():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    """Build the pinned programs once."""
+    require("rung3", why_not())
     for release in build.RELEASES:
         build.ensure(release)
 
 
 def build_control_plane() -> None:
-    """Build it once; skip the test where that cannot be done, fail it in CI."""
-    try:
-        toolchain.control_plane_programs()
-        for name in ("kwok", "helm"):
-            toolchain.program(name)
-    except toolchain.ToolchainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
+    """Build it once."""
+    toolchain.control_plane_programs()
+    for name in ("kwok", "helm"):
+        toolchain.program(name)
 
 
 @pytest.fixture(scope="session")

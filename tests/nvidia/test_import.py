@@ -1,6 +1,6 @@
 """Fleets that somebody configured by hand, on NVIDIA's own programs: they are the judges of `import | apply`.
 
-The recipes are those of rung 2 (tests/integration/test_import.py). SIMULATED: the GPUs, the kubelets, Node Feature
+The recipes are those of rung 1 (tests/cli/test_import.py). SIMULATED: the GPUs, the kubelets, Node Feature
 Discovery, and the GPU Operator, which makes its operands' pods anew when ClusterPolicy changes and ships mig-parted
 entries of its own.
 """
@@ -19,9 +19,9 @@ from hack.cluster.nodes import LABEL_POOL
 from hack.nvidia.loop import OPERATOR, WAITS, NvidiaLoop, is_cordoned, mig_state, running_loop
 from hack.nvidia.operands import SELECTORS
 from tests.embedded.oracle import wanted_resources
-from tests.integration.test_import import FLEETS, VALUES, commands, settings
+from tests.integration.test_import import VALUES, commands, settings
 from tests.integration.test_output import plugin
-from tests.recipes import H100, L40S, MIG, Recipe, RecipePool, parted
+from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, H100, L40S, MIG, NOS, Recipe, RecipePool, parted
 
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
@@ -37,6 +37,7 @@ NODES = "/api/v1/nodes"
 MODELS = {H100: "h100-80gb", L40S: "l40s"}
 SHIPPED = {"all-1g.10gb": {"1g.10gb": 7}, "all-1g.20gb": {"1g.20gb": 4}, "all-3g.40gb": {"3g.40gb": 2}}
 """Of the entries that the GPU Operator itself brings those that recipes name (its assets/state-mig-manager)."""
+FLEETS = {"documented": DOCUMENTED, "by-default": BY_DEFAULT, "by-entry": BY_ENTRY, "nos": NOS}
 WELL = "exit status 0\n"
 
 

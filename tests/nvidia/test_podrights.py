@@ -9,7 +9,7 @@ import pytest
 from hack.nvidia.podrights import command_around
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, start
-from tests.containers import needs_admin, refusal
+from tests.containers import require_admin, require_wrapper
 
 
 def pod(context: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
@@ -26,17 +26,16 @@ RIGHTS = {
 }
 
 
-@needs_admin
 @needs_compiler
 @pytest.mark.parametrize(("context", "told"), RIGHTS.values(), ids=RIGHTS)
 def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
     context: dict[str, Any] | None, told: bool, tmp_path: Path
 ) -> None:
+    require_admin()
     machine = Simulator.create(tmp_path / "state", ["h100-80gb"], seed="test")
     in_process(machine, "partition", "0", "3g.40gb")
     around = command_around(pod(context))
-    if around and (why := refusal(around)):
-        pytest.skip(f"no program with fewer rights here: {why}")
+    require_wrapper(around)
     process = start(machine, "read", privilege=None, inside=around)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
@@ -45,8 +44,7 @@ def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
 
 def test_without_host_pid_a_pod_has_a_pid_namespace_of_its_own() -> None:
     around = command_around(pod(hostPID=False))
-    if why := refusal(around):
-        pytest.skip(f"no PID namespace of its own for a program here: {why}")
+    require_wrapper(around)
     inside = subprocess.run(
         [*around, "readlink", "/proc/self/ns/pid"], capture_output=True, text=True, check=True
     )

@@ -1,9 +1,9 @@
 """NVIDIA's own programs with fewer rights fail on the simulated library as their trackers say of real drivers."""
 
 import re
-from pathlib import Path
 
 import pytest
+from hack.nvidia.build import DEVICE_PLUGIN, module_folder
 from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN
 from hack.nvmlsim.build import implemented_functions
 from hack.nvmlsim.capabilities import CONFIG, MONITOR, give, of_device
@@ -79,19 +79,12 @@ def test_mig_parted_changes_instances_with_the_config_capability_and_not_with_le
     assert len(sandbox.simulator.show()["gpus"][0]["instances"]) == (7 if changed else 2)
 
 
-def headers() -> list[Path]:
-    """nvml.h as NVIDIA publishes it with go-nvml, which the programs above were linked with."""
-    modules = Path("~/go/pkg/mod").expanduser() / "github.com" / "!n!v!i!d!i!a"
-    return sorted(modules.glob("go-nvml@*/pkg/nvml/nvml.h"))
-
-
 def test_the_table_of_rights_has_every_simulated_call_that_nvml_h_calls_privileged(
     nvidia_programs: None,
 ) -> None:
-    found = headers()
-    assert found
+    header = module_folder(DEVICE_PLUGIN, "github.com/NVIDIA/go-nvml") / "pkg/nvml/nvml.h"
     comment = re.compile(r"/\*\*((?:(?!\*/).)*)\*/\s*nvmlReturn_t DECLDIR (nvml\w+)\(", re.DOTALL)
-    documented = {name: text for text, name in comment.findall(found[-1].read_text())}
+    documented = {name: text for text, name in comment.findall(header.read_text())}
     told = re.compile(r"Requires (?:root|privileged)|only if the caller has appropriate\W+privileges")
     table = {right.function for right in RIGHTS}
     privileged = {name for name, text in documented.items() if told.search(re.sub(r"\s+\*?\s*", " ", text))}

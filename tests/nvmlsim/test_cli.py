@@ -99,7 +99,7 @@ def test_what_containers_see_is_set_like_everything_else(
     assert machine["faults"][0]["fault"] == "IRQ_ISSUE"
 
 
-@pytest.mark.skipif(build.compiler() is None, reason="no C compiler: the library cannot be built")
+@pytest.mark.tools
 def test_env_prints_what_a_shell_can_take(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["create", "--model", "t4"])
     capsys.readouterr()

@@ -9,6 +9,8 @@ from hack.nvmlsim.simulator import EVENT_XID, Simulator, SimulatorError
 from tests.nvmlsim.conftest import MakeMachine
 from tests.nvmlsim.machine import SimMachine
 
+pytestmark = pytest.mark.tools
+
 NOT_SUPPORTED, NO_PERMISSION, NOT_FOUND, DRIVER_NOT_LOADED, GPU_IS_LOST = 3, 4, 6, 9, 15
 IN_USE, INSUFFICIENT_RESOURCES, UNKNOWN = 19, 23, 999
 CHURNERS, CHURN_TURNS = 6, 2000

@@ -8,6 +8,8 @@ from tests.nvmlsim.machine import SimMachine
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import maximal_layouts
 
+pytestmark = pytest.mark.tools
+
 INVALID_ARGUMENT, NOT_SUPPORTED, IN_USE, INSUFFICIENT_RESOURCES = 2, 3, 19, 23
 NOT_FOUND = 6
 MIG_CARDS = [card for card in simulated_cards() if card.profiles]

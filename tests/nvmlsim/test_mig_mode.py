@@ -7,6 +7,8 @@ from hack.nvmlsim.simulator import SimulatorError
 from tests.nvmlsim.conftest import MakeMachine
 from tests.nvmlsim.machine import SimMachine
 
+pytestmark = pytest.mark.tools
+
 SUCCESS, NOT_SUPPORTED, RESET_REQUIRED, IN_USE = 0, 3, 16, 19
 
 

@@ -11,13 +11,15 @@ from hack.nvmlsim.capabilities import CONFIG, MONITOR, give, of_device
 from tests.containers import (
     WITHOUT_CAPABILITIES,
     WITHOUT_SYS_ADMIN,
-    needs_admin,
     own_pid_namespace,
-    refusal,
+    require_admin,
+    require_wrapper,
     without_capabilities,
 )
 from tests.nvmlsim.conftest import MakeMachine
 from tests.nvmlsim.machine import SimMachine
+
+pytestmark = pytest.mark.tools
 
 NO_PERMISSION, NOT_FOUND, LIB_RM_VERSION_MISMATCH, UNKNOWN = 4, 6, 18, 999
 README = Path(build.__file__).with_name("README.md")
@@ -62,11 +64,11 @@ def test_without_mig_memory_and_processes_need_no_right(make_machine: MakeMachin
     assert (report["processes"], report["memory_mib"]) == ([4711], 81559)
 
 
-@needs_admin
 @pytest.mark.parametrize("taken", [WITHOUT_SYS_ADMIN, WITHOUT_CAPABILITIES], ids=["SYS_ADMIN", "all"])
 def test_root_without_the_capability_may_neither_change_nor_list(
     taken: tuple[str, ...], h100: SimMachine
 ) -> None:
+    require_admin()
     h100.ask("create", gpu=0, profile_ids=[9])
     for function, arguments in (
         ("set_mode", {"mode": 0}), ("create", {"profile_ids": [19]}), ("instances", {}), ("destroy_all", {}),
@@ -77,18 +79,17 @@ def test_root_without_the_capability_may_neither_change_nor_list(
     assert report["memory_mib"] == report["processes"] == {"error": NO_PERMISSION}
 
 
-@needs_admin
 def test_with_the_capability_a_program_may_everything(h100: SimMachine) -> None:
+    require_admin()
     assert h100.ask("create", gpu=0, profile_ids=[9], privilege=None)
     assert h100.ask("instances", gpu=0, privilege=None)
     assert h100.ask("gpu_report", gpu=0, privilege=None)["memory_mib"] == 81559
 
 
-@needs_admin
 def test_root_of_another_user_namespace_is_no_administrator(h100: SimMachine) -> None:
     command = ("unshare", "--user", "--map-root-user")
-    if why := refusal(command):
-        pytest.skip(f"no user namespace of its own for a program here: {why}")
+    require_admin()
+    require_wrapper(command)
     answer = h100.start("set_mode", privilege=None, inside=command, gpu=0, mode=0).result()
     assert answer == {"error": NO_PERMISSION}
 

@@ -9,10 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hack.compiler import need_compiler
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.simulator import SimulatorError
+from hack.required import require
 from tests.nvmlsim.conftest import MakeMachine
 from tests.nvmlsim.machine import SimMachine
+
+pytestmark = pytest.mark.tools
 
 DRIVER_NOT_LOADED, UNKNOWN = 9, 999
 ALL_ONES = 0xFFFFFFFF
@@ -20,13 +24,10 @@ ALL_ONES = 0xFFFFFFFF
 
 def why_no_sanitizers() -> str:
     """Empty when the compiler can build, and this Python can load, a library with ASan and UBSan."""
-    if build.compiler() is None:
-        return "there is no C compiler"
+    program = need_compiler("the checked NVML simulator")
     runtimes = build.sanitizer_runtimes()
     if not runtimes:
-        return (
-            f"{build.compiler()} has no {' or '.join(build.SANITIZER_RUNTIMES)}: install libasan and libubsan"
-        )
+        return f"{program} has no {' or '.join(build.SANITIZER_RUNTIMES)}: install libasan and libubsan"
     preload = os.pathsep.join(map(str, runtimes))
     environ = {**os.environ, "LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0"}
     done = subprocess.run(
@@ -37,12 +38,8 @@ def why_no_sanitizers() -> str:
 
 @pytest.fixture(scope="session")
 def sanitizers() -> None:
-    """What CI must have."""
-    if why := why_no_sanitizers():
-        message = f"the C simulator is not checked with ASan and UBSan: {why}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    """A compiler and a Python that can check the C simulator with ASan and UBSan."""
+    require("sanitizers", why_no_sanitizers())
 
 
 def checked(machine: SimMachine, function: str, **arguments: Any) -> Any:

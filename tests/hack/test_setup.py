@@ -1,0 +1,53 @@
+"""hack/setup.py: what is said when .venv cannot be made, and that the next set-up does not believe it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hack.generate import ROOT
+
+# Plays .venv's Python: it has our version, and its pip, where it has one, says what is in the variable and fails.
+PYTHON = """#!/bin/sh
+case "$*" in *"-m pip "*) echo "$SAYS" >&2; exit 1 ;; *pip*) [ -z "$WITHOUT_PIP" ] || exit 1 ;; esac
+echo "$VERSION"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with nothing but hack/setup.py, what it reads, and a .venv that somebody has begun."""
+    (tmp_path / "hack").mkdir()
+    shutil.copy(ROOT / "hack/setup.py", tmp_path / "hack")
+    for name in ("requirements-dev.lock", "pyproject.toml"):
+        (tmp_path / name).touch()
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    return tmp_path
+
+
+def set_up(checkout: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(checkout / "hack/setup.py")]
+    environ = {**os.environ, "VERSION": sys.version, **more}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+
+
+def test_a_pip_that_fails_is_one_sentence_with_its_last_line_and_the_remedy(checkout: Path) -> None:
+    done = set_up(checkout, SAYS="WARNING: retrying\nERROR: No matching distribution found for x")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == [
+        "pip could not install what is locked (ERROR: No matching distribution found for x; all of it: "
+        "build/setup.log): check the network, PIP_INDEX_URL and the proxy, then: make setup"
+    ]
+    assert (checkout / "build/setup.log").read_text().startswith("WARNING: retrying\n")
+    assert not (checkout / ".venv/set-up.sha256").exists()
+
+
+def test_a_venv_that_was_left_without_pip_is_made_anew(checkout: Path) -> None:
+    (checkout / "venv.py").touch()  # plays the module of that name: it makes nothing
+    done = set_up(checkout, WITHOUT_PIP="yes", PYTHONPATH=str(checkout))
+    assert done.stderr.startswith("making .venv with Python ")
