@@ -1,9 +1,11 @@
 """Running helm on our chart."""
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +51,27 @@ class Helm:
         )
 
     def template(self, *arguments: str) -> list[Manifest]:
-        """Render the chart and return its objects in helm's order.
+        """Render the chart and return its objects in helm's order; the caller may change them.
 
         Raises:
             AssertionError: helm refused; the text is what it said.
         """
-        done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, *arguments)
-        assert done.returncode == 0, done.stderr
-        return [document for document in yaml.load_all(done.stdout, LOADER) if document]
+        objects: list[Manifest] = json.loads(_rendered(self, arguments))
+        return objects
 
     def refusal(self, *arguments: str) -> str:
         """What helm says when it refuses to render the chart with these values."""
         done = self.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, *arguments)
         assert done.returncode != 0, "helm rendered it"
         return done.stderr
+
+
+@cache
+def _rendered(helm: Helm, arguments: tuple[str, ...]) -> str:
+    """Return the chart's objects as JSON. Helm is asked once for each set of values in a run."""
+    done = helm.run("template", "gpusharing", str(CHART), "-n", NAMESPACE, *IMAGE, *arguments)
+    assert done.returncode == 0, done.stderr
+    return json.dumps([document for document in yaml.load_all(done.stdout, LOADER) if document])
 
 
 def find(objects: list[Manifest], kind: str, name: str) -> Manifest:

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 from hack.cluster.process import free_ports
+from hack.promtool import ensure
 from hack.sim.dcgmexporter import DCGMValues, MetricsPage, SetUp
 from prometheus_client.registry import CollectorRegistry
-from tests.chart.test_monitoring import program
 
 from gpusharing.agent.probes import ProbeServer
 
@@ -84,7 +84,7 @@ def scraping(
     config = {"global": every, "rule_files": list(rules), "scrape_configs": list(jobs)}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     command: list[str | Path] = [
-        program("prometheus"),
+        ensure("prometheus"),
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",

@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.chart.test_monitoring import RECORDING, RULES, TESTS, alerts, program
+from hack.promtool import ensure
+from tests.chart.test_monitoring import RECORDING, RULES, TESTS, alerts
+
+pytestmark = pytest.mark.tools
+
+pytestmark = pytest.mark.tools
+
+pytestmark = pytest.mark.tools
+
+pytestmark = pytest.mark.tools
 
 Rule = dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -33,7 +42,7 @@ def noticed(folder: Path, rules: list[Rule]) -> set[str]:
     shutil.copy(RECORDING, folder)
     shutil.copy(TESTS, folder)
     (folder / RULES.name).write_text(yaml.safe_dump({"groups": [{"name": "changed", "rules": rules}]}))
-    command = [str(program("promtool")), "test", "rules", str(folder / TESTS.name)]
+    command = [str(ensure("promtool")), "test", "rules", str(folder / TESTS.name)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     told = done.stdout + done.stderr
     found = set(re.findall(r"alertname: (\w+)", told))

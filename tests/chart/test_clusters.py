@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 from tests.chart.test_monitoring import FOR_NOW, filled_in, promtool, queries
+
+pytestmark = pytest.mark.tools
 
 LABELS = 'cluster="west", node="n", uuid="u", namespace="a", pod="p", policy="x", resource="r", profile="1g"'
 SPLIT = {

@@ -213,6 +213,7 @@ def say(installed: Installed, plugin: str | None, mig: str | None, strategy: str
 
 OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 ASKED = "kubectl patch clusterpolicy"
+WARNING = "lose their GPUs when the pointer moves"
 STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ...], bool]] = {
     "nothing": (
         (None, None, None),
@@ -220,6 +221,8 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
             "devicePlugin.config.name: nothing\n",
             "migManager.config.name: nothing\n",
             "mig.strategy: nothing, so each policy says it\n",
+            '"devicePlugin":{"config"',
+            "mig-parted\n\n2. ",
         ),
         True,
     ),
@@ -241,40 +244,36 @@ STATES: dict[str, tuple[tuple[str | None, str | None, str | None], tuple[str, ..
 }
 
 
-@pytest.mark.parametrize("configures", ["true", "false"])
 @pytest.mark.parametrize("state", STATES)
 def test_the_notes_tell_what_clusterpolicy_says_and_the_command_where_one_is_left_when_it_says(
-    installed: Installed, pointers: None, state: str, configures: str
+    installed: Installed, pointers: None, state: str
 ) -> None:
     values, words, left = STATES[state]
     say(installed, *values)
-    notes = notes_with(installed, "--set", f"gpuOperator.configure={configures}")
+    notes = notes_with(installed)
     for word in words:
         assert word in notes
-    # What configures by itself needs no command but against a strategy.
-    assert (ASKED in notes) == (left and (configures == "false" or values[2] is not None))
+    assert (ASKED in notes) == left
+    assert (WARNING in notes) == (values[0] == "theirs")
 
 
-@pytest.mark.parametrize("configures", ["true", "false"])
-def test_the_notes_ask_for_the_pointers_only_where_nobody_else_sets_them(
-    installed: Installed, pointers: None, configures: str
+@pytest.mark.parametrize("strategy", [None, "single"], ids=["no strategy", "a strategy"])
+def test_what_the_operator_configures_needs_no_command_but_against_a_strategy(
+    installed: Installed, pointers: None, strategy: str | None
 ) -> None:
-    say(installed, None, None, None)
-    notes = notes_with(installed, "--set", f"gpuOperator.configure={configures}")
-    asked, told = '"devicePlugin":{"config"', "reason=PointersSet"
-    assert (asked in notes, told in notes) == (configures == "false", configures == "true")
+    say(installed, None, None, strategy)
+    notes = notes_with(installed, "--set", "gpuOperator.configure=true")
+    assert (ASKED in notes) == (strategy is not None)
+    assert '"devicePlugin":{"config"' not in notes
+    assert "reason=PointersSet" in notes
     assert "mig-parted\n\n2. " in notes, "one empty line between the steps"
 
 
-def test_the_notes_warn_of_entries_only_where_somebody_uses_a_configmap_that_is_not_merged(
+def test_the_notes_do_not_warn_of_a_configmap_whose_entries_are_merged(
     installed: Installed, pointers: None
 ) -> None:
-    warning = "lose their GPUs when the pointer moves"
     say(installed, "theirs", None, None)
-    assert warning in notes_with(installed)
-    assert warning not in notes_with(installed, "--set", "gpuOperator.adminPluginConfigMap=theirs")
-    say(installed, None, None, None)
-    assert warning not in notes_with(installed)
+    assert WARNING not in notes_with(installed, "--set", "gpuOperator.adminPluginConfigMap=theirs")
 
 
 NAMES = ("cluster-policy", "gpu-cluster-policy")

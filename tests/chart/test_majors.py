@@ -13,7 +13,14 @@ from hack.cluster import toolchain
 from hack.cluster.controlplane import ControlPlane, Options
 from tests.chart.charts import CHART, NAMESPACE, PLATFORMS, VALUE_SETS, Helm
 from tests.chart.cluster import AGENT_NAMESPACE, Installed, set_up
-from tests.conftest import build_or_skip
+
+pytestmark = pytest.mark.tools
+
+pytestmark = pytest.mark.tools
+
+pytestmark = pytest.mark.tools
+
+pytestmark = pytest.mark.tools
 
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 AGENT = f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
@@ -23,8 +30,6 @@ MAJORS = {"helm3": "v3.", "helm": "v4."}
 @pytest.fixture(scope="module")
 def majors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Helm]:
     """Both, by their names in hack/cluster/toolchain.py."""
-    for name in MAJORS:
-        build_or_skip(lambda n=name: toolchain.program(n))  # type: ignore[misc]  # a default binds the loop's value
     return {name: Helm(toolchain.program(name), tmp_path_factory.mktemp(name)) for name in MAJORS}
 
 
@@ -43,7 +48,6 @@ def test_both_render_the_same_objects(majors: dict[str, Helm], values: Path) -> 
 @pytest.fixture(scope="module")
 def released(majors: dict[str, Helm]) -> Iterator[Installed]:
     """The chart installed by Helm 3, on a control plane of its own."""
-    build_or_skip(toolchain.control_plane_programs)
     with ControlPlane(options=Options(audit=True)) as plane:
         yield set_up(plane, majors["helm3"])
 

@@ -1,6 +1,6 @@
 """Each platform's values meet its admission on a real API server: PodSecurity is the server's own, the rest SIMULATED.
 
-A control plane of its own: namespaces with labels, and stand-ins for what OpenShift and GKE refuse
+Namespaces with labels say which platform they are on: there count the stand-ins for what OpenShift and GKE refuse
 (platform-admission.yaml).
 """
 
@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.api import Api, ApiError, Object
-from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from tests.chart.charts import PLATFORMS, Helm, Manifest, find
 from tests.chart.cluster import SECONDS
 from tests.chart.standins import crds
-from tests.conftest import build_or_skip
 
 pytestmark = pytest.mark.cluster
 
@@ -38,20 +37,20 @@ CIS = {"rke2"}
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    """An API server with the stand-ins enforced."""
-    build_or_skip(toolchain.control_plane_programs)
-    with ControlPlane(options=Options(kwok=False, scheduler=False)) as plane:
-        admin = plane.api
-        install.apply_documents(admin, [*crds(), *install.documents(SIMULATED)])
-        runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "nvidia"}
-        install.apply_documents(admin, [{**runtime, "metadata": {"name": "nvidia"}}])
-        for name in ("gpu-operator", "nvidia-gpu-operator", "nvidia-device-plugin"):
-            namespace(admin, name)
-        for platform in ("openshift", "gke"):
-            namespace(admin, f"probe-{platform}", **{PLATFORM: platform})
-            wait_until(lambda p=platform: _enforced(admin, p), SECONDS, f"{platform} to be enforced")  # type: ignore[misc]  # a default binds the loop's value
-        yield admin
+def api(control_plane: ControlPlane) -> Iterator[Api]:
+    """An API server with the stand-ins enforced; the kinds are taken away again, for others there are none."""
+    admin = control_plane.api
+    install.apply_documents(admin, [*crds(), *install.documents(SIMULATED)])
+    runtime = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "handler": "nvidia"}
+    install.apply_documents(admin, [{**runtime, "metadata": {"name": "nvidia"}}])
+    for name in ("gpu-operator", "nvidia-gpu-operator", "nvidia-device-plugin"):
+        namespace(admin, name)
+    for platform in ("openshift", "gke"):
+        namespace(admin, f"probe-{platform}", **{PLATFORM: platform})
+        wait_until(lambda p=platform: _enforced(admin, p), SECONDS, f"{platform} to be enforced")  # type: ignore[misc]  # a default binds the loop's value
+    yield admin
+    for one in (*crds(), *install.documents(SIMULATED)):
+        admin.delete(install.object_path(admin, one))
 
 
 def _enforced(api: Api, platform: str) -> bool:

@@ -23,6 +23,8 @@ from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.probes import ProbeServer
 from gpusharing.agent.usagemetrics import UsageCollector
 
+pytestmark = pytest.mark.tools
+
 H100 = "NVIDIA H100 80GB HBM3"
 RULES = CHART / "files" / "recording.yaml"
 PARTS = ("slice", "idle_slice", "stranded_slice", "transition_slice")

@@ -32,6 +32,13 @@ def test_a_value_that_asks_for_more_gets_that_and_nothing_else(helm: Helm, value
     assert {(one.resource, one.verb) for one in wanted - golden()} == {MORE[value]}
 
 
+def test_every_binding_has_the_name_of_its_role(helm: Helm) -> None:
+    more = ",".join(f"{value}=true" for value in (*MORE, "openshift.createSCC"))
+    bindings = [one for one in helm.template("--set", more) if one["kind"].endswith("RoleBinding")]
+    assert bindings
+    assert [one["metadata"]["name"] for one in bindings] == [one["roleRef"]["name"] for one in bindings]
+
+
 def test_no_grant_is_wide(helm: Helm) -> None:
     never = {"secrets", "serviceaccounts", "clusterroles", "roles", "rolebindings", "clusterrolebindings"}
     for grant in rendered(helm):

@@ -21,6 +21,8 @@ from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.podresources import Held, Holdings
 from gpusharing.agent.usagemetrics import UsageCollector
 
+pytestmark = pytest.mark.tools
+
 RULES = CHART / "files" / "recording.yaml"
 GIB, MIB = 1024**3, 1024**2
 TRAIN, SERVE = ("team-a", "train"), ("team-b", "serve")

@@ -13,15 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hack.cluster import toolchain
 from hack.cluster.api import ApiError, Object, selector
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import write_token_kubeconfig
 from tests.chart.charts import CHART, NAMESPACE, Helm
 from tests.chart.cluster import GPUNODES, POLICIES, POLICY, SECONDS, Installed, refusal, set_up
-from tests.chart.test_majors import MAJORS
-from tests.conftest import build_or_skip
 
 pytestmark = pytest.mark.cluster
 
@@ -75,14 +72,9 @@ def newer_chart(folder: Path) -> Path:
     return chart
 
 
-@pytest.fixture(scope="module", params=MAJORS)
-def older(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Installed, Object]]:
+@pytest.fixture(scope="module")
+def older(helm: Helm) -> Iterator[tuple[Installed, Object]]:
     """The chart on a control plane of its own, and a policy that is stored before its CRD grows."""
-    build_or_skip(lambda: toolchain.program(request.param))
-    build_or_skip(toolchain.control_plane_programs)
-    helm = Helm(toolchain.program(request.param), tmp_path_factory.mktemp("helm"))
     with ControlPlane() as plane:
         installed = set_up(plane, helm)
         yield installed, installed.admin.create(POLICIES, POLICY)

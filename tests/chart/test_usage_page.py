@@ -4,8 +4,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from tests.chart.test_monitoring import filled_in
 from tests.chart.test_recording import PAGE, play_series
+
+pytestmark = pytest.mark.tools
 
 HOUR = {"[30d]": "[1h]", "[1d]": "[1h]", "86400": "3600"}
 """In place of its windows."""

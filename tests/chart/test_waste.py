@@ -9,6 +9,8 @@ from tests.chart.charts import CHART
 from tests.chart.test_monitoring import filled_in
 from tests.chart.test_recording import play_series
 
+pytestmark = pytest.mark.tools
+
 HOUR = {"$__rate_interval": "5m", "$__range": "1h", "$price": "2"}
 Rows = Mapping[str, float]
 
