@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from gpusharing.cli.matchers import MATCHER
 
 NOW = 1_790_000_000
 """Its time, seconds."""
+SECONDS = 60.0
+"""Patience with a thread, on a machine that does other things too."""
 Answer = tuple[int, str, bytes]
 """Status, content type, body."""
 
@@ -179,44 +182,67 @@ class FakePrometheus:
         )
 
 
+class _Handler(BaseHTTPRequestHandler):
+    server: "PrometheusServer"
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        """Answer as the server's current FakePrometheus does."""
+        fake, url = self.server.answering[self.client_address], urlsplit(self.path)
+        token = self.headers.get("Authorization", "")
+        fake.tokens.append(token)
+        asked = {key: values[0] for key, values in parse_qs(url.query).items()}
+        found = refusal(401, "Unauthorized") if token in fake.expired else None
+        found = found or fake.answer(url.path, asked.get("query", ""))
+        if "start" in asked:
+            moves = fake.moves if float(asked["step"]) == 3600 else 0.0
+            found = fake.between(found, float(asked["start"]) + moves, float(asked["end"]) + moves)
+        status, kind, body = found
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if fake.elsewhere:
+            self.send_header("Location", fake.elsewhere)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+class PrometheusServer(WebServer):
+    """Listens on loopback and answers as its FakePrometheus says, which each test has anew."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_side=True)
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.server_port}"
+        self.fake = FakePrometheus(url=self.url)
+        self.answering: dict[Any, FakePrometheus] = {}
+        """By the address of who is connected: the one that was there when they came."""
+        self._came = threading.Condition()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """Accept a connection."""
+        found = super().get_request()
+        with self._came:
+            self.answering[found[1]] = self.fake
+            self._came.notify_all()
+        return found
+
+    def renew(self) -> FakePrometheus:
+        """Return one that answers from now on, and that no call of an earlier test reaches: all that came before the
+        connection that is made here are accepted before it."""
+        with socket.create_connection(("127.0.0.1", self.server_port)) as last, self._came:
+            assert self._came.wait_for(lambda: last.getsockname() in self.answering, SECONDS)
+            self.fake = FakePrometheus(url=self.url)
+        return self.fake
+
+
 @contextmanager
 def fake_prometheus(tls: ssl.SSLContext | None = None) -> Iterator[FakePrometheus]:
-    """One that listens on loopback."""
-    fake = FakePrometheus()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            url = urlsplit(self.path)
-            token = self.headers.get("Authorization", "")
-            fake.tokens.append(token)
-            asked = {key: values[0] for key, values in parse_qs(url.query).items()}
-            found = refusal(401, "Unauthorized") if token in fake.expired else None
-            found = found or fake.answer(url.path, asked.get("query", ""))
-            if "start" in asked:
-                moves = fake.moves if float(asked["step"]) == 3600 else 0.0
-                found = fake.between(found, float(asked["start"]) + moves, float(asked["end"]) + moves)
-            status, kind, body = found
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            if fake.elsewhere:
-                self.send_header("Location", fake.elsewhere)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing."""
-
-    with WebServer(("127.0.0.1", 0), Handler) as server:
-        if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            fake.url = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
-            yield fake
-        finally:
-            server.shutdown()
-            thread.join()
+    """One that listens on loopback, for this block alone."""
+    server = PrometheusServer(tls)
+    with server.running():
+        yield server.fake

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hack.cluster.process import free_ports, wait_until
-from tests.chart.test_monitoring import program
+from hack.promtool import ensure
 
 SECONDS = 120.0
 
@@ -19,13 +19,13 @@ def prometheus_with(folder: Path, texts: Sequence[str], *flags: str) -> Iterator
     for text in texts:
         told.write_text(text)
         command: list[str | Path] = [
-            program("promtool"), "tsdb", "create-blocks-from", "openmetrics", told, data
+            ensure("promtool"), "tsdb", "create-blocks-from", "openmetrics", told, data
         ]  # fmt: skip
         subprocess.run(command, check=True, capture_output=True)
     (folder / "prometheus.yaml").write_text("scrape_configs: []\n")
     (port,) = free_ports(1)
     started: list[str | Path] = [
-        program("prometheus"),
+        ensure("prometheus"),
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={data}",
         "--storage.tsdb.retention.time=100y",

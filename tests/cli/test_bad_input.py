@@ -1,32 +1,26 @@
 """Where there is nothing to ask, or nothing may be asked: one sentence of each verb, exit status 1, no traceback."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hack.cluster.process import free_ports
+from tests.cli import desk as desks
+from tests.cli.asking import ask, operated, writes
 from tests.cli.desk import GPUNODES, POLICIES, Desk
+from tests.embedded.scene import FULL
+from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.arguments import VERBS
-from gpusharing.cli.main import run
-from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.cli.troubles import DONE, FAILED, Trouble
 
 Wrong = Callable[..., str]
 
 
 @pytest.fixture
-def wrong(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Wrong]:
-    """Types in this process: so many starts of Python would take a minute. What is not told is raised here."""
-    monkeypatch.setenv("KUBECONFIG", str(desk.kubeconfig))
-
-    def typed(*arguments: str) -> str:
-        status, said = run(arguments), capsys.readouterr()
-        assert (status, said.out) == (FAILED, "")
-        assert said.err.count("\n") == 1
-        return said.err
-
-    yield typed
-    gc.enable()  # a command that ends its process does without
+def wrong(desk: Desk) -> Wrong:
+    """Types at the desk what fails."""
+    return partial(desks.wrong, desk)
 
 
 ARGUMENTS = {"why": ["gpu-07"], "approve": ["p"], "pause": ["p"], "resume": ["p"]} | {
@@ -66,6 +60,27 @@ def test_where_the_operator_is_not_installed_one_sentence_says_so_for(
 def test_without_a_cluster_there_is_one_sentence_for(desk: Desk, wrong: Wrong, verb: str) -> None:
     desk.kubeconfig.unlink()
     assert "no cluster: there is no kubeconfig at" in wrong(verb, *ARGUMENTS.get(verb, ()))
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("status pool-d", "there is no pool-d in gpusharingpolicies of context test; did you mean: pool-b"),
+        ("plan pool-d", "there is no pool-d in gpusharingpolicies of context test; did you mean: pool-b"),
+        ("pause pool-d", "there is no pool-d in gpusharingpolicies of context test; did you mean: pool-b"),
+        ("why gpu-11", "there is no gpu-11 in nodes of context test; did you mean: gpu-1"),
+        ("retry gpu-11 --yes", "there is no gpu-11 in nodes of context test; did you mean: gpu-1"),
+    ],
+)
+@virtually
+async def test_a_name_that_is_not_there_is_answered_with_the_nearest_ones(typed: str, told: str) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        with pytest.raises(Trouble) as raised:
+            await ask(scene.e.cluster, *typed.split())
+        assert writes(scene.e.cluster) == []
+    assert str(raised.value) == told
 
 
 def test_who_may_see_published_nodes_only_gets_the_nearest_of_their_names(desk: Desk, wrong: Wrong) -> None:

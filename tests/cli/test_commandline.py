@@ -61,14 +61,6 @@ def test_status_of_one_policy_leaves_the_others_out(desk: Desk) -> None:
     assert "pool-b" not in said.out
 
 
-def test_a_policy_that_is_not_there_is_answered_with_the_nearest_names(desk: Desk) -> None:
-    said = desk.type("status", "pol-b")
-    assert (said.status, said.out) == (FAILED, "")
-    assert said.err == (
-        "error: there is no pol-b in gpusharingpolicies of context desk; did you mean: pool-b, pool-c\n"
-    )
-
-
 def test_json_and_yaml_hold_the_same(desk: Desk) -> None:
     as_json, as_yaml = desk.type("status", "-o", "json"), desk.type("status", "-o", "yaml")
     assert json.loads(as_json.out) == yaml.safe_load(as_yaml.out)
@@ -177,6 +169,24 @@ def test_a_verb_that_is_not_there_ends_with_1_because_2_says_that_a_plan_has_cha
     said = desk.type("stauts")
     assert said.status == FAILED != CHANGES
     assert "See: kubectl gpusharing --help" in said.err
+
+
+STARTED = {
+    "an answer": ("status",),
+    "an answer as data": ("layouts", "h100-80gb", "-o", "json"),
+    "an error": ("status", "pol-b"),
+    "a mistake": ("stauts",),
+    "its version": ("--version",),
+    "help": ("plan", "--help"),
+}
+
+
+@pytest.mark.parametrize("name", STARTED)
+def test_the_program_that_a_person_starts_says_the_same(desk: Desk, name: str) -> None:
+    """As in this process, where all other tests have it."""
+    said = desk.start(*STARTED[name])
+    assert said == desk.type(*STARTED[name])
+    assert said.out + said.err
 
 
 PIPED: dict[str, tuple[str, ...]] = {

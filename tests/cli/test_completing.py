@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hack.cluster import toolchain
 from tests.cli.desk import POLICIES, Desk
-from tests.conftest import build_or_skip
 
 from gpusharing.cli.arguments import VERBS
-from gpusharing.cli.completing import NO_FILES, suggest
+from gpusharing.cli.completing import NO_FILES, main, suggest
+from gpusharing.cli.troubles import DONE
 
 HERE = {"gpusharingpolicies": ["pool-b", "pool-c"], "gpunodes": ["gpu-07", "gpu-08", "spare"]}
 NEXT = {
@@ -38,12 +38,11 @@ def test_after_these_words_may_come(typed: str) -> None:
 
 
 def complete(desk: Desk, *words: str) -> list[str]:
-    program = [sys.executable, "-c", "from gpusharing.cli.completing import main; main()", *words]
-    done = subprocess.run(
-        program, env=desk.environment(), capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.splitlines()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["kubectl_complete-gpusharing", *words])
+        said = desk.call(main)
+    assert (said.status, said.err) == (DONE, "")
+    return said.out.splitlines()
 
 
 def test_names_come_from_the_cluster_and_no_files_besides(desk: Desk) -> None:
@@ -77,7 +76,6 @@ TYPED = {
 @pytest.fixture(scope="module")
 def kubectl() -> Path:
     """The real one."""
-    build_or_skip(toolchain.control_plane_programs)
     return toolchain.control_plane_programs().kubectl
 
 

@@ -4,10 +4,10 @@ cli/promservice.py, cli/simulated.py)."""
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cli import desk as desks
 from tests.cli.desk import JSON, Desk, Said
 from tests.cli.fakeprometheus import DAY, GPU, HELD, Answer, FakePrometheus, failure, fake_prometheus, vector
 from tests.fakes.tls import Identity
@@ -17,25 +17,14 @@ from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 SERVICES = "/api/v1/services"
 
 
-@pytest.fixture
-def fake() -> Iterator[FakePrometheus]:
-    """One that has a GPU for a day."""
-    with fake_prometheus() as found:
-        yield found
-
-
 def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:
     """`cost` of a day."""
     return desk.type("cost", "--prometheus", fake.url, "--window", "1d", *more)
 
 
 def wrong(desk: Desk, *words: str) -> str:
-    """The one sentence of a command that fails."""
-    said = desk.type("cost", *words)
-    assert (said.status, said.out) == (FAILED, "")
-    assert "Traceback" not in said.err
-    assert said.err.count("\n") == 1
-    return said.err
+    """The one sentence of a `cost` that fails."""
+    return desks.wrong(desk, "cost", *words)
 
 
 def instead(fake: FakePrometheus, answer: Answer) -> None:
@@ -163,14 +152,19 @@ def test_an_address_that_is_none(desk: Desk, url: str) -> None:
 )
 def test_what_is_no_prometheus_is_told(desk: Desk, fake: FakePrometheus, answer: Answer) -> None:
     instead(fake, answer)
-    assert "does not answer as Prometheus does" in wrong(desk, "--prometheus", fake.url)
+    told = wrong(desk, "--prometheus", fake.url)
+    assert "does not answer as Prometheus does" in told
+    assert "/api/v1/query, such as http://127.0.0.1:9090" in told
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_token_that_is_refused(desk: Desk, fake: FakePrometheus, status: int) -> None:
     instead(fake, (status, "text/plain", b"no"))
-    told = wrong(desk, "--prometheus", fake.url)
-    assert f"refuses access (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+    (desk.folder / "token").write_text("s3cret\n")
+    for more in ((), ("--token-file", "token")):
+        told = wrong(desk, "--prometheus", fake.url, *more)
+        assert f"refuses access (HTTP {status}): give a token that it accepts: --token-file FILE" in told
+        assert "s3cret" not in told
 
 
 def test_nobody_sends_us_and_our_token_elsewhere(desk: Desk, fake: FakePrometheus) -> None:
@@ -256,7 +250,7 @@ def test_an_error_of_prometheus_is_told_in_its_words(
     assert told.replace(" in query execution", "") in wrong(desk, "--prometheus", fake.url)
 
 
-def test_a_warning_makes_the_answer_a_part(desk: Desk, fake: FakePrometheus) -> None:
+def test_a_warning_makes_a_bill_a_part(desk: Desk, fake: FakePrometheus) -> None:
     fake.answers["gpusharing_slice_seconds_total"] = vector((HELD, "43200"), warnings=["store x is away"])
     said = ask(desk, fake)
     assert said.status == CHANGES

@@ -3,20 +3,12 @@ cli/pricing.py, cli/silences.py)."""
 
 import json
 import re
-from collections.abc import Iterator
 
 import pytest
 from tests.cli.desk import Desk, Said
-from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, fake_prometheus, vector
+from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, vector
 
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
-
-
-@pytest.fixture
-def fake() -> Iterator[FakePrometheus]:
-    """One that has a GPU for a day."""
-    with fake_prometheus() as found:
-        yield found
 
 
 def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:

@@ -18,6 +18,8 @@ from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 
+pytestmark = pytest.mark.tools
+
 GOLDENS = ROOT / "tests/cli/goldens"
 
 
@@ -58,7 +60,7 @@ def test_the_same_by_policy(desk: Desk, prometheus: str) -> None:
     golden("cost-policy.txt", ask(desk, prometheus, "--by", "policy"))
 
 
-def test_the_page_shows_the_beginning_of_it() -> None:
+def test_the_page_shows_the_beginning_of_the_bill() -> None:
     page = (ROOT / "docs/how-to/cost.md").read_text()
     assert "\n".join((GOLDENS / "cost-policy.txt").read_text().splitlines()[:4]) in page
 
@@ -86,7 +88,7 @@ def test_the_amounts_are_those_of_a_pocket_calculator(desk: Desk, prometheus: st
 
 
 @pytest.mark.parametrize("by", ["namespace", "policy", "team"])
-def test_csv_and_json_have_the_same_rows(desk: Desk, prometheus: str, by: str) -> None:
+def test_a_bill_has_the_same_rows_in_csv_and_json(desk: Desk, prometheus: str, by: str) -> None:
     rows = list(csv.DictReader(io.StringIO(ask(desk, prometheus, "--by", by, "-o", "csv").out)))
     told = data(ask(desk, prometheus, "--by", by, "-o", "json"))["rows"]
     assert [(row["name"], row["part"], row["cost"]) for row in rows] == [

@@ -137,6 +137,7 @@ def ask(
     return desk.type("cost", *chosen, "--window", window, "--until", until)
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(
     "told", PLAYED, ids=lambda one: f"{one.name} {one.twice and one.twice[0]} away {one.away:.2f}"
 )
@@ -183,6 +184,7 @@ def test_the_stories_have_all_that_can_happen() -> None:
     assert {one.twice[0] for one in PLAYED if one.twice and one.doubled > one.allowed + 0.05} == set(TARGETS)
 
 
+@pytest.mark.tools
 def test_of_two_scrapes_that_differ_in_their_endpoint_one_can_be_chosen(desk: Desk, prometheus: str) -> None:
     (told,) = (one for one in PLAYED[: len(TARGETS)] if one.twice and one.twice[0] == "endpoint")
     assert "--selector 'endpoint=\"metrics\"'" in ask(desk, prometheus, told.name).err
@@ -191,6 +193,7 @@ def test_of_two_scrapes_that_differ_in_their_endpoint_one_can_be_chosen(desk: De
     assert held["gpuHours"] == pytest.approx(told.metered, abs=len(told.lives) * EVERY / 3600)
 
 
+@pytest.mark.tools
 def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
     desk: Desk, prometheus: str
 ) -> None:
@@ -201,6 +204,7 @@ def test_two_agents_on_a_node_are_refused_with_all_labels_that_tell_them_apart(
     assert "--selector" not in err
 
 
+@pytest.mark.tools
 def test_where_prometheus_looks_further_back_a_restart_is_one_all_the_same(
     desk: Desk, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def ask(desk: Desk, url: str, cluster: str, *more: str) -> tuple[int, Any]:
     return said.status, json.loads(said.out)
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(
     ("cluster", "whose"),
     [
@@ -114,6 +115,7 @@ def test_a_bill_is_a_part_where_an_agent_is_dead_or_cannot_read(
     assert told["remarks"] == []
 
 
+@pytest.mark.tools
 def test_nodes_without_an_agents_pod_make_a_bill_a_part(desk: Desk, prometheus: str) -> None:
     status, told = ask(desk, prometheus, "bare")
     (missing,) = told["missing"]
@@ -122,6 +124,7 @@ def test_nodes_without_an_agents_pod_make_a_bill_a_part(desk: Desk, prometheus: 
     assert ask(desk, prometheus, "bare", 'node="gpu-1"') == (DONE, {**told, "missing": [], "partial": False})
 
 
+@pytest.mark.tools
 def test_nodes_that_came_or_left_are_named_and_the_bill_is_whole(desk: Desk, prometheus: str) -> None:
     status, told = ask(desk, prometheus, "scaled")
     came, left = told["remarks"]
@@ -130,6 +133,7 @@ def test_nodes_that_came_or_left_are_named_and_the_bill_is_whole(desk: Desk, pro
     assert "not seen until the end: gpu-2 (until 2026-10-01T06:0" in left
 
 
+@pytest.mark.tools
 def test_the_bill_of_one_policy_misses_none_of_another_ones_nodes(desk: Desk, prometheus: str) -> None:
     _, told = ask(desk, prometheus, "policies", 'policy="pool-x"')
     (missing,) = told["missing"]

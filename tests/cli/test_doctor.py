@@ -10,7 +10,6 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.doctor import Examined, describe
 from gpusharing.cli.drawing import Paper, plain
-from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.installation import ACCESS_REVIEWS
@@ -124,12 +123,3 @@ async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_sh
     }
     assert found == set()
     assert told.status in (DONE, FAILED)
-
-
-@virtually
-async def test_an_operator_of_another_version_is_told() -> None:
-    async with operated(1) as scene:
-        label = {"metadata": {"labels": {"app.kubernetes.io/version": "0.0.1"}}}
-        scene.e.cluster.patch(DEPLOYMENTS, OPERATOR, label, "gpusharing")
-        told = await ask(scene.e.cluster, "doctor")
-    assert "Note: the operator is version 0.0.1 and this plugin is version" in told.out

@@ -21,7 +21,7 @@ from tests.cli.asking import ME, ask, install, writes
 from tests.embedded.scene import L40S, Scene, node, open_scene
 from tests.embedded.test_plain_stack import bare
 from tests.fakes.virtualtime import virtually
-from tests.recipes import DOCUMENTED, MIG, PLUGIN, RECIPES, Recipe, RecipePool
+from tests.recipes import DOCUMENTED, MIG, NOS, PLUGIN, RECIPES, Recipe, RecipePool
 
 from gpusharing.api import names
 from gpusharing.cli.ages import counted
@@ -104,12 +104,11 @@ def policies(text: str) -> dict[str, JSON]:
     return {one["metadata"]["name"]: one for one in yaml.safe_load_all(text) if one}
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), NOS], ids=[*RECIPES, "that nos divided"])
 @virtually
 async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
-    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    recipe = RECIPES[name]
     pods = SimWorkload("llm", 2, node_selector={LABEL_POOL: "c"})
     async with by_hand(recipe, workloads=[pods]) as scene:
         told = await ask(scene.e.cluster, "import")
@@ -345,7 +344,7 @@ async def test_before_the_installation_a_right_that_is_missing_is_named_without_
 
 
 @virtually
-async def test_before_the_installation_nobody_needs_a_right_to_kinds_that_are_not_there() -> None:
+async def test_a_fleet_is_taken_over_without_a_right_to_kinds_that_are_not_there_yet() -> None:
     """The API server refuses before it looks whether it serves a kind."""
     async with untouched(DOCUMENTED) as cluster:
         for resource, verb in product((POLICIES, GPUNODES), ("list", "watch")):

@@ -11,7 +11,6 @@ from hack.cluster import toolchain
 from hack.generate import ROOT
 from tests.chart.charts import Helm
 from tests.cli.desk import desk_at, wrong
-from tests.conftest import build_or_skip
 
 SHIPPED = ROOT / "operator" / "gpusharing"
 WRITES = frozenset({"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "TemporaryDirectory"})
@@ -64,8 +63,7 @@ def test_what_only_reads_is_not(source: str) -> None:
 
 @pytest.fixture(scope="module")
 def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """The pinned helm; without it the test is skipped, but never in CI."""
-    build_or_skip(lambda: toolchain.program("helm"))
+    """The pinned helm."""
     return Helm(toolchain.program("helm"), tmp_path_factory.mktemp("helm"))
 
 
@@ -80,6 +78,7 @@ def pods(helm: Helm) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.tools
 def test_no_pod_of_the_chart_has_a_place_to_write(helm: Helm) -> None:
     found = pods(helm)
     assert {name.partition(" ")[0] for name in found} >= {"Deployment", "DaemonSet"}
@@ -101,6 +100,7 @@ def test_nothing_that_decides_asks_prometheus() -> None:
     assert asking == {"cli/prometheus.py"}
 
 
+@pytest.mark.tools
 def test_the_chart_needs_no_prometheus(helm: Helm) -> None:
     kinds = {one["apiVersion"].partition("/")[0] for one in helm.template()}
     assert "monitoring.coreos.com" not in kinds

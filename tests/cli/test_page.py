@@ -246,14 +246,12 @@ def test_there_is_no_page(desk: Desk, which: str) -> None:
 
 @pytest.fixture
 async def browser(tmp_path: Path) -> AsyncIterator[Window]:
-    """One that is here, in CI one that is fetched; elsewhere the test is skipped, for it takes 100 MB."""
-    found = browsers.find()
-    if found is None and not os.environ.get("CI"):
-        pytest.skip("no browser is here; `python -m hack.browser` fetches one")
-    async with window(found or browsers.ensure()) as shown:
+    """The machine's own, or Debian's, which is fetched once (100 MB)."""
+    async with window(browsers.ensure()) as shown:
         yield shown
 
 
+@pytest.mark.tools
 async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_that_is_too_long(
     browser: Window, tmp_path: Path
 ) -> None:
@@ -281,6 +279,7 @@ async def test_a_browser_shows_the_page_without_an_error_a_request_or_a_line_tha
     assert browser.troubles == []
 
 
+@pytest.mark.tools
 async def test_a_browser_that_finds_a_script_says_so(browser: Window, tmp_path: Path) -> None:
     """The test above can fail: what it looks for is seen where it is."""
     path = tmp_path / "page.html"

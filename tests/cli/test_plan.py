@@ -323,24 +323,6 @@ async def test_a_canary_larger_than_the_pool_is_told_before_it_is_applied_with_t
     assert "pods that would leave: default/llm-" in said
 
 
-@virtually
-async def test_an_operator_of_another_version_is_told() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        install(scene.e.cluster)
-        label = {"metadata": {"labels": {"app.kubernetes.io/version": "9.9.9"}}}
-        scene.e.cluster.patch(DEPLOYMENTS, "gpusharing-operator", label, "gpusharing")
-        told = await ask(scene.e.cluster, "plan")
-    assert "the operator is version 9.9.9 and this plugin is version" in told.out
-
-
-@virtually
-async def test_a_policy_that_is_not_there_is_answered_with_the_nearest_names() -> None:
-    async with operated(1) as scene:
-        scene.apply(FULL)
-        with pytest.raises(Trouble, match=r"there is no pool-d.*did you mean: pool-b"):
-            await ask(scene.e.cluster, "plan", "pool-d")
-
-
 BAD_FILES = {
     "no such file": ("", "cannot be read"),
     "no YAML": ("{{", "cannot be read"),

@@ -2,14 +2,13 @@
 cli/statelabels.py)."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import yaml
 from tests.cli.asking import Answered, alone
 from tests.cli.desk import JSON, POLICIES, Desk
-from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakePrometheus, fake_prometheus, vector
+from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakePrometheus, vector
 
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
@@ -18,11 +17,10 @@ from gpusharing.cli.troubles import DONE, FAILED, Trouble
 
 
 @pytest.fixture
-def fake() -> Iterator[FakePrometheus]:
+def fake(fake: FakePrometheus) -> FakePrometheus:
     """A GPU that a pod takes 6 GiB of, and whose Node has a label; SIMULATED."""
-    with fake_prometheus() as found:
-        found.answers, found.ranges = dict(USED), dict(USED_RANGES)
-        yield found
+    fake.answers, fake.ranges = dict(USED), dict(USED_RANGES)
+    return fake
 
 
 def node(name: str, **labels: str) -> JSON:

@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,13 +22,6 @@ from gpusharing.kube.login import Access
 
 YEAR = timedelta(days=365)
 SERVICE = "monitoring/p:9090"
-
-
-@pytest.fixture
-def fake() -> Iterator[FakePrometheus]:
-    """One without TLS; SIMULATED."""
-    with fake_prometheus() as found:
-        yield found
 
 
 async def asked(place: Endpoint, questions: int = 1) -> set[float]:

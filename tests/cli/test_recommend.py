@@ -3,7 +3,6 @@ cli/recommendfile.py, cli/recommendplan.py)."""
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ from tests.cli.fakeprometheus import (
     USED_RANGES,
     Answer,
     FakePrometheus,
-    fake_prometheus,
     hourly,
     success,
     vector,
@@ -40,11 +38,10 @@ from gpusharing.planning.gpus.needs import GIB
 
 
 @pytest.fixture
-def fake() -> Iterator[FakePrometheus]:
+def fake(fake: FakePrometheus) -> FakePrometheus:
     """A GPU that a pod takes 6 GiB of, and whose Node has a label; SIMULATED."""
-    with fake_prometheus() as found:
-        found.answers, found.ranges = dict(USED), dict(USED_RANGES)
-        yield found
+    fake.answers, fake.ranges = dict(USED), dict(USED_RANGES)
+    return fake
 
 
 def told(fake: FakePrometheus, *more: str, stream: io.StringIO | None = None) -> Answered:
@@ -129,7 +126,7 @@ def test_many_series_are_asked_for_in_shorter_stretches(fake: FakePrometheus) ->
     assert len(fake.paths) > 2 * few
 
 
-def test_a_warning_makes_the_answer_a_part(fake: FakePrometheus) -> None:
+def test_a_warning_makes_a_recommendation_a_part(fake: FakePrometheus) -> None:
     fake.answers["kube_node_status_allocatable"] = vector(warnings=["store x is away"])
     found = told(fake)
     assert found.status == CHANGES

@@ -22,6 +22,8 @@ from tests.cli.pastprometheus import prometheus_with
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.troubles import CHANGES, DONE, Trouble
 
+pytestmark = pytest.mark.tools
+
 BEGIN, UNTIL = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-05"
 DAYS = 4
 SHORT = 30
@@ -133,7 +135,7 @@ def test_the_whole_screen(prometheus: str) -> None:
     assert told.status == DONE
 
 
-def test_the_page_shows_the_beginning_of_it() -> None:
+def test_the_page_shows_the_beginning_of_the_recommendation() -> None:
     page = (ROOT / "docs/how-to/recommend.md").read_text()
     assert "\n".join(GOLDEN.read_text().splitlines()[:6]) in page
 
@@ -152,7 +154,7 @@ def test_the_policy_that_is_written_is_one(prometheus: str, tmp_path: Path, goal
         ask(prometheus, "--write", name)
 
 
-def test_csv_and_json_have_the_same_rows(prometheus: str) -> None:
+def test_workloads_have_the_same_rows_in_csv_and_json(prometheus: str) -> None:
     rows = list(csv.DictReader(io.StringIO(ask(prometheus, "-o", "csv").out)))
     told = ask(prometheus, "-o", "json").data["workloads"]
     assert [(row["workload"], row["advice"]) for row in rows] == [

@@ -2,10 +2,8 @@
 cli/prometheus.py, cli/usageread.py, cli/promservice.py): one sentence and an exit status, or an answer with PARTIAL."""
 
 import csv
-import gc
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +17,10 @@ from tests.cli.fakeprometheus import (
     Answer,
     FakePrometheus,
     failure,
-    fake_prometheus,
     success,
     vector,
 )
-from tests.fakes.tls import Identity
 
-from gpusharing.cli.main import run
 from gpusharing.cli.prometheus import LESS
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED
 
@@ -56,34 +51,27 @@ def there(*hours: tuple[float, float]) -> Answer:
 
 
 @pytest.fixture
-def fake() -> Iterator[FakePrometheus]:
+def fake(fake: FakePrometheus) -> FakePrometheus:
     """A GPU of which a pod takes 6 GiB; SIMULATED."""
-    with fake_prometheus() as found:
-        found.answers = {"max_over_time((count": vector(({}, "1"))}
-        found.ranges = {
-            "count(": there((0, HOURS)),
-            "quantile_over_time(0.95, DCGM": matrix(peaks("0.1")),
-            "DCGM_FI_DEV_FB_USED": matrix(peaks("6144")),
-            "gpusharing_": matrix(),
-        }
-        yield found
+    fake.answers = {"max_over_time((count": vector(({}, "1"))}
+    fake.ranges = {
+        "count(": there((0, HOURS)),
+        "quantile_over_time(0.95, DCGM": matrix(peaks("0.1")),
+        "DCGM_FI_DEV_FB_USED": matrix(peaks("6144")),
+        "gpusharing_": matrix(),
+    }
+    return fake
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Where a person types `recommend`: the console script's own function, in this process."""
+    """Where a person types `recommend`."""
 
     desk: Desk
-    capsys: pytest.CaptureFixture[str]
 
     def type(self, *words: str) -> Said:
         """One command line."""
-        try:
-            status = run(("recommend", *words))
-        finally:
-            gc.enable()  # a command that ends its process does without
-        said = self.capsys.readouterr()
-        return Said(status, said.out, said.err)
+        return self.desk.type("recommend", *words)
 
     def ask(self, fake: FakePrometheus, *more: str) -> Said:
         """The whole of what the fake knows."""
@@ -102,10 +90,9 @@ class Prompt:
 
 
 @pytest.fixture
-def prompt(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Prompt:
+def prompt(desk: Desk) -> Prompt:
     """At the desk."""
-    monkeypatch.setenv("KUBECONFIG", str(desk.kubeconfig))
-    return Prompt(desk, capsys)
+    return Prompt(desk)
 
 
 def workloads(said: Said) -> dict[str, JSON]:
@@ -115,7 +102,7 @@ def workloads(said: Said) -> dict[str, JSON]:
 
 def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakePrometheus) -> None:
     desk.kubeconfig.unlink()
-    said = desk.type("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
+    said = desk.start("recommend", "--prometheus", fake.url, "--window", f"{HOURS}h")
     assert (said.status, said.err) == (DONE, "")
     assert "Layout: 7x1g.10gb on every GPU" in said.out
     fake.ranges["DCGM_FI_DEV_FB_USED"] = failure(503, "timeout", "query timed out")
@@ -127,29 +114,9 @@ def test_the_whole_program_tells_it_and_needs_no_cluster(desk: Desk, fake: FakeP
 # --- no Prometheus, or another program ---------------------------------------------------------------------------
 
 
-def test_where_nothing_listens(prompt: Prompt) -> None:
-    told = prompt.wrong("--prometheus", "http://127.0.0.1:9")
-    assert told.startswith("error: no Prometheus answers at http://127.0.0.1:9: ")
-    assert "kubectl -n monitoring port-forward" in told
-
-
 def test_where_no_service_of_the_cluster_looks_like_one(prompt: Prompt) -> None:
     prompt.desk.server.lists["/api/v1/services"] = []
     assert "no Service of context desk looks like a Prometheus. Name one: --service" in prompt.wrong()
-
-
-def test_who_may_not_ask_the_service(prompt: Prompt, fake: FakePrometheus) -> None:
-    status = {"kind": "Status", "message": 'User "me" cannot get resource "services/proxy"'}
-    fake.instead = lambda path: (403, "application/json", json.dumps(status).encode())
-    prompt.desk.write_kubeconfig(fake.url)
-    told = prompt.wrong("--service", "monitoring/p:9090")
-    assert 'cannot get resource "services/proxy"): you need the right get services/proxy there' in told
-
-
-@pytest.mark.parametrize("url", ["prometheus:9090", "http://", "http://x:99999", "http://x/?a=b"])
-def test_an_address_that_is_none(prompt: Prompt, url: str) -> None:
-    told = prompt.wrong("--prometheus", url)
-    assert told == f"error: --prometheus {url}: write an address like http://127.0.0.1:9090\n"
 
 
 NO_DATA: dict[str, Answer] = {
@@ -175,46 +142,10 @@ NO_DATA: dict[str, Answer] = {
 }
 
 
-@pytest.mark.parametrize("name", NO_DATA)
-def test_what_is_no_prometheus(prompt: Prompt, fake: FakePrometheus, name: str) -> None:
-    fake.instead = lambda path: NO_DATA[name]
-    told = prompt.refused(fake)
-    assert "does not answer as Prometheus does" in told
-    assert "/api/v1/query, such as http://127.0.0.1:9090" in told
-
-
 @pytest.mark.parametrize("name", [name for name in NO_DATA if name != "no time"])
 def test_what_stops_being_one_in_the_middle(prompt: Prompt, fake: FakePrometheus, name: str) -> None:
     fake.ranges["DCGM_FI_DEV_FB_USED"] = NO_DATA[name]
     assert "does not answer as Prometheus does" in prompt.refused(fake)
-
-
-# --- it refuses us -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_token_that_is_refused(prompt: Prompt, fake: FakePrometheus, tmp_path: Path, status: int) -> None:
-    (tmp_path / "token").write_text("s3cret\n")
-    fake.instead = lambda path: (status, "text/plain", b"no")
-    for more in ((), ("--token-file", str(tmp_path / "token"))):
-        told = prompt.refused(fake, *more)
-        assert f"refuses access (HTTP {status}): give a token that it accepts: --token-file FILE" in told
-        assert "s3cret" not in told
-
-
-def test_a_certificate_that_nobody_trusts_and_then_its_authority(prompt: Prompt, tmp_path: Path) -> None:
-    identity = Identity(tmp_path / "pki")
-    with fake_prometheus(identity.context()) as fake:
-        told = prompt.refused(fake)
-        assert f"the certificate of {fake.url} is not trusted" in told
-        assert "--ca-file FILE" in told
-        told = prompt.refused(fake, "--ca-file", str(identity.pki.ca))
-        assert "Prometheus knows no GPU of what Prometheus sees" in told, "it got in"
-
-
-def test_tls_where_there_is_none(prompt: Prompt, fake: FakePrometheus) -> None:
-    told = prompt.wrong("--prometheus", fake.url.replace("http:", "https:"))
-    assert "Does it speak http://?" in told
 
 
 # --- too much ----------------------------------------------------------------------------------------------------

@@ -297,12 +297,6 @@ async def test_a_skipped_node_begins_no_change_until_that_is_undone() -> None:
         assert "gpusharing.dev/skip" not in scene.labels("gpu-1")
 
 
-@virtually
-async def test_a_node_that_is_not_there_is_answered_with_the_nearest_names() -> None:
-    async with operated(1) as scene:
-        assert "did you mean: gpu-1" in await refused(scene, "retry", "gpu-11", "--yes")
-
-
 class _Person(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -122,6 +122,11 @@ def test_an_agent_tells_who_is_never_there_at_the_end_of_an_hour() -> None:
     assert len(found.memory) == HOURS
 
 
+def test_memory_that_an_agent_reports_of_no_pod_is_nobodys() -> None:
+    nameless = Series({"node": "gpu-1", "uuid": "GPU-1"}, ((0.0, 6144.0),))
+    assert folded(part((), (), [nameless])).records == {}
+
+
 @pytest.mark.parametrize("blank", [-1.0, 2147483632.0, 9223372036854775792.0])
 def test_what_dcgm_does_not_know_is_no_memory(blank: float) -> None:
     hours = dict.fromkeys(range(HOURS), 6144.0) | {50: blank}

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -31,12 +30,9 @@ class FakeRegistry(WebServer):
 @contextmanager
 def running() -> Iterator[FakeRegistry]:
     """A registry that is empty, and closed at the end."""
-    with FakeRegistry() as registry:
-        thread = threading.Thread(target=registry.serve_forever, daemon=True)
-        thread.start()
+    registry = FakeRegistry()
+    with registry.running():
         yield registry
-        registry.shutdown()
-        thread.join()
 
 
 def digest_of(content: bytes) -> str:
