@@ -5,11 +5,14 @@ from dataclasses import replace
 from datetime import datetime
 
 from tests.build import NOW, at, make_stack
+from tests.controller.executing import Executing
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
-from gpusharing.kube.client import JSON
+from gpusharing.kube.client import CONFIG_MAPS, JSON
+from gpusharing.kube.errors import Unavailable
 from gpusharing.planning.snapshot.actions import WriteConfig
+from gpusharing.planning.snapshot.callfailures import LASTING
 from gpusharing.planning.wanted import migfile
 
 OLD, NEW = "version: v1\nflags: {migStrategy: none}\n", "version: v1\nflags: {migStrategy: mixed}\n"
@@ -69,7 +72,7 @@ def test_a_label_that_somebody_took_off_is_put_on_and_no_entry_is_written() -> N
         assert body["metadata"]["labels"] == {"app.kubernetes.io/managed-by": "gpusharing-operator"}
 
 
-def test_what_is_right_is_not_written() -> None:
+def test_configmaps_that_are_as_planned_get_no_patch() -> None:
     file = migfile.render({"halves": HALVES})
     times = {"a": at(-9), "halves": at(-8)}
     stack = make_stack(plugin_configs={"a": OLD}, mig_file=file, written=times)
@@ -98,3 +101,18 @@ def test_the_mig_file_is_written_whole_and_only_what_means_something_else_gets_a
     assert body is not None
     assert body["data"] == {"config.yaml": after}
     assert stamps(body) == {"all-disabled": at(-100), "site": NOW, "new": NOW}
+
+
+async def test_a_write_of_a_config_map_that_fails_once_is_tried_again_and_told_only_when_it_lasts() -> None:
+    stage = Executing()
+    stage.cluster.faults.fail("create", CONFIG_MAPS, Unavailable("502"), times=LASTING)
+    write = WriteConfig({"k": "version: v1"}, "")
+    for failures in range(1, LASTING + 1):
+        outcome = await stage.run(shared=(write,))
+        assert "502" in outcome.surprises["our ConfigMaps"]
+        assert stage.executor.write_error == (
+            "ConfigMap gpu-operator/gpusharing-device-plugin: 502" if failures == LASTING else ""
+        )
+        stage.seconds += 300.0
+    await stage.run(shared=(write,))
+    assert stage.executor.write_error == ""

@@ -309,7 +309,7 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
     assert stage.changes == [(None, PENDING), (PENDING, MOVING)]
 
 
-async def test_a_restarted_operator_does_not_tell_again_what_it_finds() -> None:
+async def test_a_first_publication_has_no_earlier_state_and_posts_no_event() -> None:
     stage = Publishing()
     await stage.publish(FAILED_HERE := replace(FAILED, node="gpu-07"))
     assert stage.changes == [(None, FAILED_HERE)]

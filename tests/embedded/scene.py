@@ -21,6 +21,7 @@ from tests.fakes.virtualtime import virtual_now
 from gpusharing.api import names
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, LEASES, NODES, PDBS, PODS
+from gpusharing.kube.errors import NotFound
 from gpusharing.kube.fence import parse_fence
 from gpusharing.kube.lease import Timing
 from gpusharing.planning.snapshot.records import Fence
@@ -164,8 +165,11 @@ class Scene:
 
     def transition(self, node_name: str) -> JSON:
         """`status.transition` of a GPUNode; empty while there is none."""
-        found = [raw for raw in self.e.cluster.objects(GPUNODES) if raw["metadata"]["name"] == node_name]
-        transition: JSON = (found[0].get("status") or {}).get("transition") or {} if found else {}
+        try:
+            raw = self.e.cluster.get(GPUNODES, node_name)
+        except NotFound:
+            return {}
+        transition: JSON = (raw.get("status") or {}).get("transition") or {}
         return transition
 
     def condition(self, kind: str, name: str = "pool-b") -> JSON:

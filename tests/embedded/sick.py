@@ -1,16 +1,18 @@
-"""Six nodes with a pod each, and one object that fails for ever: how long the healthy ones take, and what is said."""
+"""Nodes with a pod each, and objects that fail for ever: how long the healthy nodes take, and what is said.
+
+In one scene every answer of the server has a sick node of its own, so that all answers to one call cost one scene.
+"""
 
 import asyncio
 import functools
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from hack.sim.fakefaults import EVER, SILENCE, CallFault, Silence
 from structlog.testing import capture_logs
-from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, nodes, open_scene
+from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, node, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
 from gpusharing.kube.answers import ApiRequest, error_of
@@ -29,9 +31,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.errors import KubeError
 
-SICK = "gpu-6"
 HEALTHY = tuple(f"gpu-{number}" for number in range(1, 6))
-SHORT = 600.0
+SHORT = 250.0
 """Seconds for which a rollout is watched that may never end."""
 DRAIN_TIMEOUT = "5m"
 WORDS = "the webhook example.com says no"
@@ -39,13 +40,19 @@ WORDS = "the webhook example.com says no"
 
 @dataclass(frozen=True)
 class FailingCall:
-    """A kind of call, and the one object whose calls fail."""
+    """A kind of call, and the object whose calls fail. `{node}` and `{mig_manager}` stand for the names of a sick node
+    and of its mig-manager pod."""
 
     verb: str
     resource: Resource
     name: str | None = None
     subresource: str | None = None
     selector: str | None = None
+
+    def of(self, **named: str) -> "FailingCall":
+        """Return the calls about the objects with these names."""
+        name = None if self.name is None else self.name.format(**named)
+        return replace(self, name=name, selector=self.selector and self.selector.format(**named))
 
     def error(self, code: int) -> KubeError | Silence:
         """What the real client makes of this HTTP status; 0: no answer."""
@@ -59,20 +66,20 @@ class FailingCall:
 
 
 OF_ONE_NODE: Mapping[str, FailingCall] = {
-    "the LIST of its pods": FailingCall("list", PODS, selector=f"spec.nodeName={SICK}"),
-    "the eviction of its pod": FailingCall("evict", PODS, f"job-{SICK}"),
-    "writes to the Node": FailingCall("patch", NODES, SICK, ""),
-    "writes to the GPUNode": FailingCall("patch", GPUNODES, SICK, ""),
-    "the creation of the GPUNode": FailingCall("create", GPUNODES, SICK),
-    "its status": FailingCall("patch", GPUNODES, SICK, "status"),
-    "the ResourceClaim of its pod": FailingCall("get", RESOURCE_CLAIMS, "claim"),
+    "the LIST of its pods": FailingCall("list", PODS, selector="spec.nodeName={node}"),
+    "the eviction of its pod": FailingCall("evict", PODS, "job-{node}"),
+    "writes to the Node": FailingCall("patch", NODES, "{node}", ""),
+    "writes to the GPUNode": FailingCall("patch", GPUNODES, "{node}", ""),
+    "the creation of the GPUNode": FailingCall("create", GPUNODES, "{node}"),
+    "its status": FailingCall("patch", GPUNODES, "{node}", "status"),
+    "the ResourceClaim of its pod": FailingCall("get", RESOURCE_CLAIMS, "claim-{node}"),
 }
 CURES: Mapping[str, tuple[str, FailingCall, str]] = {
-    "the deletion of its mig-manager pod": ("wedge-paused", FailingCall("delete", PODS), ""),
-    "the log of its mig-manager pod": ("failed", FailingCall("log", PODS), ""),
-    "the record of another attempt": ("wedge-paused", FailingCall("patch", NODES, SICK, ""), "actuating"),
+    "the deletion of its mig-manager pod": ("wedge-paused", FailingCall("delete", PODS, "{mig_manager}"), ""),
+    "the log of its mig-manager pod": ("failed", FailingCall("log", PODS, "{mig_manager}"), ""),
+    "the record of another attempt": ("wedge-paused", FailingCall("patch", NODES, "{node}", ""), "actuating"),
 }
-"""What goes wrong on the sick node, the call that would help, and from which stage of its fence on that fails."""
+"""What goes wrong on a sick node, the call that would help, and from which stage of its fence on that fails."""
 SHARED: Mapping[str, FailingCall] = {
     "our ConfigMap": FailingCall("patch", CONFIG_MAPS, "gpusharing-mig-parted"),
     "the creation of our ConfigMap": FailingCall("create", CONFIG_MAPS, "gpusharing-mig-parted"),
@@ -93,15 +100,32 @@ CODES: Mapping[str, int] = {
     "429": 429,
     "no answer": 0,
 }
+"""The server's answers as test names have them, and their HTTP status; 0: it does not answer."""
 
 
-def pod_of(node: str) -> JSON:
-    """A pod without a controller that holds a GPU; the sick node's one also has a claim that is none of a GPU."""
-    more: dict[str, Any] = {}
-    if node == SICK:
-        claims = {"resourceClaims": [{"name": "c", "resourceClaimName": "claim"}]}
-        more = {"spec": claims}
-    return gpu_pod(f"job-{node}", node, **more)
+UNAVAILABLE = ("500", "503", "504")
+"""Answers that are one class, `Unavailable`, to every call but an eviction."""
+
+
+def shared_calls() -> list[tuple[str, str]]:
+    """Return pairs of a shared call and an answer: every call with every class of answers, and every answer."""
+    others = [answer for answer in CODES if answer not in UNAVAILABLE]
+    return [
+        (door, answer)
+        for number, door in enumerate(SHARED)
+        for answer in (UNAVAILABLE[number % len(UNAVAILABLE)], *others)
+    ]
+
+
+def sick_node(answer: str) -> str:
+    """Return the name of the node whose calls get this answer."""
+    return f"gpu-{CODES[answer]}"
+
+
+def pod_of(node_name: str, *, claims: bool) -> JSON:
+    """Return a pod without a controller that holds a GPU and, if it `claims`, a device that is not a GPU."""
+    names = {"resourceClaims": [{"name": "c", "resourceClaimName": f"claim-{node_name}"}]}
+    return gpu_pod(f"job-{node_name}", node_name, spec=names if claims else {})
 
 
 def apply(scene: Scene, spec: JSON, limit: int | str) -> None:
@@ -122,109 +146,158 @@ def is_done(scene: Scene, name: str) -> bool:
 
 
 @dataclass
+class Illness:
+    """What came of a sick node."""
+
+    transition: JSON
+    done: bool
+    """Whether it got through all the same."""
+    hits: int
+    """How many of its calls failed."""
+
+
+@dataclass
 class Course:
     """What came of a run."""
 
     seconds: float
-    """Until every healthy node was done."""
-    transition: JSON
+    """Until every healthy node was done; infinite if they were not in time."""
     status: JSON
-    said: list[str]
-    """Lines of the log."""
-    done: bool
-    """The sick node got through, too."""
-    hits: int
-    """Calls that failed."""
+    """That of the policy."""
+    log: list[str]
     writes: int
-    """Of Nodes, by the operator."""
+    """Node writes by the operator."""
     events: Counter[str]
     """By reason."""
+    hits: int
+    """How many calls failed in all."""
+    nodes: dict[str, Illness]
+    """The sick nodes, by the answer that they got."""
 
 
-def _fall_ill(scene: Scene, door: FailingCall, code: int) -> CallFault:
-    """From now on, and for ever, the operator's calls through this door fail."""
-    return scene.e.cluster.faults.fail(
-        door.verb,
-        door.resource,
-        door.error(code),
-        times=EVER,
-        identity="operator",
-        name=door.name,
-        subresource=door.subresource,
-        selector=door.selector,
-    )
+@dataclass(frozen=True)
+class Sickness:
+    """What is to happen in a run."""
+
+    call: FailingCall | None = None
+    """Fails for ever; None: nothing does."""
+    answers: tuple[str, ...] = ()
+    """What the server answers: one answer to each sick node, or a single one to calls about a shared object."""
+    limit: int | str = "100%"
+    """maxUnavailable."""
+    linger: float = 60.0
+    """Seconds for which it is watched after the healthy nodes are done."""
+    since: str = ""
+    """The stage of its fence from which on a node is sick; empty: from the beginning."""
+    wedge: str = ""
+    """What also goes wrong with the software of the sick nodes."""
 
 
-async def _course(
-    door: FailingCall | None,
-    code: int,
-    count: int,
-    limit: int | str,
-    linger: float,
-    since: str = "",
-    wedge: str = "",
-) -> Course:
-    patience = SHORT if door in SHARED.values() else HOUR
+class Ward:
+    """The sick nodes of a scene and their faults."""
+
+    def __init__(self, scene: Scene, sickness: Sickness) -> None:
+        """Add a pod to every node. Nothing fails yet."""
+        self.scene, self.sickness = scene, sickness
+        self.faults: dict[str, CallFault] = {}
+        for name in HEALTHY:
+            scene.e.cluster.add(PODS, pod_of(name, claims=False))
+        for name in map(sick_node, sickness.answers):
+            scene.e.cluster.add(PODS, pod_of(name, claims=True))
+            claim = {"metadata": {"namespace": "default", "name": f"claim-{name}"}, "spec": {}}
+            allocated: JSON = {"status": {"allocation": {"devices": {"results": []}}}}
+            scene.e.cluster.add(RESOURCE_CLAIMS, claim | allocated)
+
+    async def break_software(self) -> None:
+        """Let the software of the sick nodes fail, too, as soon as it runs."""
+        names = [sick_node(answer) for answer in self.sickness.answers]
+        await self.scene.e.until(lambda: all(map(self.mig_manager, names)), "their software", SHORT)
+        for name in names:
+            self.scene.e.software.inject(name, self.sickness.wedge)
+
+    def mig_manager(self, node_name: str) -> str:
+        """Return the name of the mig-manager pod on a node, or an empty text if there is none."""
+        pods = self.scene.e.cluster.objects(PODS, label_selector="app=nvidia-mig-manager")
+        return next((pod["metadata"]["name"] for pod in pods if pod["spec"]["nodeName"] == node_name), "")
+
+    async def fall_ill(self) -> None:
+        """From now on, or from a stage of their fences on, let the calls fail."""
+        for answer in self.sickness.answers:
+            if self.sickness.since:
+                await self.scene.fenced(sick_node(answer), self.sickness.since)
+            self._fail(answer)
+
+    def _fail(self, answer: str) -> None:
+        assert self.sickness.call is not None
+        name = sick_node(answer)
+        call = self.sickness.call.of(node=name, mig_manager=self.mig_manager(name))
+        self.faults[answer] = self.scene.e.cluster.faults.fail(
+            call.verb,
+            call.resource,
+            call.error(CODES[answer]),
+            times=EVER,
+            identity="operator",
+            name=call.name,
+            subresource=call.subresource,
+            selector=call.selector,
+        )
+
+    def course(self, seconds: float) -> Course:
+        """Return what has come of it by now."""
+        scene = self.scene
+        nodes_of = {answer: sick_node(answer) for answer in self.sickness.answers}
+        return Course(
+            seconds,
+            scene.e.policy("pool-b").get("status") or {},
+            [],
+            scene.node_writes().total(),
+            scene.events(),
+            sum(fault.hits for fault in self.faults.values()),
+            {
+                answer: Illness(scene.transition(name), is_done(scene, name), self.faults[answer].hits)
+                for answer, name in nodes_of.items()
+            },
+        )
+
+
+async def _course(sickness: Sickness) -> Course:
+    shared = sickness.call in SHARED.values()
+    sick = [node(sick_node(answer)) for answer in sickness.answers]
     with capture_logs() as lines:
-        async with open_scene(*nodes(count)) as scene:
-            claim = {"metadata": {"namespace": "default", "name": "claim"}, "spec": {}, "status": {}}
-            for name in [f"gpu-{number + 1}" for number in range(count)]:
-                scene.e.cluster.add(PODS, pod_of(name))
-            scene.e.cluster.add(
-                RESOURCE_CLAIMS, claim | {"status": {"allocation": {"devices": {"results": []}}}}
-            )
-            fault = _fall_ill(scene, door, code) if door is not None and not since else None
-            if wedge:
-                await scene.e.until(lambda: SICK in scene.e.software.nodes, "its software", SHORT)
-                scene.e.software.inject(SICK, wedge)
+        async with open_scene(*nodes(len(HEALTHY)), *sick) as scene:
+            ward = Ward(scene, sickness)
+            if sickness.wedge:
+                await ward.break_software()
+            if not sickness.since:
+                await ward.fall_ill()
             begun = virtual_now()
-            apply(scene, MIXED, limit)
-            if door is not None and since:
-                await scene.fenced(SICK, since)
-                fault = _fall_ill(scene, door, code)
+            apply(scene, MIXED, sickness.limit)
+            if sickness.since:
+                await ward.fall_ill()
             try:
                 await scene.e.until(
-                    lambda: all(is_done(scene, name) for name in HEALTHY), "five nodes", patience
+                    lambda: all(is_done(scene, name) for name in HEALTHY),
+                    "five nodes",
+                    SHORT if shared else HOUR,
                 )
                 seconds = (virtual_now() - begun).total_seconds()
             except AssertionError:
-                if door in OF_ONE_NODE.values() or door is None:
+                if not shared:
                     raise
                 seconds = float("inf")
-            await asyncio.sleep(linger)
-            done = count > len(HEALTHY) and is_done(scene, SICK)
-            status = scene.e.policy("pool-b").get("status") or {}
-            return Course(
-                seconds,
-                scene.transition(SICK),
-                status,
-                [str(line) for line in lines],
-                done,
-                fault.hits if fault else 0,
-                scene.node_writes().total(),
-                scene.events(),
-            )
+            await asyncio.sleep(sickness.linger)
+            found = ward.course(seconds)
+    return replace(found, log=[str(line) for line in lines])
 
 
 @functools.cache
 def alone(limit: int | str = "100%") -> float:
-    """How long the five healthy nodes take without the sick one."""
+    """Return how many seconds the five healthy nodes take without a sick one."""
     random.seed(1)
-    return run_virtually(_course(None, 0, len(HEALTHY), limit, 0.0)).seconds
+    return run_virtually(_course(Sickness(limit=limit, linger=0.0))).seconds
 
 
-def course(
-    door: FailingCall,
-    code: int,
-    *,
-    limit: int | str = "100%",
-    linger: float = 60.0,
-    since: str = "",
-    wedge: str = "",
-) -> Course:
-    """One run with one sick object, from the beginning or from a stage of the sick node's fence.
-
-    `wedge`: what also goes wrong with the software of the sick node.
-    """
+def course(sickness: Sickness) -> Course:
+    """Return what comes of a run with a sick node, or with a sick shared object."""
     random.seed(1)
-    return run_virtually(_course(door, code, len(HEALTHY) + 1, limit, linger, since, wedge))
+    return run_virtually(_course(sickness))

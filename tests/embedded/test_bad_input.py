@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import FULL, HOUR, SLICED, Scene, gpu_pod, node, open_scene, pdb
+from tests.embedded.scene import FULL, HOUR, RARELY, SLICED, Scene, gpu_pod, node, open_scene, pdb
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import JSON, PDBS, PODS, POLICIES
@@ -101,7 +101,7 @@ async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_unti
 ) -> None:
     """As a spec that never was read it owns no node, so nothing could happen to one."""
     llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
-    async with open_scene(node("gpu-1"), workloads=[llm]) as scene:
+    async with open_scene(node("gpu-1"), workloads=[llm], lease=RARELY) as scene:
         scene.apply({**FULL, **CALM}, "wrong")
         await scene.ready("wrong", seconds=HOUR)
         await scene.running("llm", 1)
@@ -109,7 +109,7 @@ async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_unti
         scene.apply(WRONG[case].spec, "wrong")
         told = await told_of(scene, "InvalidSpec")
         assert [text for text in WRONG[case].said if text not in told] == [], told
-        await asyncio.sleep(3 * HOUR)
+        await asyncio.sleep(HOUR)
         assert (dict(scene.node_writes(mark)), scene.evicted()) == ({}, [])
         await scene.running("llm", 1)
         scene.apply({**SLICED, **CALM}, "wrong")
@@ -122,7 +122,7 @@ async def test_an_edit_that_nobody_can_read_freezes_the_nodes_of_its_policy_unti
 async def test_it_freezes_its_own_policy_is_named_with_its_value_and_holds_up_no_other(case: str) -> None:
     wrong = WRONG[case]
     llm = SimWorkload("llm", 1, node_selector={"gpusharing.dev/pool": "b"})
-    async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[llm]) as scene:
+    async with open_scene(node("gpu-1"), node("gpu-2", pool="c"), workloads=[llm], lease=RARELY) as scene:
         await scene.running("llm", 1)
         if wrong.arrange is not approve:
             wrong.arrange(scene)
@@ -133,7 +133,7 @@ async def test_it_freezes_its_own_policy_is_named_with_its_value_and_holds_up_no
         await scene.ready("right", seconds=HOUR)
         told = await told_of(scene, wrong.reason)
         assert [text for text in wrong.said if text not in told] == [], told
-        await asyncio.sleep(3 * HOUR)
+        await asyncio.sleep(HOUR)
         assert await told_of(scene, wrong.reason) == told
         assert not scene.node_writes()["gpu-1"]
         assert scene.evicted() == []

@@ -334,7 +334,7 @@ async def test_somebody_who_puts_theirs_in_the_place_of_ours_stops_a_change_and_
 
 
 @virtually
-async def test_a_key_of_somebody_else_stays_while_a_label_or_cluster_policys_default_names_it() -> None:
+async def test_a_key_of_somebody_else_goes_with_the_last_label_that_names_it() -> None:
     async with open_scene(*nodes(1), node("gpu-9", pool="z")) as scene:
         scene.apply(SLICED)
         await scene.ready()
@@ -350,7 +350,7 @@ async def test_a_key_of_somebody_else_stays_while_a_label_or_cluster_policys_def
 
 
 @virtually
-async def test_an_entry_stays_until_no_label_fence_or_last_verified_pair_names_it() -> None:
+async def test_between_actuation_and_proof_only_the_last_proof_keeps_the_old_entry() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(OLD)
         await scene.ready()

@@ -270,7 +270,7 @@ async def test_finished_pods_are_neither_evicted_nor_waited_for() -> None:
 
 
 @virtually
-async def test_pods_that_could_start_nowhere_afterwards_hold_the_change_until_that_is_allowed() -> None:
+async def test_a_node_is_not_cordoned_for_stranded_pods_before_they_are_allowed() -> None:
     async with open_scene(*nodes(2), workloads=[LLM]) as scene:
         name = await busy(scene)
         scene.apply(MIXED)
@@ -315,18 +315,6 @@ def summary(scene: Scene) -> JSON:
     """What the columns show of pool-b."""
     found: JSON = scene.e.cluster.get(POLICIES, "pool-b")["status"]["summary"]
     return found
-
-
-@virtually
-async def test_a_blocked_node_does_not_stop_the_others() -> None:
-    async with open_scene(*nodes(3)) as scene:
-        scene.e.cluster.add(PODS, gpu_pod("alone", "gpu-1"))
-        scene.apply(SLICED)
-        await scene.phase("gpu-2", "Synced")
-        await scene.phase("gpu-3", "Synced")
-        transition = await scene.reason("gpu-1", "Unmanaged")
-        assert transition["phase"] == "Blocked"
-        assert scene.node_writes()["gpu-1"] == 0
 
 
 @virtually

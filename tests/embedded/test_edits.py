@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
-from tests.embedded.scene import FULL, MIXED, OTHER_MIXED, SINGLE, Scene, node, nodes, open_scene
+from tests.embedded.scene import FULL, MIXED, OTHER_MIXED, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import GPUNODES, NODES, POLICIES
+from gpusharing.kube.client import NODES, POLICIES
 from gpusharing.kube.errors import NotFound
 
 
@@ -76,19 +76,7 @@ async def test_a_policy_deleted_before_the_point_of_no_return_goes_when_its_node
 
 
 @virtually
-async def test_a_policy_deleted_after_the_point_of_no_return_goes_when_its_node_is_proven() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
-        scene.e.cluster.delete(POLICIES, "pool-b")
-        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 600)
-        assert scene.fence("gpu-1") is None
-        assert not scene.cordoned("gpu-1")
-        assert scene.labels("gpu-1")[names.LABEL_MODE] == "mig"
-
-
-@virtually
-async def test_force_release_lets_the_policy_go_at_once_and_keeps_the_cordon() -> None:
+async def test_an_event_names_the_node_of_a_policy_that_was_released_by_force() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
@@ -127,21 +115,6 @@ async def test_a_finalizer_that_was_stripped_in_the_middle_restores_the_node_all
         assert not scene.cordoned("gpu-1")
 
 
-@virtually
-async def test_an_orphan_past_the_point_of_no_return_stays_fenced_until_a_policy_owns_it() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(MIXED)
-        await scene.fenced("gpu-1", "actuating")
-        scene.e.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
-        scene.e.cluster.delete(POLICIES, "pool-b")
-        await scene.reason("gpu-1", "OrphanFence")
-        await asyncio.sleep(600)
-        assert scene.cordoned("gpu-1")
-        scene.apply(SINGLE, name="pool-c")
-        await scene.ready("pool-c")
-        assert not scene.cordoned("gpu-1")
-
-
 @pytest.mark.parametrize("stage_name", ["fenced", "actuating"])
 @virtually
 async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_starts_clean(
@@ -159,16 +132,3 @@ async def test_a_node_deleted_in_the_middle_frees_its_slot_and_one_of_its_name_s
         await scene.e.until(lambda: scene.condition("Ready")["status"] == "False", "not Ready", 60)
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1", "gpu-2")
-
-
-@virtually
-async def test_all_gpunodes_deleted_in_the_middle_change_nothing_about_the_end() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        scene.apply(MIXED)
-        for stage_name in ("fenced", "actuating"):
-            await scene.any_fenced(stage_name)
-            for name in ("gpu-1", "gpu-2"):
-                scene.e.cluster.delete(GPUNODES, name)
-        await scene.ready()
-        assert_as_wanted(scene, MIXED, "gpu-1", "gpu-2")
-        assert scene.node_writes() == {"gpu-1": 3, "gpu-2": 3}

@@ -9,7 +9,7 @@ from tests.embedded.forks import Writes, play_all
 from tests.embedded.goldens import GOLDEN, Golden
 from tests.embedded.scene import Scene
 
-EVERY = 6
+EVERY = 8
 PODFUL = GOLDEN["a policy on nodes with pods that may and pods that may not be evicted"]
 
 

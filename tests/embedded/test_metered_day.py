@@ -137,6 +137,7 @@ class Day:
         return sorted(found, key=lambda one: one[0])
 
 
+@pytest.mark.long
 @virtually
 async def test_a_day_adds_up_to_the_second() -> None:
     clock = asyncio.get_running_loop().time

@@ -42,20 +42,6 @@ async def test_a_failed_node_is_repaired_by_its_new_owner_in_the_same_slot(delet
 
 
 @virtually
-async def test_a_deleted_policy_goes_when_its_last_node_has_failed_and_the_next_one_repairs_it() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await failed(scene)
-        scene.e.cluster.delete(POLICIES, "pool-b")
-        await scene.e.until(lambda: not policies(scene), "the policy gone", 60)
-        transition = await scene.reason("gpu-1", "OrphanFence", seconds=60)
-        assert transition["phase"] == "Failed"
-        assert scene.cordoned("gpu-1")
-        scene.apply(SINGLE, "pool-x")
-        await scene.ready("pool-x")
-        assert_as_wanted(scene, SINGLE, "gpu-1", owner="pool-x")
-
-
-@virtually
 async def test_an_older_policy_of_equal_priority_does_not_take_a_node_from_one_that_drains_it() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(FULL, "older", "elsewhere")

@@ -42,7 +42,7 @@ async def test_a_node_that_a_person_cordoned_is_left_alone_and_its_cordon_stays(
 
 
 @virtually
-async def test_a_cordoned_node_that_is_already_as_wanted_is_adopted_and_stays_cordoned() -> None:
+async def test_a_node_adopted_while_a_person_has_cordoned_it_is_not_counted_as_in_service() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.cordon("gpu-1")
         scene.apply(FULL)

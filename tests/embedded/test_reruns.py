@@ -92,7 +92,7 @@ OVERWRITTEN: dict[str, tuple[JSON, JSON, str, str]] = {
 
 @pytest.mark.parametrize(("manifest", "spec", "label", "value"), OVERWRITTEN.values(), ids=OVERWRITTEN.keys())
 @virtually
-async def test_a_retry_writes_our_label_again_that_somebody_overwrote(
+async def test_a_node_whose_label_somebody_overwrote_is_proven_after_a_retry(
     manifest: JSON, spec: JSON, label: str, value: str
 ) -> None:
     async with open_scene(manifest) as scene:

@@ -16,9 +16,7 @@ RECORDS = {names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED, names.ANNOTATIO
 
 
 @virtually
-async def test_nodes_become_whole_one_after_the_other_and_keep_nothing_of_ours_before_the_policy_goes() -> (
-    None
-):
+async def test_a_reset_takes_one_node_at_a_time_and_its_pods_run_again() -> None:
     async with open_scene(*nodes(2), workloads=(SimWorkload("free", 2),)) as scene:
         scene.apply(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"})
         await scene.ready(seconds=HOUR)

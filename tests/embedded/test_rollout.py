@@ -18,7 +18,6 @@ from tests.embedded.scene import (
     Scene,
     at_once,
     gpu_pod,
-    node,
     nodes,
     open_scene,
 )
@@ -29,8 +28,9 @@ from gpusharing.api import names
 from gpusharing.kube.client import NODES, PODS, POLICIES
 from gpusharing.kube.fence import parse_verified
 
-NIGHT = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "UTC"}
-LATE = BEGIN.replace(hour=22)
+NIGHT = {"schedule": "0 22 * * *", "duration": "6h", "timeZone": "Pacific/Tarawa"}
+LATE = BEGIN.replace(hour=10)
+"""When it is 22:00 on Tarawa, an hour after the beginning of a test."""
 DAY = 24 * HOUR
 
 
@@ -50,18 +50,18 @@ async def test_a_pool_changes_at_night_without_anybody_and_is_woken_by_the_clock
     async with open_scene(*nodes(3), lease=RARELY) as scene:
         scene.apply(SLICED, rollout=at_once(3, windows=[NIGHT]))
         transition = await scene.reason("gpu-1", "WindowClosed")
-        assert "2026-11-20T22:00:00Z" in transition["message"]
-        assert scene.e.policy("pool-b")["status"]["summary"]["nextWindow"] == "2026-11-20T22:00:00Z"
-        await scene.ready(seconds=DAY)
+        assert "2026-11-20T10:00:00Z" in transition["message"]
+        assert scene.e.policy("pool-b")["status"]["summary"]["nextWindow"] == "2026-11-20T10:00:00Z"
+        await scene.ready(seconds=2 * HOUR)
         assert LATE < virtual_now() < LATE + timedelta(minutes=15)
         assert len(begun(scene)) == 3
 
 
 @virtually
-async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_wait_for_the_next_night() -> (
+async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_wait_for_the_next_one() -> (
     None
 ):
-    short = {**NIGHT, "schedule": "2 9 * * *", "duration": "45m"}
+    short = {"schedule": "2 9,11 * * *", "duration": "45m", "timeZone": "UTC"}
     async with open_scene(*nodes(2), lease=RARELY) as scene:
         await asyncio.sleep(10)
         for name in ("gpu-1", "gpu-2"):
@@ -71,8 +71,8 @@ async def test_a_window_that_closes_lets_the_node_in_flight_finish_and_the_rest_
         other = "gpu-2" if first == "gpu-1" else "gpu-1"
         await scene.phase(first, "Synced")
         await scene.reason(other, "WindowClosed")
-        await scene.ready(seconds=DAY + HOUR)
-        assert virtual_now() > BEGIN + timedelta(days=1)
+        await scene.ready(seconds=3 * HOUR)
+        assert virtual_now() > BEGIN.replace(hour=11, minute=2)
 
 
 @virtually
@@ -124,7 +124,7 @@ async def test_no_other_node_starts_after_the_soak_when_the_canary_breaks_in_it_
         other = next(name for name in hardware if name != first)
         transition = await scene.reason(other, "CanaryNotServing", seconds=HOUR)
         assert f"{first}, a canary (spec.rollout.canary), no longer serves" in transition["message"]
-        await asyncio.sleep(3 * HOUR)
+        await asyncio.sleep(1.5 * HOUR)  # the soak would have ended after an hour
         assert [write.call.name for write in begun(scene)] == [first]
 
 
@@ -234,7 +234,7 @@ async def test_a_rollout_that_goes_on_after_a_failure_halts_again_after_as_many(
             await scene.e.until(
                 partial(are_halted, scene, 4 - count), f"{count} failed, others halted", 3 * HOUR
             )
-            await asyncio.sleep(HOUR)
+            await asyncio.sleep(600)
             assert len(begun(scene)) == before + count
             assert all(text.endswith(f"gpusharing.dev/resume={asked}") for text in halted(scene))
             note(scene, resume=asked)
@@ -257,23 +257,6 @@ async def test_a_policy_is_halted_when_a_node_is_deleted_in_the_middle_of_its_ch
 
 
 @virtually
-async def test_a_policy_stays_halted_when_the_node_that_failed_is_deleted_and_replaced() -> None:
-    async with open_scene(*nodes(2)) as scene:
-        first = await first_failed(scene, "gpu-1", "gpu-2")
-        await asyncio.sleep(1)
-        scene.e.cluster.delete(NODES, first)
-        await scene.e.until(lambda: not claims(scene), "the slot given back", 60)
-        scene.e.cluster.add(NODES, node(first))
-        for name in ("gpu-1", "gpu-2"):
-            transition = await scene.reason(name, "Halted")
-            assert f"{first} failed in this generation" in transition["message"]
-        await asyncio.sleep(600)
-        assert len(begun(scene)) == 1
-        note(scene, resume=str(scene.e.policy("pool-b")["metadata"]["generation"]))
-        await scene.e.until(lambda: len(begun(scene)) == 2, "another node starts", HOUR)
-
-
-@virtually
 async def test_a_person_gives_up_one_change_by_its_name_before_the_point_of_no_return() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
@@ -288,7 +271,7 @@ async def test_a_person_gives_up_one_change_by_its_name_before_the_point_of_no_r
 
 
 @virtually
-async def test_a_pause_that_holds_keeps_the_cordon_and_evicts_nobody_until_it_ends() -> None:
+async def test_a_drain_that_a_pause_held_goes_on_when_the_pause_ends() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
         evict = {"unmanagedPods": "Evict"}

@@ -139,9 +139,7 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
 
 
 @virtually
-async def test_gpus_that_are_exclusive_without_mps_are_drift_that_stays_untouched_until_a_person_helps() -> (
-    None
-):
+async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_exclusive() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(FULL)
         await scene.ready()

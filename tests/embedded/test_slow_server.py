@@ -126,7 +126,7 @@ async def test_first_passes_that_create_for_minutes_are_no_reason_to_restart() -
         begun = loop_time()
         told: set[str] = set()
         async with asyncio.timeout(900):
-            while len(scene.e.cluster.objects(GPUNODES)) < 5000:
+            while len(list(scene.e.cluster.store.all(GPUNODES))) < 5000:
                 await asyncio.sleep(5)
                 told |= set(alive(scene, loop))
         assert loop_time() - begun > STUCK

@@ -70,15 +70,6 @@ def _is_llm(pod: JSON) -> bool:
 
 
 @virtually
-async def test_a_node_that_is_as_wanted_loses_the_taint_in_one_write() -> None:
-    async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        assert not waits(scene, "gpu-1")
-        assert scene.node_writes()["gpu-1"] == 1
-
-
-@virtually
 async def test_with_no_policy_the_taint_stays_and_the_reason_is_shown() -> None:
     async with open_scene(gated("gpu-1"), cluster_policy=PREPARED) as scene:
         shown = await scene.reason("gpu-1", "Unowned")

@@ -4,7 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
-from tests.embedded.scene import FULL, HOUR, MIXED, SINGLE, SLICED, Scene, node, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
 
@@ -45,9 +45,7 @@ async def test_a_wedge_of_mig_manager_is_cured_by_one_restart_of_its_pod(wedge: 
 
 
 @virtually
-async def test_a_wedge_that_comes_back_is_cured_twice_and_then_the_node_is_failed_and_keeps_its_slot() -> (
-    None
-):
+async def test_a_node_that_two_restarts_did_not_cure_stalls_the_policy_and_gives_one_event() -> None:
     async with open_scene(*nodes(2)) as scene:
         await asyncio.sleep(10)
         scene.e.software.inject("gpu-1", "wedge-paused")
@@ -97,15 +95,6 @@ async def test_a_failed_node_stays_cordoned_until_the_retry_annotation_asks_for_
         assert restarts(scene) == 1
         await asyncio.sleep(600)
         assert restarts(scene) == 1
-
-
-@virtually
-async def test_a_failed_node_is_repaired_by_another_spec() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        await failed(scene)
-        scene.apply(SINGLE)
-        await scene.ready()
-        assert_as_wanted(scene, SINGLE, "gpu-1")
 
 
 @virtually
@@ -300,7 +289,7 @@ async def test_an_observation_from_before_the_change_is_not_accepted() -> None:
 
 
 @virtually
-async def test_drift_is_shown_at_once_put_right_once_and_then_left_to_a_person() -> None:
+async def test_drift_is_seen_within_forty_seconds_and_stalls_the_policy_when_it_returns() -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.ready()

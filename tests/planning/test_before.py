@@ -29,6 +29,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.way.before import ENDINGS, before_pnr
 from gpusharing.planning.way.idle import JOBS_PACE
@@ -97,6 +98,13 @@ def test_what_holds_a_node_up_does_not_outlast_its_jobs_and_the_time_of_the_drai
     assert action.fence == replace(FENCE, jobs=False, deadline=at(900))
     over = before_pnr(fenced_again(case, fence=replace(FENCE, deadline=at(-3600))))
     assert over.reason is Reason.DRAIN_TIMEOUT
+
+
+@pytest.mark.parametrize("work", [None, make_work()], ids=["nobody has looked", "the jobs have ended"])
+def test_an_unreadable_node_is_given_back_when_the_time_of_its_jobs_is_over(work: NodeWork | None) -> None:
+    late = replace(FENCE, jobs=True, deadline=at(-3600))
+    over = before_pnr(fenced(fence=late, gpunode={"observed": None}, work=work))
+    assert (over.reason, released(over).uncordon) == (Reason.DRAIN_TIMEOUT, True)
 
 
 ON_HOLD: dict[str, Any] = {"onTimeout": "Hold"}

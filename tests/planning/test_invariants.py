@@ -218,7 +218,7 @@ def test_a_node_that_only_the_clock_called_failed_and_that_is_proven_late_halts_
 
 
 LONG = os.environ.get("PROPERTIES") == "long"
-"""`make test-long` sets it: 10,000 examples in all, of ten seeds, which workers play side by side."""
+"""`make test-random` sets it: 10,000 examples in all, of ten seeds, which workers play side by side."""
 EXAMPLES = 1000 if LONG else 12
 pytestmark = [pytest.mark.timeout(7200, method="signal")] if LONG else []
 """A thousand examples are two minutes of CPU, and may have to share it."""

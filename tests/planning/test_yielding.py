@@ -128,6 +128,18 @@ def test_no_other_cordon_is_lifted(fields: dict[str, Any]) -> None:
     assert not released(yielded(aside(**fields))).uncordon
 
 
+@pytest.mark.parametrize(
+    ("foreign", "said"),
+    [
+        ("", "nobody else works on gpu-07 any more; it is given back as it was"),
+        ("kured", "our cordon on gpu-07 is gone; what happens next is up to kured"),
+    ],
+    ids=["nobody", "somebody"],
+)
+def test_a_node_that_is_given_back_says_whether_somebody_still_works_on_it(foreign: str, said: str) -> None:
+    assert yielded(aside(node={"unschedulable": False, "foreign": foreign})).message == said
+
+
 def test_the_agent_reads_on_while_somebody_else_works() -> None:
     case = aside(node={"foreign": "kured"})
     assert case.gpunode is not None
