@@ -1,14 +1,12 @@
 """One control plane for all tests of this folder: audit log on, chart installed, SIMULATED node software running."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import free_ports
 from hack.sidebyside import LOOK_BACK, unit
-from tests.conftest import build_or_skip
 from tests.integration.nodelog import audit_policy
 from tests.integration.product import AGENT, FACTOR, Product
 
@@ -30,9 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """No operator runs yet: each module starts its own. In the end nothing was refused to operator or agents."""
-    build_or_skip(toolchain.control_plane_programs)
-    for name in ("kwok", "helm"):
-        build_or_skip(partial(toolchain.program, name))
     directory = tmp_path_factory.mktemp("product")
     bodies_too = f"--audit-policy-file={audit_policy(directory)}"
     flags = (bodies_too, "--audit-log-maxsize=4096")  # MB; offsets into the log must not lose their meaning

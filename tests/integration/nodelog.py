@@ -92,16 +92,6 @@ def fences(pool: Pool, since: int) -> list[dict[str, JSON]]:
     return found
 
 
-def returned(pool: Pool, since: int) -> list[str]:
-    """The nodes of a pool in the order in which they were given back since then: their fence went."""
-    before: set[str] = set()
-    order = []
-    for now in fences(pool, since):
-        order += sorted(before - now.keys())  # one at a time: each state is that after one write
-        before = set(now)
-    return order
-
-
 def corrected(pool: Pool, since: int) -> bool:
     """Whether the correction of a drift has begun since then."""
     return any(fence["drift"] for now in fences(pool, since) for fence in now.values())

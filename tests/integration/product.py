@@ -28,8 +28,6 @@ LEASE = "/apis/coordination.k8s.io/v1/namespaces/gpusharing/leases/gpusharing-op
 CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
 FENCE = "gpusharing.dev/fence"
 INJECT = "sim.gpusharing.dev/inject"
-UNTIL_TOLD = {"abort_backoff": "3600"}
-"""SETTINGS of a module that looks at nodes whose change was given up: without them the next one begins after 2 s."""
 HELD = {"wedge_pending": "3600"}
 """SETTINGS of a module that does something in the middle of a change (`Pool.hold`)."""
 OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:gpusharing-operator"
@@ -37,6 +35,8 @@ AGENT = f"system:serviceaccount:{launch.AGENT_NAMESPACE}:gpusharing-agent"
 H100, L40S = "NVIDIA H100 80GB HBM3", "NVIDIA L40S"
 SECONDS = 120.0
 """Patience of every wait here: far above what a step takes, for a machine that does other things too."""
+POLL = 0.1
+"""Seconds between two looks of a wait: at more looks the API server would spend half of its time answering them."""
 
 FULL: Object = {"mode": "Full"}
 SLICED: Object = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
@@ -349,7 +349,7 @@ class Pool:
     def wait(self, condition: Any, what: str, show: Any = None) -> None:
         """Wait until it holds; what is there instead is told."""
         try:
-            wait_until(condition, SECONDS, what)
+            wait_until(condition, SECONDS, what, poll=POLL)
         except TimeoutError as error:
             shown = show() if show else self.api.get(self.path).get("status")
             raise TimeoutError(f"{error}; there is {json.dumps(shown)[:3000]}") from None

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 from hack.cluster.process import free_ports
+from hack.promtool import ensure
 from tests.chart.scraping import RunningPrometheus
-from tests.chart.test_monitoring import program
 
 
 class AskedPrometheus(RunningPrometheus):
@@ -44,7 +44,7 @@ def asked(folder: Path, jobs: Sequence[Mapping[str, Any]], **settings: Any) -> I
     config = {"global": {"scrape_interval": "1s"}, "scrape_configs": list(jobs), **settings}
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     command: list[str | Path] = [
-        program("prometheus"),
+        ensure("prometheus"),
         f"--config.file={folder / 'prometheus.yaml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",

@@ -2,15 +2,13 @@
 
 import json
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.api import MERGE_PATCH, Api, Object
 from hack.cluster.clusterpolicy import FIELDS, CRDVersion, Field, versions
 from hack.cluster.controlplane import ControlPlane
-from tests.conftest import build_or_skip
 
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
@@ -42,16 +40,15 @@ NOT_READ = {"spec.migManager.config.default": "all-disabled", "spec.cdi.nriPlugi
 
 
 @pytest.fixture(scope="module")
-def api() -> Iterator[Api]:
-    """An API server that serves the stand-in of every version."""
-    build_or_skip(toolchain.control_plane_programs)
-    with ControlPlane() as plane:
-        install.apply_documents(plane.api, [version.crd for version in VERSIONS])
-        for version in VERSIONS:
-            probe = manifest(version, {})
-            install.apply_documents(plane.api, [probe])  # tried again until the kind is served
-            plane.api.delete(install.object_path(plane.api, probe))
-        yield plane.api
+def api(control_plane: ControlPlane) -> Api:
+    """An API server that serves the stand-in of every version, each in a group of its own."""
+    admin = control_plane.api
+    install.apply_documents(admin, [version.crd for version in VERSIONS])
+    for version in VERSIONS:
+        probe = manifest(version, {})
+        install.apply_documents(admin, [probe])  # tried again until the kind is served
+        admin.delete(install.object_path(admin, probe))
+    return admin
 
 
 def manifest(version: CRDVersion, fields: dict[str, Any]) -> Object:

@@ -4,22 +4,21 @@ A control plane of its own: another chart, and a ClusterPolicy that is pointed a
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import service_account_token
 from hack.faultproxy import FaultProxy
-from tests.conftest import build_or_skip
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
 from tests.integration.crashcomplaints import ONCE, Kills
+from tests.integration.crashscenarios import ALL
 from tests.integration.nursery import Nursery
-from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, H100, SECONDS, Pool, Product
+from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, SECONDS, Pool, Product
 
 from hack import launch
 
@@ -46,9 +45,6 @@ def bare(name: str = "cluster-policy") -> Object:
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """The chart with the value on; no operator, no node software."""
-    build_or_skip(toolchain.control_plane_programs)
-    for name in ("kwok", "helm"):
-        build_or_skip(partial(toolchain.program, name))
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api, cluster_policy=False)
         launch.install_chart(plane.kubeconfig, "--set", "operator.replicas=0,gpuOperator.configure=true")
@@ -176,42 +172,6 @@ def test_the_operator_sets_both_once_says_so_and_leaves_what_is_set_back(
     assert set(maps) == {PLUGIN, MIG}
 
 
-def test_without_a_clusterpolicy_a_policy_says_so_and_nothing_is_touched(
-    product: Product, token: Api
-) -> None:
-    product.remove(CLUSTER_POLICY)
-    since = product.mark()
-    with product.pool(H100) as pool, product.operator("none", configure_gpu_operator="true"):
-        pool.apply(FULL)
-        assert "GPU Operator" in pool.wait_condition("Accepted", "False", "ClusterPolicyMissing")
-        product.api.create(CLUSTER_POLICIES, bare())
-        wait_until(lambda: names(product) == (PLUGIN, MIG), SECONDS, "both pointers")
-        pool.wait_condition("Accepted", "True", "Valid")
-        assert product.writes("nodes", pool.nodes[0], since) == []
-    product.remove(CLUSTER_POLICY)
-
-
-def test_of_two_clusterpolicies_the_one_that_is_not_ignored_counts(product: Product, token: Api) -> None:
-    api, second = product.api, f"{CLUSTER_POLICIES}/a-second"
-    product.remove(CLUSTER_POLICY)
-    api.create(CLUSTER_POLICIES, bare())
-    api.merge_patch(CLUSTER_POLICY, pointed(devicePlugin=PLUGIN, migManager=MIG))
-    api.create(CLUSTER_POLICIES, bare("a-second"))
-    api.merge_patch(f"{second}/status", {"status": {"state": "ignored", "namespace": "gpu-operator"}})
-    pool = Pool(product, "among-two")
-    try:
-        with product.operator("two"):
-            pool.create(f"{GROUP}/gpusharingpolicies", pool.manifest(FULL))
-            pool.wait_condition("Accepted", "True", "Valid")
-            api.merge_patch(f"{second}/status", {"status": {"state": ""}})
-            message = pool.wait_condition("Accepted", "False", "SeveralClusterPolicies")
-            assert "a-second, cluster-policy" in message
-            api.delete(second)
-            pool.wait_condition("Accepted", "True", "Valid")
-    finally:
-        product.remove(second, CLUSTER_POLICY, pool.path)
-
-
 # --- killed at any write ------------------------------------------------------------------------------------
 
 
@@ -281,7 +241,7 @@ def theatre(product: Product, token: Api, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("scenario", CRASHES, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", CRASHES if ALL else CRASHES[:1], ids=lambda scenario: scenario.name)
 def test_a_kill_after_any_write_sets_no_pointer_twice_and_none_of_somebody_else(
     theatre: Theatre, scenario: Scenario
 ) -> None:

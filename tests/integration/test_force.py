@@ -4,33 +4,26 @@ A control plane of its own, because the right is one that nobody has by default.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.audit import AuditedRequest
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import service_account_token
 from hack.sim.manifests import daemon_set
-from tests.conftest import build_or_skip
 from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Pool, Product
-from tests.integration.workloads import PODS, Workload, guard, pod_spec
+from tests.integration.workloads import PODS, Workload, guard
 
 from hack import launch
 
 FORCED: Object = {**SLICED, "drain": {"timeout": "8s", "onTimeout": "ForceDelete"}}
-LATER: Object = {**SLICED, "drain": {"timeout": "25s", "onTimeout": "ForceDelete"}}
-"""What goes on before the end is looked at, too."""
 
 
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """The chart with the value on, and the node software."""
-    build_or_skip(toolchain.control_plane_programs)
-    for name in ("kwok", "helm"):
-        build_or_skip(partial(toolchain.program, name))
     directory = tmp_path_factory.mktemp("force")
     with ControlPlane(options=Options(audit=True)) as plane:
         install.install_gpu_operator(plane.api)
@@ -55,14 +48,13 @@ def busy(pool: Pool) -> tuple[Workload, list[str]]:
     return work, names
 
 
-def test_what_a_budget_keeps_is_deleted_in_time_for_the_end_and_the_node_goes_on(product: Product) -> None:
+def test_the_server_that_refuses_to_evict_for_a_budget_lets_the_pods_be_deleted_and_the_node_goes_on(
+    product: Product,
+) -> None:
     with product.operator(force_delete="true"), product.pool(H100) as pool:
         _, names = busy(pool)
         since = product.mark()
-        pool.apply(LATER)
-        pool.wait_phase("Draining", "PDBNeverAllows")
-        assert pool.node()["spec"]["unschedulable"] is True
-        assert deletions(product, since) == []
+        pool.apply(FORCED)
         pool.wait(lambda: len(deletions(product, since)) == 2, "the deletions")
         pool.wait_synced()
         assert sorted(one.name for one in deletions(product, since)) == names
@@ -74,89 +66,6 @@ def test_what_a_budget_keeps_is_deleted_in_time_for_the_end_and_the_node_goes_on
         assert names[0] in told["PodsForceDeleted"]
         assert "ChangeGivenUp" not in told
         assert "forceDelete" not in pool.condition("Accepted")["message"]
-
-
-def test_an_operator_that_is_killed_after_the_deletion_deletes_nobody_twice(product: Product) -> None:
-    with product.pool(H100) as pool:
-        name = f"{pool.name}-hangs"
-        hangs = {"annotations": {"simulate.gpusharing.dev/stop": "never"}, "labels": {"app": pool.name}}
-        pool.create(PODS, {"metadata": {"name": name, **hangs}, "spec": pod_spec(pool.nodes[0])})
-        pool.wait(lambda: product.api.get(f"{PODS}/{name}")["status"]["phase"] == "Running", "the pod")
-        guard(pool, pool.name, 0, minAvailable=1)
-        since = product.mark()
-        quick = {"lease_seconds": "15", "renew_deadline": "10"}
-        with product.operator("first", force_delete="true", **quick) as first:
-            pool.apply({**FORCED, "drain": {**FORCED["drain"], "unmanagedPods": "Evict"}})
-            pool.wait(lambda: len(deletions(product, since)) == 1, "the deletion")
-            first.kill()
-        uid = product.api.get(f"{PODS}/{name}")["metadata"]["uid"]
-        with product.operator("second", force_delete="true"):
-            pool.wait(lambda: pool.transition().get("reason") in ("PodsLeaving", "ForceDelete"), "a look")
-            asked = len(product.requests(since))
-            pool.wait(lambda: len(product.requests(since)) > asked + 20, "some more looks")
-            assert product.api.get(f"{PODS}/{name}")["metadata"]["uid"] == uid
-            assert len(deletions(product, since)) == 1
-            product.api.delete(f"{PODS}/{name}", {"gracePeriodSeconds": 0})
-            pool.wait_synced()
-            assert len(deletions(product, since)) == 1
-
-
-ADMISSION = "/apis/admissionregistration.k8s.io/v1"
-
-
-@pytest.fixture
-def refusing(product: Product) -> Iterator[str]:
-    """Somebody's webhook that nobody answers, asked before pods of one app are deleted; returns the app."""
-    app, path = "nobody-deletes", f"{ADMISSION}/validatingwebhookconfigurations"
-    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["DELETE"], "resources": ["pods"]}
-    webhook = {
-        "name": f"{app}.example.com",
-        "rules": [rule],
-        "clientConfig": {"url": "https://127.0.0.1:1/"},
-        "objectSelector": {"matchLabels": {"app": app}},
-        "failurePolicy": "Fail",
-        "timeoutSeconds": 1,
-        "sideEffects": "None",
-        "admissionReviewVersions": ["v1"],
-    }
-    product.api.create(path, {"metadata": {"name": app}, "webhooks": [webhook]})
-    yield app
-    product.remove(f"{path}/{app}")
-
-
-def test_a_deletion_that_fails_for_ever_is_named_ends_in_time_and_holds_up_no_other_node(
-    product: Product, refusing: str
-) -> None:
-    with product.operator(force_delete="true"), product.pool(H100, H100) as pool:
-        work = Workload(pool, pool.nodes[0], 1, app=refusing)
-        (name,) = work.wait_running(1)
-        guard(pool, refusing, 0, minAvailable=1)
-        probe = {"apiVersion": "v1", "kind": "DeleteOptions", "dryRun": ["All"]}
-        wait_until(lambda: fails(product.api, name, probe), SECONDS, "the webhook")
-        since = product.mark()
-        pool.apply({**FORCED, "rollout": {"maxUnavailable": 2}})
-        pool.wait_phase("Synced", name=pool.nodes[1])
-        pool.wait(lambda: told(pool), "the failed deletion to be told", pool.transition)
-        assert f"default/{name}" in told(pool)
-        assert "failed calling webhook" in told(pool)
-        pool.wait(lambda: "ChangeGivenUp" in dict(pool.events()), "the end of the drain", pool.transition)
-        pool.wait(lambda: not pool.node()["spec"].get("unschedulable"), "the node to be given back")
-        assert [one.name for one in deletions(product, since) if one.status < 400] == []
-        assert work.running() == [name]
-
-
-def told(pool: Pool) -> str:
-    """What is told of a deletion by force that failed; empty while nothing is."""
-    return next((note for _, note in pool.events() if "ForceDeleteFailed" in note), "")
-
-
-def fails(api: Api, name: str, probe: Object) -> bool:
-    """Whether the server cannot decide about the deletion."""
-    try:
-        api.request("DELETE", f"{PODS}/{name}", probe)
-    except ApiError as error:
-        return error.status == 500
-    return False
 
 
 # --- what a token may ----------------------------------------------------------------------------------------

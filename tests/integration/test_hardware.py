@@ -1,32 +1,30 @@
-"""What NVIDIA's software does wrong, on a real API server: wedges, failures, reboots, stale answers, drift."""
+"""What hardware and NVIDIA's software do wrong, on a real API server and under the shipped rights.
+
+One test for each thing that can go wrong; tests/embedded plays the others (test_troubles.py, test_health.py,
+test_rollback.py, test_bad_hardware.py).
+"""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.nodelog import corrected, states
-from tests.integration.product import AGENT, CLUSTER_POLICY, FULL, MIXED, MPS, SLICED, Pool, Product
-from tests.integration.workloads import PODS
+from tests.integration.nodelog import corrected
+from tests.integration.product import FULL, GPUNODES, MIXED, SINGLE, SLICED, Pool, Product
 
-pytestmark = [pytest.mark.usefixtures("operator"), pytest.mark.operator(wedge_pending="4")]
+from gpusharing.api import names
 
-STATE = "nvidia.com/mig.config.state"
-A100 = "NVIDIA A100-SXM4-80GB"
-"""Ampere keeps a pending MIG mode over a reboot; on later cards the reboot would be in vain."""
+pytestmark = pytest.mark.usefixtures("operator")
 
 
 def events_of(pool: Pool, *reasons: str) -> list[str]:
     return [reason for reason, _ in pool.events() if reason in reasons]
 
 
-@pytest.mark.parametrize("fault", ["wedge-pending", "wedge-paused"])
-def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product, fault: str) -> None:
+def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product) -> None:
     with product.pool() as pool:
         pool.apply(FULL)
         pool.wait_synced()
-        pool.inject(fault)
+        pool.inject("wedge-paused")
         since = product.mark()
         pool.apply(MIXED)
         pool.wait_synced()
@@ -40,77 +38,7 @@ def test_a_wedge_of_mig_manager_is_cured_by_restarting_its_pod(product: Product,
         assert len(writes) == 3 + 2 * restarts, "fence, PNR, each further attempt and its own PNR, release"
 
 
-def test_a_failed_apply_keeps_the_node_cordoned_until_a_retry_repairs_it(product: Product) -> None:
-    with product.pool() as pool:
-        node = pool.nodes[0]
-        pool.apply(FULL)
-        pool.wait_synced()
-        pool.inject("failed")
-        pool.apply(MIXED)
-        message = pool.wait_phase("Failed", "ActuatorFailed")
-        assert f"kubectl annotate node {node} --overwrite gpusharing.dev/retry=again" in message
-        assert pool.node()["spec"]["unschedulable"] is True
-        pool.wait_condition("Stalled", "True", "NodesFailed")
-        failures = product.api.get(pool.path)["status"]["failures"]
-        assert [(row["node"], row["reason"]) for row in failures] == [(node, "ActuatorFailed")]
-        product.plane.kubectl("annotate", "node", node, "--overwrite", "gpusharing.dev/retry=again")
-        pool.wait_synced()
-        assert "unschedulable" not in pool.node()["spec"]
-
-
-@contextmanager
-def with_reboot(product: Product) -> Iterator[None]:
-    """mig-manager may reboot nodes, as ClusterPolicy says."""
-    env: Object = {"spec": {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}}
-    product.api.merge_patch(CLUSTER_POLICY, env)
-    try:
-        yield
-    finally:
-        product.api.merge_patch(CLUSTER_POLICY, {"spec": {"migManager": {"env": None}}})
-
-
-def test_a_reboot_is_waited_for_and_announced_as_such(product: Product) -> None:
-    with with_reboot(product), product.pool(A100) as pool:
-        node = pool.nodes[0]
-        pool.apply(FULL)
-        pool.wait_synced()
-        bystander = {"metadata": {"name": f"{pool.name}-cpu"}, "spec": {"nodeName": node}}
-        bystander["spec"]["containers"] = [{"name": "main", "image": "simulated"}]  # type: ignore[assignment]  # JSON
-        pool.create(PODS, bystander)
-        pool.inject("reboot")
-        since = product.mark()
-        pool.apply({**MIXED, "drain": {"unmanagedPods": "Evict"}})
-        pool.wait_synced()
-        assert "rebooting" in [one["metadata"]["labels"].get(STATE) for one in states(pool, since)]
-        classes = [note for reason, note in pool.events() if reason == "Reconfiguring"]
-        assert [note.endswith("(class Reboot)") for note in classes] == [True]
-        assert not product.exists(f"{PODS}/{pool.name}-cpu"), (
-            "a reboot ends every pod, so every pod goes before"
-        )
-
-
-def test_only_a_reading_from_after_the_change_proves_it(product: Product) -> None:
-    with product.pool() as pool:
-        node = pool.nodes[0]
-        since = product.mark()
-        pool.apply(SLICED)
-        pool.wait_synced()
-        raw = product.api.get(f"/apis/gpusharing.dev/v1alpha1/gpunodes/{node}")
-        request = raw["spec"]["request"]["id"]
-        assert ":verify:" in request
-        assert raw["status"]["observed"]["requestID"] == request
-        release = product.writes("nodes", node, since)[-1].at
-        asked = [r.at for r in product.writes("gpunodes", node, since) if r.verb == "patch"]
-        answered = [
-            r.at
-            for r in product.requests(since, AGENT)
-            if (r.resource, r.name, r.status) == ("gpunodes/status", node, 200)
-        ]
-        last_asked = max(moment for moment in asked if moment < release)
-        assert any(last_asked < moment < release for moment in answered)
-
-
-def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Product) -> None:
+def test_drift_is_told_by_an_event_and_put_right(product: Product) -> None:
     with product.pool() as pool:
         pool.apply(MIXED)
         pool.wait_synced()
@@ -121,27 +49,78 @@ def test_drift_is_shown_put_right_once_and_then_left_to_a_person(product: Produc
         pool.wait_synced()
         record = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/verified"])
         assert record["correctedGeneration"] == product.api.get(pool.path)["metadata"]["generation"]
-        since = product.mark()
-        pool.inject("lose-instances")
-        pool.wait_phase("Blocked", "DriftReturned")
-        pool.wait_condition("Stalled", "True", "DriftReturned")
-        assert pool.summary()["status"] == "DriftReturned"
-        assert product.writes("nodes", pool.nodes[0], since) == []
 
 
-def test_gpus_that_a_killed_mps_daemon_left_exclusive_are_shown_with_the_command_and_waited_for(
+def test_a_failed_node_serves_again_what_was_proven_there_last_and_a_retry_tries_again(
     product: Product,
 ) -> None:
     with product.pool() as pool:
-        pool.apply(MPS)
+        pool.apply(SINGLE)
         pool.wait_synced()
-        pool.inject("kill-mps-daemon")
-        pool.apply(FULL)
-        pool.wait(lambda: pool.transition().get("reason") == "ComputeMode", "the reason", pool.transition)
-        told = pool.transition()
-        assert "nvidia-smi -i 0 -c 0" in told["message"]
-        assert told["culprit"] == "GPUs"
-        assert pool.offered() != {"nvidia.com/gpu": 2} or pool.node()["spec"].get("unschedulable")
-        pool.inject("default-compute-mode")
-        pool.wait_synced()
+        before = {key: pool.labels()[key] for key in (names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG)}
+        pool.inject("refuse")
+        pool.apply({**MIXED, "rollout": {"onFailure": "Rollback"}})
+        message = pool.wait_phase("Blocked", "RolledBack")
+        assert "mig-manager failed to apply" in message
+        assert {key: pool.labels()[key] for key in before} == before
+        assert pool.labels()[names.LABEL_MIG_STATE] == "success"
         assert not pool.node()["spec"].get("unschedulable")
+        pool.wait(lambda: pool.condition("Stalled").get("reason") == "RolledBack", "Stalled with the reason")
+        assert pool.condition("Ready")["status"] == "False"
+        assert "RolledBack" in product.plane.kubectl("get", "gsp", pool.name)
+        pool.inject("accept")
+        pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
+        pool.wait_synced()
+
+
+def healthy(pool: Pool) -> Object:
+    """The condition Healthy of the first node; empty while there is none."""
+    rows = pool.api.get(f"{GPUNODES}/{pool.nodes[0]}").get("status", {}).get("conditions") or [{}]
+    found: Object = rows[0]
+    return found
+
+
+def test_a_node_with_an_unhealthy_gpu_is_not_reconfigured_and_goes_on_when_it_is_healthy(
+    product: Product,
+) -> None:
+    with product.pool() as pool:
+        node = pool.nodes[0]
+        pool.apply(FULL)
+        pool.wait_synced()
+        product.plane.kubectl("wait", "--for=condition=Healthy", f"gpun/{node}", "--timeout=120s")
+        since = product.mark()
+        pool.inject("sick-gpu")
+        pool.wait_phase("Synced", "GPUUnhealthy")
+        pool.apply(SLICED)
+        message = pool.wait_phase("Blocked", "GPUUnhealthy")
+        assert message.startswith("GPU 0: the driver asks for Reset; drain the node, then reset the GPU")
+        assert (healthy(pool)["status"], healthy(pool)["reason"]) == ("False", "RecoveryNeeded")
+        pool.wait_condition("Stalled", "True", "Blocked")
+        assert "GPUUnhealthy" in product.plane.kubectl("get", "gpun", node)
+        described = product.plane.kubectl("describe", "gpun", node)
+        assert "RecoveryNeeded" in described
+        assert "the driver asks for Reset" in described
+        pool.wait(lambda: bool(events_of(pool, "GPUUnhealthy")), "the Event")
+        assert product.writes("nodes", node, since) == []
+        refused = [r for r in product.requests(since) if r.status == 403]
+        assert refused == [], "the shipped rights suffice"
+        pool.inject("heal-gpu")
+        pool.wait_synced()
+        pool.wait(
+            lambda: healthy(pool)["status"] == "True", "the GPUNode to say so too", lambda: healthy(pool)
+        )
+        assert len(product.writes("nodes", node, since)) == 3, "fence, PNR, release"
+        pool.wait(lambda: bool(events_of(pool, "GPUHealthy")), "the second Event")
+
+
+def test_what_a_card_reports_of_its_profiles_reaches_the_operator_which_tells_how_our_table_differs(
+    product: Product,
+) -> None:
+    once: Object = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 2}}]}}
+    with product.pool() as pool:
+        pool.inject("other-profiles")
+        pool.apply(once)
+        message = pool.wait_condition("Accepted", "True", "CardDiffers")
+        assert "3g.40gb at 0 (size 4), our table says 0, 4 (size 4)" in message
+        assert "please open an issue" in message
+        pool.wait_synced()

@@ -1,7 +1,7 @@
-"""Fleets that somebody configured by hand, taken over by `kubectl gpusharing import | kubectl apply -f -`.
+"""A fleet that somebody configured by hand, taken over by `kubectl gpusharing import | kubectl apply -f -`.
 
-A control plane of its own: each fleet has its own ClusterPolicy. What has to be done first is done with the commands
-that were printed.
+A control plane of its own: the fleet has its own ClusterPolicy. What has to be done first is done with the commands
+that were printed. The other fleets: tests/cli/test_import.py.
 """
 
 import shlex
@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hack.cluster import install, toolchain
+from hack.cluster import install
 from hack.cluster.api import Object
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import create_nodes, node_manifest
 from hack.cluster.process import wait_until
-from tests.conftest import build_or_skip
 from tests.embedded.oracle import wanted_resources
 from tests.integration import test_output as output
 from tests.integration.nodelog import audit_policy, read_node_writes
@@ -30,7 +29,7 @@ from tests.integration.product import (
     SECONDS,
     Product,
 )
-from tests.recipes import BY_DEFAULT, BY_ENTRY, DOCUMENTED, H100, MIG, NOS, Recipe
+from tests.recipes import DOCUMENTED, H100, MIG, Recipe
 
 from gpusharing.kube.written import MIG_KEY
 from hack import launch
@@ -40,7 +39,6 @@ CONFIG_MAPS = "/api/v1/namespaces/gpu-operator/configmaps"
 OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 OUR_LABELS = {"gpusharing.dev/mode", "gpusharing.dev/policy"}
 GFD_STARTED = "nvidia.com/gfd.timestamp"
-FLEETS = {"documented": DOCUMENTED, "by-default": BY_DEFAULT, "by-entry": BY_ENTRY, "nos": NOS}
 GPUS = 2
 person = output.person
 
@@ -48,9 +46,6 @@ person = output.person
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """NVIDIA's namespace and kinds, and nothing of ours; no ClusterPolicy yet."""
-    build_or_skip(toolchain.control_plane_programs)
-    for name in ("kwok", "helm"):
-        build_or_skip(partial(toolchain.program, name))
     directory = tmp_path_factory.mktemp("import")
     flags = (f"--audit-policy-file={audit_policy(directory)}",)
     with ControlPlane(options=Options(audit=True, apiserver_flags=flags)) as plane:
@@ -194,21 +189,20 @@ def test_before_the_installation_it_is_said_what_there_is(beforehand: dict[str, 
     output.same_as_golden(f"{verb}-before-installation", beforehand[verb])
 
 
-@pytest.mark.parametrize("name", FLEETS)
-def test_a_fleet_by_hand_is_taken_over(product: Product, person: Path, name: str) -> None:
-    fleet = Fleet(product, FLEETS[name])
+def test_the_commands_that_import_prints_take_a_fleet_over(product: Product, person: Path) -> None:
+    fleet = Fleet(product, DOCUMENTED)
     try:
         fleet.build()
-        with product.operator(f"{name}-before"):
+        with product.operator("before"):
             fleet.wait_seen()
             said = output.plugin(person, "import")
-            output.same_as_golden(f"import-{name}", said)
+            output.same_as_golden("import-documented", said)
             for _, *command in commands(said, "kubectl label node"):
                 product.plane.kubectl(*command)
                 wait_labelled(product, command[2])
         values = ",".join(command[-1] for command in commands(said, "helm upgrade"))
         launch.install_chart(product.plane.kubeconfig, "--set", f"operator.replicas=0,{values}".rstrip(","))
-        with product.operator(f"{name}-after", **settings(values)):
+        with product.operator("after", **settings(values)):
             wait_until(lambda: merged(product, fleet.recipe, values), SECONDS, "the entries to be merged")
             before = fleet.starts()
             ((_, *command),) = commands(said, "kubectl patch clusterpolicy")

@@ -1,10 +1,10 @@
-"""Every ordered change among the modes on a real API server: classes, Node writes, two steps, proof, adoption."""
+"""A node goes through all modes on a real API server: its adoption, the PATCHes of each change, fields and their owner.
 
-import contextlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+tests/embedded/test_changes.py plays every ordered change.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import pytest
 from hack.cluster.api import Object
@@ -12,7 +12,6 @@ from tests.integration.nodelog import NodeWrite, read_node_writes
 from tests.integration.product import (
     FULL,
     H100,
-    L40S,
     MIG_SLICED,
     MIXED,
     MPS,
@@ -71,14 +70,8 @@ NEIGHBOUR_LABELS = {
 }
 NEIGHBOURS = {"karpenter.sh/do-not-disrupt", "cluster-autoscaler.kubernetes.io/scale-down-disabled"}
 ACTED_ON = {"nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/device-plugin.config"}
-WALKS = (
-    ("Full", "TimeSlicing", "MPS", "mixed+TS", "MPS", "TimeSlicing", "Full"),
-    ("Full", "MPS", "mixed", "MPS", "single", "MPS", "Full"),
-    ("Full", "single", "TimeSlicing", "single", "mixed+TS", "single", "Full"),
-    ("Full", "mixed", "TimeSlicing", "mixed+TS", "TimeSlicing", "mixed", "Full"),
-    ("Full", "mixed+TS", "mixed", "single", "mixed", "mixed+TS", "Full"),
-)
-"""Five nodes walk side by side; together their steps are every ordered pair once."""
+WALK = ("Full", "TimeSlicing", "MPS", "single", "mixed", "mixed+TS", "Full")
+"""Every mode is reached once; on the way from MPS to MIG in two steps."""
 
 
 def disruption(before: str, after: str) -> str:
@@ -89,12 +82,6 @@ def disruption(before: str, after: str) -> str:
 def steps_of(before: str, after: str) -> int:
     """Between MPS and MIG the way leads through whole GPUs."""
     return 2 if "MPS" in (before, after) and {before, after} & WITH_MIG else 1
-
-
-def test_the_walks_are_every_ordered_change_once() -> None:
-    assert len({len(walk) for walk in WALKS}) == 1, "they walk in step"
-    steps = Counter(step for walk in WALKS for step in pairwise(walk))
-    assert steps == {(a, b): 1 for a in MODES for b in MODES if a != b}
 
 
 def check_step(pool: Pool, before: str, after: str, since: int) -> None:
@@ -152,106 +139,67 @@ def label(node: JSON, key: str) -> object:
 
 
 @dataclass
-class Walkers:
-    """A pool of one node for each walk, which lives from step to step."""
+class Walker:
+    """A pool of one node that goes from mode to mode."""
 
-    product: Product
-    pools: Sequence[Pool]
+    pool: Pool
     begun: int
-    """Mark in the audit log from before there were nodes."""
+    """Mark in the audit log from before there was the node."""
 
-    def stand(self, number: int) -> dict[str, int]:
-        """All stand at this step; how often each node was written so far."""
-        for pool, walk in zip(self.pools, WALKS, strict=True):
-            pool.apply(MODES[walk[number]])
-        for pool in self.pools:
-            pool.wait_synced()
-        written = self.written()
-        return {pool.nodes[0]: len(written[pool.nodes[0]]) for pool in self.pools}
+    def stand(self, number: int) -> None:
+        """Bring the node to this step of the walk."""
+        self.pool.apply(MODES[WALK[number]])
+        self.pool.wait_synced()
 
-    def written(self) -> Mapping[str, Sequence[NodeWrite]]:
-        """By node."""
-        self.product.wait_logged()
-        return read_node_writes(self.product.plane.audit_log, self.begun)
+    def written(self) -> Sequence[NodeWrite]:
+        """Return what the operator wrote to the node so far, oldest first."""
+        self.pool.product.wait_logged()
+        written = read_node_writes(self.pool.product.plane.audit_log, self.begun)
+        return written[self.pool.nodes[0]]
 
 
 @pytest.fixture(scope="module")
-def walkers(product: Product, operator: launch.LaunchedProcess) -> Iterator[Walkers]:
-    """They stand at the beginning, adopted."""
+def walker(product: Product, operator: launch.LaunchedProcess) -> Iterator[Walker]:
+    """It stands at the beginning, adopted."""
     begun = product.mark()
-    with contextlib.ExitStack() as stack:
-        walkers = Walkers(product, [stack.enter_context(product.pool(H100)) for _ in WALKS], begun)
-        walkers.stand(0)
-        yield walkers
-
-
-def test_a_walk_begins_with_a_node_adopted_by_one_write(walkers: Walkers) -> None:
-    written = walkers.written()
-    for pool in walkers.pools:
-        check_bodies(["marks"], "", written[pool.nodes[0]][:1])
-
-
-@pytest.mark.parametrize("number", range(1, max(map(len, WALKS))))
-def test_every_change_of_mode_runs_to_synced_with_one_node_write_per_step_and_two_more(
-    walkers: Walkers, number: int
-) -> None:
-    before = walkers.stand(number - 1)
-    since = walkers.product.mark()
-    walking = [
-        (pool, walk[number - 1], walk[number]) for pool, walk in zip(walkers.pools, WALKS, strict=True)
-    ]
-    for pool, _, mode in walking:
-        pool.apply(MODES[mode])
-    for pool, was, mode in walking:
-        pool.wait_synced()
-        check_step(pool, was, mode, since)
-    written = walkers.written()
-    for pool, was, mode in walking:
-        node = pool.nodes[0]
-        steps = ["fence", *["PNR"] * steps_of(was, mode), "release"]
-        check_bodies(steps, ROUTING[mode], written[node][before[node] :])
-
-
-def test_a_node_that_is_as_wanted_is_adopted_by_our_own_labels_alone(product: Product) -> None:
     with product.pool(H100) as pool:
-        before = dict(pool.labels())
-        pool.apply(FULL)
-        pool.wait_synced()
-        assert len(product.writes("nodes", pool.nodes[0])) == 1
-        added = pool.labels().items() - before.items()
-        assert {key for key, _ in added if key.startswith("gpusharing.dev/")} == {
-            "gpusharing.dev/mode",
-            "gpusharing.dev/policy",
-        }
-        assert not {key for key, _ in added} & {"nvidia.com/device-plugin.config", "nvidia.com/mig.config"}
-        managers = {
-            entry["manager"]: entry
-            for entry in pool.node()["metadata"]["managedFields"]
-            if "manager" in entry
-        }
-        ours = managers["gpusharing-operator"]["fieldsV1"]
-        assert ours.keys() == {"f:metadata"}, ours
-        fields = {key for part in ours["f:metadata"].values() for key in part if key != "."}
-        assert fields == {
-            "f:gpusharing.dev/mode",
-            "f:gpusharing.dev/policy",
-            "f:gpusharing.dev/verified",
-        }
+        walker = Walker(pool, begun)
+        walker.stand(0)
+        yield walker
 
 
-def test_a_pool_with_two_card_models_is_handled_node_by_node(product: Product) -> None:
-    with product.pool(H100, L40S) as pool:
-        hopper, ada = pool.nodes
-        pool.apply(MIXED)
-        assert "MIG" in pool.wait_phase("Skipped", "NotMigCapable", ada)
-        pool.wait_phase("Synced", "", hopper)
-        assert pool.offered(hopper) == SERVED["mixed"]
-        assert product.writes("nodes", ada) == []
-        message = pool.wait_condition("Accepted", "True", "Valid")
-        assert message.startswith("1 of 2 nodes cannot serve it"), message
-        pool.apply({**MIXED, "products": [H100.replace(" ", "-")]})
-        pool.wait_synced()
-        assert pool.summary()["nodes"] == "1/1"
+def test_an_adopted_node_is_written_once_and_of_it_the_server_counts_only_our_own_fields_as_ours(
+    walker: Walker,
+) -> None:
+    check_bodies(["marks"], "", walker.written()[:1])
+    managers = {
+        entry["manager"]: entry
+        for entry in walker.pool.node()["metadata"]["managedFields"]
+        if "manager" in entry
+    }
+    ours = managers["gpusharing-operator"]["fieldsV1"]
+    assert ours.keys() == {"f:metadata"}, ours
+    fields = {key for part in ours["f:metadata"].values() for key in part if key != "."}
+    assert fields == {
+        "f:gpusharing.dev/mode",
+        "f:gpusharing.dev/policy",
+        "f:gpusharing.dev/verified",
+    }
+
+
+@pytest.mark.parametrize(
+    "number", range(1, len(WALK)), ids=lambda number: f"to {WALK[number]}, step {number}"
+)
+def test_the_api_server_makes_of_each_patch_of_a_change_of_mode_what_was_meant(
+    walker: Walker, number: int
+) -> None:
+    walker.stand(number - 1)
+    was, mode = WALK[number - 1 : number + 1]
+    before, since = len(walker.written()), walker.pool.product.mark()
+    walker.stand(number)
+    check_step(walker.pool, was, mode, since)
+    steps = ["fence", *["PNR"] * steps_of(was, mode), "release"]
+    check_bodies(steps, ROUTING[mode], walker.written()[before:])
 
 
 def test_kubectl_wait_after_an_edit_blocks_until_the_new_generation_is_done(product: Product) -> None:

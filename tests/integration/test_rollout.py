@@ -1,13 +1,36 @@
-"""When nodes may start, on a real API server: windows, approval, canary and skip (docs/design/drain.md#holds)."""
+"""When nodes may start and how they are left, on a real API server: start-up taint, windows, a canary, Reset.
 
+A policy that is approved, paused, resumed or skips a node there: test_output.py, by the verbs of the plugin.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hack.cluster.api import Object
-from tests.integration.product import L40S, NODES, SLICED, Pool, Product
-from tests.integration.workloads import Workload, guard
+from hack.cluster.nodes import create_nodes, node_manifest
+from tests.docs.commands import Shell, page
+from tests.integration.product import (
+    CLUSTER_POLICY,
+    H100,
+    L40S,
+    MIXED,
+    NODES,
+    SECONDS,
+    SLICED,
+    Pool,
+    Product,
+)
+from tests.integration.workloads import PODS, pod_spec
 
 pytestmark = pytest.mark.usefixtures("operator")
+
+GATE: Object = {"key": "gpusharing.dev/unproven", "effect": "NoSchedule"}
+UNREGISTERED: Object = {"key": "karpenter.sh/unregistered", "effect": "NoExecute"}
+GPU_NODE: Object = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+TOLERATIONS = [{"key": key, "operator": "Exists"} for key in (GPU_NODE["key"], GATE["key"])]
 
 
 def rolled(**rollout: object) -> Object:
@@ -18,16 +41,6 @@ def in_hours(hours: int) -> Object:
     """A window of two hours that opens so many hours from now; below 0 it is open."""
     start = datetime.now(UTC) + timedelta(hours=hours)
     return {"schedule": f"{start.minute} {start.hour} * * *", "duration": "2h"}
-
-
-def approve(pool: Pool, revision: str) -> None:
-    pool.api.merge_patch(pool.path, {"metadata": {"annotations": {"gpusharing.dev/approve": revision}}})
-
-
-def plan(pool: Pool) -> Object:
-    """`status.plan`; empty while there is none."""
-    found: Object = pool.api.get(pool.path).get("status", {}).get("plan") or {}
-    return found
 
 
 def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Product) -> None:
@@ -47,54 +60,6 @@ def test_nodes_start_within_a_window_only_and_everybody_sees_when(product: Produ
         assert pool.summary()["nextWindow"].startswith("open until ")
 
 
-def test_a_blackout_closes_what_is_open_otherwise(product: Product) -> None:
-    with product.pool(L40S) as pool:
-        since = product.mark()
-        pool.apply(rolled(windows=[in_hours(-1), in_hours(5)], blackouts=[in_hours(-1)]))
-        pool.wait_phase("Pending", "WindowClosed")
-        assert product.writes("nodes", pool.nodes[0], since) == []
-        pool.apply(rolled(windows=[in_hours(-1)], blackouts=[in_hours(3)]))
-        pool.wait_synced()
-
-
-def test_a_zone_that_does_not_exist_keeps_its_policy_closed_and_no_other(product: Product) -> None:
-    with product.pool(L40S) as wrong, product.pool(L40S) as right:
-        wrong.apply(rolled(windows=[{**in_hours(-1), "timeZone": "Mars/Olympus"}]))
-        message = wrong.wait_phase("Blocked", "InvalidWindow")
-        assert 'spec.rollout.windows[0].timeZone "Mars/Olympus"' in message
-        right.apply(rolled(windows=[{**in_hours(-1), "timeZone": "UTC"}]))
-        right.wait_synced()
-        assert not wrong.fence()
-
-
-def test_a_plan_waits_for_the_approval_of_its_hash_and_an_old_one_is_named(product: Product) -> None:
-    with product.pool(L40S) as pool:
-        pool.apply(rolled(approval="Manual"))
-        pool.wait_phase("Pending", "ApprovalNeeded")
-        approve(pool, "0ldha5h")
-        pool.wait(lambda: "0ldha5h" in pool.transition().get("message", ""), "the old hash to be named")
-        assert not pool.fence()
-        pool.wait(lambda: plan(pool).get("hash"), "the hash of the plan")
-        approve(pool, plan(pool)["hash"])
-        pool.wait_synced()
-
-
-def test_a_plan_names_pods_and_budgets_before_it_is_approved(product: Product) -> None:
-    with product.pool(L40S) as pool:
-        app = Workload(pool, pool.nodes[0], 1)
-        (pod,) = app.wait_running(1)
-        budget = guard(pool, app.app, 0, minAvailable=1)
-        pool.apply(rolled(approval="Manual"))
-        pool.wait_phase("Pending", "ApprovalNeeded")
-        named = ("podNames", "budgets", "blockers")
-        pool.wait(lambda: all(map(plan(pool).get, named)), "pods, budgets and blockers to be named")
-        told = plan(pool)
-        assert told["podNames"] == [f"default/{pod}"]
-        assert told["budgets"] == [budget]
-        assert told["blockers"][0].startswith("PDBNeverAllows ")
-        assert not pool.fence()
-
-
 def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Product) -> None:
     with product.pool(L40S, L40S) as pool:
         pool.apply(rolled(canary={"nodes": 1, "soak": "1h"}))
@@ -108,32 +73,79 @@ def test_the_others_wait_until_the_canary_is_proven_and_has_soaked(product: Prod
         assert "the whole pool is the canary" in str(pool.condition("Accepted")["message"])
 
 
-def test_a_canary_larger_than_the_pool_freezes_it_until_a_person_corrects_the_number(
-    product: Product,
-) -> None:
-    with product.pool(L40S, L40S) as pool:
-        pool.apply(rolled(canary={"nodes": 5, "soak": "1h"}))
-        said = "spec.rollout.canary.nodes is 5 and the pool has 2 nodes"
-        pool.wait(
-            lambda: said in str(pool.condition("Accepted").get("message")), "Accepted to name both numbers"
-        )
-        pool.wait(lambda: reasons(pool) == {"CanaryTooLarge"}, "both to be held", lambda: reasons(pool))
-        assert not any(pool.fence(name) for name in pool.nodes)
-        pool.apply(rolled(canary={"nodes": 2, "soak": "1h"}))
-        pool.wait_synced()
-
-
 def reasons(pool: Pool) -> set[str]:
     return {str(pool.transition(name).get("reason")) for name in pool.nodes}
 
 
-def test_a_skipped_node_is_shown_and_the_others_go_on(product: Product) -> None:
-    with product.pool(L40S, L40S) as pool:
-        first = pool.nodes[0]
-        pool.api.merge_patch(f"{NODES}/{first}", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
-        pool.apply(rolled())
-        pool.wait_phase("Synced", name=pool.nodes[1])
-        pool.wait_phase("Skipped", "SkipLabel")
-        pool.wait(lambda: pool.summary().get("nodes") == "1/2", "1/2")
-        pool.api.merge_patch(f"{NODES}/{first}", {"metadata": {"labels": {"gpusharing.dev/skip": None}}})
+# --- the start-up taint (docs/design/way.md#gate) ------------------------------------------------------------
+
+
+@pytest.fixture
+def tolerant(product: Product) -> Iterator[None]:
+    """NVIDIA's operands tolerate the start-up taint."""
+    product.api.merge_patch(CLUSTER_POLICY, {"spec": {"daemonsets": {"tolerations": TOLERATIONS}}})
+    yield
+    product.api.merge_patch(CLUSTER_POLICY, {"spec": {"daemonsets": None}})
+
+
+def taints(pool: Pool, name: str) -> set[str]:
+    """Keys of the taints of a node."""
+    return {taint["key"] for taint in pool.node(name)["spec"].get("taints", [])}
+
+
+def waiting_pod(pool: Pool) -> str:
+    """Create a pod for one GPU of this pool, which the scheduler places; returns its path."""
+    spec = pod_spec("") | {"nodeSelector": {"gpusharing.dev/pool": pool.name}, "tolerations": TOLERATIONS[:1]}
+    pool.create(PODS, {"metadata": {"name": f"{pool.name}-llm"}, "spec": spec})
+    return f"{PODS}/{pool.name}-llm"
+
+
+@pytest.mark.usefixtures("tolerant")
+def test_the_scheduler_places_a_pod_on_a_new_node_once_the_release_took_away_the_start_up_taint_alone(
+    product: Product,
+) -> None:
+    with product.pool(empty=True) as pool:
+        pod, name = waiting_pod(pool), f"{pool.name}-0"
+        since = product.mark()
+        manifest = node_manifest(name, product=H100, gpus=2, pool=pool.name)
+        manifest["spec"] = {"taints": [GPU_NODE, UNREGISTERED, GATE]}  # as Karpenter lets it join
+        create_nodes(pool.api, [manifest])
+        pool.nodes.append(name)
+        assert "nodeName" not in pool.api.get(pod)["spec"]
+        product.api.merge_patch(
+            f"{NODES}/{name}", {"spec": {"taints": [GPU_NODE, GATE]}}
+        )  # it has registered
+        pool.wait_phase("Skipped", "Unowned", name)
+        pool.apply(SLICED)
+        pool.wait(lambda: GATE["key"] not in taints(pool, name), "the taint to go")
+        assert GPU_NODE["key"] in taints(pool, name), "the pool's own taint stays"
         pool.wait_synced()
+        assert len(product.writes("nodes", name, since)) == 3, "fence, point of no return, release"
+        pool.wait(lambda: pool.api.get(pod)["spec"].get("nodeName") == name, "the scheduler to place the pod")
+        assert [request.path for request in product.requests(since) if request.status == 403] == []
+
+
+# --- deletionPolicy Reset (docs/design/way.md#reset) ---------------------------------------------------------
+
+OURS = {"gpusharing.dev/policy", "gpusharing.dev/mode", "nvidia.com/device-plugin.config"}
+
+
+def test_what_the_page_on_uninstalling_says_brings_a_policy_that_retained_to_whole_gpus(
+    product: Product, tmp_path: Path
+) -> None:
+    (block,) = [one for one in page("docs/how-to/uninstall.md") if "deletionPolicy" in one.text]
+    environment = product.plane.environment()
+    path = f"{product.plane.kubectl_program.parent}:{environment['PATH']}"
+    shell = Shell({**environment, "PATH": path}, tmp_path)
+    with product.pool() as pool:
+        pool.apply(MIXED)
+        pool.wait_synced()
+        shell.run(replace(block, text=block.text.replace("pool-b", pool.name)), SECONDS)
+        pool.wait(lambda: not product.exists(pool.path), "the policy to go", pool.transition)
+        assert not OURS & pool.labels().keys()
+        assert pool.labels()["nvidia.com/mig.config"] == "all-disabled"
+        annotations = pool.node()["metadata"].get("annotations", {})
+        assert not any(key.startswith("gpusharing.dev/") for key in annotations)
+        assert not pool.node()["spec"].get("unschedulable")
+        pool.wait(lambda: pool.offered() == {"nvidia.com/gpu": 2}, "whole GPUs", pool.offered)
+        pool.wait_phase("Skipped", "Unowned")
