@@ -1,10 +1,18 @@
-"""The command blocks of the pages, and the marker above each that says whether and where a test runs it.
+"""The fences of the pages, and the markers above them that say what a test does with each.
+
+Above a block of commands, which has the language sh, stands whether and where a test runs it:
 
 <!-- runs: cluster -->                 a test runs it, in the order of the page, on the stand-in of that name
-<!-- runs: tutorial, 5 s -->           the same; it is ended after 5 s, as you would with Ctrl-C
-<!-- runs: tutorial, until Failed -->  the same; it is ended when it has said this word
+<!-- runs: tutorial, until Failed -->  the same; it is ended when it has said this word, as you would with Ctrl-C
 <!-- runs: tutorial, beside -->        the same; it goes on in a second shell until the page ends
 <!-- not run: why -->                  no test runs it, and why
+
+Above an output, which is every fence that is neither sh nor one of INPUTS, stands what holds the page to it:
+
+<!-- prints -->                        the block of commands above it prints this (tests/docs/outputs.py has the rule)
+<!-- compared: tests/FILE.py -->       this test compares it with what a program printed
+<!-- quoted: FILE -->                  it is a part of this file, which a test holds to what a program prints
+<!-- not compared: why -->             nothing compares it, and why
 """
 
 import os
@@ -12,20 +20,55 @@ import re
 import signal
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hack.cluster.process import wait_until
 from hack.generate import ROOT
+from tests.docs.outputs import Output
 
 STAND_INS = ("cluster", "tutorial", "migration")
 SHELLS = ("sh", "bash", "shell", "console")
+INPUTS = ("yaml", "mermaid")
+"""The languages of fences that no program printed and that are no commands: files, and drawings."""
 _FENCE = re.compile(
-    r"^(?P<indent> *)```(?P<language>\w+)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)```(?P<language>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```", re.MULTILINE | re.DOTALL
 )
-_MARKER = re.compile(
-    r"<!-- (?:runs: (?P<where>\w+)(?:, (?P<how>beside|\d+ s|until \w+))?|not run: (?P<why>.+)) -->$"
-)
+_COMMANDS = re.compile(r"runs: (?P<where>\w+)(?:, (?P<how>beside|until \w+))?|not run: (?P<why>.+)")
+_OUTPUT = re.compile(r"prints|compared: (?P<test>\S+)|quoted: (?P<source>\S+)|not compared: (?P<why>.+)")
+
+
+@dataclass(frozen=True)
+class Fence:
+    """One fenced block of a page, with the HTML comment on the line above it."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+    """The lines between the fences, without the indent of the item of a list that they belong to."""
+    marker: str
+    """The text of the comment, or empty if there is none."""
+
+    @property
+    def id(self) -> str:
+        """Page and line."""
+        return f"{self.page}:{self.line}"
+
+    @property
+    def is_output(self) -> bool:
+        """Whether it looks like the output of a program."""
+        return self.language not in (*SHELLS, *INPUTS)
+
+    @property
+    def held_by(self) -> re.Match[str] | None:
+        """The marker of an output, or None if it has none of those above."""
+        return _OUTPUT.fullmatch(self.marker)
+
+    @property
+    def output(self) -> Output:
+        """The output to compare with what was printed."""
+        return Output(self.page, self.line, self.text)
 
 
 @dataclass(frozen=True)
@@ -39,9 +82,11 @@ class Block:
     where: str = ""
     """The stand-in that it runs on; empty: none."""
     how: str = ""
-    """`beside`, `5 s`, `until Failed`, or empty: it must end by itself with status 0."""
+    """`beside`, `until Failed`, or empty: it must end by itself with status 0."""
     why: str = ""
     """Why it is not run."""
+    output: Output | None = None
+    """What the page says that it prints, or None if the page does not say."""
 
     @property
     def id(self) -> str:
@@ -49,19 +94,37 @@ class Block:
         return f"{self.page}:{self.line}"
 
 
-def blocks(page: str, text: str) -> list[Block]:
-    """The blocks of a page in their order; one without a marker has neither `where` nor `why`."""
+def fences(page: str, text: str) -> list[Fence]:
+    """Return the fences of a page in their order."""
     found = []
     for fence in _FENCE.finditer(text):
-        if fence["language"] not in SHELLS:
-            continue
         before = text[: fence.start()].rstrip("\n").rpartition("\n")[2]
-        marker = _MARKER.search(before)
-        where, how, why = (marker[key] or "" for key in ("where", "how", "why")) if marker else ("", "", "")
+        marker = re.search(r"<!-- (.+) -->$", before)
         indent = len(fence["indent"])
         body = "\n".join(line[indent:] for line in fence["text"].splitlines())
         line = text.count("\n", 0, fence.start()) + 1
-        found.append(Block(page, line, fence["language"], body, where, how, why))
+        found.append(Fence(page, line, fence["language"], body, marker[1] if marker else ""))
+    return found
+
+
+def blocks(page: str, text: str) -> list[Block]:
+    """Return the blocks of commands in their order; one without a marker has neither `where` nor `why`.
+
+    Raises:
+        ValueError: an output that a block prints stands above all blocks, or is the second one of its block.
+    """
+    found: list[Block] = []
+    for fence in fences(page, text):
+        if fence.language in SHELLS:
+            marker = _COMMANDS.fullmatch(fence.marker)
+            where, how, why = (
+                (marker[key] or "" for key in ("where", "how", "why")) if marker else ("", "", "")
+            )
+            found.append(Block(page, fence.line, fence.language, fence.text, where, how, why))
+        elif fence.marker == "prints":
+            if not found or found[-1].output:
+                raise ValueError(f"{fence.id}: no block of commands prints this")
+            found[-1] = replace(found[-1], output=fence.output)
     return found
 
 
@@ -84,7 +147,7 @@ class Shell:
         """Run a block as its marker says.
 
         Raises:
-            AssertionError: it ended with another status than 0; the text is what it said.
+            AssertionError: it ended with another status than 0, or did not print what the page shows.
         """
         variables = self.folder / "variables"
         script = f"set -euo pipefail\n[ ! -f {variables} ] || . {variables}\n{block.text}\nexport -p >{variables}\n"
@@ -107,6 +170,8 @@ class Shell:
             status = end_of(process, block, log, seconds)
         told = f"{block.id} ended with {status}:\n{block.text}\n--\n{log.read_text()[-4000:]}"
         assert status == 0, told + self._beside_told()
+        if block.output:
+            block.output.assert_printed(log.read_text())
 
     def _beside_told(self) -> str:
         """What the programs beside said last: why somebody waited in vain stands there."""
@@ -122,14 +187,13 @@ class Shell:
 def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: float) -> int:
     """Its exit status; 0 as well when it was ended where its marker says so, -1 when it did not end in `seconds`."""
     word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
-    after = float(block.how.removesuffix(" s")) if block.how.endswith(" s") else seconds
     try:
         wait_until(
-            lambda: process.poll() is not None or bool(word and word in log.read_text()), after, block.id
+            lambda: process.poll() is not None or bool(word and word in log.read_text()), seconds, block.id
         )
     except TimeoutError:
         stop(process)
-        return 0 if after != seconds else -1
+        return -1
     if process.poll() is None:
         stop(process)
         return 0

@@ -1,4 +1,4 @@
-"""Every command block of the pages says whether a test runs it, and no marker lies about it."""
+"""Every block of commands and every output on the pages says what holds it, and no marker lies about it."""
 
 import re
 from pathlib import Path
@@ -7,16 +7,19 @@ import pytest
 from hack.cluster.process import text_of
 from hack.docs_lists import on_page_markdown
 from hack.generate import ROOT
-from tests.docs.commands import STAND_INS, Block, Shell, blocks
+from tests.docs.commands import STAND_INS, Block, Fence, Shell, blocks, fences
+from tests.docs.outputs import Output
 from tests.docs.pages import MIGRATION, ON_CLUSTER, TUTORIAL
 from tests.test_repo import PAGES
 
-BLOCKS = {
-    name: blocks(name, text)
+READ = {
+    name: text
     for name, text in PAGES.items()
     if name.startswith("docs/") or name in ("README.md", "CONTRIBUTING.md")
 }
+BLOCKS = {name: blocks(name, text) for name, text in READ.items()}
 ALL = [block for of_page in BLOCKS.values() for block in of_page]
+OUTPUTS = [fence for name, text in READ.items() for fence in fences(name, text) if fence.is_output]
 
 
 def test_there_are_commands() -> None:
@@ -38,11 +41,6 @@ def test_what_is_said_to_run_is_run() -> None:
     assert [block.id for block in ALL if block.where and block.page not in ran[block.where]] == []
 
 
-def test_a_block_that_is_ended_after_a_time_is_one_command() -> None:
-    """On a slow machine it would cut off what has to be done before: once a policy was never applied."""
-    assert [block.id for block in ALL if block.how.endswith(" s") and len(block.text.splitlines()) > 1] == []
-
-
 def test_every_page_that_is_run_has_something_to_run() -> None:
     for name in (*ON_CLUSTER, TUTORIAL, MIGRATION):
         assert any(block.where for block in BLOCKS[name]), name
@@ -50,6 +48,37 @@ def test_every_page_that_is_run_has_something_to_run() -> None:
 
 def test_nothing_is_called_undoable_without_a_reason() -> None:
     assert [block.id for block in ALL if block.why and len(block.why.split()) < 4] == []
+
+
+def test_every_output_is_compared_or_says_why_not() -> None:
+    assert [fence.id for fence in OUTPUTS if fence.held_by is None] == []
+    reasons = {fence.id: held["why"] for fence in OUTPUTS if (held := fence.held_by)}
+    assert [place for place, why in reasons.items() if why and len(why.split()) < 4] == []
+
+
+def test_what_is_said_to_be_printed_is_seen_by_a_test() -> None:
+    """The output of a command that goes on in a second shell is not: nothing says when it is complete."""
+    printing = [block for block in ALL if block.output]
+    assert len(printing) > 5
+    assert [block.id for block in printing if not block.where or block.how == "beside"] == []
+
+
+def test_the_test_that_is_said_to_compare_an_output_reads_its_page() -> None:
+    named = [(fence, held["test"]) for fence in OUTPUTS if (held := fence.held_by) and held["test"]]
+    assert [fence.id for fence, test in named if fence.page not in text_of(ROOT / test)] == []
+
+
+QUOTED = [(fence, held["source"]) for fence in OUTPUTS if (held := fence.held_by) and held["source"]]
+MASKS = {r"\bAGE\b": "1m", r"\bTIME\b": "00:00:00Z"}
+"""What stands for ages and times in the golden files."""
+
+
+@pytest.mark.parametrize(("fence", "source"), QUOTED, ids=[fence.id for fence, _ in QUOTED])
+def test_an_output_that_is_quoted_stands_in_its_source(fence: Fence, source: str) -> None:
+    text = text_of(ROOT / source)
+    for mask, example in MASKS.items():
+        text = re.sub(mask, example, text)
+    fence.output.as_part.assert_printed(text)
 
 
 def test_the_site_has_every_page() -> None:
@@ -124,7 +153,15 @@ a
      c
    ```
 
-<!-- runs: tutorial, 5 s -->
+   It says:
+
+   <!-- prints -->
+   ```
+   b
+     5
+   ```
+
+<!-- runs: tutorial, until Failed -->
 ```sh
 d
 ```
@@ -136,6 +173,11 @@ no: command
 ```sh
 bare
 ```
+
+<!-- not compared: it is a drawing -->
+```
+─►
+```
 """
 
 
@@ -143,8 +185,25 @@ def test_a_page_is_read_as_its_author_means_it() -> None:
     first, second, third, bare = blocks("page.md", PAGE)
     assert (first.where, first.line, first.text) == ("cluster", 3, "a")
     assert (second.why, second.text) == ("it needs a GPU", "b\n  c")
-    assert (third.where, third.how) == ("tutorial", "5 s")
+    assert (third.where, third.how) == ("tutorial", "until Failed")
     assert (bare.where, bare.why) == ("", "")
+    assert second.output == Output("page.md", 16, "b\n  5")
+    assert (first.output, third.output, bare.output) == (None, None, None)
+
+
+def test_an_output_is_found_by_its_fence() -> None:
+    printed, drawing = (fence for fence in fences("page.md", PAGE) if fence.is_output)
+    assert (printed.marker, drawing.marker) == ("prints", "not compared: it is a drawing")
+
+
+COMMAND = "<!-- runs: cluster -->\n```sh\na\n```\n\n"
+PRINTED = "<!-- prints -->\n```\n5\n```\n\n"
+
+
+@pytest.mark.parametrize("text", [PRINTED + COMMAND, COMMAND + PRINTED + PRINTED], ids=["before it", "twice"])
+def test_an_output_belongs_to_the_block_of_commands_above_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"page\.md:\d+: no block of commands prints this"):
+        blocks("page.md", text)
 
 
 def test_a_block_that_fails_fails_the_test(tmp_path: Path) -> None:
@@ -157,7 +216,6 @@ def test_what_one_block_exports_the_next_one_has(tmp_path: Path) -> None:
     shell = Shell({"PATH": "/usr/bin:/bin"}, tmp_path)
     shell.run(Block("page.md", 1, "sh", "export WORD=kept", "cluster"))
     shell.run(Block("page.md", 2, "sh", 'test "$WORD" = kept', "cluster"))
-    shell.run(Block("page.md", 3, "sh", "cat </dev/zero >/dev/null", "cluster", how="1 s"))
 
 
 def test_what_goes_on_for_ever_is_ended_when_it_has_said_the_word(tmp_path: Path) -> None:

@@ -5,24 +5,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.cluster import install, nodes, toolchain
+from hack.cluster import install, nodes
 from hack.cluster.controlplane import ControlPlane
-from tests.conftest import build_or_skip
-from tests.docs.commands import Block, Shell, page
-from tests.docs.pages import ON_CLUSTER, TUTORIAL
+from tests.docs.commands import Shell, page
+from tests.docs.pages import ON_CLUSTER, own_path
 
 from hack import launch
 
 pytestmark = pytest.mark.cluster
 
 
-def own_path() -> str:
-    """A PATH with our kubectl and helm in front."""
-    build_or_skip(toolchain.control_plane_programs)
-    build_or_skip(lambda: toolchain.program("kwok"))
-    build_or_skip(lambda: toolchain.program("helm"))
-    ours = (toolchain.control_plane_programs().kubectl.parent, toolchain.program("helm").parent)
-    return ":".join([*map(str, ours), os.environ["PATH"]])
+CLUSTER_POLICY = "/apis/nvidia.com/v1/clusterpolicies/cluster-policy"
+AS_INSTALLED = {
+    "spec": {
+        "devicePlugin": {"config": None},
+        "migManager": {"config": {"name": None}},
+        "mig": {"strategy": "single"},
+    }
+}
+"""ClusterPolicy points at no ConfigMap of ours, and has the default strategy of the GPU Operator's chart."""
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     home = tmp_path_factory.mktemp("home")
     with ControlPlane() as plane:
         install.install_gpu_operator(plane.api)
+        plane.api.merge_patch(CLUSTER_POLICY, AS_INSTALLED)
         launch.runtime_class(plane.api)
-        created = nodes.create_nodes(plane.api, nodes.fleet(12))
+        created = nodes.create_nodes(plane.api, nodes.fleet(8))
         nodes.wait_nodes_ready(plane.api, created)
         yield {**os.environ, "PATH": path, "HOME": str(home), "KUBECONFIG": str(plane.kubeconfig)}
 
@@ -45,29 +47,3 @@ def test_the_commands_of_the_page_work(environment: dict[str, str], name: str, t
     for block in page(name):
         if block.where == "cluster":
             shell.run(block, 180)
-
-
-PLAYED = [block for block in page(TUTORIAL) if block.where == "tutorial"]
-END = PLAYED[-1]
-assert "cluster-down" in END.text
-
-
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """On a cluster that it makes itself, apart from one that you may have; faster, which changes no command."""
-    folder = tmp_path_factory.mktemp("tutorial")
-    state = {"GPUSHARING_STATE": str(folder / "state"), "FACTOR": "60"}
-    shell = Shell({**os.environ, "PATH": own_path(), **state}, folder)
-    try:
-        yield shell
-    finally:
-        shell.end()
-        shell.run(END, 180)
-
-
-@pytest.mark.parametrize("block", PLAYED, ids=lambda block: f"line {block.line}")
-def test_the_tutorial_can_be_played_to_its_end(tutorial: Shell, block: Block) -> None:
-    """One block after the other: those before it were played."""
-    if block is END:
-        tutorial.end()
-    tutorial.run(block, 240)
