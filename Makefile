@@ -1,13 +1,17 @@
 # `make` shows the verbs. Every verb sets up first; a second set-up costs nothing.
 PYTHON ?= python3
 PY := .venv/bin/python
-# Of `make test`: tests side by side; auto: as many as the machine carries. A selection is played one test after another.
+# Tests side by side; auto: as many as the machine carries. A selection (ARGS) is played one test after another.
 WORKERS ?= $(if $(ARGS),0,auto)
+# Which test belongs to which verb is said in hack/verbs.py alone.
+PLAY = exec $(PY) -m pytest -n $(WORKERS) --verb=$@ $(ARGS)
+# Programs that are built before the tests that need them. With LEAVE_OUT those tests decide whether one is missed.
+BUILD = $(PY) -m hack.$(1) >build/programs.txt || [ -n "$(LEAVE_OUT)" ]
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test verify gen fmt lock docs cluster cluster-down run bench test-long mutants test-crash test-faults test-gpu test-nvidia images e2e clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants images clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -18,14 +22,26 @@ setup: ## make .venv from requirements-dev.lock (PYTHON=python3.12 takes another
 demo: setup ## play the main job; DRIVER=cluster: on a real control plane, DRIVER=nvidia: with NVIDIA's programs
 	@$(PY) -m hack.demo
 
-test: setup ## rungs 0-2 of the test ladder, without kills and faults on rung 2; ARGS="tests/planning -k drain" selects
-	-@$(PY) -m hack.cluster.toolchain controlplane kwok helm helm3 >build/toolchain.txt
-	@exec $(PY) -m pytest -n $(WORKERS) -m "not nvidia and not e2e and not gpu and not crash and not faults" $(ARGS)
+test: setup ## rungs 0 and 1 of the test ladder, Python only; ARGS="tests/planning -k drain" selects
+	@$(PLAY)
 
-test-long: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
+test-cluster: setup ## rung 2, a real control plane, and what else Go or a C compiler builds; without kills and faults
+	@$(call BUILD,cluster.toolchain controlplane kwok helm helm3 kind actionlint charttools krewtools)
+	@$(PLAY)
+
+test-hack: setup ## the tests of hack/, Python only
+	@$(PLAY)
+
+test-long: setup ## rungs 0 and 1, what takes long: kill -9 at every write of every scenario, a metered day
+	@$(PLAY)
+
+test-all: ## every test that this machine can play, verb by verb; LEAVE_OUT="rung4" leaves out what it cannot
+	@$(MAKE) --no-print-directory --keep-going test test-hack test-long test-cluster test-crash test-nvidia e2e test-faults
+
+test-random: setup ## 10,000 examples of the random world (about twenty minutes of CPU); ARGS="-k seed-7"
 	@exec env PROPERTIES=long $(PY) -m pytest -n auto tests/planning/test_invariants.py $(ARGS)
 
-mutants: setup ## each guard taken away in turn: its named test must fail (3 to 5 minutes); MUTANTS=regex, FIND=1
+mutants: setup ## each guard taken away in turn: its named test must fail (two minutes); MUTANTS=regex, FIND=1
 	@$(PY) -m hack.mutants
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
@@ -55,9 +71,9 @@ run: setup ## the operator against $$KUBECONFIG, under the shipped RBAC
 bench: setup ## one table of costs, and build/bench.json
 	@$(PY) -m hack.bench
 
-test-crash: setup ## kill -9 at every write on rungs 1 and 2; FULL=1: every scenario on rung 2, too (an hour)
-	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@exec $(if $(FULL),env CRASH=full) $(PY) -m pytest -m "crash or not cluster" tests/embedded/test_crash.py tests/integration $(ARGS)
+test-crash: setup ## kill -9 at every write on rung 2; FULL=1: every scenario there (an hour)
+	@$(call BUILD,cluster.toolchain)
+	@$(if $(FULL),export CRASH=full;) $(PLAY)
 
 # Where many processes want the cores, each works until it waits (SCHED_BATCH, sched(7)): half the switches, a quarter more runs.
 BATCH := $(shell command -v chrt >/dev/null && chrt --batch 0 true 2>/dev/null && echo chrt --batch 0)
@@ -66,21 +82,22 @@ BATCH := $(shell command -v chrt >/dev/null && chrt --batch 0 true 2>/dev/null &
 DEPTH = $(if $(filter-out 1 2,$(FULL))$(word 2,$(FULL)),$(error FULL=$(FULL) is neither FULL=1 (each fault once per sort of write) nor FULL=2 (at both writes, at one object and at everything)),$(FULL))
 
 test-faults: setup $(if $(FULL),build/faults/points) ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 each fault once per sort of write, FULL=2 at both ends; it goes on where it was ended
-	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@trap : INT; trap 'kill $$!' TERM; $(if $(FULL),FAULTS=full FAULTS_DEPTH=$(DEPTH)) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(BATCH) $(PY) -m pytest -n $$($(PY) -m tests.faults.cases $(if $(FULL),--full)) -m faults tests/integration $(ARGS) & wait $$!; status=$$?; \
+	@$(call BUILD,cluster.toolchain)
+	@trap : INT; trap 'kill $$!' TERM; $(if $(FULL),FAULTS=full FAULTS_DEPTH=$(DEPTH)) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(BATCH) $(PY) -m pytest -n $$($(PY) -m tests.faults.cases $(if $(FULL),--full)) --verb=$@ tests/integration $(ARGS) & wait $$!; status=$$?; \
 	  while kill -0 $$! 2>/dev/null; do wait $$!; status=$$?; done; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full $(DEPTH),sample); exit $$status
 
 build/faults/points: setup # never made, so that FULL= always asks; records what has not been recorded yet
-	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
+	@$(call BUILD,cluster.toolchain)
 	@exec env -u CI FAULTS=points FAULTS_DEPTH=$(DEPTH) $(BATCH) $(PY) -m pytest -q -n $$($(PY) -m tests.faults.cases --full) -m faults tests/integration/test_faults.py $(ARGS)
 	@exec $(PY) -m tests.faults.points build/faults/full $(DEPTH)
 
 test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
-	@exec $(PY) -m pytest -m gpu $(ARGS)
+	@exec $(PY) -m pytest --verb=$@ $(ARGS)
 
 test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-ml
-	-@$(PY) -m hack.cluster.toolchain >build/toolchain.txt
-	@exec $(PY) -m pytest -m nvidia $(ARGS)
+	@$(call BUILD,cluster.toolchain)
+	@$(call BUILD,nvidia.build)
+	@exec $(PY) -m pytest --verb=$@ $(ARGS)
 
 images: setup ## the image, under build/images; BASE=local: without a registry; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
 	@$(PY) -m hack.images $(if $(BASE),--base $(BASE)) $(foreach arch,$(ARCH),--arch $(arch)) \
@@ -90,8 +107,10 @@ e2e: setup ## rung 4: real kubelets and containerd here (root), our chart on the
 ifeq ($(DRIVER),kind)
 	@$(PY) -m hack.kindtrial
 else
-	-@$(PY) -m hack.cluster.toolchain controlplane helm kubelet >build/toolchain.txt
-	@exec $(PY) -m pytest -m e2e $(or $(ARGS),tests/e2e)
+	@$(call BUILD,realnode.needs)
+	@$(call BUILD,cluster.toolchain controlplane helm kubelet)
+	@$(call BUILD,nvidia.build)
+	@exec $(PY) -m pytest --verb=$@ $(or $(ARGS),tests/e2e)
 endif
 
 clean: ## remove what the verbs above made in this checkout

@@ -1,18 +1,17 @@
-"""A pytest plugin that says, at the end of a run, what ran on which rung of the test ladder and what it cost.
+"""A pytest plugin that selects the tests of a verb (`--verb`) and reports, in ten lines, what ran and what did not.
 
-In CI (variable CI set) a run fails when a test of rung 2, 3 or 4 was skipped: there the control plane, NVIDIA's
-programs and real nodes are required. What rung 3 has counted comes as a table, model by model (`hack.results`).
+The ten lines are: the tests by rung, the skipped tests with their reason, the slowest five, the verbs to play next, and
+the name of a file. That file has everything else: the time by folder, the counts of the random world, the tables of
+rung 3 (`hack.results`), and the log of each failed test, which the terminal does not show.
 
-With workers side by side (pytest-xdist, `-n`) the tests are collected and run in processes of their own, and the tables
-are made in the first one: each test's rung travels with its report, what was left out when the worker ends.
+With workers side by side (pytest-xdist, `-n`) the tests are collected and run in other processes, but the report is
+made in the first one. Each test's rung travels with its report; what was left out travels when the worker ends.
 """
 
-import inspect
-import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping
-from pathlib import PurePosixPath
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -21,155 +20,160 @@ from hack import happened
 from hack.bench.machine import pace_ms
 from hack.bench.results import REFERENCE_PACE_MS
 from hack.results import Results
+from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, is_elsewhere
 
-RUNGS = {
-    0: "pure",
-    1: "embedded",
-    2: "control plane",
-    3: "NVIDIA's programs",
-    4: "real nodes",
-    5: "real GPU",
-}
-MARKERS = {"gpu": 5, "e2e": 4, "nvidia": 3, "cluster": 2}
-ASKED_BY = {3: "make test-nvidia", 4: "make e2e", 5: "make test-gpu"}
-KILLS = "make test-crash"
-"""What asks for the tests marked `crash`, which are of rung 2 and which `make test` leaves out."""
-EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
-"""Folders of tests that run our loops, the FakeCluster or the simulators in the test's process."""
-REQUIRED_IN_CI = (2, 3, 4)
-SLOWEST = 10
+SLOWEST = 5
+"""How many of the slowest tests the terminal names."""
+SOON = (MakeVerb.TEST, MakeVerb.CLUSTER, MakeVerb.HACK)
+"""Verbs that take minutes: after one of them the report names the others."""
 LONG = 120.0
-"""Seconds from which on a run reports how fast the machine was."""
+"""Runs of at least so many seconds report how fast the machine was."""
 FEW_FILES = 15
-"""Up to here the time is reported by file."""
+"""A run of at most so many files reports the time by file, a larger one by folder."""
+MOST_LINES = 30
+"""Longest assertion message that the terminal shows, in lines. The file has the rest."""
 FROM_WORKER = "gpusharing-report"
 """Key of what a worker reports at its end."""
 
 
 class Report:
-    """Collects what pytest reports and prints it before pytest's closing line."""
+    """Collects what pytest reports, and prints it before pytest's closing line."""
 
     def __init__(self) -> None:
-        """The wall clock runs from here."""
+        """Start the clock of the whole run."""
         self._begin = time.monotonic()
         self._collected = 0.0
         self._rungs: dict[str, int] = {}
-        self._not_selected: Counter[tuple[int, str]] = Counter()
-        """By rung and verb that selects them."""
+        self._left_out: Counter[str] = Counter()
+        """Number of collected tests that belong to another verb, by verb."""
         self._outcomes: dict[int, Counter[str]] = defaultdict(Counter)
-        self._skipped: Counter[tuple[int, str]] = Counter()
+        self._skipped: Counter[str] = Counter()
+        """Number of skipped tests, by reason."""
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._results = Results()
         self._properties: list[tuple[str, object]] = []
+        self._logs: list[str] = []
+        """The log of each failed test."""
 
     # --- what pytest calls -----------------------------------------------------------------------------
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Remember each test's rung (one that uses the control plane is of rung 2) and run the low rungs first."""
-        for item in items:
-            if "control_plane" in getattr(item, "fixturenames", ()):
-                item.add_marker("cluster")
-            self._rungs[item.nodeid] = find_rung(item)
-        items.sort(key=lambda item: self._rungs[item.nodeid])
+    @staticmethod
+    def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+        """Leave out folders without a test of the verb. None leaves the decision to other plugins."""
+        return is_elsewhere(collection_path, config.getoption("verb", None)) or None
 
-    def pytest_deselected(self, items: Iterable[pytest.Item]) -> None:
-        """Count what `-m` and `-k` leave out."""
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Keep the tests of the verb, remember each test's rung, and put the low rungs first."""
+        asked: MakeVerb | None = config.getoption("verb", None)
         for item in items:
-            rung = find_rung(item)
-            verb = KILLS if item.get_closest_marker("crash") else ASKED_BY.get(rung, "")
-            self._not_selected[rung, verb] += 1
+            add_markers(item)
+        others = [item for item in items if asked not in (None, find_verb(item))]
+        self._left_out = Counter(find_verb(item) for item in others)
+        config.hook.pytest_deselected(items=others)
+        left_out = set(others)
+        items[:] = sorted((item for item in items if item not in left_out), key=find_rung)
+        self._rungs = {item.nodeid: find_rung(item) for item in items}
 
     def pytest_collection_finish(self) -> None:
-        """Importing the tests costs too."""
+        """Note how long importing and collecting the tests took."""
         self._collected = time.monotonic() - self._begin
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Give each report its rung to take along."""
+        """Attach the test's rung to its report, and shorten what the terminal shows of a failure."""
         report = yield
         vars(report)["rung"] = find_rung(item)
+        if report.failed:
+            vars(report)["whole"] = report.longreprtext
+            shorten(report)
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add up one phase (setup, call or teardown) of one test."""
-        # A worker that died reports for the test that it was in, without a rung.
+        # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration
         if report.failed:
             self._outcomes[rung]["failed"] += 1
+            sections = [f"--- {title}\n{text}" for title, text in report.sections]
+            whole = vars(report).get("whole", report.longreprtext)
+            self._logs.append("\n".join([f"=== {report.nodeid} ({report.when})", whole, *sections]))
         elif report.skipped and not hasattr(report, "wasxfail"):
             self._outcomes[rung]["skipped"] += 1
-            self._skipped[rung, skip_reason(report)] += 1
+            self._skipped[skip_reason(report)] += 1
         elif report.when == "call":
             self._outcomes[rung]["passed"] += 1
             self._results.add(report.user_properties)
             self._properties += report.user_properties
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Turn a run without what CI requires into a failure, in CI."""
-        if (told := getattr(session.config, "workeroutput", None)) is not None:
-            left_out = [[rung, verb, count] for (rung, verb), count in self._not_selected.items()]
-            told[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
-        if exitstatus == pytest.ExitCode.OK and self.missing_in_ci():
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Send what a worker knows to the first process."""
+        if (output := getattr(session.config, "workeroutput", None)) is not None:
+            left_out = {str(verb): count for verb, count in self._left_out.items()}
+            output[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take what a worker reports at its end; all of them collect the same tests."""
-        told = getattr(node, "workeroutput", {}).get(FROM_WORKER)
-        if told is not None:
-            self._not_selected = Counter({(rung, verb): count for rung, verb, count in told["left out"]})
-            self._collected = told["collected"]
+        """Take over what a worker sent at its end. All workers collect the same tests, so the last one is enough."""
+        output = getattr(node, "workeroutput", {}).get(FROM_WORKER)
+        if output is not None:
+            self._left_out = Counter(output["left out"])
+            self._collected = output["collected"]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Print the tables; pytest's own closing line comes after them."""
-        if terminalreporter.config.get_verbosity() < 0 or not (self._rungs or self._seconds):
+        """Write the file and print the ten lines; pytest's own closing line comes after them."""
+        config = terminalreporter.config
+        if config.get_verbosity() < 0 or not (self._rungs or self._seconds):
             return
-        for title, lines in (
-            ("test ladder", self._ladder()),
-            (f"slowest {SLOWEST}", self._slowest()),
-            ("where the time went", (*self._folders(), *pace_of(time.monotonic() - self._begin))),
-            ("what happened in the random world", happened.lines(self._properties)),
-            ("NVIDIA's programs on SIMULATED GPUs, model by model", self._results.lines()),
-        ):
-            told = list(lines)
-            if told:
-                terminalreporter.section(title, sep="-")
-            for line in told:
-                terminalreporter.line(line)
-        for rung in self.missing_in_ci():
-            title = f"rung {rung} was skipped, which CI does not allow"
-            terminalreporter.section(title, sep="!", red=True, bold=True)
+        path = self._write(config)
+        terminalreporter.ensure_newline()
+        for line in (*self._lines(config.getoption("verb", None)), f"more: {path}"):
+            terminalreporter.line(line)
 
     # --- what it makes of it ---------------------------------------------------------------------------
 
-    def missing_in_ci(self) -> list[int]:
-        """Rungs that CI requires and of which tests were skipped; outside CI none."""
-        if not os.environ.get("CI"):
-            return []
-        return [rung for rung in REQUIRED_IN_CI if self._outcomes[rung]["skipped"]]
+    def _lines(self, verb: str | None) -> Iterator[str]:
+        yield "; ".join(self._by_rung()) or "no tests"
+        for reason, count in sorted(self._skipped.items()):
+            yield f"SKIPPED {count} x {reason}"
+        for nodeid, seconds in largest(self._seconds)[:SLOWEST]:
+            yield f"{seconds:7.2f} s  {nodeid}"
+        if not self._seconds:
+            yield from (
+                f"{count} of these tests belong to make {verb}" for verb, count in self._left_out.items()
+            )
+        elif verb in SOON:
+            others = [f"make {other}" for other in SOON if other != verb]
+            yield f"next: {', '.join(others)}; make test-all plays everything"
 
-    def _ladder(self) -> Iterable[str]:
+    def _by_rung(self) -> Iterator[str]:
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
             told = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
-            told += [
-                f"{count} not selected" + (f" ({verb})" if verb else "")
-                for (of, verb), count in sorted(self._not_selected.items())
-                if of == rung
-            ]
-            yield f"rung {rung}  {name:18} {', '.join(told) or 'none'}"
-        for (rung, reason), count in sorted(self._skipped.items()):
-            yield f"SKIPPED on rung {rung}: {count} x {reason}"
+            if told:
+                yield f"rung {rung} ({name}): {', '.join(told)}"
 
-    def _slowest(self) -> Iterable[str]:
-        for nodeid, seconds in most(self._seconds)[:SLOWEST]:
-            yield f"{seconds:7.2f} s  {nodeid}"
+    def _write(self, config: pytest.Config) -> Path:
+        """Write the file below build/ and return its path, relative to the checkout."""
+        verb = config.getoption("verb", None)
+        path = Path("build", f"report-{verb}.txt" if verb else "report.txt")
+        whole = config.rootpath / path
+        whole.parent.mkdir(exist_ok=True)
+        chapters = {
+            "where the time went": [*self._places(), *pace_of(time.monotonic() - self._begin)],
+            "slowest 40": [f"{took:7.2f} s  {nodeid}" for nodeid, took in largest(self._seconds)[:40]],
+            "what happened in the random world": list(happened.lines(self._properties)),
+            "NVIDIA's programs on SIMULATED GPUs, model by model": list(self._results.lines()),
+            "failed": self._logs,
+        }
+        texts = ["\n".join([f"## {title}", *lines, ""]) for title, lines in chapters.items() if lines]
+        whole.write_text("\n".join([*self._lines(verb), "", *texts]))
+        return path
 
-    def _folders(self) -> Iterable[str]:
-        """By folder; by file where they are few."""
+    def _places(self) -> Iterator[str]:
+        """Yield the time by folder, or by file where they are few."""
         files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
         by_file = 1 < len(set(files.values())) <= FEW_FILES
         places: defaultdict[str, float] = defaultdict(float)
@@ -178,35 +182,43 @@ class Report:
             place = str(files[nodeid] if by_file else files[nodeid].parent)
             places[place] += seconds
             tests[place] += 1
-        for place, seconds in most(places):
+        for place, seconds in largest(places):
             yield f"{seconds:7.1f} s  {place} ({tests[place]} tests)"
         yield f"{self._collected:7.1f} s  collecting"
         yield f"{time.monotonic() - self._begin:7.1f} s  in all"
 
 
+def add_option(parser: pytest.Parser) -> None:
+    """Add the option --verb to pytest. A conftest calls it, because a plugin of ours is registered too late for it."""
+    parser.addoption(
+        "--verb", choices=list(MakeVerb), help="play the tests of this verb of the Makefile only"
+    )
+
+
 def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[str]:
-    """How fast the machine was, of a run that was long enough for anybody to compare it with another one."""
+    """Yield how fast the machine was, if the run was long enough for anybody to compare it with another one."""
     if seconds >= LONG:
         yield f"{measure():6.0f} ms  pace; the aims hold at {REFERENCE_PACE_MS:g} (docs/adr/0051-aims-at-a-pace.md)"
 
 
-def find_rung(item: pytest.Item) -> int:
-    """The rung (docs/design/faults.md#rungs) that a test is on: its marker, else what it runs."""
-    for marker, rung in MARKERS.items():
-        if item.get_closest_marker(marker) is not None:
-            return rung
-    parts = item.path.parts
-    folder = parts[parts.index("tests") + 1] if "tests" in parts else ""
-    embedded = folder in EMBEDDED or inspect.iscoroutinefunction(getattr(item, "function", None))
-    return 1 if embedded else 0
+def shorten(report: pytest.TestReport) -> None:
+    """Cut each assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log."""
+    for entry in getattr(getattr(report.longrepr, "reprtraceback", None), "reprentries", ()):
+        lines = getattr(entry, "lines", [])
+        errors = [index for index, line in enumerate(lines) if line.startswith("E ")]
+        if len(errors) > MOST_LINES:
+            first, last = errors[MOST_LINES], errors[-1]
+            lines[first : last + 1] = [
+                f"E     ... and {last + 1 - first} more lines, in the file named below"
+            ]
 
 
-def most(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The dearest first."""
+def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the entries in descending order of their seconds."""
     return sorted(seconds.items(), key=lambda entry: -entry[1])
 
 
 def skip_reason(report: pytest.TestReport) -> str:
-    """The first line of why, without where."""
+    """Return the first line of the reason for which a test was skipped, without the place."""
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ").splitlines()[0]

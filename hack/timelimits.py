@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hack.report import find_rung
+from hack.verbs import find_rung
 
 LIMITS = {
     0: 600,

@@ -2,13 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from hack.cluster import install, state, toolchain
+from hack.cluster import install, state
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.paths import state_root
-from hack.report import Report
+from hack.report import Report, add_option
+from hack.required import Required
 from hack.sidebyside import SideBySide, scheduler
 from hack.testnames import check_names, check_parameters
 from hack.timelimits import TimeLimits, limit
@@ -23,6 +24,11 @@ if not os.environ.get("CI"):
 MOST_WORKERS = 4
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of our plugins."""
+    add_option(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Count rungs and seconds, and hear Ctrl-C.
 
@@ -32,6 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(Report(), "gpusharing-report")
+    config.pluginmanager.register(Required(), "gpusharing-required")
     config.pluginmanager.register(TimeLimits(), "gpusharing-timelimits")
 
 
@@ -67,16 +74,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> SideBySid
     return scheduler(config, log)
 
 
-def build_or_skip(build: Callable[[], object]) -> None:
-    """Build a tool of hack.cluster.toolchain; when it cannot be built the test is skipped, but fails in CI."""
-    try:
-        build()
-    except toolchain.ToolchainError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"RUNG 2 NOT RUN: {error}")
-
-
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """The worker's one real control plane, with kwok, our CRDs and the GPU Operator's stand-ins.
@@ -84,8 +81,6 @@ def control_plane() -> Iterator[ControlPlane]:
     It is shared: a test names its objects uniquely or removes them. One that stops components, counts requests
     or uninstalls the CRDs starts a ControlPlane of its own.
     """
-    build_or_skip(toolchain.control_plane_programs)
-    build_or_skip(lambda: toolchain.program("kwok"))
     with ControlPlane() as plane:
         install.install_all(plane.api)
         yield plane

@@ -157,7 +157,7 @@ def unversioned(text: str) -> set[str]:
     return cited - versioned
 
 
-UNREAD = (".ambr", ".lock", ".sum", ".svg", "LICENSE")
+UNREAD = (".lock", ".sum", ".svg", "LICENSE")
 """Ends of names of files that a program writes whole, and of what is not ours."""
 CITING = [name for name in FILES if name not in LEFT_OUT and not name.endswith(UNREAD)]
 ROW_CITING = [name for name in CITING if name not in PAGES]

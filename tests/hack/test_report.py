@@ -8,35 +8,42 @@ from pathlib import Path
 
 import pytest
 from hack.generate import ROOT
-from hack.report import LONG, pace_of
+from hack.report import LONG, SLOWEST, pace_of
 from hack.verify import main as verify
 
 CONFTEST = """
 import pytest
-from hack.report import Report
+from hack.report import Report, add_option
+
+def pytest_addoption(parser):
+    add_option(parser)
 
 def pytest_configure(config):
     config.pluginmanager.register(Report())
 
 @pytest.fixture
 def control_plane():
-    pytest.skip("RUNG 2 NOT RUN: no go\\nand more")
+    pytest.skip("left out on purpose: no go\\nand more")
+
+@pytest.fixture
+def helm(): ...
 """
 TESTS = """
 import pytest
 from hack.results import PROPERTY, Asked
 
 def test_needs_a_control_plane(control_plane): ...
+def test_needs_helm(helm): ...
 def test_pure(record_property):
     record_property("what happened in the random world", {"a cordon": 3, "an eviction": 12})
 async def test_embedded(): ...
+@pytest.mark.long
+def test_long(): ...
 @pytest.mark.cluster
 @pytest.mark.crash
 def test_kills(): ...
-@pytest.mark.nvidia
-def test_with_nvidia(): pytest.skip("no root")
 @pytest.mark.e2e
-def test_on_real_nodes(): pytest.skip("no root")
+def test_on_real_nodes(): ...
 
 def ask(request, number):
     request.node.user_properties.append((PROPERTY, ("h100-80gb", Asked.LAYOUTS, number)))
@@ -52,6 +59,7 @@ def test_that_fails(request):
 """
 INI = """
 [pytest]
+addopts = -rfE --tb=short --show-capture=no
 asyncio_mode = auto
 markers =
   cluster: rung 2
@@ -59,129 +67,141 @@ markers =
   e2e: rung 4
   gpu: rung 5
   crash: kills on rung 2
+  faults: faults on rung 2
+  tools: built programs
+  long: long
+"""
+LONG_MESSAGE = """
+def test_of_a_scene():
+    print("what the scene logged")
+    assert not 1, "\\n".join(f"line {number} of a log" for number in range(100))
 """
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small test suite: one test of each rung; the control plane cannot be had."""
+    """A small test suite: one test of each verb; the control plane is left out."""
     root = tmp_path_factory.mktemp("checkout")
-    folder = root / "tests" / "planning"
-    folder.mkdir(parents=True)
+    for folder in ("planning", "hack"):
+        (root / "tests" / folder).mkdir(parents=True)
     (root / "pytest.ini").write_text(INI)
     (root / "tests" / "conftest.py").write_text(CONFTEST)
-    (folder / "test_some.py").write_text(TESTS)
+    (root / "tests" / "planning" / "test_some.py").write_text(TESTS)
+    (root / "tests" / "hack" / "test_tool.py").write_text("def test_a_tool(): ...")
     return root
 
 
 @pytest.fixture(scope="module")
 def said(checkout: Path) -> list[str]:
-    """The lines of a run outside CI."""
-    done = run(checkout, "-v")
+    """The lines of `make test` on it."""
+    done = run(checkout, "--verb=test", "-v")
     assert done.returncode == 0, done.stdout
     return done.stdout.splitlines()
 
 
-@pytest.fixture(scope="module")
-def said_side_by_side(checkout: Path) -> list[str]:
-    """The lines of the same run with two workers."""
-    done = run(checkout, "-n2")
-    assert done.returncode == 0, done.stdout
-    return done.stdout.splitlines()
-
-
-def run(
-    checkout: Path, *arguments: str, marked: str = "not nvidia and not e2e and not crash", ci: str = ""
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-m", marked, "-p", "no:cacheprovider", *arguments]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
+def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
 
 
-def test_what_happened_in_the_random_world_is_told_with_its_counts(said: list[str]) -> None:
-    assert "3 x a cordon; 12 x an eviction" in said
+def played(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line.split("::")[1].split()[0] for line in done.stdout.splitlines() if "%]" in line]
 
 
-def test_each_rung_is_counted_and_a_skip_is_told_with_its_reason(said: list[str]) -> None:
-    assert "rung 0  pure               1 passed" in said
-    assert "rung 1  embedded           1 passed" in said
-    assert "rung 2  control plane      1 skipped, 1 not selected (make test-crash)" in said
-    assert "rung 3  NVIDIA's programs  4 not selected (make test-nvidia)" in said
-    assert "rung 5  real GPU           none" in said
-    assert "SKIPPED on rung 2: 1 x RUNG 2 NOT RUN: no go" in said
-    assert any(line.endswith("s  tests/planning (3 tests)") for line in said)
+@pytest.mark.parametrize(
+    ("verb", "tests"),
+    [
+        ("test", ["test_pure", "test_embedded"]),
+        ("test-long", ["test_long"]),
+        ("test-hack", ["test_a_tool"]),
+        ("test-cluster", ["test_needs_helm", "test_needs_a_control_plane"]),
+        ("test-crash", ["test_kills"]),
+        ("test-nvidia", ["test_layouts", "test_more_layouts", "test_that_fails"]),
+        ("e2e", ["test_on_real_nodes"]),
+    ],
+)
+def test_a_verb_plays_its_own_tests_with_the_low_rungs_first(
+    checkout: Path, verb: str, tests: list[str]
+) -> None:
+    assert played(run(checkout, f"--verb={verb}", "-v")) == tests
 
 
-def test_the_last_line_is_pytest_s_own(said: list[str], said_side_by_side: list[str]) -> None:
-    assert "2 passed, 1 skipped, 6 deselected in" in said[-1]
-    assert "2 passed, 1 skipped in" in said_side_by_side[-1]
+def test_a_green_run_ends_in_ten_lines_at_most(said: list[str]) -> None:
+    end = said[said.index("rung 0 (pure): 1 passed; rung 1 (embedded): 1 passed") :]
+    assert len(end) <= 10 - SLOWEST + 2, "two tests, so two slowest ones"
+    assert [line for line in end if line.endswith("::test_pure")]
+    assert end[-3] == "next: make test-cluster, make test-hack; make test-all plays everything"
+    assert end[-2] == "more: build/report-test.txt"
+    assert "2 passed, 8 deselected in" in end[-1]
 
 
-def test_workers_side_by_side_tell_the_same(said: list[str], said_side_by_side: list[str]) -> None:
+def test_the_file_says_where_the_time_went_and_what_happened_in_the_random_world(
+    checkout: Path, said: list[str]
+) -> None:
+    lines = (checkout / "build" / "report-test.txt").read_text().splitlines()
+    assert "3 x a cordon; 12 x an eviction" in lines
+    assert any(line.endswith("s  tests/planning (2 tests)") for line in lines)
+    assert any(line.endswith("s  collecting") for line in lines)
+    assert not any("3 x a cordon" in line for line in said)
+
+
+def test_a_selection_of_another_verbs_tests_names_that_verb(checkout: Path) -> None:
+    done = run(checkout, "--verb=test", "tests/planning", "-k", "on_real_nodes")
+    assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
+    assert "1 of these tests belong to make e2e" in done.stdout.splitlines()
+
+
+def test_workers_side_by_side_report_the_same(checkout: Path, said: list[str]) -> None:
     def told(lines: list[str]) -> list[str]:
-        return [line for line in lines if line.startswith(("rung ", "SKIPPED on", "3 x a cordon"))]
+        return [line for line in lines if line.startswith(("rung ", "next: "))]
 
-    assert len(told(said)) == 8
-    assert told(said_side_by_side) == told(said)
-    assert any(line.endswith("s  tests/planning (3 tests)") for line in said_side_by_side)
-    assert any(line.endswith("test_some.py::test_needs_a_control_plane") for line in said_side_by_side)
+    side_by_side = run(checkout, "--verb=test", "-n2")
+    assert len(told(said)) == 2
+    assert told(side_by_side.stdout.splitlines()) == told(said)
+    assert "2 passed in" in side_by_side.stdout.splitlines()[-1]
 
 
-def test_a_run_that_is_long_enough_to_be_compared_tells_its_pace(said: list[str]) -> None:
+def test_a_skip_is_reported_once_with_its_reason(checkout: Path) -> None:
+    done = run(checkout, "--verb=test-cluster")
+    assert "rung 0 (pure): 1 passed; rung 2 (control plane): 1 skipped" in done.stdout
+    assert done.stdout.count("left out on purpose") == 1
+    assert "SKIPPED 1 x left out on purpose: no go" in done.stdout.splitlines()
+
+
+def test_a_run_that_is_long_enough_to_be_compared_reports_its_pace() -> None:
     assert list(pace_of(LONG, lambda: 140.4)) == [
         "   140 ms  pace; the aims hold at 70 (docs/adr/0051-aims-at-a-pace.md)"
     ]
-    assert list(pace_of(LONG - 1, lambda: 140.4)) == []
-    assert [line for line in said if "  pace; " in line] == [], "nobody waits for it after a test of his own"
+    assert list(pace_of(LONG - 1, lambda: 140.4)) == [], "nobody waits for it after one test"
 
 
-def test_low_rungs_run_first(checkout: Path) -> None:
-    order = [
-        line.split("::")[1].split()[0] for line in run(checkout, "-v").stdout.splitlines() if "%]" in line
-    ]
-    assert order == ["test_pure", "test_embedded", "test_needs_a_control_plane"]
-
-
-def test_in_ci_a_skipped_rung_2_fails_the_run(checkout: Path) -> None:
-    in_ci = run(checkout, ci="true")
-    assert in_ci.returncode == 1
-    assert "rung 2 was skipped, which CI does not allow" in in_ci.stdout
-    assert run(checkout, "-k", "pure", ci="true").returncode == 0
-    assert run(checkout, "-n2", ci="true").returncode == 1
-
-
-def test_in_ci_a_skipped_rung_4_fails_the_run(checkout: Path) -> None:
-    in_ci = run(checkout, marked="e2e", ci="true")
-    assert in_ci.returncode == 1
-    assert "rung 4 was skipped, which CI does not allow" in in_ci.stdout
-    assert run(checkout, marked="e2e").returncode == 0
-
-
-def test_in_ci_a_skipped_rung_3_fails_the_run(checkout: Path) -> None:
-    in_ci = run(checkout, "-k", "with_nvidia", marked="nvidia", ci="true")
-    assert in_ci.returncode == 1
-    assert "rung 3 was skipped, which CI does not allow" in in_ci.stdout
-    assert run(checkout, "-k", "with_nvidia", marked="nvidia").returncode == 0
-
-
-def test_what_passing_tests_counted_is_one_table_by_model(checkout: Path, said: list[str]) -> None:
-    lines = run(checkout, marked="nvidia").stdout.splitlines()
+def test_what_passing_tests_counted_is_one_table_by_model(checkout: Path) -> None:
+    run(checkout, "--verb=test-nvidia")
+    lines = (checkout / "build" / "report-test-nvidia.txt").read_text().splitlines()
     head = lines.index(next(line for line in lines if line.startswith("model")))
     assert lines[head].split()[1] == "layouts"
     assert lines[head + 1].split()[:3] == ["h100-80gb", "42", "-"], "1000 of the failed test are not in it"
     assert lines[head + 2].split()[:3] == ["in", "all", "42"]
-    assert not any(line.startswith("model") for line in said), "no table where nothing was counted"
 
 
-def test_a_failure_is_counted_on_its_rung(checkout: Path) -> None:
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+def test_a_failure_shows_its_assertion_and_the_file_has_the_log(checkout: Path, workers: str) -> None:
     failing = checkout / "tests" / "planning" / "test_failing.py"
-    failing.write_text("def test_pure(): assert not 1\n")
+    failing.write_text(LONG_MESSAGE)
     try:
-        done = run(checkout, str(failing))
+        done = run(checkout, str(failing), workers)
     finally:
         failing.unlink()
     assert done.returncode == 1
-    assert "rung 0  pure               1 failed" in done.stdout.splitlines()
+    assert "rung 0 (pure): 1 failed" in done.stdout
+    assert "line 1 of a log" in done.stdout
+    assert "and 7" in done.stdout, "more lines"
+    assert "line 99 of a log" not in done.stdout
+    assert "what the scene logged" not in done.stdout
+    log = (checkout / "build" / "report.txt").read_text()
+    assert "line 99 of a log" in log
+    assert "what the scene logged" in log
 
 
 def test_an_unknown_step_of_verify_is_named(capsys: pytest.CaptureFixture[str]) -> None:

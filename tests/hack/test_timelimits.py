@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from hack.generate import ROOT
-from hack.report import RUNGS
 from hack.timelimits import ENDLESS, LIMITS
+from hack.verbs import RUNGS
 
 CONFTEST = """
 import hack.timelimits

@@ -1,0 +1,100 @@
+"""Which verb of the Makefile plays which test. Every test belongs to exactly one verb.
+
+`pytest --verb=test-cluster` plays the tests of `make test-cluster` and no others. Without the option, pytest plays
+whatever it collects.
+"""
+
+import inspect
+from enum import StrEnum
+from pathlib import Path
+
+import pytest
+
+RUNGS = {
+    0: "pure",
+    1: "embedded",
+    2: "control plane",
+    3: "NVIDIA's programs",
+    4: "real nodes",
+    5: "real GPU",
+}
+"""The rungs of the test ladder (docs/design/faults.md#rungs) by number."""
+
+MARKERS = {"gpu": 5, "e2e": 4, "nvidia": 3, "cluster": 2}
+"""The rung of a test that carries the marker."""
+
+EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", "nvmlsim", "sim"})
+"""Folders of tests that run our loops, the FakeCluster or the simulators in the test's process (rung 1)."""
+
+ABOUT_HACK = frozenset({"bench", "faults", "hack", "images"})
+"""Folders of tests about `hack/` and about the tests themselves, not about the product."""
+
+ABOVE = frozenset({"e2e", "integration", "nvidia"})
+"""Folders that have tests of rungs 2 to 4 only."""
+
+BUILDERS = frozenset({"helm"})
+"""Fixtures that build a program with Go or a C compiler; a test that uses one gets the marker `tools`."""
+
+
+class MakeVerb(StrEnum):
+    """A verb of the Makefile that plays tests."""
+
+    TEST = "test"
+    LONG = "test-long"
+    HACK = "test-hack"
+    CLUSTER = "test-cluster"
+    CRASH = "test-crash"
+    NVIDIA = "test-nvidia"
+    NODES = "e2e"
+    FAULTS = "test-faults"
+    GPU = "test-gpu"
+
+
+MARKED = {
+    "gpu": MakeVerb.GPU,
+    "e2e": MakeVerb.NODES,
+    "nvidia": MakeVerb.NVIDIA,
+    "faults": MakeVerb.FAULTS,
+    "crash": MakeVerb.CRASH,
+    "cluster": MakeVerb.CLUSTER,
+    "tools": MakeVerb.CLUSTER,
+    "long": MakeVerb.LONG,
+}
+"""The verb of a test that carries the marker. A test with several belongs to the first of them."""
+
+
+def add_markers(item: pytest.Item) -> None:
+    """Add `cluster` to a test that uses the shared control plane, and `tools` to one that uses a built program."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if "control_plane" in fixtures:
+        item.add_marker("cluster")
+    if BUILDERS & fixtures:
+        item.add_marker("tools")
+
+
+def find_rung(item: pytest.Item) -> int:
+    """Return the number of the rung that a test is on, from its marker or else from what it runs."""
+    for marker, rung in MARKERS.items():
+        if item.get_closest_marker(marker) is not None:
+            return rung
+    embedded = _folder(item) in EMBEDDED or inspect.iscoroutinefunction(getattr(item, "function", None))
+    return 1 if embedded else 0
+
+
+def find_verb(item: pytest.Item) -> MakeVerb:
+    """Return the verb that plays a test, from its markers or else from its folder."""
+    for marker, verb in MARKED.items():
+        if item.get_closest_marker(marker) is not None:
+            return verb
+    return MakeVerb.HACK if _folder(item) in ABOUT_HACK else MakeVerb.TEST
+
+
+def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
+    """Return whether a verb has no test in a folder, so that importing its files would be in vain."""
+    others = {MakeVerb.TEST: ABOUT_HACK | ABOVE, MakeVerb.LONG: ABOUT_HACK | ABOVE, MakeVerb.HACK: ABOVE}
+    return verb in others and path.parent.name == "tests" and path.name in others[verb]
+
+
+def _folder(item: pytest.Item) -> str:
+    parts = item.path.parts
+    return parts[parts.index("tests") + 1] if "tests" in parts else ""
