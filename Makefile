@@ -6,7 +6,7 @@ WORKERS ?= $(if $(ARGS),0,auto)
 # Which test belongs to which verb is said in hack/verbs.py alone.
 PLAY = exec $(PY) -m pytest -n $(WORKERS) --verb=$@ $(ARGS)
 # Programs that are built before the tests that need them. With LEAVE_OUT those tests decide whether one is missed.
-BUILD = $(PY) -m hack.$(1) >build/programs.txt || [ -n "$(LEAVE_OUT)" ]
+BUILD = $(if $(LEAVE_OUT),-)@exec $(PY) -m hack.$(1) >build/programs.txt
 # Hundreds of processes import our modules: compile them once.
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
@@ -26,7 +26,7 @@ test: setup ## rungs 0 and 1 of the test ladder, Python only; ARGS="tests/planni
 	@$(PLAY)
 
 test-cluster: setup ## rung 2, a real control plane, and what else Go or a C compiler builds; without kills and faults
-	@$(call BUILD,cluster.toolchain controlplane kwok helm helm3 kind actionlint charttools krewtools)
+	$(call BUILD,cluster.toolchain controlplane kwok helm helm3 kind actionlint charttools krewtools)
 	@$(PLAY)
 
 test-hack: setup ## the tests of hack/, Python only
@@ -72,7 +72,7 @@ bench: setup ## one table of costs, and build/bench.json
 	@$(PY) -m hack.bench
 
 test-crash: setup ## kill -9 at every write on rung 2; FULL=1: every scenario there (an hour)
-	@$(call BUILD,cluster.toolchain)
+	$(call BUILD,cluster.toolchain)
 	@$(if $(FULL),export CRASH=full;) $(PLAY)
 
 # Where many processes want the cores, each works until it waits (SCHED_BATCH, sched(7)): half the switches, a quarter more runs.
@@ -82,12 +82,12 @@ BATCH := $(shell command -v chrt >/dev/null && chrt --batch 0 true 2>/dev/null &
 DEPTH = $(if $(filter-out 1 2,$(FULL))$(word 2,$(FULL)),$(error FULL=$(FULL) is neither FULL=1 (each fault once per sort of write) nor FULL=2 (at both writes, at one object and at everything)),$(FULL))
 
 test-faults: setup $(if $(FULL),build/faults/points) ## the fault matrix on rung 2: a sample; SEED=1 RUNS=100 that one, FULL=1 each fault once per sort of write, FULL=2 at both ends; it goes on where it was ended
-	@$(call BUILD,cluster.toolchain)
+	$(call BUILD,cluster.toolchain)
 	@trap : INT; trap 'kill $$!' TERM; $(if $(FULL),FAULTS=full FAULTS_DEPTH=$(DEPTH)) $(if $(SEED),FAULTS_SEED=$(SEED)) $(if $(RUNS),FAULTS_RUNS=$(RUNS)) $(BATCH) $(PY) -m pytest -n $$($(PY) -m tests.faults.cases $(if $(FULL),--full)) --verb=$@ tests/integration $(ARGS) & wait $$!; status=$$?; \
 	  while kill -0 $$! 2>/dev/null; do wait $$!; status=$$?; done; $(PY) -m tests.faults.cases build/faults/$(if $(FULL),full $(DEPTH),sample); exit $$status
 
 build/faults/points: setup # never made, so that FULL= always asks; records what has not been recorded yet
-	@$(call BUILD,cluster.toolchain)
+	$(call BUILD,cluster.toolchain)
 	@exec env -u CI FAULTS=points FAULTS_DEPTH=$(DEPTH) $(BATCH) $(PY) -m pytest -q -n $$($(PY) -m tests.faults.cases --full) -m faults tests/integration/test_faults.py $(ARGS)
 	@exec $(PY) -m tests.faults.points build/faults/full $(DEPTH)
 
@@ -95,8 +95,8 @@ test-gpu: setup ## rung 5: the agent's read-only checks on a real GPU
 	@exec $(PY) -m pytest --verb=$@ $(ARGS)
 
 test-nvidia: setup ## rung 3: NVIDIA's own programs on the simulated libnvidia-ml
-	@$(call BUILD,cluster.toolchain)
-	@$(call BUILD,nvidia.build)
+	$(call BUILD,cluster.toolchain)
+	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(ARGS)
 
 images: setup ## the image, under build/images; BASE=local: without a registry; ARCH="amd64 arm64", IMAGE=, ADVISORIES=
@@ -107,9 +107,9 @@ e2e: setup ## rung 4: real kubelets and containerd here (root), our chart on the
 ifeq ($(DRIVER),kind)
 	@$(PY) -m hack.kindtrial
 else
-	@$(call BUILD,realnode.needs)
-	@$(call BUILD,cluster.toolchain controlplane helm kubelet)
-	@$(call BUILD,nvidia.build)
+	$(call BUILD,realnode.needs)
+	$(call BUILD,cluster.toolchain controlplane helm kubelet)
+	$(call BUILD,nvidia.build)
 	@exec $(PY) -m pytest --verb=$@ $(or $(ARGS),tests/e2e)
 endif
 

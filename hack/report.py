@@ -20,7 +20,7 @@ from hack import happened
 from hack.bench.machine import pace_ms
 from hack.bench.results import REFERENCE_PACE_MS
 from hack.results import Results
-from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, is_elsewhere
+from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folder_of, is_elsewhere
 
 SLOWEST = 5
 """How many of the slowest tests the terminal names."""
@@ -62,11 +62,20 @@ class Report:
         """Leave out folders without a test of the verb. None leaves the decision to other plugins."""
         return is_elsewhere(collection_path, config.getoption("verb", None)) or None
 
+    @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Keep the tests of the verb, remember each test's rung, and put the low rungs first."""
+        """Keep the tests of the verb, remember each test's rung, and put the low rungs first.
+
+        All other plugins have had their turn: conftests have added their markers, and `-k` and `-m` have selected.
+
+        Raises:
+            pytest.UsageError: a test belongs to a verb that never collects the test's folder.
+        """
         asked: MakeVerb | None = config.getoption("verb", None)
         for item in items:
             add_markers(item)
+            if is_elsewhere(config.rootpath / "tests" / folder_of(item), find_verb(item)):
+                raise pytest.UsageError(f"no verb plays {item.nodeid}: give it a marker (hack/verbs.py)")
         others = [item for item in items if asked not in (None, find_verb(item))]
         self._left_out = Counter(find_verb(item) for item in others)
         config.hook.pytest_deselected(items=others)
@@ -125,7 +134,7 @@ class Report:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write the file and print the ten lines; pytest's own closing line comes after them."""
         config = terminalreporter.config
-        if config.get_verbosity() < 0 or not (self._rungs or self._seconds):
+        if config.get_verbosity() < 0 or not (self._rungs or self._seconds or self._left_out):
             return
         path = self._write(config)
         terminalreporter.ensure_newline()
@@ -202,7 +211,13 @@ def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[
 
 
 def shorten(report: pytest.TestReport) -> None:
-    """Cut each assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log."""
+    """Cut each assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log.
+
+    The summary line of a failure keeps the first line of its message: in CI pytest would repeat all of it there.
+    """
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is not None:
+        crash.message = crash.message.partition("\n")[0]
     for entry in getattr(getattr(report.longrepr, "reprtraceback", None), "reprentries", ()):
         lines = getattr(entry, "lines", [])
         errors = [index for index, line in enumerate(lines) if line.startswith("E ")]

@@ -39,6 +39,11 @@ class TimeLimits:
     def __init__(self) -> None:
         self._clock = NEVER
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Give each test its limit, when all markers are there."""
+        limit(items)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_timeout_set_timer(self, settings: Any) -> Generator[None, object, object]:
         """It sets a timer that goes off once: a coroutine that swallows its end would hang behind it."""

@@ -29,8 +29,8 @@ EMBEDDED = frozenset({"agent", "controller", "demo", "embedded", "integration", 
 ABOUT_HACK = frozenset({"bench", "faults", "hack", "images"})
 """Folders of tests about `hack/` and about the tests themselves, not about the product."""
 
-ABOVE = frozenset({"e2e", "integration", "nvidia"})
-"""Folders that have tests of rungs 2 to 4 only."""
+ABOVE = frozenset({"e2e", "integration"})
+"""Folders that have tests of rungs 2 and 4 only."""
 
 BUILDERS = frozenset({"helm"})
 """Fixtures that build a program with Go or a C compiler; a test that uses one gets the marker `tools`."""
@@ -77,7 +77,7 @@ def find_rung(item: pytest.Item) -> int:
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung
-    embedded = _folder(item) in EMBEDDED or inspect.iscoroutinefunction(getattr(item, "function", None))
+    embedded = folder_of(item) in EMBEDDED or inspect.iscoroutinefunction(getattr(item, "function", None))
     return 1 if embedded else 0
 
 
@@ -86,7 +86,7 @@ def find_verb(item: pytest.Item) -> MakeVerb:
     for marker, verb in MARKED.items():
         if item.get_closest_marker(marker) is not None:
             return verb
-    return MakeVerb.HACK if _folder(item) in ABOUT_HACK else MakeVerb.TEST
+    return MakeVerb.HACK if folder_of(item) in ABOUT_HACK else MakeVerb.TEST
 
 
 def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
@@ -95,6 +95,7 @@ def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
     return verb in others and path.parent.name == "tests" and path.name in others[verb]
 
 
-def _folder(item: pytest.Item) -> str:
+def folder_of(item: pytest.Item) -> str:
+    """Return the name of the folder below `tests` that a test is in, or its file's name if it is in none."""
     parts = item.path.parts
     return parts[parts.index("tests") + 1] if "tests" in parts else ""

@@ -18,8 +18,8 @@ STEPS = {
     "types": "mypy",
     "imports": "lint-imports",
     "generated": "python -m hack.generate --check",
-    "chart": "pytest --quiet -m 'not cluster' tests/chart",
-    "workflows": "pytest --quiet tests/hack/test_workflows.py",
+    "chart": "pytest --quiet --verb=test tests/chart",
+    "workflows": "pytest --quiet --verb=test-hack tests/hack/test_workflows.py",
     "guards": "pytest --quiet tests/hack/test_mutants.py",
     "house": "pytest --quiet -o verbosity_assertions=2 tests/test_repo.py tests/test_luck.py tests/test_citations.py",
 }

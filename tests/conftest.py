@@ -12,7 +12,7 @@ from hack.report import Report, add_option
 from hack.required import Required
 from hack.sidebyside import SideBySide, scheduler
 from hack.testnames import check_names, check_parameters
-from hack.timelimits import TimeLimits, limit
+from hack.timelimits import TimeLimits
 from hypothesis import settings
 
 # Other work on the same machine makes single examples slow. In CI hypothesis loads its own profile: the same
@@ -47,11 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     check_parameters(metafunc.definition)
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Every worker has to collect the same; nothing waits for ever. The rungs are known by then."""
+    """Every worker has to collect the same."""
     check_names(items)
-    limit(items)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

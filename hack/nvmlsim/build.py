@@ -113,7 +113,7 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
 
 
 def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         work = Path(scratch)
         for name, text in generated.items():
             (work / name).write_text(text)

@@ -14,12 +14,6 @@ from tests.chart.test_monitoring import RECORDING, RULES, TESTS, alerts
 
 pytestmark = pytest.mark.tools
 
-pytestmark = pytest.mark.tools
-
-pytestmark = pytest.mark.tools
-
-pytestmark = pytest.mark.tools
-
 Rule = dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600}
 

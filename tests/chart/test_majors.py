@@ -16,12 +16,6 @@ from tests.chart.cluster import AGENT_NAMESPACE, Installed, set_up
 
 pytestmark = pytest.mark.tools
 
-pytestmark = pytest.mark.tools
-
-pytestmark = pytest.mark.tools
-
-pytestmark = pytest.mark.tools
-
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/gpusharing-operator"
 AGENT = f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
 MAJORS = {"helm3": "v3.", "helm": "v4."}

@@ -15,7 +15,19 @@ from hack.generate import ROOT
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
 RUNG2 = "make test-cluster WORKERS=logical"
-PARTS = ("setup", "programs", "verify", "docs", "test", "test-long", "test-hack", "test-nvidia", "test-crash")
+PARTS = (
+    "setup",
+    "toolchain",
+    "promtool",
+    "browser",
+    "verify",
+    "docs",
+    "test",
+    "test-long",
+    "test-hack",
+    "test-nvidia",
+)
+MORE_PARTS = ("needs", "e2e", "sweep", "test-crash", "test-cluster", "test-faults")
 FAULTS = "make test-faults SEED=1"
 VERIFY, TOOLS = "hack.verify", "hack.cluster.toolchain"
 SECONDS = 60.0
@@ -80,6 +92,24 @@ def test_rung_4_runs_beside_rung_2_and_what_it_leaves_is_swept(notes: Path) -> N
     assert [call for call in done.calls if call in (NEEDS, E2E, SWEEP)] == [NEEDS, E2E, SWEEP]
 
 
+def test_what_is_left_out_on_purpose_is_said_at_the_end(notes: Path) -> None:
+    done = run(notes, LEAVE_OUT="rung4 browser")
+    assert "!! LEFT OUT ON PURPOSE, so this is no full check: rung4 browser" in done.said.splitlines()[-2:]
+
+
+@pytest.mark.parametrize("step", [NEEDS, "hack.promtool", VERIFY, "make test-nvidia", "make setup"])
+def test_a_run_that_is_told_to_end_ends_the_step_that_it_is_at_and_fails(notes: Path, step: str) -> None:
+    (notes / f"{step}.stays").touch()
+    with start(notes) as script:
+        stay = notes / "stay"
+        wait_until(lambda: text_of(stay).endswith("\n"), SECONDS, f"{step} to run")
+        script.terminate()
+        script.communicate(timeout=SECONDS)
+    assert script.returncode != 0
+    assert not pid_exists(int(stay.read_text()))
+    assert FAULTS not in calls(notes)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_end_leaves_nothing_behind(notes: Path, number: signal.Signals) -> None:
     for step in (E2E, RUNG2):
@@ -106,7 +136,7 @@ def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tes
     done = run(notes)
     table = done.said[done.said.index("part           status") :].splitlines()
     played = {line.split()[0]: line.split()[1] for line in table[1:-2]}
-    assert set(played) == {*PARTS, "e2e", "test-cluster", "test-faults"}
+    assert set(played) == {*PARTS, *MORE_PARTS}
     assert {name for name, status in played.items() if status != "0"} == {"docs"}
     assert re.fullmatch(r"in all: \d+ s", table[-2])
     assert table[-1] == "tests: 49 passed, 1 failed, 1 skipped"
@@ -121,7 +151,9 @@ def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tes
         VERIFY,
         "make docs",
         "make test WORKERS=logical",
+        "make test-long WORKERS=logical",
         "make test-hack WORKERS=logical",
+        "make test-crash WORKERS=logical",
         "make test-nvidia",
         RUNG2,
         FAULTS,

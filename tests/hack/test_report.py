@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,11 @@ markers =
   tools: built programs
   long: long
 """
+MARKS = """
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker("cluster")
+"""
 LONG_MESSAGE = """
 def test_of_a_scene():
     print("what the scene logged")
@@ -92,16 +98,22 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(checkout: Path) -> list[str]:
-    """The lines of `make test` on it."""
+def told(checkout: Path) -> tuple[list[str], list[str]]:
+    """The lines of `make test` on it, and of the file that it names."""
     done = run(checkout, "--verb=test", "-v")
     assert done.returncode == 0, done.stdout
-    return done.stdout.splitlines()
+    return done.stdout.splitlines(), (checkout / "build" / "report-test.txt").read_text().splitlines()
 
 
-def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def said(told: tuple[list[str], list[str]]) -> list[str]:
+    """The lines of `make test` on it."""
+    return told[0]
+
+
+def run(checkout: Path, *arguments: str, ci: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
     return subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True, check=False)
 
 
@@ -137,28 +149,49 @@ def test_a_green_run_ends_in_ten_lines_at_most(said: list[str]) -> None:
 
 
 def test_the_file_says_where_the_time_went_and_what_happened_in_the_random_world(
-    checkout: Path, said: list[str]
+    told: tuple[list[str], list[str]],
 ) -> None:
-    lines = (checkout / "build" / "report-test.txt").read_text().splitlines()
-    assert "3 x a cordon; 12 x an eviction" in lines
-    assert any(line.endswith("s  tests/planning (2 tests)") for line in lines)
-    assert any(line.endswith("s  collecting") for line in lines)
+    said, filed = told
+    assert "3 x a cordon; 12 x an eviction" in filed
+    assert any(line.endswith("s  tests/planning (2 tests)") for line in filed)
+    assert any(line.endswith("s  collecting") for line in filed)
     assert not any("3 x a cordon" in line for line in said)
 
 
 def test_a_selection_of_another_verbs_tests_names_that_verb(checkout: Path) -> None:
     done = run(checkout, "--verb=test", "tests/planning", "-k", "on_real_nodes")
     assert done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
-    assert "1 of these tests belong to make e2e" in done.stdout.splitlines()
+    told = [line for line in done.stdout.splitlines() if "belong" in line]
+    assert told == ["1 of these tests belong to make e2e"]
+
+
+def test_a_folder_that_marks_its_tests_is_played_by_their_verb_when_it_is_named_too(checkout: Path) -> None:
+    folder = checkout / "tests" / "integration"
+    folder.mkdir()
+    (folder / "conftest.py").write_text(MARKS)
+    (folder / "test_marked.py").write_text("def test_marked(): ...")
+    done = run(checkout, "--verb=test-cluster", "tests/integration", "-v")
+    shutil.rmtree(folder)
+    assert played(done) == ["test_marked"]
+
+
+def test_a_test_that_no_verb_would_play_is_refused(checkout: Path) -> None:
+    folder = checkout / "tests" / "e2e"
+    folder.mkdir()
+    (folder / "test_unmarked.py").write_text("def test_unmarked(): ...")
+    done = run(checkout, "--verb=test-cluster")
+    shutil.rmtree(folder)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "no verb plays tests/e2e/test_unmarked.py::test_unmarked: give it a marker" in done.stderr
 
 
 def test_workers_side_by_side_report_the_same(checkout: Path, said: list[str]) -> None:
-    def told(lines: list[str]) -> list[str]:
+    def ends(lines: list[str]) -> list[str]:
         return [line for line in lines if line.startswith(("rung ", "next: "))]
 
     side_by_side = run(checkout, "--verb=test", "-n2")
-    assert len(told(said)) == 2
-    assert told(side_by_side.stdout.splitlines()) == told(said)
+    assert len(ends(said)) == 2
+    assert ends(side_by_side.stdout.splitlines()) == ends(said)
     assert "2 passed in" in side_by_side.stdout.splitlines()[-1]
 
 
@@ -185,12 +218,14 @@ def test_what_passing_tests_counted_is_one_table_by_model(checkout: Path) -> Non
     assert lines[head + 2].split()[:3] == ["in", "all", "42"]
 
 
-@pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_a_failure_shows_its_assertion_and_the_file_has_the_log(checkout: Path, workers: str) -> None:
+@pytest.mark.parametrize(("workers", "ci"), [("-n0", ""), ("-n2", ""), ("-n0", "true")])
+def test_a_failure_shows_its_assertion_and_the_file_has_the_log(
+    checkout: Path, workers: str, ci: str
+) -> None:
     failing = checkout / "tests" / "planning" / "test_failing.py"
     failing.write_text(LONG_MESSAGE)
     try:
-        done = run(checkout, str(failing), workers)
+        done = run(checkout, str(failing), workers, ci=ci)
     finally:
         failing.unlink()
     assert done.returncode == 1

@@ -63,7 +63,7 @@ def play(folder: Path, *arguments: str, leave_out: str = "") -> subprocess.Compl
     for name, text in (("conftest.py", CONFTEST), ("test_some.py", TESTS), ("pytest.ini", INI)):
         (folder / name).write_text(text)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", *arguments]
-    environ = {**os.environ, "PYTHONPATH": str(ROOT), "LEAVE_OUT": leave_out}
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "LEAVE_OUT": leave_out, "CI": ""}
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, check=False)
 
 

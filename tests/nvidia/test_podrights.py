@@ -42,6 +42,7 @@ def test_a_divided_gpu_tells_its_memory_to_pods_with_the_capability_only(
     assert ('"memory_mib": 81559' in out) is told
 
 
+@pytest.mark.tools
 def test_without_host_pid_a_pod_has_a_pid_namespace_of_its_own() -> None:
     around = command_around(pod(hostPID=False))
     require_wrapper(around)
