@@ -4,7 +4,6 @@ An `act` waits only for what stays until the operator goes on or people act: a s
 missed on a slow machine.
 """
 
-import os
 from collections.abc import Callable
 
 from hack.cluster.api import ApiError, Object
@@ -16,8 +15,6 @@ from tests.integration.workloads import PDBS, Workload, guard
 
 from gpusharing.api import names
 
-ALL = os.environ.get("CRASH") == "full"
-"""Whether all scenarios are played here, as `make test-crash FULL=1` asks; rung 1 plays all of them always."""
 ELSEWHERE = "crash-elsewhere"
 """A node without GPUs."""
 
@@ -108,8 +105,11 @@ def rest_ready(pool: Pool) -> bool:
 SCENARIOS = (
     Scenario("idle", create, ready, (H100,), publish_period=0.25),
     Scenario("pods", unblock, ready, (H100,), prepare=busy_node, gpus=4),
+    Scenario("retarget", retarget, ready, (H100,), midway=True),
+    Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
+    Scenario("policy-deleted", lose_policy, given_back, (H100,)),
+    Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
 )
-"""A node without pods, and one with pods that the real server evicts or refuses to evict for their budget."""
 
 
 # --- played by `make test-crash FULL=1` only ---------------------------------------------------------------
@@ -206,10 +206,6 @@ def pods_on_three(pool: Pool) -> None:
 
 
 MORE = (
-    Scenario("retarget", retarget, ready, (H100,), midway=True),
-    Scenario("node-deleted", lose_node, rest_ready, (H100, H100)),
-    Scenario("policy-deleted", lose_policy, given_back, (H100,)),
-    Scenario("gpunodes-deleted", lose_gpunodes, ready, (H100,)),
     Scenario("two-steps", two_steps, ready, (H100,)),
     Scenario("wedge-pending", create, ready, (H100,), prepare=broken("wedge-pending")),
     Scenario("wedge-paused", create, ready, (H100,), prepare=broken("wedge-paused")),

@@ -16,7 +16,6 @@ from hack.faultproxy import FaultProxy
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre
 from tests.integration.crashcomplaints import ONCE, Kills
-from tests.integration.crashscenarios import ALL
 from tests.integration.nursery import Nursery
 from tests.integration.product import CLUSTER_POLICY, FULL, GROUP, SECONDS, Pool, Product
 
@@ -241,7 +240,7 @@ def theatre(product: Product, token: Api, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("scenario", CRASHES if ALL else CRASHES[:1], ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", CRASHES, ids=lambda scenario: scenario.name)
 def test_a_kill_after_any_write_sets_no_pointer_twice_and_none_of_somebody_else(
     theatre: Theatre, scenario: Scenario
 ) -> None:
