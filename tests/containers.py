@@ -34,7 +34,9 @@ def require_wrapper(command: Sequence[str]) -> None:
 
 
 def refusal(command: Sequence[str]) -> str:
-    """Why this command cannot wrap a program here; empty when it can."""
+    """Return why this command cannot wrap a program here, or an empty text when it can or is empty itself."""
+    if not command:
+        return ""
     if shutil.which(command[0]) is None:
         return f"{command[0]} (util-linux) is not on PATH"
     done = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
