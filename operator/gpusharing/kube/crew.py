@@ -54,7 +54,8 @@ class Crew:
         """
         await self._raise()
         round_ = _Round(deque(key for key in keys if key not in self.busy), work)
-        for _ in range(min(self.parallel - len(self._tasks), len(round_.queue))):
+        # Not of `_tasks`: a worker that has just ended is removed from there only after `each` has returned.
+        for _ in range(min(self.parallel - len(self.busy), len(round_.queue))):
             task = asyncio.create_task(self._work(round_))
             round_.workers += 1
             self._tasks.add(task)
