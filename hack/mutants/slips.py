@@ -135,6 +135,6 @@ def _another(value: ast.expr) -> str:
     match value:
         case ast.Constant(bool() as answer):
             return str(not answer)
-        case ast.Constant(0 | 0.0):
-            return "1"
+        case ast.Constant(0 | 0.0 as zero):
+            return repr(zero + 1)  # of the same type, or it would not be planted
     return f"(2 * {in_brackets(value)})"

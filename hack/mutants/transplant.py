@@ -81,6 +81,8 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
     if isinstance(old, FunctionType):
         _replace_function(old, new)
     elif isinstance(old, type):
+        if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have a module of their own
+            _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
         for name, value in list(vars(old).items()):
             if _differs(value, vars(new).get(name)) and not name.startswith("__"):
                 setattr(old, name, vars(new)[name])

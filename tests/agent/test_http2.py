@@ -6,7 +6,7 @@ from h2.connection import H2Connection
 from h2.events import Event, RequestReceived, StreamEnded
 from hpack import Encoder
 
-from gpusharing.agent.http2 import MOST, MOST_TURNS, Conversation, Stream
+from gpusharing.agent.http2 import MOST, Conversation, Stream
 
 PATHS = ("/v1.Lister/List", "/v1.Lister/Get")
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = (
@@ -57,6 +57,16 @@ def test_a_server_understands_both_calls_and_is_understood_turn_after_turn() -> 
         assert [bytes(stream.body) for stream in streams] == 2 * [f"answer {turn}".encode()]
         assert [stream.headers[b"grpc-status"] for stream in streams] == 2 * [b"0"]
         assert all(stream.ended for stream in streams)
+
+
+def test_a_connection_begins_with_windows_in_which_answers_of_16_mib_have_room_at_any_time() -> None:
+    sent, _ = Conversation().call(PATHS)
+    no_push, of_a_stream = b"\x00\x02" + bytes(4), b"\x00\x04" + (32 << 20).to_bytes(4)
+    assert sent.startswith(
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(SETTINGS, 0, 0, no_push + of_a_stream)
+        + frame(WINDOW_UPDATE, 0, 0, (2**31 - 1 - 65535).to_bytes(4))
+    ), "the connection's window becomes as large as RFC 9113 allows"
 
 
 def test_bytes_may_come_one_at_a_time() -> None:
@@ -151,7 +161,7 @@ def test_odd_headers_are_no_status_and_disturb_no_other_call() -> None:
 
 def test_a_connection_does_not_grow_for_ever() -> None:
     conversation = Conversation()
-    for turn in range(MOST_TURNS):
+    for turn in range(1000):
         assert not conversation.over
         conversation.call(PATHS[:1])
         conversation.receive(

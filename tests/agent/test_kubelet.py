@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hack.sim import kubeletsocket
 from hack.sim.kubeletsocket import allocatable, field, framed, listed, varint
+from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.kubelet import ALLOCATABLE, LIST, KubeletPodResources
 from gpusharing.agent.podresources import Answers, Held, Holdings, PodResourcesUnavailable
@@ -170,20 +171,35 @@ async def test_an_absent_socket_says_what_to_mount(tmp_path: Path) -> None:
         await KubeletPodResources(tmp_path / "kubelet.sock").read()
 
 
-async def test_a_server_that_never_answers_is_given_up_on(tmp_path: Path) -> None:
-    path = tmp_path / "kubelet.sock"
-    hold, gone = asyncio.Event(), asyncio.Event()
+@virtually
+async def test_a_turn_waits_two_seconds_for_what_there_is_to_hold_and_five_for_who_holds_what(
+    tmp_path: Path,
+) -> None:
+    kubelet, path = Kubelet(framed(RESPONSE), instead=b""), tmp_path / "kubelet.sock"
+    clock = asyncio.get_running_loop().time
+    async with await asyncio.start_unix_server(kubelet.serve, path):
+        begun = clock()
+        assert await KubeletPodResources(path).read() == HELD
+        assert clock() - begun == pytest.approx(2.0)
+        kubelet.hang_up()
+        await asyncio.gather(*kubelet.connections)
+    path.unlink(missing_ok=True)
+    hold = asyncio.Event()
 
     async def stay_silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await hold.wait()
         writer.close()
-        gone.set()
 
     async with await asyncio.start_unix_server(stay_silent, path):
+        begun = clock()
         with pytest.raises(PodResourcesUnavailable, match="did not answer"):
-            await KubeletPodResources(path, timeout=0.01).read()
+            await KubeletPodResources(path).read()
+        assert clock() - begun == pytest.approx(5.0)
         hold.set()
-        await gone.wait()  # on a busy machine the server takes the call only now
+
+
+RESET = b"\x00\x00\x04\x03\x00\x00\x00\x00"
+"""A frame of type RST_STREAM, but for the last byte of its stream and its error."""
 
 
 @pytest.mark.parametrize(
@@ -191,8 +207,13 @@ async def test_a_server_that_never_answers_is_given_up_on(tmp_path: Path) -> Non
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "not understood: invalid HTTP/2"),
         (b"\x00\x00\x00\x00\x00\x00\x00\x00\x00", "not understood"),
+        (
+            RESET + b"\x01\x00\x00\x00\x07" + RESET + b"\x03\x00\x00\x00\x07",
+            "not understood: the call ended without a gRPC status",
+        ),
+        (b"", "cannot reach the kubelet .* closed the connection before it answered"),
     ],
-    ids=["an HTTP/1 server", "a DATA frame outside of any stream"],
+    ids=["an HTTP/1 server", "a DATA frame outside of any stream", "it refuses both streams", "it hangs up"],
 )
 async def test_a_server_that_speaks_something_else_is_no_kubelet(
     tmp_path: Path, answer: bytes, reason: str
@@ -211,8 +232,14 @@ async def test_a_server_that_speaks_something_else_is_no_kubelet(
 
 @pytest.mark.parametrize(
     "broken",
-    [RESPONSE[:-1], b"\x0a", b"\x0b", b"\xff" * 11],
-    ids=["cut short", "length missing", "a group, which proto3 does not have", "an endless varint"],
+    [RESPONSE[:-1], b"\x0a", b"\x0b", b"\xff" * 11, b"\x08" + b"\xff" * 10 + b"\x01"],
+    ids=[
+        "cut short",
+        "length missing",
+        "a group, which proto3 does not have",
+        "an endless varint",
+        "a varint of more than 64 bits",
+    ],
 )
 def test_a_malformed_answer_is_an_error_and_not_a_count(broken: bytes) -> None:
     with pytest.raises(ValueError, match="protobuf"):

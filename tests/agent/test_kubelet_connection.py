@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hack.sim.kubeletsocket import allocatable, framed, listed
 from tests.agent.test_kubelet import Kubelet
+from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.kubelet import KubeletPodResources
 from gpusharing.agent.podresources import Held, PodResourcesUnavailable
@@ -143,6 +144,43 @@ async def test_a_kubelet_that_is_away_is_named_and_asked_anew_when_it_is_back(tm
             await node.told()
         await node.start()
         assert await node.told() == (["a"], 2)
+
+
+PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + bytes(8)
+
+
+class Talkative(Kubelet):
+    """Lets a test write to the agent between two turns."""
+
+    agent: asyncio.StreamWriter
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.agent = writer
+        await super().serve(reader, writer)
+
+
+@virtually
+async def test_a_ping_between_two_turns_is_answered_over_the_connection_that_stays_open(
+    tmp_path: Path,
+) -> None:
+    kubelet, path = Talkative(holding("a"), allocatable=offering("GPU-a")), tmp_path / "kubelet.sock"
+    async with await asyncio.start_unix_server(kubelet.serve, path):
+        with closing(KubeletPodResources(path, timeout=PATIENCE, offered_timeout=PATIENCE)) as client:
+            first = await client.read()
+            kubelet.agent.write(PING)
+            await asyncio.sleep(1)
+            assert await client.read() is first
+        await asyncio.gather(*kubelet.connections)
+    assert len(kubelet.connections) == 1
+
+
+async def test_after_a_thousand_turns_the_next_one_has_a_connection_of_its_own(tmp_path: Path) -> None:
+    async with running(tmp_path) as node:
+        for _ in range(1000):
+            await node.told()
+        assert node.connections == 1
+        assert await node.told() == (["a"], 2)
+        assert node.connections == 2
 
 
 LAST_OF_A_CALL = b"\x00\x00\x05\x00\x01"

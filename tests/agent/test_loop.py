@@ -34,12 +34,14 @@ class Bench:
 
     @asynccontextmanager
     async def running(self, settings: LoopSettings = PROMPT) -> AsyncIterator[AgentLoop]:
-        """An agent process, from start to SIGTERM."""
-        clock = asyncio.get_running_loop().time
+        """An agent process, from start to SIGTERM. One that ends by itself ends the test at once."""
+        clock, test = asyncio.get_running_loop().time, asyncio.current_task()
+        assert test is not None
         loop = AgentLoop(
             self.node.name, self.node.client, self.gpus, self.pods, settings, clock=clock, jitter=lambda: 1.0
         )
         task = asyncio.create_task(loop.run())
+        task.add_done_callback(lambda ended: ended.cancelled() or test.cancel())
         try:
             yield loop
         finally:

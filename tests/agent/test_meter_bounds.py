@@ -36,7 +36,7 @@ def series(metered: Metered) -> int:
 
 
 def test_a_tenant_too_many_shares_an_account_until_one_is_free() -> None:
-    meter = Meter(lag=0)
+    meter = Meter(lag=0, bounds=Bounds())
     for number in range(BOUNDS.accounts + 5):
         meter.turn(float(number), held("pool-b", f"team-{number}"))
     assert len(meter.metered.held) == BOUNDS.accounts + 1
@@ -46,6 +46,22 @@ def test_a_tenant_too_many_shares_an_account_until_one_is_free() -> None:
     meter.turn(late, held("pool-b", "team-new"))
     assert Account("pool-b", "team-new", RESOURCE) in meter.metered.held
     assert len(meter.metered.held) <= 3, "those that held nothing for an hour made room"
+
+
+@pytest.mark.parametrize(
+    ("policy", "tenant", "resource", "held_idle_policies"),
+    [("p{}", "a", "r", (17, 17, 17)), ("p", "t{}", "r", (129, 1, 1)), ("p", "a", "r{}", (161, 65, 1))],
+    ids=["policies", "tenants", "resources"],
+)
+def test_a_node_tells_128_accounts_64_idle_resources_and_16_policies_apart_and_the_rest_are_others(
+    policy: str, tenant: str, resource: str, held_idle_policies: tuple[int, int, int]
+) -> None:
+    meter = Meter(bounds=Bounds())
+    for number in range(200):
+        stands = held(policy.format(number), tenant.format(number), resource=resource.format(number))
+        meter.turn(float(number), stands)
+    told = meter.metered
+    assert (len(told.held), len(told.idle), len(told.gpus)) == held_idle_policies
 
 
 @pytest.mark.parametrize(
@@ -95,7 +111,7 @@ def every_minute(first: float, last: float) -> Iterable[float]:
 
 
 def test_a_policy_that_is_gone_for_a_day_is_told_no_more_and_was_billed_in_full() -> None:
-    meter, prometheus = Meter(), CountingPrometheus()
+    meter, prometheus = Meter(bounds=Bounds()), CountingPrometheus()
     turns(meter, prometheus, held("pool-b", "team-a"), every_minute(0, HOUR))
     turns(meter, prometheus, held("pool-c", "team-a"), every_minute(HOUR, 20 * HOUR))
     assert {account.policy for account in meter.metered.held} == {"pool-b", "pool-c"}

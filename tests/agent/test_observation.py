@@ -61,6 +61,7 @@ def test_who_holds_devices_is_null_while_nobody_knows(observation: Observation) 
     patch = unknown.patch(node_with(stored))
     assert patch is not None
     assert (patch["status"]["observed"]["allocated"], patch["status"]["observed"]["pods"]) == (None, None)
+    assert unknown.patch(node_with(wire(unknown) | {"allocated": {"nvidia.com/gpu": 2}})) is not None
     dropped = {key: value for key, value in wire(unknown).items() if value is not None}
     assert unknown.patch(node_with(dropped)) is None
     assert Observation.of(node_with(dropped)) == unknown
@@ -84,7 +85,7 @@ def test_a_status_that_makes_no_sense_is_nothing_known(node: dict[str, Any]) -> 
 def test_the_request_is_read_as_the_wire_type_has_it() -> None:
     spec = GPUNodeSpec.model_validate({"request": {"id": "r7", "quiet": True}})
     assert AgentRequest.of({"spec": spec.model_dump(by_alias=True)}) == AgentRequest("r7", quiet=True)
-    assert AgentRequest.of({}) == AgentRequest("", quiet=False)
+    assert AgentRequest.of({}) == AgentRequest() == AgentRequest("", quiet=False)
 
 
 def test_the_patch_names_every_key(observation: Observation) -> None:

@@ -8,18 +8,19 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.library import DriverRemappedRows
+from gpusharing.agent.library import DeviceUse, DriverRemappedRows, unreachable
 from gpusharing.agent.logs import JSONLines
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.metrics import AgentCollector, vitals
 from gpusharing.agent.podresources import Holdings
-from gpusharing.agent.probes import MOST_CONNECTIONS, ProbeServer
+from gpusharing.agent.probes import ProbeServer
 
 
 class Health:
@@ -75,10 +76,18 @@ async def test_hundreds_of_connections_that_say_nothing_keep_no_probe_out(port: 
         for connection in silent[::2]:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
         assert await asyncio.to_thread(get, port, "/healthz") == (200, "ok\n")
-        await eventually(lambda: answering() <= MOST_CONNECTIONS)
+        await eventually(lambda: answering() <= 16)
     finally:
         for connection in silent:
             connection.close()
+    await eventually(lambda: answering() == 0)
+
+
+async def test_the_seventeenth_connection_makes_its_place_by_ending_the_oldest(port: int) -> None:
+    with ExitStack() as stack:
+        address = "127.0.0.1", port
+        silent = [stack.enter_context(socket.create_connection(address, timeout=5)) for _ in range(17)]
+        assert await asyncio.to_thread(silent[0].recv, 1) == b""
     await eventually(lambda: answering() == 0)
 
 
@@ -90,6 +99,28 @@ async def test_a_connection_that_never_ends_its_request_is_ended_in_time() -> No
         assert await asyncio.to_thread(silent.recv, 1) == b""
     await eventually(lambda: answering() == 0)
     server.stop()
+
+
+async def test_a_server_ends_beside_an_open_connection_and_its_port_is_free_at_once() -> None:
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry())
+    server.start()
+    assert await asyncio.to_thread(get, server.port, "/healthz") == (200, "ok\n")
+    with socket.create_connection(("127.0.0.1", server.port)):
+        await eventually(lambda: answering() == 1)
+        ending = threading.Thread(target=server.stop, daemon=True)
+        ending.start()
+        ending.join(10)
+        assert not ending.is_alive()
+    again = ProbeServer(("127.0.0.1", server.port), lambda: "", lambda: "", CollectorRegistry())
+    again.start()
+    again.stop()
+
+
+def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() -> None:
+    assert DriverRemappedRows() == DriverRemappedRows(0, 0, pending=False, failed=False)
+    assert not unreachable(0, "Lost").instances_withheld
+    device = DeviceUse(0, "GPU-0", "GPU-0", memory_used=None, memory=None)
+    assert (device.all_seen, device.tells_sm) == (True, False)
 
 
 def test_rows_that_were_remapped_and_neither_wait_nor_failed_leave_a_gpu_healthy() -> None:
@@ -114,6 +145,7 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     registry = CollectorRegistry()
     registry.register(AgentCollector(loop))
     assert registry.get_sample_value("gpusharing_agent_ready") == 0
+    assert registry.get_sample_value("gpusharing_agent_reading_seconds_total") == 0
     node.ask("r1", quiet=True)
     task = asyncio.create_task(loop.run())
     await node.answered("r1")

@@ -9,7 +9,7 @@ from shutil import rmtree
 import pytest
 
 from gpusharing.agent.library import PodID, Process
-from gpusharing.agent.podnames import PAUSE, PodNames
+from gpusharing.agent.podnames import PodNames
 from gpusharing.agent.processes import MPS_CONTROL, MPS_SERVER, Processes
 
 SERVER, CONTROL, SHELL = 42, 41, 40
@@ -176,6 +176,20 @@ def test_the_cgroup_tells_the_pod_of_a_process(proc: Proc, cgroup: str, uid: str
     assert pod == (PodID(uid) if uid else None)
 
 
+def test_of_a_file_that_is_far_too_large_the_first_64_kib_are_read(proc: Proc) -> None:
+    proc.start(SERVER, "/usr/bin/python3")
+    (proc.root / str(SERVER) / "cgroup").write_text(f"{'x' * 65536}/kubepods/pod{UID}\n")
+    assert Processes(proc.root).pod_of(SERVER) is None
+
+
+def test_however_many_processes_use_the_gpus_256_files_stay_open_for_them(proc: Proc) -> None:
+    processes, before = Processes(proc.root), len(os.listdir("/proc/self/fd"))
+    for pid in range(1000, 1300):
+        proc.start(pid, "/usr/bin/python3")
+        assert processes.of(pid).name == "python3"
+    assert len(os.listdir("/proc/self/fd")) - before == 256
+
+
 def test_a_process_that_has_ended_is_in_no_pod(proc: Proc) -> None:
     assert Processes(proc.root).pod_of(SERVER) is None
 
@@ -290,12 +304,12 @@ def test_the_folders_of_the_pods_logs_name_them(tmp_path: Path) -> None:
     assert names.of(UID) == PodID(UID)
     (tmp_path / f"team-a_train-0_{UID}").mkdir()
     (tmp_path / "not-a-pod").mkdir()
-    clock[0] += PAUSE / 2
+    clock[0] += 4.5
     assert names.of(UID) == PodID(UID), "one reading asks for every process, and lists the folders once"
-    clock[0] += PAUSE
+    clock[0] += 0.5
     assert names.of(UID) == PodID(UID, "team-a", "train-0")
     (tmp_path / f"team-a_train-0_{UID}").rmdir()
-    clock[0] += PAUSE
+    clock[0] += 5.0
     assert names.of(UID).name == "train-0", "it was known, and the folder is not looked at again for it"
     assert names.of(OTHER_UID) == PodID(OTHER_UID)
     assert names.of(UID) == PodID(UID), "what is gone is forgotten at the next list"

@@ -259,6 +259,33 @@ async def test_a_server_that_is_away_or_another_one_is_unavailable(
     assert server[0].requests == []
 
 
+class Deaf(ssl.SSLContext):
+    """TLS to a server that ends the connection without a word."""
+
+    seconds: float | None = None
+    """How long the server would have been waited for."""
+
+    def wrap_socket(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
+        self.seconds = sock.gettimeout()
+        raise ConnectionResetError
+
+
+async def test_a_fault_without_a_text_is_told_by_its_kind_and_a_server_has_15_seconds_to_answer(
+    server: tuple[Server, int],
+) -> None:
+    deaf = Deaf(ssl.PROTOCOL_TLS_CLIENT)
+    client = RestClient(NamedLogin(f"https://127.0.0.1:{server[1]}", deaf))
+    with pytest.raises(errors.Unavailable, match="ConnectionResetError"):
+        await client.patch(GPUNODES, "gpu-01", {})
+    assert deaf.seconds == 15.0
+
+
+async def test_an_address_without_a_host_is_a_server_that_cannot_be_reached() -> None:
+    client = RestClient(NamedLogin("https://", Deaf(ssl.PROTOCOL_TLS_CLIENT)))
+    with pytest.raises(errors.Unavailable, match="cannot patch"):
+        await client.patch(GPUNODES, "gpu-01", {})
+
+
 async def test_after_a_rotation_of_the_clusters_authority_the_agent_connects_again(
     client: RestClient, server: tuple[Server, int], pki: Any, tmp_path: Path
 ) -> None:

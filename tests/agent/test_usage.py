@@ -323,6 +323,7 @@ def test_the_number_of_series_has_a_bound_whatever_tenants_do() -> None:
     known: DeviceUsage = usage(use, holdings)
     assert (len(known.devices), len(known.holders)) == (MOST_DEVICES, MOST_HOLDERS)
     assert registry.get_sample_value("gpusharing_usage_left_out") == known.left_out > 300 - MOST_DEVICES
+    assert DeviceUsage().left_out == 0
 
 
 def test_no_label_holds_the_uid_of_a_pod() -> None:

@@ -16,7 +16,7 @@ from hack.mutants.slips import find_slips
 from hack.mutants.transplant import plant_source
 from hack.mutants.trials import find_killers
 
-MOST_UNNOTICED = 186
+MOST_UNNOTICED = 4
 """How many slips had no killer when they were first listed. Lower it with each one that gets a test."""
 
 
@@ -43,7 +43,7 @@ def test_a_row_without_a_killer_and_a_killer_without_a_row_are_found() -> None:
 
 
 SOURCE = """
-import dataclasses, functools
+import dataclasses, functools, typing
 
 MOST = 60
 NAME = "x"
@@ -54,6 +54,9 @@ class Limits:
     tries: int = 0
     strict: bool = False
     name: str = ""
+
+class Mark(typing.NamedTuple):
+    waits: bool = False
 
 class Reader:
     def __init__(self, *, size: int = 25) -> None:
@@ -82,6 +85,7 @@ def test_slips_are_found_by_what_they_are_and_not_by_their_lines() -> None:
         "kube.x Limits.most": "(2 * (2.5))",
         "kube.x Limits.tries": "1",
         "kube.x Limits.strict": "True",
+        "kube.x Mark.waits": "True",
         "kube.x Reader.__init__(size)": "(2 * (25))",
         "kube.x is_big(least)": "(2 * (7))",
     }
@@ -100,7 +104,8 @@ def test_each_slip_takes_effect_in_a_module_that_is_imported_already(
     def behavior() -> list[object]:
         reader = [module.Reader(size=size).full for size in sizes]
         rules = [ask(size) for ask in known for size in sizes]
-        return [module.MOST, module.Limits() == made[0], module.Reader().size == made[1], reader, rules]
+        plain = [module.MOST, module.Limits() == made[0], module.Mark(), module.Reader().size == made[1]]
+        return [*plain, reader, rules]
 
     plain = behavior()
     for name, slip in find_slips("kube.x", SOURCE):

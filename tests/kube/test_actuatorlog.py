@@ -1,10 +1,13 @@
 """Why mig-manager failed: what its log says, when it is read, and what happens when it cannot be."""
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from hack.sim.fakefaults import SILENCE
 from tests.build import make_fence, make_node, make_operand
 from tests.fakes.cluster import FakeCluster
+from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api.names import LABEL_MIG_STATE
 from gpusharing.kube.actuatorlog import RETRY, ActuatorLogs, failure_in
@@ -53,6 +56,30 @@ def test_the_first_error_and_the_last_line_of_the_last_run_are_told() -> None:
 def test_mig_managers_own_line_stands_in_where_mig_parted_said_nothing() -> None:
     line = 'level=error msg="Error: failed to apply MIG configuration: signal: killed"'
     assert failure_in(line) == "Error: failed to apply MIG configuration: signal: killed"
+
+
+def test_no_more_than_400_characters_of_an_error_are_told() -> None:
+    assert failure_in(f'level=error msg="{"x" * 1000}"') == "x" * 400
+
+
+async def test_of_a_log_the_last_200_lines_are_read() -> None:
+    node, pod = failed_node(), make_operand("gpu-07")
+    for more, told in ((199, {node.name: "why"}), (200, {})):
+        cluster = cluster_with(pod, 'level=error msg="why"\n' + "level=debug\n" * more)
+        logs = ActuatorLogs(cluster.client("operator"))
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW, CREW) == told
+
+
+@virtually
+async def test_a_kubelet_that_does_not_answer_is_given_up_after_two_seconds() -> None:
+    node, pod, crew = failed_node(), make_operand("gpu-07"), Crew(parallel=4)
+    cluster = cluster_with(pod, LOG)
+    cluster.faults.fail("log", PODS, SILENCE)
+    logs, begun = ActuatorLogs(cluster.client("operator")), virtual_now()
+    while not begun < virtual_now() or crew.busy:
+        assert await logs.read({node.name: node}, {node.name: pod}, NOW, crew) == {}
+        await asyncio.sleep(0.25)
+    assert 2.0 <= (virtual_now() - begun).total_seconds() <= 2.5
 
 
 async def test_a_node_whose_mig_manager_has_no_pod_any_more_has_no_reason() -> None:

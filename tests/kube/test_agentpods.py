@@ -65,6 +65,9 @@ def test_why_the_agents_container_waits_is_kept_and_not_its_neighbours() -> None
     found = agent_pod(pod(status(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}})))
     assert (found.waiting, found.message) == ("ErrImagePull", "not found")
     assert found.image == "gpu-sharing-operator:0.1.0"
+    leaving = pod(status(state={"waiting": {"reason": "ErrImagePull", "message": "not found"}}))
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-05T12:00:00Z"
+    assert agent_pod(leaving).waiting == "", "nothing is wrong with one that is being deleted"
 
 
 @pytest.mark.parametrize("started", [False, None])

@@ -1,20 +1,22 @@
 """Budgets that the server has not listed yet are waited for; budgets that it refuses to list are a trouble."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+import pytest
 from hack.sim.fakecluster import FakeCluster
-from hack.sim.fakefaults import EVER, SILENCE
+from hack.sim.fakefaults import EVER, SILENCE, Silence
+from tests.build import at
 from tests.fakes.slow import SlowClient
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
-from tests.kube.objects import pdb, pod
+from tests.kube.objects import node, pdb, pod
 
-from gpusharing.kube.budgets import KEPT, PATIENCE, Budgets
-from gpusharing.kube.client import PDBS, PODS
+from gpusharing.kube.budgets import PATIENCE, Budgets
+from gpusharing.kube.client import NODES, PDBS, PODS
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import HeldBack, Unavailable
+from gpusharing.kube.errors import HeldBack, KubeError, Unavailable
 from gpusharing.planning.snapshot.podviews import PdbView
 
 
@@ -50,7 +52,7 @@ async def test_an_old_list_counts_no_more() -> None:
     async with budgets() as (stage, cluster):
         assert isinstance(await stage.find(), tuple)
         cluster.faults.fail("list", PDBS, SILENCE, times=EVER)
-        await asyncio.sleep(KEPT)
+        await asyncio.sleep(15.0)
         assert isinstance(await stage.find(), tuple)
         await asyncio.sleep(0.1)
         assert await stage.find() is None
@@ -114,3 +116,26 @@ async def test_a_node_keeps_what_was_seen_of_it_until_its_budgets_are_known() ->
         await asyncio.sleep(11)
         later = await stage.work(12)
         assert ([row.name for row in later.pdbs], later.error) == (["llm"], "")
+
+
+NO_BUDGETS = {
+    "refused": (
+        Unavailable("502"),
+        {"gpu-07": "the PodDisruptionBudgets cannot be listed: 502", "gpu-08": ""},
+    ),
+    "silent": (SILENCE, {"gpu-08": ""}),
+}
+
+
+@pytest.mark.parametrize(("fault", "told"), NO_BUDGETS.values(), ids=NO_BUDGETS.keys())
+@virtually
+async def test_budgets_that_cannot_be_listed_keep_only_pods_that_they_may_guard(
+    fault: KubeError | Silence, told: Mapping[str, str]
+) -> None:
+    bare = pod("bare", "gpu-08", spec={"containers": []})
+    async with gathering((NODES, node("gpu-08")), (PODS, pod()), (PODS, bare)) as stage:
+        stage.cluster.faults.fail("list", PDBS, fault, times=EVER)
+        work = (await stage.snapshot(0, frozenset({"gpu-07", "gpu-08"}))).work
+        assert {name: one.error for name, one in work.items()} == told
+        assert (work["gpu-08"].empty_since, work["gpu-08"].pdbs) == (at(0), ())
+        await stage.gatherer.shared.close()

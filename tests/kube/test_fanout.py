@@ -1,16 +1,19 @@
 """One failed call is one failed call; only several about different objects make a server that is away."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
-from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.fakefaults import EVER, SILENCE
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node, pod
 
-from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES
+from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES, Page, Resource
 from gpusharing.kube.errors import (
     EvictionBlocked,
+    Forbidden,
     HeldBack,
     KubeError,
     NotFound,
@@ -19,16 +22,17 @@ from gpusharing.kube.errors import (
     Unavailable,
 )
 from gpusharing.kube.fanout import Fanout
+from gpusharing.kube.installation import ACCESS_REVIEWS
 
 
-def stage(parallel: int = 16) -> tuple[FakeCluster, Fanout]:
+def stage(**options: int) -> tuple[FakeCluster, Fanout]:
     """A cluster with three nodes and a pod, and the door to it."""
     cluster = FakeCluster()
     for name in ("gpu-1", "gpu-2", "gpu-3"):
         cluster.add(NODES, node(name))
         cluster.add(GPUNODES, {"metadata": {"name": name}})
     cluster.add(PODS, pod())
-    return cluster, Fanout(cluster.client("operator"), parallel=parallel)
+    return cluster, Fanout(cluster.client("operator"), **options)
 
 
 async def refused(fanout: Fanout, verb: str, name: str) -> KubeError:
@@ -132,14 +136,17 @@ async def test_calls_that_hang_while_others_are_answered_say_nothing_about_the_s
     assert {type(task.result()) for task in hanging} == {Unavailable}
 
 
+@pytest.mark.parametrize(("options", "slots"), [({"parallel": 2}, 2), ({}, 16)], ids=["2", "not told"])
 @virtually
-async def test_no_more_calls_are_under_way_than_there_are_slots() -> None:
-    cluster, fanout = stage(parallel=2)
+async def test_no_more_calls_are_under_way_than_there_are_slots(options: dict[str, int], slots: int) -> None:
+    cluster, fanout = stage(**options)
     sick = cluster.faults.fail("get", NODES, SILENCE, times=EVER)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(refused(fanout, "get", f"gpu-{number % 3}")) for number in range(6)]
+        tasks = [
+            group.create_task(refused(fanout, "get", f"gpu-{number % 3}")) for number in range(3 * slots)
+        ]
         await asyncio.sleep(1)
-        assert sick.hits == 2
+        assert sick.hits == slots
         await asyncio.sleep(30)
         assert all(task.done() for task in tasks)
 
@@ -200,8 +207,31 @@ async def test_nobody_is_held_back_for_more_than_a_minute() -> None:
 async def test_without_a_time_to_wait_the_waits_double() -> None:
     cluster, fanout = stage()
     sick = cluster.faults.fail("get", NODES, Throttled("slow down"), name="gpu-1", times=EVER)
-    for _ in range(63):
+    for _ in range(62):
         await refused(fanout, "get", "gpu-1")
         await fanout.get(NODES, "gpu-2")
         await asyncio.sleep(1)
     assert sick.hits == 6, "at 0, 1, 3, 7, 15 and 31 s"
+
+
+async def test_an_object_without_metadata_is_passed_on_as_it_is() -> None:
+    """A SubjectAccessReview has none."""
+    cluster, fanout = stage()
+    cluster.faults.fail("create", ACCESS_REVIEWS, Forbidden("no right"))
+    with pytest.raises(Forbidden, match="no right"):
+        await fanout.create(ACCESS_REVIEWS, {"spec": {}})
+
+
+async def test_a_list_asks_for_500_objects_at_once() -> None:
+    limits: list[int] = []
+
+    class Asked(FakeClient):
+        async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+            limits.append(more["limit"])
+            async for page in super().pages(resource, **more):
+                yield page
+
+    cluster, _ = stage()
+    fanout = Fanout(Asked(cluster, "operator"))
+    assert [len(page.items) async for page in fanout.pages(NODES)] == [3]
+    assert limits == [500]

@@ -6,6 +6,7 @@ import pytest
 from tests.kube.objects import node
 
 from gpusharing.kube import convert
+from gpusharing.kube.foreign import find_problem
 
 JSON = dict[str, Any]
 KURED: JSON = {"weave.works/kured-reboot-in-progress": "2026"}
@@ -131,3 +132,8 @@ def test_a_key_that_the_admin_named_is_a_marker_and_without_that_none(changes: J
     assert convert.node_view(node(**changes), KEYS).foreign == who
     assert not convert.node_view(node(), KEYS).foreign
     assert "somebody" not in convert.node_view(node(**changes)).foreign
+
+
+def test_a_key_is_as_long_as_kubernetes_allows_and_no_longer() -> None:
+    assert find_problem(f"{'a' * 253}/{'b' * 63}") == ""
+    assert "is not a key" in find_problem(f"{'a' * 254}/{'b' * 63}")

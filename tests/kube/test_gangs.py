@@ -1,9 +1,12 @@
 """Where the other pods of a gang are: one LIST per gang, and none where there is no gang."""
 
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_fence
+from hack.sim.fakecluster import FakeClient, FakeCluster
+from tests.build import at, make_fence
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import Gathering, gathering
 from tests.kube.objects import node, pod
@@ -19,11 +22,15 @@ from gpusharing.kube.client import (
     NODES,
     PODS,
     POLICIES,
+    Page,
+    Resource,
 )
+from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
 from gpusharing.planning.drain.gangwords import describe_gang
-from gpusharing.planning.snapshot.podviews import GangView
+from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.snapshot.podviews import Gang, GangView
 
 LABEL = "jobset.sigs.k8s.io/jobset-name"
 FENCE = {names.ANNOTATION_FENCE: record_text(make_fence())}
@@ -218,10 +225,20 @@ ERRORS: dict[str, KubeError] = {"no right": Forbidden("no right"), "trouble": Un
 @virtually
 async def test_members_that_cannot_be_listed_are_told_and_not_taken_for_none(error: KubeError) -> None:
     async with gathering((PODS, rank(0, "gpu-07"))) as stage:
-        stage.cluster.faults.fail("list", PODS, error, selector=f"{LABEL}=train")
-        view = await seen(stage)
-        assert view.error == str(error)
-        assert view.members == ()
+        for seconds, failed in ((0.0, True), (3.5, False), (7.0, True)):
+            if failed:
+                stage.cluster.faults.fail("list", PODS, error, selector=f"{LABEL}=train")
+            view = await seen(stage, seconds)
+            assert (view.error, len(view.members)) == ((str(error), 0) if failed else ("", 1))
+
+
+@virtually
+async def test_members_that_could_not_be_listed_are_asked_for_again_soon_in_a_drain_too() -> None:
+    async with gathering((PODS, rank(0, "gpu-07"))) as stage:
+        stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": FENCE}})
+        await stage.seen()
+        stage.cluster.faults.fail("list", PODS, Unavailable("trouble"), selector=f"{LABEL}=train")
+        assert [(await seen(stage, seconds)).error for seconds in (0.0, 4.0)] == ["trouble", ""]
 
 
 @virtually
@@ -240,7 +257,7 @@ async def test_the_pods_of_a_job_that_kueue_has_admitted_are_one_gang_found_by_o
 
 @virtually
 async def test_all_gangs_of_a_node_are_looked_up_however_many_by_few_lists() -> None:
-    count = gangs.MAX_LISTS + 3
+    count = 17  # one more than are looked up by a list of their own
     many = [
         pod(f"p-{number}-{place}", place, metadata={"labels": {LABEL: f"set-{number:02}"}})
         for number in range(count)
@@ -266,3 +283,36 @@ async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() 
         view = await seen(stage)
         assert view.members == ()
         assert view.error.startswith("5 pods of the namespace team-a or more would have to be looked through")
+
+
+class Crowded(FakeClient):
+    """Its namespaces hold nothing but a number of pods that belong to no gang."""
+
+    count = 0
+
+    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+        yield Page([{}] * self.count, "1")
+
+
+WHOLE = Gang("JobSet", "team-a", "train", f"{LABEL}=train", "")
+PICKED = Gang("Workload", "team-a", "train", "kueue.x-k8s.io/podset", "")
+
+
+@pytest.mark.parametrize(
+    ("gang", "count", "partial", "error"),
+    [
+        (WHOLE, 4_999, False, ""),
+        (WHOLE, 5_000, True, ""),
+        (PICKED, 19_999, False, ""),
+        (PICKED, 20_000, True, "20,000 pods of the namespace team-a or more"),
+    ],
+    ids=["4999 of its own", "5000 of its own", "19999 among others", "20000 among others"],
+)
+async def test_of_a_gang_5000_pods_are_read_and_20000_where_others_are_listed_with_it(
+    gang: Gang, count: int, partial: bool, error: str
+) -> None:
+    client = Crowded(FakeCluster(), "operator")
+    client.count = count
+    holder = replace(pod_view(pod(), {}), gang=gang)
+    (view,) = await gangs.Gangs(client).find([holder], Scope("gpu-operator"), at(0), anew=True)
+    assert (view.partial, view.error.partition(" would")[0]) == (partial and not error, error)

@@ -150,16 +150,6 @@ async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(
 
 
 @virtually
-async def test_budgets_that_cannot_be_listed_keep_only_pods_that_they_may_guard() -> None:
-    both = frozenset({"gpu-07", "gpu-08"})
-    async with gathering((NODES, node("gpu-08")), (PODS, pod())) as stage:
-        stage.cluster.faults.fail("list", PDBS, Unavailable("502"), times=EVER)
-        work = (await stage.snapshot(0, both)).work
-        assert work["gpu-07"].error == "the PodDisruptionBudgets cannot be listed: 502"
-        assert (work["gpu-08"].error, work["gpu-08"].empty_since) == ("", at(0))
-
-
-@virtually
 async def test_a_node_whose_answer_was_lost_is_listed_at_once() -> None:
     async with gathering() as stage:
         await stage.work(0)
@@ -349,6 +339,10 @@ async def test_on_a_fenced_node_mig_manager_is_ready_since_we_have_seen_it_so() 
         stage.cluster.add(*mig_manager("two"))
         await stage.seen()
         assert (await stage.snapshot(3)).mig_managers["gpu-07"].ready_since == at(3)
+        stage.cluster.store.remove(PODS, ("gpu-operator", "two"))
+        stage.cluster.add(*mig_manager("three", ready=False))
+        await stage.seen()
+        assert (await stage.snapshot(4)).mig_managers["gpu-07"].ready_since is None
 
 
 class Noting(FakeClient):
@@ -372,9 +366,25 @@ async def test_where_not_all_can_be_listed_the_nodes_that_need_only_that_come_fi
         await stage.seen()
         gatherer = stage.gatherer
         gatherer.crew.parallel, gatherer.client = 1, Noting(stage.cluster, "operator")
-        gatherer.proving = frozenset({"gpu-07", "gpu-08"})
+        wanted = gatherer.proving = frozenset({"gpu-01", "gpu-02", "gpu-07", "gpu-08"})
         Noting.order.clear()
-        work = (await gatherer.snapshot(frozenset({"gpu-01", "gpu-07", "gpu-08"}), {}, at(0))).work
-        assert Noting.order == [f"spec.nodeName={name}" for name in ("gpu-08", "gpu-07", "gpu-01")]
-        dated = [(work[name].listed_at - at(0)).total_seconds() for name in ("gpu-08", "gpu-07", "gpu-01")]
-        assert dated == pytest.approx([0.0, 0.8, 1.6], abs=0.01), "as of when each was begun"
+        work = (await gatherer.snapshot(wanted, {}, at(0))).work
+        order = [
+            "gpu-08",
+            "gpu-07",
+            "gpu-01",
+            "gpu-02",
+        ]  # one lost its fence since the last plan, one is gone
+        assert Noting.order == [f"spec.nodeName={name}" for name in order]
+        dated = [(work[name].listed_at - at(0)).total_seconds() for name in order]
+        assert dated == pytest.approx([0.0, 0.8, 1.6, 2.4], abs=0.01), "as of when each was begun"
+
+
+@virtually
+async def test_the_pods_of_sixteen_nodes_are_listed_at_once() -> None:
+    nodes = [f"gpu-{number}" for number in range(40, 80)]
+    async with gathering(*((NODES, node(name)) for name in nodes)) as stage:
+        silent = stage.cluster.faults.fail("list", PODS, SILENCE, identity="operator", times=EVER)
+        await stage.snapshot(0, frozenset(nodes))
+        assert silent.hits == 16
+        await stage.gatherer.crew.close()

@@ -12,6 +12,7 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     DAEMON_SETS,
     JSON,
+    NAMESPACES,
     NODES,
     PODS,
     RESOURCE_CLAIMS,
@@ -85,6 +86,34 @@ async def test_what_was_looked_up_is_forgotten_when_it_would_be_read_again() -> 
         await lookups.views([raw], Scope("gpu-operator"), at(60 * number), namespaces=True)
     assert list(lookups.owners) == [("team-2", "monitor")]
     assert list(lookups.namespaces) == ["team-2"]
+
+
+OTHER_OWNERS = [("apps/v1", "ReplicaSet"), ("apps.kruise.io/v1alpha1", "DaemonSet")]
+
+
+@pytest.mark.parametrize(("api_version", "kind"), OTHER_OWNERS, ids=["ReplicaSet", "OpenKruise's DaemonSet"])
+async def test_an_owner_that_is_no_daemon_set_of_kubernetes_is_not_looked_up(
+    api_version: str, kind: str
+) -> None:
+    cluster, raw = FakeCluster(), owned_by_daemon_set()
+    raw["metadata"]["ownerReferences"][0] |= {"apiVersion": api_version, "kind": kind}
+    lookups = PodLookups(cluster.client("operator"))
+    (found,) = await lookups.views([raw], Scope("gpu-operator"), at(0), namespaces=False)
+    assert found.owner is not None
+    assert (found.owner.exists, cluster.calls["operator", "get", "daemonsets"]) == (None, 0)
+
+
+async def test_the_labels_of_a_namespace_are_read_again_after_30_seconds_and_only_for_gpu_pods() -> None:
+    cluster, tiers = FakeCluster(), []
+    bare = pod("bare", metadata={"namespace": "team-b"}, spec={"containers": []})
+    cluster.add(NAMESPACES, {"metadata": {"name": "team-a", "labels": {"tier": "old"}}})
+    lookups = PodLookups(cluster.client("operator"))
+    for seconds in (0, 30, 31):
+        holder, _ = await lookups.views([pod(), bare], Scope("gpu-operator"), at(seconds), namespaces=True)
+        assert holder.namespace_labels is not None
+        tiers.append(holder.namespace_labels["tier"])
+        cluster.patch(NAMESPACES, "team-a", {"metadata": {"labels": {"tier": "new"}}})
+    assert (tiers, cluster.calls["operator", "get", "namespaces"]) == (["old", "old", "new"], 2)
 
 
 REBOOTING = {"migManager": {"env": [{"name": "WITH_REBOOT", "value": "true"}]}}

@@ -1,10 +1,13 @@
 """What the gatherer logs in passing, and where it must not."""
 
+from collections.abc import Callable
+
 from structlog.testing import capture_logs
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.test_gather import config_map
 
+from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
 
 
@@ -19,6 +22,29 @@ async def test_a_missing_configmap_of_the_admin_is_logged_once() -> None:
     assert [(one["event"], one["configmap"]) for one in logged] == [
         ("the admin's ConfigMap is not there", "misspelt")
     ]
+
+
+@virtually
+async def test_a_wrong_file_of_the_admin_is_logged_when_it_changes_and_its_configmap_when_it_goes() -> None:
+    async with gathering(config_map("site-mig", "no YAML: ["), admin=AdminMaps("", "site-mig")) as stage:
+        changes: list[Callable[[], object]] = [
+            lambda: stage.cluster.add(*config_map("gpusharing-mig-parted", "mig-configs: {}")),
+            lambda: stage.cluster.patch(
+                CONFIG_MAPS, "site-mig", {"data": {"config.yaml": "nor this: ["}}, "gpu-operator"
+            ),
+            lambda: stage.cluster.store.remove(CONFIG_MAPS, ("gpu-operator", "site-mig")),
+        ]
+        with capture_logs() as logged:
+            await stage.snapshot()
+            counts = [len(logged)]
+            for change in changes:
+                change()
+                await stage.seen()
+                await stage.snapshot()
+                counts.append(len(logged))
+    assert counts == [1, 1, 2, 3]
+    wrong, gone = "entries of the admin's ConfigMap are left out", "the admin's ConfigMap is not there"
+    assert [one["event"] for one in logged] == [wrong, wrong, gone]
 
 
 @virtually

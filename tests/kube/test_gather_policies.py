@@ -1,4 +1,4 @@
-"""What a snapshot holds of the policies, and what it says when they cannot be listed."""
+"""What a snapshot holds of the policies and of ClusterPolicy, and what it says when a call about them fails."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,12 +7,15 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeClient
 from hack.sim.fakefaults import EVER, SILENCE
+from tests.build import at
 from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
+from tests.kube.objects import pod
 
-from gpusharing.kube.client import POLICIES, Page, Resource
+from gpusharing.kube.client import PODS, POLICIES, Page, Resource
 from gpusharing.kube.errors import Invalid, Unavailable
 from gpusharing.kube.policies import PolicyCache
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, LASTING, CallFailure
 
 
 @virtually
@@ -22,6 +25,26 @@ async def test_policies_that_cannot_be_read_are_part_of_the_answer() -> None:
         policy = (await stage.snapshot()).policies[0]
         assert policy.spec is None
         assert policy.problems
+
+
+@virtually
+async def test_the_labels_of_namespaces_are_not_read_where_no_policy_asks_for_them() -> None:
+    spec = {"nodeSelector": {"matchLabels": {"pool": "b"}}, "mode": "Full"}
+    policy = {"metadata": {"name": "pool-b", "uid": "policy", "generation": 1}, "spec": spec}
+    async with gathering((POLICIES, policy), (PODS, pod())) as stage:
+        snapshot = await stage.snapshot()
+        assert (snapshot.policies[0].problems, len(snapshot.work["gpu-07"].pods)) == ((), 1)
+        assert stage.cluster.calls["operator", "get", "namespaces"] == 0
+
+
+@virtually
+async def test_a_failed_write_of_cluster_policy_is_part_of_the_answer_once_it_lasts() -> None:
+    async with gathering() as stage:
+        told = []
+        for tries in (1, LASTING):
+            stage.gatherer.failures = {CLUSTER_POLICY: CallFailure("no right", at(9), tries)}
+            told.append((await stage.snapshot()).stack.pointer_error)
+    assert told == ["", "no right"]
 
 
 @virtually

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from aiohttp import web
 from tests.fakes.login import AnonymousLogin
 from tests.kube.scripted import Answer, found, plain, scripted, status, stream
 
@@ -204,6 +205,9 @@ async def test_pages_follow_the_continue_token() -> None:
     assert [(len(page.items), page.resource_version) for page in pages] == [(1, "5"), (0, "5")]
     assert script.asked[0].query == {"limit": "1", "fieldSelector": "spec.nodeName=n"}
     assert script.asked[1].query["continue"] == "more"
+    async with scripted(found(last)) as (script, client):
+        assert [page.items async for page in client.pages(PODS)] == [[]]
+    assert script.asked[0].query == {"limit": "500"}
 
 
 def event(kind: str, body: Any) -> bytes:
@@ -267,11 +271,25 @@ async def test_a_silent_watch_is_given_up() -> None:
         done.set()
 
 
+async def test_a_watch_whose_connection_breaks_is_unavailable() -> None:
+    async def broken(request: web.Request) -> web.StreamResponse:
+        response = await stream(event("ADDED", NODE))(request)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async with scripted(broken) as (_, client):
+        events = client.watch(NODES, "5")
+        assert (await anext(events)).type == "ADDED"
+        with pytest.raises(errors.Unavailable, match="watch nodes"):
+            await anext(events)
+
+
 async def test_a_call_without_an_answer_is_given_up_at_its_deadline() -> None:
     done = asyncio.Event()
     limits = Limits(total=0.1)
     async with scripted(stream(then=done.wait), limits=limits) as (_, client):
-        with pytest.raises(errors.Unavailable, match="get nodes"):
+        with pytest.raises(errors.Unavailable, match=r"get nodes at .*: TimeoutError$"):
             await client.get(NODES, "n")
         done.set()
 
@@ -284,6 +302,8 @@ async def test_a_server_that_is_away_is_unavailable() -> None:
     async with HttpClient(AnonymousLogin(address)) as late:
         with pytest.raises(errors.Unavailable, match="get nodes"):
             await late.get(NODES, "n")
+        with pytest.raises(errors.Unavailable, match="patch nodes"):
+            await late.patch(NODES, "n", {})
 
 
 async def test_no_more_calls_than_allowed_are_under_way() -> None:
@@ -301,6 +321,23 @@ async def test_no_more_calls_than_allowed_are_under_way() -> None:
     async with scripted(slow, limits=Limits(parallel=3)) as (_, client):
         await asyncio.gather(*(client.get(NODES, "n") for _ in range(9)))
     assert most == 3
+
+
+async def test_eight_calls_are_under_way_unless_it_is_said_how_many() -> None:
+    class Slow(AnonymousLogin):
+        async def token(self) -> str | None:
+            begun.append(self.server)
+            never: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+            return await never
+
+    begun: list[str] = []
+    async with HttpClient(Slow("http://127.0.0.1:1")) as client:
+        calls = [asyncio.create_task(client.get(NODES, "n")) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert len(begun) == 8
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
 
 
 async def test_every_call_is_told_with_verb_resource_status_and_time() -> None:
@@ -357,4 +394,7 @@ async def test_credentials_that_stay_refused_are_unauthorized_after_one_renewal(
     async with scripted(status(401), login=Tokens) as (script, client):
         with pytest.raises(errors.Unauthorized):
             await client.get(NODES, "n")
-    assert len(script.asked) == 2
+        with pytest.raises(errors.Unauthorized):
+            assert [seen async for seen in client.watch(NODES, "5")] == []
+    tokens = [asked.headers["Authorization"] for asked in script.asked]
+    assert tokens == ["Bearer t0", "Bearer t1", "Bearer t1", "Bearer t2"]

@@ -1,4 +1,4 @@
-"""Who is asked before a write leaves: the leader may be one no more since the caller decided."""
+"""Where a write goes, and who is asked before it leaves: the leader may be one no more since the caller decided."""
 
 import asyncio
 from typing import Any
@@ -7,10 +7,16 @@ import pytest
 from tests.fakes.login import AnonymousLogin
 from tests.kube.scripted import found, scripted
 
-from gpusharing.kube.client import NODES
+from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.http import HttpClient, Limits
 
 NODE = {"metadata": {"name": "n"}}
+
+
+async def test_an_object_is_created_in_the_namespace_that_it_names() -> None:
+    async with scripted(found(NODE)) as (script, client):
+        await client.create(PODS, {"metadata": {"name": "p", "namespace": "team-a"}})
+    assert [asked.path for asked in script.asked] == ["/api/v1/namespaces/team-a/pods"]
 
 
 class NotAllowed(Exception):

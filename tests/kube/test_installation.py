@@ -6,6 +6,7 @@ import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 
+from gpusharing.api import names
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -137,16 +138,51 @@ async def test_a_node_whose_system_brings_a_device_plugin_is_told(
     assert reasons(await gathered(cluster)) == {"RightsUnknown"} | told
 
 
-async def test_a_pod_says_why_it_waits(cluster: FakeCluster) -> None:
-    waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+IMAGE = {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}
+PLACES = {
+    "type": "PodScheduled",
+    "status": "False",
+    "reason": "Unschedulable",
+    "message": "0/2 nodes are available",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [
+        ({"containerStatuses": [{"name": "agent", "state": IMAGE}]}, "ImagePullBackOff: not found"),
+        (
+            {"conditions": [{"type": "Initialized", "status": "False", "reason": "X"}, PLACES]},
+            "Unschedulable: 0/2 nodes are available",
+        ),
+    ],
+    ids=["for its image", "for a node"],
+)
+async def test_a_pod_says_why_it_waits(cluster: FakeCluster, status: Any, why: str) -> None:
     cluster.delete(PODS, "agent-0", "gpusharing-agent")
     cluster.finish_terminations()
-    status = {"containerStatuses": [{"name": "agent", "state": waiting}]}
     cluster.add(PODS, pod("agent-1", "gpusharing-agent", "gpusharing-agent", "gpu-01", status))
     view = await gathered(cluster)
     assert view.agents is not None
-    assert view.agents.pods == (PodState("agent-1", "gpu-01", False, "ImagePullBackOff: not found"),)
+    assert view.agents.pods == (PodState("agent-1", "gpu-01", False, why),)
     assert "AgentNotReady" in reasons(view)
+
+
+async def test_a_pod_that_is_being_deleted_is_not_ready_any_more(cluster: FakeCluster) -> None:
+    cluster.delete(PODS, "agent-0", "gpusharing-agent")
+    view = await gathered(cluster)
+    assert view.agents is not None
+    assert [one.ready for one in view.agents.pods] == [False]
+
+
+async def test_a_configmap_is_ours_by_its_label_or_by_its_times_of_writing(cluster: FakeCluster) -> None:
+    label, no_label = names.LABEL_MANAGED_BY, {"labels": {names.LABEL_MANAGED_BY: None}}
+    times = {"annotations": {names.ANNOTATION_WRITTEN: "{}"}}
+    found = []
+    for metadata in ({"labels": {label: names.MANAGED_BY}}, no_label, no_label | times):
+        cluster.patch(CONFIG_MAPS, "gpusharing-mig-parted", {"metadata": metadata}, "gpu-operator")
+        found.append((await gathered(cluster)).config_maps["gpusharing-mig-parted"].ours)
+    assert found == [True, False, True]
 
 
 async def test_what_may_not_be_read_is_named(cluster: FakeCluster) -> None:

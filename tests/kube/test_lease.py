@@ -261,6 +261,8 @@ def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_too
                 await a.lease.set_claims(CLAIMS, {})
             assert a.lost.is_set()
             assert "gpu-07" not in str(lease_of(cluster))
+            await asyncio.gather(a.task)
+            assert holder(cluster) == "a", "it has no right to release it either"
 
     run_virtually(main())
 

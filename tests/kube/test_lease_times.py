@@ -3,16 +3,19 @@
 import asyncio
 
 import pytest
-from hack.sim.fakefaults import SILENCE
+from hack.sim.fakefaults import EVER, SILENCE
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import run_virtually
 from tests.kube.test_lease import Contender, contenders
 
 from gpusharing.kube.client import JSON, LEASES
+from gpusharing.kube.errors import Conflict
 
 
 @pytest.mark.parametrize(
-    ("stated", "patience"), [({"leaseDurationSeconds": 60}, 60), ({}, 15)], ids=["60 s", "none"]
+    ("stated", "patience"),
+    [({"leaseDurationSeconds": 60}, 60), ({}, 15), ({"leaseDurationSeconds": True}, 15)],
+    ids=["60 s", "none", "no number"],
 )
 def test_another_holder_has_as_long_as_its_own_lease_says(stated: JSON, patience: float) -> None:
     """An operator of another version, or with other settings, may renew more seldom than we do."""
@@ -27,6 +30,31 @@ def test_another_holder_has_as_long_as_its_own_lease_says(stated: JSON, patience
         async with asyncio.timeout(4):
             await contender.lease.acquired.wait()
         await contender.stop()
+
+    run_virtually(main())
+
+
+def test_claims_are_given_up_for_this_pass_when_the_lease_changes_at_each_of_three_attempts() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            changing = cluster.faults.fail("patch", LEASES, Conflict("it changed"), times=EVER)
+            with pytest.raises(Conflict, match="changed 3 times"):
+                await a.lease.set_claims({}, {})
+            assert changing.hits == 3
+            changing.lift()
+
+    run_virtually(main())
+
+
+def test_a_stop_waits_two_seconds_for_a_server_that_does_not_answer() -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a") as (a,):
+            cluster.faults.fail("patch", LEASES, SILENCE)
+            begun = asyncio.get_running_loop().time()
+            await a.stop()
+            assert asyncio.get_running_loop().time() - begun == 2.0
 
     run_virtually(main())
 

@@ -20,7 +20,7 @@ from tests.kube.scripted import found, scripted, status
 from gpusharing.kube.client import NODES
 from gpusharing.kube.errors import Unauthorized, Unavailable
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.login import OfficialLogin, ServiceAccountLogin
+from gpusharing.kube.login import OfficialLogin, ServiceAccountLogin, environment_login
 
 OPERATOR = Path(__file__).parents[2] / "operator"
 NODE = {"metadata": {"name": "n"}}
@@ -84,6 +84,30 @@ async def test_a_login_program_that_fails_is_told_and_nothing_is_asked_as_nobody
     assert "Log in again" in str(raised.value)
     assert script.asked == []
     assert caplog.text == "", "it is told once"
+
+
+async def test_a_login_program_that_fails_does_no_harm_beside_a_token_or_a_certificate(
+    tmp_path: Path,
+) -> None:
+    broken = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-login"}
+    async with scripted(found(NODE)) as (script, _):
+        path = kubeconfig(tmp_path / "config", script.url, exec=broken, token="spare")
+        async with await HttpClient.connect(path) as client:
+            await client.get(NODES, "n")
+    assert script.asked[0].headers["Authorization"] == "Bearer spare"
+    pki = create_pki(tmp_path / "pki")
+    certified = {"client-certificate": str(pki.cert("admin")), "client-key": str(pki.key("admin"))}
+    path = kubeconfig(tmp_path / "certified", "https://127.0.0.1:1", exec=broken, **certified)
+    assert (await OfficialLogin(path).access()).tls is not None
+
+
+@pytest.mark.parametrize("environment", [{}, {"SERVICE_ACCOUNT": ""}], ids=["nothing", "an empty name"])
+def test_without_a_folder_in_the_environment_the_service_account_is_where_every_pod_has_it(
+    environment: dict[str, str],
+) -> None:
+    login = environment_login(environment)
+    assert isinstance(login, ServiceAccountLogin)
+    assert login.directory == Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def test_who_waits_gives_way_to_who_works() -> None:
     assert Maintained(waiting).join(driver) == driver, "it may have begun"
     both = Maintained(waiting, {"b": Maintenance("gpu-07", "B")}).join(at_rest)
     assert (both.foreign, both.foreign_waits, both.foreign_works) == ("B", False, True)
+    two = Maintained(waiting, {"b": Maintenance("gpu-07", "B", waits=True)}).join(at_rest)
+    assert two.foreign == "A", "of two who wait it is the first, as ever"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The list of policies is the truth; an event only says that it may have changed."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
+from hack.sim.fakefaults import SILENCE
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, POLICIES, Page, Resource
@@ -45,6 +47,20 @@ async def test_the_echo_of_what_we_hold_touches_nothing() -> None:
     assert not cache.touch("pool-b", held)
     assert cache.touch("pool-b", str(int(held) + 1))
     assert cache.touch("pool-new", held)
+    assert cache.touch("pool-new"), "without a version it is no echo"
+
+
+async def test_news_that_are_being_listed_are_not_listed_yet() -> None:
+    cluster, cache = cluster_with("pool-b")
+    silent = cluster.faults.fail("list", POLICIES, SILENCE)
+    listing = asyncio.create_task(cache.refresh())
+    await asyncio.sleep(0)
+    assert (cache.dirty, cache.stale) == (False, True)
+    silent.lift()
+    listing.cancel()
+    await asyncio.wait([listing])
+    await cache.refresh()
+    assert (cache.dirty, cache.stale) == (False, False)
 
 
 async def test_what_did_not_change_keeps_its_identity() -> None:

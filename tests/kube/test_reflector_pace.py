@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient
+from hack.sim.fakefaults import EVER
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtually
 from tests.kube.test_reflector import node, project, turns, watched
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import NODES, WatchEvent
+from gpusharing.kube.client import NODES, Page, WatchEvent
 from gpusharing.kube.reflector import BACKOFF_FIRST, Reflector
 
 
@@ -38,6 +39,65 @@ async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_sl
     task = asyncio.create_task(Reflector(Forgetful(cluster, "operator"), NODES, project).run())
     await asyncio.sleep(60)
     assert 3 <= cluster.calls["operator", "list", "nodes"] <= 12
+    task.cancel()
+
+
+@virtually
+async def test_a_server_that_is_away_is_asked_after_half_a_second_and_then_at_least_every_half_minute() -> (
+    None
+):
+    """Give or take half of it, so that not all caches come at once."""
+    cluster = FakeCluster()
+    cluster.faults.fail("list", NODES, errors.Unavailable("502"), times=EVER)
+    asked: list[list[float]] = []
+
+    class Timed(FakeClient):
+        times: list[float]
+
+        async def pages(self, *args: Any, **options: Any) -> AsyncIterator[Page]:
+            self.times.append(asyncio.get_running_loop().time())
+            async for page in super().pages(*args, **options):
+                yield page
+
+    tasks = []
+    for _ in range(20):
+        client = Timed(cluster, "operator")
+        client.times = []
+        asked.append(client.times)
+        tasks.append(asyncio.create_task(Reflector(client, NODES, project).run()))
+    await asyncio.sleep(200)
+    pauses = [[later - earlier for earlier, later in pairwise(times)] for times in asked]
+    assert 0.25 <= min(first for first, *_ in pauses) < max(first for first, *_ in pauses) <= 0.75
+    assert 30.0 < max(map(max, pauses)) <= 45.0
+    for task in tasks:
+        task.cancel()
+
+
+@virtually
+async def test_a_machine_that_slept_past_the_time_of_the_next_list_lists_at_once() -> None:
+    cluster, now = FakeCluster(), [0.0]
+    async with watched(cluster, clock=lambda: now[0]):
+        await asyncio.sleep(1)
+        now[0] += 1000.0
+        cluster.close_watches()
+        await asyncio.sleep(0.1)
+        assert [cluster.calls["operator", verb, "nodes"] for verb in ("list", "watch")] == [2, 2]
+
+
+@virtually
+async def test_a_watch_of_more_than_a_second_that_brought_something_is_followed_by_the_next_at_once() -> None:
+    cluster = FakeCluster()
+
+    class Brief(FakeClient):
+        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+            begun.append(asyncio.get_running_loop().time())
+            yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
+            await asyncio.sleep(1.5)
+
+    begun: list[float] = []
+    task = asyncio.create_task(Reflector(Brief(cluster, "operator"), NODES, project).run())
+    await asyncio.sleep(10)
+    assert [later - earlier for earlier, later in pairwise(begun)] == pytest.approx([1.5] * 6)
     task.cancel()
 
 

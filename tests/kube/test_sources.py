@@ -117,7 +117,7 @@ CHANGES: dict[str, tuple[Resource, JSON]] = {
     "a mig-manager pod": (PODS, operand("mig", "gpu-operator", {"app": "nvidia-mig-manager"})),
     "a ConfigMap": (
         CONFIG_MAPS,
-        {"metadata": {"name": "gpusharing-mig-parted", "namespace": "gpu-operator"}, "data": {}},
+        {"metadata": {"name": "gpusharing-mig-parted", "namespace": "gpu-operator"}},
     ),
     "a ClusterPolicy": (CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": {}}),
     "a GPUCluster": (GPU_CLUSTERS, {"metadata": {"name": "gpus"}}),

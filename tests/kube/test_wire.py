@@ -2,18 +2,45 @@
 
 import pytest
 
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import GPUNODES, WatchEvent
-from gpusharing.kube.errors import Expired, Unavailable
-from gpusharing.kube.wire import WATCH_SECONDS, event_of, parsed, selectors, watch_query
+from gpusharing.kube.answers import ApiRequest, error_of
+from gpusharing.kube.client import GPUNODES, JSON, Resource, WatchEvent
+from gpusharing.kube.errors import Expired, Forbidden, Unavailable
+from gpusharing.kube.wire import (
+    INACTIVITY,
+    event_of,
+    is_served,
+    parsed,
+    selectors,
+    watch_query,
+    watch_seconds,
+)
 
 WATCH = ApiRequest("watch", GPUNODES)
 
 
 def test_watches_that_begin_together_do_not_end_together() -> None:
     seconds = {int(watch_query("7", {})["timeoutSeconds"]) for _ in range(50)}
-    assert 0.8 * WATCH_SECONDS <= min(seconds) < max(seconds) <= WATCH_SECONDS
+    assert 240 <= min(seconds) < max(seconds) <= 300
     assert len(seconds) > 10
+
+
+def test_a_watch_counts_as_dead_after_one_bookmark_that_did_not_come_and_before_a_second_one() -> None:
+    """The API server sends one every 60 s."""
+    assert 60 < INACTIVITY < 2 * 60
+
+
+async def test_a_missing_right_to_ask_for_the_kinds_of_a_group_names_the_group() -> None:
+    async def ask(request: ApiRequest, _: str) -> JSON:
+        raise error_of(request, 403, {"message": "User x cannot"})
+
+    with pytest.raises(Forbidden, match=r"get gpusharing.dev/v1alpha1 in gpusharing.dev: User x"):
+        await is_served(ask, GPUNODES)
+
+
+def test_a_kind_is_in_no_namespace_and_its_watches_have_bookmarks_unless_it_says_otherwise() -> None:
+    kind = Resource("example.com", "v1", "things")
+    assert kind.path("team-a", "x") == "/apis/example.com/v1/things/x"
+    assert watch_seconds(kind, 300.0, 75.0) == 300.0
 
 
 def test_only_selectors_that_are_given_are_sent() -> None:

@@ -9,7 +9,7 @@ from tests.build import NOW, at
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
-from gpusharing.kube.written import KEPT, OurConfigMaps, parse_written
+from gpusharing.kube.written import OurConfigMaps, parse_written
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import key_for
 
@@ -73,7 +73,7 @@ def test_one_of_somebody_else_has_entries_and_never_had_a_mark_of_ours() -> None
 
 
 def test_only_so_many_are_remembered_the_newest_ones() -> None:
-    ours, texts = OurConfigMaps(), [f"version: v1 #{number}" for number in range(KEPT + 10)]
+    ours, texts = OurConfigMaps(), [f"version: v1 #{number}" for number in range(510)]
     for text in texts:
         ours.read(plugin_map(True, **{key_for("p", text): text}), None)
     assert list(ours.seen_plugin_configs.values()) == texts[10:]

@@ -1,0 +1,173 @@
+"""When the agent's loop reads and reports, and what it meters in between."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from tests.agent.test_loop import NEVER, PROMPT, Bench
+from tests.fakes.gpus import FixedPods, OneNode, eventually
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.agent.library import Replaced
+from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.podresources import Held, Holdings
+from gpusharing.kube.client import GPUNODES, Resource, WatchEvent
+from gpusharing.kube.errors import Unavailable
+
+RESOURCE = "nvidia.com/gpu"
+METERED = replace(PROMPT, meter_lag=0.0)
+
+
+class Timed(FixedPods):
+    """The kubelet, which notes when it is asked: once in each turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns: list[float] = []
+
+    async def read(self) -> Holdings:
+        self.turns.append(asyncio.get_running_loop().time())
+        return await super().read()
+
+
+async def waits(seconds: float, failing: bool) -> list[float]:
+    """The waits between the turns of an agent with the shipped settings, without the first turns."""
+    bench, pods = Bench(), Timed()
+    if failing:
+        bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection refused"), times=10**6)
+    bench.node.ask("r1")
+    clock = asyncio.get_running_loop().time
+    task = asyncio.create_task(AgentLoop("gpu-01", bench.node.client, bench.gpus, pods, clock=clock).run())
+    await asyncio.sleep(seconds)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    begun = max(at for at in pods.turns if at < pods.turns[0] + 0.1)
+    return [after - before for before, after in pairwise(at for at in pods.turns if at >= begun)]
+
+
+@virtually
+async def test_a_turn_is_up_to_a_tenth_early_or_late_so_that_a_fleet_does_not_beat_in_step() -> None:
+    gaps = await waits(3000, failing=False)
+    assert 27 <= min(gaps) < 28 < 32 < max(gaps) <= 33
+
+
+@virtually
+async def test_a_report_that_is_refused_is_sent_again_after_a_second_and_then_ever_more_seldom() -> None:
+    gaps = await waits(1200, failing=True)
+    due = [1, 2, 4, 8, 16, *[30] * (len(gaps) - 5)]
+    assert len(gaps) > 20
+    assert all(0.5 * wait <= gap <= 1.5 * wait for wait, gap in zip(due, gaps, strict=True)), gaps
+
+
+@virtually
+async def test_the_gpunode_is_listed_again_every_hour_whatever_the_watch_says() -> None:
+    bench = Bench()
+    bench.node.ask("r1")
+    async with bench.running():
+        await asyncio.sleep(2.5 * 3600)
+        assert bench.node.lists == 3
+
+
+async def test_an_agent_whose_reports_are_refused_is_not_ready_and_says_why() -> None:
+    bench = Bench()
+    bench.node.cluster.faults.fail("patch", GPUNODES, Unavailable("connection reset"))
+    bench.node.ask("r1")
+    async with bench.running(replace(PROMPT, retry_first=NEVER)) as loop:
+        await eventually(lambda: loop.stats.failed_writes == 1)
+        assert loop.why_not_ready() == "connection reset"
+
+
+async def test_a_report_that_was_lost_with_its_gpunode_is_sent_to_the_new_one() -> None:
+    bench = Bench()
+    bench.node.ask("r1")
+    async with bench.running() as loop:
+        before = await bench.node.answered("r1")
+        await loop.cycle()
+        bench.node.delete()
+        await eventually(lambda: "does not exist" in loop.why_not_ready())
+        bench.node.ask("r1")
+        await eventually(lambda: loop.why_not_ready() == "")
+        await loop.cycle()
+        assert bench.node.observed == before
+
+
+class Clumsy:
+    """A client whose watch fails by a bug of ours when it is ended."""
+
+    def __init__(self, node: OneNode) -> None:
+        self._client = node.client
+        self.pages, self.served, self.patch = node.client.pages, node.client.served, node.client.patch
+
+    async def watch(
+        self,
+        resource: Resource,
+        resource_version: str,
+        *,
+        namespace: str | None = None,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> AsyncIterator[WatchEvent]:
+        events = self._client.watch(
+            resource,
+            resource_version,
+            namespace=namespace,
+            label_selector=label_selector,
+            field_selector=field_selector,
+        )
+        try:
+            async for event in events:
+                yield event
+        finally:
+            raise ValueError("a bug")
+
+
+async def test_a_bug_is_not_hidden_by_a_restart_that_is_needed_at_the_same_time() -> None:
+    bench = Bench()
+    bench.node.ask("r1")
+    bench.gpus.fail(Replaced("another driver"))
+    loop = AgentLoop("gpu-01", Clumsy(bench.node), bench.gpus, bench.pods, PROMPT)
+    with pytest.raises(ExceptionGroup) as ended:
+        await loop.run()
+    assert {str(error) for error in ended.value.exceptions} == {"a bug", "NVMLReplaced: another driver"}
+
+
+@virtually
+async def test_the_meter_follows_who_holds_what_though_the_kubelet_never_says_what_there_is() -> None:
+    bench = Bench()
+    bench.node.ask("r1")
+    async with bench.running(METERED) as loop:
+        await bench.node.answered("r1")
+        (gpu,) = bench.gpus.read().gpus
+        bench.pods.holdings = Holdings(held=(Held("team-a", "train", RESOURCE, (gpu.uuid,)),))
+        await loop.cycle()
+        await asyncio.sleep(10)
+        bench.pods.unavailable = "no socket"
+        await loop.cycle()
+        await asyncio.sleep(10)
+        await loop.cycle()
+        held = {account.namespace: seconds for account, seconds in loop.meter.metered.held.items()}
+        assert held == {"team-a": 20.0}, "a kubelet that is away changes nothing"
+
+
+@virtually
+async def test_the_meter_follows_the_gpus_and_the_quiet_of_a_change_though_nothing_is_held() -> None:
+    bench = Bench()
+    (gpu,) = bench.gpus.read().gpus
+    bench.pods.holdings = Holdings(offered=((RESOURCE, gpu.uuid),))
+    bench.node.ask("r1")
+    async with bench.running(METERED) as loop:
+        await bench.node.answered("r1")
+        await asyncio.sleep(5)
+        bench.gpus.set_mig_mode(0, on=True)
+        await loop.cycle()
+        await asyncio.sleep(10)
+        bench.node.ask("r2", quiet=True)
+        await bench.node.answered("r2")
+        await asyncio.sleep(20)
+        await loop.cycle()
+    told = loop.meter.metered
+    seconds = [*told.idle.values(), told.stranded[""], told.transition[""]]
+    assert seconds == pytest.approx([5, 10, 20], abs=0.1)
