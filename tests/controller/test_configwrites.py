@@ -10,7 +10,7 @@ from tests.controller.executing import Executing
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CONFIG_MAPS, JSON
-from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.errors import HeldBack, Unavailable
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.callfailures import LASTING
 from gpusharing.planning.wanted import migfile
@@ -116,3 +116,15 @@ async def test_a_write_of_a_config_map_that_fails_once_is_tried_again_and_told_o
         stage.seconds += 300.0
     await stage.run(shared=(write,))
     assert stage.executor.write_error == ""
+
+
+async def test_a_write_of_a_config_map_that_was_not_sent_because_the_server_asked_to_wait_is_no_error() -> (
+    None
+):
+    stage = Executing()
+    stage.cluster.faults.fail("create", CONFIG_MAPS, HeldBack("the API server asked to wait", 9.0))
+    write = WriteConfig({"k": "version: v1"}, "")
+    outcome = await stage.run(shared=(write,))
+    assert (outcome.done, stage.executor.write_error) == (0, "")
+    assert "asked to wait" in outcome.surprises["our ConfigMaps"]
+    assert (await stage.run(shared=(write,))).done == 1

@@ -286,6 +286,7 @@ async def open_scene(
     played: bool = True,
     lease: Timing = SELDOM,
     pages: Pages | None = None,
+    maintenance_keys: tuple[str, ...] = (),
     **settings: Any,
 ) -> AsyncIterator[Scene]:
     """A cluster with these Nodes, the operator started; `settings` are the planner's. Checks the guard at the end.
@@ -297,7 +298,9 @@ async def open_scene(
         factor=1.0,
         workloads=workloads,
         sim=sim,
-        settings=replace(Settings(), plan=replace(PlanSettings(), **settings)),
+        settings=replace(
+            Settings(), plan=replace(PlanSettings(), **settings), maintenance_keys=maintenance_keys
+        ),
         lease_timing=lease,
         now=virtual_now,
         cluster_policy=cluster_policy,

@@ -8,7 +8,7 @@ from hack.sim.gpu import SimulatedGPUs
 from tests.embedded.scene import H100, MIXED, SLICED, gpu_pod, nodes, open_scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import JSON, PODS
+from gpusharing.kube.client import EVENTS, JSON, PODS
 
 OWNER = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "x", "uid": "rs", "controller": True}
 REBOOTING: JSON = {
@@ -65,6 +65,19 @@ async def test_before_a_reboot_a_pod_that_must_stay_keeps_the_node_from_being_co
         scene.e.cluster.delete(PODS, name, namespace)
         await scene.ready(seconds=3600)
         assert scene.evicted() == []
+
+
+@virtually
+async def test_before_a_reboot_every_pod_leaves_and_the_change_is_announced_as_a_reboot() -> None:
+    async with open_scene(*nodes(1), cluster_policy=REBOOTING) as scene:
+        scene.e.cluster.add(PODS, pod("default", "web", gpu=False))
+        scene.apply(MIXED)
+        await scene.ready(seconds=3600)
+        assert scene.evicted() == ["web"]
+        notes = [
+            event["note"] for event in scene.e.cluster.objects(EVENTS) if event["reason"] == "Reconfiguring"
+        ]
+        assert [note.endswith("(class Reboot)") for note in notes] == [True]
 
 
 @virtually

@@ -16,6 +16,12 @@ def healthy(scene: Scene, name: str = "gpu-1") -> JSON:
     return found
 
 
+def observed_gpus(scene: Scene) -> list[JSON]:
+    """The GPUs of gpu-1 as its agent reported them last."""
+    found: list[JSON] = scene.e.cluster.get(GPUNODES, "gpu-1")["status"]["observed"]["gpus"]
+    return found
+
+
 async def until_healthy(scene: Scene, status: str) -> None:
     """Wait for the condition."""
     await scene.e.until(lambda: healthy(scene)["status"] == status, f"Healthy={status}", 120)
@@ -97,12 +103,15 @@ async def test_a_lost_gpu_blocks_a_node_that_last_was_as_wanted_and_it_heals() -
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.ready()
-        mark = scene.mark()
+        mark, before = scene.mark(), observed_gpus(scene)
         scene.e.software.inject("gpu-1", "lose-gpu")
         transition = await scene.reason("gpu-1", "GPUUnhealthy")
         assert transition["phase"] == "Blocked"
         assert "drain and reboot the node" in transition["message"]
         assert healthy(scene)["reason"] == "GPULost"
+        assert observed_gpus(scene) == [{**before[0], "access": "Lost"}, *before[1:]], (
+            "what was known is kept"
+        )
         await asyncio.sleep(1800)
         assert not scene.node_writes(mark)
         scene.e.software.inject("gpu-1", "find-gpu")

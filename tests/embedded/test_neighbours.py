@@ -253,6 +253,36 @@ async def test_a_label_of_a_clusters_own_is_on_a_node_while_it_changes_and_stays
         }
 
 
+KEY = "example.com/maintenance"
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark", "lift"),
+    [
+        ("label", {"metadata": {"labels": {KEY: "planned"}}}, {"metadata": {"labels": {KEY: None}}}),
+        (
+            "taint",
+            {"spec": {"taints": [{"key": KEY, "effect": "PreferNoSchedule"}]}},
+            {"spec": {"taints": []}},
+        ),
+    ],
+    ids=["label", "taint"],
+)
+@virtually
+async def test_a_node_that_carries_a_key_of_the_admins_is_left_alone_until_it_goes(
+    kind: str, mark: JSON, lift: JSON
+) -> None:
+    """The chart's value operator.maintenanceKeys."""
+    async with open_scene(*nodes(1), maintenance_keys=(KEY,)) as scene:
+        scene.person("gpu-1", mark)
+        scene.apply(SLICED)
+        transition = await scene.reason("gpu-1", "ForeignMaintenance")
+        assert transition["message"].startswith(f"somebody ({kind} {KEY}) works on gpu-1")
+        assert scene.node_writes()["gpu-1"] == 0
+        scene.person("gpu-1", lift)
+        await scene.ready(seconds=HOUR)
+
+
 # --- who repairs nodes when DCGM stops ------------------------------------------------------------------------
 
 

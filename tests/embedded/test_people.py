@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from hack.sim.fakefaults import Write
-from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, nodes, open_scene
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, at_once, node, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
@@ -212,6 +212,21 @@ async def test_never_more_nodes_are_away_than_max_unavailable_allows_and_all_tha
         scene.apply(SLICED, rollout=rollout)
         await scene.ready()
         assert scene.guard.largest["pool-b"] == most
+
+
+@virtually
+async def test_a_node_of_one_policy_waits_for_the_node_in_flight_of_another_under_the_cap_over_all() -> None:
+    async with open_scene(
+        node("gpu-1"), node("gpu-2", pool="c"), max_in_flight=1, config_propagation=0.0
+    ) as scene:
+        scene.apply(MIXED)
+        await scene.fenced("gpu-1", "actuating")
+        scene.apply(SLICED, name="pool-c", pool="c")
+        waiting = await scene.reason("gpu-2", "BudgetFull")
+        assert waiting["phase"] == "Pending"
+        assert "operator.maxInFlight" in waiting["message"]
+        assert scene.node_writes()["gpu-2"] == 0
+        await scene.ready("pool-b", "pool-c")
 
 
 @virtually

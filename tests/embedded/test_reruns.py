@@ -73,6 +73,7 @@ async def test_all_disabled_over_our_label_in_the_middle_is_put_right_twice_and_
         transition = await scene.phase("gpu-1", "Failed")
         assert "nvidia.com/mig.config is all-disabled" in transition["message"]
         assert transition["attempt"] == 3
+        assert scene.deleted() == [], "mig-manager is well and is not restarted"
         scene.annotate("gpu-1", retry="again")
         await scene.ready()
         assert_as_wanted(scene, MIXED, "gpu-1")

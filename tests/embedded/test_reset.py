@@ -3,7 +3,8 @@
 import asyncio
 
 from hack.sim.workloads import SimWorkload
-from tests.embedded.scene import HOUR, MIXED, SLICED, nodes, open_scene
+from tests.embedded.oracle import difference
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, nodes, open_scene
 from tests.embedded.test_edits import policy_exists
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtually
@@ -49,3 +50,7 @@ async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_fur
         assert "1 node still to be brought to whole GPUs; gpu-1 was cordoned by somebody else" in message
         scene.cordon("gpu-1", on=False)
         await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)
+        assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "all-disabled"
+        assert not OURS & scene.labels("gpu-1").keys()
+        assert difference(FULL, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
+        assert (await scene.reason("gpu-1", "Unowned"))["phase"] == "Skipped"

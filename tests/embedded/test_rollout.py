@@ -262,6 +262,9 @@ async def test_a_person_gives_up_one_change_by_its_name_before_the_point_of_no_r
         scene.e.cluster.add(PODS, gpu_pod("bare", "gpu-1"))
         scene.apply(SLICED, drain={"unmanagedPods": "Evict"})
         fence = await scene.fenced("gpu-1")
+        scene.annotate("gpu-1", abort="another")
+        await asyncio.sleep(5)
+        assert scene.fence("gpu-1") is not None, "another change was meant"
         scene.annotate("gpu-1", abort=fence.op)
         await scene.released("gpu-1", seconds=5)
         assert not scene.cordoned("gpu-1")

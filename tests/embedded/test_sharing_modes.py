@@ -27,7 +27,7 @@ from tests.embedded.scene import (
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import CONFIG_MAPS, JSON, POLICIES
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, JSON, POLICIES
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 V100 = "Tesla V100-SXM2-16GB"
@@ -129,6 +129,7 @@ async def test_a_daemon_that_is_killed_leaves_a_way_out_of_mps_that_tells_the_co
         scene.apply(SINGLE)
         transition = await scene.reason("gpu-1", "ComputeMode")
         assert "nvidia-smi -i 0 -c 0" in transition["message"]
+        assert transition["culprit"] == "GPUs"
         assert scene.cordoned("gpu-1")
         fence = scene.fence("gpu-1")
         assert fence is not None
@@ -152,6 +153,34 @@ async def test_the_operator_writes_nothing_to_a_node_whose_gpus_a_person_made_ex
         await mend_by_hand(scene)
         await scene.phase("gpu-1", "Synced")
         assert scene.node_writes(mark) == {}
+
+
+@virtually
+async def test_where_the_mps_daemon_would_not_hear_of_its_configuration_no_drain_begins() -> None:
+    """docs/design/nvidia.md#b5: that it does not hear would show after the drain only."""
+    daemon = "mps-control-daemon"
+    signalled = [{"name": "PROCESS_TO_SIGNAL", "value": f"/usr/bin/{daemon}"}]
+    containers = [
+        {"name": f"{daemon}-ctr", "image": "example.com/k8s-device-plugin:v0.20.0", "command": [daemon]},
+        {"name": "config-manager", "env": signalled},
+    ]
+    owners = [{"kind": "ClusterPolicy", "name": "cluster-policy"}]
+    theirs: JSON = {
+        "metadata": {"name": "theirs", "namespace": "gpu-operator", "ownerReferences": owners},
+        "spec": {"template": {"spec": {"hostPID": True, "containers": containers}}},
+    }
+    async with open_scene(*nodes(1, product=L40S)) as scene:
+        scene.e.cluster.add(DAEMON_SETS, theirs)
+        scene.apply(SLICED)
+        await scene.ready()
+        since = scene.mark()
+        scene.apply(MPS)
+        blocked = await scene.reason("gpu-1", "MPSNotSwitchable")
+        assert blocked["phase"] == "Blocked"
+        assert "looks for a process /usr/bin/mps-control-daemon" in blocked["message"]
+        assert scene.node_writes(since)["gpu-1"] == 0
+        scene.e.cluster.delete(DAEMON_SETS, "theirs", "gpu-operator")
+        await scene.ready()
 
 
 @virtually

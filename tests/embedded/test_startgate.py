@@ -98,6 +98,19 @@ async def test_newcomers_come_in_while_the_budget_is_full() -> None:
         await scene.ready()
 
 
+@virtually
+async def test_newcomers_that_are_as_wanted_are_let_in_by_one_write_each() -> None:
+    async with open_scene(node("gpu-1"), cluster_policy=PREPARED) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("gpu-1")  # takes the one slot
+        since = scene.mark()
+        for name in ("gpu-2", "gpu-3"):
+            scene.e.cluster.add(NODES, gated(name))
+            await opened(scene, name)
+        assert scene.node_writes(since) == {"gpu-2": 1, "gpu-3": 1}
+
+
 @pytest.mark.parametrize("wanted", ["what it has", "another layout"])
 @virtually
 async def test_a_node_in_service_that_is_tainted_again_is_let_in_by_a_proof_and_takes_its_slot_in_its_turn(

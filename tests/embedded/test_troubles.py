@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from tests import kubeletwords
 from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, Scene, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtual_now, virtually
@@ -195,6 +196,28 @@ async def test_nothing_starts_on_a_node_without_a_ready_agent() -> None:
         await scene.reason("gpu-1", "AgentNotReady")
         await asyncio.sleep(600)
         assert not scene.node_writes()
+
+
+@virtually
+async def test_an_agent_whose_image_no_registry_has_is_told_by_its_cause() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        image, name = "gpu-sharing-operator:0.1.0", agent_pod(scene, "gpu-1")["metadata"]["name"]
+        words = kubeletwords.back_off(image, kubeletwords.not_in_registry(image))
+        waiting = {"waiting": {"reason": "ImagePullBackOff", "message": words}}
+        container = {"name": "agent", "image": image, "ready": False, "state": waiting}
+        unready = {"conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [container]}
+        scene.e.cluster.patch(PODS, name, {"status": unready}, AGENTS, "status")
+        mark = scene.mark()
+        scene.apply(SLICED)
+        transition = await scene.reason("gpu-1", "AgentNotStarted")
+        assert transition["phase"] == "Blocked"
+        told = ("cannot be pulled", f"{image}: not found", "correct image.repository")
+        assert all(words in transition["message"] for words in told), transition["message"]
+        row = await scene.until_condition("Stalled", "True", "Blocked")
+        assert all(words in row["message"] for words in told), row["message"]
+        assert not scene.node_writes(mark)
 
 
 @virtually

@@ -78,6 +78,7 @@ FAILED = {
     "it had failed in an earlier generation": (member("n1", verified=replace(PROVEN, failed_generation=2)), False),
     "another policy of this name failed on it": (
         member("n1", verified=replace(PROVEN, failed_generation=3, policy_uid="old")), False),
+    "its calls failed before the point of no return": (member("n1", Phase.FAILED, fence=make_fence(**OURS)), False),
     "it was given up before the point of no return": (member("n1", Phase.ABORTING, fence=make_fence(**OURS)), False),
 }  # fmt: skip
 

@@ -26,6 +26,7 @@ from tests.planning.drains import (
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
+from gpusharing.planning.way.attempts import proof_time
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
@@ -184,3 +185,13 @@ def test_nvidias_own_mps_daemons_do_not_count_as_busy() -> None:
     daemons = ("nvidia-cuda-mps-server", "nvidia-cuda-mps-control")
     verdict = before_pnr(fenced(gpunode=silent(gpus=(make_gpu(processes=daemons),))))
     assert verdict.phase is Phase.RECONFIGURING
+
+
+@pytest.mark.parametrize("deadline", [NOW, at(-60)])
+def test_an_empty_node_whose_drain_has_run_out_is_judged_again_when_the_time_of_its_proof_is_over(
+    deadline: datetime,
+) -> None:
+    """A wake in the past makes the next pass begin at once, over and over."""
+    late = before_pnr(fenced(fence=replace(FENCE, deadline=deadline), gpunode={"observed": None}))
+    assert (late.phase, late.reason, late.actions) == (Phase.CORDONED, Reason.OBSERVATION_PENDING, ())
+    assert late.wake == deadline + proof_time(fenced())

@@ -137,6 +137,11 @@ def test_an_agent_that_comes_while_the_driver_is_replaced_is_told_to_be_quiet() 
     assert asked(case) == ("new:uid-gpu-07", True)
 
 
+def test_an_agent_that_loses_its_request_in_the_middle_of_a_change_is_told_to_be_quiet() -> None:
+    case = replace(make_case(MIXED, fence=make_fence("actuating")), gpunode=None)
+    assert asked(case) == ("new:uid-gpu-07", True)
+
+
 def test_a_node_that_no_policy_selects_is_kept_quiet_as_well() -> None:
     request = asked(make_case(None, labels={STATE: "pending"}))
     assert request is not None

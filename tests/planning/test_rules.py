@@ -192,6 +192,12 @@ def test_while_a_job_runs_nobody_is_evicted_and_it_is_named_with_the_end_of_its_
     assert found.next_wake == at(3600)
 
 
+def test_the_jobs_of_a_node_get_as_long_as_the_most_patient_rule_gives_one_of_them() -> None:
+    slow = make_pod("train-1", owner=JOB, restarts=False, labels={"slow": "yes"})
+    patient = rule("WaitCompleted", podSelector={"matchLabels": {"slow": "yes"}}, timeout="8h")
+    assert plan(TRAINER, slow, options=drain(patient)).jobs_until == at(8 * 3600)
+
+
 def test_when_the_job_has_ended_the_others_leave() -> None:
     ended = make_pod("train-0", owner=JOB, restarts=False, phase="Succeeded")
     found = plan(ended, SERVER, options=Drain())

@@ -36,10 +36,12 @@ from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.blockers import Blocker
 from gpusharing.planning.words.reasons import Reason
 
 GANG = make_gang()
@@ -137,6 +139,18 @@ def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
     assert fenced(selection) == ["a"]
     assert selection.verdicts["b"].phase is Phase.BLOCKED
     assert fences(selection)["a"].wave == ""
+
+
+def test_before_a_gang_starts_without_its_blocked_node_the_pods_of_that_node_are_listed_once_more() -> None:
+    free, unlisted = sharing("a", "b", "c")[:2], sharing("a", "b", "c", listed=False)[2]
+    ledger = Ledger(OFFERED, looks={"c": Look("uid-pool-b", 1, "", at(-1), 1, (Blocker(Reason.UNMANAGED),))})
+    selection = chosen(*free, unlisted, limit=3, ledger=ledger)
+    assert fenced(selection) == []
+    assert {name: verdict.wants_pods for name, verdict in selection.verdicts.items()} == dict.fromkeys(
+        "abc", True
+    )
+    no_room = chosen(*free, unlisted, limit=2, ledger=ledger)
+    assert fenced(no_room) == ["a", "b"], "there would be no room for the third node"
 
 
 def test_within_a_wave_the_server_decides_and_others_that_the_budget_guards_wait() -> None:
