@@ -1,4 +1,4 @@
-"""Debian's packages, by one apt at a time: a second one does not wait for the first, it fails."""
+"""Installs Debian packages. A lock lets our processes run apt in turn: a second apt would fail instead of waiting."""
 
 import os
 import shutil
@@ -13,10 +13,11 @@ from hack.cluster.paths import cache_root
 
 @contextmanager
 def alone_with_apt() -> Iterator[None]:
-    """Let one process of ours after the other run apt.
+    """Hold, inside the `with` block, the lock that each of our processes needs to run apt.
 
     Raises:
-        UnavailableError: another one does not end, or the cache with the lock cannot be written.
+        UnavailableError: another process holds the lock for too long, or the cache that has the lock cannot be
+            written. An OSError inside the block becomes one too.
     """
     root = cache_root()
     with writable(root), alone(root / "apt.lock", "running apt"):
@@ -24,10 +25,10 @@ def alone_with_apt() -> Iterator[None]:
 
 
 def install(*packages: str) -> None:
-    """Install Debian packages. Do nothing where there is no apt-get or where we are not root.
+    """Update the package lists and install these Debian packages. Do nothing if there is no apt-get or we are not root.
 
     Raises:
-        UnavailableError: apt-get failed; it has said why on stderr.
+        UnavailableError: apt-get failed and has written the cause to stderr, or `alone_with_apt` raised it.
     """
     if not packages or shutil.which("apt-get") is None or os.geteuid() != 0:
         return

@@ -1,4 +1,4 @@
-"""Makes each build and download once and keeps it in the user's cache, where nobody ever sees a half-finished one."""
+"""Keeps builds and downloads in the user's cache. Each is made once and appears there only when it is complete."""
 
 import fcntl
 import os
@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import TextIO
 
 PATIENCE = 3600.0
-"""Seconds that we wait for another process with the same lock. A slow machine builds for a third of that."""
+"""Seconds that we wait for another process with the same lock. The longest build on a slow machine takes a third."""
 POLL = 0.2
 """Seconds between two attempts to get a lock."""
 
 
 class UnavailableError(Exception):
-    """Something that is needed here is missing and cannot be made. The text says why, and what to do."""
+    """Something that is needed here is missing and cannot be made. The message says why, and what to do."""
 
 
 def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """Return `directory`, made first if it is not there; several processes may ask at once.
+    """Return `directory`, and make it first if it does not exist. Several processes may call this at once.
 
-    `make` fills an empty folder, which becomes `directory` only when `make` returns. `directory` is called after
-    `name`, as in `helm-v4.3.1-e342a155371d`.
+    `make` fills an empty folder, which is renamed to `directory` only when `make` has returned. The name of
+    `directory` must begin with `name` and a hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
 
     Raises:
-        UnavailableError: the cache cannot be written, or its lock is not to be had. What `make` raises passes through.
+        UnavailableError: the cache cannot be written, another process holds the lock for too long, or `make` raised an
+            OSError, which is taken for one of the cache. Other exceptions of `make` are passed on.
     """
     if directory.is_dir():
         return directory
@@ -46,7 +47,7 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Create the folder `root`, and turn an OSError of what is done inside into an UnavailableError about `root`."""
+    """Create the folder `root` first. Any OSError inside the `with` block becomes an UnavailableError about `root`."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         yield
@@ -59,8 +60,10 @@ def writable(root: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
-    """Hold the lock file `lock` while `doing` something that one process at a time may do. The system releases the
-    lock of a process that ends, however it ends.
+    """Hold the lock file `lock` inside the `with` block, which gets its path. Only one process at a time can hold it.
+
+    `doing` describes the work for the messages of the processes that wait, as in "building helm". The system releases
+    the lock of a process that ends, even of one that is killed.
 
     Raises:
         UnavailableError: another process has held it for `patience` seconds.
@@ -77,9 +80,15 @@ def alone(lock: Path, doing: str, patience: float = PATIENCE) -> Iterator[Path]:
 
 
 def _wait(file: TextIO, doing: str, patience: float) -> None:
-    """Get the lock. The file names its holder, unless that one got it a moment ago."""
+    """Acquire the lock, and say once on stderr whom we wait for.
+
+    The file contains the process id of the holder. It is still empty if the holder has acquired the lock just now.
+
+    Raises:
+        UnavailableError: another process has held it for `patience` seconds.
+    """
     begin, waits = time.monotonic(), False
-    while not _got(file):
+    while not _try_lock(file):
         file.seek(0)
         pid = file.read().strip()
         holder = f"process {pid}" if pid else "another process"
@@ -95,7 +104,8 @@ def _wait(file: TextIO, doing: str, patience: float) -> None:
         time.sleep(POLL)
 
 
-def _got(file: TextIO) -> bool:
+def _try_lock(file: TextIO) -> bool:
+    """Return whether we acquired the lock. False, without waiting, if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -104,18 +114,19 @@ def _got(file: TextIO) -> bool:
 
 
 def _sweep(root: Path, own: Path) -> None:
-    """Remove what builders have left below `root` that were killed. One that is alive holds a lock of the same name.
+    """Remove the unfinished folders below `root` that killed builders have left behind.
 
-    `own`: the lock that we hold ourselves. The folders are listed before the locks are tried, so the builder of a
-    listed folder either has its lock still, or is dead.
+    A folder stays if another process holds any lock with the same `name`, because that may be its builder. `own` is the
+    lock that we hold ourselves; it does not count. The folders are listed before the locks are tried, so the builder of
+    a listed folder either still has its lock, or is dead.
     """
     for left in sorted(root.glob(".*-build-*")):
         with ExitStack() as held:
             locks = set(root.glob(f"{left.name.partition('-build-')[0]}-*.lock")) - {own}
-            if all(_got(held.enter_context(lock.open("a+"))) for lock in locks):
+            if all(_try_lock(held.enter_context(lock.open("a+"))) for lock in locks):
                 shutil.rmtree(left, ignore_errors=True)
 
 
 def say(text: str) -> None:
-    """Print progress on stderr: stdout belongs to the caller."""
+    """Print progress on stderr, because stdout is for the output of the program that calls us."""
     print(text, file=sys.stderr, flush=True)

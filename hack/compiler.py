@@ -1,4 +1,4 @@
-"""Runs the machine's C compiler, and says in one sentence what is missing where it cannot be done."""
+"""Runs the machine's C compiler. If it is missing, or lacks a header or library, the error says what to install."""
 
 import re
 import shutil
@@ -11,15 +11,15 @@ INSTALL = "apt-get install --yes gcc libc6-dev"
 
 
 def find_compiler() -> str | None:
-    """Return the path of the C compiler, or None where there is none."""
+    """Return the path of `cc` or else `gcc`, or None if neither is on PATH."""
     return shutil.which("cc") or shutil.which("gcc")
 
 
 def need_compiler(what: str) -> str:
-    """Return the path of the C compiler, with which `what` is to be built.
+    """Return the path of the C compiler. `what`, the thing to be built, is named in the error.
 
     Raises:
-        UnavailableError: there is none.
+        UnavailableError: there is no compiler.
     """
     program = find_compiler()
     if program is None:
@@ -30,10 +30,12 @@ def need_compiler(what: str) -> str:
 
 
 def compile_c(what: str, *arguments: str, source: str = "") -> None:
-    """Build `what` by running the C compiler with these arguments; `source` is its standard input.
+    """Run the C compiler with these arguments and with `source` as its standard input.
+
+    `what`, the thing to be built, is named in the error.
 
     Raises:
-        UnavailableError: there is no compiler, or it refused.
+        UnavailableError: there is no compiler, or it ended with an error.
     """
     program = need_compiler(what)
     done = subprocess.run([program, *arguments], input=source, capture_output=True, text=True, check=False)

@@ -36,10 +36,10 @@ TAIL = 12
 
 
 def find_go(what: str) -> str:
-    """Return the path of the go command, with which `what` is to be built.
+    """Return the path of the go command. `what`, the thing to be built, is named in the error.
 
     Raises:
-        UnavailableError: there is none, or it is too old to fetch the toolchain that a module asks for.
+        UnavailableError: there is no go on PATH, or it is too old to fetch the toolchain that a module asks for.
     """
     need = f"{what} must be built with Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}"
     remedy = "install Go from https://go.dev/dl and put it first on PATH."
@@ -57,9 +57,10 @@ def find_go(what: str) -> str:
 def run_go(
     what: str, command: Sequence[str], cwd: Path, environ: Mapping[str, str], *, minutes: int, again: str
 ) -> None:
-    """Build `what` with a go command (`command` is what follows `go`) in folder `cwd`.
+    """Run `go` with the arguments `command` in folder `cwd`, and report on stderr that `what` is being built.
 
-    `minutes`: how long it takes on two cores. `again`: the shell command that tries it again.
+    `minutes` is the time that the build takes on two cores, for that report. `again` is the shell command that the
+    error tells the user to run when the cause has been removed.
 
     Raises:
         UnavailableError: Go is missing or too old, or the build failed.
@@ -74,8 +75,10 @@ def run_go(
 
 
 def failure(what: str, output: str, again: str) -> UnavailableError:
-    """Return the error that says `what` failed, the cause that Go's output names with its remedy, and what to run
-    `again`. Where no known cause is in the output, its last lines follow."""
+    """Return the error for a failed build, with the statement `what`, the cause, its remedy and the command `again`.
+
+    Only the last TAIL lines of Go's output are searched for a cause of CAUSES. If none matches, the error quotes them.
+    """
     lines = [line for line in output.splitlines() if line and not line.startswith("go: downloading")][-TAIL:]
     for pattern, remedy in CAUSES:
         if found := re.search(pattern, "\n".join(lines)):

@@ -5,7 +5,8 @@ the name of a file. That file has everything else: the time by folder, the count
 rung 3 (`hack.results`), and the log of each failed test, which the terminal does not show.
 
 With workers side by side (pytest-xdist, `-n`) the tests are collected and run in other processes, but the report is
-made in the first one. Each test's rung travels with its report; what was left out travels when the worker ends.
+made in the first one. Each test's rung is sent with its report. The numbers of deselected tests are sent when the
+worker ends.
 """
 
 import time
@@ -59,7 +60,7 @@ class Report:
 
     @staticmethod
     def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-        """Leave out folders without a test of the verb. None leaves the decision to other plugins."""
+        """Return True for a folder without a test of the verb; else None, which lets other plugins decide."""
         return is_elsewhere(collection_path, config.getoption("verb", None)) or None
 
     @pytest.hookimpl(trylast=True)
@@ -100,7 +101,10 @@ class Report:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add up one phase (setup, call or teardown) of one test."""
+        """Record the duration of one phase (setup, call or teardown) of a test, and the outcome that it decides.
+
+        Any phase can fail or skip the test; only the call can pass it. The log of a failure is kept for the file.
+        """
         # A worker that died reports the test that it was playing, without a rung.
         rung = vars(report).get("rung", 0)
         self._seconds[report.nodeid] += report.duration
@@ -118,21 +122,27 @@ class Report:
             self._properties += report.user_properties
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Send what a worker knows to the first process."""
+        """Send the numbers of deselected tests and the collection time to the first process, if this is a worker."""
         if (output := getattr(session.config, "workeroutput", None)) is not None:
             left_out = {str(verb): count for verb, count in self._left_out.items()}
             output[FROM_WORKER] = {"left out": left_out, "collected": self._collected}
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        """Take over what a worker sent at its end. All workers collect the same tests, so the last one is enough."""
+        """Replace our numbers by those that a worker sent at its end. A worker that crashed has sent none.
+
+        All workers collect the same tests, so the numbers of the last one are enough.
+        """
         output = getattr(node, "workeroutput", {}).get(FROM_WORKER)
         if output is not None:
             self._left_out = Counter(output["left out"])
             self._collected = output["collected"]
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Write the file and print the ten lines; pytest's own closing line comes after them."""
+        """Write the file and print the ten lines; pytest's own closing line comes after them.
+
+        Does nothing with `-q`, or when no test was collected.
+        """
         config = terminalreporter.config
         if config.get_verbosity() < 0 or not (self._rungs or self._seconds or self._left_out):
             return
@@ -144,6 +154,10 @@ class Report:
     # --- what it makes of it ---------------------------------------------------------------------------
 
     def _lines(self, verb: str | None) -> Iterator[str]:
+        """Yield the lines for the terminal, without the one that names the file.
+
+        Where no test ran, they say to which verbs the collected tests belong.
+        """
         yield "; ".join(self._by_rung()) or "no tests"
         for reason, count in sorted(self._skipped.items()):
             yield f"SKIPPED {count} x {reason}"
@@ -158,6 +172,7 @@ class Report:
             yield f"next: {', '.join(others)}; make test-all plays everything"
 
     def _by_rung(self) -> Iterator[str]:
+        """Yield, for each rung on which a test ran, how many passed, failed and were skipped."""
         for rung, name in RUNGS.items():
             counts = self._outcomes[rung]
             told = [f"{counts[key]} {key}" for key in ("passed", "failed", "skipped") if counts[key]]
@@ -165,7 +180,7 @@ class Report:
                 yield f"rung {rung} ({name}): {', '.join(told)}"
 
     def _write(self, config: pytest.Config) -> Path:
-        """Write the file below build/ and return its path, relative to the checkout."""
+        """Write the report file of the verb below build/ and return its path, relative to the checkout."""
         verb = config.getoption("verb", None)
         path = Path("build", f"report-{verb}.txt" if verb else "report.txt")
         whole = config.rootpath / path
@@ -182,7 +197,10 @@ class Report:
         return path
 
     def _places(self) -> Iterator[str]:
-        """Yield the time by folder, or by file where they are few."""
+        """Yield a line with the seconds of each folder, or of each file in a run of 2 to FEW_FILES files.
+
+        The largest comes first. Two more lines have the time of the collection and of the whole run.
+        """
         files = {nodeid: PurePosixPath(nodeid.split("::")[0]) for nodeid in self._seconds}
         by_file = 1 < len(set(files.values())) <= FEW_FILES
         places: defaultdict[str, float] = defaultdict(float)
@@ -198,20 +216,26 @@ class Report:
 
 
 def add_option(parser: pytest.Parser) -> None:
-    """Add the option --verb to pytest. A conftest calls it, because a plugin of ours is registered too late for it."""
+    """Add the option --verb to pytest.
+
+    A conftest must call this, because pytest has parsed its options before it registers the plugin `Report`.
+    """
     parser.addoption(
         "--verb", choices=list(MakeVerb), help="play the tests of this verb of the Makefile only"
     )
 
 
 def pace_of(seconds: float, measure: Callable[[], float] = pace_ms) -> Iterable[str]:
-    """Yield how fast the machine was, if the run was long enough for anybody to compare it with another one."""
+    """Yield one line that says how fast the machine is now, or nothing after a run of less than LONG seconds.
+
+    `measure` returns the milliseconds of a fixed piece of work. Short runs are not compared with each other.
+    """
     if seconds >= LONG:
         yield f"{measure():6.0f} ms  pace; the aims hold at {REFERENCE_PACE_MS:g} (docs/adr/0051-aims-at-a-pace.md)"
 
 
 def shorten(report: pytest.TestReport) -> None:
-    """Cut each assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log.
+    """Cut the assertion message of a failure to MOST_LINES lines, because many of ours end with a program's log.
 
     The summary line of a failure keeps the first line of its message: in CI pytest would repeat all of it there.
     """
@@ -229,11 +253,11 @@ def shorten(report: pytest.TestReport) -> None:
 
 
 def largest(seconds: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the entries in descending order of their seconds."""
+    """Return all entries in descending order of their seconds."""
     return sorted(seconds.items(), key=lambda entry: -entry[1])
 
 
 def skip_reason(report: pytest.TestReport) -> str:
-    """Return the first line of the reason for which a test was skipped, without the place."""
+    """Return the first line of the reason for which a test was skipped, without the file and line of the skip."""
     text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     return text.removeprefix("Skipped: ").splitlines()[0]

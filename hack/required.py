@@ -1,8 +1,8 @@
-"""A pytest plugin: a test whose rung or program cannot be had here fails, unless LEAVE_OUT names it.
+"""A pytest plugin: a test that needs something which this machine lacks fails, unless LEAVE_OUT names that part.
 
-`LEAVE_OUT="rung4 browser"` leaves out on purpose what it names (`PARTS`), whether or not it could run here: these tests
-are skipped, with that reason. Any other test fails with one sentence that says what is missing and what to do. Tests
-that lack the same are skipped after the first one of them has failed: the run is a failure, and says so once.
+`LEAVE_OUT="rung4 browser"` skips all tests that belong to the named parts (`PARTS`), even if they could run here. Any
+other test that lacks something fails with a message that says what is missing and what to do. Later tests that fail
+with the same message are skipped instead, so that a run (with `-n`, each worker) reports each missing thing once.
 """
 
 import os
@@ -29,10 +29,10 @@ FIXTURES = ("browser", "sanitizers")
 
 
 class PartUnavailableError(UnavailableError):
-    """A part that has a name of its own in PARTS cannot run here."""
+    """The named part of PARTS cannot run here. A plain UnavailableError is attributed to the test's first part."""
 
     def __init__(self, part: str, why: str) -> None:
-        """Keep the `part`, which else would be the rung of the test."""
+        """Store the name of the part, which the failure suggests for LEAVE_OUT, and why it cannot run."""
         super().__init__(why)
         self.part = part
 
@@ -50,7 +50,11 @@ def left_out(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
 
 
 def require(part: str, why_not: str | None) -> None:
-    """Skip the calling test if LEAVE_OUT names `part`; else fail it if `why_not` says why the part cannot run here."""
+    """Skip the calling test if LEAVE_OUT names `part`. Return if `why_not` is empty or None: the part can run here.
+
+    Raises:
+        PartUnavailableError: `why_not` says why the part cannot run here.
+    """
     if part in left_out():
         pytest.skip(f"left out on purpose by LEAVE_OUT={part}")
     if why_not:
@@ -58,7 +62,11 @@ def require(part: str, why_not: str | None) -> None:
 
 
 def parts_of(item: pytest.Item) -> list[str]:
-    """The parts that a test belongs to: those of its fixtures, and its rung from 2 on, or `tools` if marked so."""
+    """Return the parts of PARTS that a test belongs to, as far as its fixtures and markers show.
+
+    First come the FIXTURES that it uses. Then comes its rung, if that is 2 or higher, or else `tools` if it has that
+    marker. The list is empty for most tests of rungs 0 and 1.
+    """
     parts = [name for name in FIXTURES if name in getattr(item, "fixturenames", ())]
     if (rung := find_rung(item)) >= 2:
         parts.append(f"rung{rung}")
@@ -68,35 +76,47 @@ def parts_of(item: pytest.Item) -> list[str]:
 
 
 class Required:
-    """The plugin. Tests and fixtures only have to let an UnavailableError pass: it is told here."""
+    """The plugin. Turns an UnavailableError of a test or fixture into a failure or a skip, so none has to catch it."""
 
     def __init__(self) -> None:
-        """Refuse a LEAVE_OUT that names nothing we know."""
+        """Read LEAVE_OUT.
+
+        Raises:
+            pytest.UsageError: one of its names is not a part.
+        """
         try:
             self._left_out = left_out()
         except UnavailableError as error:
             raise pytest.UsageError(str(error)) from error
         self._failed: dict[str, str] = {}
-        """The first test that failed for want of something, by what was said of it."""
+        """The first test that failed because something is missing, by the message of its error."""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Skip what LEAVE_OUT names, so that no fixture builds anything for it. All markers are there by now."""
+        """Mark the tests of the parts that LEAVE_OUT names as skipped, so that no fixture builds anything for them.
+
+        This is called last, when all other plugins have added their markers.
+        """
         for item in items:
             for part in self._left_out.intersection(parts_of(item)):
                 item.add_marker(pytest.mark.skip(reason=f"left out on purpose by LEAVE_OUT={part}"))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Tell once what the fixtures of a test cannot have."""
-        return (yield from self._tell_once(item))
+        """Report an UnavailableError of the fixtures of a test; see `_report_once`."""
+        return (yield from self._report_once(item))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Tell once what a test itself cannot have."""
-        return (yield from self._tell_once(item))
+        """Report an UnavailableError of the test itself; see `_report_once`."""
+        return (yield from self._report_once(item))
 
-    def _tell_once(self, item: pytest.Item) -> Generator[None, object, object]:
+    def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Run the wrapped phase of a test, and replace its UnavailableError if there is one.
+
+        The first test with this message fails, and the failure names the part to leave out. Each later test with the
+        same message is skipped, and the reason names the first one.
+        """
         try:
             return (yield)
         except UnavailableError as caught:

@@ -1,4 +1,4 @@
-"""Which verb of the Makefile plays which test. Every test belongs to exactly one verb.
+"""Decides which verb of the Makefile plays which test. Every test belongs to exactly one verb.
 
 `pytest --verb=test-cluster` plays the tests of `make test-cluster` and no others. Without the option, pytest plays
 whatever it collects.
@@ -73,7 +73,10 @@ def add_markers(item: pytest.Item) -> None:
 
 
 def find_rung(item: pytest.Item) -> int:
-    """Return the number of the rung that a test is on, from its marker or else from what it runs."""
+    """Return the number of the rung that a test is on.
+
+    A marker of MARKERS decides. Without one the rung is 1 for coroutines and for tests in a folder of EMBEDDED, else 0.
+    """
     for marker, rung in MARKERS.items():
         if item.get_closest_marker(marker) is not None:
             return rung
@@ -82,7 +85,10 @@ def find_rung(item: pytest.Item) -> int:
 
 
 def find_verb(item: pytest.Item) -> MakeVerb:
-    """Return the verb that plays a test, from its markers or else from its folder."""
+    """Return the verb that plays a test, from its markers or else from its folder.
+
+    Without a marker of MARKED that is `test-hack` for a folder of ABOUT_HACK, and `test` for any other.
+    """
     for marker, verb in MARKED.items():
         if item.get_closest_marker(marker) is not None:
             return verb
@@ -90,7 +96,10 @@ def find_verb(item: pytest.Item) -> MakeVerb:
 
 
 def is_elsewhere(path: Path, verb: MakeVerb | None) -> bool:
-    """Return whether a verb has no test in a folder, so that importing its files would be in vain."""
+    """Return whether no test in a folder below `tests` belongs to the verb, so that pytest need not import its files.
+
+    False for any other path, without a verb, and for verbs whose tests may be in every folder.
+    """
     others = {MakeVerb.TEST: ABOUT_HACK | ABOVE, MakeVerb.LONG: ABOUT_HACK | ABOVE, MakeVerb.HACK: ABOVE}
     return verb in others and path.parent.name == "tests" and path.name in others[verb]
 

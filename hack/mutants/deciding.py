@@ -1,4 +1,4 @@
-"""A plugin of pytest that notes in which tests an operand decides: only these can notice that it is missing."""
+"""A pytest plugin that records in which tests an operand decides: other tests cannot notice that it is missing."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,7 +8,10 @@ from hack.mutants.transplant import plant_source
 
 
 class Deciding:
-    """Notes in which tests an operand decides. The modules of the slips are changed for it, permanently."""
+    """Records, by the name of a slip, the ids of the tests in which the operand that it leaves out decides.
+
+    To see that, it plants probes in the modules of the slips. They stay there until the process ends.
+    """
 
     def __init__(self, slips: Iterable[Slip]) -> None:
         self._modules = {slip.module: slip.path for slip in slips}
@@ -16,16 +19,19 @@ class Deciding:
         self.tests: defaultdict[str, list[str]] = defaultdict(list)
 
     def pytest_collection_finish(self) -> None:
-        """See pytest. Tests may have imported the modules by now."""
+        """Plant the probes. This comes after the collection, in which tests have imported the modules."""
         for module, path in self._modules.items():
             plant_source(f"gpusharing.{module}", add_probes(module, path.read_text()), {PROBE: self._probe})
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """See pytest."""
+        """Remember which test is running."""
         self._now = nodeid
 
     def _probe(self, name: str, decides_if: bool | None, value: object) -> object:
-        """Return the value of an operand that is reached, after noting the test if the operand decides there."""
+        """Record the running test if the operand decides with this value, and return the value unchanged.
+
+        See `add_probes` for the arguments.
+        """
         if decides_if in (None, bool(value)) and self._now not in self.tests[name][-1:]:
             self.tests[name].append(self._now)
         return value

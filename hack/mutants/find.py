@@ -1,6 +1,6 @@
-"""Looks for killers of mutants that have none: a line each for the files of tests/mutants.
+"""Looks for a killer, a test that fails with the mutant, for mutants that have none.
 
-A person reads whether that test is the right one.
+It prints lines for the files of tests/mutants. A person must judge whether the test is the right one.
 """
 
 import json
@@ -15,12 +15,12 @@ from hack.mutants.slips import Slip
 from hack.mutants.trials import find_killers
 
 TRIES = 40
-"""Tests that are tried on one slip."""
+"""Most tests that are tried on one slip whose operand is missing."""
 RUNGS = ("-m", "not cluster and not nvidia and not e2e and not gpu")
 
 
 def find(mutants: Mapping[str, Mutant]) -> None:
-    """Print the first test of the files about each mutant that notices it."""
+    """Print for each mutant its name and the first test in its files (`look`) that fails with it, or an empty text."""
     files = sorted({path for mutant in mutants.values() for path in mutant.look})
     slips = {name: mutant for name, mutant in mutants.items() if isinstance(mutant, Slip)}
     candidates = {name: mutant.look for name, mutant in mutants.items()} | _deciding(slips)
@@ -29,7 +29,10 @@ def find(mutants: Mapping[str, Mutant]) -> None:
 
 
 def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
-    """Return the tests in which each operand decides, those in the files about its module first."""
+    """Return, by slip that leaves out an operand, at most TRIES tests in which it decides, in the order of `_in_order`.
+
+    Slips that change a value are left out.
+    """
     operands = {name: slip for name, slip in slips.items() if not slip.mutation.is_default}
     if not operands:
         return {}
@@ -39,13 +42,18 @@ def _deciding(slips: Mapping[str, Slip]) -> dict[str, Sequence[str]]:
 
 
 def _watched(slips: Collection[Slip]) -> dict[str, list[str]]:
+    """Play the tests that the slips look at, in this process, and return those in which each operand decides."""
     watch = Deciding(slips)
     pytest.main([*QUIET, *RUNGS, *sorted({path for slip in slips for path in slip.look})], plugins=[watch])
     return watch.tests
 
 
 def _in_order(slip: Slip, tests: Sequence[str]) -> list[str]:
-    """Return these tests, first one case of each, and first those of the module's own file."""
+    """Return the TRIES tests that are most likely to notice the slip, the likeliest first.
+
+    Tests whose id contains the module's name come before all others. Within both groups the first case of each
+    parametrized test comes before the second one of any.
+    """
     cases: Counter[str] = Counter()
     rank = {}
     for test in tests:

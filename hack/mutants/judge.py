@@ -1,8 +1,9 @@
 """Judges whether a reduced set of tests still notices what an earlier set noticed.
 
-Plants seeded mutants in the product, one at a time. Each is first played against the tests of the present tree
-(`--now`). If they pass, it is played against the tests as they were at `--rev` (`--before`), with the present product.
-A mutant that died before and lives now is printed with the test that used to kill it, and the exit status is 1.
+Plants mutants (mistakes in the product, `hack.mutants.mutator`), drawn at random from a seed, one at a time. Each is
+first played against the tests of the present tree (`--now`). If they pass, it is played against the tests as they were
+at `--rev` (`--before`), with the present product. A mutant that only the earlier tests notice is printed with the test
+that notices it, and the exit status is 1.
 
     python -m hack.mutants.judge --covered --rev 50c17db6 --before tests/embedded/test_sick.py \\
         --now "tests/embedded/test_sick.py tests/planning/test_health.py"
@@ -57,18 +58,25 @@ class Side:
     """The most that one play may use."""
 
     def play(self) -> tuple[int | None, list[str]]:
-        """Return pytest's exit code and the tests that failed, up to the first; None if the process had to be ended."""
+        """Play the tests in a child process until one fails. Return pytest's exit code and the ids of failed tests.
+
+        The code is None and the list empty if the child crashed, or was killed because it used too much time.
+        """
         answer = in_child(self._play, seconds=self.cpu_seconds * STALLED)
         return (answer[0], answer[1]) if isinstance(answer, list) else (None, [])
 
     def covered(self) -> set[tuple[str, str, int]]:
-        """Return path, function and number of each line of the product that these tests run in their process."""
+        """Return the lines of the product that these tests run in their own process: path, function and number of each.
+
+        A file of which only the import ran is left out. Lines that a function runs only after its first TRACED calls
+        are missing.
+        """
         answer = in_child(self._watch)
         assert isinstance(answer, list), "the tests of the earlier set can be played"
         return {(path, function, line) for path, function, line in answer}
 
     def _enter(self) -> None:
-        """Make this process one of the copy's."""
+        """Change to the folder of the copy and unload our modules, so that this forked process imports the copy's."""
         for name in [
             name for name in sys.modules if name.partition(".")[0] in ("hack", "tests", "gpusharing")
         ]:
@@ -77,6 +85,7 @@ class Side:
         os.environ["PYTHONPATH"] = f"{self.root / PRODUCT}:{self.root}"
 
     def _play(self) -> tuple[int, list[str]]:
+        """Run pytest in this process, which must be a forked one: it gets a limit of CPU time. See `play`."""
         limit = int(self.cpu_seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
         noted = Failures(every_phase=True)
@@ -84,6 +93,7 @@ class Side:
         return int(pytest.main([*QUIET, "-x", *self.tests], plugins=[noted])), noted.failed
 
     def _watch(self) -> list[tuple[str, str, int]]:
+        """Run pytest in this process, which must be a forked one, and trace it. See `covered`."""
         calls: Counter[CodeType] = Counter()
         lines: set[tuple[CodeType, int]] = set()
         product = f"{self.root / PRODUCT}/"
@@ -105,20 +115,23 @@ class Side:
         sys.settrace(None)
         used = {code.co_filename for code, _ in lines if code.co_flags & inspect.CO_OPTIMIZED}
         return sorted(
-            (str(Path(code.co_filename).relative_to(self.root)), _plain(code.co_qualname), line)
+            (str(Path(code.co_filename).relative_to(self.root)), _scope_of(code.co_qualname), line)
             for code, line in lines
             if code.co_filename
-            in used  # more than imported: a function ran, not only the body of module or class
+            in used  # a function of the file ran, not only the body of the module or of a class
         )
 
 
-def _plain(qualified: str) -> str:
-    """Return the scope that find_mutations has for a function, a class, a module, a lambda or a comprehension."""
+def _scope_of(qualified: str) -> str:
+    """Return the `Mutation.scope` of code whose `co_qualname` is `qualified`.
+
+    That is the enclosing function or class for a lambda or a comprehension inside one, and empty for the module itself.
+    """
     return "" if qualified == "<module>" else qualified.replace(".<locals>", "").partition(".<")[0]
 
 
 def copy_present(root: Path) -> None:
-    """Copy the tree as it is, with what is not committed yet."""
+    """Copy the working tree to `root`, with uncommitted changes and untracked files, but without ignored ones."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and Path(name).is_file():
@@ -127,7 +140,7 @@ def copy_present(root: Path) -> None:
 
 
 def copy_revision(root: Path, revision: str) -> None:
-    """Unpack a revision, but with the product of the present tree."""
+    """Unpack a revision below `root`, but with the product (the folder PRODUCT) of the working tree."""
     packed = subprocess.run(["git", "archive", revision], check=True, capture_output=True).stdout
     with tarfile.open(fileobj=BytesIO(packed)) as archive:
         archive.extractall(root, filter="data")
@@ -138,7 +151,10 @@ def copy_revision(root: Path, revision: str) -> None:
 def choose(
     paths: Iterable[str], covered: set[tuple[str, str, int]] | None, count: int, seed: int
 ) -> list[tuple[str, Mutation]]:
-    """Draw mutants of these modules, at most one for each line. `covered` limits them to those lines, if given."""
+    """Draw at most `count` mutants of these files, each with its path, and at most one for each line.
+
+    `covered`, if given, limits them to these lines and to the defaults of functions that have such a line.
+    """
     functions = {(path, function) for path, function, _ in covered or ()}
     found = [
         (path, mutation)
@@ -156,7 +172,11 @@ def choose(
 
 
 def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, str]:
-    """Return what became of the mutant, and the test that used to kill it if none does now."""
+    """Plant the mutant in both copies, play their tests, and restore the files.
+
+    The first part of the answer is KILLED, LIVED or LOST. The second is empty, except that with LOST it names the
+    earlier test that fails, or says that the earlier tests did not end in time.
+    """
     text = Path(path).read_text()
     try:
         for side in (now, before):
@@ -171,13 +191,14 @@ def judge(path: str, mutation: Mutation, now: Side, before: Side) -> tuple[str, 
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a source file and delete its bytecode from the cache."""
     path.write_text(text)
     for cached in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-        cached.unlink()  # Python knows by seconds only whether a source is newer
+        cached.unlink()  # Python compares times in whole seconds, and would miss this change
 
 
 def unhurt(side: Side) -> Side:
-    """Play the tests without a mutant and set the limit of what a mutant may take.
+    """Play the tests without a mutant. Return the side with a limit of CPU time for mutants, from what this play used.
 
     Raises:
         SystemExit: a test fails without a mutant, so nothing can be judged.
@@ -193,7 +214,7 @@ def unhurt(side: Side) -> Side:
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """See --help."""
+    """Parse the command line; `--help` explains the options."""
     parser = argparse.ArgumentParser(
         prog="python -m hack.mutants.judge", description=__doc__.partition("\n")[0]
     )
@@ -221,7 +242,10 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a line for each mutant that is not killed, and the counts."""
+    """Play the mutants, and print a line for each that the present tests do not kill, and the counts.
+
+    The exit status is 1 if an earlier test kills one of these, or if there was no mutant to play; else 0.
+    """
     asked = read_arguments(arguments)
     for library in LIBRARIES:
         import_module(library)
@@ -243,7 +267,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def modules(names: Sequence[str]) -> set[str]:
-    """Return the files of these modules and of all modules in these packages."""
+    """Return the paths of these modules, and of all modules below those that are packages. Names have dots.
+
+    Raises:
+        SystemExit: the product has no module or package with one of these names.
+    """
     found = set()
     for name in names:
         plain = Path(PRODUCT, *name.split("."))

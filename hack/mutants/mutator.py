@@ -1,7 +1,7 @@
 """Finds small mistakes that could be planted in a module: a comparison shifted, a condition dropped, a default changed.
 
-A mutation replaces one piece of the source, so that everything else stays where it is. Docstrings, type annotations,
-decorators, texts, assertions and log lines are left alone.
+A mutation replaces one piece of the source, so that the rest of it does not change. Docstrings, type annotations,
+decorators, strings, assertions, imports and statements that write to the log are not mutated.
 """
 
 import ast
@@ -41,7 +41,7 @@ SKIPPED_NODES = (ast.JoinedStr, ast.Assert, ast.Import, ast.ImportFrom)
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """One piece of a module's source, and what replaces it."""
+    """A mistake that can be planted: a piece of a module's source, and the text that replaces it."""
 
     scope: str
     """The qualified name of the function or class around it, or empty at the top of the module."""
@@ -67,7 +67,7 @@ class Mutation:
 
 
 def find_mutations(text: str) -> list[Mutation]:
-    """Return every mutation of a module that still compiles, in the order of the source."""
+    """Return every mutation of a module whose result still compiles, in the order of `walk`."""
     found = [
         replace_node(text, scope, target, kind, becomes, is_default=is_default)
         for scope, is_default, node in walk(ast.parse(text))
@@ -79,7 +79,7 @@ def find_mutations(text: str) -> list[Mutation]:
 def replace_node(
     text: str, scope: str, target: ast.expr | ast.stmt, kind: str, becomes: str, *, is_default: bool
 ) -> Mutation:
-    """Return the mutation that puts other source in the place of a node."""
+    """Return the mutation that replaces the source of the node `target` of `text` by `becomes`."""
     assert target.end_lineno is not None, "a parsed node has an end"
     assert target.end_col_offset is not None, "a parsed node has an end"
     was = " ".join((ast.get_source_segment(text, target) or "").split())
@@ -90,6 +90,7 @@ def replace_node(
 
 
 def _compiles(text: str) -> bool:
+    """Whether this source has no SyntaxError."""
     try:
         compile(text, "mutated", "exec")
     except SyntaxError:
@@ -98,7 +99,11 @@ def _compiles(text: str) -> bool:
 
 
 def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator[tuple[str, bool, ast.AST]]:
-    """Yield every node that may be changed, with its scope, and whether it is evaluated only once."""
+    """Yield the node and all nodes below it that may be mutated, outer ones first.
+
+    The first part is the qualified name of the enclosing function or class. The second is True outside the body of any
+    function: that code is evaluated once, at import.
+    """
     yield scope, is_default, node
     is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     for name, value in ast.iter_fields(node):
@@ -114,7 +119,7 @@ def walk(node: ast.AST, scope: str = "", *, is_default: bool = True) -> Iterator
 
 
 def _is_log(node: ast.AST) -> bool:
-    """Whether this statement only writes to the log, or is a docstring."""
+    """Whether this statement is a call on something named like a logger (LOGS), or a constant such as a docstring."""
     if not isinstance(node, ast.Expr):
         return False
     if isinstance(node.value, ast.Constant):
@@ -128,7 +133,7 @@ def _is_log(node: ast.AST) -> bool:
 
 
 def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield the piece to replace, the sort of mistake and the new text."""
+    """Yield the mistakes possible in this node itself: the part to replace, the sort of mistake, the new text."""
     match node:
         case ast.Compare(left, [op], [right]):
             for kind, table in (("negated", NEGATED), ("shifted", SHIFTED)):
@@ -150,11 +155,11 @@ def _mistakes(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
         case ast.Call(ast.Name(name) as called) if name in RENAMED:
             yield called, "function changed", RENAMED[name]
         case _:
-            yield from _wrong_way(node)
+            yield from _control_flow(node)
 
 
-def _wrong_way(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
-    """Yield mistakes in which the code takes another way: a condition decided, a statement left out."""
+def _control_flow(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
+    """Yield mistakes of control flow: a condition that is always true or false, a statement or result left out."""
     match node:
         case ast.If(test) | ast.IfExp(test):
             yield test, "condition decided", "True"
@@ -178,12 +183,12 @@ def _wrong_way(node: ast.AST) -> Iterator[tuple[ast.expr | ast.stmt, str, str]]:
 
 
 def without(condition: ast.BoolOp, index: int) -> ast.expr:
-    """Return the condition without one of its operands."""
+    """Return the condition without its operand number `index`; if only one is left, that operand itself."""
     rest = condition.values[:index] + condition.values[index + 1 :]
     return rest[0] if len(rest) == 1 else ast.BoolOp(condition.op, rest)
 
 
 def in_brackets(node: ast.expr) -> str:
-    """Return the source of an expression that can stand in the place of any other."""
+    """Return the source of the expression in brackets, so that it can replace any other expression."""
     text = ast.unparse(ast.fix_missing_locations(node))
     return f"({text})"

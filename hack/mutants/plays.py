@@ -1,4 +1,4 @@
-"""Plays tests in processes of their own, so that what a mutant has changed ends with it."""
+"""Plays tests in processes of their own, so that the changes of a mutant end with its process."""
 
 import json
 import os
@@ -14,27 +14,28 @@ import pytest
 from hack.mutants.watch import Failures
 
 CPU_SECONDS = 60
-"""Of one mutant: without its guard a loop may have no end."""
+"""Most seconds of CPU time of one mutant, because a loop without its guard may have no end."""
 LIBRARIES = ("aiohttp", "hypothesis", "pydantic", "pytest_asyncio", "structlog", "xdist")
 """What every test needs: imported once, before the processes of the mutants are forked."""
 QUIET = ("-q", "-n", "0", "--assert=plain", "-p", "no:cacheprovider")
 
 
 class Mutant(Protocol):
-    """The product without one thing."""
+    """A change that takes one thing away from the product or makes one value wrong. A test should notice it."""
 
     @property
     def look(self) -> tuple[str, ...]:
-        """Files of tests where a killer is looked for."""
+        """The paths of the test files, or of folders for a Slip, where `find` looks for a killer."""
 
     def plant(self) -> None:
-        """Remove it, permanently in this process."""
+        """Make the change in the modules of this process. It cannot be undone."""
 
 
 def in_child(work: Callable[[], object], *, seconds: float | None = None) -> object:
-    """Do the work in a forked process whose output is dropped.
+    """Call `work` in a forked process whose stdout is dropped. Its stderr is ours.
 
-    Returns what the work returns, as JSON brings it back, or None if the process died or did not answer in time.
+    Returns the result of `work`, as JSON transports it (a tuple becomes a list). Returns None if `work` raised, if the
+    process died, or if it was killed because it had not answered within `seconds`.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -61,7 +62,7 @@ def in_child(work: Callable[[], object], *, seconds: float | None = None) -> obj
 
 
 def _end_late(child: int, reader: int, seconds: float) -> None:
-    """Kill the child and what it started, unless it answers in time."""
+    """Wait until the child answers or dies. After `seconds`, or when interrupted, kill it and its process group."""
     answered: list[int] = []
     try:
         answered = select.select([reader], [], [], seconds)[0]
@@ -71,10 +72,10 @@ def _end_late(child: int, reader: int, seconds: float) -> None:
 
 
 def find_failing(tests: Sequence[str]) -> list[str]:
-    """Return those of the tests that fail without a mutant.
+    """Play the tests without a mutant, in a forked process, and return the ids of those that fail.
 
     Raises:
-        RuntimeError: the process died, so the result is unknown.
+        RuntimeError: the process died or pytest could not play the tests, so the result is unknown.
     """
     failed = in_child(partial(_play, tests))
     if not isinstance(failed, list):
@@ -83,6 +84,11 @@ def find_failing(tests: Sequence[str]) -> list[str]:
 
 
 def _play(tests: Sequence[str]) -> list[str]:
+    """Play the tests in this process and return the ids of those that fail in the test itself.
+
+    Raises:
+        RuntimeError: pytest could not play them.
+    """
     assert all([tests, *tests]), "without a name pytest plays everything"
     noted = Failures()
     code = pytest.main([*QUIET, *tests], plugins=[noted])

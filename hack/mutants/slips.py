@@ -1,8 +1,8 @@
 """Slips: what is easily forgotten or changed by mistake in the modules that talk to the API server and to NVML.
 
-Either a condition lacks an operand that is not its first. Or a constant, or the default of a field or of a parameter,
-has another value: a number is doubled, 0 becomes 1, and True becomes False. Slips are found in the code. For each of
-them tests/mutants/slips.yaml names the test that notices it.
+In one sort of slip a condition lacks an operand that is not its first. In the other a constant, or the default of a
+field or of a parameter, has another value: a number is doubled, 0 becomes 1, and True and False are swapped. Slips are
+found in the code. For each of them tests/mutants/slips.yaml names the test that notices it.
 """
 
 import ast
@@ -25,34 +25,34 @@ LONGEST = 60
 
 @dataclass(frozen=True, slots=True)
 class Slip:
-    """One of them."""
+    """One such mistake in one module, as a mutant that can be planted (`hack.mutants.plays.Mutant`)."""
 
     module: str
-    """Below `gpusharing`."""
+    """The name of the module below `gpusharing`, as in `kube.http`."""
     mutation: Mutation
 
     @property
     def stem(self) -> str:
-        """The module's own name, which the files of its tests have in theirs."""
+        """The last part of the module's name, which the names of its test files contain."""
         return self.module.rpartition(".")[2]
 
     @property
     def path(self) -> Path:
-        """The module's file."""
+        """The path of the module's source."""
         return PRODUCT / f"{self.module.replace('.', '/')}.py"
 
     @property
     def look(self) -> tuple[str, ...]:
-        """Folders where a killer is looked for."""
+        """The folders whose tests are tried when no test is named for this slip."""
         return f"tests/{self.module.partition('.')[0]}", "tests/controller"
 
     def plant(self) -> None:
-        """Put it into the modules of this process, permanently."""
+        """Plant the mistake in the module as this process has imported it. It cannot be undone."""
         plant_source(f"gpusharing.{self.module}", self.mutation.apply(self.path.read_text()))
 
 
 def read_slips() -> Mapping[str, Slip]:
-    """Return every slip by its name."""
+    """Return the slips of all modules in PACKAGES, except those that are OUT_OF_REACH, by their names."""
     files = [(package, path) for package in PACKAGES for path in sorted((PRODUCT / package).glob("*.py"))]
     files = [(package, path) for package, path in files if not path.stem.startswith(OUT_OF_REACH)]
     return {
@@ -63,21 +63,28 @@ def read_slips() -> Mapping[str, Slip]:
 
 
 def find_slips(module: str, text: str) -> Iterator[tuple[str, Slip]]:
-    """Yield the slips of a module by their names. The second of the same text in one function is called (2)."""
+    """Yield the slips of a module, each after its name.
+
+    If a function has several operands with the same text, the names from the second on end with (2), (3) and so on.
+    """
     tree = ast.parse(text)
     for name, scope, is_default, node, index in _operands(module, tree):
         becomes = in_brackets(without(node, index))
         yield name, Slip(module, replace_node(text, scope, node, "operand", becomes, is_default=is_default))
     for scope, is_default, part in walk(tree):
-        for name, value in _values(part) if is_default else ():
+        for name, value in _assigned(part) if is_default else ():
             if _is_number(value):
-                mutation = replace_node(text, scope, value, "default", _another(value), is_default=True)
+                mutation = replace_node(text, scope, value, "default", _wrong_number(value), is_default=True)
                 in_scope = f"{scope}({name})" if isinstance(part, ast.arguments) else f"{scope}.{name}"
                 yield f"{module} {in_scope.lstrip('.')}", Slip(module, mutation)
 
 
 def _operands(module: str, tree: ast.Module) -> Iterator[tuple[str, str, bool, ast.BoolOp, int]]:
-    """Yield the operands that may be missing: their name, where they are, their condition and place in it."""
+    """Yield the operands that a slip may leave out.
+
+    The parts are the name of the slip, the scope, whether that is evaluated only once (see `mutator.walk`), the
+    condition, and the index of the operand in it.
+    """
     seen: Counter[str] = Counter()
     for scope, is_default, node in walk(tree):
         if not isinstance(node, ast.BoolOp):
@@ -92,9 +99,10 @@ def _operands(module: str, tree: ast.Module) -> Iterator[tuple[str, str, bool, a
 
 
 def add_probes(module: str, text: str) -> str:
-    """Return the source with a call around each operand that may be missing.
+    """Return the source with a call of the function PROBE around each operand that a slip may leave out.
 
-    The function PROBE gets the operand's name, the truth value with which it decides (None: any) and its value.
+    PROBE gets the name of the slip, the truth value with which the operand decides, and the value of the operand. That
+    truth value is False in an `and`. It is None in an `or`, where an operand decides whenever it is evaluated.
     """
     tree = ast.parse(text)
     for name, _, _, node, index in list(_operands(module, tree)):
@@ -104,8 +112,8 @@ def add_probes(module: str, text: str) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
-def _values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
-    """Yield the names that a node gives a value at import, with these values."""
+def _assigned(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """Yield each name to which this assignment, or these parameters with defaults, give a value, and the value."""
     match node:
         case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
             yield name, value
@@ -121,6 +129,7 @@ def _values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _is_number(value: ast.expr) -> bool:
+    """Whether this is a number or a bool, or arithmetic of numbers with at most names beside them."""
     match value:
         case ast.Constant(number):
             return isinstance(number, int | float)
@@ -131,10 +140,11 @@ def _is_number(value: ast.expr) -> bool:
     return False
 
 
-def _another(value: ast.expr) -> str:
+def _wrong_number(value: ast.expr) -> str:
+    """Return the source of another value of the same type: twice the number, 1 for 0, and the other bool."""
     match value:
         case ast.Constant(bool() as answer):
             return str(not answer)
         case ast.Constant(0 | 0.0 as zero):
-            return repr(zero + 1)  # of the same type, or it would not be planted
+            return repr(zero + 1)  # `plant_source` replaces a constant only by one of the same type
     return f"(2 * {in_brackets(value)})"

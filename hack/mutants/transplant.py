@@ -1,8 +1,8 @@
 """Puts another version of a module's source into a process that has imported the module already.
 
 Importing the product and collecting tests takes far longer than a test. So both are done once, and each mutant lives in
-a process that is forked after that. There the functions, defaults and plain constants of the module become those of the
-other version. Objects that another module has computed from them at its import stay as they are.
+a process that is forked after that. There the functions, defaults and plain constants of the module are replaced by
+those of the other version. Objects that another module has computed from them at its import do not change.
 """
 
 import ast
@@ -21,9 +21,11 @@ OURS = ("gpusharing", "tests", "hack")
 
 
 def plant_source(module: str, text: str, known: Mapping[str, object] = MappingProxyType({})) -> None:
-    """Give a module the functions, defaults and plain constants of this source, permanently.
+    """Replace the functions, defaults and plain constants of a module by those of the source `text`.
 
-    `known` are names that the source uses beside its own.
+    This process keeps them until it ends. Modules of ours that import a constant get the new value, too. Functions and
+    constants that the source adds or lacks are ignored. `known` has objects that the source uses without defining or
+    importing them; they become globals of the module.
     """
     present = import_module(module)
     assert present.__file__ is not None, "a module of ours is a file"
@@ -42,16 +44,17 @@ def plant_source(module: str, text: str, known: Mapping[str, object] = MappingPr
 
 
 def _differs(old: object, new: object) -> bool:
-    """Whether both are plain values, and not the same."""
+    """Whether both are plain values (see `_is_plain`) of the same type, and not equal."""
     return type(old) is type(new) and isinstance(old, PLAIN) and _is_plain(new) and old != new
 
 
 def _is_plain(value: object) -> bool:
+    """Whether the type is one of PLAIN and, in a tuple or frozenset, all elements are plain."""
     return type(value) in PLAIN and (not isinstance(value, tuple | frozenset) or all(map(_is_plain, value)))
 
 
 def _importers(module: str, name: str) -> list[ModuleType]:
-    """Return the modules of ours that import this constant by its name."""
+    """Return the loaded modules of ours, except `module`, that have this constant through `from module import name`."""
     return [
         each
         for key, each in list(sys.modules.items())
@@ -63,6 +66,7 @@ def _importers(module: str, name: str) -> list[ModuleType]:
 
 
 def _imports(importer: ModuleType, module: str, name: str) -> bool:
+    """Whether the source of `importer` has `from module import …` and binds something by it to `name`."""
     return any(
         isinstance(node, ast.ImportFrom)
         and node.module == module
@@ -72,7 +76,11 @@ def _imports(importer: ModuleType, module: str, name: str) -> bool:
 
 
 def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
-    """Make the functions in `old` do what those in the same places of `new` do."""
+    """Give `old`, and all that it holds, the code, defaults and plain values that are in the same places of `new`.
+
+    Objects are changed in place, so all references to them see the change. Functions and classes of other modules, and
+    objects whose type differs, are left alone. `done` has the ids of objects that were visited already.
+    """
     if id(old) in done or type(old) is not type(new) or isinstance(old, str | bytes):
         return
     done.add(id(old))
@@ -81,7 +89,7 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
     if isinstance(old, FunctionType):
         _replace_function(old, new)
     elif isinstance(old, type):
-        if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have a module of their own
+        if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
             _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
         for name, value in list(vars(old).items()):
             if _differs(value, vars(new).get(name)) and not name.startswith("__"):
@@ -99,6 +107,7 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
 
 
 def _replace_function(old: FunctionType, new: FunctionType) -> None:
+    """Give `old` the code of `new`, and those of its defaults that are plain values and differ."""
     if old.__code__ != new.__code__:
         old.__code__ = new.__code__
     if old.__defaults__ and new.__defaults__:
@@ -114,7 +123,7 @@ def _replace_function(old: FunctionType, new: FunctionType) -> None:
 
 
 def _parts(whole: Any) -> dict[object, Any]:
-    """Return what may be a function, or hold one, by its place in the whole."""
+    """Return the parts of an object that may be functions or hold some, by attribute, index or key. Most have none."""
     match whole:
         case FunctionType():
             cells = [cell.cell_contents for cell in whole.__closure__ or () if cell != EMPTY]
@@ -135,4 +144,4 @@ def _parts(whole: Any) -> dict[object, Any]:
             return dict(whole)
     if is_dataclass(whole):
         return {each.name: getattr(whole, each.name, None) for each in fields(whole)}
-    return {"wrapped": getattr(whole, "__wrapped__", None)}  # by functools.cache
+    return {"wrapped": getattr(whole, "__wrapped__", None)}  # the function that functools.cache wraps

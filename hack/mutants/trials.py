@@ -10,19 +10,19 @@ from _pytest.runner import runtestprotocol
 from hack.mutants.plays import CPU_SECONDS, QUIET, Mutant, in_child
 
 CLOCK_SECONDS = 120.0
-"""Of one trial, for a test that waits for what never comes."""
+"""Most seconds that one trial may take, for a test that waits for something that never happens."""
 Items = Mapping[str, pytest.Item]
 
 
 class _Trials:
-    """The plugin that plays trials in place of the tests."""
+    """A pytest plugin that calls `play` with the collected tests by id, instead of running them."""
 
     def __init__(self, play: Callable[[Items], object]) -> None:
         self._play = play
         self.answer: object = None
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """See pytest."""
+        """Store the result of `play` in `answer`. True keeps pytest from running the tests itself."""
         self.answer = self._play({item.nodeid: item for item in session.items})
         return True
 
@@ -30,10 +30,11 @@ class _Trials:
 def find_killers(
     mutants: Mapping[str, Mutant], candidates: Mapping[str, Sequence[str]], collected: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the first candidate that fails for each mutant, or an empty text if none does.
+    """Return, by mutant, the id of the first candidate test that fails with it, or an empty text if none does.
 
-    A candidate is a test, or a file of tests. One that cannot be set up, or whose process dies, has not failed.
-    `collected` are the arguments of pytest; without them the files of the candidates are collected.
+    A candidate is the id of a test, or the path of a file, which stands for all its tests. The path of a folder matches
+    no test. A test whose setup fails, or whose process dies or does not end in time, does not count as failed.
+    `collected` are the arguments with which pytest collects tests; without any it collects the files of all candidates.
 
     Raises:
         RuntimeError: the tests cannot be collected.
@@ -56,6 +57,7 @@ def find_killers(
 
 
 def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> object:
+    """Let pytest collect tests, and return what `play` makes of them, or None if the collection failed."""
     assert all([arguments, *arguments]), "without a name pytest collects everything"
     trials = _Trials(play)
     pytest.main([*QUIET, *arguments], plugins=[trials])
@@ -63,16 +65,21 @@ def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> objec
 
 
 def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
-    """Yield the tests among the candidates and those of the files among them, as far as they were collected."""
+    """Yield the ids of the collected tests that are candidates, or are in a file that is one."""
     for candidate in candidates:
         yield from (test for test in items if candidate in (test, test.partition("::")[0]))
 
 
 def _notices(item: pytest.Item, mutant: Mutant) -> bool:
+    """Return whether the test fails with the mutant, in a forked process. False if that dies or takes too long."""
     return in_child(partial(_fails, item, mutant), seconds=CLOCK_SECONDS) is True
 
 
 def _fails(item: pytest.Item, mutant: Mutant) -> bool:
+    """Plant the mutant in this process, which must be a forked one, and return whether the test itself fails then.
+
+    A failure of its setup or teardown does not count.
+    """
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     mutant.plant()
     reports = runtestprotocol(item, log=False, nextitem=None)

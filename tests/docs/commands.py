@@ -40,7 +40,7 @@ _OUTPUT = re.compile(r"prints|compared: (?P<test>\S+)|quoted: (?P<source>\S+)|no
 
 @dataclass(frozen=True)
 class Fence:
-    """One fenced block of a page, with the HTML comment on the line above it."""
+    """One fenced block of a page, with the HTML comment above it; empty lines may stand between."""
 
     page: str
     line: int
@@ -52,22 +52,22 @@ class Fence:
 
     @property
     def id(self) -> str:
-        """Page and line."""
+        """The place of the opening fence, as page:line."""
         return f"{self.page}:{self.line}"
 
     @property
     def is_output(self) -> bool:
-        """Whether it looks like the output of a program."""
+        """Whether the fence has neither a language of commands (SHELLS) nor one of INPUTS, so a program printed it."""
         return self.language not in (*SHELLS, *INPUTS)
 
     @property
     def held_by(self) -> re.Match[str] | None:
-        """The marker of an output, or None if it has none of those above."""
+        """The match of the marker that says what compares this output, or None if the fence has no such marker."""
         return _OUTPUT.fullmatch(self.marker)
 
     @property
     def output(self) -> Output:
-        """The output to compare with what was printed."""
+        """The text of the fence as an Output, which can be compared with what was printed."""
         return Output(self.page, self.line, self.text)
 
 
@@ -80,22 +80,22 @@ class Block:
     language: str
     text: str
     where: str = ""
-    """The stand-in that it runs on; empty: none."""
+    """The stand-in that the block runs on, or empty if no test runs it."""
     how: str = ""
-    """`beside`, `until Failed`, or empty: it must end by itself with status 0."""
+    """`beside`, `until Failed`, or empty if the block must end by itself with status 0."""
     why: str = ""
-    """Why it is not run."""
+    """The reason why no test runs the block, or empty."""
     output: Output | None = None
-    """What the page says that it prints, or None if the page does not say."""
+    """The output that the page shows for the block, or None if no test compares one."""
 
     @property
     def id(self) -> str:
-        """Page and line."""
+        """The place of the opening fence, as page:line."""
         return f"{self.page}:{self.line}"
 
 
 def fences(page: str, text: str) -> list[Fence]:
-    """Return the fences of a page in their order."""
+    """Return the fences in the text of a page, in their order. `page` is its name."""
     found = []
     for fence in _FENCE.finditer(text):
         before = text[: fence.start()].rstrip("\n").rpartition("\n")[2]
@@ -108,10 +108,12 @@ def fences(page: str, text: str) -> list[Fence]:
 
 
 def blocks(page: str, text: str) -> list[Block]:
-    """Return the blocks of commands in their order; one without a marker has neither `where` nor `why`.
+    """Return the blocks of commands in the text of a page, in their order, each with the output that it prints.
+
+    A block without a valid marker has neither `where` nor `why`.
 
     Raises:
-        ValueError: an output that a block prints stands above all blocks, or is the second one of its block.
+        ValueError: an output with the marker `prints` stands above all blocks, or is the second one of its block.
     """
     found: list[Block] = []
     for fence in fences(page, text):
@@ -129,25 +131,30 @@ def blocks(page: str, text: str) -> list[Block]:
 
 
 def page(name: str) -> list[Block]:
-    """The blocks of a page by its name below the root."""
+    """Read a page, by its path below the root of the checkout, and return its blocks of commands."""
     return blocks(name, (ROOT / name).read_text())
 
 
 @dataclass
 class Shell:
-    """A person's shell at the root of the checkout: variables that one block exports are there for the next."""
+    """Runs blocks as a person would in one shell at the root of the checkout.
+
+    Each block is a process of its own. Variables that it exports are passed on to the next one.
+    """
 
     environment: Mapping[str, str]
     folder: Path
     beside: list[subprocess.Popen[str]] = field(default_factory=list)
     lines_beside: list[int] = field(default_factory=list)
-    """Where their blocks stand."""
+    """The lines of the page at which the blocks of `beside` stand, in the same order."""
 
     def run(self, block: Block, seconds: float = 300.0) -> None:
-        """Run a block as its marker says.
+        """Run a block as its marker says. One that runs `beside` is only started: neither its status nor its output is
+        checked.
 
         Raises:
-            AssertionError: it ended with another status than 0, or did not print what the page shows.
+            AssertionError: the block ended with a status other than 0, did not end or print its word within `seconds`,
+                or did not print what the page shows.
         """
         variables = self.folder / "variables"
         script = f"set -euo pipefail\n[ ! -f {variables} ] || . {variables}\n{block.text}\nexport -p >{variables}\n"
@@ -169,23 +176,27 @@ class Shell:
                 return
             status = end_of(process, block, log, seconds)
         told = f"{block.id} ended with {status}:\n{block.text}\n--\n{log.read_text()[-4000:]}"
-        assert status == 0, told + self._beside_told()
+        assert status == 0, told + self._logs_beside()
         if block.output:
             block.output.assert_printed(log.read_text())
 
-    def _beside_told(self) -> str:
-        """What the programs beside said last: why somebody waited in vain stands there."""
+    def _logs_beside(self) -> str:
+        """Return the ends of the logs of the blocks that run beside, which may explain why another block failed."""
         logs = (self.folder / f"{line}.log" for line in self.lines_beside)
         return "".join(f"\n-- {log.name}, beside it\n{log.read_text()[-12000:]}" for log in logs)
 
     def end(self) -> None:
-        """Ctrl-C in the second shell."""
+        """End the blocks that run beside, as Ctrl-C would."""
         for process in self.beside:
             stop(process)
 
 
 def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: float) -> int:
-    """Its exit status; 0 as well when it was ended where its marker says so, -1 when it did not end in `seconds`."""
+    """Wait until the process of a block ends, and return its exit status.
+
+    With a marker `until`, it is stopped when its word appears in `log`, and the status is 0. If neither happens within
+    `seconds`, it is stopped, and the status is -1.
+    """
     word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
     try:
         wait_until(
@@ -201,7 +212,10 @@ def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: flo
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Ctrl-C, and if that does not end it, kill; its children too."""
+    """Send SIGINT to the process group, as Ctrl-C does, and SIGKILL if the process itself runs 30 s later.
+
+    Does nothing if the process has ended. A child that ignores SIGINT survives a parent that does not.
+    """
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
             os.killpg(process.pid, number)

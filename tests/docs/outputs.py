@@ -1,12 +1,12 @@
-"""Compare the output that a page shows with the output that its commands really printed.
+"""Compares the output that a page shows with the output that its commands really printed.
 
-A page shows all lines of the output, in their order. Three things on the page stand for what differs from run to run:
+A page shows all lines of the output, in their order. Three things stand for text that differs from run to run:
 
 - a line `...` stands for any number of lines that the page leaves out;
 - the character `…` stands for any text, and as a part of a word (`chat-…`) for any part of that word;
 - an age (`41d`, `2m5s`) stands for any age, and a time (`14:31:07Z`, `2026-10-05T00:00:00Z`) for any such time.
 
-Blanks are squeezed before lines are compared, so columns may have other widths. Empty lines are ignored.
+Each run of blanks counts as one blank, so columns may have other widths. Empty lines are ignored.
 """
 
 import re
@@ -30,7 +30,7 @@ _WILDCARD = re.compile("|".join(f"({written})" for written in _WILDCARDS))
 
 @dataclass(frozen=True)
 class Output:
-    """An output that a page shows."""
+    """A block of output that a page shows, and where it stands."""
 
     page: str
     line: int
@@ -39,14 +39,15 @@ class Output:
 
     @property
     def as_part(self) -> Self:
-        """The same as a part of a longer output, in which any lines may stand before and after it."""
+        """This output with `...` before and after it, so that it also agrees with a part of a longer output."""
         return replace(self, line=self.line - 1, text=f"{LEFT_OUT}\n{self.text}\n{LEFT_OUT}")
 
     def assert_printed(self, printed: str) -> None:
-        """Compare the output with what was printed.
+        """Check that a command printed this output.
 
         Raises:
-            AssertionError: they differ; the message names the line of the page and what was printed in its place.
+            AssertionError: it printed something else. The message names the line of the page and what was printed in
+                its place.
         """
         shown = self.text.splitlines()
         difference = find_difference(shown, printed.splitlines())
@@ -60,8 +61,8 @@ class Output:
 def find_difference(shown: Sequence[str], printed: Sequence[str]) -> tuple[int, str] | None:
     """Return where the output shown first differs from the one printed, or None if they agree.
 
-    The first part is an index into `shown`, or its length when only more was printed; the second part is what was
-    printed in place of that line.
+    The first part is an index into `shown`, or its length if lines were printed after its end. The second part is the
+    line that was printed in that place, or "(nothing more)".
     """
     lines = [line for line in map(_squeeze, printed) if line]
     segments = _split(shown)
@@ -69,7 +70,7 @@ def find_difference(shown: Sequence[str], printed: Sequence[str]) -> tuple[int, 
     for number, segment in enumerate(segments):
         is_last = number == len(segments) - 1
         starts = range(at, len(lines) + 1) if number else (at,)
-        # Of equally good places the first one; for the last segment the last one, which may reach the end.
+        # Of places that agree equally well, we take the first. The last segment takes the last: it must reach the end.
         start = max(starts, key=lambda one: (_agreeing(segment, lines[one:]), one if is_last else 0))
         agreeing = _agreeing(segment, lines[start:])
         at = start + agreeing
@@ -79,7 +80,10 @@ def find_difference(shown: Sequence[str], printed: Sequence[str]) -> tuple[int, 
 
 
 def _split(shown: Sequence[str]) -> list[list[tuple[int, re.Pattern[str]]]]:
-    """Return the patterns of the lines with their indices, split where lines are left out."""
+    """Return the patterns of the lines, each with its index in `shown`, in segments that `...` separates.
+
+    Empty lines are skipped. A segment is empty where `...` begins or ends the output.
+    """
     segments: list[list[tuple[int, re.Pattern[str]]]] = [[]]
     for index, line in enumerate(map(_squeeze, shown)):
         if line == LEFT_OUT:
@@ -90,17 +94,18 @@ def _split(shown: Sequence[str]) -> list[list[tuple[int, re.Pattern[str]]]]:
 
 
 def _agreeing(segment: Sequence[tuple[int, re.Pattern[str]]], lines: Sequence[str]) -> int:
-    """Return how many lines agree before the first that differs, or before either ends."""
+    """Return how many of the first lines agree with the segment: up to a line that differs, or the end of either."""
     pairs = zip(segment, lines, strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0][1].fullmatch(pair[1]), pairs))
 
 
 def _squeeze(line: str) -> str:
+    """Return the line with one blank for each run of them, and none at its ends."""
     return " ".join(line.split())
 
 
 def _pattern(line: str) -> re.Pattern[str]:
-    """Return the pattern of all lines that a line of the page stands for."""
+    """Return the pattern that matches the printed lines with which a line of the page agrees."""
     parts, at = [], 0
     patterns = list(_WILDCARDS.values())
     for found in _WILDCARD.finditer(line):
