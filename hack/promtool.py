@@ -59,6 +59,7 @@ def ensure(program: Program = "promtool") -> Path:
 
 def _unpacked(package: Package) -> Path:
     def make(out: Path) -> None:
+        """Fetch the package and unpack its one program into the folder `out`."""
         _, stamp = debian.locked(package.architecture)
         (deb,) = debian.fetch([package], stamp)
         with debian.open_part(deb.read_bytes(), "data") as tar:

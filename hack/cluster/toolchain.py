@@ -215,6 +215,7 @@ def program(name: str) -> Path:
 
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
+    """Build the programs of a recipe into the folder `out`, and link the names under which one of them is called."""
     run_go(
         f"{recipe.name} {recipe.version}",
         [argument.replace("{out}", str(out)) for argument in recipe.command[1:]],

@@ -27,7 +27,7 @@ def read_mutants() -> dict[str, Mutant]:
 
 
 def asked_for(mutants: Mapping[str, Mutant], said: Collection[str]) -> dict[str, Mutant]:
-    """Those whose names MUTANTS, a regular expression, finds, but for these of which everything is said."""
+    """Return the mutants whose names match MUTANTS, a regular expression, except for those that `said` names."""
     pattern = os.environ.get("MUTANTS", "")
     return {name: one for name, one in mutants.items() if re.search(pattern, name) and name not in said}
 

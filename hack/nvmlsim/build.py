@@ -113,6 +113,7 @@ def _content_hash(program: str, flags: tuple[str, ...], generated: dict[str, str
 
 
 def _compile(flags: tuple[str, ...], generated: dict[str, str], out: Path) -> None:
+    """Compile the library into the folder `out`. `generated` are sources that are not in the checkout, by file name."""
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         work = Path(scratch)
         for name, text in generated.items():

@@ -144,6 +144,7 @@ def dynamic_program(name: str, source: str) -> Path:
 
 
 def _program(name: str, source: str, *flags: str) -> Path:
+    """Return a program compiled from C source text, built first if it is not in the cache."""
     content = hashlib.sha256(" ".join((*flags, source)).encode()).hexdigest()[:12]
 
     def make(out: Path) -> None:
