@@ -4,13 +4,13 @@ import asyncio
 
 from hack.sim.workloads import SimWorkload
 from tests.embedded.oracle import difference
-from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, nodes, open_scene
+from tests.embedded.scene import FULL, HOUR, MIXED, SLICED, nodes, open_scene, pdb
 from tests.embedded.test_edits import policy_exists
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import POLICIES
+from gpusharing.kube.client import JSON, PDBS, POLICIES
 
 OURS = {names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG}
 RECORDS = {names.ANNOTATION_VERIFIED, names.ANNOTATION_DEFERRED, names.ANNOTATION_FENCE}
@@ -54,3 +54,40 @@ async def test_a_policy_that_resets_holds_its_finalizer_at_rest_and_takes_no_fur
         assert not OURS & scene.labels("gpu-1").keys()
         assert difference(FULL, scene.e.node("gpu-1"), scene.e.software.nodes["gpu-1"]) == ""
         assert (await scene.reason("gpu-1", "Unowned"))["phase"] == "Skipped"
+
+
+@virtually
+async def test_a_budget_that_allows_nothing_holds_up_a_reset_and_is_named_until_the_pod_is_gone() -> None:
+    async with open_scene(*nodes(1), workloads=(SimWorkload("llm", 1),)) as scene:
+        scene.apply(SLICED, deletionPolicy="Reset", drain={"strandedPods": "Allow"})
+        await scene.ready(seconds=HOUR)
+        await scene.running("llm", 1)
+        scene.e.cluster.add(PDBS, pdb("keep", "llm", minAvailable=1))
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        blocked = await scene.reason("gpu-1", "PDBNeverAllows")
+        assert blocked["phase"] == "Blocked"
+
+        def summary() -> JSON:
+            found: JSON = scene.e.policy("pool-b")["status"]["summary"]
+            return found
+
+        await scene.e.until(lambda: "default/keep" in summary()["message"], "the budget to be named", HOUR)
+        assert summary()["status"] == "Deleting"
+        assert scene.fence("gpu-1") is None
+        scene.e.cluster.delete(PDBS, "keep", "default")
+        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", HOUR)
+        assert not OURS & scene.labels("gpu-1").keys()
+
+
+@virtually
+async def test_force_release_ends_a_reset_and_leaves_the_node_as_it_is() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(SLICED, deletionPolicy="Reset")
+        await scene.ready()
+        scene.cordon("gpu-1")
+        scene.e.cluster.delete(POLICIES, "pool-b")
+        await scene.reason("gpu-1", "AlreadyCordoned")
+        release = {"metadata": {"annotations": {names.ANNOTATION_FORCE_RELEASE: "true"}}}
+        scene.e.cluster.patch(POLICIES, "pool-b", release)
+        await scene.e.until(lambda: not policy_exists(scene), "the policy gone", 60)
+        assert scene.e.node("gpu-1")["status"]["allocatable"][names.RESOURCE_GPU] == "8"

@@ -144,6 +144,45 @@ async def test_an_old_success_of_mig_manager_proves_nothing() -> None:
         assert_as_wanted(scene, MIXED, "gpu-1")
 
 
+async def wedged(scene: Scene) -> None:
+    """Start a change to MIG that stops after its point of no return, with NVIDIA's operands paused."""
+    scene.apply(FULL)
+    await scene.ready()
+    scene.e.software.inject("gpu-1", "wedge-pending")
+    scene.apply(MIXED)
+    await scene.e.until(lambda: names.PAUSED_FOR_MIG in scene.labels("gpu-1").values(), "the wedge", HOUR)
+
+
+@virtually
+async def test_a_success_that_the_hardware_belies_in_the_middle_of_a_change_is_not_believed() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        await wedged(scene)
+        deploy = {key: "true" for key, value in scene.labels("gpu-1").items() if value == names.PAUSED_FOR_MIG}
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success", **deploy}}})
+        assert (await scene.reason("gpu-1", "LayoutMismatch", seconds=300))["phase"] == "Verifying"
+        await asyncio.sleep(60)
+        assert scene.transition("gpu-1")["reason"] == "LayoutMismatch"
+        assert scene.cordoned("gpu-1")
+        await scene.fenced("gpu-1", "actuating", seconds=0)
+        scene.e.software.inject("gpu-1", "unwedge")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+
+
+@virtually
+async def test_all_disabled_over_our_label_in_the_middle_of_a_change_is_put_right_without_a_restart() -> None:
+    """NVIDIA's GPU Operator writes it where it finds no label (docs/design/nvidia.md#d1)."""
+    async with open_scene(*nodes(1)) as scene:
+        since = scene.mark()
+        await wedged(scene)
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
+        await scene.ready(seconds=HOUR)
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        assert scene.node_writes(since) == {"gpu-1": 6}, "adoption, fence, PNR, attempt, its own PNR, release"
+        assert restarts(scene) == 0
+        assert scene.events()["ActuatorRestarted"] == 1
+
+
 @virtually
 async def test_without_a_mig_manager_pod_no_mig_change_starts() -> None:
     async with open_scene(*nodes(1)) as scene:
