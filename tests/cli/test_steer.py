@@ -10,7 +10,7 @@ from tests.build import NOW, make_fence
 from tests.cli.asking import ME, ask, operated, writes
 from tests.cli.objects import gpunode
 from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, open_scene
-from tests.fakes.virtualtime import virtually
+from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.cli.fleet import read_node
@@ -77,15 +77,55 @@ async def test_there_is_nothing_to_approve_where_nobody_waits_for_it() -> None:
         assert "needs no approval" in await refused(scene, "approve", "pool-b")
 
 
+async def dry_run(scene: Scene, *words: str) -> list[str]:
+    """Type a verb as a dry run, which writes nothing; returns the lines above the last one, which says so."""
+    before = len(writes(scene.e.cluster))
+    told = await ask(scene.e.cluster, *words, "--dry-run")
+    assert (told.status, len(writes(scene.e.cluster))) == (DONE, before)
+    *lines, last = told.out.splitlines()
+    assert last == "Nothing was changed."
+    return lines
+
+
 @virtually
-async def test_a_dry_run_shows_the_patch_and_sends_nothing() -> None:
+async def test_a_dry_run_of_each_verb_shows_the_patch_says_what_it_would_do_and_sends_nothing() -> None:
     async with operated(1) as scene:
-        scene.apply(FULL)
-        await scene.ready()
-        told = await ask(scene.e.cluster, "pause", "pool-b", "--dry-run")
-        assert writes(scene.e.cluster) == []
-    assert told.out.startswith('gsp/pool-b  {"spec":{"rollout":{"paused":true}}}\n')
-    assert told.out.endswith("Nothing was changed.\n")
+        scene.apply(MIXED, rollout=MANUAL)
+        await scene.reason("gpu-1", "ApprovalNeeded")
+        digest = scene.e.policy("pool-b")["status"]["plan"]["hash"]
+        assert await dry_run(scene, "approve", "pool-b") == [
+            f'gsp/pool-b  {{"metadata":{{"annotations":{{"gpusharing.dev/approve":"{digest}"}}}}}}',
+            f"Plan {digest} may be carried out: class Reset, 1 node, 0 pods to leave.",
+        ]
+        assert await dry_run(scene, "pause", "pool-b") == [
+            'gsp/pool-b  {"spec":{"rollout":{"paused":true}}}',
+            "No further node starts; nodes in flight go on to their end.",
+        ]
+        assert await dry_run(scene, "skip", "gpu-1") == [
+            'node/gpu-1  {"metadata":{"labels":{"gpusharing.dev/skip":"true"}}}',
+            "No change starts on this node; one in flight goes on, and the node still counts in its pool.",
+        ]
+        await ask(scene.e.cluster, "approve", "pool-b", "--yes")
+        op = (await scene.fenced("gpu-1")).op
+        assert await dry_run(scene, "abort", "gpu-1") == [
+            f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/abort":"{op}"}}}}}}',
+            "The node is given back as it was.",
+        ]
+        await ask(scene.e.cluster, "abort", "gpu-1")
+        await scene.reason("gpu-1", "Deferred")
+        patch, effect = await dry_run(scene, "retry", "gpu-1")
+        assert patch == (
+            f'node/gpu-1  {{"metadata":{{"annotations":{{"gpusharing.dev/retry":"{virtual_now():%Y%m%dT%H%M%SZ}"}}}}}}'
+        )
+        assert effect == (
+            "The node is tried again, by the rules of its policy: it is proven idle first, which may evict pods."
+        )
+        await ask(scene.e.cluster, "pause", "pool-b")
+        await scene.reason("gpu-1", "Paused")
+        assert await dry_run(scene, "resume", "pool-b") == [
+            'gsp/pool-b  {"spec":{"rollout":{"paused":false}}}',
+            "Nodes start again, and earlier failures no longer count.",
+        ]
 
 
 @virtually

@@ -157,7 +157,9 @@ async def wedged(scene: Scene) -> None:
 async def test_a_success_that_the_hardware_belies_in_the_middle_of_a_change_is_not_believed() -> None:
     async with open_scene(*nodes(1)) as scene:
         await wedged(scene)
-        deploy = {key: "true" for key, value in scene.labels("gpu-1").items() if value == names.PAUSED_FOR_MIG}
+        deploy = {
+            key: "true" for key, value in scene.labels("gpu-1").items() if value == names.PAUSED_FOR_MIG
+        }
         scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_STATE: "success", **deploy}}})
         assert (await scene.reason("gpu-1", "LayoutMismatch", seconds=300))["phase"] == "Verifying"
         await asyncio.sleep(60)
