@@ -173,6 +173,8 @@ class Course:
     """How many calls failed in all."""
     nodes: dict[str, Illness]
     """The sick nodes, by the answer that they got."""
+    recovery: float = float("inf")
+    """Seconds from the end of the failures until the policy was Ready; infinite if they did not end."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ class Sickness:
     """The stage of its fence from which on a node is sick; empty: from the beginning."""
     wedge: str = ""
     """What also goes wrong with the software of the sick nodes."""
+    ends: bool = False
+    """Whether the calls succeed again at the end, and the run lasts until the policy is Ready."""
 
 
 class Ward:
@@ -242,6 +246,14 @@ class Ward:
             selector=call.selector,
         )
 
+    async def recover(self) -> float:
+        """Let the calls succeed again; return how many seconds later the policy was Ready."""
+        for fault in self.faults.values():
+            fault.lift()
+        healed = virtual_now()
+        await self.scene.ready(seconds=HOUR)
+        return (virtual_now() - healed).total_seconds()
+
     def course(self, seconds: float) -> Course:
         """Return what has come of it by now."""
         scene = self.scene
@@ -287,6 +299,8 @@ async def _course(sickness: Sickness) -> Course:
                 seconds = float("inf")
             await asyncio.sleep(sickness.linger)
             found = ward.course(seconds)
+            if sickness.ends:
+                found = replace(found, recovery=await ward.recover())
     return replace(found, log=[str(line) for line in lines])
 
 

@@ -145,6 +145,7 @@ async def test_a_card_that_spec_products_leaves_out_is_skipped_and_does_not_keep
         scene.apply(MIXED, products=["NVIDIA-H100-80GB-HBM3"])
         await scene.ready()
         assert scene.transition("gpu-2")["reason"] == "ProductSkipped"
+        assert scene.e.policy("pool-b")["status"]["summary"]["nodes"] == "1/1"
         assert scene.node_writes() == {"gpu-1": 3}
 
 
