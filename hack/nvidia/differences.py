@@ -82,7 +82,7 @@ DIFFERENCES = (
         "the plugin accepts any number; mps-control-daemon exits with 'maximum allowed replicas exceeded', and the "
         "plugin, which waits for it, serves nothing",
         "the planner must refuse them; the sign on a node is absent resources, not a crashing plugin",
-        "test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more",
+        "test_nvidias_mps_daemon_takes_as_many_replicas_as_we_say_and_not_one_more",
     ),
     Difference(
         "gpu-feature-discovery", "v0.19.3",
@@ -97,7 +97,7 @@ DIFFERENCES = (
         "the last line is a summary ('all orderings failed'); the cause is in the level=error lines before, by the "
         "name of NVML's code (ERROR_IN_USE), not by NVML's text",
         "a message for people takes the first level=error line too",
-        "test_an_instance_in_use_stops_the_change_after_its_neighbour_is_gone",
+        "test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_gone",
     ),
     Difference(
         "nvidia-mig-parted", "v0.13.1",

@@ -1,4 +1,7 @@
-"""Installations that cannot run: what the user is told, in the words of a real API server, kubelet and containerd."""
+"""Installations that cannot run: what the user is told, in the words of a real kubelet, containerd and helm.
+
+What the API server itself refuses: tests/integration/test_bad_input.py.
+"""
 
 import contextlib
 import json
@@ -6,7 +9,7 @@ import platform
 import re
 import struct
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -30,8 +33,6 @@ POLICY = f"/apis/gpusharing.dev/v1alpha1/gpusharingpolicies/{NAME}"
 GPUNODES = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 AGENT_PODS = f"/api/v1/namespaces/{AGENT_NAMESPACE}/pods"
 AGENTS = f"/apis/apps/v1/namespaces/{AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
-AGENT_SPACE = f"/api/v1/namespaces/{AGENT_NAMESPACE}"
-ENFORCE = "pod-security.kubernetes.io/enforce"
 RUNTIME_CLASSES = "/apis/node.k8s.io/v1/runtimeclasses"
 PROGRAM = "/usr/local/bin/gpusharing-agent"
 ELF_MACHINE = {"x86_64": 183, "aarch64": 62}
@@ -160,39 +161,6 @@ def without_runtime_class(pool: Walk) -> Iterator[None]:
         runtime_class(pool.site.api)
 
 
-@contextlib.contextmanager
-def restricted(pool: Walk) -> Iterator[None]:
-    before = pool.site.api.get(AGENT_SPACE)["metadata"]["labels"][ENFORCE]
-    pool.site.api.merge_patch(AGENT_SPACE, {"metadata": {"labels": {ENFORCE: "restricted"}}})
-    try:
-        yield
-    finally:
-        pool.site.api.merge_patch(AGENT_SPACE, {"metadata": {"labels": {ENFORCE: before}}})
-
-
-REFUSED: Mapping[str, tuple[Callable[[Walk], contextlib.AbstractContextManager[None]], tuple[str, ...]]] = {
-    "PodSecurity forbids it": (
-        restricted,
-        (
-            'violates PodSecurity "restricted:latest"',
-            f"kubectl label --overwrite namespace {AGENT_NAMESPACE} {ENFORCE}=privileged",
-        ),
-    ),
-    "there is no RuntimeClass": (
-        without_runtime_class,
-        ('RuntimeClass "nvidia" not found', "agent.runtimeClassName"),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_agent_that_the_api_server_refuses_is_told_in_its_words(pool: Walk, case: str) -> None:
-    kept_out, words = REFUSED[case]
-    with untouched(pool), kept_out(pool):
-        # Again and again: the first refusal may be of what was true before, as the API server has it in mind.
-        wait_told(pool, "AgentRefused", words, meanwhile=try_again)
-
-
 @pytest.fixture
 def missing_image(pool: Walk) -> Site:
     """The release with a tag that nobody has, and with it operator, agents and helm's hooks."""
@@ -228,16 +196,13 @@ def test_without_our_image_uninstalling_names_the_pod_that_tells_why_and_can_be_
     missing_image.helm_install("--force-conflicts")
 
 
-def wait_told(
-    pool: Walk, reason: str, words: tuple[str, ...], meanwhile: Callable[[Walk], None] = lambda _: None
-) -> None:
+def wait_told(pool: Walk, reason: str, words: tuple[str, ...]) -> None:
     """Until a GPUNode gives this reason with all words, and the policy is Stalled."""
 
     def told(text: str) -> bool:
         return all(word in text for word in words)
 
     def of_node() -> bool:
-        meanwhile(pool)
         transitions = [one.get("status", {}).get("transition") or {} for one in pool.site.api.list(GPUNODES)]
         return any(one.get("reason") == reason and told(one["message"]) for one in transitions)
 

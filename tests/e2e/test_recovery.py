@@ -184,7 +184,7 @@ def test_the_node_with_the_operator_is_drained_by_hand_in_the_middle_of_a_change
     one.ends_well()
 
 
-def test_of_two_operators_by_mistake_one_acts_and_the_other_waits(one: Incident) -> None:
+def test_of_two_pods_that_a_scaled_deployment_runs_one_acts_and_the_other_waits(one: Incident) -> None:
     site = one.walk.site
     site.api.merge_patch(DEPLOYMENT, {"spec": {"replicas": 2}})
     try:

@@ -128,27 +128,6 @@ def test_the_changes_of_an_object_tell_states_that_have_passed(plane: ControlPla
         assert [next(told)["data"]["number"] for _ in range(3)] == ["1", "2", "3"]
 
 
-def test_an_eviction_that_a_pdb_forbids_is_answered_429(plane: ControlPlane) -> None:
-    pdbs = "/apis/policy/v1/namespaces/default/poddisruptionbudgets"
-    plane.api.create(PODS, a_pod("guarded", labels={"app": "guarded"}))
-    wait_running(plane.api, "guarded")
-    spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": "guarded"}}}
-    plane.api.create(pdbs, {"metadata": {"name": "guard"}, "spec": spec})
-    wait_until(
-        lambda: plane.api.get(f"{pdbs}/guard").get("status", {}).get("currentHealthy") == 1,
-        SECONDS,
-        "the PDB",
-    )
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "guarded"}}
-    with pytest.raises(ApiError) as raised:
-        plane.api.create(f"{PODS}/guarded/eviction", eviction)
-    assert raised.value.status == 429
-    assert "DisruptionBudget" in raised.value.body
-    plane.api.delete(f"{pdbs}/guard")
-    plane.api.create(f"{PODS}/guarded/eviction", eviction)
-    wait_until(lambda: not exists(plane.api, f"{PODS}/guarded"), SECONDS, "the evicted pod to go")
-
-
 def test_the_gpu_operator_s_stand_ins_are_what_the_operator_checks(plane: ControlPlane) -> None:
     policy = plane.api.get("/apis/nvidia.com/v1/clusterpolicies/cluster-policy")
     assert policy["spec"]["devicePlugin"]["config"]["name"] == "gpusharing-device-plugin"

@@ -9,32 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tests.integration.product import (
-    L40S,
-    SLICED,
-    Pool,
-    Product,
-)
+from tests.integration.product import L40S, SLICED, Pool, Product
 
 from hack import launch
 
 pytestmark = pytest.mark.usefixtures("operator")
 
-
 SETS = f"/apis/apps/v1/namespaces/{launch.AGENT_NAMESPACE}/daemonsets/gpusharing-agent"
+ENFORCE = "pod-security.kubernetes.io/enforce"
 RUNTIME_CLASS = "/apis/node.k8s.io/v1/runtimeclasses/nvidia"
 
 
 @contextmanager
 def restricted(product: Product) -> Iterator[None]:
     """The agents' namespace enforces it; pods that run already stay."""
-    path, key = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}", "pod-security.kubernetes.io/enforce"
-    before = product.api.get(path)["metadata"]["labels"][key]
-    product.api.merge_patch(path, {"metadata": {"labels": {key: "restricted"}}})
+    path = f"/api/v1/namespaces/{launch.AGENT_NAMESPACE}"
+    before = product.api.get(path)["metadata"]["labels"][ENFORCE]
+    product.api.merge_patch(path, {"metadata": {"labels": {ENFORCE: "restricted"}}})
     try:
         yield
     finally:
-        product.api.merge_patch(path, {"metadata": {"labels": {key: before}}})
+        product.api.merge_patch(path, {"metadata": {"labels": {ENFORCE: before}}})
 
 
 @contextmanager
@@ -57,7 +52,7 @@ KEPT_OUT = {
         restricted,
         (
             'violates PodSecurity "restricted:latest"',
-            f"kubectl label --overwrite namespace {launch.AGENT_NAMESPACE} pod-security.kubernetes.io/enforce=",
+            f"kubectl label --overwrite namespace {launch.AGENT_NAMESPACE} {ENFORCE}=privileged",
         ),
     ),
     "there is no RuntimeClass": (

@@ -75,7 +75,9 @@ def test_an_unknown_key_ends_config_manager_and_leaves_the_plugin_with_the_old_o
     count(MODEL, Asked.BAD_INPUT)
 
 
-def test_an_edit_under_the_same_key_is_not_noticed(node: ConfiguredNode, count: Count) -> None:
+def test_nvidias_config_manager_does_not_notice_an_edit_under_the_same_key(
+    node: ConfiguredNode, count: Count
+) -> None:
     node.wait_for(KEY_FULL)
     before = node.changes()
     (node.source / KEY_FULL).write_text(SHARED)

@@ -42,7 +42,7 @@ def test_a_change_goes_from_pending_with_paused_operands_to_success(make_node: A
     assert node.profiles() == [["3g.40gb"] * 2] * 2
 
 
-def test_the_same_value_is_no_reason_to_run_again_but_a_restart_is(make_node: Any) -> None:
+def test_nvidias_mig_manager_runs_again_after_a_restart_and_not_for_the_same_value(make_node: Any) -> None:
     node = make_node(config="seven")
     node.manager.start()
     node.states_until("success")
@@ -72,7 +72,7 @@ def test_a_removed_label_is_no_reason_to_run_and_an_operand_that_is_off_stays_of
     assert node.profiles() == [["3g.40gb"] * 2] * 2
 
 
-def test_an_unknown_name_fails_at_once_and_touches_nothing(make_node: Any) -> None:
+def test_nvidias_mig_manager_fails_at_once_on_an_unknown_name_and_touches_nothing(make_node: Any) -> None:
     node = make_node(config="no-such-entry")
     node.manager.start()
     assert node.states_until("failed") == ["failed"]
@@ -80,7 +80,9 @@ def test_an_unknown_name_fails_at_once_and_touches_nothing(make_node: Any) -> No
     assert node.simulator.show()["gpus"][0]["mig"]["current"] is False
 
 
-def test_a_profile_of_another_card_ends_in_success_on_empty_gpus(make_node: Any) -> None:
+def test_nvidias_mig_manager_reports_success_on_empty_gpus_for_a_profile_of_another_card(
+    make_node: Any,
+) -> None:
     node = make_node(config="another-cards")
     node.manager.start()
     assert node.states_until("success", "failed")[-1] == "success", "the trap that we must catch before"
@@ -88,7 +90,9 @@ def test_a_profile_of_another_card_ends_in_success_on_empty_gpus(make_node: Any)
     assert node.simulator.show()["gpus"][0]["mig"]["current"] is True
 
 
-def test_a_failure_after_a_success_leaves_the_operands_paused_until_a_restart(make_node: Any) -> None:
+def test_nvidias_mig_manager_leaves_the_operands_paused_when_it_fails_after_a_success_until_a_restart(
+    make_node: Any,
+) -> None:
     node = make_node(config="seven")
     node.manager.start()
     node.states_until("success")
@@ -132,7 +136,7 @@ def test_a_pod_that_cannot_be_deleted_before_the_change_leaves_it_pending_for_ev
     assert node.operands() == {"true"}
 
 
-def test_killed_in_the_middle_it_takes_up_again_when_started(make_node: Any) -> None:
+def test_nvidias_mig_manager_takes_up_again_when_it_is_started_after_a_kill(make_node: Any) -> None:
     node = make_node(config="halves")
     node.simulator.inject("nvmlDeviceCreateGpuInstance", "hang")  # so that it is in the middle
     node.manager.start()

@@ -27,7 +27,7 @@ def test_different_layouts_per_gpu_and_a_whole_gpu_beside(make_sandbox: MakeSand
     count("h100-80gb", Asked.LAYOUTS)
 
 
-def test_an_instance_in_use_stops_the_change_after_its_neighbour_is_gone(
+def test_nvidias_mig_parted_stops_at_an_instance_in_use_after_its_neighbour_is_gone(
     make_sandbox: MakeSandbox, count: Count
 ) -> None:
     sandbox = make_sandbox("h100-80gb")
@@ -77,7 +77,7 @@ def test_a_held_hopper_is_not_changed_and_the_failure_is_told(
     count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_a_create_that_fails_midway_leaves_the_gpu_on_and_empty(
+def test_nvidias_mig_parted_leaves_the_gpu_on_and_empty_when_a_create_fails_midway(
     make_sandbox: MakeSandbox, count: Count
 ) -> None:
     sandbox = make_sandbox("h100-80gb")

@@ -78,7 +78,9 @@ def test_mps_is_served_and_labelled_exactly_as_predicted(
     count(setting.model, Asked.GFD)
 
 
-def test_a_killed_daemon_leaves_the_gpus_exclusive(make_sandbox: MakeSandbox, count: Count) -> None:
+def test_nvidias_mps_daemon_leaves_the_gpus_exclusive_when_it_is_killed(
+    make_sandbox: MakeSandbox, count: Count
+) -> None:
     sandbox = make_sandbox("h100-80gb")
     with running_mps_daemon(sandbox, config(4)) as daemon:
         daemon.stop(signal.SIGKILL)
@@ -86,7 +88,7 @@ def test_a_killed_daemon_leaves_the_gpus_exclusive(make_sandbox: MakeSandbox, co
     count("h100-80gb", Asked.BAD_INPUT)
 
 
-def test_without_the_daemon_the_plugin_waits_and_serves_nothing(
+def test_without_its_daemon_nvidias_plugin_waits_and_serves_nothing(
     make_sandbox: MakeSandbox, count: Count
 ) -> None:
     plugin = start_mps_plugin(make_sandbox("h100-80gb"), config(4))
@@ -97,7 +99,7 @@ def test_without_the_daemon_the_plugin_waits_and_serves_nothing(
 
 
 @pytest.mark.parametrize("model", ["h100-80gb", "t4", "v100-16gb"])
-def test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
+def test_nvidias_mps_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
     model: str, make_sandbox: MakeSandbox, count: Count
 ) -> None:
     sandbox, most = make_sandbox(model), find_model(model).mps_max_clients
@@ -111,7 +113,7 @@ def test_the_daemon_takes_as_many_replicas_as_we_say_and_not_one_more(
     count(model, Asked.BAD_INPUT)
 
 
-def test_mps_with_mig_is_refused(make_sandbox: MakeSandbox, count: Count) -> None:
+def test_nvidias_plugin_refuses_mps_with_mig(make_sandbox: MakeSandbox, count: Count) -> None:
     sandbox = make_sandbox("h100-80gb")
     set_layouts(sandbox, (("1g.10gb", 7),))
     with pytest.raises(ProgramEnded, match="mixed is not supported with MPS"):

@@ -60,7 +60,7 @@ def views(sets: list[JSON]) -> dict[str, DaemonSetView]:
     return {one["metadata"]["name"]: daemon_set_view(one) for one in sets}
 
 
-def test_the_chart_pointed_at_our_configmap_is_the_stack_that_we_know(render: Render) -> None:
+def test_nvidias_chart_pointed_at_our_configmap_is_the_stack_that_we_know(render: Render) -> None:
     found = plain_stack(views(render(OURS, "gfd.enabled=true")).values())
     assert found is not None
     assert found.plugin_config_name == "gpusharing-device-plugin"

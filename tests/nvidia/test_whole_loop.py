@@ -66,7 +66,7 @@ def test_a_failure_that_leaves_operands_paused_is_cured_by_a_restart(loop: Nvidi
     count(MODEL, Asked.CHANGES, len(loop.nodes))
 
 
-def test_a_gpu_that_fails_midway_leaves_the_node_fenced_with_the_reason_shown(
+def test_what_nvidias_mig_parted_says_of_a_gpu_that_fails_midway_is_shown_and_the_node_stays_fenced(
     loop: NvidiaLoop, count: Count
 ) -> None:
     loop.bring(**SINGLE)
