@@ -1,10 +1,11 @@
 """Drift: put right once in a generation of a policy, and not once more because something else happened meanwhile."""
 
 import asyncio
+from datetime import timedelta
 
 from tests.embedded.scene import FULL, MIXED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
-from tests.fakes.virtualtime import virtually
+from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
 from gpusharing.kube.client import POLICIES
@@ -21,6 +22,45 @@ async def put_right(scene: Scene) -> None:
     await drift_again(scene)
     assert (await scene.fenced("gpu-1")).drift
     await scene.ready()
+
+
+@virtually
+async def test_drift_is_seen_within_forty_seconds_and_stalls_the_policy_when_it_returns() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        seen = virtual_now()
+        scene.e.software.inject("gpu-1", "lose-instances")
+        transition = await scene.reason("gpu-1", "Drifted")
+        assert virtual_now() - seen < timedelta(seconds=40)
+        assert "MIG empty" in transition["message"]
+        assert scene.condition("Ready")["status"] == "False"
+        assert scene.e.policy("pool-b")["status"]["summary"]["status"] == "Drifted"
+        fence = await scene.fenced("gpu-1")
+        assert fence.drift
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+        await asyncio.sleep(60)
+        mark = scene.mark()
+        scene.e.software.inject("gpu-1", "lose-instances")
+        await scene.reason("gpu-1", "DriftReturned")
+        await asyncio.sleep(900)
+        assert not scene.node_writes(mark)
+        await scene.until_condition("Stalled", "True", "DriftReturned")
+        scene.annotate("gpu-1", retry="1")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
+
+
+@virtually
+async def test_a_label_that_somebody_changes_is_drift_too() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(MIXED)
+        await scene.ready()
+        scene.person("gpu-1", {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}})
+        await scene.reason("gpu-1", "Drifted")
+        await scene.ready()
+        assert_as_wanted(scene, MIXED, "gpu-1")
 
 
 @virtually
