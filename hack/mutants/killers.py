@@ -1,6 +1,6 @@
 """Which test kills which mutant, and which mutants are equivalent to the product: the files of tests/mutants."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,11 @@ class Killers:
     """The test that fails, by mutant."""
     equivalent: Mapping[str, str]
     """Why no test could notice, by mutant."""
-    unnoticed: Collection[str] = ()
-    """Mutants that a test could notice, and none does yet."""
 
     def find_gaps(self, mutants: Iterable[str]) -> list[str]:
         """What does not go with these mutants, a line each."""
         known = set(mutants)
-        named = self.tests.keys() | self.equivalent.keys() | set(self.unnoticed)
+        named = self.tests.keys() | self.equivalent.keys()
         return [
             *(f"no killer is named: {name}" for name in sorted(known - named)),
             *(f"no such mutant: {name}" for name in sorted(named - known)),
@@ -32,11 +30,6 @@ class Killers:
                 f"has a killer, so is not equivalent: {name}"
                 for name in sorted(named)
                 if name in self.tests and name in self.equivalent
-            ),
-            *(
-                f"has a killer or a reason, so is not unnoticed: {name}"
-                for name in sorted(self.unnoticed)
-                if name in self.tests or name in self.equivalent
             ),
             *(f"no reason is given: {name}" for name, why in self.equivalent.items() if not why.strip()),
         ]
@@ -48,7 +41,6 @@ def read_killers() -> Killers:
     return Killers(
         found["killers"] | _by_name(slips["killers"]),
         (found.get("equivalent") or {}) | _by_name(slips["equivalent"]),
-        slips["unnoticed"],
     )
 
 

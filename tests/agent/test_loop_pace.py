@@ -12,6 +12,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.library import Replaced
 from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Held, Holdings
 from gpusharing.kube.client import GPUNODES, Resource, WatchEvent
 from gpusharing.kube.errors import Unavailable
@@ -171,3 +172,19 @@ async def test_the_meter_follows_the_gpus_and_the_quiet_of_a_change_though_nothi
     told = loop.meter.metered
     seconds = [*told.idle.values(), told.stranded[""], told.transition[""]]
     assert seconds == pytest.approx([5, 10, 20], abs=0.1)
+
+
+def test_late_answers_about_the_last_eight_deleted_gpunodes_are_ignored_and_earlier_ones_forgotten() -> None:
+    own = OwnNode("gpu-01", OneNode().client, lambda: None)
+    versions = [
+        {"metadata": {"name": "gpu-01", "uid": f"uid-{number}", "resourceVersion": str(number + 1)}}
+        for number in range(9)
+    ]
+    for version in versions:
+        own.take(version)
+        own.take(None)
+    for version in versions[1:]:
+        own.take(version)
+        assert own.node is None
+    own.take(versions[0])
+    assert own.node == versions[0], "what is remembered does not grow for ever"

@@ -1,15 +1,17 @@
 """The agent as a process: its flags, and how it starts and ends."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hack.cluster.certs import create_pki
 
-from gpusharing.agent.main import address, parse
+from gpusharing.agent.main import address, main, parse
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120.0
@@ -47,11 +49,25 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_without_credentials_it_says_so_and_exits() -> None:
-    with start("--service-account", "/no/such") as process:
-        _, logs = process.communicate(timeout=SECONDS)
-    assert process.returncode == 2
-    assert "this process does not run in a pod; set KUBECONFIG" in logs
+@pytest.fixture
+def root_log() -> Iterator[None]:
+    """Lend the root logger to the test without handlers; it gets its own back afterwards."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.handlers = []
+    yield
+    root.handlers = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("root_log")
+def test_without_credentials_it_says_so_and_its_exit_status_is_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in os.environ if name.startswith("KUBE")]:
+        monkeypatch.delenv(name)
+    assert main(["--node-name", "n", "--service-account", "/no/such"]) == 2
+    assert "this process does not run in a pod; set KUBECONFIG" in capsys.readouterr().err
 
 
 def test_sigterm_ends_it_cleanly_even_when_the_api_server_is_away(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import select
 import socket
 import threading
 import urllib.error
@@ -91,13 +92,41 @@ async def test_the_seventeenth_connection_makes_its_place_by_ending_the_oldest(p
     await eventually(lambda: answering() == 0)
 
 
-async def test_a_connection_that_never_ends_its_request_is_ended_in_time() -> None:
-    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), seconds=0.2)
+async def test_a_connection_that_never_ends_its_request_is_ended_after_ten_seconds_and_no_younger_one() -> (
+    None
+):
+    now = 0.0
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry(), clock=lambda: now)
     server.start()
-    with socket.create_connection(("127.0.0.1", server.port)) as silent:
-        silent.sendall(b"GET /healthz HTTP/1.1\r\n")
-        assert await asyncio.to_thread(silent.recv, 1) == b""
+    address = "127.0.0.1", server.port
+    with socket.create_connection(address, timeout=5) as older:
+        older.sendall(b"GET /healthz HTTP/1.1\r\n")
+        await eventually(lambda: answering() == 1)
+        now = 5.0
+        with socket.create_connection(address) as younger:
+            await eventually(lambda: answering() == 2)
+            now = 10.5
+            assert await asyncio.to_thread(older.recv, 1) == b""
+            younger.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                younger.recv(1)
     await eventually(lambda: answering() == 0)
+    server.stop()
+
+
+async def test_sixty_four_connections_wait_for_a_server_that_is_held_up_and_hardly_more() -> None:
+    """Linux lets one more wait, and leaves unanswered who comes after that."""
+    server = ProbeServer(("127.0.0.1", 0), lambda: "", lambda: "", CollectorRegistry())
+    poll, callers = select.poll(), [socket.socket() for _ in range(100)]
+    for caller in callers:
+        caller.setblocking(False)
+        caller.connect_ex(("127.0.0.1", server.port))
+        poll.register(caller, select.POLLOUT)
+    await eventually(lambda: len(poll.poll(0)) >= 64)
+    assert len(poll.poll(0)) < 80
+    for caller in callers:
+        caller.close()
+    server.start()
     server.stop()
 
 

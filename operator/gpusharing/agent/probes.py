@@ -34,9 +34,9 @@ class _Server(ThreadingTCPServer):
     request_queue_size = 64
 
     def __init__(
-        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], seconds: float
+        self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], clock: Callable[[], float]
     ) -> None:
-        self._seconds = seconds
+        self._clock = clock
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}
@@ -48,7 +48,7 @@ class _Server(ThreadingTCPServer):
         with self._lock:
             while len(self._open) >= MOST_CONNECTIONS:
                 self._end(next(iter(self._open)))
-            self._open[request] = time.monotonic()
+            self._open[request] = self._clock()
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
@@ -59,7 +59,7 @@ class _Server(ThreadingTCPServer):
 
     def service_actions(self) -> None:
         """Twice a second: end what takes too long, however it does that."""
-        late = time.monotonic() - self._seconds
+        late = self._clock() - SECONDS
         with self._lock:
             for request in [each for each, began in self._open.items() if began < late]:
                 self._end(request)
@@ -86,10 +86,10 @@ class ProbeServer:
         ready: Probe,
         metrics: CollectorRegistry,
         *,
-        seconds: float = SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Listens at once; port 0 means a free one. Raises OSError when the address is taken."""
-        self._server = _Server(address, _handler(alive, ready, metrics), seconds)
+        self._server = _Server(address, _handler(alive, ready, metrics), clock)
         self._thread = threading.Thread(target=self._server.serve_forever, name="probes", daemon=True)
 
     @property
