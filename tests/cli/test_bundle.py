@@ -254,6 +254,15 @@ async def test_it_has_the_ends_of_the_logs_of_the_operator_the_agents_and_nvidia
 
 
 @virtually
+async def test_of_each_workload_the_logs_of_twenty_pods_are_in_it_and_the_others_counted(
+    tmp_path: Path,
+) -> None:
+    async with operated(21) as scene:
+        told = await ask(scene.e.cluster, "support-bundle", str(tmp_path / "bundle.tar.gz"), "-o", "json")
+    assert "gpu-operator: the logs of 1 more pod of nvidia-mig-manager" in told.data["gaps"]
+
+
+@virtually
 async def test_a_log_that_cannot_be_read_is_a_gap_that_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bundle.tar.gz"
     async with operated(1) as scene:

@@ -215,6 +215,11 @@ def test_a_fleet_without_policies_has_a_page_too() -> None:
     assert "1 node with GPUs and no policy: gpu-99" in read.text
 
 
+def test_one_gpu_is_not_called_gpus() -> None:
+    read = Read(page(view([policy(nodes="1/1", gpus=1, used="0/1")], [])))
+    assert "1/1 nodes, 1 GPU, 0/1 used" in read.text
+
+
 def test_the_program_writes_the_page(desk: Desk) -> None:
     said = desk.type("status", "-o", "html")
     assert (said.status, said.err) == (DONE, "")

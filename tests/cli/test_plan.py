@@ -167,6 +167,15 @@ async def test_the_plan_of_an_edit_reads_like_this(tmp_path: Path) -> None:
     assert masked(told.out) == masked(READS)
 
 
+@virtually
+async def test_one_node_changes_and_two_change(tmp_path: Path) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+    assert "pool-b  1x full -> 2x3g.40gb  1 of 1 node changes\n" in told.out
+
+
 TWO_PROFILES = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 4}}]}}
 NAMED = [
     ("one profile and somebody who asks", MIXED, 1, True),

@@ -75,6 +75,10 @@ def test_more_than_twenty_nodes_that_wait_are_counted() -> None:
     assert "and 5 more; -o wide lists all" in shown([policy()], nodes)
 
 
+def test_one_gpu_is_not_called_gpus() -> None:
+    assert "1/1 nodes, 1 GPU, 0/1 used\n" in shown([policy(nodes="1/1", gpus=1, used="0/1")], [])
+
+
 def test_a_pool_that_waits_for_its_window_says_when_the_next_one_opens() -> None:
     waits = policy(nextWindow="2026-11-20T22:00:00Z")
     assert "\nnext window: 2026-11-20T22:00:00Z\n" in shown(

@@ -206,7 +206,8 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     for workload in WORKLOADS:
         of_it = sorted((raw for raw in pods if _is_of(raw, workload)), key=_ready)
         if len(of_it) > MOST_LOGS:
-            bundle.gaps.append(f"{namespace}: the logs of {len(of_it) - MOST_LOGS} more pods of {workload}")
+            more = counted(len(of_it) - MOST_LOGS, "more pod")
+            bundle.gaps.append(f"{namespace}: the logs of {more} of {workload}")
         for raw in of_it[:MOST_LOGS]:
             name = text(raw, "metadata", "name")
             try:

@@ -91,7 +91,7 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
 
 def _title(pool: PoolStatus, name: str) -> list[Markup]:
     what = " ".join(filter(None, (pool.mode, pool.layout)))
-    told = [f"{pool.nodes or '0/0'} nodes", f"{pool.gpus} GPUs"]
+    told = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
         told.append(f"{pool.used} used")
     if pool.pending_pods:

@@ -80,7 +80,8 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _title(proposal: Proposal) -> Line:
-    changes = f"{len(proposal.steps)} of {counted(_size(proposal), 'node')} change"
+    count = len(proposal.steps)
+    changes = f"{count} of {counted(_size(proposal), 'node')} {'changes' if count == 1 else 'change'}"
     if not proposal.accepted:
         return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan(proposal.reason, Ink.BAD))
     if not proposal.changes:

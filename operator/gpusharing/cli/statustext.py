@@ -86,7 +86,7 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
 def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
-    facts = [f"{pool.nodes or '0/0'} nodes", f"{pool.gpus} GPUs"]
+    facts = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
     if pool.used:
         facts.append(f"{pool.used} used")
     if pool.pending_pods:
