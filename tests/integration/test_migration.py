@@ -199,9 +199,12 @@ def limits(product: Product) -> Counter[str]:
 
 
 def measured(prometheus: AskedPrometheus) -> None:
-    """`cost` tells both halves of the pool apart."""
+    """Wait until `cost` tells both halves of the pool apart: all pods hold shares of the old one, the new one is idle.
 
-    def told() -> set[str]:
+    What pods held of the node that moved, before they left it, may be too short for any scrape.
+    """
+
+    def told() -> set[tuple[str, str]]:
         typed = ("--prometheus", prometheus.address, "--by", "policy", "--window", "10m", "-o", "json")
         done = subprocess.run(
             [sys.executable, "-m", "gpusharing.cli", "cost", *typed],
@@ -212,9 +215,10 @@ def measured(prometheus: AskedPrometheus) -> None:
             check=False,
         )
         rows = json.loads(done.stdout)["rows"] if done.returncode in (DONE, CHANGES) else []
-        return {row["name"] for row in rows if row["part"] == "held" and row["gpuHours"] > 0}
+        return {(row["name"], row["part"]) for row in rows if row["gpuHours"] > 0}
 
-    wait_until(lambda: {APP, f"{APP}-mig"} <= told(), SECONDS, "the bill of both")
+    both = {(APP, "held"), (f"{APP}-mig", "idle")}
+    wait_until(lambda: both <= told(), SECONDS, "the bill of both")
 
 
 def check(seen: Watched) -> None:
