@@ -114,7 +114,7 @@ class _Connection(asyncio.Protocol):
         """Make both calls. Returns when both have ended, after `patience` seconds also with the first alone. Raises
         OSError when the connection ends before, ValueError when what comes is no answer."""
         sent, streams = self._http2.call((LIST, ALLOCATABLE))
-        if self._transport is not None and self._error is None:
+        if self._transport is not None:
             self._transport.write(sent)
         with suppress(TimeoutError):
             async with asyncio.timeout(patience):
@@ -166,7 +166,7 @@ class _Connection(asyncio.Protocol):
         return self._error is not None or all(stream.ended for stream in self._awaited)
 
     def _wake(self) -> None:
-        if self._woken is not None and not self._woken.done() and self._is_settled():
+        if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 
 

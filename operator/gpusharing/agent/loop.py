@@ -180,7 +180,7 @@ class AgentLoop:
         self.observed = last.held_by(holdings)
         self.meter.turn(self._clock(), self._how_it_stands(holdings))
         await self._publish(self.observed)
-        self._end_when_hopeless()
+        self._end_when_hopeless(self.observed.error)
         if not self.observed.error and self.observed.request_id != self._asked():
             self._wake.set()  # a newer request came while we read
 
@@ -212,17 +212,17 @@ class AgentLoop:
         if answer.reading is None:
             return last.failing(answer.error, simulated=self._simulated), None
         used = answer.reading.use
-        if answer.reading == self.reading and self.observed is not None:
-            return self.observed.again(answer.request), used
+        if answer.reading == self.reading:
+            return last.again(answer.request), used
         self.reading = answer.reading
         after = Observation.after(answer.request, answer.reading, simulated=self._simulated, last=last)
         return after, used
 
-    def _end_when_hopeless(self) -> None:
+    def _end_when_hopeless(self, error: str) -> None:
         """Not before the server has the error: what happened must not be lost with the process."""
         reported = self._own.node is not None and not self._write_error
-        if self._patience and self._hopeless >= self._patience and reported and self.observed is not None:
-            raise RestartNeeded(self.observed.error)
+        if self._patience and self._hopeless >= self._patience and reported:
+            raise RestartNeeded(error)
 
     def _how_it_stands(self, holdings: Holdings | None) -> Allotment | None:
         """None: unknown. What the operator publishes about the node is enough for a bill; it decides nothing."""
@@ -281,7 +281,7 @@ class AgentLoop:
         """Whether exactly this version of the object was found to contain exactly this observation."""
         if self._standing is None or self._standing[0] is not node:
             return False
-        return self._standing[1] is observed or self._standing[1] == observed
+        return self._standing[1] == observed
 
     def _asked(self) -> str:
         return "" if self._own.node is None else AgentRequest.of(self._own.node).id

@@ -115,7 +115,7 @@ class Processes:
         if not seen.told and (told := _first_word(ask(pid))):
             self._seen[pid] = seen = replace(seen, told=told)
         told, program = seen.told, seen.program
-        if (told or program) not in _DAEMONS and program not in _PROGRAMS:
+        if told not in _DAEMONS and program not in _PROGRAMS:
             return told or program
         program, parent = self._program(pid), self._program(self._parent(pid))
         named = told or program

@@ -20,12 +20,12 @@ class Answer:
     """The request that was known before the reading began."""
     outcome: Outcome
     """`hung`: the library has not answered in time, and may yet."""
+    seconds: float
+    """How long it took so far."""
     reading: Reading | None = None
     """The reading of an `ok`."""
     error: str = ""
     """What went wrong and what to do, beginning with a reason; empty with `ok`."""
-    seconds: float = 0.0
-    """How long it took so far."""
     patience: int = 0
     """Readings in a row with this error after which only a new process can help; 0: never."""
 
@@ -70,10 +70,10 @@ class Reader:
             return self._hung(attempt, seconds)
         self._attempt = None
         try:
-            return Answer(attempt.request, "ok", attempt.future.result(), seconds=seconds)
+            return Answer(attempt.request, "ok", seconds, attempt.future.result())
         except LibraryError as error:
             text = f"{error.reason}: {error}"
-            return Answer(attempt.request, "failed", error=text, seconds=seconds, patience=error.patience)
+            return Answer(attempt.request, "failed", seconds, error=text, patience=error.patience)
 
     def _begin(self, request: AgentRequest) -> _Attempt:
         future = self._background(self._library.read, "nvml-reading")
@@ -89,4 +89,4 @@ class Reader:
             f"NVMLHung: a reading did not return within {self._hung_after:g} s; the driver or a GPU hangs. "
             "See `dmesg | grep -i xid` on the node; if it does not recover, drain and reboot the node"
         )
-        return Answer(attempt.request, "hung", error=error, seconds=seconds)
+        return Answer(attempt.request, "hung", seconds, error=error)

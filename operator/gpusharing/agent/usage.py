@@ -39,8 +39,7 @@ class Sum:
 
     def with_process(self, process: ProcessUse) -> "Sum":
         """One more."""
-        unknown = self.memory is None or process.memory is None
-        memory = None if unknown else (self.memory or 0) + (process.memory or 0)
+        memory = None if self.memory is None or process.memory is None else self.memory + process.memory
         return Sum(self.processes + 1, memory, self.sm_percent + (process.sm_percent or 0))
 
 

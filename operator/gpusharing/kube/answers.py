@@ -6,7 +6,7 @@ Only machine-readable parts decide (code, reason, details.causes); the prose is 
 
 from dataclasses import dataclass
 
-from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.client import Resource
 from gpusharing.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -74,7 +74,7 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
     return Unavailable(f"the API server cannot {request.what}: {message}")
 
 
-def error_of_event(request: ApiRequest, status_object: JSON) -> KubeError:
+def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
     """The error for an ERROR event of a watch, whose object is a Status."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)

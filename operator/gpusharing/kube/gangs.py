@@ -121,7 +121,7 @@ class Gangs:
             ):
                 for raw in page.items:
                     gang = gang_of(raw)
-                    if gang is not None and text(raw, "status", "phase") not in _FINISHED:
+                    if gang is not None:
                         members[gang].append(_member(raw))
                 read += len(page.items)
                 if read >= most:

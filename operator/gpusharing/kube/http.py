@@ -182,7 +182,7 @@ class HttpClient(WireReads):
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """See KubeClient."""
-        where = namespace or text(body, "metadata", "namespace") or None
+        where = namespace or text(body, "metadata", "namespace")
         return await self._call(ApiRequest("create", resource), "POST", resource.path(where), body=body)
 
     async def patch(

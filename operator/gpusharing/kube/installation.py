@@ -129,7 +129,7 @@ class _Reader:
             exists = await self.one(RUNTIME_CLASSES, runtime_class) is not None
             if _kind(RUNTIME_CLASSES) in self.unread:
                 exists = None
-        namespace = await self.one(NAMESPACES, where) or {}
+        namespace = await self.one(NAMESPACES, where)
         return AgentsState(
             selector=", ".join(f"{key}={value}" for key, value in sorted(selector.items())),
             nodes=frozenset(text(node, "metadata", "name") for node in nodes),

@@ -43,9 +43,9 @@ class DaemonSetView:
     default: str = ""
     """Configuration for nodes without the label."""
     mig_strategy: str = ""
-    """MIG_STRATEGY of its container; empty: not set."""
+    """MIG_STRATEGY of the device plugin's container; empty if that is not set, or there is no such container."""
     version: str = ""
-    """Tag of its image; empty: it has only a digest."""
+    """Tag of the device plugin's image; empty if it has only a digest, or there is no such container."""
     tolerates_gate: bool = True
     """Its pods may start behind the start-up taint."""
     tolerations: str = "[]"
@@ -70,7 +70,7 @@ def daemon_set_view(raw: JSON) -> DaemonSetView:
     if not containers.keys() & {PLUGIN, DISCOVERY}:
         finder = finder_state(raw)
         return _OTHER if finder is None else replace(_OTHER, finder=finder)
-    main = containers.get(PLUGIN) or containers[DISCOVERY]
+    main = containers.get(PLUGIN, {})
     init = entries(template, "initContainers")
     volumes = (one for one in entries(template, "volumes") if one.get("name") == CONFIGS)
     return DaemonSetView(

@@ -29,7 +29,7 @@ from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
 from gpusharing.kube.policies import PolicyCache
-from gpusharing.kube.raw import entries, part, section
+from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, Operand
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
@@ -94,7 +94,7 @@ def _pod_place(raw: JSON) -> PodPlace:
     ready = has_condition(raw, "Ready") and not deleting
     where, name, uid = (str(metadata.get(key, "")) for key in ("namespace", "name", "uid"))
     operand = Operand(where, name, uid, ready, deleting)
-    app = (metadata.get("labels") or {}).get("app", "")
+    app = text(metadata, "labels", "app")
     return PodPlace(raw.get("spec", {}).get("nodeName", ""), operand, app)
 
 

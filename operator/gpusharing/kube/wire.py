@@ -102,7 +102,7 @@ def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
     event = parsed(request, line)
     kind = event.get("type")
     if kind not in _EVENT_TYPES or not isinstance(part(event, "object", "metadata"), dict):
-        raise error_of_event(request, event.get("object") or {})
+        raise error_of_event(request, event.get("object"))
     return WatchEvent(kind, event["object"])
 
 

@@ -22,7 +22,7 @@ _ABSENT = ConfigMapView({}, {})
 def parse_written(text: str) -> dict[str, datetime]:
     """Read the annotation; an entry that cannot be read counts as never stamped."""
     try:
-        stamps = json.loads(text or "{}")
+        stamps = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     if not isinstance(stamps, dict):
