@@ -125,9 +125,10 @@ class Side:
 def _scope_of(qualified: str) -> str:
     """Return the `Mutation.scope` of code whose `co_qualname` is `qualified`.
 
-    That is the enclosing function or class for a lambda or a comprehension inside one, and empty for the module itself.
+    That is the enclosing function or class for a lambda or a comprehension inside one. It is empty for the module
+    itself, and for a lambda or a comprehension at its top.
     """
-    return "" if qualified == "<module>" else qualified.replace(".<locals>", "").partition(".<")[0]
+    return "" if qualified.startswith("<") else qualified.replace(".<locals>", "").partition(".<")[0]
 
 
 def copy_present(root: Path) -> None:

@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -32,8 +33,8 @@ def find_killers(
 ) -> dict[str, str]:
     """Return, by mutant, the id of the first candidate test that fails with it, or an empty text if none does.
 
-    A candidate is the id of a test, or the path of a file, which stands for all its tests. The path of a folder matches
-    no test. A test whose setup fails, or whose process dies or does not end in time, does not count as failed.
+    A candidate is the id of a test, or the path of a file or folder, which stands for all tests in it. A test whose
+    setup fails, or whose process dies or does not end in time, does not count as failed.
     `collected` are the arguments with which pytest collects tests; without any it collects the files of all candidates.
 
     Raises:
@@ -66,9 +67,14 @@ def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> objec
 
 
 def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
-    """Yield the ids of the collected tests that are candidates, or are in a file that is one."""
+    """Yield the ids of the collected tests that are candidates, or are in a file or folder that is one."""
     for candidate in candidates:
-        yield from (test for test in items if candidate in (test, test.partition("::")[0]))
+        yield from (test for test in items if test == candidate or _is_in(test.partition("::")[0], candidate))
+
+
+def _is_in(file: str, place: str) -> bool:
+    """Return whether the path of a test file is `place`, or is below the folder `place`."""
+    return Path(file).is_relative_to(place)
 
 
 def _notices(item: pytest.Item, mutant: Mutant) -> bool:

@@ -82,6 +82,18 @@ def test_a_mutant_that_only_a_removed_test_saw_is_printed_with_that_test(project
     assert "tests/test_ages.py::test_limit" in lost.stdout
 
 
+def test_mutants_of_a_lambda_at_the_top_of_a_module_are_drawn(project: Path) -> None:
+    ages = project / "operator" / "gpusharing" / "ages.py"
+    ages.write_text('RULES = {\n    "old": lambda age: (\n        age > 3\n    )\n}\n')
+    (project / "tests" / "test_ages.py").write_text(
+        'from gpusharing.ages import RULES\n\ndef test_old():\n    assert RULES["old"](4)\n'
+    )
+    identity = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.com"]
+    subprocess.run(["git", *identity, "commit", "-qam", "Rules"], cwd=project, check=True)
+    done = judged(project)
+    assert "1 mutants: " in done.stdout, done.stdout + done.stderr
+
+
 def test_tests_that_fail_anyway_judge_nothing(project: Path) -> None:
     (project / "tests" / "test_ages.py").write_text("def test_wrong():\n    assert False\n")
     failed = judged(project)

@@ -12,7 +12,7 @@ from hack.mutants.__main__ import read_mutants
 from hack.mutants.guards import Guard, read_guards
 from hack.mutants.killers import Killers, read_killers
 from hack.mutants.ladders import LADDERS, find_strays
-from hack.mutants.slips import find_slips
+from hack.mutants.slips import find_slips, read_slips
 from hack.mutants.transplant import plant_source
 from hack.mutants.trials import find_killers
 
@@ -116,6 +116,14 @@ def test_a_test_that_fails_under_a_mutant_is_its_killer_and_one_that_passes_is_n
     killers = find_killers(mutants, {name: guard.look for name, guard in mutants.items()})
     assert killers["doubled"].startswith("tests/kube/test_backoff.py::test_")
     assert killers["harmless"] == ""
+
+
+def test_a_folder_stands_for_the_tests_of_all_its_files() -> None:
+    slip = read_slips()["agent.probes MOST_CONNECTIONS"]
+    killers = find_killers(
+        {"slip": slip}, {"slip": slip.look}, ["tests/agent/test_main.py", "tests/agent/test_probes.py"]
+    )
+    assert killers["slip"].startswith("tests/agent/test_probes.py::test_")
 
 
 def test_each_tuple_of_the_planner_that_is_a_ladder_is_known_as_one() -> None:
