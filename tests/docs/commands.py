@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hack.cluster.process import wait_until
+from hack.cluster.process import end_group, wait_until
 from hack.generate import ROOT
 from tests.docs.outputs import Output
 
@@ -195,7 +195,7 @@ def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: flo
     """Wait until the process of a block ends, and return its exit status.
 
     With a marker `until`, it is stopped when its word appears in `log`, and the status is 0. If neither happens within
-    `seconds`, it is stopped, and the status is -1.
+    `seconds`, it is stopped, and the status is -1. So it is if the process ends with 0 and without the word.
     """
     word = block.how.removeprefix("until ") if block.how.startswith("until ") else ""
     try:
@@ -208,13 +208,14 @@ def end_of(process: subprocess.Popen[str], block: Block, log: Path, seconds: flo
     if process.poll() is None:
         stop(process)
         return 0
-    return process.wait()
+    status = process.wait()
+    return -1 if status == 0 and word not in log.read_text() else status
 
 
 def stop(process: subprocess.Popen[str]) -> None:
     """Send SIGINT to the process group, as Ctrl-C does, and SIGKILL if the process itself runs 30 s later.
 
-    Does nothing if the process has ended. A child that ignores SIGINT survives a parent that does not.
+    Whoever is left in the group then gets SIGKILL: a shell lets its background children ignore SIGINT.
     """
     for number in (signal.SIGINT, signal.SIGKILL):
         if process.poll() is None:
@@ -223,3 +224,4 @@ def stop(process: subprocess.Popen[str]) -> None:
                 process.wait(30)
             except subprocess.TimeoutExpired:
                 continue
+    end_group(process)

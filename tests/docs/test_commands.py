@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hack.cluster.process import text_of
+from hack.cluster.process import pid_exists, text_of, wait_until
 from hack.docs_lists import on_page_markdown
 from hack.generate import ROOT
 from tests.docs.commands import STAND_INS, Block, Fence, Shell, blocks, fences
@@ -223,3 +223,18 @@ def test_what_goes_on_for_ever_is_ended_when_it_has_said_the_word(tmp_path: Path
     shell.run(Block("page.md", 1, "sh", "echo Failed; sleep 1000", "cluster", how="until Failed"))
     with pytest.raises(AssertionError, match=r"page\.md:2 ended with -1"):
         shell.run(Block("page.md", 2, "sh", "echo no; sleep 1000", "cluster", how="until Failed"), 0.3)
+
+
+def test_what_ends_by_itself_without_the_word_fails_and_with_it_does_not(tmp_path: Path) -> None:
+    shell = Shell({"PATH": "/usr/bin:/bin"}, tmp_path)
+    shell.run(Block("page.md", 1, "sh", "echo Failed", "cluster", how="until Failed"))
+    with pytest.raises(AssertionError, match=r"page\.md:2 ended with -1"):
+        shell.run(Block("page.md", 2, "sh", "echo done", "cluster", how="until Failed"))
+
+
+def test_what_a_block_has_started_in_the_background_ends_with_it(tmp_path: Path) -> None:
+    """A shell lets its background children ignore Ctrl-C."""
+    shell = Shell({"PATH": "/usr/bin:/bin"}, tmp_path)
+    text = f"sleep 1000 &\necho $! >{tmp_path}/pid; echo Failed; wait"
+    shell.run(Block("page.md", 1, "sh", text, "cluster", how="until Failed"))
+    wait_until(lambda: not pid_exists(int((tmp_path / "pid").read_text())), 30, "the child")
