@@ -1,10 +1,11 @@
 """`make verify`: everything about the checkout that needs no control plane. Every step runs, then a table shows the
-results. `--without-tests` leaves out those that are tests: .ci/run plays all tests.
+results. `--without-tests` leaves out those that are tests: .ci/run plays all tests. SIGTERM ends the running step, too.
 
 A step is a program of .venv with its arguments, so that what you see is what you can repeat.
 """
 
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,8 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"unknown step {unknown[0]!r}: choose from {', '.join(STEPS)}", file=sys.stderr)
         return 2
+    # subprocess.run kills its program only where an exception ends it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     results = [(name, *run(name)) for name in arguments or STEPS]
     print("\nverify")
     for name, status, seconds in results:

@@ -47,7 +47,10 @@ class Component:
             raise ComponentError(f"{self.name} ended{code}; its last lines ({self.log}):\n{tail(self.log)}")
 
     def stop(self, *, kill: bool = False, patience: float = STOP_SECONDS) -> None:
-        """End the program and wait until it is gone: TERM first, KILL after `patience` seconds or at once."""
+        """End the program and wait until it is gone: TERM first, KILL after `patience` seconds or at once.
+
+        Children that a program started by this process leaves behind get KILL.
+        """
         for sign in (signal.SIGKILL,) if kill else (signal.SIGTERM, signal.SIGKILL):
             if not self.alive():
                 break
@@ -56,6 +59,7 @@ class Component:
             with contextlib.suppress(TimeoutError):
                 wait_until(lambda: not self.alive(), patience, f"{self.name} to end")
         if self.process is not None:
+            end_group(self.process)
             self.process.wait()
 
 

@@ -61,6 +61,16 @@ def test_a_program_that_ignores_term_is_killed(tmp_path: Path) -> None:
     assert not process.pid_exists(component.pid)
 
 
+@pytest.mark.parametrize("kill", [False, True])
+def test_a_program_that_is_stopped_leaves_no_children_behind(kill: bool, tmp_path: Path) -> None:
+    leave = f"import subprocess; print(subprocess.Popen({list(STUBBORN)!r}).pid, flush=True); {WAIT}"
+    component = process.start("parent", [sys.executable, "-c", leave], tmp_path / "log")
+    wait_until(lambda: component.log.read_text().count("up") == 2, 60, "parent and child")
+    child = int(next(line for line in component.log.read_text().split() if line.isdecimal()))
+    component.stop(kill=kill)
+    wait_until(lambda: not process.pid_exists(child), 60, "the child")
+
+
 def test_another_command_finds_and_stops_what_is_recorded(folder: Path, sleeper: Component) -> None:
     ClusterState(None, "https://127.0.0.1:1", {"sleeper": sleeper.pid}).write(folder)
     assert [component.name for component in state.running(folder)] == ["sleeper"]
