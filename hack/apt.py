@@ -17,7 +17,7 @@ def alone_with_apt() -> Iterator[None]:
 
     Raises:
         UnavailableError: another process holds the lock for too long, or the cache that has the lock cannot be
-            written. An OSError inside the block becomes one too.
+            written.
     """
     root = cache_root()
     with writable(root), alone(root / "apt.lock", "running apt"):

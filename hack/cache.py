@@ -1,5 +1,6 @@
 """Keeps builds and downloads in the user's cache. Each is made once and appears there only when it is complete."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,8 @@ from typing import TextIO
 
 PATIENCE = 3600.0
 """Seconds that we wait for another process with the same lock. The longest build on a slow machine takes a third."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of errors that say that a disk, or the share of a user, is full. They may come without the name of a file."""
 POLL = 0.2
 """Seconds between two attempts to get a lock."""
 
@@ -28,8 +31,8 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
     `directory` must begin with `name` and a hyphen, as in `helm-v4.3.1-e342a155371d`: `_sweep` relies on it.
 
     Raises:
-        UnavailableError: the cache cannot be written, another process holds the lock for too long, or `make` raised an
-            OSError, which is taken for one of the cache. Other exceptions of `make` are passed on.
+        UnavailableError: the cache cannot be written, or another process holds the lock for too long. Exceptions of
+            `make` that are not about the cache are passed on.
     """
     if directory.is_dir():
         return directory
@@ -47,15 +50,28 @@ def make_once(directory: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def writable(root: Path) -> Iterator[None]:
-    """Create the folder `root` first. Any OSError inside the `with` block becomes an UnavailableError about `root`."""
+    """Create the folder `root` first. Inside the `with` block, an OSError about a path in `root`, or about a full disk,
+    becomes an UnavailableError about `root`. Other OSErrors are passed on.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(root, error) from error
+    try:
         yield
     except OSError as error:
-        raise UnavailableError(
-            f"Nothing can be kept in the cache {root} ({error.strerror}): make room there or make it writable, "
-            "or name another folder: export GPUSHARING_CACHE=FOLDER"
-        ) from error
+        is_inside = isinstance(error.filename, str | Path) and Path(error.filename).is_relative_to(root)
+        if is_inside or error.errno in FULL:
+            raise _not_writable(root, error) from error
+        raise
+
+
+def _not_writable(root: Path, error: OSError) -> UnavailableError:
+    """Return the error that says why nothing can be kept in `root`, and what to do."""
+    return UnavailableError(
+        f"Nothing can be kept in the cache {root} ({error.strerror}): make room there or make it writable, "
+        "or name another folder: export GPUSHARING_CACHE=FOLDER"
+    )
 
 
 @contextmanager

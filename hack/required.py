@@ -114,15 +114,20 @@ class Required:
     def _report_once(self, item: pytest.Item) -> Generator[None, object, object]:
         """Run the wrapped phase of a test, and replace its UnavailableError if there is one.
 
-        The first test with this message fails, and the failure names the part to leave out. Each later test with the
-        same message is skipped, and the reason names the first one.
+        The first test with this message fails, and the failure names the part to leave out, or says that LEAVE_OUT has
+        none for this test. Each later test with the same message is skipped, and the reason names the first one.
         """
         try:
             return (yield)
         except UnavailableError as caught:
             error = caught
-        part = error.part if isinstance(error, PartUnavailableError) else next(iter(parts_of(item)), "tools")
+        part = error.part if isinstance(error, PartUnavailableError) else next(iter(parts_of(item)), "")
         first = self._failed.setdefault(str(error), item.nodeid)
         if first != item.nodeid:
             pytest.skip(f"what it needs cannot be had here: see the failure of {first}")
-        pytest.fail(f"{error}\nOr leave it out on purpose: LEAVE_OUT={part}", pytrace=False)
+        advice = (
+            f"Or leave it out on purpose: LEAVE_OUT={part}"
+            if part
+            else "LEAVE_OUT cannot leave this test out before it is marked with `tools`."
+        )
+        pytest.fail(f"{error}\n{advice}", pytrace=False)

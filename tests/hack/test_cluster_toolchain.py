@@ -1,12 +1,13 @@
 """hack/cluster/toolchain.py: where builds go, when they are done again, and what is said when one cannot be."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hack.cache import UnavailableError, alone
+from hack.cache import UnavailableError, alone, make_once
 from hack.cluster import toolchain
 from hack.cluster.paths import cache_root, state_root
 from hack.cluster.toolchain import ToolRecipe
@@ -140,6 +141,24 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_variable_that_moves_it
     for cache in (folder / "file", folder / "file" / "below"):
         with pytest.raises(UnavailableError, match="export GPUSHARING_CACHE=FOLDER"):
             toolchain.build_once(RECIPE, cache)
+
+
+def test_an_error_that_is_not_about_the_cache_is_not_blamed_on_it(tmp_path: Path) -> None:
+    def make(_: Path) -> None:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    with pytest.raises(ConnectionResetError):
+        make_once(tmp_path / "cache" / "tool-v1", "tool", make)
+    assert folders(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("name", [None, "out/tool"], ids=["no name", "the name of a file below it"])
+def test_a_cache_that_is_full_is_named(name: str | None, tmp_path: Path) -> None:
+    def make(out: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", name and str(out / name))
+
+    with pytest.raises(UnavailableError, match=r"No space left on device.*export GPUSHARING_CACHE=FOLDER"):
+        make_once(tmp_path / "cache" / "tool-v1", "tool", make)
 
 
 def test_without_go_the_message_says_what_why_and_how(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ def test_on_a_node(node, number): ...
 def test_page(browser): ...
 @pytest.mark.tools
 def test_helm(): raise UnavailableError("helm must be built with Go")
+def test_unmarked(): raise UnavailableError("kubectl must be built with Go")
 def test_rights(): require("root", "only root can: use sudo")
 def test_pure(): ...
 """
@@ -77,12 +78,14 @@ def test_what_cannot_run_fails_once_with_one_sentence_and_how_to_leave_it_out(tm
         r"SKIPPED \[4\].*: see the failure of test_some.py::test_on_a_node\[0\]$", done.stdout, re.MULTILINE
     )
     assert re.findall(r"LEAVE_OUT=(\w+)$", done.stdout, re.MULTILINE) == ["rung4", "browser", "tools", "root"]
+    unmarked = "kubectl must be built with Go\nLEAVE_OUT cannot leave this test out before it is marked with `tools`."
+    assert unmarked in done.stdout
     assert "Traceback" not in done.stdout
     assert "1 passed, 4 skipped" in done.stdout
 
 
 def test_what_is_left_out_on_purpose_is_skipped_with_that_reason(tmp_path: Path) -> None:
-    done = play(tmp_path, leave_out="rung4 browser,tools root")
+    done = play(tmp_path, "--deselect=test_some.py::test_unmarked", leave_out="rung4 browser,tools root")
     assert done.returncode == 0, done.stdout
     assert re.search(r"SKIPPED \[5\].*: left out on purpose by LEAVE_OUT=rung4$", done.stdout, re.MULTILINE)
     assert "1 passed, 8 skipped" in done.stdout
