@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from hack.generate import ROOT
 
@@ -26,17 +28,48 @@ STEPS = {
 }
 
 
-def main(arguments: list[str]) -> int:
-    """Run the named steps, all without a name; the exit status is 0 when all of them passed."""
+@dataclass
+class Steps:
+    """Runs steps, one at a time, and ends the running one on SIGTERM.
+
+    The handler must not raise: an exception while a step is being started would leave that step running.
+    """
+
+    process: subprocess.Popen[bytes] | None = None
+    """The step that runs or was the last one; None before the first."""
+    ended: bool = False
+    """Whether SIGTERM has come."""
+
+    def end(self, number: int, frame: FrameType | None) -> None:
+        """Pass SIGTERM on to the step that runs. This is a signal handler."""
+        self.ended = True
+        if self.process is not None:
+            self.process.terminate()
+
+    def run(self, name: str) -> tuple[int, float]:
+        """Exit status and seconds of one step."""
+        print(f"== {name}: {STEPS[name]}", flush=True)
+        program, *arguments = shlex.split(STEPS[name])
+        begin = time.monotonic()
+        self.process = subprocess.Popen([Path(sys.executable).parent / program, *arguments], cwd=ROOT)
+        if self.ended:
+            self.process.terminate()
+        return self.process.wait(), time.monotonic() - begin
+
+
+def main(arguments: list[str], steps: Steps) -> int:
+    """Run the named steps, all without a name. The exit status is 0 when all of them passed, and 143 after SIGTERM."""
     if arguments == ["--without-tests"]:
         arguments = without_tests()
     unknown = sorted(set(arguments) - set(STEPS))
     if unknown:
         print(f"unknown step {unknown[0]!r}: choose from {', '.join(STEPS)}", file=sys.stderr)
         return 2
-    # subprocess.run kills its program only where an exception ends it.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    results = [(name, *run(name)) for name in arguments or STEPS]
+    results: list[tuple[str, int, float]] = []
+    for name in arguments or STEPS:
+        results.append((name, *steps.run(name)))
+        if steps.ended:
+            return 128 + signal.SIGTERM
     print("\nverify")
     for name, status, seconds in results:
         print(f"  {name:10} {'ok' if status == 0 else 'FAILED':6} {seconds:6.1f} s")
@@ -48,16 +81,7 @@ def without_tests() -> list[str]:
     return [name for name, command in STEPS.items() if not command.startswith("pytest ")]
 
 
-def run(name: str) -> tuple[int, float]:
-    """Exit status and seconds of one step."""
-    print(f"== {name}: {STEPS[name]}", flush=True)
-    program, *arguments = shlex.split(STEPS[name])
-    begin = time.monotonic()
-    status = subprocess.run(
-        [Path(sys.executable).parent / program, *arguments], cwd=ROOT, check=False
-    ).returncode
-    return status, time.monotonic() - begin
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    started = Steps()
+    signal.signal(signal.SIGTERM, started.end)
+    sys.exit(main(sys.argv[1:], started))

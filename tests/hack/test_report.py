@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hack.generate import ROOT
 from hack.report import LONG, SLOWEST, pace_of
+from hack.verify import Steps
 from hack.verify import main as verify
 
 CONFTEST = """
@@ -240,12 +241,12 @@ def test_a_failure_shows_its_assertion_and_the_file_has_the_log(
 
 
 def test_an_unknown_step_of_verify_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(["speling"]) == 2
+    assert verify(["speling"], Steps()) == 2
     assert "unknown step 'speling': choose from format, lint, types" in capsys.readouterr().err
 
 
 def test_verify_runs_what_is_asked_and_tells_how_it_went(capfd: pytest.CaptureFixture[str]) -> None:
-    assert verify(["imports"]) == 0
+    assert verify(["imports"], Steps()) == 0
     said = capfd.readouterr().out
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken\.", said)
     assert "  imports    ok " in said
