@@ -130,7 +130,8 @@ SOURCES: tuple[FieldSource, ...] = (
         ("gpus[].instancesWithheld",),
         (),
         (NeededRight.MIG_CONFIG,),
-        "true: no change to MIG begins, none is proven, and a GPU with MIG on counts as busy",
+        "true, as where MIG is on and NVML lists no profiles, or not the instance of a MIG device: no change to MIG "
+        "begins, none is proven, and a GPU with MIG on counts as busy",
     ),
     FieldSource(
         ("gpus[].instances",),
@@ -163,9 +164,9 @@ SOURCES: tuple[FieldSource, ...] = (
         ),
         (NeededRight.HOST_PID, NeededRight.MIG_CONFIG),
         "one process with id 0 and no name, which counts as busy: without the host's PID namespace; where MIG is on "
-        "and its instances may not be listed, or one has no MIG device that can be seen; where NVML refuses a list, "
-        "or does not support the list of compute processes. A list of MPS or graphics clients that is not supported "
-        "is empty",
+        "and NVML does not list all of its instances, or one has no MIG device that can be seen; where NVML refuses "
+        "a list, or does not support the list of compute processes. A list of MPS or graphics clients that is not "
+        "supported is empty",
     ),
     FieldSource(
         ("gpus[].processes[].name",),

@@ -3,6 +3,7 @@
 python -m tests.agent.nvml_process partition GPU PROFILE...   MIG on, instances with a full compute instance
 python -m tests.agent.nvml_process destroy GPU                destroys its instances; the error's name, or null
 python -m tests.agent.nvml_process read                       the adapter's reading as JSON
+python -m tests.agent.nvml_process read-anew                  the same, of an adapter that knows no card yet
 python -m tests.agent.nvml_process read-blind                 the same, as process 1 of a PID namespace of its own
 python -m tests.agent.nvml_process hang                       what the Reader answers at once and after 0.2 s
 python -m tests.agent.nvml_process serve                      any of these but the last, one per line of input
@@ -93,6 +94,8 @@ def do(arguments: list[str]) -> object:
             return destroy(int(gpu))
         case ["read"]:
             return read()
+        case ["read-anew"]:
+            return read(NVML())
         case ["read-blind"]:
             return read(NVML(Processes(own_pid=1)))
         case ["hang"]:

@@ -1,5 +1,6 @@
 """What goes wrong in NVML, through nvidia-ml-py on the SIMULATED library: faults, and agent/nvml_health.py."""
 
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,77 @@ def test_an_instance_whose_mig_device_cannot_be_seen_counts_as_busy(machine: Sim
     assert (gpu["processes"], len(gpu["instances"])) == ([UNKNOWN_PROCESS], 2)
     machine.clear_faults()
     assert read(machine)["gpus"][0]["processes"] == []
+
+
+@pytest.fixture
+def busy(machine: Simulator) -> Simulator:
+    """GPU 0 in two, with a trainer that is a client of MPS on the second half."""
+    in_process(machine, "partition", "0", "3g.40gb", "3g.40gb")
+    machine.add_process(0, 4_000_001, "python3", mps=True, gpu_instance=2, compute_instance=0)
+    return machine
+
+
+MIG_CALLS = (
+    "nvmlDeviceGetGpuInstanceProfileInfoV",
+    "nvmlDeviceGetGpuInstancePossiblePlacements",
+    "nvmlDeviceGetGpuInstances",
+    "nvmlGpuInstanceGetInfo",
+    "nvmlGpuInstanceGetComputeInstanceProfileInfo",
+    "nvmlGpuInstanceGetComputeInstances",
+    "nvmlDeviceGetMaxMigDeviceCount",
+    "nvmlDeviceGetMigDeviceHandleByIndex",
+    "nvmlDeviceGetGpuInstanceId",
+    "nvmlDeviceGetAttributes",
+)
+
+
+def test_a_card_with_mig_on_that_lists_no_profiles_is_busy_and_its_instances_are_unknown(
+    busy: Simulator,
+) -> None:
+    """NVIDIA's own mock of NVML answers so: it has MIG devices of no kind, and lists processes of the whole GPU."""
+    for function in MIG_CALLS:
+        busy.inject(function, "NOT_SUPPORTED")
+    gpu, _ = read(busy)["gpus"]
+    assert (gpu["mig_mode"], gpu["instances"], gpu["instances_withheld"]) == ("Enabled", [], True)
+    assert [process["pid"] for process in gpu["processes"]] == [0, 4_000_001]
+
+
+def test_a_mig_device_of_an_instance_that_is_not_listed_leaves_the_layout_unknown(busy: Simulator) -> None:
+    in_process(busy, "partition", "1", "7g.80gb")
+    busy.inject("nvmlDeviceGetGpuInstances", "NOT_SUPPORTED", gpu=1)
+    listed, unlisted = read(busy)["gpus"]
+    assert (len(listed["instances"]), listed["instances_withheld"]) == (2, False)
+    assert ([i["profile"] for i in unlisted["instances"]], unlisted["instances_withheld"]) == (
+        ["7g.80gb"],
+        True,
+    )
+    assert unlisted["processes"] == [UNKNOWN_PROCESS]
+
+
+def test_no_combination_of_errors_makes_a_busy_gpu_look_idle(busy: Simulator) -> None:
+    """As long as one call lists the process, or says that it may not list processes."""
+    dice = random.Random(33)
+    errors = (
+        "NOT_SUPPORTED",
+        "NO_PERMISSION",
+        "NOT_FOUND",
+        "FUNCTION_NOT_FOUND",
+        "INVALID_ARGUMENT",
+        "UNKNOWN",
+    )
+    with Agent(busy) as agent:
+        for _ in range(150):
+            rounds = [
+                (function, dice.choice(errors), dice.choice((0, 0, 1, 2)), dice.choice((1, 2, 1000)))
+                for function in dice.sample(MIG_CALLS, dice.choice((1, 2, 3, 4, 6)))
+            ]
+            for function, error, skip, count in rounds:
+                busy.inject(function, error, skip=skip, count=count)
+            reading = agent.ask(dice.choice(("read", "read-anew")))
+            busy.clear_faults()
+            unread = "error" in reading or reading["gpus"][0]["access"] != "Ok"
+            assert unread or reading["gpus"][0]["processes"], rounds
+        assert [process["pid"] for process in agent.gpus()[0]["processes"]] == [4_000_001]
 
 
 def test_a_gpu_without_instances_after_a_failed_apply_is_idle(machine: Simulator) -> None:

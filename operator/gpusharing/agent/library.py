@@ -140,7 +140,7 @@ class GPU:
     error: str = ""
     """What NVML answers where access is Failed."""
     instances_withheld: bool = False
-    """Whether NVML refuses to list MIG instances to this container."""
+    """Whether NVML does not list all MIG instances to this container."""
 
 
 UNKNOWN_PROCESS = Process(pid=0, name="")

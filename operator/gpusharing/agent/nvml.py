@@ -34,7 +34,7 @@ from gpusharing.agent.nvml_health import (
     remapped_rows,
     supported,
 )
-from gpusharing.agent.nvml_mig import UNDIVIDED, divided, mig_devices, offered
+from gpusharing.agent.nvml_mig import divided, mig_devices, offered
 from gpusharing.agent.nvml_processes import ProcessLists
 from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
@@ -155,12 +155,11 @@ class NVML:
     def _gpu(self, handle: Any, index: int, uuid: str, card: _Card) -> GPU:
         current, pending = _mig_mode(handle)
         on = current == "Enabled"
-        migs = tuple(mig_devices(handle)) if on else ()
-        found = divided(handle, card.model.profiles, migs) if on else UNDIVIDED
-        devices = migs if on else ((handle, uuid),)
-        lists = [self._lists.of(device, name if on else "") for device, name in devices]
-        unseen = self._lists.unseen(hidden=found.hidden) if on else []
-        listed = [*unseen, *chain.from_iterable(lists)]
+        devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
+        found = divided(handle, card.model.profiles, devices) if on else None
+        lists = [self._lists.of(device, name if found else "") for device, name in devices]
+        beside = self._lists.beside(handle, lists, hidden=found.hidden) if found else []
+        listed = [*beside, *chain.from_iterable(lists)]
         gpu = GPU(
             index=index,
             uuid=uuid,
@@ -168,14 +167,14 @@ class NVML:
             mig_mode=current,
             mig_mode_pending=pending,
             compute_mode=_compute_mode(handle),
-            instances=found.instances,
+            instances=found.instances if found else (),
             processes=tuple(each.process for each in listed[:_MOST_PROCESSES]),
             ecc_uncorrected=ecc_uncorrected(handle),
             remapped_rows=remapped_rows(handle),
             recovery_action=recovery_action(handle),
-            instances_withheld=found.withheld or card.placements_withheld,
+            instances_withheld=card.placements_withheld or (found is not None and found.withheld),
         )
-        self._use.take(gpu, devices, found.devices if on else (None,), lists)
+        self._use.take(gpu, devices, found.devices if found else (None,), lists)
         return gpu
 
 

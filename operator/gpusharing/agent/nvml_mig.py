@@ -8,7 +8,7 @@ know.
 
 import ctypes
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import pynvml
@@ -28,19 +28,16 @@ MigDevice: TypeAlias = tuple[Any, str]
 
 @value
 class Divided:
-    """The instances of one GPU."""
+    """The instances of one GPU with MIG on."""
 
-    instances: tuple[Instance, ...] = ()
-    """Those that are known; there may be more where `withheld`."""
-    withheld: bool = False
-    """They may not be listed; those here are known from the MIG devices that can be seen."""
-    hidden: bool = False
+    instances: tuple[Instance, ...]
+    """Instances that are known; there may be more where `withheld`."""
+    withheld: bool
+    """NVML does not list every instance; those that it leaves out are known from the MIG devices that can be seen."""
+    hidden: bool
     """Processes may run where no MIG device can be seen."""
-    devices: tuple[Instance | None, ...] = ()
-    """The instance of each MIG device, in their order; None: it came while the others were listed."""
-
-
-UNDIVIDED = Divided()
+    devices: tuple[Instance, ...]
+    """The instance of each MIG device, in their order."""
 
 
 def offered(handle: Any) -> tuple[tuple[DriverProfile, ...], bool]:
@@ -114,38 +111,43 @@ def mig_devices(handle: Any) -> Iterator[MigDevice]:
 
 
 def divided(handle: Any, profiles: Sequence[DriverProfile], migs: Sequence[MigDevice]) -> Divided:
-    """GPU instances by placement; without the right to list them, what the MIG devices show.
+    """Return the instances of a GPU with MIG on: as NVML lists them, or from its MIG devices where it does not.
 
     An instance without a compute instance, as a create that failed midway leaves it, hides no process.
     """
+    listed = _all_listed(handle, profiles)
     numbers = [pynvml.nvmlDeviceGetGpuInstanceId(mig) for mig, _ in migs]
-    uuids: dict[int, str] = {}
-    for number, (_, uuid) in zip(numbers, migs, strict=True):
-        # Several compute instances of one GPU instance: the first stands for it.
-        uuids.setdefault(number, uuid)
+    # Several compute instances of one GPU instance: the first stands for it.
+    first = dict(reversed(list(zip(numbers, migs, strict=True))))
+    uuids = {number: uuid for number, (_, uuid) in first.items()}
+    instances = {info.id: _instance(info, profile, uuids) for profile, _, info in listed or ()}
+    unlisted = {n: _instance_of_device(mig, profiles) for n, mig in first.items() if n not in instances}
+    known = instances | unlisted
+    withheld = listed is None or bool(unlisted)
+    hidden = withheld or any(info.id not in uuids and _may_compute(each) for _, each, info in listed or ())
+    ordered = sorted(known.values(), key=lambda instance: (instance.start, instance.id))
+    return Divided(tuple(ordered), withheld, hidden, tuple(known[number] for number in numbers))
+
+
+def _all_listed(
+    handle: Any, profiles: Sequence[DriverProfile]
+) -> list[tuple[DriverProfile, Any, Any]] | None:
+    """Return profile, handle and info of each instance, or None where NVML lists no profiles or refuses a list."""
+    if not profiles:
+        return None
     try:
-        listed = [(profile, *found) for profile in profiles for found in _listed(handle, profile.id)]
+        return [(profile, *found) for profile in profiles for found in _listed(handle, profile.id)]
     except pynvml.NVMLError as error:
-        if error.value != REFUSED:
+        if error.value not in (REFUSED, *UNSUPPORTED):
             raise
-        seen = {i.id: i for i in (_instance_of_device(mig, profiles) for mig in reversed(migs))}
-        devices = tuple(seen.get(number) for number in numbers)
-        return Divided(_sorted(seen.values()), withheld=True, hidden=True, devices=devices)
-    hidden = any(info.id not in uuids and _may_compute(instance) for _, instance, info in listed)
-    instances = {info.id: _instance(info, profile, uuids) for profile, _, info in listed}
-    devices = tuple(instances.get(number) for number in numbers)
-    return Divided(_sorted(instances.values()), hidden=hidden, devices=devices)
-
-
-def _sorted(instances: Iterable[Instance]) -> tuple[Instance, ...]:
-    return tuple(sorted(instances, key=lambda instance: (instance.start, instance.id)))
+        return None
 
 
 def _listed(handle: Any, profile_id: int) -> list[tuple[Any, Any]]:
     """Handle and info of each instance of a profile."""
     found = (pynvml.c_nvmlGpuInstance_t * _CAPACITY)()
     count = ctypes.c_uint(_CAPACITY)
-    supported(None, pynvml.nvmlDeviceGetGpuInstances, handle, profile_id, found, ctypes.byref(count))
+    pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
     present = [instance for instance in found[: count.value] if instance]
     return [(instance, pynvml.nvmlGpuInstanceGetInfo(instance)) for instance in present]
 

@@ -4,6 +4,7 @@ Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen
 (docs/design/hardware.md#processes, docs/design/way.md#idle).
 """
 
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pynvml
@@ -43,11 +44,25 @@ class ProcessLists:
         self._processes.begin()
 
     def of(self, handle: Any, device: str = "") -> list[Listed]:
-        """The processes of a whole GPU, or of the MIG device with this UUID.
+        """The processes of a whole GPU, or of the MIG device with this UUID."""
+        return self._listed(handle, device, required=_ALWAYS, hidden=False)
+
+    def beside(self, handle: Any, lists: Iterable[Iterable[Listed]], *, hidden: bool) -> list[Listed]:
+        """Return the processes of a GPU with MIG on that are on none of the `lists` of its MIG devices.
+
+        With `hidden`, there may be others that no call lists. A driver that lists none for the whole GPU says nothing
+        against the lists of its MIG devices.
+        """
+        known = {each.process.pid for listed in lists for each in listed} - {UNKNOWN_PROCESS.pid}
+        found = self._listed(handle, "", required=(), hidden=hidden)
+        return [each for each in found if each.process.pid not in known]
+
+    def _listed(self, handle: Any, device: str, *, required: Collection[Any], hidden: bool) -> list[Listed]:
+        """The processes on all lists, with UNKNOWN_PROCESS if there may be more, as without one of the `required`.
 
         A client of MPS is on two lists, as M+C in nvidia-smi, with the same memory: it counts once.
         """
-        known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if self._processes.blind else {}
+        known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if hidden or self._processes.blind else {}
         for call in (*_ALWAYS, *_WHERE_SUPPORTED):
             try:
                 for process in call(handle):
@@ -56,16 +71,12 @@ class ProcessLists:
             except pynvml.NVMLError as error:
                 if error.value not in (REFUSED, *UNSUPPORTED):
                     raise
-                if error.value == REFUSED or call in _ALWAYS:
+                if error.value == REFUSED or call in required:
                     known[UNKNOWN_PROCESS.pid] = None
         return [
             Listed(self._processes.of(pid, device, _reported), memory)
             for pid, memory in sorted(known.items())
         ]
-
-    def unseen(self, *, hidden: bool) -> list[Listed]:
-        """Processes that may be on a divided GPU without being on a list of its MIG devices; `hidden`: some may be."""
-        return [Listed(self._processes.of(0))] if hidden or self._processes.blind else []
 
     def pod_of(self, pid: int) -> PodID | None:
         """See Processes."""

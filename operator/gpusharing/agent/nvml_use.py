@@ -49,13 +49,11 @@ class UseOfGPUs:
         instances: Sequence[Instance | None],
         lists: Sequence[Sequence[Listed]],
     ) -> None:
-        """The devices of a GPU: itself, or its MIG devices with the instance of each, None where it is not known yet.
+        """Take the devices of a GPU: itself, whose instance is None, or its MIG devices with the instance of each.
         `lists`: who is on each of them."""
         mig = gpu.mig_mode == "Enabled"
         complete = all(process.pid != UNKNOWN_PROCESS.pid for process in gpu.processes)
         for (handle, uuid), instance, listed in zip(devices, instances, lists, strict=True):
-            if mig and instance is None:
-                continue
             known = [each for each in listed if each.process.pid != UNKNOWN_PROCESS.pid]
             shares = None if mig else self._sm_shares(handle, uuid, idle=not known)
             used, memory = _memory(handle, whole=not mig)

@@ -154,7 +154,7 @@ class ObservedGPU(WireModel):
     error: Line = ""
     """What NVML answered about this GPU, with access Failed; empty otherwise."""
     instances_withheld: bool = False
-    """NVML refuses to list MIG instances to the agent's container: there may be more than instances lists."""
+    """NVML does not list all MIG instances to the agent's container: there may be more than instances lists."""
 
 
 class Observed(WireModel):

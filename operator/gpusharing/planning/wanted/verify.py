@@ -130,7 +130,7 @@ def find_withheld(target: Target, observed: ObservedView) -> str:
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
         return ""
     return (
-        f"NVML does not let the agent list the MIG instances of GPU {blind.index}; give its container the rights that"
+        f"NVML does not list all MIG instances of GPU {blind.index} to the agent; give its container the rights that"
         " docs/reference/agent-fields.md names"
     )
 
