@@ -24,7 +24,19 @@ from gpusharing.planning.words.reasons import reason_of
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
 PLACES = ("same_as", "elsewhere", "proven", "refused")
 THEN = {"evict", "delete", "waiting", "later", "ignored", "blocked", "preflight", "says", "next_wake", "idle"}
-GIVEN = {"pods", "pdbs", "options", "answers", "now", "offered", "list_error", "cordoned", "forces", "end"}
+GIVEN = {
+    "pods",
+    "pdbs",
+    "options",
+    "answers",
+    "now",
+    "offered",
+    "list_error",
+    "cordoned",
+    "forces",
+    "end",
+    "silent",
+}
 LAST = {"tA": 43, "tB": 18, "tC": 27, "tD": 23, "tE": 19}
 """The last row of each table. Every fourth number is not used."""
 
@@ -40,7 +52,7 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     now = at(given.get("now", 0))
     offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
 
-    scope = Scope(OPERATOR, forces=given.get("forces", False))
+    scope = Scope(OPERATOR, forces=given.get("forces", False), silent=given.get("silent", False))
     found = _drained(given, work, options, scope)
     before = preflight(find_standings(work, options, now, scope=scope, cordoned=False), options, offered, now)
     plan = found.plan

@@ -68,7 +68,9 @@ async def test_a_node_that_goes_away_during_its_drain_loses_nobody_and_goes_on_w
         await scene.fenced("gpu-1")
         await scene.e.until(lambda: scene.evicted() == ["stays"], "the eviction", 60)
         kubelet(scene, "gpu-1", there=False)
+        await scene.reason("gpu-1", "NodeUnreachable")
         await asyncio.sleep(300)
+        assert scene.transition("gpu-1")["reason"] == "NodeUnreachable", "nobody knows that it is stuck"
         fence = scene.fence("gpu-1")
         assert fence is not None
         assert fence.stage == "fenced"

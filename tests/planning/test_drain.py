@@ -198,7 +198,7 @@ pods = st.builds(
     make_pod,
     name=st.sampled_from("abcdefghijklmnop"),
     namespace=st.sampled_from(["team-a", "team-b", OPERATOR]),
-    phase=st.sampled_from(["Running", "Running", "Running", "Pending", "Succeeded", "Failed", "Unknown"]),
+    phase=st.sampled_from(["Running", "Running", "Running", "Pending", "Succeeded", "Failed"]),
     labels=st.sampled_from([{}, {"app": "llm"}, {"app": "web"}]),
     owner=st.sampled_from([REPLICA_SET, REPLICA_SET, JOB, DAEMON_SET, None]),
     mirror=st.sampled_from([False, False, False, True]),

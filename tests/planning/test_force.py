@@ -182,7 +182,6 @@ IN_VAIN: dict[str, tuple[PodView, dict[str, Any], EvictionMemory | None]] = {
     "another pod may not be evicted": (make_pod("z"), {}, refused(Reason.FORBIDDEN)),
     "another pod is stuck": (make_pod("z", deleted_at=at(-61)), {}, None),
     "another pod leaves long after the end": (make_pod("z", deleted_at=at(600)), {}, None),
-    "another pod's kubelet is silent": (make_pod("z", phase="Unknown"), {}, None),
 }  # fmt: skip
 
 

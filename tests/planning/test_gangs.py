@@ -223,7 +223,6 @@ def test_a_member_on_the_same_node_is_waited_for_though_its_own_turn_comes_later
 ENDED: dict[str, tuple[str, PodView]] = {
     "it is leaving": ("d", make_pod("rank-1", labels=LEAD, deleted_at=at(5), gang=GANG)),
     "it has finished": ("d", make_pod("rank-1", labels=LEAD, phase="Succeeded", gang=GANG)),
-    "its kubelet does not answer": ("d", make_pod("rank-1", labels=LEAD, phase="Unknown", gang=GANG)),
     "it runs nowhere yet": ("", make_pod("rank-1", labels=LEAD, phase="Pending", gang=GANG)),
     "it was here, and is gone by the LIST of this node": ("c", make_pod("rank-1", labels=LEAD, gang=GANG)),
     "no time is given to it": ("d", make_pod("rank-1", gang=GANG)),

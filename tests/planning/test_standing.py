@@ -20,7 +20,6 @@ STANDS: dict[str, tuple[PodView, EvictionMemory | None, list[PdbView], list[str]
     "two budgets conflict": (make_pod(), None, BOTH, ["a", "b"], False, False),
     "it is pending: no budget is asked": (make_pod(phase="Pending"), None, BOTH, [], False, True),
     "it is leaving by itself": (make_pod(deleted_at=at(30)), None, BOTH, [], True, False),
-    "its kubelet does not answer": (make_pod(phase="Unknown"), None, [], [], True, False),
     "its eviction was accepted": (make_pod(), make_memory(Reason.EVICTED, next_try=NOW), [], [], True, False),
     "its back-off lasts": (make_pod(), make_memory(Reason.EVICTION_ERROR, next_try=SOON), [], [], False, False),
     "its back-off is over": (make_pod(), make_memory(Reason.EVICTION_ERROR, next_try=NOW), [], [], False, True),
@@ -65,6 +64,11 @@ def test_a_pod_that_was_asked_for_since_the_list_was_begun_is_not_due() -> None:
     lost = replace(make_memory(Reason.EVICTION_ERROR, next_try=NOW), asked_at=at(-1))
     assert not stands(make_pod(), lost, [], listed_at=at(-2)).due
     assert stands(make_pod(), lost, [], listed_at=NOW).due
+
+
+def test_no_pod_is_due_on_a_node_that_is_not_ready() -> None:
+    found = find_standings(make_work(make_pod()), Drain(), NOW, scope=replace(SCOPE, silent=True))
+    assert [(one.leaves, one.due) for one in found.staying] == [(False, False)]
 
 
 def test_before_the_cordon_an_answer_counts_only_while_its_wait_lasts() -> None:

@@ -164,4 +164,4 @@ def _stays(one: Standing, end: datetime, now: datetime) -> bool:
     if one.pod.deleted_at is not None and stuck is None:
         return True  # later than any datetime
     late = one.pod.deleted_at is not None and one.pod.deleted_at > end + STUCK_AFTER
-    return late or one.pod.phase == "Unknown" or (stuck is not None and now > stuck)
+    return late or (stuck is not None and now > stuck)

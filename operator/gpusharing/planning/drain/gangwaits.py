@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.holders import Classified, Scope, classify
+from gpusharing.planning.drain.holders import Scope, classify
 from gpusharing.planning.drain.rules import patience
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
 from gpusharing.planning.words.values import value
@@ -39,7 +39,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
         members = running(view, work, scope.node)
         everywhere = replace(scope, all_pods=True, cordoned_at=None)
         waited = classify((one.pod for one in members), options, everywhere)
-        waits = [_wait_of(one, view, options) for one in members if _is_waited(one.pod, waited)]
+        waits = [_wait_of(one, view, options) for one in members if one.pod.uid in waited.waited]
         waits += _ruled_waits(view, members, everywhere)
         if waits:
             longest = min(waits, key=_longest_first)
@@ -50,7 +50,7 @@ def find_gang_waits(work: NodeWork, options: Drain, scope: Scope) -> Mapping[Gan
 def _ruled_waits(view: GangView, members: Iterable[GangMember], scope: Scope) -> Iterator[GangWait]:
     """What the policies of the members' own nodes say, where these are other ones than that of the change."""
     for one in members:
-        if one.drain is not None and _is_waited(one.pod, classify((one.pod,), one.drain, scope)):
+        if one.drain is not None and classify((one.pod,), one.drain, scope).waited:
             yield replace(_wait_of(one, view, one.drain), spared=one.drain.jobs.on_timeout == "Abort")
 
 
@@ -59,10 +59,6 @@ def running(view: GangView, work: NodeWork, node: str) -> list[GangMember]:
     here = [GangMember(node, pod) for pod in work.pods if pod.gang == view.gang]
     seen = {one.pod.uid for one in here}
     return here + [one for one in view.members if one.node not in ("", node) and one.pod.uid not in seen]
-
-
-def _is_waited(pod: PodView, found: Classified) -> bool:
-    return pod.uid in found.waited and pod.phase != "Unknown"
 
 
 def _wait_of(one: GangMember, view: GangView, options: Drain) -> GangWait:

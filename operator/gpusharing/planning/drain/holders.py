@@ -47,17 +47,24 @@ class Scope:
     """The operator may delete pods at the end of a drain, where the policy asks for it."""
     node: str = ""
     """Name of the node; empty: unknown."""
+    silent: bool = False
+    """Whether the node is not Ready: nobody knows whether its pods still run."""
 
 
 def scope_of(
-    settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
+    settings: PlanSettings,
+    *,
+    all_pods: bool = False,
+    cordoned_at: datetime | None = None,
+    node: str = "",
+    silent: bool = False,
 ) -> Scope:
     """What a drain of this operator has to empty, and what it must not touch."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
     namespace, settle = settings.gpu_operator_namespace, timedelta(seconds=settings.settle)
-    return Scope(namespace, all_pods, protected, own, cordoned_at, settle, forces=forces, node=node)
+    return Scope(namespace, all_pods, protected, own, cordoned_at, settle, None, forces, node, silent)
 
 
 @value

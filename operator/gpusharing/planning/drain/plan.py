@@ -148,7 +148,7 @@ def _kept(found: Standings, guarded: Sequence[Standing], now: datetime) -> Itera
     """What keeps pods from leaving whatever the pace, before and during a drain. `guarded`: the pods whose budgets
     count."""
     yield from found.blockers
-    yield from _stuck(found.leaving, now)
+    yield from _unheard(found) if found.silent else _stuck(found.leaving, now)
     yield from _budgets(guarded)
     yield from _refused(found.staying, now)
 
@@ -193,8 +193,14 @@ def _stranded(staying: Iterable[Standing], offered: AbstractSet[str]) -> Iterato
             )
 
 
+def _unheard(found: Standings) -> Iterator[Blocker]:
+    """T6: no pod is known to end on a node that is not Ready, however long it has been terminating."""
+    if pods := tuple(one.pod.ref for one in (*found.leaving, *found.staying)):
+        yield Blocker(Reason.NODE_UNREACHABLE, pods, message="The node is not Ready")
+
+
 def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
-    """T5, P13: pods that should leave and do not."""
+    """T5: pods that should leave and do not."""
     for pod in (one.pod for one in leaving):
         moment = stuck_from(pod)
         if moment is not None and now > moment:
@@ -204,8 +210,6 @@ def _stuck(leaving: Iterable[Standing], now: datetime) -> Iterator[Blocker]:
                 else "It has no finalizer"
             )
             yield Blocker(Reason.TERMINATING_STUCK, (pod.ref,), message=held)
-        elif pod.phase == "Unknown":
-            yield Blocker(Reason.NODE_UNREACHABLE, (pod.ref,))
 
 
 def _budgets(staying: Sequence[Standing]) -> Iterator[Blocker]:

@@ -45,8 +45,7 @@ class Standing:
     budgets: tuple[PdbView, ...]
     """The budgets that the server will check, sorted by name; with more than one, it always refuses (E8)."""
     leaves: bool
-    """It needs no eviction from us: it is terminating, accepted (E1), no longer known to the server (E2, E3), or on a
-    kubelet that does not answer (P13)."""
+    """It needs no eviction from us: it is terminating, accepted (E1), or no longer known to the server (E2, E3)."""
     due: bool
     """Nothing about the pod itself keeps it from being evicted now; the plan adds the pace and the room of its
     budget."""
@@ -101,6 +100,8 @@ class Standings:
     """Pods with a shorter grace period may be deleted at the end of the drain (T4); None: none is."""
     cordoned_at: datetime | None = None
     """When we cordoned the node; None: we did not."""
+    silent: bool = False
+    """Whether the node is not Ready: no pod is evicted, and nobody knows whether those that are leaving still run."""
 
     @property
     def holders(self) -> int:
@@ -122,7 +123,7 @@ def find_standings(
     scope = replace(scope, now=now)
     found = classify(work.pods, options, scope)
     front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
-    known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
+    known = [_stand(pod, memories.get(pod.uid), work, now, silent=scope.silent) for pod in found.holders]
     waits = find_gang_waits(work, options, scope)
     if options.rules or found.waited or waits or any(pod.system for pod in found.holders):
         known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
@@ -139,6 +140,7 @@ def find_standings(
         throttled_until=throttled_until(memories, now),
         force_within=force_within(options, scope),
         cordoned_at=scope.cordoned_at,
+        silent=scope.silent,
     )
 
 
@@ -205,14 +207,17 @@ def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
     return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
 
 
-def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:
+def _stand(
+    pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
+) -> Standing:
     answer = None if memory is None else reason_of(memory.reason)
     budgets = pdb.asked(pod, work.pdbs)
-    leaves = pod.deleted_at is not None or pod.phase == "Unknown" or _is_answered(memory, answer, work)
+    leaves = pod.deleted_at is not None or _is_answered(memory, answer, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
     # accepted. With two budgets the server always refuses.
     waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
-    return Standing(pod, memory, answer, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
+    due = not (silent or leaves or waits or len(budgets) > 1)
+    return Standing(pod, memory, answer, budgets, leaves, due)
 
 
 def _is_answered(memory: EvictionMemory | None, answer: Reason | None, work: NodeWork) -> bool:
