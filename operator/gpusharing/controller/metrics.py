@@ -240,7 +240,7 @@ class _AtEachScrape(Collector):
 
 def _is_drifted(member: Member) -> bool:
     found = member.assessment
-    return isinstance(found, Assessed) and found.drift and member.node.fence is None
+    return isinstance(found, Assessed) and found.drift is not None and member.node.fence is None
 
 
 def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:

@@ -19,7 +19,7 @@ from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.revision import find_revision
-from gpusharing.planning.way.attempts import failed_in, owed_for
+from gpusharing.planning.way.attempts import failed_in, owed_for, was_rolled_back
 from gpusharing.planning.way.marks import marks_for
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
@@ -212,7 +212,7 @@ def _fence(candidate: Candidate) -> FenceNode:
         since=case.now,
         stage_since=case.now,
         deadline=case.now + timedelta(seconds=case.settings.settle) + timeout,
-        drift=assessed.drift,
+        drift=assessed.drift is not None and not was_rolled_back(node, policy),
         from_mode=node.labels.get(names.LABEL_MODE, ""),
         retry=node.retry,
         newcomer=candidate.newcomer,

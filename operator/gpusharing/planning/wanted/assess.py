@@ -8,6 +8,7 @@ from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.reset import unlabelled
 from gpusharing.planning.wanted.target import Target, Targets
 from gpusharing.planning.wanted.verify import (
@@ -75,8 +76,9 @@ class Assessed:
     """The first source that disagrees with the target; None: the node is as wanted."""
     disruption: DisruptionClass
     """The class of the change from what the node is now; None where it is as wanted."""
-    drift: bool
-    """The node differs although this very target was proven on it before."""
+    drift: Finding | None
+    """How the node differs from what was proven on it for this policy: its target, or what the node went back to after
+    the change failed. None: it does not, or neither was proven."""
     observed_text: str
     """What the GPUs are divided into now, for people."""
 
@@ -118,7 +120,7 @@ def assess(
         target = unlabelled(target, stack)
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
-    drift = mismatch is not None and _proven_before(node, policy, target)
+    drift = _find_drift(node, observed, policy, target, mismatch, stack)
     stop, two_steps = terms.stop(observed.hardware), needs_two_steps(node, observed, target, stack)
     return Assessed(
         policy, terms.wish.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
@@ -173,6 +175,23 @@ def _unobserved(observed: ObservedView | None) -> Finding:
     if observed.error:
         return Finding(Reason.AGENT_ERROR, f"the agent cannot read the GPUs: {observed.error}")
     return Finding(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
+
+
+def _find_drift(
+    node: NodeView,
+    observed: ObservedView,
+    policy: PolicyView,
+    target: Target,
+    mismatch: Finding | None,
+    stack: StackView,
+) -> Finding | None:
+    seen = node.verified
+    if seen is None or not seen.rolled_back:
+        return mismatch if _proven_before(node, policy, target) else None
+    if (seen.policy_uid, seen.generation) != (policy.uid, policy.generation):
+        return None
+    last = find_last_proven(node, observed, stack)
+    return find_mismatch(Comparison(node, observed, last, stack)) if isinstance(last, Target) else None
 
 
 def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:

@@ -213,27 +213,25 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
     """A difference that lasts only a moment is no reason to drain a node."""
-    if not _is_drift(case, assessed):
+    drift = _drift(case, assessed)
+    if drift is None:
         return ""
     since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
     if since is not None and case.now >= since + grace:
         return ""
-    message = f"{case.node.name} no longer matches what was proven: {_difference(assessed)}"
+    message = f"{case.node.name} no longer matches what was proven: {drift.message}"
     return Finding(Reason.DRIFTED, message, (since or case.now) + grace)
 
 
 def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
-    if not _is_drift(case, assessed) or not was_corrected(case, assessed.policy):
+    drift = _drift(case, assessed)
+    if drift is None or not was_corrected(case, assessed.policy):
         return ""
-    return f"{case.node.name} drifted again after it was corrected: {_difference(assessed)}"
+    return f"{case.node.name} drifted again after it was corrected: {drift.message}"
 
 
-def _is_drift(case: NodeCase, assessed: Assessed) -> bool:
-    return assessed.drift and assessed.mismatch is not None and not may_correct_at_once(case)
-
-
-def _difference(assessed: Assessed) -> str:
-    return "" if assessed.mismatch is None else assessed.mismatch.message
+def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
+    return None if may_correct_at_once(case) else assessed.drift
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -253,8 +251,9 @@ def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
         return ""
     if is_new_value(retry, seen.retry):
         return ""
+    lost = f". It no longer matches {seen.layout}: {assessed.drift.message}" if assessed.drift else ""
     return (
-        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}. To try again:"
+        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}{lost}. To try again:"
         f" {retry_command(case.node.name, seen.retry)}"
     )
 

@@ -10,7 +10,7 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.assess import OUTSIDE, Assessed, Assessment, Refused, Unobserved, has_gpu
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import adopted, note_failure
+from gpusharing.planning.way.attempts import adopted, note_failure, was_rolled_back
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.gates import find_gate, find_switched_off
 from gpusharing.planning.way.marks import unmarked
@@ -50,14 +50,11 @@ def is_told_apart(case: NodeCase) -> bool:
 
     While NVML is closed nobody has; and what mig-manager is repairing after a reboot is not drift.
     """
-    found = case.assessment
-    difference = (
-        found.mismatch
-        if isinstance(found, Assessed)
-        else found.pending
-        if isinstance(found, Unobserved)
-        else None
-    )
+    found, difference = case.assessment, None
+    if isinstance(found, Assessed):
+        difference = found.drift if was_rolled_back(case.node, found.policy) else found.mismatch
+    elif isinstance(found, Unobserved):
+        difference = found.pending
     return (
         difference is not None
         and difference.reason is not Reason.OBSERVATION_PENDING

@@ -128,5 +128,5 @@ def _assess_back(case: FencedCase, found: Assessed) -> Assessed | str:
         two_steps=needs_two_steps(node, observed, target, stack),
         mismatch=mismatch,
         disruption=find_disruption(node, observed, target, mismatch, stack),
-        drift=False,
+        drift=None,
     )
