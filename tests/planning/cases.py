@@ -19,6 +19,7 @@ from gpusharing.planning.stack.terms import find_terms, wish_of
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.members import Member
+from gpusharing.planning.way.requests import last_event
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
@@ -106,7 +107,31 @@ def make_case(
         settings=SETTINGS,
         now=now,
     )
-    return case if fence is None else FencedCase.of(case, fence)
+    return case if fence is None else named_event(FencedCase.of(case, fence))
+
+
+EVENT = "event"
+"""Stands in a request for the word of the last event, which `make_case` puts there."""
+
+
+def named_event(case: FencedCase) -> FencedCase:
+    """The same case with the last event in the requests to the agent and in what it echoes, and LISTs made under its
+    fence unless they name another."""
+
+    def named(request: str) -> str:
+        return request.replace(f":{EVENT}:", f":{last_event(case)}:")
+
+    report, found, work = case.gpunode, case.assessment, case.work
+    if work is not None:
+        cordoned = work.cordoned_at or case.fence.since
+        work = replace(work, cordoned_at=cordoned, stood=named(work.stood))
+    if report is not None:
+        seen = report.observed
+        seen = replace(seen, request_id=named(seen.request_id)) if seen is not None else None
+        report = replace(report, request_id=named(report.request_id), observed=seen)
+        if isinstance(found, Assessed) and seen is not None:
+            found = replace(found, observed=seen)
+    return replace(case, gpunode=report, assessment=found, work=work)
 
 
 def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: StackView) -> Assessment:
@@ -143,7 +168,7 @@ def assessed_of(case: NodeCase) -> Assessed:
 
 
 def quiet_report(
-    case_policy: PolicyView, request: str = "op-1:quiet:9999999999", **fields: Any
+    case_policy: PolicyView, request: str = f"op-1:quiet:{EVENT}:9999999999", **fields: Any
 ) -> GPUNodeView:
     """The GPUNode of gpu-07 at rest under a policy, whose agent has closed NVML for this request."""
     last = world_of(case_policy).gpunodes["gpu-07"]

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from tests.build import NOW, at, make_fence, make_work
-from tests.planning.cases import MIXED, fenced_of, make_case, pair_of, quiet_report
+from tests.planning.cases import EVENT, MIXED, fenced_of, make_case, pair_of, quiet_report
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
@@ -16,7 +16,7 @@ from gpusharing.planning.way.verdict import FencedCase, Verdict
 MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
 PAUSED: dict[str, str | None] = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}
 FAILED: dict[str, str | None] = {MIG_STATE: "failed"}
-VERIFY = f"op-1:verify:{NOW.timestamp():.3f}"
+VERIFY = f"op-1:verify:{EVENT}:{int(NOW.timestamp() * 1000)}"
 
 
 def fence_to(policy: PolicyView, since: datetime = NOW, **fields: Any) -> Fence:
@@ -51,7 +51,7 @@ def only(verdict: Verdict) -> Any:
 
 def asked_at(seconds: float, kind: str = "") -> str:
     """The request for silence made then."""
-    return f"op-1:quiet:{kind}{int(at(seconds).timestamp() * 1000)}"
+    return f"op-1:quiet:{kind}{EVENT}:{int(at(seconds).timestamp() * 1000)}"
 
 
 def emptied(now: float, *pods: PodView) -> NodeWork:

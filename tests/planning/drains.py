@@ -10,7 +10,7 @@ from tests.build import (
     make_policy,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, fenced_of, make_case, quiet_report
+from tests.planning.cases import EVENT, FULL, MIXED, fenced_of, make_case, quiet_report
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
@@ -22,7 +22,7 @@ from gpusharing.planning.way.verdict import FencedCase, Verdict
 
 def asked(seconds: float) -> str:
     """The request for silence made then."""
-    return f"op-1:quiet:{int(at(seconds).timestamp() * 1000)}"
+    return f"op-1:quiet:{EVENT}:{int(at(seconds).timestamp() * 1000)}"
 
 
 EARLIER = at(-600)

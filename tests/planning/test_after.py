@@ -34,6 +34,7 @@ from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
 from gpusharing.planning.way.attempts import failed_in, is_tried_again, next_deferral, standing_deferral
 from gpusharing.planning.way.migmanager import SIGNS
+from gpusharing.planning.way.requests import last_event
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -118,8 +119,11 @@ def test_a_node_that_mig_manager_gave_up_shows_what_it_left_and_a_stuck_one_keep
 
 
 def test_an_old_reading_proves_nothing_a_new_one_is_asked_for() -> None:
-    action = only(after_pnr(changing(gpunode=answering("op-1:quiet:1"))))
-    assert action == EnsureGPUNode("gpu-07", "uid-gpu-07", VERIFY, quiet=False)
+    case = changing(gpunode=answering("op-1:quiet:1"))
+    action = only(after_pnr(case))
+    now = int(case.now.timestamp() * 1000)
+    request = f"op-1:verify:{last_event(case)}:{now}"
+    assert action == EnsureGPUNode("gpu-07", "uid-gpu-07", request, quiet=False)
     unanswered = replace(answering("op-1:quiet:1"), request_id=VERIFY)
     verdict = after_pnr(changing(gpunode=unanswered))
     assert (verdict.phase, verdict.reason, verdict.actions) == (

@@ -64,17 +64,6 @@ def test_pods_that_hold_a_gpu_are_evicted_by_uid() -> None:
     assert verdict.actions == (Evict("gpu-07", "team-a", "a", "uid-team-a-a"),)
 
 
-def test_on_a_node_that_is_not_ready_no_pod_is_evicted_and_none_is_called_stuck() -> None:
-    """Kubernetes leaves the phase of its pods at Running, and its node controller deletes them after minutes."""
-    pods = make_work(make_pod("a"), make_pod("b", deleted_at=at(-900)))
-    stuck = before_pnr(fenced(work=pods))
-    assert (stuck.reason, len(stuck.actions)) == (Reason.TERMINATING_STUCK, 1)
-    silent_kubelet = before_pnr(fenced(work=pods, node={"ready": False}))
-    assert (silent_kubelet.phase, silent_kubelet.reason) == (Phase.DRAINING, Reason.NODE_UNREACHABLE)
-    assert silent_kubelet.actions == ()
-    assert "NodeUnreachable: Pods team-a/a, team-a/b. The node is not Ready." in silent_kubelet.message
-
-
 def test_a_pause_that_holds_evicts_nobody_and_keeps_cordon_and_deadline() -> None:
     held = make_policy(rollout={"paused": True, "whenPaused": "Hold"})
     verdict = before_pnr(fenced(held, work=make_work(make_pod())))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_pod
-from tests.planning.cases import FULL, MIXED, fenced_of, pool_of, run_until, wrote
+from tests.planning.cases import EVENT, FULL, MIXED, fenced_of, pool_of, run_until, wrote
 from tests.planning.changes import FENCE, MIG_STATE, VERIFY, answering, changing, emptied, only, proven_idle
 from tests.planning.test_reruns import OWED
 from tests.planning.world import World
@@ -74,12 +74,26 @@ def test_nothing_is_recorded_where(fields: dict[str, Any]) -> None:
 UNANSWERED = replace(answering("older"), request_id=VERIFY)
 
 
-def test_an_answer_that_is_on_its_way_counts_more_than_the_clock() -> None:
-    waiting = changing(fence=OURS, now=2400, gpunode=UNANSWERED)
-    verdict = judged(waiting)
-    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.OBSERVATION_PENDING)
-    assert noted(verdict) == []
-    assert noted(judged(replace(waiting, agent_ready=False))) == [replace(OURS, failed=at(2400))]
+def test_an_operator_that_was_away_past_the_deadline_reads_the_node_before_it_calls_it_failed() -> None:
+    """The agent has two minutes for its answer; only then the clock counts, and the failure is recorded."""
+    back = at(9000)
+    first = changing(fence=OURS, now=9000, gpunode=answering("older"))
+    asks = judged(first)
+    assert (asks.phase, asks.reason, noted(asks)) == (Phase.VERIFYING, Reason.OBSERVATION_PENDING, [])
+    request = f"op-1:verify:{EVENT}:{int(back.timestamp() * 1000)}"
+    waits = replace(answering("older"), request_id=request)
+    for seconds in (0, 119):
+        verdict = judged(changing(fence=OURS, now=9000 + seconds, gpunode=waits))
+        assert (verdict.phase, verdict.wake, noted(verdict)) == (Phase.VERIFYING, at(9120), [])
+    late = judged(changing(fence=OURS, now=9120, gpunode=waits))
+    assert (late.phase, noted(late)) == (Phase.FAILED, [replace(OURS, failed=at(9120))])
+    proven = judged(changing(fence=OURS, now=9060, gpunode=answering(request)))
+    assert proven.phase is Phase.UNCORDONING
+
+
+def test_without_a_ready_agent_nobody_waits_for_its_answer() -> None:
+    case = changing(fence=OURS, now=2400, gpunode=UNANSWERED, agent_ready=False)
+    assert noted(judged(case)) == [replace(OURS, failed=at(2400))]
 
 
 @pytest.mark.parametrize("now", [1800, 2399])

@@ -15,10 +15,11 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import FULL, MIXED, quiet_report
+from tests.planning.cases import EVENT, FULL, MIXED, quiet_report
 from tests.planning.drains import (
     FENCE,
     IDLE,
+    REQUEST,
     asked,
     fenced,
     silent,
@@ -28,6 +29,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
 from gpusharing.planning.way.attempts import proof_time
 from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.requests import last_event
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.words.reasons import Reason
 
@@ -36,8 +38,14 @@ WAITS: dict[str, tuple[FencedCase, Reason]] = {
     "no agent is ready": (fenced(agent_ready=False), Reason.AGENT_NOT_READY),
     "the agent was not asked to be quiet": (fenced(), Reason.OBSERVATION_PENDING),
     "the agent has not answered": (fenced(gpunode=silent(request_id="older")), Reason.OBSERVATION_PENDING),
-    "the agent was asked before the last pod left": (
+    "an older operator asked the agent": (
         fenced(gpunode=quiet_report(FULL, "op-1:quiet:1")), Reason.OBSERVATION_PENDING),
+    "the agent was asked before the last pod left": (
+        fenced(gpunode=silent(), work=replace(IDLE, stood=REQUEST)), Reason.OBSERVATION_PENDING),
+    "the agent was asked before mig-manager's last run": (
+        fenced(gpunode=quiet_report(FULL, asked(-2).replace(EVENT, "earlier"))), Reason.OBSERVATION_PENDING),
+    "both LISTs were made before the cordon": (
+        fenced(gpunode=silent(), work=replace(IDLE, cordoned_at=at(-3))), Reason.SETTLING),
     "a process computes": (
         fenced(gpunode=silent(gpus=(make_gpu(processes=("python",)),))), Reason.GPU_STILL_BUSY),
     "a process that the agent cannot name computes": (
@@ -82,11 +90,22 @@ def test_the_node_is_not_proven_idle(case: FencedCase, reason: Reason) -> None:
     assert not any(isinstance(action, Actuate) for action in verdict.actions)
 
 
+def test_on_a_node_that_is_not_ready_no_pod_is_evicted_and_none_is_called_stuck() -> None:
+    """Kubernetes leaves the phase of its pods at Running, and its node controller deletes them after minutes."""
+    pods = make_work(make_pod("a"), make_pod("b", deleted_at=at(-900)))
+    stuck = before_pnr(fenced(work=pods))
+    assert (stuck.reason, len(stuck.actions)) == (Reason.TERMINATING_STUCK, 1)
+    silent_kubelet = before_pnr(fenced(work=pods, node={"ready": False}))
+    assert (silent_kubelet.phase, silent_kubelet.reason) == (Phase.DRAINING, Reason.NODE_UNREACHABLE)
+    assert silent_kubelet.actions == ()
+    assert "NodeUnreachable: Pods team-a/a, team-a/b. The node is not Ready." in silent_kubelet.message
+
+
 @pytest.mark.parametrize("answered", [at(-59), at(-31)])
 def test_a_young_proof_passes_however_long_the_node_is_empty(answered: datetime) -> None:
     lists = (at(-500), at(-29), NOW)
     work = make_work(listed_at=NOW, empty_since=at(-500), empty_lists=lists, quiet_since=at(-30))
-    request = f"op-1:quiet:{int(answered.timestamp() * 1000)}"
+    request = asked((answered - NOW).total_seconds())
     assert before_pnr(fenced(gpunode=quiet_report(FULL, request), work=work)).phase is Phase.RECONFIGURING
 
 
@@ -163,9 +182,8 @@ def test_silence_is_asked_once_per_poll_while_somebody_computes() -> None:
     assert before_pnr(fenced(gpunode=busy)).actions == ()
     later = fenced(gpunode=busy, now=at(5), work=make_work(listed_at=at(5), empty_since=at(-3)))
     assert before_pnr(later).message == before_pnr(fenced(gpunode=busy)).message
-    assert before_pnr(later).actions == (
-        EnsureGPUNode("gpu-07", "uid-gpu-07", f"op-1:quiet:{int(at(5).timestamp() * 1000)}", quiet=True),
-    )
+    request = asked(5).replace(EVENT, last_event(later))
+    assert before_pnr(later).actions == (EnsureGPUNode("gpu-07", "uid-gpu-07", request, quiet=True),)
 
 
 def test_a_node_that_is_given_back_because_of_a_process_names_it() -> None:

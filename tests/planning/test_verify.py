@@ -14,7 +14,7 @@ from gpusharing.planning.snapshot.views import ObservedView, PolicyView
 from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import CHECKS, Comparison, Evidence, find_mismatch
+from gpusharing.planning.wanted.verify import CHECKS, Comparison, find_mismatch
 from gpusharing.planning.words.reasons import Reason
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
@@ -50,7 +50,6 @@ def observing(case: Comparison, **fields: Any) -> Comparison:
 
 def test_the_order_of_the_checks_is_part_of_the_product() -> None:
     assert [(check.find.__name__, check.reason) for check in CHECKS] == [
-        ("_not_read_again", Reason.OBSERVATION_PENDING),
         ("_unreadable", Reason.AGENT_ERROR),
         ("_quiet", Reason.OBSERVATION_PENDING),
         ("_unreachable", Reason.GPU_UNHEALTHY),
@@ -106,8 +105,6 @@ SERVED = make_gpu(compute_mode="ExclusiveProcess", processes=("nvidia-cuda-mps-s
 CAPABLE = names.LABEL_MPS_CAPABLE
 GONE = ObservedView("", False, "", ())
 MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
-    "the report answers an earlier request": (
-        FULL, lambda c: replace(c, evidence=Evidence(request_id="op:verify:2")), Reason.OBSERVATION_PENDING, "again"),
     "the agent cannot read": (
         FULL, lambda c: observing(c, error="NVMLNotLoaded"), Reason.AGENT_ERROR, "NVMLNotLoaded"),
     "the agent is quiet": (FULL, lambda c: observing(c, quiet=True), Reason.OBSERVATION_PENDING, "quiet"),
@@ -146,7 +143,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         FULL, lambda c: with_labels(c, **{names.LABEL_PLUGIN_CONFIG: "lost"}), Reason.LABEL_MISMATCH,
         "names no known configuration"),
     "GFD has not started anew": (
-        SLICED, lambda c: replace(c, evidence=Evidence(gfd_timestamp=c.node.labels[names.LABEL_GFD_TIMESTAMP])),
+        SLICED, lambda c: replace(c, gfd_timestamp=c.node.labels[names.LABEL_GFD_TIMESTAMP]),
         Reason.LABEL_MISMATCH, "has not restarted since the change; if this lasts, delete its pod on"),
     "a GFD label is gone": (
         SLICED, lambda c: with_labels(c, **{names.LABEL_GPU_REPLICAS: None}), Reason.LABEL_MISMATCH,
@@ -203,7 +200,6 @@ def test_a_source_disagrees(policy: PolicyView, change: Any, reason: Reason, say
 
 
 AGREES: dict[str, tuple[PolicyView, Any]] = {
-    "the report answers the request": (FULL, lambda c: replace(c, evidence=Evidence(c.observed.request_id))),
     "a resource of the old mode stays at 0 until the kubelet restarts": (
         MIXED, lambda c: replace(c, node=replace(c.node, resources={**c.node.resources, "nvidia.com/gpu": 0}))),
     "resources that are no GPUs": (

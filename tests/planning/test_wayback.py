@@ -260,7 +260,8 @@ def test_while_mig_manager_still_works_nothing_is_turned_back() -> None:
 
 
 def test_while_the_agent_does_not_answer_nothing_is_turned_back() -> None:
-    late = failing(labels={**FAILED, MIG_STATE: "success"}, gpunode=answering("old", SLICED), now=2400)
+    unanswered = replace(answering("old", SLICED), request_id=VERIFY)
+    late = failing(labels={**FAILED, MIG_STATE: "success"}, gpunode=unanswered, now=2400)
     assert "once the state of the node is known" in after_pnr(late).message
 
 
@@ -344,7 +345,9 @@ def gone_back(**fields: Any) -> NodeCase:
     return make_case(BACK, was=SINGLE, node={"verified": record}, **fields)
 
 
-LOST_ITS_INSTANCES = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed}
+LOST_ITS_INSTANCES: dict[str, Any] = {
+    "observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed
+}
 
 
 def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:

@@ -278,8 +278,10 @@ class World:
             found = gangs.find(self, pods, reboot=reboots)
             work = NodeWork(pods, self._budgets(), self.now, evictions=memories, gangs=found)
         known = self.memory.work
-        scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots)
-        known[node] = heard(looked(known.get(node), work, view, scope), self.gpunodes.get(node), self.now)
+        cordoned = view.fence.since if view.fence is not None else None
+        scope = Scope(self.settings.gpu_operator_namespace, all_pods=reboots, cordoned_at=cordoned)
+        gpunode = self.gpunodes.get(node)
+        known[node] = heard(looked(known.get(node), work, gpunode, scope), gpunode, self.now)
         return known[node]
 
     def _may_reboot(self, view: NodeView) -> bool:

@@ -360,16 +360,17 @@ class Gatherer:
     def _work(self, node: str, listed: _Listed, pdbs: tuple[PdbView, ...], error: str) -> NodeWork:
         evictions = dict(self.evictions.get(node, {}))
         work = NodeWork(listed.pods, pdbs, listed.at, evictions=evictions, error=error, gangs=listed.gangs)
-        return looked(self.work.get(node), work, self.sources.nodes.items.get(node), listed.scope)
+        return looked(self.work.get(node), work, self.sources.gpunodes.items.get(node), listed.scope)
 
     def _scope(self, node: str) -> Scope:
         """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
         view = self.sources.nodes.items.get(node)
         if view is not None and view.fence is not None:
-            reboots = view.fence.disruption is DisruptionClass.REBOOT
+            reboots, since = view.fence.disruption is DisruptionClass.REBOOT, view.fence.since
         else:
             reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
-        return scope_of(self.settings, all_pods=reboots)
+            since = None
+        return scope_of(self.settings, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:

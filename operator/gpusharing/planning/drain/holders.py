@@ -52,19 +52,14 @@ class Scope:
 
 
 def scope_of(
-    settings: PlanSettings,
-    *,
-    all_pods: bool = False,
-    cordoned_at: datetime | None = None,
-    node: str = "",
-    silent: bool = False,
+    settings: PlanSettings, *, all_pods: bool = False, cordoned_at: datetime | None = None, node: str = ""
 ) -> Scope:
     """What a drain of this operator has to empty, and what it must not touch."""
     own = f"{settings.namespace}/{settings.pod_name}" if settings.pod_name else ""
     protected = frozenset(settings.protected_namespaces)
     forces = settings.force_delete
     namespace, settle = settings.gpu_operator_namespace, timedelta(seconds=settings.settle)
-    return Scope(namespace, all_pods, protected, own, cordoned_at, settle, None, forces, node, silent)
+    return Scope(namespace, all_pods, protected, own, cordoned_at, settle, forces=forces, node=node)
 
 
 @value

@@ -8,26 +8,29 @@ from datetime import datetime
 
 from gpusharing.planning.drain.holders import Scope, is_idle
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.snapshot.views import GPUNodeView
 
 KEPT = 32
 """The most LISTs remembered of one node."""
 
 
-def looked(before: NodeWork | None, now: NodeWork, node: NodeView | None, scope: Scope) -> NodeWork:
-    """`now`, a LIST just made, with what the earlier ones add to it."""
+def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
+    """`now`, a LIST just made, with what the earlier ones add to it. `scope`: what it looked for when it began.
+
+    Earlier LISTs do not count if they looked for other pods, or under another cordon: before it pods could still come.
+    No clock says which came first, because the cordon's may have been ahead of ours.
+    """
+    now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
     if before is not None:
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
     if now.error or not is_idle(now.pods, scope):
-        return replace(now, all_pods=scope.all_pods)
-    fenced = node.fence.since if node is not None and node.fence is not None else None
-    earlier = before.empty_lists if before is not None and before.all_pods == scope.all_pods else ()
-    # Before the cordon pods could still come: what was seen then proves nothing.
-    lists = (*(moment for moment in earlier if fenced is None or moment > fenced), now.listed_at)
-    since = before.empty_since if before is not None and len(lists) > 1 else None
-    if since is None or (fenced is not None and since <= fenced):
-        since = lists[0]
-    return replace(now, empty_since=since, empty_lists=lists[-KEPT:], all_pods=scope.all_pods)
+        return now
+    alike = (scope.all_pods, scope.cordoned_at)
+    if before is None or not before.empty_lists or (before.all_pods, before.cordoned_at) != alike:
+        stood = gpunode.request_id if gpunode is not None else ""
+        return replace(now, empty_since=now.listed_at, empty_lists=(now.listed_at,), stood=stood)
+    lists = (*before.empty_lists, now.listed_at)
+    return replace(now, empty_since=before.empty_since, empty_lists=lists[-KEPT:], stood=before.stood)
 
 
 def heard(work: NodeWork, gpunode: GPUNodeView | None, now: datetime) -> NodeWork:

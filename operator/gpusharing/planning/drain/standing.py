@@ -123,7 +123,9 @@ def find_standings(
     scope = replace(scope, now=now)
     found = classify(work.pods, options, scope)
     front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
-    known = [_stand(pod, memories.get(pod.uid), work, now, silent=scope.silent) for pod in found.holders]
+    known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
+    if scope.silent:
+        known = [replace(one, due=False) for one in known]
     waits = find_gang_waits(work, options, scope)
     if options.rules or found.waited or waits or any(pod.system for pod in found.holders):
         known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
@@ -207,17 +209,14 @@ def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
     return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
 
 
-def _stand(
-    pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
-) -> Standing:
+def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:
     answer = None if memory is None else reason_of(memory.reason)
     budgets = pdb.asked(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, answer, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
     # accepted. With two budgets the server always refuses.
     waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
-    due = not (silent or leaves or waits or len(budgets) > 1)
-    return Standing(pod, memory, answer, budgets, leaves, due)
+    return Standing(pod, memory, answer, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
 
 
 def _is_answered(memory: EvictionMemory | None, answer: Reason | None, work: NodeWork) -> bool:

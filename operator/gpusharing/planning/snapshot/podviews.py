@@ -199,6 +199,12 @@ class NodeWork:
     all_pods: bool = False
     """Whether the latest LIST was made for a reboot: these found no pod at all that counts for one, and everything was
     looked up about pods without a GPU as well."""
+    cordoned_at: datetime | None = None
+    """`since` of the fence that the node had when the latest LIST began; None: it had none. Only compared for equality
+    with that of the present fence."""
+    stood: str = ""
+    """Id of the request to the agent that stood when the first of the consecutive LISTs was made: its answer may be
+    from before the last pod left. Empty: none did."""
     quiet_for: str = ""
     """Id of the request for silence that the agent has answered and that is still in force; empty: there is none."""
     quiet_since: datetime | None = None

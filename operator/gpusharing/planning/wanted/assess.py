@@ -9,6 +9,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.wanted.lastproven import find_last_proven
+from gpusharing.planning.wanted.migfile import ALL_DISABLED
 from gpusharing.planning.wanted.reset import unlabelled
 from gpusharing.planning.wanted.target import Target, Targets
 from gpusharing.planning.wanted.verify import (
@@ -120,7 +121,8 @@ def assess(
         target = unlabelled(target, stack)
     mismatch = find_mismatch(Comparison(node, observed, target, stack))
     disruption = find_disruption(node, observed, target, mismatch, stack)
-    drift = _find_drift(node, observed, policy, target, mismatch, stack)
+    proven = _proven_before(node, policy, target)
+    drift = mismatch if proven else _find_lapse(node, observed, policy, stack)
     stop, two_steps = terms.stop(observed.hardware), needs_two_steps(node, observed, target, stack)
     return Assessed(
         policy, terms.wish.spec, observed, target, stop, two_steps, mismatch, disruption, drift, text
@@ -135,7 +137,7 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
         return False
-    if any(gpu.mig_enabled for gpu in observed.hardware.kinds):
+    if _is_being_divided(node) or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
         return True
     plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     config = effective_plugin_config(node, stack) if plain else None
@@ -144,6 +146,13 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
         and not config.same_effect(target.plugin, with_mig=False)
         and uses_mps(node, observed, stack)
     )
+
+
+def _is_being_divided(node: NodeView) -> bool:
+    """Whether mig-manager was told to divide the GPUs and has not ended: whatever was read may not last."""
+    config = node.labels.get(names.LABEL_MIG_CONFIG, "")
+    ended = node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed")
+    return config not in ("", ALL_DISABLED) and not ended
 
 
 def uses_mps(node: NodeView, observed: ObservedView, stack: StackView) -> bool:
@@ -177,17 +186,13 @@ def _unobserved(observed: ObservedView | None) -> Finding:
     return Finding(Reason.AGENT_ERROR, "the agent finds no GPU through NVML; check the driver on the node")
 
 
-def _find_drift(
-    node: NodeView,
-    observed: ObservedView,
-    policy: PolicyView,
-    target: Target,
-    mismatch: Finding | None,
-    stack: StackView,
+def _find_lapse(
+    node: NodeView, observed: ObservedView, policy: PolicyView, stack: StackView
 ) -> Finding | None:
+    """How a node that went back under this policy differs from what it went back to."""
     seen = node.verified
     if seen is None or not seen.rolled_back:
-        return mismatch if _proven_before(node, policy, target) else None
+        return None
     if (seen.policy_uid, seen.generation) != (policy.uid, policy.generation):
         return None
     last = find_last_proven(node, observed, stack)

@@ -1,15 +1,15 @@
 """Is a node what it should be? CHECKS ask the sources of proof in order; the first disagreement is the answer.
 
     source             proves                                             reason when it disagrees
-    agent              its reading answers the request that was made      ObservationPending
-    NVML (agent)       instances per GPU, MIG mode, compute mode          ObservationPending, LayoutMismatch ...
+    agent              it can read, and NVML is open                      AgentError, ObservationPending
+    NVML (agent)       instances per GPU, MIG mode, compute mode          LayoutMismatch ...
     mig.config(.state) mig-manager is done, and with this very layout     ActuatorBusy, ActuatorFailed, LabelMismatch
     gpu.deploy.*       no operand is paused                               OperandsPaused
     GFD labels         plugin and GFD read the new configuration          LabelMismatch
     allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
 
 Each source counts where it exists for the mode and the card (docs/design/way.md#proof). Nothing is remembered: the
-same checks adopt a node, find drift and prove a change; a change only asks for fresher evidence (`Evidence`).
+same checks adopt a node, find drift and prove a change; what proves a change is younger than it (`way/requests.py`).
 """
 
 import re
@@ -45,16 +45,6 @@ FREE = ("Default", "NotSupported")
 
 
 @value
-class Evidence:
-    """How fresh the proof must be; empty fields set no requirement."""
-
-    request_id: str = ""
-    """Only an observation that echoes this id counts."""
-    gfd_timestamp: str = ""
-    """GFD must have restarted since this timestamp."""
-
-
-@value
 class Comparison:
     """One node against one target."""
 
@@ -66,8 +56,8 @@ class Comparison:
     """What the node should be."""
     stack: StackView
     """NVIDIA's components, and our ConfigMaps."""
-    evidence: Evidence = Evidence()
-    """How fresh the sources must be."""
+    gfd_timestamp: str = ""
+    """GFD must have restarted since this timestamp; empty: it need not have."""
 
 
 class Source(StrEnum):
@@ -92,15 +82,6 @@ class Check:
     """The reason where it disagrees, unless its Finding has one."""
     source: Source
     """Who reports what is checked."""
-
-
-def _not_read_again(compared: Comparison) -> str:
-    asked = compared.evidence.request_id
-    return (
-        "waiting for the agent to read the GPUs again"
-        if asked not in ("", compared.observed.request_id)
-        else ""
-    )
 
 
 def _unreadable(compared: Comparison) -> str:
@@ -288,7 +269,7 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def _gfd_not_restarted(compared: Comparison) -> str:
-    before = compared.evidence.gfd_timestamp
+    before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""
     # config-manager changes the configuration, then signals; when it fails in between, nobody signals again.
@@ -330,7 +311,6 @@ def _counts(resources: dict[str, int]) -> str:
 
 
 CHECKS = (
-    Check(_not_read_again, Reason.OBSERVATION_PENDING, Source.AGENT),
     Check(_unreadable, Reason.AGENT_ERROR, Source.AGENT),
     Check(_quiet, Reason.OBSERVATION_PENDING, Source.AGENT),
     Check(_unreachable, Reason.GPU_UNHEALTHY, Source.NVML),

@@ -5,7 +5,7 @@ restart disturbs no pod and needs no idle node; mig-manager never runs for one.
 """
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
@@ -28,6 +28,7 @@ from gpusharing.planning.way.gates import DEAF, PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import is_ready, needs_restart, needs_run
+from gpusharing.planning.way.requests import FreshReading
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -37,22 +38,21 @@ def run(
     assessed: Assessed,
     *,
     again: bool = False,
-    since: datetime | None = None,
     step_proven: bool = False,
 ) -> Verdict:
     """The next step towards an idle node, and through the PNR once the node is proven idle.
 
-    `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `since`: readings
-    requested earlier prove nothing. `step_proven`: the step before is proven, this is the next one.
+    `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `step_proven`: the
+    step before is proven, this is the next one.
     """
     goal = _goal(case, assessed, again=again)
     waiting = _waiting(case, assessed, goal, again=again)
     if not case.fence.disruption.cordons:
         if case.disruption.cordons or needs_run(case, goal):
             return start_anew(case)
-        return waiting or _begin(case, assessed, goal, again=False)
-    way = way_to_idle(case, waiting, since=since, step_proven=step_proven)
-    return way or _begin(case, assessed, goal, again=again)
+        return waiting or _begin(case, assessed, goal, None)
+    way = way_to_idle(case, waiting, step_proven=step_proven)
+    return way or _begin(case, assessed, goal, FreshReading.of(case, "quiet"), again=again)
 
 
 def start_anew(case: FencedCase) -> Verdict:
@@ -78,7 +78,7 @@ def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
         return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
     if not case.fence.disruption.cordons:
         return start_anew(case)
-    if (way := way_to_idle(case)) is not None:
+    if (way := way_to_idle(case, any_event=True)) is not None:
         return way
     return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
 
@@ -113,15 +113,20 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
 # --- the point of no return --------------------------------------------------------------------------------
 
 
-def _begin(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict:
+def _begin(
+    case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
+) -> Verdict:
+    """Pass the PNR. `idle`: the reading that proved the node idle; None for a restart of the plugin."""
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
-    action = _actuate(case, assessed, goal, again=again)
+    action = _actuate(case, assessed, goal, idle, again=again)
     restarts = bool(action.fence.restart_uid or action.fence.daemon_uid)
     return replace(verdict.then(action), wants_pods=restarts)
 
 
-def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Actuate:
+def _actuate(
+    case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
+) -> Actuate:
     """Fence stage and labels in one PATCH."""
     node, fence, policy = case.node, case.fence, assessed.policy
     told = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
@@ -159,13 +164,14 @@ def _actuate(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )
-    return Actuate(node, begun, _changed_labels(node, goal))
+    return Actuate(node, begun, _changed_labels(node, goal, idle))
 
 
-def _changed_labels(node: NodeView, goal: Target) -> dict[str, str | None]:
-    """The labels that name the goal. The state is set to null only with a new value, never while rebooting."""
+def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> dict[str, str | None]:
+    """The labels that name the goal. The state is set to null only with a new value, never while rebooting. Without a
+    reading that is younger than the last event nothing asks mig-manager for a run."""
     labels: dict[str, str | None] = {}
-    if goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
+    if idle is not None and goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
         labels[names.LABEL_MIG_CONFIG] = goal.mig_config
         if node.labels.get(names.LABEL_MIG_STATE) not in (None, "rebooting"):
             labels[names.LABEL_MIG_STATE] = None

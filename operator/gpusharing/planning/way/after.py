@@ -20,7 +20,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Comparison, Evidence, find_mismatch
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 from gpusharing.planning.way.actuation import restart_pod, run
 from gpusharing.planning.way.attempts import (
     goes_back,
@@ -34,7 +34,7 @@ from gpusharing.planning.way.attempts import (
 from gpusharing.planning.way.cordon import may_uncordon
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import ManagerTrouble, find_trouble, next_look
-from gpusharing.planning.way.requests import prepares_next_step, verify_id, verify_request
+from gpusharing.planning.way.requests import FreshReading, answer_due, prepares_next_step, verify_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
 from gpusharing.planning.words.findings import Finding
@@ -59,6 +59,9 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
         return verdict
     if not is_late(case):
         return replace(verdict, wake=min(verdict.wake or case.fence.deadline, case.fence.deadline))
+    awaited = verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready and case.fence.failed is None
+    if awaited and case.now < (due := answer_due(case)):
+        return replace(verdict, wake=min(verdict.wake or due, due))
     reason = verdict.reason
     if reason is Reason.ACTUATION_IN_PROGRESS:
         reason = Reason.ACTUATOR_STUCK
@@ -209,9 +212,8 @@ class _Aimed:
         return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, find_trouble(case))
 
     def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
-        """The next run; readings from before the last one prove nothing."""
-        since = self.case.fence.stage_since
-        return run(self.case, self.assessed, again=again, since=since, step_proven=step_proven)
+        """The next run."""
+        return run(self.case, self.assessed, again=again, step_proven=step_proven)
 
     def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
         """Record that another run is owed."""
@@ -335,14 +337,18 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
             Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"
         )
         return verdict.then(request)
-    evidence = Evidence(verify_id(case), case.fence.gfd_timestamp)
-    mismatch = find_mismatch(Comparison(case.node, assessed.observed, aim, case.stack, evidence))
+    reading = FreshReading.of(case, "verify")
+    if reading is None:
+        message = "waiting for the agent to read the GPUs again"
+        return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message)
+    compared = Comparison(case.node, reading.observed, aim, case.stack, case.fence.gfd_timestamp)
+    mismatch = find_mismatch(compared)
     if mismatch is None and not case.node.ready:
         mismatch = Finding(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
     if mismatch is not None:
         return case.verdict(Phase.VERIFYING, mismatch.reason, mismatch.message)
     if case.fence.step < case.fence.steps:
-        return run(case, assessed, since=case.fence.stage_since, step_proven=True)
+        return run(case, assessed, step_proven=True)
     return _release(case, aim, assessed.policy)
 
 

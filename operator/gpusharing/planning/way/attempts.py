@@ -63,11 +63,8 @@ def note_failure(case: FencedCase, verdict: Verdict) -> Verdict:
     """The verdict of a node past the PNR with the record that it has failed, which is made once.
 
     What was seen must not depend on a clock that may be set back: otherwise the failure would vanish with it, and a
-    rollout that it halted would continue. The pending answer of a Ready agent comes first: a result counts more than
-    the clock, and an operator that was away may find many deadlines over.
+    rollout that it halted would continue.
     """
-    if verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready:
-        return verdict
     ours = case.fence.node_uid == case.node.uid and case.assessment is not None
     if verdict.phase is not Phase.FAILED or case.fence.failed is not None or not ours:
         return verdict

@@ -3,7 +3,8 @@
     no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
 
 What can take long comes first, so that the proof is fresh when it is used: the reading was requested at most a minute
-ago, and both LISTs were made after it was answered and in the last half minute.
+ago, after the last pod left and after the last event (requests.py), and both LISTs were made after it was answered and
+in the last half minute.
 """
 
 from dataclasses import replace
@@ -31,12 +32,12 @@ def way_to_idle(
     case: FencedCase,
     waiting: Verdict | None = None,
     *,
-    since: datetime | None = None,
+    any_event: bool = False,
     step_proven: bool = False,
 ) -> Verdict | None:
     """What still has to be done or awaited; None: the node was just proven idle.
 
-    `waiting`: what the run needs and does not have yet. `since`: older readings prove nothing.
+    `waiting`: what the run needs and does not have yet. `any_event`: the reading may be older than the last event.
     """
     if (risen := rise(case)) is not None:
         return risen
@@ -49,7 +50,7 @@ def way_to_idle(
         return _drain(case, plan)
     if waiting is not None:
         return replace(waiting, wake=next_poll(case), wants_pods=True)
-    return _prove(case, work, since, step_proven=step_proven)
+    return _prove(case, work, any_event=any_event, step_proven=step_proven)
 
 
 def rise(case: FencedCase) -> Verdict | None:
@@ -125,7 +126,7 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     )
 
 
-def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_proven: bool) -> Verdict | None:
+def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
     """An agent that closed NVML and saw no process that computes, then two empty LISTs some seconds apart."""
 
     def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
@@ -137,9 +138,8 @@ def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_pro
     if not case.agent_ready:
         unseen = case.no_agent(": nobody can say whether the GPUs are idle")
         return wait(unseen.reason, unseen.message)
-    empty_since = work.empty_since or work.listed_at
-    asked_since = max(empty_since, since) if since is not None else empty_since
-    request, busy = next_quiet_request(case, asked_since, step_proven=step_proven), last_busy(case)
+    request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
+    busy = last_busy(case)
     if request is not None or busy or not answers_quiet(case):
         # The last answer stays visible until the next one: status does not flap with every request.
         reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
@@ -153,7 +153,8 @@ def _prove(case: FencedCase, work: NodeWork, since: datetime | None, *, step_pro
 
 def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
     """Two LISTs without a holder, some seconds apart, both recent and made after the agent's answer."""
-    if work.quiet_since is None or work.all_pods != case.scope.all_pods:
+    alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
+    if work.quiet_since is None or not alike:
         return False
     first = max(work.quiet_since, case.now - LIST_AGE)
     last = work.listed_at - timedelta(seconds=case.settings.idle)

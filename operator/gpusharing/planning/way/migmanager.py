@@ -163,17 +163,17 @@ SIGNS: tuple[Sign, ...] = (
 
 
 def believed_from(case: FencedCase) -> datetime:
-    """From when a state is about this attempt: the pod that replaces the old one has had time to start.
+    """From when a state is about this attempt: now where its labels began it, else when the pod that replaces the old
+    one has had time to start.
 
     The old pod may use its whole grace period, and the next one starts only after that.
     """
     fence, operand = case.fence, case.operand
     if not fence.restart_uid:
-        return fence.stage_since
+        return case.now
     if operand is None or operand.uid == fence.restart_uid or not operand.ready:
         return fence.deadline
-    begun = max(fence.stage_since, operand.ready_since or fence.stage_since)
-    return begun + timedelta(seconds=case.settings.restart_grace)
+    return (operand.ready_since or fence.stage_since) + timedelta(seconds=case.settings.restart_grace)
 
 
 def next_look(case: FencedCase) -> datetime | None:

@@ -1,24 +1,31 @@
 """What the operator asks a node's agent, and which answers count: request ids, silence (quiet) and echo.
 
     new:<node uid>                first request of a fresh GPUNode
-    <op>:quiet:<when>             close NVML; asked anew every poll while somebody computes, and when it grew old
-    <op>:quiet:after-<n>:<when>   the same, before the next step: step n is proven already
-    <op>:verify:<since>           read again: only the answer to this very request proves anything
-    <id>:close                    close NVML: somebody else works on driver or GPUs of a node that we do not change
-    <id>:resume                   read again, now that no change is under way any more
+    <op>:quiet:<event>:<when>            close NVML; asked anew every poll while somebody computes, and when it grew old
+    <op>:quiet:after-<n>:<event>:<when>  the same, before the next step: step n is proven already
+    <op>:verify:<event>:<when>           read again, to prove the result of a run
+    <id>:close                           close NVML: others work on driver or GPUs of a node that we do not change
+    <id>:resume                          read again, now that no change is under way any more
 
-An answer counts when it echoes the request that stands.
+An answer counts when it echoes the request that stands. It proves something about the last event (`last_event`) when
+that request names the event and so was written after it: a `FreshReading` (docs/design/way.md#causality). The times
+tell how old a request is, and never what it came after.
 """
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
+from gpusharing.api import names
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.actions import EnsureGPUNode
+from gpusharing.planning.snapshot.views import ObservedView
 from gpusharing.planning.wanted.assess import has_gpu
 from gpusharing.planning.wanted.verify import MPS_DAEMONS
+from gpusharing.planning.way.attempts import PROOF
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.words.values import value
 
 _RESUME, _CLOSE = ":resume", ":close"
 
@@ -70,8 +77,8 @@ def _step_prefix(case: FencedCase) -> str:
 
 
 def prepares_next_step(case: FencedCase) -> bool:
-    """The operator asked for silence after this step, so the step is proven already."""
-    return case.gpunode is not None and case.gpunode.request_id.startswith(_step_prefix(case))
+    """The operator asked for silence after this step, and nothing happened since: the step is proven already."""
+    return _request(case).startswith(_step_prefix(case)) and _asked_at(case, "quiet") is not None
 
 
 def answers_quiet(case: NodeCase) -> bool:
@@ -101,19 +108,22 @@ def last_busy(case: FencedCase) -> str:
     return ""
 
 
-def next_quiet_request(case: FencedCase, since: datetime, *, step_proven: bool) -> EnsureGPUNode | None:
-    """Ask for silence: once after `since`, again at every poll while a process computes, and when the answer is too
-    old.
+def next_quiet_request(
+    case: FencedCase, stood: str, *, any_event: bool, step_proven: bool
+) -> EnsureGPUNode | None:
+    """Ask for silence: at once where no request stands whose answer would count, again at every poll while a process
+    computes, and when the answer is too old. `stood`: see NodeWork. `any_event`: the request may be older than the last
+    event.
 
     A request that the agent has not answered yet is not replaced by another one, or it might never answer.
     """
-    asked, now = _asked_at(case), _stamp(case.now)
-    if asked is not None and _stamp(since) <= asked <= now:
-        patience = case.settings.poll * 1000 if last_busy(case) else QUIET_AGE * 1000
-        if not answers_quiet(case) or now < asked + patience:
+    asked = _asked_at(case, "quiet", any_event=any_event)
+    if asked is not None and _request(case) != stood:
+        patience = case.settings.poll if last_busy(case) else QUIET_AGE
+        if not answers_quiet(case) or _stamp(case.now) < asked + patience * 1000:
             return None
     kind = _step_prefix(case) if step_proven else _quiet_prefix(case)
-    return ask(case, f"{kind}{now}", quiet=True)
+    return ask(case, f"{kind}{last_event(case)}:{_stamp(case.now)}", quiet=True)
 
 
 def _stamp(moment: datetime) -> int:
@@ -121,26 +131,65 @@ def _stamp(moment: datetime) -> int:
     return int(moment.timestamp() * 1000)
 
 
-def _asked_at(case: FencedCase) -> int | None:
-    """When this operation last asked for silence, as a stamp; None: it has not yet, or that is unknown."""
-    gpunode = case.gpunode
-    if gpunode is None or not gpunode.quiet or not gpunode.request_id.startswith(_quiet_prefix(case)):
-        return None
-    number = gpunode.request_id.rpartition(":")[2]
-    return int(number) if number.isascii() and number.isdecimal() else None
-
-
 # --- proof -------------------------------------------------------------------------------------------------
 
 
-def verify_id(case: FencedCase) -> str:
-    """The request whose answer proves the result of the last run of the actuators."""
-    return f"{case.fence.op}:verify:{case.fence.stage_since.timestamp():.3f}"
+def last_event(case: FencedCase) -> str:
+    """A word for what a proof has to be younger than: our last run, and what mig-manager was told and said since.
+
+    Whenever one of these changes, it is another word.
+    """
+    labels, operand = case.node.labels, case.operand
+    told = labels.get(names.LABEL_MIG_CONFIG, ""), labels.get(names.LABEL_MIG_STATE, "")
+    parts = (str(_stamp(case.fence.stage_since)), *told, operand.uid if operand is not None else "")
+    return sha256(" ".join(parts).encode()).hexdigest()[:10]
+
+
+def _request(case: FencedCase) -> str:
+    """The request that stands; empty: none."""
+    return case.gpunode.request_id if case.gpunode is not None else ""
+
+
+def _asked_at(case: FencedCase, kind: str, *, any_event: bool = False) -> int | None:
+    """When the request of this kind that stands was written, in milliseconds since 1970. None where another one must
+    follow: there is none, or it is older than the last event, or of a clock that is ahead of ours."""
+    if case.gpunode is None or case.gpunode.quiet != (kind == "quiet"):
+        return None
+    if not _request(case).startswith(f"{case.fence.op}:{kind}:"):
+        return None
+    event, number = _request(case).split(":")[-2:]
+    if not (any_event or event == last_event(case)) or not (number.isascii() and number.isdecimal()):
+        return None
+    return int(number) if int(number) <= _stamp(case.now) else None
+
+
+@value
+class FreshReading:
+    """An answer of the agent to a request that was written after the last event: the only form in which a reading of
+    the GPUs proves what came of it. No observation becomes one without that request."""
+
+    observed: ObservedView
+    """What the agent read."""
+
+    @staticmethod
+    def of(case: FencedCase, kind: str) -> "FreshReading | None":
+        """The answer to the request of this kind that stands; None where there is none yet."""
+        gpunode = case.gpunode
+        if gpunode is None or (observed := gpunode.observed) is None or _asked_at(case, kind) is None:
+            return None
+        echoes = (observed.request_id, observed.quiet) == (gpunode.request_id, gpunode.quiet)
+        return FreshReading(observed) if echoes else None
 
 
 def verify_request(case: FencedCase) -> EnsureGPUNode | None:
-    """Ask for the reading that proves; None: it was requested already."""
-    gpunode = case.gpunode
-    if gpunode is not None and gpunode.request_id == verify_id(case) and not gpunode.quiet:
+    """Ask for the reading that proves the result of the last run of the actuators; None: it was requested already."""
+    if _asked_at(case, "verify") is not None:
         return None
-    return ask(case, verify_id(case), quiet=False)
+    return ask(case, f"{case.fence.op}:verify:{last_event(case)}:{_stamp(case.now)}", quiet=False)
+
+
+def answer_due(case: FencedCase) -> datetime:
+    """When the agent should have answered the request that stands, or the one that this pass writes."""
+    asked = _asked_at(case, "verify") or _asked_at(case, "quiet")
+    begun = case.now if asked is None else datetime.fromtimestamp(asked / 1000, UTC)
+    return begun + timedelta(seconds=PROOF)

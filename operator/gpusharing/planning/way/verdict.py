@@ -156,8 +156,8 @@ class NodeCase:
         """Which pods must be gone before the change."""
         fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
         since = fence.since if fence else None
-        node, silent = self.node.name, not self.node.ready
-        return scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=node, silent=silent)
+        scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
+        return replace(scope, silent=not self.node.ready)
 
     @property
     def gangs(self) -> tuple[GangView, ...]:
