@@ -1,6 +1,10 @@
 """The card table says what NVIDIA's documents say, and finds a card by every name it goes by."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+import yaml
 from hack.cards import mig_mode_needs_reset
 
 from gpusharing.planning.gpus.cards import (
@@ -11,6 +15,9 @@ from gpusharing.planning.gpus.cards import (
 )
 
 BY_KEY = {card.key: card for card in CARDS}
+REAL_NODES: dict[str, dict[str, Any]] = yaml.safe_load(
+    Path(__file__).with_name("real-nodes.yaml").read_text()
+)
 
 # Written out, not computed: profile names (x most instances) as the MIG user guide and mig-parted print them.
 OFFERED = {
@@ -136,3 +143,18 @@ def test_unverified_placements_say_so() -> None:
         "h100-nvl-94gb",
         "rtx-pro-6000-blackwell",
     }
+
+
+@pytest.mark.parametrize("seen", REAL_NODES.values(), ids=REAL_NODES)
+def test_a_real_node_shows_the_card_that_the_table_has(seen: dict[str, Any]) -> None:
+    found = find_card(seen["product"])
+    assert found is not None
+    assert seen["product"] in found.products
+    assert seen["pci"] in found.pci_device_ids
+    assert found.memory_mib == seen["memory_mib"]
+    assert bool(found.profiles) == (seen["mig"] != "N/A")
+    assert found.source.card == "real"
+
+
+def test_a_card_that_only_a_configuration_names_is_not_called_seen() -> None:
+    assert {c.key for c in CARDS if c.source.card == "cfg"} == {"pg506-96gb", "gh200-144gb", "b300-269gb"}

@@ -8,6 +8,7 @@ new kind of slicing also needs a family. Sources, named in each `Provenance`:
 - *capture*: output of ``nvidia-smi mig -lgip`` / ``-lgipp`` taken on that hardware and published;
 - *mig-parted*: NVIDIA/mig-parted v0.15.0, its ``config-default.yaml`` (names and counts only);
 - *playbook*: NVIDIA DGX Station MIG playbook (GB300);
+- *report*: ``nvidia-smi -q -x`` of a real node, in NVIDIA/k8s-test-infra at 3b2b865d (tests/planning/real-nodes.yaml);
 - *pci.ids*: the PCI ID repository, for device ids that mig-parted does not know.
 
 Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
@@ -45,7 +46,7 @@ class Profile:
 
 @value
 class Provenance:
-    """How well names and counts, profile ids and placements of a card are known, and from where."""
+    """How well a card and its profiles are known, and from where."""
 
     names: Status
     """How well the names and counts of its profiles are known."""
@@ -55,6 +56,8 @@ class Provenance:
     """How well their placements are known."""
     cite: str
     """Where that comes from, for people."""
+    card: Status = "doc"
+    """How well its product name, PCI device id and memory are known, and whether it has MIG."""
 
 
 @value
@@ -177,8 +180,9 @@ def _card(
 _NO_MIG = Provenance(
     "doc", "unknown", "unknown", "absent from the guide's supported GPUs; device ids: pci.ids"
 )
-_CAPTURED = Provenance("real", "real", "real", "captures -lgip and -lgipp; guide; mig-parted")
-_CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only")
+_CAPTURED = Provenance("real", "real", "real", "captures -lgip and -lgipp; guide; mig-parted", "real")
+_CONFIG_ONLY = Provenance("cfg", "family", "family", "mig-parted only", "cfg")
+_SEEN_WITHOUT_MIG = Provenance("real", "unknown", "unknown", "report of a real node shows MIG N/A", "real")
 
 CARDS: tuple[Card, ...] = (
     # --- with MIG ---
@@ -195,7 +199,7 @@ CARDS: tuple[Card, ...] = (
     ),
     _card(
         "pg506-96gb", (), "20B6", (8, 0), 96, _SEVEN_SLICE,
-        Provenance("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen"),
+        Provenance("cfg", "family", "family", "mig-parted: an A100-class board; no product name seen", "cfg"),
     ),
     _card(
         "h100-80gb",
@@ -209,26 +213,29 @@ CARDS: tuple[Card, ...] = (
     _card(
         "hopper-96gb", ("NVIDIA GH200 480GB", "NVIDIA H100 96GB", "NVIDIA H20"),
         "2342 233D 2329", (9, 0), 96, _SEVEN_SLICE,
-        Provenance("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen"),
+        Provenance("real", "real", "family", "capture -lgip of a GH200; H20: vGPU guide, ids unseen", "real"),
     ),
     _card("gh200-144gb", ("NVIDIA GH200 144G HBM3e",), "2348", (9, 0), 144, _SEVEN_SLICE, _CONFIG_ONLY),
     _card(
         "h200-141gb", ("NVIDIA H200", "NVIDIA H200 NVL"),
         "2335 233B", (9, 0), 141, _SEVEN_SLICE,
-        Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0"),
+        Provenance("doc", "family", "family", "guide; mig-parted; a capture confirms ids 19, 20, 14 and 0", "real"),
         memory_mib=143771,
     ),
     _card(
         "b200-180gb", ("NVIDIA B200",), "2901", (10, 0), 180, _SEVEN_SLICE,
-        Provenance("doc", "family", "family", "guide; mig-parted"), memory_mib=183359,
+        Provenance("doc", "family", "family", "guide; mig-parted; report of a real node", "real"),
+        memory_mib=183359,
     ),
     _card(
-        "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE, _CONFIG_ONLY, memory_mib=189471
+        "gb200-186gb", ("NVIDIA GB200",), "2941", (10, 0), 186, _SEVEN_SLICE,
+        Provenance("cfg", "family", "family", "mig-parted; report of a real node", "real"), memory_mib=189471,
     ),
     _card("b300-269gb", ("NVIDIA B300 SXM6 AC",), "3182", (10, 3), 269, _SEVEN_SLICE, _CONFIG_ONLY),
     _card(
         "gb300-278gb", ("NVIDIA GB300",), "31C2", (10, 3), 278, _SEVEN_SLICE,
-        Provenance("doc", "doc", "family", "playbook; mig-parted"), memory_mib=284208,
+        Provenance("doc", "doc", "family", "playbook; mig-parted; report of a real node", "real"),
+        memory_mib=284208,
     ),
     _card(
         "rtx-pro-6000-blackwell", ("NVIDIA RTX PRO 6000 Blackwell Server Edition",),
@@ -256,14 +263,8 @@ CARDS: tuple[Card, ...] = (
         Provenance("doc", "unknown", "unknown", "guide; at most one compute and one graphics instance coexist"),
     ),
     # --- without MIG: NVML answers NOT_SUPPORTED to the MIG mode ---
-    _card(
-        "t4", ("Tesla T4",), "1EB8", (7, 5), 16, (),
-        Provenance("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=15360,
-    ),
-    _card(
-        "l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (),
-        Provenance("real", "unknown", "unknown", "capture shows MIG N/A"), memory_mib=46068,
-    ),
+    _card("t4", ("Tesla T4",), "1EB8", (7, 5), 16, (), _SEEN_WITHOUT_MIG, memory_mib=15360),
+    _card("l40s", ("NVIDIA L40S",), "26B9", (8, 9), 48, (), _SEEN_WITHOUT_MIG, memory_mib=46068),
     _card("l40", ("NVIDIA L40",), "26B5", (8, 9), 48, (), _NO_MIG),
     _card("l4", ("NVIDIA L4",), "27B8", (8, 9), 24, (), _NO_MIG),
     _card("a10", ("NVIDIA A10", "NVIDIA A10G"), "2236 2237", (8, 6), 24, (), _NO_MIG),
