@@ -275,8 +275,8 @@ def gpus() -> str:
         "own answer through NVML always wins. To add a model, add one entry to `CARDS` in\n"
         "`operator/gpusharing/planning/gpus/cards.py` and run `make gen`; its tests check the entry by brute force.\n\n"
         "How sure a fact is: `real` was read on that hardware, `doc` is in NVIDIA's guide or playbook, `cfg` only in\n"
-        "the file that mig-parted ships, `family` is taken from cards of the same family. The card is its product name,\n"
-        "PCI device id and memory, and whether it has MIG; names, ids and placements are those of its profiles."
+        "the file that mig-parted ships, `family` is taken from cards of the same family. The card is its product\n"
+        "name, PCI device id and memory, and whether it has MIG; names, ids and placements are those of its profiles."
     )
     return _page("operator/gpusharing/planning/gpus/cards.py", "GPU models", text, body[:-1])
 
