@@ -213,3 +213,14 @@ def test_an_empty_node_whose_drain_has_run_out_is_judged_again_when_the_time_of_
     late = before_pnr(fenced(fence=replace(FENCE, deadline=deadline), gpunode={"observed": None}))
     assert (late.phase, late.reason, late.actions) == (Phase.CORDONED, Reason.OBSERVATION_PENDING, ())
     assert late.wake == deadline + proof_time(fenced())
+
+
+def test_a_request_that_follows_another_one_of_the_same_moment_has_a_name_of_its_own() -> None:
+    """The operator was killed when it had asked, and the clock of the next one is behind by just as much."""
+    stood = fenced(gpunode=quiet_report(FULL, asked(0)), work=replace(IDLE, stood=asked(0)))
+    (request,) = before_pnr(stood).actions
+    assert isinstance(request, EnsureGPUNode)
+    assert stood.work is not None
+    assert request.request_id not in ("", stood.work.stood)
+    follows = replace(quiet_report(FULL, request.request_id), quiet=True)
+    assert before_pnr(fenced(gpunode=follows, work=stood.work)).phase is Phase.RECONFIGURING
