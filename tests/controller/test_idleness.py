@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 from structlog.testing import capture_logs
@@ -60,23 +61,25 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
 
 
 @virtually
-async def test_a_server_that_asks_everybody_to_wait_is_asked_nothing_and_that_is_said_once() -> None:
+async def test_a_server_that_asks_for_no_call_at_all_gets_none_and_that_is_said_once() -> None:
     async with running() as stage:
         busy = [
             stage.cluster.faults.fail(verb, None, Throttled("too many requests", 30.0), times=EVER)
             for verb in ("get", "list", "patch", "create")
         ]
         stage.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {"mode": "Full"}})
-        stage.cluster.add(
-            NODES, node("gpu-08")
-        )  # a refusal about one object alone would hold back nothing else
+        stage.cluster.add(NODES, node("gpu-08"))
         with capture_logs() as said:
             before = stage.cluster.calls.total()
-            for _ in range(30):
+            for resource in (NODES, GPUNODES):
+                for number in range(3):
+                    with pytest.raises(Throttled):
+                        await stage.loop.calls.get(resource, f"gpu-{number}")
+            for _ in range(29):
                 stage.loop.sources.policies.touch()
                 stage.loop.wake()
                 await asyncio.sleep(1)
-            assert stage.cluster.calls.total() - before <= 6
+            assert stage.cluster.calls.total() - before == 6, "nothing but what was refused"
             for fault in busy:
                 fault.lift()
             await asyncio.sleep(60)

@@ -16,7 +16,7 @@ from tests.kube.objects import node, pdb, pod
 from gpusharing.kube.budgets import PATIENCE, Budgets
 from gpusharing.kube.client import NODES, PDBS, PODS
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import HeldBack, KubeError, Unavailable
+from gpusharing.kube.errors import HeldBack, KubeError, Throttled, Unavailable
 from gpusharing.planning.snapshot.podviews import PdbView
 
 
@@ -56,6 +56,25 @@ async def test_an_old_list_counts_no_more() -> None:
         assert isinstance(await stage.find(), tuple)
         await asyncio.sleep(0.1)
         assert await stage.find() is None
+
+
+@virtually
+async def test_a_list_counts_for_two_minutes_while_the_server_asks_us_to_wait_for_the_next() -> None:
+    async with budgets() as (stage, cluster):
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, Throttled("slow down", 30.0))
+        await asyncio.sleep(60)
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, HeldBack("not sent", 30.0))
+        await asyncio.sleep(60)
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, Throttled("slow down", 30.0))
+        await asyncio.sleep(1)
+        assert await stage.find() == "the PodDisruptionBudgets cannot be listed: slow down"
+        assert isinstance(await stage.find(), tuple)
+        cluster.faults.fail("list", PDBS, Unavailable("502"))
+        await asyncio.sleep(16)
+        assert await stage.find() == "the PodDisruptionBudgets cannot be listed: 502"
 
 
 @virtually

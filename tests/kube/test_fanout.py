@@ -10,7 +10,7 @@ from hack.sim.fakefaults import EVER, SILENCE
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node, pod
 
-from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES, Page, Resource
+from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES, KubeClient, Page, Resource
 from gpusharing.kube.errors import (
     EvictionBlocked,
     Forbidden,
@@ -21,7 +21,7 @@ from gpusharing.kube.errors import (
     Throttled,
     Unavailable,
 )
-from gpusharing.kube.fanout import Fanout
+from gpusharing.kube.fanout import Fanout, Published
 from gpusharing.kube.installation import ACCESS_REVIEWS
 
 
@@ -35,7 +35,7 @@ def stage(**options: int) -> tuple[FakeCluster, Fanout]:
     return cluster, Fanout(cluster.client("operator"), **options)
 
 
-async def refused(fanout: Fanout, verb: str, name: str) -> KubeError:
+async def refused(fanout: KubeClient, verb: str, name: str) -> KubeError:
     """The error of a call about one node."""
     with pytest.raises(KubeError) as caught:
         await (fanout.get(NODES, name) if verb == "get" else fanout.patch(GPUNODES, name, {}))
@@ -151,22 +151,86 @@ async def test_no_more_calls_are_under_way_than_there_are_slots(options: dict[st
         assert all(task.done() for task in tasks)
 
 
+async def refuse_all(fanout: KubeClient, verb: str) -> list[type[KubeError]]:
+    """The kinds of error of a call about each of the three nodes."""
+    return [type(await refused(fanout, verb, name)) for name in ("gpu-1", "gpu-2", "gpu-3")]
+
+
 @virtually
-async def test_a_429_about_two_objects_holds_back_every_call_until_its_time() -> None:
+async def test_a_429_about_three_objects_holds_back_that_verb_of_that_kind_only_until_its_time() -> None:
     cluster, fanout = stage()
-    busy = [cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), times=EVER)]
-    assert type(await refused(fanout, "get", "gpu-1")) is Throttled
-    assert type(await refused(fanout, "get", "gpu-2")) is Throttled
-    before = cluster.calls.total()
-    for second in range(29):
-        error = await refused(fanout, "patch", f"gpu-{second % 3 + 1}")
+    busy = cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), times=EVER)
+    assert await refuse_all(fanout, "get") == [Throttled] * 3
+    cluster.add(NODES, node("gpu-4"))
+    for _ in range(29):
+        error = await refused(fanout, "get", "gpu-4")
         assert isinstance(error, HeldBack)
         assert error.retry_after is not None
+        await fanout.patch(NODES, "gpu-4", {})
+        await fanout.patch(GPUNODES, "gpu-1", {})
         await asyncio.sleep(1)
-    assert cluster.calls.total() == before
-    busy[0].lift()
+    assert busy.hits == 3
+    busy.lift()
     await asyncio.sleep(1)
-    await fanout.get(NODES, "gpu-1")
+    await fanout.get(NODES, "gpu-4")
+
+
+@virtually
+async def test_every_call_is_held_back_while_nodes_and_something_else_are_refused() -> None:
+    cluster, fanout = stage()
+    nodes = cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), times=EVER)
+    others = cluster.faults.fail("patch", GPUNODES, Throttled("slow down", 20.0), times=EVER)
+    assert await refuse_all(fanout, "patch") == [Throttled] * 3
+    await fanout.get(PODS, "llm-0", namespace="team-a")
+    assert await refuse_all(fanout, "get") == [Throttled] * 3
+    for client in (fanout, Published(fanout)):
+        with pytest.raises(HeldBack):
+            await client.get(PODS, "llm-0", namespace="team-a")
+    assert fanout.holds.left() == 20.0, "as long as both are refused"
+    nodes.lift()
+    others.lift()
+    await asyncio.sleep(20)
+    await fanout.get(PODS, "llm-0", namespace="team-a")
+
+
+@virtually
+async def test_a_refusal_of_what_is_published_holds_back_nothing_that_is_decided() -> None:
+    cluster, fanout = stage()
+    published = Published(fanout)
+    busy = cluster.faults.fail("patch", GPUNODES, Throttled("slow down", 30.0), times=3)
+    assert await refuse_all(published, "patch") == [Throttled] * 3
+    assert await refuse_all(published, "patch") == [HeldBack] * 3
+    for name in ("gpu-1", "gpu-2", "gpu-3"):
+        await fanout.patch(GPUNODES, name, {})
+    assert await refuse_all(published, "patch") == [HeldBack] * 3, "the answer was to another flow"
+    assert busy.hits == 3
+    cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), times=3)
+    assert await refuse_all(fanout, "get") == [Throttled] * 3
+    await fanout.get(PODS, "llm-0", namespace="team-a")
+
+
+async def test_what_cannot_be_published_makes_no_server_that_is_away() -> None:
+    cluster, fanout = stage()
+    published = Published(fanout)
+    cluster.faults.fail("patch", GPUNODES, Unavailable("503"), times=EVER)
+    cluster.faults.fail("get", NODES, Unavailable("503"), times=EVER)
+    assert await refuse_all(published, "patch") == [Unavailable] * 3
+    assert type(await refused(fanout, "get", "gpu-1")) is Unavailable
+    assert isinstance(await refused(published, "get", "gpu-1"), ServerAway), "but it stops the publishing"
+
+
+@virtually
+async def test_an_answer_in_between_makes_it_single_refusals() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), name="gpu-1")
+    cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), name="gpu-2")
+    cluster.add(NODES, node("gpu-4"))
+    await refused(fanout, "get", "gpu-1")
+    await refused(fanout, "get", "gpu-2")
+    await fanout.get(NODES, "gpu-3")
+    cluster.faults.fail("get", NODES, Throttled("slow down", 30.0), name="gpu-3")
+    await refused(fanout, "get", "gpu-3")
+    await fanout.get(NODES, "gpu-4")
 
 
 @virtually
@@ -195,11 +259,11 @@ async def test_a_refused_object_that_nobody_asks_for_again_is_forgotten() -> Non
 @virtually
 async def test_nobody_is_held_back_for_more_than_a_minute() -> None:
     cluster, fanout = stage()
-    cluster.faults.fail("get", NODES, Throttled("slow down", 86400.0), times=2)
-    await refused(fanout, "get", "gpu-1")
-    await refused(fanout, "get", "gpu-2")
-    assert fanout.holds.left() == 60.0
-    await asyncio.sleep(60)
+    cluster.faults.fail("get", NODES, Throttled("slow down", 86400.0), times=3)
+    await refuse_all(fanout, "get")
+    await asyncio.sleep(59)
+    assert await refuse_all(fanout, "get") == [HeldBack] * 3
+    await asyncio.sleep(1)
     await fanout.get(NODES, "gpu-1")
 
 

@@ -109,6 +109,20 @@ def test_a_young_proof_passes_however_long_the_node_is_empty(answered: datetime)
     assert before_pnr(fenced(gpunode=quiet_report(FULL, request), work=work)).phase is Phase.RECONFIGURING
 
 
+def test_a_proven_node_is_looked_at_until_its_change_is_written() -> None:
+    """The write may have to wait: a proof that is kept up goes with it, and the agent is not asked again at once."""
+    verdict = before_pnr(
+        fenced(
+            gpunode=silent(),
+            work=make_work(
+                listed_at=NOW, empty_since=at(-70), empty_lists=(at(-20), NOW), quiet_since=at(-30)
+            ),
+        )
+    )
+    assert any(isinstance(action, Actuate) for action in verdict.actions)
+    assert verdict.wants_pods
+
+
 WAITED_FOR: dict[str, dict[str, Any]] = {
     "the configuration": {"stack": make_stack(FULL)},
     "mig-manager": {"operand": None},

@@ -178,9 +178,9 @@ class Executor:
         async def node(name: str) -> None:
             await self._node(name, due[name], snapshot.nodes.get(name), blocked, outcome)
 
-        await self.crew.each(due, node)
-        waiting = (failure.next_try for failure in self.failures.values() if failure.holds(self.now()))
-        outcome.again = min(waiting, default=None)
+        # Where the server admits few calls, a proof under way must not grow old behind nodes that can wait.
+        await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
+        outcome.again = min((f.next_try for f in self.failures.values() if f.holds(self.now())), default=None)
         return outcome
 
     def _held(self, subject: str) -> bool:

@@ -9,7 +9,7 @@ from gpusharing.controller.idleness import Leader
 from gpusharing.controller.observer import Observer
 from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
-from gpusharing.kube.client import KubeClient
+from gpusharing.kube.fanout import Fanout, Published
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.http import Limits
 from gpusharing.kube.sources import Sources
@@ -34,7 +34,7 @@ class Parts:
 class Assembly:
     """What the parts are made from. `client` carries every call of the loop; those of the Lease go elsewhere."""
 
-    client: KubeClient
+    client: Fanout
     """Carries every call of the loop."""
     leader: Leader
     """Holds the Lease, by calls of its own."""
@@ -68,7 +68,7 @@ class Assembly:
 
     def _publisher(self, sources: Sources) -> Publisher:
         return Publisher(
-            self.client,
+            Published(self.client),
             sources,
             self.settings.publish_period,
             self.identity,

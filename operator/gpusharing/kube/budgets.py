@@ -6,11 +6,13 @@ from gpusharing.kube.client import PDBS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.convert_pods import pdb_view
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
+from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
 from gpusharing.planning.snapshot.podviews import PdbView
 
 KEPT = 15.0
 """Seconds for which a list is valid; the eviction itself checks the present budget."""
+KEPT_THROTTLED = 120.0
+"""The same while the API server asks us to wait before we list them again."""
 PATIENCE = 30.0
 """Seconds to wait for a first answer, and for which an error stays while we wait for the next one."""
 
@@ -27,6 +29,8 @@ class Budgets:
     _pdbs: tuple[PdbView, ...] = ()
     _listed: float = float("-inf")
     """When, by the loop's clock."""
+    _kept: float = KEPT
+    """Seconds for which the last list is valid."""
     _error: str = ""
     """The error of the last list; empty when it was answered."""
     _failed: float = float("-inf")
@@ -46,7 +50,7 @@ class Budgets:
         if self._waits_since is None:
             self._waits_since = asked
         await self.crew.each([_KEY], self._read)
-        if asked - self._listed <= KEPT:
+        if asked - self._listed <= self._kept:
             return self._pdbs
         if self._error and asked - self._failed <= PATIENCE:
             return f"the PodDisruptionBudgets cannot be listed: {self._error}"
@@ -58,12 +62,14 @@ class Budgets:
         try:
             raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
+            self._kept = KEPT_THROTTLED
             self._failed = loop_time() if self._error else self._failed
         except (Unauthorized, ServerAway):
             self._waits_since = None
             raise
         except KubeError as error:
+            self._kept = KEPT_THROTTLED if isinstance(error, Throttled) else KEPT
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
             self._pdbs, self._listed = tuple(map(pdb_view, raws)), loop_time()
-            self._error, self._waits_since = "", None
+            self._kept, self._error, self._waits_since = KEPT, "", None

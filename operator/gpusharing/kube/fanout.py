@@ -1,8 +1,10 @@
 """Fanout: all calls of the operator pass through here, except those of its Lease.
 
 It bounds how many are under way at once, waits as long as the API server asks us to, and decides whether one call
-failed or the server is away. It repeats nothing and does not sleep: a call that has to wait is refused with HeldBack,
-and its caller decides again when the time has come.
+failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It repeats nothing and does not sleep: a call
+that has to wait is refused with HeldBack, and its caller decides again when the time has come.
+
+A door is a verb and a kind in one flow; the flows are what decides, and what is only published for people.
 """
 
 import asyncio
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import KubeClient, Resource, WatchEvent
+from gpusharing.kube.client import NODES, KubeClient, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.passing import PassingClient
@@ -26,8 +28,14 @@ LONGEST_HOLD = 60.0
 """Seconds; the longest Retry-After that we follow."""
 FORGOTTEN = 600.0
 """Seconds from the end of its wait until a refused object without further calls counts as new."""
+SEVERAL = 3
+"""A door is held after calls about this many objects were refused there without one answer in between. A server that
+refuses every fifth call at random is rarely so unlucky."""
 FIRST_HOLD = 1.0
 """Seconds after a 429 without a Retry-After; doubles with each further one."""
+
+Door = tuple[bool, str, str]
+"""Whether its calls are only published (see `Published`), their verb and their kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,13 @@ class CallTarget:
     """Plural with the subresource; for discovery, the group and version."""
     name: str
     """`namespace/name`, or the selector of a list."""
+    published: bool
+    """Whether the call only publishes something for people (see `Published`)."""
+
+    @property
+    def door(self) -> Door:
+        """The door that the call goes through."""
+        return self.published, self.verb, self.kind
 
     @property
     def subject(self) -> str:
@@ -66,53 +81,72 @@ class Reachability:
         if began != self.successes:
             return
         self.failed[target] = str(error)
-        subjects = {seen.subject for seen in self.failed}
-        doors = {(seen.verb, seen.kind) for seen in self.failed}
+        alike = [seen for seen in self.failed if seen.published == target.published]
+        subjects = {seen.subject for seen in alike}
+        doors = {seen.door for seen in alike}
         if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
             raise ServerAway(f"the API server is unavailable: {error}") from error
 
 
 @dataclass(slots=True)
 class Holds:
-    """Until when (by the loop's clock) nothing is sent: about one object, or at all."""
+    """Which calls are not sent after a 429, and until when. All moments are by the loop's clock."""
 
     clock: Callable[[], float] = loop_time
-    everything: float = float("-inf")
+    doors: dict[Door, float] = field(default_factory=dict)
+    """When the last hold of a door ends, or ended."""
     objects: dict[CallTarget, float] = field(default_factory=dict)
+    """When the hold of one object at its door ends, or ended."""
     tries: dict[CallTarget, int] = field(default_factory=dict)
     """Refusals in a row, by object."""
-    refused: dict[CallTarget, int] = field(default_factory=dict)
-    """Objects that were refused since the last answer."""
+    refused: dict[Door, set[CallTarget]] = field(default_factory=dict)
+    """The objects that were refused at each door since its last answer."""
 
     def left(self, target: CallTarget | None = None) -> float:
-        """Seconds still to wait; 0 or less when nothing has to."""
-        until = self.everything
+        """Seconds until a call about `target` may be sent, or without one, any call; 0 or less if it may now."""
+        until = self._everything()
         if target is not None:
-            until = max(until, self.objects.get(target, until))
+            until = max(until, self.doors.get(target.door, until), self.objects.get(target, until))
         return until - self.clock()
 
+    def next_end(self) -> float | None:
+        """Seconds until an object of what decides may be asked for again; None if none is on hold."""
+        now = self.clock()
+        ends = (until - now for target, until in self.objects.items() if not target.published)
+        return min((left for left in ends if left > 0), default=None)
+
+    def _everything(self) -> float:
+        """Until when no call at all is sent: as long as calls about Nodes and others that decide are both refused."""
+        never = float("-inf")
+        of_nodes, others = never, never
+        for (published, _, kind), until in self.doors.items():
+            if kind == NODES.plural:
+                of_nodes = max(of_nodes, until)
+            elif not published:
+                others = max(others, until)
+        return min(of_nodes, others)
+
     def answered(self, target: CallTarget) -> None:
-        """The server carried out a call, or refused it because of its contents: it does not hold everybody back."""
-        self.refused.clear()
+        """The server carried out a call, or refused it because of its contents."""
+        self.refused.pop(target.door, None)
         if target in self.tries:
             del self.tries[target]
             self.objects.pop(target, None)
 
-    def throttled(self, target: CallTarget, retry_after: float | None, alone: bool) -> float:
-        """A call was refused; returns the seconds to wait. If one object `alone` was refused, only it waits; after a
-        second one, all wait."""
+    def throttled(self, target: CallTarget, retry_after: float | None) -> None:
+        """Note a 429: the object waits at its door for `retry_after` seconds, and after SEVERAL objects all others too.
+
+        None: the server gave no time, and the wait doubles with each refusal of the object.
+        """
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)
         wait = min(wait, LONGEST_HOLD)
         self._forget_old()
-        self.objects[target] = self.clock() + wait
-        if alone:
-            self.refused = {target: count}
-        else:
-            self.refused[target] = count
-            if len(self.refused) > 1:
-                self.everything = max(self.everything, self.clock() + wait)
-        return wait
+        until = self.objects[target] = self.clock() + wait
+        refused = self.refused.setdefault(target.door, set())
+        refused.add(target)
+        if len(refused) >= SEVERAL:
+            self.doors[target.door] = max(until, self.doors.get(target.door, until))
 
     def _forget_old(self) -> None:
         """There are no more calls about an object that is gone."""
@@ -141,8 +175,14 @@ class Fanout(PassingClient):
         return True
 
     async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Make one call in its slot, and note what its result says about the others."""
-        target = CallTarget(request.verb, request.kind, name)
+        """See `make`."""
+        return await self.make(CallTarget(request.verb, request.kind, name, published=False), send)
+
+    async def make(self, target: CallTarget, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Make one call in its slot, and note what its result says about the others.
+
+        Raises HeldBack instead while the call is on hold.
+        """
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
                 raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)
@@ -153,8 +193,7 @@ class Fanout(PassingClient):
                 self.reachability.failing(target, began, error)
                 raise
             except Throttled as error:
-                alone = began != self.reachability.successes
-                self.holds.throttled(target, error.retry_after, alone)
+                self.holds.throttled(target, error.retry_after)
                 self.reachability.failed.clear()
                 raise
             except (KubeError, StopAsyncIteration):
@@ -166,3 +205,19 @@ class Fanout(PassingClient):
     def _answered(self, target: CallTarget) -> None:
         self.reachability.answered()
         self.holds.answered(target)
+
+
+class Published(PassingClient):
+    """The calls that only publish something for people: statuses and Events.
+
+    They share the slots of the others, and what an answer says about the server. But their refusals and failures
+    neither hold nor end what is decided.
+    """
+
+    def __init__(self, fanout: Fanout) -> None:
+        super().__init__(fanout.client)
+        self._fanout = fanout
+
+    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
+        """See Fanout."""
+        return await self._fanout.make(CallTarget(request.verb, request.kind, name, published=True), send)

@@ -102,10 +102,7 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
 
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
-    """Until when no eviction may be sent on this node; None: evictions may be sent (E7).
-
-    When the server throttles more than one object, no call at all is sent (kube/fanout.py).
-    """
+    """Until when no eviction may be sent on this node; None: evictions may be sent (E7)."""
     later = [m.next_try for m in memories.values() if m.reason == Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 

@@ -120,7 +120,7 @@ def _begin(
     message = f"changing to {goal.text}"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
     action = _actuate(case, assessed, goal, idle, again=again)
-    restarts = bool(action.fence.restart_uid or action.fence.daemon_uid)
+    restarts = bool(action.fence.restart_uid or action.fence.daemon_uid) or case.fence.disruption.cordons
     return replace(verdict.then(action), wants_pods=restarts)
 
 
