@@ -1,15 +1,18 @@
 """What both transports send and how they read what comes back; each is tried on a server by itself too."""
 
+import json
+
 import pytest
 
-from gpusharing.kube.answers import ApiRequest, error_of
+from gpusharing.kube.answers import MOST_SECONDS, ApiRequest, error_of
 from gpusharing.kube.client import GPUNODES, JSON, Resource, WatchEvent
-from gpusharing.kube.errors import Expired, Forbidden, Unavailable
+from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
 from gpusharing.kube.wire import (
     INACTIVITY,
     event_of,
     is_served,
     parsed,
+    refusal,
     selectors,
     watch_query,
     watch_seconds,
@@ -54,10 +57,29 @@ def test_an_event_is_the_object_and_an_error_is_what_it_stands_for() -> None:
         event_of(WATCH, b'{"type": "ERROR", "object": {"code": 410, "message": "too old"}}')
 
 
-@pytest.mark.parametrize("line", [b"{", b"7", b'{"type": "ADDED"}', b'{"type": "ADDED", "object": {}}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"7",
+        b'{"type": "ADDED"}',
+        b'{"type": "ADDED", "object": {}}',
+        b'{"type": ["ADDED"], "object": {"metadata": {}}}',
+        b'{"type": {}, "object": {"metadata": {}}}',
+    ],
+)
 def test_what_is_no_event_is_no_answer_of_an_api_server(line: bytes) -> None:
     with pytest.raises(Unavailable):
         event_of(WATCH, line)
+
+
+@pytest.mark.parametrize("given", [10**400, 10**9])
+def test_a_time_to_wait_beyond_all_measure_is_cut_to_a_day(given: int) -> None:
+    body = json.dumps({"details": {"retryAfterSeconds": given}}).encode()
+    for raw, header in ((body, None), (b"", str(given))):
+        error = refusal(WATCH, 429, raw, header)
+        assert isinstance(error, Throttled)
+        assert error.retry_after == MOST_SECONDS == 86400.0
 
 
 def test_json_that_is_nested_without_end_is_none() -> None:

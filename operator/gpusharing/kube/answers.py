@@ -24,6 +24,8 @@ from gpusharing.kube.errors import (
 from gpusharing.kube.raw import entries, part, text
 
 EVICTION = "eviction"
+MOST_SECONDS = 86400.0
+"""The longest time to wait that is read from an answer; a longer one is cut to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,6 @@ def _causes(answer: object) -> dict[str, str]:
 
 def _seconds(answer: object, retry_after: str | None) -> float | None:
     if retry_after and retry_after.isdecimal():
-        return float(retry_after)
+        return min(float(retry_after), MOST_SECONDS)
     told = part(answer, "details", "retryAfterSeconds")
-    return float(told) if isinstance(told, int) and told > 0 else None
+    return float(min(told, MOST_SECONDS)) if isinstance(told, int) and told > 0 else None

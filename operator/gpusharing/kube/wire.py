@@ -16,7 +16,8 @@ INACTIVITY = 75.0
 """Seconds. A watch without a byte for longer is dead: the server sends a bookmark every 60 s, or ends it before."""
 WATCH_SECONDS = 300.0
 """The server ends a watch after this long; each asks for 80 to 100 % of it, so that they do not end together."""
-_EVENT_TYPES = {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}
+_EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
+"""No set: in place of a name a server may send something that cannot be hashed."""
 
 Query = dict[str, str]
 
