@@ -1,13 +1,16 @@
 """Where a write goes, and who is asked before it leaves: the leader may be one no more since the caller decided."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from aiohttp import web
 from tests.fakes.login import AnonymousLogin
-from tests.kube.scripted import found, scripted
+from tests.kube.scripted import Answer, found, scripted
 
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.client import NODES, PODS, Resource
+from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.http import HttpClient, Limits
 
 NODE = {"metadata": {"name": "n"}}
@@ -17,6 +20,56 @@ async def test_an_object_is_created_in_the_namespace_that_it_names() -> None:
     async with scripted(found(NODE)) as (script, client):
         await client.create(PODS, {"metadata": {"name": "p", "namespace": "team-a"}})
     assert [asked.path for asked in script.asked] == ["/api/v1/namespaces/team-a/pods"]
+
+
+def answers_once() -> Answer:
+    """Answer the first request of a connection, and hang up at the next one without a word."""
+    seen = set[object]()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.transport in seen:
+            assert request.transport is not None
+            request.transport.abort()
+        seen.add(request.transport)
+        return web.json_response(NODE)
+
+    return answer
+
+
+CALLS: dict[str, Callable[[HttpClient], Awaitable[object]]] = {
+    "get": lambda client: client.get(NODES, "n"),
+    "delete": lambda client: client.delete(NODES, "n", uid="u"),
+    "patch": lambda client: client.patch(NODES, "n", {}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+async def test_a_call_whose_connection_breaks_is_not_repeated_behind_the_callers_back(
+    call: Callable[[HttpClient], Awaitable[object]],
+) -> None:
+    calls: list[int] = []
+
+    def called(verb: str, resource: Resource, subresource: str | None, status: int, seconds: float) -> None:
+        calls.append(status)
+
+    async with scripted(answers_once(), on_call=called) as (script, client):
+        await client.get(NODES, "n")
+        with pytest.raises(Unavailable):
+            await call(client)
+    assert len(script.asked) == len(calls) == 2
+
+
+async def test_the_answer_to_a_write_may_have_headers_of_256_kib() -> None:
+    """Something in front of the API server adds them, and the write was carried out."""
+    lengths = iter((260_000, 265_000))
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.json_response(NODE, headers={"Set-Cookie": "x" * next(lengths)})
+
+    async with scripted(answer) as (_, client):
+        assert await client.patch(NODES, "n", {}) == NODE
+        with pytest.raises(Unavailable, match="Got more than 262144 bytes"):
+            await client.patch(NODES, "n", {})
 
 
 class NotAllowed(Exception):

@@ -42,7 +42,7 @@ OnCall = Callable[[str, Resource, str | None, int, float], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """Deadlines in seconds, and how many calls may be under way."""
+    """Deadlines in seconds, the size of headers, and how many calls may be under way."""
 
     connect: float = 3.0
     """To open a connection."""
@@ -52,6 +52,8 @@ class Limits:
     """For a watch, which the server then ends; the client begins another."""
     inactivity: float = INACTIVITY
     """Without a byte of a watch, bookmarks included, after which it counts as broken."""
+    header: int = 256 * 1024
+    """Bytes of one line of an answer's head. A longer one is an error, although a write may have been carried out."""
     parallel: int = 8
     """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
@@ -342,7 +344,12 @@ class HttpClient(WireReads):
                 connector=aiohttp.TCPConnector(limit=0),
                 # Unpacking costs the server and us more time than the bytes save inside a cluster.
                 headers={"Accept": JSON_TYPE, "Accept-Encoding": "identity", "User-Agent": self._name},
+                max_line_size=self._limits.header,
+                max_field_size=self._limits.header,
             )
+            # Else aiohttp repeats a GET or DELETE whose connection breaks. It has no public switch: its own TestClient
+            # sets this one.
+            self._session._retry_connection = False
         return self._session
 
     def _told(self, request: ApiRequest, status: int, started: float) -> None:
