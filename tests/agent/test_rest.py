@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hack.cluster.certs import create_pki
+from hack.sim.readings import HANGING
 from tests.fakes.apiserver import fake_server
 from tests.fakes.gpus import eventually
 from tests.fakes.login import AnonymousLogin
 from tests.fakes.tls import Identity
+from tests.fakes.virtualtime import virtual_now, virtually
 from tests.fakes.web import WebServer
 
 from gpusharing.agent.rest import RestClient
@@ -278,6 +281,33 @@ async def test_a_fault_without_a_text_is_told_by_its_kind_and_a_server_has_15_se
     with pytest.raises(errors.Unavailable, match="ConnectionResetError"):
         await client.patch(GPUNODES, "gpu-01", {})
     assert deaf.seconds == 15.0
+
+
+class Unencrypted(ssl.SSLContext):
+    """TLS that is none. Virtual time does not wait for the threads that connect with it."""
+
+    def __init__(self, *_: Any) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def wrap_socket(self, sock: Any, *args: Any, **kwargs: Any) -> Any:
+        self.threads.append(threading.current_thread())
+        HANGING.add(threading.current_thread())
+        return sock
+
+
+@virtually
+async def test_a_call_has_30_seconds_in_all_and_leaves_no_thread_behind() -> None:
+    """A server that sends a byte now and then would keep each single step going for ever."""
+    tls = Unencrypted(ssl.PROTOCOL_TLS_CLIENT)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = RestClient(NamedLogin(f"https://127.0.0.1:{server.getsockname()[1]}", tls))
+        begun = virtual_now()
+        with pytest.raises(errors.Unavailable, match="TimeoutError"):
+            await client.patch(GPUNODES, "gpu-01", {})
+        assert (virtual_now() - begun).total_seconds() == 30.0
+        (thread,) = tls.threads
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 async def test_an_address_without_a_host_is_a_server_that_cannot_be_reached() -> None:

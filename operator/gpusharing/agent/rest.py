@@ -9,6 +9,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -32,7 +33,9 @@ from gpusharing.kube.wire import (
 )
 
 CALL_TIMEOUT = 15.0
-"""Seconds for any step of a short call, and until a watch is open."""
+"""Seconds for any step of a short call, and for each step until a watch is open."""
+TOTAL_TIMEOUT = 30.0
+"""Seconds for all steps of a short call: each byte of an answer is a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class _Sent:
     method: str
     target: str
     access: Access
+    connection: HTTPConnection
     token: str | None
     body: JSON | None = None
 
@@ -102,7 +106,8 @@ class RestClient(WireReads):
         for last in (False, True):
             sent = await self._prepared(request, method, path, query or {}, body)
             try:
-                raw = await in_daemon_thread(partial(_exchange, sent), f"kube-{request.verb}")
+                async with asyncio.timeout(TOTAL_TIMEOUT):
+                    raw = await in_daemon_thread(partial(_exchange, sent), f"kube-{request.verb}")
                 return parsed(request, raw)
             except Unauthorized:
                 if last:
@@ -110,14 +115,22 @@ class RestClient(WireReads):
                 await self._login.renew()
             except (OSError, HTTPException, ValueError) as error:
                 raise _unavailable(sent, error) from error
+            finally:
+                _shut(sent)
         raise AssertionError("the second call returns or raises")
 
     async def _prepared(
         self, request: ApiRequest, method: str, path: str, query: Mapping[str, str], body: JSON | None = None
     ) -> _Sent:
         access = await self._login.access()
+        if access.proxy:
+            raise Unauthorized(
+                "the agent reaches the API server directly: take proxy-url out of the kubeconfig"
+            )
+        server = urlsplit(access.server)
+        connection = _Named(server.hostname or "", server.port, access)
         target = f"{path}?{urlencode(query)}" if query else path
-        return _Sent(request, method, target, access, await self._login.token(), body)
+        return _Sent(request, method, target, access, connection, await self._login.token(), body)
 
 
 class _Stream:
@@ -129,7 +142,6 @@ class _Stream:
         """What ended the watch; also a fault of our own, which then ends whatever awaits it."""
         self._loop = asyncio.get_running_loop()
         self._sent = sent
-        self._connection: HTTPConnection | None = None
         self._stopped = False
 
     def start(self) -> None:
@@ -139,22 +151,17 @@ class _Stream:
     def stop(self) -> None:
         """Make the thread return, whatever it waits for."""
         self._stopped = True
-        if self._connection is not None and self._connection.sock is not None:
-            try:
-                # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
-                socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
-            except OSError:
-                return  # closed already
+        _shut(self._sent)
 
     def _read(self) -> None:
         try:
-            self._connection, response = _send(self._sent, INACTIVITY)
+            response = _send(self._sent, INACTIVITY)
             try:
                 while not self._stopped and (line := response.readline()):
                     if line.strip():
                         self._hand_over(line)
             finally:
-                self._connection.close()
+                self._sent.connection.close()
         except (OSError, HTTPException, ValueError) as error:
             self.error = _unavailable(self._sent, error)
         except BaseException as error:  # noqa: BLE001 - told to the one who awaits
@@ -191,24 +198,29 @@ def _unavailable(sent: _Sent, error: Exception) -> KubeError:
 
 def _exchange(sent: _Sent) -> bytes:
     """Runs in a thread."""
-    connection, response = _send(sent, CALL_TIMEOUT)
+    response = _send(sent, CALL_TIMEOUT)
     try:
         return response.read()
     finally:
-        connection.close()
+        sent.connection.close()
 
 
-def _send(sent: _Sent, timeout: float) -> tuple[HTTPConnection, HTTPResponse]:
+def _shut(sent: _Sent) -> None:
+    """Make the thread that uses the connection return, unless it has."""
+    if (sock := sent.connection.sock) is not None:
+        # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
+        with suppress(OSError):  # closed already
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _send(sent: _Sent, timeout: float) -> HTTPResponse:
     """Connect and send; the response is 2xx and unread, and may take `timeout` for each read. The caller closes."""
-    if sent.access.proxy:
-        raise Unauthorized("the agent reaches the API server directly: take proxy-url out of the kubeconfig")
-    server = urlsplit(sent.access.server)
     headers = {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
     if sent.token:
         headers["Authorization"] = sent.token
     if sent.body is not None:
         headers["Content-Type"] = MERGE_PATCH
-    connection = _Named(server.hostname or "", server.port, sent.access)
+    connection = sent.connection
     try:
         connection.connect()
         connection.sock.settimeout(timeout)
@@ -221,4 +233,4 @@ def _send(sent: _Sent, timeout: float) -> tuple[HTTPConnection, HTTPResponse]:
     except BaseException:
         connection.close()
         raise
-    return connection, response
+    return response
