@@ -131,7 +131,7 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
     there = [one for one in files if one.is_file()]
     if there:
         found = find_context(there, context)
-        login = OfficialLogin(Path(os.pathsep.join(map(str, there))), found.name)
+        login = OfficialLogin(Path(os.pathsep.join(map(str, there))), found.name, environment)
         return login, f"context {found.name}", found.namespace
     if not named and environment.get("KUBERNETES_SERVICE_HOST"):
         return ServiceAccountLogin(environment), "this pod's cluster", "default"

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any, Protocol
 
 from gpusharing.kube.errors import Unauthorized
+from gpusharing.kube.proxies import find_proxy
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TOKEN_SECONDS = 60.0
@@ -149,6 +150,8 @@ class OfficialLogin:
     """One file, or several with the path separator between."""
     context: str = ""
     """Of the kubeconfig; empty: its current one."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Where a proxy is looked for if the kubeconfig names none; see `find_proxy`."""
     _loaded: Any = None
     _access: Access | None = None
 
@@ -172,7 +175,7 @@ class OfficialLogin:
     async def _configuration(self) -> Any:
         if self._loaded is None:
             self._loaded = await self._load()
-            self._access = _access(self._loaded)
+            self._access = _access(self._loaded, self.environment)
         return self._loaded
 
     async def _load(self) -> Any:
@@ -251,11 +254,11 @@ def _readable(text: str) -> str:
     return f"{head}: {' '.join(said.decode(errors='replace').split())}"
 
 
-def _access(configuration: Any) -> Access:
+def _access(configuration: Any, environment: Mapping[str, str]) -> Access:
     return Access(
         server=configuration.host.rstrip("/"),
         tls=_tls(configuration) if configuration.host.startswith("https") else None,
-        proxy=configuration.proxy,
+        proxy=find_proxy(configuration.host, configuration.proxy, environment),
         tls_server_name=configuration.tls_server_name,
     )
 

@@ -1,0 +1,58 @@
+"""The proxy in front of an API server, chosen as kubectl does: `proxy-url` of the cluster, else the environment.
+
+HTTPS_PROXY or HTTP_PROXY counts, by the scheme of the server, unless NO_PROXY has its host or network, or it is on
+loopback (golang.org/x/net/http/httpproxy). kubectl can use SOCKS proxies too; we cannot, and say so.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from ipaddress import ip_address, ip_network
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment
+
+from gpusharing.kube.errors import Unauthorized
+
+
+def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str]) -> str | None:
+    """The URL of the proxy to this server, or None without one. `proxy_url` is that of the kubeconfig.
+
+    Raises Unauthorized for a proxy that we cannot use; the message names the field or variable, and no password.
+    """
+    source, proxy = "proxy-url of the cluster in the kubeconfig", proxy_url
+    if not proxy and not _is_direct(server, environment):
+        variable = f"{server.partition(':')[0]}_proxy"
+        source, proxy = _first(environment, variable.upper(), variable)
+        if proxy and "://" not in proxy:
+            proxy = f"http://{proxy}"
+    if not proxy:
+        return None
+    with suppress(ValueError):
+        found = urlsplit(proxy)
+        if found.scheme in ("http", "https") and found.hostname and found.port != 0:
+            return proxy
+    raise Unauthorized(
+        f"{source} names a proxy that cannot be used here: only those of http and https can. Give it a URL such as"
+        " http://proxy.example.com:3128"
+    )
+
+
+def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
+    _, exempt = _first(environment, "NO_PROXY", "no_proxy")
+    with suppress(ValueError):  # no URL, or none with an address: whoever calls it says the rest
+        place = urlsplit(server)
+        if place.hostname == "localhost" or proxy_bypass_environment(place.netloc, {"no": exempt}):
+            return True
+        address = ip_address(str(place.hostname))
+        return address.is_loopback or any(_holds(network, address) for network in exempt.split(","))
+    return False
+
+
+def _holds(network: str, address: object) -> bool:
+    with suppress(ValueError):
+        return address in ip_network(network.strip(), strict=False)
+    return False
+
+
+def _first(environment: Mapping[str, str], *names: str) -> tuple[str, str]:
+    """The first of these variables that is set, and its value; both empty if none is."""
+    return next(((name, environment[name]) for name in names if environment.get(name)), ("", ""))
