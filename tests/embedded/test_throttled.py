@@ -126,7 +126,7 @@ async def test_a_server_that_refuses_every_fifth_call_makes_nobody_give_up() -> 
         begin(scene, 20)
         await finished(scene, 20)
         assert scene.events()["ChangeGivenUp"] == 0
-        assert loop_time() - begun <= 1200.0
+        assert loop_time() - begun <= 900.0
 
 
 @virtually

@@ -41,14 +41,3 @@ def test_the_request_that_stood_when_the_node_was_found_empty_stays_known_as_lon
     assert (first.stood, second.stood) == ("stood", "stood")
     held = looked(second, make_work(make_pod(), listed_at=at(10)), later, GPU_PODS)
     assert looked(held, make_work(listed_at=at(15)), later, GPU_PODS).stood == "later"
-
-
-def test_a_list_that_failed_says_nothing_about_those_before_it() -> None:
-    """The server refused it: the proof goes on with the next one, and the agent need not be asked again."""
-    first = looked(None, make_work(listed_at=at(0)), AGENT, ALL_PODS)
-    failed = looked(first, make_work(listed_at=at(5), error="too many requests"), AGENT, ALL_PODS)
-    assert (failed.empty_since, failed.empty_lists) == (at(0), (at(0),))
-    third = looked(failed, make_work(listed_at=at(10)), AGENT, ALL_PODS)
-    assert (third.empty_since, third.empty_lists) == (at(0), (at(0), at(10)))
-    alone = looked(None, make_work(listed_at=at(0), error="too many requests"), AGENT, ALL_PODS)
-    assert (alone.empty_since, alone.empty_lists) == (None, ())

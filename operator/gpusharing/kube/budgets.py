@@ -1,6 +1,7 @@
 """The PodDisruptionBudgets of the cluster as last listed. A node waits for a pending answer: that is not an error."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from gpusharing.kube.client import PDBS, KubeClient
 from gpusharing.kube.clock import loop_time
@@ -11,8 +12,8 @@ from gpusharing.planning.snapshot.podviews import PdbView
 
 KEPT = 15.0
 """Seconds for which a list is valid; the eviction itself checks the present budget."""
-KEPT_THROTTLED = 120.0
-"""The same while the API server asks us to wait before we list them again."""
+KEPT_THROTTLED = timedelta(minutes=2)
+"""For how long lists of budgets, and of the pods of a node, are valid while the API server refuses new ones by 429."""
 PATIENCE = 30.0
 """Seconds to wait for a first answer, and for which an error stays while we wait for the next one."""
 
@@ -62,13 +63,13 @@ class Budgets:
         try:
             raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
-            self._kept = KEPT_THROTTLED
+            self._kept = KEPT_THROTTLED.total_seconds()
             self._failed = loop_time() if self._error else self._failed
         except (Unauthorized, ServerAway):
             self._waits_since = None
             raise
         except KubeError as error:
-            self._kept = KEPT_THROTTLED if isinstance(error, Throttled) else KEPT
+            self._kept = KEPT_THROTTLED.total_seconds() if isinstance(error, Throttled) else KEPT
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
             self._pdbs, self._listed = tuple(map(pdb_view, raws)), loop_time()

@@ -9,11 +9,11 @@ import structlog
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG, DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
-from gpusharing.kube.budgets import Budgets
+from gpusharing.kube.budgets import KEPT_THROTTLED, Budgets
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
-from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized, Unavailable
+from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized, Unavailable
 from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.pending import count_pending
 from gpusharing.kube.podlookups import PodLookups
@@ -200,9 +200,8 @@ class Gatherer:
     def _look_for_work(self, now: datetime) -> dict[str, datetime]:
         """Since when mig-manager works on each node, as seen by this process."""
         before, nodes = self._at_work_since, self.sources.nodes.items
-        self._at_work_since = {
-            name: before.get(name, now) for name, node in nodes.items() if is_at_work(node)
-        }
+        working = (name for name, node in nodes.items() if is_at_work(node))
+        self._at_work_since = {name: before.get(name, now) for name in working}
         return dict(self._at_work_since)
 
     def forget_pods(self) -> None:
@@ -305,7 +304,7 @@ class Gatherer:
         async def read(node: str) -> None:
             self.unsure.discard(node)
             at = _later(now, began)  # it may have waited for others, and must not be older than it is
-            with suppress(HeldBack):  # not sent: what was seen before stays valid, with its age
+            with suppress(Throttled):  # not sent, or refused: what was seen before stays valid, with its age
                 scope, view = self._scope(node), self.sources.nodes.items.get(node)
                 pods, error = await self._pods_of(node, scope, at)
                 gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
@@ -374,10 +373,8 @@ class Gatherer:
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:
-            selector = f"spec.nodeName={node}"
-            raws = [
-                raw async for page in self.client.pages(PODS, field_selector=selector) for raw in page.items
-            ]
+            pages = self.client.pages(PODS, field_selector=f"spec.nodeName={node}")
+            raws = [raw async for page in pages for raw in page.items]
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views
@@ -386,6 +383,9 @@ class Gatherer:
         except (Unauthorized, ServerAway, HeldBack):
             raise
         except KubeError as error:
+            before = self.work.get(node)
+            if isinstance(error, Throttled) and before and now - before.listed_at < KEPT_THROTTLED:
+                raise
             return (), f"the pods of the node cannot be listed: {error}"
 
     # --- pods that wait ------------------------------------------------------------------------------------

@@ -12,14 +12,10 @@ from gpusharing.planning.snapshot.views import GPUNodeView
 
 KEPT = 32
 """The most LISTs remembered of one node."""
-_ROW = ("empty_since", "empty_lists", "all_pods", "cordoned_at", "stood")
-"""The fields of `NodeWork` that describe the row of empty LISTs."""
 
 
 def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, scope: Scope) -> NodeWork:
     """`now`, a LIST just made, with what the earlier ones add to it. `scope`: what it looked for when it began.
-
-    A LIST that failed keeps what these found.
 
     Earlier LISTs do not count if they looked for other pods, or under another cordon: before it pods could still come.
     No clock says which came first, because the cordon's may have been ahead of ours.
@@ -27,9 +23,6 @@ def looked(before: NodeWork | None, now: NodeWork, gpunode: GPUNodeView | None, 
     now = replace(now, all_pods=scope.all_pods, cordoned_at=scope.cordoned_at)
     if before is not None:
         now = replace(now, quiet_for=before.quiet_for, quiet_since=before.quiet_since)
-        if now.error:
-            kept = {name: getattr(before, name) for name in _ROW}
-            return replace(now, **kept)
     if now.error or not is_idle(now.pods, scope):
         return now
     alike = (scope.all_pods, scope.cordoned_at)
