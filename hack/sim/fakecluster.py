@@ -188,7 +188,8 @@ class FakeClient:
         for start in range(0, max(len(found), 1), limit):
             if start:
                 await self._enter("list", resource, namespace, selector=selectors)
-            yield Page([copied(obj) for obj in found[start : start + limit]], version)
+            more = str(start + limit) if start + limit < len(found) else ""
+            yield Page([copied(obj) for obj in found[start : start + limit]], version, more)
 
     async def watch(
         self,

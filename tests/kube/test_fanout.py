@@ -278,6 +278,20 @@ async def test_without_a_time_to_wait_the_waits_double() -> None:
     assert sick.hits == 6, "at 0, 1, 3, 7, 15 and 31 s"
 
 
+async def test_a_list_whose_last_page_has_come_is_whole_although_a_hold_begins() -> None:
+    cluster, fanout = stage()
+    sick = cluster.faults.fail("list", NODES, Throttled("slow down", 30.0), times=0)
+    names = []
+    async for page in fanout.pages(NODES, limit=2):
+        names += [raw["metadata"]["name"] for raw in page.items]
+        if len(names) == 3:
+            sick.times = EVER
+            for selector in "abc":
+                with pytest.raises(Throttled):
+                    [page async for page in fanout.pages(NODES, label_selector=selector)]
+    assert names == ["gpu-1", "gpu-2", "gpu-3"]
+
+
 async def test_an_object_without_metadata_is_passed_on_as_it_is() -> None:
     """A SubjectAccessReview has none."""
     cluster, fanout = stage()

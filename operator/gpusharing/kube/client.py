@@ -77,7 +77,10 @@ class Page:
     items: list[JSON]
     """The objects, as the server sent them."""
     resource_version: str
-    """The version of the whole list, the same on each page; a watch goes on from there."""
+    """The version of the whole list, the same on each page; a watch goes on from there. After a token for the rest of
+    an expired list, it is that of the rest."""
+    more: str = ""
+    """The token for the next page; empty on the last one."""
 
 
 @dataclass(frozen=True, slots=True)

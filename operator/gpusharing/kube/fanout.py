@@ -196,7 +196,7 @@ class Fanout(PassingClient):
                 self.holds.throttled(target, error.retry_after)
                 self.reachability.failed.clear()
                 raise
-            except (KubeError, StopAsyncIteration):
+            except KubeError:
                 self._answered(target)
                 raise
             self._answered(target)

@@ -17,7 +17,7 @@ class PassingClient:
         self.client = client
 
     async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """One call; a layer overrides this. `send` makes it, and may raise StopAsyncIteration at a list's end.
+        """One call; a layer overrides this. `send` makes it.
 
         `name`: `namespace/name`, the selectors of a list, or the plural of what discovery is asked for; empty
         for the server's version.
@@ -55,11 +55,10 @@ class PassingClient:
             limit=limit,
         )
         async with closing(pages):
-            while True:
-                try:
-                    page = await self.passing(ApiRequest("list", resource), name, lambda: anext(pages))
-                except StopAsyncIteration:
-                    return
+            more = True
+            while more:
+                page = await self.passing(ApiRequest("list", resource), name, lambda: anext(pages))
+                more = bool(page.more)
                 yield page
 
     async def watch(

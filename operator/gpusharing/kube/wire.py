@@ -45,18 +45,17 @@ def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_S
 
 
 async def each_page(
-    ask: Callable[[Query], Awaitable[JSON]], limit: int, selected: Query
+    ask: Callable[[Query], Awaitable[JSON]], limit: int, selected: Query, after: str = ""
 ) -> AsyncIterator[Page]:
-    """The pages of a list; `ask` makes one call. Raises Expired when the server does not keep the list's version for
-    that long."""
-    query = {"limit": str(limit), **selected}
+    """The pages of a list, from the token `after` on; `ask` makes one call. Raises Expired when the server does not
+    keep the list's version for that long."""
+    query = {"limit": str(limit), **selected} if limit else selected
     while True:
-        listed = await ask(query)
-        yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"))
-        more = text(listed, "metadata", "continue")
-        if not more:
+        listed = await ask({**query, "continue": after} if after else query)
+        after = text(listed, "metadata", "continue")
+        yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"), after)
+        if not after:
             return
-        query = {**query, "continue": more}
 
 
 async def is_served(ask: Callable[[ApiRequest, str], Awaitable[JSON]], resource: Resource) -> bool:
