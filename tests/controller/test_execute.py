@@ -11,7 +11,6 @@ from tests.controller.executing import Executing, plan_of
 from tests.kube.objects import node
 
 from gpusharing.api import names
-from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
 from gpusharing.kube.convert import node_view
@@ -141,17 +140,6 @@ async def test_a_surprise_ends_the_actions_of_that_node_only() -> None:
     assert outcome.done == 1
     assert stage.view("gpu-08").fence is not None
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
-
-
-async def test_nodes_in_flight_are_written_to_before_others() -> None:
-    """Their proofs grow old while a server that asks us to wait admits few calls."""
-    stage = Executing()
-    stage.add_node("gpu-08")
-    plan = plan_of({name: (stage.fence(name),) for name in ("gpu-07", "gpu-08")})
-    waiting = replace(plan.verdicts["gpu-07"], phase=Phase.PENDING)
-    plan = replace(plan, verdicts={**plan.verdicts, "gpu-07": waiting})
-    await stage.executor.execute(plan, make_snapshot([stage.view(), stage.view("gpu-08")]))
-    assert [write.call.name for write in stage.cluster.writes] == ["gpu-08", "gpu-07"]
 
 
 # --- what must be written before a fence -----------------------------------------------------------

@@ -32,7 +32,6 @@ from gpusharing.kube.errors import (
     HeldBack,
     KubeError,
     ServerAway,
-    Throttled,
     Unauthorized,
     Unavailable,
 )
@@ -108,18 +107,6 @@ async def test_an_empty_list_from_before_the_cordon_is_none_of_the_two_that_prov
         stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
         await stage.seen()
         assert [(await stage.work(seconds)).empty_since for seconds in (6, 9)] == [at(6), at(6)]
-
-
-@virtually
-async def test_pods_that_the_server_refuses_to_list_are_as_they_were_for_two_minutes() -> None:
-    async with gathering() as stage:
-        busy = Throttled("too many requests", 30.0)
-        stage.cluster.faults.fail("list", PODS, busy, identity="operator")
-        assert "cannot be listed: too many requests" in (await stage.work(-9)).error, "they were never seen"
-        before = await stage.work()
-        stage.cluster.faults.fail("list", PODS, busy, identity="operator", times=EVER)
-        assert await stage.work(3) == await stage.work(119) == before
-        assert "cannot be listed: too many requests" in (await stage.work(120)).error
 
 
 @virtually

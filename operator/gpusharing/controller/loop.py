@@ -172,9 +172,7 @@ class Loop:
             self._complaints.begins("policies", "no node starts", why=why)
             return now + timedelta(seconds=RETRY)
         self._complaints.ends("policies")
-        held = self.calls.holds.next_end()
-        sendable = self.now() + timedelta(seconds=held) if held is not None else None
-        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, sendable)
+        moments = (now,) if at_once else (plan.wake_at, held_back, outcome.again, self.calls.holds.ends(now))
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:

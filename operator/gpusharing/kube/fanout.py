@@ -10,6 +10,7 @@ A door is a verb and a kind in one flow; the flows are what decides, and what is
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from gpusharing.kube.answers import ApiRequest
@@ -109,11 +110,10 @@ class Holds:
             until = max(until, self.doors.get(target.door, until), self.objects.get(target, until))
         return until - self.clock()
 
-    def next_end(self) -> float | None:
-        """Seconds until an object of what decides may be asked for again; None if none is on hold."""
-        now = self.clock()
-        ends = (until - now for target, until in self.objects.items() if not target.published)
-        return min((left for left in ends if left > 0), default=None)
+    def ends(self, now: datetime) -> datetime | None:
+        """When the next hold of an object ends about which something is decided, or None without one."""
+        lasts = [until - self.clock() for target, until in self.objects.items() if not target.published]
+        return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
     def _everything(self) -> float:
         """Until when no call at all is sent: as long as calls about Nodes and others that decide are both refused."""
