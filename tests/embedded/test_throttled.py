@@ -94,7 +94,7 @@ def refusing(count: int, refusals: tuple[Refusal, ...]) -> Roll:
 STATUS = ("patch", GPUNODES, "status")
 PUBLISHED: dict[str, tuple[int, tuple[Refusal, ...]]] = {
     "the status of every GPUNode": (20, ((*STATUS, 20),)),
-    "the status of four GPUNodes of twenty": (20, ((*STATUS, 4),)),
+    "the status of eight GPUNodes of forty": (40, ((*STATUS, 8),)),
     "all statuses and Events": (
         20,
         ((*STATUS, 20), ("patch", POLICIES, "status", 0), ("create", EVENTS, "", 0)),
