@@ -1,6 +1,7 @@
 """How long a holder of the Lease is waited for, and how long a renewal may hang. In virtual time."""
 
 import asyncio
+from inspect import signature
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE
@@ -8,8 +9,11 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import run_virtually
 from tests.kube.test_lease import Contender, contenders
 
+from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.kube.client import JSON, LEASES
-from gpusharing.kube.errors import Conflict
+from gpusharing.kube.clock import boot_time
+from gpusharing.kube.errors import Conflict, Unavailable
+from gpusharing.kube.lease import LeaderLease
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,48 @@ def test_a_renewal_that_hangs_leaves_time_for_another_one() -> None:
             assert not a.lost.is_set()
 
     run_virtually(main())
+
+
+@pytest.mark.parametrize(
+    "touched",
+    [{"annotations": {"example.com/seen": "{}"}}, {"labels": {"example.com/seen": "n{}"}}],
+    ids=["annotation", "label"],
+)
+def test_a_lease_that_others_touch_all_the_time_is_taken_over_from_a_dead_leader(touched: JSON) -> None:
+    async def main() -> None:
+        cluster = FakeCluster()
+        async with contenders(cluster, "a", "b") as (a, b):
+            await asyncio.sleep(5)
+            cluster.faults.fail("patch", LEASES, Unavailable("down"), times=EVER, identity="a")
+            for second in range(20):
+                (key, pairs), *_ = touched.items()
+                changed = {name: text.format(second) for name, text in pairs.items()}
+                cluster.patch(LEASES, "leader", {"metadata": {key: changed}}, "gpusharing")
+                await asyncio.sleep(1)
+            assert b.lease.is_leader
+            assert a.lost.is_set()
+
+    run_virtually(main())
+
+
+def test_a_leader_that_only_writes_claims_is_alive() -> None:
+    """Its renewals may be lost, and another version may not renew when it writes claims."""
+
+    async def main() -> None:
+        cluster = FakeCluster()
+        metadata = {"name": "leader", "namespace": "gpusharing"}
+        spec = {"holderIdentity": "other", "leaseDurationSeconds": 15}
+        cluster.add(LEASES, {"metadata": metadata, "spec": spec})
+        contender = Contender(cluster, "a")
+        for number in range(6):
+            await asyncio.sleep(10)
+            claims = {"metadata": {"annotations": {ANNOTATION_CLAIMS: f'{{"v":1,"claims":{{}},"n":{number}}}'}}}
+            cluster.patch(LEASES, "leader", claims, "gpusharing")
+        assert not contender.lease.acquired.is_set()
+        await contender.stop()
+
+    run_virtually(main())
+
+
+def test_the_lease_counts_the_time_that_the_machine_slept_unless_it_is_told_otherwise() -> None:
+    assert signature(LeaderLease).parameters["clock"].default is boot_time

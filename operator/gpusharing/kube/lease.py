@@ -5,14 +5,14 @@ compare-and-swap, so a claim that succeeds proves leadership, and a successor fi
 peering and the official client's election compare wall clocks and have no deadline per request
 (docs/design/faults.md#d7).
 
-Another holder's Lease counts as expired when *we* have seen no change of it for its duration, by our monotonic
-clock: clocks of two machines are never compared. `on_lost` must end the process at once (`os._exit`): stopping
-in an orderly way takes longer than the time until somebody else acts (cilium#42920).
+Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration.
+What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which also advances
+while the machine sleeps; clocks of two machines are never compared. `on_lost` must end the process at once
+(`os._exit`): stopping in an orderly way takes longer than the time until somebody else acts (cilium#42920).
 """
 
 import asyncio
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from datetime import datetime
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.api.times import to_micro_time
 from gpusharing.kube.client import JSON, LEASES, KubeClient
-from gpusharing.kube.clock import wall_time
+from gpusharing.kube.clock import boot_time, wall_time
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims, parse_failed_nodes
-from gpusharing.kube.raw import section, text, texts, whole
+from gpusharing.kube.raw import part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 CLAIM_ATTEMPTS = 3
@@ -59,7 +59,7 @@ class LeaderLease:
         *,
         on_lost: Callable[[], None],
         timing: Timing | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boot_time,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
         """`identity` must differ between processes, a restarted one included. `now` is only shown to people."""
@@ -87,7 +87,8 @@ class LeaderLease:
         self._lost = False
         self._taking = False
         """We have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
-        self._seen: tuple[str, float] = ("", float("-inf"))
+        self._seen: tuple[object, float] = (None, float("-inf"))
+        """The spec and claims of another holder's Lease, and when this process first saw them."""
 
     @property
     def claims(self) -> Mapping[str, Claim]:
@@ -235,9 +236,10 @@ class LeaderLease:
         return True
 
     def _expired(self, lease: JSON) -> bool:
-        version = text(lease, "metadata", "resourceVersion")
-        if version != self._seen[0]:
-            self._seen = (version, self._clock())
+        """Whether its holder has written nothing for as long as the Lease promises."""
+        written = part(lease, "spec"), _claims_of(lease)
+        if written != self._seen[0]:
+            self._seen = (written, self._clock())
         duration = whole(lease, "spec", "leaseDurationSeconds") or self._timing.duration
         return self._clock() - self._seen[1] >= duration
 
@@ -295,7 +297,7 @@ class LeaderLease:
     def _adopt(self, lease: JSON) -> None:
         """Take over version and claims from the Lease as the server has it."""
         self._version = text(lease, "metadata", "resourceVersion")
-        written = texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)
+        written = _claims_of(lease)
         self._claims, self.failed_nodes, self.claims_error = {}, {}, ""
         if written is not None:
             self._claims, error = parse_claims(written)
@@ -313,3 +315,8 @@ class LeaderLease:
 
     def _time(self) -> str:
         return to_micro_time(self._now())
+
+
+def _claims_of(lease: JSON) -> str | None:
+    """The text of the claims on a Lease, or None when it has none."""
+    return texts(section(lease, "metadata").get("annotations")).get(ANNOTATION_CLAIMS)
