@@ -113,6 +113,7 @@ class Embedded:
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
             on_change=lambda name: self._policy_changed(loop, name, policies.resource_version(name)),
+            restores=lambda: lease.restores,
         )
 
         async def process() -> None:

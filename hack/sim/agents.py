@@ -40,7 +40,10 @@ class SharedGPUNodes:
             if node is not None and node["metadata"]["resourceVersion"] != since:
                 yield WatchEvent("MODIFIED", node)
             while True:
-                yield await queue.get()
+                event = await queue.get()
+                if int(event.object["metadata"]["resourceVersion"]) < int(since):
+                    raise Expired("the store was restored from a backup")
+                yield event
         finally:
             self._listeners[name].remove(queue)
 
@@ -65,6 +68,7 @@ class AgentAPI:
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """The one GPUNode, whatever is asked."""
         node = self._shared.get(self._name)

@@ -21,11 +21,12 @@ from datetime import datetime
 
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
-from gpusharing.kube.clock import wall_time
+from gpusharing.kube.clock import loop_time, wall_time
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from hack.sim.fakefaults import Call, Faults, Hook, Write
+from hack.sim.fakelists import Lists
 from hack.sim.fakepods import Later, Pods
-from hack.sim.fakestore import Key, Store, StoredChange, copied
+from hack.sim.fakestore import Backup, Key, Store, StoredChange, copied
 from hack.sim.selectors import Matcher, matcher
 
 RESOLUTION = 1e-6
@@ -46,6 +47,7 @@ class FakeCluster:
     ) -> None:
         """`grace` (s) ends by `later` (e.g. `loop.call_later`), else by `finish_terminations()`."""
         self.store = Store(now)
+        self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
         self.faults = Faults(on_write)
         self.terminating_namespaces: set[str] = set()
@@ -117,8 +119,20 @@ class FakeCluster:
         return self.pods.finish(node=node)
 
     def expire(self) -> None:
-        """Compact: every open watch gets 410, and so does one from an older resourceVersion."""
+        """Compact: every open watch gets 410, and so does one from an older resourceVersion, or the page of a list."""
         self.store.compact()
+        self.lists.compact()
+
+    def backup(self) -> Backup:
+        """A backup of the store."""
+        return self.store.backup()
+
+    def restore(self, backup: Backup, *, bump: int = 0) -> None:
+        """Restore the store and start the API server again: what happened since the backup has never happened, and
+        resourceVersions go on from those of the backup, raised by `bump` (etcdutl --bump-revision)."""
+        self.store.restore(backup, bump)
+        self.lists.compact()
+        self.close_watches()
 
     async def changed(self) -> None:
         """Wait for the next write of anybody."""
@@ -178,18 +192,18 @@ class FakeClient:
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """See KubeClient. All pages show the moment of the first."""
-        selectors = f"{label_selector} {field_selector}"
-        await self._enter("list", resource, namespace, selector=selectors)
-        match = _matcher(label_selector, field_selector)
-        found = [obj for obj in self.cluster.store.all(resource, namespace) if match(obj)]
-        version = str(self.cluster.store.version)
-        for start in range(0, max(len(found), 1), limit):
-            if start:
-                await self._enter("list", resource, namespace, selector=selectors)
-            more = str(start + limit) if start + limit < len(found) else ""
-            yield Page([copied(obj) for obj in found[start : start + limit]], version, more)
+        while True:
+            await self._enter("list", resource, namespace, selector=f"{label_selector} {field_selector}")
+            match, store = _matcher(label_selector, field_selector), self.cluster.store
+            found = (obj for obj in store.all(resource, namespace) if match(obj))
+            page = self.cluster.lists.page(found, store.version, limit, after)
+            yield page
+            after = page.more
+            if not after:
+                return
 
     async def watch(
         self,

@@ -77,6 +77,14 @@ class StoredChange:
     last: JSON
 
 
+@dataclass(frozen=True)
+class Backup:
+    """What a Store held at one moment."""
+
+    objects: dict[Resource, dict[Key, JSON]]
+    version: int
+
+
 class Store:
     """Objects by kind with one global resourceVersion."""
 
@@ -216,6 +224,18 @@ class Store:
         self._oldest_of_all = self.version
         self._history.clear()
         self.wake()
+
+    def backup(self) -> Backup:
+        """What is stored now."""
+        return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
+
+    def restore(self, backup: Backup, bump: int) -> None:
+        """Hold what was stored then, under its versions; the next ones are higher by `bump`. Who watches from a later
+        version hears nothing until that comes."""
+        self._objects = {kind: dict(objects) for kind, objects in backup.objects.items()}
+        self.version = self._oldest_of_all = backup.version + bump
+        self._oldest.clear()
+        self._history.clear()
 
     def wake(self) -> None:
         """Let everybody look again."""

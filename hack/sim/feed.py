@@ -73,7 +73,11 @@ async def _watch(
     version: str,
 ) -> str:
     async for event in client.watch(resource, version, namespace=namespace):
-        version = event.object["metadata"]["resourceVersion"]
+        before, version = version, event.object["metadata"]["resourceVersion"]
+        if int(version) < int(before):  # the store was restored from a backup: what we know of it never was
+            for key in list(known):
+                handler(known.pop(key), True)
+            raise Expired("the store was restored from a backup")
         if event.type == "DELETED":
             known.pop(_key(event.object), None)
             handler(event.object, True)

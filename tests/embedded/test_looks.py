@@ -32,6 +32,7 @@ class Looking(FakeClient):
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """See KubeClient."""
         if resource == PODS:
@@ -42,6 +43,7 @@ class Looking(FakeClient):
             label_selector=label_selector,
             field_selector=field_selector,
             limit=limit,
+            after=after,
         ):
             yield page
 

@@ -45,6 +45,7 @@ class SlowClient(PassingClient):
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """See KubeClient."""
         pages = self.client.pages(
@@ -53,6 +54,7 @@ class SlowClient(PassingClient):
             label_selector=label_selector,
             field_selector=field_selector,
             limit=limit,
+            after=after,
         )
         while True:
             async with self._slot("list", resource):

@@ -52,14 +52,17 @@ class Watched:
 
 
 @asynccontextmanager
-async def watched(cluster: FakeCluster, resource: Resource = NODES, **options: Any) -> AsyncIterator[Watched]:
+async def watched(
+    cluster: FakeCluster, resource: Resource = NODES, *, client: FakeClient | None = None, **options: Any
+) -> AsyncIterator[Watched]:
     """A running reflector whose first list is done."""
 
     def on_change(name: str) -> None:
         seen.changes.append(name)
         seen.changed.set()
 
-    reflector = Reflector(cluster.client("operator"), resource, project, on_change=on_change, **options)
+    client = client or cluster.client("operator")
+    reflector = Reflector(client, resource, project, on_change=on_change, **options)
     seen = Watched(cluster, reflector)
     task = asyncio.create_task(reflector.run())
     try:
@@ -229,7 +232,7 @@ async def test_what_we_created_after_the_moment_of_a_list_survives_that_list(clu
             reflector.accept(created[0])
         return project(_)
 
-    reflector._project = create_meanwhile
+    reflector._views._project = create_meanwhile
     task = asyncio.create_task(reflector.run())
     await reflector.synced.wait()
     assert set(reflector.items) == {"a", "b", "c"}

@@ -14,7 +14,8 @@ from tests.kube.test_reflector import node, project, turns, watched
 
 from gpusharing.kube import errors
 from gpusharing.kube.client import NODES, Page, WatchEvent
-from gpusharing.kube.reflector import BACKOFF_FIRST, Reflector
+from gpusharing.kube.paging import BACKOFF_FIRST
+from gpusharing.kube.reflector import Reflector
 
 
 async def test_watches_that_end_at_once_are_not_repeated_in_a_hot_loop() -> None:

@@ -77,6 +77,8 @@ WAITS: dict[str, tuple[FencedCase, Reason]] = {
     "mig-manager is away": (fenced(gpunode=silent(), operand=None), Reason.ACTUATOR_MISSING),
     "mig-manager is not ready": (
         fenced(gpunode=silent(), operand=make_operand(ready=False)), Reason.ACTUATOR_MISSING),
+    "what is known of the nodes is old": (
+        replace(fenced(gpunode=silent()), old_views="nodes"), Reason.OBSERVATION_PENDING),
 }  # fmt: skip
 
 

@@ -57,3 +57,10 @@ def test_pods_are_not_stranded_while_a_node_that_nobody_owns_offers_what_they_as
     changing_too = [make_node(), make_node("gpu-08")]
     plan = plan_rollout(make_snapshot(changing_too, [POLICY], work=work), NOW)
     assert plan.verdicts["gpu-07"].reason is Reason.STRANDED_PODS, "it will not offer them for long"
+
+
+def test_the_views_that_are_too_old_for_a_point_of_no_return_are_named() -> None:
+    snapshot = make_snapshot([make_node()], [POLICY])
+    assert snapshot.old_views == ""
+    ages = {"nodes": 150.1, "gpunodes": 150.0, "agent pods": float("inf"), "configmaps": 0.0}
+    assert replace(snapshot, view_ages=ages).old_views == "agent pods, nodes"

@@ -255,17 +255,17 @@ class AgentLoop:
         return holdings
 
     async def _publish(self, observed: Observation) -> None:
-        node = self._own.node
-        if node is None or self._stands(node, observed):
+        node, doubted = self._own.node, self._own.doubted
+        if node is None or (not doubted and self._stands(node, observed)):
             self._write_error = ""
             return
-        if (patch := observed.patch(node)) is None:
+        if (patch := observed.patch({} if doubted else node)) is None:
             self._standing, self._write_error = (node, observed), ""
             return
         try:
             written = await self._api.patch(GPUNODES, self._own.name, patch, subresource="status")
         except NotFound:
-            self._own.take(None)
+            self._own.take(None, node)
         except KubeError as error:
             self.stats.failed_writes += 1
             if str(error) != self._write_error:
@@ -275,7 +275,7 @@ class AgentLoop:
             self.stats.writes += 1
             self._write_error = ""
             self._backoff.success()
-            self._own.take(written)
+            self._own.take(written, node)
 
     def _stands(self, node: JSON, observed: Observation) -> bool:
         """Whether exactly this version of the object was found to contain exactly this observation."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gpusharing.kube.client import GPUNODES, JSON, Followable
+from gpusharing.kube.raw import newer
 from gpusharing.kube.reflector import Reflector
 
 log = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ class OwnNode:
         self.name = name
         self._on_change = on_change
         self._asked: tuple[str, Any] | None = None
+        self._restores = 0
+        """How often a write of ours got a version below the one that we knew: only a restored store answers so."""
         self._cache: Reflector[JSON] = Reflector(
             api,
             GPUNODES,
@@ -32,6 +35,7 @@ class OwnNode:
             on_error=self._tell,
             relist_after=LIST_AGAIN,
             remembered=REMEMBERED,
+            restores=lambda: self._restores,
         )
         self.follow = self._cache.run
         """Keep `node` current for ever; a server that is away is asked again with back-off."""
@@ -48,12 +52,19 @@ class OwnNode:
             return str(self._cache.error)
         return "" if self._cache.synced.is_set() else "the API server has not been reached yet"
 
-    def take(self, node: JSON | None) -> None:
-        """Take over what the server answered; None: it has no such object."""
+    @property
+    def doubted(self) -> bool:
+        """The server has listed an older state than it had shown. A write shows whether it lags or went back."""
+        return self._cache.doubted
+
+    def take(self, node: JSON | None, before: JSON) -> None:
+        """Take over what the server answered to a write on `before`; None: it has no such object."""
         if node is None:
             self._cache.drop(self.name)
-        else:
-            self._cache.accept(node)
+            return
+        if newer(before["metadata"]["resourceVersion"], node["metadata"]["resourceVersion"]):
+            self._restores += 1
+        self._cache.accept(node)
 
     def _changed(self, _: str) -> None:
         before, self._asked = self._asked, _asks(self.node)

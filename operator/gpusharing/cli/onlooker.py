@@ -43,6 +43,7 @@ class Onlooker(PassingClient):
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """See KubeClient."""
         pages = super().pages(
@@ -51,6 +52,7 @@ class Onlooker(PassingClient):
             label_selector=label_selector,
             field_selector=field_selector,
             limit=limit,
+            after=after,
         )
         if self._beforehand and resource in (POLICIES, GPUNODES):
             pages = _none_where_not_there(pages)

@@ -41,6 +41,11 @@ class Leader(Protocol):
         """Failures on record as last read or written, by UID of the Node."""
         ...
 
+    @property
+    def restores(self) -> int:
+        """How often writes of the Lease have proven that the store was restored from a backup."""
+        ...
+
     async def set_claims(self, claims: Mapping[str, Claim], failed_nodes: Mapping[str, FailedNode]) -> None:
         """Compare-and-swap of all claims and failures."""
         ...

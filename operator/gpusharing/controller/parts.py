@@ -64,6 +64,7 @@ class Assembly:
             admin_maps=self.settings.admin_maps,
             agent_namespace=self.settings.agent_namespace,
             maintenance_keys=frozenset(self.settings.maintenance_keys),
+            restores=lambda: self.leader.restores,
         )
 
     def _publisher(self, sources: Sources) -> Publisher:

@@ -66,7 +66,7 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
         case 409:
             return Conflict(message)
         case 410:
-            return Expired(message)
+            return Expired(message, text(answer, "metadata", "continue"))
         case 429:
             return _too_many(request, answer, message, _seconds(answer, retry_after))
         case 500 | 504 if request.subresource == EVICTION:

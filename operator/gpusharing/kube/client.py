@@ -104,8 +104,10 @@ class Followable(Protocol):
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
-        """List page by page, all pages of one consistent resourceVersion."""
+        """List page by page, all pages of one consistent resourceVersion. `limit` 0: in one page. `after`: the token
+        of the page after which to go on."""
         ...
 
     def watch(

@@ -23,8 +23,16 @@ class AlreadyExists(KubeError):
     """409 on create: somebody else was first; read the object."""
 
 
+@dataclass
 class Expired(KubeError):
-    """410: the resourceVersion is too old to watch from; list again."""
+    """410: the resourceVersion is too old to watch or list from; list again."""
+
+    message: str
+    rest: str = ""
+    """For a page of a list: the token for the rest of the list as it is now; empty when the server gave none."""
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Invalid(KubeError):

@@ -142,6 +142,7 @@ class Gatherer:
             drifting_since=dict(self.drifting_since),
             at_work_since=self._look_for_work(now),
             call_failures={**self.failures, **self._listing},
+            view_ages={name: source.age for name, source in sources.required.items()},
             looks=self.looks,
             previews=self.previews,
             settings=self.settings,

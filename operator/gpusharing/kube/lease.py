@@ -6,8 +6,8 @@ peering and the official client's election compare wall clocks and have no deadl
 (docs/design/faults.md#d7).
 
 Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration.
-What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which also advances
-while the machine sleeps; clocks of two machines are never compared. `on_lost` must end the process at once
+What anybody else writes on it, such as a label, is no sign of life. Time is measured by `boot_time`, which advances
+while the machine sleeps, too; clocks of two machines are never compared. `on_lost` must end the process at once
 (`os._exit`): stopping in an orderly way takes longer than the time until somebody else acts (cilium#42920).
 """
 
@@ -24,7 +24,7 @@ from gpusharing.kube.client import JSON, LEASES, KubeClient
 from gpusharing.kube.clock import boot_time, wall_time
 from gpusharing.kube.errors import AlreadyExists, Conflict, KubeError, NotFound, Unavailable
 from gpusharing.kube.fence import claims_text, parse_claims, parse_failed_nodes
-from gpusharing.kube.raw import part, section, text, texts, whole
+from gpusharing.kube.raw import newer, part, section, text, texts, whole
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 
 CLAIM_ATTEMPTS = 3
@@ -82,6 +82,11 @@ class LeaderLease:
         self._claims: Mapping[str, Claim] = {}
         self.failed_nodes: Mapping[str, FailedNode] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
+        self.restores = 0
+        """How often a write of ours got a lower version than the one before. It was accepted on the condition of the
+        present version, so this comes from etcd: the store was restored from a backup."""
+        self._written = ""
+        """The version that our last write got."""
         self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False
@@ -266,7 +271,7 @@ class LeaderLease:
                 raise Conflict(f"the Lease {self._name} was deleted and created by another process") from None
             return
         self._renewed_at = begun
-        self._adopt(lease)
+        self._adopt_written(lease)
 
     async def _create(self, annotations: JSON | None = None) -> bool:
         begun = self._clock()
@@ -291,8 +296,15 @@ class LeaderLease:
         except AlreadyExists:
             return False
         self._renewed_at = begun
-        self._adopt(lease)
+        self._adopt_written(lease)
         return True
+
+    def _adopt_written(self, lease: JSON) -> None:
+        """Take over the Lease that a write of ours has made."""
+        self._adopt(lease)
+        if newer(self._written, self._version):
+            self.restores += 1
+        self._written = self._version
 
     def _adopt(self, lease: JSON) -> None:
         """Take over version and claims from the Lease as the server has it."""

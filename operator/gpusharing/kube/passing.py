@@ -44,6 +44,7 @@ class PassingClient:
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """See KubeClient. Every page is a call of its own."""
         name = _full(namespace, f"{label_selector} {field_selector}".strip())
@@ -53,6 +54,7 @@ class PassingClient:
             label_selector=label_selector,
             field_selector=field_selector,
             limit=limit,
+            after=after,
         )
         async with closing(pages):
             more = True

@@ -1,25 +1,28 @@
 """The policies as last listed. An event only says that something may have changed; the list is the truth."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.errors import Unavailable
-from gpusharing.kube.raw import text
-from gpusharing.kube.reflector import newer
+from gpusharing.kube.raw import newer, text
 from gpusharing.planning.snapshot.views import PolicyView
 
 
 class PolicyCache:
     """There are few, so they are listed as a whole. Views and the tuple keep their identity while nothing changed.
 
-    It never goes back, as a Reflector does not: a list from before what the server has shown already is refused. One
-    that was believed would stay for good, because no watch goes on from it: a deleted policy would own nodes again.
+    It never goes back, as a Reflector does not, unless the store was restored from a backup: a list from before what
+    the server has shown already is refused. One that was believed would stay for good, because no watch goes on from
+    it: a deleted policy would own nodes again.
     """
 
-    def __init__(self, client: KubeClient) -> None:
+    def __init__(self, client: KubeClient, restores: Callable[[], int] = int) -> None:
+        """`restores`: see Reflector."""
         self._client = client
+        self._restores, self._restores_seen, self._doubted = restores, restores(), False
+        """`restores` as of the last list that was believed, and whether one has been refused since."""
         self._raw: dict[str, JSON] = {}
         self._views: tuple[PolicyView, ...] = ()
         self._dirty = True
@@ -37,12 +40,12 @@ class PolicyCache:
     @property
     def stale(self) -> bool:
         """There is news that is not listed yet."""
-        return self._dirty or self._listing
+        return self.dirty or self._listing
 
     @property
     def dirty(self) -> bool:
         """The next pass has to list."""
-        return self._dirty
+        return self._dirty or self._restores() > self._restores_seen
 
     def touch(self, name: str = "", resource_version: str = "") -> bool:
         """An event was seen. False when it says what we already know: the echo of our own write."""
@@ -57,7 +60,7 @@ class PolicyCache:
 
         Raises Unavailable when the server answers with an older state than it has shown already; what was known stays.
         """
-        if self._dirty:
+        if self.dirty:
             self._dirty, self._listing = False, True
             try:
                 self._raw = await self._list()
@@ -78,10 +81,14 @@ class PolicyCache:
             listed |= {raw["metadata"]["name"]: raw for raw in page.items}
             version = page.resource_version
         if newer(at_least, version):
-            raise Unavailable(
-                f"the API server answered with an older state (resourceVersion {version}) than one it has already"
-                f" shown ({at_least})"
-            )
+            if not (self._doubted and self._restores() > self._restores_seen):
+                self._doubted = True
+                raise Unavailable(
+                    f"the API server answered with an older state (resourceVersion {version}) than one it has already"
+                    f" shown ({at_least})"
+                )
+            self._newest = ""
+        self._doubted, self._restores_seen = False, self._restores()
         self._reached(version)
         return listed
 

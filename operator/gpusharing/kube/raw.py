@@ -57,3 +57,11 @@ def interned(value: object) -> Mapping[str, str]:
     if not isinstance(value, dict):
         return {}
     return {intern(key): intern(item) for key, item in value.items() if isinstance(item, str)}
+
+
+def newer(a: str, b: str) -> bool:
+    """Whether version a is newer than b; False when they cannot be compared (see kube/reflector.py)."""
+    try:
+        return int(a) > int(b)
+    except ValueError:
+        return False

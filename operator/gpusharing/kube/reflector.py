@@ -3,47 +3,45 @@
 Our own because existing ones lose deletions: kopf 1.45 keeps objects that vanished in a 410 gap for ever, and the
 informer of the official client keys by name without UID (docs/design/faults.md#d2, D3).
 
+A watch goes on from the moment of the first list as soon as its first page has arrived, and beside every later list. So
+a list need not show one moment (paging.py), and one that fails takes nothing away.
+
 What holds at any time after `synced`:
 - an object that the server no longer has disappears at the next list at the latest (`relist_after`, and up to a fifth
   later, so that caches that began together do not list together);
 - a kind that is uninstalled leaves nothing behind: the cache empties when the server's discovery has not listed the
   kind for GONE_AFTER. A 404 alone is not believed: a server that has just started answers so too;
 - a view never goes back: of one kind, the object with the higher resourceVersion is the newer one. These are
-  etcd revisions, one counter for the store; a server that writes something else is believed as it comes;
+  etcd revisions, one counter for the store; a server that writes something else is believed as it comes. Only a store
+  that was restored from a backup turns the cache back: when two complete lists in a row are older than the cache, and a
+  write has proven that versions went back (docs/adr/0061-lists-that-survive-their-pages.md);
 - `items` keeps the identity of a view whose projection did not change, so callers may memoise on it.
 """
 
 import asyncio
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Generic, TypedDict, TypeVar
+from contextlib import suppress
+from typing import Generic, TypedDict
 
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import JSON, Followable, Resource
+from gpusharing.kube.client import JSON, Followable, Page, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
-from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound
+from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
+from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
+from gpusharing.kube.raw import newer
 from gpusharing.kube.streams import closing
+from gpusharing.kube.views import View, Views
 
-View = TypeVar("View")
-
-BACKOFF_FIRST = 0.5
-BACKOFF_MOST = 30.0
 REMEMBERED_DELETIONS = 1024
 BRIEF = 1.0
 """Seconds. A watch that ends sooner is not progress, whatever it brought: the next one waits."""
 GONE_AFTER = 30.0
 """Seconds without the kind in discovery after which its objects count as gone."""
-
-
-@dataclass(slots=True)
-class _Known:
-    """What is kept about an object besides its view."""
-
-    uid: str
-    version: str
+DOUBTED = 30.0
+"""Seconds until a list that was older than the cache is made again."""
+SILENT = 150.0
+"""Seconds without news after which a list is made: where the store went back, a watch is silent and nothing fails."""
 
 
 class _Where(TypedDict):
@@ -66,7 +64,9 @@ class Reflector(Generic[View]):
     synced: asyncio.Event
     """The first list is complete."""
     error: KubeError | None
-    """Why the cache is not following the server now; None while it is."""
+    """Why the cache is not following the server now; None while it is. A later list that fails is no such reason."""
+    doubted: bool
+    """The last complete list was older than the cache: the server lags, or its store was restored from a backup."""
     last_contact: float
     """When (by `clock`) the server last said anything; bookmarks make that at least once a minute."""
 
@@ -85,81 +85,92 @@ class Reflector(Generic[View]):
         relist_after: float = 600.0,
         remembered: int = REMEMBERED_DELETIONS,
         clock: Callable[[], float] = loop_time,
+        restores: Callable[[], int] = int,
     ) -> None:
         """`on_change` is told the name of an object that came, went or changed in its projection;
         `on_error` why the server cannot be followed, when that changes, and the empty text when it can (again).
 
         Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`. Pages of
-        25 keep the peak of memory low: the raw objects of one page are all that is held besides the views.
+        25 keep the peak of memory low: the raw objects of one page are all that is held besides the views. `restores`:
+        how often a write has proven that the store went back, see LeaderLease.
         """
-        self.synced, self.error, self.last_contact = asyncio.Event(), None, float("-inf")
-        self._client, self._resource, self._project = client, resource, project
+        self.synced, self.error, self.doubted = asyncio.Event(), None, False
+        self.last_contact = self._current_at = float("-inf")
+        self._client, self._resource = client, resource
         self._where = _Where(
             namespace=namespace, label_selector=label_selector, field_selector=field_selector
         )
-        self._on_change, self._on_error = on_change, on_error
+        self._on_error = on_error
         self._told: str | None = None
-        self._page_size, self._relist_after, self._remembered = page_size, relist_after, remembered
-        self._clock = clock
-        self._views: dict[str, View] = {}
-        self.items = MappingProxyType(self._views)
-        self._known: dict[str, _Known] = {}
-        self._gone: OrderedDict[str, str] = OrderedDict()
-        self._long_names = resource.namespaced and namespace is None
-        self._version, self._relist_at, self._watched = "", float("-inf"), False
-        self._backoff = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+        self._page_size, self._relist_after = page_size, relist_after
+        self._clock, self._restores = clock, restores
+        long_names = resource.namespaced and namespace is None
+        self._views = Views(project, on_change, long_names=long_names, remembered=remembered)
+        self.items = self._views.items
+        self._place, self._placed = "", asyncio.Event()
+        """The version from which to watch; empty until a list has given one."""
+        self._whole = False
+        """The cache has missed nothing before its place."""
+        self._list_due, self._relist_at = asyncio.Event(), float("-inf")
+        self._restores_seen = restores()
+        """`restores` as of the last complete list that was not older than the cache."""
+        self._watched = False
+        self._following: asyncio.Timeout | None = None
+        """Ends the watch that is open; None while there is none."""
         self._absent_since: float | None = None
         """Since when discovery has not listed the kind."""
 
+    @property
+    def age(self) -> float:
+        """Seconds since the cache was last known to be the server's present state; infinite before the first list."""
+        return self._clock() - self._current_at
+
     def resource_version(self, name: str) -> str:
         """The newest version seen of an object, even if its projection did not change; empty when unknown."""
-        known = self._known.get(name)
-        return known.version if known else ""
+        return self._views.version(name)
 
     def accept(self, obj: JSON) -> None:
         """Take over the object that the server returned for our write, without waiting for the watch.
 
         An object that is older than the cache, or was deleted since, is ignored.
         """
-        self._apply(obj)
+        self._views.apply(obj)
 
     def drop(self, name: str) -> None:
         """The server answered that it has no object of this name; the watch may not have shown that yet."""
-        if name in self._known:
-            self._forget(name, self._known[name].version)
+        self._views.drop(name)
 
     async def run(self) -> None:
         """List, watch, and list again, until cancelled. Errors of the server are waited out, never raised."""
-        while True:
-            self._watched, began = False, self._clock()
-            self.error, expired = await self._until_it_ends()
-            if self.error is not None:
-                self._tell(str(self.error) or repr(self.error))
-            lasted = self._clock() - began
-            # Only a watch that lasts for a while is progress: a server that expires, breaks or closes every watch,
-            # even after sending something, is not pestered. Nothing may have happened during a long watch.
-            lived = lasted >= (BRIEF if self._watched else BACKOFF_MOST)
-            if lived and self.error is None and not expired:
-                self._backoff.success()
-            else:
-                await asyncio.sleep(self._backoff.after_failure())
-
-    async def _until_it_ends(self) -> tuple[KubeError | None, bool]:
-        """One `_follow`; returns the remaining error, and whether the server had forgotten our place."""
         try:
-            await self._follow()
-        except Expired:
-            self._version = ""  # the list that follows heals the gap
-            return self.error, True
-        except (Forbidden, NotFound, Invalid) as error:
-            # Not a temporary error: start over with a list, in case the kind was installed meanwhile.
-            self._version = ""
-            if isinstance(error, NotFound):
-                await self._look_for_kind()
-            return error, False
-        except KubeError as error:
-            return error, False
-        return self.error, False
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_listed())
+                group.create_task(self._keep_watched())
+        except BaseExceptionGroup as bugs:
+            raise first_of(bugs) from None
+
+    # --- the list ------------------------------------------------------------------------------------------
+
+    async def _keep_listed(self) -> None:
+        """List when it is due; a list that cannot go on begins anew after a pause."""
+        pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._relist_at - self._clock())):
+                    await self._list_due.wait()
+            self._list_due.clear()
+            self._views.listing = True
+            try:
+                await self._list()
+                pause.success()
+            except KubeError as error:
+                self._list_failed(error)
+                if isinstance(error, NotFound):
+                    await self._look_for_kind()
+                await asyncio.sleep(pause.after_failure())
+                self._list_due.set()
+            finally:
+                self._views.listing = False
 
     async def _look_for_kind(self) -> None:
         """Empty the cache when the kind has been gone for long enough."""
@@ -172,114 +183,161 @@ class Reflector(Generic[View]):
         elif self._absent_since is None:
             self._absent_since = self._clock()
         elif self._clock() - self._absent_since >= GONE_AFTER:
-            for name in list(self._known):
+            for name in list(self.items):
                 self.drop(name)
-
-    async def _follow(self) -> None:
-        """One list, if it is due, and one watch."""
-        if not self._version or self._clock() >= self._relist_at:
-            await self._list()
-        try:
-            async with asyncio.timeout(max(0.0, self._relist_at - self._clock())):
-                await self._watch()
-        except TimeoutError:
-            self._version = ""  # time for the next list
 
     async def _list(self) -> None:
         """List everything and drop what no longer exists."""
-        seen: set[str] = set()
-        version = ""
-        pages = self._client.pages(
-            self._resource,
-            **self._where,
-            limit=self._page_size,
-        )
+        began, newest, version = self._clock(), self._views.newest, ""
+        older, seen = False, set[str]()
+        pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with closing(pages):
             async for page in pages:
-                version = page.resource_version
+                if not version:
+                    version = page.resource_version
+                    older = self._begin(newest, version)
+                elif not self._place:
+                    raise Expired("the watch has lost its place while the list was read")
                 for obj in page.items:
-                    seen.add(self._name(obj))
-                    self._apply(obj)
-                self._contacted()
-        for name in [name for name in self._known if name not in seen]:
-            # What our own write created after the moment of the list is not missing from it.
-            if not newer(self._known[name].version, version):
-                self._forget(name, version)
-        self._version = version
-        self._relist_at = self._clock() + self._relist_after * random.uniform(1.0, 1.2)
-        self._absent_since = None
+                    seen.add(self._views.name(obj))
+                    self._views.apply(obj, page.resource_version)
+                self._contacted(follows=not self._whole)
+        self._views.keep_only(seen, version)
+        self._end(began, older=older)
+
+    async def _page(self, limit: int, after: str) -> Page:
+        """One call for a page of the list."""
+        pages = self._client.pages(self._resource, **self._where, limit=limit, after=after)
+        async with closing(pages):
+            return await anext(pages)
+
+    def _begin(self, newest: str, version: str) -> bool:
+        """Note the moment of a list when its first page has arrived. Returns whether it is older than the cache.
+
+        `newest`: the highest version that the cache had seen when that page was asked for.
+        """
+        older = newer(newest, version)
+        if older and self.doubted and self._restores() > self._restores_seen:
+            self._go_back(version)
+            older = False
+        self._views.reached(version)
+        if not self._place:
+            self._move(version)
+        return older
+
+    def _go_back(self, version: str) -> None:
+        """The store was restored from a backup: what it has shown after `version` never happened. The list that begins
+        now replaces everything."""
+        self._views.go_back(version)
+        self._whole, self._current_at = False, float("-inf")
+        self._move(version)
+
+    def _end(self, began: float, *, older: bool) -> None:
+        """The list that was asked for at `began` is complete."""
+        self.doubted, self._whole, self._absent_since = older, True, None
+        if not older:
+            self._restores_seen, self._current_at = self._restores(), max(self._current_at, began)
+        wait = min(DOUBTED, self._relist_after) if older else self._relist_after
+        self._relist_at = self._clock() + wait * random.uniform(1.0, 1.2)
         self.synced.set()
+        self.renews()
+
+    def _list_failed(self, error: KubeError) -> None:
+        """Tell why a list does not go on, unless the watch keeps the cache up to date."""
+        if not self._whole:
+            self._fails(error)
+
+    # --- the watch -----------------------------------------------------------------------------------------
+
+    async def _keep_watched(self) -> None:
+        """Watch from our place, as soon as a list has given one."""
+        pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+        while True:
+            await self._placed.wait()
+            self._watched, began, error = False, self._clock(), None
+            try:
+                await self._watch()
+            except KubeError as caught:
+                error = caught
+            # The list that follows heals the gap; or the kind was installed meanwhile, or the right granted.
+            lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
+            if lost:
+                self._move("")
+                self._whole = False
+            if error is not None and not isinstance(error, Expired):
+                self._fails(error)
+            lasted = self._clock() - began
+            # Only a watch that lasts for a while is progress: a server that expires, breaks or closes every watch,
+            # even after sending something, is not pestered. Nothing may have happened during a long watch.
+            if error is None and lasted >= (BRIEF if self._watched else BACKOFF_MOST):
+                pause.success()
+            else:
+                await asyncio.sleep(pause.after_failure())
+            if lost:
+                self._list_due.set()
+            self.renews()
 
     async def _watch(self) -> None:
-        events = self._client.watch(
-            self._resource,
-            self._version,
-            **self._where,
-        )
-        async with closing(events):
-            async for event in events:
-                obj = event.object
-                if event.type == "DELETED":
-                    self._deleted(obj)
-                elif event.type != "BOOKMARK":
-                    self._apply(obj)
-                self._version = obj["metadata"]["resourceVersion"]
-                self._watched = True
-                self._contacted()
+        """One watch from our place, until it ends or the place is moved."""
+        events = self._client.watch(self._resource, self._place, **self._where)
+        try:
+            async with asyncio.timeout(None) as self._following, closing(events):
+                async for event in events:
+                    self._take(event)
+        except TimeoutError:
+            return  # moved
+        finally:
+            self._following = None
 
-    def _contacted(self) -> None:
+    def _take(self, event: WatchEvent) -> None:
+        obj = event.object
+        version = obj["metadata"]["resourceVersion"]
+        if event.type == "DELETED":
+            self._views.deleted(obj)
+        elif event.type != "BOOKMARK":
+            self._views.apply(obj)
+        self._watched = True
+        if not newer(self._place, version):  # what is older is no news
+            self._place = version
+            self._contacted(follows=self._whole)
+            if self._whole and not newer(self._views.newest, version):
+                self._current_at = self.last_contact
+        self._views.reached(version)
+        self.renews()
+
+    def _move(self, place: str) -> None:
+        """Let the watch go on from another place, or wait for a list if that is empty."""
+        self._place = place
+        if place:
+            self._placed.set()
+        else:
+            self._placed.clear()
+        if self._following is not None:
+            self._following.reschedule(loop_time())
+
+    def renews(self) -> bool:
+        """Whether the store went back since the last list. A list begins then, as when its time has come, on a machine
+        that slept too, or when nothing is heard."""
+        now, went_back = self._clock(), self._restores() > self._restores_seen
+        silent = self._resource.bookmarks and now - self.last_contact > SILENT
+        if went_back or silent or now >= self._relist_at:
+            self._list_due.set()
+        return went_back
+
+    # --- what both bring -----------------------------------------------------------------------------------
+
+    def _contacted(self, *, follows: bool) -> None:
+        """The server has answered; `follows`: so the cache is up to date, as far as we know."""
         self.last_contact = self._clock()
-        self.error = None
-        self._tell("")
+        if follows:
+            self.error = None
+            self._tell("")
+
+    def _fails(self, error: KubeError) -> None:
+        self.error = error
+        self._tell(str(error) or repr(error))
 
     def _tell(self, error: str) -> None:
         if error != self._told:
             self._told = error
             self._on_error(error)
-
-    def _name(self, obj: JSON) -> str:
-        metadata = obj["metadata"]
-        name: str = metadata["name"]
-        return f"{metadata['namespace']}/{name}" if self._long_names else name
-
-    def _apply(self, obj: JSON) -> None:
-        metadata = obj["metadata"]
-        uid, version = metadata["uid"], metadata["resourceVersion"]
-        if uid in self._gone and not newer(version, self._gone[uid]):
-            return  # a late answer to a write must not bring a deleted object back
-        name = self._name(obj)
-        known = self._known.get(name)
-        if known is None:
-            self._known[name] = _Known(uid, version)
-        elif known.version == version or newer(known.version, version):
-            return
-        else:
-            known.uid, known.version = uid, version
-        view = self._project(obj)
-        if name in self._views and self._views[name] == view:
-            return
-        self._views[name] = view
-        self._on_change(name)
-
-    def _deleted(self, obj: JSON) -> None:
-        """Drop the object, unless another one of that name is there already."""
-        uid, name = obj["metadata"]["uid"], self._name(obj)
-        known = self._known.get(name)
-        if known and known.uid == uid:
-            self._forget(name, obj["metadata"]["resourceVersion"])
-
-    def _forget(self, name: str, version: str) -> None:
-        """Drop an object that was gone, or out of the selection, at `version`."""
-        self._gone[self._known.pop(name).uid] = version
-        if len(self._gone) > self._remembered:
-            self._gone.popitem(last=False)
-        del self._views[name]
-        self._on_change(name)
-
-
-def newer(a: str, b: str) -> bool:
-    """Whether version a is newer than b; False when they cannot be compared (see the module's text)."""
-    try:
-        return int(a) > int(b)
-    except ValueError:
-        return False

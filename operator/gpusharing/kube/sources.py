@@ -42,6 +42,7 @@ MIG_MANAGER, MPS_DAEMON = "nvidia-mig-manager", "nvidia-device-plugin-mps-contro
 OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
+RENEWED = "the cluster was restored from a backup; listing it anew"
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config
 (docs/design/nvidia.md#a10)."""
@@ -110,9 +111,11 @@ class Sources:
         admin_maps: AdminMaps = NO_MAPS,
         agent_namespace: str = "",
         maintenance_keys: frozenset[str] = frozenset(),
+        restores: Callable[[], int] = int,
     ) -> None:
-        """`wake` is called after every change. `agent_namespace`: where the agents are; empty: our own namespace."""
-        self._client, self._wake = client, wake
+        """`wake` is called after every change. `agent_namespace`: where the agents are; empty: our own namespace.
+        `restores`: see Reflector."""
+        self._client, self._wake, self._restores = client, wake, restores
         self._read_maps = frozenset(
             {settings.plugin_config_map, settings.mig_config_map, admin_maps.plugin, admin_maps.mig}
         )
@@ -124,7 +127,7 @@ class Sources:
         """As JSON text, a fifth of the size: read only when something is about to be written."""
         self._reports: dict[str, int] = {}
         """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
-        self.policies = PolicyCache(client)
+        self.policies = PolicyCache(client, restores)
         self._maintenance_keys = maintenance_keys
         self.nodes = self._follow(NODES, self._node)
         self.gpunodes = self._follow(GPUNODES, self._gpunode, on_change=self._gpunode_changed)
@@ -148,7 +151,7 @@ class Sources:
         labels: str = "",
         **more: Any,
     ) -> Reflector[View]:
-        more = {"on_change": lambda _: self._wake(), **more}
+        more = {"on_change": lambda _: self._wake(), "restores": self._restores, **more}
         return Reflector(self._client, resource, project, namespace=namespace, label_selector=labels, **more)
 
     def _gpunode_changed(self, name: str) -> None:
@@ -262,8 +265,11 @@ class Sources:
                 group.create_task(reflector.run())
 
     def missing(self) -> dict[str, str]:
-        """Sources without a complete list so far, with the reason."""
-        missing = {
+        """Sources without a complete list so far, or since the store went back, with the reason."""
+        renewed = {
+            name: RENEWED for name, source in {**self.required, **self.optional}.items() if source.renews()
+        }
+        missing = renewed | {
             name: str(source.error or NOT_YET)
             for name, source in self.required.items()
             if not source.synced.is_set()

@@ -4,6 +4,7 @@ import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 
 from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
 from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
@@ -85,11 +86,13 @@ class WireReads(ABC):
         label_selector: str = "",
         field_selector: str = "",
         limit: int = 500,
+        after: str = "",
     ) -> AsyncIterator[Page]:
         """See Followable. Raises Expired when the list took longer than the server keeps its moment."""
         request, path = ApiRequest("list", resource), resource.path(namespace)
         selected = selectors(label_selector, field_selector)
-        async for page in each_page(lambda query: self._call(request, "GET", path, query), limit, selected):
+        ask = partial(self._call, request, "GET", path)
+        async for page in each_page(ask, limit, selected, after):
             yield page
 
     async def served(self, resource: Resource) -> bool:

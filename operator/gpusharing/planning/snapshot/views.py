@@ -328,6 +328,11 @@ class PlanSettings:
     """Cures per change (restarts of mig-manager, or mig.config set again) before the node is Failed."""
 
 
+OLD_VIEW = 150.0
+"""Seconds after which a view is too old for a point of no return. The API server sends a bookmark every 60 s, and the
+connection of a watch counts as broken after 75 s of silence: two signs of life are missing then."""
+
+
 @value
 class ClusterSnapshot:
     """Everything a plan depends on, read once. Mappings are keyed by node name unless said otherwise."""
@@ -366,12 +371,20 @@ class ClusterSnapshot:
     """By node, or subject of a shared write: the failure of our last call about it; in memory only."""
     policies_error: str = ""
     """Why the policies may have changed meanwhile; no node starts then. Empty: they are up to date."""
+    view_ages: Mapping[str, float] = field(default_factory=dict)
+    """Seconds since each of our views, such as that of nodes, was last known to be the present state of the cluster;
+    a view that is missing is up to date."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the changes of nodes that wait would disturb; see `RolloutPlan.previews`."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
+
+    @property
+    def old_views(self) -> str:
+        """The views that are older than OLD_VIEW, separated by commas; empty when none is."""
+        return ", ".join(sorted(name for name, age in self.view_ages.items() if age > OLD_VIEW))
 
 
 def routing_label(mode: Mode, *, time_slicing: bool) -> str:

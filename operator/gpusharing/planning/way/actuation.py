@@ -99,6 +99,9 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
     if case.node.deleting:
         message = f"{case.node.name} is being deleted; no change begins on it"
         return case.verdict(phase, Reason.NODE_NOT_READY, message)
+    if case.old_views:
+        message = f"waiting for news of {case.old_views} from the API server: what is known of them is old"
+        return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
     # A cure at the stop on the way to MPS leads to whole GPUs, wherever the way continues from there.
     gates = PROPAGATION if again and goal is not assessed.target else (DEAF, *PROPAGATION)
     if (closed := find_gate(case, assessed, gates)) is not None:

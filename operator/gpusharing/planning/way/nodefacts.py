@@ -86,6 +86,8 @@ class Surroundings(NamedTuple):
     """Since when this process has seen the node differ from its target; None: it has seen no difference."""
     at_work_since: datetime | None
     """Since when this process has seen a mig.config.state that says that mig-manager works; None: it has not."""
+    old_views: str
+    """See ClusterSnapshot."""
     stack: StackView
     """NVIDIA's components, and our ConfigMaps."""
     settings: PlanSettings
@@ -116,6 +118,7 @@ def find_surroundings(
     trouble, work, mig_manager = snapshot.agent_troubles.of, snapshot.work.get, snapshot.mig_managers.get
     failure, mps_daemon = snapshot.mig_failures.get, snapshot.mps_daemons.get
     drifting, at_work = snapshot.drifting_since.get, snapshot.at_work_since.get
+    old_views = snapshot.old_views
     for name, known in facts.items():
         ready = name in agents
         found = Surroundings(
@@ -129,6 +132,7 @@ def find_surroundings(
             claimed=name in claims,
             drifting_since=drifting(name),
             at_work_since=at_work(name),
+            old_views=old_views,
             stack=stack,
             settings=settings,
         )
@@ -156,6 +160,7 @@ def case_of(given: Surroundings, now: datetime) -> NodeCase:
         claimed=given.claimed,
         drifting_since=given.drifting_since,
         at_work_since=given.at_work_since,
+        old_views=given.old_views,
         health=known.health,
         stack=given.stack,
         settings=given.settings,

@@ -131,6 +131,8 @@ class NodeCase:
     """What mig-manager's log says about its failure; empty when nobody could read it."""
     agent_trouble: Finding | None
     """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
+    old_views: str = ""
+    """The kinds of objects of which the operator knows an old state only; empty: none."""
 
     def no_agent(self, consequence: str) -> Finding:
         """Why no agent is Ready; `consequence` says what that prevents."""

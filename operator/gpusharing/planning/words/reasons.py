@@ -156,7 +156,8 @@ class Reason(Worded):
     ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
         "The labels are written; mig-manager or the device plugin is applying them.")
     OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
-        "The agent has not yet answered the latest request; older readings prove nothing.")
+        "The agent has not yet answered the latest request; older readings prove nothing. Or the operator has heard "
+        "nothing of the cluster for more than 150 s.")
     SETTLING = ("Settling", "Node", _SOON,
         "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear; or its "
         "pods are listed once more before they count as gone.")

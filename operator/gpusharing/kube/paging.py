@@ -1,0 +1,65 @@
+"""A whole list in pages, in spite of pages that fail, are slow, or can no longer be had from one moment.
+
+kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next
+page lives for 300 s. A list of 200 pages at 1.6 s each takes longer.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from gpusharing.kube.backoff import Backoff
+from gpusharing.kube.client import Page
+from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound
+
+BACKOFF_FIRST = 0.5
+BACKOFF_MOST = 30.0
+SLOW, SLOWEST = 1.0, 4.0
+"""Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long,
+and a call has a deadline of 10 s."""
+MOST_OBJECTS = 100
+"""In one page. The raw objects are held besides the views: of Nodes of 18 KB some 10 MiB."""
+
+Ask = Callable[[int, str], Awaitable[Page]]
+"""Makes one call for a page: of at most so many objects (0: all) and from this token on (empty: from the beginning)."""
+
+
+async def whole_list(
+    ask: Ask, size: int, clock: Callable[[], float], on_error: Callable[[KubeError], None]
+) -> AsyncIterator[Page]:
+    """Yield the pages of a list, which begin with `size` objects.
+
+    After an error that may pass by itself the same page is asked for again, with its token and `size` objects;
+    `on_error` gets the error. When a token has expired, the answer holds one for the rest of the list as it is now. If
+    it does not, everything is asked for in one page, once. Either way the list then shows several moments, so the
+    caller must have watched since that of the first page.
+
+    Raises:
+        KubeError: the list has to begin anew.
+    """
+    after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    while True:
+        began = clock()
+        try:
+            page = await ask(limit, after)
+        except Expired as error:
+            if expired or not after:
+                raise
+            after, limit, expired = error.rest, limit if error.rest else 0, True
+            continue
+        except (Forbidden, NotFound, Invalid):
+            raise
+        except KubeError as error:
+            if not limit:
+                raise
+            on_error(error)
+            limit = size
+            await asyncio.sleep(pause.after_failure())
+            continue
+        took = clock() - began
+        yield page
+        if not page.more:
+            return
+        pause.success()
+        if SLOW < took < SLOWEST:
+            limit = max(limit, min(2 * limit, MOST_OBJECTS))
+        after, expired = page.more, False

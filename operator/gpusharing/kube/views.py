@@ -1,0 +1,115 @@
+"""The objects of one kind as a Reflector knows them: small projections by name, of which the newest version wins."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Generic, TypeVar
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import newer
+
+View = TypeVar("View")
+
+OLDEST = "1"
+"""The version with which etcd begins. A write on the condition that an object has it is refused."""
+
+
+class Views(Generic[View]):
+    """The views of one kind, and the versions that they are of."""
+
+    def __init__(
+        self,
+        project: Callable[[JSON], View],
+        on_change: Callable[[str], None],
+        *,
+        long_names: bool,
+        remembered: int,
+    ) -> None:
+        """`long_names`: objects are called `namespace/name`. `remembered`: deleted objects whose late events are
+        ignored. For `on_change`, see Reflector."""
+        self._project, self._on_change = project, on_change
+        self._long_names, self._remembered = long_names, remembered
+        self._views: dict[str, View] = {}
+        self.items: Mapping[str, View] = MappingProxyType(self._views)
+        self._known: dict[str, tuple[str, str]] = {}
+        """UID and version by name."""
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        self.newest = ""
+        """The highest version that the server has shown."""
+        self.listing = False
+        """While a list is read every deletion is remembered: a page may still bring the object."""
+
+    def name(self, obj: JSON) -> str:
+        """The name under which an object is stored."""
+        metadata = obj["metadata"]
+        name: str = metadata["name"]
+        return f"{metadata['namespace']}/{name}" if self._long_names else name
+
+    def version(self, name: str) -> str:
+        """The newest version seen of an object; empty when unknown."""
+        return self._known.get(name, ("", ""))[1]
+
+    def reached(self, version: str) -> None:
+        """The server has shown this version."""
+        if not self.newest or newer(version, self.newest):
+            self.newest = version
+
+    def apply(self, obj: JSON, moment: str = "") -> None:
+        """Take an object unless the cache knows a newer one. `moment`: the version of the list that it is from.
+
+        A complete list is right about its moment whatever the object's own version: a store that was restored under a
+        higher version (etcdutl --bump-revision) holds objects older than those that we knew.
+        """
+        metadata = obj["metadata"]
+        uid, version = metadata["uid"], metadata["resourceVersion"]
+        moment = moment or version
+        if uid in self._gone and not newer(moment, self._gone[uid]):
+            return  # a late answer to a write must not bring a deleted object back
+        self.reached(version)
+        name = self.name(obj)
+        known = self.version(name)
+        if known == version or newer(known, moment):
+            return
+        self._known[name] = uid, version
+        view = self._project(obj)
+        if name in self._views and self._views[name] == view:
+            return
+        self._views[name] = view
+        self._on_change(name)
+
+    def deleted(self, obj: JSON) -> None:
+        """Drop the object, unless another one of that name is there already. A list may still bring it."""
+        uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
+        if self._known.get(name, ("", ""))[0] == uid:
+            self._forget(name, version)
+        else:
+            self._remember_gone(uid, version)
+
+    def drop(self, name: str) -> None:
+        """Drop an object, if it is known."""
+        if name in self._known:
+            self._forget(name, self.version(name))
+
+    def keep_only(self, names: Collection[str], version: str) -> None:
+        """Drop what a complete list of this version does not have. What our own write created after the moment of the
+        list is not missing from it."""
+        for name in [name for name in self._known if name not in names]:
+            if not newer(self.version(name), version):
+                self._forget(name, version)
+
+    def go_back(self, version: str) -> None:
+        """Take everything that comes from now on for newer: nothing after `version` has ever happened."""
+        self._gone.clear()
+        self._known = {name: (uid, OLDEST) for name, (uid, _) in self._known.items()}
+        self.newest = version
+
+    def _forget(self, name: str, version: str) -> None:
+        """Drop an object that was gone, or out of the selection, at `version`."""
+        self._remember_gone(self._known.pop(name)[0], version)
+        del self._views[name]
+        self._on_change(name)
+
+    def _remember_gone(self, uid: str, version: str) -> None:
+        self._gone[uid] = version
+        while len(self._gone) > self._remembered and not self.listing:
+            self._gone.popitem(last=False)

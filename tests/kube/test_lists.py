@@ -1,0 +1,270 @@
+"""A list survives its pages, and the cache follows the server meanwhile (docs/adr/0061). In virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from random import Random
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeClient
+from hack.sim.fakefaults import EVER, SILENCE
+from tests.fakes.cluster import FakeCluster
+from tests.fakes.virtualtime import virtually
+from tests.kube.test_reflector import node, project, watched
+
+from gpusharing.kube import errors
+from gpusharing.kube.client import NODES, Page, Resource
+from gpusharing.kube.reflector import Reflector
+
+FLEET = 5000
+
+
+class Slow(FakeClient):
+    """A client whose pages take their time, and some of them fail."""
+
+    def __init__(
+        self,
+        cluster: FakeCluster,
+        seconds: Callable[[int], float] = lambda _: 0.05,
+        fails: float = 0.0,
+    ) -> None:
+        """`seconds`: for a page of so many objects. `fails`: the share of pages that fail."""
+        super().__init__(cluster, "operator")
+        self.seconds, self.share, self.random = seconds, fails, Random(7)
+        self.sizes: list[int] = []
+
+    async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
+        async for page in super().pages(resource, **options):
+            self.sizes.append(len(page.items))
+            await asyncio.sleep(self.seconds(len(page.items)))
+            if self.random.random() < self.share:
+                raise errors.Unavailable("503")
+            yield page
+
+
+def fleet(count: int = FLEET) -> FakeCluster:
+    """A cluster of so many nodes."""
+    cluster = FakeCluster()
+    for number in range(count):
+        cluster.add(NODES, node(f"gpu-{number:04}"))
+    return cluster
+
+
+async def seconds_to_start(cache: Reflector[Any]) -> float:
+    """How long it takes until the first list is complete, an hour at most; the cache goes on in a task."""
+    began = asyncio.get_running_loop().time()
+    task = asyncio.create_task(cache.run())
+    try:
+        async with asyncio.timeout(3600):
+            await cache.synced.wait()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+    return asyncio.get_running_loop().time() - began
+
+
+def assert_equal(cache: Reflector[Any], cluster: FakeCluster) -> None:
+    """The cache is what the cluster is."""
+    assert dict(cache.items) == {raw["metadata"]["name"]: project(raw) for raw in cluster.objects(NODES)}
+
+
+@virtually
+async def test_5000_nodes_are_listed_in_minutes_when_one_page_in_twenty_fails() -> None:
+    cluster = fleet()
+    client = Slow(cluster, fails=0.05)
+    cache = Reflector(client, NODES, project)
+    assert await seconds_to_start(cache) < 120
+    assert 200 < len(client.sizes) < 230, "a page that failed is asked for again, and no other"
+    assert_equal(cache, cluster)
+
+
+@virtually
+async def test_a_cache_is_never_blind_while_one_page_in_fifty_fails() -> None:
+    cluster = fleet()
+    late = []
+    async with watched(cluster, client=Slow(cluster, fails=0.02)) as seen:
+        for number in range(720):
+            labels = {"number": str(number)}
+            cluster.patch(NODES, "gpu-0007", {"metadata": {"labels": labels}})
+            await asyncio.sleep(5)
+            if dict(seen.reflector.items["gpu-0007"][1]) != labels:
+                late.append(number)
+            assert seen.reflector.age < 10
+    assert not late
+    assert cluster.calls["operator", "list", "nodes"] > 5 * 200, "it listed again every ten minutes"
+
+
+@virtually
+async def test_pages_that_are_slow_to_come_become_larger() -> None:
+    client = Slow(fleet(), lambda _: 1.6)
+    assert await seconds_to_start(Reflector(client, NODES, project)) < 100
+    assert client.sizes[:4] == [25, 50, 100, 100]
+    assert max(client.sizes) == 100
+
+
+@pytest.mark.parametrize("seconds", [0.9, 4.1], ids=["quick", "nearly too slow"])
+@virtually
+async def test_other_pages_keep_their_size(seconds: float) -> None:
+    client = Slow(fleet(100), lambda _: seconds)
+    await seconds_to_start(Reflector(client, NODES, project))
+    assert client.sizes == [25] * 4
+
+
+@virtually
+async def test_after_a_page_that_failed_they_are_small_again() -> None:
+    cluster = fleet(400)
+    client = Slow(cluster, lambda size: 1.6 if size < 100 else 2.0)
+    cache = Reflector(client, NODES, project)
+
+    def fail_once(size: int) -> float:
+        if size == 100 and client.sizes.count(100) == 1:
+            raise errors.Unavailable("no answer within 10 s")
+        return 1.6
+
+    client.seconds = fail_once
+    await seconds_to_start(cache)
+    assert client.sizes[:5] == [25, 50, 100, 25, 50]
+    assert_equal(cache, cluster)
+
+
+@pytest.mark.parametrize("gives_rest", [True, False], ids=["with a token for the rest", "without one"])
+@virtually
+async def test_a_list_that_takes_longer_than_its_tokens_live_is_complete_in_the_end(gives_rest: bool) -> None:
+    """Objects come, change and go meanwhile, on pages that were read and on others."""
+    cluster = fleet(1000)
+    cluster.lists.gives_rest = gives_rest
+    client = Slow(cluster, lambda size: min(size, 100) * 0.4)
+    cache = Reflector(client, NODES, project)
+
+    async def change() -> None:
+        for number in range(10, 900, 10):
+            await asyncio.sleep(4)
+            cluster.delete(NODES, f"gpu-{number:04}")
+            cluster.delete(NODES, f"gpu-{999 - number:04}")
+            cluster.patch(NODES, f"gpu-{number + 1:04}", {"metadata": {"labels": {"x": "1"}}})
+            cluster.add(NODES, node(f"gpu-{number:04}-new"))
+            if number % 50 == 0:
+                cluster.add(NODES, node(f"gpu-{number:04}"))
+
+    changes = asyncio.create_task(change())
+    assert 300 < await seconds_to_start(cache) < 450
+    changes.cancel()
+    assert_equal(cache, cluster)
+    assert max(client.sizes) <= 25 if gives_rest else sum(size > 25 for size in client.sizes) == 1
+
+
+@virtually
+async def test_a_server_that_forgets_every_list_is_not_asked_in_a_hot_loop() -> None:
+    class Forgetful(FakeClient):
+        async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
+            if options.get("after"):
+                self.cluster.calls["operator", "list", "nodes"] += 1
+                raise errors.Expired("too old", rest="another")
+            async for page in super().pages(resource, **options):
+                yield page
+
+    cluster = fleet(100)
+    task = asyncio.create_task(Reflector(Forgetful(cluster, "operator"), NODES, project).run())
+    await asyncio.sleep(60)
+    assert 3 <= cluster.calls["operator", "list", "nodes"] <= 30
+    task.cancel()
+
+
+@virtually
+async def test_a_list_begins_anew_when_the_watch_beside_it_has_missed_something() -> None:
+    cluster = fleet(200)
+    cache = Reflector(Slow(cluster, lambda _: 5.0), NODES, project)
+
+    async def forget() -> None:
+        await asyncio.sleep(12)
+        cluster.swallow(NODES, 2)
+        cluster.delete(NODES, "gpu-0003")
+        cluster.patch(NODES, "gpu-0004", {"metadata": {"labels": {"x": "1"}}})
+        cluster.store.compact()
+
+    forgetting = asyncio.create_task(forget())
+    assert await seconds_to_start(cache) > 50, "8 pages of 5 s, and three of the first list"
+    assert_equal(cache, cluster)
+    await forgetting
+
+
+@virtually
+async def test_while_a_later_list_fails_the_old_cache_is_kept_and_followed() -> None:
+    cluster = fleet(100)
+    told: list[str] = []
+    async with watched(cluster, client=Slow(cluster), on_error=told.append) as seen:
+        cluster.faults.fail("list", NODES, errors.Unavailable("503"), times=EVER)
+        await asyncio.sleep(3600)
+        cluster.delete(NODES, "gpu-0003")
+        cluster.patch(NODES, "gpu-0004", {"metadata": {"labels": {"x": "1"}}})
+        await asyncio.sleep(1)
+        assert_equal(seen.reflector, cluster)
+        assert seen.reflector.error is None
+        assert seen.reflector.age < 75
+    assert set(told) == {""}
+
+
+@virtually
+async def test_why_the_first_list_does_not_go_on_is_told_whatever_the_watch_brings() -> None:
+    cluster = fleet(100)
+    told: list[str] = []
+    cache = Reflector(Slow(cluster), NODES, project, on_error=told.append)
+    task = asyncio.create_task(cache.run())
+    await asyncio.sleep(0.08)
+    failing = cluster.faults.fail("list", NODES, errors.Unavailable("503"), times=EVER)
+    await asyncio.sleep(600)
+    assert str(cache.error) == "503"
+    failing.lift()
+    await asyncio.sleep(60)
+    assert cache.synced.is_set()
+    assert told == ["", "503", ""]
+    task.cancel()
+
+
+@virtually
+async def test_more_deletions_than_are_remembered_do_not_come_back_by_a_page_that_is_under_way() -> None:
+    cluster = fleet(100)
+    cache = Reflector(Slow(cluster, lambda _: 10.0), NODES, project, remembered=8)
+
+    async def delete() -> None:
+        await asyncio.sleep(25)
+        for number in range(40, 100):
+            cluster.delete(NODES, f"gpu-{number:04}")
+
+    deleting = asyncio.create_task(delete())
+    await seconds_to_start(cache)
+    await deleting
+    assert_equal(cache, cluster)
+
+
+@virtually
+async def test_a_cache_is_as_old_as_the_last_sign_that_it_is_up_to_date() -> None:
+    cluster = fleet(10)
+    cache = Reflector(cluster.client("operator"), NODES, project)
+    assert cache.age == float("inf")
+    async with watched(cluster) as seen:
+        await asyncio.sleep(59)
+        assert 58 < seen.reflector.age < 60
+        await asyncio.sleep(2)
+        assert seen.reflector.age < 2, "a bookmark came"
+        cluster.faults.fail("watch", NODES, SILENCE, times=EVER)
+        failing = cluster.faults.fail("list", NODES, SILENCE, times=EVER)
+        cluster.close_watches()
+        await asyncio.sleep(500)
+        assert seen.reflector.age > 500
+        failing.lift()
+        await asyncio.sleep(60)
+        assert seen.reflector.age < 60, "a list is as good, for the moment when it was asked for"
+
+
+@virtually
+async def test_a_cache_that_hears_nothing_is_listed_again_after_two_and_a_half_minutes() -> None:
+    """Where the store went back, a watch from the future is silent, and nothing fails."""
+    cluster = fleet(10)
+    async with watched(cluster):
+        cluster.faults.fail("watch", NODES, SILENCE, times=EVER)
+        cluster.close_watches()
+        await asyncio.sleep(140)
+        assert cluster.calls["operator", "list", "nodes"] == 1
+        await asyncio.sleep(160)
+        assert cluster.calls["operator", "list", "nodes"] == 2
