@@ -154,6 +154,15 @@ async def test_a_list_that_takes_longer_than_its_tokens_live_is_complete_in_the_
 
 
 @virtually
+async def test_a_list_that_is_refused_with_410_at_its_first_page_begins_anew_in_small_pages() -> None:
+    cluster = fleet(100)
+    cluster.faults.fail("list", NODES, errors.Expired("too old"))
+    client = Slow(cluster)
+    await seconds_to_start(Reflector(client, NODES, project))
+    assert client.sizes == [25] * 4
+
+
+@virtually
 async def test_a_server_that_forgets_every_list_is_not_asked_in_a_hot_loop() -> None:
     class Forgetful(FakeClient):
         async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
@@ -261,7 +270,7 @@ async def test_a_cache_is_as_old_as_the_last_sign_that_it_is_up_to_date() -> Non
 async def test_a_cache_that_hears_nothing_is_listed_again_after_two_and_a_half_minutes() -> None:
     """Where the store went back, a watch from the future is silent, and nothing fails."""
     cluster = fleet(10)
-    async with watched(cluster):
+    async with watched(cluster, client=Slow(cluster)):
         cluster.faults.fail("watch", NODES, SILENCE, times=EVER)
         cluster.close_watches()
         await asyncio.sleep(140)

@@ -27,6 +27,24 @@ async def test_watches_that_end_at_once_are_not_repeated_in_a_hot_loop() -> None
 
 
 @virtually
+async def test_a_server_that_ends_every_watch_at_once_is_asked_at_a_slow_pace() -> None:
+    cluster = FakeCluster()
+    begun: list[float] = []
+
+    class Ending(FakeClient):
+        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+            begun.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.01)
+            for event in ():
+                yield event
+
+    task = asyncio.create_task(Reflector(Ending(cluster, "operator"), NODES, project).run())
+    await asyncio.sleep(60)
+    assert 3 <= len(begun) <= 12
+    task.cancel()
+
+
+@virtually
 async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_slow_pace() -> None:
     """Each watch brings an event first: it must not count as progress."""
     cluster = FakeCluster()

@@ -16,7 +16,7 @@ from tests.kube.test_policies import FULL
 from tests.kube.test_reflector import Watched, node, watched
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import NODES, POLICIES, Page, Resource
+from gpusharing.kube.client import NODES, POLICIES, Page, Resource, WatchEvent
 from gpusharing.kube.policies import PolicyCache
 
 
@@ -27,6 +27,15 @@ class Lagging(FakeClient):
     """What that API server shows; None: it is not asked."""
     lists = math.inf
     """How many lists it still answers."""
+
+    watches = False
+    """It answers watches, too."""
+
+    async def watch(self, resource: Resource, version: str, **options: Any) -> AsyncIterator[WatchEvent]:
+        lags = self.past if self.watches else None
+        watched = super().watch if lags is None else lags.client("operator").watch
+        async for event in watched(resource, version, **options):
+            yield event
 
     async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
         if self.past is not None and not options["after"]:
@@ -137,6 +146,26 @@ async def test_a_server_that_lags_never_turns_a_cache_back_however_often_it_is_a
 
 
 @virtually
+async def test_a_server_that_lags_is_asked_again_each_half_minute_and_does_not_make_a_cache_current() -> None:
+    cluster = a_cluster()
+    client = Lagging(cluster, "operator")
+    client.watches = True
+    async with followed(cluster, client) as seen:
+        past = client.past = copy_of(cluster)
+        change(cluster)
+        await asyncio.sleep(5)
+        cluster.expire()
+        await asyncio.sleep(210)
+        assert seen.reflector.age > 200
+        assert 5 <= past.calls["operator", "list", "nodes"] / 4 <= 7
+        client.past = None
+        past.close_watches()
+        await asyncio.sleep(60)
+        assert seen.reflector.age < 60
+        assert labels(seen) == AFTER
+
+
+@virtually
 async def test_a_server_that_lags_after_a_restore_does_not_turn_the_cache_back_once_more() -> None:
     cluster = a_cluster()
     client = Lagging(cluster, "operator")
@@ -223,6 +252,24 @@ async def test_policies_go_back_too_and_only_when_the_lease_went_back() -> None:
     assert [view.name for view in await cache.refresh()] == ["stays"]
     cache.accept(gone)
     assert [view.name for view in await cache.refresh()] == ["stays"]
+    await leader.stop()
+
+
+@virtually
+async def test_policies_are_listed_anew_after_a_restore_though_nobody_told_of_a_change() -> None:
+    cluster = FakeCluster()
+    leader = Contender(cluster, "a")
+    await leader.lease.acquired.wait()
+    cache = PolicyCache(cluster.client("operator"), lambda: leader.lease.restores)
+    backup = cluster.backup()
+    cluster.add(POLICIES, {"metadata": {"name": "never was"}, "spec": FULL})
+    await cache.refresh()
+    await asyncio.sleep(60)
+    assert not cache.dirty
+    cluster.restore(backup)
+    await asyncio.sleep(5)
+    assert cache.dirty
+    assert cache.stale
     await leader.stop()
 
 

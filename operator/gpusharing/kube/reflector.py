@@ -316,11 +316,10 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Whether the store went back since the last list. A list begins then, as when its time has come, on a machine
-        that slept too, or when nothing is heard."""
-        now, went_back = self._clock(), self._restores() > self._restores_seen
-        silent = self._resource.bookmarks and now - self.last_contact > SILENT
-        if went_back or silent or now >= self._relist_at:
+        """Whether the store went back since the last list. A list begins then, and when nothing was heard for long."""
+        went_back = self._restores() > self._restores_seen
+        silent = self._resource.bookmarks and self._clock() - self.last_contact > SILENT
+        if went_back or silent:
             self._list_due.set()
         return went_back
 
