@@ -345,27 +345,6 @@ async def test_a_server_that_forgets_the_watchs_place_for_ever_is_listed_at_a_sl
     assert 3 <= bench.node.lists <= 14
 
 
-@virtually
-async def test_a_request_in_a_store_that_was_restored_from_a_backup_is_answered() -> None:
-    """Its versions are below those that the agent knows; the watch from before is silent, and nothing fails."""
-    bench = Bench()
-    bench.node.ask("r1")
-    async with bench.running(LoopSettings()):
-        await bench.node.answered("r1")
-        backup = bench.node.cluster.backup()
-        bench.node.cluster.store.version += 10_000
-        bench.node.ask("r2")
-        await bench.node.answered("r2")
-        await asyncio.sleep(100)
-        bench.node.cluster.restore(backup)
-        bench.node.ask("r3")
-        await asyncio.sleep(300)
-        await bench.node.answered("r3")
-        patches = len(bench.node.patches)
-        await asyncio.sleep(600)
-        assert len(bench.node.patches) == patches, "it writes what it knows again only while it doubts"
-
-
 async def test_a_resource_that_nobody_holds_any_more_leaves_the_server(bench: Bench) -> None:
     bench.pods.holdings = Holdings({"nvidia.com/gpu": 1}, 1)
     bench.node.ask("r1")

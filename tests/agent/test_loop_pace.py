@@ -11,7 +11,7 @@ from tests.fakes.gpus import FixedPods, OneNode, eventually
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.agent.library import Replaced
-from gpusharing.agent.loop import AgentLoop
+from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Held, Holdings
 from gpusharing.kube.client import GPUNODES, Resource, WatchEvent
@@ -181,10 +181,31 @@ def test_late_answers_about_the_last_eight_deleted_gpunodes_are_ignored_and_earl
         for number in range(9)
     ]
     for version in versions:
-        own.take(version)
-        own.take(None)
+        own.take(version, version)
+        own.take(None, version)
     for version in versions[1:]:
-        own.take(version)
+        own.take(version, version)
         assert own.node is None
-    own.take(versions[0])
+    own.take(versions[0], versions[0])
     assert own.node == versions[0], "what is remembered does not grow for ever"
+
+
+@virtually
+async def test_a_request_in_a_store_that_was_restored_from_a_backup_is_answered() -> None:
+    """Its versions are below those that the agent knows; the watch from before is silent, and nothing fails."""
+    bench = Bench()
+    bench.node.ask("r1")
+    async with bench.running(LoopSettings()):
+        await bench.node.answered("r1")
+        backup = bench.node.cluster.backup()
+        bench.node.cluster.store.version += 10_000
+        bench.node.ask("r2")
+        await bench.node.answered("r2")
+        await asyncio.sleep(100)
+        bench.node.cluster.restore(backup)
+        bench.node.ask("r3")
+        await asyncio.sleep(300)
+        await bench.node.answered("r3")
+        patches = len(bench.node.patches)
+        await asyncio.sleep(600)
+        assert len(bench.node.patches) == patches, "it writes what it knows again only while it doubts"

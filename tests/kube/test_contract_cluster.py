@@ -1,17 +1,20 @@
 """A real API server keeps the contract, through HttpClient: what FakeCluster is held against."""
 
+import base64
 import contextlib
 import itertools
+import json
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
+from tests.integration.test_faults_around import compact
 from tests.kube.contract import ObjectContract, PodContract, config_map
 
-from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, NODES, KubeClient, Resource
-from gpusharing.kube.errors import AlreadyExists, NotFound
+from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, JSON, NODES, KubeClient, Resource
+from gpusharing.kube.errors import AlreadyExists, Expired, NotFound
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.streams import closing
 
@@ -63,6 +66,38 @@ async def test_a_quiet_watch_of_events_ends_and_does_not_break(control_plane: Co
         version = [page.resource_version async for page in client.pages(EVENTS, namespace="quiet")][-1]
         async with closing(client.watch(EVENTS, version, namespace="quiet")) as events:
             assert [event.type async for event in events] == []
+
+
+async def test_a_token_that_has_expired_comes_with_one_for_the_rest_of_the_list(
+    server: RealServer, control_plane: ControlPlane
+) -> None:
+    """The token is made older than what etcd and the API server remember of GPUNodes."""
+    client, mine = server.client, f"test={server.name}"
+
+    async def create(number: int) -> JSON:
+        metadata = {"name": f"{server.name}-{number}", "labels": {"test": server.name}}
+        body = {"apiVersion": GPUNODES.api_version, "kind": "GPUNode", "metadata": metadata, "spec": {}}
+        return await client.create(GPUNODES, body)
+
+    nodes = [await create(number) for number in range(3)]
+    compact(control_plane)
+    async with closing(client.pages(GPUNODES, limit=1, label_selector=mine)) as pages:
+        first = await anext(pages)
+    token = json.loads(base64.urlsafe_b64decode(first.more + "=" * (-len(first.more) % 4)))
+    old = base64.urlsafe_b64encode(json.dumps({**token, "rv": 1}).encode()).decode().rstrip("=")
+    nodes.append(await create(3))
+    with pytest.raises(Expired) as expired:
+        await anext(client.pages(GPUNODES, limit=1, label_selector=mine, after=old))
+    left = client.pages(GPUNODES, limit=2, label_selector=mine, after=expired.value.rest)
+    rest = [page async for page in left]
+    assert [item["metadata"]["uid"] for page in rest for item in page.items] == [
+        node["metadata"]["uid"] for node in nodes[1:]
+    ]
+    assert int(rest[0].resource_version) > int(first.resource_version)
+    (whole,) = [page async for page in client.pages(GPUNODES, limit=0, label_selector=mine)]
+    assert [item["metadata"]["uid"] for item in whole.items] == [node["metadata"]["uid"] for node in nodes]
+    for node in nodes:
+        await client.delete(GPUNODES, node["metadata"]["name"], uid=node["metadata"]["uid"])
 
 
 class TestObjectsOfTheApiServer(ObjectContract):

@@ -388,23 +388,3 @@ async def test_the_pods_of_sixteen_nodes_are_listed_at_once() -> None:
         await stage.snapshot(0, frozenset(nodes))
         assert silent.hits == 16
         await stage.gatherer.crew.close()
-
-
-@virtually
-async def test_a_snapshot_has_the_age_of_each_view_that_decides() -> None:
-    async with gathering() as stage:
-        silent = stage.cluster.faults.fail("watch", NODES, SILENCE, times=EVER)
-        listless = stage.cluster.faults.fail("list", NODES, SILENCE, times=EVER)
-        stage.cluster.close_watches()
-        await asyncio.sleep(140)
-        ages = (await stage.snapshot()).view_ages
-        assert set(ages) == {"nodes", "gpunodes", "agent pods", "operand pods", "configmaps"}
-        assert 135 < ages.pop("nodes") < 145
-        assert max(ages.values()) < 61
-        assert (await stage.snapshot()).old_views == ""
-        await asyncio.sleep(20)
-        assert (await stage.snapshot()).old_views == "nodes"
-        silent.lift()
-        listless.lift()
-        await asyncio.sleep(120)
-        assert (await stage.snapshot()).old_views == ""

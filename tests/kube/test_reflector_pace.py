@@ -35,7 +35,8 @@ async def test_a_server_that_ends_every_watch_at_once_is_asked_at_a_slow_pace() 
         async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
             begun.append(asyncio.get_running_loop().time())
             await asyncio.sleep(0.01)
-            for event in ():
+            no_events: tuple[WatchEvent, ...] = ()
+            for event in no_events:
                 yield event
 
     task = asyncio.create_task(Reflector(Ending(cluster, "operator"), NODES, project).run())
@@ -142,3 +143,15 @@ async def test_a_server_that_fails_after_each_long_watch_is_asked_again_after_a_
     assert BACKOFF_FIRST / 2 <= first <= BACKOFF_FIRST * 3 / 2
     assert last >= BACKOFF_FIRST * 8 / 2, "after the fourth or fifth"
     task.cancel()
+
+
+@virtually
+async def test_a_place_that_the_server_has_forgotten_is_no_error_to_tell() -> None:
+    told: list[str] = []
+    cluster = FakeCluster()
+    async with watched(cluster, on_error=told.append):
+        for _ in range(3):
+            cluster.expire()
+            await asyncio.sleep(60)
+        assert cluster.calls["operator", "list", "nodes"] == 4
+    assert told == [""]

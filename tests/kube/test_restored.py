@@ -31,10 +31,12 @@ class Lagging(FakeClient):
     watches = False
     """It answers watches, too."""
 
-    async def watch(self, resource: Resource, version: str, **options: Any) -> AsyncIterator[WatchEvent]:
+    async def watch(
+        self, resource: Resource, resource_version: str, **options: Any
+    ) -> AsyncIterator[WatchEvent]:
         lags = self.past if self.watches else None
         watched = super().watch if lags is None else lags.client("operator").watch
-        async for event in watched(resource, version, **options):
+        async for event in watched(resource, resource_version, **options):
             yield event
 
     async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
@@ -265,11 +267,10 @@ async def test_policies_are_listed_anew_after_a_restore_though_nobody_told_of_a_
     cluster.add(POLICIES, {"metadata": {"name": "never was"}, "spec": FULL})
     await cache.refresh()
     await asyncio.sleep(60)
-    assert not cache.dirty
+    assert (cache.dirty, cache.stale) == (False, False)
     cluster.restore(backup)
     await asyncio.sleep(5)
-    assert cache.dirty
-    assert cache.stale
+    assert (cache.dirty, cache.stale) == (True, True)
     await leader.stop()
 
 
