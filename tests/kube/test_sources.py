@@ -363,3 +363,19 @@ async def test_a_report_is_read_again_only_when_it_is_another_one() -> None:
         other = await written(observed=report | {"requestID": "b"})
         assert other.observed is not None
         assert other.observed.request_id == "b"
+
+
+@virtually
+async def test_each_kind_is_listed_once_at_the_start_however_often_one_asks_what_is_missing() -> None:
+    cluster = FakeCluster()
+    followed = Followed(cluster)
+    task = asyncio.create_task(followed.sources.run())
+    for _ in range(20):
+        followed.sources.missing()
+        await asyncio.sleep(0)
+    await asyncio.sleep(100)
+    assert not followed.sources.missing()
+    lists = {kind: count for (_, verb, kind), count in cluster.calls.items() if verb == "list"}
+    twice = {"pods", "nodemaintenances"}  # of agents and of NVIDIA's operands; of medik8s and of NVIDIA
+    assert {kind: count for kind, count in lists.items() if count != 1} == dict.fromkeys(twice, 2)
+    task.cancel()

@@ -112,6 +112,8 @@ class Reflector(Generic[View]):
         self._whole = False
         """The cache has missed nothing before its place."""
         self._list_due, self._relist_at = asyncio.Event(), float("-inf")
+        self._asked = float("-inf"), ""
+        """When the first page of the last list was asked for, and the highest version that was known then."""
         self._restores_seen = restores()
         """`restores` as of the last complete list that was not older than the cache."""
         self._watched = False
@@ -158,7 +160,6 @@ class Reflector(Generic[View]):
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, self._relist_at - self._clock())):
                     await self._list_due.wait()
-            self._list_due.clear()
             self._views.listing = True
             try:
                 await self._list()
@@ -188,14 +189,13 @@ class Reflector(Generic[View]):
 
     async def _list(self) -> None:
         """List everything and drop what no longer exists."""
-        began, newest, version = self._clock(), self._views.newest, ""
-        older, seen = False, set[str]()
+        version, older, seen = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with closing(pages):
             async for page in pages:
                 if not version:
                     version = page.resource_version
-                    older = self._begin(newest, version)
+                    older = self._begin(version)
                 elif not self._place:
                     raise Expired("the watch has lost its place while the list was read")
                 for obj in page.items:
@@ -203,20 +203,20 @@ class Reflector(Generic[View]):
                     self._views.apply(obj, page.resource_version)
                 self._contacted(follows=not self._whole)
         self._views.keep_only(seen, version)
-        self._end(began, older=older)
+        self._end(older=older)
 
     async def _page(self, limit: int, after: str) -> Page:
         """One call for a page of the list."""
+        if not after:
+            self._asked = self._clock(), self._views.newest
         pages = self._client.pages(self._resource, **self._where, limit=limit, after=after)
         async with closing(pages):
             return await anext(pages)
 
-    def _begin(self, newest: str, version: str) -> bool:
-        """Note the moment of a list when its first page has arrived. Returns whether it is older than the cache.
-
-        `newest`: the highest version that the cache had seen when that page was asked for.
-        """
-        older = newer(newest, version)
+    def _begin(self, version: str) -> bool:
+        """Note the moment of a list when its first page has arrived. Returns whether it is older than what the cache
+        had seen when that page was asked for."""
+        older = newer(self._asked[1], version)
         if older and self.doubted and self._restores() > self._restores_seen:
             self._go_back(version)
             older = False
@@ -232,14 +232,15 @@ class Reflector(Generic[View]):
         self._whole, self._current_at = False, float("-inf")
         self._move(version)
 
-    def _end(self, began: float, *, older: bool) -> None:
-        """The list that was asked for at `began` is complete."""
+    def _end(self, *, older: bool) -> None:
+        """The list is complete."""
         self.doubted, self._whole, self._absent_since = older, True, None
         if not older:
-            self._restores_seen, self._current_at = self._restores(), max(self._current_at, began)
+            self._restores_seen, self._current_at = self._restores(), max(self._current_at, self._asked[0])
         wait = min(DOUBTED, self._relist_after) if older else self._relist_after
         self._relist_at = self._clock() + wait * random.uniform(1.0, 1.2)
         self.synced.set()
+        self._list_due.clear()
         self.renews()
 
     def _list_failed(self, error: KubeError) -> None:
