@@ -23,7 +23,7 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import AdminMaps, PodPlace, Sources, by_node
+from gpusharing.kube.sources import RENEWED, AdminMaps, PodPlace, Sources, by_node
 from gpusharing.planning.snapshot.views import GPUNodeView, PlanSettings
 
 
@@ -33,8 +33,13 @@ class Followed:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
         self.wakes = 0
+        self.restores = 0
         self.sources = Sources(
-            cluster.client("operator"), PlanSettings(), self.wake, admin_maps=AdminMaps(mig="site-mig")
+            cluster.client("operator"),
+            PlanSettings(),
+            self.wake,
+            admin_maps=AdminMaps(mig="site-mig"),
+            restores=lambda: self.restores,
         )
 
     def wake(self) -> None:
@@ -379,3 +384,17 @@ async def test_each_kind_is_listed_once_at_the_start_however_often_one_asks_what
     twice = {"pods", "nodemaintenances"}  # of agents and of NVIDIA's operands; of medik8s and of NVIDIA
     assert {kind: count for kind, count in lists.items() if count != 1} == dict.fromkeys(twice, 2)
     task.cancel()
+
+
+@virtually
+async def test_after_a_restore_everything_is_listed_anew_except_kinds_that_are_not_there() -> None:
+    cluster = FakeCluster()
+    cluster.uninstall(GPU_CLUSTERS)
+    async with following(cluster) as followed:
+        await asyncio.sleep(60)
+        assert followed.sources.missing() == {}
+        followed.restores += 1
+        kinds = {*followed.sources.required, *followed.sources.optional} - {"gpuclusters"}
+        assert followed.sources.missing() == dict.fromkeys(kinds, RENEWED)
+        await asyncio.sleep(1)
+        assert followed.sources.missing() == {}

@@ -266,17 +266,15 @@ class Sources:
 
     def missing(self) -> dict[str, str]:
         """Sources without a complete list so far, or since the store went back, with the reason."""
-        renewed = {
-            name: RENEWED for name, source in {**self.required, **self.optional}.items() if source.renews()
-        }
-        missing = renewed | {
-            name: str(source.error or NOT_YET)
-            for name, source in self.required.items()
-            if not source.synced.is_set()
-        }
-        for name, source in self.optional.items():
-            if not source.synced.is_set() and not isinstance(source.error, NotFound | Forbidden):
+        missing = {}
+        for name, source in {**self.required, **self.optional}.items():
+            renews = source.renews()
+            if name in self.optional and isinstance(source.error, NotFound | Forbidden):
+                continue
+            if not source.synced.is_set():
                 missing[name] = str(source.error or NOT_YET)
+            elif renews:
+                missing[name] = RENEWED
         return missing
 
 
