@@ -111,12 +111,11 @@ class Reflector(Generic[View]):
         """The version from which to watch; empty until a list has given one."""
         self._whole = False
         """The cache has missed nothing before its place."""
-        self._list_due, self._relist_at = asyncio.Event(), float("-inf")
+        self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._asked = float("-inf"), ""
         """When the first page of the last list was asked for, and the highest version that was known then."""
         self._restores_seen = restores()
         """`restores` as of the last complete list that was not older than the cache."""
-        self._watched = False
         self._following: asyncio.Timeout | None = None
         """Ends the watch that is open; None while there is none."""
         self._absent_since: float | None = None
