@@ -119,16 +119,24 @@ async def test_one_that_comes_during_the_drain_gets_the_node_and_keeps_its_mark_
 
 @everybody
 @virtually
-async def test_one_that_comes_after_the_point_of_no_return_keeps_the_cordon_when_we_are_done(
+async def test_one_that_comes_after_the_point_of_no_return_keeps_our_cordon_until_it_is_done(
     who: str, mark: JSON, unmark: JSON
 ) -> None:
     async with open_scene(*nodes(1)) as scene:
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
         begin(scene, "gpu-1", mark)
-        await scene.ready()
+        await scene.fenced("gpu-1", "yielded", HOUR)
         assert scene.cordoned("gpu-1")
         assert find_marker(scene.e.node("gpu-1")).who == who
+        await scene.e.until(lambda: scene.events()["CordonKept"] == 1, "an Event that says so", 10)
+        await scene.reason("gpu-1", "ForeignMaintenance")
+        end(scene, "gpu-1", unmark)
+        await scene.released("gpu-1", 60)
+        assert not scene.cordoned("gpu-1"), "nobody else would ever lift it"
+        await scene.ready()
+        assert scene.events()["Reconfiguring"] == 1, "what was proven is proven"
+        await scene.e.until(lambda: scene.events()["LayoutVerified"] == 1, "the Event of the proof", 60)
 
 
 def upgrade(state: str | None) -> JSON:
@@ -223,8 +231,14 @@ async def test_one_that_failed_or_may_have_begun_keeps_the_cordon_of_a_node_that
         scene.apply(MIXED)
         await scene.fenced("gpu-1", "actuating")
         scene.person("gpu-1", mark)
-        await scene.ready(seconds=HOUR)
-        assert (scene.cordoned("gpu-1"), scene.transition("gpu-1")["cordon"]) == (True, "foreign"), who
+        await scene.fenced("gpu-1", "yielded", HOUR)
+        await asyncio.sleep(HOUR)
+        assert scene.cordoned("gpu-1")
+        assert scene.transition("gpu-1")["message"].startswith(f"{who} has not finished with gpu-1")
+        scene.person("gpu-1", unmark)
+        await scene.released("gpu-1", 60)
+        assert not scene.cordoned("gpu-1")
+        await scene.ready()
 
 
 # --- labels that a cluster's own agents heed ------------------------------------------------------------------

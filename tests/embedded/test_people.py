@@ -181,19 +181,6 @@ async def test_a_foreign_marker_in_the_middle_of_a_drain_is_left_alone_until_it_
         await scene.ready(seconds=1800)
 
 
-@virtually
-async def test_a_foreign_marker_after_the_point_of_no_return_keeps_the_cordon_at_the_end() -> None:
-    async with open_scene(*nodes(1)) as scene:
-        scene.apply(SLICED)
-        await scene.fenced("gpu-1", "actuating")
-        scene.person("gpu-1", FOREIGN["kured"])
-        await scene.ready()
-        assert scene.cordoned("gpu-1")
-        await scene.e.until(
-            lambda: scene.events()["LayoutVerified"] == 1, "the event, written beside the status", 60
-        )
-
-
 LIMITS: dict[str, tuple[JSON, int]] = {
     "not said": ({}, 1),
     "one": (at_once(1), 1),

@@ -263,6 +263,18 @@ def test_a_release_takes_the_fence_off_in_one_conditional_patch(uncordon: bool) 
     assert patch.get("spec") == ({"unschedulable": None} if uncordon else None)
 
 
+def test_a_proof_under_somebody_elses_work_leaves_the_fence_that_remembers_our_cordon() -> None:
+    aside = replace(FENCE, stage="yielded", added=(), proven=NOW)
+    patch = records.patch_for(Release(VIEW, False, {}, VERIFIED, fence=aside), "41")
+    assert patch["metadata"]["annotations"] == {
+        "gpusharing.dev/deferred": None,
+        "gpusharing.dev/fence": records.record_text(aside),
+        "gpusharing.dev/verified": records.record_text(VERIFIED),
+    }
+    assert "spec" not in patch
+    assert records.parse_fence(records.record_text(aside)) == (aside, "")
+
+
 def test_an_abort_leaves_when_to_try_again_and_keeps_the_earlier_proof() -> None:
     deferred = Deferred(1, NOW, "PDB", 7)
     patch = records.patch_for(Release(VIEW, True, {}, deferred=deferred), "41")

@@ -219,13 +219,12 @@ def _release(world: "World", action: Release) -> None:
     if action.uncordon:
         hold(node.name not in world.human_cordons, "(d) uncordons somebody else's cordon")
         hold(not node.hold_cordon and not node.foreign_works, "(d) uncordons a held node")
-    elif is_ours(world, node):
-        proven = (
-            node.foreign_works and action.verified is not None
-        )  # told as CordonKept; the other one lifts it
-        kept = node.hold_cordon or forced or node.deleting or proven
+    elif is_ours(world, node) and action.fence is None:
+        kept = node.hold_cordon or forced or node.deleting
         hold(kept, "(d) leaves our own cordon behind as somebody else's")
         world.human_cordons.add(node.name)  # from now on it is for people to lift
+    if action.fence is not None:
+        hold(node.foreign_works and action.verified is not None, "a fence stays, and nobody else works there")
     if action.uncordon and fence.stage == "actuating":
         policy = action.labels.get(names.LABEL_POLICY)
         hold(action.verified is not None and bool(policy), "uncordoned after the PNR without a proof")

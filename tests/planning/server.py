@@ -139,7 +139,7 @@ def _patch_node(world: "World", action: NodePatch) -> None:
             changed = replace(changed, fence=action.fence)
         case Release():
             cordoned = node.unschedulable and not action.uncordon
-            changed = replace(changed, fence=None, deferred=action.deferred, unschedulable=cordoned)
+            changed = replace(changed, fence=action.fence, deferred=action.deferred, unschedulable=cordoned)
     if isinstance(action, Release | LabelNode) and action.verified is not None:
         changed = replace(changed, verified=action.verified, gate=None)
     if isinstance(action, LabelNode) and action.forget:

@@ -170,16 +170,31 @@ def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keep
     assert only(after_pnr(changing(node={"verified": earlier}))).verified.corrected_generation == 1
 
 
-KEPT = {
-    "a person wants the cordon kept": {"hold_cordon": True},
-    "somebody else began to maintain the node": {"foreign": "kured"},
-}
+def test_a_node_whose_cordon_a_person_wants_kept_is_given_back_with_it() -> None:
+    verdict = after_pnr(changing(node={"hold_cordon": True}))
+    assert (verdict.reason, only(verdict).uncordon, only(verdict).fence) == (Reason.CORDON_KEPT, False, None)
 
 
-@pytest.mark.parametrize("node", KEPT.values(), ids=KEPT.keys())
-def test_the_node_is_given_back_with_its_cordon(node: dict[str, Any]) -> None:
-    verdict = after_pnr(changing(node=node))
-    assert (verdict.reason, only(verdict).uncordon) == (Reason.CORDON_KEPT, False)
+def test_the_cordon_of_a_proven_node_on_which_somebody_else_works_is_remembered_as_ours() -> None:
+    """Otherwise nobody would lift it when the other one is done."""
+    verdict = after_pnr(changing(node={"foreign": "kured"}))
+    action = only(verdict)
+    assert (verdict.phase, verdict.reason) == (Phase.UNCORDONING, Reason.CORDON_KEPT)
+    assert (
+        verdict.message == "2x3g.40gb proven; kured works on gpu-07; our cordon is lifted when that is done"
+    )
+    assert action.verified is not None, "the proof does not wait for anybody"
+    assert action.labels[names.LABEL_UPGRADE_SKIP] is None, "our marks would keep the other one away"
+    assert (action.uncordon, action.fence.stage, action.fence.added) == (False, "yielded", ())
+    assert (names.LABEL_MODE in action.labels, action.fence.from_mode) == (False, "mig"), (
+        "not open to pods yet"
+    )
+
+
+def test_nothing_is_remembered_of_a_proven_node_that_was_cordoned_before_us() -> None:
+    fence = replace(FENCE, prior_unschedulable=True)
+    action = only(after_pnr(changing(node={"foreign": "kured"}, fence=fence)))
+    assert (action.uncordon, action.fence) == (False, None)
 
 
 def test_who_only_waits_for_its_turn_keeps_no_cordon() -> None:

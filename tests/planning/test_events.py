@@ -79,6 +79,11 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
         verdict(Phase.BLOCKED, Reason.NODE_NOT_JUDGED, "gpu-08", attempt=2),
         [],
     ),
+    "our cordon stays for somebody else": (
+        VERIFYING,
+        verdict(Phase.UNCORDONING, Reason.CORDON_KEPT, "gpu-08", "kured works on gpu-08"),
+        [("Warning", "CordonKept", "gpu-08: kured works on gpu-08")],
+    ),
     "a node is as wanted before its change began": (
         replace(PENDING, disruption=DisruptionClass.RESET),
         DONE,

@@ -65,6 +65,8 @@ def test_a_node_that_fails_is_recorded_and_counted_once() -> None:
 
 def test_a_failure_is_forgotten_when_its_node_is_proven() -> None:
     assert counted(member("n1", Phase.SYNCED)) == ({}, ())
+    aside = replace(ACTUATING, stage="yielded", proven=at(0), failed=at(-60))
+    assert counted(member("n1", Phase.BLOCKED, fence=aside)) == ({}, ()), "though somebody else works on it"
 
 
 ENDED = {

@@ -111,6 +111,17 @@ def test_when_the_marker_goes_our_own_cordon_is_lifted_and_the_next_try_waits() 
     assert action.deferred.until > NOW
 
 
+def test_the_cordon_of_a_proven_node_is_lifted_when_the_other_one_is_done_and_nothing_else_changes() -> None:
+    proven = replace(ASIDE, proven=at(-60), from_mode="mig")
+    waiting = yielded(aside(fence=proven, node={"foreign": "kured"}))
+    assert (waiting.phase, waiting.reason) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE)
+    verdict = yielded(aside(fence=proven))
+    assert verdict.message == "nobody else works on gpu-07 any more; it is given back"
+    action = released(verdict)
+    assert (action.uncordon, action.labels) == (True, {names.LABEL_MODE: "mig"})
+    assert action.deferred is None, "there is no next try"
+
+
 KEPT: dict[str, dict[str, Any]] = {
     "a person wants it": {"node": {"hold_cordon": True}},
     "it was there before us": {"fence": replace(ASIDE, prior_unschedulable=True)},

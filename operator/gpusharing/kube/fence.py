@@ -155,7 +155,8 @@ def _changes(action: NodePatch) -> tuple[Mapping[str, str | None], dict[str, str
                 spec["unschedulable"] = True
         case Release():
             labels = action.labels
-            annotations |= {**action.annotations, names.ANNOTATION_FENCE: None}
+            annotations |= action.annotations
+            annotations[names.ANNOTATION_FENCE] = record_text(action.fence) if action.fence else None
             annotations[names.ANNOTATION_DEFERRED] = record_text(action.deferred) if action.deferred else None
             if action.uncordon:
                 spec["unschedulable"] = None

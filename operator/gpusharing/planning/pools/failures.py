@@ -7,6 +7,7 @@ from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.way.members import Member
 
 MOST = 200
 """Failures on record, of all policies together: the annotations of the Lease may have 256 KiB (kube/fence.py)."""
@@ -39,12 +40,19 @@ def count_failures(
         failing = {one.node.uid: one.node for one in pool.members if one.marked and has_failed(one, policy)}
         lost = {uid: one for uid, one in recorded.items() if _is_of(one, policy) and uid not in failing}
         if lost:
-            proven = {one.node.uid for one in pool.members if one.verdict.phase is Phase.SYNCED}
+            proven = {one.node.uid for one in pool.members if _is_proven(one)}
             lost = {uid: one for uid, one in lost.items() if uid not in proven}
         pool.failed_before = tuple(sorted(one.told for one in lost.values()))
         seen = {uid: FailedNode(node.name, policy.uid, policy.generation) for uid, node in failing.items()}
         found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
     return found
+
+
+def _is_proven(member: Member) -> bool:
+    """Whether the node is in service as proven, or would be if nobody else worked on it."""
+    fence = member.node.fence
+    aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
+    return member.verdict.phase is Phase.SYNCED or aside
 
 
 def _is_of(failure: FailedNode, policy: PolicyView) -> bool:

@@ -156,7 +156,8 @@ class RestartOperand:
 @value
 class Release:
     """Give the node back: remove the fence, our marks, our cordon if it is still only ours, and after a proof the
-    start-up taint. One conditional PATCH."""
+    start-up taint. One conditional PATCH. Where our cordon stays because somebody else works on a proven node, a fence
+    remains that remembers it."""
 
     node: NodeView
     """The Node as it was when this was decided."""
@@ -170,6 +171,8 @@ class Release:
     """Neighbour marks to drop."""
     deferred: Deferred | None = None
     """When to try again after an abort; None removes an earlier record."""
+    fence: Fence | None = None
+    """The fence that remains, in stage `yielded`; None removes the fence."""
 
 
 @value

@@ -135,7 +135,8 @@ class Fence:
     mates: tuple[str, ...] = ()
     """Nodes of that gang that did not fit into the budget and so come next; at most 20 are recorded."""
     proven: Moment | None = None
-    """When the node was found proven while it waits for the others of its wave; None: not yet, or it does not wait."""
+    """When the node was found proven while it waits for the others of its wave, or, in stage `yielded`, for somebody
+    else's work to end; None: not proven yet, or it does not wait."""
     revision: str = ""
     """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `generation`. Empty: not
     recorded."""

@@ -72,6 +72,7 @@ _WORTH_TELLING = frozenset(
         Reason.ORPHAN_FENCE,
         Reason.FENCE_UNREADABLE,
         Reason.GPU_STILL_BUSY,
+        Reason.CORDON_KEPT,
         Reason.CORDON_RESTORED,
         Reason.DRAIN_HELD,
         Reason.ROLLED_BACK,

@@ -37,6 +37,7 @@ from gpusharing.planning.way.migmanager import ManagerTrouble, find_trouble, nex
 from gpusharing.planning.way.requests import FreshReading, answer_due, prepares_next_step, verify_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
+from gpusharing.planning.way.yielding import fence_after_proof, tell_wait
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -353,17 +354,22 @@ def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
 
 
 def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
-    """One PATCH removes fence, marks and cordon, and restores the routing label."""
+    """One PATCH removes fence, marks and cordon, and restores the routing label. While somebody else works on the node,
+    cordon and fence stay (yielding.py)."""
     fence, node = case.fence, case.node
     labels, annotations = unmarked(fence, node)
-    labels |= {names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy.name}
+    labels[names.LABEL_POLICY] = policy.name
+    if (aside := fence_after_proof(case, target.routing)) is None:
+        labels[names.LABEL_MODE] = target.routing
     uncordon = may_uncordon(case)
     kept = node.unschedulable and not uncordon
     reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
-    message = f"{target.text} proven" + ("; the cordon is not only ours and stays" if kept else "")
+    why_kept = tell_wait(case) if aside is not None else "the cordon is not only ours and stays"
+    message = f"{target.text} proven" + (f"; {why_kept}" if kept else "")
     if goes_back(case):
         reason, message = Reason.ROLLED_BACK, f"{message}; the node went back to it: {fence.failure}"
     verdict = case.verdict(Phase.UNCORDONING, reason, message)
+    record = proven(case, target, policy)
     return verdict.then(
-        Release(node, uncordon, labels, verified=proven(case, target, policy), annotations=annotations)
+        Release(node, uncordon, labels, verified=record, annotations=annotations, fence=aside)
     )

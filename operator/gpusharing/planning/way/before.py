@@ -24,13 +24,13 @@ from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.wanted.assess import Assessed, Refused
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
-from gpusharing.planning.way.cordon import holds_our_cordon, may_uncordon
+from gpusharing.planning.way.cordon import may_uncordon
 from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.requests import last_busy
 from gpusharing.planning.way.verdict import FencedCase, Verdict
-from gpusharing.planning.way.yielding import give_way
+from gpusharing.planning.way.yielding import give_way, keeps_cordon
 from gpusharing.planning.words.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import some
@@ -331,7 +331,7 @@ def _time_out(case: FencedCase) -> str | Finding:
 def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Verdict:
     """Give the node back as it was before the fence; where somebody else works on it, when that is done."""
     fence, node = case.fence, case.node
-    if node.foreign_works and holds_our_cordon(case):
+    if keeps_cordon(case):
         return give_way(case, why.message)
     labels, annotations = unmarked(fence, node)
     if restore and fence.from_mode:
