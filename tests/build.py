@@ -14,7 +14,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
-from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
 from gpusharing.planning.snapshot.views import (
     ClusterSnapshot,
@@ -351,7 +351,7 @@ def make_fence(
     """Our record of a change of gpu-07 that began now."""
     known: dict[str, Any] = {
         "op": "op-1",
-        "generation": 1,
+        "version": SpecVersion("", 1),
         "prior_unschedulable": False,
         "added": (names.LABEL_UPGRADE_SKIP,),
         "from_layout": "1x full",

@@ -18,7 +18,7 @@ from gpusharing.kube import convert
 from gpusharing.kube.fence import record_text
 from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 
 JSON = dict[str, Any]
 JUNK: st.SearchStrategy[Any] = (
@@ -61,7 +61,10 @@ def test_zero_and_unreadable_counts_are_absent_and_thousands_are_read() -> None:
 
 def test_our_records_and_wishes_on_a_node_are_read() -> None:
     until = datetime(2026, 11, 20, 11, tzinfo=UTC)
-    deferred, verified = Deferred(2, until, "PDB", 7), Verified("pool-b", "all-disabled", "pool-b-1")
+    deferred, verified = (
+        Deferred(2, until, "PDB", SpecVersion("", 7)),
+        Verified("pool-b", "all-disabled", "pool-b-1"),
+    )
     view = convert.node_view(
         node(
             metadata={

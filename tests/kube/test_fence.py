@@ -15,13 +15,13 @@ from gpusharing.api.times import NEVER, from_rfc3339, to_rfc3339
 from gpusharing.kube import fence as records
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import EARLIEST, Claim, Deferred, Fence, SpecVersion, Verified
 
 NOW = datetime(2026, 11, 20, 10, 2, 11, tzinfo=UTC)
 FENCE = Fence(
     op="op-1",
     policy="pool-b",
-    generation=7,
+    version=SpecVersion("", 7),
     node_uid="u1",
     prior_unschedulable=False,
     added=("nvidia.com/gpu-driver-upgrade.skip",),
@@ -46,7 +46,8 @@ MOMENTS = st.datetimes(EARLIEST.replace(tzinfo=None), NEVER.replace(tzinfo=None)
         Fence,
         op=TEXTS,
         policy=TEXTS,
-        generation=st.integers(),
+        version=st.builds(SpecVersion, uid=TEXTS, generation=st.integers()),
+        failed_version=st.none() | st.builds(SpecVersion, uid=TEXTS, generation=st.integers(1)),
         node_uid=TEXTS,
         prior_unschedulable=st.booleans(),
         added=st.lists(TEXTS, max_size=3).map(tuple),
@@ -84,7 +85,7 @@ def test_a_proof_is_read_back_as_it_was_written(verified: Verified) -> None:
     assert records.parse_verified(records.record_text(verified)) == (verified, "")
 
 
-@given(st.builds(Deferred, NUMBERS, MOMENTS, TEXTS, st.integers(), TEXTS))
+@given(st.builds(Deferred, NUMBERS, MOMENTS, TEXTS, st.builds(SpecVersion, TEXTS, st.integers()), TEXTS))
 def test_a_deferral_is_read_back_as_it_was_written(deferred: Deferred) -> None:
     assert records.parse_deferred(records.record_text(deferred)) == (deferred, "")
 
@@ -124,6 +125,8 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
         ({"stage": "draining"}, "stage cannot be 'draining'"),
         ({"disruption": "Gentle"}, "disruption cannot be 'Gentle'"),
         ({"generation": True}, "generation cannot be True"),
+        ({"policyUid": 7}, "policyUid cannot be 7"),
+        ({"failedGeneration": "x"}, "failedVersion cannot be 'x'"),
         ({"since": "2026-11-20T10:02:11"}, "since cannot be '2026-11-20T10:02:11'"),
         ({"added": "x"}, "added cannot be 'x'"),
         ({"added": ["x", 1]}, "added cannot be ['x', 1]"),
@@ -136,6 +139,8 @@ def test_any_text_is_read_or_explained_by_every_reader(text: str) -> None:
         "unknown stage",
         "unknown class",
         "flag as number",
+        "number as UID",
+        "text as number",
         "time without zone",
         "no list",
         "number in a list of texts",
@@ -276,7 +281,7 @@ def test_a_proof_under_somebody_elses_work_leaves_the_fence_that_remembers_our_c
 
 
 def test_an_abort_leaves_when_to_try_again_and_keeps_the_earlier_proof() -> None:
-    deferred = Deferred(1, NOW, "PDB", 7)
+    deferred = Deferred(1, NOW, "PDB", SpecVersion("", 7))
     patch = records.patch_for(Release(VIEW, True, {}, deferred=deferred), "41")
     assert patch["metadata"]["annotations"] == {
         "gpusharing.dev/deferred": records.record_text(deferred),

@@ -15,7 +15,7 @@ from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import LeaderLease, LeaseLost
-from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
 
 CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
 
@@ -269,7 +269,7 @@ def test_who_stood_still_beyond_the_deadline_cannot_claim_though_nobody_else_too
 
 def test_failures_are_written_with_the_claims_and_found_by_a_successor() -> None:
     async def main() -> None:
-        cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", "uid-b", 3)}
+        cluster, failed = FakeCluster(), {"u9": FailedNode("gpu-09", SpecVersion("uid-b", 3))}
         async with contenders(cluster, "a", "b") as (a, b):
             await a.lease.set_claims(CLAIMS, failed)
             assert a.lease.failed_nodes == failed

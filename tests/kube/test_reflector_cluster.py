@@ -16,7 +16,7 @@ from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.actions import FenceNode, LabelNode, Release
-from gpusharing.planning.snapshot.records import Claim, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView
 
 pytestmark = pytest.mark.cluster
@@ -28,7 +28,7 @@ def fence(node: NodeView) -> Fence:
     return Fence(
         "op",
         "pool-b",
-        1,
+        SpecVersion("uid-pool-b", 1),
         node.uid,
         False,
         (),

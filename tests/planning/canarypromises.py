@@ -79,7 +79,7 @@ def _serve(world: "World", mine: list[NodeView], proven: list[str], most: int, a
 def _soaks_beyond_its_reset(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     """Canaries that nothing is remembered of have served all the same."""
     here = {node.uid for node in world.nodes.values()}
-    known, generation = world.ledger.proofs.items(), (policy.uid, policy.generation)
+    known, generation = world.ledger.proofs.items(), policy.version
     proofs = sorted(at for uid, (of, at) in known if of == generation and uid in here)
     canary = spec.rollout.canary
     if canary is not None and len(proofs) >= canary.nodes:

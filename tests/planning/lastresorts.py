@@ -104,16 +104,18 @@ def went_on(world: "World", action: Actuate | UpdateFence) -> None:
 def _turn(world: "World", action: Actuate | UpdateFence) -> None:
     """Once in a generation, and once more for each retry."""
     node, fence = action.node, action.fence
-    policy = next((one for one in world.policies if one.uid == fence.policy_uid), None)
+    policy = next((one for one in world.policies if one.uid == fence.version.uid), None)
     spec = policy.spec if policy is not None else None
     hold(
         spec is not None and spec.rollout.on_failure == "Rollback",
         f"(u) {node.name} goes back, and its policy does not want that",
     )
-    turn = (node.uid, fence.policy_uid, fence.generation, node.retry)
+    turn = (node.uid, fence.version, node.retry)
     hold(turn not in world.ledger.turns, f"(u) {node.name} goes back a second time")
     world.ledger.turns.add(turn)
-    world.ledger.failed.setdefault((fence.policy_uid, fence.generation), set()).add(node.uid)
+    hold(fence.failed_version is not None, f"(u) {node.name} goes back, and nothing is known to have failed")
+    assert fence.failed_version is not None, "just held"
+    world.ledger.failed.setdefault(fence.failed_version, set()).add(node.uid)
     world.ledger.retries.setdefault(node.uid, node.retry)
 
 
@@ -122,7 +124,7 @@ def _is_wanted_anew(world: "World", action: Actuate | UpdateFence, before: Fence
     if action.node.retry != before.retry:
         return True
     policy = _policy_of(world, before)
-    if policy is None or policy.uid != before.policy_uid or before.generation != policy.generation:
+    if policy is None or before.version != policy.version:
         return True
     return Owners(find_contenders(world.policies)).owner(action.node) != before.policy
 
@@ -137,7 +139,7 @@ def given_back(action: Release) -> None:
         assert before is not None, "just held"
         same = (record.mig_config, record.plugin_config) == (before.mig_config, before.plugin_config)
         hold(same, "(u) goes back to what was not proven there last")
-        hold(bool(record.failed_generation), "(u) forgets that the change had failed")
+        hold(bool(record.failed_version), "(u) forgets that the change had failed")
 
 
 def _policy_of(world: "World", fence: Fence | None) -> PolicyView | None:

@@ -30,15 +30,13 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
 )
 from gpusharing.planning.snapshot.podviews import Gang, PodView
-from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.records import UNRECORDED, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.words.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.planning.world import World
 
-Generation = tuple[str, int]
-"""UID and generation of a policy."""
 NEEDS_IDLE = (DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT)
 OUR_LABELS = frozenset(
     {
@@ -58,23 +56,23 @@ UNKNOWN = timedelta(minutes=15)
 class Ledger:
     """What people agreed to and what came of it, as nobody but the tests writes it down."""
 
-    approved: dict[tuple[Generation, str], frozenset[str]] = field(default_factory=dict)
+    approved: dict[tuple[SpecVersion, str], frozenset[str]] = field(default_factory=dict)
     """By generation and hash: UIDs of the nodes that were to change when a person approved it."""
-    failed: dict[Generation, set[str]] = field(default_factory=dict)
+    failed: dict[SpecVersion, set[str]] = field(default_factory=dict)
     """UIDs of nodes that were Failed after the point of no return, and were not proven late by themselves since."""
     retries: dict[str, str] = field(default_factory=dict)
     """By UID of a node the retry that it bore when it was Failed last: another one is a person's doing."""
     waves: dict[str, datetime] = field(default_factory=dict)
     """By wave: when its first node was found proven."""
-    proofs: dict[str, tuple[Generation, datetime]] = field(default_factory=dict)
+    proofs: dict[str, tuple[SpecVersion, datetime]] = field(default_factory=dict)
     """By UID of a node: the change that was proven there last, and when; also of nodes that were forgotten since."""
-    specs: dict[Generation, Mapping[str, Any]] = field(default_factory=dict)
+    specs: dict[SpecVersion, Mapping[str, Any]] = field(default_factory=dict)
     """By generation: what people wrote, but for what only pauses it."""
-    turns: set[tuple[str, str, int, str]] = field(default_factory=set)
-    """UID of a node that went back, UID and generation of the policy, and the retry that the node bore."""
+    turns: set[tuple[str, SpecVersion, str]] = field(default_factory=set)
+    """UID of a node that went back, the version of the spec, and the retry that the node bore."""
     apart: set[str] = field(default_factory=set)
     """UIDs of nodes whose last change began while nobody counted on them, or by another spec than it was proven by."""
-    begun: dict[str, Generation] = field(default_factory=dict)
+    begun: dict[str, SpecVersion] = field(default_factory=dict)
     """By UID of a node: what its change began by."""
 
     def copy(self) -> "Ledger":
@@ -95,16 +93,16 @@ class Ledger:
 
     def write_down(self, policy: PolicyView) -> None:
         """What this generation of a policy says."""
-        if policy.spec is not None and (policy.uid, policy.generation) not in self.specs:
+        if policy.spec is not None and policy.version not in self.specs:
             wire = policy.spec.model_dump()
             del wire["rollout"]["paused"], wire["rollout"]["when_paused"]
-            self.specs[policy.uid, policy.generation] = wire
+            self.specs[policy.version] = wire
 
     def is_of(self, record: Fence | Verified, policy: PolicyView) -> bool:
         """The change went by what this policy says now, but for pauses."""
-        then, now = (record.policy_uid, record.generation), (policy.uid, policy.generation)
+        then, now = record.version, policy.version
         said = self.specs.get(then)
-        return then == now or (then[0] == now[0] and said is not None and said == self.specs.get(now))
+        return then == now or (then.uid == now.uid and said is not None and said == self.specs.get(now))
 
 
 def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
@@ -113,7 +111,7 @@ def approve(world: "World", policy: PolicyView, plan_hash: str) -> None:
         replace(one, approved=plan_hash) if one.name == policy.name else one for one in world.policies
     )
     seen = frozenset(node.uid for node in pool(world, policy.name))
-    world.ledger.approved[(policy.uid, policy.generation), plan_hash] = seen
+    world.ledger.approved[policy.version, plan_hash] = seen
 
 
 # --- every call -------------------------------------------------------------------------------------------------
@@ -126,7 +124,7 @@ def check(world: "World", action: Action) -> None:
     match action:
         case FenceNode():
             policy = _policy(world, action.fence.policy)
-            world.ledger.begun[action.node.uid] = (action.fence.policy_uid, action.fence.generation)
+            world.ledger.begun[action.node.uid] = action.fence.version
             _foreign_untouched(action)
             if policy is not None and policy.spec is not None:
                 _may_start(world, action, policy, policy.spec)
@@ -183,7 +181,7 @@ def _may_start(world: "World", action: FenceNode, policy: PolicyView, spec: GPUS
 def _approved(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     if spec.rollout.approval != "Manual":
         return
-    seen = world.ledger.approved.get(((policy.uid, policy.generation), policy.approved))
+    seen = world.ledger.approved.get((policy.version, policy.approved))
     hold(seen is not None, "(l) a node starts before the plan of this generation was approved")
     hold(seen is not None and node.uid in seen, "(l) a node starts that the approved plan did not name")
 
@@ -223,18 +221,18 @@ def _note_proof(world: "World", action: Release | LabelNode) -> None:
         for failed in world.ledger.failed.values():
             failed.discard(uid)
     if isinstance(action, Release) and action.node.fence is not None:
-        begun = world.ledger.specs.get(world.ledger.begun.get(uid, ("", 0)))
-        same = begun is not None and begun == world.ledger.specs.get((record.policy_uid, record.generation))
+        begun = world.ledger.specs.get(world.ledger.begun.get(uid, UNRECORDED))
+        same = begun is not None and begun == world.ledger.specs.get(record.version)
         apart = action.node.fence.newcomer or not same
         world.ledger.apart = world.ledger.apart | {uid} if apart else world.ledger.apart - {uid}
     if record.changed_at == world.now and not record.rolled_back:
-        world.ledger.proofs[uid] = ((record.policy_uid, record.generation), world.now)
-    elif uid in world.ledger.proofs and world.ledger.proofs[uid][0][0] != record.policy_uid:
+        world.ledger.proofs[uid] = (record.version, world.now)
+    elif uid in world.ledger.proofs and world.ledger.proofs[uid][0].uid != record.version.uid:
         del world.ledger.proofs[uid]
 
 
 def _not_halted(world: "World", node: NodeView, policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
-    failed = world.ledger.failed.get((policy.uid, policy.generation), set())
+    failed = world.ledger.failed.get(policy.version, set())
     if node.uid in failed and node.retry:
         return  # a person wants this very node tried again
     still = failed & {one.uid for one in pool(world, policy.name)}
@@ -300,7 +298,7 @@ def _note_failures(world: "World", plan: RolloutPlan) -> None:
             for action in verdict.actions
         )
         if verdict.phase is Phase.FAILED and not writing and not awaited:
-            world.ledger.failed.setdefault((fence.policy_uid, fence.generation), set()).add(node.uid)
+            world.ledger.failed.setdefault(fence.version, set()).add(node.uid)
             world.ledger.retries.setdefault(node.uid, node.retry)
 
 

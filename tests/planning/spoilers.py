@@ -18,7 +18,7 @@ def failed_again(world: World, action: Any) -> None:
     """A person has let the rollout go on once, and another node failed since."""
     world.add_node("gpu-99")
     both = {world.nodes[NODE].uid, world.nodes["gpu-99"].uid}
-    world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = both
+    world.ledger.failed[action.fence.version] = both
     world.policies = tuple(
         lenient(replace(one, resumed=str(one.generation)), max_unavailable=2) for one in world.policies
     )
@@ -38,9 +38,7 @@ def canary_broken(world: World, action: Any) -> None:
     """The canary has served for long enough, and its kubelet is silent now."""
     world.add_node("gpu-99")
     fence, began = action.fence, world.now - timedelta(hours=2)
-    proof = Verified(
-        "pool-b", "", "", policy_uid=fence.policy_uid, generation=fence.generation, changed_at=began
-    )
+    proof = Verified("pool-b", "", "", version=fence.version, changed_at=began)
     world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
     world.policies = tuple(
         lenient(one, max_unavailable=3)

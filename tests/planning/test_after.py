@@ -30,7 +30,7 @@ from tests.planning.changes import (
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
 from gpusharing.planning.way.attempts import failed_in, is_tried_again, next_deferral, standing_deferral
 from gpusharing.planning.way.migmanager import SIGNS
@@ -154,14 +154,14 @@ def test_all_sources_agree_and_the_node_is_given_back_in_one_patch() -> None:
     assert action.labels == {
         names.LABEL_UPGRADE_SKIP: None, names.LABEL_MODE: "mig", names.LABEL_POLICY: "pool-b"}  # fmt: skip
     pair = FENCE.target_mig_config, FENCE.target_plugin_config
-    known = Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, policy_uid="uid-pool-b", generation=1)
+    known = Verified("pool-b", *pair, layout="2x3g.40gb", gpus=1, version=SpecVersion("uid-pool-b", 1))
     assert action.verified == replace(known, changed_at=at(60))
 
 
 def test_the_proof_records_how_long_the_change_took_what_was_planned_and_whether_it_had_failed() -> None:
-    fence = replace(FENCE, began=at(-180), planned=DisruptionClass.RESET, failed_generation=1)
+    fence = replace(FENCE, began=at(-180), planned=DisruptionClass.RESET, failed_version=MIXED.version)
     proof = only(after_pnr(changing(fence=fence))).verified
-    assert (proof.took, proof.planned, proof.failed_generation) == (240, DisruptionClass.RESET, 1)
+    assert (proof.took, proof.planned, proof.failed_version) == (240, DisruptionClass.RESET, MIXED.version)
 
 
 def test_drift_put_right_is_recorded_with_its_generation_and_a_later_change_keeps_the_record() -> None:
@@ -294,7 +294,7 @@ def test_a_plugin_restart_that_would_now_need_an_idle_node_is_given_back_and_sta
 def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed() -> None:
     """What halts the pool is not forgotten with the fence: the new one says it too."""
     fence = fence_to(
-        SLICED, disruption=DisruptionClass.PLUGIN_RESTART, failed_generation=1, policy_uid=MIXED.uid
+        SLICED, disruption=DisruptionClass.PLUGIN_RESTART, failed_version=MIXED.version, version=MIXED.version
     )
     case = changing(
         was=SLICED, fence=fence, labels={MIG_CONFIG: "all-disabled", MIG_STATE: "success"},
@@ -302,14 +302,14 @@ def test_a_failed_plugin_restart_that_starts_anew_with_a_drain_has_still_failed(
         stack=make_stack(MIXED, SLICED),
     )  # fmt: skip
     given = only(after_pnr(case)).deferred
-    assert (given.count, given.until, given.failed_generation) == (0, case.now, 1), "nobody waits"
+    assert (given.count, given.until, given.failed_version) == (0, case.now, MIXED.version), "nobody waits"
     free = replace(case.node, fence=None, deferred=given)
-    assert (failed_in(free, MIXED), is_tried_again(free, MIXED)) == (1, True)
+    assert (failed_in(free, MIXED), is_tried_again(free, MIXED)) == (MIXED.version, True)
     assert standing_deferral(replace(case, node=free), MIXED) is None
     edited = replace(MIXED, generation=2)
     assert not is_tried_again(free, edited), "another generation counts anew"
     later = replace(case, fence=replace(fence, stage="fenced"))
-    assert next_deferral(later, Reason.DRAIN_TIMEOUT).failed_generation == 1
+    assert next_deferral(later, Reason.DRAIN_TIMEOUT).failed_version == MIXED.version
 
 
 def test_a_node_whose_policy_is_gone_stays_fenced_until_one_owns_it() -> None:

@@ -24,6 +24,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.holds import find_hold
+from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted.assess import Assessed, Unobserved
 from gpusharing.planning.way.attempts import owed_for
@@ -150,7 +151,7 @@ def test_the_approval_stays_when_nobody_can_read_a_node_any_more_that(node: dict
 
 @pytest.mark.parametrize(
     "node",
-    [{}, *recorded(generation=2).values(), {"fence": make_fence(**BY_IT)}],
+    [{}, *recorded(version=SpecVersion("uid-pool-b", 2)).values(), {"fence": make_fence(**BY_IT)}],
     ids=["not begun", "proven before", "begun before", "begun without an approval"],
 )
 def test_a_node_that_nobody_can_read_is_in_no_plan_where_its_change_is(node: dict[str, Any]) -> None:

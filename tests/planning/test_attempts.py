@@ -10,26 +10,28 @@ from tests.planning.changes import FENCE, changing, only
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import LabelNode, Release
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import was_corrected
 from gpusharing.planning.way.judge import judge
 
-PROVEN = Verified("pool-b", "all-disabled", "x", corrected_generation=1, policy_uid="uid-pool-b")
+PROVEN = Verified("pool-b", "all-disabled", "x", corrected_generation=1, version=SpecVersion("uid-pool-b", 0))
 ANEW = replace(MIXED, uid="uid-anew")
 """The policy was deleted and made again; its generations begin at 1 again."""
 
 
 def test_drift_put_right_is_recorded_with_generation_and_policy() -> None:
-    released = only(after_pnr(changing(fence=replace(FENCE, drift=True, policy_uid="uid-pool-b"))))
+    released = only(
+        after_pnr(changing(fence=replace(FENCE, drift=True, version=SpecVersion("uid-pool-b", 1))))
+    )
     assert isinstance(released, Release)
     assert released.verified is not None
-    assert (released.verified.corrected_generation, released.verified.policy_uid) == (1, "uid-pool-b")
+    assert (released.verified.corrected_generation, released.verified.version.uid) == (1, "uid-pool-b")
 
 
 @pytest.mark.parametrize("policy", [replace(MIXED, generation=2), ANEW], ids=["edited", "made anew"])
 def test_a_policy_that_changed_during_a_correction_has_its_own_first_drift(policy: Any) -> None:
-    fence = replace(FENCE, drift=True, policy_uid="uid-pool-b")
+    fence = replace(FENCE, drift=True, version=SpecVersion("uid-pool-b", 1))
     released = only(after_pnr(changing(policy, fence=fence)))
     assert released.verified.corrected_generation == 0
     after = make_case(policy, node={"verified": released.verified})
@@ -38,7 +40,7 @@ def test_a_policy_that_changed_during_a_correction_has_its_own_first_drift(polic
 
 CORRECTED: dict[str, tuple[Any, Verified, bool]] = {
     "in this generation": (MIXED, PROVEN, True),
-    "as an older operator recorded it": (MIXED, replace(PROVEN, policy_uid=""), True),
+    "as an older operator recorded it": (MIXED, replace(PROVEN, version=SpecVersion("", 0)), True),
     "in an earlier generation": (replace(MIXED, generation=2), PROVEN, False),
     "for a policy of this name that was deleted": (ANEW, PROVEN, False),
     "for another policy": (MIXED, replace(PROVEN, policy="other"), False),

@@ -30,7 +30,7 @@ from gpusharing.api.times import NEVER
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Deferred
+from gpusharing.planning.snapshot.records import Deferred, SpecVersion
 from gpusharing.planning.way.before import ENDINGS, before_pnr
 from gpusharing.planning.way.idle import JOBS_PACE
 from gpusharing.planning.way.verdict import FencedCase
@@ -343,18 +343,18 @@ BACKOFF = {
 
 @pytest.mark.parametrize(("earlier", "count", "wait"), BACKOFF.values(), ids=BACKOFF.keys())
 def test_the_wait_after_each_abort_doubles(earlier: int | None, count: int, wait: int) -> None:
-    record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", 1)
+    record = None if earlier is None else Deferred(earlier, EARLIER, "PDB", SpecVersion("", 1))
     case = fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": record, "retry": "x"})
     assert released(before_pnr(case)).deferred == Deferred(
-        count, at(wait), "DrainTimeout", 1, "x", "uid-pool-b"
+        count, at(wait), "DrainTimeout", SpecVersion("uid-pool-b", 1), "x"
     )
 
 
 def test_a_new_generation_counts_its_aborts_anew() -> None:
     case = fenced(
-        fence=replace(FENCE, deadline=NOW, generation=2),
+        fence=replace(FENCE, deadline=NOW, version=SpecVersion("", 2)),
         work=HELD,
-        node={"deferred": Deferred(5, EARLIER, "PDB", 1)},
+        node={"deferred": Deferred(5, EARLIER, "PDB", SpecVersion("", 1))},
     )
     deferred = released(before_pnr(case)).deferred
     assert deferred is not None
@@ -362,12 +362,12 @@ def test_a_new_generation_counts_its_aborts_anew() -> None:
 
 
 def test_another_policy_of_the_name_counts_its_aborts_anew() -> None:
-    earlier = Deferred(5, EARLIER, "DrainTimeout", 1, policy_uid="uid-of-the-deleted-one")
+    earlier = Deferred(5, EARLIER, "DrainTimeout", SpecVersion("uid-of-the-deleted-one", 1))
     deferred = released(
         before_pnr(fenced(fence=replace(FENCE, deadline=NOW), work=HELD, node={"deferred": earlier}))
     ).deferred
     assert deferred is not None
-    assert (deferred.count, deferred.policy_uid) == (1, "uid-pool-b")
+    assert (deferred.count, deferred.version.uid) == (1, "uid-pool-b")
 
 
 def test_the_time_for_pods_to_leave_is_none_for_the_proof_that_follows() -> None:

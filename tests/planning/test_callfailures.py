@@ -23,7 +23,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
 )
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
-from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.records import Fence, SpecVersion
 from gpusharing.planning.told.events import node_events
 from gpusharing.planning.way.callverdicts import Failing, is_moot, named
 from gpusharing.planning.way.members import Member, find_member
@@ -186,7 +186,7 @@ def test_the_plan_itself_names_the_node_whose_calls_fail() -> None:
 # --- past the point of no return, and past the deadline -----------------------------------------------------------
 
 TWO = make_policy(rollout={"maxUnavailable": 2})
-LATE = make_fence("actuating", policy_uid=TWO.uid, deadline=at(-1))
+LATE = make_fence("actuating", version=TWO.version, deadline=at(-1))
 """Of gpu-07, whose cordon somebody has lifted: it is to be put back, and no call about the node succeeds."""
 
 
@@ -228,8 +228,8 @@ def late(one: Member) -> Member:
 NODE = make_node("gpu-07", fence=LATE)
 FOLLOWED: dict[str, tuple[Action, datetime | None]] = {
     "another run": (Actuate(NODE, replace(LATE, attempt=2), {}), NOW),
-    "a run of another generation": (Actuate(NODE, replace(LATE, generation=2), {}), None),
-    "a record of the failure": (UpdateFence(NODE, replace(LATE, failed_generation=1)), None),
+    "a run of another generation": (Actuate(NODE, replace(LATE, version=SpecVersion(TWO.uid, 2)), {}), None),
+    "a record of the failure": (UpdateFence(NODE, replace(LATE, failed_version=LATE.version)), None),
 }
 
 

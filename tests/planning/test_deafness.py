@@ -83,9 +83,7 @@ BACK = Rollout(on_failure="Rollback")
 def test_a_way_back_from_mps_is_gone_though_the_policy_wants_mps() -> None:
     wants = edited(MPS, rollout=BACK)
     stack = under(DEAF, wants, SLICED)
-    fence = fence_to(
-        wants, to_layout="4x shared", deadline=at(30), generation=wants.generation, policy_uid=wants.uid
-    )
+    fence = fence_to(wants, to_layout="4x shared", deadline=at(30), version=wants.version)
     labels = {PLUGIN: fence.target_plugin_config}
     late = changing(
         wants, was=SLICED, fence=fence, stack=stack, labels=labels, gpunode=answering(VERIFY, SLICED)
@@ -102,7 +100,7 @@ def test_a_way_back_from_mps_is_gone_though_the_policy_wants_mps() -> None:
 @pytest.mark.parametrize(("version", "goes"), [(HEARS, True), (DEAF, False)])
 def test_a_way_back_to_mps_is_gone_only_where_the_daemon_would_hear_of_it(version: str, goes: bool) -> None:
     wants = edited(MIXED, rollout=BACK)
-    fence = fence_to(wants, generation=wants.generation, policy_uid=wants.uid)
+    fence = fence_to(wants, version=wants.version)
     labels = {
         MIG_CONFIG: fence.target_mig_config,
         PLUGIN: fence.target_plugin_config,

@@ -6,8 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import at, make_fence, make_node
+from tests.build import at, make_fence, make_node, make_policy
 from tests.planning.cases import FULL, MIXED, pool_of, run_until, wrote
+from tests.planning.machines import patched
 from tests.planning.test_failures_seen import halted, passed, started
 from tests.planning.world import World
 
@@ -15,14 +16,14 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
-from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
+from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
 POLICY = replace(MIXED, uid="uid-pool-b", generation=3)
-FAILED = FailedNode("n1", POLICY.uid, 3)
+FAILED = FailedNode("n1", SpecVersion(POLICY.uid, 3))
 RECORD = {"uid-n1": FAILED}
 
 
@@ -43,7 +44,7 @@ def counted(
     return found, pool.failed_before
 
 
-ACTUATING = make_fence("actuating", policy_uid=POLICY.uid, generation=3)
+ACTUATING = make_fence("actuating", version=SpecVersion(POLICY.uid, 3))
 FAILING = member("n1", Phase.FAILED, fence=ACTUATING)
 STAYS: dict[str, tuple[Member, ...]] = {
     "it was deleted": (),
@@ -86,7 +87,10 @@ def test_a_failure_is_forgotten(policy: PolicyView) -> None:
 
 
 def test_no_more_failures_are_kept_than_the_lease_has_room_for() -> None:
-    many = {f"uid-{number:03}": FailedNode(f"n{number}", POLICY.uid, 3) for number in range(MOST + 20)}
+    many = {
+        f"uid-{number:03}": FailedNode(f"n{number}", SpecVersion(POLICY.uid, 3))
+        for number in range(MOST + 20)
+    }
     found, names = counted(recorded=many)
     assert (len(found), len(names)) == (MOST, MOST + 20), "all that were there count in this pass"
 
@@ -109,6 +113,31 @@ def test_a_rollout_stays_halted_when_the_node_that_failed_is_replaced() -> None:
         passed(world)
     assert len(wrote(world, FenceNode)) > len(begun)
     assert {one.node for one in world.failed_nodes.values()} == {failed}
+
+
+@pytest.mark.parametrize("mode", ["TimeSlicing", "MIG"], ids=["another layout", "the same layout"])
+def test_a_node_that_failed_in_one_pool_halts_no_rollout_of_the_pool_that_gets_it(mode: str) -> None:
+    """Both policies count their generations from 1."""
+    world = halted()
+    label: dict[str, Any] = {"gpusharing.dev/pool": "c"}
+    heir: dict[str, Any] = {"nodeSelector": {"matchLabels": label}}
+    (failed,) = (name for name, node in world.nodes.items() if node.fence is not None)
+    for name in ("c0", "c1", "c2"):
+        world.add_node(name, **label)
+    world.set_policy(make_policy("pool-c", mode="Full", **heir))
+    for _ in range(40):
+        passed(world)
+    world.now += timedelta(hours=1)
+    edited = make_policy("pool-c", mode=mode, rollout={"maxUnavailable": 2}, **heir)
+    world.set_policy(edited)  # generation 2, as that in which the node has failed
+    world.nodes[failed] = patched(world.nodes[failed], label)
+    world.machines[failed].temper = "works"
+    for _ in range(200):
+        told = passed(world)
+        halts = [name for name, one in told.items() if one.policy == "pool-c" and one.reason is Reason.HALTED]
+        assert not halts, told[halts[0]].message
+    assert {told[name].phase for name in ("c0", "c1", "c2")} == {Phase.SYNCED}
+    assert {one.version.uid for one in world.failed_nodes.values()} == {FULL.uid}, "whose run it was"
 
 
 def under_way(phase: Phase) -> tuple[World, str]:
@@ -178,7 +207,7 @@ def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
     world, first = under_way(Phase.CORDONED)
     before_actuation(world, first)
     (said,) = (action for action in world.plan().shared if isinstance(action, SetClaims))
-    assert said.claims[first].generation == 2
+    assert said.claims[first].version == SpecVersion(FULL.uid, 2)
     world.claims = dict(said.claims)
     world.restart()
     node = world.nodes[first]
@@ -190,7 +219,7 @@ def test_the_lease_knows_of_the_point_of_no_return_first() -> None:
 PROVEN = replace(ACTUATING, proven=at(60))
 SLOTS: dict[str, tuple[Fence, int]] = {
     "past the point of no return": (ACTUATING, 3),
-    "before it": (make_fence(policy_uid=POLICY.uid, generation=3), 0),
+    "before it": (make_fence(version=SpecVersion(POLICY.uid, 3)), 0),
     "proven, while it waits for its wave": (PROVEN, 0),
     "of an earlier node of this name": (replace(ACTUATING, node_uid="uid-before"), 0),
 }
@@ -199,8 +228,12 @@ SLOTS: dict[str, tuple[Fence, int]] = {
 @pytest.mark.parametrize(("fence", "generation"), SLOTS.values(), ids=SLOTS)
 def test_a_slot_says_of_which_generation_the_failure_would_be(fence: Fence, generation: int) -> None:
     claim = Claim.of("uid-gpu-07", fence)
-    assert (claim.generation, claim.policy_uid) == (generation, POLICY.uid if generation else "")
-    gone = {"uid-gpu-07": FailedNode("gpu-07", POLICY.uid, generation, gone=True)} if generation else {}
+    assert claim.version == (POLICY.version if generation else None)
+    gone = (
+        {"uid-gpu-07": FailedNode("gpu-07", SpecVersion(POLICY.uid, generation), gone=True)}
+        if generation
+        else {}
+    )
     assert find_gone({"gpu-07": claim}, {}) == gone
     assert find_gone({"gpu-07": claim}, {"gpu-07": make_node("gpu-07", uid="uid-new")}) == gone
     assert find_gone({"gpu-07": claim}, {"gpu-07": make_node("gpu-07")}) == {}

@@ -22,7 +22,7 @@ from gpusharing.planning.way.judge import judge
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
-OURS = replace(FENCE, policy_uid=MIXED.uid)
+OURS = replace(FENCE, version=MIXED.version)
 LATE = replace(OURS, failed=at(2400))
 """The deadline was seen to pass."""
 REFUTED = replace(OURS, failed=at(60))
@@ -114,13 +114,13 @@ def test_a_result_counts_more_than_the_record() -> None:
     released = only(judged(changing(fence=LATE, now=1800)))
     assert isinstance(released, Release)
     assert released.verified is not None
-    assert released.verified.failed_generation == 0
+    assert released.verified.failed_version is None
 
 
 def test_a_retry_begins_with_a_clean_record_and_remembers_the_failure() -> None:
     case = changing(fence=LATE, now=1800, node={"resources": {}, "retry": "again"})
     owed = only(judged(case)).fence
-    assert (owed.failed, owed.failed_generation) == (None, OURS.generation)
+    assert (owed.failed, owed.failed_version) == (None, OURS.version)
 
 
 RUNS: dict[str, tuple[PolicyView, Any]] = {
@@ -132,7 +132,7 @@ RUNS: dict[str, tuple[PolicyView, Any]] = {
 
 @pytest.mark.parametrize(("policy", "failed"), RUNS.values(), ids=RUNS)
 def test_a_run_that_begins_by_itself_keeps_the_record(policy: PolicyView, failed: Any) -> None:
-    fence = replace(OWED, policy_uid=MIXED.uid, failed=at(2400), failed_generation=0)
+    fence = replace(OWED, version=MIXED.version, failed=at(2400), failed_version=None)
     action = only(after_pnr(changing(policy, fence=fence, **proven_idle(60))))
     assert isinstance(action, Actuate)
     assert action.fence.failed == failed
@@ -145,15 +145,15 @@ def test_a_cure_that_nobody_asked_for_keeps_the_record() -> None:
         fence=LATE, labels={MIG_STATE: "success", "nvidia.com/mig.config": "all-disabled"}, now=60
     )
     owed = only(judged(case)).fence
-    assert (owed.attempt, owed.failed, owed.failed_generation) == (2, at(60), 0)
+    assert (owed.attempt, owed.failed, owed.failed_version) == (2, at(60), None)
 
 
 def test_a_change_that_is_given_back_after_a_failure_remembers_it() -> None:
     case = fenced_of(changing(fence=LATE, work=emptied(60, make_pod())))
     given = remembered(case, Reason.PODS_LEAVING)
     assert given is not None
-    assert given.failed_generation == OURS.generation
-    assert next_deferral(case, Reason.PODS_LEAVING).failed_generation == OURS.generation
+    assert given.failed_version == OURS.version
+    assert next_deferral(case, Reason.PODS_LEAVING).failed_version == OURS.version
     assert remembered(fenced_of(changing(fence=OURS)), Reason.PODS_LEAVING) is None
 
 

@@ -20,7 +20,7 @@ from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import Vitals
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.wanted import migfile
@@ -106,9 +106,9 @@ def stopping(written: datetime | None) -> NodeCase:
     return make_case(MIXED, was=MPS, stack=replace(case.stack, plugin_configs=configs, written=times))
 
 
-FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", 1, "")
-WENT_BACK = Verified("pool-b", "", "", policy_uid=MIXED.uid, generation=MIXED.generation, rolled_back=True)
-DEFERRED = Deferred(2, at(60), "DrainTimeout", 1, "")
+FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", SpecVersion("", 1))
+WENT_BACK = Verified("pool-b", "", "", version=MIXED.version, rolled_back=True)
+DEFERRED = Deferred(2, at(60), "DrainTimeout", SpecVersion("", 1))
 OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 WITHHELD = replace(make_gpu(), instances_withheld=True)
@@ -195,7 +195,7 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
     "an earlier try was given up, and somebody removed the annotation": (
         make_case(MIXED, node={"deferred": replace(DEFERRED, retry="again")}), Reason.DEFERRED, at(60)),
     "an earlier try of this very policy was given up": (
-        make_case(MIXED, node={"deferred": replace(DEFERRED, policy_uid="uid-pool-b")}), Reason.DEFERRED, at(60)),
+        make_case(MIXED, node={"deferred": replace(DEFERRED, version=MIXED.version)}), Reason.DEFERRED, at(60)),
     "the policy is paused": (make_case(PAUSED), Reason.PAUSED, None),
     "the configuration is not written": (
         make_case(MIXED, stack=make_stack(FULL)), Reason.CONFIG_PROPAGATING, None),
@@ -235,7 +235,7 @@ OPEN: dict[str, NodeCase] = {
         MIXED, stack=make_stack(MIXED, write_error="no right")
     ),
     "a try of another policy was given up": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, policy_uid="uid-other")}
+        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("uid-other", 1))}
     ),
     "no GPU is repartitioned, so the driver does not matter": observing(
         make_case(SLICED), driver_version="580.95.05"
@@ -273,7 +273,7 @@ OPEN: dict[str, NodeCase] = {
     ),
     "the wait after an abort is over": make_case(MIXED, node={"deferred": DEFERRED}, now=at(60)),
     "a new generation ends the wait after an abort": make_case(
-        MIXED, node={"deferred": replace(DEFERRED, generation=7)}
+        MIXED, node={"deferred": replace(DEFERRED, version=SpecVersion("", 7))}
     ),
     "a person ends the wait after an abort": make_case(MIXED, node={"deferred": DEFERRED, "retry": "now"}),
     "a person ends another wait with another value": make_case(

@@ -25,7 +25,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.wanted.revision import find_revision
@@ -150,8 +150,7 @@ def test_a_pool_in_which_nobody_can_be_chosen_stops_only_itself() -> None:
         "x",
         "y",
         changed_at=end,
-        policy_uid=broken.uid,
-        generation=1,
+        version=SpecVersion(broken.uid, 1),
         revision=find_revision(broken),
     )
     sound = make_policy("pool-c", nodeSelector={"matchLabels": {"gpusharing.dev/pool": "c"}})

@@ -18,7 +18,7 @@ from gpusharing.planning.pools.holds import HOLDS, find_hold, phase_of
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.pooled import Pooled
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.members import Member
@@ -56,28 +56,29 @@ def pooled(*members: Member, policy: PolicyView = POOL, seconds: float = 0, **ro
 
 # --- halting --------------------------------------------------------------------------------------------------
 
-OURS: dict[str, Any] = {"policy_uid": "uid-pool-b", "generation": 3}
+EARLIER = SpecVersion("uid-pool-b", 2)
+OURS: dict[str, Any] = {"version": SpecVersion("uid-pool-b", 3)}
 ACTUATING = make_fence("actuating", **OURS)
-PROVEN = Verified("pool-b", "x", "y", policy_uid="uid-pool-b", generation=3, changed_at=NOW, took=60)
+PROVEN = Verified("pool-b", "x", "y", version=SpecVersion("uid-pool-b", 3), changed_at=NOW, took=60)
 FAILED = {
     "it is Failed": (member("n1", Phase.FAILED, fence=ACTUATING), True),
     "it was Failed, and the clock was set back": (
         member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed=NOW)), True),
     "it is tried again after it failed": (
-        member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed_generation=3)), True),
+        member("n1", Phase.RECONFIGURING, fence=replace(ACTUATING, failed_version=SpecVersion("uid-pool-b", 3))), True),
     "it was proven after it had failed": (
-        member("n1", Phase.SYNCED, verified=replace(PROVEN, failed_generation=3)), True),
+        member("n1", Phase.SYNCED, verified=replace(PROVEN, failed_version=SpecVersion("uid-pool-b", 3))), True),
     "it was given back after it had failed, to begin anew": (
-        member("n1", deferred=Deferred(0, NOW, "PodsLeaving", 3, "again", "uid-pool-b", 3)), True),
+        member("n1", deferred=Deferred(0, NOW, "PodsLeaving", POOL.version, "again", POOL.version)), True),
     "its next try was given up without a failure": (
-        member("n1", deferred=Deferred(1, NOW, "DrainTimeout", 3, "", "uid-pool-b")), False),
+        member("n1", deferred=Deferred(1, NOW, "DrainTimeout", POOL.version)), False),
     "it is on its way": (member("n1", Phase.RECONFIGURING, fence=ACTUATING), False),
     "it is proven": (member("n1", Phase.SYNCED, verified=PROVEN), False),
     "it failed in an earlier generation": (
-        member("n1", Phase.FAILED, fence=replace(ACTUATING, generation=2)), False),
-    "it had failed in an earlier generation": (member("n1", verified=replace(PROVEN, failed_generation=2)), False),
+        member("n1", Phase.FAILED, fence=replace(ACTUATING, version=EARLIER)), False),
+    "it had failed in an earlier generation": (member("n1", verified=replace(PROVEN, failed_version=EARLIER)), False),
     "another policy of this name failed on it": (
-        member("n1", verified=replace(PROVEN, failed_generation=3, policy_uid="old")), False),
+        member("n1", verified=replace(PROVEN, failed_version=SpecVersion("old", 3))), False),
     "its calls failed before the point of no return": (member("n1", Phase.FAILED, fence=make_fence(**OURS)), False),
     "it was given up before the point of no return": (member("n1", Phase.ABORTING, fence=make_fence(**OURS)), False),
 }  # fmt: skip
@@ -148,7 +149,7 @@ IN_FLIGHT: dict[str, tuple[Phase, int]] = {
 @pytest.mark.parametrize(("phase", "left"), IN_FLIGHT.values(), ids=IN_FLIGHT)
 def test_a_node_in_flight_since_an_earlier_generation_is_a_canary_where_it(phase: Phase, left: int) -> None:
     """Or another one would start in the very pass in which it turns."""
-    earlier = member("n8", phase, fence=replace(ACTUATING, generation=2))
+    earlier = member("n8", phase, fence=replace(ACTUATING, version=EARLIER))
     assert find_canary(pooled(*MANY, earlier, canary=CANARY)) == left
 
 
@@ -161,7 +162,7 @@ def test_the_others_start_when_all_canaries_have_soaked() -> None:
 
 
 def test_what_an_earlier_generation_proved_is_no_canary() -> None:
-    old = member("n9", verified=replace(PROVEN, generation=2))
+    old = member("n9", verified=replace(PROVEN, version=EARLIER))
     assert find_canary(pooled(*MANY, old, canary={"nodes": 1})) == 1
 
 
@@ -205,9 +206,9 @@ SMALLER: dict[str, tuple[Member, Reason | None]] = {
     "began by another spec": (
         member("n9", Phase.RECONFIGURING, fence=replace(ACTUATING, turned=True)), Reason.CANARY_TOO_LARGE),
     "is still to turn to this spec": (
-        member("n9", Phase.DRAINING, fence=replace(ACTUATING, generation=2)), Reason.CANARY_TOO_LARGE),
+        member("n9", Phase.DRAINING, fence=replace(ACTUATING, version=EARLIER)), Reason.CANARY_TOO_LARGE),
     "was a canary of an earlier generation": (
-        member("n9", Phase.SYNCED, verified=replace(PROVEN, generation=2)), Reason.CANARY_TOO_LARGE),
+        member("n9", Phase.SYNCED, verified=replace(PROVEN, version=EARLIER)), Reason.CANARY_TOO_LARGE),
     "went back": (member("n9", verified=replace(PROVEN, rolled_back=True)), Reason.CANARY_TOO_LARGE),
     "only joined": (
         member("n9", Phase.SYNCED, verified=replace(PROVEN, apart=True, changed_at=at(-600))),

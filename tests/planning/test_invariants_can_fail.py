@@ -193,7 +193,7 @@ def loud(world: World, action: Any) -> None:
 
 def failed_before(world: World, action: Any) -> None:
     """A node of the pool failed in this generation."""
-    world.ledger.failed[(action.fence.policy_uid, action.fence.generation)] = {world.nodes[NODE].uid}
+    world.ledger.failed[action.fence.version] = {world.nodes[NODE].uid}
 
 
 def human_cordon(world: World, action: Any) -> None:
@@ -380,8 +380,7 @@ def test_an_invariant_sees_a_node_that_is_forgotten_or_starts_before_its_pool_is
         world.settle()
     first, other = world.nodes["n0"], world.nodes["n1"]
     look(world, start.value.action)
-    generation = (world.policies[0].uid, world.policies[0].generation)
-    world.ledger.proofs[other.uid] = (generation, world.now)
+    world.ledger.proofs[other.uid] = (world.policies[0].version, world.now)
     with pytest.raises(Broken, match=r"\(n\) nodes that were reset"):
         look(world, start.value.action)
     world.machines["n0"].layouts = [None]

@@ -18,6 +18,7 @@ from gpusharing.api.names import (
     Phase,
 )
 from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.way.verdict import NodeCase, Verdict
@@ -105,17 +106,18 @@ def failed(now: float = 2400, **fields: Any) -> NodeCase:
     return changing(**{"owner": "heir", "now": now, "node": {"resources": {}}, **fields})
 
 
-def heirs(verdict: Verdict) -> list[tuple[str, int]]:
-    """The policies that the node is handed over to."""
+def heirs(verdict: Verdict) -> list[Fence]:
+    """The fences that hand the node over to another policy."""
     written = [action.fence for action in verdict.actions if isinstance(action, UpdateFence)]
-    return [(fence.policy, fence.generation) for fence in written if fence.policy != "pool-b"]
+    return [fence for fence in written if fence.policy != "pool-b"]
 
 
 def test_a_failed_node_is_handed_to_the_policy_that_owns_it_now() -> None:
-    heir = replace(HEIR, generation=7)
-    verdict = judged(failed(), MIXED, heir)
+    case = failed()
+    assert case.node.fence is not None
+    verdict = judged(case, MIXED, HEIR)
     assert verdict.phase is Phase.FAILED
-    assert heirs(verdict) == [("heir", 7)]
+    assert heirs(verdict) == [replace(case.node.fence, policy="heir")], "what failed was no run of the heir"
     assert "Policy heir owns the node now and takes it over" in verdict.message
 
 

@@ -176,9 +176,7 @@ def unproven(world: World, action: Any) -> Action:
 
 def again(world: World, action: Any) -> None:
     """It went back before, in this generation."""
-    world.ledger.turns.add(
-        (action.node.uid, action.fence.policy_uid, action.fence.generation, action.node.retry)
-    )
+    world.ledger.turns.add((action.node.uid, action.fence.version, action.node.retry))
 
 
 def recorded(**fields: Any) -> Spoil:
@@ -211,7 +209,7 @@ FAULTS: Mapping[str, tuple[PolicyView, Callable[[Action], bool], Spoil, str]] = 
     "a run to something else": (GOES_BACK, runs_back, fence(target_mig_config="x"), "was proven there last"),
     "a node that turns round by itself": (GOES_BACK, runs_back, fence(rolls_back=False), "turns round"),
     "a return to something else": (GOES_BACK, gives_back, recorded(mig_config="x"), "not proven there last"),
-    "a return that forgets the failure": (GOES_BACK, gives_back, recorded(failed_generation=0), "forgets"),
+    "a return that forgets the failure": (GOES_BACK, gives_back, recorded(failed_version=None), "forgets"),
     "a return that is called a way back": (GOES_BACK, gives_back, fenced(rolls_back=False), "that is none"),
     "a start in a pool that is smaller than its canary": (
         GOES_BACK, starts, policy(canary=Canary(nodes=5)), "(n)"),

@@ -13,6 +13,7 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.words.reasons import Reason
 
 HOLDS: dict[str, tuple[dict[str, Any], Reason]] = {
@@ -71,7 +72,11 @@ def test_newcomers_may_be_canaries_and_do_not_start_beside_them() -> None:
 def test_a_newcomer_that_fails_halts_the_policy_like_any_other() -> None:
     snapshot = fleet(served=1, new=1)
     fence = make_fence(
-        "actuating", node_uid="uid-new-0", policy_uid="uid-pool-b", newcomer=True, failed_generation=1
+        "actuating",
+        node_uid="uid-new-0",
+        version=SpecVersion("uid-pool-b", 1),
+        newcomer=True,
+        failed_version=SpecVersion("uid-pool-b", 1),
     )
     nodes = {**snapshot.nodes, "new-0": replace(snapshot.nodes["new-0"], fence=fence, unschedulable=True)}
     told = plan_rollout(

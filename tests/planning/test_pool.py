@@ -28,7 +28,7 @@ from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, select
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Deferred, Verified
+from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.members import Member, is_unavailable
 from gpusharing.planning.way.verdict import NodeCase
@@ -165,7 +165,7 @@ def test_a_blocked_node_is_named_keeps_no_slot_and_does_not_stop_the_others() ->
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNMANAGED, ())
     assert verdict.wake == at(5)
     assert not verdict.wants_pods, "what was just looked at is looked at again at the next poll"
-    assert selection.looks["stuck"] == Look("uid-pool-b", 1, "", NOW, 1, verdict.blockers)
+    assert selection.looks["stuck"] == Look(SpecVersion("uid-pool-b", 1), "", NOW, 1, verdict.blockers)
     behind = chosen(candidate("stuck", BLOCKED), candidate("free", pods=5))
     assert fenced(behind) == ["free"]
     assert behind.verdicts["stuck"].reason is Reason.BUDGET_FULL
@@ -360,17 +360,16 @@ def test_a_plugin_restart_does_not_wait_for_looks_at_blocked_nodes() -> None:
 def went_back(name: str) -> NodeCase:
     """A candidate that went back in this generation and was asked for again, so that its gates let it through."""
     case = candidate(name)
-    now = MIXED.generation
     record = Verified(
-        MIXED.name, "a", "b", policy_uid=MIXED.uid, generation=now, failed_generation=now, rolled_back=True
+        MIXED.name, "a", "b", version=MIXED.version, failed_version=MIXED.version, rolled_back=True
     )
     return replace(case, node=replace(case.node, verified=record, retry="again"))
 
 
 def gave_up(name: str) -> NodeCase:
     """A candidate that failed in this generation and was given back to begin anew, when a person wanted that."""
-    case, now = candidate(name), MIXED.generation
-    given = Deferred(0, NOW, "PodsLeaving", now, "again", MIXED.uid, failed_generation=now)
+    case = candidate(name)
+    given = Deferred(0, NOW, "PodsLeaving", MIXED.version, "again", MIXED.version)
     return replace(case, node=replace(case.node, deferred=given, retry="again"))
 
 

@@ -19,6 +19,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import AGAIN, MAX_NODES, find_previews
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.way.members import find_member
@@ -66,16 +67,18 @@ def test_no_more_nodes_are_looked_at_than_a_plan_names_and_few_at_a_time() -> No
 
 def test_a_node_is_looked_at_again_after_a_while_the_oldest_look_first() -> None:
     pools = held(LOOKS + 1)
-    known = {f"n{index:02}": Preview("uid-pool-b", 3, at(-index)) for index in range(LOOKS + 1)}
+    known = {f"n{index:02}": Preview(SpecVersion("uid-pool-b", 3), at(-index)) for index in range(LOOKS + 1)}
     again = AGAIN.total_seconds()
     assert look(pools, known, {}, again - LOOKS - 1).wants_pods == NOTHING
     found = look(pools, known, {}, again)
     assert found.wants_pods == {f"n{index:02}" for index in range(1, LOOKS + 1)}
 
 
-@pytest.mark.parametrize("other", [{"policy_uid": "other"}, {"generation": 2}], ids=["policy", "edit"])
-def test_what_was_seen_for_another_plan_does_not_count(other: dict[str, Any]) -> None:
-    before = replace(Preview("uid-pool-b", 3, NOW), **other)
+@pytest.mark.parametrize(
+    "other", [SpecVersion("other", 1), SpecVersion("uid-pool-b", 2)], ids=["policy", "edit"]
+)
+def test_what_was_seen_for_another_plan_does_not_count(other: SpecVersion) -> None:
+    before = Preview(other, NOW)
     found = look(held(1), {"n00": before}, {})
     assert (found.known, found.wants_pods) == ({}, {"n00"})
 
@@ -113,7 +116,7 @@ def test_a_node_is_not_looked_at_if(
 def test_a_node_that_its_pods_block_is_looked_at_for_that_reason_alone() -> None:
     """Its looks have a pace of their own (test_looks.py); what they find is shown."""
     blocked = {"blockers": (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)}
-    for before in ({}, {"n00": Preview("uid-pool-b", 3, at(-AGAIN.total_seconds()))}):
+    for before in ({}, {"n00": Preview(SpecVersion("uid-pool-b", 3), at(-AGAIN.total_seconds()))}):
         assert look(held(1, Reason.UNMANAGED, **blocked), before, {}).wants_pods == NOTHING
     work = {"n00": make_work(make_pod("db-0", owner=None))}
     (told,) = look(held(1, Reason.UNMANAGED, **blocked), {}, work).known["n00"].blockers

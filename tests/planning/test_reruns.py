@@ -304,7 +304,7 @@ def test_a_retry_restarts_mig_manager_although_it_says_success() -> None:
 
 
 def test_a_run_for_an_edited_policy_corrects_no_drift_any_more() -> None:
-    fence = replace(OWED, drift=True, policy_uid="uid-pool-b")
+    fence = replace(OWED, drift=True, version=MIXED.version)
     for policy, drift in ((MIXED, True), (replace(MIXED, generation=2), False)):
         action = only(after_pnr(changing(policy, fence=fence, **proven_idle(2500))))
         assert action.fence.drift is drift

@@ -20,7 +20,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.waves import find_following
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.words.reasons import Reason
 
@@ -147,18 +147,17 @@ def test_after_an_edit_the_order_begins_anew_as_the_canary_does() -> None:
 # --- what the proofs say -------------------------------------------------------------------------------------------
 
 POLICY = make_policy(**SHARED)
-PROOF = Verified(
-    POLICY.name, "", "", policy_uid=POLICY.uid, generation=POLICY.generation, changed_at=at(0), mates=("n1",)
-)
+PROOF = Verified(POLICY.name, "", "", version=POLICY.version, changed_at=at(0), mates=("n1",))
 SAYS: dict[str, tuple[Verified, Verified | None, bool]] = {
     "the other one was never changed": (PROOF, None, True),
     "the other one was changed before": (PROOF, replace(PROOF, changed_at=at(-60), mates=()), True),
     "the other one was changed since": (PROOF, replace(PROOF, changed_at=at(60), mates=()), False),
-    "it was proven by an earlier generation": (replace(PROOF, generation=0), None, False),
+    "it was proven by an earlier generation": (replace(PROOF, version=SpecVersion(POLICY.uid, 0)), None, False),
     "it was proven by this revision": (
-        replace(PROOF, generation=0, revision=find_revision(POLICY)), None, True),
+        replace(PROOF, version=SpecVersion(POLICY.uid, 0), revision=find_revision(POLICY)), None, True),
     "it was proven by another revision": (replace(PROOF, revision="another"), None, False),
-    "it was proven for a policy of this name that is gone": (replace(PROOF, policy_uid="gone"), None, False),
+    "it was proven for a policy of this name that is gone": (
+        replace(PROOF, version=SpecVersion("gone", 1)), None, False),
     "an older operator wrote it": (replace(PROOF, mates=()), None, False),
 }  # fmt: skip
 
@@ -173,7 +172,7 @@ def test_a_proof_says_who_comes_next_where(proof: Verified, other: Verified | No
 
 def test_nobody_takes_the_slot_of_the_rest_of_a_gang_while_its_pods_are_looked_at() -> None:
     """A preview may have listed the pods of another node in this very pass."""
-    fence = make_fence(policy_uid=MIXED.uid, mates=("a",))
+    fence = make_fence(version=MIXED.version, mates=("a",))
     mate = make_member(make_node("m", unschedulable=True, fence=fence), verdict(Phase.DRAINING, node="m"))
     selection = chosen(candidate("a", None), candidate("z"), limit=1, members=[mate])
     assert fenced(selection) == []

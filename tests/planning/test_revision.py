@@ -52,8 +52,8 @@ def test_a_spec_that_cannot_be_read_has_no_revision() -> None:
 
 def test_a_record_is_of_the_revision_that_it_names_and_an_older_one_of_its_generation() -> None:
     now = find_revision(POLICY)
-    fence = make_fence(policy_uid=POLICY.uid, generation=POLICY.generation)
-    proof = Verified("pool-b", "x", "y", policy_uid=POLICY.uid, generation=POLICY.generation)
+    fence = make_fence(version=POLICY.version)
+    proof = Verified("pool-b", "x", "y", version=POLICY.version)
     for record in (fence, proof):
         assert is_of(record, POLICY, now)
         assert not is_of(record, replace(POLICY, generation=9), now)

@@ -27,7 +27,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.slots import find_resumed, plan_finalizers
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
-from gpusharing.planning.snapshot.records import Claim, Deferred, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.words.reasons import Reason
 
@@ -58,7 +58,7 @@ def fenced(plan: RolloutPlan) -> list[str]:
 MOMENTS = {
     "for its configuration": (left_by_a_crash(), Reason.CONFIG_PROPAGATING),
     "after a try that was given up": (
-        left_by_a_crash(nodes=[make_node(deferred=Deferred(1, at(1), "DrainTimeout", 1))]),
+        left_by_a_crash(nodes=[make_node(deferred=Deferred(1, at(1), "DrainTimeout", SpecVersion("", 1)))]),
         Reason.DEFERRED,
     ),
     "for drift that it sees for the first time": (
@@ -91,7 +91,9 @@ GIVEN_BACK = {
     "its configuration was written anew meanwhile": left_by_a_crash(
         stack=make_stack(POLICY, written_at=at(-5))
     ),
-    "it waits for long": left_by_a_crash(nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", 1))]),
+    "it waits for long": left_by_a_crash(
+        nodes=[make_node(deferred=Deferred(2, at(3600), "PDB", SpecVersion("", 1)))]
+    ),
     "its policy was paused meanwhile": left_by_a_crash(make_policy(finalizer=True, rollout={"paused": True})),
     "the node is another one of that name": left_by_a_crash(claims={"gpu-07": make_claim("uid-before")}),
     "another policy owns it now": left_by_a_crash(claims={"gpu-07": make_claim(policy="pool-old")}),
@@ -114,7 +116,7 @@ def test_the_claim_of_a_node_that_is_gone_does_not_stay() -> None:
 def test_a_claim_with_a_fence_stays_however_old_it_is(age: timedelta, stage: Any) -> None:
     """Where a lock has an end of its own, node after node goes down behind one that is stuck."""
     fence = make_fence(stage, since=NOW - age, failed=NOW - age if stage == "actuating" else None)
-    claimed = replace(make_claim(), generation=fence.generation)
+    claimed = replace(make_claim(), version=fence.version)
     hold = make_policy(finalizer=True, drain={"onTimeout": "Hold"})
     nodes = [make_node(fence=fence, unschedulable=True), make_node("gpu-08")]
     work = {"gpu-07": make_work(make_pod(owner=None)), "gpu-08": make_work()}

@@ -38,7 +38,7 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.snapshot.records import Fence, Verified
+from gpusharing.planning.snapshot.records import Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.blockers import Blocker
@@ -143,7 +143,9 @@ def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
 
 def test_before_a_gang_starts_without_its_blocked_node_the_pods_of_that_node_are_listed_once_more() -> None:
     free, unlisted = sharing("a", "b", "c")[:2], sharing("a", "b", "c", listed=False)[2]
-    ledger = Ledger(OFFERED, looks={"c": Look("uid-pool-b", 1, "", at(-1), 1, (Blocker(Reason.UNMANAGED),))})
+    ledger = Ledger(
+        OFFERED, looks={"c": Look(SpecVersion("uid-pool-b", 1), "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
+    )
     selection = chosen(*free, unlisted, limit=3, ledger=ledger)
     assert fenced(selection) == []
     assert {name: verdict.wants_pods for name, verdict in selection.verdicts.items()} == dict.fromkeys(
@@ -357,7 +359,7 @@ def test_a_wave_waits_for_a_slot_of_the_operator_wide_cap_that_a_change_has_of(
     view = make_gang_view(ranks("n1", "n2"))
     work = {node: make_work(*ranks("n1", "n2")[node], gangs=(view,)) for node in ("n1", "n2")}
     work["n0"] = make_work(make_pod("leaves", owner=None))
-    fence = replace(UNTIL_LATER, policy=other.name, policy_uid=other.uid, node_uid="uid-n0")
+    fence = replace(UNTIL_LATER, policy=other.name, version=other.version, node_uid="uid-n0")
     away = make_node("n0", unschedulable=True, fence=fence)
     if other is not TWO_OF_THREE:
         away = replace(away, labels={**away.labels, **LABELS_OF_C})

@@ -25,7 +25,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.rollout import Rollout
 from gpusharing.planning.snapshot.actions import UpdateFence
-from gpusharing.planning.snapshot.records import Verified
+from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
 from gpusharing.planning.wanted.assess import Assessed
@@ -42,7 +42,7 @@ from gpusharing.planning.words.reasons import Reason
 
 BACK = edited(MIXED, rollout=Rollout(on_failure="Rollback"))
 STACK = make_stack(MIXED, SLICED)
-FENCE = fence_to(MIXED, generation=BACK.generation, policy_uid=BACK.uid)
+FENCE = fence_to(MIXED, version=BACK.version)
 FAILED = {MIG_CONFIG: FENCE.target_mig_config, PLUGIN: FENCE.target_plugin_config, MIG_STATE: "failed"}
 
 
@@ -141,10 +141,18 @@ def test_a_failed_change_is_turned_back_in_one_write_that_says_so() -> None:
     action = only(verdict)
     assert isinstance(action, UpdateFence)
     assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK)
-    assert (action.fence.rolls_back, action.fence.failed_generation) == (True, BACK.generation)
+    assert (action.fence.rolls_back, action.fence.failed_version) == (True, BACK.version)
     assert "mig-manager failed to apply" in action.fence.failure
     assert action.fence.deadline > at(60)
     assert not action.cordon
+
+
+def test_what_is_turned_back_for_a_new_owner_has_failed_under_the_policy_whose_run_it_was() -> None:
+    """Otherwise it would halt a rollout of which it was never a part."""
+    theirs = SpecVersion("uid-of-the-former-owner", BACK.generation)
+    action = only(after_pnr(failing(fence=replace(FENCE, version=theirs))))
+    assert (action.fence.rolls_back, action.fence.version) == (True, BACK.version)
+    assert action.fence.failed_version == theirs
 
 
 def test_the_node_then_goes_to_what_was_proven_and_not_to_what_the_policy_wants() -> None:
@@ -167,7 +175,7 @@ def rolled_back(**node: Any) -> str:
     """What keeps a node from starting that went back when a retry of the value `again` had failed."""
     case = make_case(BACK, was=SLICED, stack=STACK)
     known = {"rolled_back": True, "failure": "it broke", "retry": "again"}
-    view = record(case.node, policy_uid=BACK.uid, generation=BACK.generation, **known)
+    view = record(case.node, version=BACK.version, **known)
     found = find_gate(replace(case, node=replace(view, **node)), assessed_of(case))
     return found.message if found is not None and found.reason is Reason.ROLLED_BACK else ""
 
@@ -283,8 +291,12 @@ def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:
 
 
 TURNS: dict[str, Callable[[FencedCase], FencedCase]] = {
-    "another generation": lambda case: replace(case, fence=replace(case.fence, generation=9)),
-    "a policy made anew": lambda case: replace(case, fence=replace(case.fence, policy_uid="before")),
+    "another generation": lambda case: replace(
+        case, fence=replace(case.fence, version=SpecVersion(BACK.uid, 9))
+    ),
+    "a policy made anew": lambda case: replace(
+        case, fence=replace(case.fence, version=SpecVersion("before", 1))
+    ),
     "a person's retry": lambda case: replace(case, node=replace(case.node, retry="again")),
 }
 
@@ -324,7 +336,7 @@ def test_an_edit_before_the_deletion_does_turn_it_round() -> None:
 
 
 def test_a_rolled_back_node_counts_for_its_own_generation_of_its_own_policy_only() -> None:
-    node = record(copy_of(SLICED).nodes["gpu-07"], rolled_back=True, generation=3, policy_uid="u-1")
+    node = record(copy_of(SLICED).nodes["gpu-07"], rolled_back=True, version=SpecVersion("u-1", 3))
     policy = make_policy()
     assert was_rolled_back(node, replace(policy, uid="u-1", generation=3))
     assert not was_rolled_back(node, replace(policy, uid="u-1", generation=4))

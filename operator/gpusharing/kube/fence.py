@@ -1,6 +1,7 @@
 """What we leave on Nodes and on the leader Lease, as text, and the Node patches that carry it.
 
-Every record is a flat JSON object with a version `v`, one key per field of its dataclass. Reading never raises:
+Every record is a flat JSON object with a version `v`, one key per field of its dataclass; a `SpecVersion` is two keys,
+as in the records of older operators (`_flat`). Reading never raises:
 a damaged record, or one of a newer version, gives an error text, and the caller leaves such a node as it is.
 A field with a default may be missing (an older operator wrote the record); anything else raises the version. Keys that
 we do not know (a newer operator wrote them, and was rolled back) are kept while the fence, the claim or the failure on
@@ -225,8 +226,22 @@ def _load(text: str, read: Collection[int] = _READ) -> JSON:
 _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
-_KEYS = {kind: {to_camel(field.name) for field in fields(kind)} - {"unknown"} for kind in _WRITERS}
-"""`Fence.unknown` is not a key of a record: a key of that name would be an unknown one."""
+_PAIR = {"generation": "generation", "policyUid": "uid"}
+"""The keys that say of a version of a spec what its fields say."""
+_UNNAMED: Mapping[type[Any], JSON] = {
+    Fence: {"uid": ""},
+    Deferred: {"uid": ""},
+    Verified: {"uid": "", "generation": 0},
+    Claim: {"uid": ""},
+    FailedNode: {},
+}
+"""What an older operator may have left out of a version."""
+_KEYS = {
+    kind: {to_camel(field.name) for field in fields(kind)} - {"unknown", "version"}
+    | {*_PAIR, "failedGeneration"}
+    for kind in _WRITERS
+}
+"""`Fence.unknown` is not a key of a record: a key of that name would be an unknown one. Nor is `version`."""
 
 
 def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
@@ -237,14 +252,44 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
         exclude={"unknown"},
         exclude_defaults=isinstance(record, Claim | FailedNode),
     )
+    return _flat(written)
+
+
+def _flat(record: JSON) -> JSON:
+    """The record as operators write it that do not know `SpecVersion`: `generation` with `policyUid`, and
+    `failedGeneration` of the same policy. Only the failure of another policy's version has a key of its own."""
+    if "version" not in record:  # a claim whose change is not at its point of no return
+        return record
+    version = record["version"]
+    written = {key: value for key, value in record.items() if key not in ("version", "failedVersion")}
+    written |= {key: version[field] for key, field in _PAIR.items()}
+    if "failedVersion" in record:
+        failed = record["failedVersion"]
+        if failed is None:
+            return {**written, "failedGeneration": 0}
+        if failed["uid"] != version["uid"]:
+            return {**written, "failedGeneration": 0, "failedVersion": failed}
+        written["failedGeneration"] = failed["generation"]
     return written
+
+
+def _nested(kind: type[Record], record: JSON) -> JSON:
+    """The record with its versions of specs as values: the opposite of `_flat`. Where an older operator has recorded a
+    failure since, that one counts."""
+    found = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
+    version = {**_UNNAMED[kind], **{field: record[key] for key, field in _PAIR.items() if key in record}}
+    if "generation" in version:
+        found["version"] = version
+    if record.get("failedGeneration"):
+        found["failedVersion"] = {**version, "generation": record["failedGeneration"]}
+    return found
 
 
 def _decode(kind: type[Record], data: JSON) -> Record:
     ours = {key: value for key, value in data.items() if key in _KEYS[kind]}
     left = {key: value for key, value in data.items() if key not in ours and key != "v"}
     try:
-        record: Record = _WRITERS[kind].validate_json(json.dumps(ours))
+        record: Record = _WRITERS[kind].validate_json(json.dumps(_nested(kind, ours)))
     except ValidationError as error:
         raise _Damaged(_complaint(error, ours)) from None
     kept: JSON = {"unknown": _text_of(left)} if left and kind is Fence else {}
@@ -256,7 +301,13 @@ def _complaint(error: ValidationError, ours: JSON) -> str:
     if not first["loc"]:
         return f"cannot be read ({first['msg']})"
     key = str(first["loc"][0])
-    return f"{key} is missing" if first["type"] == "missing" else f"{key} cannot be {ours[key]!r}"
+    if key == "version":
+        key = "policyUid" if first["loc"][-1] == "uid" else "generation"
+    return (
+        f"{key} is missing"
+        if first["type"] == "missing"
+        else f"{key} cannot be {ours.get(key, first['input'])!r}"
+    )
 
 
 def _text_of(keys: JSON) -> str:

@@ -68,11 +68,16 @@ def _ends_anyway(policy: PolicyView, fence: Fence | None, found: Assessed) -> bo
     """Whether the node is past the point of no return for an earlier generation, on its way to what the policy still
     wants. Nothing of it needs an approval, and its proof says nothing of this generation: in the plan it would only
     make another one when it is proven."""
-    if fence is None or fence.stage != "actuating" or fence.policy_uid != policy.uid or _is_of(policy, fence):
+    if (
+        fence is None
+        or fence.stage != "actuating"
+        or fence.version.uid != policy.uid
+        or _is_of(policy, fence)
+    ):
         return False
     return fence.approved == owed_for(found.target)
 
 
 def _is_of(policy: PolicyView, record: Fence | Verified) -> bool:
     """Whether the record is of a change of this generation, begun or proven."""
-    return (record.policy_uid, record.generation) == (policy.uid, policy.generation)
+    return record.version == policy.version

@@ -86,7 +86,7 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
     """It is in flight for this revision; a change of an earlier revision that goes on switches to this one with its
     next run."""
     fence, phase = member.node.fence, member.verdict.phase
-    if fence is None or fence.stage == "yielded" or fence.policy_uid != policy.uid:
+    if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False
     if proven_at(member.node, policy, revision) is not None:
         return False

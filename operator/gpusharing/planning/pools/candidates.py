@@ -118,7 +118,7 @@ def look_at(
     at, tries = pods.listed_at, 1
     if before is not None and slower:
         tries = before.tries if before.at == at else before.tries + 1
-    return Look(policy.uid, policy.generation, case.node.retry, at, tries, blockers)
+    return Look(policy.version, case.node.retry, at, tries, blockers)
 
 
 def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | None]:
@@ -144,7 +144,7 @@ def try_start(candidate: Candidate, ledger: Ledger) -> tuple[Verdict, Look | Non
 def begun_look(candidate: Candidate, pods: Standings) -> Look:
     """What to remember of the look before the start: the budgets that its pods need."""
     policy, needed = candidate.policy, tuple(budget_room(pods).items())
-    return Look(policy.uid, policy.generation, candidate.case.node.retry, pods.listed_at, 1, (), needed)
+    return Look(policy.version, candidate.case.node.retry, pods.listed_at, 1, (), needed)
 
 
 def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> Verdict:
@@ -197,8 +197,7 @@ def _fence(candidate: Candidate) -> FenceNode:
     fence = Fence(
         op=op_of(case, policy),
         policy=policy.name,
-        policy_uid=policy.uid,
-        generation=policy.generation,
+        version=policy.version,
         node_uid=node.uid,
         prior_unschedulable=node.unschedulable,
         added=added,
@@ -217,7 +216,7 @@ def _fence(candidate: Candidate) -> FenceNode:
         retry=node.retry,
         newcomer=candidate.newcomer,
         planned=assessed.disruption,
-        failed_generation=failed_in(node, policy),
+        failed_version=failed_in(node, policy),
         revision=find_revision(policy),
         approved=owed_for(assessed.target) if assessed.spec.rollout.approval == "Manual" else "",
     )

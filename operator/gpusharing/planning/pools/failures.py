@@ -6,7 +6,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import Claim, FailedNode
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.way.members import Member
 
 MOST = 200
@@ -17,9 +17,9 @@ def find_gone(claims: Mapping[str, Claim], nodes: Mapping[str, NodeView]) -> dic
     """The nodes that were deleted past the point of no return and unproven, by UID. The claim is dropped in the write
     that records this."""
     return {
-        claim.node_uid: FailedNode(name, claim.policy_uid, claim.generation, gone=True)
+        claim.node_uid: FailedNode(name, claim.version, gone=True)
         for name, claim in claims.items()
-        if claim.generation and ((node := nodes.get(name)) is None or node.uid != claim.node_uid)
+        if claim.version is not None and ((node := nodes.get(name)) is None or node.uid != claim.node_uid)
     }
 
 
@@ -38,12 +38,13 @@ def count_failures(
     for pool in pools:
         policy = pool.policy
         failing = {one.node.uid: one.node for one in pool.members if one.marked and has_failed(one, policy)}
-        lost = {uid: one for uid, one in recorded.items() if _is_of(one, policy) and uid not in failing}
+        of_policy = {uid: one for uid, one in recorded.items() if one.version == policy.version}
+        lost = {uid: one for uid, one in of_policy.items() if uid not in failing}
         if lost:
             proven = {one.node.uid for one in pool.members if _is_proven(one)}
             lost = {uid: one for uid, one in lost.items() if uid not in proven}
         pool.failed_before = tuple(sorted(one.told for one in lost.values()))
-        seen = {uid: FailedNode(node.name, policy.uid, policy.generation) for uid, node in failing.items()}
+        seen = {uid: FailedNode(node.name, policy.version) for uid, node in failing.items()}
         found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
     return found
 
@@ -53,7 +54,3 @@ def _is_proven(member: Member) -> bool:
     fence = member.node.fence
     aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
     return member.verdict.phase is Phase.SYNCED or aside
-
-
-def _is_of(failure: FailedNode, policy: PolicyView) -> bool:
-    return (failure.policy_uid, failure.generation) == (policy.uid, policy.generation)

@@ -45,12 +45,12 @@ def _halted(pooled: Pooled) -> str:
 def has_failed(member: Member, policy: PolicyView) -> bool:
     """The node failed after the point of no return in this generation of the policy, whatever happened to it since."""
     fence = member.node.fence
-    if fence is not None and fence.policy_uid == policy.uid:
+    if fence is not None:
         fails = member.verdict.phase is Phase.FAILED or fence.failed is not None
         fails = fails and fence.stage == "actuating"
-        if (fails and fence.generation == policy.generation) or fence.failed_generation == policy.generation:
+        if (fails and fence.version == policy.version) or fence.failed_version == policy.version:
             return True
-    return failed_in(member.node, policy) == policy.generation
+    return failed_in(member.node, policy) == policy.version
 
 
 def _outnumbered(pooled: Pooled) -> str | Finding:

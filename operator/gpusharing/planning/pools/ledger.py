@@ -105,10 +105,6 @@ def find_mates(case: NodeCase) -> frozenset[str]:
 def standing_look(case: NodeCase, policy: PolicyView, looks: Mapping[str, Look]) -> Look | None:
     """The last look at a candidate, if it was for this very change."""
     look = looks.get(case.node.name)
-    if (
-        look is None
-        or not look.blockers
-        or (look.policy_uid, look.generation) != (policy.uid, policy.generation)
-    ):
+    if look is None or not look.blockers or look.version != policy.version:
         return None
     return look if look.retry == case.node.retry else None

@@ -65,7 +65,7 @@ def find_previews(
                 known[name] = preview_of(policy, verdict, work, offered, snapshot.settings)
             except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are shown (guard.py)
                 why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
-                known[name] = Preview(policy.uid, policy.generation, work.listed_at, blockers=(why,))
+                known[name] = Preview(policy.version, work.listed_at, blockers=(why,))
         elif before is not None:
             known[name] = before
         elif not verdict.blockers:
@@ -105,9 +105,7 @@ def _to_go(
 
 
 def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
-    if preview is None or (preview.policy_uid, preview.generation) != (policy.uid, policy.generation):
-        return None
-    return preview
+    return None if preview is None or preview.version != policy.version else preview
 
 
 def preview_of(
@@ -121,8 +119,7 @@ def preview_of(
     leaving = (*pods.leaving, *pods.staying)
     blockers = preflight(pods, drain, offered, work.listed_at)
     return Preview(
-        policy.uid,
-        policy.generation,
+        policy.version,
         work.listed_at,
         tuple(sorted(one.pod.ref for one in leaving)),
         tuple(sorted({f"{pdb.namespace}/{pdb.name}" for one in leaving for pdb in one.budgets})),

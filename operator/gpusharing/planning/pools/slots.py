@@ -59,10 +59,12 @@ def _claim(node_uid: str, fence: Fence, verdict: Verdict | None, before: Claim |
     actions = verdict.actions if verdict is not None else ()
     coming = next((action.fence for action in actions if isinstance(action, Actuate)), fence)
     claim = Claim.of(node_uid, coming)
-    if before is None or fence.proven is not None or claim.policy_uid not in ("", before.policy_uid):
+    if before is None or before.version is None or fence.proven is not None:
         return claim
-    said = replace(claim, generation=before.generation, policy_uid=before.policy_uid)
-    return before if before == said and before.generation > claim.generation else claim
+    later, earlier = before.version, claim.version
+    if earlier is not None and (earlier.uid not in ("", later.uid) or earlier.generation >= later.generation):
+        return claim
+    return before if before == replace(claim, version=later) else claim
 
 
 def opens_again(verdict: Verdict, now: datetime) -> bool:

@@ -8,6 +8,7 @@ snapshot, so everything here is a pure function of that.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.words.blockers import Blocker, ends_at
 from gpusharing.planning.words.values import value
 
@@ -23,10 +24,8 @@ LONGEST = timedelta(seconds=60)
 class Look:
     """What kept the pods of a node when they were listed last, and for which change they were listed."""
 
-    policy_uid: str
-    """UID of the policy whose change it was."""
-    generation: int
-    """Generation of that policy; a look for another one is worthless."""
+    version: SpecVersion
+    """The version of the spec whose change it was; a look for another one is worthless."""
     retry: str
     """The value of the retry annotation on the Node: another one asks for a look at once."""
     at: datetime
@@ -49,10 +48,8 @@ class Look:
 class Preview:
     """What the change of a node would disturb, by its pods as they were listed while it waits."""
 
-    policy_uid: str
-    """UID of the policy whose change it is."""
-    generation: int
-    """Generation of that policy; a preview for another one is worthless."""
+    version: SpecVersion
+    """The version of the spec whose change it is; a preview for another one is worthless."""
     at: datetime
     """When the pods were listed."""
     pods: tuple[str, ...] = ()

@@ -34,6 +34,23 @@ _WRITTEN = ConfigDict(alias_generator=to_camel, strict=True)
 
 
 @value
+class SpecVersion:
+    """One generation of the spec of one policy. A generation alone says nothing: every policy counts from 1, also one
+    that is recreated under its name."""
+
+    __pydantic_config__ = _WRITTEN
+
+    uid: str
+    """UID of the policy; empty: an older operator did not record it."""
+    generation: int
+    """Its metadata.generation; 0: of none in particular."""
+
+
+UNRECORDED = SpecVersion("", 0)
+"""That of a record which names no policy and no generation."""
+
+
+@value
 class Fence:
     """Our record on a Node of the change in flight. It is the only memory of that change.
 
@@ -48,9 +65,9 @@ class Fence:
     policy: str
     """The policy whose change it is. Each run sets the policy that drives the node at that time; on a Failed node that
     another policy owns by now, that owner replaces it."""
-    generation: int
-    """Generation of the policy's spec that the change follows: that at the fence, and after each run or turn back that
-    at that time."""
+    version: SpecVersion
+    """The version of the policy's spec that the change follows: that at the fence, and after each run or turn back that
+    at that time. Until the next run it is not that of a policy which took the node over meanwhile."""
     node_uid: str
     """UID of the Node that was fenced. A Node with another UID has only inherited the annotation."""
     prior_unschedulable: bool
@@ -104,15 +121,13 @@ class Fence:
     retry: str = ""
     """The value of the retry annotation at the fence, at the last run or at the record of one that is owed; another
     value on the Node asks for a new attempt."""
-    policy_uid: str = ""
-    """UID of the policy at the fence, the last run or the turn back: one recreated under its name starts counting
-    again. Empty: not recorded."""
     began: Moment | None = None
     """When the change first passed the PNR; None before that, and in fences of older operators."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan showed; `disruption` may have risen since. None: not recorded."""
-    failed_generation: int = 0
-    """The generation of the policy in which an earlier run of this change failed after the PNR; 0: none did."""
+    failed_version: SpecVersion | None = None
+    """The version of the spec that an earlier run of this change followed which failed after the PNR; None: none
+    did."""
     failed: Moment | None = None
     """When a pass first found that the last run had failed after the PNR; None: none did, or an older operator did not
     record it. At or after `deadline`, it failed by the clock, even if the clock has been set back since."""
@@ -138,7 +153,7 @@ class Fence:
     """When the node was found proven while it waits for the others of its wave, or, in stage `yielded`, for somebody
     else's work to end; None: not proven yet, or it does not wait."""
     revision: str = ""
-    """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `generation`. Empty: not
+    """Revision of the policy's spec that the change follows (`wanted/revision.py`), set with `version`. Empty: not
     recorded."""
     turned: bool = False
     """Whether the change began under another policy or revision than its last run."""
@@ -165,15 +180,13 @@ class Deferred:
     """When the next attempt may begin."""
     reason: str
     """Why the last attempt was given up, for people."""
-    generation: int
-    """Generation of the policy whose change was given up; another generation does not wait."""
+    version: SpecVersion
+    """The version of the spec whose change was given up; another one does not wait. Without a UID, any policy of this
+    generation waits."""
     retry: str = ""
     """The value of the retry annotation at the time; another value ends the wait."""
-    policy_uid: str = ""
-    """UID of the policy whose change it was; a policy with another UID does not wait. Empty in records of older
-    operators: any policy waits."""
-    failed_generation: int = 0
-    """The generation of the policy in which the change failed after the PNR before it was given up; 0: it did not."""
+    failed_version: SpecVersion | None = None
+    """The version of the spec in which the change failed after the PNR before it was given up; None: it did not."""
 
 
 @value
@@ -197,20 +210,19 @@ class Verified:
     recorded."""
     gpus: Number = 0
     """How many GPUs the node had: if it has fewer, one is missing. 0: not recorded."""
-    policy_uid: str = ""
-    """UID of `policy`: a policy recreated under its name starts counting again. Empty: not recorded."""
+    version: SpecVersion = UNRECORDED
+    """The version of the spec that our last change followed. Its UID is that of `policy`, also where no change of ours
+    made the node as it is."""
     changed_at: Moment | None = None
     """When our last change was proven here; None: there was none, or an older operator made it."""
     took: Number = 0
     """Seconds from the PNR of that change to its proof; 0: not recorded."""
-    generation: int = 0
-    """The generation of the policy that this change followed; 0: not recorded."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan of this change showed. None: not recorded."""
-    failed_generation: int = 0
-    """The generation of the policy in which this change failed after the PNR before it was proven; 0: it did not."""
+    failed_version: SpecVersion | None = None
+    """The version of the spec in which this change failed after the PNR before it was proven; None: it did not."""
     rolled_back: bool = False
-    """Whether the change of `generation` failed and this is what the node went back to; `changed_at` and `took` are
+    """Whether the change of `version` failed and this is what the node went back to; `changed_at` and `took` are
     then those of the last change that reached its target."""
     failure: str = ""
     """Why the node went back, for people; empty: it did not."""
@@ -234,10 +246,8 @@ class FailedNode:
 
     node: str
     """Name of the Node, for people."""
-    policy_uid: str
-    """UID of the policy whose change it was."""
-    generation: int
-    """The generation of the policy in which it failed; it counts for `rollout.maxFailures` of that one."""
+    version: SpecVersion
+    """The version of the spec whose change failed; it counts for `rollout.maxFailures` of that one."""
     gone: bool = False
     """Whether the Node was deleted before its change was proven or found to have failed."""
 
@@ -261,11 +271,9 @@ class Claim:
     """The change that the slot is for: `op` of the fence."""
     wave: str = ""
     """`wave` of the fence that is to come: after a crash a successor starts the node in the same wave. Empty: none."""
-    generation: Number = 0
-    """The generation of the policy whose change is at its point of no return or past it, and unproven: if the Node goes
-    now, that change has failed (docs/adr/0044-what-was-seen-is-written-down.md). 0: not there yet, or proven."""
-    policy_uid: str = ""
-    """UID of that policy. Empty: as `generation` 0, or not recorded."""
+    version: SpecVersion | None = None
+    """The version of the spec whose change is at its point of no return or past it, and unproven: if the Node goes now,
+    that change has failed (docs/adr/0044-what-was-seen-is-written-down.md). None: not there yet, or proven."""
 
     @staticmethod
     def of(node_uid: str, fence: Fence) -> "Claim":
@@ -273,4 +281,4 @@ class Claim:
         claim = Claim(node_uid, fence.policy, fence.op, fence.wave)
         if fence.stage != "actuating" or fence.proven is not None or fence.node_uid != node_uid:
             return claim
-        return replace(claim, generation=fence.generation, policy_uid=fence.policy_uid)
+        return replace(claim, version=fence.version)

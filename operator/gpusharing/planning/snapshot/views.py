@@ -21,7 +21,7 @@ from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
+from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.values import value
@@ -267,6 +267,11 @@ class PolicyView:
     resetting: bool = False
     """Whether it is being deleted and first changes its nodes to whole GPUs: `spec` asks for these, and `deleting` is
     False."""
+
+    @property
+    def version(self) -> SpecVersion:
+        """Which version of its spec this is."""
+        return SpecVersion(self.uid, self.generation)
 
     @property
     def going(self) -> bool:

@@ -35,6 +35,6 @@ def is_of(record: Fence | Verified, policy: PolicyView, revision: str) -> bool:
 
     A record of an older operator only names the generation.
     """
-    if record.policy_uid != policy.uid:
+    if record.version.uid != policy.uid:
         return False
-    return record.revision == revision if record.revision else record.generation == policy.generation
+    return record.revision == revision if record.revision else record.version == policy.version

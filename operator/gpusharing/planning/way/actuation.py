@@ -135,14 +135,12 @@ def _actuate(
     told = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
     plugin_changes = find_entry(told, case.stack) != find_entry(goal.plugin_key, case.stack)
     gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
-    same = (fence.policy_uid, fence.generation) == (policy.uid, policy.generation)
     revision = find_revision(policy)
     step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
     begun = replace(
         fence,
         policy=policy.name,
-        policy_uid=policy.uid,
-        generation=policy.generation,
+        version=policy.version,
         revision=revision,
         turned=fence.turned or not is_of(fence, policy, revision),
         drift=corrects_drift(fence, policy),
@@ -163,7 +161,7 @@ def _actuate(
         proven=None,
         owed="",
         jobs=False,
-        failed=still_failed(case) if same else None,
+        failed=still_failed(case) if fence.version == policy.version else None,
         rolls_back=goes_back(case),
         failure=fence.failure if goes_back(case) else "",
     )

@@ -8,7 +8,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.actions import UpdateFence
-from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
+from gpusharing.planning.snapshot.records import Deferred, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.target import Target
@@ -53,7 +53,7 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
             restart_uid="",
             daemon_uid="",
             failed=None if failed else still_failed(case),
-            failed_generation=case.fence.generation if failed else case.fence.failed_generation,
+            failed_version=case.fence.version if failed else case.fence.failed_version,
             rolls_back=goes_back(case),
         ),
     )
@@ -111,30 +111,27 @@ def goes_back(case: FencedCase) -> bool:
     fence, found = case.fence, case.assessment
     if not fence.rolls_back or found is None or was_asked_again(case):
         return False
-    policy = found.policy
-    if fence.policy_uid != policy.uid:
+    policy, followed = found.policy, fence.version
+    if followed.uid != policy.uid:
         return False
     if policy.spec is not None and policy.spec.rollout.paused:
         return True  # someone who pauses while nodes fail does not want more of the layout that failed
     # The API server gives an object that is being deleted another generation, though nobody edited it.
-    return fence.generation in (policy.generation, policy.generation - policy.deleting)
+    return followed.generation in (policy.generation, policy.generation - policy.deleting)
 
 
 def was_rolled_back(node: NodeView, policy: PolicyView) -> bool:
     """The change of this very generation failed on the node, and the node went back."""
     seen = node.verified
-    return (
-        seen is not None
-        and seen.rolled_back
-        and (seen.policy_uid, seen.generation) == (policy.uid, policy.generation)
-    )
+    return seen is not None and seen.rolled_back and seen.version == policy.version
 
 
-def failed_in(node: NodeView, policy: PolicyView) -> int:
-    """The last known generation of this policy in which a change failed here; another try does not reset it. 0: no
-    change failed."""
-    records = (seen for seen in (node.verified, node.deferred) if seen is not None)
-    return max((seen.failed_generation for seen in records if seen.policy_uid == policy.uid), default=0)
+def failed_in(node: NodeView, policy: PolicyView) -> SpecVersion | None:
+    """The last known version of this policy's spec in which a change failed here; another try does not reset it. None:
+    no change failed."""
+    records = (seen.failed_version for seen in (node.verified, node.deferred) if seen is not None)
+    ours = (version for version in records if version is not None and version.uid == policy.uid)
+    return max(ours, key=lambda version: version.generation, default=None)
 
 
 def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
@@ -142,7 +139,7 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
     back, or had to be given back first. Whatever has kept other nodes from starting since then does not apply to
     it."""
     given = node.deferred
-    if given is not None and (given.policy_uid, given.failed_generation) == (policy.uid, policy.generation):
+    if given is not None and given.failed_version == policy.version:
         return True
     return was_rolled_back(node, policy)
 
@@ -152,29 +149,29 @@ def is_tried_again(node: NodeView, policy: PolicyView) -> bool:
 
 def next_deferral(case: FencedCase, reason: Reason) -> Deferred:
     """The wait after this abort: 5 min · 2ⁿ within one generation of one policy."""
-    earlier = case.node.deferred
-    generation = case.fence.generation
-    uid = case.fence.policy_uid or (case.assessment.policy.uid if case.assessment is not None else "")
-    again = earlier is not None and earlier.generation == generation and earlier.policy_uid in ("", uid)
+    earlier, version = case.node.deferred, case.fence.version
+    if not version.uid and case.assessment is not None:
+        version = replace(version, uid=case.assessment.policy.uid)
+    again = earlier is not None and earlier.version in (version, replace(version, uid=""))
     count = earlier.count + 1 if earlier is not None and again else 1
     wait = timedelta(seconds=case.settings.abort_backoff * 2 ** min(count - 1, 6))
-    until, failed = case.now + wait, _failed_generation(case.fence)
-    return Deferred(count, until, str(reason), generation, case.node.retry, uid, failed)
+    return Deferred(
+        count, case.now + wait, str(reason), version, case.node.retry, _failed_version(case.fence)
+    )
 
 
 def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
     """What stays on a node that is given back without a wait: the fact that the change had failed; None: it had not,
     or the last proof records it."""
-    fence, proof, failed = case.fence, case.node.verified, _failed_generation(case.fence)
-    known = proof is not None and (proof.policy_uid, proof.failed_generation) == (fence.policy_uid, failed)
-    if not failed or known:
+    proof, failed = case.node.verified, _failed_version(case.fence)
+    if failed is None or (proof is not None and proof.failed_version == failed):
         return None
     return replace(next_deferral(case, reason), count=0, until=case.now)
 
 
-def _failed_generation(fence: Fence) -> int:
-    """The generation in which the change has failed, now or before; 0: it has not failed."""
-    return fence.failed_generation if fence.failed is None else fence.generation
+def _failed_version(fence: Fence) -> SpecVersion | None:
+    """The version of the spec in which the change has failed, now or before; None: it has not failed."""
+    return fence.failed_version if fence.failed is None else fence.version
 
 
 def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
@@ -182,7 +179,7 @@ def standing_deferral(case: NodeCase, policy: PolicyView) -> Deferred | None:
     deferred = case.node.deferred
     if deferred is None or case.now >= deferred.until:
         return None
-    if deferred.generation != policy.generation or deferred.policy_uid not in ("", policy.uid):
+    if deferred.version not in (policy.version, replace(policy.version, uid="")):
         return None
     return None if is_new_value(case.node.retry, deferred.retry) else deferred
 
@@ -204,14 +201,14 @@ def was_corrected(case: NodeCase, policy: PolicyView) -> bool:
 
 def _corrected_in(verified: Verified | None, policy: PolicyView) -> int:
     """The generation of this policy in which drift was last corrected; 0: it never was."""
-    if verified is None or verified.policy != policy.name or verified.policy_uid not in ("", policy.uid):
+    if verified is None or verified.policy != policy.name or verified.version.uid not in ("", policy.uid):
         return 0
     return verified.corrected_generation
 
 
 def corrects_drift(fence: Fence, policy: PolicyView) -> bool:
     """Whether the change in flight corrects drift, and nobody has edited or recreated the policy since it began."""
-    return fence.drift and fence.generation == policy.generation and fence.policy_uid in ("", policy.uid)
+    return fence.drift and fence.version in (policy.version, replace(policy.version, uid=""))
 
 
 def adopted(case: NodeCase, assessed: Assessed) -> Verified:
@@ -225,21 +222,21 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        policy_uid=policy.uid,
+        version=SpecVersion(policy.uid, 0),
     )
     if earlier is None:
         return record
     record = replace(record, changed_at=earlier.changed_at, took=earlier.took)
-    if earlier.policy_uid != policy.uid:
+    if earlier.version.uid != policy.uid:
         return record
     if earlier.rolled_back:  # no change of ours made it as it is now: it is not a canary
-        return replace(record, failed_generation=earlier.failed_generation)
+        return replace(record, failed_version=earlier.failed_version)
     return replace(
         record,
-        generation=earlier.generation,
+        version=earlier.version,
         revision=earlier.revision,
         planned=earlier.planned,
-        failed_generation=earlier.failed_generation,
+        failed_version=earlier.failed_version,
         apart=earlier.apart,
         mates=earlier.mates,
     )
@@ -249,6 +246,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """The record of a proven change, or of the way back from a failed one."""
     fence = case.fence
     kept = _corrected_in(case.node.verified, policy)
+    followed = fence.version.generation if fence.version.uid in ("", policy.uid) else 0
     record = Verified(
         policy=policy.name,
         mig_config=fence.target_mig_config,
@@ -257,13 +255,12 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         retry=case.node.retry,
         layout=target.text,
         gpus=len(target.layouts),
-        policy_uid=policy.uid,
+        version=SpecVersion(policy.uid, followed),
         changed_at=case.now,
         took=max(1, round((case.now - fence.began).total_seconds())) if fence.began else 0,
-        generation=fence.generation,
         revision=fence.revision,
         planned=fence.planned,
-        failed_generation=fence.failed_generation,
+        failed_version=fence.failed_version,
         apart=fence.newcomer or fence.turned,
         mates=fence.mates,
     )

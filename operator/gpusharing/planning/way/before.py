@@ -182,8 +182,8 @@ def _unapproved(case: FencedCase) -> str:
     policy = found.policy if found is not None else None
     if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
         return ""
-    another = fence.policy_uid not in ("", policy.uid)  # deleted and created again under its name
-    other = another or policy.generation != fence.generation
+    another = fence.version.uid not in ("", policy.uid)  # deleted and created again under its name
+    other = another or policy.generation != fence.version.generation
     if fence.approved and not another:
         other = isinstance(found, Assessed) and owed_for(found.target) != fence.approved
     return (

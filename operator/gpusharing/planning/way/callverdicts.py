@@ -87,8 +87,7 @@ def _with_failure(action: Action, failed: Fence, now: datetime) -> Action:
     if not isinstance(action, UpdateFence | Actuate):
         return action
     fence = action.fence
-    same = (fence.policy_uid, fence.generation) == (failed.policy_uid, failed.generation)
-    if not same or fence.failed_generation == failed.generation:
+    if fence.version != failed.version or fence.failed_version == failed.version:
         return action
     return replace(action, fence=replace(fence, failed=now))
 

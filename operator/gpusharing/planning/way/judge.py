@@ -8,7 +8,6 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.assess import OUTSIDE, Assessed, Assessment, Refused, Unobserved, has_gpu
-from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted, note_failure, was_rolled_back
 from gpusharing.planning.way.before import before_pnr
@@ -85,10 +84,12 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
-    """A Failed node would wait for ever for a policy that has lost it: its owner continues, in the same slot."""
+    """A Failed node would wait for ever for a policy that has lost it: its owner continues, in the same slot. The run
+    that failed is not the owner's, so the fence keeps its version until the next run."""
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
-    fence = replace(case.fence, policy=heir.name, generation=heir.generation, revision=find_revision(heir))
-    return replace(verdict, message=message).then(UpdateFence(case.node, fence))
+    return replace(verdict, message=message).then(
+        UpdateFence(case.node, replace(case.fence, policy=heir.name))
+    )
 
 
 def _unowned(case: NodeCase) -> Verdict | None:

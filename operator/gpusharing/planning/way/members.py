@@ -73,7 +73,7 @@ def is_begun(node: NodeView) -> bool:
 def is_marked(node: NodeView) -> bool:
     """Whether the Node carries a fence, or a record of a change that failed: no other one can have failed."""
     records = (one for one in (node.verified, node.deferred) if one is not None)
-    return node.fence is not None or any(one.failed_generation for one in records)
+    return node.fence is not None or any(one.failed_version for one in records)
 
 
 def is_unavailable(node: NodeView) -> bool:

@@ -100,10 +100,8 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     policy = found.policy
     fence = replace(
         owed.fence,
-        policy_uid=policy.uid,
-        generation=policy.generation,
+        version=policy.version,
         revision=find_revision(policy),
-        failed_generation=policy.generation,
         drift=False,
         step=1,
         steps=1,
