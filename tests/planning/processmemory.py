@@ -23,3 +23,4 @@ class Memory:
     """By node or subject."""
     looks: dict[str, Look] = field(default_factory=dict)
     previews: dict[str, Preview] = field(default_factory=dict)
+    vain_passes: dict[str, int] = field(default_factory=dict)

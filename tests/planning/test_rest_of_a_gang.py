@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, at, make_fence, make_node, make_policy, make_work
+from tests.build import H100, at, make_fence, make_node, make_pod, make_policy, make_work
 from tests.planning.cases import FULL, MIXED, make_member, pass_time
+from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.machines import NodeMachine
 from tests.planning.test_holds import rolled
 from tests.planning.test_pool import candidate, chosen, fenced
@@ -18,8 +19,10 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.planning.pools.candidates import find_cost
 from gpusharing.planning.pools.waves import find_following
 from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.words.reasons import Reason
@@ -142,6 +145,43 @@ def test_nobody_waits_for_the_rest_of_a_gang_that(between: Callable[[World], Non
 def test_after_an_edit_the_order_begins_anew_as_the_canary_does() -> None:
     order = roll(2, OF_TWO, {}, lambda world: rolled(world, max_failures=2))
     assert (order[0], order[-1]) == ("n0", "n1")
+
+
+def worker_and_driver(node: str) -> NodeWork:
+    """A pod with a GPU and one without, which are a gang of their own."""
+    gang = make_gang(f"run-{node}")
+    pods = [
+        make_pod(f"worker-{node}", gang=gang),
+        make_pod(f"driver-{node}", gang=gang, resources={}),
+    ]
+    return make_work(*pods, gangs=(make_gang_view({node: pods}, gang),))
+
+
+def test_one_of_the_rest_of_a_gang_whose_pods_are_known_starts_before_the_others_are_looked_at() -> None:
+    """A gang counts as a whole only once its pods are listed, so each node that was looked at would come after those
+    that were not: they would take turns at the only slot for ever."""
+    fence = make_fence(version=MIXED.version, mates=("a", "b", "c"))
+    mate = make_member(make_node("m", fence=fence), verdict(Phase.SYNCED, node="m"))
+    listed: set[str] = set()
+    for _ in range(3):
+        cases = [
+            candidate(name, worker_and_driver(name) if name in listed else None, pods=1) for name in "abc"
+        ]
+        selection = chosen(*cases, limit=1, members=[mate])
+        if started := fenced(selection):
+            break
+        listed = {name for name, one in selection.verdicts.items() if one.wants_pods}
+    assert len(started) == 1
+    assert started[0] in listed
+
+
+def test_pods_that_have_finished_cost_nothing() -> None:
+    gang = make_gang("run")
+    over = [make_pod(f"over-{phase}", gang=gang, phase=phase) for phase in ("Succeeded", "Failed")]
+    left = [make_pod("rank", gang=gang), make_pod("alone"), make_pod("done", phase="Succeeded")]
+    view = make_gang_view({"a": [*over, left[0]], "b": [make_pod("elsewhere", gang=gang)]}, gang)
+    case = candidate("a", make_work(*over, *left, gangs=(view,)))
+    assert find_cost(case, 9) == 3, "two ranks of the gang that run, and one pod besides it"
 
 
 # --- what the proofs say -------------------------------------------------------------------------------------------

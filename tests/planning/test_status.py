@@ -257,6 +257,7 @@ def test_the_order_of_the_circumstances_of_a_condition_is_part_of_the_product() 
         ("_failed", True),
         ("_left_to_a_person", True),
         ("_stuck", True),
+        ("_in_vain", True),
         ("_unapproved", False),
     ]
 

@@ -65,6 +65,7 @@ class StatusInput:
     pending: Mapping[str, int] = field(default_factory=dict)
     work: Mapping[str, NodeWork] = field(default_factory=dict)
     coming: tuple[str, ...] = ()
+    vain_passes: Mapping[str, int] = field(default_factory=dict)
 
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
         """The status, which the CRD's types accept."""
@@ -83,6 +84,7 @@ class StatusInput:
             targets=self.targets,
             wants_pods=frozenset(),
             differing=frozenset(),
+            vain_passes=self.vain_passes,
             coming={self.policy.name: self.coming},
             wake_at=None,
         )

@@ -21,6 +21,7 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
+from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.memo import Memo
@@ -258,6 +259,7 @@ class World:
             looks=dict(self.memory.looks),
             call_failures=dict(self.memory.failures),
             previews=dict(self.memory.previews),
+            vain_passes=dict(self.memory.vain_passes),
             settings=self.settings,
         )
 
@@ -335,6 +337,8 @@ class World:
             del memory.work[name]
         memory.wants_pods = plan.wants_pods
         memory.looks, memory.previews = dict(plan.looks), dict(plan.previews)
+        memory.vain_passes = dict(plan.vain_passes)
+        rules.hold(not any(count >= MOST for count in plan.vain_passes.values()), "passes make no progress")
         since = memory.drifting_since
         memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
         return plan

@@ -72,8 +72,7 @@ class Loop:
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
-        self.leader, self.observer, self.now = leader, observer, now
-        self.wake = Wake()
+        self.leader, self.observer, self.now, self.wake = leader, observer, now, Wake()
         self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
         """Every call of the loop goes through it; those of the Lease do not."""
         parts = Assembly(self.calls, leader, settings, observer, self.wake, now, identity).assemble()
@@ -177,7 +176,8 @@ class Loop:
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
-        return replace(snapshot, failed_nodes=self.leader.failed_nodes)
+        known = self.plan.vain_passes if self.plan else {}
+        return replace(snapshot, failed_nodes=self.leader.failed_nodes, vain_passes=known)
 
     async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> _Decision:
         """`wanted`: the nodes whose pods the snapshot has. If the plan needs others, they are read at once."""

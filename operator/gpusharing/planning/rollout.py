@@ -42,6 +42,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
+from gpusharing.planning.pools.standstill import count_vain
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.memo import Memo
@@ -96,6 +97,8 @@ class RolloutPlan:
     """What was found at nodes whose pods block; the caller puts this and `previews` into the next snapshot."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the changes of nodes that wait would disturb."""
+    vain_passes: Mapping[str, int] = field(default_factory=dict)
+    """By policy: passes in a row without progress, see `count_vain`; the caller puts them into the next snapshot."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: nodes that it owns and that another policy's change keeps until that ends."""
 
@@ -161,6 +164,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
         previews=previews.known,
+        vain_passes=count_vain(pools, verdicts, choice.looks, snapshot.looks, snapshot.vain_passes),
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
     )

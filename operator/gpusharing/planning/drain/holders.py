@@ -88,6 +88,11 @@ def holds_gpu(pod: PodView) -> bool:
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
+def has_finished(pod: PodView) -> bool:
+    """Whether the pod holds no GPU any more, although its object is still there (P11)."""
+    return pod.phase in ("Succeeded", "Failed")
+
+
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
     """Sort the pods of a node by `FILTERS`."""
     holders, ignored, blocked, blockers = [], [], [], []
@@ -161,7 +166,7 @@ class PodFilter:
 
 def _finished(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P11: a finished pod holds no device; it is left for its logs."""
-    return pod.phase in ("Succeeded", "Failed")
+    return has_finished(pod)
 
 
 def _static_without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:

@@ -9,7 +9,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.drain.gangs import with_gangs
-from gpusharing.planning.drain.holders import holds_gpu
+from gpusharing.planning.drain.holders import has_finished, holds_gpu
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.pools.ledger import Ledger, standing_look
@@ -67,13 +67,18 @@ class Candidate:
         return self.cordons and self.pods is None and self.look is None
 
     @property
-    def order(self) -> tuple[bool, bool, bool, int, str]:
-        """Smaller comes first."""
+    def order(self) -> tuple[bool, bool, bool, bool, int, str]:
+        """Smaller comes first.
+
+        Of the rest of a gang those nodes come first whose pods are known. Each look at such a node keeps a slot and
+        shows that it costs more than was thought, so the others would be looked at in turn, and none would start.
+        """
         case, policy = self.case, self.policy
         shuffle = _shuffle(case.node.uid, policy.uid, policy.generation)
         pods = self.assessed.observed.pods
         cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
-        return (not case.claimed, self.look is not None, not self.follows, cost, shuffle)
+        unknown = self.follows and self.needs_list
+        return (not case.claimed, self.look is not None, not self.follows, unknown, cost, shuffle)
 
 
 @lru_cache(maxsize=16384)
@@ -83,12 +88,13 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """How many pods a change of this node ends. `pods`: those on the node that hold a GPU. A gang counts as a whole."""
+    """How many pods a change of this node ends. `pods`: those on the node that hold a GPU. A gang counts as a whole; a
+    pod that has finished does not count."""
     if case.work is None or not (gangs := case.gangs):
         return pods
-    members = {member.pod.uid for view in gangs for member in view.members}
-    alone = sum(pod.uid not in members for pod in case.work.pods if holds_gpu(pod))
-    return alone + len(members)
+    ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
+    ended |= {pod.uid for pod in case.work.pods if holds_gpu(pod) and not has_finished(pod)}
+    return len(ended)
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:

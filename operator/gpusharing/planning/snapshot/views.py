@@ -383,6 +383,8 @@ class ClusterSnapshot:
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the changes of nodes that wait would disturb; see `RolloutPlan.previews`."""
+    vain_passes: Mapping[str, int] = field(default_factory=dict)
+    """By policy: passes without progress until now; see `RolloutPlan.vain_passes`."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
 

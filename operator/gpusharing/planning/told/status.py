@@ -14,6 +14,7 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.force import find_note as find_force_note
 from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
+from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.told.counts import count_pending, count_used
@@ -80,7 +81,7 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
     }
     bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
     of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
-    return policy.uid, policy.generation, policy.going, *of_others, bearings
+    return policy.uid, policy.generation, policy.going, *of_others, _stands_still(policy, plan), bearings
 
 
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
@@ -278,6 +279,18 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
     return Finding(Reason.BLOCKED, f"{count_nodes(len(stuck))} blocked; {tell_first(stuck)}")
 
 
+def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """The planner itself stands still."""
+    if not _stands_still(pool.policy, plan):
+        return None
+    told = f"{MOST} passes in a row have looked at the pods of nodes that might start, and none has started"
+    return Finding(Reason.NO_PROGRESS, f"{told}: this is a bug in this operator, please report it")
+
+
+def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
+    return plan.vain_passes.get(policy.name, 0) >= MOST
+
+
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
     """A person is asked, as the policy wants it: that is no stall."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
@@ -290,6 +303,7 @@ STALLS: tuple[Circumstance, ...] = (
     Circumstance(_failed, status=True),
     Circumstance(_left_to_a_person, status=True),
     Circumstance(_stuck, status=True),
+    Circumstance(_in_vain, status=True),
     Circumstance(_unapproved, status=False),
 )
 

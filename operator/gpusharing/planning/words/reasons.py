@@ -364,6 +364,10 @@ class Reason(Worded):
     BLOCKED = ("Blocked", "Stalled", _PERSON,
         "Every node that is left to change is blocked; kubectl get gpunodes shows by what.",
         "Remove what blocks.")
+    NO_PROGRESS = ("NoProgress", "Stalled", _PERSON,
+        "The planner looks at the pods of nodes that might start in pass after pass, and starts none.",
+        "Report the bug, with the output of kubectl gpusharing bundle. Deleting the operator's pod, or a greater "
+        "rollout.maxUnavailable, may let the rollout go on.")
     PROGRESSING = ("Progressing", "Stalled", _DONE,
         "Nothing needs a person.")
 

@@ -1,0 +1,34 @@
+"""Whether a pool only seems to go on: pass after pass looks at the pods of nodes that might start, and none starts.
+
+Such nodes wait for no person and for no clock, so nothing else would say that the rollout stands still.
+"""
+
+from collections.abc import Mapping
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.way.verdict import Verdict
+
+MOST = 60
+"""Passes without progress from which a pool stands still. They are the fault of the planner, for a look at pods ends
+with a start or with what blocks it; with one pass per poll these are two minutes."""
+
+
+def count_vain(
+    pools: Mapping[str, Pool],
+    verdicts: Mapping[str, Verdict],
+    looks: Mapping[str, Look],
+    looks_before: Mapping[str, Look],
+    vain_before: Mapping[str, int],
+) -> dict[str, int]:
+    """By policy: how many passes in a row, up to MOST, wanted to look at the pods of a candidate although none of those
+    whose pods are known started, and nothing new was found that blocks one. Other pools are left out."""
+    found = {}
+    for name, pool in pools.items():
+        known = any(case.work is not None for case in pool.candidates)
+        mine = {case.node.name: verdicts[case.node.name] for case in pool.candidates}
+        news = any(one.actions for one in mine.values()) or mine.keys() & looks.keys() - looks_before.keys()
+        if known and not news and any(one.phase is Phase.PREFLIGHT for one in mine.values()):
+            found[name] = min(vain_before.get(name, 0) + 1, MOST)
+    return found

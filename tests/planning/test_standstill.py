@@ -1,0 +1,80 @@
+"""A pool in which pass after pass looks at pods and starts nothing says so."""
+
+from typing import Any
+
+import pytest
+from tests.build import NOW, make_policy, make_work
+from tests.planning.budgets import Budget
+from tests.planning.cases import pass_time, pool_of
+from tests.planning.test_pool import candidate
+from tests.planning.told import PENDING, SYNCED, StatusInput, answers, message, verdict
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.pools.standstill import MOST, count_vain
+from gpusharing.planning.snapshot.actions import LabelNode
+from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.told.status import find_grounds
+from gpusharing.planning.words.reasons import Reason
+
+POLICY = make_policy()
+CASES = [candidate("gpu-07", make_work()), candidate("gpu-08", None)]
+WAITS = verdict(Phase.PENDING, Reason.BUDGET_FULL, "gpu-07")
+LOOKING = verdict(Phase.PREFLIGHT, Reason.PROGRESSING, "gpu-08")
+LOOKS = {"gpu-07": Look(POLICY.version, "", NOW, 1)}
+
+
+def counted(before: int = 3, **changes: Any) -> dict[str, int]:
+    """The count after a pass in which gpu-08 is looked at, and gpu-07, whose pods are known, waits."""
+    known: dict[str, Any] = {"cases": CASES, "waits": WAITS, "looking": LOOKING, "looks": {}, **changes}
+    told = {"gpu-07": known["waits"], "gpu-08": known["looking"]}
+    pool = Pool(POLICY, candidates=known["cases"])
+    return count_vain({"pool-b": pool}, told, known["looks"], {}, {"pool-b": before})
+
+
+def test_a_pass_that_looks_on_although_nothing_came_of_the_last_look_was_in_vain() -> None:
+    assert counted() == {"pool-b": 4}
+    assert counted(before=MOST) == {"pool-b": MOST}, "a status that grows would be written for ever"
+
+
+GOES_ON: dict[str, dict[str, Any]] = {
+    "a node starts": {"waits": WAITS.then(LabelNode(CASES[0].node, {}))},
+    "something is found that blocks a node": {"looks": LOOKS},
+    "nobody is looked at": {"looking": verdict(Phase.PENDING, Reason.BUDGET_FULL, "gpu-08")},
+    "no pods have come yet": {"cases": [candidate("gpu-07", None), CASES[1]]},
+}
+
+
+@pytest.mark.parametrize("change", GOES_ON.values(), ids=GOES_ON)
+def test_no_pass_was_in_vain_in_which(change: dict[str, Any]) -> None:
+    assert counted(**change) == {}
+
+
+ALLOW: dict[str, Any] = {"drain": {"strandedPods": "Allow"}}
+
+
+def test_passes_are_counted_from_one_to_the_next() -> None:
+    """Here they wait for the pods of a node that a predecessor has just cordoned, which may need the same budget."""
+    world = pool_of(2, make_policy(mode="Full", rollout={"maxUnavailable": 2}))
+    world.budgets = (Budget("keep", "llm", 0),)
+    assert world.add_pod("n0")
+    assert world.add_pod("n1")
+    world.set_policy(make_policy(rollout={"maxUnavailable": 1}, **ALLOW))
+    pass_time(world, 60, until=lambda world: any(node.fence is not None for node in world.nodes.values()))
+    world.set_policy(make_policy(rollout={"maxUnavailable": 2}, **ALLOW))
+    world.restart()
+    counts = []
+    for _ in range(4):
+        world.step()
+        counts.append(world.memory.vain_passes)
+    assert counts == [{}, {"pool-b": 1}, {"pool-b": 2}, {"pool-b": 3}]
+
+
+def test_a_policy_whose_passes_are_in_vain_is_stalled_and_asks_for_a_report() -> None:
+    waits = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST})
+    status = waits.status()
+    assert answers(status)["Stalled"] == "True NoProgress"
+    assert message(status, "Stalled").startswith("60 passes in a row have looked at the pods")
+    fewer = StatusInput([SYNCED, PENDING], vain_passes={"pool-b": MOST - 1})
+    assert answers(fewer.status())["Stalled"] == "False Progressing"
+    assert find_grounds(waits.policy, *waits.found()) != find_grounds(fewer.policy, *fewer.found())
