@@ -189,8 +189,9 @@ def _approved(world: "World", node: NodeView, policy: PolicyView, spec: GPUShari
 def _in_window(world: "World", policy: PolicyView, spec: GPUSharingPolicySpec) -> None:
     rollout = spec.rollout
     proofs = [node.verified for node in pool(world, policy.name)]
-    took = [proof.took for proof in proofs if proof is not None and proof.changed_at and proof.took]
     most = parse_duration(rollout.timeouts.actuation) + parse_duration(rollout.timeouts.verification)
+    known = [proof.took for proof in proofs if proof is not None and proof.changed_at and proof.took]
+    took = [seconds for seconds in known if seconds <= 2 * most.total_seconds()]
     slowest = min(timedelta(seconds=max(took)) if took else UNKNOWN, most)
     needed = parse_duration(spec.drain.timeout) + slowest
     minute = timedelta(minutes=1)

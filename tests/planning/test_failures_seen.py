@@ -118,9 +118,28 @@ def test_a_result_counts_more_than_the_record() -> None:
 
 
 def test_a_retry_begins_with_a_clean_record_and_remembers_the_failure() -> None:
-    case = changing(fence=LATE, now=1800, node={"resources": {}, "retry": "again"})
+    fence = replace(LATE, began=at(-180))
+    case = changing(fence=fence, now=1800, node={"resources": {}, "retry": "again"})
     owed = only(judged(case)).fence
     assert (owed.failed, owed.failed_version) == (None, OURS.version)
+    assert owed.began is None, "what it took a person to come is no part of what the next run takes"
+
+
+def test_a_cure_that_the_operator_makes_is_part_of_what_the_change_takes() -> None:
+    labels = {MIG_STATE: "success", "nvidia.com/mig.config": "all-disabled"}
+    owed = only(judged(changing(fence=replace(OURS, began=at(-180)), labels=labels, now=60))).fence
+    assert (owed.attempt, owed.began) == (2, at(-180))
+
+
+@pytest.mark.parametrize(
+    ("failed", "took"), [(2400, 2500), (60, 0)], ids=["only the clock said so", "mig-manager said so"]
+)
+def test_what_a_person_repaired_without_a_retry_is_no_measure_of_a_change(failed: float, took: int) -> None:
+    """A run that is late may have ended by itself; what mig-manager has given up did not."""
+    fence = replace(OURS, began=at(0), failed=at(failed))
+    released = only(judged(changing(fence=fence, now=2500)))
+    assert released.verified is not None
+    assert released.verified.took == took
 
 
 RUNS: dict[str, tuple[PolicyView, Any]] = {

@@ -89,10 +89,25 @@ def test_a_long_window_is_found_behind_however_many_that_are_too_short() -> None
     assert reason(covered) is Reason.WINDOW_TOO_SHORT
 
 
-def test_a_change_that_waited_for_a_person_says_nothing_about_the_next_one() -> None:
+LIMIT = 30 + 10
+"""Minutes of the two time limits after the point of no return."""
+LATE = {
+    "by as much again": (2 * LIMIT, LIMIT),
+    "by a minute more": (2 * LIMIT + 1, 15),
+    "by days": (3000, 15),
+}
+
+
+@pytest.mark.parametrize(("took", "counts"), LATE.values(), ids=LATE)
+def test_what_ended_after_its_time_limit_counts_as_that_unless_it_must_have_waited_for_a_person(
+    took: int, counts: int
+) -> None:
     spec = make_policy(drain={"timeout": "20m"}).spec
     assert spec is not None
-    assert needed_time(spec, [changed(3000, 2)]) == timedelta(minutes=20 + 30 + 10)
+    assert needed_time(spec, [changed(took, 2)]) == timedelta(minutes=20 + counts)
+    assert needed_time(spec, [changed(took, 2), changed(3, 1)]) == timedelta(
+        minutes=20 + (counts if counts == LIMIT else 3)
+    )
 
 
 def test_a_blackout_wins_over_a_window() -> None:

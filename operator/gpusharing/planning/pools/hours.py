@@ -62,13 +62,13 @@ class Hours:
 
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
-    """What a start needs of its window."""
-    proofs = [node.verified for node in nodes]
-    took = [(one.changed_at, one.took) for one in proofs if one is not None and one.changed_at and one.took]
-    last = nlargest(RECENT, took)
-    slowest = timedelta(seconds=max(seconds for _, seconds in last)) if last else UNKNOWN
-    # A change that took longer was Failed meanwhile, and waited for a person.
-    return parse_duration(spec.drain.timeout) + min(slowest, actuation_limit(spec))
+    """What a start needs of its window. A change that took over twice its time limits waited for a person, which says
+    nothing about the next one (docs/adr/0063-what-a-person-adds.md)."""
+    proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
+    known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
+    last = nlargest(RECENT, [(when, took) for when, took in known if timedelta(0) < took <= 2 * limit])
+    slowest = max((took for _, took in last), default=UNKNOWN)
+    return parse_duration(spec.drain.timeout) + min(slowest, limit)
 
 
 def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datetime) -> Hours:

@@ -122,7 +122,8 @@ class Fence:
     """The value of the retry annotation at the fence, at the last run or at the record of one that is owed; another
     value on the Node asks for a new attempt."""
     began: Moment | None = None
-    """When the change first passed the PNR; None before that, and in fences of older operators."""
+    """When the change first passed the PNR, or did so again after a failure; None before that, and in fences of older
+    operators."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan showed; `disruption` may have risen since. None: not recorded."""
     failed_version: SpecVersion | None = None
@@ -216,7 +217,7 @@ class Verified:
     changed_at: Moment | None = None
     """When our last change was proven here; None: there was none, or an older operator made it."""
     took: Number = 0
-    """Seconds from the PNR of that change to its proof; 0: not recorded."""
+    """Seconds from the PNR of that change, or of its first run after a failure, to its proof; 0: not known."""
     planned: DisruptionClass = DisruptionClass.NONE
     """The class of disruption that the plan of this change showed. None: not recorded."""
     failed_version: SpecVersion | None = None

@@ -54,6 +54,7 @@ def owe(case: FencedCase, assessed: Assessed, attempt: int, *, failed: bool = Fa
             daemon_uid="",
             failed=None if failed else still_failed(case),
             failed_version=case.fence.version if failed else case.fence.failed_version,
+            began=None if failed else case.fence.began,
             rolls_back=goes_back(case),
         ),
     )
@@ -242,6 +243,12 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     )
 
 
+def _took(fence: Fence, now: datetime) -> int:
+    """The seconds that the change took; 0: unknown, because somebody repaired what mig-manager had given up."""
+    repaired = fence.failed is not None and fence.failed < fence.deadline
+    return 0 if repaired or fence.began is None else max(1, round((now - fence.began).total_seconds()))
+
+
 def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
     """The record of a proven change, or of the way back from a failed one."""
     fence = case.fence
@@ -257,7 +264,7 @@ def proven(case: FencedCase, target: Target, policy: PolicyView) -> Verified:
         gpus=len(target.layouts),
         version=SpecVersion(policy.uid, followed),
         changed_at=case.now,
-        took=max(1, round((case.now - fence.began).total_seconds())) if fence.began else 0,
+        took=_took(fence, case.now),
         revision=fence.revision,
         planned=fence.planned,
         failed_version=fence.failed_version,
