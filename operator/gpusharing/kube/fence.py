@@ -228,14 +228,6 @@ _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
 }
 _PAIR = {"generation": "generation", "policyUid": "uid"}
 """The keys that say of a version of a spec what its fields say."""
-_UNNAMED: Mapping[type[Any], JSON] = {
-    Fence: {"uid": ""},
-    Deferred: {"uid": ""},
-    Verified: {"uid": "", "generation": 0},
-    Claim: {"uid": ""},
-    FailedNode: {},
-}
-"""What an older operator may have left out of a version."""
 _KEYS = {
     kind: {to_camel(field.name) for field in fields(kind)} - {"unknown", "version"}
     | {*_PAIR, "failedGeneration"}
@@ -260,24 +252,23 @@ def _flat(record: JSON) -> JSON:
     `failedGeneration` of the same policy. Only the failure of another policy's version has a key of its own."""
     if "version" not in record:  # a claim whose change is not at its point of no return
         return record
-    version = record["version"]
-    written = {key: value for key, value in record.items() if key not in ("version", "failedVersion")}
-    written |= {key: version[field] for key, field in _PAIR.items()}
+    version = record.pop("version")
+    record |= {key: version[field] for key, field in _PAIR.items()}
     if "failedVersion" in record:
         failed = record["failedVersion"]
-        if failed is None:
-            return {**written, "failedGeneration": 0}
-        if failed["uid"] != version["uid"]:
-            return {**written, "failedGeneration": 0, "failedVersion": failed}
-        written["failedGeneration"] = failed["generation"]
-    return written
+        same = failed is not None and failed["uid"] == version["uid"]
+        record["failedGeneration"] = failed["generation"] if same else 0
+        if same or failed is None:
+            del record["failedVersion"]
+    return record
 
 
 def _nested(kind: type[Record], record: JSON) -> JSON:
     """The record with its versions of specs as values: the opposite of `_flat`. Where an older operator has recorded a
     failure since, that one counts."""
     found = {key: value for key, value in record.items() if key not in ("failedGeneration", *_PAIR)}
-    version = {**_UNNAMED[kind], **{field: record[key] for key, field in _PAIR.items() if key in record}}
+    unnamed = {"uid": "", "generation": 0} if kind is Verified else {"uid": ""}  # by an older operator
+    version = unnamed | {field: record[key] for key, field in _PAIR.items() if key in record}
     if "generation" in version:
         found["version"] = version
     if record.get("failedGeneration"):

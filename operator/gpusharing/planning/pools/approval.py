@@ -68,14 +68,9 @@ def _ends_anyway(policy: PolicyView, fence: Fence | None, found: Assessed) -> bo
     """Whether the node is past the point of no return for an earlier generation, on its way to what the policy still
     wants. Nothing of it needs an approval, and its proof says nothing of this generation: in the plan it would only
     make another one when it is proven."""
-    if (
-        fence is None
-        or fence.stage != "actuating"
-        or fence.version.uid != policy.uid
-        or _is_of(policy, fence)
-    ):
+    if fence is None or fence.stage != "actuating" or _is_of(policy, fence):
         return False
-    return fence.approved == owed_for(found.target)
+    return fence.version.uid == policy.uid and fence.approved == owed_for(found.target)
 
 
 def _is_of(policy: PolicyView, record: Fence | Verified) -> bool:
