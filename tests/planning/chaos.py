@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.planning.budgets import Budget
 from tests.planning.deeds import DEEDS, where
 from tests.planning.deletions import force_release
+from tests.planning.fairend import end_fairly
 from tests.planning.habits import DRAINS, ROLLOUTS, person_approves, person_resumes, with_habits
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
@@ -44,6 +45,7 @@ BUDGETS: Sequence[tuple[Budget, ...]] = (
     (Budget("all", "llm", 3),),
     (Budget("keep", "llm", 0), Budget("also", "llm", 0)),
 )
+FAIR = True
 nodes = st.sampled_from(NODES)
 deeds = st.sampled_from(sorted(DEEDS))
 policies = st.sampled_from(("pool-b", "other"))
@@ -346,6 +348,11 @@ class Cluster(RuleBasedStateMachine):
     def teardown(self) -> None:
         """People clear up; then everything comes to rest, and what has a policy is Synced."""
         if self.world.nodes:
+            if FAIR:
+                self._happens("a fair end")
+                twin = self.world.copy()
+                end_fairly(twin)
+                self.world.happened.update(twin.happened)
             clear_up(self.world)
             forced = any(policy.force_release for policy in self.world.policies)
             plan = self.world.settle(approving=True)

@@ -142,7 +142,13 @@ PEOPLE: Mapping[str, Deed] = {
 
 def marked(who: str) -> Deed:
     """A marker or NodeMaintenance of somebody else; empty: it goes."""
-    return lambda world, name: change(world, name, foreign=who, foreign_waits=False, foreign_queued=False)
+
+    def deed(world: World, name: str) -> bool:
+        if world.nodes[name].foreign.startswith("medik8s"):  # at the end of its work
+            world.nodes[name] = patched(world.nodes[name], {names.LABEL_NO_REMEDIATION: None})
+        return change(world, name, foreign=who, foreign_waits=False, foreign_queued=False)
+
+    return deed
 
 
 def announced(world: World, name: str) -> bool:

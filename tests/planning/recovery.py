@@ -61,17 +61,7 @@ def clear_up(world: World) -> None:
     for name in [name for name, node in world.nodes.items() if node.deleting]:
         world.remove_node(name)
         world.add_node(name)
-    for machine in world.machines.values():
-        if not machine.products:
-            machine.products, machine.layouts = (H100,), [None]
-        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, HEALTHY, False
-        if machine.mps_dead:
-            machine.stop_mps()
-        machine.exclusive = machine.clients is not None
-        if machine.running or any(
-            "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
-        ):
-            machine.restart()
+    mend_machines(world)
     for policy in world.policies:
         if not policy.deleting:
             whole = policy.spec and policy.spec.model_copy(update={"products": ()})
@@ -97,6 +87,21 @@ def clear_up(world: World) -> None:
     for pods in world.pods.values():
         pods.clear()
     settle_deleted(world)
+
+
+def mend_machines(world: World) -> None:
+    """GPUs and NVIDIA's programs work again; a mig-manager that stands still is started anew."""
+    for machine in world.machines.values():
+        if not machine.products:
+            machine.products, machine.layouts = (H100,), [None]
+        machine.temper, machine.stray, machine.vitals, machine.away = "works", False, HEALTHY, False
+        if machine.mps_dead:
+            machine.stop_mps()
+        machine.exclusive = machine.clients is not None
+        if machine.running or any(
+            "paused" in v for k, v in world.nodes[machine.name].labels.items() if "deploy" in k
+        ):
+            machine.restart()
 
 
 def settle_deleted(world: World) -> None:

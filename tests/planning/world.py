@@ -7,6 +7,7 @@ compares.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -357,11 +358,17 @@ class World:
 
     # --- time ---------------------------------------------------------------------------------------------
 
-    def settle(self, rounds: int = 1500, *, approving: bool = False) -> RolloutPlan:
+    def settle(
+        self,
+        rounds: int = 1500,
+        *,
+        approving: bool = False,
+        people: Callable[["World", RolloutPlan], bool] | None = None,
+    ) -> RolloutPlan:
         """Let everybody act until nothing moves any more, not even by the clock. The last plan.
 
         `approving`: a person approves whatever waits for it, lets go on what failures have halted, and takes a canary
-        away that is larger than its pool.
+        away that is larger than its pool. `people` see every plan and say whether they did anything.
         """
         still = 0
         for _ in range(rounds):
@@ -377,10 +384,11 @@ class World:
                     habits.person_resumes(self, policy.name, plan)
                 if Reason.CANARY_TOO_LARGE in told:
                     habits.person_corrects_the_canary(self, policy.name)
+            acted = people is not None and people(self, plan)
             # Pods that a plan has named already are listed again for ever, every few minutes.
             asked = {one.node for one in plan.verdicts.values() if one.wants_pods}
             news = asked | (plan.wants_pods - plan.previews.keys())
-            moved = self._state() != before or bool(news - wanted)
+            moved = acted or self._state() != before or bool(news - wanted)
             still = 0 if moved else still + 1
             if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):
                 return plan

@@ -1,0 +1,288 @@
+"""A fair end of the random world: faults are cured, and people do only what the messages tell them.
+
+Nobody empties the nodes and nobody edits a policy unless a message asks for that. After it everything is Synced or left
+out on purpose, and nothing of ours is left: no fence, no claim, no cordon and no mark.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from tests.build import H100
+from tests.planning import habits
+from tests.planning.broken import hold
+from tests.planning.recovery import lenient, mend_machines, settle_deleted
+from tests.planning.world import World
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasonkinds import Passes
+from gpusharing.planning.words.reasons import Reason
+
+PATIENCE = timedelta(minutes=15)
+"""So long somebody waits for what should end by itself."""
+AGAIN = timedelta(minutes=10)
+"""After this time somebody who has done what a message says does it once more, if it still says so."""
+MOST = 12
+"""So often somebody does what one message says about one node, and then calls it wrong."""
+
+
+def cure(world: World) -> None:
+    """What was broken works again, and whoever was at work on a node has finished there and lifts the own cordon."""
+    world.agents_down.clear()
+    world.wires.faults.clear()
+    world.unlisted.clear()
+    world.refusing, world.namespace = False, {"team": "a"}
+    for name in [name for name, node in world.nodes.items() if node.deleting]:
+        world.remove_node(name)
+        world.add_node(name)
+    mend_machines(world)
+    for name, node in world.nodes.items():
+        theirs = name in world.human_cordons
+        labels = {**node.labels, names.LABEL_GPU_PRESENT: "true"}
+        if node.foreign.startswith("medik8s"):
+            labels.pop(names.LABEL_NO_REMEDIATION, None)  # at the end of its own work
+        world.nodes[name] = replace(
+            node,
+            foreign="",
+            foreign_waits=False,
+            foreign_queued=False,
+            ready=True,
+            hold_cordon=False,
+            unschedulable=node.unschedulable and not theirs,
+            labels=labels,
+        )
+    world.human_cordons.clear()
+
+
+# --- what messages ask for ------------------------------------------------------------------------------------------
+
+Remedy = Callable[[World, Verdict, RolloutPlan], None]
+
+
+def _retry(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """kubectl annotate node NODE gpusharing.dev/retry=VALUE."""
+    world.serial += 1
+    world.nodes[told.node] = replace(world.nodes[told.node], retry=f"told-{world.serial}")
+
+
+def _uncordon(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """kubectl uncordon; what is nobody's cordon was forgotten by the operator."""
+    node = world.nodes[told.node]
+    hold(node.fence is not None or node.name in world.human_cordons, f"an orphan cordon on {node.name}")
+    world.human_cordons.discard(told.node)
+    world.nodes[told.node] = replace(node, unschedulable=False)
+
+
+def _unskip(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    node = world.nodes[told.node]
+    labels = {key: value for key, value in node.labels.items() if key != names.LABEL_SKIP}
+    world.nodes[told.node] = replace(node, labels=labels)
+
+
+def _take_pods_away(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """The pods that the blockers name end, wherever they run; where none is named, all pods of the node."""
+    named = {ref for blocker in told.blockers for ref in blocker.pods}
+    for node, pods in world.pods.items():
+        for uid, pod in list(pods.items()):
+            if pod.ref in named or (not named and node == told.node):
+                del pods[uid]
+
+
+def _attend(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """What blocked is removed, and the next attempt asked for."""
+    world.budgets = ()
+    _take_pods_away(world, replace(told, blockers=()), plan)
+    _retry(world, told, plan)
+
+
+def _remove_budgets(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    world.budgets = ()
+
+
+def _adopt_orphan(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """A policy is created that selects the node; the fence of an earlier node of the name is removed."""
+    node = world.nodes[told.node]
+    if node.fence is not None and node.fence.node_uid != node.uid:
+        world.nodes[told.node] = replace(node, fence=None, unschedulable=False)
+        return
+    labels = {**node.labels, "gpusharing.dev/pool": "b"}
+    world.nodes[told.node] = replace(node, labels=labels)
+    settle_deleted(world)
+
+
+def _of(world: World, told: Verdict) -> PolicyView | None:
+    return next((policy for policy in world.policies if policy.name == told.policy), None)
+
+
+def _rollout(**fields: object) -> Remedy:
+    """An edit of spec.rollout that the message asks for."""
+
+    def remedy(world: World, told: Verdict, plan: RolloutPlan) -> None:
+        policy = _of(world, told)
+        if policy is not None and not policy.going:
+            world.set_policy(lenient(policy, **fields))
+
+    return remedy
+
+
+def _spec(change: Callable[[GPUSharingPolicySpec], GPUSharingPolicySpec]) -> Remedy:
+    """Another edit of the spec that the message asks for."""
+
+    def remedy(world: World, told: Verdict, plan: RolloutPlan) -> None:
+        policy = _of(world, told)
+        if policy is not None and policy.spec is not None and not policy.going:
+            world.set_policy(replace(policy, spec=change(policy.spec)))
+
+    return remedy
+
+
+_TAKE_IN = _spec(lambda spec: spec.model_copy(update={"products": ()}))
+_LEAVE_OUT = _spec(lambda spec: spec.model_copy(update={"products": (bare_product(H100),)}))
+_RAISE = _spec(lambda spec: spec.model_copy(update={"priority": spec.priority + 1}))
+
+
+def _approve(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    habits.person_approves(world, told.policy, plan)
+
+
+def _resume(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    habits.person_resumes(world, told.policy, plan)
+
+
+def _correct_canary(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    habits.person_corrects_the_canary(world, told.policy)
+
+
+def _wait(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """The fault is cured, and what is left ends by itself."""
+
+
+REMEDIES: Mapping[Reason, Remedy] = {
+    **dict.fromkeys((Reason.ACTUATOR_FAILED, Reason.ACTUATOR_STUCK, Reason.ROLLED_BACK), _retry),
+    **dict.fromkeys((Reason.DRIFT_RETURNED, Reason.ROLLING_BACK), _retry),
+    **dict.fromkeys((Reason.ALREADY_CORDONED, Reason.CORDON_KEPT), _uncordon),
+    **dict.fromkeys((Reason.PDB_CONFLICT, Reason.PDB_NEVER_ALLOWS, Reason.PDB), _remove_budgets),
+    **dict.fromkeys(
+        (
+            Reason.UNMANAGED,
+            Reason.GPU_DAEMON_SET,
+            Reason.STATIC_GPU_POD,
+            Reason.DRA_CLAIM,
+            Reason.RULE_BLOCKS,
+            Reason.LOCAL_STORAGE,
+            Reason.STRANDED_PODS,
+            Reason.DO_NOT_DISRUPT,
+            Reason.TOLERATES_CORDON,
+            Reason.DRAIN_HELD,
+            Reason.TERMINATING_STUCK,
+        ),
+        _take_pods_away,
+    ),
+    **dict.fromkeys(
+        (
+            Reason.NOT_MIG_CAPABLE,
+            Reason.PROFILE_NOT_SUPPORTED,
+            Reason.LAYOUT_DOES_NOT_FIT,
+            Reason.CONFIG_UNKNOWN,
+        ),
+        _LEAVE_OUT,
+    ),
+    **dict.fromkeys((Reason.GPU_UNHEALTHY, Reason.CANARY_NOT_SERVING, Reason.EVICTION_ERROR), _wait),
+    **dict.fromkeys((Reason.LIST_FAILED, Reason.NAMESPACE_UNREADABLE, Reason.AGENT_NOT_READY), _wait),
+    **dict.fromkeys((Reason.GPU_MISSING, Reason.NO_GPU, Reason.FORCE_DELETE_FAILED), _wait),
+    Reason.PRODUCT_SKIPPED: _TAKE_IN,
+    Reason.NEEDS_ATTENTION: _attend,
+    Reason.ORPHAN_FENCE: _adopt_orphan,
+    Reason.SKIP_LABEL: _unskip,
+    Reason.PAUSED: _rollout(paused=False),
+    Reason.FROZEN: _rollout(max_unavailable=1),
+    Reason.WINDOW_TOO_SHORT: _rollout(windows=(), blackouts=()),
+    Reason.CANARY_TOO_LARGE: _correct_canary,
+    Reason.HALTED: _resume,
+    Reason.APPROVAL_NEEDED: _approve,
+    Reason.SUPERSEDED: _RAISE,
+}
+"""By reason, what its remedy says (planning/words/reasons.py)."""
+
+
+@dataclass
+class People:
+    """Those who read what the operator shows, and do what it says."""
+
+    acted: dict[tuple[str, Reason], list[datetime]] = field(default_factory=dict)
+    """By node and reason: the times at which somebody did what was said."""
+    waited: dict[tuple[str, Reason], datetime] = field(default_factory=dict)
+    """Since when somebody has waited for what should end by itself."""
+
+    def obey(self, world: World, plan: RolloutPlan) -> bool:
+        """Do what the messages of this plan ask of people. Whether anybody did anything."""
+        acts, known = False, self.waited
+        self.waited = {}
+        for told in plan.verdicts.values():
+            for reason in _asked(told):
+                key = told.node, reason
+                before, since = self.acted.setdefault(key, []), known.get(key, world.now)
+                self.waited[key] = since
+                patient = reason.passes is not Passes.BY_A_PERSON and told.phase is not Phase.FAILED
+                if (patient and world.now - since < PATIENCE) or (before and world.now - before[-1] < AGAIN):
+                    continue
+                hold(reason in REMEDIES, f"nobody knows what to do about {reason}: {told.message}")
+                hold(len(before) < MOST, f"{told.node} says {reason} again and again: {told.message}")
+                before.append(world.now)
+                REMEDIES[reason](world, told, plan)
+                acts = True
+                world.happened[f"told a person: {reason}"] += 1
+        return acts
+
+
+def _asked(told: Verdict) -> list[Reason]:
+    """What the node needs a person for, by its reason or by what keeps its pods."""
+    if told.phase is Phase.FAILED:
+        return [Reason.ACTUATOR_FAILED if "kubectl annotate node" in told.message else told.reason]
+    if told.actions or told.phase is Phase.SYNCED:
+        return []
+    reasons = (told.reason, *(blocker.reason for blocker in told.blockers))
+    return list(dict.fromkeys(one for one in reasons if one.passes is Passes.BY_A_PERSON or one in _LASTING))
+
+
+_LASTING = (Reason.PDB, Reason.DO_NOT_DISRUPT)
+"""They may end by themselves or last for ever."""
+
+
+def _is_fine(verdict: Verdict) -> bool:
+    return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) or not verdict.policy
+
+
+DAY = timedelta(days=1)
+"""After so long without news nothing more is waited for."""
+
+
+def end_fairly(world: World) -> RolloutPlan:
+    """Cure what is broken, and let people obey until nothing moves; the last plan."""
+    cure(world)
+    people, wait = People(), timedelta(minutes=5)
+    plan = world.settle(4000, people=people.obey)
+    while (open_ones := [one for one in plan.verdicts.values() if not _is_fine(one)]) and wait < DAY:
+        wait *= 2
+        world.now += wait
+        plan = world.settle(4000, people=people.obey)
+    told = [f"{one.node} {one.phase} {one.reason}: {one.message}" for one in open_ones]
+    hold(not told, f"a fair end is none for {told}")
+    hold(not world.claims, f"claims are left: {world.claims}")
+    for policy in world.policies:
+        hold(not (policy.finalizer or policy.going), f"policy {policy.name} is not let go")
+    for node in world.nodes.values():
+        hold(node.fence is None, f"the fence of {node.name} is left")
+        hold(not node.unschedulable, f"the cordon of {node.name} is left")
+        ours = names.NEIGHBOUR_LABELS.keys() & node.labels.keys()
+        ours |= node.neighbour_marks - set(
+            sorted(names.NEIGHBOUR_ANNOTATIONS)[:1]
+        )  # which a neighbour may set
+        hold(not ours, f"marks are left on {node.name}: {sorted(ours)}")
+    return plan
