@@ -13,7 +13,7 @@ from tests.planning.budgets import Budget
 from tests.planning.deeds import DEEDS, where
 from tests.planning.deletions import force_release
 from tests.planning.fairend import end_fairly
-from tests.planning.habits import DRAINS, ROLLOUTS, person_approves, person_resumes, with_habits
+from tests.planning.habits import DRAINS, ROLLOUTS, combined, person_approves, person_resumes, with_habits
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import MODES, clear_up, lenient, wanted
@@ -50,8 +50,7 @@ nodes = st.sampled_from(NODES)
 deeds = st.sampled_from(sorted(DEEDS))
 policies = st.sampled_from(("pool-b", "other"))
 tempers: st.SearchStrategy[Temper] = st.sampled_from(("works", "works", "works", "fails", "hangs", "forgets"))
-drains = st.sampled_from([*["plain"] * 4, *DRAINS])
-rollouts = st.sampled_from([*["plain"] * 6, *ROLLOUTS])
+drains, rollouts = (st.sampled_from(combined(habits)) for habits in (DRAINS, ROLLOUTS))
 kinds = st.sampled_from([*["a pod of a ReplicaSet"] * 6, *["a CPU pod"] * 2, *KINDS])
 
 
@@ -86,8 +85,8 @@ class Cluster(RuleBasedStateMachine):
         tempers: list[Temper],
         guards: tuple[Budget, ...],
         with_reboot: bool,
-        drain: str = "plain",
-        rollout: str = "plain",
+        drain: Sequence[str] = (),
+        rollout: Sequence[str] = (),
         cap: int = 100,
     ) -> None:
         world = self.world = _at_rest(modes[0], budget).copy()
@@ -100,10 +99,12 @@ class Cluster(RuleBasedStateMachine):
         world.budgets = guards
         self._set_policy(wanted("pool-b", modes[1], budget), drain, rollout)
 
-    def _set_policy(self, policy: PolicyView, drain: str, rollout: str) -> None:
+    def _set_policy(self, policy: PolicyView, drain: Sequence[str], rollout: Sequence[str]) -> None:
         self.world.set_policy(with_habits(policy, drain, rollout))
-        self._happens(f"habit: {drain}")
-        self._happens(f"habit: {rollout}")
+        for habit in (*drain, *rollout):
+            self._happens(f"habit: {habit}")
+        if len(drain) > 1 or len(rollout) > 1:
+            self._happens("habits of a kind together")
 
     def _happens(self, what: str) -> None:
         self.world.happened[what] += 1
@@ -196,8 +197,8 @@ class Cluster(RuleBasedStateMachine):
         later: int,
         whats: list[str],
         afterwards: int,
-        drain: str = "plain",
-        rollout: str = "plain",
+        drain: Sequence[str] = (),
+        rollout: Sequence[str] = (),
         gang: bool = False,
         fails: str = "",
     ) -> None:
@@ -293,8 +294,8 @@ class Cluster(RuleBasedStateMachine):
         priority: int,
         stranded: str,
         unmanaged: str,
-        drain: str,
-        rollout: str,
+        drain: Sequence[str],
+        rollout: Sequence[str],
     ) -> None:
         known = self._policy(name)
         if known is None or not known.going:

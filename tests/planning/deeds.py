@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.planning.callfaults import CALLS
-from tests.planning.machines import NodeMachine, Temper, patched
+from tests.planning.machines import NodeMachine, Temper, patched, unmaintained
 from tests.planning.podkinds import KINDS
 from tests.planning.rules import NEEDS_IDLE
 from tests.planning.shareddeeds import (
@@ -144,15 +144,16 @@ def marked(who: str) -> Deed:
     """A marker or NodeMaintenance of somebody else; empty: it goes."""
 
     def deed(world: World, name: str) -> bool:
-        if world.nodes[name].foreign.startswith("medik8s"):  # at the end of its work
-            world.nodes[name] = patched(world.nodes[name], {names.LABEL_NO_REMEDIATION: None})
-        return change(world, name, foreign=who, foreign_waits=False, foreign_queued=False)
+        before = world.nodes[name]
+        world.nodes[name] = replace(unmaintained(before), foreign=who)
+        return world.nodes[name] != before
 
     return deed
 
 
 def announced(world: World, name: str) -> bool:
     """A driver upgrade of every node, which waits for its turn here."""
+    world.nodes[name] = unmaintained(world.nodes[name])
     return change(world, name, foreign="NVIDIA driver upgrade", foreign_waits=True, foreign_queued=True)
 
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from tests.build import H100
 from tests.planning import habits
 from tests.planning.broken import hold
+from tests.planning.machines import unmaintained
 from tests.planning.recovery import lenient, mend_machines, settle_deleted
 from tests.planning.world import World
 
@@ -42,16 +43,11 @@ def cure(world: World) -> None:
         world.remove_node(name)
         world.add_node(name)
     mend_machines(world)
-    for name, node in world.nodes.items():
-        theirs = name in world.human_cordons
+    for name, known in world.nodes.items():
+        node, theirs = unmaintained(known), name in world.human_cordons
         labels = {**node.labels, names.LABEL_GPU_PRESENT: "true"}
-        if node.foreign.startswith("medik8s"):
-            labels.pop(names.LABEL_NO_REMEDIATION, None)  # at the end of its own work
         world.nodes[name] = replace(
             node,
-            foreign="",
-            foreign_waits=False,
-            foreign_queued=False,
             ready=True,
             hold_cordon=False,
             unschedulable=node.unschedulable and not theirs,

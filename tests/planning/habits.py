@@ -1,7 +1,8 @@
 """How the policies of the random world may let pods go and nodes start, and what people set on them meanwhile."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 from tests.planning.promises import approve
@@ -21,7 +22,6 @@ _LLM = {"podSelector": {"matchLabels": {"app": "llm"}}}
 _TEAM = {"namespaceSelector": {"matchLabels": {"team": "a"}}}
 _OTHERS = {"namespaceSelector": {"matchLabels": {"team": "b"}}}
 DRAINS: Mapping[str, dict[str, Any]] = {
-    "plain": {},
     "a rule blocks": {"rules": [{**_FREE, "behavior": "Block"}]},
     "a rule waits": {"rules": [{**_FREE, "behavior": "WaitCompleted", "timeout": "40s"}]},
     "a rule evicts what nobody manages": {
@@ -48,7 +48,6 @@ DRAINS: Mapping[str, dict[str, Any]] = {
 _MORNING = {"schedule": "0 9 * * *", "duration": "3h"}
 _NIGHT = {"schedule": "0 22 * * *", "duration": "6h"}
 ROLLOUTS: Mapping[str, dict[str, Any]] = {
-    "plain": {},
     "at night": {"windows": [_NIGHT]},
     "in the morning, less a blackout": {
         "windows": [_MORNING],
@@ -66,12 +65,26 @@ ROLLOUTS: Mapping[str, dict[str, Any]] = {
 """By name: fields of spec.rollout."""
 
 
-def with_habits(policy: PolicyView, drain: str, rollout: str) -> PolicyView:
-    """The policy with these fields besides those that it has."""
+def combined(habits: Mapping[str, object]) -> list[tuple[str, ...]]:
+    """No habit, each by itself and each two together: a third of each, for a random choice. One choice instead of many
+    leaves hypothesis room for other things in an example."""
+    both = list(permutations(sorted(habits), 2))
+    alone = [(name,) for name in sorted(habits)]
+    return [*[()] * len(both), *alone * (len(both) // len(alone)), *both]
+
+
+def with_habits(policy: PolicyView, drains: Sequence[str] = (), rollouts: Sequence[str] = ()) -> PolicyView:
+    """The policy with the fields of these habits besides those that it has. Rules of several habits come in this order;
+    of any other field the last habit decides."""
     assert policy.spec is not None, "made from a good spec"
     wire = policy.spec.model_dump(by_alias=True, exclude_unset=True)
-    wire["drain"] = {**wire.get("drain", {}), **DRAINS[drain]}
-    wire["rollout"] = {**wire.get("rollout", {}), **ROLLOUTS[rollout]}
+    drain, rollout = dict(wire.get("drain", {})), dict(wire.get("rollout", {}))
+    for name in drains:
+        rules = [*drain.get("rules", []), *DRAINS[name].get("rules", [])]
+        drain |= {**DRAINS[name], "rules": rules}
+    for name in rollouts:
+        rollout |= ROLLOUTS[name]
+    wire |= {"drain": drain, "rollout": rollout}
     return replace(policy, spec=GPUSharingPolicySpec.model_validate(wire))
 
 

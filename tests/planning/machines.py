@@ -215,6 +215,13 @@ def _operands(value: str) -> dict[str, str]:
     return {names.LABEL_DEPLOY_PREFIX + operand: value for operand in names.DEPLOY_PAUSABLE}
 
 
+def unmaintained(node: NodeView) -> NodeView:
+    """The node when somebody else's work ends: medik8s then removes the label that it and we set alike."""
+    ended = node.foreign.startswith("medik8s")
+    free = replace(node, foreign="", foreign_waits=False, foreign_queued=False)
+    return patched(free, {names.LABEL_NO_REMEDIATION: None}) if ended else free
+
+
 def patched(node: NodeView, labels: Labels) -> NodeView:
     """The node after a label patch; the same object when nothing changes."""
     after = {key: value for key, value in {**node.labels, **labels}.items() if value is not None}

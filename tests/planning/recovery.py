@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.build import H100, make_policy
+from tests.planning.machines import unmaintained
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -67,16 +68,14 @@ def clear_up(world: World) -> None:
             whole = policy.spec and policy.spec.model_copy(update={"products": ()})
             world.set_policy(lenient(replace(policy, spec=whole), max_unavailable=1, paused=False))
     world.serial += 1
-    for name, node in world.nodes.items():
+    for name, known in world.nodes.items():
+        node = unmaintained(known)
         ours = node.fence is not None and name not in world.human_cordons
         assert ours or not node.unschedulable or name in world.human_cordons, f"an orphan cordon on {name}"
         labels = {**node.labels, "gpusharing.dev/pool": "b", names.LABEL_GPU_PRESENT: "true"}
         labels.pop(names.LABEL_SKIP, None)
         world.nodes[name] = replace(
             node,
-            foreign="",
-            foreign_waits=False,
-            foreign_queued=False,
             hold_cordon=False,
             ready=True,
             unschedulable=node.unschedulable and ours,

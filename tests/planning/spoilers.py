@@ -30,7 +30,7 @@ def canary_elsewhere(world: World, action: Any) -> None:
     world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], fence=action.fence)
     world.policies = tuple(
         lenient(one, max_unavailable=2)
-        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
+        for one in (with_habits(known, rollouts=["one canary"]) for known in world.policies)
     )
 
 
@@ -42,7 +42,7 @@ def canary_broken(world: World, action: Any) -> None:
     world.nodes["gpu-99"] = replace(world.nodes["gpu-99"], verified=proof, ready=False)
     world.policies = tuple(
         lenient(one, max_unavailable=3)
-        for one in (with_habits(known, "plain", "one canary") for known in world.policies)
+        for one in (with_habits(known, rollouts=["one canary"]) for known in world.policies)
     )
 
 

@@ -28,8 +28,8 @@ MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
 DIVIDED = [number for number, (mode, _) in enumerate(MODES) if mode == "MIG"]
 SERVED = [number for number, (mode, _) in enumerate(MODES) if mode == "MPS"]
 GANGS = (
-    ("plain", False),
-    ("plain", True),
+    ("", False),
+    ("", True),
     ("what stays is deleted", True),
     ("a rule asks for another namespace", False),
 )
@@ -85,8 +85,8 @@ def play(what: str, stage: str, random: Random) -> None:
             later=random.choice([0, 0, 1, 3]),
             whats=[what, *random.sample(sorted(DEEDS), random.randrange(2))],
             afterwards=random.choice([3, 15, 70]),
-            drain=habit(random, DRAINS),
-            rollout=habit(random, ROLLOUTS),
+            drain=together(random, DRAINS, 2),
+            rollout=together(random, ROLLOUTS, 2),
             gang=random.random() < 0.3,
             fails=NODES[0] if random.random() < 0.15 else "",
         )
@@ -115,8 +115,8 @@ def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
         later=0,
         whats=random.sample(sorted(DEEDS), 1 if disturbed else 0),
         afterwards=10,
-        drain=habit if habit in DRAINS else "plain",
-        rollout=habit if habit in ROLLOUTS else "plain",
+        drain=[*together(random, DRAINS, 1), *([habit] if habit in DRAINS else [])],
+        rollout=[*together(random, ROLLOUTS, 1), *([habit] if habit in ROLLOUTS else [])],
         fails=NODES[0],
     )
     for _ in range(80):
@@ -145,7 +145,7 @@ def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
         later=10 if refusing else 0,
         whats=["a person protects the pods"],
         afterwards=30,
-        drain=drain,
+        drain=[drain] if drain else [],
         gang=True,
     )
     cluster.world.refusing = False
@@ -153,9 +153,9 @@ def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
     cluster.teardown()
 
 
-def habit(random: Random, habits: Collection[str]) -> str:
-    """Half of the time none."""
-    return random.choice(["plain", random.choice(sorted(habits))])
+def together(random: Random, habits: Collection[str], most: int) -> list[str]:
+    """Up to so many habits, which a policy has together; often none."""
+    return random.sample(sorted(habits), random.randrange(most + 1))
 
 
 def guards(random: Random) -> tuple[Budget, ...]:

@@ -94,11 +94,12 @@ def policy(**rollout: object) -> Spoil:
     return spoil
 
 
-def habit(drain: str = "plain", rollout: str = "plain") -> Spoil:
+def habit(drain: str = "", rollout: str = "") -> Spoil:
     """The policy has this habit."""
 
     def spoil(world: World, action: Any) -> None:
-        world.policies = tuple(with_habits(one, drain, rollout) for one in world.policies)
+        drains, rollouts = [drain] if drain else [], [rollout] if rollout else []
+        world.policies = tuple(with_habits(one, drains, rollouts) for one in world.policies)
 
     return spoil
 
@@ -125,7 +126,7 @@ def fence(**fields: Any) -> Spoil:
     return lambda world, action: replace(action, fence=replace(action.fence, **fields))
 
 
-def pod(kind: str, habit_of_drain: str = "plain") -> Spoil:
+def pod(kind: str, habit_of_drain: str = "") -> Spoil:
     """A pod of this kind comes, and the policy has this habit."""
 
     def spoil(world: World, action: Any) -> None:

@@ -118,8 +118,7 @@ def pod(**fields: Any) -> Spoil:
 def ruled(world: World, action: Any) -> None:
     """A rule of the policy keeps the pod."""
     world.policies = tuple(
-        with_habits(one, "what stays is deleted, but for what a rule keeps", "plain")
-        for one in world.policies
+        with_habits(one, ["what stays is deleted, but for what a rule keeps"]) for one in world.policies
     )
     pod(labels={"app": "free"})(world, action)
     world.budgets = (Budget("all", "free", 3),)
