@@ -27,10 +27,10 @@ def canaries_first(world: "World", action: FenceNode, policy: PolicyView, spec: 
     if canary is None:
         return
     mine = pool(world, policy.name)
-    if canary.nodes == len(mine):
-        return
+    if canary.nodes == len(mine) or (policy.resetting and canary.nodes > len(mine)):
+        return  # nobody can correct the canary of a policy that is being deleted
     same, outnumbers = partial(world.ledger.is_of, policy=policy), canary.nodes > len(mine)
-    if policy.resetting and not outnumbers:
+    if policy.resetting:
         _soaks_beyond_its_reset(world, policy, spec)
     proven = sorted(
         (one.verified.changed_at, one.name)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tests.planning.callfaults import CALLS
+from tests.planning.leaders import second_leader
 from tests.planning.machines import NodeMachine, Temper, patched, unmaintained
 from tests.planning.podkinds import KINDS
 from tests.planning.rules import NEEDS_IDLE
@@ -24,7 +25,7 @@ from tests.planning.shareddeeds import (
     policy_reset,
     rollout_edited,
 )
-from tests.planning.stackdeeds import default_changes, reboots, right_to_delete
+from tests.planning.stackdeeds import deafens, default_changes, reboots, right_to_delete
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -335,6 +336,8 @@ SHARED: Mapping[str, Deed] = {
     "another policy of higher priority comes": other_policy(1),
     "another policy of equal priority comes": other_policy(0),
     "WITH_REBOOT changes": reboots,
+    "MPS follows no label any more, or does again": deafens,
+    "a second operator leads, or no more": second_leader,
     "ClusterPolicy's default shares GPUs, or no more": default_changes,
     "the operator may delete pods, or no more": right_to_delete,
     "budgets let nobody go": guarded,

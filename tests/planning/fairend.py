@@ -12,7 +12,7 @@ from tests.build import H100
 from tests.planning import habits
 from tests.planning.broken import hold
 from tests.planning.machines import unmaintained
-from tests.planning.recovery import lenient, mend_machines, settle_deleted
+from tests.planning.recovery import lenient, mend_machines, mend_software, settle_deleted
 from tests.planning.world import World
 
 from gpusharing.api import names
@@ -35,6 +35,7 @@ MOST = 12
 
 def cure(world: World) -> None:
     """What was broken works again, and whoever was at work on a node has finished there and lifts the own cordon."""
+    world.rival = None
     world.agents_down.clear()
     world.wires.faults.clear()
     world.unlisted.clear()
@@ -151,6 +152,11 @@ def _resume(world: World, told: Verdict, plan: RolloutPlan) -> None:
     habits.person_resumes(world, told.policy, plan)
 
 
+def _choose_another_operator(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """A GPU Operator whose MPS daemon follows labels."""
+    mend_software(world)
+
+
 def _correct_canary(world: World, told: Verdict, plan: RolloutPlan) -> None:
     habits.person_corrects_the_canary(world, told.policy)
 
@@ -194,6 +200,7 @@ REMEDIES: Mapping[Reason, Remedy] = {
     **dict.fromkeys((Reason.GPU_MISSING, Reason.NO_GPU, Reason.FORCE_DELETE_FAILED), _wait),
     Reason.PRODUCT_SKIPPED: _TAKE_IN,
     Reason.NEEDS_ATTENTION: _attend,
+    Reason.MPS_NOT_SWITCHABLE: _choose_another_operator,
     Reason.ORPHAN_FENCE: _adopt_orphan,
     Reason.SKIP_LABEL: _unskip,
     Reason.PAUSED: _rollout(paused=False),
@@ -213,13 +220,17 @@ class People:
 
     acted: dict[tuple[str, Reason], list[datetime]] = field(default_factory=dict)
     """By node and reason: the times at which somebody did what was said."""
+    kept: set[str] = field(default_factory=set)
+    """The nodes whose cordon stays for people to lift, as the last plan says."""
     waited: dict[tuple[str, Reason], datetime] = field(default_factory=dict)
     """Since when somebody has waited for what should end by itself."""
 
     def obey(self, world: World, plan: RolloutPlan) -> bool:
         """Do what the messages of this plan ask of people. Whether anybody did anything."""
-        acts, known = False, self.waited
+        acts, known = self._uncordon(world), self.waited
         self.waited = {}
+        kept = (one.node for one in plan.verdicts.values() if one.reason is Reason.CORDON_KEPT)
+        self.kept.update(kept)
         for told in plan.verdicts.values():
             for reason in _asked(told):
                 key = told.node, reason
@@ -236,14 +247,26 @@ class People:
                 world.happened[f"told a person: {reason}"] += 1
         return acts
 
+    def _uncordon(self, world: World) -> bool:
+        """Lift the cordons that the last message about a node left to people. Whether there was one."""
+        lifted = sorted(name for name in self.kept & world.human_cordons if name in world.nodes)
+        for name in lifted:
+            world.nodes[name] = replace(world.nodes[name], unschedulable=False)
+            world.human_cordons.discard(name)
+        self.kept.clear()
+        return bool(lifted)
+
 
 def _asked(told: Verdict) -> list[Reason]:
     """What the node needs a person for, by its reason or by what keeps its pods."""
+    blockers = [blocker.reason for blocker in told.blockers]
     if told.phase is Phase.FAILED:
-        return [Reason.ACTUATOR_FAILED if "kubectl annotate node" in told.message else told.reason]
+        retry = "kubectl annotate node" in told.message
+        blockers = [one for one in blockers if one in _LASTING or one.passes is Passes.BY_A_PERSON]
+        return list(dict.fromkeys([Reason.ACTUATOR_FAILED if retry else told.reason, *blockers]))
     if told.actions or told.phase is Phase.SYNCED:
         return []
-    reasons = (told.reason, *(blocker.reason for blocker in told.blockers))
+    reasons = (told.reason, *blockers)
     return list(dict.fromkeys(one for one in reasons if one.passes is Passes.BY_A_PERSON or one in _LASTING))
 
 

@@ -55,6 +55,7 @@ def lenient(policy: PolicyView, **rollout: object) -> PolicyView:
 def clear_up(world: World) -> None:
     """All that a person does so that things go on: after it nothing but the operator is needed."""
     world.budgets = ()
+    mend_software(world)
     world.agents_down.clear()
     world.wires.faults.clear()
     world.unlisted.clear()
@@ -86,6 +87,14 @@ def clear_up(world: World) -> None:
     for pods in world.pods.values():
         pods.clear()
     settle_deleted(world)
+
+
+def mend_software(world: World) -> None:
+    """One operator leads, and the GPU Operator's MPS daemon follows labels."""
+    world.rival = None
+    if world.stack.cluster_policy is not None:
+        known = replace(world.stack.cluster_policy, mps_daemon=None)
+        world.stack = replace(world.stack, cluster_policy=known)
 
 
 def mend_machines(world: World) -> None:

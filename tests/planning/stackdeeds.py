@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gpusharing.planning.snapshot.stackviews import MpsDaemonView
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
 
 if TYPE_CHECKING:
@@ -27,6 +28,16 @@ def default_changes(world: "World", name: str) -> bool:
     entries = {**world.stack.plugin_configs, USUAL: SHARING}
     changed = replace(before, plugin_default="" if before.plugin_default else USUAL)
     world.stack = replace(world.stack, cluster_policy=changed, plugin_configs=entries)
+    return True
+
+
+def deafens(world: "World", name: str) -> bool:
+    """The GPU Operator is upgraded to one whose MPS daemon follows no label, or back."""
+    before = world.stack.cluster_policy
+    assert before is not None, "the world has one"
+    daemon = MpsDaemonView("v0.19.3", "mps-control-daemon", "/usr/bin/mps-control-daemon", sees_host=True)
+    changed = replace(before, mps_daemon=None if before.mps_daemon else daemon)
+    world.stack = replace(world.stack, cluster_policy=changed)
     return True
 
 

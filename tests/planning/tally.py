@@ -125,6 +125,12 @@ EXPECTED = (
     "the start-up taint goes with the proof",
     "a plan is approved",
     "the operator is killed",
+    "a fair end",
+    "habits of a kind together",
+    "a second operator writes",
+    "a second operator is refused",
+    "told Blocked: MPSNotSwitchable",
+    "told a person: MPSNotSwitchable",
 )
 """What the fixed run of test_invariants.py must have seen, besides every deed."""
 

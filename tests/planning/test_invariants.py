@@ -34,6 +34,11 @@ GANGS = (
     ("a rule asks for another namespace", False),
 )
 """Habits of a drain in which a gang is protected, and whether a budget refuses first."""
+CERTAIN = (
+    "a GPU becomes unhealthy",
+    "the policy asks for approvals from now on",
+    "MPS follows no label any more, or does again",
+)
 STAGES = ("rest", "fenced", "actuating")
 """Moments of a change in which each deed is done."""
 FOLLOWED = {
@@ -127,6 +132,33 @@ def play_habit(habit: str, random: Random, *, disturbed: bool) -> None:
     cluster.teardown()
 
 
+def play_certain(what: str) -> None:
+    """What must be seen whatever is drawn: the deed meets a drain that a budget holds up, or a pool that wants MPS."""
+    cluster = Cluster()
+    cluster.a_pool_at_rest_is_edited(
+        modes=[0, DIVIDED[0]], budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    cluster.everybody_works_on(60)
+    if "MPS" in what:
+        cluster.somebody_acts(NODES[0], what)
+        cluster.edit_policy("pool-b", SERVED[0], 1, 0, "Allow", "Evict", (), ())
+    else:
+        cluster.world.refusing = True
+        cluster.people_clear_up_and_a_change_is_disturbed(
+            mode=0,
+            budget=1,
+            pods=[(node, "a pod of a ReplicaSet", "llm") for node in NODES],
+            unmanaged="Evict",
+            stage="fenced",
+            later=0,
+            whats=[what],
+            afterwards=10,
+        )
+        cluster.world.refusing = False
+    cluster.everybody_works_on(20)
+    cluster.teardown()
+
+
 def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
     """A gang runs on all nodes, which are drained as one, and somebody protects its ranks on one of them: before the
     first is evicted, or while a budget that nobody sees refuses."""
@@ -188,6 +220,8 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
             raise
     for drain, refusing in GANGS:
         play_gang(drain, Random(drain), refusing=refusing)
+    for what in CERTAIN:
+        play_certain(what)
     record_property(PROPERTY, dict(Cluster.happened))
     done = {what for what in DEEDS if any(seen.startswith(what) for seen in Cluster.happened)}
     never = [what for what in EXPECTED if not Cluster.happened[what]] + sorted(DEEDS.keys() - done)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from tests.build import NOW, POOL_LABELS, make_cluster_policy, make_node
-from tests.planning import gangs, habits, podkinds, promises, rules, server, tally
+from tests.planning import gangs, habits, leaders, podkinds, promises, rules, server, tally
 from tests.planning.budgets import Budget
 from tests.planning.machines import NodeMachine, patched
 from tests.planning.processmemory import Memory
@@ -77,6 +77,8 @@ class World:
     happened: Counter[str] = field(default_factory=Counter)
     """How often each thing happened (tally.py)."""
     memory: Memory = field(default_factory=Memory)
+    rival: Memory | None = None
+    """What a second operator knows that believes to lead (leaders.py); None: there is none."""
     evicted: set[str] = field(default_factory=set)
     """UIDs of pods whose eviction was accepted, ever."""
     refused: set[str] = field(default_factory=set)
@@ -232,6 +234,7 @@ class World:
             wires=Wires(dict(self.wires.faults)),
             unlisted=set(self.unlisted),
             ledger=self.ledger.copy(),
+            rival=None,
             happened=Counter(),
             memory=replace(
                 self.memory,
@@ -325,6 +328,7 @@ class World:
     def step(self, limit: int | None = None) -> RolloutPlan:
         """One pass; with `limit` the operator is killed after so many actions."""
         plan = self.plan()
+        beside, seen = leaders.plan_beside(self), self.copy() if self.rival is not None else self
         self.happened.update(tally.of_plan(self, plan))
         promises.check_plan(self, plan)
         server.forget_answers(self)
@@ -333,6 +337,13 @@ class World:
         if limit is not None and limit < calls:
             self.restart()
             return plan
+        self.remember(plan)
+        if beside is not None:
+            leaders.carry_out_beside(self, beside, seen)
+        return plan
+
+    def remember(self, plan: RolloutPlan) -> None:
+        """What the operator keeps of a pass for the next one."""
         memory = self.memory
         for name in memory.work.keys() - plan.wants_pods:
             del memory.work[name]
@@ -342,7 +353,6 @@ class World:
         rules.hold(not any(count >= MOST for count in plan.vain_passes.values()), "passes make no progress")
         since = memory.drifting_since
         memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
-        return plan
 
     def carry_out(self, action: Action) -> None:
         """What the API server makes of one action."""
