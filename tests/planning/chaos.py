@@ -45,7 +45,6 @@ BUDGETS: Sequence[tuple[Budget, ...]] = (
     (Budget("all", "llm", 3),),
     (Budget("keep", "llm", 0), Budget("also", "llm", 0)),
 )
-FAIR = True
 nodes = st.sampled_from(NODES)
 deeds = st.sampled_from(sorted(DEEDS))
 policies = st.sampled_from(("pool-b", "other"))
@@ -347,13 +346,13 @@ class Cluster(RuleBasedStateMachine):
     # --- the end ---
 
     def teardown(self) -> None:
-        """People clear up; then everything comes to rest, and what has a policy is Synced."""
+        """In a twin people do only what they are told (fairend.py). Then people clear up, everything comes to rest, and
+        what has a policy is Synced."""
         if self.world.nodes:
-            if FAIR:
-                self._happens("a fair end")
-                twin = self.world.copy()
-                end_fairly(twin)
-                self.world.happened.update(twin.happened)
+            self._happens("a fair end")
+            twin = self.world.copy()
+            end_fairly(twin)
+            self.world.happened.update(twin.happened)
             clear_up(self.world)
             forced = any(policy.force_release for policy in self.world.policies)
             plan = self.world.settle(approving=True)

@@ -1,9 +1,10 @@
 """Whatever happens, in whatever order, however often the operator is killed: the invariants of rollout.py hold.
 
 `world.py` carries out every action under `rules.py` and `promises.py`. Two runs, the same every time: one does every
-deed of `deeds.py` in every moment of a change, the other one drives a machine of random events (`chaos.py`). At the end
-of each example people clear up (cordons, markers, stray processes, wedges, calls that fail) and approve what is to be
-approved, and everything must come to Synced: eventually stable reconciliation (docs/design/faults.md#esr). The first
+deed of `deeds.py` in every moment of a change, the other one drives a machine of random events (`chaos.py`). Each
+example ends twice, and everything must come to Synced: eventually stable reconciliation (docs/design/faults.md#esr).
+In a twin of the world people do only what the messages tell them (`fairend.py`); then they clear up (cordons, markers,
+pods, wedges, calls that fail) and approve what is to be approved. The first
 run says how often each thing happened, and fails when one of `EXPECTED` never did: what never happens is held by
 nobody. `test_invariants_can_fail.py` shows that each invariant sees what it is there for.
 """

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, make_policy, make_work
+from tests.planning.broken import Broken
 from tests.planning.budgets import Budget
 from tests.planning.cases import pass_time, pool_of
 from tests.planning.test_pool import candidate
@@ -68,6 +69,9 @@ def test_passes_are_counted_from_one_to_the_next() -> None:
         world.step()
         counts.append(world.memory.vain_passes)
     assert counts == [{}, {"pool-b": 1}, {"pool-b": 2}, {"pool-b": 3}]
+    world.memory.vain_passes = {"pool-b": MOST - 1}
+    with pytest.raises(Broken, match="passes make no progress"):
+        world.step()
 
 
 def test_a_policy_whose_passes_are_in_vain_is_stalled_and_asks_for_a_report() -> None:
