@@ -115,6 +115,18 @@ def person_resumes(world: "World", name: str, plan: RolloutPlan) -> bool:
     return True
 
 
+def people_let_it_go_on(world: "World", plan: RolloutPlan) -> None:
+    """A person approves whatever waits for it, lets go on what failures have halted, and takes a canary away that is
+    larger than its pool."""
+    for policy in world.policies:
+        person_approves(world, policy.name, plan)
+        told = {one.reason for one in plan.verdicts.values() if one.policy == policy.name}
+        if Reason.HALTED in told:
+            person_resumes(world, policy.name, plan)
+        if Reason.CANARY_TOO_LARGE in told:
+            person_corrects_the_canary(world, policy.name)
+
+
 def person_corrects_the_canary(world: "World", name: str) -> None:
     """The policy has a canary that its pool cannot have, and loses it."""
     policy = next((one for one in world.policies if one.name == name), None)

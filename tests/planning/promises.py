@@ -18,6 +18,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.rollout import Window
 from gpusharing.api.validation import allowance, parse_duration
+from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -282,6 +283,7 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
         _whole_gangs(world, plan, start, {one.node.name for one in starts})
     _returned_together(world, plan)
     gangpromises.told(world, plan)
+    hold(max(plan.vain_passes.values(), default=0) < MOST, "passes make no progress")
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:

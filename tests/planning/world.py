@@ -22,7 +22,6 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
-from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.memo import Memo
@@ -40,7 +39,6 @@ from gpusharing.planning.wanted.configured import known_times
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 from gpusharing.planning.wanted.reset import under_deletion
 from gpusharing.planning.way.quiet import is_at_work
-from gpusharing.planning.words.reasons import Reason
 
 MEMO_CHECK = 4
 """One plan of so many is made once more without a memo, and compared."""
@@ -78,7 +76,7 @@ class World:
     """How often each thing happened (tally.py)."""
     memory: Memory = field(default_factory=Memory)
     rival: Memory | None = None
-    """What a second operator knows that believes to lead (leaders.py); None: there is none."""
+    """What a second operator knows that leads, too (leaders.py)."""
     evicted: set[str] = field(default_factory=set)
     """UIDs of pods whose eviction was accepted, ever."""
     refused: set[str] = field(default_factory=set)
@@ -350,7 +348,6 @@ class World:
         memory.wants_pods = plan.wants_pods
         memory.looks, memory.previews = dict(plan.looks), dict(plan.previews)
         memory.vain_passes = dict(plan.vain_passes)
-        rules.hold(not any(count >= MOST for count in plan.vain_passes.values()), "passes make no progress")
         since = memory.drifting_since
         memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
 
@@ -377,8 +374,7 @@ class World:
     ) -> RolloutPlan:
         """Let everybody act until nothing moves any more, not even by the clock. The last plan.
 
-        `approving`: a person approves whatever waits for it, lets go on what failures have halted, and takes a canary
-        away that is larger than its pool. `people` see every plan and say whether they did anything.
+        `approving`: see `habits.people_let_it_go_on`. `people` see every plan and say whether they did anything.
         """
         still = 0
         for _ in range(rounds):
@@ -387,13 +383,8 @@ class World:
                 self.act(node)
             wanted = self.memory.wants_pods
             plan = self.step()
-            for policy in self.policies if approving else ():
-                habits.person_approves(self, policy.name, plan)
-                told = {one.reason for one in plan.verdicts.values() if one.policy == policy.name}
-                if Reason.HALTED in told:
-                    habits.person_resumes(self, policy.name, plan)
-                if Reason.CANARY_TOO_LARGE in told:
-                    habits.person_corrects_the_canary(self, policy.name)
+            if approving:
+                habits.people_let_it_go_on(self, plan)
             acted = people is not None and people(self, plan)
             # Pods that a plan has named already are listed again for ever, every few minutes.
             asked = {one.node for one in plan.verdicts.values() if one.wants_pods}

@@ -227,7 +227,6 @@ _WRITERS: Mapping[type[Any], TypeAdapter[Any]] = {
     kind: TypeAdapter(kind) for kind in (Fence, Deferred, Verified, Claim, FailedNode)
 }
 _PAIR = {"generation": "generation", "policyUid": "uid"}
-"""The keys that say of a version of a spec what its fields say."""
 _KEYS = {
     kind: {to_camel(field.name) for field in fields(kind)} - {"unknown", "version"}
     | {*_PAIR, "failedGeneration"}

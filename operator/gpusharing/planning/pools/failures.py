@@ -38,8 +38,8 @@ def count_failures(
     for pool in pools:
         policy = pool.policy
         failing = {one.node.uid: one.node for one in pool.members if one.marked and has_failed(one, policy)}
-        of_policy = {uid: one for uid, one in recorded.items() if one.version == policy.version}
-        lost = {uid: one for uid, one in of_policy.items() if uid not in failing}
+        known = ((uid, one) for uid, one in recorded.items() if one.version == policy.version)
+        lost = {uid: one for uid, one in known if uid not in failing}
         if lost:
             proven = {one.node.uid for one in pool.members if _is_proven(one)}
             lost = {uid: one for uid, one in lost.items() if uid not in proven}

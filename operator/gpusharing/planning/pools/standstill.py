@@ -1,7 +1,4 @@
-"""Whether a pool only seems to go on: pass after pass looks at the pods of nodes that might start, and none starts.
-
-Such nodes wait for no person and for no clock, so nothing else would say that the rollout stands still.
-"""
+"""Whether a pool only seems to go on: pass after pass looks at the pods of nodes that might start, and none starts."""
 
 from collections.abc import Mapping
 
@@ -11,8 +8,7 @@ from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.way.verdict import Verdict
 
 MOST = 60
-"""Passes without progress from which a pool stands still. They are the fault of the planner, for a look at pods ends
-with a start or with what blocks it; with one pass per poll these are two minutes."""
+"""So many passes without progress are a fault of the planner: a look at pods ends with a start or with a blocker."""
 
 
 def count_vain(

@@ -3,10 +3,8 @@
     fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► given back, our own cordon
     actuating ── proven while somebody works ──┘                                             lifted
 
-Before the point of no return the change is given up at once. After it the change first goes on to its proof, and the
-PATCH that records the proof writes the stage; `Fence.proven` tells the two apart.
-
-The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage removes our
+Before the point of no return the change is given up at once; after it the PATCH that records the proof writes the
+stage. The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage removes our
 marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it for ever. Nothing
 is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
 """
