@@ -381,8 +381,7 @@ class World:
             before = self._state()
             for node in self.nodes:
                 self.act(node)
-            wanted = self.memory.wants_pods
-            plan = self.step()
+            wanted, plan = self.memory.wants_pods, self.step()
             if approving:
                 habits.people_let_it_go_on(self, plan)
             acted = people is not None and people(self, plan)
