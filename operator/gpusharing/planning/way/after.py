@@ -368,8 +368,5 @@ def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
     message = f"{target.text} proven" + (f"; {why_kept}" if kept else "")
     if goes_back(case):
         reason, message = Reason.ROLLED_BACK, f"{message}; the node went back to it: {fence.failure}"
-    verdict = case.verdict(Phase.UNCORDONING, reason, message)
-    record = proven(case, target, policy)
-    return verdict.then(
-        Release(node, uncordon, labels, verified=record, annotations=annotations, fence=aside)
-    )
+    release = Release(node, uncordon, labels, proven(case, target, policy), annotations, fence=aside)
+    return case.verdict(Phase.UNCORDONING, reason, message).then(release)

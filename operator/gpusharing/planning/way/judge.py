@@ -87,9 +87,8 @@ def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
     """A Failed node would wait for ever for a policy that has lost it: its owner continues, in the same slot. The run
     that failed is not the owner's, so the fence keeps its version until the next run."""
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
-    return replace(verdict, message=message).then(
-        UpdateFence(case.node, replace(case.fence, policy=heir.name))
-    )
+    fence = replace(case.fence, policy=heir.name)
+    return replace(verdict, message=message).then(UpdateFence(case.node, fence))
 
 
 def _unowned(case: NodeCase) -> Verdict | None:
