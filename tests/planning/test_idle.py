@@ -15,10 +15,12 @@ from tests.build import (
     make_stack,
     make_work,
 )
-from tests.planning.cases import EVENT, FULL, MIXED, quiet_report
+from tests.planning.cases import EVENT, FULL, MIXED, SLICED, quiet_report
 from tests.planning.drains import (
     FENCE,
     IDLE,
+    MIG_CONFIG,
+    MIG_STATE,
     REQUEST,
     asked,
     fenced,
@@ -123,6 +125,13 @@ def test_a_proven_node_is_looked_at_until_its_change_is_written() -> None:
     )
     assert any(isinstance(action, Actuate) for action in verdict.actions)
     assert verdict.wants_pods
+
+
+def test_a_change_that_leaves_mig_as_it_is_passes_without_mig_manager() -> None:
+    labels = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
+    shared = fenced(SLICED, labels=labels, gpunode=silent(), operand=None)
+    verdict = before_pnr(shared)
+    assert (verdict.phase, verdict.message) == (Phase.RECONFIGURING, "changing to 4x shared")
 
 
 WAITED_FOR: dict[str, dict[str, Any]] = {
