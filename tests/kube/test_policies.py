@@ -97,6 +97,16 @@ async def test_an_answer_to_our_write_is_taken_without_a_list() -> None:
     assert lists(cluster) == 1
 
 
+async def test_the_status_of_a_policy_is_the_one_last_read_or_written() -> None:
+    cluster, cache = cluster_with("pool-b", "pool-new")
+    first, second = {"observedGeneration": 1}, {"observedGeneration": 2}
+    cluster.patch(POLICIES, "pool-b", {"status": first}, subresource="status")
+    await cache.refresh()
+    assert (cache.status("pool-b"), cache.status("pool-new"), cache.status("gone")) == (first, {}, {})
+    cache.accept(cluster.patch(POLICIES, "pool-b", {"status": second}, subresource="status"))
+    assert cache.status("pool-b") == second
+
+
 async def test_a_late_answer_does_not_bring_back_the_spec_of_before_an_edit() -> None:
     cluster, cache = cluster_with("pool-b")
     late = cluster.patch(POLICIES, "pool-b", {"status": {"observedGeneration": 1}}, subresource="status")
