@@ -344,22 +344,15 @@ def test_a_rolled_back_node_counts_for_its_own_generation_of_its_own_policy_only
     assert not was_rolled_back(record(node, rolled_back=False), replace(policy, uid="u-1", generation=3))
 
 
-# --- drift of a node that went back ------------------------------------------------------------------------------
-
-
 def gone_back(**fields: Any) -> NodeCase:
     """gpu-07 serves the single profile that it went back to, because MIXED failed there."""
     was = copy_of(SINGLE).nodes["gpu-07"].verified
     assert was is not None
-    record = replace(
-        was, policy_uid=BACK.uid, generation=BACK.generation, rolled_back=True, failure="mig-manager failed"
-    )
+    record = replace(was, version=BACK.version, rolled_back=True, failure="mig-manager failed")
     return make_case(BACK, was=SINGLE, node={"verified": record}, **fields)
 
 
-LOST_ITS_INSTANCES: dict[str, Any] = {
-    "observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed
-}
+LOST: dict[str, Any] = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed}
 
 
 def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
@@ -369,7 +362,7 @@ def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
 
 
 def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> None:
-    fresh = gone_back(gpunode=LOST_ITS_INSTANCES)
+    fresh = gone_back(gpunode=LOST)
     assert is_told_apart(fresh)
     gate = find_gate(fresh, assessed_of(fresh))
     assert gate is not None
@@ -380,17 +373,17 @@ def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> Non
 
 
 def test_a_retry_of_such_a_node_is_no_correction_of_drift() -> None:
-    case = gone_back(gpunode=LOST_ITS_INSTANCES, drifting_since=at(-3600))
+    case = gone_back(gpunode=LOST, drifting_since=at(-3600))
     asked = replace(case, node=replace(case.node, retry="again"))
     assert find_gate(asked, assessed_of(asked)) is None
     world = copy_of(SINGLE)
     world.set_policy(BACK)
     (policy,), was = world.policies, world.nodes["gpu-07"].verified
     assert was is not None
-    record = replace(was, policy_uid=policy.uid, generation=policy.generation, rolled_back=True)
+    record = replace(was, version=policy.version, rolled_back=True)
     world.nodes["gpu-07"] = replace(world.nodes["gpu-07"], verified=record, retry="again")
     world.machines["gpu-07"].layouts = [()]
-    world.gpunodes["gpu-07"] = replace(world.gpunodes["gpu-07"], **LOST_ITS_INSTANCES)
+    world.gpunodes["gpu-07"] = replace(world.gpunodes["gpu-07"], **LOST)
     run_until(world, Phase.CORDONED)
     fence = world.nodes["gpu-07"].fence
     assert fence is not None

@@ -19,7 +19,6 @@ from tests.planning.processmemory import Memory
 from tests.planning.wires import Wires, send
 
 from gpusharing.api import names
-from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
@@ -291,7 +290,7 @@ class World:
     def _may_reboot(self, view: NodeView) -> bool:
         """Before its fence names the class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
         if view.fence is not None:
-            return view.fence.disruption is DisruptionClass.REBOOT
+            return view.fence.disruption is names.DisruptionClass.REBOOT
         return self.stack.cluster_policy is not None and self.stack.cluster_policy.with_reboot
 
     def _pods_of(self, node: str, *, all_pods: bool) -> tuple[PodView, ...]:
@@ -397,6 +396,5 @@ class World:
         raise rules.Broken(f"(f) no fixpoint after {rounds} rounds: {plan.verdicts}")
 
     def _state(self) -> tuple[object, ...]:
-        pods = {name: dict(pods) for name, pods in self.pods.items()}
         objects = (dict(self.nodes), dict(self.gpunodes), self.policies, self.claims, self.failed_nodes)
-        return *objects, self.stack, pods, len(self.done)
+        return *objects, self.stack, {name: dict(pods) for name, pods in self.pods.items()}, len(self.done)

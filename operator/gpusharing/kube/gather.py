@@ -314,11 +314,8 @@ class Gatherer:
         await self.crew.each(self._due(wanted, now), read)
         came, self._lists = self._lists, {}
         lists = {node: came[node] for node in sorted(came) if node in wanted}
-        guarded = {
-            node
-            for node, listed in lists.items()
-            if listed.pods and (listed.scope.all_pods or any(map(holds_gpu, listed.pods)))
-        }
+        found = {node: listed for node, listed in lists.items() if listed.pods}
+        guarded = {n for n, each in found.items() if each.scope.all_pods or any(map(holds_gpu, each.pods))}
         budgets = await self._budgets.find() if guarded else ()
         pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
         for node, listed in lists.items():

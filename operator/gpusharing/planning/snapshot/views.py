@@ -265,8 +265,7 @@ class PolicyView:
     """Of which generation failures need not keep further nodes from starting, and how many; see
     `pools/resuming.py`. Empty: nobody said so."""
     resetting: bool = False
-    """Whether it is being deleted and first changes its nodes to whole GPUs: `spec` asks for these, and `deleting` is
-    False."""
+    """Whether it is being deleted and first changes its nodes to whole GPUs, which `spec` asks for (no `deleting`)."""
 
     @property
     def version(self) -> SpecVersion:

@@ -66,6 +66,7 @@ _OTHERS = {
     ),
     _OPERATOR: (
         Reason.SETTLING, Reason.ADOPTABLE, Reason.CORDON_RESTORED, Reason.PROGRESSING, Reason.ROLLOUT_IN_PROGRESS,
+        Reason.NO_PROGRESS,
     ),
 }  # fmt: skip
 _BY_GROUP = {"Hardware": _POLICY, "Accepted": _STACK, "Health": _GPUS, "Drain": _PODS}

@@ -191,9 +191,7 @@ def _find_lapse(
 ) -> Finding | None:
     """How a node that went back under this policy differs from what it went back to."""
     seen = node.verified
-    if seen is None or not seen.rolled_back:
-        return None
-    if (seen.policy_uid, seen.generation) != (policy.uid, policy.generation):
+    if seen is None or not seen.rolled_back or seen.version != policy.version:
         return None
     last = find_last_proven(node, observed, stack)
     return find_mismatch(Comparison(node, observed, last, stack)) if isinstance(last, Target) else None
