@@ -352,7 +352,7 @@ def gone_back(**fields: Any) -> NodeCase:
     return make_case(BACK, was=SINGLE, node={"verified": record}, **fields)
 
 
-LOST: dict[str, Any] = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed}
+EMPTIED: dict[str, Any] = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed}
 
 
 def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
@@ -362,7 +362,7 @@ def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
 
 
 def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> None:
-    fresh = gone_back(gpunode=LOST)
+    fresh = gone_back(gpunode=EMPTIED)
     assert is_told_apart(fresh)
     gate = find_gate(fresh, assessed_of(fresh))
     assert gate is not None
@@ -373,7 +373,7 @@ def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> Non
 
 
 def test_a_retry_of_such_a_node_is_no_correction_of_drift() -> None:
-    case = gone_back(gpunode=LOST, drifting_since=at(-3600))
+    case = gone_back(gpunode=EMPTIED, drifting_since=at(-3600))
     asked = replace(case, node=replace(case.node, retry="again"))
     assert find_gate(asked, assessed_of(asked)) is None
     world = copy_of(SINGLE)
@@ -383,7 +383,7 @@ def test_a_retry_of_such_a_node_is_no_correction_of_drift() -> None:
     record = replace(was, version=policy.version, rolled_back=True)
     world.nodes["gpu-07"] = replace(world.nodes["gpu-07"], verified=record, retry="again")
     world.machines["gpu-07"].layouts = [()]
-    world.gpunodes["gpu-07"] = replace(world.gpunodes["gpu-07"], **LOST)
+    world.gpunodes["gpu-07"] = replace(world.gpunodes["gpu-07"], **EMPTIED)
     run_until(world, Phase.CORDONED)
     fence = world.nodes["gpu-07"].fence
     assert fence is not None
