@@ -26,6 +26,7 @@ ADMITTED = {"kueue.x-k8s.io/workload": "job-train-3fa2b"}
 JOB = [{"apiVersion": "batch/v1", "kind": "Job", "name": "train", "uid": "u-1", "controller": True}]
 VOLCANO_JOB = [{**JOB[0], "apiVersion": "batch.volcano.sh/v1alpha1"}]
 RAY = [{"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": "tune", "uid": "u-2", "controller": True}]
+REPORT = {"apiVersion": "example.com/v1", "kind": "Report", "name": "weekly", "uid": "u-4"}
 REPLICAS = [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "web", "uid": "u-3", "controller": True}]
 
 KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -88,6 +89,11 @@ KEYS: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "a Job whose pods name a queue": (
         {"labels": {"kueue.x-k8s.io/queue-name": "research"}, "ownerReferences": JOB},
+        "Workload team-a/job-train",
+        "kueue.x-k8s.io/queue-name",
+    ),
+    "a Job whose pods have an owner that does not control them": (
+        {"labels": {"kueue.x-k8s.io/queue-name": "research"}, "ownerReferences": [REPORT, *JOB]},
         "Workload team-a/job-train",
         "kueue.x-k8s.io/queue-name",
     ),
