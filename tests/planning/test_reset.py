@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.build import make_cluster_policy, make_gpu, make_node, make_policy, make_stack
+from tests.build import POOL_LABELS, make_cluster_policy, make_gpu, make_node, make_policy, make_stack
 from tests.configs import make_shared, target_for
 from tests.planning.cases import FULL, NODE, pool_of, run_until
 from tests.planning.world import World
@@ -55,6 +55,20 @@ def test_every_node_becomes_whole_and_keeps_nothing_of_ours_and_then_the_policy_
         assert not set(OURS) & node.labels.keys()
         assert (node.verified, node.deferred, node.fence, node.unschedulable) == (None, None, None, False)
     assert world.claims == {}
+
+
+@pytest.mark.parametrize("stays", ["pool-a", "pool-c"])
+def test_a_policy_that_stays_keeps_no_other_from_going(stays: str) -> None:
+    """Wherever it stands in the order of the names."""
+    world, theirs = rested(), dict.fromkeys(POOL_LABELS, "c")
+    world.add_node("other", **theirs)
+    world.set_policy(make_policy(stays, "Full", nodeSelector={"matchLabels": theirs}))
+    world.settle()
+    world.delete_policy("pool-b")
+    world.settle()
+    assert [policy.name for policy in world.policies] == [stays]
+    assert names.LABEL_POLICY not in world.nodes["n0"].labels
+    assert world.nodes["other"].labels[names.LABEL_POLICY] == stays
 
 
 def test_pods_leave_by_eviction_and_within_the_budget_as_ever() -> None:
