@@ -118,6 +118,9 @@ async def test_a_fleet_by_hand_is_taken_over_without_disturbing_anybody(
             f"pool-{pool}": {"nodeSelector": {"matchLabels": {LABEL_POOL: pool}}, **one.spec}
             for pool, one in recipe.pools.items()
         }
+        entries = [text for data in recipe.config_maps.values() for text in data.values()]
+        more = any("passDeviceSpecs" in text for text in entries)
+        assert ("cannot express" in told.out) == more
         said = capsys.readouterr().err
         maps = AdminMaps(*[name for name in (*recipe.config_maps, "") if name != UPSTREAM_MIG_CONFIG][:2])
         for wanted in filter(None, (maps.plugin, maps.mig)):
