@@ -208,6 +208,15 @@ def test_a_daemonset_that_has_made_a_pod_since_is_believed_to_get_them_again() -
     assert find_troubles([since], [refused], lambda _: "").of("gpu-2") is None
 
 
+def test_of_several_warnings_the_last_is_told() -> None:
+    earlier = replace(about_pod(SECURITY.format("abcde"), ""), at=NOW - timedelta(hours=1))
+    later, undated = about_pod(NO_CLASS.format("abcde"), ""), replace(earlier, at=None)
+    for warnings in ((earlier, later), (later, earlier), (undated, later)):
+        trouble = find_troubles([], warnings, lambda _: "").of("gpu-1")
+        assert trouble is not None
+        assert 'RuntimeClass "nvidia" not found' in trouble.message
+
+
 def test_a_pod_that_is_going_explains_nothing() -> None:
     assert told(replace(POD, deleting=True, waiting="ErrImagePull")).of("gpu-1") is None
 
