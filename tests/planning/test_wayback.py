@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import at, make_gpu, make_policy, make_stack
+from tests.build import H100, at, make_gpu, make_policy, make_stack
 from tests.planning.cases import (
     FULL,
     MIG_SLICED,
@@ -13,6 +13,7 @@ from tests.planning.cases import (
     MPS,
     SINGLE,
     SLICED,
+    T4,
     assessed_of,
     copy_of,
     edited,
@@ -61,9 +62,14 @@ def failing(policy: PolicyView = BACK, **fields: Any) -> FencedCase:
 # --- where to ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("policy", [FULL, SLICED, MPS, MIXED, SINGLE, MIG_SLICED])
-def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(policy: PolicyView) -> None:
-    world = copy_of(policy)
+@pytest.mark.parametrize(
+    ("policy", "card"),
+    [*((one, H100) for one in (FULL, SLICED, MPS, MIXED, SINGLE, MIG_SLICED)), (FULL, T4), (SLICED, T4)],
+)
+def test_the_record_of_a_proof_is_read_back_as_the_target_that_was_proven(
+    policy: PolicyView, card: str
+) -> None:
+    world = copy_of(policy, (card,))
     node, stack = world.nodes["gpu-07"], make_stack(policy)
     observed = world.gpunodes["gpu-07"].observed
     assert observed is not None
@@ -141,6 +147,7 @@ def test_a_failed_change_is_turned_back_in_one_write_that_says_so() -> None:
     action = only(verdict)
     assert isinstance(action, UpdateFence)
     assert (verdict.phase, verdict.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK)
+    assert (action.fence.attempt, action.fence.step) == (1, 1)
     assert (action.fence.rolls_back, action.fence.failed_version) == (True, BACK.version)
     assert "mig-manager failed to apply" in action.fence.failure
     assert action.fence.deadline > at(60)
