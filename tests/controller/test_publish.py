@@ -16,6 +16,7 @@ from gpusharing.controller.publish import MOVING_FACTOR, POOL_FACTOR, Publisher
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, POLICIES, Resource
 from gpusharing.kube.errors import (
     Forbidden,
+    HeldBack,
     Invalid,
     KubeError,
     NotFound,
@@ -239,6 +240,14 @@ async def test_a_status_that_was_refused_is_written_later_and_holds_up_nothing(e
     assert (stage.phases(), stage.words()) == ([], [])
     await stage.publish(SYNCED, 1)
     assert (stage.phases(), stage.words()) == (["Synced"], ["Synced"])
+
+
+async def test_a_status_that_was_held_back_is_due_when_the_server_lets_it() -> None:
+    stage = Publishing()
+    stage.cluster.faults.fail("patch", GPUNODES, HeldBack("not sent", 9.0))
+    assert await stage.publish(SYNCED) == 9.0
+    await stage.publish(SYNCED, 9.0)
+    assert stage.phases() == ["Synced"]
 
 
 async def test_objects_that_are_gone_are_no_trouble() -> None:
