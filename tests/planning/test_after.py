@@ -78,6 +78,7 @@ def test_the_order_of_the_signs_of_mig_manager_is_part_of_the_product() -> None:
         ("_stuck", Reason.ACTUATOR_STUCK),
         ("_at_work", Reason.ACTUATION_IN_PROGRESS),
     ]
+    assert [sign.find.__name__ for sign in SIGNS if not sign.final] == ["_restarts", "_paused", "_at_work"]
 
 
 # --- actuators and wedges ------------------------------------------------------------------------------------------

@@ -86,6 +86,7 @@ def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
 def test_every_action_of_the_driver_has_an_advice() -> None:
     assert {"None", *RECOVERIES} == set(get_args(RecoveryValue))
     assert all(XIDS.values())
+    assert set(XIDS) == {48, 64, 79, 95, 119, 120, 140, 143}, "as NVIDIA numbers them"
 
 
 def sick(policy: PolicyView = MIXED, gpu: GpuView = RESET_WANTED, **fields: Any) -> NodeCase:
