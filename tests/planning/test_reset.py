@@ -61,7 +61,8 @@ def test_every_node_becomes_whole_and_keeps_nothing_of_ours_and_then_the_policy_
 def test_a_policy_that_stays_keeps_no_other_from_going(stays: str) -> None:
     """Wherever it stands in the order of the names."""
     world, theirs = rested(), dict.fromkeys(POOL_LABELS, "c")
-    world.add_node("other", **theirs)
+    world.add_node("other")
+    world.nodes["other"] = replace(world.nodes["other"], labels={**world.nodes["other"].labels, **theirs})
     world.set_policy(make_policy(stays, "Full", nodeSelector={"matchLabels": theirs}))
     world.settle()
     world.delete_policy("pool-b")
