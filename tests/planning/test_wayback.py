@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, at, make_gpu, make_policy, make_stack
+from tests.build import H100, at, make_policy, make_stack
 from tests.planning.cases import (
     FULL,
     MIG_SLICED,
@@ -18,7 +18,6 @@ from tests.planning.cases import (
     copy_of,
     edited,
     make_case,
-    run_until,
 )
 from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, fence_to, only
 
@@ -35,10 +34,8 @@ from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import was_rolled_back
 from gpusharing.planning.way.gates import find_gate
-from gpusharing.planning.way.judge import is_told_apart
-from gpusharing.planning.way.verdict import FencedCase, NodeCase
+from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.way.wayback import KNOWN, find_way_back
-from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 
 BACK = edited(MIXED, rollout=Rollout(on_failure="Rollback"))
@@ -349,57 +346,3 @@ def test_a_rolled_back_node_counts_for_its_own_generation_of_its_own_policy_only
     assert not was_rolled_back(node, replace(policy, uid="u-1", generation=4))
     assert not was_rolled_back(node, replace(policy, uid="u-2", generation=3))
     assert not was_rolled_back(record(node, rolled_back=False), replace(policy, uid="u-1", generation=3))
-
-
-def gone_back(**fields: Any) -> NodeCase:
-    """gpu-07 serves the single profile that it went back to, because MIXED failed there."""
-    was = copy_of(SINGLE).nodes["gpu-07"].verified
-    assert was is not None
-    record = replace(was, version=BACK.version, rolled_back=True, failure="mig-manager failed")
-    return make_case(BACK, was=SINGLE, node={"verified": record}, **fields)
-
-
-EMPTIED: dict[str, Any] = {"observed": answering(VERIFY, SINGLE, gpus=(make_gpu(layout=()),)).observed}
-
-
-def test_a_node_that_went_back_and_serves_that_has_not_drifted() -> None:
-    case = gone_back()
-    assert not is_told_apart(case)
-    assert "no longer matches" not in kept_by_its_failure(case).message
-
-
-def test_a_node_that_went_back_and_lost_that_too_is_reported_as_drifted() -> None:
-    fresh = gone_back(gpunode=EMPTIED)
-    assert is_told_apart(fresh)
-    gate = find_gate(fresh, assessed_of(fresh))
-    assert gate is not None
-    assert gate.reason is Reason.DRIFTED
-    assert "NVML shows" in gate.message
-    lasting = replace(fresh, drifting_since=at(-3600))
-    assert "It no longer matches 7x1g.10gb: NVML shows" in kept_by_its_failure(lasting).message
-
-
-def test_a_retry_of_such_a_node_is_no_correction_of_drift() -> None:
-    case = gone_back(gpunode=EMPTIED, drifting_since=at(-3600))
-    asked = replace(case, node=replace(case.node, retry="again"))
-    assert find_gate(asked, assessed_of(asked)) is None
-    world = copy_of(SINGLE)
-    world.set_policy(BACK)
-    (policy,), was = world.policies, world.nodes["gpu-07"].verified
-    assert was is not None
-    record = replace(was, version=policy.version, rolled_back=True)
-    world.nodes["gpu-07"] = replace(world.nodes["gpu-07"], verified=record, retry="again")
-    world.machines["gpu-07"].layouts = [()]
-    world.gpunodes["gpu-07"] = replace(world.gpunodes["gpu-07"], **EMPTIED)
-    run_until(world, Phase.CORDONED)
-    fence = world.nodes["gpu-07"].fence
-    assert fence is not None
-    assert not fence.drift
-
-
-def kept_by_its_failure(case: NodeCase) -> Finding:
-    """What keeps the node from being changed."""
-    gate = find_gate(case, assessed_of(case))
-    assert gate is not None
-    assert gate.reason is Reason.ROLLED_BACK, gate
-    return gate
