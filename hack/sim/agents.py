@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Unpack
 
 from gpusharing.agent.loop import AgentLoop, RestartNeeded
-from gpusharing.kube.client import JSON, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, Filters, KubeClient, Listing, Page, Resource, WatchEvent
 from gpusharing.kube.errors import Expired
 
 
@@ -60,16 +61,7 @@ class AgentAPI:
         self._shared = shared
         self._name = name
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
+    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
         """The one GPUNode, whatever is asked."""
         node = self._shared.get(self._name)
         if node is None:
@@ -78,13 +70,7 @@ class AgentAPI:
             yield Page([node], node["metadata"]["resourceVersion"])
 
     def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
         """The one GPUNode, whatever is asked."""
         return self._shared.changes(self._name, resource_version)

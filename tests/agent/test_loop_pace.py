@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
+from typing import Unpack
 
 import pytest
 from tests.agent.test_loop import NEVER, PROMPT, Bench
@@ -14,7 +15,7 @@ from gpusharing.agent.library import Replaced
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Held, Holdings
-from gpusharing.kube.client import GPUNODES, Resource, WatchEvent
+from gpusharing.kube.client import GPUNODES, Filters, Resource, WatchEvent
 from gpusharing.kube.errors import Unavailable
 
 RESOURCE = "nvidia.com/gpu"
@@ -103,21 +104,9 @@ class Clumsy:
         self.pages, self.served, self.patch = node.client.pages, node.client.served, node.client.patch
 
     async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
-        events = self._client.watch(
-            resource,
-            resource_version,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-        )
+        events = self._client.watch(resource, resource_version, **filters)
         try:
             async for event in events:
                 yield event

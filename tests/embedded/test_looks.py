@@ -4,13 +4,14 @@ docs/design/way.md#idle)."""
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Unpack
 
 from hack.sim.fakecluster import FakeClient
 from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, SLICED, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.kube.client import PODS, Page, Resource
+from gpusharing.kube.client import PODS, Listing, Page, Resource
 from gpusharing.planning.snapshot.views import PlanSettings
 
 LLM = SimWorkload("llm", 2)
@@ -24,27 +25,11 @@ class Looking(FakeClient):
 
     looks: list[tuple[str, datetime]]
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
+    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
         """See KubeClient."""
         if resource == PODS:
-            self.looks.append((field_selector, virtual_now()))
-        async for page in super().pages(
-            resource,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            limit=limit,
-            after=after,
-        ):
+            self.looks.append((listing.get("field_selector", ""), virtual_now()))
+        async for page in super().pages(resource, **listing):
             yield page
 
     def at(self, node: str, begin: datetime, end: datetime) -> list[datetime]:

@@ -1,16 +1,14 @@
 """One failed call is one failed call; only several about different objects make a server that is away."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
-from hack.sim.fakecluster import FakeClient, FakeCluster
+from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER, SILENCE
 from tests.fakes.virtualtime import virtually
 from tests.kube.objects import node, pod
 
-from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES, KubeClient, Page, Resource
+from gpusharing.kube.client import GPUNODES, NODES, PODS, POLICIES, KubeClient
 from gpusharing.kube.errors import (
     EvictionBlocked,
     Forbidden,
@@ -298,18 +296,3 @@ async def test_an_object_without_metadata_is_passed_on_as_it_is() -> None:
     cluster.faults.fail("create", ACCESS_REVIEWS, Forbidden("no right"))
     with pytest.raises(Forbidden, match="no right"):
         await fanout.create(ACCESS_REVIEWS, {"spec": {}})
-
-
-async def test_a_list_asks_for_500_objects_at_once() -> None:
-    limits: list[int] = []
-
-    class Asked(FakeClient):
-        async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
-            limits.append(more["limit"])
-            async for page in super().pages(resource, **more):
-                yield page
-
-    cluster, _ = stage()
-    fanout = Fanout(Asked(cluster, "operator"))
-    assert [len(page.items) async for page in fanout.pages(NODES)] == [3]
-    assert limits == [500]

@@ -9,8 +9,8 @@ from gpusharing.kube.client import GPUNODES, JSON, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
 from gpusharing.kube.wire import (
     INACTIVITY,
+    WireReads,
     event_of,
-    is_served,
     parsed,
     refusal,
     selectors,
@@ -33,11 +33,12 @@ def test_a_watch_counts_as_dead_after_one_bookmark_that_did_not_come_and_before_
 
 
 async def test_a_missing_right_to_ask_for_the_kinds_of_a_group_names_the_group() -> None:
-    async def ask(request: ApiRequest, _: str) -> JSON:
-        raise error_of(request, 403, {"message": "User x cannot"})
+    class Refused(WireReads):
+        async def _call(self, request: ApiRequest, *_: object) -> JSON:
+            raise error_of(request, 403, {"message": "User x cannot"})
 
     with pytest.raises(Forbidden, match=r"get gpusharing.dev/v1alpha1 in gpusharing.dev: User x"):
-        await is_served(ask, GPUNODES)
+        await Refused().served(GPUNODES)
 
 
 def test_a_kind_is_in_no_namespace_and_its_watches_have_bookmarks_unless_it_says_otherwise() -> None:
@@ -47,7 +48,9 @@ def test_a_kind_is_in_no_namespace_and_its_watches_have_bookmarks_unless_it_says
 
 
 def test_only_selectors_that_are_given_are_sent() -> None:
-    assert selectors("", "metadata.name=a") == {"fieldSelector": "metadata.name=a"}
+    assert selectors({"label_selector": "", "field_selector": "metadata.name=a"}) == {
+        "fieldSelector": "metadata.name=a"
+    }
 
 
 def test_an_event_is_the_object_and_an_error_is_what_it_stands_for() -> None:

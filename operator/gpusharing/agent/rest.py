@@ -13,11 +13,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from typing import Unpack
 from urllib.parse import urlencode, urlsplit
 
 from gpusharing.agent.background import in_daemon_thread
 from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import JSON, Resource, WatchEvent
+from gpusharing.kube.client import JSON, Filters, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.login import Access, Login
 from gpusharing.kube.wire import (
@@ -58,18 +59,12 @@ class RestClient(WireReads):
         self._login = login
 
     async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
         """See Followable. Raises Unavailable when the stream breaks or is silent for too long."""
         request = ApiRequest("watch", resource)
-        query = watch_query(resource_version, selectors(label_selector, field_selector))
-        stream = _Stream(await self._prepared(request, "GET", resource.path(namespace), query))
+        query = watch_query(resource_version, selectors(filters))
+        stream = _Stream(await self._prepared(request, "GET", resource.path(filters.get("namespace")), query))
         stream.start()
         try:
             while (line := await stream.lines.get()) is not None:

@@ -1,11 +1,11 @@
 """A client that only looks, and that sees policies as they would be if somebody applied them."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Page, Resource
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Listing, Page, Resource
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.raw import section, text, whole
@@ -35,25 +35,9 @@ class Onlooker(PassingClient):
             )
         return await send()
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
+    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
         """See KubeClient."""
-        pages = super().pages(
-            resource,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            limit=limit,
-            after=after,
-        )
+        pages = super().pages(resource, **listing)
         if self._beforehand and resource in (POLICIES, GPUNODES):
             pages = _none_where_not_there(pages)
         if resource != POLICIES or not self._proposed:

@@ -13,7 +13,7 @@ A `PassingClient` of `kube/passing.py` stands in front of any `KubeClient`; the 
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict, Unpack
 
 JSON = dict[str, Any]
 
@@ -93,31 +93,35 @@ class WatchEvent:
     """The object as it is since the event; of a BOOKMARK, only its resourceVersion."""
 
 
+class Filters(TypedDict, total=False):
+    """Which objects of a kind are meant. A key that is left out restricts nothing."""
+
+    namespace: str | None
+    """The namespace they are in; None: any."""
+    label_selector: str
+    """What their labels match, as `kubectl --selector` writes it; empty: any labels."""
+    field_selector: str
+    """What their fields match, as `kubectl --field-selector` writes it; empty: any fields."""
+
+
+class Listing(Filters, total=False):
+    """Which objects to list, and in what pages."""
+
+    limit: int
+    """The most objects of a page, 500 unless given; 0: all in one page."""
+    after: str
+    """The token of the page after which to go on; empty: from the beginning."""
+
+
 class Followable(Protocol):
     """What a reflector needs from a client. Raises a KubeError and nothing else, as KubeClient does."""
 
-    def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
-        """List page by page, all pages of one consistent resourceVersion. `limit` 0: in one page. `after`: the token
-        of the page after which to go on."""
+    def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
+        """List page by page, all pages of one consistent resourceVersion."""
         ...
 
     def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
         """Follow changes with bookmarks; ends quietly when the server closes, raises Expired on 410."""
         ...

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.answers import EVICTION, ApiRequest
-from gpusharing.kube.client import JSON, PODS, VERSION, Resource, WatchEvent
+from gpusharing.kube.client import JSON, PODS, VERSION, Filters, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.login import Login, OfficialLogin
@@ -162,19 +162,13 @@ class HttpClient(WireReads):
         return await self._call(ApiRequest("get", resource), "GET", resource.path(namespace, name))
 
     async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
         """See KubeClient. Raises Unavailable when the stream breaks or is silent for too long."""
         request = ApiRequest("watch", resource)
         seconds = watch_seconds(resource, self._limits.watch, self._limits.inactivity)
-        query = watch_query(resource_version, selectors(label_selector, field_selector), seconds)
-        async with self._stream(request, resource.path(namespace), query) as response:
+        query = watch_query(resource_version, selectors(filters), seconds)
+        async with self._stream(request, resource.path(filters.get("namespace")), query) as response:
             async for line in _lines(response):
                 yield event_of(request, line)
 

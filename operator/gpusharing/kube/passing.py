@@ -1,10 +1,20 @@
 """A KubeClient in front of another one: every call goes through one method, so a layer writes only its own part."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 from gpusharing.kube.answers import EVICTION, ApiRequest
-from gpusharing.kube.client import JSON, PODS, VERSION, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.client import (
+    JSON,
+    PODS,
+    VERSION,
+    Filters,
+    KubeClient,
+    Listing,
+    Page,
+    Resource,
+    WatchEvent,
+)
 from gpusharing.kube.streams import closing
 
 Answer = TypeVar("Answer")
@@ -36,26 +46,11 @@ class PassingClient:
             lambda: self.client.get(resource, name, namespace=namespace),
         )
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
+    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
         """See KubeClient. Every page is a call of its own."""
-        name = _full(namespace, f"{label_selector} {field_selector}".strip())
-        pages = self.client.pages(
-            resource,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            limit=limit,
-            after=after,
-        )
+        selectors = f"{listing.get('label_selector', '')} {listing.get('field_selector', '')}".strip()
+        name = _full(listing.get("namespace"), selectors)
+        pages = self.client.pages(resource, **listing)
         async with closing(pages):
             more = True
             while more:
@@ -64,22 +59,10 @@ class PassingClient:
                 yield page
 
     async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
+        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
         """See KubeClient. Its beginning does not go through `passing`."""
-        events = self.client.watch(
-            resource,
-            resource_version,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-        )
+        events = self.client.watch(resource, resource_version, **filters)
         async with closing(events):
             async for event in events:
                 if self.heard(resource, event):

@@ -3,11 +3,11 @@
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator, Mapping
+from typing import Unpack
 
 from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
-from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, Filters, Listing, Page, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError, NotFound, Unavailable
 from gpusharing.kube.raw import entries, part, text
 
@@ -28,9 +28,9 @@ def watch_seconds(resource: Resource, most: float, inactivity: float) -> float:
     return most if resource.bookmarks else min(most, 0.8 * inactivity)
 
 
-def selectors(label_selector: str, field_selector: str) -> Query:
+def selectors(filters: Filters) -> Query:
     """The selectors that are given."""
-    given = {"labelSelector": label_selector, "fieldSelector": field_selector}
+    given = {"labelSelector": filters.get("label_selector"), "fieldSelector": filters.get("field_selector")}
     return {key: value for key, value in given.items() if value}
 
 
@@ -45,30 +45,6 @@ def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_S
     }
 
 
-async def each_page(
-    ask: Callable[[Query], Awaitable[JSON]], limit: int, selected: Query, after: str = ""
-) -> AsyncIterator[Page]:
-    """The pages of a list, from the token `after` on; `ask` makes one call. Raises Expired when the server does not
-    keep the list's version for that long."""
-    query = {"limit": str(limit), **selected} if limit else selected
-    while True:
-        listed = await ask({**query, "continue": after} if after else query)
-        after = text(listed, "metadata", "continue")
-        yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"), after)
-        if not after:
-            return
-
-
-async def is_served(ask: Callable[[ApiRequest, str], Awaitable[JSON]], resource: Resource) -> bool:
-    """Whether discovery lists a kind; `ask` makes one GET of a path."""
-    group = Resource(resource.group, resource.version, "")
-    try:
-        listed = await ask(ApiRequest("get", group), group.path())
-    except NotFound:
-        return False
-    return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
-
-
 class WireReads(ABC):
     """What both transports read in the same way, each over its own calls."""
 
@@ -78,26 +54,26 @@ class WireReads(ABC):
     ) -> JSON:
         """The object that the server answers."""
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
+    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
         """See Followable. Raises Expired when the list took longer than the server keeps its moment."""
-        request, path = ApiRequest("list", resource), resource.path(namespace)
-        selected = selectors(label_selector, field_selector)
-        ask = partial(self._call, request, "GET", path)
-        async for page in each_page(ask, limit, selected, after):
-            yield page
+        request, path = ApiRequest("list", resource), resource.path(listing.get("namespace"))
+        limit, after = listing.get("limit", 500), listing.get("after", "")
+        query = selectors(listing) | ({"limit": str(limit)} if limit else {})
+        while True:
+            listed = await self._call(request, "GET", path, {**query, "continue": after} if after else query)
+            after = text(listed, "metadata", "continue")
+            yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"), after)
+            if not after:
+                return
 
     async def served(self, resource: Resource) -> bool:
         """See Followable."""
-        return await is_served(lambda request, path: self._call(request, "GET", path), resource)
+        group = Resource(resource.group, resource.version, "")
+        try:
+            listed = await self._call(ApiRequest("get", group), "GET", group.path())
+        except NotFound:
+            return False
+        return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
