@@ -9,7 +9,7 @@ from gpusharing.kube.client import GPUNODES, JSON, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
 from gpusharing.kube.wire import (
     INACTIVITY,
-    WireReads,
+    WireCalls,
     event_of,
     parsed,
     refusal,
@@ -33,7 +33,7 @@ def test_a_watch_counts_as_dead_after_one_bookmark_that_did_not_come_and_before_
 
 
 async def test_a_missing_right_to_ask_for_the_kinds_of_a_group_names_the_group() -> None:
-    class Refused(WireReads):
+    class Refused(WireCalls):
         async def _call(self, request: ApiRequest, *_: object) -> JSON:
             raise error_of(request, 403, {"message": "User x cannot"})
 

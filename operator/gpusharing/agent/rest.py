@@ -25,7 +25,7 @@ from gpusharing.kube.wire import (
     INACTIVITY,
     JSON_TYPE,
     MERGE_PATCH,
-    WireReads,
+    WireCalls,
     event_of,
     parsed,
     refusal,
@@ -52,7 +52,7 @@ class _Sent:
     body: JSON | None = None
 
 
-class RestClient(WireReads):
+class RestClient(WireCalls):
     """The API server, as far as the agent needs it. Errors are those of `kube/errors.py`."""
 
     def __init__(self, login: Login) -> None:
@@ -75,19 +75,6 @@ class RestClient(WireReads):
             await self._login.renew()
         if stream.error is not None:
             raise stream.error
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """JSON merge patch."""
-        path = resource.path(namespace, name, subresource)
-        return await self._call(ApiRequest("patch", resource, subresource), "PATCH", path, body=body)
 
     async def _call(
         self,

@@ -27,7 +27,7 @@ from gpusharing.kube.wire import (
     JSON_TYPE,
     MERGE_PATCH,
     WATCH_SECONDS,
-    WireReads,
+    WireCalls,
     event_of,
     parsed,
     refusal,
@@ -98,7 +98,7 @@ class _Body(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
-class HttpClient(WireReads):
+class HttpClient(WireCalls):
     """KubeClient for a real API server. Close it, or use `async with`."""
 
     def __init__(
@@ -181,24 +181,6 @@ class HttpClient(WireReads):
         where = namespace or text(body, "metadata", "namespace")
         return await self._call(ApiRequest("create", resource), "POST", resource.path(where), body=body)
 
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """See KubeClient."""
-        return await self._call(
-            ApiRequest("patch", resource, subresource),
-            "PATCH",
-            resource.path(namespace, name, subresource),
-            body=body,
-            content_type=MERGE_PATCH,
-        )
-
     async def delete(
         self,
         resource: Resource,
@@ -243,9 +225,7 @@ class HttpClient(WireReads):
         method: str,
         path: str,
         query: Mapping[str, str] | None = None,
-        *,
         body: JSON | None = None,
-        content_type: str = JSON_TYPE,
     ) -> JSON:
         parameters = dict(query or {})
         data = None
@@ -253,6 +233,7 @@ class HttpClient(WireReads):
             data = json.dumps(body, separators=(",", ":")).encode()
             if method != "DELETE":
                 parameters["fieldManager"] = self._name
+        content_type = MERGE_PATCH if method == "PATCH" else JSON_TYPE
         headers = {"Content-Type": content_type} if data is not None else {}
         sent = _Sent(method, path, parameters, self._timeout, headers, data)
         answer = await self._answer(request, sent)

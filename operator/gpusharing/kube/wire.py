@@ -45,12 +45,17 @@ def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_S
     }
 
 
-class WireReads(ABC):
-    """What both transports read in the same way, each over its own calls."""
+class WireCalls(ABC):
+    """What both transports read and write in the same way, each over its own calls."""
 
     @abstractmethod
     async def _call(
-        self, request: ApiRequest, method: str, path: str, query: Mapping[str, str] | None = None
+        self,
+        request: ApiRequest,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: JSON | None = None,
     ) -> JSON:
         """The object that the server answers."""
 
@@ -74,6 +79,19 @@ class WireReads(ABC):
         except NotFound:
             return False
         return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """See NodeAPI."""
+        path = resource.path(namespace, name, subresource)
+        return await self._call(ApiRequest("patch", resource, subresource), "PATCH", path, body=body)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:
