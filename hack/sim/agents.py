@@ -54,7 +54,7 @@ NOTHING_LISTED = "0"
 
 
 class AgentAPI:
-    """`agent.api.NodeAPI` of one agent: reads come from the shared watch, writes go to the API server."""
+    """`NodeAPI` of one agent: reads come from the shared watch, writes go to the API server."""
 
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
         self._client = client

@@ -1,4 +1,4 @@
-"""The agent's API client (the Protocol of agent/api.py) against a TLS server that answers as an API server does."""
+"""The agent's API client, a `NodeAPI` of kube/client.py, against a TLS server that answers as an API server does."""
 
 import asyncio
 import json

@@ -12,9 +12,8 @@ from tests.fakes.apiserver import FakeServer, fake_server
 from tests.fakes.login import AnonymousLogin
 from tests.kube.contract import NodeAPIContract
 
-from gpusharing.agent.api import NodeAPI
 from gpusharing.agent.rest import RestClient
-from gpusharing.kube.client import JSON, MEDIK8S_MAINTENANCES, KubeClient, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, MEDIK8S_MAINTENANCES, KubeClient, NodeAPI, Page, Resource, WatchEvent
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.passing import PassingClient
 

@@ -85,7 +85,7 @@ def config_map(name: str, **metadata: Any) -> JSON:
 
 
 class NodeAPIContract:
-    """Listing, watching, patching: also what the agent relies on (agent/api.py)."""
+    """Listing, watching, patching: also what the agent relies on (`NodeAPI`)."""
 
     async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, server: Server) -> None:
         assert await server.client.served(NODES)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from gpusharing.agent.api import NodeAPI
 from gpusharing.agent.background import Background, in_daemon_thread
 from gpusharing.agent.library import Library, Reading, Use
 from gpusharing.agent.meter import LAG, NO_OFFERS, Allotment, Meter, last_offers, standing
@@ -25,7 +24,7 @@ from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUn
 from gpusharing.agent.reader import Outcome, Reader
 from gpusharing.api.names import Phase
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import GPUNODES, JSON
+from gpusharing.kube.client import GPUNODES, JSON, NodeAPI
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.raw import text
 

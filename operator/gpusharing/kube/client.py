@@ -1,7 +1,7 @@
 """The verbs of the Kubernetes API that we use, in our words. Objects are raw JSON: hot paths never build typed models.
 
 Two clients reach a server. `HttpClient` of `kube/http.py`, over aiohttp, is a whole `KubeClient`, for the operator and
-the plugin. `RestClient` of `agent/rest.py`, over the standard library, has what the agent needs (`agent/api.py`): on
+the plugin. `RestClient` of `agent/rest.py`, over the standard library, has what the agent needs (`NodeAPI`): on
 every GPU node aiohttp would cost memory (docs/adr/0014). They share how a request is written and an answer understood
 (`kube/wire.py`, `kube/answers.py`) and how they log in (`kube/login.py`). In tests and the demo, the SIMULATED
 `FakeClient` of `hack/sim/fakecluster.py` takes their place. One suite says what we rely on, `tests/kube/contract.py`:
@@ -131,7 +131,24 @@ class Followable(Protocol):
         ...
 
 
-class KubeClient(Followable, Protocol):
+class NodeAPI(Followable, Protocol):
+    """What the agent needs from a client. Raises a KubeError and nothing else, as KubeClient does."""
+
+    async def patch(
+        self,
+        resource: Resource,
+        name: str,
+        body: JSON,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+    ) -> JSON:
+        """JSON merge patch; returns the object as it is now. With metadata.resourceVersion in the body it is
+        conditional (Conflict)."""
+        ...
+
+
+class KubeClient(NodeAPI, Protocol):
     """For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and
     nothing else."""
 
@@ -145,18 +162,6 @@ class KubeClient(Followable, Protocol):
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
         """Create one object; AlreadyExists when it exists."""
-        ...
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """JSON merge patch. With metadata.resourceVersion in the body it is conditional (Conflict)."""
         ...
 
     async def delete(
