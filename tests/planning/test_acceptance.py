@@ -69,9 +69,9 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
         ("_discovery", Reason.FEATURE_DISCOVERY_MISSING),
         ("_config_maps", Reason.CONFIG_MAP_TAKEN),
         ("_mig_manager", Reason.MIG_MANAGER_MISSING),
-        ("_mig_manager_on", Reason.MIG_MANAGER_DISABLED),
-        ("_strategy", Reason.MIG_STRATEGY_SET),
-        ("_layouts", Reason.LAYOUTS_NEED_CONFIG_MAP),
+        ("<lambda>", Reason.MIG_MANAGER_DISABLED),
+        ("<lambda>", Reason.MIG_STRATEGY_SET),
+        ("<lambda>", Reason.LAYOUTS_NEED_CONFIG_MAP),
     ]
 
 

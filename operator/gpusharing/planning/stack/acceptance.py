@@ -299,25 +299,11 @@ def _told(
     return cut(said, MAX_TEXT - len(command)) + command
 
 
-@_against
-def _mig_manager_on(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str:
-    return _told(Reason.MIG_MANAGER_DISABLED, spec, cluster_policy, stack, settings)
-
-
-@_against
-def _strategy(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str:
-    return _told(Reason.MIG_STRATEGY_SET, spec, cluster_policy, stack, settings)
-
-
-@_against
-def _layouts(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str:
-    return _told(Reason.LAYOUTS_NEED_CONFIG_MAP, spec, cluster_policy, stack, settings)
+def _to_field(reason: Reason) -> Objection:
+    """The objection to the field of this reason, which also names the wrong fields after it."""
+    return Objection(
+        _against(lambda spec, cluster_policy, *read: _told(reason, spec, cluster_policy, *read)), reason
+    )
 
 
 OBJECTIONS = (
@@ -330,8 +316,8 @@ OBJECTIONS = (
     Objection(_discovery, Reason.FEATURE_DISCOVERY_MISSING),
     Objection(_config_maps, Reason.CONFIG_MAP_TAKEN),
     Objection(_mig_manager, Reason.MIG_MANAGER_MISSING),
-    Objection(_mig_manager_on, Reason.MIG_MANAGER_DISABLED),
-    Objection(_strategy, Reason.MIG_STRATEGY_SET),
-    Objection(_layouts, Reason.LAYOUTS_NEED_CONFIG_MAP),
+    _to_field(Reason.MIG_MANAGER_DISABLED),
+    _to_field(Reason.MIG_STRATEGY_SET),
+    _to_field(Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
 """The first match wins; a test pins the order."""
