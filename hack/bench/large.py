@@ -10,6 +10,7 @@ from datetime import datetime
 from gpusharing.api import names
 from gpusharing.kube.client import JSON, NODES
 from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import OfficialLogin
 from hack import launch
 from hack.bench import traffic
 from hack.bench.machine import cpu_ms, rss_mib
@@ -145,7 +146,7 @@ async def _relabel(testbed: Testbed, node_names: Sequence[str]) -> None:
     path = launch.operator_kubeconfig(testbed.plane.kubeconfig, testbed.directory)
     slots = asyncio.Semaphore(PARALLEL)
     record = '{"v":1,"policy":"fleet","migConfig":"","pluginConfig":"fleet-0000000","correctedGeneration":0,"retry":""}'
-    async with await HttpClient.connect(path) as client:
+    async with HttpClient(OfficialLogin(path)) as client:
 
         async def one(name: str) -> None:
             metadata = {

@@ -13,6 +13,7 @@ import yaml
 
 from gpusharing.kube.client import JSON, KubeClient
 from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import OfficialLogin
 from hack import launch as product
 from hack.cluster import install, nodes
 from hack.cluster.audit import read_requests, wait_logged
@@ -136,7 +137,7 @@ async def cluster_stage(screen: Screen, *, verbose: bool = False) -> AsyncIterat
         _step(screen, f"{len(fleet.nodes())} SIMULATED nodes", partial(_populate, plane))
         software = product.node_software(plane.kubeconfig, plane.directory, FACTOR, "--agent-interval", "1")
         with software:
-            async with await HttpClient.connect(plane.kubeconfig, name="demo") as client:
+            async with HttpClient(OfficialLogin(plane.kubeconfig), name="demo") as client:
                 stage = ClusterStage(plane, client)
                 try:
                     yield stage

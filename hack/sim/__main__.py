@@ -10,6 +10,7 @@ from pathlib import Path
 from gpusharing.agent.meter import LAG
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
+from gpusharing.kube.login import OfficialLogin
 from hack.cluster.kubeconfig import kubeconfig_path
 from hack.sim.manifests import install
 from hack.sim.nodesoftware import FAULTS, NodeSoftware
@@ -101,7 +102,7 @@ async def play(
     say(HINT)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
-            await HttpClient.connect(kubeconfig, name="simulated-node-software")
+            HttpClient(OfficialLogin(kubeconfig or kubeconfig_path()), name="simulated-node-software")
         )
         agents_as = None
         if account:

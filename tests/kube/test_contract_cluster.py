@@ -16,6 +16,7 @@ from tests.kube.contract import ObjectContract, PodContract, config_map
 from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, JSON, NODES, KubeClient, Resource
 from gpusharing.kube.errors import AlreadyExists, Expired, NotFound
 from gpusharing.kube.http import HttpClient, Limits
+from gpusharing.kube.login import OfficialLogin
 from gpusharing.kube.streams import closing
 
 pytestmark = pytest.mark.cluster
@@ -47,7 +48,7 @@ class RealServer:
 @pytest.fixture
 async def server(control_plane: ControlPlane) -> AsyncIterator[RealServer]:
     name = f"contract-{os.getpid()}-{next(NUMBERS)}"
-    async with await HttpClient.connect(control_plane.kubeconfig) as client:
+    async with HttpClient(OfficialLogin(control_plane.kubeconfig)) as client:
         await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
         with contextlib.suppress(AlreadyExists):  # pods need it, and its controller may be slower than we are
@@ -62,7 +63,7 @@ async def server(control_plane: ControlPlane) -> AsyncIterator[RealServer]:
 async def test_a_quiet_watch_of_events_ends_and_does_not_break(control_plane: ControlPlane) -> None:
     """The API server sends no bookmark of them: a watch of the usual length would be taken for dead."""
     limits = Limits(inactivity=3.0)
-    async with await HttpClient.connect(control_plane.kubeconfig, limits=limits) as client:
+    async with HttpClient(OfficialLogin(control_plane.kubeconfig), limits=limits) as client:
         version = [page.resource_version async for page in client.pages(EVENTS, namespace="quiet")][-1]
         async with closing(client.watch(EVENTS, version, namespace="quiet")) as events:
             assert [event.type async for event in events] == []

@@ -14,6 +14,7 @@ from gpusharing.kube.errors import Conflict, Invalid
 from gpusharing.kube.fence import NodePatch, patch_for
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.lease import LeaderLease
+from gpusharing.kube.login import OfficialLogin
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.actions import FenceNode, LabelNode, Release
 from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion, Verified
@@ -48,7 +49,7 @@ def fence(node: NodeView) -> Fence:
 async def test_a_node_is_fenced_and_released_by_conditional_patches(control_plane: ControlPlane) -> None:
     name = f"reflected-{os.getpid()}"
     changed = asyncio.Event()
-    async with await HttpClient.connect(control_plane.kubeconfig) as client:
+    async with HttpClient(OfficialLogin(control_plane.kubeconfig)) as client:
         body = {
             "apiVersion": "v1",
             "kind": "Node",
@@ -108,7 +109,7 @@ async def _patched(client: HttpClient, cache: Reflector[NodeView], action: NodeP
 async def test_the_lease_changes_hands_with_its_claims(control_plane: ControlPlane) -> None:
     name = f"leader-{os.getpid()}"
     claims = {"gpu-07": Claim("u7", "pool-b", "op-1")}
-    async with await HttpClient.connect(control_plane.kubeconfig) as client:
+    async with HttpClient(OfficialLogin(control_plane.kubeconfig)) as client:
         first, second = (
             LeaderLease(client, "default", name, identity, on_lost=lambda: pytest.fail("the Lease was lost"))
             for identity in ("a", "b")

@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -20,7 +19,7 @@ from gpusharing.kube.answers import EVICTION, ApiRequest
 from gpusharing.kube.client import JSON, PODS, VERSION, Filters, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
-from gpusharing.kube.login import Login, OfficialLogin
+from gpusharing.kube.login import Login
 from gpusharing.kube.raw import text
 from gpusharing.kube.wire import (
     INACTIVITY,
@@ -126,20 +125,6 @@ class HttpClient(WireCalls):
         self._slots = asyncio.Semaphore(self._limits.parallel)
         self._renewing = asyncio.Lock()
         self._session: aiohttp.ClientSession | None = None
-
-    @classmethod
-    async def connect(
-        cls,
-        kubeconfig: Path | None = None,
-        *,
-        name: str = "gpusharing-operator",
-        limits: Limits | None = None,
-        on_call: OnCall | None = None,
-    ) -> Self:
-        """Log in with a kubeconfig, or with the pod's service account. Raises Unauthorized without credentials."""
-        login = OfficialLogin(kubeconfig)
-        await login.access()
-        return cls(login, name=name, limits=limits, on_call=on_call)
 
     async def __aenter__(self) -> Self:
         """Nothing is opened before the first call."""

@@ -144,9 +144,9 @@ def _not_mounted(error: OSError) -> Unauthorized:
 
 @dataclass
 class OfficialLogin:
-    """A kubeconfig, or without one the service account, as the official client reads them."""
+    """A kubeconfig, as the official client reads it."""
 
-    kubeconfig: Path | None
+    kubeconfig: Path
     """One file, or several with the path separator between."""
     context: str = ""
     """Of the kubeconfig; empty: its current one."""
@@ -163,7 +163,7 @@ class OfficialLogin:
         return self._access
 
     async def token(self) -> str | None:
-        """The token; the client's refresh hook reads the service account's file again when it is due."""
+        """See Login."""
         configuration = await self._configuration()
         value: str | None = await configuration.get_api_key_with_prefix("BearerToken")
         return value
@@ -190,18 +190,15 @@ class OfficialLogin:
             raise Unauthorized(f"KUBECONFIG={self.kubeconfig} is set, and {NO_CLIENT}") from error
 
         configuration = Configuration()
-        where = f"kubeconfig {self.kubeconfig}" if self.kubeconfig else "the service account of this pod"
+        where = f"kubeconfig {self.kubeconfig}"
         try:
             with _complaints() as complaints:
-                if self.kubeconfig is None:
-                    config.load_incluster_config(client_configuration=configuration)
-                else:
-                    await config.load_kube_config(
-                        str(self.kubeconfig),
-                        context=self.context or None,
-                        client_configuration=configuration,
-                        persist_config=False,
-                    )
+                await config.load_kube_config(
+                    str(self.kubeconfig),
+                    context=self.context or None,
+                    client_configuration=configuration,
+                    persist_config=False,
+                )
         except (config.ConfigException, yaml.YAMLError, OSError, ValueError) as error:
             raise Unauthorized(f"no credentials from {where}: {error}") from error
         # If a login program fails the client would go on without credentials, and be refused for lack of rights.
