@@ -34,10 +34,8 @@ async def _tell(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
         answer = await find_answer(prometheus, typed)
     if terminal.output == "csv":
         terminal.write(as_csv(answer))
-    elif terminal.structured:
-        terminal.data(as_data(answer))
     else:
-        terminal.show(describe(answer, terminal.paper))
+        terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper))
     return CHANGES if answer.missing else DONE
 
 

@@ -77,10 +77,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if blind and not any(one.severity is Severity.ERROR for one in found.symptoms):
         why = view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(f"doctor cannot tell: you may not read {', '.join(blind)} in {session.where}: {why}")
-    if terminal.structured:
-        terminal.data(as_data(found, session.name))
-    else:
-        terminal.show(describe(found, terminal.paper))
+    terminal.answer(lambda: as_data(found, session.name), lambda paper: describe(found, paper))
     return FAILED if any(one.severity is Severity.ERROR for one in found.symptoms) else DONE
 
 

@@ -17,16 +17,12 @@ from gpusharing.planning.gpus.geometry import Layout, Refusal, find_fit, maximal
 def tell(typed: Namespace, terminal: Terminal) -> int:
     """See Offline."""
     if not typed.product:
-        if terminal.structured:
-            terminal.data([card.key for card in CARDS if card.profiles])
-        else:
-            terminal.show(describe_cards(CARDS, terminal.paper))
+        terminal.answer(
+            lambda: [card.key for card in CARDS if card.profiles], lambda paper: describe_cards(CARDS, paper)
+        )
         return DONE
     answer = find_answer(pick(typed.product), wanted_of(typed.fits), everything=typed.all)
-    if terminal.structured:
-        terminal.data(as_data(answer))
-    else:
-        terminal.show(describe(answer, terminal.paper))
+    terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper))
     return FAILED if answer.refusal is not None else DONE
 
 

@@ -27,10 +27,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         only = {typed.policy}
     planned = await propose(session, proposed, only)
     planned = replace(planned, notes=(*others, *planned.notes))
-    if terminal.structured:
-        terminal.data(as_data(planned, session.name))
-    else:
-        terminal.show(describe(planned, terminal.paper))
+    terminal.answer(lambda: as_data(planned, session.name), lambda paper: describe(planned, paper))
     if any(not one.accepted for one in planned.proposals):
         return FAILED
     return CHANGES if any(one.changes for one in planned.proposals) else DONE

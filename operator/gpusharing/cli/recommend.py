@@ -90,10 +90,11 @@ async def _tell(
         _write(typed.write, answer)
     if terminal.output == "csv":
         terminal.write(as_csv(answer))
-    elif terminal.structured:
-        terminal.data(as_data(answer))
     else:
-        terminal.show(describe(answer, terminal.paper, verbose=typed.verbose, written=typed.write))
+        terminal.answer(
+            lambda: as_data(answer),
+            lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
+        )
     if typed.write and answer.policy is None:
         raise Trouble(f"--write {typed.write}: there is no layout to write, because {_why_no_layout(answer)}")
     return CHANGES if answer.missing else DONE

@@ -80,6 +80,13 @@ class Terminal:
         self._documents += 1
         self.stream.flush()  # a watch may write the next one in hours
 
+    def answer(self, data: Callable[[], object], lines: Callable[[Paper], Sequence[Line]]) -> None:
+        """Write an answer as it is wanted: `data` or `lines`, of which the other is not made."""
+        if self.structured:
+            self.data(data())
+        else:
+            self.show(lines(self.paper))
+
     def write(self, text: str) -> None:
         """Write a text as it is."""
         self.stream.write(text)

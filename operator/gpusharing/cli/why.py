@@ -55,16 +55,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             async for nodes in session.pages(NODES):
                 obstacles.look(nodes)
             told = pod_answer(pod, obstacles, decided)
-        if terminal.structured:
-            terminal.data(told.as_data())
-        else:
-            terminal.show(describe_pod(told, terminal.paper))
+        terminal.answer(told.as_data, lambda paper: describe_pod(told, paper))
         return DONE
     answer = await _node(session, subject.name)
-    if terminal.structured:
-        terminal.data(answer.as_data())
-    else:
-        terminal.show(describe_node(answer, session.now(), terminal.paper))
+    terminal.answer(answer.as_data, lambda paper: describe_node(answer, session.now(), paper))
     return DONE
 
 
