@@ -11,6 +11,17 @@ class KubeError(Exception):
     """Base: a call to the API server did not do what was asked."""
 
 
+@dataclass
+class _Worded(KubeError):
+    """Base of errors that are equal if they say the same."""
+
+    message: str
+    """What is wrong, on which object."""
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class NotFound(KubeError):
     """404: the object is gone; go on without it."""
 
@@ -24,15 +35,11 @@ class AlreadyExists(KubeError):
 
 
 @dataclass
-class Expired(KubeError):
+class Expired(_Worded):
     """410: the resourceVersion is too old to watch or list from; list again."""
 
-    message: str
     rest: str = ""
     """For a page of a list: the token for the rest of the list as it is now; empty when the server gave none."""
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class Invalid(KubeError):
@@ -59,29 +66,21 @@ class Forbidden(KubeError):
 
 
 @dataclass
-class EvictionBlocked(KubeError):
+class EvictionBlocked(_Worded):
     """429 with cause DisruptionBudget: a PodDisruptionBudget says no (docs/design/drain.md#e5, E6).
 
     `retry_after` is in seconds; None when the server gave none, as it usually does for a plain refusal by a budget.
     """
 
-    message: str
     retry_after: float | None = None
-
-    def __str__(self) -> str:
-        return self.message
 
 
 @dataclass
-class Throttled(KubeError):
+class Throttled(_Worded):
     """429 without that cause: API Priority and Fairness; slow down (docs/design/drain.md#e7). kube/fanout.py decides
     for whom."""
 
-    message: str
     retry_after: float | None = None
-
-    def __str__(self) -> str:
-        return self.message
 
 
 @dataclass
@@ -104,15 +103,9 @@ class ServerAway(KubeError):
     """
 
 
-@dataclass
-class EvictionFailed(KubeError):
+class EvictionFailed(_Worded):
     """500 on an eviction, for example two PodDisruptionBudgets on one pod (docs/design/drain.md#e8); its message is
     shown verbatim."""
-
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
