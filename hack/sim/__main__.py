@@ -11,7 +11,7 @@ from gpusharing.agent.meter import LAG
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import OfficialLogin
-from hack.cluster.kubeconfig import kubeconfig_path
+from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path
 from hack.sim.manifests import install
 from hack.sim.nodesoftware import FAULTS, NodeSoftware
 from hack.sim.rights import AgentClients
@@ -93,6 +93,7 @@ async def play(
         loop.add_signal_handler(number, task.cancel)
     if with_parent:
         end_with_input(loop, task)
+    kubeconfig = kubeconfig or kubeconfig_path()
     agents = ", and so are the shipped agents" if settings.agents else ""
     say(
         BANNER.format(
@@ -102,13 +103,11 @@ async def play(
     say(HINT)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
-            HttpClient(OfficialLogin(kubeconfig or kubeconfig_path()), name="simulated-node-software")
+            HttpClient(OfficialLogin(kubeconfig), name="simulated-node-software")
         )
         agents_as = None
         if account:
-            agents_as = await stack.enter_async_context(
-                AgentClients(kubeconfig or kubeconfig_path(), account)
-            )
+            agents_as = await stack.enter_async_context(AgentClients(kubeconfig, account))
         for name in await install(
             client, settings.gpu_operator_namespace, settings.agent_namespace, agents=settings.agents
         ):
@@ -132,7 +131,7 @@ def say(line: str) -> None:
 
 
 def main() -> int:
-    """Exit status 0 after a signal, 1 when the API server refuses."""
+    """Exit status 0 after a signal, 1 when the API server refuses or is not named."""
     options = arguments()
     try:
         settings = settings_of(options)
@@ -141,6 +140,9 @@ def main() -> int:
         )
     except asyncio.CancelledError:
         say("stopped")
+    except KubeconfigError as error:
+        print(f"hack.sim: {error}", file=sys.stderr)
+        return 1
     except (KubeError, ExceptionGroup) as error:
         print(f"hack.sim: {error!r}", file=sys.stderr)
         return 1
