@@ -58,7 +58,10 @@ class OwnNode:
         return self._cache.doubted
 
     def take(self, node: JSON | None, before: JSON) -> None:
-        """Take over what the server answered to a write on `before`; None: it has no such object."""
+        """Update the cache with the server's answer to our write on `before`; None drops the object.
+
+        A version lower than that of `before` means that the store was restored from a backup, which is counted.
+        """
         if node is None:
             self._cache.drop(self.name)
             return

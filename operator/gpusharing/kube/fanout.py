@@ -134,9 +134,11 @@ class Holds:
             self.objects.pop(target, None)
 
     def throttled(self, target: CallTarget, retry_after: float | None) -> None:
-        """Note a 429: the object waits at its door for `retry_after` seconds, and after SEVERAL objects all others too.
+        """Note that a call about `target` was answered with 429, and hold back further calls.
 
-        None: the server gave no time, and the wait doubles with each refusal of the object.
+        The object waits at its door for `retry_after` seconds, within FIRST_HOLD and LONGEST_HOLD. Without a time from
+        the server the wait doubles with each refusal of the object. After SEVERAL objects all calls through that door
+        wait, and none through other doors.
         """
         count = self.tries[target] = self.tries.get(target, 0) + 1
         wait = FIRST_HOLD * 2.0 ** min(count - 1, 6) if retry_after is None else max(retry_after, FIRST_HOLD)

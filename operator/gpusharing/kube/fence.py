@@ -247,8 +247,10 @@ def _encode(record: Fence | Deferred | Verified | Claim | FailedNode) -> JSON:
 
 
 def _flat(record: JSON) -> JSON:
-    """The record as operators write it that do not know `SpecVersion`: `generation` with `policyUid`, and
-    `failedGeneration` of the same policy. Only the failure of another policy's version has a key of its own."""
+    """Change the versions in `record` to the flat keys that older operators read, and return `record`.
+
+    A record without `version` stays as it is. A failure under another policy keeps its own key `failedVersion`.
+    """
     if "version" not in record:  # a claim whose change is not at its point of no return
         return record
     version = record.pop("version")

@@ -300,7 +300,7 @@ class LeaderLease:
         return True
 
     def _adopt_written(self, lease: JSON) -> None:
-        """Take over the Lease that a write of ours has made."""
+        """Take over what the server answered to our write. Count a restore if its version is below our previous one."""
         self._adopt(lease)
         if newer(self._written, self._version):
             self.restores += 1

@@ -225,8 +225,10 @@ class Reflector(Generic[View]):
         return older
 
     def _go_back(self, version: str) -> None:
-        """The store was restored from a backup: what it has shown after `version` never happened. The list that begins
-        now replaces everything."""
+        """Let whatever comes from now on replace the cached objects, because the store went back to `version`.
+
+        Until the next list is complete the cache counts as incomplete. The watch goes on from `version`.
+        """
         self._views.go_back(version)
         self._whole, self._current_at = False, float("-inf")
         self._move(version)
@@ -333,6 +335,7 @@ class Reflector(Generic[View]):
             self._tell("")
 
     def _fails(self, error: KubeError) -> None:
+        """Record why the cache does not follow the server, and call `on_error` when the text changes."""
         self.error = error
         self._tell(str(error) or repr(error))
 

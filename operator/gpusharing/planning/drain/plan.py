@@ -194,7 +194,10 @@ def _stranded(staying: Iterable[Standing], offered: AbstractSet[str]) -> Iterato
 
 
 def _unheard(found: Standings) -> Iterator[Blocker]:
-    """T6: no pod is known to end on a node that is not Ready, however long it has been terminating."""
+    """Yield one NodeUnreachable blocker for all pods that the drain waits for, or nothing without any (T6).
+
+    The caller knows that the node is not Ready. Nobody knows whether its terminating pods still run.
+    """
     if pods := tuple(one.pod.ref for one in (*found.leaving, *found.staying)):
         yield Blocker(Reason.NODE_UNREACHABLE, pods, message="The node is not Ready")
 

@@ -50,7 +50,10 @@ def count_failures(
 
 
 def _is_proven(member: Member) -> bool:
-    """Whether the node is in service as proven, or would be if nobody else worked on it."""
+    """Whether the node was proven, so that an earlier failure of it no longer counts.
+
+    That includes a proven node whose cordon stays while somebody else works on it.
+    """
     fence = member.node.fence
     aside = fence is not None and fence.stage == "yielded" and fence.proven is not None
     return member.verdict.phase is Phase.SYNCED or aside

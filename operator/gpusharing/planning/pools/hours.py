@@ -62,8 +62,11 @@ class Hours:
 
 
 def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timedelta:
-    """What a start needs of its window. A change that took over twice its time limits waited for a person, which says
-    nothing about the next one (docs/adr/0063-what-a-person-adds.md)."""
+    """Return how much of a window must be left for a node to start: drain.timeout plus the expected change.
+
+    A change is expected to take as long as the slowest of the last ones, or UNKNOWN without any, but never longer than
+    its time limits. What took over twice these waited for a person and is left out (ADR 63).
+    """
     proofs, limit = [node.verified for node in nodes], actuation_limit(spec)
     known = [(one.changed_at, timedelta(seconds=one.took)) for one in proofs if one and one.changed_at]
     last = nlargest(RECENT, [(when, took) for when, took in known if timedelta(0) < took <= 2 * limit])

@@ -280,7 +280,10 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """The planner itself stands still."""
+    """Return NoProgress if the planner made no progress for MOST passes in a row, else None.
+
+    Only a bug in this operator can cause that, so the message asks the reader to report it.
+    """
     if not _stands_still(pool.policy, plan):
         return None
     told = f"{MOST} passes in a row have looked at the pods of nodes that might start, and none has started"

@@ -189,7 +189,10 @@ def _unobserved(observed: ObservedView | None) -> Finding:
 def _find_lapse(
     node: NodeView, observed: ObservedView, policy: PolicyView, stack: StackView
 ) -> Finding | None:
-    """How a node that went back under this policy differs from what it went back to."""
+    """Return how a node that was rolled back under this version of the spec differs from what it was rolled back to.
+
+    None if it does not, or if the record of that layout can no longer be used.
+    """
     seen = node.verified
     if seen is None or not seen.rolled_back or seen.version != policy.version:
         return None

@@ -224,6 +224,10 @@ def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
+    """Return why a person has to look at a node that drifts again, or an empty text if drift may be corrected.
+
+    It is corrected once per generation of a policy, and again when a person asks for another try.
+    """
     drift = _drift(case, assessed)
     if drift is None or not was_corrected(case, assessed.policy):
         return ""

@@ -84,8 +84,10 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
 
 
 def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
-    """A Failed node would wait for ever for a policy that has lost it: its owner continues, in the same slot. The run
-    that failed is not the owner's, so the fence keeps its version until the next run."""
+    """Return the verdict of a Failed node, with the write that names `heir`, its present owner, in the fence.
+
+    The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
+    """
     message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
     fence = replace(case.fence, policy=heir.name)
     return replace(verdict, message=message).then(UpdateFence(case.node, fence))

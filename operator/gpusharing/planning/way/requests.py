@@ -148,7 +148,7 @@ def last_event(case: FencedCase) -> str:
 
 
 def _request(case: FencedCase) -> str:
-    """The request that stands; empty: none."""
+    """Return the id of the request on the node's GPUNode, or an empty text without one."""
     return case.gpunode.request_id if case.gpunode is not None else ""
 
 
