@@ -47,7 +47,7 @@ class _Sent:
     method: str
     target: str
     access: Access
-    connection: HTTPConnection
+    connection: "_Named"
     token: str | None
     body: JSON | None = None
 
@@ -161,6 +161,9 @@ class _Stream:
 class _Named(HTTPSConnection):
     """A connection to a server whose name differs from its address (tls-server-name of a kubeconfig)."""
 
+    unwanted = False
+    """Nobody waits for the answer any more: a write that comes so late may undo a newer one."""
+
     def __init__(self, host: str, port: int | None, access: Access) -> None:
         super().__init__(host, port, timeout=CALL_TIMEOUT, context=access.tls)
         self._access = access
@@ -168,6 +171,8 @@ class _Named(HTTPSConnection):
     def connect(self) -> None:
         """TCP, then TLS under that name."""
         HTTPConnection.connect(self)
+        if self.unwanted:
+            raise ConnectionAbortedError("given up before it was connected")
         if self._access.tls is not None:
             name = self._access.tls_server_name or self.host
             self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)
@@ -188,7 +193,8 @@ def _exchange(sent: _Sent) -> bytes:
 
 
 def _shut(sent: _Sent) -> None:
-    """Make the thread that uses the connection return, unless it has."""
+    """Make the thread that uses the connection return, unless it has; one without a socket does once it has one."""
+    sent.connection.unwanted = True
     if (sock := sent.connection.sock) is not None:
         # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
         with suppress(OSError):  # closed already
