@@ -83,10 +83,10 @@ class LeaderLease:
         self.failed_nodes: Mapping[str, FailedNode] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
-        """How often a write of ours got a lower version than the one before. It was accepted on the condition of the
+        """How often a write of ours got a lower version than was there before. It was accepted on the condition of the
         present version, so this comes from etcd: the store was restored from a backup."""
-        self._written = ""
-        """The version that our last write got."""
+        self._reached = ""
+        """The version that our last write got; before the first one, the highest that we have read."""
         self._claims_before = ""
         self._renewed_at = float("-inf")
         self._lost = False
@@ -192,6 +192,8 @@ class LeaderLease:
         except NotFound:
             self._taking = True
             return await self._create()
+        read = text(lease, "metadata", "resourceVersion")
+        self._reached = self._reached if newer(self._reached, read) else read
         holder = text(lease, "spec", "holderIdentity")
         if holder not in ("", self.identity) and not self._expired(lease):
             return False
@@ -302,9 +304,9 @@ class LeaderLease:
     def _adopt_written(self, lease: JSON) -> None:
         """Take over what the server answered to our write. Count a restore if its version is below our previous one."""
         self._adopt(lease)
-        if newer(self._written, self._version):
+        if newer(self._reached, self._version):
             self.restores += 1
-        self._written = self._version
+        self._reached = self._version
 
     def _adopt(self, lease: JSON) -> None:
         """Take over version and claims from the Lease as the server has it."""
