@@ -6,6 +6,7 @@ page lives for 300 s. A list of 200 pages at 1.6 s each takes longer.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from math import inf
 
 from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import Page
@@ -16,6 +17,9 @@ BACKOFF_MOST = 30.0
 SLOW, SLOWEST = 1.0, 4.0
 """Seconds. After a page that took between the two, the next one has twice as many objects: it may take twice as long,
 and a call has a deadline of 10 s."""
+TOKEN_LIVES = 300.0
+"""Seconds. A token that fails for longer will not be taken any more: after the store was restored from a backup it
+names a version that is yet to come, which kube-apiserver answers with 500."""
 MOST_OBJECTS = 100
 """In one page. The raw objects are held besides the views: of Nodes of 18 KB some 10 MiB."""
 
@@ -37,6 +41,7 @@ async def whole_list(
         KubeError: the list has to begin anew.
     """
     after, limit, expired, pause = "", size, False, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    failing = inf
     while True:
         began = clock()
         try:
@@ -49,7 +54,8 @@ async def whole_list(
         except (Forbidden, NotFound, Invalid):
             raise
         except KubeError as error:
-            if not limit:
+            failing = min(failing, began)
+            if not limit or clock() - failing > TOKEN_LIVES:
                 raise
             on_error(error)
             limit = size
@@ -62,4 +68,4 @@ async def whole_list(
         pause.success()
         if SLOW < took < SLOWEST:
             limit = max(limit, min(2 * limit, MOST_OBJECTS))
-        after, expired = page.more, False
+        after, expired, failing = page.more, False, inf

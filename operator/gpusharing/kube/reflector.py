@@ -40,8 +40,9 @@ GONE_AFTER = 30.0
 """Seconds without the kind in discovery after which its objects count as gone."""
 DOUBTED = 30.0
 """Seconds until a list that was older than the cache is made again."""
-SILENT = 150.0
-"""Seconds without news after which a list is made: where the store went back, a watch is silent and nothing fails."""
+SILENT = 120.0
+"""Seconds after which a view that is not known to be current is listed, before it is an OLD_VIEW. Where the store went
+back a watch is silent and nothing fails; the bookmarks of a quiet kind may stay behind its lists."""
 
 
 class _Where(TypedDict):
@@ -242,7 +243,8 @@ class Reflector(Generic[View]):
         self._relist_at = self._clock() + wait * random.uniform(1.0, 1.2)
         self.synced.set()
         self._list_due.clear()
-        self.renews()
+        if self._restores() > self._restores_seen:
+            self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
         """Tell why a list does not go on, unless the watch keeps the cache up to date."""
@@ -318,9 +320,9 @@ class Reflector(Generic[View]):
             self._following.reschedule(loop_time())
 
     def renews(self) -> bool:
-        """Whether the store went back since the last list. A list begins then, and when nothing was heard for long."""
+        """Whether the store went back since the last list. A list begins then, and when the view is too old."""
         went_back = self._restores() > self._restores_seen
-        silent = self._resource.bookmarks and self._clock() - self.last_contact > SILENT
+        silent = self._resource.bookmarks and not self.doubted and self.age > SILENT
         if went_back or silent:
             self._list_due.set()
         return went_back
