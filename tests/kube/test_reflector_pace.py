@@ -10,10 +10,10 @@ from hack.sim.fakecluster import FakeClient
 from hack.sim.fakefaults import EVER
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtually
-from tests.kube.test_reflector import node, project, turns, watched
+from tests.kube.test_reflector import kind_of_error, node, project, turns, watched
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import NODES, Page, WatchEvent
+from gpusharing.kube.client import EVENTS, NODES, Page, WatchEvent
 from gpusharing.kube.paging import BACKOFF_FIRST
 from gpusharing.kube.reflector import Reflector
 
@@ -155,3 +155,15 @@ async def test_a_place_that_the_server_has_forgotten_is_no_error_to_tell() -> No
             await asyncio.sleep(60)
         assert cluster.calls["operator", "list", "nodes"] == 4
     assert told == [""]
+
+
+@virtually
+async def test_a_watch_without_bookmarks_that_goes_on_ends_the_error_of_the_one_that_broke() -> None:
+    cluster, told = FakeCluster(), list[str]()
+    async with watched(cluster, EVENTS, namespace="x", on_error=told.append) as seen:
+        cluster.faults.fail("watch", EVENTS, errors.Unavailable("503"))
+        await asyncio.sleep(1)
+        assert kind_of_error(seen.reflector) is errors.Unavailable
+        await asyncio.sleep(3600)
+        assert seen.reflector.error is None
+    assert told == ["", "503", ""]

@@ -275,6 +275,7 @@ class Reflector(Generic[View]):
             # even after sending something, is not pestered. Nothing may have happened during a long watch.
             if error is None and lasted >= (BRIEF if self._watched else BACKOFF_MOST):
                 pause.success()
+                self._clear(follows=self._whole)
             else:
                 await asyncio.sleep(pause.after_failure())
             if lost:
@@ -332,6 +333,9 @@ class Reflector(Generic[View]):
     def _contacted(self, *, follows: bool) -> None:
         """The server has answered; `follows`: so the cache is up to date, as far as we know."""
         self.last_contact = self._clock()
+        self._clear(follows=follows)
+
+    def _clear(self, *, follows: bool) -> None:
         if follows:
             self.error = None
             self._tell("")
