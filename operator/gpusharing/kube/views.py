@@ -78,12 +78,14 @@ class Views(Generic[View]):
         self._on_change(name)
 
     def deleted(self, obj: JSON) -> None:
-        """Drop the object, unless another one of that name is there already. A list may still bring it."""
+        """Drop the object, unless another one of that name is there already, or this one came back into the selection
+        since. A list may still bring it."""
         uid, name, version = obj["metadata"]["uid"], self.name(obj), obj["metadata"]["resourceVersion"]
-        if self._known.get(name, ("", ""))[0] == uid:
-            self._forget(name, version)
-        else:
+        known = self._known.get(name, ("", ""))
+        if known[0] != uid:
             self._remember_gone(uid, version)
+        elif not newer(known[1], version):
+            self._forget(name, version)
 
     def drop(self, name: str) -> None:
         """Drop an object, if it is known."""
