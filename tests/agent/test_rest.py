@@ -310,32 +310,6 @@ async def test_a_call_has_30_seconds_in_all_and_leaves_no_thread_behind() -> Non
         assert not thread.is_alive()
 
 
-@virtually
-async def test_a_write_that_was_given_up_before_it_had_a_connection_is_never_sent(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A newer one may have been made meanwhile. Nothing can interrupt a thread that waits for a name server."""
-    tls, answers, resolve = Unencrypted(ssl.PROTOCOL_TLS_CLIENT), threading.Event(), socket.getaddrinfo
-    threads = []
-
-    def wait(*asked: Any, **options: Any) -> Any:
-        HANGING.add(threading.current_thread())
-        threads.append(threading.current_thread())
-        answers.wait(10)
-        return resolve(*asked, **options)
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        client = RestClient(NamedLogin(f"https://127.0.0.1:{server.getsockname()[1]}", tls))
-        monkeypatch.setattr(socket, "getaddrinfo", wait)
-        with pytest.raises(errors.Unavailable, match="TimeoutError"):
-            await client.patch(GPUNODES, "gpu-01", {})
-        answers.set()
-        connection, _ = server.accept()
-        with connection:
-            assert connection.recv(100) == b""
-        threads[0].join(10)
-
-
 async def test_an_address_without_a_host_is_a_server_that_cannot_be_reached() -> None:
     client = RestClient(NamedLogin("https://", Deaf(ssl.PROTOCOL_TLS_CLIENT)))
     with pytest.raises(errors.Unavailable, match="cannot patch"):

@@ -328,3 +328,17 @@ async def test_a_quiet_kind_whose_bookmarks_stay_behind_is_listed_before_its_vie
             ages.append(seen.reflector.age)
     assert max(ages) < OLD_VIEW
     assert cluster.calls["operator", "list", "nodes"] <= 30
+
+
+@virtually
+async def test_an_old_event_that_an_object_left_the_selection_does_not_take_away_one_that_came_back() -> None:
+    """A watch of a server that lags tells late what a list has already passed."""
+    cluster = FakeCluster()
+    came = cluster.add(NODES, node("a", pool="b"))
+    async with watched(cluster, label_selector="pool=b") as seen:
+        left = cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "a"}}})
+        await seen.until()
+        cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "b"}}})
+        await seen.until("a")
+        seen.reflector._views.deleted({**came, "metadata": left["metadata"]})
+        assert set(seen.reflector.items) == {"a"}

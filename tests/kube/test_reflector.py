@@ -250,20 +250,6 @@ async def test_an_object_may_leave_the_selection_and_come_back(cluster: FakeClus
         await seen.until("a")
 
 
-async def test_an_old_event_that_an_object_left_the_selection_does_not_take_away_one_that_came_back(
-    cluster: FakeCluster,
-) -> None:
-    """A watch of a server that lags tells late what a list has already passed."""
-    came = cluster.add(NODES, node("a", pool="b"))
-    async with watched(cluster, label_selector="pool=b") as seen:
-        left = cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "a"}}})
-        await seen.until()
-        cluster.patch(NODES, "a", {"metadata": {"labels": {"pool": "b"}}})
-        await seen.until("a")
-        seen.reflector._views.deleted({**came, "metadata": left["metadata"]})
-        assert set(seen.reflector.items) == {"a"}
-
-
 async def test_pods_of_all_namespaces_are_told_apart(cluster: FakeCluster) -> None:
     for namespace in ("x", "y"):
         cluster.add(PODS, {"metadata": {"name": "p", "namespace": namespace}})

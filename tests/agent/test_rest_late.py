@@ -1,0 +1,25 @@
+"""A call of the agent that was given up while its thread waited for a name server, which nothing can interrupt."""
+
+import socket
+
+import pytest
+
+from gpusharing.agent.rest import _exchange, _Named, _Sent, _shut
+from gpusharing.kube.answers import ApiRequest
+from gpusharing.kube.client import GPUNODES
+from gpusharing.kube.login import Access
+
+
+def test_a_write_that_was_given_up_before_it_had_a_connection_is_never_sent() -> None:
+    """A newer one may have been made meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        access = Access(f"http://{host}:{port}", None)
+        request, path = ApiRequest("patch", GPUNODES, "status"), GPUNODES.path(None, "gpu-01", "status")
+        sent = _Sent(request, "PATCH", path, access, _Named(host, port, access), None, {})
+        _shut(sent)
+        with pytest.raises(ConnectionAbortedError):
+            _exchange(sent)
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(100) == b""
