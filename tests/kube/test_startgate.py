@@ -120,11 +120,14 @@ def test_taking_a_node_over_takes_the_taint_and_is_conditional_then() -> None:
 KEEPING: dict[str, Any] = {
     "an abort": Release(node_view(node(GATE)), uncordon=True, labels={}),
     "a former owner's mark that goes": LabelNode(node_view(node(GATE)), {names.LABEL_POLICY: None}),
+    "a proof while somebody else works on the node": Release(
+        node_view(node(GATE)), uncordon=False, labels={}, verified=PROVEN, fence=make_fence(stage="yielded")
+    ),
 }
 
 
 @pytest.mark.parametrize("action", KEEPING.values(), ids=KEEPING)
-def test_without_a_proof_the_taint_stays(action: Release | LabelNode) -> None:
+def test_the_taint_stays_until_a_node_is_proven_and_given_back(action: Release | LabelNode) -> None:
     assert "taints" not in patch_for(action, "41").get("spec", {})
 
 

@@ -132,7 +132,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
     opens = False
     if isinstance(action, Release | LabelNode) and action.verified:
         annotations[names.ANNOTATION_VERIFIED] = record_text(action.verified)
-        if action.node.gate is not None:
+        keeps_fence = isinstance(action, Release) and action.fence is not None
+        if action.node.gate is not None and not keeps_fence:
             opens, spec["taints"] = True, opened(action.node.gate)
     metadata: JSON = {"uid": action.node.uid, "labels": dict(labels), "annotations": annotations}
     if opens or not isinstance(action, LabelNode) or action.forget:

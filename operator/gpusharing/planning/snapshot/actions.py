@@ -157,7 +157,7 @@ class RestartOperand:
 class Release:
     """Give the node back: remove the fence, our marks, our cordon if it is still only ours, and after a proof the
     start-up taint. One conditional PATCH. Where our cordon stays because somebody else works on a proven node, a fence
-    remains that remembers it."""
+    remains that remembers it, and so does the taint."""
 
     node: NodeView
     """The Node as it was when this was decided."""
