@@ -193,6 +193,15 @@ def test_nobody_is_deleted_for_a_node_that_would_not_be_empty(
     assert deleted(planned(A, other, memories=memories, options=options)) == []
 
 
+def test_nobody_is_deleted_or_evicted_at_the_end_on_a_node_whose_kubelet_is_silent() -> None:
+    """No pod is known to end there, so the node would not be empty in time (T6)."""
+    for memories in ({A.uid: refused()}, {}):
+        work = make_work(A, pdbs=(FULL_BUDGET,), evictions=memories, listed_at=NOW)
+        found = find_standings(work, Drain.model_validate(FORCED), NOW, scope=replace(GRANTED, silent=True))
+        plan = plan_drain(found, NOW, END)
+        assert (plan.delete, plan.evict) == ((), ())
+
+
 def test_deletions_and_evictions_share_one_pace() -> None:
     pods = [make_pod(f"p-{number:02}") for number in range(14)]
     plan = planned(*pods, memories={pod.uid: refused() for pod in pods[:8]})

@@ -143,7 +143,7 @@ def _is_stale(one: Standing, found: Standings, end: datetime) -> bool:
 
 def _in_vain(found: Standings, end: datetime, now: datetime) -> bool:
     """Some pod stays whatever is deleted, so the change will be given up, and no pod should be deleted for it."""
-    if found.blocked or any(one.kept for one in found.staying):
+    if found.silent or found.blocked or any(one.kept for one in found.staying):
         return True
     if any(one.waits or one.answer in _NOT_OURS or _moment(one, found, end) is None for one in found.staying):
         return True
