@@ -107,6 +107,9 @@ STOPS: dict[str, tuple[NodeView, tuple[GpuView, ...], PolicyView, StackView, boo
     "to MPS, and nothing is known of the stack": (
         told(MPS), (SERVED,), EIGHT, replace(STACK, cluster_policy=None), False,
     ),
+    "to MPS on a card without MIG, with a label that nobody acts on": (
+        make_node(labels={names.LABEL_MIG_CONFIG: "all-1g.10gb"}), (make_gpu(product=T4),), MPS, PLAINLY, False,
+    ),
     "to MPS from a configuration that nobody can read": (
         make_node(labels={names.LABEL_PLUGIN_CONFIG: "gone"}), (SERVED,), MPS, PLAINLY, False,
     ),

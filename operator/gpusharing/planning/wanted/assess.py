@@ -137,7 +137,9 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
         return False
-    if _is_being_divided(node) or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
+    if (target.mig_config and _is_being_divided(node)) or any(
+        gpu.mig_enabled for gpu in observed.hardware.kinds
+    ):
         return True
     plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     config = effective_plugin_config(node, stack) if plain else None
