@@ -7,6 +7,7 @@ from datetime import datetime
 import pytest
 from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot, make_work
 from tests.planning.cases import make_member
+from tests.planning.changes import answering, changing
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
@@ -25,6 +26,7 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence, SpecVersion
 from gpusharing.planning.told.events import node_events
+from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.callverdicts import Failing, is_moot, named
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.words.reasons import Reason
@@ -246,6 +248,18 @@ def test_a_step_that_is_no_patch_of_the_node_comes_after_the_record() -> None:
     assert found.actions == (UpdateFence(NODE, replace(LATE, failed=NOW)), RESTART)
     seen = replace(LATE, failed=at(-5))
     assert late(member(RESTART, fence=seen)).verdict.actions == (RESTART,)
+
+
+def test_a_node_whose_agent_cannot_even_be_asked_has_failed_at_its_deadline() -> None:
+    """Otherwise the two minutes for an answer would begin anew in every pass, and never end."""
+    case = changing(now=2500, gpunode=answering("op-1:older"))
+    asking = after_pnr(case)
+    assert (asking.phase, [type(one) for one in asking.actions]) == (Phase.VERIFYING, [EnsureGPUNode])
+    refused = {"gpu-07": replace(LASTING, next_try=at(2510))}
+    found = Failing(refused, {}, at(2500)).find_late({"gpu-07": make_member(case.node, asking)})
+    verdict = found["gpu-07"].verdict
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
+    assert verdict.actions == (UpdateFence(case.node, replace(case.fence, failed=at(2500))), *asking.actions)
 
 
 def test_whose_step_may_yet_be_taken_is_counted_as_before() -> None:

@@ -8,6 +8,7 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,
+    EnsureGPUNode,
     FenceNode,
     Release,
     RestartOperand,
@@ -58,7 +59,8 @@ def _is_late(verdict: Verdict, now: datetime) -> bool:
     """A step after the point of no return cannot be taken, and the time for it is up. Giving a node back has no
     limit."""
     deadline = verdict.deadline
-    return deadline is not None and now >= deadline and any(map(_goes_on, verdict.actions))
+    asks = verdict.phase is Phase.VERIFYING and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
+    return deadline is not None and now >= deadline and (asks or any(map(_goes_on, verdict.actions)))
 
 
 def _goes_on(action: Action) -> bool:
