@@ -97,10 +97,11 @@ def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | s
     message = f"{failure.message}; going back to {back.target.text}, which was proven here last"
     verdict = case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message)
     owed = owe(case, back, attempt=1, failed=True)
-    policy = found.policy
+    policy, followed = found.policy, case.fence.version
     fence = replace(
         owed.fence,
         version=policy.version,
+        failed_version=policy.version if followed.uid in ("", policy.uid) else followed,
         revision=find_revision(policy),
         drift=False,
         step=1,
