@@ -25,6 +25,7 @@ from gpusharing.planning.snapshot.actions import (
 )
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence, SpecVersion
+from gpusharing.planning.snapshot.views import OLD_VIEW
 from gpusharing.planning.told.events import node_events
 from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.callverdicts import Failing, is_moot, named
@@ -173,6 +174,17 @@ def test_while_the_policies_may_be_old_nothing_starts_or_takes_a_slot_and_it_say
     verdict = plan.verdicts["gpu-07"]
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.PENDING, reason, ())
     assert verdict.message == f"{LISTING}; no node starts meanwhile"
+    assert not [action for action in plan.shared if isinstance(action, SetClaims)]
+
+
+def test_while_a_view_is_too_old_for_a_point_of_no_return_no_node_starts() -> None:
+    """Its pods would be evicted, and then the change would be given up, again and again."""
+    snapshot = make_snapshot([make_node("gpu-07")], [make_policy()], work={"gpu-07": make_work()})
+    plan = plan_rollout(replace(snapshot, view_ages={"ConfigMaps": OLD_VIEW + 1}), NOW)
+    verdict = plan.verdicts["gpu-07"]
+    assert (verdict.phase, verdict.actions) == (Phase.PENDING, ())
+    assert verdict.message == "what is known of ConfigMaps is old; no node starts meanwhile"
+    assert plan.wake_at == at(60), "no event may tell when it is known again"
     assert not [action for action in plan.shared if isinstance(action, SetClaims)]
 
 

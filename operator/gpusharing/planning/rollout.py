@@ -144,8 +144,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     offered = _offered(facts.values())
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
-    if snapshot.policies_error:
-        choice = Choice(failing.keep_back(choice.verdicts, snapshot.policies_error), {}, choice.looks)
+    old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
+    if why := snapshot.policies_error or old:
+        choice = Choice(failing.keep_back(choice.verdicts, why), {}, choice.looks)
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
     previews = find_previews(pools, verdicts, snapshot, offered, now)

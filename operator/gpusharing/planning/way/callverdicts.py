@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import (
@@ -14,7 +14,13 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.snapshot.callfailures import CLAIMS, POLICIES, CallFailure, policy_subject
+from gpusharing.planning.snapshot.callfailures import (
+    CLAIMS,
+    LONGEST_WAIT,
+    POLICIES,
+    CallFailure,
+    policy_subject,
+)
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.way.members import Member
@@ -140,7 +146,7 @@ class Failing:
         return {**members, **late} if late else members
 
     def keep_back(self, verdicts: Mapping[str, Verdict], why: str) -> dict[str, Verdict]:
-        """The verdicts, in which nothing starts. `why`: the policies may have changed meanwhile."""
+        """The verdicts, in which nothing starts. `why`: the policies or other objects may have changed meanwhile."""
         failure = self.failures.get(POLICIES)
         told = {}
         for node, verdict in verdicts.items():
@@ -154,7 +160,7 @@ class Failing:
                 message=f"{why}; no node starts meanwhile",
                 actions=(),
                 deadline=None,
-                wake=None,
+                wake=self.now + timedelta(seconds=LONGEST_WAIT),
             )
             if failure is not None and failure.lasts:
                 blocker = Blocker(Reason.CALL_FAILED, message=failure.message)
