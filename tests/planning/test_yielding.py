@@ -134,6 +134,11 @@ KEPT: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_new_node_of_the_name_does_not_get_the_routing_label_of_the_one_before_it() -> None:
+    """Nothing is proven on it: pods that need the mode would land on whatever it is."""
+    assert released(yielded(aside(fence=replace(ASIDE, node_uid="old")))).labels == {}
+
+
 @pytest.mark.parametrize("fields", KEPT.values(), ids=KEPT.keys())
 def test_no_other_cordon_is_lifted(fields: dict[str, Any]) -> None:
     assert not released(yielded(aside(**fields))).uncordon

@@ -55,7 +55,7 @@ def yielded(case: FencedCase) -> Verdict:
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
-    done = case.fence.proven is not None
+    done, restores = case.fence.proven is not None, case.fence.node_uid == case.node.uid
     message = (
         f"nobody else works on {case.node.name} any more; it is given back{'' if done else ' as it was'}"
     )
@@ -66,7 +66,7 @@ def yielded(case: FencedCase) -> Verdict:
         Release(
             case.node,
             uncordon=may_uncordon(case),
-            labels={names.LABEL_MODE: case.fence.from_mode} if case.fence.from_mode else {},
+            labels={names.LABEL_MODE: case.fence.from_mode} if restores and case.fence.from_mode else {},
             deferred=None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE),
         )
     )
