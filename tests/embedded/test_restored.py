@@ -17,16 +17,20 @@ GPUS = "gpu-1", "gpu-2", "gpu-3"
 
 @virtually
 async def test_no_node_passes_its_point_of_no_return_while_a_watch_is_silent() -> None:
+    """A change that had begun waits on its cordoned node; no other one begins."""
     async with open_scene(*nodes(2)) as scene:
-        await asyncio.sleep(30)
+        scene.apply(SLICED, rollout=at_once(1))
+        first = await scene.any_fenced()
+        scene.apply(SLICED, rollout={**at_once(2), "paused": True, "whenPaused": "Hold"})
+        await scene.reason(first, "Paused")
         silent = scene.e.cluster.faults.fail("watch", CONFIG_MAPS, SILENCE, times=EVER)
         listless = scene.e.cluster.faults.fail("list", CONFIG_MAPS, SILENCE, times=EVER)
         scene.e.cluster.close_watches()
         await asyncio.sleep(200)
         scene.apply(SLICED, rollout=at_once(2))
-        await scene.reason("gpu-1", "ObservationPending")
+        await scene.reason(first, "ObservationPending")
         await asyncio.sleep(300)
-        assert [await scene.fenced(name, seconds=1) for name in GPUS[:2]]
+        assert [name for name in GPUS[:2] if scene.cordoned(name)] == [first]
         silent.lift()
         listless.lift()
         await scene.ready()
