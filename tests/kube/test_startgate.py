@@ -1,5 +1,6 @@
 """The start-up taint on the wire: how it is seen, what tolerates it, and the PATCH that takes it away."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,7 +122,11 @@ KEEPING: dict[str, Any] = {
     "an abort": Release(node_view(node(GATE)), uncordon=True, labels={}),
     "a former owner's mark that goes": LabelNode(node_view(node(GATE)), {names.LABEL_POLICY: None}),
     "a proof while somebody else works on the node": Release(
-        node_view(node(GATE)), uncordon=False, labels={}, verified=PROVEN, fence=make_fence(stage="yielded")
+        node_view(node(GATE)),
+        uncordon=False,
+        labels={},
+        verified=PROVEN,
+        fence=replace(make_fence(), stage="yielded"),
     ),
 }
 

@@ -7,17 +7,22 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_fence, make_node, make_policy
-from tests.planning.cases import FULL, MIXED, pool_of, run_until, wrote
+from tests.planning.cases import FULL, MIXED, make_member, pool_of, run_until, wrote
+from tests.planning.changes import only
 from tests.planning.machines import patched
 from tests.planning.test_failures_seen import halted, passed, started
+from tests.planning.test_wayback import BACK, failing
+from tests.planning.test_wayback import FENCE as RUN
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.failures import MOST, count_failures, find_gone
+from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.members import Member, find_member
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
@@ -259,3 +264,17 @@ def test_what_is_on_record_is_written_only_when_it_changes() -> None:
     for _ in range(20):
         passed(world)
     assert len(wrote(world, SetClaims)) == before
+
+
+@pytest.mark.parametrize(
+    "uid", [BACK.uid, ""], ids=["an edit since its run", "a record of an older operator"]
+)
+def test_what_is_turned_back_counts_for_the_generation_that_it_is_held_in(uid: str) -> None:
+    """The edit wants the layout that failed, too: the node is held as RolledBack in it, so the others wait as well."""
+    edit = replace(BACK, generation=BACK.generation + 1)
+    earlier = replace(RUN, version=SpecVersion(uid, BACK.generation))
+    case = failing(edit, fence=earlier)
+    action = only(after_pnr(case))
+    assert action.fence.failed_version == edit.version
+    member = make_member(replace(case.node, fence=action.fence), after_pnr(case))
+    assert has_failed(member, edit)

@@ -194,7 +194,7 @@ def test_nobody_is_deleted_for_a_node_that_would_not_be_empty(
 
 
 def test_nobody_is_deleted_or_evicted_at_the_end_on_a_node_whose_kubelet_is_silent() -> None:
-    """No pod is known to end there, so the node would not be empty in time (T6)."""
+    """No pod is known to end there, so the node would not be empty in time (docs/design/drain.md#t6)."""
     for memories in ({A.uid: refused()}, {}):
         work = make_work(A, pdbs=(FULL_BUDGET,), evictions=memories, listed_at=NOW)
         found = find_standings(work, Drain.model_validate(FORCED), NOW, scope=replace(GRANTED, silent=True))

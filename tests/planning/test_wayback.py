@@ -18,14 +18,12 @@ from tests.planning.cases import (
     copy_of,
     edited,
     make_case,
-    make_member,
 )
 from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, fence_to, only
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.rollout import Rollout
-from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -159,20 +157,6 @@ def test_what_is_turned_back_for_a_new_owner_has_failed_under_the_policy_whose_r
     action = only(after_pnr(failing(fence=replace(FENCE, version=theirs))))
     assert (action.fence.rolls_back, action.fence.version) == (True, BACK.version)
     assert action.fence.failed_version == theirs
-
-
-@pytest.mark.parametrize(
-    "uid", [BACK.uid, ""], ids=["an edit since its run", "a record of an older operator"]
-)
-def test_what_is_turned_back_counts_for_the_generation_that_it_is_held_in(uid: str) -> None:
-    """The edit wants the layout that failed, too: the node is held as RolledBack in it, so the others wait as well."""
-    edit = replace(BACK, generation=BACK.generation + 1)
-    earlier = replace(FENCE, version=SpecVersion(uid, BACK.generation))
-    case = failing(edit, fence=earlier)
-    action = only(after_pnr(case))
-    assert action.fence.failed_version == edit.version
-    member = make_member(replace(case.node, fence=action.fence), after_pnr(case))
-    assert has_failed(member, edit)
 
 
 def test_the_node_then_goes_to_what_was_proven_and_not_to_what_the_policy_wants() -> None:

@@ -137,9 +137,8 @@ def needs_two_steps(node: NodeView, observed: ObservedView, target: Target, stac
         return uses_mps(node, observed, stack)
     if target.mode is not Mode.MPS:
         return False
-    if (target.mig_config and _is_being_divided(node)) or any(
-        gpu.mig_enabled for gpu in observed.hardware.kinds
-    ):
+    divided = bool(target.mig_config) and _is_being_divided(node)
+    if divided or any(gpu.mig_enabled for gpu in observed.hardware.kinds):
         return True
     plain = stack.cluster_policy is not None and stack.cluster_policy.plain is not None
     config = effective_plugin_config(node, stack) if plain else None
