@@ -22,10 +22,10 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Generic, TypedDict
+from typing import Generic
 
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import JSON, Followable, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, Filters, Followable, Page, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
 from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
@@ -43,14 +43,6 @@ DOUBTED = 30.0
 SILENT = 120.0
 """Seconds after which a view that is not known to be current is listed, before it is an OLD_VIEW. Where the store went
 back a watch is silent and nothing fails; the bookmarks of a quiet kind may stay behind its lists."""
-
-
-class _Where(TypedDict):
-    """The selection of objects of the kind."""
-
-    namespace: str | None
-    label_selector: str
-    field_selector: str
 
 
 def _ignore(_: str) -> None:
@@ -98,7 +90,7 @@ class Reflector(Generic[View]):
         self.synced, self.error, self.doubted = asyncio.Event(), None, False
         self.last_contact = self._current_at = float("-inf")
         self._client, self._resource = client, resource
-        self._where = _Where(
+        self._where = Filters(
             namespace=namespace, label_selector=label_selector, field_selector=field_selector
         )
         self._on_error = on_error
