@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from gpusharing.api.crd import GPUNODE, POLICY, CustomResource
 from gpusharing.kube.client import EVENTS, GPUNODES, JSON, NODES, POLICIES, Resource
+from hack.customresources import GPUNODE, POLICY, CustomResource
 
 _STEP = re.compile(r'\.(?P<key>(?:\\.|[^.\[\\])+)|\[\?\(@\.(?P<field>\w+)=="(?P<value>[^"]*)"\)\]')
 PADDING = 3

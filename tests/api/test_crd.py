@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
+from hack.customresources import GPUNODE, POLICY, RESOURCES, CustomResource
 from hack.generate import ROOT
 from hack.generate_crds import chart_crds, crds
 from pydantic import BaseModel, Field
 
 from gpusharing.api.base import WireModel
-from gpusharing.api.crd import GPUNODE, POLICY, RESOURCES, CustomResource, SchemaError, structural_schema
+from gpusharing.api.crd import SchemaError, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy

@@ -1,0 +1,181 @@
+"""The CustomResourceDefinitions of both resources: their names, the columns of `kubectl get`, their schemas.
+
+They are not part of the product, which runs on a cluster that has them: the chart and `crds/` bring them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gpusharing.api.base import WireModel
+from gpusharing.api.crd import Schema, structural_schema
+from gpusharing.api.gpunode import GPUNodeSpec, GPUNodeStatus
+from gpusharing.api.names import GPUNODES, GROUP, POLICIES, VERSION
+from gpusharing.api.policy import GPUSharingPolicySpec, GPUSharingPolicyStatus
+from gpusharing.api.rules import NAME_LENGTH, ApiRule, cel
+
+
+@dataclass(frozen=True, slots=True)
+class PrinterColumn:
+    """A column of `kubectl get`."""
+
+    name: str
+    """Its heading."""
+    path: str
+    """JSONPath of the value in the object."""
+    description: str
+    """What `kubectl explain` says of it."""
+    type: Literal["string", "integer", "date"] = "string"
+    """How kubectl shows it; a `date` as an age."""
+    wide: bool = False
+    """Shown with `-o wide` only."""
+
+    def manifest(self) -> Schema:
+        """The column as an item of additionalPrinterColumns."""
+        column: Schema = {
+            "name": self.name,
+            "type": self.type,
+            "jsonPath": self.path,
+            "description": self.description,
+        }
+        return column | {"priority": 1} if self.wide else column
+
+
+@dataclass(frozen=True, slots=True)
+class CustomResource:
+    """One custom resource, cluster-scoped."""
+
+    kind: str
+    """Kind; the list has `List` behind it."""
+    plural: str
+    """Name in URLs, in lower case."""
+    short_name: str
+    """What kubectl takes for the plural."""
+    description: str
+    """What the kind is for."""
+    spec: type[WireModel]
+    """The type of `spec`."""
+    status: type[WireModel]
+    """The type of `status`, which is a subresource."""
+    columns: Sequence[PrinterColumn]
+    """In the order in which kubectl shows them."""
+    rules: Sequence[ApiRule] = ()
+    """Rules about the whole object."""
+
+
+AGE = PrinterColumn("Age", ".metadata.creationTimestamp", "Time since creation.", "date")
+
+POLICY = CustomResource(
+    kind="GPUSharingPolicy",
+    plural=POLICIES,
+    short_name="gsp",
+    description="GPUSharingPolicy says what the GPUs of one node pool are for: whole, divided or shared.",
+    spec=GPUSharingPolicySpec,
+    status=GPUSharingPolicyStatus,
+    columns=(
+        PrinterColumn(
+            "Mode", ".status.summary.mode", "Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."
+        ),
+        PrinterColumn("Layout", ".status.summary.layout", "What each GPU is divided into."),
+        PrinterColumn("Nodes", ".status.summary.nodes", "Nodes that are verified and schedulable, of all."),
+        PrinterColumn("GPUs", ".status.summary.gpus", "GPUs in the pool.", "integer"),
+        PrinterColumn("Used", ".status.summary.used", "Devices held by pods, of all devices served."),
+        PrinterColumn("Ready", '.status.conditions[?(@.type=="Ready")].status', "Every node is as wanted."),
+        PrinterColumn("Status", ".status.summary.status", "One word for the pool."),
+        AGE,
+        PrinterColumn(
+            "Pending", ".status.summary.pendingPods", "Pods waiting for this pool.", "integer", wide=True
+        ),
+        PrinterColumn("Strategy", ".status.summary.strategy", "MIG strategy.", wide=True),
+        PrinterColumn(
+            "Window", ".status.summary.nextWindow", "When nodes may start; empty: at any time.", wide=True
+        ),
+        PrinterColumn("Product", ".status.summary.product", "Card models.", wide=True),
+        PrinterColumn("Message", ".status.summary.message", "The most urgent sentence.", wide=True),
+    ),
+    rules=(NAME_LENGTH,),
+)
+GPUNODE = CustomResource(
+    kind="GPUNode",
+    plural=GPUNODES,
+    short_name="gpun",
+    description="GPUNode shows one GPU node: what is wanted, what its agent observed, how far a change has come. "
+    "The operator creates one for each GPU node, with the same name.",
+    spec=GPUNodeSpec,
+    status=GPUNodeStatus,
+    columns=(
+        PrinterColumn("Policy", ".status.transition.policy", "The policy that owns the node."),
+        PrinterColumn("Wanted", ".status.transition.wanted", "What each GPU is to be divided into."),
+        PrinterColumn("Observed", ".status.transition.observed", "What each GPU is divided into now."),
+        PrinterColumn("Phase", ".status.transition.phase", "How far the node's change has come."),
+        PrinterColumn("Reason", ".status.transition.reason", "Why, in one word."),
+        PrinterColumn("Pods", ".status.observed.pods", "Pods that hold a GPU device.", "integer"),
+        PrinterColumn("Since", ".status.transition.since", "Time since the phase began.", "date"),
+        PrinterColumn("Deadline", ".status.transition.deadline", "When the wait ends, UTC, or who ends it."),
+        AGE,
+        PrinterColumn(
+            "Culprit",
+            ".status.transition.culprit",
+            "What keeps the node: a pod, or something else.",
+            wide=True,
+        ),
+        PrinterColumn("Cordon", ".status.transition.cordon", "Whose cordon the node carries.", wide=True),
+        PrinterColumn("Step", ".status.transition.step", "The step, and how many there are.", wide=True),
+        PrinterColumn(
+            "Message", ".status.transition.message", "What is the case, why, and what to do.", wide=True
+        ),
+    ),
+)
+RESOURCES = (POLICY, GPUNODE)
+
+
+def custom_resource_definition(resource: CustomResource) -> Schema:
+    """The manifest of one resource, ready for the API server.
+
+    Raises:
+        SchemaError: a type has no structural schema.
+    """
+    singular = resource.kind.lower()
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{resource.plural}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Cluster",
+            "names": {
+                "kind": resource.kind,
+                "listKind": f"{resource.kind}List",
+                "plural": resource.plural,
+                "singular": singular,
+                "shortNames": [resource.short_name],
+                "categories": ["gpu"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": [column.manifest() for column in resource.columns],
+                    "schema": {"openAPIV3Schema": _root(resource)},
+                }
+            ],
+        },
+    }
+
+
+def _root(resource: CustomResource) -> Schema:
+    schema: Schema = {
+        "type": "object",
+        "description": resource.description,
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "description": f"Version of this schema: {GROUP}/{VERSION}."},
+            "kind": {"type": "string", "description": f"{resource.kind}."},
+            "metadata": {"type": "object", "properties": {"name": {"type": "string"}}},
+            "spec": structural_schema(resource.spec),
+            "status": structural_schema(resource.status, written_by_us=True),
+        },
+    }
+    return schema | cel(*resource.rules) if resource.rules else schema
