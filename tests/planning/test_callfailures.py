@@ -5,9 +5,19 @@ from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from tests.build import NOW, at, make_claim, make_fence, make_node, make_policy, make_snapshot, make_work
+from tests.build import (
+    NOW,
+    at,
+    make_claim,
+    make_fence,
+    make_node,
+    make_operand,
+    make_policy,
+    make_snapshot,
+    make_work,
+)
 from tests.planning.cases import make_member
-from tests.planning.changes import answering, changing
+from tests.planning.changes import FENCE, answering, changing, emptied
 from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
@@ -272,6 +282,29 @@ def test_a_node_whose_agent_cannot_even_be_asked_has_failed_at_its_deadline() ->
     verdict = found["gpu-07"].verdict
     assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
     assert verdict.actions == (UpdateFence(case.node, replace(case.fence, failed=at(2500))), *asking.actions)
+
+
+IDLING = changing(
+    now=2500,
+    fence=replace(FENCE, restart_uid=make_operand().uid),
+    gpunode=answering("op-1:older"),
+    work=emptied(2500),
+)
+"""gpu-07 past its deadline: a new run needs the node proven idle, and the agent was not asked to close NVML yet."""
+
+
+def test_a_node_that_cannot_be_asked_to_be_quiet_for_another_run_has_failed_at_its_deadline() -> None:
+    asking = after_pnr(IDLING)
+    assert (asking.phase, [type(one) for one in asking.actions]) == (Phase.VERIFYING_IDLE, [EnsureGPUNode])
+    refused = {"gpu-07": replace(LASTING, next_try=at(2510))}
+    failing = Failing(refused, {}, at(2500))
+    verdict = failing.find_late({"gpu-07": make_member(IDLING.node, asking)})["gpu-07"].verdict
+    assert (verdict.phase, verdict.reason) == (Phase.FAILED, Reason.CALL_FAILED)
+    record = UpdateFence(IDLING.node, replace(IDLING.fence, failed=at(2500)))
+    assert verdict.actions == (record, *asking.actions)
+    before = replace(IDLING.node, fence=replace(IDLING.fence, stage="fenced"))
+    drained = failing.find_late({"gpu-07": make_member(before, asking)})["gpu-07"].verdict
+    assert drained.phase is Phase.VERIFYING_IDLE, "before the point of no return its deadline ends the change"
 
 
 def test_whose_step_may_yet_be_taken_is_counted_as_before() -> None:

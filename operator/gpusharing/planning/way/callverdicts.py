@@ -35,9 +35,9 @@ def is_moot(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.SYNCED, Phase.SKIPPED) and not verdict.actions
 
 
-def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
+def named(verdict: Verdict, failure: CallFailure, now: datetime, fence: Fence | None = None) -> Verdict:
     """The verdict of a node whose calls fail, with the failure unless it names that already. It keeps its actions;
-    they wait for `next_try`."""
+    they wait for `next_try`. `fence`: the node's, needed only to find out whether the node is Failed."""
     held = failure.holds(now)
     on_its_way = verdict.phase.in_flight and failure.is_fresh(now)
     silent = not verdict.actions and not (held and verdict.candidate) and not on_its_way
@@ -53,7 +53,7 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
     phase = Phase.PENDING if starts else verdict.phase  # nothing has begun
     return replace(
         verdict,
-        phase=Phase.FAILED if _is_late(verdict, now) else phase,
+        phase=Phase.FAILED if _is_late(verdict, fence, now) else phase,
         reason=Reason.CALL_FAILED,
         message=f"{failure.message}; it is retried with increasing delays",
         deadline=None if any(isinstance(action, Release) for action in verdict.actions) else verdict.deadline,
@@ -61,11 +61,11 @@ def named(verdict: Verdict, failure: CallFailure, now: datetime) -> Verdict:
     )
 
 
-def _is_late(verdict: Verdict, now: datetime) -> bool:
-    """A step after the point of no return cannot be taken, and the time for it is up. Giving a node back has no
-    limit."""
-    deadline = verdict.deadline
-    asks = verdict.phase is Phase.VERIFYING and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
+def _is_late(verdict: Verdict, fence: Fence | None, now: datetime) -> bool:
+    """Whether a step after the point of no return still fails at its deadline; a release has no deadline."""
+    deadline, begun = verdict.deadline, fence is not None and fence.stage == "actuating"
+    asks = begun and verdict.phase in (Phase.VERIFYING, Phase.VERIFYING_IDLE)
+    asks = asks and any(isinstance(one, EnsureGPUNode) for one in verdict.actions)
     return deadline is not None and now >= deadline and (asks or any(map(_goes_on, verdict.actions)))
 
 
@@ -138,7 +138,7 @@ class Failing:
         for node, failure in self.failures.items():
             if (member := members.get(node)) is None or member.verdict.phase is Phase.FAILED:
                 continue
-            verdict = named(member.verdict, failure, self.now)
+            verdict = named(member.verdict, failure, self.now, member.node.fence)
             if verdict.phase is Phase.FAILED:
                 late[node] = replace(member, verdict=_noted(verdict, member.node, self.now))
             elif verdict.phase.in_flight and failure.stuck:
