@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
+from tests.build import NOW, at, make_fence, make_gpu, make_gpunode, make_policy, make_stack
 from tests.planning.cases import FULL, MIXED, SLICED, T4, make_case
 from tests.planning.changes import FENCE, changing
 from tests.planning.told import PENDING, SYNCED
@@ -89,6 +89,27 @@ def test_a_node_is_let_go_with_its_cordon_when(
     verdict = judged(case, *policies)
     kept = [action for action in verdict.actions if isinstance(action, Release) and not action.uncordon]
     assert (verdict.reason is Reason.CORDON_KEPT, bool(kept)) == (released, released)
+
+
+KEPT_IN_THE_FENCE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "it is proven": ({"stage": "yielded", "proven": NOW}, {LABEL_MODE: "mig"}),
+    "its change was given up": ({"stage": "yielded"}, {LABEL_MODE: "mig"}),
+    "its change has not begun": ({"stage": "fenced"}, {LABEL_MODE: "mig"}),
+    "nobody knows what it has become": ({"stage": "actuating"}, {}),
+    "it is another node of that name": ({"stage": "yielded", "proven": NOW, "node_uid": "older"}, {}),
+}
+
+
+@pytest.mark.parametrize(("fields", "labels"), KEPT_IN_THE_FENCE.values(), ids=KEPT_IN_THE_FENCE)
+def test_which_routing_label_a_node_gets_that_force_release_lets_go_when(
+    fields: dict[str, Any], labels: dict[str, str]
+) -> None:
+    """Only the fence still has it, and the fence goes."""
+    fence = replace(make_fence(), added=(), from_mode="mig", node_uid="uid-gpu-07")
+    case = make_case(FULL, fence=replace(fence, **fields), node={"foreign": "kured", "unschedulable": True})
+    (release,) = judged(case, LEAVING).actions
+    assert isinstance(release, Release)
+    assert (release.uncordon, release.labels) == (False, labels)
 
 
 def test_a_node_that_was_yielded_stays_somebody_elses_until_that_is_done() -> None:

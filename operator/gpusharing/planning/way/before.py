@@ -27,7 +27,7 @@ from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time
 from gpusharing.planning.way.cordon import may_uncordon
 from gpusharing.planning.way.gates import DEAF
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
-from gpusharing.planning.way.marks import unmarked
+from gpusharing.planning.way.marks import routing_before, unmarked
 from gpusharing.planning.way.requests import last_busy
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.way.yielding import give_way, keeps_cordon
@@ -135,15 +135,13 @@ class Ending:
     """Why the change ends, unless its Finding has a reason of its own."""
     defer: bool = False
     """The next try could end the same way, so it is put off."""
-    restore: bool = True
-    """The node becomes what it was before the fence."""
 
 
 def find_ending(case: FencedCase) -> Verdict | None:
     """The verdict of the first of ENDINGS that applies; None: the change goes on."""
     for ending in ENDINGS:
         if found := ending.find(case):
-            return _abort(case, Finding.of(found, ending.reason), defer=ending.defer, restore=ending.restore)
+            return _abort(case, Finding.of(found, ending.reason), defer=ending.defer)
     return None
 
 
@@ -281,7 +279,7 @@ def _unlooked(case: FencedCase) -> bool:
 
 
 ENDINGS = (
-    Ending(_other_node, Reason.CORDON_KEPT, restore=False),
+    Ending(_other_node, Reason.CORDON_KEPT),
     Ending(_node_going, Reason.NODE_NOT_READY),
     Ending(_policy_going, Reason.DELETING),
     Ending(_asked_to_end, Reason.ABORT_REQUESTED, defer=True),
@@ -328,19 +326,16 @@ def _time_out(case: FencedCase) -> str | Finding:
     return f"{text}: {lines[0]}" if lines else text
 
 
-def _abort(case: FencedCase, why: Finding, *, defer: bool, restore: bool) -> Verdict:
+def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
     """Give the node back as it was before the fence; where somebody else works on it, when that is done."""
-    fence, node = case.fence, case.node
     if keeps_cordon(case):
         return give_way(case, why.message)
-    labels, annotations = unmarked(fence, node)
-    if restore and fence.from_mode:
-        labels[names.LABEL_MODE] = fence.from_mode
+    labels, annotations = unmarked(case.fence, case.node)
     return case.verdict(Phase.ABORTING, why.reason, why.message).then(
         Release(
-            node,
-            uncordon=restore and may_uncordon(case),
-            labels=labels,
+            case.node,
+            uncordon=may_uncordon(case),
+            labels=labels | routing_before(case.fence, case.node),
             annotations=annotations,
             deferred=(next_deferral if defer else remembered)(case, why.reason),
         )

@@ -12,7 +12,7 @@ from gpusharing.planning.way.after import after_pnr
 from gpusharing.planning.way.attempts import adopted, note_failure, was_rolled_back
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.gates import find_gate, find_switched_off
-from gpusharing.planning.way.marks import unmarked
+from gpusharing.planning.way.marks import routing_before, unmarked
 from gpusharing.planning.way.quiet import find_quiet
 from gpusharing.planning.way.requests import with_gpunode
 from gpusharing.planning.way.startgate import find_closed, find_unseen
@@ -69,6 +69,7 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
             " checked"
         )
         labels, annotations = unmarked(case.fence, case.node)
+        labels |= routing_before(case.fence, case.node)
         verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
         return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
     if case.fence.stage == "fenced":

@@ -24,6 +24,12 @@ def marks_for(node: NodeView, more: Iterable[str] = ()) -> tuple[Marks, Marks]:
     return labels, dict.fromkeys(missing, "true")
 
 
+def routing_before(fence: Fence, node: NodeView) -> Marks:
+    """Return the routing label that `fence` keeps for the release, or nothing if it is not true of `node` any more."""
+    kept = fence.from_mode and fence.node_uid == node.uid and fence.stage != "actuating"
+    return {names.LABEL_MODE: fence.from_mode} if kept else {}
+
+
 _MAINTAINED = ("medik8s NodeMaintenance", "medik8s node maintenance")
 """How the markers begin that its maintenance operator sets (kube/maintenance.py, kube/foreign.py). Its remediation
 removes no such label: left to that, ours would stay for good."""

@@ -11,13 +11,12 @@ Nothing is evicted meanwhile. The node is away from its pool, and holds no slot 
 
 from dataclasses import replace
 
-from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.way.attempts import next_deferral
 from gpusharing.planning.way.cordon import holds_our_cordon, may_uncordon, tell_foreign
-from gpusharing.planning.way.marks import unmarked
+from gpusharing.planning.way.marks import routing_before, unmarked
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -55,7 +54,7 @@ def yielded(case: FencedCase) -> Verdict:
     if keeps_cordon(case):
         waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
         return replace(waiting, deadline=None)
-    done, restores = case.fence.proven is not None, case.fence.node_uid == case.node.uid
+    done = case.fence.proven is not None
     message = (
         f"nobody else works on {case.node.name} any more; it is given back{'' if done else ' as it was'}"
     )
@@ -66,7 +65,7 @@ def yielded(case: FencedCase) -> Verdict:
         Release(
             case.node,
             uncordon=may_uncordon(case),
-            labels={names.LABEL_MODE: case.fence.from_mode} if restores and case.fence.from_mode else {},
+            labels=routing_before(case.fence, case.node),
             deferred=None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE),
         )
     )
