@@ -1,18 +1,21 @@
 """A pool in which pass after pass looks at pods and starts nothing says so."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import NOW, make_policy, make_work
+from tests.build import NOW, make_policy, make_snapshot, make_work
 from tests.planning.broken import Broken
 from tests.planning.budgets import Budget
 from tests.planning.cases import pass_time, pool_of
+from tests.planning.promises import check_plan
 from tests.planning.test_pool import candidate
 from tests.planning.told import PENDING, SYNCED, StatusInput, answers, message, verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.standstill import MOST, count_vain
+from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.told.status import find_grounds
@@ -42,6 +45,10 @@ GOES_ON: dict[str, dict[str, Any]] = {
     "a node starts": {"waits": WAITS.then(LabelNode(CASES[0].node, {}))},
     "something is found that blocks a node": {"looks": LOOKS},
     "nobody is looked at": {"looking": verdict(Phase.PENDING, Reason.BUDGET_FULL, "gpu-08")},
+    "only a node whose pods are known is looked at, again": {
+        "waits": verdict(Phase.PREFLIGHT, Reason.PROGRESSING, "gpu-07"),
+        "looking": verdict(Phase.PENDING, Reason.BUDGET_FULL, "gpu-08"),
+    },
     "no pods have come yet": {"cases": [candidate("gpu-07", None), CASES[1]]},
 }
 
@@ -51,11 +58,20 @@ def test_no_pass_was_in_vain_in_which(change: dict[str, Any]) -> None:
     assert counted(**change) == {}
 
 
+def test_passes_in_vain_are_counted_on_only_if_the_pods_that_were_wanted_have_come() -> None:
+    """Otherwise the API server holds back the LIST of a node, and the planner can do nothing but want it again."""
+    plan = replace(
+        plan_rollout(make_snapshot(), NOW), wants_pods=frozenset({"gpu-08"}), vain_passes={"pool-b": 3}
+    )
+    assert plan.vain_until_now({"gpu-07": make_work()}) == {}
+    assert plan.vain_until_now({"gpu-07": make_work(), "gpu-08": make_work()}) == {"pool-b": 3}
+
+
 ALLOW: dict[str, Any] = {"drain": {"strandedPods": "Allow"}}
 
 
-def test_passes_are_counted_from_one_to_the_next() -> None:
-    """Here they wait for the pods of a node that a predecessor has just cordoned, which may need the same budget."""
+def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_not_in_vain() -> None:
+    """They may need the same budget, and nobody evicts or lists them before the node has settled."""
     world = pool_of(2, make_policy(mode="Full", rollout={"maxUnavailable": 2}))
     world.budgets = (Budget("keep", "llm", 0),)
     assert world.add_pod("n0")
@@ -64,14 +80,19 @@ def test_passes_are_counted_from_one_to_the_next() -> None:
     pass_time(world, 60, until=lambda world: any(node.fence is not None for node in world.nodes.values()))
     world.set_policy(make_policy(rollout={"maxUnavailable": 2}, **ALLOW))
     world.restart()
-    counts = []
+    phases = []
     for _ in range(4):
-        world.step()
-        counts.append(world.memory.vain_passes)
-    assert counts == [{}, {"pool-b": 1}, {"pool-b": 2}, {"pool-b": 3}]
-    world.memory.vain_passes = {"pool-b": MOST - 1}
+        plan = world.step()
+        phases.append({plan.verdicts[name].phase for name in ("n0", "n1")})
+        assert world.memory.vain_passes == {}
+    assert phases == [{Phase.CORDONED, Phase.PREFLIGHT}] * 4
+
+
+def test_a_world_in_which_passes_make_no_progress_breaks_a_promise() -> None:
+    world = pool_of(1)
+    plan = replace(world.step(), vain_passes={"pool-b": MOST})
     with pytest.raises(Broken, match="passes make no progress"):
-        world.step()
+        check_plan(world, plan)
 
 
 def test_a_policy_whose_passes_are_in_vain_is_stalled_and_asks_for_a_report() -> None:

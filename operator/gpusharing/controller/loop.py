@@ -176,7 +176,7 @@ class Loop:
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
-        known = self.plan.vain_passes if self.plan else {}
+        known = self.plan.vain_until_now(snapshot.work) if self.plan else {}
         return replace(snapshot, failed_nodes=self.leader.failed_nodes, vain_passes=known)
 
     async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> _Decision:

@@ -98,9 +98,13 @@ class RolloutPlan:
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the changes of nodes that wait would disturb."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
-    """By policy: passes in a row without progress, see `count_vain`; the caller puts them into the next snapshot."""
+    """By policy: passes in a row without progress, see `count_vain` and `vain_until_now`."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: nodes that it owns and that another policy's change keeps until that ends."""
+
+    def vain_until_now(self, work: Mapping[str, object]) -> Mapping[str, int]:
+        """Return `vain_passes`, or nothing while the pods of a node that this plan wanted are missing in `work`."""
+        return self.vain_passes if self.wants_pods <= work.keys() else {}
 
 
 @value

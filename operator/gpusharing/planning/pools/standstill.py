@@ -18,13 +18,13 @@ def count_vain(
     looks_before: Mapping[str, Look],
     vain_before: Mapping[str, int],
 ) -> dict[str, int]:
-    """By policy: how many passes in a row, up to MOST, wanted to look at the pods of a candidate although none of those
-    whose pods are known started, and nothing new was found that blocks one. Other pools are left out."""
+    """By policy: how many passes in a row, up to MOST, wanted to look at the pods of a candidate for the first time
+    although none of those whose pods are known started, and nothing new was found that blocks one."""
     found = {}
     for name, pool in pools.items():
-        known = any(case.work is not None for case in pool.candidates)
         mine = {case.node.name: verdicts[case.node.name] for case in pool.candidates}
         news = any(one.actions for one in mine.values()) or mine.keys() & looks.keys() - looks_before.keys()
-        if known and not news and any(one.phase is Phase.PREFLIGHT for one in mine.values()):
+        unknown = [mine[case.node.name].phase for case in pool.candidates if case.work is None]
+        if len(unknown) < len(mine) and not news and Phase.PREFLIGHT in unknown:
             found[name] = min(vain_before.get(name, 0) + 1, MOST)
     return found

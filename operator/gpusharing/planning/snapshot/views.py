@@ -383,7 +383,7 @@ class ClusterSnapshot:
     previews: Mapping[str, Preview] = field(default_factory=dict)
     """What the changes of nodes that wait would disturb; see `RolloutPlan.previews`."""
     vain_passes: Mapping[str, int] = field(default_factory=dict)
-    """By policy: passes without progress until now; see `RolloutPlan.vain_passes`."""
+    """By policy: passes without progress until now; see `RolloutPlan.vain_until_now`."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
 
