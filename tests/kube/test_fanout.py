@@ -255,6 +255,18 @@ async def test_a_refused_object_that_nobody_asks_for_again_is_forgotten() -> Non
 
 
 @virtually
+async def test_objects_of_a_door_that_never_answers_are_forgotten_one_by_one() -> None:
+    """Their number would grow for ever, and refusals of long ago would close the door."""
+    cluster, fanout = stage()
+    cluster.faults.fail("get", NODES, Throttled("slow down", 1.0), times=EVER)
+    for name in ("gpu-1", "gpu-2", "gpu-3"):
+        await refused(fanout, "get", name)
+        await asyncio.sleep(1000)
+    assert [[target.name for target in door] for door in fanout.holds.refused.values()] == [["gpu-3"]]
+    assert fanout.holds.doors == {}
+
+
+@virtually
 async def test_nobody_is_held_back_for_more_than_a_minute() -> None:
     cluster, fanout = stage()
     cluster.faults.fail("get", NODES, Throttled("slow down", 86400.0), times=3)

@@ -151,11 +151,12 @@ class Holds:
             self.doors[target.door] = max(until, self.doors.get(target.door, until))
 
     def _forget_old(self) -> None:
-        """There are no more calls about an object that is gone."""
+        """Forget the refusals of each object whose last hold ended FORGOTTEN seconds ago; it may be gone."""
         now = self.clock()
         for target in [target for target, until in self.objects.items() if until + FORGOTTEN < now]:
             del self.objects[target]
             self.tries.pop(target, None)
+            self.refused.get(target.door, set()).discard(target)
 
 
 class Fanout(PassingClient):
