@@ -166,6 +166,7 @@ def custom_resource_definition(resource: CustomResource) -> Schema:
 
 
 def _root(resource: CustomResource) -> Schema:
+    """Return the schema of a whole object, with its spec, its status and the rules that concern both."""
     schema: Schema = {
         "type": "object",
         "description": resource.description,

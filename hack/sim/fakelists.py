@@ -26,7 +26,7 @@ class Lists:
     """The moments of lists that are being read."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock`: in seconds."""
+        """`clock` returns the present time in seconds; tokens expire by it."""
         self._clock = clock
         self._moments: dict[int, _Moment] = {}
         self._count = 0

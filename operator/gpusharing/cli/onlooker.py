@@ -36,7 +36,10 @@ class Onlooker(PassingClient):
         return await send()
 
     async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
-        """See KubeClient."""
+        """List as KubeClient does, with the proposed policies in place of those of the same names.
+
+        Where the operator is not installed yet (`beforehand`), its kinds count as empty.
+        """
         pages = super().pages(resource, **listing)
         if self._beforehand and resource in (POLICIES, GPUNODES):
             pages = _none_where_not_there(pages)

@@ -178,7 +178,7 @@ class Fanout(PassingClient):
         return True
 
     async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """See `make`."""
+        """Make one call in the flow of what decides; see `make`."""
         return await self.make(CallTarget(request.verb, request.kind, name, published=False), send)
 
     async def make(self, target: CallTarget, send: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -222,5 +222,5 @@ class Published(PassingClient):
         self._fanout = fanout
 
     async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """See Fanout."""
+        """Make one call through the Fanout, in the flow of what is only published."""
         return await self._fanout.make(CallTarget(request.verb, request.kind, name, published=True), send)

@@ -19,7 +19,7 @@ class PolicyCache:
     """
 
     def __init__(self, client: KubeClient, restores: Callable[[], int] = int) -> None:
-        """`restores`: see Reflector."""
+        """`restores` returns how often a write has proven that the store was restored from a backup (LeaderLease)."""
         self._client = client
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was believed, and whether one has been refused since."""

@@ -37,6 +37,7 @@ def find_proxy(server: str, proxy_url: str | None, environment: Mapping[str, str
 
 
 def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
+    """Whether no proxy of the environment is used for this server: it is on loopback, or NO_PROXY exempts it."""
     _, exempt = _first(environment, "NO_PROXY", "no_proxy")
     with suppress(ValueError):  # no URL, or none with an address: whoever calls it says the rest
         place = urlsplit(server)
@@ -48,6 +49,7 @@ def _is_direct(server: str, environment: Mapping[str, str]) -> bool:
 
 
 def _holds(network: str, address: object) -> bool:
+    """Whether `address` is in this entry of NO_PROXY; False if the entry is no IP address or CIDR."""
     with suppress(ValueError):
         return address in ip_network(network.strip(), strict=False)
     return False

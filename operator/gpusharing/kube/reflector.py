@@ -287,6 +287,7 @@ class Reflector(Generic[View]):
             self._following = None
 
     def _take(self, event: WatchEvent) -> None:
+        """Apply one event of the watch to the cache, and move our place forward to its version."""
         obj = event.object
         version = obj["metadata"]["resourceVersion"]
         if event.type == "DELETED":
@@ -328,6 +329,7 @@ class Reflector(Generic[View]):
         self._clear(follows=follows)
 
     def _clear(self, *, follows: bool) -> None:
+        """Forget the error and report its end, if the cache `follows` the server."""
         if follows:
             self.error = None
             self._tell("")

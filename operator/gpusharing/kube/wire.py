@@ -89,7 +89,7 @@ class WireCalls(ABC):
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> JSON:
-        """See NodeAPI."""
+        """Send a JSON merge patch and return the object that the server answers with; see NodeAPI."""
         path = resource.path(namespace, name, subresource)
         return await self._call(ApiRequest("patch", resource, subresource), "PATCH", path, body=body)
 

@@ -171,7 +171,10 @@ def remembered(case: FencedCase, reason: Reason) -> Deferred | None:
 
 
 def _failed_version(fence: Fence) -> SpecVersion | None:
-    """The version of the spec in which the change has failed, now or before; None: it has not failed."""
+    """Return the version of the spec under which the change in flight failed, or None if it has not.
+
+    A failure that was recorded earlier counts if the change goes on without a new one.
+    """
     return fence.failed_version if fence.failed is None else fence.version
 
 
