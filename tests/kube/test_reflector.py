@@ -2,7 +2,7 @@
 (docs/design/faults.md#esr, F9-F12)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,8 @@ class Watched:
     reflector: Reflector[Any]
     changes: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    listener: Callable[[str], object] = len
+    """Called with the name after each change, before the next one is made."""
 
     async def until(self, *names: str) -> None:
         """Wait until exactly these objects are in the cache."""
@@ -61,6 +63,7 @@ async def watched(
     def on_change(name: str) -> None:
         seen.changes.append(name)
         seen.changed.set()
+        seen.listener(name)
 
     client = client or cluster.client("operator")
     reflector = Reflector(client, resource, project, on_change=on_change, **options)

@@ -202,7 +202,7 @@ async def test_one_old_list_is_not_enough_to_turn_a_cache_back() -> None:
         change(cluster)
         await asyncio.sleep(60)
         known: list[dict[str, dict[str, str]]] = []
-        seen.reflector._views._on_change = lambda _: known.append(labels(seen))
+        seen.listener = lambda _: known.append(labels(seen))
         cluster.restore(backup)
         client.past, client.lists = past, 1
         await asyncio.sleep(120)
@@ -232,7 +232,7 @@ async def test_while_a_cache_goes_back_no_write_succeeds_on_what_it_knew() -> No
                         NODES, name, {"metadata": {"resourceVersion": version, "labels": {"y": "1"}}}
                     )
 
-        seen.reflector._views._on_change = write
+        seen.listener = write
         await asyncio.sleep(120)
         assert tried
         assert labels(seen) == BEFORE
