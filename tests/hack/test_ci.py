@@ -14,7 +14,7 @@ from hack.generate import ROOT
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
-RUNG2 = "make test-cluster WORKERS=logical"
+RUNG2 = "make test-cluster WORKERS=auto"
 PARTS = (
     "setup",
     "toolchain",
@@ -153,7 +153,7 @@ def test_the_end_says_the_status_and_the_seconds_of_each_part_and_counts_the_tes
         "make test WORKERS=logical",
         "make test-long WORKERS=logical",
         "make test-hack WORKERS=logical",
-        "make test-crash WORKERS=logical",
+        "make test-crash WORKERS=4",
         "make test-nvidia",
         RUNG2,
         FAULTS,
