@@ -33,7 +33,9 @@ NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
 POOL_LABELS = {"gpusharing.dev/pool": "b"}
 SETTINGS = PlanSettings()
-DEFAULT_CLUSTER_POLICY = ClusterPolicyView(SETTINGS.plugin_config_map, "", True, SETTINGS.mig_config_map)
+DEFAULT_CLUSTER_POLICY = ClusterPolicyView(SETTINGS.plugin_config_map, "", SETTINGS.mig_config_map)
+NO_MIG_MANAGER: dict[str, bool | str] = {"migManager.enabled": False}
+"""Switches of a ClusterPolicy, or of NVIDIA's device-plugin chart, without mig-manager."""
 
 REPLICA_SET = Owner(api_version="apps/v1", kind="ReplicaSet", name="llm", exists=True)
 DAEMON_SET = Owner(api_version="apps/v1", kind="DaemonSet", name="exporter", exists=True)
@@ -286,7 +288,6 @@ def make_cluster_policy(
     plugin_config_name: str = SETTINGS.plugin_config_map,
     *,
     mig_strategy: str = "",
-    mig_manager_enabled: bool = True,
     mig_config_name: str = SETTINGS.mig_config_map,
     with_reboot: bool = False,
     **more: Any,
@@ -295,7 +296,6 @@ def make_cluster_policy(
     return ClusterPolicyView(
         plugin_config_name=plugin_config_name,
         mig_strategy=mig_strategy,
-        mig_manager_enabled=mig_manager_enabled,
         mig_config_name=mig_config_name,
         with_reboot=with_reboot,
         plain=None,

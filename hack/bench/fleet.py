@@ -133,9 +133,7 @@ def _mig_manager(node: str) -> Operand:
 
 def _stack(policies: list[PolicyView]) -> StackView:
     """NVIDIA's stack, with what the policies need in our ConfigMaps since yesterday."""
-    cluster_policy = ClusterPolicyView(
-        SETTINGS.plugin_config_map, "", mig_manager_enabled=True, mig_config_name=SETTINGS.mig_config_map
-    )
+    cluster_policy = ClusterPolicyView(SETTINGS.plugin_config_map, "", SETTINGS.mig_config_map)
     empty = StackView(
         cluster_policy=cluster_policy,
         gpu_cluster=False,

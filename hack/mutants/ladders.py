@@ -66,7 +66,9 @@ def _blind(answer: object, name: str) -> Callable[..., object]:
 
 
 LADDERS = (
-    Ladder("way.gates", "GATES", "find", "", ("gates", "doubts", "health", "drivers", "agents")),
+    Ladder(
+        "way.gates", "GATES", "find", "", ("gates", "doubts", "health", "drivers", "agents", "nodeswitches")
+    ),
     Ladder("way.before", "ENDINGS", "find", "", ("before", "holds", "attempts", "yielding", "rules")),
     Ladder("way.after", "HELD", "follow", None, ("after", "reruns")),
     Ladder("way.after", "AIMLESS", "follow", None, ("after", "reruns")),

@@ -22,6 +22,7 @@ from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise, resour
 JSON = dict[str, Any]
 H100 = pick("h100-80gb")
 PODS = "/api/v1/namespaces/team-a/pods"
+CLUSTER_POLICIES = "/apis/nvidia.com/v1/clusterpolicies"
 
 
 def pod(name: str, asks: dict[str, int], *, qos: str = "Burstable", **more: Any) -> JSON:
@@ -207,7 +208,16 @@ def test_one_sentence_where(desk: Desk, name: str) -> None:
     assert told in said.err
 
 
-def test_it_asks_for_the_pods_of_that_namespace_and_for_the_cards_only(desk: Desk) -> None:
+def test_it_asks_for_the_pods_of_that_namespace_the_cards_and_nvidias_cluster_policy_only(desk: Desk) -> None:
     desk.server.lists = {PODS: some(4, {"mig-3g.40gb": 1}), GPUNODES: [with_h100("n-0")]}
     desk.type("advise", "-n", "team-a")
-    assert set(desk.server.asked) == {f"GET {PODS}", f"GET {GPUNODES}"}
+    assert set(desk.server.asked) == {f"GET {PODS}", f"GET {GPUNODES}", f"GET {CLUSTER_POLICIES}"}
+
+
+@pytest.mark.parametrize("off", ["migManager", "dcgm"])
+def test_what_the_cluster_does_not_run_for_the_mode_is_said_with_the_advice(desk: Desk, off: str) -> None:
+    raw = {"metadata": {"name": "cluster-policy"}, "spec": {off: {"enabled": False}}}
+    desk.server.lists = {PODS: some(4, {"mig-3g.40gb": 1}), CLUSTER_POLICIES: [raw]}
+    said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "-o", "json")
+    told = json.loads(said.out)["but"]
+    assert ("ClusterPolicy migManager.enabled is false" in told) is (off == "migManager")

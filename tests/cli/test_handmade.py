@@ -154,7 +154,7 @@ def test_no_policy_says(name: str) -> None:
     assert words in found
 
 
-PLAIN = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", discovers=True))
+PLAIN = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp"))
 ENTRIES: dict[str, tuple[dict[str, str], str]] = {
     "the only one": ({"any": shared({"gpu": 4})}, "nvidia.com/device-plugin.config=any"),
     "that called default": ({"default": shared({"gpu": 4}), "other": "version: v1"}, "TimeSlicing"),

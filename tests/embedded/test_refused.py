@@ -149,6 +149,19 @@ STACKS: dict[str, tuple[JSON, JSON, str, str]] = {
         "MigStrategySet",
         "single",
     ),
+    "no device plugin": (changed(False, "devicePlugin", "enabled"), SLICED, "PluginDisabled", "enabled"),
+    "no GPU Feature Discovery": (
+        changed({"enabled": False}, "gfd"),
+        SLICED,
+        "FeatureDiscoveryDisabled",
+        "kubectl patch clusterpolicy",
+    ),
+    "the GPUs are for virtual machines unless a label says otherwise": (
+        changed({"enabled": True, "defaultWorkload": "vm-passthrough"}, "sandboxWorkloads"),
+        SLICED,
+        "WorkloadConfig",
+        "kubectl label node gpu-1 nvidia.com/gpu.workload.config=container",
+    ),
     "mig-manager off": (changed(False, "migManager", "enabled"), MIXED, "MigManagerDisabled", "enabled"),
     "own layouts without our mig-parted file": (
         changed("theirs", "migManager", "config", "name"),

@@ -13,6 +13,8 @@ from hack.cluster.controlplane import ControlPlane
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
+from gpusharing.planning.stack.requirements import READ as READ_BY_THE_TABLE
+from gpusharing.planning.stack.requirements import SANDBOX_DEFAULT
 
 VERSIONS = versions()
 PAGE = FIELDS.parents[3] / "docs" / "design" / "nvidia.md"
@@ -23,7 +25,12 @@ READ: dict[str, tuple[Any, str, Any, Any]] = {
     "spec.devicePlugin.config.default": ("theirs", "plugin_default", "theirs", ""),
     "spec.devicePlugin.version": ("v0.19.3", "plugin_version", "v0.19.3", ""),
     "spec.mig.strategy": ("mixed", "mig_strategy", "mixed", ""),
-    "spec.migManager.enabled": (False, "mig_manager_enabled", False, True),
+    **{
+        f"spec.{path}": (True, f"switches {path}", True, None)
+        for path in READ_BY_THE_TABLE
+        if path != SANDBOX_DEFAULT
+    },
+    f"spec.{SANDBOX_DEFAULT}": ("vm-vgpu", f"switches {SANDBOX_DEFAULT}", "vm-vgpu", "container"),
     "spec.migManager.version": ("v0.13.1", "mig_manager_version", "v0.13.1", ""),
     "spec.migManager.env": ([{"name": "WITH_REBOOT", "value": "true"}], "with_reboot", True, False),
     "spec.migManager.config.name": ("ours", "mig_config_name", "ours", ""),
@@ -87,6 +94,12 @@ def default_of(version: CRDVersion, path: str) -> Any:
     return next(one.default for one in version.fields if ".".join(one.path) == path)
 
 
+def told_of(view: ClusterPolicyView, part: str) -> Any:
+    """A field of the view, or after `switches ` what it holds of a switch."""
+    kind, _, path = part.partition(" ")
+    return view.switches.get(path) if path else getattr(view, kind)
+
+
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
 def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(
     api: Api, version: CRDVersion
@@ -94,11 +107,11 @@ def test_each_field_that_we_read_is_read_when_it_is_there_and_when_it_is_not(
     whole = {path: row[0] for path, row in READ.items()}
     for path, (_, part, there, absent) in READ.items():
         alone = cluster_policy_view(stored(api, version, {path: whole[path]}, fieldValidation="Strict"))
-        assert getattr(alone, part) == there, path
+        assert told_of(alone, part) == there, path
         without = {other: value for other, value in whole.items() if other != path}
         others = cluster_policy_view(stored(api, version, without, fieldValidation="Strict"))
         # A default of the CRD counts where its block is there: here nothing but the block's one field is taken away.
-        assert getattr(others, part) == absent, path
+        assert told_of(others, part) == absent, path
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)

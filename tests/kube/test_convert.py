@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.build import NO_MIG_MANAGER
 from tests.kube.objects import node, observed, observed_gpu
 from tests.kube.test_fence import FENCE
 
@@ -294,10 +295,10 @@ def test_a_cluster_policy_shows_what_can_override_us() -> None:
     )
     assert view.name == "gpu-cluster-policy"
     assert (view.plugin_config_name, view.plugin_default, view.mig_strategy) == ("ours", "any", "single")
-    assert (view.mig_manager_enabled, view.mig_config_name, view.with_reboot) == (True, "", False)
+    assert (view.switches, view.mig_config_name, view.with_reboot) == ({}, "", False)
     manager = {"enabled": False, "config": {"name": "x"}, "env": [{"name": "WITH_REBOOT", "value": "true"}]}
     view = convert.cluster_policy_view({"spec": {"migManager": manager}})
-    assert (view.mig_manager_enabled, view.mig_config_name, view.with_reboot) == (False, "x", True)
+    assert (view.switches, view.mig_config_name, view.with_reboot) == (NO_MIG_MANAGER, "x", True)
     manager["env"] = [{"name": "WITH_REBOOT", "value": "false"}]
     assert not convert.cluster_policy_view({"spec": {"migManager": manager}}).with_reboot
 

@@ -1,7 +1,7 @@
 """What the DaemonSets of NVIDIA's device-plugin chart say in ClusterPolicy's place (the real ones: tests/nvidia)."""
 
 import pytest
-from tests.build import make_cluster_policy
+from tests.build import NO_MIG_MANAGER, make_cluster_policy
 from tests.plainchart import TOLERATIONS, daemon_set, discovery, plugin
 
 from gpusharing.kube.client import JSON
@@ -23,13 +23,13 @@ def test_the_chart_with_our_configmap_is_a_stack_without_mig_manager() -> None:
     assert read(plugin(default="base"), discovery()) == ClusterPolicyView(
         plugin_config_name="gpusharing-device-plugin",
         mig_strategy="",
-        mig_manager_enabled=False,
         mig_config_name="",
+        switches=NO_MIG_MANAGER,
         plugin_default="base",
         plugin_version="v0.19.3",
         tolerates_gate=False,
         tolerations=tolerations_text(TOLERATIONS),
-        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True),
+        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
     )
 
 
@@ -75,8 +75,7 @@ def test_what_the_gpu_operators_mps_daemon_is_called_and_what_is_signalled_is_re
 def test_without_gfd_on_the_same_configmap_nothing_is_discovered(sets: tuple[JSON, ...]) -> None:
     found = read(*sets)
     assert found is not None
-    assert found.plain is not None
-    assert not found.plain.discovers
+    assert found.switches == {**NO_MIG_MANAGER, "gfd.enabled": False}
 
 
 def test_without_a_configmap_it_reads_none() -> None:

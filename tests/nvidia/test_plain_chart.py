@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hack.cluster import toolchain
 from hack.nvidia import build
+from tests.build import NO_MIG_MANAGER
 from tests.plainchart import RELEASE, discovery, plugin
 
 from gpusharing.kube.client import JSON
@@ -64,16 +65,15 @@ def test_nvidias_chart_pointed_at_our_configmap_is_the_stack_that_we_know(render
     found = plain_stack(views(render(OURS, "gfd.enabled=true")).values())
     assert found is not None
     assert found.plugin_config_name == "gpusharing-device-plugin"
-    assert (found.mig_strategy, found.mig_manager_enabled, found.plugin_default) == ("", False, "")
-    assert found.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers=True)
+    assert (found.mig_strategy, found.switches, found.plugin_default) == ("", NO_MIG_MANAGER, "")
+    assert found.plain == PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
 
 
 def test_as_installed_by_default_it_reads_no_configmap_and_discovers_nothing(render: Render) -> None:
     found = plain_stack(views(render()).values())
     assert found is not None
     assert found.plugin_config_name == ""
-    assert found.plain is not None
-    assert not found.plain.discovers
+    assert found.switches == {**NO_MIG_MANAGER, "gfd.enabled": False}
 
 
 def test_what_it_fixes_for_all_nodes_is_seen(render: Render) -> None:

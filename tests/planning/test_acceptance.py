@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
+from tests.build import NO_MIG_MANAGER, SETTINGS, make_cluster_policy, make_policy, make_stack
 
 from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
@@ -24,8 +24,8 @@ UNREADABLE = replace(
 )
 NOT_OURS = make_cluster_policy("theirs")
 
-PLAIN_STACK = PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True)
-PLAIN = replace(make_cluster_policy(mig_manager_enabled=False, mig_config_name=""), plain=PLAIN_STACK)
+PLAIN_STACK = PlainStackView("nvdp-nvidia-device-plugin", "nvdp")
+PLAIN = replace(make_cluster_policy(switches=NO_MIG_MANAGER, mig_config_name=""), plain=PLAIN_STACK)
 
 REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str]] = {
     "a spec that cannot be read, field by field": (
@@ -37,8 +37,14 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         '{"spec":{"devicePlugin":{"config":{"name":"gpusharing-device-plugin"}}}}'),
     "the plugin reads no ConfigMap": (
         FULL, make_cluster_policy(""), False, Reason.PLUGIN_CONFIG_NOT_OURS, "is not set"),
+    "the device plugin is off": (
+        SLICED, make_cluster_policy(switches={"devicePlugin.enabled": False}), False, Reason.PLUGIN_DISABLED,
+        '{"spec":{"devicePlugin":{"enabled":true}}}'),
+    "GPU Feature Discovery is off": (
+        SLICED, make_cluster_policy(switches={"gfd.enabled": False}), False, Reason.FEATURE_DISCOVERY_DISABLED,
+        '{"spec":{"gfd":{"enabled":true}}}'),
     "MIG is wanted and mig-manager is off": (
-        NAMED, make_cluster_policy(mig_manager_enabled=False), False, Reason.MIG_MANAGER_DISABLED,
+        NAMED, make_cluster_policy(switches=NO_MIG_MANAGER), False, Reason.MIG_MANAGER_DISABLED,
         '{"spec":{"migManager":{"enabled":true}}}'),
     "ClusterPolicy fixes another strategy": (
         NAMED, make_cluster_policy(mig_strategy="single"), False, Reason.MIG_STRATEGY_SET,
@@ -51,7 +57,8 @@ REFUSED: dict[str, tuple[PolicyView, ClusterPolicyView | None, bool, Reason, str
         "helm upgrade nvdp nvdp/nvidia-device-plugin -n gpu-operator --reuse-values"
         " --set config.name=gpusharing-device-plugin"),
     "the plain chart runs without GPU Feature Discovery": (
-        FULL, replace(PLAIN, plain=replace(PLAIN_STACK, discovers=False)), False, Reason.FEATURE_DISCOVERY_MISSING,
+        FULL, replace(PLAIN, switches={**NO_MIG_MANAGER, "gfd.enabled": False}), False,
+        Reason.FEATURE_DISCOVERY_MISSING,
         "--set gfd.enabled=true"),
     "MIG is wanted on the plain chart": (
         NAMED, PLAIN, False, Reason.MIG_MANAGER_MISSING, "install the NVIDIA GPU Operator"),
@@ -65,10 +72,12 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
         ("_device_plugin", Reason.UNSUPPORTED_STACK),
         ("_cluster_policy", Reason.CLUSTER_POLICY_MISSING),
         ("_one_cluster_policy", Reason.SEVERAL_CLUSTER_POLICIES),
+        ("<lambda>", Reason.PLUGIN_DISABLED),
+        ("<lambda>", Reason.FEATURE_DISCOVERY_DISABLED),
         ("_plugin_config", Reason.PLUGIN_CONFIG_NOT_OURS),
-        ("_discovery", Reason.FEATURE_DISCOVERY_MISSING),
+        ("<lambda>", Reason.FEATURE_DISCOVERY_MISSING),
         ("_config_maps", Reason.CONFIG_MAP_TAKEN),
-        ("_mig_manager", Reason.MIG_MANAGER_MISSING),
+        ("<lambda>", Reason.MIG_MANAGER_MISSING),
         ("<lambda>", Reason.MIG_MANAGER_DISABLED),
         ("<lambda>", Reason.MIG_STRATEGY_SET),
         ("<lambda>", Reason.LAYOUTS_NEED_CONFIG_MAP),
@@ -77,8 +86,10 @@ def test_the_order_of_the_objections_is_part_of_the_product() -> None:
 
 def test_the_fields_of_a_cluster_policy_are_looked_at_in_the_order_of_their_objections() -> None:
     assert [(row.find.__name__, row.reason) for row in FIELDS] == [
+        ("<lambda>", Reason.PLUGIN_DISABLED),
+        ("<lambda>", Reason.FEATURE_DISCOVERY_DISABLED),
         ("_plugin_field", Reason.PLUGIN_CONFIG_NOT_OURS),
-        ("_switch_field", Reason.MIG_MANAGER_DISABLED),
+        ("<lambda>", Reason.MIG_MANAGER_DISABLED),
         ("_strategy_field", Reason.MIG_STRATEGY_SET),
         ("_layouts_field", Reason.LAYOUTS_NEED_CONFIG_MAP),
     ]
@@ -135,10 +146,13 @@ FINE: dict[str, tuple[PolicyView, dict[str, Any]]] = {
     "a named configuration without our mig-parted ConfigMap": (NAMED, {"mig_config_name": ""}),
     "the strategy that ClusterPolicy fixes is the wanted one": (NAMED, {"mig_strategy": "mixed"}),
     "a fixed strategy where no MIG is wanted": (SLICED, {"mig_strategy": "single"}),
-    "time-slicing without mig-manager": (SLICED, {"mig_manager_enabled": False}),
-    "whole GPUs without mig-manager": (FULL, {"mig_manager_enabled": False}),
+    "time-slicing without mig-manager": (SLICED, {"switches": NO_MIG_MANAGER}),
+    "whole GPUs without mig-manager": (FULL, {"switches": NO_MIG_MANAGER}),
+    "the host brings driver and toolkit": (
+        SLICED, {"switches": {"driver.enabled": False, "toolkit.enabled": False}}),
+    "virtual machines beside containers": (SLICED, {"switches": {"sandboxWorkloads.enabled": True}}),
     "own layouts where mig-manager reads our ConfigMap": (LAYOUTS, {}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("policy", "fields"), FINE.values(), ids=FINE.keys())
@@ -151,7 +165,7 @@ def test_it_is_accepted(policy: PolicyView, fields: dict[str, Any]) -> None:
     ("policy", "wrong"),
     [
         (FULL, NOT_OURS),
-        (NAMED, make_cluster_policy(mig_manager_enabled=False)),
+        (NAMED, make_cluster_policy(switches=NO_MIG_MANAGER)),
         (NAMED, make_cluster_policy(mig_strategy="single")),
         (LAYOUTS, make_cluster_policy(mig_config_name="theirs")),
     ],
@@ -169,7 +183,7 @@ def test_the_command_names_the_cluster_policy_that_is_there(
 
 def test_all_that_cluster_policy_overrides_is_told_at_once_with_one_command() -> None:
     wrong = make_cluster_policy(
-        plugin_config_name="theirs", mig_manager_enabled=False, mig_strategy="single", mig_config_name="x"
+        plugin_config_name="theirs", switches=NO_MIG_MANAGER, mig_strategy="single", mig_config_name="x"
     )
     objection = find_objection(LAYOUTS, make_stack(cluster_policy=wrong, serves_our_mig_file=False), SETTINGS)
     assert objection is not None
@@ -183,6 +197,21 @@ def test_all_that_cluster_policy_overrides_is_told_at_once_with_one_command() ->
             "devicePlugin": {"config": {"name": "gpusharing-device-plugin"}},
             "migManager": {"enabled": True, "config": {"name": "gpusharing-mig-parted"}},
             "mig": {"strategy": None},
+        }
+    }
+
+
+def test_a_device_plugin_that_is_off_and_reads_another_config_map_takes_one_command() -> None:
+    """Guides for NVIDIA's DRA driver and for HAMi set devicePlugin.enabled=false (Project-HAMi/website#874)."""
+    wrong = make_cluster_policy("theirs", switches={"devicePlugin.enabled": False, "gfd.enabled": False})
+    objection = find_objection(SLICED, make_stack(cluster_policy=wrong), SETTINGS)
+    assert objection is not None
+    assert objection.reason is Reason.PLUGIN_DISABLED
+    (command,) = re.findall(r"kubectl patch clusterpolicy \S+ --type merge -p '(\S+)'", objection.message)
+    assert json.loads(command) == {
+        "spec": {
+            "devicePlugin": {"enabled": True, "config": {"name": "gpusharing-device-plugin"}},
+            "gfd": {"enabled": True},
         }
     }
 

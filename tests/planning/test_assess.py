@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_policy, make_stack
+from tests.build import (
+    NO_MIG_MANAGER,
+    make_cluster_policy,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_policy,
+    make_stack,
+)
 from tests.configs import target_for
 from tests.planning.cases import FULL, MIXED, MPS, SLICED, T4, assessed_of, make_case
 
@@ -32,8 +40,8 @@ from gpusharing.planning.words.reasons import Reason
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 HALVES = (("3g.40gb", 2),)
 PLAIN = replace(
-    make_cluster_policy(mig_manager_enabled=False, mig_config_name=""),
-    plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True),
+    make_cluster_policy(switches=NO_MIG_MANAGER, mig_config_name=""),
+    plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
 )
 STACK = make_stack(FULL, SLICED, MPS, EIGHT, MIXED)
 

@@ -217,7 +217,7 @@ def test_an_entry_of_an_admin_under_the_neutral_name_stays_while_the_clusterpoli
 def test_a_merged_default_outlives_its_own_configmap_where_nvidias_chart_gives_it_to_nodes_without_a_label(
     theirs: str,
 ) -> None:
-    plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", discovers=True))
+    plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp"))
     stack = make_stack(plugin_configs={NEUTRAL_KEY: theirs}, cluster_policy=plain)
     assert after(stack)[NEUTRAL_KEY] == theirs
     named = replace(stack, cluster_policy=replace(plain, plugin_default="usual"))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import (
+    NO_MIG_MANAGER,
     NOW,
     SETTINGS,
     at,
@@ -45,6 +46,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_at_work", Reason.ACTUATOR_BUSY),
         ("_not_for_containers", Reason.WORKLOAD_CONFIG),
         ("_switched_off", Reason.OPERANDS_DISABLED),
+        ("_bare_host", Reason.DRIVER_DISABLED),
         ("_no_agent", Reason.AGENT_NOT_READY),
         ("_unread", Reason.OBSERVATION_PENDING),
         ("_unreadable", Reason.AGENT_ERROR),
@@ -109,7 +111,7 @@ def stopping(written: datetime | None) -> NodeCase:
 FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", SpecVersion("", 1))
 WENT_BACK = Verified("pool-b", "", "", version=MIXED.version, rolled_back=True)
 DEFERRED = Deferred(2, at(60), "DrainTimeout", SpecVersion("", 1))
-OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(mig_manager_enabled=False))
+OFF = make_stack(SLICED, cluster_policy=make_cluster_policy(switches=NO_MIG_MANAGER))
 ASKS_FOR_RESET = replace(make_gpu(), vitals=Vitals(recovery="Reset"))
 WITHHELD = replace(make_gpu(), instances_withheld=True)
 WITHHELD_HALVES = replace(make_gpu(1, layout=(("3g.40gb", 2),)), instances_withheld=True)
@@ -348,8 +350,8 @@ def test_grace_and_waits_count_from_what_was_recorded_not_from_now() -> None:
 
 
 def test_who_could_not_switch_mig_off_is_told_by_the_stack_that_is_there() -> None:
-    policy = make_cluster_policy(mig_manager_enabled=False)
-    plain = replace(policy, plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", True))
+    policy = make_cluster_policy(switches=NO_MIG_MANAGER)
+    plain = replace(policy, plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"))
     for found, words in (
         (policy, "ClusterPolicy migManager.enabled is false"),
         (plain, "there is no mig-manager"),

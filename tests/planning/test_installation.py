@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.build import make_cluster_policy, make_policy
+from tests.build import NO_MIG_MANAGER, make_cluster_policy, make_policy
 from tests.chart.charts import CHART
 
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.stack import installation, installationagents
 from gpusharing.planning.stack.installation import find_symptoms, render
-from gpusharing.planning.stack.installationagents import has_cloud_plugin
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -24,6 +23,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
     RightState,
 )
+from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Topic
 
@@ -67,8 +67,12 @@ def plain(
 ) -> InstallationView:
     """NVIDIA's device-plugin chart without the GPU Operator."""
     stack = replace(
-        make_cluster_policy(config, mig_manager_enabled=False, mig_config_name=""),
-        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp", discovers),
+        make_cluster_policy(
+            config,
+            switches={**NO_MIG_MANAGER, **({} if discovers else {"gfd.enabled": False})},
+            mig_config_name="",
+        ),
+        plain=PlainStackView("nvdp-nvidia-device-plugin", "nvdp"),
     )
     return replace(GOOD, cluster_policies=(), plain=stack, policies=policies)
 
@@ -165,14 +169,26 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         '"default":null',
     ),
     "operands keep off joining nodes": (WAITING_NODE, *KEPT_OFF),
+    "the device plugin is off": (
+        pointers(switches={"devicePlugin.enabled": False}),
+        "PluginDisabled",
+        Severity.ERROR,
+        '{"spec":{"devicePlugin":{"enabled":true}}}',
+    ),
+    "GPU Feature Discovery is off": (
+        pointers(switches={"gfd.enabled": False}),
+        "FeatureDiscoveryDisabled",
+        Severity.ERROR,
+        '{"spec":{"gfd":{"enabled":true}}}',
+    ),
     "mig-manager is off, nobody wants MIG": (
-        pointers(mig_manager_enabled=False),
+        pointers(switches=NO_MIG_MANAGER),
         "MigManagerDisabled",
         Severity.WARNING,
         '"enabled":true',
     ),
     "mig-manager is off, a policy wants MIG": (
-        pointers((MIG_POLICY,), mig_manager_enabled=False),
+        pointers((MIG_POLICY,), switches=NO_MIG_MANAGER),
         "MigManagerDisabled",
         Severity.ERROR,
         '"enabled":true',
@@ -209,7 +225,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     ),
     "a ConfigMap that nobody is pointed at is empty": (
         replace(
-            pointers(mig_config_name="", mig_manager_enabled=False),
+            pointers(mig_config_name="", switches=NO_MIG_MANAGER),
             config_maps={PLUGIN: OURS, MIG: ConfigMapState(frozenset(), ours=True)},
         ),
         "ConfigMapEmpty",
@@ -319,6 +335,7 @@ def test_every_finding_is_tried() -> None:
     known = set(re.findall(r'^\s+"([A-Z]\w+)",$', source, re.MULTILINE))
     known |= set(re.findall(r'\berror\(Topic\.\w+, "(\w+)"', source))
     assert len(known) > 15
+    known |= {str(one) for row in OPERANDS for one in (row.disabled, row.missing) if one is not None}
     assert known - {reason for _, reason, _, _ in BROKEN.values()} == set()
 
 
@@ -366,27 +383,6 @@ def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> No
         agents(nodes=frozenset(), pods=()), unread={"nodes": "no", "pods": "no"}, operator_pods=()
     )
     assert {one.reason for one in find_symptoms(blind)} == {"NotReadable"}
-
-
-@pytest.mark.parametrize(
-    ("labels", "two"),
-    [
-        ({"nvidia.com/gpu.present": "true"}, False),
-        ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, True),
-        (
-            {
-                "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
-                "gke-no-default-nvidia-gpu-device-plugin": "true",
-            },
-            False,
-        ),
-    ],
-    ids=["not on GKE", "GKE runs its own", "GKE is told not to"],
-)
-def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(
-    labels: dict[str, str], two: bool
-) -> None:
-    assert has_cloud_plugin(labels) is two
 
 
 def test_the_plain_chart_alone_can_work() -> None:

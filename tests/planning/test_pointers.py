@@ -72,7 +72,7 @@ NOTHING: dict[str, StackView] = {
     "where both are ours": stack(make_cluster_policy()),
     "where there is no ClusterPolicy": stack(None),
     "where NVIDIA's device-plugin chart stands alone": stack(
-        replace(BARE, plain=PlainStackView("plugin", "nvdp", discovers=True))
+        replace(BARE, plain=PlainStackView("plugin", "nvdp"))
     ),
     "where the DRA stack serves the GPUs": stack(gpu_cluster=True),
     "before the plugin's ConfigMap is there": stack(plugin_map_exists=False),
@@ -193,7 +193,7 @@ STOPPING: dict[str, tuple[StackView, str]] = {
     "an entry that nothing holds": (
         stack(missing_entries=("old-entry",)), "take the label nvidia.com/device-plugin.config off first"),
     "an entry under NVIDIA's own chart": (
-        stack(replace(THEIRS, plain=PlainStackView("plugin", "nvdp", discovers=True)), missing_entries=("old",)),
+        stack(replace(THEIRS, plain=PlainStackView("plugin", "nvdp")), missing_entries=("old",)),
         MERGE),
 }  # fmt: skip
 

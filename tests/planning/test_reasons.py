@@ -1,4 +1,5 @@
-"""Every reason is one word that says what to do; those of a rollout stand in `words/rolloutreasons.py`."""
+"""Every reason is one word that says what to do; those of a rollout stand in `words/rolloutreasons.py`,
+those of NVIDIA's programs in `words/stackreasons.py`."""
 
 import re
 from pathlib import Path

@@ -236,7 +236,7 @@ def test_what_cannot_be_read_keeps_its_finalizer_and_its_nodes() -> None:
 def test_where_nvidias_chart_takes_the_entry_default_the_label_stays_as_long_as_that(
     default: str, stays: bool
 ) -> None:
-    plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp", discovers=True))
+    plain = replace(make_cluster_policy(), plain=PlainStackView("nvdp", "nvdp"))
     stack = make_stack(FULL, cluster_policy=plain)
     stack = replace(stack, plugin_configs={**stack.plugin_configs, NEUTRAL_KEY: default})
     target = target_for(FULL, [make_gpu()], stack)

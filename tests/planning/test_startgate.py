@@ -239,7 +239,7 @@ def test_the_command_is_whole_however_much_is_tolerated_already() -> None:
 
 
 OPERAND = INTOLERANT
-PLAIN = replace(INTOLERANT, plain=PlainStackView("nvdp", "nvdp", True))
+PLAIN = replace(INTOLERANT, plain=PlainStackView("nvdp", "nvdp"))
 
 
 def test_the_toleration_is_added_to_what_is_there() -> None:

@@ -4,7 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, make_cluster_policy, make_gpu, make_policy, make_spec, make_stack
+from tests.build import (
+    H100,
+    NO_MIG_MANAGER,
+    make_cluster_policy,
+    make_gpu,
+    make_policy,
+    make_spec,
+    make_stack,
+)
 from tests.configs import make_shared, target_for
 
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -236,7 +244,7 @@ def test_cards_without_mig_get_no_mig_configuration_nor_does_a_node_without_mig_
     capable = target(mode="Full")
     assert isinstance(capable, Target)
     assert capable.mig_config == "all-disabled"
-    off = make_stack(cluster_policy=make_cluster_policy(mig_manager_enabled=False))
+    off = make_stack(cluster_policy=make_cluster_policy(switches=NO_MIG_MANAGER))
     unread = target(mode="Full", stack=off)
     assert isinstance(unread, Target)
     assert unread.mig_config == ""

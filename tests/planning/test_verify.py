@@ -244,7 +244,7 @@ def test_a_plugin_configuration_with_another_name(key: str, default: str, agrees
     assert (find_mismatch(case) is None) is agrees
 
 
-PLAIN = PlainStackView("nvdp", "nvdp", discovers=True)
+PLAIN = PlainStackView("nvdp", "nvdp")
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,6 @@ ANNOTATION_UPGRADE_CORDONED = "nvidia.com/gpu-driver-upgrade.node-initial-state.
 """NVIDIA's driver upgrade found the node cordoned when it was required, and leaves it so at its end (k8s-operator-libs
 pkg/upgrade/common_manager.go at 11e747a, ProcessDoneOrUnknownNodes and updateNodeToUncordonOrDoneState)."""
 LABEL_DEPLOY_PREFIX = "nvidia.com/gpu.deploy."
-DEPLOY_NEEDED = ("operands", "device-plugin", "gpu-feature-discovery")
-"""Switches of the GPU Operator without which a node shows no change (d.2); suffixes of LABEL_DEPLOY_PREFIX."""
 WORKLOAD_CONTAINER = "container"
 """The one value of LABEL_WORKLOAD_CONFIG with which a node has a device plugin (d.2); absent means the same."""
 PAUSED_FOR_MIG = "paused-for-mig-change"

@@ -19,9 +19,9 @@ from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.stack.acceptance import plain_upgrade
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
+from gpusharing.planning.stack.requirements import plain_upgrade
 from gpusharing.planning.told.proposal import configured
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import parse, parse_admin

@@ -1,17 +1,18 @@
 """`advise --card CARD --memory 15Gi ...`: a mode and a layout, with the reason, the price, and the policy to apply.
 
-Contacts no cluster, except with -n: then it reads the pods of that namespace, and which cards there are. Flags that are
-missing are asked for at a terminal, and are "no" on a pipe.
+Contacts no cluster, except with -n: then it reads the pods of that namespace, which cards there are, and what NVIDIA's
+ClusterPolicy turns off. Flags that are missing are asked for at a terminal, and are "no" on a pipe.
 """
 
 import re
 import sys
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import yaml
 
+from gpusharing.api.names import Mode
 from gpusharing.cli.advice import Advice, AdviceAnswers, advise
 from gpusharing.cli.ages import counted
 from gpusharing.cli.demand import Demand, advise_for, describe_demand, read_demand
@@ -22,10 +23,13 @@ from gpusharing.cli.questions import agrees, ask_line
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble
-from gpusharing.kube.client import GPUNODES, PODS
+from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, PODS
+from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import describe as layout_text
+from gpusharing.planning.stack.active import find_active
+from gpusharing.planning.stack.requirements import find_off
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
 _GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
@@ -42,7 +46,7 @@ def tell(typed: Namespace, terminal: Terminal) -> int:
     """See Offline."""
     desk = Desk(sys.stdin)
     card = _card(typed.card or desk.ask(WHICH, "--card"))
-    return _show(_asked(typed, desk, card, None), None, typed, terminal)
+    return _tell(advise(_asked(typed, desk, card, None)), card, None, typed, terminal)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -58,9 +62,21 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble(
             f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name their card with --card"
         )
-    if (found := advise_for(demand, card)) is None:
-        return _show(_asked(typed, desk, card, demand), demand, typed, terminal)
+    found = advise_for(demand, card) or advise(_asked(typed, desk, card, demand))
+    if obstacle := await _obstacle(session, found.mode):
+        found = replace(found, but=f"{found.but}; {obstacle}")
     return _tell(found, card, demand, typed, terminal)
+
+
+async def _obstacle(session: Session, mode: Mode) -> str:
+    """Say which of NVIDIA's programs this cluster does not run although the mode needs it; empty if none is known."""
+    try:
+        policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
+    except Trouble:
+        return ""
+    off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
+    told = [f"ClusterPolicy {row.switch} is false, so {row.lacking}" for row in off]
+    return f"{', and '.join(told)} (kubectl gpusharing doctor has the command)" if told else ""
 
 
 async def _only_card(session: Session) -> str:
@@ -92,10 +108,6 @@ def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) ->
         for name, question in QUESTIONS.items()
     }
     return AdviceAnswers(card, size_of(size), **answers)
-
-
-def _show(asked: AdviceAnswers, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
-    return _tell(advise(asked), asked.card, demand, typed, terminal)
 
 
 def _tell(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:

@@ -26,7 +26,7 @@ from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
 from gpusharing.planning.stack.installation import conclude, find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
@@ -97,7 +97,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
             async for page in client.pages(NODES)
             for raw in page.items
         ]
-    given = replace(given, selectors=_selectors(view))
+    given = replace(given, selectors=_selectors(view), cluster_policy=_stack(view))
     given = await _with_keys(client, view, given)
     given = await _with_mig_entries(client, view, given, nodes)
     if given.plugin_keys is not None and given.plugin_map not in view.config_maps:
@@ -218,7 +218,7 @@ async def _with_mig_entries(
         for one in nodes
         if one.labels.get(LABEL_MIG_CONFIG) and one.labels.get(LABEL_MIG_CAPABLE) == "true"
     ]
-    if not named or stack is None or stack.plain is not None or not stack.mig_manager_enabled:
+    if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
         return given
     wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
     held = await _mig_maps(client, given.namespace, stack.mig_config_name)

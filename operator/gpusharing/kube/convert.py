@@ -28,6 +28,7 @@ from gpusharing.planning.gpus.health import HEALTHY, Vitals
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.wanted.reset import under_deletion
 from gpusharing.planning.words.findings import Finding
 
@@ -152,13 +153,13 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """NVIDIA's ClusterPolicy; migManager is on unless it says otherwise (docs/design/nvidia.md#d1)."""
+    """NVIDIA's ClusterPolicy."""
     spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
         mig_strategy=text(spec, "mig", "strategy"),
-        mig_manager_enabled=part(spec, "migManager", "enabled") is not False,
         mig_config_name=text(spec, "migManager", "config", "name"),
+        switches=_switches(spec),
         plugin_default=text(spec, "devicePlugin", "config", "default"),
         plugin_version=text(spec, "devicePlugin", "version"),
         mig_manager_version=text(spec, "migManager", "version"),
@@ -175,6 +176,12 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
             for variable in entries(spec, "migManager", "env")
         ),
     )
+
+
+def _switches(spec: JSON) -> dict[str, bool | str]:
+    """What the fields of READ are set to, without those that are not set or hold a value of another type."""
+    found = {path: part(spec, *path.split(".")) for path in READ}
+    return {path: held for path, held in found.items() if isinstance(held, bool | str)}
 
 
 def _configured(raw: JSON) -> str:

@@ -12,6 +12,8 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, part, section, strings, text, texts
 from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.snapshot.stackviews import (
+    GFD_SWITCH,
+    MIG_MANAGER_SWITCH,
     ClusterPolicyView,
     FinderState,
     MpsDaemonView,
@@ -133,13 +135,13 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
     return ClusterPolicyView(
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
-        mig_manager_enabled=False,
         mig_config_name="",
+        switches={MIG_MANAGER_SWITCH: False} | ({} if discovers else {GFD_SWITCH: False}),
         plugin_default=plugin.default,
         plugin_version=plugin.version,
         tolerates_gate=narrow.tolerates_gate,
         tolerations=narrow.tolerations,
-        plain=PlainStackView(plugin.name, plugin.release, discovers),
+        plain=PlainStackView(plugin.name, plugin.release),
     )
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from gpusharing.planning.words.values import value
 
+MIG_MANAGER_SWITCH, GFD_SWITCH = "migManager.enabled", "gfd.enabled"
+"""Fields of ClusterPolicy, by their path below `spec`, that turn mig-manager and GPU Feature Discovery off."""
+
 
 @value
 class PlainStackView:
@@ -16,8 +19,6 @@ class PlainStackView:
     """Name of the device plugin's DaemonSet."""
     release: str
     """Name of its Helm release; empty when unknown."""
-    discovers: bool
-    """Whether GPU Feature Discovery is there and reads the same ConfigMap."""
 
 
 @value
@@ -42,10 +43,11 @@ class ClusterPolicyView:
     """devicePlugin.config.name; empty: not set."""
     mig_strategy: str
     """mig.strategy; empty: not set."""
-    mig_manager_enabled: bool
-    """Whether mig-manager runs (migManager.enabled)."""
     mig_config_name: str
     """migManager.config.name; empty: not set."""
+    switches: Mapping[str, bool | str] = field(default_factory=dict)
+    """What the fields that `stack/requirements.py` reads are set to, by their path below `spec`, without those that are
+    not set. Where there is no ClusterPolicy: what they would have to be for the programs that run."""
     plugin_default: str = ""
     """devicePlugin.config.default: the device-plugin configuration for nodes without the label; empty: not set."""
     with_reboot: bool = False
@@ -74,6 +76,10 @@ class ClusterPolicyView:
     """The GPU Operator's MPS daemon; None: there is none, or it was not seen."""
     plain: PlainStackView | None = None
     """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made; None: there is a ClusterPolicy."""
+
+    def is_off(self, switch: str) -> bool:
+        """Whether a field turns its program off; one that is not set does not."""
+        return self.switches.get(switch) is False
 
 
 @value

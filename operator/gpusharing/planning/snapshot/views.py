@@ -38,17 +38,6 @@ class StartGate:
     """The Node's other taints as JSON, in their order: what a release leaves there."""
 
 
-def is_switched_off(operand: str, value: str) -> bool:
-    """Whether somebody keeps an operand off a node with its LABEL_DEPLOY_PREFIX label (docs/design/nvidia.md#d2).
-
-    `operands` has one word for off. The others are node selectors of DaemonSets, which want `true`; an empty one the
-    GPU Operator makes `true`, and pauses of mig-manager and of a driver upgrade end.
-    """
-    if operand == "operands":
-        return value == "false"
-    return value not in ("", "true") and "paused-for-" not in value
-
-
 @value
 class NodeView:
     """One Node."""

@@ -8,12 +8,12 @@ from functools import wraps
 from itertools import dropwhile
 
 from gpusharing.api import names
-from gpusharing.api.names import Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView, StackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, plain_upgrade, tell_off
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
 from gpusharing.planning.words.reasons import Reason
@@ -196,22 +196,23 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
     )
 
 
-def plain_upgrade(plain: PlainStackView, namespace: str, value: str) -> str:
-    """The command that sets one value of NVIDIA's device-plugin chart."""
-    release = plain.release or "RELEASE"
-    return f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {value}"
-
-
-@_against
-def _discovery(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+def _not_in_chart(
+    row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, settings: PlanSettings
 ) -> str:
+    """Say that NVIDIA's device-plugin chart does not run a program that the policy's mode needs."""
     plain = cluster_policy.plain
-    if plain is None or plain.discovers:
+    if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return ""
-    return (
-        "GPU Feature Discovery does not run beside the device plugin, so no change could be proven; run:"
-        f" {plain_upgrade(plain, settings.gpu_operator_namespace, 'gfd.enabled=true')}"
+    said = tell_off(row, cluster_policy)
+    if row.helm_value:
+        return f"{said}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)}"
+    return f"{said}: install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS"
+
+
+def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
+    """The objection to NVIDIA's device-plugin chart where it lacks the program of this row."""
+    return Objection(
+        _against(lambda spec, policy, stack, settings: _not_in_chart(row, spec, policy, settings)), missing
     )
 
 
@@ -226,24 +227,17 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
     )
 
 
-@_against
-def _mig_manager(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
-) -> str:
-    if cluster_policy.plain is None or spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
-        return ""
-    return (
-        "mode MIG needs mig-manager, which NVIDIA's device-plugin chart does not bring: install the NVIDIA GPU"
-        " Operator in its place, or use mode Full, TimeSlicing or MPS"
-    )
-
-
-def _switch_field(
-    spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
+def _off_field(
+    row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView
 ) -> WrongField | None:
-    if spec.mode is not Mode.MIG or cluster_policy.mig_manager_enabled:
+    if cluster_policy.plain is not None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return None
-    return WrongField("ClusterPolicy migManager.enabled is false", {"migManager": {"enabled": True}})
+    return WrongField(tell_off(row, cluster_policy), row.patch)
+
+
+def _switched_off(row: NeededProgram) -> FieldCheck:
+    """The look at the field of ClusterPolicy that turns the program of this row off."""
+    return FieldCheck(lambda spec, cluster_policy, *_: _off_field(row, spec, cluster_policy), row.disabled)
 
 
 def _strategy_field(
@@ -267,9 +261,13 @@ def _layouts_field(
     return WrongField(said, pointer.patch)
 
 
+_PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
+
 FIELDS = (
+    _switched_off(_PLUGIN),
+    _switched_off(_DISCOVERY),
     FieldCheck(_plugin_field, Reason.PLUGIN_CONFIG_NOT_OURS),
-    FieldCheck(_switch_field, Reason.MIG_MANAGER_DISABLED),
+    _switched_off(_MIG_MANAGER),
     FieldCheck(_strategy_field, Reason.MIG_STRATEGY_SET),
     FieldCheck(_layouts_field, Reason.LAYOUTS_NEED_CONFIG_MAP),
 )
@@ -312,10 +310,12 @@ OBJECTIONS = (
     Objection(_device_plugin, Reason.UNSUPPORTED_STACK),
     Objection(_cluster_policy, Reason.CLUSTER_POLICY_MISSING),
     Objection(_one_cluster_policy, Reason.SEVERAL_CLUSTER_POLICIES),
+    _to_field(Reason.PLUGIN_DISABLED),
+    _to_field(Reason.FEATURE_DISCOVERY_DISABLED),
     Objection(_plugin_config, Reason.PLUGIN_CONFIG_NOT_OURS),
-    Objection(_discovery, Reason.FEATURE_DISCOVERY_MISSING),
+    _in_chart(_DISCOVERY, Reason.FEATURE_DISCOVERY_MISSING),
     Objection(_config_maps, Reason.CONFIG_MAP_TAKEN),
-    Objection(_mig_manager, Reason.MIG_MANAGER_MISSING),
+    _in_chart(_MIG_MANAGER, Reason.MIG_MANAGER_MISSING),
     _to_field(Reason.MIG_MANAGER_DISABLED),
     _to_field(Reason.MIG_STRATEGY_SET),
     _to_field(Reason.LAYOUTS_NEED_CONFIG_MAP),

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
-from gpusharing.planning.stack.acceptance import plain_upgrade
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationagents import find_agent_symptoms
@@ -19,6 +18,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
 )
 from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.requirements import EVERY_MODE, find_off, plain_upgrade, tell_off
 from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
 from gpusharing.planning.stack.symptoms import (
     ASKED_BY_PEOPLE,
@@ -176,20 +176,31 @@ def _plain(view: InstallationView) -> Symptoms:
             f" no mode takes effect on any node{_unmerged(pointer)}",
             _merge_command(view, pointer) or command,
         )
-    if not stack.plain.discovers:
-        yield error(
-            Topic.CLUSTER_POLICY,
-            "FeatureDiscoveryMissing",
-            "GPU Feature Discovery does not run beside the device plugin, so no change could be proven",
-            plain_upgrade(stack.plain, place.gpu_operator_namespace, "gfd.enabled=true"),
-        )
-    if any(one.spec is not None and one.spec.mode is Mode.MIG for one in view.policies):
-        yield error(
-            Topic.CLUSTER_POLICY,
-            "MigManagerMissing",
-            "a policy wants mode MIG, and NVIDIA's device-plugin chart has no mig-manager",
-            _INSTALL_GPU_OPERATOR,
-        )
+
+
+def _operands(view: InstallationView) -> Symptoms:
+    """What modes need and the installation does not run: a warning, or with NVIDIA's chart nothing, where no policy has
+    such a mode."""
+    asked = {one.spec.mode for one in view.policies if one.spec is not None}
+    for stack in _followed(view):
+        for row in find_off(stack):
+            every = row.modes == EVERY_MODE
+            refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
+            message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
+            found = error if every or asked & row.modes else warning
+            if stack.plain is None:
+                command = kubectl_patch(stack.name, row.patch)
+                yield found(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
+            elif row.missing is not None and found is error:
+                command = _INSTALL_GPU_OPERATOR
+                if row.helm_value:
+                    command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
+                yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
+
+
+def _followed(view: InstallationView) -> list[ClusterPolicyView]:
+    """The ClusterPolicies that the GPU Operator follows, or what stands in their place."""
+    return [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
 
 
 def _pointers(view: InstallationView) -> Symptoms:
@@ -251,14 +262,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
-    if not policy.mig_manager_enabled:
-        yield (error if wanted else warning)(
-            Topic.CLUSTER_POLICY,
-            "MigManagerDisabled",
-            f"{policy.name}: migManager.enabled is false, so policies of mode MIG are refused",
-            kubectl_patch(policy.name, {"migManager": {"enabled": True}}),
-        )
-    elif pointer.now != pointer.ours:
+    if pointer.now != pointer.ours and not policy.is_off(MIG_MANAGER_SWITCH):
         yield (error if wants_layouts else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
@@ -288,8 +292,7 @@ def _start_gate(view: InstallationView) -> Symptoms:
         else "nodes that join would wait there for ever"
     )
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
-    stacks = [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
-    for stack in stacks:
+    for stack in _followed(view):
         if (missing := find_untolerated(stack, namespace)) is not None:
             message = f"{missing.said}: {tail}"
             yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", message, missing.command)
@@ -336,6 +339,7 @@ INSPECTIONS = (
     Inspection(_operator, Topic.OPERATOR),
     Inspection(_stack, Topic.CLUSTER_POLICY),
     Inspection(_plain, Topic.CLUSTER_POLICY),
+    Inspection(_operands, Topic.CLUSTER_POLICY),
     Inspection(_pointers, Topic.CLUSTER_POLICY),
     Inspection(_start_gate, Topic.CLUSTER_POLICY),
     Inspection(_config_maps, Topic.CONFIG_MAPS),

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+from gpusharing.planning.stack.active import find_active
+from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationviews import AgentsState, InstallationView
+from gpusharing.planning.stack.requirements import find_absent, tell_off
 from gpusharing.planning.stack.symptoms import (
     Severity,
     Symptom,
@@ -72,6 +75,11 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
     if troubled:
         first = min(troubled)
         message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
+        policy, _ = find_active(view.cluster_policies)
+        if policy is not None and (absent := find_absent(troubled[first], policy)) is not None:
+            command = kubectl_patch(policy.name, absent.patch)
+            yield error(Topic.AGENTS, str(absent.disabled), f"{message}. {tell_off(absent, policy)}", command)
+            return
         yield error(Topic.AGENTS, "AgentCannotRead", message, f"kubectl describe gpunode {first}")
 
 

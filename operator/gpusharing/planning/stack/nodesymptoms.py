@@ -10,7 +10,13 @@ from dataclasses import field
 from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_flaw
-from gpusharing.planning.snapshot.views import is_switched_off
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.stack.requirements import (
+    DEPLOY_NEEDED,
+    SANDBOX_DEFAULT,
+    is_switched_off,
+    workload_of,
+)
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
 from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.words.lengths import some
@@ -68,6 +74,8 @@ class Given:
     """Node selectors of the policies; None: there is no policy, or that is unknown."""
     mig_entries: Mapping[str, MigEntries] = field(default_factory=dict)
     """By node: what mig-manager uses there. The node is missing if that is unknown, or if there is no mig-manager."""
+    cluster_policy: ClusterPolicyView | None = None
+    """The ClusterPolicy that is followed, or what stands in its place; None: there is none, or it could not be read."""
 
     def takes(self, node: NodeLabels) -> bool:
         """Whether a policy selects it."""
@@ -113,19 +121,20 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
 def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
     """Such a node has neither device plugin nor mig-manager (docs/design/nvidia.md#d2)."""
     label = names.LABEL_WORKLOAD_CONFIG
+    policy = given.cluster_policy
     odd = [
         one
         for one in nodes
-        if (one.labels.get(label) or names.WORKLOAD_CONTAINER) != names.WORKLOAD_CONTAINER
-        and given.concerns(one)
+        if workload_of(one.labels, policy) != names.WORKLOAD_CONTAINER and given.concerns(one)
     ]
     if odd:
         yield _blocking(given)(
             Topic.NODES,
             "WorkloadConfig",
-            f"{label} of {some([one.name for one in odd])} says that the GPUs are not for containers"
-            f" ({odd[0].name}: {odd[0].labels[label]}), so no policy changes anything there. Stop virtual machines that"
-            " have them and set it to container, or keep the node out of the policy's nodeSelector",
+            f"the GPUs of {some([one.name for one in odd])} are not for containers ({odd[0].name} has"
+            f" {workload_of(odd[0].labels, policy)} by {label}, or by ClusterPolicy {SANDBOX_DEFAULT} where it has no"
+            " such label), so no policy changes anything there. Stop virtual machines that have them and set the label"
+            " to container, or keep the node out of the policy's nodeSelector",
             # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
             _mend(
                 given, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
@@ -135,7 +144,7 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
     """Pauses of mig-manager and of a driver upgrade are left out: they end (docs/design/nvidia.md#d2, d.4)."""
-    for operand in names.DEPLOY_NEEDED:
+    for operand in DEPLOY_NEEDED:
         label = names.LABEL_DEPLOY_PREFIX + operand
         odd = [
             one

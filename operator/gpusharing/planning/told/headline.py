@@ -15,8 +15,11 @@ from gpusharing.planning.words.values import value
 _LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
 """Reasons about the state of a node, not about what its card can do: the policy is still accepted."""
 _NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
-UNSUPPORTED = _NOT_HERE | frozenset(
-    reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS
+_NOT_RUN = frozenset({Reason.WORKLOAD_CONFIG, Reason.DRIVER_DISABLED, Reason.TOOLKIT_DISABLED})
+UNSUPPORTED = (
+    _NOT_HERE
+    | _NOT_RUN
+    | frozenset(reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS)
 )
 """Reasons for which a node cannot serve its policy as it is."""
 

@@ -18,7 +18,7 @@ from gpusharing.planning.gpus.geometry import (
     resource_name,
 )
 from gpusharing.planning.snapshot.memo import AnswersByKind
-from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, StackView
 from gpusharing.planning.snapshot.views import CardView, Hardware, PolicyView, routing_label
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.configured import configured_since
@@ -170,7 +170,7 @@ def _too_old(
 
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
     """Whether mig.config has an effect here; if mig-manager is switched off, MIG must be off already."""
-    switched_off = stack.cluster_policy is not None and not stack.cluster_policy.mig_manager_enabled
+    switched_off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
     return any(gpu.mig_capable for gpu in gpus) and (spec.mode is Mode.MIG or not switched_off)
 
 

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_flaw
-from gpusharing.planning.snapshot.views import NodeView, is_switched_off
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.planning.stack.nodeswitches import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.wanted.verify import (
@@ -76,47 +77,34 @@ def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_quiet(case) or ""
 
 
-_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_NEEDED}
-
-
-def find_switched_off(node: NodeView) -> Finding | None:
-    """An admin keeps NVIDIA's operands off the node, so nothing would serve or show what it becomes
-    (docs/design/nvidia.md#d2)."""
-    if workload := _other_workload(node):
+def find_switched_off(case: NodeCase) -> Finding | None:
+    """Why nothing would serve or show what the node becomes, or None if nothing is known to be in the way: NVIDIA's
+    programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them."""
+    if workload := find_other_workload(case.node, case.stack.cluster_policy):
         return Finding(Reason.WORKLOAD_CONFIG, workload)
-    disabled = _disabled(node)
-    return Finding(Reason.OPERANDS_DISABLED, disabled) if disabled else None
+    if disabled := find_disabled(case.node):
+        return Finding(Reason.OPERANDS_DISABLED, disabled)
+    return _find_bare(case)
 
 
-def _other_workload(node: NodeView) -> str:
-    workload = node.labels.get(names.LABEL_WORKLOAD_CONFIG) or names.WORKLOAD_CONTAINER
-    if workload == names.WORKLOAD_CONTAINER:
-        return ""
-    return (
-        f"{names.LABEL_WORKLOAD_CONFIG} is {workload}: the GPUs of {node.name} are not for containers;"
-        f" to change that: kubectl label node {node.name} {names.LABEL_WORKLOAD_CONFIG}-"
-    )
-
-
-def _disabled(node: NodeView) -> str:
-    if not node.held_off:
-        return ""
-    for operand, label in _NEEDED.items():
-        value = node.held_off.get(label, "")
-        if is_switched_off(operand, value):
-            return (
-                f"{label} is {value}, so the components of the GPU Operator that would serve and report the change do"
-                f" not run on {node.name}; to change that: kubectl label node {node.name} {label}-"
-            )
-    return ""
+def _find_bare(case: NodeCase) -> Finding | None:
+    observed = case.gpunode.observed if case.gpunode else None
+    words = observed.error if observed and case.agent_ready else ""
+    if case.agent_trouble is not None:
+        words = case.agent_trouble.message
+    return find_bare_host(case.node, words, case.stack.cluster_policy)
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
-    return _other_workload(case.node)
+    return find_other_workload(case.node, case.stack.cluster_policy)
 
 
 def _switched_off(case: NodeCase, assessed: Assessed) -> str:
-    return _disabled(case.node)
+    return find_disabled(case.node)
+
+
+def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
+    return _find_bare(case) or ""
 
 
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -190,7 +178,7 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
     if target.mig_config or found_layouts(case) == target.layouts:
         return ""
     plain = policy is not None and policy.plain is not None
-    why = "there is no mig-manager" if plain else "ClusterPolicy migManager.enabled is false"
+    why = "there is no mig-manager" if plain else f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
     return f"MIG is on, and {why}, so nothing on {case.node.name} would switch it off"
 
 
@@ -327,6 +315,7 @@ GATES = (
     Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is reported as foreign maintenance
     Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
     Gate(_switched_off, Reason.OPERANDS_DISABLED),
+    Gate(_bare_host, Reason.DRIVER_DISABLED),  # or another program that the host lacks
     Gate(_no_agent, Reason.AGENT_NOT_READY),  # or why none is
     Gate(_unread, Reason.OBSERVATION_PENDING),
     Gate(_unreadable, Reason.AGENT_ERROR),

@@ -127,7 +127,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
     if (
-        gate := find_switched_off(case.node)
+        gate := find_switched_off(case)
     ) is not None:  # why nobody reads the GPUs of a node for virtual machines
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:

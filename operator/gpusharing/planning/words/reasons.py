@@ -7,7 +7,7 @@ then what lasts longest. Among reasons with the same `passes` the order of defin
 
 from collections.abc import Iterable
 
-from gpusharing.planning.words import drainreasons, rolloutreasons
+from gpusharing.planning.words import drainreasons, rolloutreasons, stackreasons
 from gpusharing.planning.words.reasonkinds import Passes, Worded
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
@@ -316,15 +316,13 @@ class Reason(Worded):
     CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
-    MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
-        "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
-        "Run the command in the message once.")
-    MIG_MANAGER_MISSING = ("MigManagerMissing", "Accepted", _PERSON,
-        "The policy wants MIG, but NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
-        "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
-    FEATURE_DISCOVERY_MISSING = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
-        "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
-        "Run the command in the message once.")
+    PLUGIN_DISABLED = stackreasons.PLUGIN_DISABLED
+    FEATURE_DISCOVERY_DISABLED = stackreasons.FEATURE_DISCOVERY_DISABLED
+    MIG_MANAGER_DISABLED = stackreasons.MIG_MANAGER_DISABLED
+    MIG_MANAGER_MISSING = stackreasons.MIG_MANAGER_MISSING
+    FEATURE_DISCOVERY_MISSING = stackreasons.FEATURE_DISCOVERY_MISSING
+    DRIVER_DISABLED = stackreasons.DRIVER_DISABLED
+    TOOLKIT_DISABLED = stackreasons.TOOLKIT_DISABLED
     MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
         "Run the command in the message once.")

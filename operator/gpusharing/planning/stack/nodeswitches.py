@@ -1,0 +1,67 @@
+"""Why NVIDIA's programs do not run on one node: its labels keep them off, or its host lacks what ClusterPolicy leaves
+to the host."""
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.requirements import (
+    DEPLOY_NEEDED,
+    PRE_INSTALLED,
+    SANDBOX_DEFAULT,
+    find_absent,
+    is_switched_off,
+    tell_off,
+    workload_of,
+)
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import cut
+
+_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in DEPLOY_NEEDED}
+
+
+def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
+    """Say that the GPUs of a node are for virtual machines, by its label or by ClusterPolicy's default; empty if they
+    are for containers."""
+    workload = workload_of(node.labels, policy)
+    if workload == names.WORKLOAD_CONTAINER:
+        return ""
+    label, end = names.LABEL_WORKLOAD_CONFIG, "-"
+    said = f"{label} is {workload}"
+    if not node.labels.get(label):
+        said, end = f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}", f"={names.WORKLOAD_CONTAINER}"
+    return (
+        f"{said}: the GPUs of {node.name} are not for containers; to change that: kubectl label node {node.name}"
+        f" {label}{end}"
+    )
+
+
+def find_disabled(node: NodeView) -> str:
+    """Name the label of a node that keeps an operand off which every mode needs; empty if there is none."""
+    if not node.held_off:
+        return ""
+    for operand, label in _NEEDED.items():
+        value = node.held_off.get(label, "")
+        if is_switched_off(operand, value):
+            return (
+                f"{label} is {value}, so the components of the GPU Operator that would serve and report the change do"
+                f" not run on {node.name}; to change that: kubectl label node {node.name} {label}-"
+            )
+    return ""
+
+
+def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
+    """Say which program the host lacks that ClusterPolicy keeps the GPU Operator from installing; None if it lacks
+    none, or if nobody knows. `words`: what the node's agent, or Kubernetes about its pod, says.
+
+    A node that serves GPUs has what that takes, whatever its agent says, and so has one whose driver NVIDIA's driver
+    manager calls pre-installed.
+    """
+    row = find_absent(words, policy)
+    if row is None or policy is None or node.resources:
+        return None
+    if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
+        return None
+    told = f"{node.name} serves no GPU ({cut(words, 200)}), and its host has to bring {row.operand}"
+    command = kubectl_patch(policy.name, row.patch)
+    return Finding(row.disabled, f"{told}: {tell_off(row, policy)}; install it there, or run: {command}")

@@ -1,0 +1,144 @@
+"""What each mode needs of NVIDIA's installation: one table, which acceptance, gates, doctor, helm test, plan, import
+and advise read. tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy.
+"""
+
+from collections.abc import Mapping
+
+from gpusharing.api import names
+from gpusharing.api.names import Mode
+from gpusharing.planning.snapshot.stackviews import (
+    GFD_SWITCH,
+    MIG_MANAGER_SWITCH,
+    ClusterPolicyView,
+    PlainStackView,
+)
+from gpusharing.planning.stack.commands import Fields
+from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
+
+EVERY_MODE = frozenset(Mode)
+PRE_INSTALLED = "pre-installed"
+"""Value of the driver's deploy label that NVIDIA's driver manager sets where the host brings the driver."""
+SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
+"""Fields of ClusterPolicy that decide what the GPUs of a node without the label gpu.workload.config are for."""
+OPERANDS_LABEL = "operands"
+"""Suffix of the deploy label that keeps every operand off a node."""
+
+
+@value
+class NeededProgram:
+    """A program of NVIDIA's without which a change cannot be made, served or proven."""
+
+    operand: str
+    """The program, for people."""
+    label: str
+    """Suffix of the deploy label with which an admin keeps the program off one node."""
+    switch: str
+    """The field of ClusterPolicy, by its path below `spec`, that turns the program off by false."""
+    disabled: Reason
+    """Why a policy or a node is refused where that field is false."""
+    lacking: str
+    """What follows where the program does not run, for people."""
+    modes: frozenset[Mode] = EVERY_MODE
+    """The modes that need the program."""
+    missing: Reason | None = None
+    """Why a policy is refused where NVIDIA's device-plugin chart, without the GPU Operator, does not run the program;
+    None: the chart always has it, or the host brings it."""
+    helm_value: str = ""
+    """The value of that chart which adds the program; empty: none does."""
+    signs: tuple[str, ...] = ()
+    """Words of the agent or of Kubernetes which show that a node lacks the program. Not empty for what hosts may bring
+    themselves: there the field alone says nothing."""
+    elsewhere: str = ""
+    """A field of ClusterPolicy which, if true, has the program installed by other means; empty: there is none."""
+
+    def is_off(self, policy: ClusterPolicyView) -> bool:
+        """Whether the installation does not run the program by its own settings."""
+        return policy.is_off(self.switch) and policy.switches.get(self.elsewhere) is not True
+
+    @property
+    def patch(self) -> Fields:
+        """The fields of ClusterPolicy to set, below `spec`, so that the program runs."""
+        block, _, name = self.switch.partition(".")
+        return {block: {name: True}}
+
+
+REQUIREMENTS = (
+    NeededProgram(
+        "the device plugin", "device-plugin", "devicePlugin.enabled", Reason.PLUGIN_DISABLED,
+        "nothing would serve the GPUs"),
+    NeededProgram(
+        "GPU Feature Discovery", "gpu-feature-discovery", GFD_SWITCH, Reason.FEATURE_DISCOVERY_DISABLED,
+        "no change could be proven", missing=Reason.FEATURE_DISCOVERY_MISSING, helm_value="gfd.enabled=true"),
+    NeededProgram(
+        "mig-manager", "mig-manager", MIG_MANAGER_SWITCH, Reason.MIG_MANAGER_DISABLED,
+        "nothing would divide the GPUs", frozenset({Mode.MIG}), missing=Reason.MIG_MANAGER_MISSING),
+    NeededProgram(
+        "the NVIDIA driver", "driver", "driver.enabled", Reason.DRIVER_DISABLED, "nothing could use the GPUs",
+        signs=("the NVIDIA driver is not loaded on this node", "driver not loaded"),
+        elsewhere="driver.useNvidiaDriverCRD"),
+    NeededProgram(
+        "the NVIDIA Container Toolkit", "container-toolkit", "toolkit.enabled", Reason.TOOLKIT_DISABLED,
+        "no container could use the GPUs",
+        signs=('no runtime for "nvidia" is configured', "failed to find runtime handler nvidia")),
+)  # fmt: skip
+"""The programs, in the order in which people have to see to them. Signs: `agent/nvml.py`, libnvidia-container,
+containerd (internal/cri/server), CRI-O (internal/oci)."""
+
+OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
+"""What only the GPU Operator or NVIDIA's chart brings."""
+DEPLOY_NEEDED = (OPERANDS_LABEL, *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
+"""Suffixes of the deploy labels that must not be off on any node, whatever its mode (docs/design/nvidia.md#d2)."""
+READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SANDBOX, SANDBOX_DEFAULT)
+"""Every field of ClusterPolicy, by its path below `spec`, that the table reads."""
+
+
+def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
+    """The programs that do not run by the installation's own settings and that no host brings."""
+    return [row for row in OPERANDS if row.is_off(policy)]
+
+
+def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
+    """What a host lacks by `words`, if ClusterPolicy keeps the GPU Operator from installing it; None otherwise.
+
+    `words`: what the agent of the node, or Kubernetes about the agent's pod, says.
+    """
+    if policy is None or policy.plain is not None:
+        return None
+    off = (row for row in REQUIREMENTS if row.is_off(policy))
+    return next((row for row in off if any(sign in words for sign in row.signs)), None)
+
+
+def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
+    """What the installation does not run and what follows, for people."""
+    if policy.plain is None:
+        return f"ClusterPolicy {row.switch} is false, so {row.lacking}"
+    return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.lacking}"
+
+
+def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str:
+    """The command that sets one value of NVIDIA's device-plugin chart."""
+    release = plain.release or "RELEASE"
+    return (
+        f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {helm_value}"
+    )
+
+
+def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
+    """What the GPUs of a node are for: what its label says, else ClusterPolicy's default (docs/design/nvidia.md#d2)."""
+    if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
+        return label
+    if policy is None or policy.switches.get(SANDBOX) is not True:
+        return names.WORKLOAD_CONTAINER
+    return str(policy.switches.get(SANDBOX_DEFAULT) or names.WORKLOAD_CONTAINER)
+
+
+def is_switched_off(operand: str, value: str) -> bool:
+    """Whether somebody keeps an operand off a node with its LABEL_DEPLOY_PREFIX label (docs/design/nvidia.md#d2).
+
+    `operands` has one word for off. The others are node selectors of DaemonSets, which want `true`; an empty one the
+    GPU Operator makes `true`, and pauses of mig-manager and of a driver upgrade end.
+    """
+    if operand == OPERANDS_LABEL:
+        return value == "false"
+    return value not in ("", "true") and "paused-for-" not in value

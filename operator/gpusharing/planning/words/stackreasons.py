@@ -1,0 +1,34 @@
+"""The words of reasons about NVIDIA's programs that a mode needs and that do not run. `reasons.py` lists them all."""
+
+from gpusharing.planning.words.reasonkinds import Group, Passes
+
+Words = tuple[str, Group, Passes, str, str]
+_PERSON = Passes.BY_A_PERSON
+
+# fmt: off
+PLUGIN_DISABLED: Words = ("PluginDisabled", "Accepted", _PERSON,
+    "ClusterPolicy devicePlugin.enabled is false: the GPU Operator runs no device plugin, so nothing would serve the "
+    "GPUs after a change. No node is drained.",
+    "Run the command in the message once. Where another driver serves the GPUs on purpose, delete the policy.")
+FEATURE_DISCOVERY_DISABLED: Words = ("FeatureDiscoveryDisabled", "Accepted", _PERSON,
+    "ClusterPolicy gfd.enabled is false: without GPU Feature Discovery's labels no change could be proven. No node is "
+    "drained.",
+    "Run the command in the message once.")
+MIG_MANAGER_DISABLED: Words = ("MigManagerDisabled", "Accepted", _PERSON,
+    "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
+    "Run the command in the message once.")
+MIG_MANAGER_MISSING: Words = ("MigManagerMissing", "Accepted", _PERSON,
+    "The policy wants MIG, but NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
+    "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
+FEATURE_DISCOVERY_MISSING: Words = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
+    "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
+    "Run the command in the message once.")
+DRIVER_DISABLED: Words = ("DriverDisabled", "Accepted", _PERSON,
+    "The agent finds no NVIDIA driver on the node, the node serves no GPU, and ClusterPolicy driver.enabled is false, "
+    "so the GPU Operator installs none. driver.enabled false alone is normal where hosts bring their own driver.",
+    "Install the driver on the host, or run the command in the message.")
+TOOLKIT_DISABLED: Words = ("ToolkitDisabled", "Accepted", _PERSON,
+    "The node's container runtime does not know NVIDIA's runtime, the node serves no GPU, and ClusterPolicy "
+    "toolkit.enabled is false, so the GPU Operator does not install it. toolkit.enabled false alone is normal where "
+    "hosts bring the NVIDIA Container Toolkit.",
+    "Install the NVIDIA Container Toolkit on the host, or run the command in the message.")

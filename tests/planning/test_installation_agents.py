@@ -1,0 +1,51 @@
+"""What keeps agents from reading, and what must not run beside NVIDIA's device plugin (stack/installationagents.py)."""
+
+from dataclasses import replace
+
+import pytest
+from tests.planning.test_installation import POINTED, agents
+
+from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installationagents import has_cloud_plugin
+
+NO_DRIVER = "NVMLNotLoaded: the NVIDIA driver is not loaded on this node"
+
+
+@pytest.mark.parametrize(
+    ("installs", "reason", "command"),
+    [
+        (True, "AgentCannotRead", "kubectl describe gpunode gpu-01"),
+        (
+            False,
+            "DriverDisabled",
+            """kubectl patch clusterpolicy cluster-policy --type merge -p '{"spec":{"driver":{"enabled":true}}}'""",
+        ),
+    ],
+    ids=["the GPU Operator installs it", "the GPU Operator installs none"],
+)
+def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason: str, command: str) -> None:
+    policy = replace(POINTED, switches={"driver.enabled": installs})
+    view = replace(agents(reports={"gpu-01": NO_DRIVER}), cluster_policies=(policy,))
+    (found,) = find_symptoms(view)
+    assert (found.reason, found.command) == (reason, command)
+
+
+@pytest.mark.parametrize(
+    ("labels", "two"),
+    [
+        ({"nvidia.com/gpu.present": "true"}, False),
+        ({"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}, True),
+        (
+            {
+                "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
+                "gke-no-default-nvidia-gpu-device-plugin": "true",
+            },
+            False,
+        ),
+    ],
+    ids=["not on GKE", "GKE runs its own", "GKE is told not to"],
+)
+def test_gke_runs_a_device_plugin_of_its_own_unless_a_label_says_no(
+    labels: dict[str, str], two: bool
+) -> None:
+    assert has_cloud_plugin(labels) is two
