@@ -77,7 +77,7 @@ LADDERS = (
     Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
     Ladder("wanted.migfile", "ROW_FAULTS", "find", "", ("migfile",)),
-    Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules")),
+    Ladder("drain.holders", "FILTERS", "applies", False, ("holders", "protection", "rules", "kai")),
     Ladder("pools.holds", "HOLDS", "find", "", ("holds", "hours")),
     Ladder("pools.keepers", "KEEPERS", "holds", False, ("keepers",)),
     Ladder("pools.canary", "LAPSES", "holds", False, ("broken_canaries",)),

@@ -105,12 +105,12 @@ class FakeCluster:
         """Delete an object the normal way: pods gracefully, what has finalizers when they are gone."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
-    def delete_key(self, resource: Resource, key: Key, uid: str | None) -> None:
-        """Delete with an optional uid precondition."""
+    def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
+        """Delete with an optional uid precondition. `at_once`: a pod vanishes without waiting for its kubelet."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
-            self.pods.delete(pod)
+            self.pods.delete(pod, at_once=at_once)
         else:
             self.store.delete(resource, key, uid)
 
@@ -294,11 +294,11 @@ class FakeClient:
         uid: str,
         grace: int | None = None,
     ) -> None:
-        """See KubeClient. `grace` is logged; pods have the cluster's."""
+        """See KubeClient. `grace` is logged; pods have the cluster's, but for 0, with which they vanish at once."""
         options = {"uid": uid} if grace is None else {"uid": uid, "grace": grace}
         call = Call(self.identity, "delete", resource, namespace, name, None, options)
         key = (namespace or "default", name) if resource.namespaced else ("", name)
-        await self._write(call, lambda: self.cluster.delete_key(resource, key, uid))
+        await self._write(call, lambda: self.cluster.delete_key(resource, key, uid, at_once=grace == 0))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
         """See KubeClient. Raises NotFound."""

@@ -37,11 +37,12 @@ class Pods:
             self._ask_budgets(pod)
         self.delete(pod)
 
-    def delete(self, pod: JSON) -> None:
-        """Normal deletion: at once where no kubelet has to stop anything, else after the grace period."""
+    def delete(self, pod: JSON, *, at_once: bool = False) -> None:
+        """Normal deletion: at once where no kubelet has to stop anything or is waited for, else after the grace
+        period."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
-        nobody = not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED
+        nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED
         if nobody and not metadata.get("finalizers"):
             self.store.remove(kinds.PODS, key)
             return

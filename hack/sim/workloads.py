@@ -8,6 +8,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
@@ -31,11 +32,15 @@ class SimWorkload:
     name: str
     replicas: int
     resource: str = "nvidia.com/gpu"
+    """What each pod asks for; empty: nothing."""
     count: int = 1
     namespace: str = "default"
     node_selector: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, str], ...] = ()
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    scheduler: str = ""
+    """Whoever binds its pods in place of Workloads; empty: Workloads does."""
 
     def body(self, suffix: str) -> JSON:
         """One pod of it."""
@@ -53,16 +58,18 @@ class SimWorkload:
                 "name": f"{self.name}-{suffix}",
                 "namespace": self.namespace,
                 "labels": {LABEL_WORKLOAD: self.name, **self.labels},
+                **({"annotations": dict(self.annotations)} if self.annotations else {}),
                 "ownerReferences": [owner],
             },
             "spec": {
+                **({"schedulerName": self.scheduler} if self.scheduler else {}),
                 "nodeSelector": dict(self.node_selector),
                 "tolerations": [dict(row) for row in self.tolerations],
                 "containers": [
                     {
                         "name": "main",
                         "image": "simulated",
-                        "resources": {"limits": {self.resource: str(self.count)}},
+                        "resources": {"limits": {self.resource: str(self.count)}} if self.resource else {},
                     }
                 ],
             },
@@ -102,7 +109,7 @@ class Workloads:
                 self._wake.clear()
                 await self._replace()
                 for pod in await self._schedule():
-                    tasks.create_task(self._start(pod))
+                    tasks.create_task(start_pod(self._client, self._clock, pod))
 
     # --- inside ------------------------------------------------------------------------------------------
 
@@ -165,29 +172,9 @@ class Workloads:
             bound.append(answer)
         return bound
 
-    async def _start(self, pod: JSON) -> None:
-        await self._clock.sleep(START_SECONDS)
-        moment = self._clock.rfc3339()
-        ready = [
-            {"type": kind, "status": "True", "lastTransitionTime": moment}
-            for kind in ("Ready", "PodScheduled")
-        ]
-        status = {"phase": "Running", "startTime": moment, "conditions": ready}
-        metadata = pod["metadata"]
-        try:
-            await self._client.patch(
-                PODS,
-                metadata["name"],
-                {"status": status},
-                namespace=metadata["namespace"],
-                subresource="status",
-            )
-        except NotFound:
-            return
-
     def _pending(self) -> list[JSON]:
         known = (pod for pod in self._pods.values() if self._is_ours(pod) and _alive(pod))
-        pending = [pod for pod in known if not pod["spec"].get("nodeName")]
+        pending = [pod for pod in known if not {"nodeName", "schedulerName"} & pod["spec"].keys()]
         return sorted(pending, key=lambda pod: str(pod["metadata"]["name"]))
 
     def _is_ours(self, pod: JSON) -> bool:
@@ -221,6 +208,19 @@ class Workloads:
             for resource, number in asked.items()
             if resource.startswith(NVIDIA)
         )
+
+
+async def start_pod(client: KubeClient, clock: Clock, pod: JSON) -> None:
+    """Make a bound pod Running and Ready, as a kubelet does."""
+    await clock.sleep(START_SECONDS)
+    moment = clock.rfc3339()
+    ready = [
+        {"type": kind, "status": "True", "lastTransitionTime": moment} for kind in ("Ready", "PodScheduled")
+    ]
+    status = {"phase": "Running", "startTime": moment, "conditions": ready}
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    with suppress(NotFound):
+        await client.patch(PODS, name, {"status": status}, namespace=namespace, subresource="status")
 
 
 def _kept_off(pod: JSON, node: JSON) -> bool:

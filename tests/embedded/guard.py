@@ -15,7 +15,7 @@ from hack.sim.fakefaults import Write
 from hack.sim.fakestore import StoredChange
 from hack.sim.nodesoftware import NodeSoftware
 from tests.embedded.oracle import difference
-from tests.embedded.podrules import must_leave, wrong_in_eviction
+from tests.embedded.podrules import keeps_for, must_leave, wrong_in_eviction
 from tests.fakes.virtualtime import virtual_now
 from tests.nodewrites import (
     annotations_of,
@@ -202,6 +202,8 @@ class PromiseGuard:
         reboot = fence is not None and fence["disruption"] == "Reboot"
         for why in wrong_in_eviction(pod, self._claims(), reboot=reboot):
             self._expect(False, f"evicted {name}, but {why}")
+        sharing = keeps_for(pod, self.cluster.store.all(PODS))
+        self._expect(not sharing, f"evicted {name}, with which KAI keeps the GPU of {sharing}")
         return pod
 
     def _restart(self, namespace: str, name: str) -> None:

@@ -12,6 +12,8 @@ NVIDIA = "gpu-operator"
 PROTECTED = "kube-system"
 """The chart's admission policy refuses evictions there by default; FakeCluster has no admission policies."""
 DRA_DRIVER = "gpu.nvidia.com"
+KAI_GROUP = "runai-gpu-group"
+"""The label by which pods share a GPU through KAI-Scheduler; a pod with fractions of several has it with suffixes."""
 
 
 def holds_gpu(pod: JSON, claims: Mapping[str, JSON]) -> bool:
@@ -19,7 +21,7 @@ def holds_gpu(pod: JSON, claims: Mapping[str, JSON]) -> bool:
     if is_finished(pod):
         return False
     asked = {key for row in _containers(pod) for key in _asked(row)}
-    if any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in asked):
+    if groups_of(pod) or any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in asked):
         return True
     return any(_gives_gpu(claims.get(name)) for name in _claimed(pod))
 
@@ -53,6 +55,21 @@ def wrong_in_eviction(pod: JSON, claims: Mapping[str, JSON], *, reboot: bool) ->
         yield "the DRA driver manages its GPU"
     if not must_leave(pod, claims, reboot=reboot):
         yield "it holds no GPU"
+
+
+def groups_of(pod: JSON) -> set[str]:
+    """The GPUs that it shares through KAI, or that it keeps for the pods that do."""
+    labels = pod["metadata"].get("labels") or {}
+    return {value for key, value in labels.items() if f"{key}/".startswith(f"{KAI_GROUP}/")}
+
+
+def keeps_for(pod: JSON, others: Iterable[JSON]) -> list[str]:
+    """The pods for which KAI keeps a GPU with this pod, so that it must not be evicted before them."""
+    if not groups_of(pod) or not any(_asked(row) for row in _containers(pod)):
+        return []
+    own = pod["metadata"]["uid"]
+    sharing = (one for one in others if groups_of(one) & groups_of(pod) and not is_finished(one))
+    return [one["metadata"]["name"] for one in sharing if one["metadata"]["uid"] != own]
 
 
 def is_finished(pod: JSON) -> bool:

@@ -36,6 +36,7 @@ def test_the_order_of_the_filters_is_part_of_the_product() -> None:
         ("_harmless_daemon", "ignore"),
         ("_daemon", Reason.GPU_DAEMON_SET),
         ("_without_gpu", "ignore"),
+        ("_shared_out", "ignore"),
         ("_terminating", "hold"),
         ("_own_pod", Reason.OWN_POD),
         ("_protected", Reason.PROTECTED_NAMESPACE),

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, Phase, is_gpu_resource
+from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, RESOURCE_GPU, Phase, is_gpu_resource
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
+from gpusharing.cli.fractions import NOTE, find_fraction
 from gpusharing.cli.placement import find_obstacle, find_overlooked
 from gpusharing.cli.simulated import describe_simulated
 from gpusharing.kube.client import JSON
@@ -76,6 +77,8 @@ class PodAnswer:
     """What could not be read, and what that makes uncertain."""
     simulated: tuple[str, ...] = ()
     """Nodes of the cluster whose GPUs are SIMULATED."""
+    fraction: str = ""
+    """The fraction that it asks KAI-Scheduler for; empty: none."""
 
     def as_data(self) -> dict[str, Any]:
         """For programs."""
@@ -117,6 +120,8 @@ def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
     """The answer for one pod, for which all Nodes were examined."""
     pod = pod_view(raw, {})
     asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
+    fraction, devices = find_fraction(raw)
+    asks = asks or ({RESOURCE_GPU: devices} if devices else {})
     services = tuple(_services(asks, obstacles, decided))
     node = text(raw, "spec", "nodeName")
     others = () if any(one.after for one in services) else _in_the_end(obstacles.later, decided)
@@ -129,8 +134,13 @@ def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
         services=services,
         others=others,
         conclusion=_conclusion(PodCase(node, asks, services, decided.plan.verdicts.get(node))),
-        notes=(*decided.notes, *(_overlooked(raw) if asks and not node else ())),
+        notes=(
+            *decided.notes,
+            *((NOTE,) if fraction else ()),
+            *(_overlooked(raw) if asks and not node else ()),
+        ),
         simulated=decided.simulated(),
+        fraction=fraction,
     )
 
 
@@ -328,7 +338,8 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
 
 def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     """One screen."""
-    asks = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items())) or "no GPU"
+    asked = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
+    asks = answer.fraction or asked or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(TextSpan(answer.pod, Ink.TITLE), "  ", TextSpan(answer.phase, ink), f"  asks for {asks}")
     lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]

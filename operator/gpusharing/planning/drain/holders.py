@@ -4,12 +4,14 @@ Specification: docs/design/drain.md, rows P and G.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from gpusharing.api import names
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, is_gpu_resource
+from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, is_gpu_resource
 from gpusharing.api.policy import Drain
+from gpusharing.planning.drain.kai import gpu_groups, is_reservation
 from gpusharing.planning.drain.protection import Protection, find_protection
 from gpusharing.planning.drain.rules import find_rule, is_job
 from gpusharing.planning.snapshot.podviews import PodView
@@ -49,6 +51,8 @@ class Scope:
     """Name of the node; empty: unknown."""
     silent: bool = False
     """Whether the node is not Ready: nobody knows whether its pods still run."""
+    gpu_groups: frozenset[str] = frozenset()
+    """Groups of KAI-Scheduler of which a pod is on the node, besides the reservation pod; `classify` finds them."""
 
 
 def scope_of(
@@ -71,7 +75,7 @@ class Classified:
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
     ignored: tuple[PodView, ...]
-    """Hold no GPU, or are NVIDIA's own."""
+    """Hold no GPU, are NVIDIA's own, or keep a GPU for other pods on the node."""
     blocked: tuple[PodView, ...]
     """Hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...]
@@ -79,12 +83,14 @@ class Classified:
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
-    """The GPU resource names that the pod asks for, sorted; other names under nvidia.com/ are not GPUs (G1)."""
-    return tuple(sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name)))
+    """The GPU resource names that the pod needs, sorted; other names under nvidia.com/ are not GPUs (G1). KAI takes
+    fractions from whole GPUs (G10)."""
+    asked = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
+    return tuple(asked) if asked or not gpu_groups(pod) else (RESOURCE_GPU,)
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """Whether the pod, while it lives, holds a GPU: by a container's request or by a ResourceClaim (G1-G6)."""
+    """Whether the pod, while it lives, holds a GPU: by a request, a ResourceClaim (G1-G6) or KAI's fraction (G10)."""
     return pod.dra != "none" or bool(gpu_resources(pod))
 
 
@@ -97,7 +103,10 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     """Sort the pods of a node by `FILTERS`."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
-    for pod in sorted(pods, key=by_ref):
+    pods = sorted(pods, key=by_ref)
+    sharing = (pod for pod in pods if not has_finished(pod) and not is_reservation(pod))
+    scope = replace(scope, gpu_groups=frozenset(group for pod in sharing for group in gpu_groups(pod)))
+    for pod in pods:
         found = _filter_of(pod, options, scope)
         if found is None or found.decision == "hold":
             holders.append(pod)
@@ -203,6 +212,11 @@ def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
     return not (scope.all_pods or holds_gpu(pod))
 
 
+def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
+    """G10: the pods that share the GPU are judged in its place; KAI deletes it when they are gone."""
+    return is_reservation(pod) and not scope.gpu_groups.isdisjoint(gpu_groups(pod))
+
+
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:
     """P14: it is leaving already, so no rule against evicting it matters; it still holds its GPU."""
     return pod.deleted_at is not None
@@ -272,7 +286,9 @@ def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
-    if options.protected_pods == "Ignore" or not pod.marks:
+    if (
+        options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
+    ):  # KAI's own mark, for Karpenter
         return None
     return find_protection(pod, None if options.protected_pods == "Block" else scope.now)
 
@@ -315,8 +331,10 @@ def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P9, P5: nothing would start the pod again."""
-    return options.unmanaged_pods != "Evict" and (pod.owner is None or _lost_owner(pod))
+    """P9, P5: nothing would start the pod again. G10: a drain evicts a reservation pod whose group it has emptied:
+    KAI v0.17.0 forgets it if its pods had fractions of several GPUs (GetGpuGroups)."""
+    left_over = scope.cordoned_at is not None and is_reservation(pod)
+    return options.unmanaged_pods != "Evict" and not left_over and (pod.owner is None or _lost_owner(pod))
 
 
 def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
@@ -325,6 +343,8 @@ def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
+    if is_reservation(pod):
+        return "KAI-Scheduler keeps a GPU with it, and no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
 
 
@@ -348,6 +368,7 @@ FILTERS: tuple[PodFilter, ...] = (
     PodFilter(_harmless_daemon, "ignore"),
     PodFilter(_daemon, Reason.GPU_DAEMON_SET, _its_daemon_set),
     PodFilter(_without_gpu, "ignore"),
+    PodFilter(_shared_out, "ignore"),
     PodFilter(_terminating, "hold"),
     PodFilter(_own_pod, Reason.OWN_POD),
     PodFilter(_protected, Reason.PROTECTED_NAMESPACE),

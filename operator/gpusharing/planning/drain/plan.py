@@ -28,6 +28,7 @@ from gpusharing.planning.drain.force import (
     waits_for_forced,
 )
 from gpusharing.planning.drain.holders import by_ref, gpu_resources
+from gpusharing.planning.drain.kai import gpu_groups, is_reservation
 from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker, merge
@@ -187,10 +188,10 @@ def _list_failed(found: Standings) -> Blocker:
 def _stranded(staying: Iterable[Standing], offered: AbstractSet[str]) -> Iterator[Blocker]:
     for one in staying:
         lost = [name for name in gpu_resources(one.pod) if name not in offered]
-        if lost:
-            yield Blocker(
-                Reason.STRANDED_PODS, (one.pod.ref,), message=f"No node would offer {', '.join(lost)}"
-            )
+        if lost and not is_reservation(one.pod):
+            of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(one.pod) else ""
+            told = f"No node would offer {', '.join(lost)}{of_kai}"
+            yield Blocker(Reason.STRANDED_PODS, (one.pod.ref,), message=told)
 
 
 def _unheard(found: Standings) -> Iterator[Blocker]:

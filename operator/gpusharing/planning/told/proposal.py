@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
+from gpusharing.planning.drain.holders import gpu_resources
+from gpusharing.planning.drain.kai import is_reservation
 from gpusharing.planning.pools.candidates import find_candidate
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
@@ -245,4 +247,5 @@ def _vanishing(
 
 
 def _asks(pod: PodView, resource: str) -> bool:
-    return resource in pod.resources and pod.phase not in _GONE
+    """Not KAI's reservation pod: those that share the GPU ask in its place."""
+    return resource in gpu_resources(pod) and not is_reservation(pod) and pod.phase not in _GONE

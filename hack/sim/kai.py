@@ -1,0 +1,178 @@
+"""SIMULATED KAI-Scheduler, for pods that name it and ask for a fraction of a GPU (annotation `gpu-fraction`).
+
+It grants what the real one does (kai-scheduler/KAI-Scheduler v0.17.0, pkg/binder/binding/resourcereservation): for the
+first pod of a GPU it creates a reservation pod on the node, gives both the label of their group, and binds the pod. It
+deletes the reservation pod without a grace period when no pod of the group is left, and the running pods of a group
+whose reservation pod is gone. No pod is bound to a cordoned node.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+
+from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
+from gpusharing.kube.errors import Conflict, NotFound
+from gpusharing.kube.quantity import count
+from hack.sim.feed import follow
+from hack.sim.settings import Clock, SimSettings
+from hack.sim.workloads import start_pod
+
+SCHEDULER, NAMESPACE = "kai-scheduler", "kai-resource-reservation"
+GROUP, FRACTION = "runai-gpu-group", "gpu-fraction"
+GPU = "nvidia.com/gpu"
+
+
+class Kai:
+    """Binds the pods that name it, and keeps the reservation pods of their groups."""
+
+    def __init__(
+        self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._client, self._log = client, log
+        self._clock = Clock(settings)
+        self._pods: dict[str, JSON] = {}
+        self._nodes: dict[str, JSON] = {}
+        self._wake = asyncio.Event()
+        self._groups = 0
+
+    async def run(self) -> None:
+        """Play until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
+            tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
+            while True:
+                await self._wake.wait()
+                await self._clock.sleep(0.2)
+                self._wake.clear()
+                await self._sync()
+                for pod in self._pending():
+                    for bound in await self._bind(pod):
+                        tasks.create_task(start_pod(self._client, self._clock, bound))
+
+    def _take(self, known: dict[str, JSON], key: str) -> Callable[[JSON, bool], None]:
+        def take(raw: JSON, gone: bool) -> None:
+            if gone:
+                known.pop(raw["metadata"][key], None)
+            else:
+                known[raw["metadata"][key]] = raw
+            self._wake.set()
+
+        return take
+
+    def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
+        """The reservation pods of a group, and the pods that share its GPU and have not finished."""
+        pods = [pod for pod in self._pods.values() if group_of(pod) == group]
+        kept = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
+        sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]
+        return kept, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
+
+    async def _sync(self) -> None:
+        """Delete reservation pods without a group, and running pods of a group without a reservation pod."""
+        for group in sorted({group_of(pod) for pod in self._pods.values()} - {""}):
+            kept, sharing = self._members(group)
+            if kept and not sharing:
+                await self._delete(kept, grace=0)
+            elif sharing and not kept:
+                await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
+
+    async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
+        for pod in pods:
+            metadata = pod["metadata"]
+            if "deletionTimestamp" in metadata:
+                continue
+            self._pods.pop(metadata["uid"], None)
+            try:
+                await self._client.delete(
+                    PODS,
+                    metadata["name"],
+                    namespace=metadata["namespace"],
+                    uid=metadata["uid"],
+                    grace=grace,
+                )
+            except (NotFound, Conflict):
+                continue
+
+    def _pending(self) -> list[JSON]:
+        waiting = [
+            pod
+            for pod in self._pods.values()
+            if pod["spec"].get("schedulerName") == SCHEDULER and not pod["spec"].get("nodeName")
+        ]
+        return sorted(waiting, key=lambda pod: str(pod["metadata"]["name"]))
+
+    async def _bind(self, pod: JSON) -> list[JSON]:
+        """Bind a pod where there is room: on a GPU that is shared already, or else on a free one. Returns the pods that
+        start to run, that of a new reservation first; none where there is no room."""
+        found = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
+        if found is None:
+            return []
+        node, group = found
+        begun = []
+        if not group:
+            self._groups += 1
+            group = f"group-{self._groups}"
+            reservation = await self._client.create(PODS, _reservation(node, group), namespace=NAMESPACE)
+            begun.append(reservation)
+        body: JSON = {"metadata": {"labels": {GROUP: group}}, "spec": {"nodeName": node}}
+        metadata = pod["metadata"]
+        try:
+            begun.append(
+                await self._client.patch(PODS, metadata["name"], body, namespace=metadata["namespace"])
+            )
+        except (NotFound, Conflict):
+            self._wake.set()
+        self._pods |= {one["metadata"]["uid"]: one for one in begun}
+        return begun
+
+    def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
+        """The node and the group of a GPU with room for the pod, or an empty group for a free GPU; None: neither."""
+        node = self._nodes[name]
+        if (node.get("spec") or {}).get("unschedulable"):
+            return None
+        here = [one for one in self._pods.values() if one["spec"].get("nodeName") == name]
+        for group in sorted({group_of(one) for one in here} - {""}):
+            kept, sharing = self._members(group)
+            if kept and sum(map(fraction_of, sharing)) + fraction_of(pod) <= 1:
+                return name, group
+        held: Counter[str] = Counter()
+        for one in here:
+            if phase_of(one) not in ("Succeeded", "Failed"):
+                for container in one["spec"]["containers"]:
+                    limits = (container.get("resources") or {}).get("limits") or {}
+                    held[GPU] += count(limits.get(GPU, "0")) or 0
+        offered = count(((node.get("status") or {}).get("allocatable") or {}).get(GPU, "0")) or 0
+        return (name, "") if offered > held[GPU] else None
+
+
+def group_of(pod: JSON) -> str:
+    """The group of its GPU; empty: it has none."""
+    return str((pod["metadata"].get("labels") or {}).get(GROUP, ""))
+
+
+def fraction_of(pod: JSON) -> float:
+    """The part of a GPU that it asks for."""
+    return float((pod["metadata"].get("annotations") or {}).get(FRACTION, "0"))
+
+
+def phase_of(pod: JSON) -> str:
+    """Its phase."""
+    return str((pod.get("status") or {}).get("phase", "Pending"))
+
+
+def _reservation(node: str, group: str) -> JSON:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"gpu-reservation-{node}-{group}",
+            "namespace": NAMESPACE,
+            "labels": {"app": NAMESPACE, GROUP: group},
+            "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+        },
+        "spec": {
+            "nodeName": node,
+            "containers": [
+                {"name": "resource-reservation", "image": "simulated", "resources": {"limits": {GPU: "1"}}}
+            ],
+        },
+    }

@@ -1,0 +1,23 @@
+"""The fraction of a GPU that a pod asks KAI-Scheduler for, which no request of its containers shows. Pure.
+
+Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and docs/gpu-sharing/README.md.
+"""
+
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import part, text, texts
+
+NOTE = (
+    "KAI-Scheduler takes this fraction from a whole GPU: from a free nvidia.com/gpu, or from one that it has reserved,"
+    " which counts as held although it may have room"
+)
+
+
+def find_fraction(raw: JSON) -> tuple[str, int]:
+    """What a Pod asks KAI for, in words, and of how many GPUs; empty and 0 if the default scheduler binds it."""
+    annotations = texts(part(raw, "metadata", "annotations"))
+    memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
+    share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
+    if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
+        return "", 0
+    count = int(devices) if devices.isdecimal() else 1
+    return f"{share} of {'a GPU' if count == 1 else f'each of {count} GPUs'} from KAI-Scheduler", count

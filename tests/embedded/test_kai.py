@@ -1,0 +1,156 @@
+"""Pods that share GPUs through KAI-Scheduler are drained like others, and KAI's reservation pods go by themselves.
+
+Reports: NVIDIA/KAI-Scheduler#848, #464, #65.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hack.sim.kai import FRACTION, GROUP, NAMESPACE, SCHEDULER, Kai
+from hack.sim.settings import SimSettings
+from hack.sim.workloads import SimWorkload
+from tests.cli.asking import ask, install, written
+from tests.embedded.scene import FULL, MIXED, SLICED, Scene, nodes, open_scene, pdb, policy
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import JSON, PDBS, PODS
+
+HALVES = SimWorkload("llm", 2, resource="", annotations={FRACTION: "0.5"}, scheduler=SCHEDULER)
+"""Two pods that share one GPU."""
+STRANDED_OK: JSON = {"strandedPods": "Allow"}
+
+
+@asynccontextmanager
+async def shared(count: int, **more: Any) -> AsyncIterator[Scene]:
+    """A pool of whole GPUs with KAI, on which the pods of HALVES share one GPU of gpu-1."""
+    async with open_scene(*nodes(count), workloads=[HALVES], **more) as scene:
+        install(scene.e.cluster)
+        kai = asyncio.create_task(Kai(scene.e.cluster.client("kai"), SimSettings()).run())
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 2)
+        try:
+            yield scene
+        finally:
+            kai.cancel()
+            with suppress(asyncio.CancelledError):
+                await kai
+
+
+def reservations(scene: Scene) -> list[str]:
+    """The nodes on which KAI keeps a GPU."""
+    return [pod["spec"]["nodeName"] for pod in scene.pods(NAMESPACE)]
+
+
+@virtually
+async def test_pods_that_share_a_gpu_leave_before_the_change_and_share_one_of_another_node() -> None:
+    async with shared(2) as scene:
+        assert reservations(scene) == ["gpu-1"]
+        first = {pod["metadata"]["name"] for pod in scene.pods("llm")}
+        scene.apply(SLICED)
+        await scene.fenced("gpu-1", "actuating")
+        assert set(scene.evicted()) == first
+        assert reservations(scene) == ["gpu-2"]
+        await scene.ready()
+        assert not [name for name in scene.evicted() if name.startswith("gpu-reservation")]
+
+
+@virtually
+async def test_the_budget_of_pods_that_share_a_gpu_keeps_their_node_from_being_cordoned() -> None:
+    async with shared(1, budgets=[pdb("keep", "llm", minAvailable=2)]) as scene:
+        scene.apply(SLICED)
+        transition = await scene.reason("gpu-1", "PDBNeverAllows")
+        assert "default/llm-" in transition["blockers"][0]
+        assert "gpu-reservation" not in " ".join(transition["blockers"])
+        assert not scene.cordoned("gpu-1")
+        scene.e.cluster.delete(PDBS, "keep", "default")
+        await scene.ready()
+        assert len(scene.evicted()) == 2
+
+
+@virtually
+async def test_a_reservation_pod_that_kai_has_forgotten_does_not_hold_up_the_drain() -> None:
+    """KAI v0.17.0 misses the end of pods with fractions of several GPUs, and keeps the reservation pods."""
+    async with open_scene(*nodes(1)) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        for raw in (kept("group-1"), kept("group-2"), sharing("group-1", "group-2")):
+            scene.e.cluster.add(PODS, raw)
+        scene.apply(SLICED)
+        await scene.ready()
+        assert scene.evicted() == ["llm-1", "gpu-reservation-group-1", "gpu-reservation-group-2"]
+
+
+@virtually
+async def test_plan_and_why_name_the_pods_that_share_a_gpu_and_not_the_one_that_keeps_it(
+    tmp_path: Path,
+) -> None:
+    async with shared(1) as scene:
+        name = scene.pods("llm")[0]["metadata"]["name"]
+        cluster = scene.e.cluster
+        plan = await ask(cluster, "plan", "-f", written(tmp_path, policy(MIXED)))
+        why = await ask(cluster, "why", f"default/{name}")
+        scene.apply(MIXED)
+        await scene.reason("gpu-1", "StrandedPods")
+        node = await ask(cluster, "why", "gpu-1")
+    for told in (plan, node):
+        text = " ".join(told.out.split())
+        assert f"default/{name}" in text
+        assert "gpu-reservation" not in text
+        assert "nvidia.com/gpu, of which KAI-Scheduler gives it a fraction" in text
+    assert "asks for 0.5 of a GPU from KAI-Scheduler" in why.out
+    assert "It has a node, gpu-1, which the operator is not changing now." in why.out
+
+
+@virtually
+async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_will_be() -> None:
+    async with open_scene(*nodes(1)) as scene:
+        install(scene.e.cluster)
+        scene.apply(MIXED)
+        await scene.ready()
+        waiting = {**sharing(), "status": {"phase": "Pending"}}
+        del waiting["spec"]["nodeName"]
+        scene.e.cluster.add(PODS, waiting)
+        told = await ask(scene.e.cluster, "why", "default/llm-1")
+    text = " ".join(told.out.split())
+    assert "No pool offers nvidia.com/gpu, nor will any" in text
+    assert "KAI-Scheduler takes this fraction from a whole GPU" in text
+
+
+def sharing(*groups: str) -> JSON:
+    """A pod of a ReplicaSet with half of the GPU of each group."""
+    labels = {f"{GROUP}/{group}": group for group in groups}
+    owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "llm", "uid": "rs", "controller": True}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "llm-1",
+            "namespace": "default",
+            "labels": labels,
+            "annotations": {FRACTION: "0.5"},
+            "ownerReferences": [owner],
+        },
+        "spec": {"nodeName": "gpu-1", "schedulerName": SCHEDULER, "containers": [{"name": "main"}]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def kept(group: str) -> JSON:
+    """The pod with which KAI keeps the GPU of a group."""
+    container = {"name": "keep", "resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": f"gpu-reservation-{group}",
+            "namespace": NAMESPACE,
+            "labels": {"app": NAMESPACE, GROUP: group},
+            "annotations": {"karpenter.sh/do-not-disrupt": "true"},
+        },
+        "spec": {"nodeName": "gpu-1", "containers": [container]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
+    }
