@@ -319,7 +319,8 @@ class PromiseGuard:
             rows = (yaml.safe_load(text) or {}).get("mig-configs") or {}
         except yaml.YAMLError:
             return {}
-        return {name: row[0].get("mig-devices", {}) for name, row in rows.items() if isinstance(row, list)}
+        lists = {name: row for name, row in rows.items() if isinstance(row, list) and row}
+        return {name: row[0].get("mig-devices", {}) for name, row in lists.items()}
 
     def _node(self, name: str) -> JSON:
         try:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 from tests.embedded.scene import FULL, HOUR, MIXED, OTHER_MIXED, Scene, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_configuration import PROPAGATION, SPACE, WHOLE, entries, patch
@@ -113,3 +114,40 @@ async def test_a_policy_that_names_an_entry_which_mig_parted_would_refuse_is_not
         scene.apply(OTHER_MIXED)
         await scene.ready()
         assert_as_wanted(scene, OTHER_MIXED, "gpu-1")
+
+
+REFUSED = {
+    "no rows": ("[]", "it is an empty list"),
+    "only counts of 0": (
+        "[{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 0}}]",
+        "all counts in mig-devices are 0",
+    ),
+    "an attribute that is added and taken away": (
+        "[{devices: all, mig-enabled: true, mig-devices: {1g.24gb+gfx-me: 1}}]",
+        "1g.24gb+gfx-me: 1 in mig-devices is not a profile with a count",
+    ),
+    "an attribute without a name": (
+        '[{devices: all, mig-enabled: true, mig-devices: {"1g.24gb+,": 1}}]',
+        "1g.24gb+,: 1 in mig-devices is not a profile with a count",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@virtually
+async def test_an_entry_for_which_mig_parted_refuses_the_file_holds_up_no_other_and_is_named(
+    name: str,
+) -> None:
+    """mig-parted reads the file as a whole (api/spec/v1), so one such entry used to stop every node."""
+    rows, why = REFUSED[name]
+    with capture_logs() as lines:
+        async with with_site(mine=HALVES, spare=rows) as scene:
+            assert "spare" not in entries(scene)
+            assert_as_wanted(scene, MIXED, "gpu-1")
+            assert scene.labels("gpu-1")[names.LABEL_MIG_CONFIG] == "mine"
+            scene.apply({"mode": "MIG", "mig": {"config": "spare"}})
+            row = await scene.until_condition("Accepted", "False", "ConfigUnknown")
+            assert f"entry spare: {why}" in row["message"]
+    told = [line for line in lines if line["event"] == "entries of the admin's ConfigMap are left out"]
+    assert [(line["configmap"], why in line["why"]) for line in told] == [(SITE, True)]
+    assert "status cannot be told" not in {line["event"] for line in lines}

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 from tests.build import (
     H100,
     NOW,
@@ -127,6 +128,22 @@ def test_an_entry_that_mig_parted_would_refuse_stays_out_and_the_others_are_merg
     )
     assert "good" in entries
     assert "bad" not in entries
+
+
+@pytest.mark.parametrize(
+    "rows", ["[]", "[{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 0}}]"], ids=["empty", "0"]
+)
+def test_an_entry_that_mig_parted_refuses_leaves_our_file_although_a_node_names_it(rows: str) -> None:
+    """An older operator merged it, and since then mig-parted has refused the file on every node."""
+    stack = make_stack(OLD, admin_mig_file=f"mig-configs: {{spare: {rows}}}")
+    entries = {**migfile.parse(stack.mig_file), "spare": yaml.safe_load(rows)}
+    stack = replace(stack, mig_file=migfile.render(entries), written={**stack.written, "spare": NOW})
+    change, _ = plan_config([OLD], [make_node(labels={MIG: "spare"})], MODELS, {}, stack)
+    assert change is not None
+    assert migfile.parse(change.mig_file).keys() == entries.keys() - {"spare"}
+    assert not migfile.is_rendered(stack.mig_file), (
+        "so that the nodes wait until the corrected file has reached them"
+    )
 
 
 def test_entries_merged_before_stay_while_the_admins_file_cannot_be_read() -> None:

@@ -30,7 +30,10 @@ def test_our_layouts_become_rows_and_a_gpu_without_profiles_has_mig_off() -> Non
 
 
 def test_a_rendered_file_reads_back_in_the_order_of_names() -> None:
-    entries = {"b": entry({"devices": "all", "mig-enabled": False}), "a": entry({"devices": [0]})}
+    entries = {
+        "b": entry({"devices": "all", "mig-enabled": False}),
+        "a": entry({"devices": [0], "mig-enabled": False}),
+    }
     text = migfile.render(entries)
     assert migfile.parse(text) == entries
     assert yaml.safe_load(text)["version"] == "v1"
@@ -73,8 +76,28 @@ REFUSED = {
         "device-filter 590352606 is not a PCI device id in quotes, such as '0x233010DE'"),
     "a negative count": (
         "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: -1}}]}", "1g.10gb: -1 in mig-devices"),
+    "an entry without rows": ("{x: []}", "entry x: it is an empty list"),
+    "an entry that is null": ("{x: }", "entry x: it is not a list of maps"),
+    "counts that are all 0": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.10gb: 0, 3g.40gb: 0}}]}",
+        "entry x: all counts in mig-devices are 0"),
+    "attributes with plus and minus": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.24gb+gfx-me: 1}}]}",
+        "1g.24gb+gfx-me: 1 in mig-dev"),
+    "an attribute without a name": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {\"1g.24gb+,\": 1}}]}", "1g.24gb+,: 1 in mig-devices"),
+    "an attribute twice": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {\"1g.24gb+me,gfx,me\": 1}}]}",
+        "me,gfx,me: 1 in mig-dev"),
+    "a list of instances": (
+        "{x: [{devices: all, mig-enabled: false, mig-devices: []}]}", "mig-devices is not a map of profiles"),
+    "a filter that is a map": (
+        "{x: [{devices: all, mig-enabled: false, device-filter: {}}]}", "device-filter {} is not a PCI device id"),
+    "a version that nobody knows": (
+        "version: v2\nmig-configs: {x: []}", "its version is v2, and mig-parted reads only v1"),
+    "a key that is null": ("{~: [{devices: all, mig-enabled: false}]}", "it has None as a key"),
     "a date": ("{x: 2026-11-20}", "entry x: it is not a list of maps"),
-    "a date of a month that is none": ("{x: 2026-13-45}", "it is not YAML that can be read (ValueError)"),
+    "a date of a month that is none": ("{x: 2026-13-45}", "entry x: it is not a list of maps"),
     "lists in lists without end": ("{x: " + "[" * 2000 + "]" * 2000 + "}", "nested more than 20 levels"),
     "more levels than any configuration has": ("{x: " + "[" * 30 + "]" * 30 + "}", "nested more than 20 levels deep"),
     "a list that holds itself": ("{x: &a [*a]}", "nested more than 20 levels deep"),
@@ -106,12 +129,12 @@ def test_what_mig_parted_would_refuse_stays_out_of_the_merged_file(text: str, wh
 def test_what_mig_parted_takes_is_merged_as_it_stands() -> None:
     text = (
         'mig-configs: {1: [{devices: [0], device-filter: "0x233010DE", mig-enabled: true, mig-devices:'
-        " {1c.3g.40gb: 1, 1g.10gb+me: 1}}], empty: [],"
+        " {1c.3g.40gb: 1, 1g.10gb+me: 1}}], off: [{devices: all, mig-enabled: no}],"
         " all-enabled: [{devices: all, mig-enabled: true, mig-devices: {}}]}"
     )
     found = migfile.parse_admin(text)
     assert found.problem == ""
-    assert found.entries.keys() == {"1", "empty", "all-enabled"}
+    assert found.entries.keys() == {"1", "false", "all-enabled"}
     assert migfile.parse_admin("") == migfile.AdminFile({})
 
 
@@ -201,3 +224,13 @@ def test_every_generated_name_of_every_two_models_together_means_what_it_means_a
         for name, rows in entries.items():
             if not isinstance(alone := migfile.well_known(gpus, name), Unresolved):
                 assert migfile.resolve(rows, gpus) == alone, (product, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["y", "n", "1e3", "0o10", "off", "1_000", "0x10", "=", "2026-11-20", "~", "1:30"]
+)
+def test_an_entry_keeps_its_name_whatever_go_would_take_the_bare_name_for(name: str) -> None:
+    """PyYAML writes y, 1e3 and 0o10 without quotes, and NVIDIA's programs read true, 1000 and 8."""
+    text = migfile.render({name: entry({"devices": "all", "mig-enabled": False})})
+    assert migfile.parse(text).keys() == {name}
+    assert f"'{name}':" in text

@@ -82,14 +82,15 @@ def _retain(
 ) -> None:
     """Add entries that no policy wants and a Node still names, as they were before somebody edited or deleted them."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
-    old_entries = {**migfile.parse(stack.mig_file), **stack.seen_mig_entries}
+    present = migfile.parse_admin(stack.mig_file).entries  # one that mig-parted refuses never stays
+    old_entries = {**present, **stack.seen_mig_entries}
     unclaimed = (old_plugin.keys() - plugin.keys()) | (old_entries.keys() - entries.keys())
     if not unclaimed:
         return
     kept = unclaimed & (referenced(nodes) | _default(stack))
     if migfile.parse_admin(stack.admin_mig_file).problem:
         # An entry that cannot be read now was right when it was merged; a typing error removes no entry.
-        kept |= migfile.parse(stack.mig_file).keys()
+        kept |= present.keys()
     for key in kept & (old_plugin.keys() - plugin.keys()):
         plugin[key] = old_plugin[key]
     for name in kept & (old_entries.keys() - entries.keys()):

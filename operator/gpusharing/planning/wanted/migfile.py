@@ -17,13 +17,20 @@ from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normali
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.wanted.pluginconfig import is_named_after
-from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
+from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, parse_yaml
+from gpusharing.planning.words.lengths import some
 from gpusharing.planning.words.values import value
 
 ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]
 _FIELDS = frozenset({"device-filter", "devices", "mig-enabled", "mig-devices"})
-_PROFILE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.,]+)*")
+_ATTRIBUTE = r"[A-Za-z](?:[A-Za-z0-9.]*[A-Za-z0-9])?"
+_PROFILE = re.compile(
+    r"(?!.*[+,-]([^,]+),(?:.*,)?\1(?:,|$))"  # no attribute twice
+    r"(?:[0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb"
+    rf"(?:[+-]{_ATTRIBUTE}(?:,{_ATTRIBUTE})*)?"
+)
+"""Profiles as go-nvlib reads them (pkg/nvlib/device/mig_profile.go, parseMigProfile)."""
 _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
@@ -55,12 +62,12 @@ def entry_text(entry: Entry) -> str:
 def render(entries: Mapping[str, Entry]) -> str:
     """The whole file; entries in the order of their names."""
     configs = {name: entries[name] for name in sorted(entries)}
-    return yaml.safe_dump({"version": "v1", "mig-configs": configs}, sort_keys=False)
+    return dump_yaml({"version": "v1", "mig-configs": configs})
 
 
 @lru_cache(maxsize=256)
 def parse(text: str) -> Mapping[str, Entry]:
-    """Entries of a file by name; a damaged file has none."""
+    """Return all entries of a file by name, also those that mig-parted would refuse; a damaged file has none."""
     try:
         document = parse_yaml(text)
     except Unreadable:
@@ -68,7 +75,7 @@ def parse(text: str) -> Mapping[str, Entry]:
     configs = document.get("mig-configs") if isinstance(document, dict) else None
     if not isinstance(configs, dict):
         return {}
-    return {str(name): entry for name, entry in configs.items() if _is_entry(entry)}
+    return {_as_text(name): entry for name, entry in configs.items() if _is_entry(entry)}
 
 
 def _is_entry(entry: object) -> bool:
@@ -83,8 +90,9 @@ def lasting_entries(text: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=64)
 def is_rendered(text: str) -> bool:
-    """Whether a file is, to the letter, what `render` makes of its entries; mig-parted refuses a file as a whole."""
-    return bool(text) and text == render(parse(text))
+    """Whether a file is, to the letter, what `render` makes of entries that mig-parted accepts; it refuses a file as a
+    whole."""
+    return bool(text) and text == render(parse_admin(text).entries)
 
 
 @value
@@ -97,29 +105,39 @@ class AdminFile:
     """Why the rest cannot, as a clause for people; empty when all can."""
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=64)
 def parse_admin(text: str) -> AdminFile:
-    """Read it. One bad entry would make mig-parted refuse the whole file on every node, so it is left out."""
+    """Read a file entry by entry. One bad entry would make mig-parted refuse the whole file on every node, so it is
+    left out. What surrounds the entries is not judged: the operator writes that itself."""
     if not text:
         return AdminFile({})
     try:
         document = parse_yaml(text)
     except Unreadable as error:
         return AdminFile({}, str(error))
-    configs = document.get("mig-configs") if isinstance(document, dict) else None
+    frame = document if isinstance(document, dict) else {}
+    configs = frame.get("mig-configs")
     if not isinstance(configs, dict):
         return AdminFile({}, "it has no map mig-configs")
-    found = {str(name): entry for name, entry in configs.items()}
+    if frame.get("version", "v1") != "v1":
+        return AdminFile({}, f"its version is {frame['version']}, and mig-parted reads only v1")
+    found = {_as_text(name): entry for name, entry in configs.items()}
     bad = {name: why for name, entry in sorted(found.items()) if (why := _find_problem(entry))}
-    told = "; ".join(f"entry {name}: {why}" for name, why in list(bad.items())[:3])
+    told = some([f"entry {name}: {why}" for name, why in bad.items()])
     return AdminFile({name: entry for name, entry in found.items() if name not in bad}, told)
 
 
+def _as_text(name: object) -> str:
+    """Return a key as mig-parted reads it: a bare `off` is a boolean in YAML, and `false` in JSON."""
+    return str(name).lower() if isinstance(name, bool) else str(name)
+
+
 def _find_problem(entry: object) -> str:
-    """What mig-parted would refuse, as far as it can be told without the hardware (a.10); empty: nothing."""
-    if not _is_entry(entry):
+    """Return why mig-parted would refuse an entry whatever the hardware is (a.10); empty if it would accept it."""
+    if not isinstance(entry, list) or not _is_entry(entry):
         return "it is not a list of maps"
-    assert isinstance(entry, list), "looked at a line above"
+    if not entry:
+        return "it is an empty list"
     return next((why for row in entry if (why := _find_row_problem(row))), "")
 
 
@@ -144,9 +162,14 @@ def _unknown_field(row: Mapping[str, Any]) -> str:
 def _bad_devices(row: Mapping[str, Any]) -> str:
     """GPUs are meant by index, and to YAML true is no index though Python counts with it."""
     devices = row.get("devices")
-    if devices == "all" or (isinstance(devices, list) and all(type(index) is int for index in devices)):
+    if devices == "all" or (isinstance(devices, list) and all(map(_is_whole, devices))):
         return ""
     return "devices is neither all nor a list of GPU indexes"
+
+
+def _is_whole(number: object) -> bool:
+    """Whether Go reads the number into an int."""
+    return type(number) is int and -(2**63) <= number < 2**63
 
 
 def _bad_switch(row: Mapping[str, Any]) -> str:
@@ -167,12 +190,16 @@ def _instances_without_mig(row: Mapping[str, Any]) -> str:
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Whether a card has the profile, the row does not say."""
+    """Return the first profile or count that is none, whatever profiles the card has; also if all counts are 0."""
     counts = row.get("mig-devices")
-    for name, count in counts.items() if isinstance(counts, dict) else ():
-        if not _PROFILE.fullmatch(str(name)) or type(count) is not int or count < 0:
+    if counts is None:
+        return ""
+    if not isinstance(counts, dict):
+        return "mig-devices is not a map of profiles and counts"
+    for name, count in counts.items():
+        if not _PROFILE.fullmatch(str(name)) or not _is_whole(count) or count < 0:
             return f"{name}: {count} in mig-devices is not a profile with a count"
-    return ""
+    return "all counts in mig-devices are 0" if counts and not any(counts.values()) else ""
 
 
 def _bad_filter(row: Mapping[str, Any]) -> str:
@@ -196,7 +223,9 @@ ROW_FAULTS: tuple[RowFault, ...] = (
 
 def _filters(row: Mapping[str, Any]) -> list[Any]:
     """The PCI device ids that a row is meant for; empty: for every card. Without quotes YAML makes a number of one."""
-    wanted = row.get("device-filter") or []
+    wanted = row.get("device-filter")
+    if wanted is None or wanted == "":
+        return []
     return wanted if isinstance(wanted, list) else [wanted]
 
 

@@ -1,8 +1,11 @@
 """The only reader of YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
-after an edit. PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45,
-OverflowError, TypeError), and aliases make a small text a huge or an endless document.
+after an edit. It reads as NVIDIA's programs do: sigs.k8s.io/yaml, which is go-yaml v2 (its resolve.go and decode.go).
+
+PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
+TypeError), and aliases make a small text a huge or an endless document.
 """
 
+import re
 from typing import Any
 
 import yaml
@@ -12,36 +15,91 @@ MAX_DEPTH = 20
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """Maps, lists and scalars, each counted wherever an alias repeats it."""
+_MERGE = "tag:yaml.org,2002:merge"
+_BOOL = re.compile("(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON|n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$")
+_NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?)$")
 
 
 class Unreadable(ValueError):
     """The text is not a document that we read; the message is a clause for people."""
 
 
-class _TooDeep(Exception):
-    """Not a ValueError, which PyYAML may raise for a text that is wrong in another way."""
-
-
 class _Loader(yaml.SafeLoader):
-    """Stops at the first bracket too many: PyYAML's scanner takes 0.9 s for 3,000 of them in a line."""
+    """Resolves plain scalars as go-yaml does, and stops at the first bracket too many.
+
+    PyYAML's scanner takes 0.9 s for 3,000 brackets in a line.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own name
+        first: [row for row in rows if row[0] in (_MERGE, "tag:yaml.org,2002:null")]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         """As PyYAML's own, for at most MAX_DEPTH open brackets."""
         if self.flow_level >= MAX_DEPTH:
-            raise _TooDeep
+            raise Unreadable(TOO_DEEP)
         super().fetch_flow_collection_start(TokenClass)
+
+    def scan_to_next_token(self) -> None:
+        """As PyYAML's own, and past tabs where no indentation is expected, which libyaml and go-yaml allow."""
+        super().scan_to_next_token()
+        while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
+            self.forward()
+            super().scan_to_next_token()
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML."""
+        merges = [key.tag == _MERGE for key, _ in node.value]
+        if merges != sorted(merges, reverse=True):
+            raise Unreadable(
+                "it has << after other keys, which NVIDIA's programs let it override: put it first"
+            )
+        super().flatten_mapping(node)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
+        """The number as Go's strconv reads it and JSON writes it: 2.0 is 2. Returns the text itself if it is none."""
+        plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
+        try:
+            whole = int(plain, 0)
+        except ValueError:
+            whole = 2**64
+        if -(2**63) <= whole < 2**64:
+            return whole
+        try:
+            number = float(plain)
+        except ValueError:
+            return str(node.value)
+        return int(number) if number.is_integer() and abs(number) < 1e21 else number
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that PyYAML or go-yaml would take for something else."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOL, list("yYnNtTfFoO"))
+    _class.add_implicit_resolver("!number", _NUMBER, list("-+.0123456789"))
+_Loader.add_constructor("!number", _Loader.construct_number)
+
+
+def dump_yaml(document: object) -> str:
+    """The text of a document, which NVIDIA's programs and `parse_yaml` read back as it was; keys keep their order."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_yaml(text: str) -> object:
-    """The document, of at most MAX_DEPTH levels and MAX_VALUES values; None for an empty text.
+    """The first document, of at most MAX_DEPTH levels and MAX_VALUES values; None for an empty text.
 
     Raises:
         Unreadable: and nothing else, whatever the text is.
     """
     try:
-        document: object = yaml.load(text, _Loader) if text else None
-    except _TooDeep:
-        raise Unreadable(TOO_DEEP) from None
+        loader = _Loader(text)
+        document: object = loader.get_data() if loader.check_data() else None
+    except Unreadable:
+        raise
     except yaml.YAMLError as error:
         raise Unreadable("it is not YAML") from error
     except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
@@ -61,7 +119,8 @@ def _check_size(document: object) -> None:
         if seen > MAX_VALUES:
             raise Unreadable(f"it holds more than {MAX_VALUES} values")
         if isinstance(value, dict):
-            left.extend((key, depth + 1) for key in value)
+            if odd := [key for key in value if not isinstance(key, str | int | float)]:
+                raise Unreadable(f"it has {odd[0]!r} as a key")
             left.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list | tuple | set):
             left.extend((item, depth + 1) for item in value)
