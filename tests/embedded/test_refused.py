@@ -4,11 +4,13 @@ import asyncio
 
 import pytest
 from hack.embedded import CLUSTER_POLICY
+from hack.sim.workloads import SimWorkload
+from tests.cli.asking import ask
 from tests.embedded.scene import FULL, L40S, MIXED, SINGLE, SLICED, at_once, node, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CLUSTER_POLICIES, GPU_CLUSTERS, JSON, NODES
+from gpusharing.kube.client import CLUSTER_POLICIES, EVENTS, GPU_CLUSTERS, JSON, NODES
 
 REFUSED: dict[str, tuple[JSON, str, str]] = {
     "an unknown profile": (
@@ -128,6 +130,26 @@ def changed(value: object, *path: str) -> JSON:
     for step in reversed(path[:-1]):
         body = {step: body}
     return {"spec": body}
+
+
+@virtually
+async def test_what_is_there_stays_visible_when_a_policy_is_refused_and_an_event_says_why() -> None:
+    """ClusterPolicy is pointed at a ConfigMap that does not exist: the device plugins are gone, and pods run on."""
+    async with open_scene(*nodes(2), workloads=[SimWorkload("llm", 4)]) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.running("llm", 4)
+        elsewhere = changed("gone", "devicePlugin", "config", "name")
+        scene.e.cluster.patch(CLUSTER_POLICIES, "cluster-policy", elsewhere)
+        row = await scene.until_condition("Accepted", "False", "PluginConfigNotOurs")
+        await asyncio.sleep(600)
+        summary = scene.e.policy("pool-b")["status"]["summary"]
+        assert (summary["layout"], summary["gpus"], summary["used"]) == ("1x full", 4, "4/0")
+        told = await ask(scene.e.cluster, "status")
+        assert "pool-b  Full 1x full  PluginConfigNotOurs  0/2 nodes, 4 GPUs, 4/0 used" in told.out
+        (event,) = (one for one in scene.e.cluster.objects(EVENTS) if one["reason"] == "PluginConfigNotOurs")
+        assert (event["type"], event["note"]) == ("Warning", row["message"])
+        assert event["regarding"]["name"] == "pool-b"
 
 
 STACKS: dict[str, tuple[JSON, JSON, str, str]] = {

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import SetPointers
-from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event
+from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event, refusal_event
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
 from gpusharing.planning.words.findings import Finding
@@ -235,6 +236,41 @@ def test_what_we_set_on_the_cluster_policy_is_told_field_by_field_with_what_it_s
         "set devicePlugin.config.name=ours, migManager.config.name=ours-mig; chart value gpuOperator.configure."
         " The GPU Operator restarts its operands on every GPU node",
     )
+
+
+def answered(
+    status: str, reason: str = "PluginConfigNotOurs", message: str = "it is x; run: y"
+) -> dict[str, Any]:
+    """A policy's status that says so in its condition Accepted."""
+    rows = [("Ready", "False", "NotAccepted", "no"), ("Accepted", status, reason, message)]
+    keys = ("type", "status", "reason", "message")
+    return {"conditions": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        {},
+        answered("True", "Valid", "fine"),
+        answered("False", "InvalidSpec"),
+        answered("False", message="it was z"),
+    ],
+    ids=[
+        "a new policy",
+        "one that was accepted",
+        "one refused for another reason",
+        "one refused in other words",
+    ],
+)
+def test_a_refusal_is_a_warning_about_the_policy_with_reason_and_message(before: dict[str, Any]) -> None:
+    assert refusal_event(before, answered("False")) == Event(
+        "Warning", "PluginConfigNotOurs", "it is x; run: y"
+    )
+
+
+def test_of_a_refusal_that_lasts_and_of_one_that_ended_nothing_is_told() -> None:
+    assert refusal_event(answered("False"), answered("False")) is None
+    assert refusal_event(answered("False"), answered("True", "Valid", "fine")) is None
 
 
 def test_a_whole_change_is_told_by_three_events_a_node() -> None:

@@ -75,6 +75,40 @@ def test_the_strategy_belongs_to_mig_and_a_spec_that_cannot_be_read_has_no_mode(
     assert (summary["mode"], summary["status"]) == ("", "InvalidSpec")
 
 
+def test_a_pool_whose_policy_is_refused_shows_what_is_there() -> None:
+    """Its device plugins are gone as well, so that nodes serve nothing; pods keep the devices that they hold."""
+    refused = verdict(Phase.BLOCKED, Reason.PLUGIN_CONFIG_NOT_OURS, wanted="", observed="4x shared")
+    given = StatusInput(
+        [refused, replace(refused, node="gpu-08")],
+        nodes={
+            "gpu-07": make_node(resources={"nvidia.com/gpu": 4}),
+            "gpu-08": make_node("gpu-08", resources={}),
+        },
+        reports={
+            "gpu-07": {"allocated": {"nvidia.com/gpu": 3, "nvidia.com/mig-3g.40gb": 1}},
+            "gpu-08": {"allocated": {"nvidia.com/gpu": 2, "example.com/nic": 1}},
+        },
+        objection=Finding(Reason.PLUGIN_CONFIG_NOT_OURS, "it is x"),
+    )
+    summary = given.status()["summary"]
+    shown = {key: summary[key] for key in ("layout", "nodes", "gpus", "used", "status")}
+    assert shown == {
+        "layout": "4x shared",
+        "nodes": "0/2",
+        "gpus": 2,
+        "used": "5/4",
+        "status": "PluginConfigNotOurs",
+    }
+
+
+def test_what_is_wanted_is_shown_before_what_is_there() -> None:
+    known = replace(PENDING, observed="1x full")
+    assert (
+        StatusInput([known, replace(REFUSED, observed="4x shared")]).status()["summary"]["layout"]
+        == "2x3g.40gb"
+    )
+
+
 def test_nodes_of_other_cards_leave_every_count() -> None:
     summary = StatusInput([SYNCED, PASSED_OVER]).status()["summary"]
     assert (summary["nodes"], summary["gpus"], summary["used"]) == ("1/1", 1, "0/1")

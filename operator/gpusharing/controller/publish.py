@@ -36,7 +36,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.told.events import Event, node_events, pointers_event
+from gpusharing.planning.told.events import Event, node_events, pointers_event, refusal_event
 from gpusharing.planning.told.status import find_grounds
 from gpusharing.planning.told.transition import health_conditions, transition
 from gpusharing.planning.told.unjudged import tell_status
@@ -263,7 +263,12 @@ class Publisher:
         if not urgent and (later := self._hold(key, now, lag)) is not None:
             return later
         body = {"status": _replacing(wanted, previous)}
-        return await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
+        refusal = refusal_event(previous, wanted)
+        later = await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
+        if later is not None or refusal is None:
+            return later
+        self._untold.append(self._event(refusal, _policy_of(policy), now))
+        return now  # the Event is posted with the next round
 
     def _lag_of(self, shown: Mapping[str, Any]) -> timedelta:
         """How long a changing node may keep what is shown."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.members import is_unavailable
 from gpusharing.planning.words.values import value
@@ -17,7 +18,8 @@ OTHERS = "_others"
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Devices held, of all devices that the nodes serve: `27/32`; `27+?/32` if those of a node are not known."""
+    """Devices held, of all devices that the nodes serve: `27/32`; `27+?/32` if those of a node are not known. Pods keep
+    their devices when the device plugin of their node is gone: `16/0`."""
     held = offered = 0
     known = True
     for node in nodes:
@@ -25,7 +27,8 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
         offered += sum(now.values())
         holdings = _held(node.name, snapshot)
         known = known and (holdings is not None or not now)
-        held += sum(count for name, count in (holdings or {}).items() if name in now)
+        counted = now or filter(is_plugin_resource, holdings or ())
+        held += sum((holdings or {}).get(name, 0) for name in counted)
     return f"{held}{'' if known else '+?'}/{offered}"
 
 

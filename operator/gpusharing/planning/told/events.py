@@ -1,8 +1,9 @@
 """Events as values: one per transition of a node, none while nothing happens. (before, after) → Events."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.names import ConditionType, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
@@ -18,7 +19,7 @@ MAX_NOTE = 1000
 
 @value
 class Event:
-    """Something that happened: to a node, reported on its policy and its Node, or to ClusterPolicy."""
+    """Something that happened: to a node, reported on its policy and its Node, to a policy, or to ClusterPolicy."""
 
     type: Literal["Normal", "Warning"]
     """Warning where somebody should look."""
@@ -55,6 +56,21 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
     if (news := _health(before, after)) is not None:
         told.append(news)
     return tuple(Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in told)
+
+
+def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
+    """Return the Warning about a policy that is not accepted, or None if it is accepted or was refused with the same
+    reason and message before. `before` and `after` are the status of the policy, as stored and as it is written now."""
+    earlier, answer = _acceptance(before), _acceptance(after)
+    if answer == earlier or answer.get("status") != "False":
+        return None
+    return Event("Warning", answer["reason"], cut(answer["message"], MAX_NOTE))
+
+
+def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
+    """The status, reason and message of the condition Accepted; empty if there is none yet."""
+    rows = (row for row in status.get("conditions") or () if row.get("type") == ConditionType.ACCEPTED)
+    return next(({key: row.get(key, "") for key in ("status", "reason", "message")} for row in rows), {})
 
 
 def pointers_event(action: SetPointers) -> Event:

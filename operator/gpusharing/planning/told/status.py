@@ -325,7 +325,9 @@ def _summary(
 ) -> dict[str, Any]:
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
-    layouts = Counter(verdict.wanted for verdict in pool.verdicts if verdict.wanted)
+    layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
+    # A policy that is not accepted wants nothing: what the GPUs are divided into now is all there is to show.
+    layouts = layouts or Counter(one.observed for one in pool.verdicts if one.observed)
     usable = sum(
         is_done(verdict, node) and not node.unschedulable
         for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
