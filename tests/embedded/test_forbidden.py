@@ -103,3 +103,19 @@ async def test_nothing_is_repartitioned_under_an_unsafe_driver_and_what_is_not_m
         assert "580.159.03" in transition["message"]
         assert not scene.cordoned("gpu-1")
         assert scene.node_writes(since)["gpu-1"] == 0
+
+
+@virtually
+async def test_a_driver_that_hangs_pods_beside_instances_gets_every_layout_but_such_a_one() -> None:
+    """NVIDIA/gpu-operator#1361: such a node was Synced, and new pods stayed Pending there."""
+    hanging = SimulatedGPUs("gpu-1", (H100, H100), driver_version="570.148.08")
+    beside = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
+    async with open_scene(*nodes(1), hardware={"gpu-1": hanging}) as scene:
+        scene.apply({"mode": "MIG", "mig": {"layouts": beside}})
+        transition = await scene.reason("gpu-1", "UnsafeDriver")
+        assert transition["phase"] == "Blocked"
+        assert "570.172.08" in transition["message"]
+        assert not scene.cordoned("gpu-1")
+        assert scene.fence("gpu-1") is None
+        scene.apply(MIXED)
+        await scene.ready()

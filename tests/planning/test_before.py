@@ -256,7 +256,7 @@ def test_the_order_of_the_endings_is_part_of_the_product() -> None:
         ("_as_wanted", Reason.SYNCED),
         ("_paused", Reason.PAUSED),
         ("_unapproved", Reason.APPROVAL_NEEDED),
-        ("_deaf", Reason.MPS_NOT_SWITCHABLE),
+        ("_barred", Reason.MPS_NOT_SWITCHABLE),
         ("_now_cordons", Reason.PODS_LEAVING),
         ("_uncordoned", Reason.UNCORDONED_EXTERNALLY),
         ("_foreign", Reason.FOREIGN_MAINTENANCE),

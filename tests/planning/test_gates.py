@@ -55,6 +55,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_unhealthy", Reason.GPU_UNHEALTHY),
         ("_unsafe_driver", Reason.UNSAFE_DRIVER),
         ("_left_exclusive", Reason.COMPUTE_MODE),
+        ("_hangs_pods", Reason.UNSAFE_DRIVER),
         ("_deaf_mps", Reason.MPS_NOT_SWITCHABLE),
         ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
         ("_rebooting", Reason.ACTUATOR_BUSY),

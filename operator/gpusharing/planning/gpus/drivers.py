@@ -1,4 +1,5 @@
-"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197, and those that an admin names.
+"""Drivers under which no GPU is repartitioned: those affected by CVE-2026-24197, and those that an admin names. And
+drivers that hang pods under some layouts.
 
 CVE-2026-24197: memory routing of MIG partitions starts from an insecure default, so that repartitioning may corrupt
 data or hang, beyond the tenant that caused it. The fixed versions are those of NVIDIA's own record (bulletin 5821,
@@ -8,14 +9,20 @@ they are not guessed at here, an admin can name them.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
 from gpusharing.api.settingtypes import listed
+from gpusharing.planning.gpus.geometry import Layout
 
 CVE = "CVE-2026-24197"
 FIXED: Mapping[int, str] = {535: "535.309.01", 580: "580.159.03", 595: "595.71.05"}
 """Branch of the Linux driver to the first version in which it is fixed."""
+HANGING = frozenset({"570.124.06", "570.133.20", "570.148.08", "570.158.01"})
+"""Drivers under which pods hang on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361, and the
+known issues of GPU Operator 25.3 in NVIDIA's release notes)."""
+NOT_HANGING = "570.172.08"
+"""The first version of their branch in which that is fixed, by the same issue."""
 _VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -45,6 +52,18 @@ def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> s
             f"driver {version} has {CVE}: repartitioning GPUs can corrupt data or hang; update it to {fixed}"
         )
     return ""
+
+
+def find_hanging(version: str, layouts: Sequence[Layout | None]) -> str:
+    """Return why a node must not get these layouts, one for each GPU, under this driver. Empty when nothing is known
+    against it, as for an unknown driver.
+    """
+    if version not in HANGING or None not in layouts or not any(layouts):
+        return ""
+    return (
+        f"driver {version} hangs pods on a node that has MIG instances beside whole GPUs (NVIDIA/gpu-operator#1361);"
+        f" update it to {NOT_HANGING}, or divide all GPUs of the node or none"
+    )
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -292,7 +292,7 @@ class PlanSettings:
     """Allow pods to be deleted at the end of a drain whose policy says ForceDelete; the chart's value forceDelete
     grants the right and opens the admission policy."""
     refuse_unsafe_drivers: Switch = True
-    """Make no MIG change on a driver that CVE-2026-24197 affects (`planning/gpus/drivers.py`)."""
+    """Make no MIG change that is known to be unsafe under the node's driver (`planning/gpus/drivers.py`)."""
     unsafe_drivers: DriverVersions = ()
     """Comma-separated: further driver versions, or branches such as 570, on which MIG is not changed."""
     max_in_flight: Count = 100

@@ -24,7 +24,7 @@ from gpusharing.planning.way.attempts import (
     remembered,
     still_failed,
 )
-from gpusharing.planning.way.gates import DEAF, PROPAGATION, find_gate
+from gpusharing.planning.way.gates import AIM, PROPAGATION, find_gate
 from gpusharing.planning.way.idle import next_poll, way_to_idle
 from gpusharing.planning.way.marks import unmarked
 from gpusharing.planning.way.migmanager import is_ready, needs_restart, needs_run
@@ -103,7 +103,7 @@ def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool)
         message = f"waiting for news of {case.old_views} from the API server: what is known of them is old"
         return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
     # A cure at the stop on the way to MPS leads to whole GPUs, wherever the way continues from there.
-    gates = PROPAGATION if again and goal is not assessed.target else (DEAF, *PROPAGATION)
+    gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)
     if (closed := find_gate(case, assessed, gates)) is not None:
         return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
     there = case.operand is not None if again and goal.mig_config else is_ready(case)

@@ -25,7 +25,7 @@ from gpusharing.planning.wanted.assess import Assessed, Refused
 from gpusharing.planning.way.actuation import run
 from gpusharing.planning.way.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.way.cordon import may_uncordon
-from gpusharing.planning.way.gates import DEAF
+from gpusharing.planning.way.gates import AIM, find_gate
 from gpusharing.planning.way.idle import JOBS_PACE, holds, next_poll, outlasts, rise
 from gpusharing.planning.way.marks import routing_before, unmarked
 from gpusharing.planning.way.requests import last_busy
@@ -229,10 +229,10 @@ def _uncordoned(case: FencedCase) -> str:
     return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
 
 
-def _deaf(case: FencedCase) -> str | Finding:
-    """Nothing is lost yet except evicted pods."""
+def _barred(case: FencedCase) -> str | Finding:
+    """What speaks against the target by now. Nothing is lost yet except evicted pods."""
     found = case.assessment
-    return DEAF.find(case, found) if isinstance(found, Assessed) else ""
+    return (find_gate(case, found, AIM) if isinstance(found, Assessed) else None) or ""
 
 
 def _foreign(case: FencedCase) -> str:
@@ -289,7 +289,7 @@ ENDINGS = (
     Ending(_as_wanted, Reason.SYNCED),
     Ending(_paused, Reason.PAUSED),
     Ending(_unapproved, Reason.APPROVAL_NEEDED),
-    Ending(_deaf, Reason.MPS_NOT_SWITCHABLE, defer=True),  # a DaemonSet may come and go
+    Ending(_barred, Reason.MPS_NOT_SWITCHABLE, defer=True),  # reported with the reason of its gate
     Ending(_now_cordons, Reason.PODS_LEAVING),
     Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
     Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.drivers import find_flaw
+from gpusharing.planning.gpus.drivers import find_flaw, find_hanging
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.stack.nodeswitches import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.wanted.assess import Assessed
@@ -20,6 +20,7 @@ from gpusharing.planning.wanted.verify import (
     is_told_mps,
 )
 from gpusharing.planning.way.attempts import (
+    goes_back,
     is_new_value,
     may_correct_at_once,
     retry_command,
@@ -30,7 +31,7 @@ from gpusharing.planning.way.attempts import (
 from gpusharing.planning.way.cordon import tell_foreign
 from gpusharing.planning.way.migmanager import found_layouts, is_ready, needs_run
 from gpusharing.planning.way.quiet import find_quiet
-from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.way.verdict import FencedCase, NodeCase
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -149,6 +150,15 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
         settings.unsafe_drivers,
         refuse_affected=settings.refuse_unsafe_drivers,
     )
+
+
+def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
+    """A layout with whole GPUs beside MIG instances, under a driver that would hang the pods which come back after the
+    change (docs/design/hardware.md#mixed-nodes). A node that goes back to what it had may get it again.
+    """
+    if not case.settings.refuse_unsafe_drivers or (isinstance(case, FencedCase) and goes_back(case)):
+        return ""
+    return find_hanging(assessed.observed.driver_version, assessed.target.layouts)
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -303,8 +313,13 @@ PROPAGATION = (
 A change that has begun checks these again before every run."""
 
 DEAF = Gate(_deaf_mps, Reason.MPS_NOT_SWITCHABLE)
-"""Checked before a change, in a drain and before every run: the policy may have been edited since the change began, or
-the GPU Operator upgraded."""
+
+AIM = (
+    Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
+    DEAF,
+)
+"""What speaks against the target. Checked before a change, in a drain and before every run: the policy may have been
+edited since the change began, the driver replaced, or the GPU Operator upgraded."""
 
 GATES = (
     Gate(_skipped, Reason.SKIP_LABEL),
@@ -324,7 +339,7 @@ GATES = (
     Gate(_unhealthy, Reason.GPU_UNHEALTHY),
     Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
     Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
-    DEAF,
+    *AIM,
     Gate(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
     Gate(_rebooting, Reason.ACTUATOR_BUSY),
     Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),

@@ -45,8 +45,8 @@ class Reason(Worded):
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")
     UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
-        "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), or an "
-        "administrator listed the driver as unsafe.",
+        "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
+        "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
         "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
     OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "

@@ -1,0 +1,142 @@
+"""Whole GPUs beside MIG instances, and the drivers that hang pods there (docs/design/hardware.md#mixed-nodes).
+
+NVIDIA/gpu-operator#1361, and NVIDIA/cloud-native-docs#205, #219 and #221, which list the drivers.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.build import H100, SETTINGS, make_policy
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, fenced_of, make_case
+from tests.planning.changes import fence_to
+from tests.planning.drains import FENCE, IDLE, released
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.before import before_pnr
+from gpusharing.planning.way.gates import AIM, find_gate
+from gpusharing.planning.way.judge import judge
+from gpusharing.planning.way.verdict import NodeCase
+from gpusharing.planning.words.reasons import Reason
+
+ROWS = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
+BESIDE = make_policy(mig={"strategy": "mixed", "layouts": ROWS})
+"""GPU 0 is divided, and GPU 1 stays whole."""
+BESIDE_SLICED = make_policy(mig={"strategy": "mixed", "layouts": ROWS}, timeSlicing={"replicas": 2})
+BAD = "570.148.08"
+HALVES: Layout = (("3g.40gb", 2),)
+
+
+def driven(driver: str, policy: PolicyView = BESIDE, **fields: Any) -> NodeCase:
+    """gpu-07 with two GPUs under this driver, judged against the policy."""
+    gpunode = make_case(policy, products=(H100, H100), **fields).gpunode
+    assert gpunode is not None
+    assert gpunode.observed is not None
+    report = replace(gpunode, observed=replace(gpunode.observed, driver_version=driver))
+    return make_case(policy, products=(H100, H100), gpunode=report, **fields)
+
+
+def reason_of(case: NodeCase) -> Reason | None:
+    """Why no change begins; None: it may begin."""
+    gate = find_gate(case, assessed_of(case))
+    return None if gate is None else gate.reason
+
+
+@pytest.mark.parametrize("driver", ["570.124.06", "570.133.20", "570.148.08", "570.158.01"])
+def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_hangs_pods_there(
+    driver: str,
+) -> None:
+    case = driven(driver)
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    assert gate.reason is Reason.UNSAFE_DRIVER
+    assert f"driver {driver} hangs pods" in gate.message
+    assert "update it to 570.172.08" in gate.message
+    verdict = judge(case, {BESIDE.name: BESIDE})
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNSAFE_DRIVER, ())
+
+
+OTHERS = ["570.86.15", "570.124", "570.172.08", "575.57.08", "580.159.03", "", "unknown"]
+
+
+@pytest.mark.parametrize("driver", OTHERS)
+def test_under_every_other_driver_and_under_an_unknown_one_it_begins(driver: str) -> None:
+    assert reason_of(driven(driver)) is None
+
+
+@pytest.mark.parametrize("policy", [MIXED, SINGLE, SLICED], ids=["all divided", "all alike", "none divided"])
+def test_layouts_that_treat_all_gpus_alike_are_made_under_these_drivers(policy: PolicyView) -> None:
+    assert reason_of(driven(BAD, policy)) is None
+
+
+def test_a_node_that_leaves_such_a_layout_is_not_held_back() -> None:
+    assert reason_of(driven(BAD, FULL, was=BESIDE)) is None
+
+
+@pytest.mark.parametrize(
+    ("layouts", "hangs"),
+    [
+        ((HALVES, None), True),
+        ((None, HALVES), True),
+        ((HALVES, HALVES), False),
+        ((None, None), False),
+        ((), False),
+    ],
+)
+def test_only_whole_gpus_beside_instances_hang_pods(layouts: tuple[Layout | None, ...], hangs: bool) -> None:
+    found = {version: bool(find_hanging(version, layouts)) for version in HANGING}
+    assert found == dict.fromkeys(HANGING, hangs)
+    assert find_hanging(NOT_HANGING, layouts) == ""
+
+
+def test_a_node_that_is_so_already_is_as_wanted_and_has_not_drifted() -> None:
+    case = driven(BAD, was=BESIDE)
+    assert assessed_of(case).drift is None
+    verdict = judge(case, {BESIDE.name: BESIDE})
+    assert verdict is not None
+    assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.SYNCED, ())
+
+
+def test_a_node_that_is_so_already_is_not_drained_to_come_back_to_it() -> None:
+    """Its pods would hang as soon as they started again."""
+    assert reason_of(driven(BAD, BESIDE_SLICED, was=BESIDE)) is Reason.UNSAFE_DRIVER
+    assert reason_of(driven(NOT_HANGING, BESIDE_SLICED, was=BESIDE)) is None
+
+
+def test_an_admin_who_accepts_unsafe_drivers_gets_the_layout() -> None:
+    case = replace(driven(BAD), settings=replace(SETTINGS, refuse_unsafe_drivers=False))
+    assert reason_of(case) is None
+
+
+def test_a_drain_that_is_to_lead_there_since_an_edit_is_given_up_and_the_node_back() -> None:
+    more: dict[str, Any] = {"fence": FENCE, "work": IDLE, "node": {"unschedulable": True}}
+    verdict = before_pnr(fenced_of(driven(BAD, **more)))
+    assert (verdict.phase, verdict.reason) == (Phase.ABORTING, Reason.UNSAFE_DRIVER)
+    assert released(verdict).uncordon
+    assert before_pnr(fenced_of(driven(NOT_HANGING, **more))).phase is not Phase.ABORTING
+
+
+def test_a_node_past_its_point_of_no_return_is_not_led_on_there_by_an_edit() -> None:
+    done = {names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"}
+    more: dict[str, Any] = {
+        "fence": fence_to(FULL, disruption=DisruptionClass.RESET),
+        "labels": done,
+        "work": IDLE,
+        "node": {"unschedulable": True},
+    }
+    held = after_pnr(fenced_of(driven(BAD, **more)))
+    assert (held.reason, held.actions) == (Reason.UNSAFE_DRIVER, ())
+    assert after_pnr(fenced_of(driven(NOT_HANGING, **more))).reason is not Reason.UNSAFE_DRIVER
+
+
+def test_a_way_back_to_such_a_layout_stays_open() -> None:
+    """The node had it before the change that failed, and would otherwise stay cordoned."""
+    back = fence_to(FULL, version=BESIDE.version, rolls_back=True)
+    case = driven(BAD, was=FULL, fence=back, node={"unschedulable": True})
+    assert find_gate(case, assessed_of(case), AIM) is None
