@@ -105,6 +105,16 @@ def test_of_a_node_that_serves_or_soon_will_nothing_is_said(labels: dict[str, st
     assert found(labels) == []
 
 
+def test_a_node_that_another_device_plugin_serves_is_told_unless_gke_s_is_told_with_the_agents() -> None:
+    (one,) = found({}, policies=True, other_plugin="HAMi's device plugin")
+    assert (one.reason, one.severity) == ("ForeignDevicePlugin", Severity.ERROR)
+    assert one.command == "kubectl describe node gpu-1"
+    (early,) = found({}, other_plugin="HAMi's device plugin")
+    assert early.severity is Severity.WARNING
+    assert found({}, policies=False, other_plugin="HAMi's device plugin") == []
+    assert found({}, policies=True, other_plugin="GKE's own device plugin") == []
+
+
 def test_of_a_node_without_a_gpu_that_no_policy_selects_nothing_is_said() -> None:
     given = Given("gpu-operator", "", None)
     assert find_node_symptoms([NodeLabels("cpu-1", {f"{DEPLOY}operands": "false"})], given) == ()

@@ -40,6 +40,8 @@ def daemon_set(namespace: str, name: str, *containers: JSON, release: str = "", 
 MAIN = daemon_set("gpu-operator", "nvidia-device-plugin-daemonset", PLUGIN, owners=[OWNER])
 STATIC = daemon_set("kube-system", "nvidia-device-plugin-daemonset", CHARTED)
 CHART = daemon_set("nvdp", "nvdp", CHARTED, release="nvdp")
+HAMIS: JSON = {"name": "device-plugin", "image": "registry.example/projecthami/hami:v2.10.0"}
+HAMI = daemon_set("hami", "hami-device-plugin", HAMIS, release="hami")
 DRIVER = daemon_set("dra", "nvidia-dra-driver-gpu-kubelet-plugin", DOMAINS, CLAIMS, release="dra")
 AGAIN = "kubectl -n gpu-operator rollout restart daemonset nvidia-device-plugin-daemonset"
 
@@ -73,6 +75,7 @@ async def rivals(*sets: JSON) -> dict[str, tuple[str, str]]:
             id="the static manifest",
         ),
         pytest.param(CHART, "helm uninstall nvdp -n nvdp", id="the chart"),
+        pytest.param(HAMI, "helm uninstall hami -n hami", id="HAMi's"),
     ],
 )
 @virtually

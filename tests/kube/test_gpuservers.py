@@ -6,9 +6,9 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.gpuservers import gpu_server
 
 
-def daemon_set(name: str, *command: str) -> JSON:
+def daemon_set(name: str, *command: str, image: str = "") -> JSON:
     """A DaemonSet with one container."""
-    containers = [{"name": name, "command": list(command)}]
+    containers = [{"name": name, "image": image, "command": list(command)}]
     return {
         "metadata": {"namespace": "gpus", "name": "server"},
         "spec": {"template": {"spec": {"containers": containers}}},
@@ -19,12 +19,14 @@ def daemon_set(name: str, *command: str) -> JSON:
     ("raw", "dra"),
     [
         (daemon_set("nvidia-device-plugin"), False),
+        (daemon_set("device-plugin", image="registry.example/projecthami/hami:v2.10.0"), False),
         (daemon_set("gpus", "gpu-kubelet-plugin"), True),
         (daemon_set("gpus", "exporter"), None),
-        (daemon_set("mesh"), None),
+        (daemon_set("device-plugin", image="registry.example/other/plugin:v1"), None),
     ],
     ids=[
         "the device plugin",
+        "HAMi's device plugin",
         "the DRA driver",
         "another program in a container of that name",
         "something else",

@@ -44,6 +44,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_foreign", Reason.FOREIGN_MAINTENANCE),
         ("_cordoned", Reason.ALREADY_CORDONED),
         ("_at_work", Reason.ACTUATOR_BUSY),
+        ("_served_by_others", Reason.FOREIGN_DEVICE_PLUGIN),
         ("_not_for_containers", Reason.WORKLOAD_CONFIG),
         ("_switched_off", Reason.OPERANDS_DISABLED),
         ("_bare_host", Reason.DRIVER_DISABLED),
@@ -109,6 +110,8 @@ def stopping(written: datetime | None) -> NodeCase:
     return make_case(MIXED, was=MPS, stack=replace(case.stack, plugin_configs=configs, written=times))
 
 
+OFF_FOR_HAMI = make_case(MIXED, labels={DEPLOY + "device-plugin": "false"})
+SERVED_BY_HAMI = replace(OFF_FOR_HAMI, node=replace(OFF_FOR_HAMI.node, other_plugin="HAMi's device plugin"))
 FIVE_TIMES = Deferred(5, at(60), "DrainTimeout", SpecVersion("", 1))
 WENT_BACK = Verified("pool-b", "", "", version=MIXED.version, rolled_back=True)
 DEFERRED = Deferred(2, at(60), "DrainTimeout", SpecVersion("", 1))
@@ -140,6 +143,8 @@ CLOSED: dict[str, tuple[NodeCase, Reason, object]] = {
         make_case(MIXED, labels={DEPLOY + "gpu-feature-discovery": "false"}), Reason.OPERANDS_DISABLED, None),
     "an admin switched all operands off": (
         make_case(MIXED, labels={DEPLOY + "operands": "false"}), Reason.OPERANDS_DISABLED, None),
+    "another device plugin serves it, for which an admin switched NVIDIA's off": (
+        SERVED_BY_HAMI, Reason.FOREIGN_DEVICE_PLUGIN, None),
     "the GPUs are passed through to virtual machines": (
         make_case(MIXED, labels={WORKLOAD: "vm-passthrough"}), Reason.WORKLOAD_CONFIG, None),
     "vGPUs are made for virtual machines, and so nobody reads the GPUs": (

@@ -20,6 +20,7 @@ from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
+from gpusharing.kube.convert import other_plugin
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import gpu_server
 from gpusharing.kube.installation import gather_installation
@@ -93,6 +94,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
                 texts(section(raw, "metadata", "labels")),
                 ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
                 text(raw, "status", "nodeInfo", "kubeletVersion"),
+                other_plugin(raw),
             )
             async for page in client.pages(NODES)
             for raw in page.items

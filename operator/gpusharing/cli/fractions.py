@@ -1,6 +1,6 @@
 """The fraction of a GPU that a pod asks KAI-Scheduler for, which no request of its containers shows. Pure.
 
-Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and docs/gpu-sharing/README.md.
+Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go, and its page on GPU sharing.
 """
 
 from gpusharing.kube.client import JSON

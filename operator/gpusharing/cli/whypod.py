@@ -15,6 +15,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, routing_label
+from gpusharing.planning.stack.otherplugins import name_resources
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
@@ -137,6 +138,7 @@ def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
         notes=(
             *decided.notes,
             *((NOTE,) if fraction else ()),
+            *name_resources(asks, {name: one.other_plugin for name, one in decided.snapshot.nodes.items()}),
             *(_overlooked(raw) if asks and not node else ()),
         ),
         simulated=decided.simulated(),

@@ -28,6 +28,7 @@ from gpusharing.planning.gpus.health import HEALTHY, Vitals
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.wanted.reset import under_deletion
 from gpusharing.planning.words.findings import Finding
@@ -60,7 +61,15 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         foreign=foreign.who,
         foreign_waits=foreign.waits,
         foreign_queued=foreign.queued,
+        other_plugin=other_plugin(raw),
     )
+
+
+def other_plugin(raw: JSON) -> str:
+    """Which device plugin that does not follow our labels serves a Node; empty if none is known to."""
+    metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
+    offered = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
+    return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), offered)
 
 
 def _is_barred(raw: JSON) -> bool:

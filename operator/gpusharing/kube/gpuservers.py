@@ -1,8 +1,9 @@
-"""DaemonSets that serve GPUs to kubelets, by the names of their containers.
+"""DaemonSets that serve GPUs to kubelets, by the names or images of their containers.
 
 - the GPU Operator's device plugin: container `nvidia-device-plugin`, owner ClusterPolicy (gpu-operator
   assets/state-device-plugin/0500_daemonset.yaml);
 - NVIDIA's chart and static manifest: `nvidia-device-plugin-ctr` (k8s-device-plugin v0.19.3);
+- HAMi's device plugin, which serves nvidia.com/gpu too, by its image (charts/hami of Project-HAMi/HAMi v2.10.0);
 - NVIDIA's DRA driver: container `gpus`, which starts `gpu-kubelet-plugin`, and is left out of the chart with
   `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7).
 """
@@ -13,6 +14,7 @@ from gpusharing.kube.raw import entries, part, section, strings, text, texts, wh
 from gpusharing.planning.stack.rivals import Server
 
 PLUGINS = frozenset({PLUGIN, "nvidia-device-plugin"})
+HAMI = "projecthami/hami:"
 DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
 
 
@@ -21,7 +23,7 @@ def gpu_server(raw: JSON) -> Server | None:
     template = section(raw, "spec", "template", "spec")
     containers = entries(template, "containers")
     dra = any(text(one, "name") == DRIVER and _starts(one, DRIVER_PROGRAM) for one in containers)
-    if not dra and not any(text(one, "name") in PLUGINS for one in containers):
+    if not dra and not any(text(one, "name") in PLUGINS or HAMI in text(one, "image") for one in containers):
         return None
     metadata = section(raw, "metadata")
     annotations, owners = texts(metadata.get("annotations")), entries(metadata, "ownerReferences")

@@ -25,7 +25,6 @@ from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stac
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.kube.startgate import start_gate
 from gpusharing.planning.stack import rights
-from gpusharing.planning.stack.installationagents import has_cloud_plugin, has_system_plugin
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
@@ -36,6 +35,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
     RightState,
 )
+from gpusharing.planning.stack.otherplugins import has_cloud_plugin, has_system_plugin
 from gpusharing.planning.stack.rights import Right
 
 DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)

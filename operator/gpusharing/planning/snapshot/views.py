@@ -82,9 +82,10 @@ class NodeView:
     """Whether that has not begun or has given up, and may stay so for weeks: it takes no slot of its own."""
     foreign_queued: bool = False
     """Whether that has certainly not begun, so that a cordon of ours is not also its cordon."""
+    other_plugin: str = ""
+    """Which device plugin that does not follow our labels serves the node (stack/otherplugins.py); empty: none."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
-    """Of `labels`, the switches of NVIDIA's operands that are not simply on: false, paused. Nearly always empty, and
-    read by many rules."""
+    """Of `labels`, the switches of NVIDIA's operands that are not simply on, such as false and paused."""
 
     def __post_init__(self) -> None:
         """Look through the labels once."""
@@ -365,8 +366,7 @@ class ClusterSnapshot:
     policies_error: str = ""
     """Why the policies may have changed meanwhile; no node starts then. Empty: they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
-    """Seconds since each of our views, such as that of nodes, was last known to be the present state of the cluster;
-    a view that is missing is up to date."""
+    """Seconds since each of our views, such as that of nodes, was known to be up to date; one that is missing is."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
     previews: Mapping[str, Preview] = field(default_factory=dict)

@@ -1,10 +1,9 @@
 """Can the agents work? A part of the question of installation.py."""
 
-from collections.abc import Mapping
-
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationviews import AgentsState, InstallationView
+from gpusharing.planning.stack.otherplugins import GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.requirements import find_absent, tell_off
 from gpusharing.planning.stack.symptoms import (
     Severity,
@@ -16,29 +15,6 @@ from gpusharing.planning.stack.symptoms import (
     warning,
 )
 from gpusharing.planning.words.lengths import some
-
-GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
-"""Labels of GKE: a node with a GPU, and one on which GKE does not run a device plugin of its own."""
-
-
-def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
-    """Whether GKE runs its own device plugin on a Node with these labels.
-
-    Two plugins that offer nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
-    advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
-    """
-    return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
-
-
-def has_system_plugin(os_image: str) -> bool:
-    """Whether a Node's operating system, as `nodeInfo.osImage` names it, brings a device plugin: Bottlerocket does.
-
-    Its variants for NVIDIA, as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
-    nvidia-k8s-device-plugin at boot. Beside NVIDIA's DaemonSet it left pods without GPUs (bottlerocket#4309). From
-    1.63.0 on the setting kubelet-device-plugins.nvidia.enabled ends that (bottlerocket-core-kit#914); the API does not
-    show it.
-    """
-    return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:

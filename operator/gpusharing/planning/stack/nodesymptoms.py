@@ -11,6 +11,7 @@ from gpusharing.api import names
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_flaw
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.stack.otherplugins import GKE, explain_plugin
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
     SANDBOX_DEFAULT,
@@ -39,6 +40,8 @@ class NodeLabels:
     """A change of ours is in flight."""
     kubelet: str = ""
     """Its kubelet's version, as `v1.36.3`; empty: unknown."""
+    other_plugin: str = ""
+    """See NodeView."""
 
     @property
     def has_gpu(self) -> bool:
@@ -92,6 +95,7 @@ def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Sympt
     known = sorted((one for one in nodes if not one.fenced), key=lambda one: one.name)
     return (
         *_unknown_configs(known, given),
+        *_other_plugins(known, given),
         *_other_workloads(known, given),
         *_switched_off(known, given),
         *_unknown_mig(known, given),
@@ -116,6 +120,15 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
             f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before",
             f"kubectl label node {' '.join(one.name for one in odd)} {label}-",
         )
+
+
+def _other_plugins(nodes: list[NodeLabels], given: Given) -> Symptoms:
+    """GKE's is told with the agents, by `helm test` too."""
+    served = [one for one in nodes if one.other_plugin not in ("", GKE) and given.concerns(one)]
+    for plugin in sorted({one.other_plugin for one in served}):
+        there = [one.name for one in served if one.other_plugin == plugin]
+        show = f"kubectl describe node {there[0]}"
+        yield _blocking(given)(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
 
 
 def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:

@@ -23,7 +23,7 @@ class Server:
     name: str
     """Name of the DaemonSet."""
     dra: bool
-    """NVIDIA's DRA driver, with GPUs switched on; else a device plugin of NVIDIA's."""
+    """NVIDIA's DRA driver, with GPUs switched on; else a device plugin that serves nvidia.com/gpu."""
     of_gpu_operator: bool
     """ClusterPolicy owns it."""
     release: str

@@ -11,6 +11,7 @@ from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_flaw, find_hanging
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.stack.nodeswitches import find_bare_host, find_disabled, find_other_workload
+from gpusharing.planning.stack.otherplugins import explain_plugin
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.wanted.verify import (
@@ -79,8 +80,10 @@ def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def find_switched_off(case: NodeCase) -> Finding | None:
-    """Why nothing would serve or show what the node becomes, or None if nothing is known to be in the way: NVIDIA's
-    programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them."""
+    """Why nothing would serve or show what the node becomes, or None if nothing is known to be in the way: another
+    device plugin serves it, NVIDIA's programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them."""
+    if served := explain_plugin(case.node.other_plugin, [case.node.name]):
+        return Finding(Reason.FOREIGN_DEVICE_PLUGIN, served)
     if workload := find_other_workload(case.node, case.stack.cluster_policy):
         return Finding(Reason.WORKLOAD_CONFIG, workload)
     if disabled := find_disabled(case.node):
@@ -94,6 +97,10 @@ def _find_bare(case: NodeCase) -> Finding | None:
     if case.agent_trouble is not None:
         words = case.agent_trouble.message
     return find_bare_host(case.node, words, case.stack.cluster_policy)
+
+
+def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
+    return explain_plugin(case.node.other_plugin, [case.node.name])
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
@@ -328,6 +335,7 @@ GATES = (
     Gate(_foreign, Reason.FOREIGN_MAINTENANCE),
     Gate(_cordoned, Reason.ALREADY_CORDONED),
     Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is reported as foreign maintenance
+    Gate(_served_by_others, Reason.FOREIGN_DEVICE_PLUGIN),  # an admin may have switched operands off for it
     Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
     Gate(_switched_off, Reason.OPERANDS_DISABLED),
     Gate(_bare_host, Reason.DRIVER_DISABLED),  # or another program that the host lacks

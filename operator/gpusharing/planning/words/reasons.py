@@ -52,6 +52,7 @@ class Reason(Worded):
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
         "change could be served or proven. No change starts.",
         "Run the command in the message if the node is to serve GPUs, or narrow the node selector.")
+    FOREIGN_DEVICE_PLUGIN = stackreasons.FOREIGN_DEVICE_PLUGIN
     WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
         "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
         "Run the command in the message if the node is for containers, or narrow the node selector.")

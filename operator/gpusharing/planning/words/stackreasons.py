@@ -1,4 +1,4 @@
-"""The words of reasons about NVIDIA's programs that a mode needs and that do not run. `reasons.py` lists them all."""
+"""The words of reasons about NVIDIA's programs that a mode needs and that do not run, or that others replace. `reasons.py` lists them all."""
 
 from gpusharing.planning.words.reasonkinds import Group, Passes
 
@@ -6,6 +6,10 @@ Words = tuple[str, Group, Passes, str, str]
 _PERSON = Passes.BY_A_PERSON
 
 # fmt: off
+FOREIGN_DEVICE_PLUGIN: Words = ("ForeignDevicePlugin", "Node", _PERSON,
+    "HAMi's, Volcano's or a cloud's own device plugin serves the GPUs of the node. It does not follow our labels, so a "
+    "change could be neither served nor proven. No change starts.",
+    "Do what the message says to hand the node over to NVIDIA's plugin, or narrow the node selector.")
 PLUGIN_DISABLED: Words = ("PluginDisabled", "Accepted", _PERSON,
     "ClusterPolicy devicePlugin.enabled is false: the GPU Operator runs no device plugin, so nothing would serve the "
     "GPUs after a change. No node is drained.",

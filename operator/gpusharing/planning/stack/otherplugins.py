@@ -1,0 +1,114 @@
+"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and what shows on a Node that one of
+them serves it. No change begins there: it could be neither served nor proven.
+
+A plugin counts where its own mark is on the Node: an annotation that it writes, a label by which it selects nodes, or
+one of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. What a host merely may run is
+no evidence: Bottlerocket's plugin can be switched off, and the API does not show that.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.values import value
+
+GKE = "GKE's own device plugin"
+GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"
+"""Labels of GKE: a node with a GPU, and one on which GKE does not run a device plugin of its own."""
+HAMI, HAMI_STATE = "hami.io/node-nvidia-register", "hami.io/node-handshake"
+AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/compute-type"
+
+
+def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
+    """Whether GKE runs its own device plugin on a Node with these labels.
+
+    Two plugins that offer nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
+    advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
+    """
+    return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
+
+
+def has_system_plugin(os_image: str) -> bool:
+    """Whether a Node's operating system, as `nodeInfo.osImage` names it, brings a device plugin: Bottlerocket does.
+
+    Its variants for NVIDIA, as `Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)` (bottlerocket#3132), start
+    nvidia-k8s-device-plugin at boot. Beside NVIDIA's DaemonSet it left pods without GPUs (bottlerocket#4309). From
+    1.63.0 on the setting kubelet-device-plugins.nvidia.enabled ends that (bottlerocket-core-kit#914); the API does not
+    show it.
+    """
+    return os_image.startswith("Bottlerocket OS ") and "-nvidia" in os_image
+
+
+def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
+    """The plugin lists its devices; HAMi's scheduler writes `Deleted` when it no longer hears of the plugin."""
+    listed = annotations.get(HAMI, "").strip() not in ("", "[]")
+    return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
+
+
+@value
+class OtherPlugin:
+    """A device plugin, and how it is recognized."""
+
+    sign: str
+    """What shows on a Node that it serves the node, for people."""
+    handover: str
+    """How nodes get NVIDIA's plugin instead, as the end of a sentence; NODE stands for their names."""
+    resources: tuple[str, ...] = ()
+    """Prefixes of the resources that no other plugin serves."""
+    marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
+    """Whether labels or annotations of a Node show it."""
+
+
+OTHERS: Mapping[str, OtherPlugin] = {
+    # GoogleCloudPlatform/container-engine-accelerators at 992db812, cmd/nvidia_gpu/device-plugin.yaml (affinity).
+    GKE: OtherPlugin(f"label {GKE_GPU} without {GKE_WITHOUT_PLUGIN}=true",
+        f"label the node pool: kubectl label node NODE {GKE_WITHOUT_PLUGIN}=true",
+        marked=lambda labels, annotations: has_cloud_plugin(labels)),
+    # Project-HAMi/HAMi v2.10.0, pkg/device/nvidia/device.go (RegisterAnnos) and nvinternal/plugin/register.go.
+    "HAMi's device plugin": OtherPlugin(f"annotation {HAMI}",
+        f"take HAMi off there, and then: kubectl annotate node NODE {HAMI}-",
+        ("nvidia.com/gpumem", "nvidia.com/gpucores"), _has_hami),
+    # Project-HAMi/volcano-vgpu-device-plugin at 4fb76ba, deployments/static; before it volcano-sh/devices.
+    "Volcano's vGPU device plugin": OtherPlugin("resources volcano.sh/vgpu-*",
+        "keep the DaemonSet volcano-device-plugin off there", ("volcano.sh/vgpu-", "volcano.sh/gpu-")),
+    # Azure/AgentBaker, configureManagedGPUExperience: a service of the host, with flags and without a configuration.
+    "the device plugin of AKS's managed GPU pools": OtherPlugin(f"label {AKS}=enabled",
+        "use a node pool without managed GPUs", marked=lambda labels, annotations: labels.get(AKS) == "enabled"),
+    # Amazon EKS user guide, "Deploy an accelerated workload": it runs automatically and is no DaemonSet.
+    "the device plugin of EKS Auto Mode": OtherPlugin(f"label {AUTO_MODE}=auto",
+        "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
+}  # fmt: skip
+"""By the plugin's name for people. The first that serves a node is named. The static manifest of EKS and eksctl is
+NVIDIA's own plugin: rivals.py."""
+RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
+
+
+def find_other_plugin(
+    labels: Mapping[str, str], annotations: Mapping[str, str], offered: Sequence[str]
+) -> str:
+    """The name of the plugin of OTHERS that serves a Node; empty if none does. `offered`: names that it allocates."""
+    for plugin, one in OTHERS.items():
+        if one.marked(labels, annotations) or any(name.startswith(one.resources) for name in offered):
+            return plugin
+    return ""
+
+
+def explain_plugin(name: str, nodes: Sequence[str]) -> str:
+    """Why no change begins on these nodes, which this plugin serves; empty without a name."""
+    if not name:
+        return ""
+    found = OTHERS[name]
+    where, handover = some(nodes), found.handover.replace("NODE", " ".join(nodes))
+    return (
+        f"{name} serves the GPUs of {where} ({found.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change could"
+        f" be neither served nor proven. Keep {where} out of the policy, or {handover}"
+    )
+
+
+def name_resources(asked: Iterable[str], serving: Mapping[str, str]) -> Iterator[str]:
+    """A note for each plugin of OTHERS whose resources a pod asks for. `serving`: plugin by node."""
+    asked = sorted(asked)
+    for plugin, one in OTHERS.items():
+        if names := [name for name in asked if name.startswith(one.resources)]:
+            nodes = sorted(node for node, its in serving.items() if its == plugin)
+            yield f"{', '.join(names)}: only {plugin} serves this, and it serves {some(nodes) or 'no node'} here"
