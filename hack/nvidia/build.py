@@ -68,10 +68,13 @@ DEVICE_PLUGIN = UpstreamRelease(
     "device-plugin",
     "github.com/NVIDIA/k8s-device-plugin",
     ("nvidia-device-plugin", "gpu-feature-discovery", "config-manager", "mps-control-daemon"),
-    ("kubeletstub",),
+    ("kubeletstub", "pluginfilereader"),
 )
 MIG_PARTED = UpstreamRelease(
-    "mig-parted", "github.com/NVIDIA/mig-parted", ("nvidia-mig-parted", "nvidia-mig-manager")
+    "mig-parted",
+    "github.com/NVIDIA/mig-parted",
+    ("nvidia-mig-parted", "nvidia-mig-manager"),
+    ("migfilereader",),
 )
 RELEASES = (DEVICE_PLUGIN, MIG_PARTED)
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import NoneType
 from typing import Any, TypeAlias
 
 import yaml
@@ -18,12 +19,13 @@ import yaml
 from gpusharing.agent.library import GPU, Reading
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
+from hack.sim.goyaml import GoError, to_json
 
 Target: TypeAlias = Layout | None
 """What one GPU is to be: None MIG off, () MIG on and empty."""
 
-_FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
-_PROFILE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.,]+)*")
+_SLICES = re.compile(r"([0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb")
+_ATTRIBUTE = re.compile(r"[A-Za-z]([A-Za-z0-9.]*[A-Za-z0-9])?")
 _FIELDS = {"device-filter", "devices", "mig-enabled", "mig-devices"}
 
 
@@ -50,19 +52,23 @@ class Entry:
 
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
-    """All named configurations of the file; unknown fields are errors, as in mig-parted."""
+    """All named configurations of the file. It is refused as a whole, as by mig-parted's api/spec/v1/spec.go."""
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        document = to_json(text)
+    except GoError as error:
         raise ConfigError(f"not YAML: {error}") from None
+    if document is None:
+        return {}
     if not isinstance(document, dict) or document.keys() - {"version", "mig-configs"}:
         raise ConfigError("expected version and mig-configs and nothing else")
-    if document.get("version", "v1") != "v1":
-        raise ConfigError(f"unknown version {document['version']!r}")
-    configs = document.get("mig-configs")
-    if not isinstance(configs, dict):
-        raise ConfigError("mig-configs is not a map")
-    return {_key(name): tuple(map(_entry, _items(name, entries))) for name, entries in configs.items()}
+    if document.get("version") != "v1":
+        raise ConfigError(f"unknown version {document.get('version')!r}")
+    if "mig-configs" not in document:
+        return {}
+    configs = document["mig-configs"]
+    if not isinstance(configs, dict) or not configs:
+        raise ConfigError("mig-configs is not a map with at least one entry")
+    return {name: tuple(map(_entry, _items(name, rows))) for name, rows in configs.items()}
 
 
 def entries(text: str, name: str) -> tuple[Entry, ...]:
@@ -134,50 +140,71 @@ def _render(layout: Target) -> dict[str, Any]:
     return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}
 
 
-def _key(name: object) -> str:
-    # YAML takes the word off for a boolean, and Go's JSON makes the text "false" of it.
-    return str(name).lower() if isinstance(name, bool) else str(name)
-
-
 def _items(name: object, entries: object) -> list[Any]:
-    if not isinstance(entries, list):
-        raise ConfigError(f"mig-config {name} is not a list")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"mig-config {name} is not a list with at least one entry")
     return entries
 
 
 def _entry(raw: Any) -> Entry:
-    if not isinstance(raw, Mapping) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
+    if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
-    filters = raw.get("device-filter") or []
-    filters = [filters] if isinstance(filters, str) else filters
-    if not isinstance(filters, list) or not all(isinstance(f, str) and _FILTER.fullmatch(f) for f in filters):
+    filters = raw.get("device-filter")
+    filters = [filters or ""] if filters is None or isinstance(filters, str) else filters
+    if not isinstance(filters, list) or not all(item is None or isinstance(item, str) for item in filters):
         raise ConfigError(f"bad device-filter: {filters!r}")
-    return Entry(tuple(map(_normal_id, filters)), _devices(raw["devices"]), _target(raw))
+    if filters == [""]:
+        filters = []
+    return Entry(tuple(_normal_id(item or "") for item in filters), _devices(raw["devices"]), _target(raw))
 
 
 def _devices(raw: object) -> frozenset[int] | None:
     if raw == "all":
         return None
-    if not isinstance(raw, list) or not all(type(index) is int and index >= 0 for index in raw):
+    if not isinstance(raw, list):
         raise ConfigError(f"devices is `all` or a list of indexes: {raw!r}")
-    return frozenset(raw)
+    return frozenset(_int(index) for index in raw)
+
+
+def _int(raw: object) -> int:
+    """As encoding/json reads an int: null leaves the 0 that was there."""
+    if raw is None:
+        return 0
+    if type(raw) is not int or not -(2**63) <= raw < 2**63:
+        raise ConfigError(f"cannot unmarshal {raw!r} into an int")
+    return raw
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
-    if type(raw["mig-enabled"]) is not bool:
-        raise ConfigError(f"mig-enabled is true or false: {raw['mig-enabled']!r}")
-    counts = raw.get("mig-devices")
-    if not raw["mig-enabled"]:
-        if counts:
+    enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
+    if type(enabled) not in (bool, NoneType):
+        raise ConfigError(f"mig-enabled is true or false: {enabled!r}")
+    if counts is not None and not isinstance(counts, dict):
+        raise ConfigError(f"mig-devices is a map: {counts!r}")
+    wanted = {profile: _int(count) for profile, count in (counts or {}).items()}
+    for profile, count in wanted.items():
+        if not _is_profile(profile) or count < 0:
+            raise ConfigError(f"bad mig-devices entry {profile}: {count!r}")
+    if wanted and not any(wanted.values()):
+        raise ConfigError("bad mig-devices: all counts for all MigProfiles are 0")
+    if not enabled:
+        if wanted:
             raise ConfigError("mig-devices without mig-enabled")
         return None
-    if not isinstance(counts, Mapping):
+    if counts is None:
         raise ConfigError("mig-devices is compulsory with mig-enabled")
-    for profile, count in counts.items():
-        if not _PROFILE.fullmatch(str(profile)) or type(count) is not int or count < 0:
-            raise ConfigError(f"bad mig-devices entry {profile}: {count!r}")
-    return normalise(counts)
+    return normalise(wanted)
+
+
+def _is_profile(text: str) -> bool:
+    """As go-nvlib's parseMigProfile: attributes follow one + or one -, and none of them twice."""
+    slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
+    if not _SLICES.fullmatch(slices):
+        return False
+    listed = attributes[0].split(",") if attributes else []
+    return len(set(listed)) == len(listed) and all(map(_ATTRIBUTE.fullmatch, listed))
 
 
 def _normal_id(text: str) -> str:
+    """A PCI device id in our spelling; text that is none matches no GPU."""
     return "0x" + text.partition(":")[0][2:].upper()

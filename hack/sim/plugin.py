@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
-
-import yaml
+from typing import Literal
 
 from gpusharing.agent.library import GPU
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.gpus.geometry import resource_name
+from hack.sim.pluginfile import FileRefused, read
 from hack.sim.settings import PluginVersion
 
 MigStrategy = Literal["none", "single", "mixed"]
@@ -48,21 +47,16 @@ def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
     """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
     mig.strategy, which beats the file (b.2). Raises PluginError."""
     try:
-        document = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise PluginError(f"not YAML: {error}") from None
-    if not isinstance(document, dict) or document.get("version", "v1") != "v1":
-        raise PluginError("expected a map with version v1")
-    wanted = strategy or (document.get("flags") or {}).get("migStrategy") or "none"
+        file = read(text)
+    except FileRefused as error:
+        raise PluginError(str(error)) from None
+    wanted = strategy or file.strategy or "none"
     found = next((known for known in STRATEGIES if known == wanted), None)
     if found is None:
         raise PluginError(f"invalid migStrategy {wanted!r}")
-    sharing = document.get("sharing") or {}
-    kind: Literal["mps", "time-slicing"]
-    for kind, block in (("mps", sharing.get("mps")), ("time-slicing", sharing.get("timeSlicing"))):
-        if block:  # with both, mps wins (b.3)
-            return SimPluginConfig(found, kind, _replicas(block), bool(block.get("renameByDefault")))
-    return SimPluginConfig(found)
+    if file.shared is None:
+        return SimPluginConfig(found)
+    return SimPluginConfig(found, file.shared.kind, file.shared.replicas, file.shared.rename)
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:
@@ -139,16 +133,3 @@ def _mig_resource(profile: str, version: PluginVersion) -> str:
 
 def _mig(gpu: GPU) -> bool:
     return gpu.mig_mode == "Enabled"
-
-
-def _replicas(block: Mapping[str, Any]) -> dict[str, int]:
-    resources = block.get("resources")
-    if not resources:
-        raise PluginError("no resources specified")
-    found: dict[str, int] = {}
-    for resource in resources:
-        name, count = str(resource.get("name", "")), resource.get("replicas")
-        if type(count) is not int or count < 2:
-            raise PluginError(f"number of replicas must be >= 2, got {count!r} for {name}")
-        found[name if name.startswith("nvidia.com/") else f"nvidia.com/{name}"] = count
-    return found

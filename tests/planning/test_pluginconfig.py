@@ -39,12 +39,13 @@ def test_the_text_is_nvidias_format_version_1() -> None:
 
 
 FOREIGN: dict[str, tuple[str, PluginConfig | None]] = {
-    "an empty file means whole GPUs": ("{}", PluginConfig()),
+    "an empty map means whole GPUs": ("{}", PluginConfig()),
+    "so does an empty text": ("", PluginConfig()),
     "a resource name without a domain is nvidia.com": (
         "sharing: {timeSlicing: {resources: [{name: gpu, replicas: 3}]}}",
         PluginConfig("none", Sharing((("nvidia.com/gpu", 3),))),
     ),
-    "time-slicing of nothing is no sharing": ("sharing: {timeSlicing: {resources: []}}", PluginConfig()),
+    "time-slicing of nothing is refused by the plugin": ("sharing: {timeSlicing: {resources: []}}", None),
     "null blocks count as absent": ("{flags: null, sharing: null}", PluginConfig()),
     "MPS refuses requests for two unless told otherwise": (
         "sharing: {mps: {resources: [{name: gpu, replicas: 3}]}}",

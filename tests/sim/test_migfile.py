@@ -48,7 +48,10 @@ def test_mixed_cards_get_a_device_filter() -> None:
             file("{devices: all, mig-enabled: true, mig-devices: {1g: 1}}"), "bad mig-d", id="a bad profile"
         ),
         pytest.param(
-            file("{device-filter: H100, devices: all, mig-enabled: false}"), "device-f", id="a bad filter"
+            file("{device-filter: 5, devices: all, mig-enabled: false}"), "device-f", id="a bad filter"
+        ),
+        pytest.param(
+            "mig-configs: {x: [{devices: all, mig-enabled: false}]}", "unknown version", id="no version"
         ),
         pytest.param(
             file("{devices: all, mig-enabled: false}", "y"), "no mig-config named", id="an unknown name"

@@ -91,11 +91,11 @@ def test_strategy_single_exits_on_unequal_layouts(
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        pytest.param("version: v2", "version v1", id="another version"),
+        pytest.param("version: v2", "unknown version", id="another version"),
         pytest.param("flags: {migStrategy: both}", "invalid migStrategy", id="an unknown strategy"),
         pytest.param(slicing(1, GPU), ">= 2", id="one replica"),
         pytest.param(slicing(2), "no resources specified", id="no resources to share"),
-        pytest.param("sharing: {mps: {resources: []}, x: [", "not YAML", id="not YAML"),
+        pytest.param("sharing: {mps: {resources: []}, x: [", "unmarshal error", id="not YAML"),
     ],
 )
 def test_a_bad_configuration_ends_the_plugin(text: str, why: str) -> None:

@@ -30,7 +30,7 @@ _PROFILE = re.compile(
     r"(?:[0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb"
     rf"(?:[+-]{_ATTRIBUTE}(?:,{_ATTRIBUTE})*)?"
 )
-"""Profiles as go-nvlib reads them (pkg/nvlib/device/mig_profile.go, parseMigProfile)."""
+"""Profiles as go-nvlib v0.8.1 reads them (pkg/nvlib/device/mig_profile.go, parseMigProfile)."""
 _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 

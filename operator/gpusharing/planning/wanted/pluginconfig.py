@@ -14,7 +14,8 @@ from typing import Any, Literal
 import yaml
 
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
+from gpusharing.planning.wanted.pluginfile import field_of, find_flaws
+from gpusharing.planning.wanted.yamltext import parse_yaml
 from gpusharing.planning.words.values import value
 
 MigStrategy = Literal["none", "single", "mixed"]
@@ -99,41 +100,24 @@ def render(config: PluginConfig) -> str:
 
 @lru_cache(maxsize=1024)
 def parse(text: str) -> PluginConfig | None:
-    """Read a configuration; None when it is not one."""
-    try:
-        document = parse_yaml(text)
-    except Unreadable:
+    """Read a configuration; None when the device plugin would not start with it."""
+    if any(flaw.refused for flaw in find_flaws(text)):
         return None
-    if not isinstance(document, dict):
-        return None
-    flags = document.get("flags") or {}
-    sharing = document.get("sharing") or {}
-    if not isinstance(flags, dict) or not isinstance(sharing, dict):
-        return None
-    strategy = STRATEGIES.get(str(flags.get("migStrategy") or "none"))
-    if strategy is None:
-        return None
+    document = parse_yaml(text)
+    strategy = STRATEGIES[field_of(field_of(document, "flags"), "migStrategy") or "none"]
     for kind, block in _BLOCKS.items():
-        found = sharing.get(block)
-        if isinstance(found, dict) and (parsed := _parse_sharing(found, kind)) is not None:
-            return PluginConfig(strategy, parsed)
+        if (found := field_of(field_of(document, "sharing"), block)) is not None:
+            return PluginConfig(strategy, _parse_sharing(found, kind))
     return PluginConfig(strategy)
 
 
-def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing | None:
-    rows: list[tuple[str, int]] = []
-    listed = block.get("resources")
-    for row in listed if isinstance(listed, list) else ():
-        if isinstance(row, dict) and type(row.get("replicas")) is int:
-            name = str(row.get("name", ""))
-            rows.append((name if "/" in name else f"nvidia.com/{name}", row["replicas"]))
-    if not rows:
-        return None
+def _parse_sharing(block: Mapping[str, Any], strategy: SharingStrategy) -> Sharing:
+    rows = [(row["name"], row["replicas"]) for row in block["resources"]]
     fails = block.get("failRequestsGreaterThanOne")
     return Sharing(
-        tuple(sorted(rows)),
+        tuple(sorted((name if "/" in name else f"nvidia.com/{name}", count) for name, count in rows)),
         bool(block.get("renameByDefault")),
-        strategy == "mps" if fails is None else bool(fails),  # the default of MPS is true (b.3)
+        strategy == "mps" if fails is None else fails,  # the default of MPS is true (b.3)
         strategy,
     )
 

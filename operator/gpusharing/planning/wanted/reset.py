@@ -34,7 +34,8 @@ def unlabelled(target: Target, stack: StackView) -> Target:
     the default shares GPUs, or names an entry that cannot be read, the label stays permanently.
     """
     key = pluginconfig.default_entry(stack)
-    default = pluginconfig.parse(stack.plugin_configs.get(key, "")) if key else pluginconfig.PluginConfig()
+    text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
+    default = pluginconfig.parse(text) if text is not None else None
     if default is None or not default.same_effect(target.plugin, with_mig=target.with_mig):
         return target
     return replace(target, plugin_key="")

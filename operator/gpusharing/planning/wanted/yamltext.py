@@ -1,5 +1,5 @@
 """The only reader of YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
-after an edit. It reads as NVIDIA's programs do: sigs.k8s.io/yaml, which is go-yaml v2 (its resolve.go and decode.go).
+after an edit. It reads as NVIDIA's programs do: with go-yaml v2.4.3, below sigs.k8s.io/yaml v1.6.0.
 
 PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
 TypeError), and aliases make a small text a huge or an endless document.
@@ -96,8 +96,7 @@ def parse_yaml(text: str) -> object:
         Unreadable: and nothing else, whatever the text is.
     """
     try:
-        loader = _Loader(text)
-        document: object = loader.get_data() if loader.check_data() else None
+        document: object = next(yaml.load_all(text, _Loader), None)
     except Unreadable:
         raise
     except yaml.YAMLError as error:

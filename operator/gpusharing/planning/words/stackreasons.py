@@ -1,4 +1,4 @@
-"""The words of reasons about NVIDIA's programs that a mode needs and that do not run, or that others replace. `reasons.py` lists them all."""
+"""The words of reasons about NVIDIA's programs that do not run, or that others replace. `reasons.py` lists all."""
 
 from gpusharing.planning.words.reasonkinds import Group, Passes
 

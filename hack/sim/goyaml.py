@@ -1,0 +1,115 @@
+"""YAML as NVIDIA's SIMULATED programs read it: sigs.k8s.io/yaml turns it into JSON with go-yaml v2.
+
+The real answers are in tests/foreign; the product has a reader of its own (planning/wanted/yamltext.py).
+"""
+
+import re
+from typing import Any, TypeAlias
+
+import yaml
+
+JSONValue: TypeAlias = Any
+"""None, bool, int, float, str, list or dict, as encoding/json sees it."""
+_WORDS: dict[str, JSONValue] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **{word: True for base in ("y", "yes", "true", "on") for word in (base, base.title(), base.upper())},
+    **{word: False for base in ("n", "no", "false", "off") for word in (base, base.title(), base.upper())},
+}
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WHOLE = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
+_NONE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+_RESOLVER = yaml.SafeLoader("")
+_MOST = 200_000
+"""Values of a document, each counted wherever an alias repeats it."""
+
+
+class GoError(Exception):
+    """The program would refuse the text."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Takes tabs where libyaml does: inside brackets, and where no indentation is expected."""
+
+    def scan_to_next_token(self) -> None:
+        """As PyYAML's, and on past tabs."""
+        super().scan_to_next_token()
+        while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
+            self.forward()
+            super().scan_to_next_token()
+
+
+def to_json(text: str) -> JSONValue:
+    """The first document of a text as JSON; None for a text without one. Raises GoError."""
+    try:
+        node = next(yaml.compose_all(text, _Loader), None)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise GoError(f"error converting YAML to JSON: {error}") from None
+    return None if node is None else _Converter().value(node, ())
+
+
+class _Converter:
+    """Walks the nodes of one document."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:
+        """The JSON of a node. `above`: the nodes that hold it, which an alias may not name."""
+        self._count += 1
+        if any(node is one for one in above) or self._count > _MOST:
+            raise GoError("an anchor contains itself, or the document contains excessive aliasing")
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar(node)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*above, node)) for item in node.value]
+        found: dict[str, JSONValue] = {}
+        for key, item in node.value:
+            if key.tag == _MERGE:  # go-yaml v2 merges where it stands: earlier keys lose, later ones win
+                found |= self._merged(item, (*above, node))
+            else:
+                found[_key(self.value(key, (*above, node)))] = self.value(item, (*above, node))
+        return found
+
+    def _merged(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> dict[str, JSONValue]:
+        found: dict[str, JSONValue] = {}
+        for one in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(one, yaml.MappingNode):
+                raise GoError("map merge requires map or sequence of maps as the value")
+            found |= self.value(one, above)
+        return found
+
+
+def _key(found: JSONValue) -> str:
+    if found is None or isinstance(found, dict | list):
+        raise GoError(f"unsupported map key: {found!r}")
+    return str(found).lower() if isinstance(found, bool) else str(found)
+
+
+def _scalar(node: yaml.ScalarNode) -> JSONValue:
+    text = node.value
+    plain_tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # no stub
+    if node.style is not None or (node.tag == _STRING and plain_tag != _STRING):
+        return text  # quoted, or tagged as a string
+    if text in _WORDS:
+        return _WORDS[text]
+    if _NONE.fullmatch(text):
+        raise GoError(f"json: unsupported value: {text}")
+    return _number(text)
+
+
+def _number(text: str) -> JSONValue:
+    """As strconv reads it and encoding/json writes it: a float without a fraction becomes an integer."""
+    plain = text.replace("_", "") if text[0] in "+-0123456789" else text
+    if match := _WHOLE.fullmatch(plain):
+        sign, *bases = match.groups()
+        base, digits = next((base, found) for base, found in zip((16, 2, 8, 10), bases, strict=True) if found)
+        whole = int(sign + digits, base)
+        if -(2**63) <= whole < 2**64:
+            return whole
+    if not _FLOAT.fullmatch(plain):
+        return text
+    number = float(plain)
+    if number in (float("inf"), float("-inf")):
+        return text
+    return int(number) if number.is_integer() and abs(number) < 1e21 else number
