@@ -187,6 +187,9 @@ def test_rules_that_go_by_other_pods_and_volumes_are_named_as_not_looked_at() ->
         "spec.containers[].ports[].hostPort",
     )
     assert find_overlooked({"spec": {"volumes": volumes[:1], "containers": ports[:1]}}) == ()
+    spec = {"resourceClaims": [{"name": "gpu"}], "schedulerName": "hami-scheduler"}
+    assert find_overlooked({"spec": spec}) == ("spec.resourceClaims", "spec.schedulerName")
+    assert find_overlooked({"spec": {"schedulerName": "default-scheduler"}}) == ()
     assert find_overlooked({}) == ()
 
 

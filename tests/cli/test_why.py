@@ -30,13 +30,15 @@ def masked(text: str) -> str:
 
 def test_the_order_of_the_conclusions_about_a_pod_is_part_of_the_product() -> None:
     assert [conclude.__name__ for conclude in CONCLUSIONS] == [
+        "_ended",
         "_asks_nothing",
         "_on_changing",
         "_on_quiet",
+        "_unadvertised",
         "_offered",
         "_to_come",
-        "_ruled_out",
-        "_withdrawn",
+        "_too_large",
+        "_never",
     ]
 
 
@@ -166,7 +168,9 @@ async def test_a_pod_that_asks_for_what_the_pool_no_longer_offers_is_told_what_i
     assert "default/old Pending asks for 1 nvidia.com/gpu" in text
     assert "Scheduler: 0/1 nodes are available: 1 Insufficient nvidia.com/gpu." in text
     assert "Offered once the changes are done: nvidia.com/mig-3g.40gb" in text
-    assert "No pool offers nvidia.com/gpu, nor will any under the existing policies" in text
+    assert (
+        "Of what it asks for, nvidia.com/gpu is advertised by no node, nor will be under the existing" in text
+    )
 
 
 @virtually
@@ -216,7 +220,7 @@ async def test_a_pod_that_selects_the_mode_to_come_has_only_to_wait() -> None:
     assert (service["now"], service["after"], service["kept"]) == (0, 4, [])
     assert service["but"].startswith("not yet; ")
     assert told.data["conclusion"].startswith(
-        "a pool serves what it asks for, now or once its changes are done"
+        "all that it asks for is on gpu-1, now or once the changes are done"
     )
 
 

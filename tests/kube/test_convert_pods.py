@@ -19,7 +19,8 @@ from gpusharing.kube.convert_pods import (
     resource_claim_names,
     resource_claim_use,
 )
-from gpusharing.planning.drain.holders import Scope
+from gpusharing.planning.drain.holders import Scope, has_finished
+from gpusharing.planning.drain.pdb import asked
 from gpusharing.planning.snapshot.podviews import Owner
 
 JSON = dict[str, Any]
@@ -161,7 +162,14 @@ def test_a_pod_tells_since_when_it_is() -> None:
 
 
 def test_a_pod_without_a_phase_counts_as_unknown() -> None:
-    assert pod_view({"metadata": {"name": "x"}}, {}).phase == "Unknown"
+    """Such a pod has not finished, and no eviction of it passes by a budget."""
+    raw = pod()
+    del raw["status"]["phase"]
+    view = pod_view(raw, {})
+    budget = pdb_view({"metadata": {"name": "b", "namespace": "team-a"}, "spec": {"selector": {}}})
+    assert view.phase == "Unknown"
+    assert not has_finished(view)
+    assert asked(view, [budget]) == (budget,)
 
 
 CLAIMS: list[tuple[str, JSON, JSON, str]] = [

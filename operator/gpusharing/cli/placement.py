@@ -34,6 +34,7 @@ _REWRITTEN = (
 _NOT_LOOKED_AT = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _NODE_AFFINITY),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),
+    "spec.resourceClaims": ("resourceClaims",),
 }
 
 _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
@@ -65,7 +66,7 @@ def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = Non
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Fields of the pod that also keep it from nodes, by other pods and by where volumes are: these are not checked."""
+    """Fields of the pod that also keep it from nodes, by what is not read here, such as other pods and volumes."""
     spec = section(pod, "spec")
     found = [field for field, path in _NOT_LOOKED_AT.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
@@ -73,6 +74,8 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
         found.append("spec.topologySpreadConstraints")
     volumes = entries(spec, "volumes")
     found += [f"spec.volumes[].{kind}" for kind in _PERSISTENT if any(kind in one for one in volumes)]
+    if text(spec, "schedulerName") not in ("", "default-scheduler"):
+        found.append("spec.schedulerName")
     if any("hostPort" in port for one in entries(spec, "containers") for port in entries(one, "ports")):
         found.append("spec.containers[].ports[].hostPort")
     return tuple(found)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from gpusharing.cli.cluster import Decided, gathered
 from gpusharing.cli.fleet import read_node
+from gpusharing.cli.podrooms import RoomSearch
 from gpusharing.cli.session import Session, no_such
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble
 from gpusharing.cli.whynode import NodeAnswer, describe_node, node_answer
-from gpusharing.cli.whypod import Obstacles, describe_pod, pod_answer
+from gpusharing.cli.whypod import describe_pod, pod_answer
 from gpusharing.kube.client import GPUNODES, NODES, PODS
 from gpusharing.kube.errors import KubeError, NotFound
 
@@ -51,10 +52,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         pod = await session.one(PODS, subject.name, subject.namespace)
         async with gathered(session) as cluster:
             decided = await cluster.decide(())
-            obstacles = Obstacles(pod, decided)
+            search = RoomSearch(pod, decided)
             async for nodes in session.pages(NODES):
-                obstacles.look(nodes)
-            told = pod_answer(pod, obstacles, decided)
+                search.look(nodes)
+            told = pod_answer(search)
         terminal.answer(told.as_data, lambda paper: describe_pod(told, paper))
         return DONE
     answer = await _node(session, subject.name)

@@ -1,52 +1,54 @@
-"""Why a pod waits for a GPU: which pools serve what it asks for, now or after their changes, and what they wait for.
+"""Why a pod waits for a GPU: which nodes have all that it requests, now or after their changes, and what they wait for.
 Pure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, RESOURCE_GPU, Phase, is_gpu_resource
+from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, shows, table
 from gpusharing.cli.fractions import NOTE, find_fraction
-from gpusharing.cli.placement import find_obstacle, find_overlooked
+from gpusharing.cli.placement import find_overlooked
+from gpusharing.cli.podrooms import NodeRoom, RoomSearch
 from gpusharing.cli.simulated import describe_simulated
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert_pods import pod_view
+from gpusharing.kube.convert_pods import pod_view, resource_claim_names
+from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, routing_label
+from gpusharing.planning.gpus.capacity import fits
 from gpusharing.planning.stack.otherplugins import name_resources
 from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.lengths import some
 
 COLUMNS = (
     Column("POOL"),
+    Column("NODE", drop=2),
     Column("RESOURCE", drop=1),
     Column("NOW"),
     Column("FREE"),
     Column("AFTER"),
     Column("BUT"),
 )
-Clauses = Mapping[str, str]
-"""By node, why the pod may not go there; empty: it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One pool and one resource that the pod asks for."""
+    """One resource that the pod requests, on the node of a pool that comes nearest to all that it requests."""
 
     pool: str
-    """Name of the policy."""
+    """Name of the policy; empty: the nodes that no policy selects."""
+    node: str
+    """Name of the node; empty: the pod may go to no node of the pool."""
     resource: str
     """The resource name."""
     now: int
-    """How many the pool offers, on nodes that the pod may go to."""
+    """How many are allocatable on the node."""
     free: int | None
     """How many of them are free; None: unknown."""
     after: int
-    """How many after the changes."""
+    """How many will be allocatable after the changes."""
     but: str
     """Why that does not help the pod at once; empty: it should."""
     kept: tuple[str, ...] = ()
@@ -64,14 +66,16 @@ class PodAnswer:
     node: str
     """The node that it is on; empty: none."""
     asks: Mapping[str, int]
-    """GPU resources."""
+    """GPU resources that it requests of one node."""
+    status: str
+    """Reason and message of the pod's status, such as a kubelet's refusal; empty: it has none."""
     scheduler: str
     """What the scheduler said last."""
     services: tuple[Service, ...]
-    """Which pools could serve it."""
+    """What the best node of each pool has for it."""
     others: tuple[str, ...]
-    """GPU resource names that nodes which the pod may go to offer after the changes, where none offers what it asks
-    for."""
+    """Other GPU resource names that nodes which the pod may go to offer after the changes, where no node has what it
+    requests then."""
     conclusion: str
     """The answer in a sentence."""
     notes: tuple[str, ...]
@@ -86,120 +90,73 @@ class PodAnswer:
         return asdict(self)
 
 
-class Obstacles:
-    """What keeps a pod from nodes. Nothing else of a Node is kept: there may be thousands."""
-
-    def __init__(self, raw: JSON, decided: Decided) -> None:
-        """For a pod; no Node has been examined yet."""
-        self._raw, self._decided = raw, decided
-        self._specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
-        self.now: dict[str, str] = {}
-        """By node, why the pod may not go there; empty: it may."""
-        self.later: dict[str, str] = {}
-        """The same for when the changes are done."""
-
-    def look(self, nodes: Iterable[JSON]) -> None:
-        """Examine Nodes, with their taints."""
-        for node in nodes:
-            name = text(node, "metadata", "name")
-            self.now[name] = find_obstacle(self._raw, node)
-            self.later[name] = find_obstacle(self._raw, node, self._becomes(name))
-
-    def _becomes(self, node: str) -> Mapping[str, str] | None:
-        """Labels that the change of a node sets at its end; None: no change is to come."""
-        verdict = self._decided.plan.verdicts.get(node)
-        if verdict is None or verdict.phase is Phase.SYNCED:
-            return None
-        spec = self._specs.get(verdict.policy)
-        if spec is None:
-            return None
-        routing = routing_label(spec.mode, time_slicing=spec.time_slicing is not None)
-        return {LABEL_POLICY: verdict.policy, LABEL_MODE: routing}
-
-
-def pod_answer(raw: JSON, obstacles: Obstacles, decided: Decided) -> PodAnswer:
+def pod_answer(search: RoomSearch) -> PodAnswer:
     """The answer for one pod, for which all Nodes were examined."""
-    pod = pod_view(raw, {})
-    asks = {name: count for name, count in pod.resources.items() if is_gpu_resource(name)}
+    raw, decided = search.pod, search.decided
+    pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
     asks = asks or ({RESOURCE_GPU: devices} if devices else {})
-    services = tuple(_services(asks, obstacles, decided))
+    rooms = [search.rooms[name] for name in sorted(search.rooms)]
+    services = tuple(_services(asks, rooms, decided))
     node = text(raw, "spec", "nodeName")
-    others = () if any(one.after for one in services) else _in_the_end(obstacles.later, decided)
+    case = PodCase(raw, node, asks, services, rooms, decided.plan.verdicts.get(node))
+    lasting = any(fits(asks, room.after) for room in rooms)
+    offered = {name for room in rooms for name in room.after}
+    unchecked = ", ".join(find_overlooked(raw)) if asks and not node else ""
+    note = f"{unchecked} of the pod may keep it from nodes that are counted here: this was not checked"
+    placed = [row for row in entries(raw, "status", "conditions") if row.get("type") == "PodScheduled"]
     return PodAnswer(
         pod=pod.ref,
         phase=pod.phase,
         node=node,
         asks=asks,
-        scheduler=_scheduler(raw),
+        status=": ".join(filter(None, (text(raw, "status", key) for key in ("reason", "message")))),
+        scheduler=next((text(row, "message") for row in placed if row.get("status") == "False"), ""),
         services=services,
-        others=others,
-        conclusion=_conclusion(PodCase(node, asks, services, decided.plan.verdicts.get(node))),
+        others=() if lasting else tuple(sorted(offered - asks.keys())),
+        conclusion=next(found for conclude in CONCLUSIONS if (found := conclude(case))),
         notes=(
             *decided.notes,
             *((NOTE,) if fraction else ()),
             *name_resources(asks, {name: one.other_plugin for name, one in decided.snapshot.nodes.items()}),
-            *(_overlooked(raw) if asks and not node else ()),
+            *((note,) if unchecked else ()),
         ),
         simulated=decided.simulated(),
         fraction=fraction,
     )
 
 
-def _overlooked(raw: JSON) -> Iterator[str]:
-    if found := find_overlooked(raw):
-        yield f"{', '.join(found)} of the pod may keep it from nodes that are counted here: this was not checked"
-
-
-def _in_the_end(obstacles: Clauses, decided: Decided) -> tuple[str, ...]:
-    """What the nodes that the pod may go to offer when all changes are done."""
-    targets = decided.plan.targets
-    near = {node: view for node, view in decided.snapshot.nodes.items() if not obstacles.get(node)}
-    return tuple(sorted({name for node, view in near.items() for name in targets.get(node, served(view))}))
-
-
-def _scheduler(raw: JSON) -> str:
-    rows = entries(raw, "status", "conditions")
-    return next(
-        (
-            text(row, "message")
-            for row in rows
-            if row.get("type") == "PodScheduled" and row.get("status") == "False"
-        ),
-        "",
-    )
-
-
-def _services(asks: Mapping[str, int], obstacles: Obstacles, decided: Decided) -> Iterator[Service]:
-    """For each pool that has, or will have, some of what is asked for."""
-    snapshot, plan = decided.snapshot, decided.plan
-    for policy in snapshot.policies:
-        nodes = [snapshot.nodes[name] for name in plan.pools[policy.name].names]
-        near = [node for node in nodes if not obstacles.now.get(node.name)]
-        ready = [node for node in nodes if not obstacles.later.get(node.name)]
-        for resource in asks:
-            then = {node.name: plan.targets.get(node.name, served(node)).get(resource, 0) for node in nodes}
-            if not any(then[node.name] or served(node).get(resource) for node in nodes):
+def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decided) -> Iterator[Service]:
+    """What the best node has: of each pool that has, or will have, some of what is requested, and of the nodes that no
+    policy selects."""
+    for policy in (*decided.snapshot.policies, None):
+        pool, status = "", ""
+        if policy is not None:
+            said = policy_status(policy, decided.plan, decided.snapshot, {}, decided.now)["summary"]
+            pool, status = policy.name, f"{said['status']}: {said['message']}"
+        members = [room for room in rooms if room.pool == pool]
+        reached = (room for room in members if room.now or room.after)
+        none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
+        best = max(reached, key=lambda room: room.rank(asks), default=none)
+        for resource, wanted in asks.items():
+            if not any(resource in room.names for room in members):
                 continue
-            kept = tuple(_kept([node for node in nodes if then[node.name]], obstacles.later))
-            now = sum(served(node).get(resource, 0) for node in near)
-            after = sum(then[node.name] for node in ready)
-            free = _free(near, resource, snapshot)
-            said = policy_status(policy, plan, snapshot, {}, decided.now)["summary"]
-            status = f"{said['status']}: {said['message']}"
-            but = _but(resource, near, free=free, after=after, wanted=asks[resource], status=status)
-            but = but if near or not kept else _all_of(kept)
-            yield Service(policy.name, resource, now, free, after, but, kept)
+            kept = tuple(_kept([room for room in members if room.planned.get(resource)]))
+            free = None if best.free is None else best.free.get(resource, 0)
+            now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+            but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
+            but = _all_of(kept) if kept and best is none else but
+            yield Service(pool, best.node, resource, now, free, after, but, kept)
 
 
-def _kept(nodes: Sequence[NodeView], obstacles: Clauses) -> Iterator[str]:
-    """Each rule with the nodes that will offer what is asked for and from which the rule keeps the pod."""
+def _kept(rooms: Sequence[NodeRoom]) -> Iterator[str]:
+    """Each rule with the nodes from which it keeps the pod."""
     by_rule: dict[str, list[str]] = {}
-    for node in nodes:
-        if why := obstacles.get(node.name):
-            by_rule.setdefault(why, []).append(node.name)
+    for room in rooms:
+        if room.later:
+            by_rule.setdefault(room.later, []).append(room.node)
     for why, names in sorted(by_rule.items()):
-        yield f"{some(sorted(names))}: {why}"
+        yield f"{some(names)}: {why}"
 
 
 def _all_of(kept: Sequence[str]) -> str:
@@ -207,41 +164,20 @@ def _all_of(kept: Sequence[str]) -> str:
     return "; ".join(kept) if len(kept) > 1 else kept[0].partition(": ")[2]
 
 
-def _is_closed(node: NodeView) -> bool:
-    """It takes no pod for now, whatever the pod says."""
-    return node.unschedulable or not node.ready or node.gate is not None
-
-
-def _free(nodes: Sequence[NodeView], resource: str, snapshot: ClusterSnapshot) -> int | None:
-    """What is free on nodes that take pods, as the agents report it; None: one did not report."""
-    free = 0
-    for node in nodes:
-        if _is_closed(node) or resource not in served(node):
-            continue
-        gpunode = snapshot.gpunodes.get(node.name)
-        held = gpunode.observed.allocated if gpunode and gpunode.observed else None
-        if held is None:
-            return None
-        free += max(0, served(node)[resource] - held.get(resource, 0))
-    return free
-
-
-def _but(
-    resource: str, near: Sequence[NodeView], *, free: int | None, after: int, wanted: int, status: str
-) -> str:
-    """`near`: the nodes of the pool that the pod may go to."""
-    offering = [node for node in near if resource in served(node)]
-    if not offering:
-        return f"not yet; {status}" if after else "not offered on the nodes that it may go to"
-    if all(map(_is_closed, offering)):
-        gated = any(node.gate is not None for node in offering)
-        return f"every node that offers it is cordoned{', not proven yet' if gated else ''} or not Ready"
-    if free is not None and free < wanted:
+def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int, status: str) -> str:
+    """Why what the best node of a pool has of a resource does not help the pod at once; empty: it should."""
+    most = max(now, after)
+    if now < wanted <= after:
+        return f"not yet; {status}"
+    if now < wanted:
         return (
-            "all are held by other pods"
-            if not after or after <= sum(served(node)[resource] for node in offering)
-            else f"all are held by other pods, more to come; {status}"
+            f"only {most} of {wanted} on one node" if most else "not offered on the nodes that it may go to"
         )
+    if room.closed:
+        return f"the node is {room.closed}"
+    if free is not None and free < wanted:
+        held = f"other pods hold {now - free} of {now}" if free else "all are held by other pods"
+        return held if after <= now else f"{held}, more to come; {status}"
     return ""
 
 
@@ -249,32 +185,38 @@ def _but(
 class PodCase:
     """What a conclusion about a pod is drawn from."""
 
+    raw: JSON
+    """The pod."""
     node: str
     """The node that it is on; empty: none."""
     asks: Mapping[str, int]
-    """GPU resources."""
+    """GPU resources that it requests of one node."""
     services: Sequence[Service]
-    """Which pools could serve it."""
+    """What the best node of each pool has for it."""
+    rooms: Sequence[NodeRoom]
+    """What each node has for it."""
     verdict: Verdict | None
-    """Of that node; None: it has none, or the operator knows nothing of it."""
-
-    @property
-    def resources(self) -> str:
-        """Names of what it asks for, for people."""
-        return ", ".join(sorted(self.asks))
+    """Of its node; None: it has none, or the operator knows nothing of it."""
 
 
-def _conclusion(case: PodCase) -> str:
-    """The first of CONCLUSIONS; else no pool has to do with it."""
-    return next((found for conclude in CONCLUSIONS if (found := conclude(case))), "") or (
-        f"no pool offers {case.resources}, nor will any under the existing policies: ask for a name that is offered,"
-        " or change a policy (kubectl gpusharing plan -f FILE shows what that would do)"
-    )
+def _ended(case: PodCase) -> str:
+    """A pod that ended never starts again; its status, which is shown, says why it did."""
+    phase = text(case.raw, "status", "phase")
+    if phase not in ("Succeeded", "Failed"):
+        return ""
+    refusal = next((room.refusal for room in case.rooms if room.node == case.node), "")
+    if refusal and text(case.raw, "status", "reason") == "UnexpectedAdmissionError":
+        return f"the kubelet of {case.node} refused it: {refusal}"
+    return f"it has {phase.lower()}, so it holds no GPU and does not start again"
 
 
 def _asks_nothing(case: PodCase) -> str:
     """Whatever it waits for is none of ours."""
-    return "" if case.asks else "it asks for no GPU resource, so no GPU pool is in its way"
+    if case.asks:
+        return ""
+    if resource_claim_names(case.raw):
+        return "it asks for devices only by ResourceClaims, which a DRA driver serves and no GPU pool does"
+    return "it asks for no GPU resource, so no GPU pool is in its way"
 
 
 def _on_changing(case: PodCase) -> str:
@@ -289,50 +231,77 @@ def _on_quiet(case: PodCase) -> str:
     return f"it has a node, {case.node}, which the operator is not changing now" if case.node else ""
 
 
-def _offered(case: PodCase) -> str:
-    """Nothing is in its way at one pool at least."""
-    if all(one.but for one in case.services):
+def _unadvertised(case: PodCase) -> str:
+    """A name that exists nowhere: waiting does not help, however many there are of the others."""
+    absent = sorted(case.asks.keys() - {name for room in case.rooms for name in room.names})
+    if not absent:
         return ""
-    return "a pool offers what it asks for; the scheduler says above why it is not placed"
+    return (
+        f"of what it asks for, {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} advertised by no node, nor"
+        " will be under the existing policies: ask for a name that is offered, or change a policy (kubectl gpusharing"
+        " plan -f FILE shows what that would do)"
+    )
+
+
+def _offered(case: PodCase) -> str:
+    """Nothing is in its way on one node at least."""
+    nodes = [room.node for room in case.rooms if room.has_free(case.asks)]
+    if not nodes:
+        return ""
+    return f"all that it asks for is available on {some(nodes)}; the scheduler says above why it is not placed there"
 
 
 def _to_come(case: PodCase) -> str:
     """Waiting helps, or what is shown beside the pool."""
-    if not any(one.after for one in case.services):
+    nodes = [room.node for room in case.rooms if fits(case.asks, room.after)]
+    if not nodes:
         return ""
     return (
-        "a pool serves what it asks for, now or once its changes are done; what is in the way is shown"
+        f"all that it asks for is on {some(nodes)}, now or once the changes are done; what is in the way is shown"
         " beside the pool"
     )
 
 
-def _ruled_out(case: PodCase) -> str:
-    """Nodes will offer it, and the pod's own rules keep it from them: no wait ends that."""
-    if not any(one.kept for one in case.services):
+def _too_large(case: PodCase) -> str:
+    """It asks for more than any node has: waiting does not help, however many there are on all nodes together."""
+    nowhere = "no node that it may go to" if any(one.kept for one in case.services) else "no node"
+    most = {
+        name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)
+        for name in case.asks
+    }
+    for name, wanted in case.asks.items():
+        if 0 < most[name] < wanted:
+            return f"{nowhere} has more than {most[name]} of the {wanted} {name} that it requests"
+    if not all(most.values()) or any(fits(case.asks, room.now) for room in case.rooms):
         return ""
     return (
-        f"no node that it may go to will offer {case.resources}: change the rule shown beside the pool, or"
-        " ask for what is offered where it may go"
+        f"{nowhere} has all that it requests: {' and '.join(f'{n} {name}' for name, n in case.asks.items())}"
     )
 
 
-def _withdrawn(case: PodCase) -> str:
-    """It is offered today and not after the changes."""
-    if not any(one.now for one in case.services):
-        return ""
-    return f"no pool will offer {case.resources} once the changes are done: ask for a resource that is offered then"
+def _never(case: PodCase) -> str:
+    """Its own rules keep it from all nodes that will offer it, or none will: waiting does not help."""
+    names = ", ".join(case.asks)
+    if any(one.kept for one in case.services):
+        return (
+            f"no node that it may go to will offer {names}: change the rule shown beside the pool, or"
+            " ask for what is offered where it may go"
+        )
+    return f"no pool will offer {names} once the changes are done: ask for a resource that is offered then"
 
 
 CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
+    _ended,
     _asks_nothing,
     _on_changing,
     _on_quiet,
+    _unadvertised,
     _offered,
     _to_come,
-    _ruled_out,
-    _withdrawn,
+    _too_large,
+    _never,
 )
-"""What is said of a pod; the first that has a text."""
+"""What is said of a pod: the first that has a text; the last one always has."""
 
 
 # --- in words ------------------------------------------------------------------------------------------------
@@ -345,8 +314,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     ink = Ink.GOOD if answer.node else Ink.WAITING
     title = line(TextSpan(answer.pod, Ink.TITLE), "  ", TextSpan(answer.phase, ink), f"  asks for {asks}")
     lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
-    if answer.scheduler:
-        lines += prose(f"Scheduler: {answer.scheduler}", paper, hang="  ")
+    for whose, said in (("Status", answer.status), ("Scheduler", answer.scheduler)):
+        lines += prose(f"{whose}: {said}", paper, hang="  ") if said else []
     if answer.services:
         lines += [BLANK, *_service_lines(answer.services, paper)]
     if answer.others:
@@ -360,7 +329,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     rows = [
         [
-            TextSpan(one.pool),
+            TextSpan(one.pool or "no policy"),
+            TextSpan(one.node or "-"),
             TextSpan(one.resource),
             TextSpan(str(one.now)),
             TextSpan("?" if one.free is None else str(one.free)),
@@ -373,8 +343,8 @@ def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     lines = [*drawn]
     for one, row in zip(services, drawn[1:], strict=True):
         if not shows(row, one.but):
-            lines += prose(f"{one.pool}: {one.but}", paper, hang="  ", ink=Ink.WAITING)
+            lines += prose(f"{one.pool or 'no policy'}: {one.but}", paper, hang="  ", ink=Ink.WAITING)
     partly = {one.pool: one.kept for one in services if one.kept and one.but != _all_of(one.kept)}
     for pool, kept in partly.items():
-        lines += prose(f"{pool}, not on {'; '.join(kept)}", paper, hang="  ", ink=Ink.WAITING)
+        lines += prose(f"{pool or 'no policy'}, not on {'; '.join(kept)}", paper, hang="  ", ink=Ink.WAITING)
     return lines

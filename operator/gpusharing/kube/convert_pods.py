@@ -1,19 +1,22 @@
 """Raw Pods, ResourceClaims and PodDisruptionBudgets as the drain rules see them (docs/design/drain.md, rows P and G).
 
-Fail-safe on purpose: a phase, a quantity or a ResourceClaim that cannot be read counts as a pod that holds a GPU.
+Fail-safe on purpose: a phase, a quantity or a ResourceClaim that cannot be read counts as a pod that holds a GPU. The
+API server creates every pod as Pending (kubernetes v1.36.3 `pkg/registry/core/pod/strategy.go`), so a pod without a
+phase has a status that something else broke. It counts as Unknown: it has not finished, and unlike a Pending pod it is
+protected by its budgets.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
 
-from gpusharing.api.names import is_gpu_resource
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.gangkeys import gang_of
-from gpusharing.kube.quantity import count
+from gpusharing.kube.podrequests import container_requests
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
@@ -158,19 +161,11 @@ def _is_local(volume: JSON) -> bool:
 
 def _gpu_requests(raw: JSON) -> Mapping[str, int]:
     """GPU resources of all containers, init and sidecar containers included, summed (G2)."""
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for kind in ("containers", "initContainers", "ephemeralContainers"):
         for container in entries(raw, "spec", kind):
-            # Requests of an extended resource equal its limits, so one of them is enough (G1).
-            asked = {
-                **section(container, "resources", "requests"),
-                **section(container, "resources", "limits"),
-            }
-            for key, quantity in asked.items():
-                if is_gpu_resource(key):
-                    number = count(quantity)
-                    total[intern(key)] = total.get(key, 0) + (1 if number is None else number)
-    return {key: number for key, number in sorted(total.items()) if number}
+            total.update(container_requests(container))
+    return dict(sorted(total.items()))
 
 
 def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:

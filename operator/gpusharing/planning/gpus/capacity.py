@@ -1,4 +1,5 @@
-"""How much memory a card and each of its MIG instances have for workloads, and which profile is large enough.
+"""How much memory a card and each of its MIG instances have for workloads, which profile is large enough, and whether a
+node has enough devices.
 
 The number in a profile's name is nominal: an instance has less, and how much less cannot be computed. `_SEEN` is what
 ``nvidia-smi mig -lgip`` and ``nvidia-smi`` printed on that hardware, in published captures (the same as in
@@ -55,3 +56,13 @@ def smallest(card: Card, gib: float) -> Profile | None:
     """The profile with the least memory that holds this much, in a tie the one with more instances; None: only the
     whole card does, or not even that."""
     return next((one for one in plain_profiles(card) if usable(card, one) >= gib), None)
+
+
+def client_memory(card: Card, clients: int) -> float:
+    """GiB for each of this many MPS clients of a card: equal parts (docs/design/hardware.md#mps-share)."""
+    return memory_of(card) / clients
+
+
+def fits(requested: Mapping[str, int], available: Mapping[str, int]) -> bool:
+    """Whether one node with these counts of devices, by resource name, has all that is requested of it."""
+    return all(available.get(name, 0) >= count for name, count in requested.items())

@@ -12,7 +12,7 @@ A policy gives all GPUs the same number of replicas, and the scheduler puts any 
 from itertools import chain, repeat
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import memory_of
+from gpusharing.planning.gpus.capacity import client_memory, memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.needs import GIB, Goal, Need
 from gpusharing.planning.gpus.recommendation import Recommendation
@@ -89,7 +89,7 @@ def _mps(card: Card, pods: _Pods, instead: int) -> Shared | None:
     if most < 2:
         return None
     gpus, replicas = _spread(len(pods.memory), most)
-    there = memory_of(card) * GIB / replicas
+    there = client_memory(card, replicas) * GIB
     busy = None if pods.compute is None else pods.compute[0]
     return Shared(Mode.MPS, replicas, len(pods.memory), gpus, instead, pods.memory[0], there, busy)
 

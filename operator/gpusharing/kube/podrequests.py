@@ -1,0 +1,44 @@
+"""GPU resources that a pod requests: of its node, as the scheduler adds them up, and in one container."""
+
+from collections import Counter
+from sys import intern
+
+from gpusharing.api.names import is_gpu_resource
+from gpusharing.kube.client import JSON
+from gpusharing.kube.quantity import count
+from gpusharing.kube.raw import entries, section, text
+
+
+def pod_requests(pod: JSON) -> Counter[str]:
+    """GPU resources that a node must have for the pod; names of which the pod requests 0 are left out.
+
+    Containers and sidecars run together. Each init container runs before them, beside the sidecars above it
+    (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go).
+    """
+    sidecars: Counter[str] = Counter()
+    start: Counter[str] = Counter()
+    for container in entries(pod, "spec", "initContainers"):
+        beside = sidecars + container_requests(container)
+        start |= beside
+        if text(container, "restartPolicy") == "Always":
+            sidecars = beside
+    together = sum(map(container_requests, entries(pod, "spec", "containers")), sidecars)
+    return (together | start) + container_requests(
+        {"resources": {"limits": section(pod, "spec", "overhead")}}
+    )
+
+
+def largest_requests(pod: JSON) -> Counter[str]:
+    """By GPU resource the most that a single container of the pod requests."""
+    largest: Counter[str] = Counter()
+    for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
+        largest |= container_requests(container)
+    return largest
+
+
+def container_requests(container: JSON) -> Counter[str]:
+    """GPU resources that one container requests; a quantity that cannot be read counts as 1."""
+    # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
+    asked = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
+    found = {intern(key): count(quantity) for key, quantity in asked.items() if is_gpu_resource(key)}
+    return Counter({key: 1 if number is None else number for key, number in found.items() if number != 0})

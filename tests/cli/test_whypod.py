@@ -1,0 +1,262 @@
+"""What `why` answers about a pod that no single node can take, or that a kubelet refused (cli/whypod.py,
+cli/podrooms.py). The nodes are SIMULATED and have two H100 each."""
+
+from typing import Any
+
+import pytest
+from tests.cli.asking import ask, operated
+from tests.embedded.scene import FULL, MIXED, Scene, gpu_pod, node
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.kube.client import NODES, PODS
+
+JSON = dict[str, Any]
+GPU, SMALL, LARGE = "nvidia.com/gpu", "nvidia.com/mig-1g.10gb", "nvidia.com/mig-3g.40gb"
+SLICED: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}
+STRICT: JSON = {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4, "failRequestsGreaterThanOne": True}}
+MPS: JSON = {"mode": "MPS", "mps": {"replicas": 4}}
+WAITS: JSON = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes are available"}],
+}
+TOO_LARGE = (
+    "Allocate failed due to rpc error: code = Unknown desc = request for 'nvidia.com/gpu: 2' too large: maximum"
+    " request size for shared resources is 1, which is unexpected"
+)
+REFUSED: JSON = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": TOO_LARGE}
+
+
+def asking(*limits: dict[str, int], status: JSON = WAITS, **spec: Any) -> JSON:
+    """A pod with one container for each of these limits."""
+    containers = [
+        {
+            "name": f"c-{number}",
+            "resources": {"limits": {name: str(count) for name, count in one.items()}},
+        }
+        for number, one in enumerate(limits)
+    ]
+    return {
+        "metadata": {"name": "llm", "namespace": "default"},
+        "spec": {"containers": containers, **spec},
+        "status": status,
+    }
+
+
+async def told(scene: Scene, raw: JSON) -> JSON:
+    """The answer about this pod, for programs."""
+    scene.e.cluster.add(PODS, raw)
+    data: JSON = (await ask(scene.e.cluster, "why", "pod/llm", "-o", "json")).data
+    return data
+
+
+def held_pods(scene: Scene) -> list[int]:
+    """How many pods hold a GPU on each of two nodes, as the agents report."""
+    return [scene.e.gpunode(name)["status"]["observed"].get("pods") for name in ("gpu-1", "gpu-2")]
+
+
+async def about(raw: JSON, spec: JSON = FULL, count: int = 2) -> JSON:
+    """The answer about this pod where all nodes follow this policy."""
+    async with operated(count) as scene:
+        scene.apply(spec)
+        await scene.ready()
+        return await told(scene, raw)
+
+
+LIMITLESS: JSON = {"containers": [{"name": "main", "resources": {"requests": {GPU: "4"}}}]}
+NO_NODE: dict[str, tuple[JSON, JSON, str]] = {
+    "more GPUs than one node has": (
+        asking({GPU: 4}),
+        FULL,
+        "no node has more than 2 of the 4 nvidia.com/gpu that it requests",
+    ),
+    "as many in several containers": (
+        asking({GPU: 2}, {GPU: 2}),
+        FULL,
+        "no node has more than 2 of the 4 nvidia.com/gpu that it requests",
+    ),
+    "as many by requests alone": (
+        asking(**LIMITLESS),
+        FULL,
+        "no node has more than 2 of the 4 nvidia.com/gpu that it requests",
+    ),
+    "more shares than one node has": (
+        asking({GPU: 9}),
+        SLICED,
+        "no node has more than 8 of the 9 nvidia.com/gpu that it requests",
+    ),
+    "an instance that nobody has made": (
+        asking({GPU: 1, SMALL: 1}),
+        FULL,
+        "of what it asks for, nvidia.com/mig-1g.10gb is advertised by no node, nor will be",
+    ),
+    "what only HAMi's scheduler knows": (
+        asking({GPU: 1, "nvidia.com/gpumem": 3000, "nvidia.com/gpucores": 30}),
+        FULL,
+        "of what it asks for, nvidia.com/gpucores, nvidia.com/gpumem are advertised by no node",
+    ),
+}
+
+
+@pytest.mark.parametrize("asked", NO_NODE)
+@virtually
+async def test_a_pod_that_no_node_can_ever_take_is_told_so_if_it_asks_for(asked: str) -> None:
+    raw, spec, conclusion = NO_NODE[asked]
+    data = await about(raw, spec)
+    assert data["conclusion"].startswith(conclusion)
+
+
+@virtually
+async def test_the_counts_are_those_of_one_node_and_not_of_all_together() -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        data = await told(scene, asking({GPU: 4}))
+        shown = await ask(scene.e.cluster, "why", "pod/llm")
+    (service,) = data["services"]
+    assert (service["now"], service["free"], service["after"]) == (2, 2, 2)
+    assert service["but"] == "only 2 of 4 on one node"
+    assert "pool-b gpu-1 nvidia.com/gpu 2 2 2 only 2 of 4 on one node" in " ".join(shown.out.split())
+    assert "No node has more than 2 of the 4 nvidia.com/gpu" in " ".join(shown.out.split())
+
+
+@virtually
+async def test_a_pod_that_needs_what_two_nodes_have_together_is_told_that_neither_has_all() -> None:
+    async with operated(1) as scene:
+        scene.e.cluster.add(NODES, node("whole-1", pool="c"))
+        scene.apply(MIXED)
+        scene.apply(FULL, "pool-c", "c")
+        await scene.ready("pool-b", "pool-c")
+        data = await told(scene, asking({GPU: 1, LARGE: 1}))
+    assert (
+        data["conclusion"]
+        == "no node has all that it requests: 1 nvidia.com/gpu and 1 nvidia.com/mig-3g.40gb"
+    )
+    assert [(one["node"], one["resource"], one["now"]) for one in data["services"]] == [
+        ("gpu-1", LARGE, 4),
+        ("whole-1", GPU, 2),
+    ]
+
+
+@virtually
+async def test_gpus_that_are_free_on_different_nodes_do_not_serve_a_pod_that_needs_both() -> None:
+    async with operated(2) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        for name in ("gpu-1", "gpu-2"):
+            scene.e.cluster.add(PODS, gpu_pod(f"on-{name}", name))
+        await scene.e.until(lambda: held_pods(scene) == [1, 1], "a report of each node", 120)
+        data = await told(scene, asking({GPU: 2}))
+    (service,) = data["services"]
+    assert (service["now"], service["free"], service["but"]) == (2, 1, "other pods hold 1 of 2")
+    assert data["conclusion"].startswith("all that it asks for is on gpu-1, gpu-2, now or once the changes")
+
+
+@virtually
+async def test_of_a_pool_the_node_is_shown_that_comes_nearest_to_what_a_pod_needs() -> None:
+    async with operated(1) as scene:
+        scene.e.cluster.add(NODES, node("large-1", gpus=4))
+        scene.apply(FULL)
+        await scene.ready()
+        scene.cordon("large-1")
+        data = await told(scene, asking({GPU: 3}))
+    (service,) = data["services"]
+    assert (service["node"], service["now"], service["free"]) == ("large-1", 4, 0)
+    assert service["but"] == "the node is cordoned or not Ready"
+
+
+@virtually
+async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
+    async with operated(1) as scene:
+        scene.e.cluster.add(NODES, node("spare-1", pool="other", gpus=4))
+        scene.apply(FULL)
+        await scene.ready()
+        await scene.e.until(
+            lambda: scene.e.node("spare-1")["status"]["allocatable"].get(GPU) == "4", "it", 120
+        )
+        data = await told(scene, asking({GPU: 3}))
+        shown = await ask(scene.e.cluster, "why", "pod/llm")
+    assert data["conclusion"].startswith("all that it asks for is available on spare-1; the scheduler")
+    assert "no policy spare-1 nvidia.com/gpu 4" in " ".join(shown.out.split())
+
+
+# --- failRequestsGreaterThanOne ----------------------------------------------------------------------------------
+
+
+@virtually
+async def test_a_pod_that_a_kubelet_refused_is_told_what_the_kubelet_said_and_which_field_it_was() -> None:
+    """As in NVIDIA/k8s-device-plugin's README: the pod fails with UnexpectedAdmissionError and stays."""
+    async with operated(1) as scene:
+        scene.apply(STRICT)
+        await scene.ready()
+        data = await told(scene, asking({GPU: 2}, status=REFUSED, nodeName="gpu-1"))
+        shown = await ask(scene.e.cluster, "why", "pod/llm")
+    assert data["status"] == f"UnexpectedAdmissionError: {TOO_LARGE}"
+    rule = "policy pool-b sets failRequestsGreaterThanOne; request 1 in each container"
+    assert data["conclusion"] == f"the kubelet of gpu-1 refused it: {rule}"
+    assert f"Status: UnexpectedAdmissionError: {TOO_LARGE}" in " ".join(shown.out.split())
+
+
+@pytest.mark.parametrize(
+    ("spec", "how"),
+    [
+        (STRICT, "sets failRequestsGreaterThanOne"),
+        (MPS, "has mode MPS, which implies failRequestsGreaterThanOne"),
+    ],
+    ids=["the policy", "MPS"],
+)
+@virtually
+async def test_a_pod_that_waits_learns_beforehand_that_kubelets_would_refuse_it_because_of(
+    spec: JSON, how: str
+) -> None:
+    data = await about(asking({GPU: 2}), spec, 1)
+    (service,) = data["services"]
+    assert service["but"] == f"policy pool-b {how}; request 1 in each container"
+    assert data["conclusion"].startswith(
+        "no node that it may go to will offer nvidia.com/gpu: change the rule"
+    )
+
+
+@virtually
+async def test_two_containers_with_one_share_each_are_not_refused() -> None:
+    """NVIDIA/k8s-device-plugin#1690: the plugin is asked for each container by itself."""
+    data = await about(asking({GPU: 1}, {GPU: 1}), STRICT, 1)
+    assert data["asks"] == {GPU: 2}
+    assert data["conclusion"].startswith("all that it asks for is available on gpu-1")
+
+
+# --- pods for which no pool is to blame --------------------------------------------------------------------------
+
+CLAIM = [{"name": "gpu", "resourceClaimName": "gpu-claim"}]
+OTHERS: dict[str, tuple[JSON, str]] = {
+    "that has succeeded": (
+        asking({GPU: 1}, status={"phase": "Succeeded"}, nodeName="gpu-1"),
+        "it has succeeded, so it holds no GPU and does not start again",
+    ),
+    "that was evicted": (
+        asking({GPU: 1}, status={"phase": "Failed", "reason": "Evicted", "message": "low on disk"}),
+        "it has failed, so it holds no GPU and does not start again",
+    ),
+    "that asks for GPUs by a claim only": (
+        asking(resourceClaims=CLAIM),
+        "it asks for devices only by ResourceClaims, which a DRA driver serves and no GPU pool does",
+    ),
+    "that asks for none": (
+        asking({GPU: 0}),
+        "it asks for no GPU resource, so no GPU pool is in its way",
+    ),
+}
+
+
+@pytest.mark.parametrize("pod", OTHERS)
+@virtually
+async def test_no_pool_is_blamed_for_a_pod(pod: str) -> None:
+    raw, conclusion = OTHERS[pod]
+    data = await about(raw, count=1)
+    assert data["conclusion"] == conclusion
+
+
+@virtually
+async def test_what_claims_and_another_scheduler_decide_is_noted() -> None:
+    data = await about(asking({GPU: 1}, resourceClaims=CLAIM, schedulerName="hami-scheduler"), count=1)
+    (note,) = data["notes"]
+    assert note.startswith("spec.resourceClaims, spec.schedulerName of the pod may keep it from nodes")
