@@ -21,8 +21,10 @@ from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise
 
 
-def told(card: str = "h100-80gb", memory: float = 15, **answers: bool) -> Advice:
-    return advise(AdviceAnswers(pick(card), memory, **answers))
+def told(
+    card: str = "h100-80gb", memory: float = 15, *, no_mps: str | None = None, **answers: bool
+) -> Advice:
+    return advise(AdviceAnswers(pick(card), memory, no_mps=no_mps, **answers))
 
 
 def test_the_order_of_the_rules_is_part_of_the_product() -> None:
@@ -40,6 +42,8 @@ CASES: dict[str, tuple[Advice, str, int, str]] = {
     "a model of 140 GiB": (told(memory=140), "Full", 1, ""),
     "a promise on a card without MIG": (told("l40s", 10, promise=True), "Full", 1, ""),
     "friends on an old card": (told("v100-16gb", 0.5), "MPS", 16, ""),
+    "friends where MPS cannot be switched on": (told(no_mps="why not"), "TimeSlicing", 4, ""),
+    "friends where it can": (told(no_mps=""), "MPS", 4, ""),
 }
 
 
@@ -59,7 +63,7 @@ ANSWERS = [
 @pytest.mark.parametrize("card", [card for card in CARDS if card.memory_gb], ids=lambda card: card.key)
 def test_whatever_is_answered_the_policy_is_valid_and_fits_the_card_and_the_workload(card: Card) -> None:
     for answers, memory in itertools.product(ANSWERS, (0.1, 1, 4, 9, 15, 28, 60, 200)):
-        found = advise(AdviceAnswers(card, memory, **answers))
+        found = advise(AdviceAnswers(card, memory, no_mps=None, **answers))
         spec = validate_policy(found.policy("p", "x"))
         assert isinstance(spec, GPUSharingPolicySpec), (answers, memory, spec)
         assert found.why, "each has a reason"
@@ -114,6 +118,38 @@ def test_the_advice_reads_like_this(desk: Desk) -> None:
     drawn = "  [1g.20gb ][1g.20gb ][1g.20gb ][1g.20gb ]\n"
     assert said.out.startswith(
         f"MIG, 4x1g.20gb on each GPU\n{drawn}Because latency or availability is promised: "
+    )
+
+
+RELEASES = {
+    "": (
+        "MPS",
+        "no label can switch MPS on (docs/design/nvidia.md#b5) and the operator refuses it: use TimeSlicing",
+    ),
+    "v25.10.1": ("MPS", ""),
+    "24.9": ("MPS", ""),
+    "v25.10.2": ("TimeSlicing", "GPU Operator v25.10.2 is newer than v25.10.1 (MPSNotSwitchable"),
+    "v26.7.0": ("TimeSlicing", "GPU Operator v26.7.0 is newer than v25.10.1 (MPSNotSwitchable"),
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_mps_is_not_advised_where_the_operator_refuses_it(desk: Desk, release: str) -> None:
+    """NVIDIA/k8s-device-plugin#569, #1105, #1118: offline nobody knows the GPU Operator unless it is named."""
+    mode, said = RELEASES[release]
+    typed = ("--gpu-operator", release) if release else ()
+    found = desk.type("advise", "--card", "t4", "--memory", "2Gi", *typed, "-o", "json")
+    told = json.loads(found.out)
+    text = " ".join((*told["why"], told["but"]))
+    assert (told["mode"], said in text) == (mode, True)
+    assert ("refuses it" in text) == (not release)
+
+
+def test_what_is_no_version_of_the_gpu_operator_is_refused(desk: Desk) -> None:
+    said = desk.type("advise", "--card", "t4", "--memory", "2Gi", "--gpu-operator", "latest")
+    assert (said.status, said.err) == (
+        FAILED,
+        "error: --gpu-operator latest: write a version like v25.10.1\n",
     )
 
 

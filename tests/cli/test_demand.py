@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import yaml
 from hack.generate import ROOT
+from tests.cli.asking import ask
 from tests.cli.desk import GPUNODES, Desk
 from tests.cli.objects import gpunode
+from tests.cli.reported import reported
+from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
@@ -77,7 +80,7 @@ CASES: dict[str, tuple[list[JSON], str, dict[str, int], str]] = {
         [pod("llm-0", {"gpu": 2}), *some(3, {"gpu": 1})],
         "Full",
         {},
-        "llm-0 ask for more",
+        "containers of llm-0 ask for more than one GPU each",
     ),
 }
 
@@ -118,10 +121,36 @@ def test_pods_that_are_over_or_ask_for_no_gpu_do_not_count() -> None:
     assert (found.pods, dict(found.devices)) == (1, {"nvidia.com/gpu": 1})
 
 
+def test_several_containers_with_one_gpu_each_get_a_share_or_an_instance_each() -> None:
+    """NVIDIA/k8s-device-plugin#1690: the plugin is asked for each container by itself."""
+    raw = pod("voice", {"gpu": 1})
+    raw["spec"]["containers"] *= 2
+    found = demand(raw)
+    assert advise_for(found, pick("l40s")) is None, "the questions decide, as for a pod with one container"
+    assert describe_demand(found) == (
+        "team-a: 1 pod with GPUs (1 with several GPU containers), which ask for 2 nvidia.com/gpu"
+    )
+
+
+def test_an_init_container_that_spreads_over_gpus_needs_whole_ones_too() -> None:
+    raw = pod("p", {"gpu": 1})
+    raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "2"}}}]
+    assert demand(raw).several == ("p",)
+
+
+@virtually
+async def test_a_reported_namespace_of_pods_with_two_containers_is_not_advised_whole_gpus() -> None:
+    words = ("advise", "-n", "team-a", "--card", "l40s", "--memory", "3Gi", "-o", "json")
+    told = await ask(reported("two-containers"), *words)
+    bursts = await ask(reported("two-containers"), *words, "--bursts")
+    assert (told.data["mode"], bursts.data["mode"]) == ("MPS", "TimeSlicing")
+
+
 def test_an_init_container_gives_its_gpu_back() -> None:
     raw = pod("p", {"gpu": 1})
     raw["spec"]["initContainers"] = [{"name": "warm", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
-    assert demand(raw).several == ()
+    found = demand(raw)
+    assert (found.several, dict(found.devices)) == ((), {"nvidia.com/gpu": 1})
 
 
 PROMISED = {
@@ -221,3 +250,60 @@ def test_what_the_cluster_does_not_run_for_the_mode_is_said_with_the_advice(desk
     said = desk.type("advise", "-n", "team-a", "--card", "h100-80gb", "-o", "json")
     told = json.loads(said.out)["but"]
     assert ("ClusterPolicy migManager.enabled is false" in told) is (off == "migManager")
+
+
+# --- MPS ---------------------------------------------------------------------------------------------------------
+
+DAEMON_SETS = "/apis/apps/v1/daemonsets"
+NEEDS = ("advise", "-n", "team-a", "--card", "t4", "--memory", "2Gi", "-o", "json")
+
+
+def mps_daemon(version: str, signalled: str) -> JSON:
+    """The GPU Operator's DaemonSet of MPS daemons with this device plugin, whose config-manager looks for a process."""
+    containers = [
+        {
+            "name": "mps-control-daemon-ctr",
+            "image": f"nvcr.io/nvidia/k8s-device-plugin:{version}",
+            "command": ["mps-control-daemon"],
+        },
+        {"name": "config-manager", "env": [{"name": "PROCESS_TO_SIGNAL", "value": signalled}]},
+    ]
+    owners = [{"kind": "ClusterPolicy", "name": "cluster-policy", "uid": "x"}]
+    return {
+        "metadata": {"name": "mps", "namespace": "gpu-operator", "uid": "x", "ownerReferences": owners},
+        "spec": {"template": {"spec": {"hostPID": True, "containers": containers}}},
+    }
+
+
+DAEMONS: dict[str, tuple[list[JSON], str, str]] = {
+    "the daemon looks for a name of another program": (
+        [mps_daemon("v0.20.0", "/usr/bin/mps-control-daemon")],
+        "TimeSlicing",
+        "config-manager looks for a process /usr/bin/mps-control-daemon",
+    ),
+    "the daemon is old enough": ([mps_daemon("v0.18.1", "/usr/bin/mps-control-daemon")], "MPS", ""),
+    "the name was mended": ([mps_daemon("v0.20.0", "mps-control-daemon")], "MPS", ""),
+    "no daemon is seen": ([], "MPS", "newer than v25.10.1"),
+}
+
+
+@pytest.mark.parametrize("name", DAEMONS)
+def test_mps_is_advised_by_what_the_operator_itself_would_check_where(desk: Desk, name: str) -> None:
+    """NVIDIA/k8s-device-plugin#1105 and #1118."""
+    daemons, mode, said = DAEMONS[name]
+    desk.server.lists = {PODS: some(2, {"gpu": 1}), DAEMON_SETS: daemons}
+    told = json.loads(desk.type(*NEEDS).out)
+    assert told["mode"] == mode
+    text = " ".join((*told["why"], told["but"]))
+    assert said in text
+    assert ("MPSNotSwitchable" in text) == (mode == "TimeSlicing")
+    assert ("--gpu-operator" in text) == (not daemons)
+
+
+def test_who_may_not_list_daemonsets_gets_the_caveat_and_may_name_the_version(desk: Desk) -> None:
+    desk.server.lists = {PODS: some(2, {"gpu": 1})}
+    desk.server.refusals = {DAEMON_SETS: (403, "no")}
+    told = json.loads(desk.type(*NEEDS).out)
+    assert (told["mode"], "use TimeSlicing with 4 shares there" in told["but"]) == ("MPS", True)
+    named = json.loads(desk.type(*NEEDS, "--gpu-operator", "v26.3.3").out)
+    assert named["mode"] == "TimeSlicing"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import HEADROOM, memory_of, smallest, usable
+from gpusharing.planning.gpus.capacity import HEADROOM, client_memory, memory_of, smallest, usable
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, normalise
 
@@ -31,6 +31,8 @@ class AdviceAnswers:
     """Each workload is billed for what it holds."""
     bursts: bool = False
     """Workloads compute now and then, and rest in between."""
+    no_mps: str | None = None
+    """Why no label can switch MPS on in the cluster; empty: one can. None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,8 @@ def _isolated(asked: AdviceAnswers) -> Advice | None:
 
 
 def _together(asked: AdviceAnswers) -> Advice | None:
-    """What computes all the time, among people who trust each other."""
-    if asked.bursts:
+    """What computes all the time, among people who trust each other, unless the operator would refuse MPS."""
+    if asked.bursts or asked.no_mps:
         return None
     most = int(memory_of(asked.card) // (asked.memory * HEADROOM))
     clients = min(most, asked.card.mps_max_clients)
@@ -119,18 +121,35 @@ def _together(asked: AdviceAnswers) -> Advice | None:
         "they trust each other and compute at the same time: MPS lets them, where time-slicing makes them take turns"
         " (docs/design/hardware.md#mps)"
     )
-    size = f"{clients} clients have {memory_of(asked.card) / clients:.1f} GiB each (docs/design/hardware.md#mps-share)"
+    each = client_memory(asked.card, clients)
+    size = f"{clients} clients have {each:.1f} GiB each (docs/design/hardware.md#mps-share)"
     but = "a fatal fault of one reaches all clients of the GPU (docs/design/hardware.md#mps-faults)"
+    if asked.no_mps is None:
+        but += (
+            ". With a GPU Operator newer than v25.10.1 no label can switch MPS on (docs/design/nvidia.md#b5) and the"
+            f" operator refuses it: use TimeSlicing with {_turns(asked)} shares there. --gpu-operator VERSION tells"
+            " advise which one it is"
+        )
     return Advice(Mode.MPS, clients, (why, size), but, spec={"mode": "MPS", "mps": {"replicas": clients}})
+
+
+def _turns(asked: AdviceAnswers) -> int:
+    """Workloads that can take turns on a GPU."""
+    return min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
 
 
 def _in_turns(asked: AdviceAnswers) -> Advice | None:
     """All others."""
-    shares = min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
+    shares = _turns(asked)
     why = (
         "they use the GPU only now and then, so each gets the whole GPU in turn"
         " (docs/design/hardware.md#time-slicing)"
     )
+    if not asked.bursts:
+        why = (
+            "they compute at the same time, which MPS would let them, but no label can switch it on here:"
+            f" {asked.no_mps} (MPSNotSwitchable, docs/design/nvidia.md#b5); with time-slicing they take turns"
+        )
     size = (
         f"{shares} fit even when all are at their peak: {shares * asked.memory:.1f} of"
         f" {memory_of(asked.card):.1f} GiB (docs/reference/gpus.md)"

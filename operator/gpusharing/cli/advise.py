@@ -23,13 +23,15 @@ from gpusharing.cli.questions import agrees, ask_line
 from gpusharing.cli.session import Session
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble
-from gpusharing.kube.client import CLUSTER_POLICIES, GPUNODES, PODS
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, PODS
 from gpusharing.kube.convert import cluster_policy_view
+from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.requirements import find_off
+from gpusharing.planning.wanted.toolversions import find_deaf_release, find_deafness
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
 _GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
@@ -62,7 +64,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble(
             f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name their card with --card"
         )
-    found = advise_for(demand, card) or advise(_asked(typed, desk, card, demand))
+    if (found := advise_for(demand, card)) is None:
+        asked = _asked(typed, desk, card, demand)
+        if (found := advise(asked)).mode is Mode.MPS and asked.no_mps is None:
+            found = advise(replace(asked, no_mps=await _deafness(session)))
     if obstacle := await _obstacle(session, found.mode):
         found = replace(found, but=f"{found.but}; {obstacle}")
     return _tell(found, card, demand, typed, terminal)
@@ -77,6 +82,16 @@ async def _obstacle(session: Session, mode: Mode) -> str:
     off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
     told = [f"ClusterPolicy {row.switch} is false, so {row.lacking}" for row in off]
     return f"{', and '.join(told)} (kubectl gpusharing doctor has the command)" if told else ""
+
+
+async def _deafness(session: Session) -> str | None:
+    """Why no label can switch MPS on, by the check that the operator makes before a change; empty: one can, as far as
+    the DaemonSet tells. None: the GPU Operator's MPS daemon was not found, or DaemonSets may not be listed."""
+    try:
+        daemons = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
+    except Trouble:
+        return None
+    return next((find_deafness(daemon) for daemon in daemons if daemon is not None), None)
 
 
 async def _only_card(session: Session) -> str:
@@ -98,6 +113,9 @@ def _card(word: str) -> Card:
 
 def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> AdviceAnswers:
     """The answers: as typed, from the pods, or from the person at the terminal."""
+    no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
+    if typed.gpu_operator and no_mps is None:
+        raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")
     told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
     size = typed.memory or desk.ask(
         "How much memory does one workload need at its peak, such as 15Gi?",
@@ -107,7 +125,7 @@ def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) ->
         name: getattr(typed, name) or (told[name] if name in told else desk.agrees(question))
         for name, question in QUESTIONS.items()
     }
-    return AdviceAnswers(card, size_of(size), **answers)
+    return AdviceAnswers(card, size_of(size), no_mps=no_mps, **answers)
 
 
 def _tell(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:

@@ -212,6 +212,9 @@ def _advise(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--strangers", action="store_true", help="people who do not trust each other share")
     sub.add_argument("--bill", action="store_true", help="each workload is billed for what it holds")
     sub.add_argument("--bursts", action="store_true", help="workloads compute only now and then")
+    sub.add_argument(
+        "--gpu-operator", default="", metavar="VERSION", help="of NVIDIA's, such as v26.3.3: most refuse MPS"
+    )
     sub.add_argument("--name", default="pool", help="name of the policy")
     sub.add_argument(
         "--pool", default="pool", help="value of the label gpusharing.dev/pool that the policy selects"

@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
-from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode, is_gpu_resource
+from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.advice import Advice
 from gpusharing.cli.ages import counted
 from gpusharing.kube.client import JSON
-from gpusharing.kube.convert_pods import pod_view
-from gpusharing.kube.quantity import count
+from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalise, resource_name
@@ -36,7 +35,9 @@ class Demand:
     devices: Counter[str] = field(default_factory=Counter)
     """By resource name, of all pods."""
     several: tuple[str, ...] = ()
-    """Pods that ask for more than one whole GPU, or share."""
+    """Pods of which one container asks for more than one whole GPU, or share."""
+    spread: int = 0
+    """Pods of which several containers ask for GPUs: each of them gets its own share or instance."""
     guaranteed: int = 0
     """Pods of QoS class Guaranteed."""
     ranked: int = 0
@@ -71,27 +72,20 @@ def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
     """By the pods as the API server has them."""
     devices: Counter[str] = Counter()
     several: list[str] = []
-    found = guaranteed = ranked = notebooks = 0
+    found = spread = guaranteed = ranked = notebooks = 0
     for raw in pods:
-        pod = pod_view(raw, {})
-        asks = {name: number for name, number in pod.resources.items() if is_gpu_resource(name) and number}
-        if not asks or pod.phase in _OVER:
+        asks, largest = pod_requests(raw), largest_requests(raw)
+        if not asks or text(raw, "status", "phase") in _OVER:
             continue
         found += 1
         devices.update(asks)
-        if _whole_gpus(raw) > 1:
+        if max(largest[RESOURCE_GPU], largest[RESOURCE_GPU_SHARED]) > 1:
             several.append(text(raw, "metadata", "name"))
+        spread += sum(map(bool, map(container_requests, entries(raw, "spec", "containers")))) > 1
         guaranteed += text(raw, "status", "qosClass") == "Guaranteed"
         ranked += whole(raw, "spec", "priority") > 0
         notebooks += _is_notebook(raw)
-    return Demand(namespace, found, devices, tuple(sorted(several)), guaranteed, ranked, notebooks)
-
-
-def _whole_gpus(raw: JSON) -> int:
-    """GPUs, or shares of them, that it holds as long as it runs: an init container gives its own back."""
-    limits = [section(one, "resources", "limits") for one in entries(raw, "spec", "containers")]
-    names = (RESOURCE_GPU, RESOURCE_GPU_SHARED)
-    return sum(count(limit.get(name, "0")) or 0 for limit in limits for name in names)
+    return Demand(namespace, found, devices, tuple(sorted(several)), spread, guaranteed, ranked, notebooks)
 
 
 def _is_notebook(raw: JSON) -> bool:
@@ -104,7 +98,11 @@ def _is_notebook(raw: JSON) -> bool:
 def describe_demand(demand: Demand) -> str:
     """In a sentence."""
     asks = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()))
-    facts = {"of QoS Guaranteed": demand.guaranteed, "of a priority above 0": demand.ranked}
+    facts = {
+        "with several GPU containers": demand.spread,
+        "of QoS Guaranteed": demand.guaranteed,
+        "of a priority above 0": demand.ranked,
+    }
     told = [f"{count} {what}" for what, count in facts.items() if count]
     if demand.notebooks:
         told.append(counted(demand.notebooks, "notebook"))
@@ -121,13 +119,13 @@ def advise_for(demand: Demand, card: Card) -> Advice | None:
 
 
 def _together(demand: Demand, _: Card) -> Advice | None:
-    """Pods that spread over several GPUs."""
+    """Pods of which a container spreads over several GPUs."""
     if not demand.several:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
     why = (
-        f"{names} ask for more than one GPU: two shares give no more than one, and instances cannot be joined"
-        " (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
+        f"containers of {names} ask for more than one GPU each: two shares give no more than one, and instances"
+        " cannot be joined (docs/design/hardware.md#time-slicing, docs/design/hardware.md#inside-mig)"
     )
     but = (
         "a pod that asks for one GPU and does not fill it still keeps it from all others: give such pods a"

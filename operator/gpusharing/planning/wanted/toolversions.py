@@ -30,6 +30,8 @@ OWN_NAMES_SINCE = (0, 15)
 """First version of mig-parted that gives each card its own profile of a name."""
 FALLBACK_FIRST_SINCE = (0, 18, 2)
 """First version whose config-manager starts with the fallback."""
+DEAF_SINCE = (25, 10, 2)
+"""First version of the GPU Operator whose MPS daemon learns of no label, up to v26.7 at least."""
 SKIPS_THREADS_SINCE = (0, 20)
 """First version whose config-manager skips processes without a command line."""
 ADVICE = "device plugins before v0.20 serve profiles with a suffix under the plain name"
@@ -91,6 +93,15 @@ def find_deafness(daemon: MpsDaemonView) -> str:
     return (
         f"config-manager looks for a process {daemon.signalled}, but the daemon is called {daemon.program}"
         " (NVIDIA/k8s-device-plugin#1827)"
+    )
+
+
+def find_deaf_release(gpu_operator: str) -> str | None:
+    """Why no label can switch MPS on with this version of the GPU Operator; empty: one can. None: it is no version."""
+    if _VERSION.match(gpu_operator) is None:
+        return None
+    return (
+        "" if _is_before(gpu_operator, DEAF_SINCE) else f"GPU Operator {gpu_operator} is newer than v25.10.1"
     )
 
 
