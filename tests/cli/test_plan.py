@@ -48,7 +48,7 @@ class Reset; 1 node at once; at any time; plan HASH
   Allow.
 
 Note: the configuration is written first; the first node starts 2m later
-2 nodes to change, 3 pods to leave. Nothing was changed.
+2 nodes will change and 3 pods will be evicted. Nothing was changed.
 """
 JOB = {"apiVersion": "batch/v1", "kind": "Job", "name": "train-0", "uid": "job", "controller": True}
 SEVEN = {"mode": "MIG", "mig": {"layouts": [{"profiles": {"1g.20gb": 7}}]}}
@@ -92,7 +92,7 @@ async def test_a_settled_pool_has_nothing_to_change() -> None:
     assert told.status == DONE
     assert told.out.startswith("SIMULATED: gpu-1, gpu-2 have no real GPUs")
     assert "\npool-b  nothing to change\nAccepted: 1x full can be served by 2 nodes\n" in told.out
-    assert told.out.endswith("0 nodes to change, 0 pods to leave. Nothing was changed.\n")
+    assert told.out.endswith("0 nodes will change and 0 pods will be evicted. Nothing was changed.\n")
 
 
 @virtually

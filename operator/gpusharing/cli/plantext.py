@@ -45,7 +45,7 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     nodes, pods = sum(len(one.steps) for one in proposals), sum(map(_pods, proposals))
     refused = sum(not one.accepted for one in proposals)
-    total = f"{counted(nodes, 'node')} to change, {counted(pods, 'pod')} to leave."
+    total = f"{counted(nodes, 'node')} will change and {counted(pods, 'pod')} will be evicted."
     if refused:
         total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
     return [*lines, *fold(line(TextSpan(total, Ink.TITLE), " Nothing was changed."), paper)]
