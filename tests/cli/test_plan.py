@@ -356,3 +356,19 @@ async def test_a_file_that_is_no_policy_is_refused_because(tmp_path: Path, name:
     async with open_scene(*nodes(1)) as scene:
         with pytest.raises(Trouble, match=why):
             await ask(scene.e.cluster, "plan", "-f", str(path))
+
+
+@virtually
+async def test_a_plan_for_many_mps_clients_says_how_much_memory_is_left_for_each(tmp_path: Path) -> None:
+    """NVIDIA/k8s-device-plugin#647: what a client may use is a part of the card, and too small for most programs."""
+    async with open_scene(*nodes(1, product="Tesla T4")) as scene:
+        install(scene.e.cluster)
+        scene.apply(FULL)
+        await scene.ready()
+        edit = policy({"mode": "MPS", "mps": {"replicas": 40}})
+        told = await ask(scene.e.cluster, "plan", "-f", written(tmp_path, edit))
+        data = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, edit))
+        other = await ask(scene.e.cluster, "plan", "-o", "json", "-f", written(tmp_path, policy(SLICED)))
+    assert "\neach MPS client of a Tesla T4 may use 0.37 GiB of its memory\n" in told.out
+    assert data.data["policies"][0]["clientMemoryGiB"] == {"Tesla T4": 0.375}
+    assert other.data["policies"][0]["clientMemoryGiB"] == {}

@@ -1,6 +1,7 @@
 """A plan in words, for people and for programs. Pure."""
 
 from dataclasses import dataclass
+from math import floor
 from typing import Any
 
 from gpusharing.cli.ages import counted
@@ -61,6 +62,9 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
     )
     if proposal.accepted and proposal.changes:
         lines += prose(_summary(proposal), paper, hang="  ")
+    for product, gib in proposal.client_memory.items():
+        text = f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory"
+        lines += prose(text, paper, hang="  ")
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
         lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
@@ -228,6 +232,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
         ],
         "blockers": list(_blockers(proposal)),
         "singleKeepsName": proposal.single_keeps_name,
+        "clientMemoryGiB": dict(proposal.client_memory),
     }
 
 

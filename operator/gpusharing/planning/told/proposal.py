@@ -5,12 +5,14 @@ The decisions are those of `plan_rollout`; here they are only put side by side.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.planning.drain.holders import gpu_resources
 from gpusharing.planning.drain.kai import is_reservation
+from gpusharing.planning.gpus.capacity import client_memory
+from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.pools.candidates import find_candidate
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
@@ -94,6 +96,8 @@ class Proposal:
     """Nodes that may be away at once."""
     single_keeps_name: bool = False
     """mig.strategy single would keep offering nvidia.com/gpu, for which pods ask, and nothing speaks against it."""
+    client_memory: Mapping[str, float] = field(default_factory=dict)
+    """By product: GiB of one MPS client; empty in other modes, and without cards that our table does not have."""
 
     @property
     def changes(self) -> bool:
@@ -168,6 +172,7 @@ def tell_proposal(
         windows=tuple(told.get("windows", ())),
         at_once=plan.pools[policy.name].limit,
         single_keeps_name=_single_would_do(policy, [plan.targets.get(name, {}) for name in names], vanishing),
+        client_memory=dict(_client_memory(policy, plan.pools[policy.name].names, snapshot)),
     )
 
 
@@ -179,6 +184,18 @@ def _single_would_do(
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
     return asked and all(len(target) == 1 and RESOURCE_GPU not in target for target in targets)
+
+
+def _client_memory(
+    policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
+) -> Iterator[tuple[str, float]]:
+    """Each product of these nodes, and the GiB of one MPS client there."""
+    reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
+    products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
+    for product in sorted(products):
+        card = find_card(product)
+        if policy.spec is not None and policy.spec.mps is not None and card is not None and card.memory_gb:
+            yield product, client_memory(card, policy.spec.mps.replicas)
 
 
 def _offered(plan: RolloutPlan, snapshot: ClusterSnapshot) -> frozenset[str]:
