@@ -227,3 +227,22 @@ def test_amounts_are_exact_and_hours_to_a_tenth() -> None:
 
 def test_an_address_is_taken_without_its_last_slash() -> None:
     assert place_of("http://x:9090/prom/", "", "").url == "http://x:9090/prom"
+
+
+PROXY = {"HTTPS_PROXY": "http://proxy.example.com:3128", "NO_PROXY": "near.example.com"}
+PROXIES = {
+    "https://far.example.com": "http://proxy.example.com:3128",
+    "https://near.example.com": None,
+    "http://far.example.com": None,
+    "https://127.0.0.1:9090": None,
+}
+
+
+@pytest.mark.parametrize("url", PROXIES)
+def test_an_address_is_reached_through_the_proxy_of_the_environment_as_an_api_server_is(url: str) -> None:
+    assert place_of(url, "", "", PROXY).proxy == PROXIES[url]
+
+
+def test_a_proxy_that_cannot_be_used_is_refused_in_one_sentence() -> None:
+    with pytest.raises(Trouble, match=r"^HTTPS_PROXY names a proxy that cannot be used here"):
+        place_of("https://far.example.com", "", "", {"HTTPS_PROXY": "socks5://proxy:1080"})

@@ -7,6 +7,7 @@ At an address of its own, or as a Service through the API server. Whatever it an
 
 import asyncio
 import math
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
@@ -29,7 +30,8 @@ from gpusharing.cli.prometheusfaults import (
 )
 from gpusharing.cli.troubles import Trouble, said
 from gpusharing.kube.aio import aiohttp
-from gpusharing.kube.errors import first_of
+from gpusharing.kube.errors import Unauthorized, first_of
+from gpusharing.kube.proxies import find_proxy
 
 SECONDS = 150.0
 """For one answer: Prometheus itself gives up after 2 min (--query.timeout)."""
@@ -212,8 +214,10 @@ async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
         yield Prometheus(session, place)
 
 
-def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
-    """By the flags. Raises Trouble for unusable ones."""
+def place_of(
+    url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
+) -> Endpoint:
+    """By the flags, and the proxy of the environment as for an API server. Raises Trouble for unusable ones."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -239,7 +243,11 @@ def place_of(url: str, token_file: str, ca_file: str) -> Endpoint:
             )
         authorization = f"Bearer {token}"
     trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None
-    return Endpoint(url.rstrip("/"), url, authorization, trust)
+    try:
+        proxy = find_proxy(url, None, environment)
+    except Unauthorized as error:
+        raise Trouble(said(error)) from error
+    return Endpoint(url.rstrip("/"), url, authorization, trust, proxy=proxy)
 
 
 def _trust(ca_file: str) -> ssl.SSLContext:
