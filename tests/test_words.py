@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 from tests.test_repo import PAGES, PYTHON, SHIPPED
 
@@ -86,3 +87,53 @@ def test_the_changelog_says_everything_once() -> None:
 def test_an_entry_that_stands_twice_is_found_however_it_is_wrapped() -> None:
     text = "### Fixed\n\n- one thing\n  of two lines\n- another\n- one thing of\n  two lines\n"
     assert repeated_entries(text) == ["- one thing of two lines"]
+
+
+PLURAL = re.compile(
+    r" (?:(?:more|other|GPU|whole) )?(?:GPUs|pods|nodes|shares|gangs|slots|disruptions|clients|devices|instances)\b"
+)
+NEVER_ONE = {
+    "{size} nodes": "a wave is of several nodes",
+    "{size} slots": "a wave is of several nodes",
+    "{MOST_CLAIMS} nodes": "a large constant",
+    "{most} pods": "a large constant",
+    "{clients} clients": "where not even two fit, whole GPUs are advised",
+    "{_turns(asked)} shares": "where not even two fit, whole GPUs are advised",
+    "{card.key} shares": "no number: shares is the verb",
+    "{pool.card.key} shares": "no number: shares is the verb",
+    "{'have' if len(mixed) > 1 else 'has'} GPUs": "no number",
+    "{len(wanted)} nodes": "there are more than are listed",
+    "{len(nodes)} nodes": "there are more than three",
+    "{len(found)} nodes": "others own some of them, but not all",
+    "{holds.devices} GPUs": "one is called a full GPU",
+    "{gpus} GPUs": "the need is larger than the card",
+    "{one.replicas} clients": "one client shares nothing",
+    "{pool.nodes or '0/0'} nodes": "a fraction, such as 1/3",
+}
+"""Numbers before a plural that are never 1, and why."""
+
+
+def unagreed(text: str) -> Iterator[str]:
+    """Numbers in f-strings with the plural of a noun behind them: 1 would be followed by `pods`, too."""
+    for node in ast.walk(ast.parse(text)):
+        for number, after in pairwise(node.values if isinstance(node, ast.JoinedStr) else ()):
+            found = PLURAL.match(str(after.value)) if isinstance(after, ast.Constant) else None
+            if found and isinstance(number, ast.FormattedValue):
+                yield f"{{{ast.unparse(number.value)}}}{found[0]}"
+
+
+def test_numbers_agree_with_their_nouns_in_every_message() -> None:
+    """`1 GPUs were proven before`: `counted` (planning/words/lengths.py) writes 1 GPU, and 2 GPUs."""
+    found = {(name, slip) for name in SHIPPED for slip in unagreed(PYTHON[name]) if slip not in NEVER_ONE}
+    assert found == set()
+    used = {slip for name in SHIPPED for slip in unagreed(PYTHON[name])}
+    assert used >= NEVER_ONE.keys(), "an exception that nothing needs"
+
+
+def test_a_number_that_does_not_agree_is_found() -> None:
+    assert list(
+        unagreed("""f'{n} more nodes and {len(x):,} GPUs, {counted(n, "pod")}, {n} of {m} podsets'""")
+    ) == [
+        "{n} more nodes",
+        "{len(x)} GPUs",
+    ]

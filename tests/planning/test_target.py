@@ -148,7 +148,7 @@ REFUSALS: dict[str, tuple[tuple[GpuView, ...], dict[str, Any], Reason, str]] = {
     "MIG where one of two cards has none": (
         (make_gpu(0), make_gpu(1, product=T4)), {}, Reason.NOT_MIG_CAPABLE, "Tesla T4 has no MIG"),
     "layouts for a GPU that is not there": (
-        (make_gpu(0),), {"mig": HALVES_AND_WHOLE}, Reason.LAYOUT_TOO_MANY_GPUS, "gpu-07 has 1 GPUs"),
+        (make_gpu(0),), {"mig": HALVES_AND_WHOLE}, Reason.LAYOUT_TOO_MANY_GPUS, "gpu-07 has 1 GPU, but"),
     "layouts that leave out a GPU": (
         TWO, {"mig": {"layouts": [{"devices": [0], "profiles": {"3g.40gb": 2}}]}}, Reason.LAYOUT_INCOMPLETE,
         "add for example {devices: [1], profiles: {}}"),

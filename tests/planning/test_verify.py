@@ -116,7 +116,7 @@ MISMATCHES: dict[str, tuple[PolicyView, Any, Reason, str]] = {
         "NVML shows 1x3g.40gb instead of 2x3g.40gb"),
     "MIG is still off": (MIXED, lambda c: observing(c, gpus=(make_gpu(),)), Reason.LAYOUT_MISMATCH, "1x full"),
     "MIG is still on": (FULL, lambda c: observing(c, gpus=(make_gpu(layout=()),)), Reason.LAYOUT_MISMATCH, "MIG empty"),
-    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.GPU_MISSING, "lists 0 of the 1 GPUs"),
+    "a GPU vanished": (FULL, lambda c: observing(c, gpus=()), Reason.GPU_MISSING, "lists 0 of the 1 GPU proven here"),
     "a MIG mode change waits for a reset": (
         FULL, lambda c: observing(c, gpus=(make_gpu(mig_pending=True),)), Reason.MIG_MODE_PENDING, "GPU 0"),
     "MPS left its compute mode behind": (

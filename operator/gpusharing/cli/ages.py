@@ -2,6 +2,10 @@
 
 from datetime import datetime, timedelta
 
+from gpusharing.planning.words.lengths import counted
+
+__all__ = ["age", "counted", "length"]
+
 
 def age(since: datetime | None, now: datetime) -> str:
     """How long ago, as kubectl writes it: 42s, 5m, 3h, 41d; empty when unknown. A clock that is behind gives 0s."""
@@ -17,8 +21,3 @@ def length(time: timedelta) -> str:
             finer = rest // small if count < 5 else 0
             return f"{count}{unit}{finer}{below}" if finer else f"{count}{unit}"
     return f"{seconds}s"
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """`1 node`, `2 nodes`; `many` where an s is not enough."""
-    return f"{count} {one if count == 1 else many or one + 's'}"

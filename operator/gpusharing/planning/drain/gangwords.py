@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gpusharing.planning.snapshot.podviews import GangView
 from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.lengths import counted
 
 MAX_NODES = 3
 """The most nodes of a gang that a text names."""
@@ -20,10 +21,10 @@ def describe_gang(view: GangView) -> str:
     waiting = where.pop("", 0)
     places = [f"{number} on {name}" for name, number in sorted(where.items())]
     if len(places) > MAX_NODES:
-        places = [*places[:MAX_NODES], f"{len(places) - MAX_NODES} more nodes"]
+        places = [*places[:MAX_NODES], counted(len(places) - MAX_NODES, "more node")]
     places += [f"{waiting} without a node"] * bool(waiting)
     least = "at least " if view.partial else ""
-    text = f"{view.gang.ref}, {least}{count} pod{'' if count == 1 else 's'}"
+    text = f"{view.gang.ref}, {least}{counted(count, 'pod')}"
     return f"{text} ({', '.join(places)})" if places else text
 
 
@@ -31,7 +32,7 @@ def explain_gangs(gangs: Sequence[GangView]) -> str:
     """The gangs of a node in one phrase; at most two."""
     shown = [describe_gang(view) if not view.error else view.gang.ref for view in gangs[:MAX_GANGS]]
     more = len(gangs) - len(shown)
-    return " and ".join(shown) + (f" and {more} more gang{'' if more == 1 else 's'}" if more else "")
+    return " and ".join(shown) + (f" and {counted(more, 'more gang')}" if more else "")
 
 
 def name_gang(view: GangView, blocker: Blocker) -> Blocker:

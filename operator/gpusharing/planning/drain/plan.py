@@ -32,6 +32,7 @@ from gpusharing.planning.drain.kai import gpu_groups, is_reservation
 from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker, merge
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -265,8 +266,8 @@ def _throttled(staying: Iterable[Standing], due: Iterable[Standing]) -> Iterator
 
 def _state(budget: PdbView) -> str:
     return (
-        f"Allows {budget.disruptions_allowed} disruptions: {budget.current_healthy} of {budget.expected_pods} pods "
-        f"are healthy, {budget.desired_healthy} must be"
+        f"Allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
+        f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, {budget.desired_healthy} must be"
     )
 
 

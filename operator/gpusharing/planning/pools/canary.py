@@ -23,6 +23,7 @@ from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.wanted.revision import find_revision, is_of
 from gpusharing.planning.way.members import Member, MemberState, cordoned, going, is_begun, unready
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.reasons import Reason
 
 
@@ -45,7 +46,9 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     begun = _find_begun(members, policy, revision)
     left = nodes - len(proven) - len(begun)
     if left <= 0:
-        return _unproven(f"waiting for the first {_nodes(nodes)} (spec.rollout.canary) to be proven", begun)
+        return _unproven(
+            f"waiting for the first {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
+        )
     return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
 
 
@@ -168,8 +171,8 @@ def _others_began(
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     message = (
-        f"the first {_nodes(nodes)} (spec.rollout.canary) have been proven; others start once these have served for"
-        f" {soak}, at {to_rfc3339(end)}"
+        f"the first {counted(nodes, 'node')} (spec.rollout.canary) have been proven; others start once these have"
+        f" served for {soak}, at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 
@@ -195,7 +198,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
 def wait_for_canaries(pooled: Pooled) -> Finding:
     """The finding for nodes that are not canaries while the canaries start."""
     canary, policy, revision = pooled.spec.rollout.canary, pooled.policy, find_revision(pooled.policy)
-    nodes = _nodes(canary.nodes if canary is not None else 0)
+    nodes = counted(canary.nodes if canary is not None else 0, "node")
     begun = _find_begun(pooled.members, policy, revision)
     return _unproven(f"the first {nodes} of the change (spec.rollout.canary) start before this one", begun)
 
@@ -214,8 +217,4 @@ def find_note(pooled: Pooled) -> str:
 
 
 def _said(pooled: Pooled, nodes: int) -> str:
-    return f"spec.rollout.canary.nodes is {nodes} and the pool has {_nodes(len(pooled.members))}"
-
-
-def _nodes(count: int) -> str:
-    return f"{count} node" if count == 1 else f"{count} nodes"
+    return f"spec.rollout.canary.nodes is {nodes} and the pool has {counted(len(pooled.members), 'node')}"

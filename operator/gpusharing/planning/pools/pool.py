@@ -40,6 +40,7 @@ from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.startgate import is_newcomer
 from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -291,8 +292,8 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     keepers = explain_keepers(pool.keepers)
     told = f" ({keepers})" if keepers else ""
     message = (
-        f"spec.rollout.maxUnavailable allows {pool.limit} of {pool.total} nodes to be unavailable at once{told};"
-        " waiting for a slot"
+        f"spec.rollout.maxUnavailable allows {pool.limit} of {counted(pool.total, 'node')} to be unavailable at"
+        f" once{told}; waiting for a slot"
     )
     # None of them is on its way, and none comes back by itself.
     stands = pool.used >= pool.limit and not pool.moving and all(map(is_for_a_person, pool.keepers))

@@ -14,7 +14,7 @@ from gpusharing.planning.stack.symptoms import (
     upgrade,
     warning,
 )
-from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.lengths import counted, some
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
@@ -42,7 +42,7 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
         show = f"kubectl -n {place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent"
         message = (
-            f"no Ready agent on {len(without)} of {len(agents.nodes)} GPU nodes, so none of them changes:"
+            f"no Ready agent on {len(without)} of {counted(len(agents.nodes), 'GPU node')}, so none of them changes:"
             f" {some(sorted(without))}{problem}"
         )
         severity = Severity.ERROR if without == agents.nodes else Severity.WARNING

@@ -9,7 +9,7 @@ from gpusharing.planning.snapshot.actions import SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
-from gpusharing.planning.words.lengths import cut
+from gpusharing.planning.words.lengths import counted, cut
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -36,7 +36,7 @@ def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
         return ()
     told: list[Event] = []
     if _drain_started(before, after):
-        text = f"{after.node}: {after.pods} GPU pods to evict before {after.wanted}"
+        text = f"{after.node}: {counted(after.pods, 'GPU pod')} to evict before {after.wanted}"
         told.append(Event("Normal", "DrainStarted", text))
     entered = _entered(before, after) if before.phase is not after.phase else None
     if entered is not None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.told.members import Members, count_nodes, tell_first, urgency
-from gpusharing.planning.words.lengths import some
+from gpusharing.planning.told.members import Members, tell_first, urgency
+from gpusharing.planning.words.lengths import counted, some
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -78,7 +78,7 @@ def _resetting(pool: Members, plan: RolloutPlan) -> Said | None:
         return None
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
     if left:
-        text = f"{text}: {count_nodes(len(left))} still to be brought to whole GPUs; {tell_first(left)}"
+        text = f"{text}: {counted(len(left), 'node')} still to be brought to whole GPUs; {tell_first(left)}"
     return Said(text, "Deleting", text)
 
 
@@ -115,14 +115,14 @@ def _awaited(pool: Members, plan: RolloutPlan) -> Said | None:
     if pool.unproven or not pool.coming:
         return None
     return Said(
-        f"{count_nodes(pool.done)} proven; {tell_coming(pool)}", str(Phase.PENDING), tell_coming(pool)
+        f"{counted(pool.done, 'node')} proven; {tell_coming(pool)}", str(Phase.PENDING), tell_coming(pool)
     )
 
 
 def _proven(pool: Members, plan: RolloutPlan) -> Said | None:
     if pool.done < len(pool.verdicts):
         return None
-    return Said(f"{count_nodes(pool.done)} proven", *_shown(pool))
+    return Said(f"{counted(pool.done, 'node')} proven", *_shown(pool))
 
 
 HEADLINES = (
@@ -144,7 +144,7 @@ def tell_coming(pool: Members) -> str:
 
 
 def _progress(pool: Members) -> str:
-    return f"{pool.done} of {count_nodes(len(pool.verdicts))} proven"
+    return f"{pool.done} of {counted(len(pool.verdicts), 'node')} proven"
 
 
 def _shown(pool: Members) -> tuple[str, str]:

@@ -100,8 +100,3 @@ def tell_first(verdicts: Sequence[Verdict]) -> str:
     shown = min(verdicts, key=urgency)
     prefix = "" if shown.message.startswith(shown.node) else f"{shown.node}: "
     return f"{prefix}{shown.message}"
-
-
-def count_nodes(count: int) -> str:
-    """A number of nodes, in words."""
-    return f"{count} node" if count == 1 else f"{count} nodes"

@@ -17,6 +17,7 @@ from gpusharing.planning.wanted.verify import (
     served,
 )
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.values import value
 
 
@@ -57,7 +58,7 @@ def tell_proofs(
 def _agent(observed: ObservedView) -> str:
     if observed.error:
         return observed.error
-    return "is quiet" if observed.quiet else f"reads {len(observed.gpus)} GPUs"
+    return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
 
 
 def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:

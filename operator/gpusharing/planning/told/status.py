@@ -21,7 +21,6 @@ from gpusharing.planning.told.counts import count_pending, count_used
 from gpusharing.planning.told.headline import UNSUPPORTED, Said, find_headline, tell_coming
 from gpusharing.planning.told.members import (
     Members,
-    count_nodes,
     is_done,
     is_skipped,
     members,
@@ -32,7 +31,7 @@ from gpusharing.planning.told.upcoming import MAX_LISTED, tell_plan
 from gpusharing.planning.way.members import is_begun
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import MAX_TEXT, cut
+from gpusharing.planning.words.lengths import MAX_TEXT, counted, cut
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -174,7 +173,7 @@ def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
     refused = _refused(pool)
     if not refused:
         return None
-    told = f"{len(refused)} of {len(pool.verdicts)} nodes cannot serve it: {tell_first(refused)}"
+    told = f"{len(refused)} of {counted(len(pool.verdicts), 'node')} cannot serve it: {tell_first(refused)}"
     return Finding(Reason.VALID, told)
 
 
@@ -211,7 +210,7 @@ def _legal(pool: Members) -> str:
     if not pool.verdicts:
         return "the spec is valid; no node is selected yet"
     layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
-    return f"{', '.join(layouts) or 'the policy'} can be served by {count_nodes(len(pool.verdicts))}"
+    return f"{', '.join(layouts) or 'the policy'} can be served by {counted(len(pool.verdicts), 'node')}"
 
 
 def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
@@ -221,7 +220,7 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
         return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
     if waiting:
         urgent = min(waiting, key=urgency)
-        return True, urgent.reason, f"{count_nodes(len(waiting))} still to change; {tell_first([urgent])}"
+        return True, urgent.reason, f"{counted(len(waiting), 'node')} still to change; {tell_first([urgent])}"
     is_ready, why, _ = ready
     is_stalled, stuck, _ = stalled
     if pool.coming and not is_stalled:
@@ -259,7 +258,7 @@ def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if not failed:
         return None
-    return Finding(Reason.NODES_FAILED, f"{count_nodes(len(failed))} failed; {tell_first(failed)}")
+    return Finding(Reason.NODES_FAILED, f"{counted(len(failed), 'node')} failed; {tell_first(failed)}")
 
 
 def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -276,7 +275,7 @@ def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:
         return None
-    return Finding(Reason.BLOCKED, f"{count_nodes(len(stuck))} blocked; {tell_first(stuck)}")
+    return Finding(Reason.BLOCKED, f"{counted(len(stuck), 'node')} blocked; {tell_first(stuck)}")
 
 
 def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
@@ -362,4 +361,4 @@ def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
 
 def _phases(verdicts: Iterable[Verdict]) -> str:
     by_phase = Counter(str(verdict.phase) for verdict in verdicts)
-    return ", ".join(f"{count_nodes(count)} {phase}" for phase, count in sorted(by_phase.items()))
+    return ", ".join(f"{counted(count, 'node')} {phase}" for phase, count in sorted(by_phase.items()))

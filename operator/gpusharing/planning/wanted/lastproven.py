@@ -14,6 +14,7 @@ from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.migfile import Unresolved
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, describe_layouts, predict_resources
+from gpusharing.planning.words.lengths import counted
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
@@ -24,7 +25,7 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     if not record.layout:
         return "an older version of the operator recorded the last proof without its layout"
     if record.gpus not in (0, len(gpus)):
-        return f"{record.gpus} GPUs were proven before, and NVML lists {len(gpus)}"
+        return f"the last proof was of {counted(record.gpus, 'GPU')}, and NVML lists {len(gpus)}"
     content, plugin = _find_plugin(record.plugin_config, stack)
     if plugin is None:
         return f"the device plugin's configuration {record.plugin_config} no longer exists"

@@ -24,6 +24,7 @@ from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -289,7 +290,7 @@ def _own(
     if beyond := sorted(named - here):
         return Finding(
             Reason.LAYOUT_TOO_MANY_GPUS,
-            f"{node} has {len(gpus)} GPUs, but spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
+            f"{node} has {counted(len(gpus), 'GPU')}, but spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
     found = migfile.resolve(entry, gpus)
     if isinstance(found, migfile.Unresolved):
@@ -369,7 +370,7 @@ def _describe(layouts: tuple[Layout | None, ...], replicas: int) -> str:
             texts[f"{describe(layout) if layout else 'MIG empty'} {shared}".rstrip()] += 1
     if len(texts) == 1:
         return next(iter(texts))
-    return ", ".join(f"{text} ({count} GPU{'s' if count > 1 else ''})" for text, count in texts.items())
+    return ", ".join(f"{text} ({counted(count, 'GPU')})" for text, count in texts.items())
 
 
 def is_plugin_resource(name: str) -> bool:

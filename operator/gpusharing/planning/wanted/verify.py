@@ -34,6 +34,7 @@ from gpusharing.planning.wanted.pluginconfig import (
 )
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
 from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
@@ -126,8 +127,8 @@ def find_missing(node: NodeView, observed: ObservedView) -> str:
     if found >= proven:
         return ""
     return (
-        f"NVML lists {found} of the {proven} GPUs that were proven here; see `dmesg | grep -i nvrm` on {node.name}, or,"
-        f" if it should have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
+        f"NVML lists {found} of the {counted(proven, 'GPU')} proven here; see `dmesg | grep -i nvrm` on {node.name},"
+        f" or, if it should have {found}: kubectl annotate node {node.name} {names.ANNOTATION_VERIFIED}-"
     )
 
 

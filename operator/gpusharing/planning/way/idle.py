@@ -20,6 +20,7 @@ from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.way.requests import answers_quiet, last_busy, next_quiet_request
 from gpusharing.planning.way.verdict import FencedCase, Verdict
 from gpusharing.planning.words.blockers import explain_blockers, main_reason
+from gpusharing.planning.words.lengths import counted
 from gpusharing.planning.words.reasons import Reason
 
 JOBS_PACE = 4
@@ -95,7 +96,7 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
-    said = f"{plan.holders} GPU pod{'s' if plan.holders > 1 else ''} left to go"
+    said = f"{counted(plan.holders, 'GPU pod')} left to go"
     if plan.jobs:
         said += (
             f", of which {len(plan.jobs)} may end by {'themselves' if len(plan.jobs) > 1 else 'itself'} first"

@@ -1,4 +1,4 @@
-"""Texts that fit where they are shown."""
+"""Texts that fit where they are shown, and counts whose nouns agree with them."""
 
 from collections.abc import Sequence
 
@@ -15,3 +15,8 @@ def some(things: Sequence[str], most: int = 3) -> str:
     """The first `most` of them, and how many more there are."""
     more = f" and {len(things) - most} more" if len(things) > most else ""
     return ", ".join(things[:most]) + more
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 node`, `2 nodes`; `many` where an s is not enough."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
