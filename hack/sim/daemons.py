@@ -34,13 +34,21 @@ class DaemonSetPlayer:
     """Keeps one pod of a DaemonSet on every node that its selector matches."""
 
     def __init__(
-        self, cluster: SimCluster, pods: DaemonPods, name: str, selector: Mapping[str, str], spawn: Spawn
+        self,
+        cluster: SimCluster,
+        pods: DaemonPods,
+        name: str,
+        selector: Mapping[str, str],
+        spawn: Spawn,
+        operand: str = "",
     ) -> None:
+        """`operand`: the name under which ClusterPolicy turns it off, if it can."""
         self._cluster = cluster
         self._pods = pods
         self._name = name
         self._selector = selector
         self._spawn = spawn
+        self._operand = operand
         self._random = random.Random(f"{cluster.settings.seed}{name}")
         self._busy: set[str] = set()
 
@@ -48,7 +56,7 @@ class DaemonSetPlayer:
         """Create the pod of that node, or delete it where the selector does not match any more."""
         if node in self._busy:
             return
-        wanted = self._selector.items() <= labels.items()
+        wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()
         if wanted and not self._pods.exists(node):
             self._busy.add(node)
             self._spawn(self._create(node))
@@ -150,10 +158,10 @@ def players(
         return ()
     plain = bool(cluster.settings.plain_config)
     mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else MPS_SELECTOR
-    found = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn)]
+    found = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn, "mps-control-daemon")]
     if not plain:
         selector = {LABEL_DEPLOY_MIG_MANAGER: "true"}
-        found.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn))
+        found.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn, "mig-manager"))
     if cluster.settings.agents:
         found.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))
     return tuple(found)

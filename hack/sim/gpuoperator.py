@@ -4,11 +4,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gpusharing.api.names import LABEL_DEPLOY_PREFIX, LABEL_GPU_PRESENT, LABEL_MIG_CONFIG
+from gpusharing.api.names import (
+    LABEL_DEPLOY_PREFIX,
+    LABEL_GPU_PRESENT,
+    LABEL_MIG_CONFIG,
+    LABEL_WORKLOAD_CONFIG,
+)
 from gpusharing.kube.client import JSON
 
 OPERANDS = ("device-plugin", "gpu-feature-discovery", "dcgm-exporter", "dcgm", "operator-validator")
 LABEL_DEPLOY_MIG_MANAGER = f"{LABEL_DEPLOY_PREFIX}mig-manager"
+CONTAINER = "container"
+_SWITCHED = {
+    "devicePlugin": ("device-plugin", "mps-control-daemon"),
+    "gfd": ("gpu-feature-discovery",),
+    "migManager": ("mig-manager",),
+}
+"""The operands that `enabled: false` in a block of ClusterPolicy turns off (GO controllers/state_manager.go
+isStateEnabled at v26.7.0)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +34,12 @@ class ClusterPolicy:
     mig_config: str = ""
     mig_default: str = "all-disabled"
     with_reboot: bool = False
+    off: frozenset[str] = frozenset()
+    """Operands that no DaemonSet runs, by the suffixes of their deploy labels."""
+    workload: str = CONTAINER
+    """What the GPUs of nodes without LABEL_WORKLOAD_CONFIG are for."""
+    sandboxes: bool = False
+    """Whether that label counts at all (sandboxWorkloads.enabled)."""
     plain: bool = False
     """No GPU Operator: NVIDIA's device-plugin chart alone, with its `config.name` set. Its DaemonSets ask no label."""
 
@@ -39,6 +58,7 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
         return ClusterPolicy()
     spec = found[0].get("spec") or {}
     plugin, mig = _at(spec, "devicePlugin", "config"), _at(spec, "migManager")
+    sandbox = _at(spec, "sandboxWorkloads")
     env = {entry.get("name"): entry.get("value") for entry in mig.get("env") or []}
     return ClusterPolicy(
         plugin_config=plugin.get("name") or "",
@@ -47,13 +67,29 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
         mig_config=_at(mig, "config").get("name") or "",
         mig_default=_at(mig, "config").get("default", "all-disabled"),
         with_reboot=str(env.get("WITH_REBOOT", "")).lower() == "true",
+        off=frozenset(
+            operand
+            for block, operands in _SWITCHED.items()
+            if _at(spec, block).get("enabled") is False
+            for operand in operands
+        ),
+        workload=sandbox.get("defaultWorkload") or CONTAINER if sandbox.get("enabled") else CONTAINER,
+        sandboxes=bool(sandbox.get("enabled")),
     )
 
 
-def operator_labels(labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool) -> dict[str, str]:
-    """Labels that the GPU Operator adds when it looks at a GPU node: what is absent or empty, nothing else (d.2)."""
+def operator_labels(
+    labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
+) -> dict[str, str | None]:
+    """Labels that the GPU Operator adds when it looks at a GPU node: what is absent or empty, nothing else (d.2).
+
+    From a node whose GPUs are for virtual machines it takes those of its operands for containers.
+    """
     if policy.plain:
         return {}
+    if policy.sandboxes and (labels.get(LABEL_WORKLOAD_CONFIG) or policy.workload) != CONTAINER:
+        ours = (LABEL_DEPLOY_MIG_MANAGER, *(f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in OPERANDS))
+        return {LABEL_GPU_PRESENT: "true", **{key: None for key in ours if key in labels}}
     wanted = {LABEL_GPU_PRESENT: "true"}
     wanted |= {f"{LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in OPERANDS}
     if mig_capable:

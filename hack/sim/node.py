@@ -168,6 +168,7 @@ class SimNode:
         if self._down:
             return
         if plugin:
+            self._spawn(self._operator_labels())
             self._spawn(self._roll_operands())
         if mig:
             self.kill_mig_manager()
@@ -221,7 +222,7 @@ class SimNode:
         self._tasks[self.mps.operand] = self._spawn(self.mps.run())
 
     def _start_mig_manager(self) -> None:
-        if self._pod is not None:
+        if self._pod is not None and "mig-manager" not in self.cluster.policy.off:
             self._tasks["mig-manager"] = self._spawn(self._run_mig_manager(self._pod))
 
     async def _run_mig_manager(self, pod: JSON) -> None:

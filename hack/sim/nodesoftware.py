@@ -21,7 +21,7 @@ from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.gpuoperator import chosen, cluster_policy
+from hack.sim.gpuoperator import ClusterPolicy, chosen, cluster_policy
 from hack.sim.handout import Handout
 from hack.sim.lapse import ANNOTATION_LAPSE, LAPSING, Lapse
 from hack.sim.node import SimNode, simulated_gpus
@@ -37,6 +37,17 @@ BEFORE = float("-inf")
 STRAY_PID = 4242
 CRASH_BACKOFF = 10.0
 """Simulated seconds from a container's end to its next start; the kubelet's first one."""
+
+
+def _served_by(policy: ClusterPolicy) -> tuple[object, ...]:
+    """What of ClusterPolicy reaches device plugin and GFD, and decides where operands run."""
+    configured = (policy.plugin_config, policy.plugin_default, policy.mig_strategy)
+    return (*configured, policy.off, policy.workload, policy.sandboxes)
+
+
+def _divided_by(policy: ClusterPolicy) -> tuple[object, ...]:
+    """What of ClusterPolicy reaches mig-manager."""
+    return policy.mig_config, policy.with_reboot, "mig-manager" in policy.off
 
 
 class NodeSoftware:
@@ -200,15 +211,13 @@ class NodeSoftware:
             self._policies[name] = raw
         before, after = self._cluster.policy, cluster_policy(self._policies.values())
         self._cluster.policy = after
-        plugin = (before.plugin_config, before.plugin_default, before.mig_strategy) != (
-            after.plugin_config,
-            after.plugin_default,
-            after.mig_strategy,
-        )
-        mig = (before.mig_config, before.with_reboot) != (after.mig_config, after.with_reboot)
+        plugin = _served_by(before) != _served_by(after)
+        mig = _divided_by(before) != _divided_by(after)
         if plugin or mig:
             for node in self.nodes.values():
                 node.policy_changed(plugin=plugin, mig=mig)
+                for player in self._players:
+                    player.look(node.name, node.object.labels)
 
     # --- inside ------------------------------------------------------------------------------------------
 

@@ -29,11 +29,10 @@ class Configured:
         self._pod_started = 0.0
 
     def deployed(self) -> bool:
-        """The DaemonSet's node selector; the device-plugin chart's have none of such labels."""
-        return (
-            self.cluster.policy.plain
-            or self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
-        )
+        """Whether there is a DaemonSet whose node selector matches; the device-plugin chart's ask no such label."""
+        policy = self.cluster.policy
+        labelled = self.node.labels.get(f"{LABEL_DEPLOY_PREFIX}{self.operand}") == "true"
+        return policy.plain or (labelled and self.operand not in policy.off)
 
     def key(self, *, new_pod: bool) -> str | None:
         """What config-manager would load now. Without a ConfigMap in ClusterPolicy there is no config-manager."""
@@ -131,7 +130,8 @@ class FeatureDiscovery(Configured):
         return False
 
     async def gone(self, *, crashed: bool) -> None:
-        """A paused GFD leaves its labels; one whose new pod crash-loops loses them (docs/design/nvidia.md#b4)."""
+        """A paused GFD leaves its labels; one whose new pod crash-loops loses them (docs/design/nvidia.md#b4), and so
+        does one whose DaemonSet is deleted."""
         self._config = None
-        if crashed:
+        if crashed or self.operand in self.cluster.policy.off:
             await self.node.patch(gfd.changes(self.node.labels, {}))

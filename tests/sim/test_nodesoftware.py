@@ -1,6 +1,7 @@
 """The node software on FakeCluster: labels and ConfigMaps in, allocatable and labels out."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from tests.sim.stage import (
     policy,
 )
 
-from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, Resource
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, Resource
 from gpusharing.kube.errors import NotFound
 
 DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
@@ -152,6 +153,32 @@ async def test_without_a_config_map_in_cluster_policy_the_label_does_nothing() -
         await asyncio.sleep(0.1)
         assert stage.offered() == {GPU: "2"}
         assert stage.labels()[TIMESTAMP] == before
+
+
+def _is_so(stage: SimulatedCluster, wanted: tuple[dict[str, str], bool, bool]) -> bool:
+    """Whether the device plugin offers this, GFD has written labels, and mig-manager runs."""
+    return (stage.offered(), TIMESTAMP in stage.labels(), mig_pod(stage) is not None) == wanted
+
+
+async def test_switches_of_cluster_policy_take_operands_away_and_give_them_back() -> None:
+    async with playing() as stage:
+        await started(stage)
+        for on in (False, True):
+            switches = {block: {"enabled": on} for block in ("devicePlugin", "gfd", "migManager")}
+            stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": switches})
+            wanted = ({GPU: "2"}, True, True) if on else ({GPU: "0"}, False, False)
+            await stage.until(partial(_is_so, stage, wanted))
+
+
+async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> None:
+    async with playing() as stage:
+        await started(stage)
+        sandboxes = {"sandboxWorkloads": {"enabled": True, "defaultWorkload": "vm-passthrough"}}
+        stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": sandboxes})
+        await stage.until(lambda: stage.offered() == {GPU: "0"} and mig_pod(stage) is None)
+        assert DEPLOY_PLUGIN not in stage.labels()
+        stage.patch(labels={"nvidia.com/gpu.workload.config": "container"})
+        await stage.until(lambda: stage.offered() == {GPU: "2"} and mig_pod(stage))
 
 
 @virtually

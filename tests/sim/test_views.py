@@ -80,6 +80,14 @@ def test_cluster_policy_is_read_as_far_as_it_reaches_a_node() -> None:
     assert found == ClusterPolicy("p", "full", "single", "m", "", with_reboot=True)
 
 
+def test_switches_of_cluster_policy_name_the_operands_that_nothing_runs() -> None:
+    blocks = {block: {"enabled": False} for block in ("devicePlugin", "gfd", "migManager")}
+    found = cluster_policy([{"metadata": {"name": "x"}, "spec": blocks}])
+    assert found.off == {"device-plugin", "mps-control-daemon", "gpu-feature-discovery", "mig-manager"}
+    asleep = {"sandboxWorkloads": {"enabled": False, "defaultWorkload": "vm-vgpu"}}
+    assert cluster_policy([{"metadata": {"name": "x"}, "spec": asleep}]) == ClusterPolicy()
+
+
 @pytest.mark.parametrize(
     ("labels", "mig_capable", "key", "value"),
     [
