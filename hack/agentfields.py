@@ -109,6 +109,12 @@ SOURCES: tuple[FieldSource, ...] = (
         "Unknown; field 184",
     ),
     FieldSource(
+        ("models[].virtualization",),
+        ("nvmlDeviceGetVirtualizationMode",),
+        (NeededRight.DRIVER,),
+        "Unknown",
+    ),
+    FieldSource(
         ("models[].profiles",),
         ("nvmlDeviceGetGpuInstanceProfileInfo",),
         (NeededRight.DRIVER,),

@@ -3,8 +3,7 @@
 Models come from `planning/gpus/cards.py`. Rules from NVIDIA's MIG user guide (docs/design/hardware.md#mig): a mode
 change needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the
 instances, a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
-start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. That any of this matches
-silicon is unproven.
+start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. None of it is proven on silicon.
 """
 
 import threading
@@ -98,6 +97,8 @@ class SimulatedGPUs:
         """Readings begun so far."""
         self.uses: dict[int, ProcessUse] = {}
         """By pid, what a process takes where it is not nothing."""
+        self.is_guest = False
+        """Whether the node is a virtual machine, which can reset no GPU."""
         self._node = node
         self._driver_version = driver_version
         self._lock = threading.RLock()
@@ -200,7 +201,7 @@ class SimulatedGPUs:
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
-                self._refuse_clients(gpu)
+                self._refuse_reset(gpu)
             for gpu in gpus:
                 _reset(gpu)
 
@@ -298,10 +299,15 @@ class SimulatedGPUs:
         if gpu.processes:
             raise InUse(f"GPU {gpu.index}: {len(gpu.processes)} processes compute on it")
 
+    def _refuse_reset(self, gpu: _GPU) -> None:
+        if self.is_guest:
+            raise NotSupported(f"GPU {gpu.index}: a virtual machine cannot reset it")
+        self._refuse_clients(gpu)
+
     def _try_reset(self, gpu: _GPU) -> bool:
         try:
-            self._refuse_clients(gpu)
-        except InUse:
+            self._refuse_reset(gpu)
+        except DriverRefusal:
             return False
         _reset(gpu)
         return True
@@ -310,7 +316,8 @@ class SimulatedGPUs:
         found: dict[str, Model] = {}
         for gpu in self._gpus:
             if gpu.product not in found:
-                found[gpu.product] = model_as_seen(_model(gpu), container, mig=gpu.mig)
+                model = replace(_model(gpu), virtualization="PassThrough" if self.is_guest else "None")
+                found[gpu.product] = model_as_seen(model, container, mig=gpu.mig)
         return tuple(found.values())
 
 

@@ -47,6 +47,7 @@ def test_the_profiles_read_are_those_of_the_card_table(tmp_path: Path, model: st
     assert observed["product"] == product
     assert observed["memory_mib"] == card.memory_mib
     assert observed["mig_mode_change"] == ("Reset" if mig_mode_needs_reset(card) else "Live")
+    assert observed["virtualization"] == "None"
 
 
 def test_a_card_without_mig_is_a_value_and_not_an_error(tmp_path: Path) -> None:
@@ -183,12 +184,18 @@ def test_a_library_that_is_not_there_says_how_to_get_it() -> None:
 
 
 def test_a_driver_too_old_for_a_call_lacks_that_value_only(machine: Simulator) -> None:
-    for function in ("nvmlDeviceGetTotalEccErrors", "nvmlDeviceGetFieldValues", "nvmlDeviceGetComputeMode"):
+    for function in (
+        "nvmlDeviceGetTotalEccErrors",
+        "nvmlDeviceGetFieldValues",
+        "nvmlDeviceGetComputeMode",
+        "nvmlDeviceGetVirtualizationMode",
+    ):
         machine.inject(function, "FUNCTION_NOT_FOUND")
     reading = read(machine)
     assert reading["gpus"][0]["ecc_uncorrected"] is None
     assert reading["gpus"][0]["compute_mode"] == "NotSupported"
     assert reading["models"][0]["mig_mode_change"] == "Unknown"
+    assert reading["models"][0]["virtualization"] == "Unknown"
 
 
 def test_nvml_is_closed_after_a_reading_and_after_a_failed_one(machine: Simulator) -> None:

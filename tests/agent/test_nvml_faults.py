@@ -111,6 +111,7 @@ REFUSED_OF_THE_MODEL: dict[str, tuple[str, object]] = {
     "nvmlDeviceGetMemoryInfo": ("memory_mib", None),
     "nvmlDeviceGetCudaComputeCapability": ("compute_capability", ""),
     "nvmlDeviceGetFieldValues": ("mig_mode_change", "Unknown"),
+    "nvmlDeviceGetVirtualizationMode": ("virtualization", "Unknown"),
     "nvmlDeviceGetGpuInstanceProfileInfoV": ("profiles", []),
 }
 

@@ -353,3 +353,26 @@ def test_a_gpunode_with_any_damaged_field_is_still_converted(
 ) -> None:
     view = convert.gpunode_view(with_junk(FULL_GPUNODE, path, junk))
     assert view.observed is None or view.observed.error or len(view.observed.gpus) <= 1
+
+
+GUESTS: dict[str, tuple[JSON, bool]] = {
+    "a card that takes a reset, passed through": (
+        {"migModeChange": "Reset", "virtualization": "PassThrough"},
+        True,
+    ),
+    "a card that takes none, passed through": (
+        {"migModeChange": "Live", "virtualization": "PassThrough"},
+        False,
+    ),
+    "a card that takes a reset, on the host": ({"migModeChange": "Reset", "virtualization": "None"}, False),
+    "a report of an older agent": ({"migModeChange": "Reset"}, False),
+}
+
+
+@pytest.mark.parametrize(("model", "guest"), GUESTS.values(), ids=GUESTS.keys())
+def test_only_a_card_that_needs_a_reset_in_a_virtual_machine_is_noted(model: JSON, guest: bool) -> None:
+    raw = observed(observed_gpu())
+    raw["models"][0] |= model
+    view = convert.observed_view(raw)
+    assert view.error == ""
+    assert [gpu.reset_in_guest for gpu in view.gpus] == [guest]

@@ -253,3 +253,13 @@ API nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci
 
 ALIAS("nvmlDeviceGetPciInfo_v3") nvmlReturn_t nvmlDeviceGetPciInfo(nvmlDevice_t device, nvmlPciInfo_t *pci);
 ALIAS("nvmlDeviceGetPciInfo_v3") nvmlReturn_t nvmlDeviceGetPciInfo_v2(nvmlDevice_t device, nvmlPciInfo_t *pci);
+
+/* Always bare metal: NVML_GPU_VIRTUALIZATION_MODE_NONE. */
+API nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, unsigned int *mode)
+{
+    struct call call;
+    nvmlReturn_t result = call_begin(&call, __func__, device, HANDLE_GPU);
+    if (result == NVML_SUCCESS)
+        result = copy_number(mode, 0);
+    return call_end(&call, result);
+}

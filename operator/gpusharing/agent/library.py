@@ -13,6 +13,7 @@ from gpusharing.planning.words.values import value
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
+Virtualization = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
 Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryAction = Literal[
     "None",
@@ -63,6 +64,8 @@ class Model:
     """Whether switching MIG mode needs a GPU reset."""
     profiles: tuple[DriverProfile, ...]
     """MIG profiles offered; empty where the card has no MIG, or the driver lists none while MIG is off."""
+    virtualization: Virtualization = "Unknown"
+    """How the card is virtualized; Unknown where the driver does not report it."""
 
 
 @value

@@ -22,6 +22,7 @@ from gpusharing.agent.library import (
     NotLoaded,
     Reading,
     Replaced,
+    Virtualization,
     unreachable,
 )
 from gpusharing.agent.nvml_health import (
@@ -47,6 +48,13 @@ _COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_DEFAULT: "Default",
     pynvml.NVML_COMPUTEMODE_PROHIBITED: "Prohibited",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "ExclusiveProcess",
+}
+_VIRTUALIZATION: dict[int | None, Virtualization] = {
+    pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE: "None",
+    pynvml.NVML_GPU_VIRTUALIZATION_MODE_PASSTHROUGH: "PassThrough",
+    pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU: "VGPU",
+    pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU: "HostVGPU",
+    pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA: "HostVSGA",
 }
 _UNREACHABLE: dict[int, Access] = {
     pynvml.NVML_ERROR_GPU_IS_LOST: "Lost",
@@ -82,7 +90,8 @@ class _Card:
     def is_complete(self) -> bool:
         """Nothing of it was withheld or unknown, so it need not be read again."""
         model = self.model
-        mig = not model.mig_capable or (model.profiles and model.mig_mode_change != "Unknown")
+        known = "Unknown" not in (model.mig_mode_change, model.virtualization)
+        mig = not model.mig_capable or (model.profiles and known)
         told = model.memory_mib is not None and model.compute_capability and not self.placements_withheld
         return bool(mig and told)
 
@@ -241,6 +250,7 @@ def _card(handle: Any, product: str) -> _Card:
     mig_capable = _mig_mode(handle)[0] != "NotSupported"
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
     profiles, withheld = offered(handle) if mig_capable else ((), False)
+    virtualized = maybe(None, pynvml.nvmlDeviceGetVirtualizationMode, handle)
     model = Model(
         product=product,
         memory_mib=memory.total // _MIB if memory else None,
@@ -248,5 +258,6 @@ def _card(handle: Any, product: str) -> _Card:
         mig_capable=mig_capable,
         mig_mode_change="Unknown" if live is None else "Live" if live[0] else "Reset",
         profiles=profiles,
+        virtualization=_VIRTUALIZATION.get(virtualized, "Unknown"),
     )
     return _Card(model, withheld)

@@ -11,6 +11,7 @@ from gpusharing.api.base import Counts, Line, Sentence, Time, WireModel
 
 MigModeValue = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
+VirtualizationValue = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
 AccessValue = Literal["Ok", "Lost", "ResetRequired", "Failed"]
 RecoveryValue = Literal[
     "None",
@@ -80,6 +81,9 @@ class ObservedModel(WireModel):
     """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
     profiles: Annotated[tuple[ObservedProfile, ...], Field(max_length=64)]
     """MIG profiles offered; empty when the card has no MIG or the driver lists none while MIG is off."""
+    virtualization: VirtualizationValue = "Unknown"
+    """How the card is virtualized (nvmlDeviceGetVirtualizationMode); PassThrough in most virtual machines of clouds.
+    Unknown when the driver does not report it, and in reports of older agents."""
 
 
 class ObservedInstance(WireModel):

@@ -232,12 +232,17 @@ class _Model:
 
     profiles: tuple[Profile, ...]
     doubt: Finding | None
+    reset_in_guest: bool
 
 
 def _model(product: str, reported: ObservedModel | None) -> _Model:
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
-    return _Model(_profiles(reported, card), doubt)
+    guest = reported is not None and (reported.mig_mode_change, reported.virtualization) == (
+        "Reset",
+        "PassThrough",
+    )
+    return _Model(_profiles(reported, card), doubt, guest)
 
 
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
@@ -254,6 +259,7 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
         processes=tuple(process.name for process in gpu.processes),
         vitals=_vitals(gpu),
         instances_withheld=gpu.instances_withheld,
+        reset_in_guest=model.reset_in_guest,
     )
 
 

@@ -137,6 +137,8 @@ class GpuView(CardView):
     """What NVML reports about its health."""
     instances_withheld: bool = False
     """Whether the agent may not list MIG instances: `layout` may lack some, and no layout can be proven."""
+    reset_in_guest: bool = False
+    """Whether a change of its MIG mode takes a reset that its virtual machine may be unable to make."""
 
 
 @value(eq=False, slots=False)  # without slots, for what is worked out once

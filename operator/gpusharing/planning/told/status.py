@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gpusharing.api.names import ConditionType, Mode, Phase
+from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.force import find_note as find_force_note
@@ -28,10 +28,11 @@ from gpusharing.planning.told.members import (
     urgency,
 )
 from gpusharing.planning.told.upcoming import MAX_LISTED, tell_plan
+from gpusharing.planning.wanted.guests import tell_guest_reset
 from gpusharing.planning.way.members import is_begun
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import MAX_TEXT, counted, cut
+from gpusharing.planning.words.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.words.reasonkinds import Passes
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -144,7 +145,7 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
-    told = [_legal(pool), *(found.message for found in doubts), note]
+    told = [_legal(pool), *(found.message for found in doubts), _guest(pool, snapshot), note]
     return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, told))
 
 
@@ -204,6 +205,15 @@ def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
     return next(
         (gpu.doubt for v in pool.verdicts for gpu in _gpus(v, snapshot) if gpu.doubt is not None), None
     )
+
+
+def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
+    """Name the nodes whose MIG mode may stay pending after a change because their GPUs cannot be reset; empty if there
+    are none."""
+    nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
+    reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
+    told = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
+    return f"the MIG mode of {some(sorted(told))} may stay pending{told[min(told)]}" if told else ""
 
 
 def _legal(pool: Members) -> str:

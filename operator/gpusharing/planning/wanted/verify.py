@@ -24,6 +24,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
 from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
+from gpusharing.planning.wanted.guests import tell_guest_reset
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import (
     STRATEGIES,
@@ -141,7 +142,10 @@ def _other_layout(compared: Comparison) -> str:
 
 def _mode_pending(compared: Comparison) -> str:
     pending = next((gpu for gpu in compared.observed.hardware.kinds if gpu.mig_pending), None)
-    return f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot" if pending else ""
+    if pending is None:
+        return ""
+    cause = tell_guest_reset(compared.observed, compared.stack)
+    return f"GPU {pending.index}: a MIG mode change waits for a GPU reset or reboot{cause}"
 
 
 def _mig_config(compared: Comparison) -> str:

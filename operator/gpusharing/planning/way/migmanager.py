@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.wanted.guests import tell_guest_reset
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import paused_operands
 from gpusharing.planning.way.verdict import FencedCase, NodeCase
@@ -118,7 +119,14 @@ def _failed(case: FencedCase) -> str:
     if _state(case) != "failed":
         return ""
     why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
-    return f"mig-manager failed to apply {case.fence.target_mig_config}{why}"
+    return f"mig-manager failed to apply {case.fence.target_mig_config}{why}{_pending(case)}"
+
+
+def _pending(case: FencedCase) -> str:
+    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make."""
+    observed = case.gpunode.observed if case.gpunode else None
+    waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
+    return tell_guest_reset(observed, case.stack) if waits else ""
 
 
 def _paused_for_long(case: FencedCase) -> str:
