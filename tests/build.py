@@ -24,7 +24,6 @@ from gpusharing.planning.snapshot.views import (
     ObservedView,
     PlanSettings,
     PolicyView,
-    StartGate,
 )
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
@@ -185,7 +184,7 @@ def make_node(
         hold_cordon=hold_cordon,
         retry=retry,
         foreign=foreign,
-        gate=StartGate("[]") if gated else None,
+        gate="[]" if gated else None,
     )
 
 

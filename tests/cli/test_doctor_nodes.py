@@ -134,6 +134,31 @@ def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
     }
 
 
+# --- labels of other controllers -------------------------------------------------------------------------------
+
+
+def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a_policy_could_change() -> (
+    None
+):
+    nfd = {CONFIG: "Node Feature Discovery sets it"}
+    owned = [NodeLabels(f"gpu-{number}", {**GPU, **POOL}, owners=nfd) for number in (1, 2)]
+    capi = NodeLabels("gpu-3", {**GPU, **POOL}, owners={CONFIG: "Cluster API sets it"})
+    others = NodeLabels("gpu-4", GPU, owners=nfd)
+    given = Given("gpu-operator", "", None, selectors=OURS)
+    told = find_node_symptoms([*owned, capi, others], given)
+    assert {(one.reason, one.severity) for one in told} == {("LabelOwnedElsewhere", Severity.WARNING)}
+    assert [(one.message, one.command) for one in told] == [
+        (
+            f"no policy changes {CONFIG} of gpu-1, gpu-2: Node Feature Discovery sets it",
+            "kubectl get node gpu-1 -o yaml --show-managed-fields",
+        ),
+        (
+            f"no policy changes {CONFIG} of gpu-3: Cluster API sets it",
+            "kubectl get node gpu-3 -o yaml --show-managed-fields",
+        ),
+    ]
+
+
 # --- mig.config -------------------------------------------------------------------------------------------------
 
 

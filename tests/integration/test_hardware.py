@@ -7,9 +7,9 @@ test_rollback.py, test_bad_hardware.py).
 import json
 
 import pytest
-from hack.cluster.api import Object
+from hack.cluster.api import MERGE_PATCH, Object
 from tests.integration.nodelog import corrected
-from tests.integration.product import FULL, GPUNODES, MIXED, SINGLE, SLICED, Pool, Product
+from tests.integration.product import FULL, GPUNODES, MIXED, NODES, SINGLE, SLICED, Pool, Product
 
 from gpusharing.api import names
 
@@ -49,6 +49,32 @@ def test_drift_is_told_by_an_event_and_put_right(product: Product) -> None:
         pool.wait_synced()
         record = json.loads(pool.node()["metadata"]["annotations"]["gpusharing.dev/verified"])
         assert record["correctedGeneration"] == product.api.get(pool.path)["metadata"]["generation"]
+
+
+def test_drift_that_returns_and_an_edit_after_it_name_the_field_manager_that_wrote_the_label(
+    product: Product,
+) -> None:
+    """FakeCluster has no managedFields (docs/adr/0005-limits-of-fakecluster.md)."""
+    theirs = {"metadata": {"labels": {names.LABEL_MIG_CONFIG: "all-disabled"}}}
+    manager = "kyverno-background-controller"
+    with product.pool() as pool:
+        node = f"{NODES}/{pool.nodes[0]}"
+        pool.apply(MIXED)
+        pool.wait_synced()
+        since = product.mark()
+        product.api.request("PATCH", node, theirs, MERGE_PATCH, fieldManager=manager)
+        pool.wait(lambda: corrected(pool, since), "the correction")
+        pool.wait_synced()
+        product.api.request("PATCH", node, theirs, MERGE_PATCH, fieldManager=manager)
+        message = pool.wait_phase("Blocked", "DriftReturned")
+        assert f"{manager} was the last to write {names.LABEL_MIG_CONFIG}" in message
+        since = product.mark()
+        pool.apply(SINGLE)
+        message = pool.wait_phase("Blocked", "LabelOwnedElsewhere")
+        assert f"{manager} has replaced a value of the operator" in message
+        assert not product.writes("nodes", pool.nodes[0], since)
+        pool.annotate(pool.nodes[0], {names.ANNOTATION_RETRY: "again"})
+        pool.wait_synced()
 
 
 def test_a_failed_node_serves_again_what_was_proven_there_last_and_a_retry_tries_again(

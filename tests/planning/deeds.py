@@ -30,7 +30,6 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.health import HEALTHY, Vitals
-from gpusharing.planning.snapshot.views import StartGate
 
 FOREIGN_CONFIG = "all-disabled"
 
@@ -92,7 +91,7 @@ def to_pool(pool: str | None) -> Deed:
 
 def taint(world: World, name: str) -> bool:
     """`gpusharing.dev/unproven:NoSchedule`, as a node pool sets it, on a node that may be in service."""
-    return change(world, name, gate=StartGate("[]"))
+    return change(world, name, gate="[]")
 
 
 def ask_to_abort(world: World, name: str) -> bool:

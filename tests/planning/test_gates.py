@@ -57,6 +57,7 @@ def test_the_order_of_the_gates_is_part_of_the_product() -> None:
         ("_unsafe_driver", Reason.UNSAFE_DRIVER),
         ("_left_exclusive", Reason.COMPUTE_MODE),
         ("_hangs_pods", Reason.UNSAFE_DRIVER),
+        ("_owned_elsewhere", Reason.LABEL_OWNED_ELSEWHERE),
         ("_deaf_mps", Reason.MPS_NOT_SWITCHABLE),
         ("_nobody_ends_mig", Reason.ACTUATOR_MISSING),
         ("_rebooting", Reason.ACTUATOR_BUSY),

@@ -29,7 +29,6 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import FinderState, PlainStackView
-from gpusharing.planning.snapshot.views import StartGate
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place
 from gpusharing.planning.stack.startgate import TOLERATION, widened
@@ -39,7 +38,7 @@ from gpusharing.planning.way.verdict import NodeCase, Verdict
 from gpusharing.planning.words.lengths import MAX_TEXT
 from gpusharing.planning.words.reasons import Reason
 
-GATED: dict[str, Any] = {"gate": StartGate("[]")}
+GATED: dict[str, Any] = {"gate": "[]"}
 WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
 INTOLERANT = make_cluster_policy(
     tolerates_gate=False, tolerations='[{"key":"nvidia.com/gpu","operator":"Exists"}]'

@@ -20,7 +20,7 @@ from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
-from gpusharing.kube.convert import other_plugin
+from gpusharing.kube.convert import node_view, other_plugin
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import gpu_server
 from gpusharing.kube.installation import gather_installation
@@ -35,6 +35,7 @@ from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels
 from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Topic
 from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
+from gpusharing.planning.wanted.labelowners import find_owners
 from gpusharing.planning.wanted.migfile import parse
 
 NOT_YET = frozenset(
@@ -95,6 +96,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
                 ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
                 text(raw, "status", "nodeInfo", "kubeletVersion"),
                 other_plugin(raw),
+                find_owners(node_view(raw)),
             )
             async for page in client.pages(NODES)
             for raw in page.items

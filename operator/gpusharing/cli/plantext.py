@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import floor
 from typing import Any
 
+from gpusharing.api.names import Phase
 from gpusharing.cli.ages import counted
 from gpusharing.cli.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, table
 from gpusharing.cli.simulated import describe_simulated
@@ -77,7 +78,9 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
         text = f"{counted(len(proposal.adopted), 'node')} already as wanted, taken over without a change: {named}"
         lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
-    for verdict in proposal.left_out[: None if paper.wide else 5]:
+    blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
+    held = {one.message: one for one in blocked if not one.blockers}  # pods that block are told above
+    for verdict in (*proposal.left_out, *held.values())[: None if paper.wide else 5]:
         text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
         lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
     return lines

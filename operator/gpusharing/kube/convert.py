@@ -18,6 +18,7 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
 from gpusharing.kube.foreign import find_marker
+from gpusharing.kube.labelwriters import label_owners, label_rewriters, setter
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
@@ -38,7 +39,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     """A Node, without heartbeats, images, addresses and resourceVersion."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
-    fence, fence_error = _fence(annotations)
+    (fence, fence_error), verified = _fence(annotations), _verified(annotations)
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -52,7 +53,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         fence=fence,
         fence_error=fence_error,
         deferred=_deferred(annotations),
-        verified=_verified(annotations),
+        verified=verified,
         neighbour_marks=frozenset(annotations.keys() & set(names.NEIGHBOUR_ANNOTATIONS)),
         hold_cordon=annotations.get(names.ANNOTATION_HOLD_CORDON) == "true",
         retry=annotations.get(names.ANNOTATION_RETRY, ""),
@@ -62,6 +63,8 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
         foreign_waits=foreign.waits,
         foreign_queued=foreign.queued,
         other_plugin=other_plugin(raw),
+        label_owners=label_owners(annotations),
+        label_rewriters=label_rewriters(raw, fence, verified),
     )
 
 
@@ -175,8 +178,8 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         name=text(raw, "metadata", "name"),
         uid=text(raw, "metadata", "uid"),
         ignored=text(raw, "status", "state") == "ignored",
-        plugin_config_setter=_setter(raw, "spec", "devicePlugin", "config", "name"),
-        mig_config_setter=_setter(raw, "spec", "migManager", "config", "name"),
+        plugin_config_setter=setter(raw, "spec", "devicePlugin", "config", "name"),
+        mig_config_setter=setter(raw, "spec", "migManager", "config", "name"),
         configured=frozenset(filter(None, _configured(raw).split(","))),
         tolerates_gate=tolerates(tolerations),
         tolerations=tolerations_text(tolerations),
@@ -195,18 +198,6 @@ def _switches(spec: JSON) -> dict[str, bool | str]:
 
 def _configured(raw: JSON) -> str:
     return texts(part(raw, "metadata", "annotations")).get(names.ANNOTATION_CONFIGURED, "")
-
-
-def _setter(raw: JSON, *path: str) -> str:
-    """The field manager that last wrote a field; empty when unknown."""
-    fields = [f"f:{name}" for name in path]
-    managers = entries(raw, "metadata", "managedFields")
-    told = [
-        (text(one, "time"), text(one, "manager"))
-        for one in managers
-        if part(one, "fieldsV1", *fields) is not None
-    ]
-    return max(told, default=("", ""))[1]
 
 
 def _fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, text
-from gpusharing.planning.snapshot.views import StartGate
 
 EFFECT = "NoSchedule"
 GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFFECT}
@@ -14,16 +13,17 @@ GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFF
 (docs/design/nvidia.md#d9)."""
 
 
-def start_gate(node: JSON) -> StartGate | None:
-    """The start-up taint on a Node, whatever its value; None: it is absent, or has only another effect."""
+def start_gate(node: JSON) -> str | None:
+    """The other taints of a Node with the start-up taint, whatever its value, as JSON; None: it does not have that
+    taint, or only with another effect."""
     taints = entries(node, "spec", "taints")
     others = [taint for taint in taints if not _is_ours(taint)]
-    return None if len(others) == len(taints) else StartGate(_dump(others))
+    return None if len(others) == len(taints) else _dump(others)
 
 
-def opened(gate: StartGate) -> list[JSON] | None:
+def opened(gate: str) -> list[JSON] | None:
     """`spec.taints` without the start-up taint; None removes the list."""
-    others: list[JSON] = json.loads(gate.others)
+    others: list[JSON] = json.loads(gate)
     return others or None
 
 

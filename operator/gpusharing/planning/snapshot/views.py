@@ -31,14 +31,6 @@ _NOTHING: Mapping[str, str] = {}
 
 
 @value
-class StartGate:
-    """The start-up taint on a Node (docs/design/way.md#gate)."""
-
-    others: str
-    """The Node's other taints as JSON, in their order: what a release leaves there."""
-
-
-@value
 class NodeView:
     """One Node."""
 
@@ -72,8 +64,9 @@ class NodeView:
     """Whether a person wants the cordon kept when our change ends."""
     retry: str = ""
     """Value of the retry annotation; empty: there is none."""
-    gate: StartGate | None = None
-    """The start-up taint of the node; None: it has none."""
+    gate: str | None = None
+    """Where the node has the start-up taint (docs/design/way.md#gate), its other taints as JSON, in their order: what a
+    release leaves there. None: it does not have that taint."""
     abort: str = ""
     """The `op` of the change that a person wants given up; empty: none."""
     foreign: str = ""
@@ -84,6 +77,10 @@ class NodeView:
     """Whether that has certainly not begun, so that a cordon of ours is not also its cordon."""
     other_plugin: str = ""
     """Which device plugin that does not follow our labels serves the node (stack/otherplugins.py); empty: none."""
+    label_owners: Mapping[str, str] = field(default_factory=dict)
+    """By label: which other controller lists it as its own, and what to do. Nearly always empty, as the next one."""
+    label_rewriters: Mapping[str, str] = field(default_factory=dict)
+    """By label: the field manager that replaced the value which we wrote last."""
     held_off: Mapping[str, str] = field(init=False, compare=False)
     """Of `labels`, the switches of NVIDIA's operands that are not simply on, such as false and paused."""
 

@@ -42,6 +42,8 @@ class NodeLabels:
     """Its kubelet's version, as `v1.36.3`; empty: unknown."""
     other_plugin: str = ""
     """See NodeView."""
+    owners: Mapping[str, str] = field(default_factory=dict)
+    """By label: who else keeps it, and what to do about it."""
 
     @property
     def has_gpu(self) -> bool:
@@ -98,6 +100,7 @@ def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Sympt
         *_other_plugins(known, given),
         *_other_workloads(known, given),
         *_switched_off(known, given),
+        *_owned_elsewhere(known, given),
         *_unknown_mig(known, given),
         *_failed(known, given),
         *_paused(known, given),
@@ -173,6 +176,19 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
                 " there. Remove the label, or keep the node out of the policy's nodeSelector",
                 _mend(given, label, f"kubectl label node {_all(odd)} {label}-"),
             )
+
+
+def _owned_elsewhere(nodes: list[NodeLabels], given: Given) -> Symptoms:
+    """A label that the operator writes, and that somebody else would put back."""
+    concerned = [one for one in nodes if given.concerns(one)]
+    for label, owner in dict.fromkeys(told for one in concerned for told in one.owners.items()):
+        alike = [one.name for one in concerned if one.owners.get(label) == owner]
+        yield warning(
+            Topic.NODES,
+            "LabelOwnedElsewhere",
+            f"no policy changes {label} of {some(alike)}: {owner}",
+            f"kubectl get node {alike[0]} -o yaml --show-managed-fields",
+        )
 
 
 def _mend(given: Given, label: str, command: str) -> str:

@@ -230,7 +230,7 @@ def _uncordoned(case: FencedCase) -> str:
 
 
 def _barred(case: FencedCase) -> str | Finding:
-    """What speaks against the target by now. Nothing is lost yet except evicted pods."""
+    """Return what speaks against the target by now. Nothing is lost yet except evicted pods."""
     found = case.assessment
     return (find_gate(case, found, AIM) if isinstance(found, Assessed) else None) or ""
 

@@ -13,6 +13,7 @@ from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.stack.nodeswitches import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.stack.otherplugins import explain_plugin
 from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.labelowners import find_owned
 from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.wanted.verify import (
     find_exclusive,
@@ -160,12 +161,15 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
-    """A layout with whole GPUs beside MIG instances, under a driver that would hang the pods which come back after the
-    change (docs/design/hardware.md#mixed-nodes). A node that goes back to what it had may get it again.
-    """
+    """Return why the layout would hang the pods that come back after the change (docs/design/hardware.md#mixed-nodes).
+    A node that goes back to what it had may get such a layout again."""
     if not case.settings.refuse_unsafe_drivers or (isinstance(case, FencedCase) and goes_back(case)):
         return ""
     return find_hanging(assessed.observed.driver_version, assessed.target.layouts)
+
+
+def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
+    return find_owned(case.node, assessed)
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -236,7 +240,9 @@ def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
     drift = _drift(case, assessed)
     if drift is None or not was_corrected(case, assessed.policy):
         return ""
-    return f"{case.node.name} drifted again after it was corrected: {drift.message}"
+    writers = case.node.label_rewriters.items()
+    told = "".join(f"; {who} was the last to write {label}" for label, who in writers)
+    return f"{case.node.name} drifted again after it was corrected: {drift.message}{told}"
 
 
 def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
@@ -323,10 +329,11 @@ DEAF = Gate(_deaf_mps, Reason.MPS_NOT_SWITCHABLE)
 
 AIM = (
     Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
+    Gate(_owned_elsewhere, Reason.LABEL_OWNED_ELSEWHERE),
     DEAF,
 )
-"""What speaks against the target. Checked before a change, in a drain and before every run: the policy may have been
-edited since the change began, the driver replaced, or the GPU Operator upgraded."""
+"""What speaks against the target. Checked before a change, in a drain and before every run: since the change began the
+policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule added."""
 
 GATES = (
     Gate(_skipped, Reason.SKIP_LABEL),

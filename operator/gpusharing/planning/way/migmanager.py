@@ -107,7 +107,8 @@ def _overwritten(case: FencedCase) -> str:
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
-    return f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: somebody changed it"
+    who = case.node.label_rewriters.get(names.LABEL_MIG_CONFIG, "somebody")
+    return f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: {who} changed it"
 
 
 def _failed_midway(case: FencedCase) -> str:

@@ -98,6 +98,7 @@ class Reason(Worded):
     APPROVAL_NEEDED = rolloutreasons.APPROVAL_NEEDED
     ROLLED_BACK = rolloutreasons.ROLLED_BACK
     SKIP_LABEL = rolloutreasons.SKIP_LABEL
+    LABEL_OWNED_ELSEWHERE = rolloutreasons.LABEL_OWNED_ELSEWHERE
     NEEDS_ATTENTION = rolloutreasons.NEEDS_ATTENTION
     INVALID_WINDOW = rolloutreasons.INVALID_WINDOW
     WINDOW_TOO_SHORT = rolloutreasons.WINDOW_TOO_SHORT
@@ -105,8 +106,8 @@ class Reason(Worded):
     CANARY_NOT_SERVING = rolloutreasons.CANARY_NOT_SERVING
     DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
         "The node drifted again after it was corrected for this generation; something else changes it.",
-        "Find out what else writes the node's mig.config or device-plugin labels, then change the policy "
-        "or set gpusharing.dev/retry on the Node.")
+        "Stop what else writes the node's mig.config or device-plugin labels; the message names its field manager "
+        "where that is known. Then set gpusharing.dev/retry on the Node.")
     CORDON_KEPT = ("CordonKept", "Node", _PERSON,
         "The operator is done with the node, which stays cordoned because the cordon is not ours alone: a person or "
         "another controller needs it, gpusharing.dev/hold-cordon keeps it, or gpusharing.dev/force-release left it.",

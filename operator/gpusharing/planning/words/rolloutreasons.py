@@ -26,6 +26,10 @@ NEEDS_ATTENTION: Words = ("NeedsAttention", "Node", _PERSON,
     "Five attempts or more were given up before anything changed. The next one follows after a wait; other nodes go "
     "on.",
     "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
+LABEL_OWNED_ELSEWHERE: Words = ("LabelOwnedElsewhere", "Node", _PERSON,
+    "Another controller keeps the label that the change would write, nvidia.com/mig.config or "
+    "nvidia.com/device-plugin.config, and would put its own value back. No change starts.",
+    "Do what the message says, such as removing the label from a NodeFeatureRule.")
 ABORT_REQUESTED: Words = ("AbortRequested", "Node", _LATER,
     "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the Node).",
     "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
