@@ -18,6 +18,7 @@ from gpusharing.planning.snapshot.podviews import PodView
 
 NAMESPACE, NVIDIA = "team-a", "gpu-operator"
 DO_NOT_DISRUPT, JOBSET = "gpusharing.dev/do-not-disrupt", "jobset.sigs.k8s.io/jobset-name"
+KAI_GROUP = "runai-gpu-group"
 CLIENT = {f"{names.LABEL_DEPLOY_PREFIX}client": "true"}
 
 
@@ -48,6 +49,8 @@ class Kind:
     """Of a priority class of the cluster's own."""
     gang: str = ""
     """The JobSet that it is a rank of."""
+    shares: bool = False
+    """It has a fraction of a GPU through KAI-Scheduler."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -75,6 +78,7 @@ KINDS: Mapping[str, Kind] = {
     "a rank of a JobSet": Kind("Job", gang="train"),
     "a rank of another JobSet": Kind("Job", gang="tune"),
     "a rank without a GPU": Kind("Job", gang="train", asks="nothing"),
+    "a pod that shares a GPU": Kind(asks="nothing", shares=True),
     "a CPU pod": Kind(asks="nothing"),
     "a bare CPU pod": Kind("", asks="nothing"),
     "a CPU pod of a DaemonSet": Kind("DaemonSet", asks="nothing"),
@@ -128,7 +132,11 @@ def _manifest(kind: Kind, name: str, app: str, resource: str, now: datetime) -> 
             "name": name,
             "uid": f"uid-{name}",
             "creationTimestamp": to_rfc3339(now),
-            "labels": {"app": app, **({JOBSET: kind.gang} if kind.gang else {})},
+            "labels": {
+                "app": app,
+                **({JOBSET: kind.gang} if kind.gang else {}),
+                **({KAI_GROUP: f"gpu-of-{name}"} if kind.shares else {}),
+            },
             "annotations": {
                 **kind.annotations,
                 **({"kubernetes.io/config.mirror": "yes"} if kind.mirror else {}),
@@ -153,9 +161,9 @@ def _claims(kind: Kind, name: str) -> Mapping[str, ResourceClaimUse]:
 
 
 def holds_gpu(pod: PodView) -> bool:
-    """It asks for a GPU, by a container or by a claim."""
+    """It asks for a GPU, by a container or by a claim, or shares one through KAI."""
     asked = any(key.startswith(("nvidia.com/gpu", "nvidia.com/mig-")) for key in pod.resources)
-    return asked or pod.dra != "none"
+    return asked or pod.dra != "none" or KAI_GROUP in pod.labels
 
 
 def must_leave(pod: PodView, *, reboot: bool) -> bool:
