@@ -263,7 +263,7 @@ def mps_daemon(version: str, signalled: str) -> JSON:
     containers = [
         {
             "name": "mps-control-daemon-ctr",
-            "image": f"nvcr.io/nvidia/k8s-device-plugin:{version}",
+            "image": f"example.com/k8s-device-plugin:{version}",
             "command": ["mps-control-daemon"],
         },
         {"name": "config-manager", "env": [{"name": "PROCESS_TO_SIGNAL", "value": signalled}]},
