@@ -210,10 +210,8 @@ async def test_a_pod_that_waits_learns_beforehand_that_kubelets_would_refuse_it_
 ) -> None:
     data = await about(asking({GPU: 2}), spec, 1)
     (service,) = data["services"]
-    assert service["but"] == f"policy pool-b {how}; request 1 in each container"
-    assert data["conclusion"].startswith(
-        "no node that it may go to will offer nvidia.com/gpu: change the rule"
-    )
+    rule = f"policy pool-b {how}; request 1 in each container"
+    assert (service["but"], data["conclusion"]) == (rule, f"kubelets would refuse it: {rule}")
 
 
 @virtually

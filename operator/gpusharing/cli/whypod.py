@@ -280,8 +280,10 @@ def _too_large(case: PodCase) -> str:
 
 
 def _never(case: PodCase) -> str:
-    """Its own rules keep it from all nodes that will offer it, or none will: waiting does not help."""
+    """Its rules or a policy's keep it from all nodes that will offer it, or none will: waiting does not help."""
     names = ", ".join(case.asks)
+    if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
+        return f"kubelets would refuse it: {'; '.join(refusals)}"
     if any(one.kept for one in case.services):
         return (
             f"no node that it may go to will offer {names}: change the rule shown beside the pool, or"
