@@ -102,3 +102,22 @@ def test_what_is_decided_is_remembered_in_one_module() -> None:
 def test_the_operators_loop_stays_one_that_a_person_reads() -> None:
     loop = Path(ROOT / "operator" / "gpusharing" / "controller" / "loop.py")
     assert len(loop.read_text().splitlines()) < MOST_LOOP_LINES
+
+
+PAGED = {
+    "kube/paging.py": "makes each call for a page, and asks again for a page that failed",
+    "kube/passing.py": "passes on the calls of a client in front of another one",
+    "cli/onlooker.py": "passes on the calls of a client in front of another one",
+}
+"""Modules that may call `pages` of a client, and why."""
+
+
+def test_every_list_goes_through_the_module_that_asks_again_for_pages_that_failed() -> None:
+    product = ROOT / "operator" / "gpusharing"
+    found = {
+        str(path.relative_to(product))
+        for path in product.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "pages"
+    }
+    assert found == PAGED.keys(), "use pages_of or list_of of kube/paging.py"

@@ -1,17 +1,18 @@
 """A Gatherer on a FakeCluster with one node, in virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakecluster import FakeClient, FakeCluster
 from tests.build import at
 from tests.kube.objects import node
 
 from gpusharing.kube.client import (
     JSON,
     NODES,
+    KubeClient,
     Resource,
 )
 from gpusharing.kube.gather import Gatherer
@@ -48,8 +49,12 @@ class Gathering:
 
 
 @asynccontextmanager
-async def gathering(*objects: tuple[Resource, JSON], admin: AdminMaps = NO_MAPS) -> AsyncIterator[Gathering]:
-    """A cluster with gpu-07 and these objects, its sources in step."""
+async def gathering(
+    *objects: tuple[Resource, JSON],
+    admin: AdminMaps = NO_MAPS,
+    client: Callable[[FakeCluster, str], KubeClient] = FakeClient,
+) -> AsyncIterator[Gathering]:
+    """A cluster with gpu-07 and these objects, its sources in step. `client` makes the one of the Gatherer."""
     cluster = FakeCluster()
     cluster.add(NODES, node())
     for resource, obj in objects:
@@ -59,8 +64,8 @@ async def gathering(*objects: tuple[Resource, JSON], admin: AdminMaps = NO_MAPS)
     evictions: dict[str, dict[str, EvictionMemory]] = {}
     try:
         await asyncio.sleep(0.1)
-        client = cluster.client("operator")
-        yield Gathering(cluster, Gatherer(client, sources, PlanSettings(), admin, evictions), evictions)
+        reader = client(cluster, "operator")
+        yield Gathering(cluster, Gatherer(reader, sources, PlanSettings(), admin, evictions), evictions)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -74,9 +74,11 @@ class Edited(FakeClient):
 
     async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
         async for page in super().pages(resource, **more):
+            edited = self.cluster.patch(
+                POLICIES, "pool-b", {"spec": {"priority": self.cluster.store.version}}
+            )
+            assert self.cache.touch("pool-b", edited["metadata"]["resourceVersion"])
             yield page
-        edited = self.cluster.patch(POLICIES, "pool-b", {"spec": {"priority": self.cluster.store.version}})
-        assert self.cache.touch("pool-b", edited["metadata"]["resourceVersion"])
 
 
 @virtually

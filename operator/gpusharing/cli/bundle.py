@@ -28,6 +28,7 @@ from gpusharing.cli.versions import own_version
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import text
 
 LINES = 2000
@@ -191,16 +192,14 @@ async def _one(session: Session, resource: Resource, name: str, namespace: str) 
 
 
 async def _all(session: Session, wanted: _Wanted) -> list[JSON]:
-    pages = session.client.pages(wanted.resource, namespace=wanted.namespace)
+    pages = pages_of(session.client, wanted.resource, namespace=wanted.namespace)
     return [wanted.clean(raw) async for page in pages for raw in page.items]
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     """The ends of the logs of our workloads and of those of NVIDIA's that we steer."""
     try:
-        pods = [
-            raw async for page in session.client.pages(kinds.PODS, namespace=namespace) for raw in page.items
-        ]
+        pods = await list_of(session.client, kinds.PODS, namespace=namespace)
     except KubeError:
         return  # told already, with the list of pods
     for workload in WORKLOADS:

@@ -24,6 +24,7 @@ from gpusharing.kube.convert import node_view, other_plugin
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import gpu_server
 from gpusharing.kube.installation import gather_installation
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
@@ -98,7 +99,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
                 other_plugin(raw),
                 find_owners(node_view(raw)),
             )
-            async for page in client.pages(NODES)
+            async for page in pages_of(client, NODES)
             for raw in page.items
         ]
     given = replace(given, selectors=_selectors(view), cluster_policy=_stack(view))
@@ -147,7 +148,7 @@ async def _version(client: KubeClient) -> str:
 async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
     """What serves GPUs in any namespace, and what stays unknown where that may not be listed."""
     try:
-        pages = client.pages(DAEMON_SETS)
+        pages = pages_of(client, DAEMON_SETS)
         found = [one async for page in pages for raw in page.items if (one := gpu_server(raw)) is not None]
     except (Forbidden, NotFound):
         return [], NO_SERVERS
@@ -166,9 +167,7 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
     Deployment."""
     place = Place()
     try:
-        found = [
-            raw async for page in client.pages(DEPLOYMENTS, label_selector=SELECTOR) for raw in page.items
-        ]
+        found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
         found = []
     if not found:
@@ -237,7 +236,7 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
         if name:
             found = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
         else:
-            pages = client.pages(CONFIG_MAPS, namespace=namespace)
+            pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
             found = [raw async for page in pages for raw in page.items if _is_generated(raw)]
     except (Forbidden, NotFound):
         return {}

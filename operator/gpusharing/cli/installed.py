@@ -15,6 +15,7 @@ from gpusharing.cli.versions import own_version
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
+from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.snapshot.records import Claim, FailedNode
@@ -62,8 +63,7 @@ class Installed:
 async def read_installed(client: KubeClient) -> Installed:
     """Look for the operator's Deployment in all namespaces. Raises a KubeError that is not about this one thing."""
     try:
-        pages = client.pages(DEPLOYMENTS, label_selector=SELECTOR)
-        found = [raw async for page in pages for raw in page.items]
+        found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
         return Installed(notes=(f"planned with the chart's default settings: {said(error)}",))
     if not found:
@@ -87,8 +87,7 @@ async def read_installed(client: KubeClient) -> Installed:
 async def is_missing(client: KubeClient) -> bool:
     """Whether there is certainly no Deployment of the operator; False also where Deployments may not be listed."""
     try:
-        pages = client.pages(DEPLOYMENTS, label_selector=SELECTOR)
-        return not [raw async for page in pages for raw in page.items]
+        return not await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound):
         return False
 
@@ -133,11 +132,10 @@ def find_difference(theirs: str) -> tuple[str, ...]:
 async def _pod_name(client: KubeClient, namespace: str) -> str:
     """The operator's own pod, which is never drained."""
     try:
-        pages = client.pages(PODS, namespace=namespace, label_selector=SELECTOR)
-        found = [text(raw, "metadata", "name") async for page in pages for raw in page.items]
+        pods = await list_of(client, PODS, namespace=namespace, label_selector=SELECTOR)
     except (Forbidden, NotFound):
         return ""
-    return min(found, default="")
+    return min((text(raw, "metadata", "name") for raw in pods), default="")
 
 
 async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.kube.answers import ApiRequest
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Listing, Page, Resource
 from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.paging import pages_of
 from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.raw import section, text, whole
 
@@ -40,10 +41,11 @@ class Onlooker(PassingClient):
 
         Where the operator is not installed yet (`beforehand`), its kinds count as empty.
         """
-        pages = super().pages(resource, **listing)
+        merged = resource == POLICIES and bool(self._proposed)
+        pages = pages_of(self.client, POLICIES) if merged else super().pages(resource, **listing)
         if self._beforehand and resource in (POLICIES, GPUNODES):
             pages = _none_where_not_there(pages)
-        if resource != POLICIES or not self._proposed:
+        if not merged:
             async for page in pages:
                 yield page
             return

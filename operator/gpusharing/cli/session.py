@@ -16,12 +16,11 @@ from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Login, OfficialLogin, ServiceAccountLogin
+from gpusharing.kube.paging import pages_of
 
 NAME = "kubectl-gpusharing"
 """The field manager of what a person writes with the plugin, and its User-Agent."""
 LIMITS = Limits(connect=5.0, total=30.0)
-PAGE = 500
-"""Objects of one answer: a person waits for all of them, so there are few requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,12 @@ class Session:
         """For programs."""
         return self.where.removeprefix("context ")
 
-    async def pages(
+    async def each_page(
         self, resource: Resource, namespace: str | None = None, fields: str = ""
     ) -> AsyncIterator[Sequence[JSON]]:
         """Every object of a kind, page by page. Raises Trouble, also where the kind is not installed."""
         try:
-            pages = self.client.pages(resource, namespace=namespace, field_selector=fields, limit=PAGE)
-            async for page in pages:
+            async for page in pages_of(self.client, resource, namespace=namespace, field_selector=fields):
                 yield page.items
         except NotFound as error:
             kind = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
@@ -64,8 +62,8 @@ class Session:
             raise Trouble(sentence(error, self.where)) from error
 
     async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
-        """Every object of a kind, by name. Raises as `pages` does."""
-        found = [raw async for page in self.pages(resource, namespace, fields) for raw in page]
+        """Every object of a kind, by name. Raises as `each_page` does."""
+        found = [raw async for page in self.each_page(resource, namespace, fields) for raw in page]
         return sorted(found, key=_key)
 
     async def lists(self, *resources: Resource) -> list[list[JSON]]:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from gpusharing.cli.drawing import Ink, Line, prose
 from gpusharing.cli.fleet import read_pools
-from gpusharing.cli.session import PAGE, Session, no_such
+from gpusharing.cli.session import Session, no_such
 from gpusharing.cli.statustext import as_data, describe
 from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, Trouble, said, sentence
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.errors import KubeError, first_of
+from gpusharing.kube.paging import PAGE
 from gpusharing.kube.reflector import Reflector
 
 TICK = 1.0

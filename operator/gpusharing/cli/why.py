@@ -53,7 +53,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         async with gathered(session) as cluster:
             decided = await cluster.decide(())
             search = RoomSearch(pod, decided)
-            async for nodes in session.pages(NODES):
+            async for nodes in session.each_page(NODES):
                 search.look(nodes)
             told = pod_answer(search)
         terminal.answer(told.as_data, lambda paper: describe_pod(told, paper))

@@ -19,6 +19,7 @@ from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import POLICIES, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.login import Access, Login
+from gpusharing.kube.paging import one_page
 
 log = structlog.get_logger()
 
@@ -67,8 +68,7 @@ class PolicyWatch:
 
     async def _served(self) -> None:
         """Raises a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
-        async for _ in self._client.pages(POLICIES):
-            pass
+        await one_page(self._client, POLICIES, limit=1)
 
     async def _once(self) -> None:
         """One run of kopf."""

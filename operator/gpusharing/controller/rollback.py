@@ -16,6 +16,7 @@ from gpusharing.kube.client import CUSTOM_RESOURCE_DEFINITIONS, JSON, POLICIES, 
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import environment_login
+from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, section, text
 from gpusharing.planning.stack.rollback import Retreat, Schemas, explain_unblock, find_retreat
 
@@ -28,11 +29,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> Retreat:
     """Whether the release may be rolled back. If something cannot be read the answer is no, with the server's words."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
-        specs = {
-            text(raw, "metadata", "name"): raw.get("spec")
-            async for page in client.pages(POLICIES)
-            for raw in page.items
-        }
+        policies = await list_of(client, POLICIES)
     except NotFound:
         return Retreat(True, f"CRD {CRD} does not exist, so there is no policy.")
     except KubeError as error:
@@ -41,6 +38,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> Retreat:
             "NOT ROLLED BACK: whether a policy has a field that the older version does not know cannot be read:"
             f" {error}\n{explain_unblock(release, namespace)}",
         )
+    specs = {text(raw, "metadata", "name"): raw.get("spec") for raw in policies}
     schemas = Schemas(_served(crd), structural_schema(GPUSharingPolicySpec))
     return find_retreat(specs, schemas, release, namespace)
 

@@ -11,6 +11,7 @@ from gpusharing.kube.convert import node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import environment_login
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import text
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.uninstall import Farewell, find_farewell
@@ -22,7 +23,7 @@ REFUSED = 1
 async def ask(client: Followable, settings: PlanSettings) -> Farewell:
     """Whether the operator may be uninstalled. When that cannot be read the answer is no, with the server's words."""
     try:
-        nodes = [node_view(raw) async for page in client.pages(NODES) for raw in page.items]
+        nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
         policies = await _policies(client)
     except KubeError as error:
         return Farewell(
@@ -36,7 +37,7 @@ async def ask(client: Followable, settings: PlanSettings) -> Farewell:
 async def _policies(client: Followable) -> list[PolicyView]:
     """A kind that no longer exists has none."""
     try:
-        return [policy_view(raw) async for page in client.pages(POLICIES) for raw in page.items]
+        return list(map(policy_view, await list_of(client, POLICIES)))
     except NotFound:
         return []
 
@@ -44,11 +45,7 @@ async def _policies(client: Followable) -> list[PolicyView]:
 async def _cluster_policies(client: Followable) -> list[str]:
     """Their names, for the commands that are printed; not being allowed to read them keeps nobody from uninstalling."""
     try:
-        return [
-            text(raw, "metadata", "name")
-            async for page in client.pages(CLUSTER_POLICIES)
-            for raw in page.items
-        ]
+        return [text(raw, "metadata", "name") for raw in await list_of(client, CLUSTER_POLICIES)]
     except KubeError:
         return []
 

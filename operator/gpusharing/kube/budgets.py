@@ -8,6 +8,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.convert_pods import pdb_view
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
+from gpusharing.kube.paging import list_of
 from gpusharing.planning.snapshot.podviews import PdbView
 
 KEPT = 15.0
@@ -61,7 +62,7 @@ class Budgets:
 
     async def _read(self, _: str) -> None:
         try:
-            raws = [raw async for page in self.client.pages(PDBS) for raw in page.items]
+            raws = await list_of(self.client, PDBS)
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
             self._kept = KEPT_THROTTLED.total_seconds()
             self._failed = loop_time() if self._error else self._failed

@@ -15,6 +15,7 @@ from gpusharing.kube.client import JSON, PODS, KubeClient
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Unauthorized
 from gpusharing.kube.gangkeys import gang_of
+from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import text
 from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, PodView
@@ -116,8 +117,12 @@ class Gangs:
         read, most = 0, self.most if query.shared else MAX_PODS
         fields = ",".join(filter(None, (query.fields, _RUNNING)))
         try:
-            async for page in self.client.pages(
-                PODS, namespace=query.namespace, label_selector=query.labels, field_selector=fields
+            async for page in pages_of(
+                self.client,
+                PODS,
+                namespace=query.namespace,
+                label_selector=query.labels,
+                field_selector=fields,
             ):
                 for raw in page.items:
                     gang = gang_of(raw)

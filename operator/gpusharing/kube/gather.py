@@ -15,6 +15,7 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized, Unavailable
 from gpusharing.kube.gangs import Gangs
+from gpusharing.kube.paging import list_of
 from gpusharing.kube.pending import count_pending
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import (
@@ -371,8 +372,7 @@ class Gatherer:
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:
-            pages = self.client.pages(PODS, field_selector=f"spec.nodeName={node}")
-            raws = [raw async for page in pages for raw in page.items]
+            raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
             namespaces = any(
                 policy.spec is not None and asks_for_namespaces(policy.spec.drain)
                 for policy in self.sources.policies.views

@@ -21,6 +21,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
 from gpusharing.kube.startgate import start_gate
@@ -55,8 +56,7 @@ class _Reader:
     async def items(self, resource: Resource, namespace: str | None = None, labels: str = "") -> list[JSON]:
         """All objects; none if they cannot be read, which is then remembered."""
         try:
-            pages = self.client.pages(resource, namespace=namespace, label_selector=labels)
-            return [raw async for page in pages for raw in page.items]
+            return await list_of(self.client, resource, namespace=namespace, label_selector=labels)
         except (Unauthorized, Unavailable):
             raise
         except NotFound:
@@ -102,7 +102,7 @@ class _Reader:
         """
         gated, named = set(), set()
         try:
-            async for page in self.client.pages(NODES):
+            async for page in pages_of(self.client, NODES):
                 for node in page.items:
                     if start_gate(node) is not None:
                         gated.add(text(node, "metadata", "name"))

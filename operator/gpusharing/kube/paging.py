@@ -1,4 +1,6 @@
-"""A whole list in pages, in spite of pages that fail, are slow, or can no longer be had from one moment.
+"""Lists in pages, in spite of pages that fail, are slow, or can no longer be had from one moment.
+
+Every list of the product is read here (`tests/test_shape.py`), so none is lost because one of its pages failed.
 
 kube-apiserver lets etcd compact its history every 5 minutes (`--etcd-compaction-interval`), so a token for the next
 page lives for 300 s. A list of 200 pages at 1.6 s each takes longer.
@@ -7,10 +9,13 @@ page lives for 300 s. A list of 200 pages at 1.6 s each takes longer.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from math import inf
+from typing import Unpack
 
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import Page
-from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound
+from gpusharing.kube.client import JSON, Filters, Followable, Listing, Page, Resource
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, Throttled, Unavailable
+from gpusharing.kube.streams import closing
 
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
@@ -22,9 +27,56 @@ TOKEN_LIVES = 300.0
 names a version that is yet to come, which kube-apiserver answers with 500."""
 MOST_OBJECTS = 100
 """In one page. The raw objects are held besides the views: of Nodes of 18 KB some 10 MiB."""
+PAGE = 500
+"""Objects of one page for those who wait for the whole list: few calls."""
+PATIENCE = 90.0
+"""Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 
 Ask = Callable[[int, str], Awaitable[Page]]
 """Makes one call for a page: of at most so many objects (0: all) and from this token on (empty: from the beginning)."""
+
+
+async def one_page(client: Followable, resource: Resource, **listing: Unpack[Listing]) -> Page:
+    """Make one call for a page of a list, and return that page."""
+    pages = client.pages(resource, **listing)
+    async with closing(pages):
+        return await anext(pages)
+
+
+async def list_of(client: Followable, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
+    """Return all objects of a list. Retries and raises as `pages_of` does."""
+    return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
+
+
+async def pages_of(
+    client: Followable, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
+) -> AsyncIterator[Page]:
+    """Yield the pages of a list, of `size` objects each. All of them show the moment of the first page.
+
+    A later page that fails or is refused with 429 is asked for again with its token, and not before the time that the
+    server asks to wait. The first page is asked for once only, because nothing is lost with it.
+
+    Raises:
+        KubeError: the first page failed, another one did for PATIENCE seconds, or the error does not pass by itself.
+    """
+    after, failing, pause = "", inf, Backoff(BACKOFF_FIRST, BACKOFF_MOST)
+    while True:
+        began = loop_time()
+        try:
+            page = await one_page(client, resource, **where, limit=size, after=after)
+        except (Unavailable, Throttled) as error:
+            failing = min(failing, began)
+            held = error.retry_after if isinstance(error, Throttled) else None
+            wait = max(pause.after_failure(), held or 0.0)
+            if not after or loop_time() + wait - failing > PATIENCE:
+                raise
+            await asyncio.sleep(wait)
+            continue
+        yield page
+        if not page.more:
+            return
+        pause.success()
+        after, failing = page.more, inf
 
 
 async def whole_list(

@@ -6,6 +6,7 @@ from typing import Any
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import newer, text
 from gpusharing.planning.snapshot.views import PolicyView
 
@@ -77,7 +78,7 @@ class PolicyCache:
         """The policies by name as the server has them now."""
         listed: dict[str, JSON] = {}
         at_least, version = self._newest, ""
-        async for page in self._client.pages(POLICIES):
+        async for page in pages_of(self._client, POLICIES):
             listed |= {raw["metadata"]["name"]: raw for raw in page.items}
             version = page.resource_version
         if newer(at_least, version):

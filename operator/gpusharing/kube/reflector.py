@@ -28,7 +28,7 @@ from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import JSON, Filters, Followable, Page, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
-from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
+from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, one_page, whole_list
 from gpusharing.kube.raw import newer
 from gpusharing.kube.streams import closing
 from gpusharing.kube.views import View, Views
@@ -201,9 +201,7 @@ class Reflector(Generic[View]):
         """One call for a page of the list."""
         if not after:
             self._asked = self._clock(), self._views.newest
-        pages = self._client.pages(self._resource, **self._where, limit=limit, after=after)
-        async with closing(pages):
-            return await anext(pages)
+        return await one_page(self._client, self._resource, **self._where, limit=limit, after=after)
 
     def _begin(self, version: str) -> bool:
         """Note the moment of a list when its first page has arrived. Returns whether it is older than what the cache
@@ -258,8 +256,11 @@ class Reflector(Generic[View]):
             # The list that follows heals the gap; or the kind was installed meanwhile, or the right granted.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
             if lost:
-                self._move("")
                 self._whole = False
+                if not isinstance(
+                    error, Forbidden
+                ):  # it has begun at no place, so the list may go on from its own
+                    self._move("")
             if error is not None and not isinstance(error, Expired):
                 self._fails(error)
             lasted = self._clock() - began
