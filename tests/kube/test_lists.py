@@ -342,3 +342,27 @@ async def test_an_old_event_that_an_object_left_the_selection_does_not_take_away
         await seen.until("a")
         seen.reflector._views.deleted({**came, "metadata": left["metadata"]})
         assert set(seen.reflector.items) == {"a"}
+
+
+@virtually
+async def test_a_long_list_is_complete_although_the_right_to_watch_is_missing() -> None:
+    """The kind is followed by lists alone then."""
+    cluster = fleet(200)
+    cluster.faults.fail("watch", NODES, errors.Forbidden("may not watch nodes"), times=EVER)
+    cache = Reflector(Slow(cluster, lambda _: 15.0), NODES, project)
+    assert 120 <= await seconds_to_start(cache) < 125, "8 pages of 15 s, and none twice"
+    assert_equal(cache, cluster)
+
+
+@virtually
+async def test_where_the_right_to_watch_is_missing_lists_bring_what_changed() -> None:
+    cluster = fleet(60)
+    cluster.faults.fail("watch", NODES, errors.Forbidden("may not watch nodes"), times=EVER)
+    async with watched(cluster, client=Slow(cluster)) as seen:
+        cluster.delete(NODES, "gpu-0003")
+        cluster.patch(NODES, "gpu-0004", {"metadata": {"labels": {"x": "1"}}})
+        await asyncio.sleep(60)
+        assert_equal(seen.reflector, cluster)
+        calls = cluster.calls["operator", "list", "nodes"]
+        await asyncio.sleep(600)
+        assert calls < cluster.calls["operator", "list", "nodes"] <= calls + 3 * 40, "and not in a hot loop"
