@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER, SILENCE
-from tests.build import NOW, at, make_gpunode, make_node, make_policy, make_snapshot
+from tests.build import NOW, at, make_fence, make_gpunode, make_node, make_policy, make_snapshot
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED, verdict
 
@@ -27,6 +27,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
@@ -90,9 +91,10 @@ class Publishing:
         gpunodes: bool = True,
         resources: Mapping[str, int] | None = None,
         objection: Finding | None = None,
+        fence: Fence | None = None,
     ) -> float | None:
         """One pass; returns the seconds at which more is due."""
-        node = make_node(verdict.node, resources=resources)
+        node = make_node(verdict.node, resources=resources, fence=fence)
         reports = [make_gpunode(verdict.node)] if gpunodes else []
         snapshot = make_snapshot([node], [policy], gpunodes=reports)
         pool = Pool(policy, names=[verdict.node]).ask_windows(NOW)
@@ -308,7 +310,7 @@ async def test_a_status_that_hangs_does_not_hold_up_the_others() -> None:
 
 async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transition() -> None:
     stage = Publishing()
-    await stage.publish(PENDING := replace(FAILED, node="gpu-07"))
+    await stage.publish(WAITING)
     for seconds in (1, 2, 3):
         await stage.publish(MOVING, seconds)
     events = stage.cluster.objects(EVENTS)
@@ -318,7 +320,7 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
     assert event["regarding"]["uid"] == POLICY.uid
     assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
     assert event["eventTime"] == "2026-11-20T10:00:01.000000Z"
-    assert stage.changes == [(None, PENDING), (PENDING, MOVING)]
+    assert stage.changes == [(None, WAITING), (WAITING, MOVING)]
 
 
 NOT_OURS = Finding(Reason.PLUGIN_CONFIG_NOT_OURS, "it is x; run: y")
@@ -384,8 +386,8 @@ async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() ->
     await stage.publish(SYNCED)
     stage.cluster.faults.fail("create", EVENTS, Invalid("note: too long"))
     await stage.publish(replace(FAILED, node="gpu-07"), 10)
-    await stage.publish(replace(MOVING, node="gpu-07"), 11)
-    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["Reconfiguring"]
+    await stage.publish(SYNCED, 11)
+    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["LayoutVerified"]
 
 
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
@@ -403,3 +405,12 @@ async def test_a_waiting_node_is_a_phase_that_moves() -> None:
     stage = Publishing()
     assert await stage.publish(replace(PENDING, node="gpu-07")) == 1
     assert stage.phases() == []
+
+
+async def test_the_start_of_a_drain_is_told_once_although_its_pods_are_lost_from_sight() -> None:
+    stage, listed = Publishing(), replace(WAITING, pods=2)
+    for second, shown in enumerate((WAITING, listed, WAITING, listed, replace(listed, pods=1))):
+        await stage.publish(shown, second, fence=make_fence())
+    await stage.publish(replace(PENDING, node="gpu-07"), 9)
+    await stage.publish(listed, 10, fence=make_fence(op="op-2"))
+    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["DrainStarted"] * 2

@@ -3,12 +3,13 @@
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.build import DEFAULT_CLUSTER_POLICY, NOW, make_policy
+from tests.build import DEFAULT_CLUSTER_POLICY, NOW, make_fence, make_node, make_policy
 from tests.planning.machines import NodeMachine
 from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, STUCK, SYNCED, verdict
 from tests.planning.world import World
@@ -16,7 +17,7 @@ from tests.planning.world import World
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.actions import SetPointers
+from gpusharing.planning.snapshot.actions import Actuate, SetPointers
 from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event, refusal_event
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
@@ -30,6 +31,8 @@ LONER = Blocker(Reason.UNMANAGED, ("team-a/notebook",))
 LISTED = replace(DRAINING, pods=2)
 VERIFYING = replace(CHANGING, phase=Phase.VERIFYING, reason=Reason.LABEL_MISMATCH)
 DONE = replace(SYNCED, node="gpu-08")
+IDLE = replace(CHANGING, phase=Phase.VERIFYING_IDLE, reason=Reason.SETTLING)
+BEGINNING = CHANGING.then(Actuate(make_node("gpu-08"), make_fence(), {}))
 LOST = Finding(Reason.GPU_LOST, "GPU 1: fell off the bus")
 WORSE = Finding(Reason.ROW_REMAP_FAILED, "GPU 2: replace the card")
 TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
@@ -53,8 +56,25 @@ TRANSITIONS: dict[str, tuple[Verdict, Verdict, list[tuple[str, str, str]]]] = {
     ),
     "pods are counted, and no drain begins": (PENDING, replace(PENDING, pods=2), []),
     "a drain that goes on": (LISTED, replace(LISTED, pods=1, reason=Reason.PDB), []),
-    "the point of no return": (
-        LISTED,
+    "the point of no return is planned": (IDLE, BEGINNING, []),
+    "the write of the point of no return is refused": (BEGINNING, IDLE, []),
+    "the point of no return is passed": (
+        BEGINNING,
+        replace(CHANGING, observed="", disruption=DisruptionClass.NONE),
+        [("Normal", "Reconfiguring", "gpu-08: 7x1g.10gb -> 2x3g.40gb (class Reset)")],
+    ),
+    "the point of no return is passed, and the proof begins": (
+        BEGINNING,
+        VERIFYING,
+        [("Normal", "Reconfiguring", "gpu-08: 7x1g.10gb -> 2x3g.40gb (class Reset)")],
+    ),
+    "another attempt is planned and begins": (
+        replace(BEGINNING, attempt=2),
+        replace(CHANGING, attempt=2),
+        [],
+    ),
+    "the point of no return was written by a pass that got no answer": (
+        IDLE,
         CHANGING,
         [("Normal", "Reconfiguring", "gpu-08: 7x1g.10gb -> 2x3g.40gb (class Reset)")],
     ),
@@ -296,6 +316,23 @@ def test_a_whole_change_is_told_by_three_events_a_node() -> None:
     counts = Counter((event.reason, event.note.split(":")[0]) for event in told)
     reasons = ("DrainStarted", "Reconfiguring", "LayoutVerified")
     assert counts == {(reason, node): 1 for reason in reasons for node in world.nodes}
+
+
+def test_a_point_of_no_return_that_is_refused_again_and_again_is_told_once() -> None:
+    told: list[str] = []
+    passes = (
+        IDLE,
+        BEGINNING,
+        IDLE,
+        BEGINNING,
+        replace(BEGINNING, message="refused"),
+        CHANGING,
+        CHANGING,
+        VERIFYING,
+    )
+    for before, after in pairwise(passes):
+        told += [event.reason for event in node_events(before, after)]
+    assert told == ["Reconfiguring"]
 
 
 @pytest.mark.parametrize("reason", Reason)

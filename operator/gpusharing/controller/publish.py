@@ -111,6 +111,8 @@ class Publisher:
     """Called when a write ends for which no round waited."""
     crew: Crew = field(init=False)
     _told: dict[str, Verdict] = field(default_factory=dict)
+    _drains: dict[str, str] = field(default_factory=dict)
+    """By node: the change (`op` of its fence) whose drain was reported last."""
     _due: dict[str, datetime] = field(default_factory=dict)
     """By object whose status differs from what it should be: when to write it. It is checked again then, not before."""
     _held: set[str] = field(default_factory=set)
@@ -156,7 +158,7 @@ class Publisher:
         verdicts = {f"node/{v.node}": v for v in plan.verdicts.values() if self._is_news(v, snapshot)}
         policies = {f"policy/{policy.name}": policy for policy in snapshot.policies}
         for verdict in verdicts.values():
-            self._notice(verdict, plan, now)
+            self._notice(verdict, plan, snapshot, now)
         self._forget(plan)
         due: list[datetime] = []
 
@@ -189,6 +191,7 @@ class Publisher:
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name]
             self._seen.pop(name, None)
+            self._drains.pop(name, None)
             self._drop(f"node/{name}")
         for name in self._shown.keys() - plan.pools.keys():
             del self._shown[name]
@@ -209,14 +212,19 @@ class Publisher:
         same = before is not None and before[0] is seen[0] and before[1] is seen[1]
         return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
 
-    def _notice(self, verdict: Verdict, plan: RolloutPlan, now: datetime) -> None:
+    def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Report what is new about a node in metrics, log and Events. Its transition is due from now on."""
         before = self._told.get(verdict.node)
         self._held.add(f"node/{verdict.node}")
         if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
-            self._compose(node_events(before, verdict), verdict, plan, now)
+            fence = snapshot.nodes[verdict.node].fence
+            change = fence.op if fence is not None else ""
+            events = node_events(before, verdict, drained=self._drains.get(verdict.node) == change)
+            self._compose(events, verdict, plan, now)
+            if verdict.phase is Phase.DRAINING and verdict.pods:
+                self._drains[verdict.node] = change
 
     # --- transitions and status ----------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from gpusharing.api.names import ConditionType, DisruptionClass, Phase
 from gpusharing.planning.gpus.health import is_healthy
-from gpusharing.planning.snapshot.actions import SetPointers, UpdateFence
+from gpusharing.planning.snapshot.actions import Actuate, SetPointers, UpdateFence
 from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.blockers import Blocker, explain_blockers
@@ -29,15 +29,17 @@ class Event:
     """What happened, with the names, for people; at most MAX_NOTE characters."""
 
 
-def node_events(before: Verdict | None, after: Verdict) -> tuple[Event, ...]:
-    """What changed between two verdicts of one node. Without a `before` (after a restart) only what is new since
-    then."""
+def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
+    """What changed between two verdicts of one node. Without a `before` (after a restart) only what is new since then.
+    `drained`: the start of this drain was reported; it is not again after its pods could not be listed for a while."""
     if before is None or before is after:
         return ()
     told: list[Event] = []
-    if _drain_started(before, after):
+    if _drain_started(before, after) and not drained:
         text = f"{after.node}: {counted(after.pods, 'GPU pod')} to evict before {after.wanted}"
         told.append(Event("Normal", "DrainStarted", text))
+    if (begun := _begun(before, after)) is not None:
+        told.append(begun)
     entered = _entered(before, after) if before.phase is not after.phase else None
     if entered is not None:
         told.append(entered)
@@ -96,18 +98,36 @@ _WORTH_TELLING = frozenset(
 )
 
 
+_PAST_RETURN = frozenset(
+    {Phase.RECONFIGURING, Phase.VERIFYING, Phase.UNCORDONING, Phase.SYNCED, Phase.FAILED}
+)
+_REPORTED_APART = frozenset({Reason.CORDON_RESTORED, Reason.ROLLING_BACK})
+
+
+def _begun(before: Verdict, after: Verdict) -> Event | None:
+    """Report that a node has passed its point of no return. It has not while the write is planned, or was refused."""
+    if _plans_return(after) or after.attempt > 1 or after.reason in _REPORTED_APART:
+        return None
+    if _plans_return(before):
+        begun, known = after.phase in _PAST_RETURN, before  # as it was before the labels changed
+    else:
+        # The pass that wrote it ended without an answer.
+        begun, known = after.phase is Phase.RECONFIGURING and before.phase not in _PAST_RETURN, after
+        begun = begun and not after.actions
+    text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
+    return Event("Normal", "Reconfiguring", text) if begun else None
+
+
+def _plans_return(verdict: Verdict) -> bool:
+    """Whether the pass writes the point of no return."""
+    return any(isinstance(action, Actuate) for action in verdict.actions)
+
+
 def _entered(before: Verdict, after: Verdict) -> Event | None:
     node = after.node
     match after.phase:
         case Phase.WAITING_FOR_JOBS:
             return Event("Normal", "WaitingForJobs", f"{node}: {after.message}")
-        case Phase.RECONFIGURING if after.reason is Reason.CORDON_RESTORED:
-            return None  # reported below, with its own reason
-        case Phase.RECONFIGURING if after.reason is Reason.ROLLING_BACK:
-            return None  # reported once, when it turns back
-        case Phase.RECONFIGURING if before.phase is not Phase.VERIFYING and after.attempt <= 1:
-            text = f"{node}: {after.observed} -> {after.wanted} (class {after.disruption})"
-            return Event("Normal", "Reconfiguring", text)
         case Phase.SYNCED if before.phase.in_flight and before.disruption is not DisruptionClass.NONE:
             return Event("Normal", "LayoutVerified", f"{node}: {after.message}")
         case Phase.ABORTING:
