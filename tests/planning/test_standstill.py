@@ -70,12 +70,18 @@ def test_passes_in_vain_are_counted_on_only_if_the_pods_that_were_wanted_have_co
 ALLOW: dict[str, Any] = {"drain": {"strandedPods": "Allow"}}
 
 
-def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_not_in_vain() -> None:
-    """They may need the same budget, and nobody evicts or lists them before the node has settled."""
-    world = pool_of(2, make_policy(mode="Full", rollout={"maxUnavailable": 2}))
+@pytest.mark.parametrize(
+    ("size", "others"), [(2, set()), (20, {Phase.PENDING})], ids=["one other", "many others"]
+)
+def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_not_in_vain(
+    size: int, others: set[Phase]
+) -> None:
+    """They may need the same budget, and nobody evicts or lists them before the node has settled. Of many other nodes
+    each pass looks at some for the first time."""
+    world = pool_of(size, make_policy(mode="Full", rollout={"maxUnavailable": 2}))
     world.budgets = (Budget("keep", "llm", 0),)
-    assert world.add_pod("n0")
-    assert world.add_pod("n1")
+    for name in world.nodes:
+        assert world.add_pod(name)
     world.set_policy(make_policy(rollout={"maxUnavailable": 1}, **ALLOW))
     pass_time(world, 60, until=lambda world: any(node.fence is not None for node in world.nodes.values()))
     world.set_policy(make_policy(rollout={"maxUnavailable": 2}, **ALLOW))
@@ -83,9 +89,9 @@ def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_n
     phases = []
     for _ in range(4):
         plan = world.step()
-        phases.append({plan.verdicts[name].phase for name in ("n0", "n1")})
+        phases.append({verdict.phase for verdict in plan.verdicts.values()})
         assert world.memory.vain_passes == {}
-    assert phases == [{Phase.CORDONED, Phase.PREFLIGHT}] * 4
+    assert phases == [{Phase.CORDONED, Phase.PREFLIGHT, *others}] * 4
 
 
 def test_a_world_in_which_passes_make_no_progress_breaks_a_promise() -> None:

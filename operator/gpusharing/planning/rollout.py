@@ -34,7 +34,7 @@ from datetime import datetime
 from functools import partial
 
 from gpusharing.api.names import LABEL_POLICY, Phase
-from gpusharing.planning.pools.choice import Choice, choose
+from gpusharing.planning.pools.choice import choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.objections import asked, find_objections
@@ -150,7 +150,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:
-        choice = Choice(failing.keep_back(choice.verdicts, why), {}, choice.looks)
+        choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
     previews = find_previews(pools, verdicts, snapshot, offered, now)
@@ -169,7 +169,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,
         previews=previews.known,
-        vain_passes=count_vain(pools, verdicts, choice.looks, snapshot.looks, snapshot.vain_passes),
+        vain_passes=count_vain(pools, verdicts, choice.looks, snapshot.looks, snapshot.vain_passes)
+        if choice.crowd_known
+        else {},
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
     )

@@ -28,6 +28,8 @@ class Choice:
     """Of those that begin."""
     looks: Mapping[str, Look]
     """What was found at nodes whose pods block."""
+    crowd_known: bool = True
+    """Whether the pods of every node in flight were listed; candidates that share a budget with them wait for that."""
 
 
 def choose(
@@ -65,7 +67,7 @@ def choose(
             name, verdict = case.node.name, selection.verdicts[case.node.name]
             # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
             chosen[name] = with_gpunode(verdict, case) if verdicts[name].actions else verdict
-    return Choice(chosen, claims, looks)
+    return Choice(chosen, claims, looks, ledger.crowd_known)
 
 
 def _able_to_begin(waiting: Iterable[Pool]) -> Iterator[tuple[NodeCase, PolicyView]]:

@@ -1,0 +1,65 @@
+"""A pool in which passes make no progress says so, unless it waits for the pods of a node."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Unpack
+
+import pytest
+from hack.sim.fakecluster import FakeClient
+from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, nodes, open_scene
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api import names
+from gpusharing.kube.client import NODES, PODS, Listing, Page, Resource
+from gpusharing.planning.pools.standstill import MOST
+
+
+class Lookout(FakeClient):
+    """When the pods of gpu-1 are listed, gpu-2 becomes a candidate, and 59 passes were in vain; the first list of its
+    pods is slow. `missing` are nodes whose pods were wanted, too, and have not come."""
+
+    scene: Scene
+    missing = frozenset[str]()
+    armed = False
+
+    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
+        """See KubeClient."""
+        node = listing.get("field_selector", "").removeprefix("spec.nodeName=")
+        if resource == PODS and node == "gpu-2":
+            await asyncio.sleep(5)
+        if resource == PODS and node == "gpu-1" and self.armed:
+            self.armed = False
+            self.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {names.LABEL_SKIP: None}}})
+            await asyncio.sleep(0.5)
+            loop = self.scene.e.loop
+            assert loop is not None
+            assert loop.plan is not None
+            wanted = loop.plan.wants_pods | self.missing
+            loop.plan = replace(loop.plan, vain_passes={"pool-b": MOST - 1}, wants_pods=wanted)
+        async for page in super().pages(resource, **listing):
+            yield page
+
+
+@pytest.mark.parametrize(("missing", "told"), [((), True), (("gpu-3",), False)], ids=["no wait", "a wait"])
+@virtually
+async def test_after_sixty_passes_in_vain_the_policy_is_stalled_unless_pods_of_a_node_have_not_come(
+    missing: tuple[str, ...], told: bool
+) -> None:
+    async with open_scene(*nodes(2), start=False) as scene:
+        client = Lookout(scene.e.cluster, "operator")
+        client.scene, client.missing = scene, frozenset(missing)
+        scene.e.start_operator(client)
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.add(PODS, gpu_pod("notebook", "gpu-1"))
+        scene.person("gpu-2", {"metadata": {"labels": {names.LABEL_SKIP: "true"}}})
+        scene.apply(SLICED, rollout=at_once(2), drain={"strandedPods": "Allow"})
+        await scene.reason("gpu-1", "Unmanaged")
+        since = scene.mark()
+        client.armed = True
+        await scene.fenced("gpu-2", seconds=HOUR)
+        bodies = [write.call.body or {} for write in scene.writes(since, "gpusharingpolicies")]
+        rows = [row for body in bodies for row in (body.get("status") or {}).get("conditions") or ()]
+        stalled = {(row["status"], row["reason"]) for row in rows if row["type"] == "Stalled"}
+        assert (("True", "NoProgress") in stalled) is told, stalled
