@@ -4,36 +4,44 @@ import asyncio
 
 import pytest
 from hack.sim.fakefaults import EVER, SILENCE
-from tests.embedded.scene import HOUR, SLICED, at_once, nodes, open_scene
+from tests.embedded.scene import HOUR, SLICED, at_once, gpu_pod, nodes, open_scene
 from tests.embedded.test_changes import assert_as_wanted
 from tests.embedded.test_people import claims
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.kube.client import CONFIG_MAPS
+from gpusharing.kube.client import CONFIG_MAPS, PODS
 from gpusharing.kube.lease import Timing
 
+EVICTS = {"unmanagedPods": "Evict", "strandedPods": "Allow"}
 GPUS = "gpu-1", "gpu-2", "gpu-3"
 
 
+@pytest.mark.parametrize("pods", [[], ["job-1", "job-2"]], ids=["an idle node", "a node with a pod"])
 @virtually
-async def test_no_node_passes_its_point_of_no_return_while_a_watch_is_silent() -> None:
+async def test_no_pod_leaves_and_no_node_passes_its_point_of_no_return_while_a_watch_is_silent(
+    pods: list[str],
+) -> None:
     """A change that had begun waits on its cordoned node; no other one begins."""
     async with open_scene(*nodes(2)) as scene:
-        scene.apply(SLICED, rollout=at_once(1))
+        for name, node in zip(pods, GPUS, strict=False):
+            scene.e.cluster.add(PODS, gpu_pod(name, node))
+        scene.apply(SLICED, drain=EVICTS, rollout=at_once(1))
         first = await scene.any_fenced()
-        scene.apply(SLICED, rollout={**at_once(2), "paused": True, "whenPaused": "Hold"})
+        scene.apply(SLICED, drain=EVICTS, rollout={**at_once(2), "paused": True, "whenPaused": "Hold"})
         await scene.reason(first, "Paused")
         silent = scene.e.cluster.faults.fail("watch", CONFIG_MAPS, SILENCE, times=EVER)
         listless = scene.e.cluster.faults.fail("list", CONFIG_MAPS, SILENCE, times=EVER)
         scene.e.cluster.close_watches()
         await asyncio.sleep(200)
-        scene.apply(SLICED, rollout=at_once(2))
+        scene.apply(SLICED, drain=EVICTS, rollout=at_once(2))
         await scene.reason(first, "ObservationPending")
         await asyncio.sleep(300)
         assert [name for name in GPUS[:2] if scene.cordoned(name)] == [first]
+        assert scene.evicted() == []
         silent.lift()
         listless.lift()
         await scene.ready()
+        assert sorted(scene.evicted()) == pods
 
 
 @pytest.mark.parametrize("done", [False, True], ids=["of its first node", "after its first node"])

@@ -94,6 +94,19 @@ def test_the_node_is_not_proven_idle(case: FencedCase, reason: Reason) -> None:
     assert not any(isinstance(action, Actuate) for action in verdict.actions)
 
 
+def test_no_pod_is_asked_to_leave_while_what_is_known_of_the_nodes_is_old() -> None:
+    """Nobody knows whether somebody lifted the cordon to keep it."""
+    leaving = make_pod("b", deleted_at=at(9))
+    pods, gone = fenced(work=make_work(make_pod("a"), leaving)), fenced(work=make_work(leaving))
+    assert [type(action) for action in before_pnr(pods).actions] == [Evict]
+    old = before_pnr(replace(pods, old_views="nodes"))
+    assert (old.phase, old.reason, old.actions) == (Phase.DRAINING, Reason.OBSERVATION_PENDING, ())
+    assert "none is evicted until the API server sends news of nodes" in old.message
+    assert (old.pods, old.wants_pods) == (2, True)
+    assert old.wake is not None
+    assert before_pnr(replace(gone, old_views="nodes")).reason is Reason.PODS_LEAVING
+
+
 def test_on_a_node_that_is_not_ready_no_pod_is_evicted_and_none_is_called_stuck() -> None:
     """Kubernetes leaves the phase of its pods at Running, and its node controller deletes them after minutes."""
     pods = make_work(make_pod("a"), make_pod("b", deleted_at=at(-900)))

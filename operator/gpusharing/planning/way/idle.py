@@ -106,6 +106,9 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     if outlasts(case) and not plan.jobs:
         said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
         reason = Reason.DRAIN_HELD
+    if case.old_views and (plan.evict or plan.delete):  # somebody may have lifted the cordon meanwhile
+        plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
+        said += f"; none is evicted until the API server sends news of {case.old_views}: what is known of them is old"
     message = f"{said}; {lines[0]}" if lines else said
     poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
     wake = min(plan.next_wake, poll) if plan.next_wake else poll
