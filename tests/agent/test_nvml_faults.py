@@ -332,3 +332,26 @@ def test_a_critical_xid_that_is_raised_during_a_reading_is_heard_and_kept(machin
         assert [gpu["xid"] for gpu in agent.answer()["gpus"]] == [None, 119]
         assert [gpu["xid"] for gpu in agent.gpus()] == [None, 119]
     assert machine.show()["clients"] == []
+
+
+def test_a_card_whose_mig_mode_is_not_supported_for_a_moment_has_mig_in_the_next_reading(
+    machine: Simulator,
+) -> None:
+    with Agent(machine) as agent:
+        machine.inject("nvmlDeviceGetMigMode", "NOT_SUPPORTED")
+        (model,) = agent.ask("read")["models"]
+        assert (model["mig_capable"], model["profiles"]) == (False, [])
+        machine.clear_faults()
+        reading = agent.ask("read")
+        (model,) = reading["models"]
+        assert model["mig_capable"]
+        assert model["mig_mode_change"] != "Unknown"
+        assert "3g.40gb" in {profile["name"] for profile in model["profiles"]}
+        assert {gpu["mig_mode"] for gpu in reading["gpus"]} == {"Disabled"}
+
+
+def test_one_gpu_of_a_model_is_enough_to_know_that_the_model_has_mig(machine: Simulator) -> None:
+    machine.inject("nvmlDeviceGetMigMode", "NOT_SUPPORTED", gpu=0)
+    reading = read(machine)
+    assert [gpu["mig_mode"] for gpu in reading["gpus"]] == ["NotSupported", "Disabled"]
+    assert [model["mig_capable"] for model in reading["models"]] == [True]

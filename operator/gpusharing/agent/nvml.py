@@ -155,14 +155,16 @@ class NVML:
         xids.listen(index, handle)
         uuid = _uuid(handle)
         product = self._products.get(uuid) or pynvml.nvmlDeviceGetName(handle)
-        known = cards.get(product)
-        # Some drivers list no profiles while MIG is off: another GPU of this model may tell.
-        if known is None or (known.model.mig_capable and not known.model.profiles):
-            cards[product] = _card(handle, product)
-        return self._gpu(handle, index, uuid, cards[product])
+        known, modes = cards.get(product), _mig_mode(handle)
+        capable = modes[0] != "NotSupported"
+        # Some drivers list no profiles while MIG is off, or deny for a moment that a card has MIG: another GPU of this
+        # model, or the next reading, may tell.
+        if known is None or (capable and not known.model.profiles):
+            cards[product] = _card(handle, product, mig_capable=capable)
+        return self._gpu(handle, index, uuid, cards[product], modes)
 
-    def _gpu(self, handle: Any, index: int, uuid: str, card: _Card) -> GPU:
-        current, pending = _mig_mode(handle)
+    def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
+        current, pending = modes
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
         found = divided(handle, card.model.profiles, devices) if on else None
@@ -243,11 +245,10 @@ def _compute_mode(handle: Any) -> ComputeMode:
     return "NotSupported" if mode is None else _COMPUTE_MODES.get(mode, "Unknown")
 
 
-def _card(handle: Any, product: str) -> _Card:
+def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
     # On a GPU with MIG on, only a container with rights can read it (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)
-    mig_capable = _mig_mode(handle)[0] != "NotSupported"
     live = fields(handle, pynvml.NVML_FI_DEV_IS_RESETLESS_MIG_SUPPORTED) if mig_capable else None
     profiles, withheld = offered(handle) if mig_capable else ((), False)
     virtualized = maybe(None, pynvml.nvmlDeviceGetVirtualizationMode, handle)
