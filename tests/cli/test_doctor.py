@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 from tests.cli.asking import ask, operated
+from tests.cli.reported import reported
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
@@ -12,6 +14,7 @@ from gpusharing.cli.doctor import Examined, describe
 from gpusharing.cli.drawing import Paper, plain
 from gpusharing.cli.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
+from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.planning.stack.installationviews import Place
 from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
@@ -79,7 +82,7 @@ async def test_before_the_installation_it_says_what_that_would_meet() -> None:
     cluster.uninstalled |= {ACCESS_REVIEWS, POLICIES, GPUNODES}
     spec = {"devicePlugin": {"config": {"name": "ts", "default": "any"}}, "mig": {"strategy": "single"}}
     cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}, "spec": spec})
-    held = {"any": "x", "old": "y"}
+    held = {"any": "version: v1", "old": "flags: {}"}
     cluster.add(CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": held})
     cluster.add(NODES, {"metadata": {"name": "gpu-1", "labels": {PLUGIN: "gone"}}})
     cluster.add(NODES, {"metadata": {"name": "gpu-2", "labels": {PLUGIN: "old"}}})
@@ -101,7 +104,8 @@ async def test_an_entry_that_nobody_holds_is_not_to_be_merged_from_anywhere() ->
         spec = {"devicePlugin": {"config": {"name": "ts"}}}
         cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": spec})
         cluster.add(
-            CONFIG_MAPS, {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "x"}}
+            CONFIG_MAPS,
+            {"metadata": {"name": "ts", "namespace": "gpu-operator"}, "data": {"any": "version: v1"}},
         )
         cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {PLUGIN: "gone"}}})
         told = await ask(cluster, "doctor", "-o", "json")
@@ -123,3 +127,67 @@ async def test_a_running_installation_has_nothing_wrong_that_the_stand_in_can_sh
     }
     assert found == set()
     assert told.status in (DONE, FAILED)
+
+
+async def symptoms(cluster: FakeCluster) -> dict[str, dict[str, Any]]:
+    """What doctor finds, by reason."""
+    cluster.uninstalled |= {ACCESS_REVIEWS}
+    told = await ask(cluster, "doctor", "-o", "json")
+    assert told.status == FAILED
+    return {one["reason"]: one for one in told.data["symptoms"]}
+
+
+@virtually
+async def test_a_configmap_in_another_namespace_is_an_error_and_is_not_to_be_merged() -> None:
+    """NVIDIA/gpu-operator#412: it was created in kube-system."""
+    found = await symptoms(reported("configmap-elsewhere"))
+    missing = found["PluginConfigMapMissing"]
+    assert (missing["severity"], missing["message"]) == (
+        "ERROR",
+        "ConfigMap nvidia-time-slicing-config does not exist in namespace gpu-operator; one of that name is"
+        " in kube-system; device plugins cannot start",
+    )
+    assert "adminPluginConfigMap" not in found["PluginConfigNotOurs"]["command"]
+
+
+@virtually
+async def test_an_absent_configmap_is_told_also_where_other_namespaces_may_not_be_listed() -> None:
+    cluster = reported("configmap-elsewhere")
+    cluster.faults.fail("list", CONFIG_MAPS, Forbidden("no"), times=EVER)
+    missing = (await symptoms(cluster))["PluginConfigMapMissing"]
+    assert "in namespace gpu-operator; device plugins cannot start" in missing["message"]
+
+
+@virtually
+async def test_what_the_device_plugin_refuses_or_ignores_in_an_entry_is_told_by_field() -> None:
+    """NVIDIA/k8s-device-plugin#1433, whose renameByDefault stands where the plugin does not look for it."""
+    cluster = reported("replicas-16384")
+    found = await symptoms(cluster)
+    assert (found["PluginConfigIgnored"]["severity"], found["PluginConfigIgnored"]["message"]) == (
+        "WARNING",
+        "ConfigMap time-slicing-config, entry any, flags.renameByDefault: the device plugin ignores this field, which"
+        " belongs to sharing.timeSlicing; flags.failRequestsGreaterThanOne: the device plugin ignores this field, which"
+        " belongs to sharing.timeSlicing",
+    )
+    one = {"any": "sharing: {timeSlicing: {resources: [{name: gpu, replicas: 1}]}}"}
+    cluster.patch(CONFIG_MAPS, "time-slicing-config", {"data": one}, "gpu-operator")
+    refused = (await symptoms(cluster))["PluginConfigRefused"]
+    assert (refused["severity"], refused["command"]) == (
+        "ERROR",
+        "kubectl -n gpu-operator edit configmap time-slicing-config",
+    )
+    assert (
+        "entry any, sharing.timeSlicing.resources[0].replicas: the device plugin refuses 1"
+        in refused["message"]
+    )
+
+
+@virtually
+async def test_an_entry_that_nobody_uses_and_the_device_plugin_refuses_is_a_warning() -> None:
+    cluster = reported("replicas-16384")
+    cluster.patch(CONFIG_MAPS, "time-slicing-config", {"data": {"spare": "version: v2"}}, "gpu-operator")
+    refused = (await symptoms(cluster))["PluginConfigRefused"]
+    assert (refused["severity"], refused["message"]) == (
+        "WARNING",
+        'ConfigMap time-slicing-config, entry spare, version: the device plugin refuses "v2": it expects v1',
+    )

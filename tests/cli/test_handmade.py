@@ -16,6 +16,7 @@ from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.pluginentries import PluginEntries
 
 STATE = "nvidia.com/mig.config.state"
 
@@ -32,13 +33,15 @@ def read(
     assert observed is not None
     stack: StackView = make_stack(plugin_configs={"theirs": entry}, **more)
     labels = {PLUGIN: "theirs", MIG: label, STATE: "success"} if label else {PLUGIN: "theirs"}
-    return find_handmade(make_node(labels=labels), observed, stack, "time-slicing-config")
+    plugin = PluginEntries("time-slicing-config", "gpu-operator", {"theirs": entry})
+    return find_handmade(make_node(labels=labels), observed, stack, plugin)
 
 
 def test_the_order_of_what_no_policy_says_is_part_of_the_product() -> None:
     assert [said.__name__ for said in BEYOND_POLICIES] == [
         "_whole_despite_mig",
         "_uneven",
+        "_too_many",
         "_partly_shared",
         "_mps_on_mig",
         "_lenient_mps",
@@ -141,7 +144,16 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
     "an entry that cannot be read": (
         {"entry": "["},
-        "ConfigMap time-slicing-config has no readable entry of that name",
+        "ConfigMap time-slicing-config, entry theirs, the device plugin cannot read it: it is not YAML: the node loses",
+    ),
+    "one replica": (
+        {"entry": shared({"gpu": 1})},
+        "ConfigMap time-slicing-config, entry theirs, sharing.timeSlicing.resources[0].replicas: the device plugin"
+        " refuses 1: it expects a number of at least 2",
+    ),
+    "more shares than a policy may have": (
+        {"entry": shared({"gpu": 16384})},
+        "its device plugin shares nvidia.com/gpu by 16384: a policy allows 2 to 1024",
     ),
 }
 
@@ -168,7 +180,7 @@ def test_without_a_label_nvidias_chart_takes_of_the_entries(name: str) -> None:
     observed = make_gpunode().observed
     assert observed is not None
     stack = make_stack(cluster_policy=PLAIN, plugin_configs=entries, admin_plugin_configs=entries)
-    found = find_handmade(make_node(), observed, stack, "theirs")
+    found = find_handmade(make_node(), observed, stack, PluginEntries("theirs", "gpu-operator", entries))
     assert words in (found if isinstance(found, str) else found.spec["mode"])
 
 
@@ -176,6 +188,9 @@ def test_what_a_policy_cannot_say_is_named_by_its_path() -> None:
     text = "version: v1\nflags: {migStrategy: mixed, plugin: {passDeviceSpecs: true}}\nresources: {gpus: []}"
     assert find_unsaid(text) == ("flags.plugin.passDeviceSpecs", "resources.gpus")
     assert find_unsaid("[") == ()
+    assert find_unsaid(text + "\nsharing: {renameByDefault: true}") == find_unsaid(text), (
+        "the plugin ignores it"
+    )
     found = read(entry=text)
     assert isinstance(found, Handmade)
     assert found.unsaid == ("flags.plugin.passDeviceSpecs", "resources.gpus")

@@ -45,6 +45,7 @@ from gpusharing.kube.written import OurConfigMaps, parse_written
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.stack.pluginentries import PluginEntries
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.words.reasons import Reason
 
@@ -320,7 +321,8 @@ def test_what_somebody_configured_by_hand_is_read_whatever_the_files_hold(
     assert {name for one in found.proposed for name in one.nodes} | found.left_out.keys() == {"gpu-07"}
     observed = make_gpunode(gpus=gpus).observed
     assert observed is not None
-    one = find_handmade(view, observed, with_pointers(snapshot, maps).stack, "theirs")
+    entries = PluginEntries("theirs", "gpu-operator", maps.plugin_configs)
+    one = find_handmade(view, observed, with_pointers(snapshot, maps).stack, entries)
     proposed, _ = propose([one] if isinstance(one, Handmade) else [], snapshot.nodes)
     text = as_yaml(replace(found, proposed=proposed), list(find_remarks(found)))
     assert [one for one in yaml.safe_load_all(text) if one] == [one.manifest for one in proposed]

@@ -10,7 +10,8 @@ from gpusharing.api.names import Mode
 from gpusharing.api.rollout import Rollout
 from gpusharing.api.rules import cel
 
-Replicas = Annotated[int, Field(ge=2, le=1024, json_schema_extra=cel(rules.REPLICAS))]
+MIN_REPLICAS, MAX_REPLICAS = 2, 1024
+Replicas = Annotated[int, Field(ge=MIN_REPLICAS, le=MAX_REPLICAS, json_schema_extra=cel(rules.REPLICAS))]
 ALL_ALONE = {"anyOf": [{"maxItems": 1}, {"items": {"properties": {"devices": {"not": {"enum": ["all"]}}}}}]}
 """Schema of layouts: an entry for `all` GPUs must be the only one."""
 LabelKey = Annotated[str, Field(min_length=1, max_length=317, pattern=rules.LABEL_KEY)]

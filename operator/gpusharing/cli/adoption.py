@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.cli.handmade import Handmade, find_handmade, find_unsettled
+from gpusharing.api.validation import validate_policy
+from gpusharing.cli.handmade import Handmade, find_handmade, find_unserved, find_unsettled
 from gpusharing.cli.likeness import Proposed, propose
 from gpusharing.cli.onlooker import applied
 from gpusharing.cli.presumed import presume
@@ -20,6 +21,7 @@ from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.pluginentries import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import plain_upgrade
 from gpusharing.planning.told.proposal import configured
@@ -51,6 +53,8 @@ class AdminConfigMaps:
     """None: there is none of that name, or nobody named one."""
     mig_file: str | None = None
     """The mig-parted file; None: there is no such ConfigMap, or nobody named one."""
+    elsewhere: Sequence[str] = ()
+    """Other namespaces with a ConfigMap of the device plugin's name, if there is none where it has to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +145,15 @@ def _read(
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
         return "the operator is changing it"
+    namespace = snapshot.settings.gpu_operator_namespace
+    plugin = PluginEntries(given.maps.plugin, namespace, given.plugin_configs, given.elsewhere)
     if observed is None and missing:
-        return find_unsettled(node) or NOT_TOLD
+        return find_unsettled(node) or find_unserved(node, snapshot.stack, plugin) or NOT_TOLD
     if observed is None:
         return "no agent has reported its GPUs: look at the DaemonSet gpusharing-agent"
     if not observed.gpus:
         return f"the agent sees no GPU: {observed.error or 'check the driver on the node'}"
-    return find_handmade(node, observed, snapshot.stack, given.maps.plugin)
+    return find_handmade(node, observed, snapshot.stack, plugin)
 
 
 # --- the cluster as it will be -----------------------------------------------------------------------------------
@@ -180,7 +186,15 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datetime) -> dict[str, str]:
-    """Nodes that would not be adopted, with what the planner says of them."""
+    """Nodes that would not be adopted, with what validation or the planner says of them."""
+    invalid = {
+        node: f"no policy can say it: {found[0]}"
+        for one in proposed
+        if isinstance(found := validate_policy(one.manifest), tuple)
+        for node in one.nodes
+    }
+    if invalid:
+        return invalid
     plan = _plan(snapshot, proposed, now)
     return {
         node: _why(plan, one.name, node)

@@ -23,7 +23,7 @@ from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NOD
 from gpusharing.kube.convert import node_view, other_plugin
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import gpu_server
-from gpusharing.kube.installation import gather_installation
+from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
@@ -33,8 +33,9 @@ from gpusharing.planning.stack.installation import conclude, find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.pluginentries import PluginEntries, find_entry_symptoms
 from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
-from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Topic
+from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Symptoms, Topic
 from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
 from gpusharing.planning.wanted.labelowners import find_owners
 from gpusharing.planning.wanted.migfile import parse
@@ -103,14 +104,15 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
             for raw in page.items
         ]
     given = replace(given, selectors=_selectors(view), cluster_policy=_stack(view))
-    given = await _with_keys(client, view, given)
+    given, entries = await _with_keys(client, view, given)
     given = await _with_mig_entries(client, view, given, nodes)
-    if given.plugin_keys is not None and given.plugin_map not in view.config_maps:
-        theirs = ConfigMapState(frozenset(given.plugin_keys), ours=False)
+    if entries is not None and entries.config_map not in (place.plugin_config_map, *view.config_maps):
+        theirs = ConfigMapState(frozenset(entries.texts or ()), ours=False)
         view = replace(view, config_maps={**view.config_maps, given.plugin_map: theirs})
     servers, unlisted = await _servers(client)
     symptoms = [
         *find_symptoms(view),
+        *_entry_symptoms(view, entries),
         *find_kubelet_symptoms(nodes, version),
         *find_node_symptoms(nodes, given),
         *find_rival_symptoms(servers, nodes, place.gpu_operator_namespace),
@@ -125,6 +127,16 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         installed,
     )
     return view, examined
+
+
+def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
+    """Return what is wrong with the device plugin's ConfigMap. If it is the operator's own and absent, `find_symptoms`
+    says so."""
+    ours = entries is not None and entries.config_map == view.place.plugin_config_map
+    if entries is None or (ours and entries.texts is None and view.operator_replicas is not None):
+        return ()
+    stack = _stack(view)
+    return find_entry_symptoms(entries, {*view.named, stack.plugin_default if stack else ""})
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
@@ -192,17 +204,23 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
     return place, given, notes
 
 
-async def _with_keys(client: KubeClient, view: InstallationView, given: Given) -> Given:
-    """With the contents of the ConfigMap that the device plugin is pointed at, ours or somebody else's."""
+async def _with_keys(
+    client: KubeClient, view: InstallationView, given: Given
+) -> tuple[Given, PluginEntries | None]:
+    """Return `given` with the keys of the ConfigMap that the device plugin is pointed at, ours or somebody else's, and
+    its contents; None if there is no pointer or it may not be read."""
     stack = _stack(view)
     name = stack.plugin_config_name if stack else ""
     if not name:
-        return given
+        return given, None
+    given = replace(given, plugin_map=name)
     try:
-        raw = await client.get(CONFIG_MAPS, name, namespace=given.namespace)
-    except (Forbidden, NotFound):
-        return replace(given, plugin_map=name)
-    return replace(given, plugin_map=name, plugin_keys=frozenset(section(raw, "data")))
+        data = texts(section(await client.get(CONFIG_MAPS, name, namespace=given.namespace), "data"))
+    except NotFound:
+        return given, PluginEntries(name, given.namespace, None, await find_namespaces(client, name))
+    except Forbidden:
+        return given, None
+    return replace(given, plugin_keys=frozenset(data)), PluginEntries(name, given.namespace, data)
 
 
 def _stack(view: InstallationView) -> ClusterPolicyView | None:

@@ -4,25 +4,28 @@ What the GPUs are is what NVML says; what the device plugin makes of them is the
 ClusterPolicy's default names. A policy can express less than NVIDIA's files: where it cannot, none is proposed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gpusharing.api import names
+from gpusharing.api.policy import MAX_REPLICAS, MIN_REPLICAS
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, NodeView, ObservedView
+from gpusharing.planning.stack.pluginentries import PluginEntries
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, Sharing
+from gpusharing.planning.wanted.pluginfile import find_flaws
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
 from gpusharing.planning.wanted.verify import effective_plugin_config, find_entry
-from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
+from gpusharing.planning.wanted.yamltext import parse_yaml
 
 Spec = Mapping[str, Any]
 """Mode and its block, as a policy has them on the wire."""
 _AT_WORK = ("pending", "rebooting")
-_SAID = {"version": None, "flags": {"migStrategy": None}, "sharing": {"timeSlicing": None, "mps": None}}
+_SAID = ("version", "flags.migStrategy", "sharing.timeSlicing", "sharing.mps")
 """Fields of a device plugin's configuration that a policy says in its own way."""
 
 
@@ -45,22 +48,22 @@ class Handmade:
 
 
 def find_handmade(
-    node: NodeView, observed: ObservedView, stack: StackView, plugin_map: str
+    node: NodeView, observed: ObservedView, stack: StackView, plugin: PluginEntries
 ) -> Handmade | str:
     """The node, or why no policy can say what it is, a clause for people.
 
-    `stack`: with the entries of `plugin_map`, which ClusterPolicy names for the device plugin.
+    `stack`: with the entries of `plugin`, the ConfigMap that ClusterPolicy names for the device plugin.
     """
     gpus = observed.gpus
     if (
         why := find_unsettled(node)
         or _contradiction(node, gpus, stack)
-        or _only_entry(node, stack, plugin_map)
+        or _only_entry(node, stack, plugin.config_map)
     ):
         return why
     config = effective_plugin_config(node, stack)
     if config is None:
-        return _without_entry(node, stack, plugin_map)
+        return find_unserved(node, stack, plugin)
     layouts = observed.hardware.layouts
     offered = predict_resources(layouts, PluginConfig(config.mig_strategy))
     here = config.on(offered)
@@ -97,17 +100,22 @@ def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
     )
 
 
-def _without_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """No readable configuration is there for its device plugin."""
+def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> str:
+    """Return why the device plugin of a node has no configuration that it can start with; empty if it has one."""
+    if effective_plugin_config(node, stack) is not None:
+        return ""
     entry = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
-    held = (
-        f"ConfigMap {plugin_map} has no readable entry of that name"
-        if plugin_map
-        else "ClusterPolicy names no ConfigMap for it"
+    refused = next(
+        (flaw.text for flaw in find_flaws(stack.plugin_configs.get(entry, "")) if flaw.refused), ""
     )
+    held = plugin.absence or f"ConfigMap {plugin.config_map} has no entry of that name"
+    if refused:
+        held = f"ConfigMap {plugin.config_map or 'of the operator'}, entry {entry}, {refused}"
+    elif not plugin.config_map:
+        held = "ClusterPolicy names no ConfigMap for it"
     return (
         f"its device plugin is configured to use entry {entry}, but {held}: the node"
-        f" loses its GPUs when the plugin restarts. Add the entry, or run: kubectl label node {node.name}"
+        f" loses its GPUs when the plugin restarts. Correct that, or run: kubectl label node {node.name}"
         f" {names.LABEL_PLUGIN_CONFIG}-"
     )
 
@@ -196,6 +204,13 @@ def _uneven(use: PluginUse) -> str:
     return f"its device plugin shares {use.counts}: a policy has one number of replicas for all"
 
 
+def _too_many(use: PluginUse) -> str:
+    """Return what is said of more shares than a policy may have; empty if there are not too many."""
+    if all(count <= MAX_REPLICAS for _, count in use.replicas):
+        return ""
+    return f"its device plugin shares {use.counts}: a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
+
+
 def _partly_shared(use: PluginUse) -> str:
     """Some resources are shared, others whole."""
     missing = sorted(use.offered - dict(use.replicas).keys())
@@ -222,6 +237,7 @@ def _lenient_mps(use: PluginUse) -> str:
 BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
     _whole_despite_mig,
     _uneven,
+    _too_many,
     _partly_shared,
     _mps_on_mig,
     _lenient_mps,
@@ -230,25 +246,21 @@ BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
 
 
 def find_unsaid(text: str) -> tuple[str, ...]:
-    """Fields of a device plugin's configuration that no policy says, by their paths."""
-    try:
-        document = parse_yaml(text)
-    except Unreadable:
+    """Return the fields of a device plugin's configuration that no policy says, by path; none if it is refused."""
+    flaws = find_flaws(text)
+    if any(flaw.refused for flaw in flaws):
         return ()
-    return tuple(_paths(document, _SAID, ""))
+    known = tuple(f"{path}.".lower() for path in (*_SAID, *(flaw.path for flaw in flaws)))
+    paths = _paths(parse_yaml(text), "")
+    return tuple(sorted(path for path in paths if not f"{path}.".lower().startswith(known)))
 
 
-def _paths(found: object, said: Mapping[str, Any], where: str) -> list[str]:
-    if not isinstance(found, dict):
-        return []
-    paths = []
-    for key in sorted(map(str, found)):
-        known, value = said.get(key, {}), found.get(key)
-        if known is None:
-            continue
-        deeper = _paths(value, known, f"{where}{key}.")
-        paths += deeper if isinstance(value, dict) else [f"{where}{key}"]
-    return paths
+def _paths(found: object, path: str) -> Iterator[str]:
+    """Yield the path of everything that is no map."""
+    if path and not isinstance(found, dict):
+        yield path
+    for key, item in found.items() if isinstance(found, dict) else ():
+        yield from _paths(item, f"{path}.{key}".lstrip("."))
 
 
 # --- in the words of a policy ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble, sentence
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import KubeError, NotFound
+from gpusharing.kube.installation import find_namespaces
 from gpusharing.kube.raw import section, texts
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -64,7 +65,9 @@ async def read_given(session: Session, snapshot: ClusterSnapshot) -> AdminConfig
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)
-    return AdminConfigMaps(maps, plugin, mig.get(MIG_KEY, "") if mig is not None else None)
+    file = mig.get(MIG_KEY, "") if mig is not None else None
+    absent = maps.plugin if plugin is None else ""
+    return AdminConfigMaps(maps, plugin, file, await find_namespaces(session.client, absent))
 
 
 async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mapping[str, str] | None:

@@ -267,3 +267,16 @@ def _problems(raw: JSON) -> Iterator[str]:
     for condition in entries(raw, "status", "conditions"):
         if condition.get("status") == "False" and condition.get("message"):
             yield f"{text(condition, 'reason')}: {text(condition, 'message')[:160]}"
+
+
+async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...]:
+    """Return the namespaces with a ConfigMap of this name; none for an empty name, or where they may not be listed."""
+    if not config_map:
+        return ()
+    try:
+        pages = client.pages(CONFIG_MAPS, field_selector=f"metadata.name={config_map}")
+        return tuple(
+            sorted([text(raw, "metadata", "namespace") async for page in pages for raw in page.items])
+        )
+    except KubeError:
+        return ()

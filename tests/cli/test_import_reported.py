@@ -1,0 +1,83 @@
+"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (cli/importing.py,
+cli/handmade.py)."""
+
+import pytest
+from hack.cluster.nodes import LABEL_POOL
+from tests.build import NOW, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
+from tests.cli.asking import ask
+from tests.cli.reported import reported
+from tests.cli.test_import import SPACE, STATE, policies
+from tests.fakes.virtualtime import virtually
+from tests.recipes import MIG, PLUGIN
+
+from gpusharing.cli.adoption import AdminConfigMaps, find_import
+from gpusharing.cli.troubles import FAILED
+from gpusharing.kube.client import CONFIG_MAPS
+from gpusharing.kube.sources import AdminMaps
+
+
+@virtually
+async def test_more_shares_than_a_policy_allows_are_told_as_that(capsys: pytest.CaptureFixture[str]) -> None:
+    """NVIDIA/k8s-device-plugin#1433: the memory of each GPU as shares of a MiB."""
+    told = await ask(reported("replicas-16384"), "import")
+    assert (told.status, policies(told.out)) == (FAILED, {})
+    why = "its device plugin shares nvidia.com/gpu by 16384: a policy allows 2 to 1024"
+    assert f"Left out: gpu-1: {why}" in capsys.readouterr().err
+
+
+@virtually
+async def test_a_configmap_in_another_namespace_is_told_with_that_namespace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """NVIDIA/gpu-operator#412: it was created in kube-system."""
+    told = await ask(reported("configmap-elsewhere"), "import")
+    assert (told.status, policies(told.out)) == (FAILED, {})
+    said = capsys.readouterr().err
+    assert (
+        "Left out: gpu-1: its device plugin is configured to use entry slice-4, but ConfigMap"
+        " nvidia-time-slicing-config does not exist in namespace gpu-operator; one of that name is in kube-system;"
+        " device plugins cannot start"
+    ) in said
+    assert "adminPluginConfigMap" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        pytest.param(
+            "replicas: 1", "replicas: the device plugin refuses 1: it expects a number of", id="one"
+        ),
+        pytest.param(
+            'replicas: "4"', 'replicas: the device plugin refuses "4": it expects a number of', id="a text"
+        ),
+        pytest.param("replicas:", "replicas: the device plugin needs this field", id="none"),
+    ],
+)
+@virtually
+async def test_an_entry_that_the_device_plugin_refuses_is_told_by_its_field(
+    text: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cluster = reported("replicas-16384")
+    entry = cluster.get(CONFIG_MAPS, "time-slicing-config", SPACE)["data"]["any"]
+    broken = {"data": {"any": entry.replace("replicas: 16384", text)}}
+    cluster.patch(CONFIG_MAPS, "time-slicing-config", broken, SPACE)
+    told = await ask(cluster, "import")
+    assert (told.status, policies(told.out)) == (FAILED, {})
+    where = "ConfigMap time-slicing-config, entry any, sharing.timeSlicing.resources[0]."
+    assert where + why in capsys.readouterr().err
+
+
+def test_a_policy_that_would_be_refused_is_not_proposed() -> None:
+    """mig-parted knows profiles of compute instances; the device plugin does not advertise them, and no policy may
+    have them."""
+    layout = (("1c.3g.40gb", 2),)
+    rows = f"[{{devices: all, mig-enabled: true, mig-devices: {dict(layout)}}}]"
+    entry = "flags: {migStrategy: mixed}"
+    stack = make_stack(admin_mig_file=f"mig-configs: {{parts: {rows}}}", plugin_configs={"any": entry})
+    node_ = make_node(labels={MIG: "parts", PLUGIN: "any", STATE: "success", LABEL_POOL: "z"})
+    gpunode = make_gpunode(gpus=(make_gpu(layout=layout),))
+    snapshot = make_snapshot([node_], [], gpunodes=[gpunode], stack=stack)
+    given = AdminConfigMaps(AdminMaps("theirs", ""), {"any": entry})
+    found = find_import(snapshot, given, AdminMaps(), NOW)
+    (why,) = found.left_out.values()
+    assert why.startswith("no policy can say it: spec.mig.layouts[0].profiles")
