@@ -144,7 +144,7 @@ UNSAYABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a configuration that nobody knows": ({"label": "gone"}, "not a known configuration"),
     "an entry that cannot be read": (
         {"entry": "["},
-        "ConfigMap time-slicing-config, entry theirs, the device plugin cannot read it: it is not YAML: the node loses",
+        "ConfigMap time-slicing-config, entry theirs, the device plugin cannot read it: it is not YAML (line 1: ",
     ),
     "one replica": (
         {"entry": shared({"gpu": 1})},

@@ -57,7 +57,9 @@ FLAWS = {
     "no resources": "sharing.timeSlicing.resources: the device plugin needs this field",
     "time-slicing that is null": "sharing.timeSlicing.resources: the device plugin needs this field",
     "a switch in quotes": 'sharing.timeSlicing.renameByDefault: the device plugin refuses "true": it expects true',
-    "a tab that indents": "the device plugin cannot read it: it is not YAML",
+    "a tab that indents": (
+        "the device plugin cannot read it: it is not YAML (line 3: found character '\\t' that cannot start any token)"
+    ),
     "a strategy that there is not": 'flags.migStrategy: the device plugin refuses "both": it expects none, single',
     "a nested text in place of a map": 'sharing: the device plugin refuses "timeSlicing:',
     "another version": 'version: the device plugin refuses "v2": it expects v1',

@@ -100,7 +100,9 @@ def parse_yaml(text: str) -> object:
     except Unreadable:
         raise
     except yaml.YAMLError as error:
-        raise Unreadable("it is not YAML") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f" (line {mark.line + 1}: {problem})" if mark is not None else ""
+        raise Unreadable(f"it is not YAML{where}") from error
     except (RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError) as error:
         raise Unreadable(f"it is not YAML that can be read ({type(error).__name__})") from error
     _check_size(document)
