@@ -9,7 +9,7 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER, SILENCE
 from tests.build import NOW, at, make_fence, make_gpunode, make_node, make_policy, make_snapshot
 from tests.fakes.virtualtime import virtual_now, virtually
-from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED, verdict
+from tests.planning.told import CHANGING, DRAINING, FAILED, PENDING, SYNCED
 
 from gpusharing.api.names import ConditionType, Phase
 from gpusharing.controller.publish import MOVING_FACTOR, POOL_FACTOR, Publisher
@@ -31,7 +31,6 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 PERIOD = 1.0
 POLICY = make_policy(generation=7)
@@ -321,37 +320,6 @@ async def test_an_event_speaks_about_policy_and_node_and_comes_once_per_transiti
     assert event["related"] == {"apiVersion": "v1", "kind": "Node", "name": "gpu-07"}
     assert event["eventTime"] == "2026-11-20T10:00:01.000000Z"
     assert stage.changes == [(None, WAITING), (WAITING, MOVING)]
-
-
-NOT_OURS = Finding(Reason.PLUGIN_CONFIG_NOT_OURS, "it is x; run: y")
-REFUSED = verdict(Phase.BLOCKED, Reason.PLUGIN_CONFIG_NOT_OURS, wanted="")
-
-
-async def test_a_refusal_is_told_once_about_the_policy_whoever_leads() -> None:
-    stage = Publishing()
-    assert await stage.publish(REFUSED, objection=NOT_OURS) == 0, "the Event waits for the next round"
-    for seconds in (1, 2):
-        assert await stage.publish(REFUSED, seconds, objection=NOT_OURS) is None
-    again = Publishing(cluster=stage.cluster)
-    await again.publish(REFUSED, 60, objection=NOT_OURS)
-    await again.publish(REFUSED, 61, objection=NOT_OURS)
-    (event,) = stage.cluster.objects(EVENTS)
-    assert (event["type"], event["reason"], event["note"]) == (
-        "Warning",
-        "PluginConfigNotOurs",
-        "it is x; run: y",
-    )
-    assert (event["regarding"]["uid"], "related" in event) == (POLICY.uid, False)
-
-
-async def test_a_refusal_whose_status_could_not_be_written_is_told_when_it_is() -> None:
-    stage = Publishing()
-    stage.cluster.faults.fail("patch", POLICIES, Forbidden("may not patch"))
-    await stage.publish(REFUSED, objection=NOT_OURS)
-    assert stage.cluster.objects(EVENTS) == []
-    for seconds in (10, 11, 12):
-        await stage.publish(REFUSED, seconds, objection=NOT_OURS)
-    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["PluginConfigNotOurs"]
 
 
 async def test_a_first_publication_has_no_earlier_state_and_posts_no_event() -> None:

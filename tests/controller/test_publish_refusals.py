@@ -1,0 +1,42 @@
+"""A policy that is refused gets one Event for each refusal, when its status says so (controller/publish.py)."""
+
+from tests.build import make_policy
+from tests.controller.test_publish import Publishing
+from tests.planning.told import verdict
+
+from gpusharing.api.names import Phase
+from gpusharing.kube.client import EVENTS, POLICIES
+from gpusharing.kube.errors import Forbidden
+from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.words.reasons import Reason
+
+POLICY = make_policy(generation=7)
+NOT_OURS = Finding(Reason.PLUGIN_CONFIG_NOT_OURS, "it is x; run: y")
+REFUSED = verdict(Phase.BLOCKED, Reason.PLUGIN_CONFIG_NOT_OURS, wanted="")
+
+
+async def test_a_refusal_is_told_once_about_the_policy_whoever_leads() -> None:
+    stage = Publishing()
+    assert await stage.publish(REFUSED, objection=NOT_OURS) == 0, "the Event waits for the next round"
+    for seconds in (1, 2):
+        assert await stage.publish(REFUSED, seconds, objection=NOT_OURS) is None
+    again = Publishing(cluster=stage.cluster)
+    await again.publish(REFUSED, 60, objection=NOT_OURS)
+    await again.publish(REFUSED, 61, objection=NOT_OURS)
+    (event,) = stage.cluster.objects(EVENTS)
+    assert (event["type"], event["reason"], event["note"]) == (
+        "Warning",
+        "PluginConfigNotOurs",
+        "it is x; run: y",
+    )
+    assert (event["regarding"]["uid"], "related" in event) == (POLICY.uid, False)
+
+
+async def test_a_refusal_whose_status_could_not_be_written_is_told_when_it_is() -> None:
+    stage = Publishing()
+    stage.cluster.faults.fail("patch", POLICIES, Forbidden("may not patch"))
+    await stage.publish(REFUSED, objection=NOT_OURS)
+    assert stage.cluster.objects(EVENTS) == []
+    for seconds in (10, 11, 12):
+        await stage.publish(REFUSED, seconds, objection=NOT_OURS)
+    assert [event["reason"] for event in stage.cluster.objects(EVENTS)] == ["PluginConfigNotOurs"]
