@@ -1,5 +1,6 @@
 """`doctor` on FakeCluster (cli/doctor.py); its labels of Nodes one by one (stack/nodesymptoms.py)."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,8 +66,10 @@ def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
     nodes = [NodeLabels(f"gpu-{number}", {PLUGIN: "ts-8"}) for number in range(9)]
     (one,) = find_node_symptoms(nodes, GIVEN)
     assert "gpu-0, gpu-1, gpu-2 and 6 more names no key of ConfigMap time-slicing-config" in one.message
+    assert one.command == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
+    (one,) = find_node_symptoms(nodes, replace(GIVEN, selectors=()))
     assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
-    assert one.command.endswith(" nvidia.com/device-plugin.config-")
+    assert one.command.endswith(" --overwrite nvidia.com/device-plugin.config=NAME")
 
 
 def test_a_command_is_never_broken_into_lines() -> None:

@@ -41,6 +41,7 @@ READ: dict[str, tuple[Any, str, Any, Any]] = {
         False,
     ),
     "status.state": ("ignored", "ignored", True, False),
+    "status.namespace": ("nvidia", "namespace", "nvidia", ""),
 }
 NOT_READ = {"spec.migManager.config.default": "all-disabled", "spec.cdi.nriPluginEnabled": True}
 """Of these people hear in our documents only."""

@@ -1,9 +1,12 @@
 """Which DaemonSets serve GPUs (kube/gpuservers.py)."""
 
 import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
 
-from gpusharing.kube.client import JSON
-from gpusharing.kube.gpuservers import gpu_server
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, Resource
+from gpusharing.kube.errors import Forbidden
+from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
 
 
 def daemon_set(name: str, *command: str, image: str = "") -> JSON:
@@ -35,3 +38,50 @@ def daemon_set(name: str, *command: str, image: str = "") -> JSON:
 def test_a_daemon_set_serves_gpus_by_the_plugin_or_by_the_dra_driver(raw: JSON, dra: bool | None) -> None:
     server = gpu_server(raw)
     assert (None if server is None else server.dra) is dra
+
+
+STATUS = {"status": {"namespace": "nvidia"}}
+PLUGIN = daemon_set("nvidia-device-plugin")
+OWNED = {**PLUGIN, "metadata": {**PLUGIN["metadata"], "ownerReferences": [{"kind": "ClusterPolicy"}]}}
+
+
+@pytest.mark.parametrize(
+    ("policies", "sets", "namespace"),
+    [
+        ([STATUS], [OWNED], "nvidia"),
+        ([{"status": {"namespace": "old", "state": "ignored"}}, STATUS], [], "nvidia"),
+        ([{}], [daemon_set("mesh"), OWNED], "gpus"),
+        ([{}], [PLUGIN], "default"),
+        ([], [], "default"),
+    ],
+    ids=[
+        "ClusterPolicy says so",
+        "one of two ClusterPolicies is ignored",
+        "ClusterPolicy owns the device plugin there",
+        "somebody else runs a device plugin",
+        "there is nothing",
+    ],
+)
+async def test_the_gpu_operator_is_where_its_objects_say(
+    policies: list[JSON], sets: list[JSON], namespace: str
+) -> None:
+    cluster = FakeCluster()
+    for number, raw in enumerate(policies):
+        cluster.add(CLUSTER_POLICIES, {"metadata": {"name": f"policy-{number}"}, **raw})
+    for number, raw in enumerate(sets):
+        metadata = {**raw["metadata"], "name": f"server-{number}"}
+        cluster.add(DAEMON_SETS, {**raw, "metadata": metadata})
+    assert await find_gpu_operator(cluster.client("me"), "default") == namespace
+
+
+@pytest.mark.parametrize("kind", [CLUSTER_POLICIES, DAEMON_SETS], ids=["ClusterPolicies", "DaemonSets"])
+async def test_where_its_objects_may_not_be_read_nobody_knows_where_the_gpu_operator_is(
+    kind: Resource,
+) -> None:
+    cluster = FakeCluster()
+    cluster.add(CLUSTER_POLICIES, {"metadata": {"name": "cluster-policy"}})
+    cluster.add(DAEMON_SETS, OWNED)
+    cluster.faults.fail("list", kind, Forbidden("no"), times=EVER)
+    assert await find_gpu_operator(cluster.client("me"), "default") == "default"
+    cluster.uninstalled.add(kind)
+    assert await find_gpu_operator(cluster.client("me"), "default") == "default"

@@ -156,6 +156,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "kubectl delete clusterpolicy NAME",
     ),
+    "NVIDIA elsewhere": (pointers(namespace="nvidia"), "GPUOperatorElsewhere", Severity.ERROR, "=nvidia"),
     "the device plugin is not pointed at us": (
         pointers(plugin_config_name=""),
         "PluginConfigNotOurs",
@@ -185,7 +186,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         pointers(switches=NO_MIG_MANAGER),
         "MigManagerDisabled",
         Severity.WARNING,
-        '"enabled":true',
+        "kubectl get clusterpolicy gpus -o yaml",
     ),
     "mig-manager is off, a policy wants MIG": (
         pointers((MIG_POLICY,), switches=NO_MIG_MANAGER),
@@ -194,7 +195,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         '"enabled":true',
     ),
     "mig-manager is not pointed at us, nobody wants layouts": (
-        pointers((MIG_POLICY,), mig_config_name="theirs"),
+        pointers((MIG_POLICY,), mig_config_name="default-mig-parted-config"),
         "MigConfigNotOurs",
         Severity.WARNING,
         MIG,
@@ -203,13 +204,13 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         pointers((LAYOUTS,), mig_config_name="theirs"),
         "MigConfigNotOurs",
         Severity.ERROR,
-        MIG,
+        "--set gpuOperator.adminMigConfigMap=theirs",
     ),
     "a strategy of the cluster says what the policy says": (
         pointers((MIG_POLICY,), mig_strategy="mixed"),
         "MigStrategySet",
         Severity.WARNING,
-        '"strategy":null',
+        "kubectl get clusterpolicy gpus -o yaml",
     ),
     "a strategy of the cluster overrides a policy": (
         pointers((MIG_POLICY,), mig_strategy="single"),
@@ -256,12 +257,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         "helm install gpu-operator",
     ),
-    "there is no DaemonSet": (
-        replace(GOOD, agents=None),
-        "AgentMissing",
-        Severity.ERROR,
-        "agent.createNamespace",
-    ),
+    "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", Severity.ERROR, "createNamespace"),
     "no node has the agents' label": (
         agents(nodes=frozenset(), pods=()),
         "NoGPUNodes",

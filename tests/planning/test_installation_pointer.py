@@ -1,12 +1,14 @@
 """What comes before the device plugin's pointer moves: the entries that Nodes name must be in our ConfigMap."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from tests.planning.test_installation import plain, pointers
+from tests.planning.test_installation import MIG, PLUGIN, plain, pointers
 
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
+from gpusharing.planning.stack.symptoms import Severity
 
 SET = "--set gpuOperator.adminPluginConfigMap=theirs"
 MERGE = f"helm upgrade gpusharing CHART -n gpusharing --reset-then-reuse-values {SET}"
@@ -16,7 +18,7 @@ FIRST: dict[str, tuple[InstallationView, str]] = {
     "the device plugin stands alone": (plain("theirs"), MERGE),
     "we are not installed": (
         replace(THEIRS, operator_replicas=None),
-        f"helm install gpusharing CHART -n gpusharing {SET}",
+        f"helm install gpusharing CHART -n gpusharing --create-namespace {SET}",
     ),
     "nobody holds them": (
         pointers(plugin_config_name=""),
@@ -43,3 +45,65 @@ def test_entries_that_ours_holds_keep_nobody() -> None:
         if one.reason == "PluginConfigNotOurs"
     )
     assert said.command.startswith("kubectl patch clusterpolicy gpus ")
+
+
+VOID = ConfigMapState(frozenset(), ours=False)
+STOPPED = {"operator_replicas": 0, "operator_pods": ()}
+POINT = "kubectl patch clusterpolicy gpus "
+STAGES: dict[str, tuple[dict[str, Any], str]] = {
+    "nothing": (
+        {"operator_replicas": None, "not_served": frozenset({"a kind"}), "config_maps": {}},
+        "helm install ",
+    ),
+    "nothing, with what a removed release left": ({"operator_replicas": None}, "helm install "),
+    "a Deployment that may not be read": (
+        {"operator_replicas": None, "unread": {"deployments.apps": "no"}, "config_maps": {}},
+        "kubectl -n gpusharing rollout restart ",
+    ),
+    "an operator that is scaled to 0": ({**STOPPED, "config_maps": {}}, "helm upgrade "),
+    "an operator that does not start": (
+        {"operator_pods": (), "config_maps": {}},
+        "kubectl -n gpusharing describe pods ",
+    ),
+    "an operator that has written nothing": (
+        {"config_maps": dict.fromkeys((PLUGIN, MIG), VOID)},
+        "kubectl -n gpusharing rollout restart ",
+    ),
+    "everything": ({}, POINT),
+    "an operator that was stopped when it had written all": (STOPPED, POINT),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("reason", ["PluginConfigNotOurs", "MigConfigNotOurs"])
+def test_a_pointer_moves_when_there_is_what_it_then_names(stage: str, reason: str) -> None:
+    fields, command = STAGES[stage]
+    view = replace(pointers(plugin_config_name="", mig_config_name=""), **fields)
+    (said,) = (one for one in find_symptoms(view) if one.reason == reason)
+    assert said.command.startswith(command)
+
+
+@pytest.mark.parametrize("reason", ["PluginConfigNotOurs", "MigConfigNotOurs"])
+def test_a_configmap_that_does_not_exist_is_neither_merged_nor_kept(reason: str) -> None:
+    view = pointers(plugin_config_name="gone", mig_config_name="gone")
+    view = replace(view, config_maps={**view.config_maps, "gone": VOID})
+    (said,) = (one for one in find_symptoms(view) if one.reason == reason)
+    assert said.severity is Severity.ERROR
+    assert "gone, which does not exist in namespace gpu-operator or is empty" in said.message
+    assert "must be in ours first" not in said.message
+    assert said.command.startswith(POINT)
+
+
+def test_no_pointer_moves_to_a_namespace_where_nobody_mounts_from() -> None:
+    view = pointers(plugin_config_name="", mig_config_name="", namespace="nvidia")
+    assert {one.command.rpartition(" ")[2] for one in find_symptoms(view)} == {"gpuOperator.namespace=nvidia"}
+
+
+def test_what_mig_manager_uses_is_merged_once() -> None:
+    view = pointers(mig_config_name="theirs")
+    merged = replace(view, place=replace(view.place, admin_mig_config_map="theirs"))
+    commands = [one.command for each in (view, merged) for one in find_symptoms(each)]
+    assert [command.partition(" -")[0] for command in commands] == [
+        "helm upgrade gpusharing CHART",
+        "kubectl patch clusterpolicy gpus",
+    ]

@@ -75,6 +75,7 @@ NOTHING: dict[str, StackView] = {
         replace(BARE, plain=PlainStackView("plugin", "nvdp"))
     ),
     "where the DRA stack serves the GPUs": stack(gpu_cluster=True),
+    "where NVIDIA's pods run in another namespace": stack(replace(BARE, namespace="nvidia")),
     "before the plugin's ConfigMap is there": stack(plugin_map_exists=False),
     "before the plugin's ConfigMap holds anything": stack(plugin_configs={}),
     "before mig-manager's ConfigMap is written": stack(mig_file=""),

@@ -22,28 +22,25 @@ from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
 from gpusharing.kube.convert import node_view, other_plugin
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.gpuservers import gpu_server
+from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
 from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.stack.installation import conclude, find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.pluginentries import PluginEntries, find_entry_symptoms
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Symptoms, Topic
 from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
 from gpusharing.planning.wanted.labelowners import find_owners
 from gpusharing.planning.wanted.migfile import parse
 
-NOT_YET = frozenset(
-    {"KindNotServed", "RightsMissing", "RightsUnknown", "OperatorMissing", "ConfigMapEmpty", "AgentMissing"}
-)
-"""What every cluster lacks before the chart is installed."""
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
 """Without these nothing can be said."""
 OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
@@ -88,6 +85,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     place, given, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
+    view, entries = await _with_pointed(client, view)
     version = await _version(client)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
@@ -103,12 +101,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
             async for page in pages_of(client, NODES)
             for raw in page.items
         ]
-    given = replace(given, selectors=_selectors(view), cluster_policy=_stack(view))
-    given, entries = await _with_keys(client, view, given)
-    given = await _with_mig_entries(client, view, given, nodes)
-    if entries is not None and entries.config_map not in (place.plugin_config_map, *view.config_maps):
-        theirs = ConfigMapState(frozenset(entries.texts or ()), ours=False)
-        view = replace(view, config_maps={**view.config_maps, given.plugin_map: theirs})
+    given = await _with_mig_entries(client, view, _with_keys(view, given, entries), nodes)
     servers, unlisted = await _servers(client)
     symptoms = [
         *find_symptoms(view),
@@ -117,14 +110,13 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         *find_node_symptoms(nodes, given),
         *find_rival_symptoms(servers, nodes, place.gpu_operator_namespace),
     ]
-    installed = not (view.operator_replicas is None and view.not_served)
     told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
     examined = Examined(
-        [one for one in told if installed or one.reason not in NOT_YET],
+        told,
         notes,
         joined(find_unseen(view), {} if version else NO_VERSION, unlisted),
         sorted(view.simulated),
-        installed,
+        view.installed,
     )
     return view, examined
 
@@ -132,10 +124,9 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
     """Return what is wrong with the device plugin's ConfigMap. If it is the operator's own and absent, `find_symptoms`
     says so."""
-    ours = entries is not None and entries.config_map == view.place.plugin_config_map
-    if entries is None or (ours and entries.texts is None and view.operator_replicas is not None):
+    if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
-    stack = _stack(view)
+    stack = view.followed
     return find_entry_symptoms(entries, {*view.named, stack.plugin_default if stack else ""})
 
 
@@ -183,7 +174,8 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
     except (Forbidden, NotFound):
         found = []
     if not found:
-        return place, Given(place.gpu_operator_namespace, "", None), ()
+        namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
+        return replace(place, gpu_operator_namespace=namespace), Given(namespace, "", None), ()
     settings, notes = settings_of(found[0])
     plan = settings.plan
     labels = texts(section(found[0], "metadata", "labels"))
@@ -196,6 +188,7 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
         gpu_operator_namespace=plan.gpu_operator_namespace,
         plugin_config_map=plan.plugin_config_map,
         mig_config_map=plan.mig_config_map,
+        admin_mig_config_map=settings.admin_maps.mig,
         configure_gpu_operator=plan.configure_gpu_operator,
         force_delete=plan.force_delete,
         operator_account=account or place.operator_account,
@@ -204,28 +197,38 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
     return place, given, notes
 
 
-async def _with_keys(
-    client: KubeClient, view: InstallationView, given: Given
-) -> tuple[Given, PluginEntries | None]:
-    """Return `given` with the keys of the ConfigMap that the device plugin is pointed at, ours or somebody else's, and
-    its contents; None if there is no pointer or it may not be read."""
-    stack = _stack(view)
-    name = stack.plugin_config_name if stack else ""
-    if not name:
-        return given, None
-    given = replace(given, plugin_map=name)
-    try:
-        data = texts(section(await client.get(CONFIG_MAPS, name, namespace=given.namespace), "data"))
-    except NotFound:
-        return given, PluginEntries(name, given.namespace, None, await find_namespaces(client, name))
-    except Forbidden:
-        return given, None
-    return replace(given, plugin_keys=frozenset(data)), PluginEntries(name, given.namespace, data)
+async def _with_pointed(
+    client: KubeClient, view: InstallationView
+) -> tuple[InstallationView, PluginEntries | None]:
+    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, of which one that does not exist holds
+    nothing, and the contents of the device plugin's; None if there is no pointer or it may not be read."""
+    stack, place, maps, entries = view.followed, view.place, dict(view.config_maps), None
+    plugin = stack.plugin_config_name if stack is not None else ""
+    pointed = {plugin, stack.mig_config_name if stack is not None else ""}
+    for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
+        data: Mapping[str, str] | None = None
+        try:
+            raw = await client.get(CONFIG_MAPS, name, namespace=place.gpu_operator_namespace)
+            data = texts(section(raw, "data"))
+        except Forbidden:
+            continue
+        except NotFound:
+            pass
+        if name != place.plugin_config_map:
+            maps[name] = ConfigMapState(frozenset(data or ()), ours=False)
+        if name == plugin:
+            others = await find_namespaces(client, name) if data is None else ()
+            entries = PluginEntries(name, place.gpu_operator_namespace, data, others)
+    return replace(view, config_maps=maps), entries
 
 
-def _stack(view: InstallationView) -> ClusterPolicyView | None:
-    """The ClusterPolicy that is followed, or what stands in its place."""
-    return next((one for one in view.cluster_policies if not one.ignored), view.plain)
+def _with_keys(view: InstallationView, given: Given, entries: PluginEntries | None) -> Given:
+    """Return `given` with the keys of the ConfigMap that the device plugin is pointed at, the policies' selectors and
+    the ClusterPolicy that is followed."""
+    stack = view.followed
+    name = stack.plugin_config_name if stack is not None else ""
+    keys = frozenset(entries.texts) if entries is not None and entries.texts else None
+    return replace(given, plugin_map=name, plugin_keys=keys, selectors=_selectors(view), cluster_policy=stack)
 
 
 async def _with_mig_entries(
@@ -233,7 +236,7 @@ async def _with_mig_entries(
 ) -> Given:
     """With the configurations that mig-manager uses on the nodes that name one: the ConfigMap that ClusterPolicy points
     it at, else the one that it generated on each (docs/design/nvidia.md#a10)."""
-    stack = _stack(view)
+    stack = view.followed
     named = [
         one.name
         for one in nodes

@@ -178,6 +178,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         name=text(raw, "metadata", "name"),
         uid=text(raw, "metadata", "uid"),
         ignored=text(raw, "status", "state") == "ignored",
+        namespace=text(raw, "status", "namespace"),
         plugin_config_setter=setter(raw, "spec", "devicePlugin", "config", "name"),
         mig_config_setter=setter(raw, "spec", "migManager", "config", "name"),
         configured=frozenset(filter(None, _configured(raw).split(","))),

@@ -8,7 +8,8 @@
   `resources.gpus.enabled=false` (k8s-dra-driver-gpu, templates/kubeletplugin.yaml at 12d2af7).
 """
 
-from gpusharing.kube.client import JSON
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
+from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.plainstack import PLUGIN
 from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
 from gpusharing.planning.stack.rivals import Server
@@ -46,3 +47,18 @@ def _starts(container: JSON, program: str) -> bool:
     return any(
         program in word for word in (*strings(container.get("command")), *strings(container.get("args")))
     )
+
+
+async def find_gpu_operator(client: KubeClient, default: str) -> str:
+    """The namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device plugin which
+    ClusterPolicy owns. `default` if neither is found, or if they may not be read."""
+    try:
+        states = [
+            section(raw, "status") async for page in client.pages(CLUSTER_POLICIES) for raw in page.items
+        ]
+        told = [text(one, "namespace") for one in states if text(one, "state") != "ignored"]
+        sets = [] if any(told) else [raw async for page in client.pages(DAEMON_SETS) for raw in page.items]
+    except (Forbidden, NotFound):
+        return default
+    owned = (one.namespace for raw in sets if (one := gpu_server(raw)) is not None and one.of_gpu_operator)
+    return next(filter(None, told), "") or next(owned, default)

@@ -76,6 +76,8 @@ class ClusterPolicyView:
     """The GPU Operator's MPS daemon; None: there is none, or it was not seen."""
     plain: PlainStackView | None = None
     """The DaemonSets of NVIDIA's device-plugin chart, from which this view was made; None: there is a ClusterPolicy."""
+    namespace: str = ""
+    """Namespace of NVIDIA's pods, as status.namespace says; empty when it does not."""
 
     def is_off(self, switch: str) -> bool:
         """Whether a field turns its program off; one that is not set does not."""

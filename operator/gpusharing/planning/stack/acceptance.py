@@ -12,7 +12,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
-from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.pointers import Pointer, elsewhere, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, plain_upgrade, tell_off
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import MAX_TEXT, cut
@@ -147,6 +147,8 @@ def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
     ours = settings.plugin_config_map
+    if told := elsewhere(cluster_policy, settings.gpu_operator_namespace):
+        return told
     if cluster_policy.plugin_config_name == ours:
         return ""
     if (plain := cluster_policy.plain) is not None:

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 Fields = Mapping[str, Mapping[str, object]]
 """A part of ClusterPolicy's spec: what to set in which block."""
@@ -16,3 +16,11 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
             spec[block].update(fields)
     body = json.dumps({"spec": spec}, separators=(",", ":"))
     return f"kubectl patch clusterpolicy {cluster_policy} --type merge -p '{body}'"
+
+
+def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
+    """The command that installs this operator for NVIDIA's pods in namespace `gpu_operator`, with further values of its
+    chart, each as NAME=VALUE."""
+    where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
+    sets = ",".join([*where, *values])
+    return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"

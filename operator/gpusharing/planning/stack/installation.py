@@ -9,7 +9,6 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
 from gpusharing.planning.stack.active import find_active
-from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.installationagents import find_agent_symptoms
 from gpusharing.planning.stack.installationviews import (
     AGENT,
@@ -17,7 +16,8 @@ from gpusharing.planning.stack.installationviews import (
     InstallationView,
     PodState,
 )
-from gpusharing.planning.stack.pointers import Pointer, mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.pointers import Pointer, elsewhere, mig_pointer, plugin_pointer, why_not_set
+from gpusharing.planning.stack.remedies import correct, move, point, start
 from gpusharing.planning.stack.requirements import EVERY_MODE, find_off, plain_upgrade, tell_off
 from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
 from gpusharing.planning.stack.symptoms import (
@@ -43,11 +43,14 @@ class Inspection:
     """Everything that is wrong; nothing: it is in order."""
     topic: Topic
     """The topic of all its symptoms."""
+    of_chart: bool = False
+    """Whether the chart brings what it looks for: it says nothing before the installation."""
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
     """Everything that is wrong, by topic; within one, errors first. Empty: the installation can work."""
-    found = [one for inspection in INSPECTIONS for one in inspection.find(view)]
+    rows = (row for row in INSPECTIONS if view.installed or not row.of_chart)
+    found = [one for row in rows for one in row.find(view)]
     order = list(Topic)
     return tuple(sorted(found, key=lambda one: (order.index(one.topic), one.severity is not Severity.ERROR)))
 
@@ -98,21 +101,16 @@ def _rights(view: InstallationView) -> Symptoms:
 
 def _operator(view: InstallationView) -> Symptoms:
     namespace = view.place.namespace
-    pods = f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
     if view.operator_replicas is None:
-        if "deployments.apps" not in view.unread:
+        if not view.installed and not view.not_served:
             message = f"there is no Deployment gpusharing-operator in namespace {namespace}"
-            yield error(Topic.OPERATOR, "OperatorMissing", message, _install(view))
+            yield error(Topic.OPERATOR, "OperatorMissing", message, start(view))
     elif view.operator_replicas == 0:
         message = "the operator is scaled to 0: no policy is carried out"
-        yield error(Topic.OPERATOR, "OperatorStopped", message, upgrade(view, "operator.replicas=1"))
+        yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
         message = f"no pod of the operator is Ready: {_why(view.operator_pods)}"
-        yield error(Topic.OPERATOR, "OperatorNotReady", message, pods)
-
-
-def _install(view: InstallationView) -> str:
-    return f"helm install {view.place.release} CHART -n {view.place.namespace}"
+        yield error(Topic.OPERATOR, "OperatorNotReady", message, start(view))
 
 
 def _why(pods: Iterable[PodState]) -> str:
@@ -159,6 +157,10 @@ def _stack(view: InstallationView) -> Symptoms:
             f" GPU Operator ignores all but one: {heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
+    stack = view.followed
+    if stack is not None and view.installed and (command := move(view, stack)):
+        told = elsewhere(stack, view.place.gpu_operator_namespace)
+        yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", told, command)
 
 
 def _plain(view: InstallationView) -> Symptoms:
@@ -172,9 +174,9 @@ def _plain(view: InstallationView) -> Symptoms:
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
-            f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {pointer.now or 'not set'}, so"
-            f" no mode takes effect on any node{_unmerged(pointer)}",
-            _merge_command(view, pointer) or command,
+            f"{stack.plain.daemon_set}: config.name of NVIDIA's device-plugin chart is {pointer.now or 'not set'},"
+            f" {_effect(view, pointer, 'no mode takes effect on any node')}{_unmerged(view, pointer)}",
+            point(view, stack, pointer, command),
         )
 
 
@@ -189,7 +191,7 @@ def _operands(view: InstallationView) -> Symptoms:
             message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
             found = error if every or asked & row.modes else warning
             if stack.plain is None:
-                command = kubectl_patch(stack.name, row.patch)
+                command = correct(view, stack, row.patch, needed=found is error)
                 yield found(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
             elif row.missing is not None and found is error:
                 command = _INSTALL_GPU_OPERATOR
@@ -216,9 +218,10 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
-            f"{policy.name}: {pointer.field} is {pointer.said}, so no mode takes effect on any node"
-            f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}{_unmerged(pointer)}",
-            _merge_command(view, pointer) or pointer.command(policy.name),
+            f"{policy.name}: {pointer.field} is {pointer.said},"
+            f" {_effect(view, pointer, 'no mode takes effect on any node')}"
+            f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}{_unmerged(view, pointer)}",
+            point(view, policy, pointer, pointer.command(policy.name)),
         )
     elif pointer.without_default:
         yield error(
@@ -226,7 +229,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             "PluginDefaultUnknown",
             f"{policy.name}: devicePlugin.config.default is {pointer.without_default}, which {pointer.ours} does not"
             " hold: device plugins of nodes without a policy cannot start",
-            kubectl_patch(policy.name, {"devicePlugin": {"config": {"default": None}}}),
+            correct(view, policy, {"devicePlugin": {"config": {"default": None}}}, needed=True),
         )
 
 
@@ -239,23 +242,19 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
     return plugin_pointer(policy, ours, held, missing, None if theirs is None else theirs.keys)
 
 
-def _unmerged(pointer: Pointer) -> str:
+def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
+    """What follows from a pointer that names another ConfigMap than ours, as the end of a sentence."""
+    if not view.is_void(pointer.now):
+        return f"so {otherwise}"
+    where = view.place.gpu_operator_namespace
+    return f"which does not exist in namespace {where} or is empty: NVIDIA's pods that mount it cannot start"
+
+
+def _unmerged(view: InstallationView, pointer: Pointer) -> str:
     """What has to be done before the pointer moves, if somebody uses another ConfigMap."""
-    if pointer.stops or not pointer.now:
+    if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
-
-
-def _merge_command(view: InstallationView, pointer: Pointer) -> str:
-    """The command that has to run before the pointer's own, as in the condition; empty: none."""
-    if not pointer.stops:
-        return ""
-    if pointer.merges:
-        value = f"gpuOperator.adminPluginConfigMap={pointer.now}"
-        if view.operator_replicas is None:
-            return f"{_install(view)} --set {value}"
-        return upgrade(view, value)
-    return f"kubectl get nodes -L {names.LABEL_PLUGIN_CONFIG}"
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
@@ -263,12 +262,13 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
     if pointer.now != pointer.ours and not policy.is_off(MIG_MANAGER_SWITCH):
-        yield (error if wants_layouts else warning)(
+        yield (error if wants_layouts or view.is_void(pointer.now) else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
-            f"{policy.name}: {pointer.field} is {pointer.said}, so spec.mig.layouts is refused"
+            f"{policy.name}: {pointer.field} is {pointer.said},"
+            f" {_effect(view, pointer, 'spec.mig.layouts is refused')}"
             f"{why_not_set(pointer, policy, asked=view.place.configure_gpu_operator)}",
-            pointer.command(policy.name),
+            point(view, policy, pointer, pointer.command(policy.name)),
         )
     fixed = policy.mig_strategy
     if fixed:
@@ -277,7 +277,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             Topic.CLUSTER_POLICY,
             "MigStrategySet",
             f"{policy.name}: mig.strategy is {fixed} and overrides what a policy says",
-            kubectl_patch(policy.name, {"mig": {"strategy": None}}),
+            correct(view, policy, {"mig": {"strategy": None}}, needed=other),
         )
 
 
@@ -313,6 +313,8 @@ def _config_maps(view: InstallationView) -> Symptoms:
         if "configmaps" in view.unread:
             return
         found = view.config_maps.get(name)
+        if not view.installed and name not in pointed:
+            continue
         where = f"configmap {name} -n {place.gpu_operator_namespace}"
         if found is None or not found.keys:
             state = "does not exist" if found is None else "holds nothing"
@@ -321,21 +323,22 @@ def _config_maps(view: InstallationView) -> Symptoms:
                 Topic.CONFIG_MAPS,
                 "ConfigMapEmpty",
                 f"{name} {state} in namespace {place.gpu_operator_namespace}: the operator has not written it{follows}",
-                f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator",
+                start(view),
             )
         elif not found.ours:
+            label = f"kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
             yield error(
                 Topic.CONFIG_MAPS,
                 "ConfigMapTaken",
                 f"somebody else created {name}, and it has entries; the operator writes nothing to it",
-                f"kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}",
+                label if view.installed else start(view),
             )
 
 
 INSPECTIONS = (
-    Inspection(_served, Topic.API),
+    Inspection(_served, Topic.API, of_chart=True),
     Inspection(_unread, Topic.RIGHTS),
-    Inspection(_rights, Topic.RIGHTS),
+    Inspection(_rights, Topic.RIGHTS, of_chart=True),
     Inspection(_operator, Topic.OPERATOR),
     Inspection(_stack, Topic.CLUSTER_POLICY),
     Inspection(_plain, Topic.CLUSTER_POLICY),
@@ -343,7 +346,7 @@ INSPECTIONS = (
     Inspection(_pointers, Topic.CLUSTER_POLICY),
     Inspection(_start_gate, Topic.CLUSTER_POLICY),
     Inspection(_config_maps, Topic.CONFIG_MAPS),
-    Inspection(find_agent_symptoms, Topic.AGENTS),
+    Inspection(find_agent_symptoms, Topic.AGENTS, of_chart=True),
 )
 """All are made, in the order of the topics; a test pins it."""
 

@@ -28,6 +28,8 @@ class Place:
     """Name of our ConfigMap of device-plugin configurations."""
     mig_config_map: str = "gpusharing-mig-parted"
     """Name of our ConfigMap of mig-parted configurations."""
+    admin_mig_config_map: str = ""
+    """ConfigMap of the admin whose mig-parted entries are merged into ours; empty: none."""
     configure_gpu_operator: bool = False
     """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
     startup_gate: bool = False
@@ -144,10 +146,27 @@ class InstallationView:
     gpu_cluster: bool = False
     """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
-    """Ours, by name, as far as they exist."""
+    """Ours, as far as they exist, and those that ClusterPolicy names instead, as far as they could be read: one that
+    does not exist holds nothing."""
     agents: AgentsState | None = None
     """None: there is no DaemonSet, or it could not be read."""
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents say that their GPUs are SIMULATED."""
     policies: tuple[PolicyView, ...] = ()
     """Every GPUSharingPolicy."""
+
+    @property
+    def installed(self) -> bool:
+        """Whether the chart is installed: the operator's Deployment exists, or may exist and could not be read."""
+        hidden = "deployments.apps" in self.unread and not self.not_served
+        return self.operator_replicas is not None or hidden
+
+    @property
+    def followed(self) -> ClusterPolicyView | None:
+        """The ClusterPolicy that the GPU Operator follows, or what stands in its place; None if there is neither."""
+        return next((one for one in self.cluster_policies if not one.ignored), self.plain)
+
+    def is_void(self, name: str) -> bool:
+        """Whether ClusterPolicy names a ConfigMap of this name that is not ours and does not exist or holds nothing."""
+        held = self.config_maps.get(name)
+        return held is not None and not held.keys

@@ -120,8 +120,9 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
             Topic.NODES,
             "PluginConfigUnknown",
             f"{label} of {some(sorted(one.name for one in odd))} names no key of ConfigMap {given.plugin_map}"
-            f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before",
-            f"kubectl label node {' '.join(one.name for one in odd)} {label}-",
+            f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before."
+            " Name the entry that it serves now: without the label it serves the default, which may be fewer devices",
+            _mend(given, label, f"kubectl label node {_all(odd)} --overwrite {label}=NAME"),
         )
 
 

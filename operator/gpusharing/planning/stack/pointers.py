@@ -123,6 +123,16 @@ def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
     return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
 
 
+def elsewhere(policy: ClusterPolicyView, ours: str) -> str:
+    """Why NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and what to set; empty if they can, or may."""
+    if policy.namespace in ("", ours):
+        return ""
+    return (
+        f"{policy.name}: NVIDIA's pods run in namespace {policy.namespace} (status.namespace) and cannot mount the"
+        f" operator's ConfigMaps in namespace {ours}: set chart value gpuOperator.namespace={policy.namespace}"
+    )
+
+
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
     """What has to be written now; None: nothing. `quiet`: no node is in the middle of a change.
 
@@ -133,7 +143,8 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
         return None
     written = stack.plugin_map_exists and NEUTRAL_KEY in stack.plugin_configs and bool(stack.mig_file)
-    if not quiet or not written or stack.foreign_map or stack.gpu_cluster or stack.rival_policies:
+    apart = stack.foreign_map or elsewhere(policy, settings.gpu_operator_namespace)
+    if not quiet or not written or apart or stack.gpu_cluster or stack.rival_policies:
         return None
     found = (
         plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries),
