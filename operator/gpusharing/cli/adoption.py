@@ -20,14 +20,15 @@ from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.stack.commands import helm_install, kubectl_patch
 from gpusharing.planning.stack.pluginentries import PluginEntries
-from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, elsewhere, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import plain_upgrade
 from gpusharing.planning.told.proposal import configured
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
-from gpusharing.planning.wanted.migfile import parse, parse_admin
+from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
+from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 from gpusharing.planning.way.verdict import Verdict
 from gpusharing.planning.words.reasons import Reason
 
@@ -239,9 +240,9 @@ def find_steps(
     not start, so the pointers move last."""
     if command := _merge(snapshot, given, merged):
         yield AdoptionStep(command, "Merge the entries that Nodes name into the operator's ConfigMaps")
-        if waiting := _wait(snapshot, given):
-            yield AdoptionStep(waiting, "Wait until the operator has written them")
     if command := _point(snapshot, given):
+        if waiting := _wait(snapshot, given):
+            yield AdoptionStep(waiting, "Wait until the operator has written its ConfigMaps")
         policy = snapshot.stack.cluster_policy
         plain = policy is not None and policy.plain is not None
         who = (
@@ -261,11 +262,10 @@ def first_steps(
 ) -> Iterator[AdoptionStep]:
     """The steps where there is no operator: install it with the admin's ConfigMaps named, then run import again. The
     steps that move the pointers follow then, when the agents have read the GPUs."""
-    where = snapshot.settings.namespace
+    settings = snapshot.settings
     values = _values(given, merged)
-    sets = f" --set {','.join(values)}" if values else ""
     yield AdoptionStep(
-        f"helm install gpusharing CHART -n {where} --create-namespace{sets}",
+        helm_install("gpusharing", settings.namespace, settings.gpu_operator_namespace, values),
         "Install the operator. It changes no node until there is a policy",
     )
     again = "kubectl gpusharing import > policies.yaml"
@@ -298,9 +298,9 @@ def _values(given: AdminConfigMaps, merged: AdminMaps) -> list[str]:
 def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     """Ends once each of our ConfigMaps has an entry that it did not have; all entries of one are written at once."""
     stack, settings = snapshot.stack, snapshot.settings
-    plugin = sorted((given.plugin_configs or {}).keys() - stack.plugin_configs.keys())
+    plugin = sorted({NEUTRAL_KEY, *(given.plugin_configs or {})} - stack.plugin_configs.keys())
     theirs = parse_admin(given.mig_file or "").entries
-    mig = sorted(theirs.keys() - parse(stack.mig_file).keys())
+    mig = sorted({ALL_DISABLED, *theirs} - parse(stack.mig_file).keys())
     asked = []
     if plugin:
         asked.append((settings.plugin_config_map, plugin[0].replace(".", "\\."), "-q ."))
@@ -316,7 +316,7 @@ def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
 
 def _point(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
-    if policy is None:
+    if policy is None or elsewhere(policy, settings.gpu_operator_namespace):
         return ""
     held = {*snapshot.stack.plugin_configs, *(given.plugin_configs or {})}
     plugin = plugin_pointer(policy, settings.plugin_config_map, held)

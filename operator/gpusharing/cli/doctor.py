@@ -200,13 +200,13 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, of which one that does not exist holds
-    nothing, and the contents of the device plugin's; None if there is no pointer or it may not be read."""
+    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, and the contents of the device
+    plugin's; None if there is no pointer or it may not be read. A ConfigMap that does not exist holds nothing."""
     stack, place, maps, entries = view.followed, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}
     for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
-        data: Mapping[str, str] | None = None
+        data: dict[str, str] | None = None
         try:
             raw = await client.get(CONFIG_MAPS, name, namespace=place.gpu_operator_namespace)
             data = texts(section(raw, "data"))

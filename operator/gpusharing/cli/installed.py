@@ -15,6 +15,7 @@ from gpusharing.cli.versions import own_version
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
+from gpusharing.kube.gpuservers import find_gpu_operator
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
@@ -68,7 +69,9 @@ async def read_installed(client: KubeClient) -> Installed:
         return Installed(notes=(f"planned with the chart's default settings: {said(error)}",))
     if not found:
         note = "no operator is installed: planned with the chart's default settings"
-        return Installed(notes=(note,), missing=True)
+        where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
+        settings = InstalledSettings(PlanSettings(gpu_operator_namespace=where))
+        return Installed(settings, notes=(note,), missing=True)
     deployment = found[0]
     namespace = text(deployment, "metadata", "namespace")
     settings, notes = settings_of(deployment)
