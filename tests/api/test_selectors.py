@@ -4,7 +4,7 @@ import pytest
 
 from gpusharing.api.selectors import Row, matches
 
-LABELS = {"app": "llm", "tier": ""}
+LABELS = {"app": "llm", "tier": "", "rank": "7"}
 CASES: dict[str, tuple[dict[str, str], tuple[Row, ...], bool]] = {
     "nothing matches everything": ({}, (), True),
     "a label that is so": ({"app": "llm"}, (), True),
@@ -21,6 +21,11 @@ CASES: dict[str, tuple[dict[str, str], tuple[Row, ...], bool]] = {
     "Exists, and it does not": ({}, (("team", "Exists", ()),), False),
     "DoesNotExist": ({}, (("team", "DoesNotExist", ()),), True),
     "DoesNotExist, and it does": ({}, (("tier", "DoesNotExist", ()),), False),
+    "Gt": ({}, (("rank", "Gt", ("6",)),), True),
+    "Gt of its own": ({}, (("rank", "Gt", ("7",)),), False),
+    "Lt": ({}, (("rank", "Lt", ("8",)),), True),
+    "Lt, and it is missing": ({}, (("team", "Lt", ("8",)),), False),
+    "Gt of no number": ({}, (("app", "Gt", ("1",)),), False),
     "an operator of a newer Kubernetes": ({}, (("app", "Like", ("l*",)),), True),
     "one of two rows": ({}, (("app", "Exists", ()), ("team", "Exists", ())), False),
     "rows, and a label that is otherwise": ({"app": "web"}, (("app", "Exists", ()),), False),

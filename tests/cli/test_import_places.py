@@ -20,7 +20,7 @@ OURS = ("gpusharing-device-plugin", "gpusharing-mig-parted")
 async def test_before_the_installation_the_configmaps_of_a_gpu_operator_anywhere_are_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """OpenShift has it in nvidia-gpu-operator (NVIDIA/gpu-operator#704), DKP in kommander (NVIDIA/gpu-operator#2376)."""
+    """On OpenShift it is nvidia-gpu-operator (NVIDIA/gpu-operator#704), on DKP kommander (NVIDIA/gpu-operator#2376)."""
     told = await ask(reported("other-namespace"), "import")
     (one,) = policies(told.out).values()
     assert told.status == DONE

@@ -44,8 +44,8 @@ class Reset; 1 node at once; at any time; plan HASH
   disruptions: 3 of 3 pods are healthy, 3 must be. Remedy: Scale the workload up, or set its maxUnavailable to
   at least 1.
 ! StrandedPods: Pods default/llm-POD, default/llm-POD, default/llm-POD. No node would offer
-  nvidia.com/gpu. Remedy: Change the pod's request, keep the name elsewhere, or set drain.strandedPods to
-  Allow.
+  nvidia.com/gpu. Remedy: Change the pod's request, let its node affinity accept the old and the new value of
+  the label (operator In), keep the devices elsewhere, or set drain.strandedPods to Allow.
 
 Note: the configuration is written first; the first node starts 2m later
 2 nodes will change and 3 pods will be evicted. Nothing was changed.

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from tests.build import at, make_pdb, make_pod, make_work
 from tests.conformance.test_drain_rows import missing, no_decision
-from tests.planning.drainpass import OPERATOR, DrainPass
+from tests.planning.drainpass import OPERATOR, DrainPass, roomy
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import remember
@@ -50,11 +50,13 @@ def test_drain_case(case: dict[str, Any], turned: bool) -> None:
     work = _work(given, turned)
     options = Drain.model_validate(given.get("options", {}))
     now = at(given.get("now", 0))
-    offered = frozenset(given.get("offered", ["nvidia.com/gpu"]))
+    afterwards = roomy(*given.get("offered", ["nvidia.com/gpu"]))
 
     scope = Scope(OPERATOR, forces=given.get("forces", False), silent=given.get("silent", False))
     found = _drained(given, work, options, scope)
-    before = preflight(find_standings(work, options, now, scope=scope, cordoned=False), options, offered, now)
+    before = preflight(
+        find_standings(work, options, now, scope=scope, cordoned=False), options, afterwards, now
+    )
     plan = found.plan
 
     assert [pod.name for pod in plan.evict] == then.get("evict", [])

@@ -44,6 +44,15 @@ def test_a_running_pod_of_a_replica_set_holds_its_gpu() -> None:
     [
         ({"containers": [gpus("2"), gpus("1")]}, {"nvidia.com/gpu": 3}),
         ({"containers": [{}], "initContainers": [gpus("1")]}, {"nvidia.com/gpu": 1}),
+        ({"containers": [gpus("2")], "initContainers": [gpus("1")]}, {"nvidia.com/gpu": 2}),
+        ({"containers": [gpus("1")], "initContainers": [gpus("3")]}, {"nvidia.com/gpu": 3}),
+        (
+            {
+                "containers": [gpus("1")],
+                "initContainers": [{**gpus("1"), "restartPolicy": "Always"}, gpus("2")],
+            },
+            {"nvidia.com/gpu": 3},
+        ),
         ({"containers": [{}], "ephemeralContainers": [gpus("1")]}, {"nvidia.com/gpu": 1}),
         ({"containers": [gpus("1", "nvidia.com/mig-1g.10gb", "requests")]}, {"nvidia.com/mig-1g.10gb": 1}),
         ({"containers": [gpus("1", "nvidia.com/gpu.shared")]}, {"nvidia.com/gpu.shared": 1}),
@@ -55,6 +64,9 @@ def test_a_running_pod_of_a_replica_set_holds_its_gpu() -> None:
     ids=[
         "containers are summed",
         "an init or sidecar container counts",
+        "an init container gives its devices to the containers",
+        "an init container takes more than all containers",
+        "a sidecar runs beside those that start after it",
         "an ephemeral container counts",
         "a request counts like a limit",
         "a renamed share is a GPU",
@@ -106,6 +118,26 @@ def test_marks_that_ask_not_to_disturb_are_kept_and_no_other_annotation() -> Non
 )
 def test_files_that_a_pod_would_lose(volume: JSON, expected: bool) -> None:
     assert pod_view(pod(spec={"volumes": [volume]}), {}).local_files is expected
+
+
+def test_the_required_node_affinity_of_a_pod_that_asks_for_a_gpu_is_kept() -> None:
+    row = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["NVIDIA-L40S"]}
+    named = {"key": "metadata.name", "operator": "In", "values": ["gpu-1"]}
+    terms = [
+        {"matchExpressions": [row], "matchFields": [named]},
+        {},
+        {"matchExpressions": [{**row, "values": None}]},
+    ]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    spec = {"containers": [gpus("1")], "affinity": {"nodeAffinity": required}}
+    product = ("nvidia.com/gpu.product", "In", ("NVIDIA-L40S",))
+    name = ("metadata.name", "In", ("gpu-1",))
+    assert pod_view(pod(spec=spec), {}).node_terms == (
+        (product, name),
+        (("nvidia.com/gpu.product", "In", ()),),
+    )
+    assert pod_view(pod(spec={**spec, "containers": [{}]}), {}).node_terms == (), "it holds no GPU"
+    assert pod_view(pod(), {}).node_terms == ()
 
 
 def test_only_the_controller_is_the_owner() -> None:

@@ -193,10 +193,12 @@ async def test_refused_evictions_are_part_of_the_work_and_new_ones_are_seen_with
 async def test_pods_that_wait_are_counted_by_the_resource_they_ask_for() -> None:
     waiting = pod("waiting")
     del waiting["spec"]["nodeName"]
+    waiting["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "4"
     waiting["status"] = {"phase": "Pending"}
     async with gathering((PODS, pod()), (PODS, waiting)) as stage:
         await stage.gatherer.count_pending()
-        assert (await stage.snapshot()).pending == {"nvidia.com/gpu": 1}
+        found = await stage.snapshot()
+        assert (found.pending, found.pending_devices) == ({"nvidia.com/gpu": 1}, {"nvidia.com/gpu": 4})
 
 
 # --- NVIDIA's stack --------------------------------------------------------------------------------

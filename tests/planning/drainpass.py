@@ -1,6 +1,5 @@
 """One pass of a drain: how the pods of a node stand, and what is planned for them."""
 
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -10,12 +9,21 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
+from gpusharing.planning.drain.stranded import Afterwards, Place
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.words.blockers import Blocker
 
 OPERATOR = "gpu-operator"
 SCOPE = Scope(OPERATOR)
-GPU = frozenset({"nvidia.com/gpu"})
+
+
+def roomy(*names: str) -> Afterwards:
+    """A cluster in which another node will advertise plenty of these resources, and no other one."""
+    place = Place("elsewhere", {}, dict.fromkeys(names, 1000), {}, emptied=False, open=True)
+    return Afterwards(lambda: [place])
+
+
+GPU = roomy("nvidia.com/gpu")
 
 
 @dataclass(frozen=True)
@@ -52,9 +60,8 @@ def planned(work: NodeWork, options: Drain | None = None, now: datetime = NOW) -
     return drain_pass(work, options, now).plan
 
 
-def foreseen(
-    work: NodeWork, now: datetime = NOW, *, options: Drain | None = None, offered: AbstractSet[str] = GPU
-) -> tuple[Blocker, ...]:
+def foreseen(work: NodeWork, now: datetime = NOW, *, options: Drain | None = None) -> tuple[Blocker, ...]:
     """What is found before the cordon."""
     options = options or Drain()
-    return preflight(find_standings(work, options, now, scope=SCOPE, cordoned=False), options, offered, now)
+    found = find_standings(work, options, now, scope=SCOPE, cordoned=False)
+    return preflight(found, options, GPU, now)

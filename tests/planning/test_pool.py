@@ -19,6 +19,7 @@ from tests.build import (
     make_work,
 )
 from tests.planning.cases import MIXED, assessed_of, make_case, make_member
+from tests.planning.drainpass import roomy
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -34,7 +35,7 @@ from gpusharing.planning.way.members import Member, is_unavailable
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.reasons import Reason
 
-OFFERED = frozenset({"nvidia.com/gpu", "nvidia.com/mig-3g.40gb"})
+OFFERED = roomy("nvidia.com/gpu", "nvidia.com/mig-3g.40gb")
 EMPTY = make_work()
 
 

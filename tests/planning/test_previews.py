@@ -8,6 +8,7 @@ import pytest
 from tests.build import NOW, at, make_fence, make_node, make_pod, make_policy, make_snapshot, make_work
 from tests.planning.budgets import Budget
 from tests.planning.cases import FULL, edited, make_case, pool_of
+from tests.planning.drainpass import roomy
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.podkinds import NAMESPACE
 from tests.planning.test_guard import PoisonedPods
@@ -47,7 +48,7 @@ def look(
     """What is known and wanted."""
     verdicts = {one.node.name: one.verdict for one in pools["pool-b"].members}
     snapshot = replace(make_snapshot([], [POLICY]), previews=previews, work=work)
-    return find_previews(pools, verdicts, snapshot, NOTHING, at(seconds))
+    return find_previews(pools, verdicts, snapshot, roomy(), at(seconds))
 
 
 def test_no_more_nodes_are_looked_at_than_a_plan_names_and_few_at_a_time() -> None:
@@ -127,7 +128,7 @@ def test_a_node_that_starts_in_this_pass_is_not_looked_at() -> None:
     pools = held(1)
     begins = verdict(Phase.CORDONED, Reason.SETTLING, "n00", disruption=DisruptionClass.RESET)
     snapshot = make_snapshot([], [POLICY])
-    assert find_previews(pools, {"n00": begins}, snapshot, NOTHING, NOW).wants_pods == NOTHING
+    assert find_previews(pools, {"n00": begins}, snapshot, roomy(), NOW).wants_pods == NOTHING
 
 
 def test_a_list_that_fails_for_ever_is_told_and_asked_again_no_sooner_than_others() -> None:

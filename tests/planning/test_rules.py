@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from tests.build import JOB, REPLICA_SET, at, make_pdb, make_pod, make_work
-from tests.planning.drainpass import GPU, OPERATOR
+from tests.planning.drainpass import GPU, OPERATOR, roomy
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER
@@ -233,7 +233,7 @@ def test_a_job_does_not_block_the_cordon_whatever_its_budget_says() -> None:
         TRAINER, pdbs=[make_pdb(match_labels={"tier": "training"}, allowed=0, expected=1, desired=1)]
     )
     found = find_standings(work, Drain(), at(0), scope=Scope(OPERATOR), cordoned=False)
-    assert preflight(found, Drain(), frozenset(), at(0)) == ()
+    assert preflight(found, Drain(), roomy(), at(0)) == ()
     assert not budget_room(found)
     ended_anyway = Drain.model_validate({"jobs": {"onTimeout": "Evict"}})
     found = find_standings(work, ended_anyway, at(0), scope=Scope(OPERATOR), cordoned=False)

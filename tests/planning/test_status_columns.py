@@ -155,6 +155,7 @@ def test_the_plan_tells_the_worst_class_the_nodes_pods_and_capacities() -> None:
         "budgets": [],
         "gangs": [],
         "blockers": [],
+        "shortages": [],
         "windows": [],
         "capacityBefore": {"nvidia.com/gpu": 3, "nvidia.com/mig-3g.40gb": 2},
         "capacityAfter": {"nvidia.com/gpu": 1, "nvidia.com/mig-3g.40gb": 6},

@@ -205,7 +205,8 @@ class Drain(WireModel):
     jobs: Jobs = Field(default_factory=Jobs)
     """How long the drain waits for pods that run to completion."""
     stranded_pods: Literal["Hold", "Allow"] = "Hold"
-    """Pods whose resource name no node would offer afterwards: Hold leaves the node alone, Allow evicts."""
+    """Pods that could not run when all planned changes are done: no node would offer their resource name, too few of it
+    would remain, or no node would have the labels that they require. Hold leaves the node alone, Allow evicts."""
 
 
 class Cost(WireModel):
@@ -314,6 +315,9 @@ class Plan(WireModel):
     """Gangs that these pods belong to, how many members they have and where; at most 10."""
     blockers: Annotated[tuple[Sentence, ...], Field(max_length=5)] = ()
     """What would keep these pods from leaving, one line for each reason."""
+    shortages: Annotated[tuple[Sentence, ...], Field(max_length=20)] = ()
+    """Resource names of which pods, running or Pending, ask for more devices than the whole cluster will have, where
+    the pool gives up some: nvidia.com/mig-3g.40gb: 24 ask, 16 remain: 8 will wait. At most 20."""
     windows: Annotated[tuple[Line, ...], Field(max_length=3)] = ()
     """The next times at which nodes may start, from and to in UTC; empty: at any time."""
     capacity_before: Counts

@@ -1,4 +1,5 @@
-"""Label selectors as Kubernetes means them: of our policies, of their rules, and of PodDisruptionBudgets."""
+"""Label selectors as Kubernetes means them: of our policies, of their rules, of PodDisruptionBudgets, and of pods for
+their nodes."""
 
 from collections.abc import Iterable, Mapping
 
@@ -21,11 +22,12 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
     budgets, and one too many is better than one overlooked; our own CRDs admit no such operator.
     """
     return all(labels.get(key) == value for key, value in wanted.items()) and all(
-        _holds(labels, row) for row in rows
+        holds(labels, row) for row in rows
     )
 
 
-def _holds(labels: Mapping[str, str], row: Row) -> bool:
+def holds(labels: Mapping[str, str], row: Row) -> bool:
+    """Whether one row of matchExpressions matches. Gt and Lt, which only node affinity has, compare whole numbers."""
     key, operator, values = row
     match operator:
         case "In":
@@ -36,5 +38,16 @@ def _holds(labels: Mapping[str, str], row: Row) -> bool:
             return key in labels
         case "DoesNotExist":
             return key not in labels
+        case "Gt" | "Lt":
+            here, there = parse_int(labels.get(key, "")), parse_int(values[0] if values else "")
+            if here is None or there is None:
+                return False
+            return here > there if operator == "Gt" else here < there
         case _:
             return True
+
+
+def parse_int(written: str) -> int | None:
+    """A whole number as Go's ParseInt takes it; None for any other text."""
+    digits = written[1:] if written[:1] in ("+", "-") else written
+    return int(written) if digits.isascii() and digits.isdigit() else None

@@ -7,11 +7,13 @@ v0.36.3, core/v1/toleration.go). The kubelet's conditions and cordons are taints
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpusharing.api.names import TAINT_UNPROVEN
+from gpusharing.api.selectors import holds, parse_int
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, part, section, strings, text, texts
 
 _NODE_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 _KEEPS_OUT = ("NoSchedule", "NoExecute")
+_OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
 TOLD_APART = frozenset(
     {
         "node.kubernetes.io/unschedulable",
@@ -115,29 +117,9 @@ def _missing(term: JSON, node: JSON, *, later: bool) -> Iterator[str]:
 
 
 def _meets(row: JSON, known: Mapping[str, str]) -> bool:
-    value, values = known.get(text(row, "key")), strings(row.get("values"))
-    match text(row, "operator"):
-        case "In":
-            return value in values
-        case "NotIn":
-            return value not in values
-        case "Exists":
-            return value is not None
-        case "DoesNotExist":
-            return value is None
-        case "Gt" | "Lt" as operator:
-            here, there = _number(value or ""), _number(values[0] if values else "")
-            if here is None or there is None:
-                return False
-            return here > there if operator == "Gt" else here < there
-        case _:
-            return False  # the API server refuses it, and the scheduler takes such a term for one that fails
-
-
-def _number(written: str) -> int | None:
-    """A whole number as Go's ParseInt takes it."""
-    digits = written[1:] if written[:1] in ("+", "-") else written
-    return int(written) if digits.isascii() and digits.isdigit() else None
+    """Whether a row matches. The API server refuses other operators, and for the scheduler they fail."""
+    operator = text(row, "operator")
+    return operator in _OPERATORS and holds(known, (text(row, "key"), operator, strings(row.get("values"))))
 
 
 # --- taints --------------------------------------------------------------------------------------------------
@@ -158,7 +140,7 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
         case "Exists":
             return True
         case "Gt" | "Lt" as operator:
-            here, there = _number(text(taint, "value")), _number(text(toleration, "value"))
+            here, there = parse_int(text(taint, "value")), parse_int(text(toleration, "value"))
             if here is None or there is None:
                 return False
             return here > there if operator == "Gt" else here < there

@@ -167,7 +167,8 @@ def _who_asks(found: Vanishing) -> str:
     named = some(found.pods, 5)
     parts = [f"asked for by {counted(len(found.pods), 'pod')} here ({named})" if found.pods else ""]
     parts.append(f"{counted(found.pending, 'pod')} waiting for it" if found.pending else "")
-    where = "other nodes still offer it" if found.anywhere else "no node would offer it any more"
+    where = found.demand.text if found.demand.waiting else "other nodes still offer it"
+    where = where if found.demand.remain else "no node would offer it any more"
     return f"{'; '.join(filter(None, parts))}; {where}"
 
 
@@ -227,7 +228,10 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
                 "resource": one.resource,
                 "before": one.before,
                 "after": one.after,
-                "offeredElsewhere": one.anywhere,
+                "offeredElsewhere": one.demand.remain > 0,
+                "asked": one.demand.asked,
+                "remain": one.demand.remain,
+                "willWait": one.demand.waiting,
                 "pods": list(one.pods),
                 "pending": one.pending,
             }

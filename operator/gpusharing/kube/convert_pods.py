@@ -6,17 +6,17 @@ phase has a status that something else broke. It counts as Unknown: it has not f
 protected by its budgets.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
 
+from gpusharing.api.selectors import Row
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.gangkeys import gang_of
-from gpusharing.kube.podrequests import container_requests
+from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
@@ -34,7 +34,7 @@ _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
     """A Pod. `resource_claims` says what each of `resource_claim_names` is used for, by `namespace/name`."""
-    metadata = section(raw, "metadata")
+    metadata, resources = section(raw, "metadata"), _gpu_requests(raw)
     return PodView(
         namespace=intern(text(metadata, "namespace")),
         name=text(metadata, "name"),
@@ -43,9 +43,10 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         labels=interned(metadata.get("labels")),
         owner=_controller(metadata),
         mirror=_is_mirror(metadata),
-        resources=_gpu_requests(raw),
+        resources=resources,
         dra=_dra_use(raw, resource_claims),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
+        node_terms=_node_terms(raw) if resources else (),
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
@@ -111,10 +112,7 @@ def resource_claim_use(raw: JSON) -> ResourceClaimUse:
 def pdb_view(raw: JSON) -> PdbView:
     """A PodDisruptionBudget. Without a selector it matches no pod, with an empty one all (policy/v1)."""
     selector = part(raw, "spec", "selector")
-    expressions = tuple(
-        (text(row, "key"), text(row, "operator"), strings(row.get("values")))
-        for row in entries(selector, "matchExpressions")
-    )
+    expressions = _rows(entries(selector, "matchExpressions"))
     labels = texts(part(selector, "matchLabels"))
     status = section(raw, "status")
     return PdbView(
@@ -160,12 +158,25 @@ def _is_local(volume: JSON) -> bool:
 
 
 def _gpu_requests(raw: JSON) -> Mapping[str, int]:
-    """GPU resources of all containers, init and sidecar containers included, summed (G2)."""
-    total: Counter[str] = Counter()
-    for kind in ("containers", "initContainers", "ephemeralContainers"):
-        for container in entries(raw, "spec", kind):
-            total.update(container_requests(container))
-    return dict(sorted(total.items()))
+    """The GPU devices that the pod takes, as the scheduler counts them (G2)."""
+    return dict(sorted(pod_requests(raw).items()))
+
+
+def _node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
+    """The terms of the required node affinity. One without any row matches no node and is left out."""
+    required = section(
+        raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
+    )
+    terms = entries(required, "nodeSelectorTerms")
+    rows = (_rows((*entries(term, "matchExpressions"), *entries(term, "matchFields"))) for term in terms)
+    return tuple(filter(None, rows))
+
+
+def _rows(written: Iterable[JSON]) -> tuple[Row, ...]:
+    return tuple(
+        (intern(text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
+        for row in written
+    )
 
 
 def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:

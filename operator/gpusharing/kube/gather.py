@@ -88,6 +88,7 @@ class Gatherer:
     proving: frozenset[str] = frozenset()
     """Nodes for which the last plan needs nothing but a look at their pods."""
     pending: dict[str, int] = field(default_factory=dict)
+    pending_devices: dict[str, int] = field(default_factory=dict)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """By UID of a mig-manager pod on a fenced node."""
@@ -140,6 +141,7 @@ class Gatherer:
             claims=claims,
             work=dict(self.work),
             pending=dict(self.pending),
+            pending_devices=dict(self.pending_devices),
             drifting_since=dict(self.drifting_since),
             at_work_since=self._look_for_work(now),
             call_failures={**self.failures, **self._listing},
@@ -386,11 +388,9 @@ class Gatherer:
                 raise
             return (), f"the pods of the node cannot be listed: {error}"
 
-    # --- pods that wait ------------------------------------------------------------------------------------
-
     async def count_pending(self) -> None:
-        """GPU resource name to Pending pods without a node that ask for it."""
-        self.pending = await count_pending(self.client)
+        """Count the Pending pods without a node that ask for a GPU, and their devices. Raises a KubeError."""
+        self.pending, self.pending_devices = await count_pending(self.client)
 
 
 def _later(now: datetime, began: float) -> datetime:

@@ -2,17 +2,19 @@
 
 from collections import Counter
 
-from gpusharing.api.names import is_gpu_resource
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.paging import pages_of
 
 
-async def count_pending(client: KubeClient) -> dict[str, int]:
-    """GPU resource name to Pending pods without a node that ask for it. Raises a KubeError."""
-    counts: Counter[str] = Counter()
+async def count_pending(client: KubeClient) -> tuple[dict[str, int], dict[str, int]]:
+    """By GPU resource name: how many Pending pods without a node ask for it, and for how many devices together. Raises
+    a KubeError."""
+    pods, devices = Counter[str](), Counter[str]()
     selector = "spec.nodeName=,status.phase=Pending"
     async for page in pages_of(client, PODS, field_selector=selector):
         for raw in page.items:
-            counts.update(filter(is_gpu_resource, pod_view(raw, {}).resources))
-    return dict(counts)
+            asked = pod_view(raw, {}).resources
+            pods.update(asked.keys())
+            devices.update(asked)
+    return dict(pods), dict(devices)

@@ -22,7 +22,9 @@ def pod_requests(pod: JSON) -> Counter[str]:
         start |= beside
         if text(container, "restartPolicy") == "Always":
             sidecars = beside
-    together = sum(map(container_requests, entries(pod, "spec", "containers")), sidecars)
+    # The API server refuses requests of ephemeral containers; one that came in otherwise counts like any container.
+    containers = (*entries(pod, "spec", "containers"), *entries(pod, "spec", "ephemeralContainers"))
+    together = sum(map(container_requests, containers), sidecars)
     return (together | start) + container_requests(
         {"resources": {"limits": section(pod, "spec", "overhead")}}
     )

@@ -34,6 +34,8 @@ from datetime import datetime
 from functools import partial
 
 from gpusharing.api.names import LABEL_POLICY, Phase
+from gpusharing.planning.drain.stranded import Afterwards
+from gpusharing.planning.pools.afterwards import find_afterwards
 from gpusharing.planning.pools.choice import choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
@@ -54,7 +56,6 @@ from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, Wish
-from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.callverdicts import Failing
 from gpusharing.planning.way.gangrules import with_rules
 from gpusharing.planning.way.guard import UnjudgedPolicyError, not_judged
@@ -101,6 +102,8 @@ class RolloutPlan:
     """By policy: passes in a row without progress, see `count_vain` and `vain_until_now`."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: nodes that it owns and that another policy's change keeps until that ends."""
+    afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
+    """The cluster when all planned changes are done, and so who could not run then. It follows from the snapshot."""
 
     def vain_until_now(self, work: Mapping[str, object]) -> Mapping[str, int]:
         """Return `vain_passes`, or nothing while the pods of a node that this plan wanted are missing in `work`."""
@@ -146,14 +149,14 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
-    offered = _offered(facts.values())
-    choice = choose(snapshot, now, pools, verdicts, offered, held=len(kept))
+    afterwards = find_afterwards(snapshot, facts)
+    choice = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept))
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
     verdicts |= choice.verdicts
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
-    previews = find_previews(pools, verdicts, snapshot, offered, now)
+    previews = find_previews(pools, verdicts, snapshot, afterwards, now)
 
     targets = _targets(facts)
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
@@ -172,6 +175,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         vain_passes=count_vain(pools, verdicts, choice.looks, snapshot.looks, snapshot.vain_passes)
         if choice.crowd_known
         else {},
+        afterwards=afterwards,
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
     )
@@ -329,15 +333,6 @@ def _pools(
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
     """A node with a claim was about to begin, unless it waits or has just been proven."""
     return verdict.node in failing.kept or not (verdict.candidate or verdict.phase is Phase.SYNCED)
-
-
-def _offered(facts: Iterable[NodeFacts]) -> frozenset[str]:
-    """Resource names of NVIDIA's device plugin that some node still offers after all planned changes."""
-    offered: set[str] = set()
-    for one in facts:
-        found = one.assessment
-        offered.update(found.target.resources if isinstance(found, Assessed) else served(one.node))
-    return frozenset(offered)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ Specification: docs/design/drain.md. What holds in every plan:
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 
 from gpusharing.api.policy import Drain
@@ -27,9 +26,9 @@ from gpusharing.planning.drain.force import (
     next_force,
     waits_for_forced,
 )
-from gpusharing.planning.drain.holders import by_ref, gpu_resources
-from gpusharing.planning.drain.kai import gpu_groups, is_reservation
+from gpusharing.planning.drain.holders import by_ref
 from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
+from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.words.blockers import Blocker, merge
 from gpusharing.planning.words.lengths import counted
@@ -70,17 +69,16 @@ class DrainPlan:
         return self.holders == 0
 
 
-def preflight(
-    found: Standings, options: Drain, offered: AbstractSet[str], now: datetime
-) -> tuple[Blocker, ...]:
+def preflight(found: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
     """What would keep a drain from succeeding; while there is any blocker, the node is not cordoned.
 
-    `found`: the standings on a node that is not cordoned. `offered`: the resource names that some node of the cluster
-    will still offer after all planned changes.
+    `found`: the standings on a node that is not cordoned. Pods that could not run `afterwards` are blockers unless the
+    policy allows it.
     """
     if found.error:
         return (_list_failed(found),)
-    stranded = _stranded(_to_evict(found), offered) if options.stranded_pods == "Hold" else ()
+    lost = (one.pod for one in _to_evict(found)) if options.stranded_pods == "Hold" else ()
+    stranded = afterwards.find_stranded(found.node, lost)
     return merge(
         (*_kept(found, _unforced(_to_evict(found), found), now), *explain_force(found, []), *stranded)
     )
@@ -184,15 +182,6 @@ def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
 
 def _list_failed(found: Standings) -> Blocker:
     return Blocker(Reason.LIST_FAILED, message=found.error)
-
-
-def _stranded(staying: Iterable[Standing], offered: AbstractSet[str]) -> Iterator[Blocker]:
-    for one in staying:
-        lost = [name for name in gpu_resources(one.pod) if name not in offered]
-        if lost and not is_reservation(one.pod):
-            of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(one.pod) else ""
-            told = f"No node would offer {', '.join(lost)}{of_kai}"
-            yield Blocker(Reason.STRANDED_PODS, (one.pod.ref,), message=told)
 
 
 def _unheard(found: Standings) -> Iterator[Blocker]:

@@ -102,6 +102,8 @@ class Standings:
     """When we cordoned the node; None: we did not."""
     silent: bool = False
     """Whether the node is not Ready: no pod is evicted, and nobody knows whether those that are leaving still run."""
+    node: str = ""
+    """Name of the node; empty: unknown."""
 
     @property
     def holders(self) -> int:
@@ -143,6 +145,7 @@ def find_standings(
         force_within=force_within(options, scope),
         cordoned_at=scope.cordoned_at,
         silent=scope.silent,
+        node=scope.node,
     )
 
 

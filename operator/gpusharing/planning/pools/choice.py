@@ -6,6 +6,7 @@ A pool that cannot be judged begins nothing; the others do (way/guard.py).
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
+from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, Selection, select
 from gpusharing.planning.pools.slots import fences_of
@@ -37,12 +38,12 @@ def choose(
     now: datetime,
     pools: Mapping[str, Pool],
     verdicts: Mapping[str, Verdict],
-    offered: frozenset[str],
+    afterwards: Afterwards,
     *,
     held: int,
 ) -> Choice:
     """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `held` slots are
-    kept for nodes without a fence. `offered`: the resource names that some node still offers in the end.
+    kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done.
     """
     chosen: dict[str, Verdict] = {}
     claims: dict[str, Claim] = {}
@@ -51,7 +52,7 @@ def choose(
     if not waiting:
         return Choice(chosen, claims, looks)
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
-    ledger = Ledger.of(snapshot, now, offered, list(_able_to_begin(waiting)))
+    ledger = Ledger.of(snapshot, now, afterwards, list(_able_to_begin(waiting)))
     for name in sorted(in_flight):
         if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
             looks[name] = look

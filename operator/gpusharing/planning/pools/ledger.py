@@ -1,4 +1,4 @@
-"""What the pools share in one pass: resource names that stay available, looks at pods, and room in
+"""What the pools share in one pass: who could not run after the changes, looks at pods, and room in
 PodDisruptionBudgets."""
 
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.keepers import keeps_its_slot
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
@@ -19,8 +20,8 @@ from gpusharing.planning.words.reasons import Reason
 class Ledger:
     """What all pools share in one pass."""
 
-    offered: frozenset[str]
-    """Resource names of NVIDIA's device plugin that some node still offers after all planned changes."""
+    afterwards: Afterwards
+    """The cluster when all planned changes are done."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By node: what the last look at its pods found."""
     crowd: Counter[str] = field(default_factory=Counter)
@@ -42,7 +43,7 @@ class Ledger:
     def of(
         snapshot: ClusterSnapshot,
         now: datetime,
-        offered: frozenset[str],
+        afterwards: Afterwards,
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
         """What is known before any node starts. `cases`: candidates of pools with room, each with its policy."""
@@ -57,7 +58,7 @@ class Ledger:
         claimed_waves = {name: claim.wave for name, claim in snapshot.claims.items() if name not in fences}
         places = Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None
         return Ledger(
-            offered,
+            afterwards,
             snapshot.looks,
             due=due,
             recent=recent,

@@ -17,6 +17,7 @@ from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import preflight
 from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -49,10 +50,10 @@ def find_previews(
     pools: Mapping[str, Pool],
     verdicts: Mapping[str, Verdict],
     snapshot: ClusterSnapshot,
-    offered: AbstractSet[str],
+    afterwards: Afterwards,
     now: datetime,
 ) -> Previews:
-    """What the nodes that wait would disturb. `offered`: see `preflight`."""
+    """What the nodes that wait would disturb. `afterwards`: the cluster when all planned changes are done."""
     known: dict[str, Preview] = {}
     missing: list[str] = []
     looked_at: set[str] = set()
@@ -62,7 +63,7 @@ def find_previews(
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:
-                known[name] = preview_of(policy, verdict, work, offered, snapshot.settings)
+                known[name] = preview_of(policy, verdict, work, afterwards, snapshot.settings)
             except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are shown (guard.py)
                 why = Blocker(Reason.NODE_NOT_JUDGED, message=explain_error(error))
                 known[name] = Preview(policy.version, work.listed_at, blockers=(why,))
@@ -109,7 +110,7 @@ def _standing(preview: Preview | None, policy: PolicyView) -> Preview | None:
 
 
 def preview_of(
-    policy: PolicyView, verdict: Verdict, work: NodeWork, offered: AbstractSet[str], settings: PlanSettings
+    policy: PolicyView, verdict: Verdict, work: NodeWork, afterwards: Afterwards, settings: PlanSettings
 ) -> Preview:
     """What the change of one node would disturb, by the last list of its pods. The policy has a spec."""
     assert policy.spec is not None, "a policy without a spec has no nodes to go"
@@ -117,7 +118,7 @@ def preview_of(
     scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT, node=verdict.node)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
     leaving = (*pods.leaving, *pods.staying)
-    blockers = preflight(pods, drain, offered, work.listed_at)
+    blockers = preflight(pods, drain, afterwards, work.listed_at)
     return Preview(
         policy.version,
         work.listed_at,

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from gpusharing.api.policy import Drain
+from gpusharing.api.selectors import Row
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.values import value
 
@@ -69,6 +70,9 @@ class PodView:
     """Its ResourceClaims: `gpu` when gpu.nvidia.com allocated one without adminAccess; `unresolved` counts as that."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     """spec.nodeSelector."""
+    node_terms: tuple[tuple[Row, ...], ...] = ()
+    """The terms of its required node affinity, of which a node must match one; matchFields count as labels. Empty: it
+    has none, or it asks for no GPU resource."""
     deleted_at: datetime | None = None
     """metadata.deletionTimestamp: when the grace period ends; None: it is not being deleted."""
     ready: bool = True

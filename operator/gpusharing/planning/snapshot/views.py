@@ -356,6 +356,8 @@ class ClusterSnapshot:
     """Why mig-manager failed, from its log, where it failed in a change of ours."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """By GPU resource name: Pending pods that ask for it and have no node yet."""
+    pending_devices: Mapping[str, int] = field(default_factory=dict)
+    """By GPU resource name: devices that these pods ask for together."""
     drifting_since: Mapping[str, datetime] = field(default_factory=dict)
     """By node: since when this process has seen it differ from its target."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.planning.pools.afterwards import find_held
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
 from gpusharing.planning.way.members import is_unavailable
 from gpusharing.planning.words.values import value
 
-_OVER = ("Succeeded", "Failed")
 MOST_WAITED_FOR = 16
 """The most resource names that pods wait for and no node serves: anyone who may create pods may invent names."""
 OTHERS = "_others"
@@ -25,24 +25,11 @@ def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
     for node in nodes:
         now = served(node)
         offered += sum(now.values())
-        holdings = _held(node.name, snapshot)
+        holdings = find_held(node, snapshot)
         known = known and (holdings is not None or not now)
         counted = now or filter(is_plugin_resource, holdings or ())
         held += sum((holdings or {}).get(name, 0) for name in counted)
     return f"{held}{'' if known else '+?'}/{offered}"
-
-
-def _held(node: str, snapshot: ClusterSnapshot) -> Mapping[str, int] | None:
-    """By resource name: from the pods of a node in work, just listed, else as its agent reported, up to 30 s ago."""
-    work = snapshot.work.get(node)
-    if work is not None and not work.error:
-        held: Counter[str] = Counter()
-        for pod in work.pods:
-            if pod.phase not in _OVER:
-                held.update(pod.resources)
-        return held
-    gpunode = snapshot.gpunodes.get(node)
-    return gpunode.observed.allocated if gpunode and gpunode.observed else None
 
 
 def count_pending(
@@ -83,7 +70,7 @@ def count_slices(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> Slices
     for node in nodes:
         now = served(node)
         offered.update(now)
-        holdings = _held(node.name, snapshot) if _takes_pods(node) else None
+        holdings = find_held(node, snapshot) if _takes_pods(node) else None
         if holdings is not None:
             idle.update({name: max(0, count - holdings.get(name, 0)) for name, count in now.items()})
     return Slices(offered, {name: idle[name] for name in offered})

@@ -11,6 +11,7 @@ from datetime import datetime
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.planning.drain.holders import gpu_resources
 from gpusharing.planning.drain.kai import is_reservation
+from gpusharing.planning.drain.stranded import Afterwards, Demand
 from gpusharing.planning.gpus.capacity import client_memory
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.pools.candidates import find_candidate
@@ -54,8 +55,8 @@ class Vanishing:
     """How many of it the pool offers now."""
     after: int
     """How many it would offer in the end."""
-    anywhere: bool
-    """Some node still offers it in the end."""
+    demand: Demand
+    """How many devices pods ask for in the whole cluster, and how many it has in the end."""
     pods: tuple[str, ...]
     """`namespace/name` of the pods that run on nodes which change, as far as they were listed."""
     pending: int
@@ -152,14 +153,13 @@ def tell_proposal(
         offers = served(snapshot.nodes[verdict.node])
         before.update(offers)
         after.update(plan.targets.get(verdict.node, offers))
-    offered = _offered(plan, snapshot)
-    vanishing = tuple(_vanishing(before, after, names, snapshot, offered))
+    vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
     return Proposal(
         policy=policy.name,
         accepted=accepted["status"] == "True",
         about=accepted["message"],
         reason=accepted["reason"],
-        steps=tuple(_steps(policy, changing, plan, snapshot, offered)),
+        steps=tuple(_steps(policy, changing, plan, snapshot)),
         left_out=tuple(
             v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
         ),
@@ -198,21 +198,13 @@ def _client_memory(
             yield product, client_memory(card, policy.spec.mps.replicas)
 
 
-def _offered(plan: RolloutPlan, snapshot: ClusterSnapshot) -> frozenset[str]:
-    """Resource names of NVIDIA's device plugin that some node still offers in the end."""
-    return frozenset(
-        name for node, view in snapshot.nodes.items() for name in plan.targets.get(node, served(view))
-    )
-
-
 def _steps(
     policy: PolicyView,
     changing: list[Verdict],
     plan: RolloutPlan,
     snapshot: ClusterSnapshot,
-    offered: frozenset[str],
 ) -> Iterator[Step]:
-    ledger = Ledger(offered, snapshot.looks)
+    ledger = Ledger(plan.afterwards, snapshot.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order
         for case in plan.pools[policy.name].candidates
@@ -223,7 +215,7 @@ def _steps(
         work = snapshot.work.get(verdict.node)
         preview = None
         if work is not None and policy.spec is not None:
-            preview = preview_of(policy, verdict, work, offered, snapshot.settings)
+            preview = preview_of(policy, verdict, work, plan.afterwards, snapshot.settings)
         fences = any(isinstance(action, FenceNode) for action in verdict.actions)
         rank = 0 if snapshot.nodes[verdict.node].fence is not None else 1 if fences else 2
         place = order.get(verdict.node, _LAST)
@@ -241,7 +233,7 @@ def _vanishing(
     after: Mapping[str, int],
     nodes: set[str],
     snapshot: ClusterSnapshot,
-    offered: frozenset[str],
+    afterwards: Afterwards,
 ) -> Iterator[Vanishing]:
     """Names of which fewer are offered; those that the pool loses completely come first."""
     fewer = [name for name, count in before.items() if after.get(name, 0) < count]
@@ -257,7 +249,7 @@ def _vanishing(
             resource=name,
             before=before[name],
             after=after.get(name, 0),
-            anywhere=name in offered,
+            demand=afterwards.find_demand(name),
             pods=tuple(sorted(pods)),
             pending=snapshot.pending.get(name, 0),
         )

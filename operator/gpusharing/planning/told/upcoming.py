@@ -41,6 +41,8 @@ def tell_plan(
         now = served(snapshot.nodes[verdict.node])
         before.update(now)
         after.update(plan.targets.get(verdict.node, now))
+    lost = [name for name in sorted(before) if after[name] < before[name]]
+    demands = {name: plan.afterwards.find_demand(name) for name in lost}
     worst = max((verdict.disruption for verdict in changing), key=lambda one: one.severity)
     nodes = [verdict.node for verdict in changing]
     return {
@@ -50,6 +52,7 @@ def tell_plan(
         "nodeCount": len(nodes),
         "pods": sum(_pods_on(verdict, snapshot) for verdict in changing),
         **_disturbed([plan.previews[name] for name in nodes if name in plan.previews]),
+        "shortages": [f"{name}: {one.text}" for name, one in demands.items() if one.waiting][:MAX_LISTED],
         "windows": hours.listed,
         "capacityBefore": dict(sorted(before.items())),
         "capacityAfter": dict(sorted(after.items())),

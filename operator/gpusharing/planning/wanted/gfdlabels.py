@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.cards import bare_product
+from gpusharing.planning.gpus.cards import bare_product, find_card
 from gpusharing.planning.gpus.geometry import Layout, resource_name
-from gpusharing.planning.snapshot.views import ObservedView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target
 
@@ -72,3 +72,51 @@ def _mig_labels(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> dic
         expected[f"{resource_name(profile)}.count"] = str(count)
         expected[f"{resource_name(profile)}.replicas"] = str(replicas)
     return expected
+
+
+_MEMORY = "nvidia.com/gpu.memory"
+_OF_INSTANCES = ("nvidia.com/gpu.multiprocessors", "nvidia.com/gpu.slices.", "nvidia.com/gpu.engines.")
+"""Beginnings of labels that GFD writes under strategy single only, from what NVML says about the instances."""
+
+
+def future_labels(
+    node: NodeView, target: Target, observed: ObservedView, policy: str
+) -> tuple[Mapping[str, str], ...]:
+    """The labels that the node will have once it is as `target` wants, one set per card model that GFD may describe.
+
+    Labels whose future value is not known keep the present one. The memory of an instance is rounded up to GiB.
+    """
+    strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
+    own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
+    if (observed.hardware.layouts, before) != (target.layouts, strategy):
+        gone = (names.LABEL_MIG_STRATEGY, *(() if strategy == "single" else _OF_INSTANCES))
+        own = {key: value for key, value in own.items() if not key.startswith(gone) and _stays(key, target)}
+        if "single" in (strategy, before) and (memory := _find_memory(target, observed)):
+            own[_MEMORY] = str(memory)
+    own |= {names.LABEL_MPS_CAPABLE: "false", names.LABEL_PLUGIN_CONFIG: target.plugin_key}
+    if not target.plugin_key:
+        del own[names.LABEL_PLUGIN_CONFIG]
+    if target.mig_config:
+        own |= {names.LABEL_MIG_CONFIG: target.mig_config, names.LABEL_MIG_STATE: "success"}
+    if strategy == "mixed" and None not in target.layouts:
+        own |= {names.LABEL_GPU_REPLICAS: "0", names.LABEL_SHARING_STRATEGY: "none"}
+        own[names.LABEL_GPU_COUNT] = str(len(target.layouts))
+    return tuple({**own, **found} for found in expected_gfd_labels(target, observed))
+
+
+def _stays(label: str, target: Target) -> bool:
+    """Whether the label is about no MIG profile, or about one that GFD will describe too, under strategy mixed."""
+    if not label.startswith(names.RESOURCE_MIG_PREFIX):
+        return True
+    profiles = {profile for layout in target.layouts for profile, _ in layout or ()}
+    kept = tuple(f"{resource_name(profile)}." for profile in profiles)
+    return target.plugin.mig_strategy == "mixed" and label.startswith(kept)
+
+
+def _find_memory(target: Target, observed: ObservedView) -> int:
+    """MiB of what gpu.memory will be about: an instance under strategy single, else a card. 0 if unknown."""
+    gpu, layout = observed.gpus[0], target.layouts[0]
+    if target.plugin.mig_strategy == "single" and layout:
+        return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)
+    card = find_card(gpu.product)
+    return (card.memory_mib or 1024 * card.memory_gb) if card is not None else 0

@@ -46,8 +46,10 @@ LOCAL_STORAGE = ("LocalStorage", "Drain", _PERSON,
     "The pod keeps files in an emptyDir on the node's disk, which it would lose, and drain.localStorage is Block.",
     "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
 STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
-    "After the change no node would offer the resource name that the pod asks for, so it could not start again.",
-    "Change the pod's request, keep the name elsewhere, or set drain.strandedPods to Allow.")
+    "When all planned changes are done, the pod could not start again: no node would offer its resource name, too few "
+    "devices of it would remain, or the change rewrites a node label that the pod requires.",
+    "Change the pod's request, let its node affinity accept the old and the new value of the label (operator In), keep "
+    "the devices elsewhere, or set drain.strandedPods to Allow.")
 DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
     "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
     "goes on.",

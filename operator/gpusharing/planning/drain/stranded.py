@@ -1,0 +1,161 @@
+"""Who could not run after the planned changes: by resource name, by count, and by the labels that a change rewrites.
+
+Everything here is about the end of all planned changes, never about a moment in between: a node counts with what it is
+to become, also while its change is under way (docs/design/drain.md#stranded).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import field
+from functools import cached_property
+
+from gpusharing.api.selectors import Row, holds, matches
+from gpusharing.api.validation import is_rewritten
+from gpusharing.planning.drain.holders import gpu_resources
+from gpusharing.planning.drain.kai import gpu_groups, is_reservation
+from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.words.values import value
+
+
+@value(eq=False)
+class Place:
+    """One node, before and after the planned changes."""
+
+    node: str
+    """Name of the node."""
+    before: Mapping[str, int]
+    """Devices that it advertises, by resource name. Once its change has begun, these are those of `after`."""
+    after: Mapping[str, int]
+    """Devices that it will advertise."""
+    held: Mapping[str, int]
+    """Devices that its pods hold, as far as known; a pod that is being deleted no longer counts."""
+    emptied: bool
+    """Whether its pods have to leave for the change. Otherwise they keep their devices."""
+    open: bool
+    """Whether pods can be scheduled there afterwards."""
+    labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
+    """Returns its labels afterwards, with its name as `metadata.name`. Several sets: it will have one of them."""
+
+    def serves(self, pod: PodView) -> bool:
+        """Whether the node will advertise all the devices that the pod asks for."""
+        return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
+
+    def takes(self, pod: PodView) -> bool:
+        """Whether the pod could be scheduled there afterwards if the node were empty."""
+        terms = pod.node_terms or ((),)
+        return (self.open and self.serves(pod)) and any(
+            matches(labels, pod.node_selector, term) for labels in self.labels() for term in terms
+        )
+
+
+@value
+class Demand:
+    """How many devices of one resource name pods ask for, running or Pending, and how many there are for them."""
+
+    asked: int = 0
+    """Devices that pods ask for."""
+    remain: int = 0
+    """Devices that there will be. Pods that stay bound keep theirs."""
+    before: int = 0
+    """Devices that there are now."""
+
+    @property
+    def waiting(self) -> int:
+        """Devices that pods will wait for."""
+        return max(0, self.asked - self.remain)
+
+    @property
+    def worsens(self) -> bool:
+        """Whether pods will wait for more devices than without the changes."""
+        return self.remain < min(self.asked, self.before)
+
+    @property
+    def text(self) -> str:
+        """The shortage in words."""
+        return f"{self.asked} ask, {self.remain} remain: {self.waiting} will wait"
+
+
+@value(eq=False, slots=False)  # without slots, for what is worked out when somebody asks
+class Afterwards:
+    """The cluster when all planned changes are done."""
+
+    find_places: Callable[[], Iterable[Place]]
+    """Returns all nodes."""
+    pending: Mapping[str, int] = field(default_factory=dict)
+    """By resource name: devices that Pending pods without a node ask for."""
+    _placed: dict[object, bool] = field(default_factory=dict)
+    """Whether some node takes pods with these requirements, as far as asked."""
+
+    @cached_property
+    def _places(self) -> Mapping[str, Place]:
+        return {place.node: place for place in self.find_places()}
+
+    @cached_property
+    def _demands(self) -> Mapping[str, Demand]:
+        asked, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
+        for place in self._places.values():
+            for name in {*place.held, *place.before, *place.after}:
+                held = place.held.get(name, 0)
+                kept = 0 if place.emptied else held
+                asked[name] += held
+                remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
+                before[name] += max(held, place.before.get(name, 0)) if place.open else held
+        return {name: Demand(asked[name], remain[name], before[name]) for name in {*asked, *before}}
+
+    def find_demand(self, name: str) -> Demand:
+        """The demand for devices of this resource name in the whole cluster."""
+        return self._demands.get(name, Demand())
+
+    def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
+        """A blocker for each of these pods of `node` that, once evicted, would wait when all changes are done."""
+        own = self._places.get(node)
+        found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
+        return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
+
+    def _explain(self, pod: PodView, own: Place | None) -> str:
+        """Why the pod, which leaves its `own` node, would wait afterwards; empty if it would not."""
+        wanted = _wanted(pod)
+        if lost := [name for name in wanted if not self.find_demand(name).remain]:
+            of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod) else ""
+            return f"No node would offer {', '.join(lost)}{of_kai}"
+        if own is None or not wanted:
+            return ""
+        if not self._has_place(pod, own):
+            if broken := _find_broken(pod, own.labels()[0]):
+                return broken
+            if not own.serves(pod):
+                asked = ", ".join(f"{count} {name}" for name, count in wanted.items())
+                return f"No node that it may run on would offer {asked}"
+        had = {name: max(own.before.get(name, 0), own.held.get(name, 0)) for name in wanted}
+        fewer = [name for name in wanted if own.after.get(name, 0) < had[name]]
+        demands = {name: self.find_demand(name) for name in fewer}
+        return "; ".join(f"{name}: {one.text}" for name, one in demands.items() if one.worsens)
+
+    def _has_place(self, pod: PodView, own: Place) -> bool:
+        if own.takes(pod):
+            return True
+        needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())
+        if needs not in self._placed:
+            self._placed[needs] = any(place.takes(pod) for place in self._places.values())
+        return self._placed[needs]
+
+
+def _wanted(pod: PodView) -> Mapping[str, int]:
+    """The devices that one node must have for the pod. For a fraction of a GPU through KAI-Scheduler that is one."""
+    return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
+
+
+def _find_broken(pod: PodView, labels: Mapping[str, str]) -> str:
+    """The first requirement of the pod that these labels do not meet, of those about labels that changes rewrite."""
+    rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
+    if not any(matches(labels, {}, term) for term in pod.node_terms):
+        rows += [row for term in pod.node_terms for row in term]
+    for key, operator, values in rows:
+        if is_rewritten(key) and not holds(labels, (key, operator, values)):
+            equals = operator == "In" and len(values) == 1
+            rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
+            becomes = f"be {labels[key]}" if key in labels else "be absent"
+            return f"It requires {rule}, and this label will {becomes}"
+    return ""

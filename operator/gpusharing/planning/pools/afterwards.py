@@ -1,0 +1,72 @@
+"""Every node before and after the planned changes, for the question who could not run then (drain/stranded.py)."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+
+from gpusharing.api.names import LABEL_SKIP
+from gpusharing.planning.drain.holders import has_finished
+from gpusharing.planning.drain.stranded import Afterwards, Place
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.gfdlabels import future_labels
+from gpusharing.planning.wanted.verify import served
+from gpusharing.planning.way.nodefacts import NodeFacts
+
+
+def find_afterwards(snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]) -> Afterwards:
+    """The cluster when all planned changes are done; worked out when somebody first asks. A node that has no target,
+    cannot be judged or is skipped stays as it is."""
+
+    def places() -> Iterator[Place]:
+        for name, node in snapshot.nodes.items():
+            with suppress(Exception):  # whatever one node holds, the others are asked about (way/guard.py)
+                yield _place(node, facts[name].assessment if name in facts else None, snapshot)
+
+    return Afterwards(places, snapshot.pending_devices)
+
+
+def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) -> Place:
+    """The node, with its target if it has one. Our own cordon ends with the change, and one that was there before a
+    change is thought to be for it."""
+    now, fence = served(node), node.fence
+    skipped = fence is None and node.labels.get(LABEL_SKIP) == "true"
+    assessed = found if isinstance(found, Assessed) and not skipped else None
+    after = now if assessed is None else assessed.target.resources
+    emptied = assessed is not None and (fence or assessed).disruption.cordons
+    return Place(
+        node.name,
+        before=now if fence is None else after,
+        after=after,
+        held=find_held(node, snapshot, staying=True) or {},
+        emptied=emptied,
+        open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
+        labels=partial(_labels, node, assessed),
+    )
+
+
+def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
+    found: tuple[Mapping[str, str], ...] = (node.labels,)
+    if assessed is not None and (node.fence is not None or assessed.mismatch is not None):
+        found = future_labels(node, assessed.target, assessed.observed, assessed.policy.name)
+    return tuple({**labels, "metadata.name": node.name} for labels in found)
+
+
+def find_held(
+    node: NodeView, snapshot: ClusterSnapshot, *, staying: bool = False
+) -> Mapping[str, int] | None:
+    """By resource name: the devices that pods of the node hold; None if unknown.
+
+    From its pods if they were just listed, else as its agent reported, up to 30 s ago. `staying`: without pods that are
+    being deleted, and nothing where a change may have ended them since the agent's report.
+    """
+    work = snapshot.work.get(node.name)
+    if work is not None and not work.error:
+        held = Counter[str]()
+        for pod in work.pods:
+            if not has_finished(pod) and not (staying and pod.deleted_at is not None):
+                held.update(pod.resources)
+        return held
+    gpunode = None if staying and node.fence is not None else snapshot.gpunodes.get(node.name)
+    return gpunode.observed.allocated if gpunode is not None and gpunode.observed is not None else None

@@ -1,0 +1,400 @@
+"""Who could not run after the planned changes (drain/stranded.py, pools/afterwards.py, wanted/gfdlabels.py)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from tests.build import (
+    H100,
+    NOW,
+    at,
+    make_fence,
+    make_gpu,
+    make_gpunode,
+    make_node,
+    make_pod,
+    make_policy,
+    make_snapshot,
+    make_stack,
+    make_work,
+)
+from tests.configs import target_for
+from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T4, copy_of, world_of
+from tests.planning.test_guard import PoisonedPods
+
+from gpusharing.api import names
+from gpusharing.planning.rollout import plan_rollout
+from gpusharing.planning.snapshot.actions import FenceNode
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.told.unjudged import tell_status
+from gpusharing.planning.wanted.gfdlabels import future_labels
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.words.reasons import Reason
+
+GPU = names.RESOURCE_GPU
+PRODUCT, P = names.LABEL_GPU_PRODUCT, "NVIDIA-H100-80GB-HBM3"
+ELSEWHERE = {"gpusharing.dev/pool": "nobody's"}
+"""Labels of a node that no policy selects."""
+EIGHT = tuple(make_gpu(index) for index in range(8))
+POLICY, ALLOWING = make_policy(), make_policy(drain={"strandedPods": "Allow"})
+SHARING = make_policy(mode="TimeSlicing")
+POOL_C = {"gpusharing.dev/pool": "c"}
+GAINS = make_policy("pool-c", "TimeSlicing", nodeSelector={"matchLabels": POOL_C})
+"""A policy for other nodes, which gives each four times as many devices."""
+
+
+def full_node(name: str = "gpu-07", devices: int = 8, **fields: Any) -> NodeView:
+    """A node of pool b that advertises so many whole GPUs."""
+    return make_node(name, resources={GPU: devices}, **fields)
+
+
+def other(devices: int, **fields: Any) -> NodeView:
+    """gpu-09, which no policy selects, with so many whole GPUs."""
+    return full_node("gpu-09", devices, labels=ELSEWHERE, **fields)
+
+
+LITTLE = full_node("gpu-10", 4, labels=ELSEWHERE)
+
+
+def full_pods(count: int = 8, **fields: Any) -> NodeWork:
+    """The pods of a node: so many that hold a GPU each."""
+    return make_work(*(make_pod(f"llm-{number}", **fields) for number in range(count)))
+
+
+def snapshot_of(
+    *nodes: NodeView,
+    policies: tuple[PolicyView, ...] = (POLICY,),
+    work: Mapping[str, NodeWork] | None = None,
+    held: Mapping[str, int] | None = None,
+    **fields: Any,
+) -> ClusterSnapshot:
+    """Nodes with eight GPUs each, on which pods hold as many as `held` says; full_pods() run on gpu-07."""
+    reports = [
+        make_gpunode(one.name, gpus=EIGHT, allocated={GPU: (held or {}).get(one.name, 0)}) for one in nodes
+    ]
+    works = {"gpu-07": full_pods()} if work is None else work
+    return make_snapshot(nodes, policies, gpunodes=reports, work=works, **fields)
+
+
+def verdict_of(snapshot: ClusterSnapshot) -> Verdict:
+    """What is decided about gpu-07."""
+    return plan_rollout(snapshot, NOW).verdicts["gpu-07"]
+
+
+def begins(snapshot: ClusterSnapshot) -> bool:
+    """Whether the change of gpu-07 begins now."""
+    return any(isinstance(action, FenceNode) for action in verdict_of(snapshot).actions)
+
+
+def held_by(snapshot: ClusterSnapshot) -> str:
+    """Why gpu-07 is held for pods that could not run afterwards."""
+    verdict = verdict_of(snapshot)
+    assert verdict.reason is Reason.STRANDED_PODS, verdict
+    return verdict.message
+
+
+# --- by count --------------------------------------------------------------------------------------------------
+
+
+def test_a_node_is_held_while_more_pods_ask_for_its_devices_than_the_cluster_will_have() -> None:
+    snapshot = snapshot_of(full_node(), other(16), held={"gpu-09": 16})
+    assert "nvidia.com/gpu: 24 ask, 16 remain: 8 will wait" in held_by(snapshot)
+    assert begins(replace(snapshot, policies=(ALLOWING,)))
+
+
+def test_the_status_of_the_policy_tells_how_many_will_wait_whether_or_not_that_is_allowed() -> None:
+    for policy in (POLICY, ALLOWING):
+        snapshot = snapshot_of(full_node(), other(16), policies=(policy,), held={"gpu-09": 16})
+        status = policy_status(policy, plan_rollout(snapshot, NOW), snapshot, {}, NOW)
+        assert status["plan"]["shortages"] == ["nvidia.com/gpu: 24 ask, 16 remain: 8 will wait"]
+    enough = snapshot_of(full_node(), other(16), held={"gpu-09": 8})
+    assert tell_status(POLICY, plan_rollout(enough, NOW), enough, {}, NOW)["plan"]["shortages"] == []
+
+
+ENOUGH: dict[str, ClusterSnapshot] = {
+    "other nodes have as many free devices": snapshot_of(full_node(), other(16), held={"gpu-09": 8}),
+    "pods waited before, and the change makes more devices": snapshot_of(
+        full_node(), policies=(SHARING,), pending_devices={GPU: 100}
+    ),
+    "another node gains what this one loses": snapshot_of(
+        full_node(),
+        full_node("gpu-08", labels=POOL_C),
+        policies=(POLICY, GAINS),
+        pending_devices={GPU: 100},
+    ),
+    "pods that have ended or are being deleted ask for nothing": snapshot_of(
+        full_node(),
+        other(3),
+        work={
+            "gpu-07": make_work(
+                make_pod("a"),
+                make_pod("b", phase="Succeeded"),
+                make_pod("c", deleted_at=at(20)),
+                make_pod("d"),
+                make_pod("e"),
+            )
+        },
+    ),
+    "pods ask for a name that the node keeps": snapshot_of(
+        full_node(), policies=(SHARING,), work={"gpu-07": full_pods(8)}
+    ),
+    "a node whose change has begun counts with what it will be": snapshot_of(
+        full_node(),
+        full_node(
+            "gpu-08",
+            devices=0,
+            labels=POOL_C,
+            unschedulable=True,
+            fence=make_fence(policy="pool-c", node_uid="uid-gpu-08"),
+        ),
+        policies=(POLICY, GAINS),
+        work={"gpu-07": full_pods(), "gpu-08": make_work()},
+        pending_devices={GPU: 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENOUGH)
+def test_a_node_starts_although_its_pods_have_to_leave_because(case: str) -> None:
+    assert begins(ENOUGH[case]), verdict_of(ENOUGH[case])
+
+
+SHORT: dict[str, tuple[ClusterSnapshot, str]] = {
+    "pods wait for a node already": (
+        snapshot_of(full_node(), other(16), held={"gpu-09": 4}, pending_devices={GPU: 5}),
+        "17 ask, 16 remain: 1 will wait",
+    ),
+    "another node will give its devices up as well": (
+        snapshot_of(full_node(), full_node("gpu-08"), other(8), held={"gpu-08": 1}),
+        "9 ask, 8 remain: 1 will wait",
+    ),
+    "the free devices are on a node that is cordoned": (
+        snapshot_of(full_node(), other(24, unschedulable=True), LITTLE, held={"gpu-09": 16, "gpu-10": 4}),
+        "28 ask, 20 remain: 8 will wait",
+    ),
+    "the free devices are on a node that is not Ready": (
+        snapshot_of(full_node(), other(24, ready=False), LITTLE, held={"gpu-09": 16, "gpu-10": 4}),
+        "28 ask, 20 remain: 8 will wait",
+    ),
+    "the device plugin of the node is restarting": (
+        snapshot_of(full_node(devices=0), other(16), held={"gpu-09": 16}),
+        "24 ask, 16 remain: 8 will wait",
+    ),
+}
+
+
+@pytest.mark.parametrize(("snapshot", "told"), SHORT.values(), ids=SHORT)
+def test_a_node_is_held_for_a_shortage_also_where(snapshot: ClusterSnapshot, told: str) -> None:
+    assert told in held_by(snapshot)
+
+
+def test_a_pod_that_needs_more_devices_than_any_node_will_have_is_stranded() -> None:
+    work = {"gpu-07": make_work(make_pod(resources={GPU: 4}))}
+    snapshot = snapshot_of(full_node(), other(2), replace(other(2), name="gpu-10"), work=work)
+    assert "No node that it may run on would offer 4 nvidia.com/gpu" in held_by(snapshot)
+
+
+def test_pods_that_nobody_can_look_through_on_one_node_do_not_keep_another_from_starting() -> None:
+    broken = replace(make_work(), pods=PoisonedPods([make_pod()]))
+    snapshot = snapshot_of(full_node(), other(16), work={"gpu-07": full_pods(), "gpu-09": broken})
+    assert "No node would offer nvidia.com/gpu" in held_by(snapshot), "what is unknown serves nobody"
+    free = snapshot_of(
+        full_node(), full_node("gpu-08"), policies=(SHARING,), work={**snapshot.work, "gpu-08": broken}
+    )
+    assert begins(free)
+
+
+# --- by label --------------------------------------------------------------------------------------------------
+
+
+def labelled(
+    pod: PodView, *more: NodeView, was: PolicyView = FULL, policy: PolicyView = SHARING
+) -> ClusterSnapshot:
+    """A pod on gpu-07, which is as `was` wants and is to become as `policy` wants."""
+    node = replace(world_of(was).nodes["gpu-07"], uid="uid-gpu-07")
+    reports = [world_of(was).gpunodes["gpu-07"], *(make_gpunode(one.name) for one in more)]
+    return make_snapshot([node, *more], [policy], gpunodes=reports, work={"gpu-07": make_work(pod)})
+
+
+def test_a_pod_that_requires_a_label_which_the_change_rewrites_holds_the_node_and_is_told_the_new_value() -> (
+    None
+):
+    """NVIDIA's README selects GPUs by nvidia.com/gpu.product."""
+    pod = make_pod(node_selector={PRODUCT: P})
+    assert f"It requires {PRODUCT}={P}, and this label will be {P}-SHARED" in held_by(labelled(pod))
+    allowing = make_policy(mode="TimeSlicing", drain={"strandedPods": "Allow"})
+    assert begins(labelled(pod, policy=allowing))
+
+
+def test_another_node_that_still_has_the_label_afterwards_is_a_place_for_the_pod() -> None:
+    pod = make_pod(node_selector={PRODUCT: P})
+    place = make_node("gpu-09", labels={**ELSEWHERE, PRODUCT: P})
+    assert begins(labelled(pod, place))
+    for useless in (
+        make_node("gpu-09", labels={**ELSEWHERE, PRODUCT: P}, resources={}),
+        make_node("gpu-09", labels={**ELSEWHERE, PRODUCT: "Tesla-T4"}),
+        make_node("gpu-09", labels={**ELSEWHERE, PRODUCT: P}, unschedulable=True),
+        make_node("gpu-09", labels={PRODUCT: P}),
+    ):
+        assert PRODUCT in held_by(labelled(pod, useless)), useless
+
+
+def test_a_name_that_is_left_only_where_the_pod_may_not_run_is_no_place() -> None:
+    pod = make_pod(node_selector={"gpusharing.dev/pool": "b"})
+    snapshot = labelled(pod, make_node("gpu-09", labels=ELSEWHERE), policy=POLICY)
+    assert "No node that it may run on would offer 1 nvidia.com/gpu" in held_by(snapshot)
+
+
+def test_a_label_that_no_change_rewrites_holds_nothing() -> None:
+    """Somebody took it off the node while the pod ran; the change makes that neither better nor worse."""
+    assert begins(labelled(make_pod(node_selector={"team": "a"})))
+
+
+ROWS: dict[str, tuple[tuple[str, str, tuple[str, ...]], bool]] = {
+    "In with the old value": ((PRODUCT, "In", (P,)), False),
+    "In with the old and the new value": ((PRODUCT, "In", (P, f"{P}-SHARED")), True),
+    "NotIn with the new value": ((PRODUCT, "NotIn", (f"{P}-SHARED",)), False),
+    "NotIn with another value": ((PRODUCT, "NotIn", ("Tesla-T4",)), True),
+    "Exists of a label that stays": ((PRODUCT, "Exists", ()), True),
+    "Exists of a label that is not there": ((names.LABEL_MIG_STRATEGY, "Exists", ()), False),
+    "DoesNotExist of a label that stays away": ((names.LABEL_MIG_STRATEGY, "DoesNotExist", ()), True),
+    "DoesNotExist of a label that comes": ((PRODUCT, "DoesNotExist", ()), False),
+    "Gt of fewer than the replicas": ((names.LABEL_GPU_REPLICAS, "Gt", ("3",)), True),
+    "Gt of as many as the replicas": ((names.LABEL_GPU_REPLICAS, "Gt", ("4",)), False),
+    "Lt of fewer than the replicas": ((names.LABEL_GPU_REPLICAS, "Lt", ("2",)), False),
+    "Lt of more than the replicas": ((names.LABEL_GPU_REPLICAS, "Lt", ("5",)), True),
+    "the sharing strategy": ((names.LABEL_SHARING_STRATEGY, "In", ("none",)), False),
+    "our own label": ((names.LABEL_MODE, "In", ("full",)), False),
+    "its node's name": (("metadata.name", "In", ("gpu-07",)), True),
+}
+
+
+@pytest.mark.parametrize(("row", "fits"), ROWS.values(), ids=ROWS)
+def test_required_node_affinity_is_compared_with_the_labels_afterwards(
+    row: tuple[str, str, tuple[str, ...]], fits: bool
+) -> None:
+    assert begins(labelled(make_pod(node_terms=((row,),)))) is fits
+
+
+TOOLS: dict[str, tuple[str, PolicyView, PolicyView, dict[str, int]]] = {
+    "the device plugin": (
+        names.LABEL_PLUGIN_CONFIG,
+        SLICED,
+        make_policy(mode="TimeSlicing", timeSlicing={"replicas": 8}),
+        {GPU: 1},
+    ),
+    "mig-manager": (
+        names.LABEL_MIG_CONFIG,
+        MIXED,
+        make_policy(mig={"layouts": [{"profiles": {"3g.40gb": 1, "1g.10gb": 2}}]}),
+        {"nvidia.com/mig-3g.40gb": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize(("label", "was", "policy", "asks"), TOOLS.values(), ids=TOOLS)
+def test_a_pod_may_require_the_label_that_points_at_a_configuration_of(
+    label: str, was: PolicyView, policy: PolicyView, asks: dict[str, int]
+) -> None:
+    """Kueue's users select nodes by nvidia.com/mig.config."""
+    value, now = world_of(was).nodes["gpu-07"].labels[label], futures_of(was, policy)[label]
+    pod = make_pod(resources=asks, node_selector={label: value})
+    assert f"It requires {label}={value}, and this label will be {now}" in held_by(
+        labelled(pod, was=was, policy=policy)
+    )
+    assert value != now
+
+
+def test_one_term_of_the_affinity_that_matches_afterwards_is_enough() -> None:
+    old, new = (PRODUCT, "In", (P,)), (PRODUCT, "In", (f"{P}-SHARED",))
+    assert begins(labelled(make_pod(node_terms=((old,), (new,)))))
+    snapshot = labelled(make_pod(node_terms=((old, (PRODUCT, "Exists", ())),)))
+    assert f"It requires {PRODUCT}={P}" in held_by(snapshot)
+
+
+# --- what the labels will be -----------------------------------------------------------------------------------
+
+POLICIES = {
+    "whole": FULL,
+    "time-sliced": SLICED,
+    "MPS": MPS,
+    "MIG mixed": MIXED,
+    "MIG single": SINGLE,
+    "MIG and time-slicing": MIG_SLICED,
+}
+CHANGES = (
+    *(
+        "whole",
+        "time-sliced",
+        "MIG mixed",
+        "MIG single",
+        "MPS",
+        "whole",
+        "MIG single",
+        "MIG and time-slicing",
+    ),
+    *("MIG mixed", "time-sliced", "MIG single", "MIG mixed", "whole"),
+)
+"""From each of these to the next."""
+NOT_FORESEEN = (
+    "nvidia.com/gfd.timestamp",
+    "nvidia.com/gpu.memory",
+    "nvidia.com/gpu.slices.",
+    "nvidia.com/mig-",
+    names.LABEL_DEPLOY_PREFIX,
+    *names.NEIGHBOUR_LABELS,
+)
+"""Beginnings of labels that differ from process to process, or that GFD reads from the instances."""
+
+
+def foreseen(labels: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in labels.items() if not key.startswith(NOT_FORESEEN)}
+
+
+@pytest.mark.parametrize(("was", "becomes"), list(pairwise(CHANGES)))
+def test_the_labels_that_are_foreseen_are_those_that_a_simulated_gfd_writes(was: str, becomes: str) -> None:
+    world, policy = copy_of(POLICIES[was]), POLICIES[becomes]
+    labels = futures_of(POLICIES[was], policy)
+    world.set_policy(policy)
+    world.settle()
+    later = world.nodes["gpu-07"]
+    assert foreseen(labels) == foreseen(later.labels)
+    counts = {key: value for key, value in later.labels.items() if key.endswith((".count", ".replicas"))}
+    assert counts.items() <= labels.items()
+    assert {key for key in labels if key.startswith("nvidia.com/mig-")} <= later.labels.keys()
+
+
+def futures(node: NodeView, report: GPUNodeView, policy: PolicyView) -> tuple[Mapping[str, str], ...]:
+    """The label sets that the node may have under a policy."""
+    assert report.observed is not None
+    gpus = report.observed.gpus
+    target = target_for(policy, gpus, make_stack(policy, models=gpus))
+    assert isinstance(target, Target), target
+    return future_labels(node, target, report.observed, policy.name)
+
+
+def futures_of(was: PolicyView, policy: PolicyView) -> Mapping[str, str]:
+    """The labels of gpu-07 when it has changed."""
+    (labels,) = futures(world_of(was).nodes["gpu-07"], world_of(was).gpunodes["gpu-07"], policy)
+    return labels
+
+
+def test_the_memory_label_is_about_an_instance_under_strategy_single_and_else_about_the_card() -> None:
+    whole, single = world_of(FULL), world_of(SINGLE)
+    node, report = whole.nodes["gpu-07"], whole.gpunodes["gpu-07"]
+    assert futures(node, report, SINGLE)[0]["nvidia.com/gpu.memory"] == str(10 * 1024)
+    card = node.labels["nvidia.com/gpu.memory"]
+    assert futures(node, report, MIXED)[0]["nvidia.com/gpu.memory"] == card
+    back = futures(single.nodes["gpu-07"], single.gpunodes["gpu-07"], FULL)[0]
+    assert back["nvidia.com/gpu.memory"] == card
+
+
+def test_a_node_with_two_models_may_show_either_and_both_are_foreseen() -> None:
+    world = world_of(FULL, (H100, T4))
+    found = futures(world.nodes["gpu-07"], world.gpunodes["gpu-07"], SLICED)
+    assert [labels[PRODUCT] for labels in found] == [f"{P}-SHARED", "Tesla-T4-SHARED"]
