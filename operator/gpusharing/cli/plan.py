@@ -7,6 +7,7 @@ from argparse import Namespace
 from dataclasses import replace
 
 from gpusharing.cli.cluster import Decided, gathered
+from gpusharing.cli.dependents import find_vanishing, read_dependents
 from gpusharing.cli.files import read_policies
 from gpusharing.cli.plantext import Planned, as_data, describe
 from gpusharing.cli.session import Session, no_such
@@ -44,7 +45,9 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
             raise Trouble(no_such(POLICIES, name, names, session.where))
     told = tuple(tell(decided, only))
     nodes = {node for one in told for node in decided.plan.pools[one.policy].names}
-    return Planned(told, decided.notes, decided.simulated(nodes))
+    ignored = decided.snapshot.settings.gpu_operator_namespace
+    dependents, unread = await read_dependents(session.client, find_vanishing(told, decided), ignored)
+    return Planned(told, (*decided.notes, *unread), decided.simulated(nodes), dependents)
 
 
 def tell(decided: Decided, only: set[str]) -> list[Proposal]:

@@ -35,6 +35,8 @@ class Planned:
     """What is uncertain about it."""
     simulated: tuple[str, ...] = ()
     """Nodes of these pools whose GPUs are SIMULATED."""
+    dependents: tuple[str, ...] = ()
+    """Sentences about other objects that name what vanishes."""
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
@@ -43,6 +45,8 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     lines = describe_simulated(planned.simulated, paper)
     for proposal in proposals:
         lines += [*_describe(proposal, paper), BLANK]
+    for text in planned.dependents:
+        lines += prose(f"! {text}.", paper, hang="  ", ink=Ink.WAITING)
     for note in planned.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     nodes, pods = sum(len(one.steps) for one in proposals), sum(map(_pods, proposals))
@@ -201,6 +205,7 @@ def as_data(planned: Planned, where: str) -> dict[str, Any]:
         "changes": any(one.changes for one in planned.proposals),
         "policies": [_proposal_data(one) for one in planned.proposals],
         "simulated": list(planned.simulated),
+        "dependents": list(planned.dependents),
         "notes": list(planned.notes),
     }
 

@@ -108,6 +108,11 @@ class Afterwards:
         """The demand for devices of this resource name in the whole cluster."""
         return self._demands.get(name, Demand())
 
+    def find_labels(self) -> frozenset[tuple[str, str]]:
+        """All labels that nodes will have, as pairs of key and value."""
+        found = (labels for place in self._places.values() for labels in place.labels())
+        return frozenset(pair for labels in found for pair in labels.items())
+
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """A blocker for each of these pods of `node` that, once evicted, would wait when all changes are done."""
         own = self._places.get(node)

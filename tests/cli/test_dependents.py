@@ -1,0 +1,158 @@
+"""What else names resources and labels that vanish with a plan (cli/dependents.py)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakefaults import EVER
+from tests.cli.asking import ME, Answered, ask, operated, written
+from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, policy
+from tests.fakes.virtualtime import virtually
+
+from gpusharing.api.names import LABEL_GPU_PRODUCT
+from gpusharing.cli.dependents import KINDS
+from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.errors import Forbidden
+
+RESOURCES = dict(reversed(KINDS))
+GPU = "nvidia.com/gpu"
+PRODUCT = "NVIDIA-H100-80GB-HBM3"
+TEMPLATE: JSON = {"spec": {"containers": [{"name": "main", "resources": {"limits": {GPU: "1"}}}]}}
+SELECTING: JSON = {"spec": {"nodeSelector": {LABEL_GPU_PRODUCT: PRODUCT}, "containers": [{"name": "main"}]}}
+NAMING: dict[str, JSON] = {
+    "ResourceQuota": {"hard": {f"requests.{GPU}": "4"}},
+    "LimitRange": {"limits": [{"type": "Container", "max": {GPU: "1"}}]},
+    "ClusterQueue": {"resourceGroups": [{"coveredResources": ["cpu", GPU], "flavors": []}]},
+    "Deployment": {"template": TEMPLATE},
+    "StatefulSet": {"template": TEMPLATE},
+    "DaemonSet": {"template": TEMPLATE},
+    "Job": {"template": TEMPLATE},
+    "CronJob": {"jobTemplate": {"spec": {"template": TEMPLATE}}},
+}
+"""By kind: a spec that names nvidia.com/gpu."""
+
+
+def put(cluster: FakeCluster, kind: str, spec: JSON, *, namespace: str = "team-a", **more: Any) -> str:
+    """Add an object of this kind; returns the words by which it is called."""
+    resource = RESOURCES[kind]
+    where = {"namespace": namespace} if resource.namespaced else {}
+    metadata = {"name": f"a-{kind.lower()}", **where, **more.pop("metadata", {})}
+    cluster.add(resource, {"kind": kind, "metadata": metadata, "spec": spec, **more})
+    return f"{kind} {namespace}/{metadata['name']}" if where else f"{kind} {metadata['name']}"
+
+
+async def planned(tmp_path: Path, cluster: FakeCluster, spec: JSON, output: str = "json") -> Answered:
+    return await ask(cluster, "plan", "-o", output, "-f", written(tmp_path, policy(spec)))
+
+
+@pytest.mark.parametrize("kind", NAMING)
+@virtually
+async def test_an_object_that_names_a_vanishing_resource_is_told(tmp_path: Path, kind: str) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        called = put(scene.e.cluster, kind, NAMING[kind])
+        gone = await planned(tmp_path, scene.e.cluster, MIXED)
+        kept = await planned(tmp_path, scene.e.cluster, SINGLE)
+    assert gone.data["dependents"][0] == f"{GPU} vanishes, and these name it: {called}"
+    assert gone.data["notes"] == kept.data["notes"]
+    assert kept.data["dependents"] == [], "strategy single keeps the name"
+
+
+@virtually
+async def test_a_quota_on_a_vanished_name_limits_nothing_and_that_is_told(tmp_path: Path) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        put(scene.e.cluster, "ResourceQuota", NAMING["ResourceQuota"])
+        told = await planned(tmp_path, scene.e.cluster, MIXED, "table")
+    said = " ".join(told.out.split())
+    assert f"! {GPU} vanishes, and these name it: ResourceQuota team-a/a-resourcequota." in said
+    assert "! A ResourceQuota limits nothing under a name that no node offers." in said
+
+
+LABELLED: dict[str, JSON] = {
+    "ResourceFlavor": {"nodeLabels": {LABEL_GPU_PRODUCT: PRODUCT}},
+    "Deployment": {"template": SELECTING},
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+@virtually
+async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(
+    tmp_path: Path, kind: str
+) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        called = put(scene.e.cluster, kind, LABELLED[kind])
+        gone = await planned(tmp_path, scene.e.cluster, SLICED)
+        kept = await planned(tmp_path, scene.e.cluster, MIXED)
+    label = f"{LABEL_GPU_PRODUCT}={PRODUCT}"
+    assert gone.data["dependents"] == [f"{label} vanishes, and these name it: {called}"]
+    assert kept.data["dependents"] == [], "with strategy mixed GFD goes on describing the card"
+
+
+UNTOLD: dict[str, tuple[str, dict[str, Any]]] = {
+    "a Job that has ended": ("Job", {"status": {"completionTime": "2026-11-20T10:00:00Z"}}),
+    "a Job whose template its CronJob has": (
+        "Job",
+        {
+            "metadata": {
+                "ownerReferences": [
+                    {
+                        "apiVersion": "batch/v1",
+                        "kind": "CronJob",
+                        "name": "nightly",
+                        "uid": "u",
+                        "controller": True,
+                    }
+                ]
+            }
+        },
+    ),
+    "NVIDIA's own DaemonSets": ("DaemonSet", {"namespace": "gpu-operator"}),
+}
+
+
+@pytest.mark.parametrize(("kind", "fields"), UNTOLD.values(), ids=UNTOLD)
+@virtually
+async def test_nothing_is_told_of(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        put(scene.e.cluster, kind, NAMING[kind], **fields)
+        told = await planned(tmp_path, scene.e.cluster, MIXED)
+    assert told.data["dependents"] == []
+
+
+@virtually
+async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_others_are_read(
+    tmp_path: Path,
+) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        called = put(scene.e.cluster, "Deployment", NAMING["Deployment"])
+        for kind in ("ResourceQuota", "LimitRange"):
+            refuse(scene.e.cluster, RESOURCES[kind])
+        told = await planned(tmp_path, scene.e.cluster, MIXED)
+    assert told.data["dependents"] == [f"{GPU} vanishes, and these name it: {called}"]
+    (note,) = (one for one in told.data["notes"] if "not read" in one)
+    assert note.startswith("limitranges, resourcequotas may name what vanishes and were not read: User")
+
+
+def refuse(cluster: FakeCluster, resource: Resource) -> None:
+    """The person may not list this kind."""
+    refusal = Forbidden(f'User "me" cannot list resource "{resource.plural}"')
+    cluster.faults.fail("list", resource, refusal, times=EVER, identity=ME)
+
+
+@virtually
+async def test_nothing_else_is_read_while_nothing_vanishes(tmp_path: Path) -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        await planned(tmp_path, scene.e.cluster, FULL)
+        assert not [call for call in scene.e.cluster.calls if call[0] == ME and call[2] == "resourcequotas"]
