@@ -13,12 +13,14 @@ MOST_NARROWINGS = 8
 """Places where the planner says by an assert what its types do not."""
 MOST_LOOP_LINES = 200
 CACHED = {
+    "drain/stranded.py",
     "gpus/doubts.py", "gpus/geometry.py", "gpus/packing.py", "gpus/recommendation.py", "gpus/templates.py",
     "pools/candidates.py", "pools/hours.py", "pools/zones.py", "snapshot/views.py", "wanted/gfdlabels.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "way/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
-snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone."""
+snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone. An answer in
+`drain/stranded.py` is part of one plan, and ends with it."""
 
 
 def sources() -> dict[str, ast.Module]:

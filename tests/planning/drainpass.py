@@ -9,7 +9,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
-from gpusharing.planning.drain.stranded import Afterwards, Place
+from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.words.blockers import Blocker
 
@@ -19,7 +19,7 @@ SCOPE = Scope(OPERATOR)
 
 def roomy(*names: str) -> Afterwards:
     """A cluster in which another node will advertise plenty of these resources, and no other one."""
-    place = Place("elsewhere", {}, dict.fromkeys(names, 1000), {}, emptied=False, open=True)
+    place = FutureNode("elsewhere", {}, dict.fromkeys(names, 1000), {}, emptied=False, open=True)
     return Afterwards(lambda: [place])
 
 

@@ -20,7 +20,7 @@ from gpusharing.planning.words.values import value
 
 
 @value(eq=False)
-class Place:
+class FutureNode:
     """One node, before and after the planned changes."""
 
     node: str
@@ -51,7 +51,7 @@ class Place:
 
 
 @value
-class Demand:
+class DeviceDemand:
     """How many devices of one resource name pods ask for, running or Pending, and how many there are for them."""
 
     asked: int = 0
@@ -81,7 +81,7 @@ class Demand:
 class Afterwards:
     """The cluster when all planned changes are done."""
 
-    find_places: Callable[[], Iterable[Place]]
+    find_places: Callable[[], Iterable[FutureNode]]
     """Returns all nodes."""
     pending: Mapping[str, int] = field(default_factory=dict)
     """By resource name: devices that Pending pods without a node ask for."""
@@ -89,11 +89,11 @@ class Afterwards:
     """Whether some node takes pods with these requirements, as far as asked."""
 
     @cached_property
-    def _places(self) -> Mapping[str, Place]:
+    def _places(self) -> Mapping[str, FutureNode]:
         return {place.node: place for place in self.find_places()}
 
     @cached_property
-    def _demands(self) -> Mapping[str, Demand]:
+    def _demands(self) -> Mapping[str, DeviceDemand]:
         asked, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.held, *place.before, *place.after}:
@@ -102,11 +102,11 @@ class Afterwards:
                 asked[name] += held
                 remain[name] += max(kept, place.after.get(name, 0)) if place.open else kept
                 before[name] += max(held, place.before.get(name, 0)) if place.open else held
-        return {name: Demand(asked[name], remain[name], before[name]) for name in {*asked, *before}}
+        return {name: DeviceDemand(asked[name], remain[name], before[name]) for name in {*asked, *before}}
 
-    def find_demand(self, name: str) -> Demand:
+    def find_demand(self, name: str) -> DeviceDemand:
         """The demand for devices of this resource name in the whole cluster."""
-        return self._demands.get(name, Demand())
+        return self._demands.get(name, DeviceDemand())
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
         """All labels that nodes will have, as pairs of key and value."""
@@ -119,7 +119,7 @@ class Afterwards:
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 
-    def _explain(self, pod: PodView, own: Place | None) -> str:
+    def _explain(self, pod: PodView, own: FutureNode | None) -> str:
         """Why the pod, which leaves its `own` node, would wait afterwards; empty if it would not."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
@@ -138,7 +138,7 @@ class Afterwards:
         demands = {name: self.find_demand(name) for name in fewer}
         return "; ".join(f"{name}: {one.text}" for name, one in demands.items() if one.worsens)
 
-    def _has_place(self, pod: PodView, own: Place) -> bool:
+    def _has_place(self, pod: PodView, own: FutureNode) -> bool:
         if own.takes(pod):
             return True
         needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())

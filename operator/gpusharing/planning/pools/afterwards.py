@@ -7,7 +7,7 @@ from functools import partial
 
 from gpusharing.api.names import LABEL_SKIP
 from gpusharing.planning.drain.holders import has_finished
-from gpusharing.planning.drain.stranded import Afterwards, Place
+from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.gfdlabels import future_labels
@@ -19,7 +19,7 @@ def find_afterwards(snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]) -
     """The cluster when all planned changes are done; worked out when somebody first asks. A node that has no target,
     cannot be judged or is skipped stays as it is."""
 
-    def places() -> Iterator[Place]:
+    def places() -> Iterator[FutureNode]:
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # whatever one node holds, the others are asked about (way/guard.py)
                 yield _place(node, facts[name].assessment if name in facts else None, snapshot)
@@ -27,7 +27,7 @@ def find_afterwards(snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]) -
     return Afterwards(places, snapshot.pending_devices)
 
 
-def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) -> Place:
+def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """The node, with its target if it has one. Our own cordon ends with the change, and one that was there before a
     change is thought to be for it."""
     now, fence = served(node), node.fence
@@ -35,7 +35,7 @@ def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) 
     assessed = found if isinstance(found, Assessed) and not skipped else None
     after = now if assessed is None else assessed.target.resources
     emptied = assessed is not None and (fence or assessed).disruption.cordons
-    return Place(
+    return FutureNode(
         node.name,
         before=now if fence is None else after,
         after=after,

@@ -11,7 +11,7 @@ from datetime import datetime
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
 from gpusharing.planning.drain.holders import gpu_resources
 from gpusharing.planning.drain.kai import is_reservation
-from gpusharing.planning.drain.stranded import Afterwards, Demand
+from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
 from gpusharing.planning.gpus.capacity import client_memory
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.pools.candidates import find_candidate
@@ -55,7 +55,7 @@ class Vanishing:
     """How many of it the pool offers now."""
     after: int
     """How many it would offer in the end."""
-    demand: Demand
+    demand: DeviceDemand
     """How many devices pods ask for in the whole cluster, and how many it has in the end."""
     pods: tuple[str, ...]
     """`namespace/name` of the pods that run on nodes which change, as far as they were listed."""
