@@ -312,15 +312,20 @@ class PromiseGuard:
             self._expect(not different, f"{policy_name} Ready while {name}: {different}")
 
     def _site(self) -> dict[str, dict[str, int]]:
-        """What the entries of the admin's own ConfigMap mean now; the tests write them for all GPUs alike."""
-        found = [raw for raw in self.cluster.store.all(CONFIG_MAPS) if raw["metadata"]["name"] == "site-mig"]
-        text = (found[0].get("data") or {}).get("config.yaml", "") if found else ""
-        try:
-            rows = (yaml.safe_load(text) or {}).get("mig-configs") or {}
-        except yaml.YAMLError:
-            return {}
-        lists = {name: row for name, row in rows.items() if isinstance(row, list) and row}
-        return {name: row[0].get("mig-devices", {}) for name, row in lists.items()}
+        """What the entries of admins' own ConfigMaps mean now; the tests write them for all GPUs alike."""
+        nodes = {f"{raw['metadata']['name']}-mig-config" for raw in self.cluster.store.all(NODES)}
+        found: dict[str, dict[str, int]] = {}
+        for raw in self.cluster.store.all(CONFIG_MAPS):
+            if raw["metadata"]["name"] in (*OUR_MAPS, *nodes):
+                continue
+            try:
+                document = yaml.safe_load((raw.get("data") or {}).get("config.yaml", ""))
+            except yaml.YAMLError:
+                continue
+            rows = (document or {}).get("mig-configs") or {}
+            lists = {name: row for name, row in rows.items() if isinstance(row, list) and row}
+            found |= {name: row[0].get("mig-devices", {}) for name, row in lists.items()}
+        return found
 
     def _node(self, name: str) -> JSON:
         try:
