@@ -171,8 +171,8 @@ def _others_began(
 
 def _soaks(nodes: int, soak: str, end: datetime) -> Finding:
     message = (
-        f"the first {counted(nodes, 'node')} (spec.rollout.canary) have been proven; others start once these have"
-        f" served for {soak}, at {to_rfc3339(end)}"
+        f"the canary of {counted(nodes, 'node')} (spec.rollout.canary) has been proven; others start once it has served"
+        f" for {soak}, at {to_rfc3339(end)}"
     )
     return Finding(Reason.CANARY_SOAK, message, end)
 
