@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
-from functools import lru_cache
 from typing import ClassVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from tests.planning import gangs
 from tests.planning.budgets import Budget
 from tests.planning.deeds import DEEDS, where
 from tests.planning.deletions import force_release
@@ -17,25 +17,14 @@ from tests.planning.habits import DRAINS, ROLLOUTS, combined, person_approves, p
 from tests.planning.machines import Temper
 from tests.planning.podkinds import KINDS
 from tests.planning.recovery import MODES, clear_up, lenient, wanted
+from tests.planning.restpool import NODES, WAITS, at_rest, in_flight, stage_of
 from tests.planning.rules import is_settled
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import PolicyView
 
-NODES = ("gpu-0", "gpu-1", "gpu-2")
-WAITS = PlanSettings(
-    settle=1,
-    idle=1,
-    poll=2,
-    config_propagation=3,
-    drift_grace=10,
-    wedge_pending=60,
-    wedge_paused=5,
-    restart_grace=4,
-    force_delete=True,
-)
 APPS = ("llm", "free")
 """Only the pods of the first one may have PodDisruptionBudgets."""
 BUDGETS: Sequence[tuple[Budget, ...]] = (
@@ -44,6 +33,10 @@ BUDGETS: Sequence[tuple[Budget, ...]] = (
     (Budget("keep", "llm", 1, always_allow_unhealthy=True),),
     (Budget("all", "llm", 3),),
     (Budget("keep", "llm", 0), Budget("also", "llm", 0)),
+)
+GANGS = (SHARED, REPLACED) = (
+    "a gang runs on all nodes",
+    "a gang runs on all nodes, and smaller ones come in its place",
 )
 nodes = st.sampled_from(NODES)
 deeds = st.sampled_from(sorted(DEEDS))
@@ -88,7 +81,7 @@ class Cluster(RuleBasedStateMachine):
         rollout: Sequence[str] = (),
         cap: int = 100,
     ) -> None:
-        world = self.world = _at_rest(modes[0], budget).copy()
+        world = self.world = at_rest(modes[0], budget).copy()
         world.settings = replace(WAITS, max_in_flight=cap)
         self._reboots(with_reboot)
         for name, kind, app in pods:
@@ -183,7 +176,7 @@ class Cluster(RuleBasedStateMachine):
         afterwards=st.sampled_from([2, 10, 70]),
         drain=drains,
         rollout=rollouts,
-        gang=st.booleans(),
+        gang=st.sampled_from(["", *GANGS]),
         fails=st.sampled_from(["", "", "", *NODES]),
     )
     def people_clear_up_and_a_change_is_disturbed(
@@ -198,7 +191,7 @@ class Cluster(RuleBasedStateMachine):
         afterwards: int,
         drain: Sequence[str] = (),
         rollout: Sequence[str] = (),
-        gang: bool = False,
+        gang: str = "",
         fails: str = "",
     ) -> None:
         """Without this rule most steps would be spent on nodes on which nothing can move."""
@@ -225,6 +218,8 @@ class Cluster(RuleBasedStateMachine):
             if fenced := [name for name in in_flight(world) if stage_of(world, name) == stage]:
                 break
         self._work(later)
+        if gang == REPLACED and gangs.start_alone(world):
+            self._happens(gang)
         for what in whats:
             if fenced := [name for name in fenced if name in world.nodes]:
                 self.disturbed = fenced[0]
@@ -375,25 +370,3 @@ class Cluster(RuleBasedStateMachine):
             assert is_settled(again)
             assert again.verdicts == plan.verdicts
         Cluster.happened.update(self.world.happened)
-
-
-@lru_cache
-def _at_rest(mode: int, budget: object) -> World:
-    """A pool that was proven; the same one serves many examples, each with a copy."""
-    world = World(settings=WAITS)
-    for name in NODES:
-        world.add_node(name)
-    world.set_policy(wanted("pool-b", mode, budget))
-    world.settle()
-    return world
-
-
-def in_flight(world: World) -> list[str]:
-    """Nodes that carry our fence."""
-    return [name for name, node in sorted(world.nodes.items()) if node.fence is not None]
-
-
-def stage_of(world: World, name: str) -> str:
-    """Of the change of a node in flight."""
-    fence = world.nodes[name].fence
-    return fence.stage if fence is not None else ""

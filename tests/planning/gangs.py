@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tests.planning.ganging import make_gang
 from tests.planning.podkinds import must_leave
 from tests.planning.server import GRACE
 
@@ -42,3 +43,18 @@ def end_broken(world: "World", node: str) -> None:
             continue
         if any(member.pod.deleted_at is not None for member in members(world, pod.gang)):
             world.pods[node][uid] = replace(pod, deleted_at=world.now + GRACE)
+
+
+def start_alone(world: "World") -> bool:
+    """Each node without a change gets a gang of its own: a worker with a GPU, and a driver without one. Returns whether
+    one came to two nodes at least."""
+    started = 0
+    for node in [name for name, view in world.nodes.items() if view.fence is None]:
+        came = [
+            world.add_pod(node, kind, app="free") for kind in ("a rank of a JobSet", "a rank without a GPU")
+        ]
+        for uid in list(world.pods[node])[-sum(came) :] if any(came) else ():
+            pod = world.pods[node][uid]
+            world.pods[node][uid] = replace(pod, gang=make_gang(f"run-{node}"))
+        started += all(came)
+    return started > 1

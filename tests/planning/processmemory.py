@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from gpusharing.planning.snapshot.callfailures import CallFailure
 from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
+
+if TYPE_CHECKING:
+    from tests.planning.world import World
 
 
 @dataclass
@@ -24,3 +28,5 @@ class Memory:
     looks: dict[str, Look] = field(default_factory=dict)
     previews: dict[str, Preview] = field(default_factory=dict)
     vain_passes: dict[str, int] = field(default_factory=dict)
+    reading: "World | None" = None
+    """What a second operator read in an earlier pass (leaders.py); None: nothing yet."""

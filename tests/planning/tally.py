@@ -126,6 +126,7 @@ EXPECTED = (
     "a plan is approved",
     "the operator is killed",
     "a fair end",
+    "a gang runs on all nodes, and smaller ones come in its place",
     "habits of a kind together",
     "a second operator writes",
     "a second operator is refused",

@@ -18,11 +18,12 @@ from hack.happened import PROPERTY
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tests.planning.budgets import Budget
-from tests.planning.chaos import APPS, BUDGETS, NODES, Cluster
+from tests.planning.chaos import APPS, BUDGETS, REPLACED, SHARED, Cluster
 from tests.planning.deeds import DEEDS
 from tests.planning.habits import DRAINS, ROLLOUTS
 from tests.planning.podkinds import KINDS, NOBODY_MOVES
 from tests.planning.recovery import MODES
+from tests.planning.restpool import NODES
 from tests.planning.tally import EXPECTED
 
 MOVABLE = sorted(KINDS.keys() - NOBODY_MOVES)
@@ -93,7 +94,7 @@ def play(what: str, stage: str, random: Random) -> None:
             afterwards=random.choice([3, 15, 70]),
             drain=together(random, DRAINS, 2),
             rollout=together(random, ROLLOUTS, 2),
-            gang=random.random() < 0.3,
+            gang=SHARED if random.random() < 0.3 else "",
             fails=NODES[0] if random.random() < 0.15 else "",
         )
         node = cluster.disturbed
@@ -179,9 +180,32 @@ def play_gang(drain: str, random: Random, *, refusing: bool) -> None:
         whats=["a person protects the pods"],
         afterwards=30,
         drain=[drain] if drain else [],
-        gang=True,
+        gang=SHARED,
     )
     cluster.world.refusing = False
+    cluster.everybody_works_on(70)
+    cluster.teardown()
+
+
+def play_rest_of_a_gang(random: Random) -> None:
+    """A gang runs on all nodes, of which one may be away. While the first is changed, each other one gets a gang of its
+    own, which is known only once its pods are listed."""
+    cluster, rest = Cluster(), random.sample(DIVIDED, 2)
+    cluster.a_pool_at_rest_is_edited(
+        modes=rest, budget=1, pods=[], tempers=["works"] * len(NODES), guards=(), with_reboot=False
+    )
+    cluster.everybody_works_on(60)
+    cluster.people_clear_up_and_a_change_is_disturbed(
+        mode=rest[0],
+        budget=1,
+        pods=[],
+        unmanaged="Evict",
+        stage="actuating",
+        later=0,
+        whats=[],
+        afterwards=70,
+        gang=REPLACED,
+    )
     cluster.everybody_works_on(70)
     cluster.teardown()
 
@@ -221,6 +245,7 @@ def test_every_deed_in_every_moment_of_a_change_keeps_the_invariants(
             raise
     for drain, refusing in GANGS:
         play_gang(drain, Random(drain), refusing=refusing)
+    play_rest_of_a_gang(Random("rest"))
     for what in CERTAIN:
         play_certain(what)
     record_property(PROPERTY, dict(Cluster.happened))

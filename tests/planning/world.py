@@ -325,7 +325,7 @@ class World:
     def step(self, limit: int | None = None) -> RolloutPlan:
         """One pass; with `limit` the operator is killed after so many actions."""
         plan = self.plan()
-        beside, seen = leaders.plan_beside(self), self.copy() if self.rival is not None else self
+        beside = leaders.plan_beside(self)
         self.happened.update(tally.of_plan(self, plan))
         promises.check_plan(self, plan)
         server.forget_answers(self)
@@ -336,7 +336,7 @@ class World:
             return plan
         self.remember(plan)
         if beside is not None:
-            leaders.carry_out_beside(self, beside, seen)
+            leaders.carry_out_beside(self, *beside)
         return plan
 
     def remember(self, plan: RolloutPlan) -> None:

@@ -1,0 +1,43 @@
+"""The small pool that the machine of random events begins with, and which of its nodes are in flight."""
+
+from functools import lru_cache
+
+from tests.planning.recovery import wanted
+from tests.planning.world import World
+
+from gpusharing.planning.snapshot.views import PlanSettings
+
+NODES = ("gpu-0", "gpu-1", "gpu-2")
+WAITS = PlanSettings(
+    settle=1,
+    idle=1,
+    poll=2,
+    config_propagation=3,
+    drift_grace=10,
+    wedge_pending=60,
+    wedge_paused=5,
+    restart_grace=4,
+    force_delete=True,
+)
+
+
+@lru_cache
+def at_rest(mode: int, budget: object) -> World:
+    """A pool that was proven; the same one serves many examples, each with a copy."""
+    world = World(settings=WAITS)
+    for name in NODES:
+        world.add_node(name)
+    world.set_policy(wanted("pool-b", mode, budget))
+    world.settle()
+    return world
+
+
+def in_flight(world: World) -> list[str]:
+    """Nodes that carry our fence."""
+    return [name for name, node in sorted(world.nodes.items()) if node.fence is not None]
+
+
+def stage_of(world: World, name: str) -> str:
+    """Of the change of a node in flight."""
+    fence = world.nodes[name].fence
+    return fence.stage if fence is not None else ""
