@@ -81,7 +81,7 @@ async def test_pods_that_wait_for_a_gpu_are_counted_although_one_page_in_three_f
     cluster = FakeCluster()
     for number in range(40):
         cluster.add(PODS, pod(f"job-{number:03}", "", status={"phase": "Pending"}))
-    assert await count_pending(Shaky(cluster, "operator")) == {"nvidia.com/gpu": 40}
+    assert await count_pending(Shaky(cluster, "operator")) == ({"nvidia.com/gpu": 40}, {"nvidia.com/gpu": 40})
 
 
 @virtually

@@ -60,8 +60,10 @@ def planned(work: NodeWork, options: Drain | None = None, now: datetime = NOW) -
     return drain_pass(work, options, now).plan
 
 
-def foreseen(work: NodeWork, now: datetime = NOW, *, options: Drain | None = None) -> tuple[Blocker, ...]:
+def foreseen(
+    work: NodeWork, now: datetime = NOW, *, options: Drain | None = None, afterwards: Afterwards = GPU
+) -> tuple[Blocker, ...]:
     """What is found before the cordon."""
     options = options or Drain()
     found = find_standings(work, options, now, scope=SCOPE, cordoned=False)
-    return preflight(found, options, GPU, now)
+    return preflight(found, options, afterwards, now)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.build import at, make_pdb, make_pod, make_work
-from tests.planning.drainpass import SCOPE, drain_pass, foreseen
+from tests.planning.drainpass import SCOPE, drain_pass, foreseen, roomy
 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import classify, gpu_resources, holds_gpu, is_idle
@@ -123,7 +123,7 @@ def test_before_a_cordon_a_reservation_pod_without_pods_of_its_group_is_named_as
     )
     assert blocker.message == "KAI-Scheduler keeps a GPU with it, and no pod of its group is on the node"
     allowed = Drain.model_validate({"unmanagedPods": "Evict"})
-    assert foreseen(make_work(reservation()), options=allowed, offered=frozenset()) == ()
+    assert foreseen(make_work(reservation()), options=allowed, afterwards=roomy()) == ()
 
 
 def test_a_rule_that_keeps_everything_keeps_what_a_drain_has_left_over() -> None:
@@ -132,7 +132,7 @@ def test_a_rule_that_keeps_everything_keeps_what_a_drain_has_left_over() -> None
 
 
 def test_where_no_node_would_offer_whole_gpus_the_pods_are_stranded_and_told_why() -> None:
-    found = foreseen(make_work(reservation(), fraction()), offered=frozenset({"nvidia.com/mig-3g.40gb"}))
+    found = foreseen(make_work(reservation(), fraction()), afterwards=roomy("nvidia.com/mig-3g.40gb"))
     assert [(one.reason, one.pods, one.message) for one in found] == [
         (
             Reason.STRANDED_PODS,

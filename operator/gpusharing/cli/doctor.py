@@ -209,7 +209,7 @@ async def _with_pointed(
         data: dict[str, str] | None = None
         try:
             raw = await client.get(CONFIG_MAPS, name, namespace=place.gpu_operator_namespace)
-            data = texts(section(raw, "data"))
+            data = dict(texts(section(raw, "data")))
         except Forbidden:
             continue
         except NotFound:
