@@ -230,11 +230,8 @@ class _Model:
 def _model(product: str, reported: ObservedModel | None) -> _Model:
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
-    guest = reported is not None and (reported.mig_mode_change, reported.virtualization) == (
-        "Reset",
-        "PassThrough",
-    )
-    return _Model(_profiles(reported, card), doubt, guest)
+    kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
+    return _Model(_profiles(reported, card), doubt, kind == ("Reset", "PassThrough"))
 
 
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:

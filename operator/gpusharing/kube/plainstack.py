@@ -12,7 +12,6 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, part, section, strings, text, texts
 from gpusharing.kube.startgate import tolerates, tolerations_text
 from gpusharing.planning.snapshot.stackviews import (
-    GFD_SWITCH,
     MIG_MANAGER_SWITCH,
     ClusterPolicyView,
     FinderState,
@@ -136,7 +135,7 @@ def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
         plugin_config_name=plugin.config_map,
         mig_strategy=plugin.mig_strategy,
         mig_config_name="",
-        switches={MIG_MANAGER_SWITCH: False} | ({} if discovers else {GFD_SWITCH: False}),
+        switches={MIG_MANAGER_SWITCH: False} | ({} if discovers else {"gfd.enabled": False}),
         plugin_default=plugin.default,
         plugin_version=plugin.version,
         tolerates_gate=narrow.tolerates_gate,

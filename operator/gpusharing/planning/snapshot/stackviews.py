@@ -7,8 +7,8 @@ from typing import Any
 
 from gpusharing.planning.words.values import value
 
-MIG_MANAGER_SWITCH, GFD_SWITCH = "migManager.enabled", "gfd.enabled"
-"""Fields of ClusterPolicy, by their path below `spec`, that turn mig-manager and GPU Feature Discovery off."""
+MIG_MANAGER_SWITCH = "migManager.enabled"
+"""The field of ClusterPolicy, by its path below `spec`, that turns mig-manager off."""
 
 
 @value

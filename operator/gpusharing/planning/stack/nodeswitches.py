@@ -17,8 +17,6 @@ from gpusharing.planning.stack.requirements import (
 from gpusharing.planning.words.findings import Finding
 from gpusharing.planning.words.lengths import cut
 
-_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in DEPLOY_NEEDED}
-
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
     """Say that the GPUs of a node are for virtual machines, by its label or by ClusterPolicy's default; empty if they
@@ -40,7 +38,7 @@ def find_disabled(node: NodeView) -> str:
     """Name the label of a node that keeps an operand off which every mode needs; empty if there is none."""
     if not node.held_off:
         return ""
-    for operand, label in _NEEDED.items():
+    for operand, label in DEPLOY_NEEDED.items():
         value = node.held_off.get(label, "")
         if is_switched_off(operand, value):
             return (
@@ -52,11 +50,7 @@ def find_disabled(node: NodeView) -> str:
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
     """Say which program the host lacks that ClusterPolicy keeps the GPU Operator from installing; None if it lacks
-    none, or if nobody knows. `words`: what the node's agent, or Kubernetes about its pod, says.
-
-    A node that serves GPUs has what that takes, whatever its agent says, and so has one whose driver NVIDIA's driver
-    manager calls pre-installed.
-    """
+    none, if nobody knows, or if the node serves GPUs. `words`: what its agent, or Kubernetes about its pod, says."""
     row = find_absent(words, policy)
     if row is None or policy is None or node.resources:
         return None

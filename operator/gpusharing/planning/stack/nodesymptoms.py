@@ -161,8 +161,7 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
     """Pauses of mig-manager and of a driver upgrade are left out: they end (docs/design/nvidia.md#d2, d.4)."""
-    for operand in DEPLOY_NEEDED:
-        label = names.LABEL_DEPLOY_PREFIX + operand
+    for operand, label in DEPLOY_NEEDED.items():
         odd = [
             one
             for one in nodes

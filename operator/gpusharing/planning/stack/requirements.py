@@ -6,12 +6,7 @@ from collections.abc import Mapping
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.stackviews import (
-    GFD_SWITCH,
-    MIG_MANAGER_SWITCH,
-    ClusterPolicyView,
-    PlainStackView,
-)
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView
 from gpusharing.planning.stack.commands import Fields
 from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
@@ -21,8 +16,6 @@ PRE_INSTALLED = "pre-installed"
 """Value of the driver's deploy label that NVIDIA's driver manager sets where the host brings the driver."""
 SANDBOX, SANDBOX_DEFAULT = "sandboxWorkloads.enabled", "sandboxWorkloads.defaultWorkload"
 """Fields of ClusterPolicy that decide what the GPUs of a node without the label gpu.workload.config are for."""
-OPERANDS_LABEL = "operands"
-"""Suffix of the deploy label that keeps every operand off a node."""
 
 
 @value
@@ -68,7 +61,7 @@ REQUIREMENTS = (
         "the device plugin", "device-plugin", "devicePlugin.enabled", Reason.PLUGIN_DISABLED,
         "nothing would serve the GPUs"),
     NeededProgram(
-        "GPU Feature Discovery", "gpu-feature-discovery", GFD_SWITCH, Reason.FEATURE_DISCOVERY_DISABLED,
+        "GPU Feature Discovery", "gpu-feature-discovery", "gfd.enabled", Reason.FEATURE_DISCOVERY_DISABLED,
         "no change could be proven", missing=Reason.FEATURE_DISCOVERY_MISSING, helm_value="gfd.enabled=true"),
     NeededProgram(
         "mig-manager", "mig-manager", MIG_MANAGER_SWITCH, Reason.MIG_MANAGER_DISABLED,
@@ -87,8 +80,9 @@ containerd (internal/cri/server), CRI-O (internal/oci)."""
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
 """What only the GPU Operator or NVIDIA's chart brings."""
-DEPLOY_NEEDED = (OPERANDS_LABEL, *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
-"""Suffixes of the deploy labels that must not be off on any node, whatever its mode (docs/design/nvidia.md#d2)."""
+_NEEDED = ("operands", *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
+DEPLOY_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in _NEEDED}
+"""The deploy labels that must not be off on any node, by suffix; `operands` is for all (docs/design/nvidia.md#d2)."""
 READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SANDBOX, SANDBOX_DEFAULT)
 """Every field of ClusterPolicy, by its path below `spec`, that the table reads."""
 
@@ -103,9 +97,7 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
 
     `words`: what the agent of the node, or Kubernetes about the agent's pod, says.
     """
-    if policy is None or policy.plain is not None:
-        return None
-    off = (row for row in REQUIREMENTS if row.is_off(policy))
+    off = (row for row in REQUIREMENTS if policy is not None and row.is_off(policy))
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
 
 
@@ -139,6 +131,6 @@ def is_switched_off(operand: str, value: str) -> bool:
     `operands` has one word for off. The others are node selectors of DaemonSets, which want `true`; an empty one the
     GPU Operator makes `true`, and pauses of mig-manager and of a driver upgrade end.
     """
-    if operand == OPERANDS_LABEL:
+    if operand == "operands":
         return value == "false"
     return value not in ("", "true") and "paused-for-" not in value

@@ -11,12 +11,10 @@ FOREIGN_DEVICE_PLUGIN: Words = ("ForeignDevicePlugin", "Node", _PERSON,
     "change could be neither served nor proven. No change starts.",
     "Do what the message says to hand the node over to NVIDIA's plugin, or narrow the node selector.")
 PLUGIN_DISABLED: Words = ("PluginDisabled", "Accepted", _PERSON,
-    "ClusterPolicy devicePlugin.enabled is false: the GPU Operator runs no device plugin, so nothing would serve the "
-    "GPUs after a change. No node is drained.",
+    "ClusterPolicy devicePlugin.enabled is false: nothing would serve the GPUs after a change. No node is drained.",
     "Run the command in the message once. Where another driver serves the GPUs on purpose, delete the policy.")
 FEATURE_DISCOVERY_DISABLED: Words = ("FeatureDiscoveryDisabled", "Accepted", _PERSON,
-    "ClusterPolicy gfd.enabled is false: without GPU Feature Discovery's labels no change could be proven. No node is "
-    "drained.",
+    "ClusterPolicy gfd.enabled is false: without those labels no change could be proven. No node is drained.",
     "Run the command in the message once.")
 MIG_MANAGER_DISABLED: Words = ("MigManagerDisabled", "Accepted", _PERSON,
     "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
@@ -28,11 +26,10 @@ FEATURE_DISCOVERY_MISSING: Words = ("FeatureDiscoveryMissing", "Accepted", _PERS
     "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
     "Run the command in the message once.")
 DRIVER_DISABLED: Words = ("DriverDisabled", "Accepted", _PERSON,
-    "The agent finds no NVIDIA driver on the node, the node serves no GPU, and ClusterPolicy driver.enabled is false, "
-    "so the GPU Operator installs none. driver.enabled false alone is normal where hosts bring their own driver.",
+    "The agent finds no NVIDIA driver on a node without GPUs to offer, and ClusterPolicy driver.enabled is false. That "
+    "alone is normal where hosts bring the driver.",
     "Install the driver on the host, or run the command in the message.")
 TOOLKIT_DISABLED: Words = ("ToolkitDisabled", "Accepted", _PERSON,
-    "The node's container runtime does not know NVIDIA's runtime, the node serves no GPU, and ClusterPolicy "
-    "toolkit.enabled is false, so the GPU Operator does not install it. toolkit.enabled false alone is normal where "
-    "hosts bring the NVIDIA Container Toolkit.",
+    "A node without GPUs to offer has a container runtime that does not know NVIDIA's, and ClusterPolicy "
+    "toolkit.enabled is false. That alone is normal where hosts bring the NVIDIA Container Toolkit.",
     "Install the NVIDIA Container Toolkit on the host, or run the command in the message.")
