@@ -163,6 +163,7 @@ def _is_so(stage: SimulatedCluster, wanted: tuple[dict[str, str], bool, bool]) -
 async def test_switches_of_cluster_policy_take_operands_away_and_give_them_back() -> None:
     async with playing() as stage:
         await started(stage)
+        await stage.until(lambda: stage.labels().get(STATE) == "success")
         for on in (False, True):
             switches = {block: {"enabled": on} for block in ("devicePlugin", "gfd", "migManager")}
             stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": switches})
@@ -173,6 +174,7 @@ async def test_switches_of_cluster_policy_take_operands_away_and_give_them_back(
 async def test_a_node_for_virtual_machines_offers_nothing_to_containers() -> None:
     async with playing() as stage:
         await started(stage)
+        await stage.until(lambda: stage.labels().get(STATE) == "success")  # its end writes deploy labels
         sandboxes = {"sandboxWorkloads": {"enabled": True, "defaultWorkload": "vm-passthrough"}}
         stage.cluster.patch(CLUSTER_POLICIES, "cluster-policy", {"spec": sandboxes})
         await stage.until(lambda: stage.offered() == {GPU: "0"} and mig_pod(stage) is None)
