@@ -1,14 +1,14 @@
 """The fraction of a GPU that a pod asks KAI-Scheduler for, which no request of its containers shows. Pure.
 
-Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go, and its page on GPU sharing.
+Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and api/node_info/node_info.go (MIG).
 """
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, text, texts
 
 NOTE = (
-    "KAI-Scheduler takes this fraction from a whole GPU: from a free nvidia.com/gpu, or from one that it has reserved,"
-    " which counts as held although it may have room"
+    "KAI-Scheduler takes this fraction from a whole GPU of a node without MIG: from a free nvidia.com/gpu, or from one"
+    " that it has reserved, which counts as held although it may have room"
 )
 
 

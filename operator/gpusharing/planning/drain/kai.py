@@ -11,16 +11,14 @@ pkg/binder/binding/resourcereservation/resource_reservation.go. Run:ai's own sch
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.snapshot.podviews import PodView
 
-GROUP_LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
+LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
 """The label with the group of a GPU. A pod with fractions of several GPUs has `LABEL/GROUP` for each (v0.17.0,
 MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced (NVIDIA/KAI-Scheduler#464)."""
 
 
 def gpu_groups(pod: PodView) -> frozenset[str]:
     """The groups of the GPUs that the pod has a fraction of, or that it reserves; empty for a pod without KAI."""
-    return frozenset(
-        value for key, value in pod.labels.items() if key.partition("/")[0] in GROUP_LABELS and value
-    )
+    return frozenset(group for key, group in pod.labels.items() if group and key.partition("/")[0] in LABELS)
 
 
 def is_reservation(pod: PodView) -> bool:

@@ -6,7 +6,7 @@ one of its resources in allocatable, which the kubelet sets to 0 when the plugin
 no evidence: Bottlerocket's plugin can be switched off, and the API does not show that.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.words.lengths import some
@@ -94,9 +94,7 @@ def find_other_plugin(
 
 
 def explain_plugin(name: str, nodes: Sequence[str]) -> str:
-    """Why no change begins on these nodes, which this plugin serves; empty without a name."""
-    if not name:
-        return ""
+    """Why no change begins on these nodes, which this plugin serves."""
     found = OTHERS[name]
     where, handover = some(nodes), found.handover.replace("NODE", " ".join(nodes))
     return (
@@ -105,10 +103,9 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
     )
 
 
-def name_resources(asked: Iterable[str], serving: Mapping[str, str]) -> Iterator[str]:
+def name_resources(asked: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
     """A note for each plugin of OTHERS whose resources a pod asks for. `serving`: plugin by node."""
-    asked = sorted(asked)
     for plugin, one in OTHERS.items():
-        if names := [name for name in asked if name.startswith(one.resources)]:
+        if names := sorted(name for name in asked if name.startswith(one.resources)):
             nodes = sorted(node for node, its in serving.items() if its == plugin)
             yield f"{', '.join(names)}: only {plugin} serves this, and it serves {some(nodes) or 'no node'} here"

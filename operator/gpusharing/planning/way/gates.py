@@ -83,8 +83,8 @@ def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
 def find_switched_off(case: NodeCase) -> Finding | None:
     """Why nothing would serve or show what the node becomes, or None if nothing is known to be in the way: another
     device plugin serves it, NVIDIA's programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them."""
-    if served := explain_plugin(case.node.other_plugin, [case.node.name]):
-        return Finding(Reason.FOREIGN_DEVICE_PLUGIN, served)
+    if plugin := case.node.other_plugin:
+        return Finding(Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(plugin, [case.node.name]))
     if workload := find_other_workload(case.node, case.stack.cluster_policy):
         return Finding(Reason.WORKLOAD_CONFIG, workload)
     if disabled := find_disabled(case.node):
@@ -101,7 +101,7 @@ def _find_bare(case: NodeCase) -> Finding | None:
 
 
 def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
-    return explain_plugin(case.node.other_plugin, [case.node.name])
+    return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
 
 
 def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
