@@ -1,10 +1,11 @@
 """What else names resources and labels that vanish with a plan (cli/dependents.py)."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.sim.fakecluster import FakeCluster
+from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.fakefaults import EVER
 from tests.cli.asking import ME, Answered, ask, operated, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, policy
@@ -12,7 +13,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.cli.dependents import KINDS
-from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.client import JSON, Page, Resource
 from gpusharing.kube.errors import Forbidden
 
 RESOURCES = dict(reversed(KINDS))
@@ -141,6 +142,35 @@ async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_ot
     assert told.data["dependents"] == [f"{GPU} vanishes, and these name it: {called}"]
     (note,) = (one for one in told.data["notes"] if "not read" in one)
     assert note.startswith("limitranges, resourcequotas may name what vanishes and were not read: User")
+
+
+class RefusingFirst(FakeClient):
+    """A client without rights to kinds that are not installed, on a server that asks RBAC first, as a real one does."""
+
+    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+        """See KubeClient."""
+        if resource in self.cluster.uninstalled:
+            raise Forbidden(f'User "me" cannot list resource "{resource.plural}"')
+        async for page in super().pages(resource, **more):
+            yield page
+
+
+@virtually
+async def test_a_kind_that_is_not_installed_is_not_missed_where_the_server_refuses_to_list_it(
+    tmp_path: Path,
+) -> None:
+    """RBAC comes before the 404: who has no right to a kind is refused also where it is not served."""
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.uninstalled |= {
+            resource for _, resource in KINDS if resource.group == "kueue.x-k8s.io"
+        }
+        edit = written(tmp_path, policy(MIXED))
+        told = await ask(
+            scene.e.cluster, "plan", "-o", "json", "-f", edit, client=RefusingFirst(scene.e.cluster, ME)
+        )
+    assert [one for one in told.data["notes"] if "not read" in one] == []
 
 
 def refuse(cluster: FakeCluster, resource: Resource) -> None:

@@ -9,7 +9,7 @@ from gpusharing.cli.cluster import Decided
 from gpusharing.cli.installed import DEPLOYMENTS
 from gpusharing.cli.troubles import said
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient, Resource
-from gpusharing.kube.errors import KubeError, NotFound
+from gpusharing.kube.errors import KubeError
 from gpusharing.kube.raw import entries, part, text
 from gpusharing.planning.told.proposal import Proposal
 from gpusharing.planning.words.lengths import some
@@ -52,10 +52,9 @@ async def read_dependents(
                 for raw in page.items:
                     for name in _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ():
                         found[name].add(f"{kind} {_ref(raw)}")
-        except NotFound:
-            continue  # the kind is not installed
         except KubeError as error:
-            unread[resource.plural] = said(error)
+            if await client.served(resource):  # RBAC refuses also kinds that are not installed
+                unread[resource.plural] = said(error)
     lines = [
         f"{name} vanishes, and these name it: {some(sorted(refs), 20)}"
         for name, refs in sorted(found.items())

@@ -39,14 +39,13 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     uncertain about it. Nothing is written. Raises Trouble."""
     async with gathered(session, proposed) as cluster:
         decided = await cluster.decide(only or None)
+        told, ignored = tuple(tell(decided, only)), decided.snapshot.settings.gpu_operator_namespace
+        dependents, unread = await read_dependents(session.client, find_vanishing(told, decided), ignored)
     names = [policy.name for policy in decided.snapshot.policies]
     for name in sorted(only):
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
-    told = tuple(tell(decided, only))
     nodes = {node for one in told for node in decided.plan.pools[one.policy].names}
-    ignored = decided.snapshot.settings.gpu_operator_namespace
-    dependents, unread = await read_dependents(session.client, find_vanishing(told, decided), ignored)
     return Planned(told, (*decided.notes, *unread), decided.simulated(nodes), dependents)
 
 
