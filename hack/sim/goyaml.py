@@ -38,6 +38,12 @@ class _Loader(yaml.SafeLoader):
             self.forward()
             super().scan_to_next_token()
 
+    def check_value(self) -> bool:
+        """As PyYAML's, but in `{key:[]}` the colon belongs to the key, which then has no value."""
+        if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
+            raise GoError("did not find expected ',' or '}'")
+        return bool(super().check_value())
+
 
 def to_json(text: str) -> JSONValue:
     """The first document of a text as JSON; None for a text without one. Raises GoError."""

@@ -52,6 +52,7 @@ def field_of(found: object, name: str) -> Any:
 
 
 def _is_whole(found: object) -> bool:
+    """Whether Go reads it into an int."""
     return type(found) is int and -(2**63) <= found < 2**63
 
 
@@ -63,6 +64,7 @@ def _is_choice(found: Any) -> bool:
 
 
 def _is_text(found: object, pattern: str | re.Pattern[str] = "") -> bool:
+    """Whether it is a text that matches the whole pattern; any text without a pattern."""
     return isinstance(found, str) and (not pattern or re.fullmatch(pattern, found) is not None)
 
 
@@ -130,6 +132,7 @@ def _find(found: Any, wanted: Any, path: str) -> Iterator[Flaw]:
 
 
 def _find_in_map(found: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
+    """Yield the flaws of a map: fields that are unknown, wrong or lacking. Null counts as lacking."""
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in found.items():

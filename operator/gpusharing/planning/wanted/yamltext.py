@@ -49,6 +49,12 @@ class _Loader(yaml.SafeLoader):
             self.forward()
             super().scan_to_next_token()
 
+    def check_value(self) -> bool:
+        """As PyYAML's own, but the colon of `{key:[]}` is an error: go-yaml takes it for a part of the key."""
+        if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
+            raise yaml.scanner.ScannerError(None, None, "a colon needs a space after it", self.get_mark())
+        return bool(super().check_value())
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML."""
         merges = [key.tag == _MERGE for key, _ in node.value]
