@@ -313,8 +313,8 @@ class Reason(Worded):
         "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
         "Remove the one that you do not want; the message names them.")
     PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
-        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, so device-plugin labels have no effect.",
-        "Run the command in the message once.")
+        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, or NVIDIA runs in another namespace.",
+        "Run the command in the message once, or set the chart value that it names.")
     CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
