@@ -8,6 +8,8 @@ import pytest
 from tests.build import make_cluster_policy, make_stack
 from tests.planning.cases import MIXED, assessed_of, make_case
 
+from gpusharing.api.policy import LabelSelector
+from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
 from gpusharing.planning.way.gates import find_gate
 from gpusharing.planning.way.verdict import NodeCase
 from gpusharing.planning.words.findings import Finding
@@ -108,3 +110,18 @@ def test_what_a_host_lacks_is_told_with_the_agents_words_and_the_command() -> No
     assert gate is not None
     assert "gpu-07 serves no GPU (NVMLNotLoaded: the NVIDIA driver is not loaded" in gate.message
     assert gate.message.endswith("""-p '{"spec":{"driver":{"enabled":true}}}'""")
+
+
+@pytest.mark.parametrize("label", ["", "container"], ids=["without the label", "labelled for containers"])
+def test_doctor_names_nodes_that_cluster_policy_gives_to_virtual_machines(label: str) -> None:
+    labels = {"nvidia.com/gpu.present": "true", "pool": "a", WORKLOAD: label}
+    given = Given(
+        "gpu-operator",
+        "",
+        None,
+        selectors=(LabelSelector.model_validate({"matchLabels": {"pool": "a"}}),),
+        cluster_policy=make_cluster_policy(switches=VIRTUAL),
+    )
+    found = [(one.reason, one.command) for one in find_node_symptoms([NodeLabels("gpu-1", labels)], given)]
+    told = [("WorkloadConfig", f"kubectl label node gpu-1 --overwrite {WORKLOAD}=container")]
+    assert found == ([] if label else told)

@@ -232,6 +232,7 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 def _off_field(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView
 ) -> WrongField | None:
+    """The field with which a ClusterPolicy turns off a program that the policy's mode needs; None if it does not."""
     if cluster_policy.plain is not None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return None
     return WrongField(tell_off(row, cluster_policy), row.patch)

@@ -93,6 +93,7 @@ def find_switched_off(case: NodeCase) -> Finding | None:
 
 
 def _find_bare(case: NodeCase) -> Finding | None:
+    """What the host lacks, by the words of a Ready agent or else of Kubernetes about the agent's pod."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
