@@ -178,6 +178,12 @@ def written(key: str, value: str | None) -> Deed:
     return deed
 
 
+def ruled(world: World, name: str) -> bool:
+    """A NodeFeatureRule takes mig.config of the node, or leaves it again."""
+    taken = {} if world.nodes[name].label_owners else {names.LABEL_MIG_CONFIG: "a NodeFeatureRule sets it"}
+    return change(world, name, label_owners=taken)
+
+
 TOOLS: Mapping[str, Deed] = {
     "a tool marks the node as its own": marked("kured"),
     "a NodeMaintenance names the node": marked("medik8s NodeMaintenance upgrade"),
@@ -187,6 +193,7 @@ TOOLS: Mapping[str, Deed] = {
     "a tool cordons and marks the node": lambda world, name: (
         cordon(world, name) and marked("kured")(world, name)
     ),
+    "a NodeFeatureRule takes mig.config, or leaves it": ruled,
     "a tool overwrites mig.config": written(names.LABEL_MIG_CONFIG, FOREIGN_CONFIG),
     "a tool strips mig.config": written(names.LABEL_MIG_CONFIG, None),
     "a tool strips mig.config.state": written(names.LABEL_MIG_STATE, None),

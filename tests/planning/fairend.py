@@ -157,6 +157,11 @@ def _choose_another_operator(world: World, told: Verdict, plan: RolloutPlan) -> 
     mend_software(world)
 
 
+def _drop_rule(world: World, told: Verdict, plan: RolloutPlan) -> None:
+    """The label is taken out of the NodeFeatureRule."""
+    world.nodes[told.node] = replace(world.nodes[told.node], label_owners={})
+
+
 def _correct_canary(world: World, told: Verdict, plan: RolloutPlan) -> None:
     habits.person_corrects_the_canary(world, told.policy)
 
@@ -201,6 +206,7 @@ REMEDIES: Mapping[Reason, Remedy] = {
     Reason.PRODUCT_SKIPPED: _TAKE_IN,
     Reason.NEEDS_ATTENTION: _attend,
     Reason.MPS_NOT_SWITCHABLE: _choose_another_operator,
+    Reason.LABEL_OWNED_ELSEWHERE: _drop_rule,
     Reason.ORPHAN_FENCE: _adopt_orphan,
     Reason.SKIP_LABEL: _unskip,
     Reason.PAUSED: _rollout(paused=False),

@@ -81,6 +81,7 @@ def clear_up(world: World) -> None:
             ready=True,
             unschedulable=node.unschedulable and ours,
             retry=f"clear-{world.serial}",
+            label_owners={},
             labels=labels,
         )
     world.human_cordons.clear()
