@@ -209,8 +209,10 @@ class Pool:
     # --- the policy --------------------------------------------------------------------------------------
 
     def manifest(self, spec: Object, name: str = "") -> Object:
-        """A policy for this pool."""
+        """A policy for this pool. Pods may be stranded: those of the tests are pinned to nodes by their names."""
         selector = {"matchLabels": {"gpusharing.dev/pool": self.name}}
+        if isinstance(drain := spec.get("drain", {}), dict):
+            spec = {**spec, "drain": {"strandedPods": "Allow", **drain}}
         return {
             "apiVersion": "gpusharing.dev/v1alpha1",
             "kind": "GPUSharingPolicy",
