@@ -300,6 +300,13 @@ def test_what_a_node_still_names_comes_back_when_somebody_edits_or_deletes_it() 
         assert key not in change.plugin_configs
 
 
+def test_what_a_node_still_names_stays_when_somebody_edits_the_version_of_the_file() -> None:
+    _, entry = keys(OLD)
+    stack = make_stack(OLD)
+    edited = replace(stack, mig_file=stack.mig_file.replace("version: v1", "version: v2"))
+    assert kept(edited, make_node(labels={MIG: entry}))[1]
+
+
 @pytest.mark.parametrize("lost", [{"marked": False}, {"written": {}}], ids=["label", "times"])
 def test_marks_of_ours_that_somebody_took_off_are_put_on_again(lost: dict[str, Any]) -> None:
     stack = replace(make_stack(OLD), **lost)

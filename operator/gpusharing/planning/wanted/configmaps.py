@@ -82,7 +82,7 @@ def _retain(
 ) -> None:
     """Add entries that no policy wants and a Node still names, as they were before somebody edited or deleted them."""
     old_plugin = {**stack.plugin_configs, **stack.seen_plugin_configs}
-    present = migfile.parse_admin(stack.mig_file).entries  # one that mig-parted refuses never stays
+    present = migfile.sound_entries(stack.mig_file)
     old_entries = {**present, **stack.seen_mig_entries}
     unclaimed = (old_plugin.keys() - plugin.keys()) | (old_entries.keys() - entries.keys())
     if not unclaimed:

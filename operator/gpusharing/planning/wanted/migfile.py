@@ -69,17 +69,35 @@ def render(entries: Mapping[str, Entry]) -> str:
 def parse(text: str) -> Mapping[str, Entry]:
     """Return all entries of a file by name, also those that mig-parted would refuse; a damaged file has none."""
     try:
-        document = parse_yaml(text)
+        return {name: entry for name, entry in _configs(text, any_version=True).items() if _is_entry(entry)}
     except Unreadable:
         return {}
+
+
+def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
+    """Return what stands under mig-configs, with names as mig-parted reads them: a bare `off` is `false` in JSON.
+
+    Raises Unreadable.
+    """
+    document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
     if not isinstance(configs, dict):
-        return {}
-    return {_as_text(name): entry for name, entry in configs.items() if _is_entry(entry)}
+        raise Unreadable("it has no map mig-configs")
+    if isinstance(document, dict) and document.get("version", "v1") != "v1" and not any_version:
+        raise Unreadable(f"its version is {document['version']}, and mig-parted reads only v1")
+    return {
+        str(name).lower() if isinstance(name, bool) else str(name): entry for name, entry in configs.items()
+    }
 
 
 def _is_entry(entry: object) -> bool:
     return isinstance(entry, list) and all(isinstance(row, dict) for row in entry)
+
+
+@lru_cache(maxsize=64)
+def sound_entries(text: str) -> Mapping[str, Entry]:
+    """Return the entries of a file without those for which mig-parted refuses it."""
+    return {name: entry for name, entry in parse(text).items() if not _find_problem(entry)}
 
 
 @lru_cache(maxsize=64)
@@ -92,7 +110,7 @@ def lasting_entries(text: str) -> Mapping[str, Entry]:
 def is_rendered(text: str) -> bool:
     """Whether a file is, to the letter, what `render` makes of entries that mig-parted accepts; it refuses a file as a
     whole."""
-    return bool(text) and text == render(parse_admin(text).entries)
+    return bool(text) and text == render(sound_entries(text))
 
 
 @value
@@ -112,24 +130,12 @@ def parse_admin(text: str) -> AdminFile:
     if not text:
         return AdminFile({})
     try:
-        document = parse_yaml(text)
+        found = _configs(text)
     except Unreadable as error:
         return AdminFile({}, str(error))
-    frame = document if isinstance(document, dict) else {}
-    configs = frame.get("mig-configs")
-    if not isinstance(configs, dict):
-        return AdminFile({}, "it has no map mig-configs")
-    if frame.get("version", "v1") != "v1":
-        return AdminFile({}, f"its version is {frame['version']}, and mig-parted reads only v1")
-    found = {_as_text(name): entry for name, entry in configs.items()}
     bad = {name: why for name, entry in sorted(found.items()) if (why := _find_problem(entry))}
     told = some([f"entry {name}: {why}" for name, why in bad.items()])
     return AdminFile({name: entry for name, entry in found.items() if name not in bad}, told)
-
-
-def _as_text(name: object) -> str:
-    """Return a key as mig-parted reads it: a bare `off` is a boolean in YAML, and `false` in JSON."""
-    return str(name).lower() if isinstance(name, bool) else str(name)
 
 
 def _find_problem(entry: object) -> str:
