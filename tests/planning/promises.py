@@ -340,7 +340,7 @@ def _gangs_on(world: "World", name: str) -> set[Gang]:
 
 
 def _returned_together(world: "World", plan: RolloutPlan) -> None:
-    """A wave is given back in one pass, or when `timeouts.verification` is over, or a member is Failed."""
+    """A wave is given back in one pass, or when `timeouts.verification` is over, or a member is Failed or goes back."""
     waves: dict[str, list[NodeView]] = {}
     for node in world.nodes.values():
         fence = node.fence
@@ -355,9 +355,14 @@ def _returned_together(world: "World", plan: RolloutPlan) -> None:
         if not back or not left or policy is None or policy.spec is None:
             continue
         waited = world.now - world.ledger.waves[wave]
-        failed = any(plan.verdicts[node.name].phase is Phase.FAILED for node in left)
+        failed = any(plan.verdicts[node.name].phase is Phase.FAILED or _goes_back(node) for node in left)
         enough = waited >= parse_duration(policy.spec.rollout.timeouts.verification)
         hold(failed or enough, f"(r) gives {back[0].name} back, and {left[0].name} of its wave is not")
+
+
+def _goes_back(node: NodeView) -> bool:
+    """Its change failed, and it is on the way to what was proven there before."""
+    return node.fence is not None and node.fence.rolls_back
 
 
 def _is_given_back(plan: RolloutPlan, node: NodeView, *, proven: bool) -> bool:
