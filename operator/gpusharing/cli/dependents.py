@@ -10,6 +10,7 @@ from gpusharing.cli.installed import DEPLOYMENTS
 from gpusharing.cli.troubles import said
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
+from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import entries, part, text
 from gpusharing.planning.told.proposal import Proposal
 from gpusharing.planning.words.lengths import some
@@ -48,7 +49,7 @@ async def read_dependents(
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
         try:
-            async for page in client.pages(resource):
+            async for page in pages_of(client, resource):
                 for raw in page.items:
                     for name in _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ():
                         found[name].add(f"{kind} {_ref(raw)}")

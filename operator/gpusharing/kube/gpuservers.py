@@ -10,6 +10,7 @@
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import Forbidden, NotFound
+from gpusharing.kube.paging import list_of
 from gpusharing.kube.plainstack import PLUGIN
 from gpusharing.kube.raw import entries, part, section, strings, text, texts, whole
 from gpusharing.planning.stack.rivals import Server
@@ -53,11 +54,9 @@ async def find_gpu_operator(client: KubeClient, default: str) -> str:
     """The namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device plugin which
     ClusterPolicy owns. `default` if neither is found, or if they may not be read."""
     try:
-        states = [
-            section(raw, "status") async for page in client.pages(CLUSTER_POLICIES) for raw in page.items
-        ]
+        states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         told = [text(one, "namespace") for one in states if text(one, "state") != "ignored"]
-        sets = [] if any(told) else [raw async for page in client.pages(DAEMON_SETS) for raw in page.items]
+        sets = [] if any(told) else await list_of(client, DAEMON_SETS)
     except (Forbidden, NotFound):
         return default
     owned = (one.namespace for raw in sets if (one := gpu_server(raw)) is not None and one.of_gpu_operator)

@@ -274,9 +274,7 @@ async def find_namespaces(client: KubeClient, config_map: str) -> tuple[str, ...
     if not config_map:
         return ()
     try:
-        pages = client.pages(CONFIG_MAPS, field_selector=f"metadata.name={config_map}")
-        return tuple(
-            sorted([text(raw, "metadata", "namespace") async for page in pages for raw in page.items])
-        )
+        found = await list_of(client, CONFIG_MAPS, field_selector=f"metadata.name={config_map}")
     except KubeError:
         return ()
+    return tuple(sorted(text(raw, "metadata", "namespace") for raw in found))
