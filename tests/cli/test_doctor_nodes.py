@@ -1,4 +1,4 @@
-"""What `doctor` says of labels that somebody else set (stack/nodesymptoms.py), and of kubelets (stack/kubelets.py)."""
+"""What `doctor` says of labels that somebody else set (stack/nodesymptoms.py)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.cli.troubles import FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
-from gpusharing.planning.stack.kubelets import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.symptoms import Severity, Symptom
 
@@ -189,48 +188,6 @@ def test_what_the_operator_itself_writes_is_left_to_it() -> None:
     assert [one.reason for one in found({CONFIG: "quarters", STATE: "failed"}, policies=True)] == [
         "MigConfigFailed"
     ]
-
-
-# --- kubelets ---------------------------------------------------------------------------------------------------
-
-
-def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
-    nodes = [NodeLabels(f"gpu-{number}", GPU, kubelet=version) for number, version in enumerate(versions, 1)]
-    return [(one.reason, one.command.split(" -o")[0]) for one in find_kubelet_symptoms(nodes, api_server)]
-
-
-def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
-    assert kubelets("v1.33.1-eks-1-33-5", "v1.29.9", "v1.30.0+k3s1", "v1.34.0", "v1.33.9", "v1.28.0") == [
-        ("KubeletNewer", "kubectl get node gpu-3"),
-        ("KubeletBehind", "kubectl get node gpu-1 gpu-5"),
-    ]
-    assert kubelets("v1.32.0", "v1.29.9", "v1.32.9") == [("KubeletOld", "kubectl get node gpu-1")]
-    (one,) = find_kubelet_symptoms([NodeLabels("gpu-1", GPU, kubelet="v1.29.9")], "v1.32.0")
-    assert one.severity is Severity.WARNING
-    assert one.message.startswith("the kubelet of gpu-1 (v1.29.9) is older than 1.30, the oldest that")
-
-
-@pytest.mark.parametrize("server", ["", "v0.0.0-master+$Format:%H$", "odd"])
-def test_without_a_version_of_the_server_kubelets_are_held_against_ours_alone(server: str) -> None:
-    assert kubelets(server, "v1.99.0", "v1.29.0") == [("KubeletOld", "kubectl get node gpu-2")]
-
-
-@pytest.mark.parametrize("version", ["", "v0.0.0-master+$Format:%H$", "odd"])
-def test_of_a_kubelet_without_a_version_nothing_is_said(version: str) -> None:
-    assert find_minor(version) is None
-    assert kubelets("v1.36.3", version) == []
-
-
-def test_of_kubelets_within_reach_and_of_those_without_a_gpu_nothing_is_said() -> None:
-    assert kubelets("v1.36.3", "v1.36.9", "v1.36.0", "v1.33.0") == []
-    cpu = NodeLabels("cpu-1", {}, kubelet="v1.20.0")
-    assert find_kubelet_symptoms([cpu], "v1.36.3") == ()
-    assert MOST_BEHIND == 3
-
-
-def test_the_oldest_kubernetes_is_that_of_the_chart() -> None:
-    asked = yaml.safe_load(CHART.read_text())["kubeVersion"]
-    assert asked == f">={OLDEST[0]}.{OLDEST[1]}.0-0"
 
 
 # --- what is read of a cluster ------------------------------------------------------------------------------------

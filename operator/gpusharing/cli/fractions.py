@@ -5,6 +5,7 @@ Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go a
 
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, text, texts
+from gpusharing.planning.words.lengths import counted
 
 NOTE = (
     "KAI-Scheduler takes this fraction from a whole GPU of a node without MIG: from a free nvidia.com/gpu, or from one"
@@ -20,4 +21,7 @@ def find_fraction(raw: JSON) -> tuple[str, int]:
     if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
         return "", 0
     count = int(devices) if devices.isdecimal() else 1
-    return f"{share} of {'a GPU' if count == 1 else f'each of {count} GPUs'} from KAI-Scheduler", count
+    return (
+        f"{share} of {'a GPU' if count == 1 else 'each of ' + counted(count, 'GPU')} from KAI-Scheduler",
+        count,
+    )

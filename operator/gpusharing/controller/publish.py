@@ -67,7 +67,6 @@ class AnswerCache(Protocol):
 
     def accept(self, raw: JSON) -> None:
         """Take an object that the server returned."""
-        ...
 
 
 class WrittenPolicies(AnswerCache, Protocol):
@@ -75,7 +74,6 @@ class WrittenPolicies(AnswerCache, Protocol):
 
     def status(self, policy: str) -> Mapping[str, Any]:
         """`status` of a policy as last read or written."""
-        ...
 
 
 class Statuses(Protocol):
@@ -84,16 +82,13 @@ class Statuses(Protocol):
     @property
     def policies(self) -> WrittenPolicies:
         """GPUSharingPolicies."""
-        ...
 
     @property
     def gpunodes(self) -> AnswerCache:
         """GPUNodes."""
-        ...
 
     def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         """`transition` and `conditions` of a GPUNode's status as last read or written."""
-        ...
 
 
 @dataclass(slots=True)
@@ -219,8 +214,7 @@ class Publisher:
         if before != verdict:
             self._told[verdict.node] = verdict
             self.on_verdict(before, verdict)
-            fence = snapshot.nodes[verdict.node].fence
-            change = fence.op if fence is not None else ""
+            change = fence.op if (fence := snapshot.nodes[verdict.node].fence) is not None else ""
             events = node_events(before, verdict, drained=self._drains.get(verdict.node) == change)
             self._compose(events, verdict, plan, now)
             if verdict.phase is Phase.DRAINING and verdict.pods:
@@ -273,10 +267,10 @@ class Publisher:
         body = {"status": _replacing(wanted, previous)}
         refusal = refusal_event(previous, wanted)
         later = await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
-        if later is not None or refusal is None:
-            return later
-        self._untold.append(self._event(refusal, _policy_of(policy), now))
-        return now  # the Event is posted with the next round
+        if later is None and refusal is not None:
+            self._untold.append(self._event(refusal, _policy_of(policy), now))
+            return now  # the Event is posted with the next round
+        return later
 
     def _lag_of(self, shown: Mapping[str, Any]) -> timedelta:
         """How long a changing node may keep what is shown."""
