@@ -7,17 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import H100, SETTINGS, make_policy
-from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, fenced_of, make_case
-from tests.planning.changes import fence_to
+from tests.build import H100, SETTINGS, at, make_policy, make_stack
+from tests.planning.cases import FULL, MIXED, SINGLE, SLICED, assessed_of, edited, fenced_of, make_case
+from tests.planning.changes import emptied, fence_to, only
 from tests.planning.drains import FENCE, IDLE, released
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.api.rollout import Rollout
 from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.way.after import after_pnr
+from gpusharing.planning.way.attempts import owed_for
 from gpusharing.planning.way.before import before_pnr
 from gpusharing.planning.way.gates import AIM, find_gate
 from gpusharing.planning.way.judge import judge
@@ -133,6 +135,16 @@ def test_a_node_past_its_point_of_no_return_is_not_led_on_there_by_an_edit() -> 
     held = after_pnr(fenced_of(driven(BAD, **more)))
     assert (held.reason, held.actions) == (Reason.UNSAFE_DRIVER, ())
     assert after_pnr(fenced_of(driven(NOT_HANGING, **more))).reason is not Reason.UNSAFE_DRIVER
+
+
+def test_a_node_that_an_edit_leads_there_too_late_goes_back_where_the_policy_says_so() -> None:
+    """No driver is replaced on a node in flight: it would stay cordoned, although what it serves is known."""
+    back = edited(BESIDE, rollout=Rollout(on_failure="Rollback"))
+    fence = fence_to(FULL, disruption=DisruptionClass.RESET, owed=owed_for(assessed_of(driven(BAD)).target))
+    more: dict[str, Any] = {"was": SLICED, "stack": make_stack(BESIDE, SLICED), "work": emptied(2400), "now": at(2400)}
+    turned = after_pnr(fenced_of(driven(BAD, back, fence=fence, node={"unschedulable": True}, **more)))
+    assert (turned.phase, turned.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK), turned.message
+    assert only(turned).fence.rolls_back
 
 
 def test_a_way_back_to_such_a_layout_stays_open() -> None:

@@ -19,7 +19,7 @@ from tests.planning.cases import (
     edited,
     make_case,
 )
-from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, fence_to, only
+from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, emptied, fence_to, only
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
@@ -32,7 +32,7 @@ from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import was_rolled_back
+from gpusharing.planning.way.attempts import owed_for, was_rolled_back
 from gpusharing.planning.way.gates import find_gate
 from gpusharing.planning.way.verdict import FencedCase
 from gpusharing.planning.way.wayback import KNOWN, find_way_back
@@ -287,6 +287,17 @@ def test_a_node_that_is_away_is_not_turned_back_for_what_it_said_before(
     """What it offers is from before the change: it may be proven as soon as it is there again."""
     late = failing(labels={**FAILED, MIG_STATE: state}, gpunode=answering(VERIFY, SLICED), now=2400, **away)
     assert "once the state of the node is known" in held(late)
+
+
+def test_a_node_whose_label_another_controller_has_taken_goes_back_where_that_is_possible() -> None:
+    """It has put back the value that was proven here last: nothing is left that would be set against it."""
+    owner = {"label_owners": {MIG_CONFIG: "Node Feature Discovery sets it"}}
+    owed = owed_for(assessed_of(failing()).target)
+    fence = replace(FENCE, owed=owed, attempt=2, disruption=DisruptionClass.RESET)
+    taken = {MIG_CONFIG: "all-disabled", MIG_STATE: "success"}
+    late = after_pnr(failing(node=owner, fence=fence, labels=taken, now=2400, work=emptied(2400)))
+    assert (late.phase, late.reason) == (Phase.RECONFIGURING, Reason.ROLLING_BACK), late.message
+    assert only(late).fence.rolls_back
 
 
 def test_a_plugin_restart_that_would_have_to_drain_to_go_back_is_held() -> None:

@@ -33,10 +33,12 @@ KNOWN = frozenset(
         Reason.PLUGIN_TOO_OLD,
         Reason.MPS_NOT_RUNNING,
         Reason.MPS_NOT_SWITCHABLE,
+        Reason.UNSAFE_DRIVER,
+        Reason.LABEL_OWNED_ELSEWHERE,
         Reason.COMPUTE_MODE,
     }
 )
-"""Reasons that come from a reading of the node. While its state is unknown (node or agent away, a GPU that does not
+"""Reasons that come from a reading of the node, or speak against its target (`gates.py:AIM`). While its state is unknown (node or agent away, a GPU that does not
 answer, a mig-manager that still works), the change may yet be proven, and going back could not be proven."""
 
 MAX_FAILURE = 300
