@@ -19,7 +19,17 @@ from tests.planning.cases import (
     edited,
     make_case,
 )
-from tests.planning.changes import MIG_CONFIG, MIG_STATE, PLUGIN, VERIFY, answering, changing, emptied, fence_to, only
+from tests.planning.changes import (
+    MIG_CONFIG,
+    MIG_STATE,
+    PLUGIN,
+    VERIFY,
+    answering,
+    changing,
+    emptied,
+    fence_to,
+    only,
+)
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase

@@ -38,8 +38,9 @@ KNOWN = frozenset(
         Reason.COMPUTE_MODE,
     }
 )
-"""Reasons that come from a reading of the node, or speak against its target (`gates.py:AIM`). While its state is unknown (node or agent away, a GPU that does not
-answer, a mig-manager that still works), the change may yet be proven, and going back could not be proven."""
+"""Reasons that come from a reading of the node, or speak against its target (`gates.py:AIM`). While its state is
+unknown (node or agent away, a GPU that does not answer, a mig-manager that still works), the change may yet be proven,
+and going back could not be proven."""
 
 MAX_FAILURE = 300
 """The most characters of the cause that is kept on the Node."""
