@@ -117,6 +117,24 @@ async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_
 
 
 @pytest.mark.parametrize(
+    "shown",
+    [
+        {"status": {"allocatable": {"nvidia.com/gpu": "8"}}},
+        {"metadata": {"labels": {"nvidia.com/gpu.deploy.driver": "pre-installed"}}},
+    ],
+    ids=["it offers GPUs", "NVIDIA's driver manager found the driver"],
+)
+async def test_a_node_shows_that_it_has_a_driver(cluster: FakeCluster, shown: dict[str, Any]) -> None:
+    before = (await gathered(cluster)).agents
+    assert before is not None
+    assert before.with_driver == set()
+    cluster.patch(NODES, "gpu-01", shown, subresource="status" if "status" in shown else None)
+    after = (await gathered(cluster)).agents
+    assert after is not None
+    assert after.with_driver == {"gpu-01"}
+
+
+@pytest.mark.parametrize(
     ("os_image", "told"),
     [
         ("Bottlerocket OS 1.14.0 (aws-k8s-1.24-nvidia)", {"TwoDevicePlugins"}),

@@ -31,6 +31,20 @@ def test_a_missing_driver_is_told_with_what_is_to_be_done(installs: bool, reason
 
 
 @pytest.mark.parametrize(
+    ("with_driver", "reason"),
+    [("gpu-01", "AgentCannotRead"), ("gpu-02", "DriverDisabled")],
+    ids=["the node itself offers GPUs", "another host brings its driver"],
+)
+def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(
+    with_driver: str, reason: str
+) -> None:
+    policy = replace(POINTED, switches={"driver.enabled": False})
+    view = agents(reports={"gpu-01": NO_DRIVER, "gpu-02": ""}, with_driver=frozenset({with_driver}))
+    (found,) = find_symptoms(replace(view, cluster_policies=(policy,)))
+    assert (found.reason, found.command) == (reason, "kubectl describe gpunode gpu-01")
+
+
+@pytest.mark.parametrize(
     ("labels", "two"),
     [
         ({"nvidia.com/gpu.present": "true"}, False),

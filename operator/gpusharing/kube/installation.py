@@ -19,7 +19,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, has_condition, policy_view
+from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack
@@ -37,6 +37,7 @@ from gpusharing.planning.stack.installationviews import (
     RightState,
 )
 from gpusharing.planning.stack.otherplugins import has_cloud_plugin, has_system_plugin
+from gpusharing.planning.stack.requirements import has_driver
 from gpusharing.planning.stack.rights import Right
 
 DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
@@ -152,6 +153,9 @@ class _Reader:
             reports={
                 text(one, "metadata", "name"): text(one, "status", "observed", "error") for one in reports
             },
+            with_driver=frozenset(
+                one.name for one in map(node_view, nodes) if has_driver(one.labels, one.resources)
+            ),
         )
 
     async def rights(self) -> tuple[RightState, ...]:

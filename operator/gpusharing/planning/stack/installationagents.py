@@ -51,12 +51,15 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
     if troubled:
         first = min(troubled)
         message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
+        show = f"kubectl describe gpunode {first}"
         policy, _ = find_active(view.cluster_policies)
-        if policy is not None and (absent := find_absent(troubled[first], policy)) is not None:
-            command = kubectl_patch(policy.name, absent.patch)
+        absent = find_absent(troubled[first], policy) if first not in agents.with_driver else None
+        if policy is not None and absent is not None:
+            # Where other hosts bring the program, the GPU Operator must not begin to install it on all nodes.
+            command = show if agents.with_driver else kubectl_patch(policy.name, absent.patch)
             yield error(Topic.AGENTS, str(absent.disabled), f"{message}. {tell_off(absent, policy)}", command)
             return
-        yield error(Topic.AGENTS, "AgentCannotRead", message, f"kubectl describe gpunode {first}")
+        yield error(Topic.AGENTS, "AgentCannotRead", message, show)
 
 
 def _agents_kept_out(view: InstallationView) -> Symptoms:

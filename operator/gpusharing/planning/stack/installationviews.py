@@ -115,6 +115,8 @@ class AgentsState:
     it."""
     reports: Mapping[str, str] = field(default_factory=dict)
     """By node: what keeps the agent from reading the GPUs, in its own words."""
+    with_driver: frozenset[str] = frozenset()
+    """Of these nodes those that show that they have a driver, whatever their agents say."""
 
 
 @value

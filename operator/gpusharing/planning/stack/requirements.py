@@ -101,6 +101,11 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
 
 
+def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
+    """Whether a Node shows that its host has a driver: it offers GPUs, or NVIDIA's driver manager found the driver."""
+    return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
+
+
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
     """What the installation does not run and what follows, for people."""
     if policy.plain is None:
