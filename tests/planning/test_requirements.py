@@ -14,6 +14,8 @@ from gpusharing.api.names import Mode
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import find_objection
+from gpusharing.planning.stack.installation import find_symptoms
+from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.requirements import (
     OPERANDS,
     READ,
@@ -70,6 +72,18 @@ def test_a_program_that_is_off_refuses_the_modes_that_need_it_and_no_other(
     off = make_cluster_policy(switches={row.switch: False})
     objection = find_objection(make_policy(mode=mode), make_stack(cluster_policy=off), SETTINGS)
     assert (objection.reason if objection else None) == (row.disabled if mode in row.modes else None)
+
+
+def test_who_leaves_gpus_to_another_device_plugin_on_purpose_is_not_told_to_start_a_second_one() -> None:
+    """HAMi's guide for the GPU Operator, and GKE's default, set devicePlugin.enabled=false (Project-HAMi/website#874):
+    a second plugin there takes the GPUs from under the pods of the first."""
+    off = make_cluster_policy(switches={"devicePlugin.enabled": False})
+    objection = find_objection(make_policy(), make_stack(cluster_policy=off), SETTINGS)
+    assert objection is not None
+    symptoms = find_symptoms(InstallationView(cluster_policies=(off,)))
+    (symptom,) = (one for one in symptoms if one.reason == objection.reason)
+    for told in (objection.message, symptom.message):
+        assert "(if another one serves them on purpose, leave that so)" in told
 
 
 @pytest.mark.parametrize("row", REQUIREMENTS, ids=lambda row: row.operand)

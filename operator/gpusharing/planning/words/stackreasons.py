@@ -12,7 +12,7 @@ FOREIGN_DEVICE_PLUGIN: Words = ("ForeignDevicePlugin", "Node", _PERSON,
     "Do what the message says to hand the node over to NVIDIA's plugin, or narrow the node selector.")
 PLUGIN_DISABLED: Words = ("PluginDisabled", "Accepted", _PERSON,
     "ClusterPolicy devicePlugin.enabled is false: nothing would serve the GPUs after a change. No node is drained.",
-    "Run the command in the message once. Where another driver serves the GPUs on purpose, delete the policy.")
+    "Run the command in the message once. Where another device plugin serves the GPUs on purpose, delete the policy.")
 FEATURE_DISCOVERY_DISABLED: Words = ("FeatureDiscoveryDisabled", "Accepted", _PERSON,
     "ClusterPolicy gfd.enabled is false: without those labels no change could be proven. No node is drained.",
     "Run the command in the message once.")
