@@ -104,6 +104,13 @@ def test_a_host_is_said_to_lack_a_driver_only_where_that_is_known(case: NodeCase
     assert gate.reason is Reason.AGENT_ERROR
 
 
+def test_where_other_hosts_bring_a_driver_nobody_is_told_to_install_another_on_all_nodes() -> None:
+    case = bare(NO_DRIVER, HOSTED)
+    gate = find_gate(case, assessed_of(case))
+    assert gate is not None
+    assert "; install it there, or, if no host is to bring its own, run: kubectl patch" in gate.message
+
+
 def test_what_a_host_lacks_is_told_with_the_agents_words_and_the_command() -> None:
     case = bare(NO_DRIVER, HOSTED)
     gate = find_gate(case, assessed_of(case))

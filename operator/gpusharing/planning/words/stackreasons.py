@@ -28,8 +28,8 @@ FEATURE_DISCOVERY_MISSING: Words = ("FeatureDiscoveryMissing", "Accepted", _PERS
 DRIVER_DISABLED: Words = ("DriverDisabled", "Accepted", _PERSON,
     "The agent finds no NVIDIA driver on a node without GPUs to offer, and ClusterPolicy driver.enabled is false. That "
     "alone is normal where hosts bring the driver.",
-    "Install the driver on the host, or run the command in the message.")
+    "Install the driver on the host, or, if no host is to bring its own, run the command in the message.")
 TOOLKIT_DISABLED: Words = ("ToolkitDisabled", "Accepted", _PERSON,
     "A node without GPUs to offer has a container runtime that does not know NVIDIA's, and ClusterPolicy "
     "toolkit.enabled is false. That alone is normal where hosts bring the NVIDIA Container Toolkit.",
-    "Install the NVIDIA Container Toolkit on the host, or run the command in the message.")
+    "Install it on the host, or, if no host is to bring its own, run the command in the message.")
