@@ -57,5 +57,7 @@ def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None)
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
     told = f"{node.name} serves no GPU ({cut(words, 200)}), and its host has to bring {row.operand}"
-    how = f"install it there, or, if no host is to bring its own, run: {kubectl_patch(policy.name, row.patch)}"
+    how = (
+        f"install it there, or, if no host is to bring its own, run: {kubectl_patch(policy.name, row.patch)}"
+    )
     return Finding(row.disabled, f"{told}: {tell_off(row, policy)}; {how}")
