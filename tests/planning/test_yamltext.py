@@ -29,6 +29,15 @@ def test_depth_and_size_are_bounded_also_where_aliases_repeat() -> None:
         parse_yaml(ODD_YAML[-1])
 
 
+def test_a_few_lines_that_merge_keys_into_millions_are_refused_before_they_fill_the_memory() -> None:
+    lines = ["a0: &a0 {k: 1, l: 2}"]
+    for level in range(1, 7):
+        lines.append(f"a{level}: &a{level} {{<<: [{', '.join([f'*a{level - 1}'] * 9)}]}}")
+    assert parse_yaml("\n".join(lines[:4])) == {f"a{level}": {"k": 1, "l": 2} for level in range(4)}
+    with pytest.raises(Unreadable, match="more than 100000 values"):
+        parse_yaml("\n".join(lines))
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 3000, "a: " + "[" * 100_000, "{a: " * 1500], ids=["[", "a: [", "{a: "]
 )

@@ -15,6 +15,7 @@ MAX_DEPTH = 20
 TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"
 MAX_VALUES = 100_000
 """Maps, lists and scalars, each counted wherever an alias repeats it."""
+TOO_LARGE = f"it holds more than {MAX_VALUES} values"
 _MERGE = "tag:yaml.org,2002:merge"
 _BOOL = re.compile("(?:y|Y|yes|Yes|YES|true|True|TRUE|on|On|ON|n|N|no|No|NO|false|False|FALSE|off|Off|OFF)$")
 _NUMBER = re.compile(r"[-+]?(?:0[xXbBoO][0-9a-fA-F_]+|[0-9.][0-9_]*(?:\.[0-9_]*)?(?:[eE][-+]?[0-9_]+)?)$")
@@ -34,6 +35,7 @@ class _Loader(yaml.SafeLoader):
         first: [row for row in rows if row[0] in (_MERGE, "tag:yaml.org,2002:null")]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    _merged = 0  # entries that merge keys have brought in so far
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
@@ -56,12 +58,21 @@ class _Loader(yaml.SafeLoader):
         return bool(super().check_value())
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML."""
-        merges = [key.tag == _MERGE for key, _ in node.value]
-        if merges != sorted(merges, reverse=True):
+        """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML, and more than MAX_VALUES
+        merged keys: merges of merges make millions out of a few lines."""
+        first = [key.tag == _MERGE for key, _ in node.value]
+        if first != sorted(first, reverse=True):
             raise Unreadable(
                 "it has << after other keys, which NVIDIA's programs let it override: put it first"
             )
+        merges = [value for key, value in node.value if key.tag == _MERGE]
+        sources = [one for value in merges for one in (value.value if value.id == "sequence" else [value])]
+        for source in sources:
+            if isinstance(source, yaml.MappingNode):
+                self.flatten_mapping(source)
+            self._merged += len(source.value)
+            if self._merged > MAX_VALUES:
+                raise Unreadable(TOO_LARGE)
         super().flatten_mapping(node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
@@ -124,7 +135,7 @@ def _check_size(document: object) -> None:
         if depth > MAX_DEPTH:
             raise Unreadable(TOO_DEEP)
         if seen > MAX_VALUES:
-            raise Unreadable(f"it holds more than {MAX_VALUES} values")
+            raise Unreadable(TOO_LARGE)
         if isinstance(value, dict):
             if odd := [key for key in value if not isinstance(key, str | int | float)]:
                 raise Unreadable(f"it has {odd[0]!r} as a key")
