@@ -89,6 +89,8 @@ REFUSED = {
     "an attribute twice": (
         "{x: [{devices: all, mig-enabled: true, mig-devices: {\"1g.24gb+me,gfx,me\": 1}}]}",
         "me,gfx,me: 1 in mig-dev"),
+    "a name that is longer than any, whose search for repetitions would take minutes": (
+        "{x: [{devices: all, mig-enabled: true, mig-devices: {1g.24gb+" + "a" * 100 + ": 1}}]}", "is not a profile"),
     "a list of instances": (
         "{x: [{devices: all, mig-enabled: false, mig-devices: []}]}", "mig-devices is not a map of profiles"),
     "a filter that is a map": (

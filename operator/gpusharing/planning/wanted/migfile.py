@@ -26,6 +26,7 @@ Entry = list[dict[str, Any]]
 _FIELDS = frozenset({"device-filter", "devices", "mig-enabled", "mig-devices"})
 _ATTRIBUTE = r"[A-Za-z](?:[A-Za-z0-9.]*[A-Za-z0-9])?"
 _PROFILE = re.compile(
+    r"(?!.{100})"  # no card has such a name, and the search for repeated attributes would take minutes
     r"(?!.*[+,-]([^,]+),(?:.*,)?\1(?:,|$))"  # no attribute twice
     r"(?:[0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb"
     rf"(?:[+-]{_ATTRIBUTE}(?:,{_ATTRIBUTE})*)?"

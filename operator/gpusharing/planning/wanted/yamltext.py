@@ -58,8 +58,8 @@ class _Loader(yaml.SafeLoader):
         return bool(super().check_value())
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML, and more than MAX_VALUES
-        merged keys: merges of merges make millions out of a few lines."""
+        """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML, and more than
+        MAX_VALUES merged keys: merges of merges make millions out of a few lines."""
         first = [key.tag == _MERGE for key, _ in node.value]
         if first != sorted(first, reverse=True):
             raise Unreadable(
