@@ -85,6 +85,17 @@ async def test_pods_that_wait_for_a_gpu_are_counted_although_one_page_in_three_f
 
 
 @virtually
+async def test_a_pod_that_is_deleted_before_it_got_a_node_waits_for_no_gpu() -> None:
+    """A finalizer, such as that of Jobs, keeps it for a while, and one whose controller is gone for ever."""
+    cluster = FakeCluster()
+    cluster.add(PODS, pod("new", "", status={"phase": "Pending"}))
+    old = pod("old", "", status={"phase": "Pending"})
+    old["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+    cluster.add(PODS, old)
+    assert await count_pending(cluster.client("operator")) == ({"nvidia.com/gpu": 1}, {"nvidia.com/gpu": 1})
+
+
+@virtually
 async def test_a_hold_on_the_door_is_obeyed_between_two_pages() -> None:
     cluster = pods(3)
     fanout = Fanout(cluster.client("operator"))

@@ -3,18 +3,19 @@
 from collections import Counter
 
 from gpusharing.kube.client import PODS, KubeClient
-from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.paging import pages_of
+from gpusharing.kube.podrequests import pod_requests
+from gpusharing.kube.raw import part
 
 
 async def count_pending(client: KubeClient) -> tuple[dict[str, int], dict[str, int]]:
-    """By GPU resource name: how many Pending pods without a node ask for it, and for how many devices together. Raises
-    a KubeError."""
+    """By GPU resource name: how many Pending pods without a node ask for it, and for how many devices together. A pod
+    that is being deleted waits for nothing. Raises a KubeError."""
     pods, devices = Counter[str](), Counter[str]()
     selector = "spec.nodeName=,status.phase=Pending"
     async for page in pages_of(client, PODS, field_selector=selector):
         for raw in page.items:
-            asked = pod_view(raw, {}).resources
+            asked = {} if part(raw, "metadata", "deletionTimestamp") else pod_requests(raw)
             pods.update(asked.keys())
             devices.update(asked)
     return dict(pods), dict(devices)
