@@ -114,6 +114,20 @@ def test_a_node_that_another_device_plugin_serves_is_told_unless_gke_s_is_told_w
     assert found({}, policies=True, other_plugin="GKE's own device plugin") == []
 
 
+def test_nvidias_plugin_is_not_switched_on_where_another_one_serves_the_gpus() -> None:
+    """HAMi's documentation has admins switch NVIDIA's off; with both, a node advertises each GPU twice."""
+    (one,) = found(OFF, policies=True, other_plugin="HAMi's device plugin")
+    assert (one.reason, one.command) == ("ForeignDevicePlugin", "kubectl describe node gpu-1")
+
+
+def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -> None:
+    config = "nvidia.com/device-plugin.config"
+    nodes = [NodeLabels(f"gpu-{number}", {**GPU, **POOL, config: f"old-{number % 2}"}) for number in range(3)]
+    (one,) = find_node_symptoms(nodes, Given("gpu-operator", "plugins", {"default"}, selectors=OURS))
+    assert "gpu-0, gpu-1, gpu-2 names no key" in one.message
+    assert one.command == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"
+
+
 def test_of_a_node_without_a_gpu_that_no_policy_selects_nothing_is_said() -> None:
     given = Given("gpu-operator", "", None)
     assert find_node_symptoms([NodeLabels("cpu-1", {f"{DEPLOY}operands": "false"})], given) == ()

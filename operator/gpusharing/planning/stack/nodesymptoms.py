@@ -116,13 +116,14 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
     odd = [one for one in nodes if one.labels.get(label) and one.labels[label] not in given.plugin_keys]
     if odd:
         first = odd[0]
+        alike = [one for one in odd if one.labels[label] == first.labels[label]]
         yield error(
             Topic.NODES,
             "PluginConfigUnknown",
             f"{label} of {some(sorted(one.name for one in odd))} names no key of ConfigMap {given.plugin_map}"
             f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before."
             " Name the entry that it serves now: without the label it serves the default, which may be fewer devices",
-            _mend(given, label, f"kubectl label node {_all(odd)} --overwrite {label}=NAME"),
+            _mend(given, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
         )
 
 
@@ -160,12 +161,15 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Pauses of mig-manager and of a driver upgrade are left out: they end (docs/design/nvidia.md#d2, d.4)."""
+    """Pauses of mig-manager and of a driver upgrade are left out: they end (docs/design/nvidia.md#d2, d.4). So are
+    nodes that another device plugin serves: their admin may have switched NVIDIA's off for it."""
     for operand, label in DEPLOY_NEEDED.items():
         odd = [
             one
             for one in nodes
-            if is_switched_off(operand, one.labels.get(label, "")) and given.concerns(one)
+            if not one.other_plugin
+            and is_switched_off(operand, one.labels.get(label, ""))
+            and given.concerns(one)
         ]
         if odd:
             yield _blocking(given)(
