@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T
 from tests.planning.test_guard import PoisonedPods
 
 from gpusharing.api import names
+from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
@@ -207,6 +209,23 @@ def test_pods_that_nobody_can_look_through_on_one_node_do_not_keep_another_from_
         full_node(), full_node("gpu-08"), policies=(SHARING,), work={**snapshot.work, "gpu-08": broken}
     )
     assert begins(free)
+
+
+def test_the_labels_of_a_node_are_worked_out_once_however_many_pods_look_for_a_place() -> None:
+    """With 5,000 nodes and 80 pods with different selectors a pass took five seconds."""
+    asked: list[str] = []
+
+    def labels(name: str) -> tuple[Mapping[str, str], ...]:
+        asked.append(name)
+        return ({"team": "b"},)
+
+    places = [
+        FutureNode(name, {GPU: 8}, {GPU: 8}, {}, emptied=True, open=True, find_labels=partial(labels, name))
+        for name in ("gpu-07", "gpu-08")
+    ]
+    pods = [make_pod(f"llm-{team}", node_selector={"team": team}) for team in "acd"]
+    assert Afterwards(lambda: places).find_stranded("gpu-07", pods) == ()
+    assert sorted(asked) == ["gpu-07", "gpu-08"]
 
 
 # --- by label --------------------------------------------------------------------------------------------------

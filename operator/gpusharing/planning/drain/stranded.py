@@ -19,7 +19,7 @@ from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 
-@value(eq=False)
+@value(eq=False, slots=False)  # without slots, for labels, which are worked out when somebody asks
 class FutureNode:
     """One node, before and after the planned changes."""
 
@@ -35,8 +35,13 @@ class FutureNode:
     """Whether its pods have to leave for the change. Otherwise they keep their devices."""
     open: bool
     """Whether pods can be scheduled there afterwards."""
-    labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
-    """Returns its labels afterwards, with its name as `metadata.name`. Several sets: it will have one of them."""
+    find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
+    """Returns `labels`."""
+
+    @cached_property
+    def labels(self) -> tuple[Mapping[str, str], ...]:
+        """Its labels afterwards, with its name as `metadata.name`. Several sets: it will have one of them."""
+        return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
         """Whether the node will advertise all the devices that the pod asks for."""
@@ -46,7 +51,7 @@ class FutureNode:
         """Whether the pod could be scheduled there afterwards if the node were empty."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
-            matches(labels, pod.node_selector, term) for labels in self.labels() for term in terms
+            matches(labels, pod.node_selector, term) for labels in self.labels for term in terms
         )
 
 
@@ -110,7 +115,7 @@ class Afterwards:
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
         """All labels that nodes will have, as pairs of key and value."""
-        found = (labels for place in self._places.values() for labels in place.labels())
+        found = (labels for place in self._places.values() for labels in place.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
@@ -128,7 +133,7 @@ class Afterwards:
         if own is None or not wanted:
             return ""
         if not self._has_place(pod, own):
-            if broken := _find_broken(pod, own.labels()[0]):
+            if broken := _find_broken(pod, own.labels[0]):
                 return broken
             if not own.serves(pod):
                 asked = ", ".join(f"{count} {name}" for name, count in wanted.items())

@@ -42,7 +42,7 @@ def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) 
         held=find_held(node, snapshot, staying=True) or {},
         emptied=emptied,
         open=not node.deleting and (emptied or (node.ready and not node.unschedulable)),
-        labels=partial(_labels, node, assessed),
+        find_labels=partial(_labels, node, assessed),
     )
 
 
