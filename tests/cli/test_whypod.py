@@ -179,6 +179,37 @@ async def test_a_node_without_a_policy_can_serve_a_pod_too() -> None:
     assert "no policy spare-1 nvidia.com/gpu 4" in " ".join(shown.out.split())
 
 
+PRODUCT = "nvidia.com/gpu.product"
+
+
+@virtually
+async def test_a_pod_is_promised_a_node_only_if_the_label_that_it_requires_will_be_there() -> None:
+    """`plan` says of the same pod that the change strands it."""
+    for value, after in (("NVIDIA-H100-80GB-HBM3", 0), ("NVIDIA-H100-80GB-HBM3-SHARED", 8)):
+        async with operated(1) as scene:
+            scene.apply(FULL)
+            await scene.ready()
+            scene.apply({**SLICED, "rollout": {"paused": True}})
+            data = await told(scene, asking({GPU: 1}, nodeSelector={PRODUCT: value}))
+        (service,) = data["services"]
+        assert service["after"] == after, service
+        kept = [f"gpu-1: spec.nodeSelector of the pod requires {PRODUCT}={value}"]
+        assert service["kept"] == ([] if after else kept)
+
+
+@virtually
+async def test_a_pod_is_not_promised_what_a_skipped_node_would_serve() -> None:
+    async with operated(1) as scene:
+        scene.apply(FULL)
+        await scene.ready()
+        scene.e.cluster.patch(NODES, "gpu-1", {"metadata": {"labels": {"gpusharing.dev/skip": "true"}}})
+        scene.apply(MIXED)
+        data = await told(scene, asking({LARGE: 1}))
+    assert data["conclusion"].startswith(
+        f"of what it asks for, {LARGE} is advertised by no node, nor will be"
+    )
+
+
 # --- failRequestsGreaterThanOne ----------------------------------------------------------------------------------
 
 

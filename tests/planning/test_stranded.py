@@ -118,6 +118,14 @@ def test_the_status_of_the_policy_tells_how_many_will_wait_whether_or_not_that_i
     assert tell_status(POLICY, plan_rollout(enough, NOW), enough, {}, NOW)["plan"]["shortages"] == []
 
 
+def test_the_capacity_afterwards_counts_a_skipped_node_with_what_it_keeps_as_the_shortages_do() -> None:
+    skipped = full_node("gpu-08", labels={**full_node().labels, names.LABEL_SKIP: "true"})
+    snapshot = snapshot_of(full_node(), skipped, held={"gpu-08": 8})
+    told = policy_status(POLICY, plan_rollout(snapshot, NOW), snapshot, {}, NOW)["plan"]
+    assert told["shortages"] == [f"{GPU}: 16 ask, 8 remain: 8 will wait"]
+    assert told["capacityAfter"] == {GPU: 8, "nvidia.com/mig-3g.40gb": 16}
+
+
 ENOUGH: dict[str, ClusterSnapshot] = {
     "other nodes have as many free devices": snapshot_of(full_node(), other(16), held={"gpu-09": 8}),
     "pods waited before, and the change makes more devices": snapshot_of(

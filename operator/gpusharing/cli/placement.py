@@ -23,16 +23,6 @@ TOLD_APART = frozenset(
     }
 )
 """Taints that go by themselves, with a cordon, a condition or our proof: a node that has one is called closed."""
-_REWRITTEN = (
-    *(f"nvidia.com/gpu.{name}" for name in ("product", "count", "replicas", "memory", "slices.", "engines.")),
-    *(
-        "nvidia.com/gpu.sharing-strategy",
-        "nvidia.com/gpu.multiprocessors",
-        "nvidia.com/mig",
-        "nvidia.com/mps.",
-    ),
-)
-"""Beginnings of labels that follow the layout (docs/design/nvidia.md#c)."""
 _NOT_LOOKED_AT = {
     "spec.affinity.podAffinity": ("affinity", "podAffinity", _NODE_AFFINITY),
     "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),
@@ -43,21 +33,17 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 """Volumes that may be bound to some of the nodes."""
 
 
-def find_obstacle(pod: JSON, node: JSON, becomes: Mapping[str, str] | None = None) -> str:
-    """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does.
-
-    `becomes`: labels that a change will set. Then the question is about the state after the change, and rules about
-    labels that NVIDIA's programs rewrite with a layout (docs/design/nvidia.md) keep no pod away: their values are not
-    known yet.
-    """
-    spec, labels = section(pod, "spec"), {**texts(part(node, "metadata", "labels")), **(becomes or {})}
-    node = {**node, "metadata": {**section(node, "metadata"), "labels": labels}}
-    later = becomes is not None
+def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
+    """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does. `labels`: those
+    that the node will have; None: those that it has."""
+    spec = section(pod, "spec")
+    labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
-        if labels.get(key) != value and not (later and _is_rewritten(key)):
+        if labels.get(key) != value:
             return f"spec.nodeSelector of the pod requires {key}={value}"
     affinity = part(spec, "affinity", "nodeAffinity", _NODE_AFFINITY)
-    if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), node, later=later)):
+    fields = {"metadata.name": text(node, "metadata", "name")}
+    if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), labels, fields)):
         return f"spec.affinity.nodeAffinity of the pod requires {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
@@ -83,18 +69,14 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_rewritten(key: str) -> bool:
-    return key.startswith(_REWRITTEN)
-
-
 # --- affinity ------------------------------------------------------------------------------------------------
 
 
-def _outside(terms: Sequence[JSON], node: JSON, *, later: bool) -> str:
+def _outside(terms: Sequence[JSON], labels: Mapping[str, str], fields: Mapping[str, str]) -> str:
     """What the terms require, if the node matches none of them. A term without any requirement matches nothing."""
     wanted = []
     for term in terms:
-        missing = list(_missing(term, node, later=later))
+        missing = list(_missing(term, labels, fields))
         if not missing and _requirements(term):
             return ""
         wanted.append(missing[0] if missing else "something that no node has")
@@ -105,13 +87,11 @@ def _requirements(term: JSON) -> list[JSON]:
     return [*entries(term, "matchExpressions"), *entries(term, "matchFields")]
 
 
-def _missing(term: JSON, node: JSON, *, later: bool) -> Iterator[str]:
+def _missing(term: JSON, labels: Mapping[str, str], fields: Mapping[str, str]) -> Iterator[str]:
     """The requirements of a term that the node does not meet."""
-    labels = texts(part(node, "metadata", "labels"))
-    fields = {"metadata.name": text(node, "metadata", "name")}
     for rows, known in ((entries(term, "matchExpressions"), labels), (entries(term, "matchFields"), fields)):
         for row in rows:
-            if not _meets(row, known) and not (later and _is_rewritten(text(row, "key"))):
+            if not _meets(row, known):
                 values = ",".join(strings(row.get("values")))
                 yield " ".join(filter(None, (text(row, "key"), text(row, "operator"), values)))
 

@@ -1,9 +1,9 @@
 """What each node has for a pod, and what keeps the pod from it. Nothing is added up: a pod runs on one node. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, Phase
+from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.cli.cluster import Decided
 from gpusharing.cli.placement import find_obstacle
@@ -11,7 +11,7 @@ from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import largest_requests
 from gpusharing.kube.raw import text
 from gpusharing.planning.gpus.capacity import fits
-from gpusharing.planning.snapshot.views import NodeView, routing_label
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
 
 
@@ -76,15 +76,15 @@ class RoomSearch:
         pool = "" if verdict is None else verdict.policy
         spec = self._specs.get(pool)
         refusal = find_refusal(pool, spec) if spec is not None and self._several else ""
-        becomes = None
-        if spec is not None and verdict is not None and verdict.phase is not Phase.SYNCED:
-            routing = routing_label(spec.mode, time_slicing=spec.time_slicing is not None)
-            becomes = {LABEL_POLICY: pool, LABEL_MODE: routing}
-        obstacle = find_obstacle(self.pod, raw) or (refusal if becomes is None else "")
-        later = find_obstacle(self.pod, raw, becomes) or refusal
+        lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
+        obstacle = find_obstacle(self.pod, raw) or (refusal if lasts else "")
         planned, now = node.resources, {} if obstacle else node.resources
-        if (target := plan.targets.get(node.name)) is not None:  # a change leaves what other plugins serve
-            planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
+        futures: Sequence[Mapping[str, str] | None] = (None,)
+        if (becomes := plan.afterwards.find_node(node.name)) is not None:
+            futures = becomes.labels
+            kept = {name: n for name, n in planned.items() if not is_plugin_resource(name)}
+            planned = kept | dict(becomes.after)  # a change leaves what other plugins serve
+        later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
         gated = node.gate is not None
         shut = gated or node.unschedulable or not node.ready
         held = report.observed.allocated if report and report.observed else None

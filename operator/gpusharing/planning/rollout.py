@@ -35,7 +35,7 @@ from functools import partial
 
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.afterwards import find_afterwards
+from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
 from gpusharing.planning.pools.choice import choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
@@ -87,7 +87,7 @@ class RolloutPlan:
     shared: tuple[Action, ...]
     """First, in this order: configuration, finalizers, claims, pointers. Fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
-    """By owned node: the allocatable GPU resources predicted for it."""
+    """By owned node that is not skipped: the allocatable GPU resources predicted for it."""
     wants_pods: frozenset[str]
     """Nodes whose pods the next pass needs."""
     differing: frozenset[str]
@@ -167,7 +167,9 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         pools=pools,
         objections=find_objections(known.terms, known.unread, pools),
         shared=shared,
-        targets={name: target.resources for name, target in targets.items()},
+        targets={
+            name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
+        },
         wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
         differing=frozenset(name for name, one in judged.items() if one.differs),
         looks=choice.looks,

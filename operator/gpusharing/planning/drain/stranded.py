@@ -109,6 +109,10 @@ class Afterwards:
                 before[name] += max(held, place.before.get(name, 0)) if place.open else held
         return {name: DeviceDemand(asked[name], remain[name], before[name]) for name in {*asked, *before}}
 
+    def find_node(self, name: str) -> FutureNode | None:
+        """The node of this name; None if nobody can tell what becomes of it."""
+        return self._places.get(name)
+
     def find_demand(self, name: str) -> DeviceDemand:
         """The demand for devices of this resource name in the whole cluster."""
         return self._demands.get(name, DeviceDemand())
@@ -120,7 +124,7 @@ class Afterwards:
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
         """A blocker for each of these pods of `node` that, once evicted, would wait when all changes are done."""
-        own = self._places.get(node)
+        own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 

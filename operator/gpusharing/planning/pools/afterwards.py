@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 
-from gpusharing.api.names import LABEL_SKIP
+from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP
 from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
@@ -27,12 +27,16 @@ def find_afterwards(snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]) -
     return Afterwards(places, snapshot.pending_devices)
 
 
+def is_skipped(node: NodeView) -> bool:
+    """Whether no change begins on the node before a person takes the label off."""
+    return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
+
+
 def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
     """The node, with its target if it has one. Our own cordon ends with the change, and one that was there before a
     change is thought to be for it."""
     now, fence = served(node), node.fence
-    skipped = fence is None and node.labels.get(LABEL_SKIP) == "true"
-    assessed = found if isinstance(found, Assessed) and not skipped else None
+    assessed = found if isinstance(found, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
     emptied = assessed is not None and (fence or assessed).disruption.cordons
     return FutureNode(
@@ -48,8 +52,12 @@ def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
     found: tuple[Mapping[str, str], ...] = (node.labels,)
-    if assessed is not None and (node.fence is not None or assessed.mismatch is not None):
-        found = future_labels(node, assessed.target, assessed.observed, assessed.policy.name)
+    if assessed is not None:
+        target, policy = assessed.target, assessed.policy.name
+        if node.fence is None and assessed.mismatch is None:
+            found = ({**node.labels, LABEL_MODE: target.routing, LABEL_POLICY: policy},)
+        else:
+            found = future_labels(node, target, assessed.observed, policy)
     return tuple({**labels, "metadata.name": node.name} for labels in found)
 
 

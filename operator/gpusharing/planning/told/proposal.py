@@ -171,7 +171,9 @@ def tell_proposal(
         hash=told.get("hash", "") if policy.uid else "",
         windows=tuple(told.get("windows", ())),
         at_once=plan.pools[policy.name].limit,
-        single_keeps_name=_single_would_do(policy, [plan.targets.get(name, {}) for name in names], vanishing),
+        single_keeps_name=_single_would_do(
+            policy, [plan.targets[name] for name in names & plan.targets.keys()], vanishing
+        ),
         client_memory=dict(_client_memory(policy, plan.pools[policy.name].names, snapshot)),
     )
 
