@@ -31,6 +31,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.told.proposal import tell_proposal
 from gpusharing.planning.told.status import policy_status
 from gpusharing.planning.told.unjudged import tell_status
 from gpusharing.planning.wanted.gfdlabels import future_labels
@@ -256,6 +257,18 @@ def test_a_pod_that_requires_a_label_which_the_change_rewrites_holds_the_node_an
     assert f"It requires {PRODUCT}={P}, and this label will be {P}-SHARED" in held_by(labelled(pod))
     allowing = make_policy(mode="TimeSlicing", drain={"strandedPods": "Allow"})
     assert begins(labelled(pod, policy=allowing))
+
+
+def test_a_change_that_evicts_no_pod_is_shown_without_any_that_it_would_strand() -> None:
+    label, node = names.LABEL_PLUGIN_CONFIG, world_of(SLICED).nodes["gpu-07"]
+    drifted = replace(node, uid="uid-gpu-07", labels={**node.labels, label: "old"})
+    work = {"gpu-07": make_work(make_pod(node_selector={label: "old"}))}
+    reports = [world_of(SLICED).gpunodes["gpu-07"]]
+    snapshot = make_snapshot([drifted], [SLICED], gpunodes=reports, work=work)
+    (step,) = tell_proposal(SLICED, plan_rollout(snapshot, NOW), snapshot, NOW).steps
+    assert step.verdict.disruption is names.DisruptionClass.PLUGIN_RESTART
+    assert step.preview is not None
+    assert (step.preview.pods, step.preview.blockers) == ((), ())
 
 
 def test_another_node_that_still_has_the_label_afterwards_is_a_place_for_the_pod() -> None:

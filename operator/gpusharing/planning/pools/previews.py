@@ -114,6 +114,8 @@ def preview_of(
 ) -> Preview:
     """What the change of one node would disturb, by the last list of its pods. The policy has a spec."""
     assert policy.spec is not None, "a policy without a spec has no nodes to go"
+    if not verdict.disruption.cordons:
+        return Preview(policy.version, work.listed_at)
     drain = policy.spec.drain
     scope = scope_of(settings, all_pods=verdict.disruption is DisruptionClass.REBOOT, node=verdict.node)
     pods = find_standings(work, drain, work.listed_at, scope=scope, cordoned=False)
