@@ -199,6 +199,23 @@ SHORT: dict[str, tuple[ClusterSnapshot, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    "held_up",
+    [{"unschedulable": True}, {"other_plugin": "HAMi's device plugin"}, {"foreign": "node-maintenance"}],
+    ids=["cordoned by somebody", "served by another plugin", "under maintenance"],
+)
+def test_pods_are_not_evicted_for_devices_that_a_person_would_have_to_clear_the_way_for(
+    held_up: dict[str, Any],
+) -> None:
+    full = make_policy("pool-c", "Full", nodeSelector={"matchLabels": POOL_C})
+    gains = make_node("gpu-08", labels=POOL_C, resources={"nvidia.com/mig-3g.40gb": 16})
+    assert begins(snapshot_of(full_node(), gains, policies=(POLICY, full)))
+    snapshot = snapshot_of(full_node(), replace(gains, **held_up), policies=(POLICY, full))
+    assert "No node would offer nvidia.com/gpu" in held_by(snapshot)
+    both = replace(snapshot, nodes={**snapshot.nodes, "gpu-09": other(8)})
+    assert begins(both), "what is there already counts"
+
+
 @pytest.mark.parametrize(("snapshot", "told"), SHORT.values(), ids=SHORT)
 def test_a_node_is_held_for_a_shortage_also_where(snapshot: ClusterSnapshot, told: str) -> None:
     assert told in held_by(snapshot)

@@ -1,6 +1,6 @@
 """What each node has for a pod, and what keeps the pod from it. Nothing is added up: a pod runs on one node. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpusharing.api.names import Phase
@@ -79,11 +79,10 @@ class RoomSearch:
         lasts = spec is None or verdict is None or verdict.phase is Phase.SYNCED
         obstacle = find_obstacle(self.pod, raw) or (refusal if lasts else "")
         planned, now = node.resources, {} if obstacle else node.resources
-        futures: Sequence[Mapping[str, str] | None] = (None,)
-        if (becomes := plan.afterwards.find_node(node.name)) is not None:
-            futures = becomes.labels
-            kept = {name: n for name, n in planned.items() if not is_plugin_resource(name)}
-            planned = kept | dict(becomes.after)  # a change leaves what other plugins serve
+        if (target := plan.targets.get(node.name)) is not None:  # a change leaves what other plugins serve
+            planned = {name: n for name, n in planned.items() if not is_plugin_resource(name)} | dict(target)
+        becomes = plan.afterwards.find_node(node.name)
+        futures: tuple[Mapping[str, str] | None, ...] = (None,) if becomes is None else becomes.labels
         later = min(find_obstacle(self.pod, raw, labels) for labels in futures) or refusal
         gated = node.gate is not None
         shut = gated or node.unschedulable or not node.ready

@@ -149,7 +149,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
-    afterwards = find_afterwards(snapshot, facts)
+    afterwards = find_afterwards(snapshot, facts, members)
     choice = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept))
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:

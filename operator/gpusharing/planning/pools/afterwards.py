@@ -3,28 +3,50 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
-from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP
+from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase
 from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.gfdlabels import future_labels
 from gpusharing.planning.wanted.verify import served
+from gpusharing.planning.way.members import Member
 from gpusharing.planning.way.nodefacts import NodeFacts
+from gpusharing.planning.words.reasonkinds import Passes
 
 
-def find_afterwards(snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts]) -> Afterwards:
+def find_afterwards(
+    snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts], members: Mapping[str, Member]
+) -> Afterwards:
     """The cluster when all planned changes are done; worked out when somebody first asks. A node that has no target,
-    cannot be judged or is skipped stays as it is."""
+    cannot be judged or is skipped stays as it is. One whose change waits for a person, as `members` say, counts with
+    what it offers whether or not that person comes."""
 
     def places() -> Iterator[FutureNode]:
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # whatever one node holds, the others are asked about (way/guard.py)
-                yield _place(node, facts[name].assessment if name in facts else None, snapshot)
+                place = _place(node, facts[name].assessment if name in facts else None, snapshot)
+                yield _doubt(place, node) if name in members and _waits_for_person(members[name]) else place
 
     return Afterwards(places, snapshot.pending_devices)
+
+
+def _waits_for_person(member: Member) -> bool:
+    verdict = member.verdict
+    return verdict.phase is Phase.BLOCKED and verdict.reason.passes is Passes.BY_A_PERSON
+
+
+def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
+    """The node with the fewer devices of each name: those that it will keep, or those that it would get."""
+    keeps = place.before if node.ready and not node.unschedulable else {}
+    least = {
+        name: min(count, max(keeps.get(name, 0), place.held.get(name, 0)))
+        for name, count in place.after.items()
+    }
+    return replace(place, after=least)
 
 
 def is_skipped(node: NodeView) -> bool:
