@@ -116,6 +116,23 @@ async def test_a_node_with_a_device_plugin_of_the_cloud_is_told_until_its_label_
     assert reasons(await gathered(cluster)) == {"RightsUnknown"}
 
 
+async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_node(
+    cluster: FakeCluster,
+) -> None:
+    """HAMi's installation has admins set devicePlugin.enabled to false; both serve nvidia.com/gpu."""
+    (policy,) = cluster.objects(CLUSTER_POLICIES)
+    name = policy["metadata"]["name"]
+    cluster.patch(CLUSTER_POLICIES, name, {"spec": {"devicePlugin": {"enabled": False}}})
+    for annotations, command in (
+        ({}, f"kubectl patch clusterpolicy {name}"),
+        ({"hami.io/node-nvidia-register": "GPU-1"}, f"kubectl get clusterpolicy {name} -o yaml"),
+    ):
+        cluster.patch(NODES, "gpu-01", {"metadata": {"annotations": annotations}})
+        found = find_symptoms(await gathered(cluster))
+        (off,) = (one for one in found if one.reason == "PluginDisabled")
+        assert off.command.startswith(command)
+
+
 @pytest.mark.parametrize(
     "shown",
     [

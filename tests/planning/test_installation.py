@@ -176,6 +176,15 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         Severity.ERROR,
         '{"spec":{"devicePlugin":{"enabled":true}}}',
     ),
+    "the device plugin is off for that of somebody else": (
+        replace(
+            pointers(switches={"devicePlugin.enabled": False}),
+            other_plugins=frozenset({"HAMi's device plugin"}),
+        ),
+        "PluginDisabled",
+        Severity.ERROR,
+        "kubectl get clusterpolicy gpus -o yaml",
+    ),
     "GPU Feature Discovery is off": (
         pointers(switches={"gfd.enabled": False}),
         "FeatureDiscoveryDisabled",

@@ -19,7 +19,7 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, policy_view
+from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, other_plugin, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack
@@ -95,25 +95,26 @@ class _Reader:
                 found[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
         return found
 
-    async def nodes(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The nodes that wait behind the start-up taint, and the entries of the device plugin's ConfigMap that any
-        node names.
+    async def nodes(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """The nodes that wait behind the start-up taint, the entries of the device plugin's ConfigMap that any node
+        names, and the device plugins of others that serve any node.
 
         Page by page, keeping only this of thousands of Nodes.
         """
-        gated, named = set(), set()
+        gated, named, others = set(), set(), set()
         try:
             async for page in pages_of(self.client, NODES):
                 for node in page.items:
                     if start_gate(node) is not None:
                         gated.add(text(node, "metadata", "name"))
                     named.add(texts(part(node, "metadata", "labels")).get(LABEL_PLUGIN_CONFIG, ""))
+                    others.add(other_plugin(node))
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
             self.unread[_kind(NODES)] = str(error)
-            return frozenset(), frozenset()
-        return frozenset(gated), frozenset(named - {""})
+            return frozenset(), frozenset(), frozenset()
+        return frozenset(gated), frozenset(named - {""}), frozenset(others - {""})
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
         """The DaemonSet, its nodes, and what may keep its pods out. `reports`: all GPUNodes."""
@@ -219,7 +220,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     agents = await reader.agents(reports)
     operator_pods = await reader.pods(place.namespace, OPERATOR)
     rights_held = await reader.rights()
-    gated, named = await reader.nodes()
+    gated, named, others = await reader.nodes()
     return InstallationView(
         place=place,
         rights=rights_held,
@@ -230,6 +231,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         finders=tuple(found for one in daemon_sets if (found := finder_state(one)) is not None),
         gated=gated,
         named=named,
+        other_plugins=others,
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,

@@ -32,6 +32,7 @@ from gpusharing.planning.stack.symptoms import (
 )
 from gpusharing.planning.stack.unseen import Unseen
 from gpusharing.planning.words.lengths import some
+from gpusharing.planning.words.reasons import Reason
 from gpusharing.planning.words.values import value
 
 
@@ -191,7 +192,9 @@ def _operands(view: InstallationView) -> Symptoms:
             message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
             found = error if every or asked & row.modes else warning
             if stack.plain is None:
-                command = correct(view, stack, row.patch, needed=found is error)
+                # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs once more.
+                doubles = row.disabled is Reason.PLUGIN_DISABLED and bool(view.other_plugins)
+                command = correct(view, stack, row.patch, needed=found is error and not doubles)
                 yield found(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
             elif row.missing is not None and found is error:
                 command = _INSTALL_GPU_OPERATOR

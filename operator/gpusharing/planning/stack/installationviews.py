@@ -143,6 +143,8 @@ class InstallationView:
     """Nodes that wait behind the start-up taint."""
     named: frozenset[str] = frozenset()
     """Entries of the device plugin's ConfigMap that Nodes name."""
+    other_plugins: frozenset[str] = frozenset()
+    """Device plugins of others that serve Nodes, by their names for people."""
     plain: ClusterPolicyView | None = None
     """There is no ClusterPolicy: what NVIDIA's device-plugin chart says instead; None: it does not exist either."""
     gpu_cluster: bool = False
