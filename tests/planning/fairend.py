@@ -242,7 +242,8 @@ class People:
                 key = told.node, reason
                 before, since = self.acted.setdefault(key, []), known.get(key, world.now)
                 self.waited[key] = since
-                patient = reason.passes is not Passes.BY_A_PERSON and told.phase is not Phase.FAILED
+                goes_on = told.phase is not Phase.FAILED or reason is Reason.CALL_FAILED  # calls are retried
+                patient = reason.passes is not Passes.BY_A_PERSON and goes_on
                 if (patient and world.now - since < PATIENCE) or (before and world.now - before[-1] < AGAIN):
                     continue
                 hold(reason in REMEDIES, f"nobody knows what to do about {reason}: {told.message}")
