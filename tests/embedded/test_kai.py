@@ -117,7 +117,7 @@ async def test_a_pod_that_waits_for_a_fraction_is_told_which_whole_gpus_there_wi
         scene.e.cluster.add(PODS, waiting)
         told = await ask(scene.e.cluster, "why", "default/llm-1")
     text = " ".join(told.out.split())
-    assert "No pool offers nvidia.com/gpu, nor will any" in text
+    assert "nvidia.com/gpu is advertised by no node, nor will be" in text
     assert "KAI-Scheduler takes this fraction from a whole GPU" in text
 
 

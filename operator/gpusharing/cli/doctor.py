@@ -35,6 +35,7 @@ from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
 from gpusharing.planning.stack.pluginentries import PluginEntries, find_entry_symptoms
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.stack.remedies import start
 from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Symptoms, Topic
 from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
@@ -127,7 +128,8 @@ def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Sy
     if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
         return ()
     stack = view.followed
-    return find_entry_symptoms(entries, {*view.named, stack.plugin_default if stack else ""})
+    install = "" if view.installed else start(view)
+    return find_entry_symptoms(entries, {*view.named, stack.plugin_default if stack else ""}, install)
 
 
 async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:

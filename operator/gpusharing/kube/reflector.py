@@ -104,6 +104,8 @@ class Reflector(Generic[View]):
         """The version from which to watch; empty until a list has given one."""
         self._whole = False
         """The cache has missed nothing before its place."""
+        self._refused = False
+        """Whether the last watch was refused. Its error stays known while lists go on."""
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._asked = float("-inf"), ""
         """When the first page of the last list was asked for, and the highest version that was known then."""
@@ -193,7 +195,7 @@ class Reflector(Generic[View]):
                 for obj in page.items:
                     seen.add(self._views.name(obj))
                     self._views.apply(obj, page.resource_version)
-                self._contacted(follows=not self._whole)
+                self._contacted(follows=not self._whole and not self._refused)
         self._views.keep_only(seen, version)
         self._end(older=older)
 
@@ -255,12 +257,13 @@ class Reflector(Generic[View]):
                 error = caught
             # The list that follows heals the gap; or the kind was installed meanwhile, or the right granted.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
+            self._refused = isinstance(error, Forbidden)
             if lost:
                 self._whole = False
-                if not isinstance(
-                    error, Forbidden
-                ):  # it has begun at no place, so the list may go on from its own
-                    self._move("")
+            if (
+                lost and not self._refused
+            ):  # a refused watch began nowhere, so a list may go on from its own place
+                self._move("")
             if error is not None and not isinstance(error, Expired):
                 self._fails(error)
             lasted = self._clock() - began

@@ -42,11 +42,11 @@ class PluginEntries:
         return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
 
 
-def find_entry_symptoms(entries: PluginEntries, used: Collection[str]) -> Symptoms:
+def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
     """Return an error for an absent ConfigMap or a refused entry in use, else a warning. `used`: entries that Nodes or
-    ClusterPolicy's default name."""
+    ClusterPolicy's default name. `install`: the command that comes before all others, empty after the installation."""
     if entries.absence:
-        command = f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"
+        command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"
         yield error(Topic.CONFIG_MAPS, "PluginConfigMapMissing", entries.absence, command)
     edit = f"kubectl -n {entries.namespace} edit configmap {entries.config_map}"
     for key in sorted(entries.texts or ()):
