@@ -366,3 +366,15 @@ async def test_where_the_right_to_watch_is_missing_lists_bring_what_changed() ->
         calls = cluster.calls["operator", "list", "nodes"]
         await asyncio.sleep(600)
         assert calls < cluster.calls["operator", "list", "nodes"] <= calls + 3 * 40, "and not in a hot loop"
+
+
+@virtually
+async def test_the_right_to_watch_that_is_missing_stays_known_while_lists_go_on() -> None:
+    """Whoever looks at any moment sees that the cache may be old."""
+    cluster = fleet(60)
+    cluster.faults.fail("watch", NODES, errors.Forbidden("may not watch nodes"), times=EVER)
+    async with watched(cluster, client=Slow(cluster)) as seen:
+        await asyncio.sleep(60)
+        for _ in range(2000):
+            await asyncio.sleep(0.1)
+            assert isinstance(seen.reflector.error, errors.Forbidden)

@@ -384,9 +384,8 @@ def test_many_nodes_are_counted_and_not_listed() -> None:
 
 
 def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> None:
-    blind = replace(
-        agents(nodes=frozenset(), pods=()), unread={"nodes": "no", "pods": "no"}, operator_pods=()
-    )
+    seen = agents(nodes=frozenset(), pods=())
+    blind = replace(seen, unread={"nodes": "no", "pods": "no"}, operator_pods=())
     assert {one.reason for one in find_symptoms(blind)} == {"NotReadable"}
 
 

@@ -102,10 +102,8 @@ class Reflector(Generic[View]):
         self.items = self._views.items
         self._place, self._placed = "", asyncio.Event()
         """The version from which to watch; empty until a list has given one."""
-        self._whole = False
-        """The cache has missed nothing before its place."""
-        self._refused = False
-        """Whether the last watch was refused. Its error stays known while lists go on."""
+        self._whole = self._refused = False
+        """Whether the cache has missed nothing before its place; whether the last watch was refused."""
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._asked = float("-inf"), ""
         """When the first page of the last list was asked for, and the highest version that was known then."""
