@@ -258,9 +258,8 @@ class Reflector(Generic[View]):
             self._refused = isinstance(error, Forbidden)
             if lost:
                 self._whole = False
-            if (
-                lost and not self._refused
-            ):  # a refused watch began nowhere, so a list may go on from its own place
+            # A refused watch began nowhere, so a list may go on from its own place.
+            if lost and not self._refused:
                 self._move("")
             if error is not None and not isinstance(error, Expired):
                 self._fails(error)
