@@ -370,11 +370,14 @@ async def test_where_the_right_to_watch_is_missing_lists_bring_what_changed() ->
 
 @virtually
 async def test_the_right_to_watch_that_is_missing_stays_known_while_lists_go_on() -> None:
-    """Whoever looks at any moment sees that the cache may be old."""
+    """Whoever looks at any moment sees that the cache may be old, until the right is granted."""
     cluster = fleet(60)
-    cluster.faults.fail("watch", NODES, errors.Forbidden("may not watch nodes"), times=EVER)
+    fault = cluster.faults.fail("watch", NODES, errors.Forbidden("may not watch nodes"), times=EVER)
     async with watched(cluster, client=Slow(cluster)) as seen:
         await asyncio.sleep(60)
         for _ in range(2000):
             await asyncio.sleep(0.1)
             assert isinstance(seen.reflector.error, errors.Forbidden)
+        fault.lift()
+        await asyncio.sleep(40)
+        assert seen.reflector.error is None, "although nothing happens that a watch could show"

@@ -193,7 +193,8 @@ class Reflector(Generic[View]):
                 for obj in page.items:
                     seen.add(self._views.name(obj))
                     self._views.apply(obj, page.resource_version)
-                self._contacted(follows=not self._whole and not self._refused)
+                # Where a watch was refused, its error goes when another one is open while the list is answered.
+                self._contacted(follows=self._following is not None if self._refused else not self._whole)
         self._views.keep_only(seen, version)
         self._end(older=older)
 
