@@ -88,7 +88,7 @@ class _Card:
 
     @property
     def is_complete(self) -> bool:
-        """Nothing of it was withheld or unknown, so it need not be read again."""
+        """Whether NVML gave every property of the card, so that the card need not be read again."""
         model = self.model
         known = "Unknown" not in (model.mig_mode_change, model.virtualization)
         mig = not model.mig_capable or (model.profiles and known)
@@ -151,6 +151,8 @@ class NVML:
         return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, told, self._use.so_far())
 
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
+        """Read one GPU and subscribe `xids` to its errors. Adds its model to `cards` if that is not there yet, and
+        replaces the model if the GPU can do MIG and the model has no MIG profiles."""
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         xids.listen(index, handle)
         uuid = _uuid(handle)
@@ -164,6 +166,8 @@ class NVML:
         return self._gpu(handle, index, uuid, cards[product], modes)
 
     def _gpu(self, handle: Any, index: int, uuid: str, card: _Card, modes: tuple[MigMode, MigMode]) -> GPU:
+        """Read what changes on a GPU, such as its MIG instances and processes, and pass that to the meter of its use.
+        `modes`: the current MIG mode and the pending one."""
         current, pending = modes
         on = current == "Enabled"
         devices = tuple(mig_devices(handle)) if on else ((handle, uuid),)
@@ -246,6 +250,7 @@ def _compute_mode(handle: Any) -> ComputeMode:
 
 
 def _card(handle: Any, product: str, *, mig_capable: bool) -> _Card:
+    """Read the properties of a card model from one GPU. A property that NVML does not give is empty or Unknown."""
     # On a GPU with MIG on, only a container with rights can read it (docs/design/hardware.md#device-memory).
     memory = maybe(None, pynvml.nvmlDeviceGetMemoryInfo, handle)
     capability = maybe((), pynvml.nvmlDeviceGetCudaComputeCapability, handle)

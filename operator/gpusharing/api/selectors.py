@@ -27,7 +27,8 @@ def matches(labels: Mapping[str, str], wanted: Mapping[str, str], rows: Iterable
 
 
 def holds(labels: Mapping[str, str], row: Row) -> bool:
-    """Whether one row of matchExpressions matches. Gt and Lt, which only node affinity has, compare whole numbers."""
+    """Whether one row of matchExpressions matches. Gt and Lt, which only node affinity has, compare whole numbers and
+    do not match where one of the two is none. A row with any other operator matches."""
     key, operator, values = row
     match operator:
         case "In":
@@ -48,6 +49,6 @@ def holds(labels: Mapping[str, str], row: Row) -> bool:
 
 
 def parse_int(written: str) -> int | None:
-    """A whole number as Go's ParseInt takes it; None for any other text."""
+    """The whole number that a text holds in decimal digits after an optional sign; None for any other text."""
     digits = written[1:] if written[:1] in ("+", "-") else written
     return int(written) if digits.isascii() and digits.isdigit() else None

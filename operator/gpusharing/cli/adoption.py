@@ -65,28 +65,28 @@ class AdoptionStep:
     command: str
     """The command, complete."""
     about: str
-    """What it is for."""
+    """What the command is for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """The result."""
+    """The policies to apply, the steps before that, and the nodes that are left out."""
 
     proposed: tuple[Proposed, ...]
-    """The policies that take the fleet over as it is."""
+    """The policies that take the nodes over as they are."""
     left_out: Mapping[str, str]
     """Nodes with GPUs that no policy would leave as they are, and why."""
     owned: int
     """Nodes that a policy has already."""
     steps: tuple[AdoptionStep, ...]
-    """In their order."""
+    """The steps to take before the policies are applied, in their order."""
     presumed: bool = False
-    """No agent has read a GPU: what they are was inferred from labels and from what Nodes offer."""
+    """Whether no agent has read the GPUs, so that they were inferred from labels and from what Nodes advertise."""
 
 
 def named_maps(snapshot: ClusterSnapshot) -> AdminMaps:
-    """Which ConfigMaps ClusterPolicy names, where they are not ours; the one that nobody chose is none
-    (docs/design/nvidia.md#d6)."""
+    """Return the names of the admin's ConfigMaps to which ClusterPolicy points. A name is empty if the ConfigMap is
+    ours, or the default that nobody chose (docs/design/nvidia.md#d6)."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None:
         return NO_MAPS
@@ -106,8 +106,10 @@ def find_import(
     *,
     missing: bool = False,
 ) -> Import:
-    """Policies for every node that nobody owns. `merged`: the ConfigMaps that the operator merges already; `missing`:
-    there is no operator yet."""
+    """Propose policies for every node that no policy owns, until the planner would adopt all nodes that are left.
+
+    `merged`: the ConfigMaps whose entries the operator merges already. `missing`: no operator is installed yet.
+    """
     pointed = with_pointers(snapshot, given)
     if missing:
         pointed = with_presumed(pointed)
@@ -142,6 +144,8 @@ def _has_gpu(node: NodeView, snapshot: ClusterSnapshot) -> bool:
 def _read(
     node: NodeView, snapshot: ClusterSnapshot, given: AdminConfigMaps, *, missing: bool
 ) -> Handmade | str:
+    """Return what the node serves now, or why that is unknown or no policy can take it over. `missing`: no operator is
+    installed, so there are no agents either."""
     gpunode = snapshot.gpunodes.get(node.name)
     observed = gpunode.observed if gpunode is not None else None
     if node.fence is not None:
@@ -187,7 +191,8 @@ def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
 
 
 def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datetime) -> dict[str, str]:
-    """Nodes that would not be adopted, with what validation or the planner says of them."""
+    """The nodes that would not be adopted, each with the reason that validation or the planner gives. If validation
+    refuses any of the policies, only the nodes of those are returned and the planner is not asked."""
     invalid = {
         node: f"no policy can say it: {found[0]}"
         for one in proposed
@@ -315,6 +320,8 @@ def _wait(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
 
 
 def _point(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> str:
+    """Return the command that points NVIDIA's programs at our ConfigMaps. Empty if they point there already, or if our
+    ConfigMaps are in a namespace where those programs cannot mount them."""
     policy, settings = snapshot.stack.cluster_policy, snapshot.settings
     if policy is None or elsewhere(policy, settings.gpu_operator_namespace):
         return ""

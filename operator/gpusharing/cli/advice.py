@@ -1,4 +1,4 @@
-"""Which mode, and which layout: questions in order, each answer narrows the choice. Pure.
+"""Advice on the mode and the layout: rules in a fixed order, of which the first that applies decides. Pure.
 
 `docs/design/hardware.md` says what isolates what; what fits on a card is decided as for a policy.
 """
@@ -17,10 +17,10 @@ FEW_TURNS = 4
 
 @dataclass(frozen=True, slots=True)
 class AdviceAnswers:
-    """The answers."""
+    """The answers to the questions that decide which mode and layout to use."""
 
     card: Card
-    """The card that it is about."""
+    """The card model for which advice is wanted."""
     memory: float
     """GiB that one workload needs at its peak."""
     promise: bool = False
@@ -37,7 +37,7 @@ class AdviceAnswers:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The answer."""
+    """The mode and layout to choose, with the reasons and the price."""
 
     mode: Mode
     """The mode to choose."""
@@ -46,16 +46,16 @@ class Advice:
     why: tuple[str, ...]
     """One reason for each question that decided, with the page that says so."""
     but: str
-    """The price of it."""
+    """The disadvantage of this choice."""
     profile: Profile | None = None
-    """MIG: of each instance."""
+    """The profile of each instance in mode MIG; None in the other modes."""
     spec: dict[str, object] = field(default_factory=dict)
-    """Mode and its block, as a policy has them."""
+    """The mode and the block of its settings, as in the spec of a policy."""
     layout: Layout = ()
-    """MIG: of each GPU."""
+    """The layout of each GPU in mode MIG; empty in the other modes."""
 
     def policy(self, name: str, pool: str) -> dict[str, object]:
-        """The policy to apply."""
+        """Return the policy to apply, which selects the nodes of this pool by their label."""
         selector = {"matchLabels": {"gpusharing.dev/pool": pool}}
         return {
             "apiVersion": "gpusharing.dev/v1alpha1",
@@ -66,7 +66,7 @@ class Advice:
 
 
 def advise(asked: AdviceAnswers) -> Advice:
-    """The first rule that has an answer. The last one always has."""
+    """Return the advice of the first rule that has any. The last one always has."""
     return next(found for rule in RULES if (found := rule(asked)) is not None)
 
 
@@ -112,7 +112,8 @@ def _isolated(asked: AdviceAnswers) -> Advice | None:
 
 
 def _together(asked: AdviceAnswers) -> Advice | None:
-    """What computes all the time, among people who trust each other, unless the operator would refuse MPS."""
+    """Advise MPS for workloads that compute all the time and whose owners trust each other; None if they compute only
+    now and then, or if the operator would refuse MPS."""
     if asked.bursts or asked.no_mps:
         return None
     most = int(memory_of(asked.card) // (asked.memory * HEADROOM))
@@ -134,12 +135,13 @@ def _together(asked: AdviceAnswers) -> Advice | None:
 
 
 def _turns(asked: AdviceAnswers) -> int:
-    """Workloads that can take turns on a GPU."""
+    """How many workloads take turns on one GPU: as many as its memory holds at their peak, with headroom, and at most
+    FEW_TURNS."""
     return min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
 
 
 def _in_turns(asked: AdviceAnswers) -> Advice | None:
-    """All others."""
+    """Advise time-slicing, which is left for every workload that no earlier rule covers. Never None."""
     shares = _turns(asked)
     why = (
         "they use the GPU only now and then, so each gets the whole GPU in turn"

@@ -85,8 +85,9 @@ async def _obstacle(session: Session, mode: Mode) -> str:
 
 
 async def _deafness(session: Session) -> str | None:
-    """Why no label can switch MPS on, by the check that the operator makes before a change; empty: one can, as far as
-    the DaemonSet tells. None: the GPU Operator's MPS daemon was not found, or DaemonSets may not be listed."""
+    """Return why no label can switch MPS on, by the check that the operator makes before a change; empty if a label
+    can, as far as the DaemonSet shows. None if the GPU Operator's MPS daemon was not found or DaemonSets could not be
+    listed, for whatever reason."""
     try:
         daemons = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
     except Trouble:
@@ -112,7 +113,8 @@ def _card(word: str) -> Card:
 
 
 def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> AdviceAnswers:
-    """The answers: as typed, from the pods, or from the person at the terminal."""
+    """Collect the answers to all questions: from the flags, else from `demand`, else by asking the person at the
+    terminal. Raises Trouble for a flag that cannot be read."""
     no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
     if typed.gpu_operator and no_mps is None:
         raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")

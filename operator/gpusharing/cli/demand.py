@@ -69,7 +69,7 @@ class Demand:
 
 
 def read_demand(namespace: str, pods: Iterable[JSON]) -> Demand:
-    """By the pods as the API server has them."""
+    """Add up what the pods request of GPUs. Pods that have finished or request no GPU are left out."""
     devices: Counter[str] = Counter()
     several: list[str] = []
     found = spread = guaranteed = ranked = notebooks = 0
@@ -96,7 +96,7 @@ def _is_notebook(raw: JSON) -> bool:
 
 
 def describe_demand(demand: Demand) -> str:
-    """In a sentence."""
+    """Put the demand into one sentence, for people."""
     asks = ", ".join(f"{count} {name}" for name, count in sorted(demand.devices.items()))
     facts = {
         "with several GPU containers": demand.spread,

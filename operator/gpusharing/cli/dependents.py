@@ -43,8 +43,8 @@ def find_vanishing(proposals: Iterable[Proposal], decided: Decided) -> frozenset
 async def read_dependents(
     client: KubeClient, vanishing: Set[str], ignored: str
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Sentences about the objects outside the namespace `ignored` that name what vanishes, and at most one note, about
-    kinds that could not be read. Nothing is read if nothing vanishes."""
+    """Return sentences about the objects outside the namespace `ignored` that name what vanishes, and at most one note,
+    about the kinds that could not be read. Reads nothing if `vanishing` is empty, and raises no KubeError."""
     found: dict[str, set[str]] = defaultdict(set)
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
@@ -67,14 +67,16 @@ async def read_dependents(
 
 
 def _counts(raw: JSON, ignored: str) -> bool:
-    """Whether the object is neither in that namespace, nor a Job that has ended or that a CronJob makes."""
+    """Whether a change concerns the object: it is not in the namespace `ignored`, no Job that has completed, and no Job
+    that a CronJob has made."""
     owners = entries(raw, "metadata", "ownerReferences")
     made = part(raw, "status", "completionTime") or any(one.get("kind") == "CronJob" for one in owners)
     return not made and text(raw, "metadata", "namespace") != ignored
 
 
 def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
-    """What of it a part of an object names: as a key, as a text, or as a label with its value."""
+    """Yield the names in `vanishing` that occur in a part of an object, at any depth: as a key, as a text, or as a
+    label with its value."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing

@@ -168,8 +168,11 @@ def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
 
 
 async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
-    """Where things are, by the operator's Deployment, else by the chart's defaults; and what there is to say about that
-    Deployment."""
+    """Read names and namespaces of this installation from the operator's Deployment. Where there is none, or it may not
+    be read, the chart's defaults hold and the GPU Operator is looked for in the cluster.
+
+    Also returns the same settings for the checks of Nodes, and notes about the Deployment, for people.
+    """
     place = Place()
     try:
         found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
@@ -202,8 +205,9 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
 async def _with_pointed(
     client: KubeClient, view: InstallationView
 ) -> tuple[InstallationView, PluginEntries | None]:
-    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, and the contents of the device
-    plugin's; None if there is no pointer or it may not be read. A ConfigMap that does not exist holds nothing."""
+    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, and the entries of the device
+    plugin's ConfigMap. They are None if ClusterPolicy names none, or if it may not be read. A ConfigMap that does not
+    exist counts as empty."""
     stack, place, maps, entries = view.followed, view.place, dict(view.config_maps), None
     plugin = stack.plugin_config_name if stack is not None else ""
     pointed = {plugin, stack.mig_config_name if stack is not None else ""}

@@ -14,7 +14,8 @@ NOTE = (
 
 
 def find_fraction(raw: JSON) -> tuple[str, int]:
-    """What a Pod asks KAI for, in words, and of how many GPUs; empty and 0 if the default scheduler binds it."""
+    """Return the fraction that a Pod asks KAI-Scheduler for, in words, and of how many GPUs. Empty and 0 if it asks for
+    none, or if the default scheduler binds it."""
     annotations = texts(part(raw, "metadata", "annotations"))
     memory, devices = annotations.get("gpu-memory", ""), annotations.get("gpu-fraction-num-devices", "1")
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")

@@ -205,7 +205,8 @@ def _uneven(use: PluginUse) -> str:
 
 
 def _too_many(use: PluginUse) -> str:
-    """Return what is said of more shares than a policy may have; empty if there are not too many."""
+    """Return the message about a device plugin that shares a GPU among more pods than a policy allows; empty if it does
+    not."""
     if all(count <= MAX_REPLICAS for _, count in use.replicas):
         return ""
     return f"its device plugin shares {use.counts}: a policy allows {MIN_REPLICAS} to {MAX_REPLICAS}"
@@ -246,7 +247,8 @@ BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
 
 
 def find_unsaid(text: str) -> tuple[str, ...]:
-    """Return the fields of a device plugin's configuration that no policy says, by path; none if it is refused."""
+    """Return the paths of the fields in a device plugin's configuration that no policy can express. Fields that the
+    plugin ignores are left out. Empty for a configuration that the plugin refuses."""
     flaws = find_flaws(text)
     if any(flaw.refused for flaw in flaws):
         return ()

@@ -61,7 +61,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def read_given(session: Session, snapshot: ClusterSnapshot) -> AdminConfigMaps:
-    """The ConfigMaps that ClusterPolicy names. Raises Trouble where one may not be read."""
+    """Read the ConfigMaps of the admin that ClusterPolicy names, and where the device plugin's is if it is absent from
+    the namespace of NVIDIA's pods. Raises Trouble if one may not be read."""
     maps = named_maps(snapshot)
     plugin = await _data(session, snapshot, maps.plugin)
     mig = await _data(session, snapshot, maps.mig)

@@ -62,7 +62,8 @@ class Installed:
 
 
 async def read_installed(client: KubeClient) -> Installed:
-    """Look for the operator's Deployment in all namespaces. Raises a KubeError that is not about this one thing."""
+    """Read settings and claims of the operator, which is looked for in all namespaces. If there is none, or Deployments
+    may not be listed, the chart's defaults are returned with a note. Raises any other KubeError."""
     try:
         found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:

@@ -37,7 +37,8 @@ class Onlooker(PassingClient):
         return await send()
 
     async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
-        """List as KubeClient does, with the proposed policies in place of those of the same names.
+        """List as KubeClient does, with the proposed policies merged into those of the same names or added to them.
+        With proposals, the policies come as one page in the order of their names, and `listing` does not apply to them.
 
         Where the operator is not installed yet (`beforehand`), its kinds count as empty.
         """

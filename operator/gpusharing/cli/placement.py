@@ -54,7 +54,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
 
 
 def find_overlooked(pod: JSON) -> tuple[str, ...]:
-    """Fields of the pod that also keep it from nodes, by what is not read here, such as other pods and volumes."""
+    """Return the fields of the pod by which the scheduler may also exclude nodes, but which are not evaluated here:
+    they depend on other pods, on volumes, or on another scheduler."""
     spec = section(pod, "spec")
     found = [field for field, path in _NOT_LOOKED_AT.items() if entries(spec, *path)]
     spreads = entries(spec, "topologySpreadConstraints")
@@ -73,7 +74,8 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
 
 
 def _outside(terms: Sequence[JSON], labels: Mapping[str, str], fields: Mapping[str, str]) -> str:
-    """What the terms require, if the node matches none of them. A term without any requirement matches nothing."""
+    """Return what the terms require of a node that matches none of them; empty if it matches one. A term without any
+    requirement matches no node, and neither does an empty list of terms."""
     wanted = []
     for term in terms:
         missing = list(_missing(term, labels, fields))

@@ -35,8 +35,9 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) -> Planned:
-    """What happens to the pools of these policies (of all without a name) with the proposed ones applied, and what is
-    uncertain about it. Nothing is written. Raises Trouble."""
+    """Return what would happen to the pools of the policies named in `only`, or to all pools if it is empty, once the
+    proposed policies were applied, and what is uncertain about that. Nothing is written. Raises Trouble, also for a
+    name that no policy has."""
     async with gathered(session, proposed) as cluster:
         decided = await cluster.decide(only or None)
         told, ignored = tuple(tell(decided, only)), decided.snapshot.settings.gpu_operator_namespace

@@ -27,20 +27,20 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What there is to tell."""
+    """Everything that `plan` shows about an edit."""
 
     proposals: tuple[Proposal, ...] = ()
-    """What becomes of each pool."""
+    """What would happen to each pool."""
     notes: tuple[str, ...] = ()
-    """What is uncertain about it."""
+    """What is uncertain about that."""
     simulated: tuple[str, ...] = ()
     """Nodes of these pools whose GPUs are SIMULATED."""
     dependents: tuple[str, ...] = ()
-    """Sentences about other objects that name what vanishes."""
+    """Sentences about other objects that name resources or labels which vanish."""
 
 
 def describe(planned: Planned, paper: Paper) -> list[Line]:
-    """All proposals, and what is uncertain about them."""
+    """Draw all proposals, the notes about what is uncertain, and a last line with the totals."""
     proposals = planned.proposals
     lines = describe_simulated(planned.simulated, paper)
     for proposal in proposals:
@@ -58,6 +58,8 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
 
 
 def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
+    """Draw what would happen to one pool: whether its policy is accepted, which nodes and resources would change, what
+    blocks them, and which nodes stay as they are and why."""
     lines = fold(_title(proposal), paper)
     lines += prose(
         f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
@@ -124,11 +126,11 @@ def _row(step: Step) -> list[TextSpan]:
 
 
 def _when(step: Step) -> str:
-    """When."""
+    """Say when the change of a node begins, or its phase and the reason why it does not begin at once."""
     verdict = step.verdict
     if step.starts:
         return "at once"
-    # How far it is the operator knows, which has asked for evictions; this process has not.
+    # Only the operator knows how far the change is, because it has sent the evictions; this process has not.
     return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
 
 
@@ -145,7 +147,8 @@ def _pods_lines(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
-    """What the pool offers now and afterwards, and which pods ask for what disappears."""
+    """Draw each resource of which the pool will have more or fewer devices, and the pods that ask for one that shrinks.
+    Empty for a policy that is refused."""
     if proposal.before == proposal.after or not proposal.accepted:
         return []
     asked = {one.resource: one for one in proposal.vanishing}
@@ -165,7 +168,8 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
 
 
 def _who_asks(found: Vanishing) -> str:
-    """Which pods ask for a name of which there are fewer; empty: none."""
+    """Say which pods ask for a resource of which the pool will have fewer devices, and whether the rest of the cluster
+    has enough of them; empty if no pod asks for it."""
     if not found.pods and not found.pending:
         return ""
     named = some(found.pods, 5)
@@ -177,7 +181,7 @@ def _who_asks(found: Vanishing) -> str:
 
 
 def _blockers(proposal: Proposal) -> tuple[str, ...]:
-    """What would keep pods from leaving, of all nodes together."""
+    """Say what would keep pods from being evicted, for all nodes together."""
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
@@ -199,7 +203,7 @@ def _size(proposal: Proposal) -> int:
 
 
 def as_data(planned: Planned, where: str) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the whole plan as plain data, for JSON and YAML. `where`: the context of the kubeconfig."""
     return {
         "context": where,
         "changes": any(one.changes for one in planned.proposals),
@@ -211,6 +215,7 @@ def as_data(planned: Planned, where: str) -> dict[str, Any]:
 
 
 def _proposal_data(proposal: Proposal) -> dict[str, Any]:
+    """Return what would happen to one pool as plain data, with all of its nodes."""
     return {
         "name": proposal.policy,
         "accepted": proposal.accepted,

@@ -41,11 +41,11 @@ class NodeRoom:
     """Resources that the node advertises, now or when all changes are done, whatever keeps the pod away."""
 
     def has_free(self, requests: Mapping[str, int]) -> bool:
-        """Whether all that is requested is free, or allocatable where nobody knows what is free."""
+        """Whether everything that is requested is free, or only allocatable where it is unknown what is free."""
         return fits(requests, self.now if self.free is None else self.free)
 
     def rank(self, requests: Mapping[str, int]) -> tuple[bool, bool, bool, bool, int]:
-        """A key by which the node that comes nearest to having all that is requested is the largest."""
+        """Sort key: the largest is that of the node which comes nearest to having everything that is requested."""
         most = sum(
             min(n, max(self.now.get(name, 0), self.after.get(name, 0))) for name, n in requests.items()
         )
@@ -57,7 +57,7 @@ class RoomSearch:
     """The search for nodes that have room for a pod. Nothing else of a Node is kept: there may be thousands."""
 
     def __init__(self, pod: JSON, decided: Decided) -> None:
-        """For a pod; no Node has been examined yet."""
+        """Begin a search for nodes for this pod. `look` has to be called with the Nodes."""
         self.pod, self.decided = pod, decided
         self._specs = {policy.name: policy.spec for policy in decided.snapshot.policies}
         self._several = any(n > 1 for name, n in largest_requests(pod).items() if is_plugin_resource(name))
@@ -65,12 +65,14 @@ class RoomSearch:
         """What was found, by name of the node."""
 
     def look(self, nodes: Iterable[JSON]) -> None:
-        """Examine Nodes, with their taints. One that joined after the snapshot is left out."""
+        """Add what each of these Nodes has for the pod to `rooms`. One that joined after the snapshot is left out."""
         for raw in nodes:
             if (node := self.decided.snapshot.nodes.get(text(raw, "metadata", "name"))) is not None:
                 self.rooms[node.name] = self._room(raw, node)
 
     def _room(self, raw: JSON, node: NodeView) -> NodeRoom:
+        """Return what one node has for the pod. A node that the pod's rules or the device plugin keep it from has
+        nothing; a cordoned one, or one that is not Ready, has nothing free."""
         plan, report = self.decided.plan, self.decided.snapshot.gpunodes.get(node.name)
         verdict = plan.verdicts.get(node.name)
         pool = "" if verdict is None else verdict.policy
@@ -103,7 +105,8 @@ class RoomSearch:
 
 
 def find_refusal(policy: str, spec: GPUSharingPolicySpec) -> str:
-    """Why the device plugin refuses a container that requests several shares under a policy; empty: it does not."""
+    """Return why the device plugin refuses a container that requests several shares under a policy; empty if it does
+    not."""
     sharing = plugin_config(spec, ()).sharing
     if sharing is None or not sharing.fail_requests_greater_than_one:
         return ""

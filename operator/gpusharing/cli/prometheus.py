@@ -217,7 +217,8 @@ async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
 def place_of(
     url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
 ) -> Endpoint:
-    """By the flags, and the proxy of the environment as for an API server. Raises Trouble for unusable ones."""
+    """Return how to reach the Prometheus that the flags name, through the proxy that the environment names, if any.
+    Raises Trouble for flags that cannot be used, or that would send the token unencrypted to another machine."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -46,7 +46,8 @@ class Session:
     async def each_page(
         self, resource: Resource, namespace: str | None = None, fields: str = ""
     ) -> AsyncIterator[Sequence[JSON]]:
-        """Every object of a kind, page by page. Raises Trouble, also where the kind is not installed."""
+        """Yield the objects of a kind, page by page. Raises Trouble for every error of the server, also if the kind is
+        not installed; it is a Denied if the user lacks permission."""
         try:
             async for page in pages_of(self.client, resource, namespace=namespace, field_selector=fields):
                 yield page.items

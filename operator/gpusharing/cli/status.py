@@ -49,8 +49,8 @@ class Picture:
     lines: Sequence[Line] = ()
 
     def draw(self, policies: Iterable[JSON], nodes: Sequence[JSON], stale: str = "") -> None:
-        """Draw what was read; on a pipe only what is new. `stale`: why it may be old. Raises Trouble where there is no
-        such policy.
+        """Draw the pools, or only the one of `self.policy`. On a pipe nothing is drawn unless something has changed.
+        `stale`: why the data may be out of date. Raises Trouble if there is no policy of that name.
         """
         pools, loose = read_pools(policies, nodes)
         if self.policy:

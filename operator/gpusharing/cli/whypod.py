@@ -1,5 +1,5 @@
-"""Why a pod waits for a GPU: which nodes have all that it requests, now or after their changes, and what they wait for.
-Pure."""
+"""Why a pod waits for a GPU: which nodes have everything that it requests, now or after their changes, and what those
+changes wait for. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,20 +57,20 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class PodAnswer:
-    """All that is known."""
+    """Everything that is known about one pod and why it waits."""
 
     pod: str
     """`namespace/name`."""
     phase: str
-    """The pod's, as the API has it."""
+    """The pod's phase, as the API has it."""
     node: str
-    """The node that it is on; empty: none."""
+    """The node that the pod is bound to; empty if there is none."""
     asks: Mapping[str, int]
-    """GPU resources that it requests of one node."""
+    """The GPU resources that it requests of one node."""
     status: str
     """Reason and message of the pod's status, such as a kubelet's refusal; empty: it has none."""
     scheduler: str
-    """What the scheduler said last."""
+    """The scheduler's last message about the pod; empty if it has none or has placed the pod."""
     services: tuple[Service, ...]
     """What the best node of each pool has for it."""
     others: tuple[str, ...]
@@ -83,15 +83,15 @@ class PodAnswer:
     simulated: tuple[str, ...] = ()
     """Nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
-    """The fraction that it asks KAI-Scheduler for; empty: none."""
+    """The fraction that the pod asks KAI-Scheduler for; empty if it asks for none."""
 
     def as_data(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the answer as plain data, for JSON and YAML."""
         return asdict(self)
 
 
 def pod_answer(search: RoomSearch) -> PodAnswer:
-    """The answer for one pod, for which all Nodes were examined."""
+    """Draw the conclusion about the pod of a search that has examined all Nodes."""
     raw, decided = search.pod, search.decided
     pod, asks = pod_view(raw, {}), dict(sorted(pod_requests(raw).items()))
     fraction, devices = find_fraction(raw)
@@ -127,8 +127,8 @@ def pod_answer(search: RoomSearch) -> PodAnswer:
 
 
 def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decided) -> Iterator[Service]:
-    """What the best node has: of each pool that has, or will have, some of what is requested, and of the nodes that no
-    policy selects."""
+    """Yield what the best node of each pool has of each requested resource. Pools that neither have nor will have the
+    resource are left out; the nodes that no policy selects count as one pool."""
     for policy in (*decided.snapshot.policies, None):
         pool, status = "", ""
         if policy is not None:
@@ -150,7 +150,7 @@ def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decid
 
 
 def _kept(rooms: Sequence[NodeRoom]) -> Iterator[str]:
-    """Each rule with the nodes from which it keeps the pod."""
+    """Yield each rule that excludes the pod from nodes, with the names of those nodes before it."""
     by_rule: dict[str, list[str]] = {}
     for room in rooms:
         if room.later:
@@ -160,12 +160,13 @@ def _kept(rooms: Sequence[NodeRoom]) -> Iterator[str]:
 
 
 def _all_of(kept: Sequence[str]) -> str:
-    """For a pool that the pod may not go to at all; a single rule applies to all its nodes, so they are not named."""
+    """Return the rules that exclude the pod from a whole pool. A single rule applies to all nodes of the pool, so they
+    are not named."""
     return "; ".join(kept) if len(kept) > 1 else kept[0].partition(": ")[2]
 
 
 def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int, status: str) -> str:
-    """Why what the best node of a pool has of a resource does not help the pod at once; empty: it should."""
+    """Return why the devices on the best node of a pool do not help the pod at once; empty if they should."""
     most = max(now, after)
     if now < wanted <= after:
         return f"not yet; {status}"
@@ -183,7 +184,7 @@ def _but(room: NodeRoom, *, now: int, free: int | None, after: int, wanted: int,
 
 @dataclass(frozen=True, slots=True)
 class PodCase:
-    """What a conclusion about a pod is drawn from."""
+    """The facts from which a conclusion about a pod is drawn."""
 
     raw: JSON
     """The pod."""
@@ -196,11 +197,12 @@ class PodCase:
     rooms: Sequence[NodeRoom]
     """What each node has for it."""
     verdict: Verdict | None
-    """Of its node; None: it has none, or the operator knows nothing of it."""
+    """The verdict on the pod's node; None if the pod has no node, or the operator does not manage it."""
 
 
 def _ended(case: PodCase) -> str:
-    """A pod that ended never starts again; its status, which is shown, says why it did."""
+    """Explain a pod that has finished: it never starts again. If the kubelet refused it for its number of shares, say
+    so. Empty for any other pod."""
     phase = text(case.raw, "status", "phase")
     if phase not in ("Succeeded", "Failed"):
         return ""
@@ -211,7 +213,7 @@ def _ended(case: PodCase) -> str:
 
 
 def _asks_nothing(case: PodCase) -> str:
-    """Whatever it waits for is none of ours."""
+    """Explain a pod that requests no GPU resource: it is waiting for something that this operator does not manage."""
     if case.asks:
         return ""
     if resource_claim_names(case.raw):
@@ -220,19 +222,20 @@ def _asks_nothing(case: PodCase) -> str:
 
 
 def _on_changing(case: PodCase) -> str:
-    """It may have to leave, whatever pools offer."""
+    """Explain a pod on a node that is being changed: it may have to leave that node."""
     if case.verdict is None or case.verdict.phase is Phase.SYNCED:
         return ""
     return f"it has a node, {case.node}, which is {case.verdict.phase}: kubectl gpusharing why {case.node}"
 
 
 def _on_quiet(case: PodCase) -> str:
-    """It has what it asked for, whatever pools offer."""
+    """Explain a pod that has a node already: no pool is holding it up."""
     return f"it has a node, {case.node}, which the operator is not changing now" if case.node else ""
 
 
 def _unadvertised(case: PodCase) -> str:
-    """A name that exists nowhere: waiting does not help, however many there are of the others."""
+    """Explain a pod that requests a resource which no node advertises or will advertise, so that waiting does not help.
+    Empty if there is no such resource."""
     absent = sorted(case.asks.keys() - {name for room in case.rooms for name in room.names})
     if not absent:
         return ""
@@ -244,7 +247,8 @@ def _unadvertised(case: PodCase) -> str:
 
 
 def _offered(case: PodCase) -> str:
-    """Nothing is in its way on one node at least."""
+    """Explain a pod for which at least one node has everything free, so that only the scheduler knows why it waits.
+    Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if room.has_free(case.asks)]
     if not nodes:
         return ""
@@ -252,7 +256,8 @@ def _offered(case: PodCase) -> str:
 
 
 def _to_come(case: PodCase) -> str:
-    """Waiting helps, or what is shown beside the pool."""
+    """Explain a pod for which some node will have everything once the changes are done: it has to wait, or somebody has
+    to remove the obstacle that is shown beside the pool. Empty if there is no such node."""
     nodes = [room.node for room in case.rooms if fits(case.asks, room.after)]
     if not nodes:
         return ""
@@ -263,7 +268,8 @@ def _to_come(case: PodCase) -> str:
 
 
 def _too_large(case: PodCase) -> str:
-    """It asks for more than any node has: waiting does not help, however many there are on all nodes together."""
+    """Explain a pod that requests more than any single node has, so that waiting does not help. Empty if one node has
+    enough, or if one of the resources is on no node that the pod may go to."""
     nowhere = "no node that it may go to" if any(one.kept for one in case.services) else "no node"
     most = {
         name: max(max(room.now.get(name, 0), room.after.get(name, 0)) for room in case.rooms)
@@ -280,7 +286,8 @@ def _too_large(case: PodCase) -> str:
 
 
 def _never(case: PodCase) -> str:
-    """Its rules or a policy's keep it from all nodes that will offer it, or none will: waiting does not help."""
+    """Explain every pod that is left: its own rules or the device plugin exclude it from all nodes that will have what
+    it requests, or no node will. Waiting does not help. Never empty."""
     names = ", ".join(case.asks)
     if refusals := sorted({room.later for room in case.rooms if room.refusal and room.later == room.refusal}):
         return f"kubelets would refuse it: {'; '.join(refusals)}"
@@ -303,14 +310,14 @@ CONCLUSIONS: tuple[Callable[[PodCase], str], ...] = (
     _too_large,
     _never,
 )
-"""What is said of a pod: the first that has a text; the last one always has."""
+"""The conclusions about a pod, in order. The first that returns a text is shown; the last one always does."""
 
 
 # --- in words ------------------------------------------------------------------------------------------------
 
 
 def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
-    """One screen."""
+    """Draw the answer: the pod and its status, what each pool has for it, the conclusion, and the notes."""
     asked = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or asked or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
@@ -329,6 +336,8 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
 
 
 def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
+    """Draw one table row for each service. Below the table come the obstacles that were cut off in their row, and the
+    nodes of a pool from which the pod is kept while other nodes of it are open."""
     rows = [
         [
             TextSpan(one.pool or "no policy"),

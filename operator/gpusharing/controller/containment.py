@@ -38,7 +38,7 @@ class PolicyWatch:
     def __init__(
         self, client: KubeClient, login: Login, touch: Touch, *, again_after: float = AGAIN_FIRST
     ) -> None:
-        """`again_after`: seconds until kopf is started again for the first time, spread by half."""
+        """Nothing is started yet. `again_after`: seconds before the first restart of kopf, varied at random by half."""
         self._client, self._login, self._touch = client, login, touch
         self._backoff = Backoff(again_after, AGAIN_MOST)
         self.restarts = 0

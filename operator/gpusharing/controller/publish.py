@@ -1,4 +1,4 @@
-"""Write what people see: status of policies and GPUNodes, Events. Only changes are written.
+"""Write what people see: Events, and the status of policies and GPUNodes. Only changes are written.
 
 A node that begins to change is shown one period after it began to differ from what is shown, its next phases after two:
 shorter phases are never shown, and their information is shown with the next one. An end (Synced, Failed, Blocked ...)
@@ -182,7 +182,7 @@ class Publisher:
         return min(due, default=None)
 
     def _forget(self, plan: RolloutPlan) -> None:
-        """Forget nodes and policies that are gone."""
+        """Drop what is remembered about nodes and policies that no longer exist."""
         for name in self._told.keys() - plan.verdicts.keys():
             del self._told[name]
             self._seen.pop(name, None)
@@ -208,7 +208,7 @@ class Publisher:
         return not same or self._told.get(name) != verdict or f"node/{name}" in self._held
 
     def _notice(self, verdict: Verdict, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
-        """Report what is new about a node in metrics, log and Events. Its transition is due from now on."""
+        """Report a changed verdict in metrics and log, and compose its Events; an unchanged one is ignored."""
         before = self._told.get(verdict.node)
         self._held.add(f"node/{verdict.node}")
         if before != verdict:
@@ -249,6 +249,7 @@ class Publisher:
     async def _status(
         self, policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
     ) -> datetime | None:
+        """Write the status of a policy if it has changed. Returns when the next write is due, or None if none is."""
         key = f"policy/{policy.name}"
         grounds = find_grounds(policy, plan, snapshot)
         before, self._shown[policy.name] = self._shown.get(policy.name), grounds

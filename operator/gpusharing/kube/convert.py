@@ -36,7 +36,7 @@ from gpusharing.planning.words.findings import Finding
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
-    """A Node, without heartbeats, images, addresses and resourceVersion."""
+    """Project a Node. Heartbeats, images, addresses and resourceVersion are left out."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
     (fence, fence_error), verified = _fence(annotations), _verified(annotations)
@@ -69,7 +69,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
 
 
 def other_plugin(raw: JSON) -> str:
-    """Which device plugin that does not follow our labels serves a Node; empty if none is known to."""
+    """Return the name of the device plugin that serves a Node without following our labels; empty if none is known."""
     metadata, allocatable = section(raw, "metadata"), section(raw, "status", "allocatable")
     offered = [name for name, number in allocatable.items() if name.startswith(RESOURCES) and count(number)]
     return find_other_plugin(texts(metadata.get("labels")), texts(metadata.get("annotations")), offered)
@@ -192,7 +192,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
 
 
 def _switches(spec: JSON) -> dict[str, bool | str]:
-    """What the fields of READ are set to, without those that are not set or hold a value of another type."""
+    """Return the fields of READ that are set to a boolean or a text, by their path; all others are left out."""
     found = {path: part(spec, *path.split(".")) for path in READ}
     return {path: held for path, held in found.items() if isinstance(held, bool | str)}
 
@@ -228,6 +228,8 @@ class _Model:
 
 
 def _model(product: str, reported: ObservedModel | None) -> _Model:
+    """Return what is known about a card model: from its agent's report, and from our table of cards where that is
+    silent."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
@@ -235,6 +237,7 @@ def _model(product: str, reported: ObservedModel | None) -> _Model:
 
 
 def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
+    """Project a GPU of an agent's report, together with what is known about its card model."""
     return GpuView(
         index=gpu.index,
         product=gpu.product,

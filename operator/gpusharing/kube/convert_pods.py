@@ -33,7 +33,8 @@ _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
-    """A Pod. `resource_claims` says what each of `resource_claim_names` is used for, by `namespace/name`."""
+    """Project a Pod. Its node affinity is read only if it requests GPUs. `resource_claims`: what the claims that
+    `resource_claim_names` returns are used for, by `namespace/name`."""
     metadata, resources = section(raw, "metadata"), _gpu_requests(raw)
     return PodView(
         namespace=intern(text(metadata, "namespace")),
@@ -163,7 +164,7 @@ def _gpu_requests(raw: JSON) -> Mapping[str, int]:
 
 
 def _node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
-    """The terms of the required node affinity. One without any row matches no node and is left out."""
+    """Return the terms of the required node affinity. A term without any row matches no node and is left out."""
     required = section(
         raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
     )
@@ -173,6 +174,7 @@ def _node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
 
 
 def _rows(written: Iterable[JSON]) -> tuple[Row, ...]:
+    """Convert matchExpressions or matchFields. What a row lacks, or holds with another type, is empty."""
     return tuple(
         (intern(text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
         for row in written

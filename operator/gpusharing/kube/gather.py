@@ -114,7 +114,7 @@ class Gatherer:
     async def snapshot(
         self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
     ) -> ClusterSnapshot:
-        """Everything a plan depends on. A failed call is part of the answer if it is about one node.
+        """Gather everything that a plan depends on. A failed call about one node is recorded in the snapshot.
 
         A snapshot does not wait for a slow LIST: the node keeps what was seen before, with its age.
 
@@ -389,7 +389,7 @@ class Gatherer:
             return (), f"the pods of the node cannot be listed: {error}"
 
     async def count_pending(self) -> None:
-        """Count the Pending pods without a node that ask for a GPU, and their devices. Raises a KubeError."""
+        """Set `pending` and `pending_devices` to the result of `pending.count_pending`. Raises a KubeError."""
         self.pending, self.pending_devices = await count_pending(self.client)
 
 

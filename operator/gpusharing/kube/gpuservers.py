@@ -21,7 +21,7 @@ DRIVER, DRIVER_PROGRAM = "gpus", "gpu-kubelet-plugin"
 
 
 def gpu_server(raw: JSON) -> Server | None:
-    """A DaemonSet as a server of GPUs; None: it does not serve GPUs, as far as can be told."""
+    """Project a DaemonSet that serves GPUs; None if it is not known to serve any."""
     template = section(raw, "spec", "template", "spec")
     containers = entries(template, "containers")
     dra = any(text(one, "name") == DRIVER and _starts(one, DRIVER_PROGRAM) for one in containers)
@@ -51,8 +51,8 @@ def _starts(container: JSON, program: str) -> bool:
 
 
 async def find_gpu_operator(client: KubeClient, default: str) -> str:
-    """The namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device plugin which
-    ClusterPolicy owns. `default` if neither is found, or if they may not be read."""
+    """Find the namespace of the GPU Operator's pods: the one in ClusterPolicy's status, else that of the device plugin
+    which ClusterPolicy owns. Returns `default` if neither is found, or if they may not be read."""
     try:
         states = [section(raw, "status") for raw in await list_of(client, CLUSTER_POLICIES)]
         told = [text(one, "namespace") for one in states if text(one, "state") != "ignored"]

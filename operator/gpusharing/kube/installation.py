@@ -96,10 +96,11 @@ class _Reader:
         return found
 
     async def nodes(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-        """The nodes that wait behind the start-up taint, the entries of the device plugin's ConfigMap that any node
-        names, and the device plugins of others that serve any node.
+        """Return the nodes that wait behind the start-up taint, the entries of the device plugin's ConfigMap that any
+        node names, and the device plugins of others that serve any node.
 
-        Page by page, keeping only this of thousands of Nodes.
+        Nodes are read page by page, so that thousands of them are never held at once. If they cannot be read, that is
+        noted in `unread` and all three are empty.
         """
         gated, named, others = set(), set(), set()
         try:
@@ -117,7 +118,8 @@ class _Reader:
         return frozenset(gated), frozenset(named - {""}), frozenset(others - {""})
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """The DaemonSet, its nodes, and what may keep its pods out. `reports`: all GPUNodes."""
+        """Read the DaemonSet of the agents, its nodes and pods, and what may keep the pods out; None if there is no
+        such DaemonSet or it cannot be read. `reports`: all GPUNodes."""
         where = self.place.agent_namespace
         raw = await self.one(DAEMON_SETS, AGENT, where)
         if raw is None:
@@ -203,7 +205,7 @@ class _Reader:
 
 
 async def gather_installation(client: KubeClient, place: Place) -> InstallationView:
-    """Read what an installation consists of.
+    """Read what an installation consists of. Other errors than these are noted in `unread` of the result.
 
     Raises:
         Unauthorized: our credentials are not accepted.

@@ -42,8 +42,9 @@ def label_owners(annotations: Mapping[str, str]) -> dict[str, str]:
 def label_rewriters(raw: JSON, fence: Fence | None, verified: Verified | None) -> dict[str, str]:
     """Return, for each of the two labels whose value is not what we wrote last, the field manager that replaced it.
 
-    A label is left out if the API server does not know the manager, and if it is one of ours. What we wrote last is
-    in the record of the change in flight, once that is past its point of no return, else in that of the last proof.
+    A label is left out if its manager is unknown to the API server or is one of ours, or if we never wrote it. What we
+    wrote last is taken from the record of the change in flight once that has passed its point of no return, before that
+    from the record of the last proof.
     """
     written = (verified.mig_config, verified.plugin_config) if verified is not None else ("", "")
     if fence is not None and fence.target_plugin_config:

@@ -9,8 +9,8 @@ from gpusharing.kube.raw import part
 
 
 async def count_pending(client: KubeClient) -> tuple[dict[str, int], dict[str, int]]:
-    """By GPU resource name: how many Pending pods without a node ask for it, and for how many devices together. A pod
-    that is being deleted waits for nothing. Raises a KubeError."""
+    """Return two counts by GPU resource name: the Pending pods without a node that ask for it, and the devices that
+    they ask for. Pods that are being deleted are left out. Raises a KubeError."""
     pods, devices = Counter[str](), Counter[str]()
     selector = "spec.nodeName=,status.phase=Pending"
     async for page in pages_of(client, PODS, field_selector=selector):

@@ -124,7 +124,8 @@ def _variable(container: JSON, name: str) -> str:
 
 
 def plain_stack(sets: Iterable[DaemonSetView]) -> ClusterPolicyView | None:
-    """The substitute for a ClusterPolicy; None if the chart is not installed either."""
+    """Return what a ClusterPolicy would say, read from the DaemonSets of NVIDIA's chart; None if none of them runs the
+    chart's device plugin."""
     found = sorted((one for one in sets if one.plugin or one.discovery), key=lambda one: one.name)
     plugin = next((one for one in found if one.plugin), None)
     if plugin is None:

@@ -10,10 +10,10 @@ from gpusharing.kube.raw import entries, section, text
 
 
 def pod_requests(pod: JSON) -> Counter[str]:
-    """GPU resources that a node must have for the pod; names of which the pod requests 0 are left out.
+    """Return the GPU resources that a node must have for the pod; names of which the pod requests 0 are left out.
 
     Containers and sidecars run together. Each init container runs before them, beside the sidecars above it
-    (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go).
+    (PodRequests of Kubernetes' component-helpers v0.36.3, resource/helpers.go). The pod's overhead is added.
     """
     sidecars: Counter[str] = Counter()
     start: Counter[str] = Counter()
@@ -31,7 +31,7 @@ def pod_requests(pod: JSON) -> Counter[str]:
 
 
 def largest_requests(pod: JSON) -> Counter[str]:
-    """By GPU resource the most that a single container of the pod requests."""
+    """Return, by GPU resource, the most that a single container of the pod requests; init containers count."""
     largest: Counter[str] = Counter()
     for container in (*entries(pod, "spec", "containers"), *entries(pod, "spec", "initContainers")):
         largest |= container_requests(container)
@@ -39,7 +39,7 @@ def largest_requests(pod: JSON) -> Counter[str]:
 
 
 def container_requests(container: JSON) -> Counter[str]:
-    """GPU resources that one container requests; a quantity that cannot be read counts as 1."""
+    """Return the GPU resources that one container requests; a quantity that cannot be read counts as 1."""
     # Requests of an extended resource equal its limits, so one of them is enough (docs/design/drain.md#g1).
     asked = {**section(container, "resources", "requests"), **section(container, "resources", "limits")}
     found = {intern(key): count(quantity) for key, quantity in asked.items() if is_gpu_resource(key)}

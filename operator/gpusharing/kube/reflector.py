@@ -180,7 +180,7 @@ class Reflector(Generic[View]):
                 self.drop(name)
 
     async def _list(self) -> None:
-        """List everything and drop what no longer exists."""
+        """Read the whole list into the cache and drop what no longer exists. Raises a KubeError."""
         version, older, seen = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
         async with closing(pages):
@@ -245,7 +245,8 @@ class Reflector(Generic[View]):
     # --- the watch -----------------------------------------------------------------------------------------
 
     async def _keep_watched(self) -> None:
-        """Watch from our place, as soon as a list has given one."""
+        """Watch from `_place`, and again after each end; waits for a list if there is no place. After an error by which
+        changes may have been missed, a new list is due. Never returns, and raises no KubeError."""
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()

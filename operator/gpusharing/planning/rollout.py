@@ -135,7 +135,7 @@ class Known:
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
-    """Decide about every node. Equal snapshots and times give equal plans, whatever is in the memo."""
+    """Decide about every node. Equal snapshots and times give equal plans: `memo` only saves work, and is updated."""
     memo = Memo() if memo is None else memo
     memo.begin(now)
     known = find_known(snapshot, now, memo)

@@ -71,20 +71,20 @@ class Classified:
     """The pods of a node, each in exactly one place, sorted by `namespace/name`."""
 
     holders: tuple[PodView, ...]
-    """Hold a GPU and must leave; some may be terminating already."""
+    """Pods that hold a GPU and must leave; some may be terminating already."""
     waited: frozenset[str]
     """The uids of the holders that end by themselves: the drain waits for them before it evicts them."""
     ignored: tuple[PodView, ...]
-    """Hold no GPU, are NVIDIA's own, or keep a GPU for other pods on the node."""
+    """Pods that hold no GPU, are NVIDIA's own, or reserve a GPU for other pods on the node."""
     blocked: tuple[PodView, ...]
-    """Hold a GPU and must not or cannot be evicted."""
+    """Pods that hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...]
     """Why those are blocked."""
 
 
 def gpu_resources(pod: PodView) -> tuple[str, ...]:
-    """The GPU resource names that the pod needs, sorted; other names under nvidia.com/ are not GPUs (G1). KAI takes
-    fractions from whole GPUs (G10)."""
+    """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1). A
+    pod with a fraction from KAI-Scheduler requests none, and counts as using nvidia.com/gpu (G10)."""
     asked = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
     return tuple(asked) if asked or not gpu_groups(pod) else (RESOURCE_GPU,)
 
@@ -100,7 +100,8 @@ def has_finished(pod: PodView) -> bool:
 
 
 def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classified:
-    """Sort the pods of a node by `FILTERS`."""
+    """Decide about every pod of a node by the first of `FILTERS` that applies to it. A pod to which none applies holds
+    a GPU and can be evicted."""
     holders, ignored, blocked, blockers = [], [], [], []
     waited = set()
     pods = sorted(pods, key=by_ref)
@@ -213,7 +214,8 @@ def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """G10: the pods that share the GPU are judged in its place; KAI deletes it when they are gone."""
+    """Whether this is KAI's reservation pod of a GPU that pods on the node still share. Those are judged in its place,
+    and KAI deletes it when they are gone (G10)."""
     return is_reservation(pod) and not scope.gpu_groups.isdisjoint(gpu_groups(pod))
 
 
@@ -286,6 +288,8 @@ def _mark_ends(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 def _protection(pod: PodView, options: Drain, scope: Scope) -> Protection | None:
+    """Return the mark on the pod that asks not to disturb it; None if it has none, or if the policy ignores such marks.
+    Unless the policy says Block, a mark with a duration ends with it."""
     if (
         options.protected_pods == "Ignore" or not pod.marks or is_reservation(pod)
     ):  # KAI's own mark, for Karpenter
@@ -331,8 +335,11 @@ def _job(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _unmanaged(pod: PodView, options: Drain, scope: Scope) -> bool:
-    """P9, P5: nothing would start the pod again. G10: a drain evicts a reservation pod whose group it has emptied:
-    KAI v0.17.0 forgets it if its pods had fractions of several GPUs (GetGpuGroups)."""
+    """Whether no controller would start the pod again, so that it is not evicted unless the policy says so (P9, P5).
+
+    A KAI reservation pod counts only before the cordon. Later the drain has emptied its group and evicts it, because
+    KAI v0.17.0 forgets it if its pods had fractions of several GPUs (G10, GetGpuGroups).
+    """
     left_over = scope.cordoned_at is not None and is_reservation(pod)
     return options.unmanaged_pods != "Evict" and not left_over and (pod.owner is None or _lost_owner(pod))
 
@@ -343,13 +350,14 @@ def _local_files(pod: PodView, options: Drain, scope: Scope) -> bool:
 
 
 def _lost(pod: PodView, options: Drain, scope: Scope) -> str:
+    """Say why no controller would start the pod again; empty for a pod that never had one."""
     if is_reservation(pod):
         return "KAI-Scheduler keeps a GPU with it, and no pod of its group is on the node"
     return f"Its {_owner(pod)} no longer exists" if pod.owner else ""
 
 
 def _is_restarted(pod: PodView) -> bool:
-    """Somebody would start it again."""
+    """Whether a controller would start the pod again once it is evicted."""
     return pod.owner is not None and not _lost_owner(pod)
 
 

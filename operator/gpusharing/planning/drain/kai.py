@@ -17,13 +17,13 @@ MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers ann
 
 
 def gpu_groups(pod: PodView) -> frozenset[str]:
-    """The groups of the GPUs that the pod has a fraction of, or that it reserves; empty for a pod without KAI."""
+    """Return KAI's groups of the GPUs of which the pod has a fraction or which it reserves; empty for any other pod."""
     return frozenset(group for key, group in pod.labels.items() if group and key.partition("/")[0] in LABELS)
 
 
 def is_reservation(pod: PodView) -> bool:
-    """Whether this is KAI's own pod, which keeps a GPU for its group.
+    """Whether this is KAI's own pod that reserves a GPU for a group.
 
-    KAI refuses fractions for pods that ask for whole GPUs, so nobody else in a group asks for one.
+    It is the only pod of a group that requests a whole GPU: KAI refuses fractions for pods that do.
     """
     return pod.owner is None and RESOURCE_GPU in pod.resources and bool(gpu_groups(pod))

@@ -70,10 +70,10 @@ class DrainPlan:
 
 
 def preflight(found: Standings, options: Drain, afterwards: Afterwards, now: datetime) -> tuple[Blocker, ...]:
-    """What would keep a drain from succeeding; while there is any blocker, the node is not cordoned.
+    """Return what would keep a drain from succeeding; while there is any blocker, the node is not cordoned.
 
-    `found`: the standings on a node that is not cordoned. Pods that could not run `afterwards` are blockers unless the
-    policy allows it.
+    `found`: the standings on a node that is not cordoned yet. Pods that could not run `afterwards` are blockers unless
+    the policy allows that. If the pods could not be listed, that is the only blocker.
     """
     if found.error:
         return (_list_failed(found),)
@@ -254,6 +254,7 @@ def _throttled(staying: Iterable[Standing], due: Iterable[Standing]) -> Iterator
 
 
 def _state(budget: PdbView) -> str:
+    """Describe the state of a PodDisruptionBudget: how many of its pods are healthy and how many have to be."""
     return (
         f"Allows {counted(budget.disruptions_allowed, 'disruption')}: {budget.current_healthy} of"
         f" {counted(budget.expected_pods, 'pod is', 'pods are')} healthy, {budget.desired_healthy} must be"

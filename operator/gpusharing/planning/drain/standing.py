@@ -81,9 +81,9 @@ class Standings:
     listed_at: datetime
     """When the LIST of the pods began."""
     leaving: tuple[Standing, ...] = ()
-    """They are already leaving."""
+    """Pods that are terminating already."""
     staying: tuple[Standing, ...] = ()
-    """To be evicted, now or later."""
+    """Pods that are still to be evicted, now or later."""
     blocked: int = 0
     """Pods that hold a GPU and must not or cannot be evicted."""
     blockers: tuple[Blocker, ...] = ()
@@ -114,10 +114,10 @@ class Standings:
 def find_standings(
     work: NodeWork, options: Drain, now: datetime, *, scope: Scope, cordoned: bool = True
 ) -> Standings:
-    """Look at every pod of the node once.
+    """Find the standing of every pod of the node. If its pods could not be listed, only the error is returned.
 
-    `cordoned`: the drain is under way. Before it no eviction is sent, so an answer whose wait is over would block
-    for ever and is left out.
+    `cordoned`: whether the drain has begun. Before that no eviction is sent, so an old answer to one would never be
+    replaced and block for ever: it is left out once its wait is over.
     """
     if work.error:
         return Standings(work.listed_at, error=work.error)

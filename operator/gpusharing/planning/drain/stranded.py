@@ -1,4 +1,5 @@
-"""Who could not run after the planned changes: by resource name, by count, and by the labels that a change rewrites.
+"""Which pods could not run after the planned changes: by resource name, by number of devices, and by the labels that a
+change rewrites.
 
 Everything here is about the end of all planned changes, never about a moment in between: a node counts with what it is
 to become, also while its change is under way (docs/design/drain.md#stranded).
@@ -30,9 +31,9 @@ class FutureNode:
     after: Mapping[str, int]
     """Devices that it will advertise."""
     held: Mapping[str, int]
-    """Devices that its pods hold, as far as known; a pod that is being deleted no longer counts."""
+    """Devices that the pods of the node hold, as far as known; a pod that is being deleted no longer counts."""
     emptied: bool
-    """Whether its pods have to leave for the change. Otherwise they keep their devices."""
+    """Whether the pods of the node have to leave for the change. Otherwise they keep their devices."""
     open: bool
     """Whether pods can be scheduled there afterwards."""
     find_labels: Callable[[], tuple[Mapping[str, str], ...]] = lambda: ({},)
@@ -40,15 +41,17 @@ class FutureNode:
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """Its labels afterwards, with its name as `metadata.name`. Several sets: it will have one of them."""
+        """The labels of the node afterwards, with its name as `metadata.name`. If there are several sets, the node will
+        have one of them, and it is unknown which."""
         return self.find_labels()
 
     def serves(self, pod: PodView) -> bool:
-        """Whether the node will advertise all the devices that the pod asks for."""
+        """Whether the node will advertise at least as many devices as the pod asks for, of every name."""
         return all(self.after.get(name, 0) >= count for name, count in _wanted(pod).items())
 
     def takes(self, pod: PodView) -> bool:
-        """Whether the pod could be scheduled there afterwards if the node were empty."""
+        """Whether the pod could be scheduled on the node afterwards if no other pod were there: by its devices, its
+        node selector and its node affinity."""
         terms = pod.node_terms or ((),)
         return (self.open and self.serves(pod)) and any(
             matches(labels, pod.node_selector, term) for labels in self.labels for term in terms
@@ -68,17 +71,17 @@ class DeviceDemand:
 
     @property
     def waiting(self) -> int:
-        """Devices that pods will wait for."""
+        """How many of the requested devices there will not be."""
         return max(0, self.asked - self.remain)
 
     @property
     def worsens(self) -> bool:
-        """Whether pods will wait for more devices than without the changes."""
+        """Whether pods will wait for more devices than they would without the changes."""
         return self.remain < min(self.asked, self.before)
 
     @property
     def text(self) -> str:
-        """The shortage in words."""
+        """The demand and the shortage in words, for people."""
         return f"{self.asked} ask, {self.remain} remain: {self.waiting} will wait"
 
 
@@ -95,10 +98,13 @@ class Afterwards:
 
     @cached_property
     def _places(self) -> Mapping[str, FutureNode]:
+        """All nodes by name."""
         return {place.node: place for place in self.find_places()}
 
     @cached_property
     def _demands(self) -> Mapping[str, DeviceDemand]:
+        """The demand by resource name, over all nodes. A node to which no pod can be scheduled offers only the devices
+        that its pods keep."""
         asked, remain, before = Counter(self.pending), Counter[str](), Counter[str]()
         for place in self._places.values():
             for name in {*place.held, *place.before, *place.after}:
@@ -110,26 +116,28 @@ class Afterwards:
         return {name: DeviceDemand(asked[name], remain[name], before[name]) for name in {*asked, *before}}
 
     def find_node(self, name: str) -> FutureNode | None:
-        """The node of this name; None if nobody can tell what becomes of it."""
+        """Return the node of this name, or None if it is unknown what becomes of it."""
         return self._places.get(name)
 
     def find_demand(self, name: str) -> DeviceDemand:
-        """The demand for devices of this resource name in the whole cluster."""
+        """Return the demand for devices of this resource name in the whole cluster; all zero if nobody uses it."""
         return self._demands.get(name, DeviceDemand())
 
     def find_labels(self) -> frozenset[tuple[str, str]]:
-        """All labels that nodes will have, as pairs of key and value."""
+        """Return all labels that nodes will have, as pairs of key and value."""
         found = (labels for place in self._places.values() for labels in place.labels)
         return frozenset(pair for labels in found for pair in labels.items())
 
     def find_stranded(self, node: str, pods: Iterable[PodView]) -> tuple[Blocker, ...]:
-        """A blocker for each of these pods of `node` that, once evicted, would wait when all changes are done."""
+        """Return a blocker for each of these pods of `node` that, once evicted, would still wait when all changes are
+        done. KAI's reservation pods get none."""
         own = self.find_node(node)
         found = ((pod, self._explain(pod, own)) for pod in pods if not is_reservation(pod))
         return tuple(Blocker(Reason.STRANDED_PODS, (pod.ref,), message=why) for pod, why in found if why)
 
     def _explain(self, pod: PodView, own: FutureNode | None) -> str:
-        """Why the pod, which leaves its `own` node, would wait afterwards; empty if it would not."""
+        """Return why the pod would wait afterwards once it has left its `own` node; empty if it would not. Without that
+        node, only a resource name that no node would advertise is found."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
             of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod) else ""
@@ -148,6 +156,7 @@ class Afterwards:
         return "; ".join(f"{name}: {one.text}" for name, one in demands.items() if one.worsens)
 
     def _has_place(self, pod: PodView, own: FutureNode) -> bool:
+        """Whether the pod's own node, or any other, takes it if no other pod is there. Remembers the answer."""
         if own.takes(pod):
             return True
         needs = tuple(pod.node_selector.items()), pod.node_terms, tuple(pod.resources.items())
@@ -157,12 +166,13 @@ class Afterwards:
 
 
 def _wanted(pod: PodView) -> Mapping[str, int]:
-    """The devices that one node must have for the pod. For a fraction of a GPU through KAI-Scheduler that is one."""
+    """Return the devices that one node must have for the pod. A fraction from KAI-Scheduler counts as one GPU."""
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
 def _find_broken(pod: PodView, labels: Mapping[str, str]) -> str:
-    """The first requirement of the pod that these labels do not meet, of those about labels that changes rewrite."""
+    """Return the first requirement of the pod that these labels do not meet, in words; empty if they meet all. Only
+    requirements about labels that our changes rewrite are considered."""
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
         rows += [row for term in pod.node_terms for row in term]

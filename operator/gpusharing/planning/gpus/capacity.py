@@ -59,7 +59,8 @@ def smallest(card: Card, gib: float) -> Profile | None:
 
 
 def client_memory(card: Card, clients: int) -> float:
-    """GiB for each of this many MPS clients of a card: equal parts (docs/design/hardware.md#mps-share)."""
+    """Return the GiB that each of this many MPS clients of a card may use: equal parts of its memory
+    (docs/design/hardware.md#mps-share)."""
     return memory_of(card) / clients
 
 

@@ -1,4 +1,4 @@
-"""Every node before and after the planned changes, for the question who could not run then (drain/stranded.py)."""
+"""Every node before and after the planned changes, to find the pods that could not run then (drain/stranded.py)."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,14 @@ from gpusharing.planning.words.reasonkinds import Passes
 def find_afterwards(
     snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts], members: Mapping[str, Member]
 ) -> Afterwards:
-    """The cluster when all planned changes are done; worked out when somebody first asks. A node that has no target,
-    cannot be judged or is skipped stays as it is. One whose change waits for a person, as `members` say, counts with
-    what it offers whether or not that person comes."""
+    """Return the cluster as it will be when all planned changes are done. It is computed at the first use.
+
+    A node that has no target, cannot be judged or is skipped stays as it is. One whose change waits for a person, as
+    `members` say, counts with the devices that it has both with and without that change.
+    """
 
     def places() -> Iterator[FutureNode]:
+        """Yield all nodes except those for which the computation fails."""
         for name, node in snapshot.nodes.items():
             with suppress(Exception):  # whatever one node holds, the others are asked about (way/guard.py)
                 place = _place(node, facts[name].assessment if name in facts else None, snapshot)
@@ -40,7 +43,8 @@ def _waits_for_person(member: Member) -> bool:
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
-    """The node with the fewer devices of each name: those that it will keep, or those that it would get."""
+    """Return the node with the smaller number of devices of each name: those that it has now, or those that it would
+    get. A node that is cordoned or not Ready has only those that its pods hold."""
     keeps = place.before if node.ready and not node.unschedulable else {}
     least = {
         name: min(count, max(keeps.get(name, 0), place.held.get(name, 0)))
@@ -50,13 +54,14 @@ def _doubt(place: FutureNode, node: NodeView) -> FutureNode:
 
 
 def is_skipped(node: NodeView) -> bool:
-    """Whether no change begins on the node before a person takes the label off."""
+    """Whether no change begins on the node because of its label, which only a person removes. A change that has begun
+    goes on."""
     return node.fence is None and node.labels.get(LABEL_SKIP) == "true"
 
 
 def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) -> FutureNode:
-    """The node, with its target if it has one. Our own cordon ends with the change, and one that was there before a
-    change is thought to be for it."""
+    """Return the node with its target, or as it is if it has none. If its change cordons it, pods are assumed to be
+    scheduled there afterwards: our cordon ends with the change, and an earlier one is assumed to be there for it."""
     now, fence = served(node), node.fence
     assessed = found if isinstance(found, Assessed) and not is_skipped(node) else None
     after = now if assessed is None else assessed.target.resources
@@ -73,6 +78,8 @@ def _place(node: NodeView, found: Assessment | None, snapshot: ClusterSnapshot) 
 
 
 def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str], ...]:
+    """Return the sets of labels of which the node will have one. Without a target they are the present ones. If the
+    node is as wanted already, only our own two labels change."""
     found: tuple[Mapping[str, str], ...] = (node.labels,)
     if assessed is not None:
         target, policy = assessed.target, assessed.policy.name
@@ -86,10 +93,11 @@ def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str
 def find_held(
     node: NodeView, snapshot: ClusterSnapshot, *, staying: bool = False
 ) -> Mapping[str, int] | None:
-    """By resource name: the devices that pods of the node hold; None if unknown.
+    """Return how many devices of each resource name the pods of the node hold; None if unknown.
 
-    From its pods if they were just listed, else as its agent reported, up to 30 s ago. `staying`: without pods that are
-    being deleted, and nothing where a change may have ended them since the agent's report.
+    Counted from its pods if they were just listed, else taken from its agent's report, which is up to 30 s old.
+    `staying`: pods that are being deleted do not count, and during a change the agent's report is not used, because the
+    change may have ended its pods since.
     """
     work = snapshot.work.get(node.name)
     if work is not None and not work.error:

@@ -275,7 +275,7 @@ def _held(pool: Pool, hold: Finding) -> Selection:
 
 
 def _find_capped(ledger: Ledger) -> Finding:
-    """For nodes for which the operator-wide cap has no room, of whatever policy."""
+    """Explain to a node of any policy that the operator-wide cap leaves no slot for it."""
     keepers = explain_keepers(ledger.keepers)
     told = f" ({keepers})" if keepers else ""
     message = (
@@ -285,8 +285,8 @@ def _find_capped(ledger: Ledger) -> Finding:
 
 
 def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
-    """Which of the two limits keeps the next node waiting, and which nodes keep its slots until somebody acts. It names
-    no count that changes as nodes come and go."""
+    """Explain which of the two limits holds the next node back, the policy's or the operator-wide cap, and which nodes
+    occupy its slots until somebody acts. The message has no number that changes as nodes come and go."""
     if cap < pool.limit - pool.used:
         return _find_capped(ledger)
     keepers = explain_keepers(pool.keepers)
@@ -295,7 +295,7 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
         f"spec.rollout.maxUnavailable allows {pool.limit} of {counted(pool.total, 'node')} to be unavailable at"
         f" once{told}; waiting for a slot"
     )
-    # None of them is on its way, and none comes back by itself.
+    # No node of the pool is changing, and none of those that occupy a slot is returned to service by itself.
     stands = pool.used >= pool.limit and not pool.moving and all(map(is_for_a_person, pool.keepers))
     return Finding(Reason.BUDGET_FULL, message, keeper=first_keeper(pool.keepers), stands=stands)
 

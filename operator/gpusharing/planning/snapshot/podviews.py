@@ -42,7 +42,7 @@ class Gang:
 
     @property
     def ref(self) -> str:
-        """`JobSet namespace/name`."""
+        """The kind, namespace and name, such as `JobSet namespace/name`."""
         return f"{self.kind} {self.namespace}/{self.name}"
 
 

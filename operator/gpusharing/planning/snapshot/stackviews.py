@@ -80,7 +80,7 @@ class ClusterPolicyView:
     """Namespace of NVIDIA's pods, as status.namespace says; empty when it does not."""
 
     def is_off(self, switch: str) -> bool:
-        """Whether a field turns its program off; one that is not set does not."""
+        """Whether the field with this path is false; one that is not set does not turn its program off."""
         return self.switches.get(switch) is False
 
 

@@ -85,7 +85,7 @@ class NodeView:
     """Of `labels`, the switches of NVIDIA's operands that are not simply on, such as false and paused."""
 
     def __post_init__(self) -> None:
-        """Look through the labels once."""
+        """Set `held_off`, so that the labels need not be searched again."""
         found = {
             label: value
             for label, value in self.labels.items()

@@ -146,6 +146,7 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
+    """Return why the device plugin does not read our ConfigMap, and what to do about that; empty if it does."""
     ours = settings.plugin_config_map
     if told := elsewhere(cluster_policy, settings.gpu_operator_namespace):
         return told
@@ -201,7 +202,8 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
 def _not_in_chart(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, settings: PlanSettings
 ) -> str:
-    """Say that NVIDIA's device-plugin chart does not run a program that the policy's mode needs."""
+    """Say that NVIDIA's device-plugin chart does not run the program of this row although the policy's mode needs it;
+    empty if it runs, if the mode does not need it, or if there is a ClusterPolicy in place of the chart."""
     plain = cluster_policy.plain
     if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return ""
@@ -212,7 +214,7 @@ def _not_in_chart(
 
 
 def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
-    """The objection to NVIDIA's device-plugin chart where it lacks the program of this row."""
+    """Return the objection that applies where NVIDIA's device-plugin chart does not run the program of this row."""
     return Objection(
         _against(lambda spec, policy, stack, settings: _not_in_chart(row, spec, policy, settings)), missing
     )
@@ -232,14 +234,15 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 def _off_field(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView
 ) -> WrongField | None:
-    """The field with which a ClusterPolicy turns off a program that the policy's mode needs; None if it does not."""
+    """Return the field with which ClusterPolicy turns off the program of this row; None if it does not, or if the
+    policy's mode does not need the program."""
     if cluster_policy.plain is not None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return None
     return WrongField(tell_off(row, cluster_policy), row.patch)
 
 
 def _switched_off(row: NeededProgram) -> FieldCheck:
-    """The look at the field of ClusterPolicy that turns the program of this row off."""
+    """Return the check of the ClusterPolicy field that turns the program of this row off."""
     return FieldCheck(lambda spec, cluster_policy, *_: _off_field(row, spec, cluster_policy), row.disabled)
 
 

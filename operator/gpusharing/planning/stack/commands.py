@@ -19,8 +19,8 @@ def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
 
 
 def helm_install(release: str, namespace: str, gpu_operator: str, values: Iterable[str]) -> str:
-    """The command that installs this operator for NVIDIA's pods in namespace `gpu_operator`, with further values of its
-    chart, each as NAME=VALUE."""
+    """Return the command that installs this operator for NVIDIA's pods in namespace `gpu_operator`. `values`: further
+    values of its chart, each as NAME=VALUE."""
     where = [] if gpu_operator == "gpu-operator" else [f"gpuOperator.namespace={gpu_operator}"]
     sets = ",".join([*where, *values])
     return f"helm install {release} CHART -n {namespace} --create-namespace{sets and f' --set {sets}'}"

@@ -49,7 +49,8 @@ class Inspection:
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
-    """Everything that is wrong, by topic; within one, errors first. Empty: the installation can work."""
+    """Return everything that is wrong, in the order of the topics, and errors first within a topic. Without an error,
+    the installation can work. Before it is installed, its own parts are not checked."""
     rows = (row for row in INSPECTIONS if view.installed or not row.of_chart)
     found = [one for row in rows for one in row.find(view)]
     order = list(Topic)
@@ -126,6 +127,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
+    """Report a stack of NVIDIA's that cannot be used: DRA, no ClusterPolicy and no chart, several ClusterPolicies, or
+    NVIDIA's pods in a namespace where they cannot mount our ConfigMaps."""
     if view.gpu_cluster:
         yield error(
             Topic.CLUSTER_POLICY,
@@ -182,8 +185,8 @@ def _plain(view: InstallationView) -> Symptoms:
 
 
 def _operands(view: InstallationView) -> Symptoms:
-    """What modes need and the installation does not run: a warning, or with NVIDIA's chart nothing, where no policy has
-    such a mode."""
+    """Report NVIDIA's programs that a mode needs and that the installation does not run. If no policy has such a mode,
+    that is a warning, or nothing with NVIDIA's chart."""
     asked = {one.spec.mode for one in view.policies if one.spec is not None}
     for stack in _followed(view):
         for row in find_off(stack):
@@ -204,7 +207,8 @@ def _operands(view: InstallationView) -> Symptoms:
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:
-    """The ClusterPolicies that the GPU Operator follows, or what stands in their place."""
+    """Return the ClusterPolicies that the GPU Operator does not ignore, or else what NVIDIA's chart says; empty if
+    there is neither."""
     return [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
 
 
@@ -216,6 +220,7 @@ def _pointers(view: InstallationView) -> Symptoms:
 
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
+    """Report a device plugin that does not read our ConfigMap, or one whose default entry our ConfigMap lacks."""
     place, pointer = view.place, _plugin_pointer_of(view, policy)
     if pointer.now != pointer.ours:
         yield error(
@@ -246,7 +251,8 @@ def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Poi
 
 
 def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
-    """What follows from a pointer that names another ConfigMap than ours, as the end of a sentence."""
+    """Return what follows from a pointer that names another ConfigMap than ours, as the end of a sentence. `otherwise`:
+    what follows if that ConfigMap exists and has entries."""
     if not view.is_void(pointer.now):
         return f"so {otherwise}"
     where = view.place.gpu_operator_namespace
@@ -254,7 +260,7 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """What has to be done before the pointer moves, if somebody uses another ConfigMap."""
+    """Return what has to be done before the pointer may name our ConfigMap; empty if nothing has to be."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
@@ -306,6 +312,8 @@ def _start_gate(view: InstallationView) -> Symptoms:
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
+    """Report each of our two ConfigMaps that is absent, empty or somebody else's. Before the installation, only those
+    that NVIDIA's programs are pointed at already."""
     place = view.place
     pointed = {
         name

@@ -18,7 +18,8 @@ from gpusharing.planning.words.lengths import counted, some
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """What keeps agents from running and reading, and what must not run on their nodes but does."""
+    """Report what keeps the agents from running or from reading GPUs, and device plugins that must not run on their
+    nodes. Yields nothing if that could not be read."""
     agents, place = view.agents, view.place
     if agents is None:
         if "daemonsets.apps" not in view.unread:

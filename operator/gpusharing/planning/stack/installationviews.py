@@ -167,10 +167,12 @@ class InstallationView:
 
     @property
     def followed(self) -> ClusterPolicyView | None:
-        """The ClusterPolicy that the GPU Operator follows, or what stands in its place; None if there is neither."""
+        """The ClusterPolicy that the GPU Operator follows, or else what NVIDIA's device-plugin chart says; None if
+        there is neither."""
         return next((one for one in self.cluster_policies if not one.ignored), self.plain)
 
     def is_void(self, name: str) -> bool:
-        """Whether ClusterPolicy names a ConfigMap of this name that is not ours and does not exist or holds nothing."""
+        """Whether it is known that the ConfigMap of this name is empty, or that ClusterPolicy names it and it does not
+        exist."""
         held = self.config_maps.get(name)
         return held is not None and not held.keys

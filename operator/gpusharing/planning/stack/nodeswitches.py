@@ -19,8 +19,8 @@ from gpusharing.planning.words.lengths import cut
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Say that the GPUs of a node are for virtual machines, by its label or by ClusterPolicy's default; empty if they
-    are for containers."""
+    """Say that the GPUs of a node are not for containers but for virtual machines, by its label or by ClusterPolicy's
+    default, and how to change that; empty if they are for containers."""
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""
@@ -35,7 +35,8 @@ def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str
 
 
 def find_disabled(node: NodeView) -> str:
-    """Name the label of a node that keeps an operand off which every mode needs; empty if there is none."""
+    """Say which label of a node keeps a program of NVIDIA's off it that every mode needs, and how to remove the label;
+    empty if none does."""
     if not node.held_off:
         return ""
     for operand, label in DEPLOY_NEEDED.items():
@@ -49,8 +50,9 @@ def find_disabled(node: NodeView) -> str:
 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
-    """Say which program the host lacks that ClusterPolicy keeps the GPU Operator from installing; None if it lacks
-    none, if nobody knows, or if the node serves GPUs. `words`: what its agent, or Kubernetes about its pod, says."""
+    """Say which program the host lacks that ClusterPolicy keeps the GPU Operator from installing. None if it lacks
+    none, if that is unknown, or if the node serves GPUs. `words`: an error of the node's agent, or what Kubernetes says
+    about the agent's pod."""
     row = find_absent(words, policy)
     if row is None or policy is None or node.resources:
         return None

@@ -66,11 +66,11 @@ class Given:
     """What the labels are compared with."""
 
     namespace: str
-    """The GPU Operator's."""
+    """The namespace of the GPU Operator."""
     plugin_map: str
     """The ConfigMap that ClusterPolicy points the device plugin at; empty: none."""
     plugin_keys: Collection[str] | None
-    """Its keys; None: it could not be read, or does not exist."""
+    """The keys of that ConfigMap; None: it could not be read, or does not exist."""
     unsafe_drivers: tuple[str, ...] = ()
     """Further driver versions on which MIG is not changed, as the setting lists them."""
     refuse_unsafe_drivers: bool = True
@@ -83,17 +83,18 @@ class Given:
     """The ClusterPolicy that is followed, or what stands in its place; None: there is none, or it could not be read."""
 
     def takes(self, node: NodeLabels) -> bool:
-        """Whether a policy selects it."""
+        """Whether a policy selects the node."""
         return any(selects_node(one, node.labels) for one in self.selectors or ())
 
     def concerns(self, node: NodeLabels) -> bool:
-        """Whether we would use the node if it could serve: a policy selects it, or it has GPUs and there is no policy
-        yet."""
+        """Whether the operator would change the node if nothing were wrong with it: the node has GPUs, and a policy
+        selects it or there are no policies yet."""
         return node.has_gpu and (self.selectors is None or self.takes(node))
 
 
 def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Symptom, ...]:
-    """One for each fault, however many nodes have it."""
+    """Report what is wrong with the labels of these Nodes: each fault once, with the names of all Nodes that have
+    it."""
     known = sorted((one for one in nodes if not one.fenced), key=lambda one: one.name)
     return (
         *_unknown_configs(known, given),
@@ -109,7 +110,8 @@ def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Sympt
 
 
 def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """config-manager keeps its configuration when the label names no key (docs/design/nvidia.md#b4)."""
+    """Report nodes whose device-plugin label names no entry of the ConfigMap: config-manager silently keeps the former
+    configuration then (docs/design/nvidia.md#b4). Yields nothing if the entries are unknown."""
     if given.plugin_keys is None:
         return
     label = names.LABEL_PLUGIN_CONFIG
@@ -128,7 +130,8 @@ def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _other_plugins(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """GKE's is told with the agents, by `helm test` too."""
+    """Report nodes that a device plugin of somebody else serves. GKE's is left out: it is reported with the agents, so
+    that `helm test` shows it too."""
     served = [one for one in nodes if one.other_plugin not in ("", GKE) and given.concerns(one)]
     for plugin in sorted({one.other_plugin for one in served}):
         there = [one.name for one in served if one.other_plugin == plugin]
@@ -137,7 +140,8 @@ def _other_plugins(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Such a node has neither device plugin nor mig-manager (docs/design/nvidia.md#d2)."""
+    """Report nodes whose GPUs are for virtual machines: they have neither device plugin nor mig-manager
+    (docs/design/nvidia.md#d2)."""
     label = names.LABEL_WORKLOAD_CONFIG
     policy = given.cluster_policy
     odd = [
@@ -161,8 +165,11 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Pauses of mig-manager and of a driver upgrade are left out: they end (docs/design/nvidia.md#d2, d.4). So are
-    nodes that another device plugin serves: their admin may have switched NVIDIA's off for it."""
+    """Report nodes with a label that keeps a needed program of NVIDIA's off them (docs/design/nvidia.md#d2, d.4).
+
+    Pauses of mig-manager and of a driver upgrade are left out, because they end by themselves. So are nodes that
+    another device plugin serves, because their admin may have switched NVIDIA's off on purpose.
+    """
     for operand, label in DEPLOY_NEEDED.items():
         odd = [
             one
@@ -183,7 +190,8 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _owned_elsewhere(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """A label that the operator writes, and that somebody else would put back."""
+    """Report labels that the operator would write and that somebody else would set back: one warning for each label and
+    owner."""
     concerned = [one for one in nodes if given.concerns(one)]
     for label, owner in dict.fromkeys(told for one in concerned for told in one.owners.items()):
         alike = [one.name for one in concerned if one.owners.get(label) == owner]
@@ -196,7 +204,8 @@ def _owned_elsewhere(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _mend(given: Given, label: str, command: str) -> str:
-    """Without a policy it is unknown whether such nodes will be ours: then a command that only shows them."""
+    """Return `command`, or one that only shows the nodes if there is no policy: it is unknown then whether such nodes
+    will get one."""
     return f"kubectl get nodes -L {label}" if given.selectors is None else command
 
 
@@ -209,8 +218,9 @@ def _all(nodes: list[NodeLabels]) -> str:
 
 
 def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """mig-manager refuses the name and touches no GPU (docs/design/nvidia.md#a3). Where a policy selects the node, the
-    operator writes this label, and says itself what is wrong with a name in the policy."""
+    """Report nodes whose MIG label names no entry: mig-manager refuses the name and touches no GPU
+    (docs/design/nvidia.md#a3). Nodes that a policy selects are left out: the operator writes their label, and reports
+    a wrong name in the policy itself."""
     label = names.LABEL_MIG_CONFIG
     odd = [one for one in nodes if _names_no_entry(one, given) and not given.takes(one)]
     if odd:
@@ -234,7 +244,8 @@ def _names_no_entry(node: NodeLabels, given: Given) -> bool:
 
 
 def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Without nodes whose label names nothing: that is the cause, and it is reported already."""
+    """Report nodes on which mig-manager has failed. Those whose label names no entry are left out: that is the cause,
+    and `_unknown_mig` has reported it."""
     failed = [
         one
         for one in nodes
@@ -252,7 +263,8 @@ def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
 
 
 def _paused(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """mig-manager pauses operands and starts them again; if it died in between, they stay off."""
+    """Report nodes on which mig-manager has paused other programs and is not at work any more. If it died in between,
+    they stay off."""
     paused = [
         one for one in nodes if one.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(one)
     ]
@@ -272,6 +284,7 @@ def _is_paused(node: NodeLabels) -> bool:
 
 
 def _drivers(nodes: list[NodeLabels], given: Given) -> Symptoms:
+    """Report nodes with a driver under which the operator repartitions no GPU."""
     flaws = {
         one.name: flaw
         for one in nodes

@@ -40,7 +40,8 @@ def has_system_plugin(os_image: str) -> bool:
 
 
 def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
-    """The plugin lists its devices; HAMi's scheduler writes `Deleted` when it no longer hears of the plugin."""
+    """Whether HAMi's plugin has listed devices in its annotation and is still alive: HAMi's scheduler writes `Deleted`
+    when it no longer hears of the plugin."""
     listed = annotations.get(HAMI, "").strip() not in ("", "[]")
     return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
 
@@ -86,7 +87,8 @@ RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 def find_other_plugin(
     labels: Mapping[str, str], annotations: Mapping[str, str], offered: Sequence[str]
 ) -> str:
-    """The name of the plugin of OTHERS that serves a Node; empty if none does. `offered`: names that it allocates."""
+    """Return the name of the plugin of OTHERS that serves a Node; empty if none does. `offered`: the resource names of
+    which the Node has devices to allocate."""
     for plugin, one in OTHERS.items():
         if one.marked(labels, annotations) or any(name.startswith(one.resources) for name in offered):
             return plugin
@@ -94,7 +96,7 @@ def find_other_plugin(
 
 
 def explain_plugin(name: str, nodes: Sequence[str]) -> str:
-    """Why no change begins on these nodes, which this plugin serves."""
+    """Say why no change begins on these nodes, which the plugin of this name serves, and how to hand them over."""
     found = OTHERS[name]
     where, handover = some(nodes), found.handover.replace("NODE", " ".join(nodes))
     return (
@@ -104,7 +106,8 @@ def explain_plugin(name: str, nodes: Sequence[str]) -> str:
 
 
 def name_resources(asked: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """A note for each plugin of OTHERS whose resources a pod asks for. `serving`: plugin by node."""
+    """Yield a note for each plugin of OTHERS of which a pod requests resources, with the nodes that it serves.
+    `asked`: the resource names that the pod requests; `serving`: the name of the plugin by node."""
     for plugin, one in OTHERS.items():
         if names := sorted(name for name in asked if name.startswith(one.resources)):
             nodes = sorted(node for node, its in serving.items() if its == plugin)

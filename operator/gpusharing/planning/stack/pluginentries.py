@@ -27,7 +27,7 @@ class PluginEntries:
 
     @property
     def absence(self) -> str:
-        """The sentence that says that the ConfigMap is absent; empty if it is there."""
+        """The message that the ConfigMap is absent; empty if it exists."""
         if self.texts is not None:
             return ""
         found = f"; one of that name is in {some(self.elsewhere)}" if self.elsewhere else ""
@@ -37,14 +37,19 @@ class PluginEntries:
         )
 
     def describe(self, key: str, *, refused: bool) -> str:
-        """Return what the device plugin refuses, or ignores, in an entry, by field; empty if it does not."""
+        """Return what the device plugin refuses in an entry (`refused`), or what it ignores (not `refused`), by field;
+        empty if there is no such field. Only the first few fields are named."""
         flaws = [one.text for one in find_flaws((self.texts or {})[key]) if one.refused == refused]
         return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
 
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
-    """Return an error for an absent ConfigMap or a refused entry in use, else a warning. `used`: entries that Nodes or
-    ClusterPolicy's default name. `install`: the command that comes before all others, empty after the installation."""
+    """Report an absent ConfigMap and every entry that the device plugin refuses or reads only in part. An absent
+    ConfigMap and a refused entry in use are errors, all else are warnings.
+
+    `used`: the entries that Nodes or ClusterPolicy's default name. `install`: the command that installs the operator;
+    empty once it is installed.
+    """
     if entries.absence:
         command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"
         yield error(Topic.CONFIG_MAPS, "PluginConfigMapMissing", entries.absence, command)

@@ -43,14 +43,14 @@ class Pointer:
 
     @property
     def said(self) -> str:
-        """What it names and who set that, for people."""
+        """The ConfigMap that the pointer names and who set that, for people."""
         if not self.now:
             return "not set"
         return f"{self.now} (set by {self.setter})" if self.setter else self.now
 
     @property
     def is_free(self) -> bool:
-        """Nobody has set anything else."""
+        """Whether nobody has chosen a ConfigMap, so that the operator may set its own."""
         return self.now in ("", UPSTREAM_MIG_CONFIG if self.field == MIG_POINTER else "")
 
     @property
@@ -69,7 +69,7 @@ class Pointer:
 
     @property
     def merge_first(self) -> str:
-        """What has to be done before it is set, for people, after a semicolon; empty: nothing."""
+        """What has to be done before the pointer is set, for people, after a semicolon; empty if nothing has to be."""
         if not self.stops:
             return ""
         if self.merges:
@@ -87,13 +87,13 @@ class Pointer:
 
     @property
     def patch(self) -> Fields:
-        """The patch that sets it, below ClusterPolicy's `spec`."""
+        """The patch of ClusterPolicy, below `spec`, that sets the pointer and removes a default that we lack."""
         block, _, _ = self.field.partition(".")
         config = {"name": self.ours} | ({"default": None} if self.without_default else {})
         return {block: {"config": config}}
 
     def command(self, cluster_policy: str) -> str:
-        """The command that sets it by hand."""
+        """Return the command that sets the pointer by hand."""
         return kubectl_patch(cluster_policy, self.patch)
 
 
@@ -104,8 +104,8 @@ def plugin_pointer(
     missing: tuple[str, ...] = (),
     theirs: Collection[str] | None = None,
 ) -> Pointer:
-    """The device plugin's. `held`: the keys of our ConfigMap; `missing`: further keys that Nodes name; `theirs`: the
-    keys of the ConfigMap that it names, None if not read."""
+    """Return the device plugin's pointer. `held`: the keys of our ConfigMap; `missing`: further keys that Nodes name;
+    `theirs`: the keys of the ConfigMap that the pointer names, or None if they were not read."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
@@ -119,12 +119,13 @@ def plugin_pointer(
 
 
 def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
-    """mig-manager's."""
+    """Return mig-manager's pointer."""
     return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
 
 
 def elsewhere(policy: ClusterPolicyView, ours: str) -> str:
-    """Why NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and what to set; empty if they can, or may."""
+    """Return why NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and which chart value to set; empty if they
+    can, or if their namespace is unknown."""
     if policy.namespace in ("", ours):
         return ""
     return (
@@ -134,10 +135,11 @@ def elsewhere(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """What has to be written now; None: nothing. `quiet`: no node is in the middle of a change.
+    """Return the pointers to write now; None if there are none. `quiet`: no node is in the middle of a change.
 
-    Both ConfigMaps come first: a pod that mounts a missing one cannot start. And every operand restarts on every node
-    when ClusterPolicy changes, which must not happen during a change of ours.
+    Nothing is written before both ConfigMaps exist, because a pod that mounts a missing one cannot start. Nor during
+    our change of a node, because every operand restarts on every node when ClusterPolicy changes. A pointer that
+    somebody else has set, or that we have set once before, is left alone.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:

@@ -13,8 +13,8 @@ from gpusharing.planning.stack.symptoms import upgrade
 
 
 def start(view: InstallationView) -> str:
-    """The command that makes the operator run and write its ConfigMaps, or that shows why it does not. Before the
-    installation the one that installs the chart, with the values that fit this cluster."""
+    """Return the command that makes the operator run and write its ConfigMaps, or that shows why it does not. Before
+    the installation, that is the one that installs the chart, with the values that fit this cluster."""
     place, stack = view.place, view.followed
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -30,14 +30,15 @@ def start(view: InstallationView) -> str:
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
-    """Whether a pointer of ClusterPolicy that is set to `name` names a ConfigMap of the admin with entries in it."""
+    """Whether `name`, to which a pointer of ClusterPolicy is set, is a ConfigMap of the admin that may have entries."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
     return name not in others and not view.is_void(name)
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """The next command on the way to a pointer that names our ConfigMap; `last` is the one that sets the pointer."""
+    """Return the next command on the way to a pointer that names our ConfigMap: one that first starts the operator,
+    moves the ConfigMaps or merges entries, else `last`, which sets the pointer."""
     held = view.config_maps.get(pointer.ours)
     if not view.installed or held is None or not held.keys:
         return start(view)
@@ -45,13 +46,15 @@ def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, la
 
 
 def move(view: InstallationView, stack: ClusterPolicyView) -> str:
-    """The command that moves our ConfigMaps to the namespace of NVIDIA's pods; empty if they are there already."""
+    """Return the command that moves our ConfigMaps to the namespace of NVIDIA's pods; empty if they are there already,
+    or if that namespace is unknown."""
     apart = elsewhere(stack, view.place.gpu_operator_namespace)
     return upgrade(view, f"gpuOperator.namespace={stack.namespace}") if apart else ""
 
 
 def _merge(view: InstallationView, pointer: Pointer) -> str:
-    """The command that brings what Nodes use into our ConfigMap, or that shows what nobody holds; empty: nothing."""
+    """Return the command that merges the entries of the admin's ConfigMap into ours, or one that shows the Nodes if no
+    ConfigMap has the entries that they name; empty if nothing has to be merged."""
     if pointer.field == MIG_POINTER:
         unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
         return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
@@ -61,8 +64,9 @@ def _merge(view: InstallationView, pointer: Pointer) -> str:
 
 
 def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
-    """The command that patches ClusterPolicy if a policy needs that. If none does, one that shows ClusterPolicy,
-    because the patch would only change what nodes without a policy serve."""
+    """Return the command that patches ClusterPolicy if a policy needs that (`needed`). If none does, return one that
+    only shows ClusterPolicy, because the patch would change nothing but what nodes without a policy serve. Before the
+    installation, return the command that installs the operator."""
     if not view.installed:
         return start(view)
     return kubectl_patch(policy.name, patch) if needed else f"kubectl get clusterpolicy {policy.name} -o yaml"

@@ -46,7 +46,7 @@ class NeededProgram:
     """A field of ClusterPolicy which, if true, has the program installed by other means; empty: there is none."""
 
     def is_off(self, policy: ClusterPolicyView) -> bool:
-        """Whether the installation does not run the program by its own settings."""
+        """Whether ClusterPolicy keeps the installation from running the program, by its switch."""
         return policy.is_off(self.switch) and policy.switches.get(self.elsewhere) is not True
 
     @property
@@ -89,14 +89,15 @@ READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SAND
 
 
 def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
-    """The programs that do not run by the installation's own settings and that no host brings."""
+    """Return the programs that ClusterPolicy turns off. Those that a host may bring itself are left out."""
     return [row for row in OPERANDS if row.is_off(policy)]
 
 
 def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram | None:
-    """What a host lacks by `words`, if ClusterPolicy keeps the GPU Operator from installing it; None otherwise.
+    """Return the program that a host lacks according to `words`, if ClusterPolicy keeps the GPU Operator from
+    installing it; None otherwise.
 
-    `words`: what the agent of the node, or Kubernetes about the agent's pod, says.
+    `words`: an error of the node's agent, or what Kubernetes says about the agent's pod.
     """
     off = (row for row in REQUIREMENTS if policy is not None and row.is_off(policy))
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
@@ -108,14 +109,14 @@ def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
 
 
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
-    """What the installation does not run and what follows, for people."""
+    """Say that the installation does not run the program of this row, and what follows from that."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.lacking}"
     return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.lacking}"
 
 
 def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str:
-    """The command that sets one value of NVIDIA's device-plugin chart."""
+    """Return the command that sets one value of NVIDIA's device-plugin chart. `helm_value`: NAME=VALUE."""
     release = plain.release or "RELEASE"
     return (
         f"helm upgrade {release} nvdp/nvidia-device-plugin -n {namespace} --reuse-values --set {helm_value}"
@@ -123,7 +124,8 @@ def plain_upgrade(plain: PlainStackView, namespace: str, helm_value: str) -> str
 
 
 def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> str:
-    """What the GPUs of a node are for: what its label says, else ClusterPolicy's default (docs/design/nvidia.md#d2)."""
+    """Return the workload that the GPUs of a node are for, such as `container`: the value of its label, else
+    ClusterPolicy's default (docs/design/nvidia.md#d2)."""
     if label := labels.get(names.LABEL_WORKLOAD_CONFIG):
         return label
     if policy is None or policy.switches.get(SANDBOX) is not True:
@@ -132,10 +134,11 @@ def workload_of(labels: Mapping[str, str], policy: ClusterPolicyView | None) -> 
 
 
 def is_switched_off(operand: str, value: str) -> bool:
-    """Whether somebody keeps an operand off a node with its LABEL_DEPLOY_PREFIX label (docs/design/nvidia.md#d2).
+    """Whether somebody keeps an operand off a node by this value of its deploy label (docs/design/nvidia.md#d2).
 
-    `operands` has one word for off. The others are node selectors of DaemonSets, which want `true`; an empty one the
-    GPU Operator makes `true`, and pauses of mig-manager and of a driver upgrade end.
+    The label of `operands` is off only with `false`. Those of the others are node selectors of DaemonSets, which
+    require `true`. An empty one does not count, because the GPU Operator sets it to `true`, and neither do the pauses
+    of mig-manager and of a driver upgrade, because they end.
     """
     if operand == "operands":
         return value == "false"

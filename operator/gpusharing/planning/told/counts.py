@@ -18,8 +18,8 @@ OTHERS = "_others"
 
 
 def count_used(nodes: Iterable[NodeView], snapshot: ClusterSnapshot) -> str:
-    """Devices held, of all devices that the nodes serve: `27/32`; `27+?/32` if those of a node are not known. Pods keep
-    their devices when the device plugin of their node is gone: `16/0`."""
+    """Return how many devices pods hold, of all that the nodes serve, such as `27/32`; `27+?/32` if it is unknown for a
+    node what its pods hold. Pods keep their devices when the device plugin of their node is gone: `16/0`."""
     held = offered = 0
     known = True
     for node in nodes:
@@ -38,11 +38,11 @@ def count_pending(
     targets: Mapping[str, Mapping[str, int]],
     snapshot: ClusterSnapshot,
 ) -> int:
-    """Pending pods that ask for what the nodes serve. If the policy may strand pods, also those whose name no node
-    serves.
+    """Count the Pending pods that ask for a resource which these nodes serve. If the policy may strand pods, also count
+    those that ask for a resource which no node of the cluster serves or should serve.
 
-    It is not known which change removed a name, so every such policy counts them. `targets`: what each node should
-    serve, by name.
+    It is unknown which change removed such a resource, so every such policy counts them. `targets`: what each node
+    should serve, by the name of the node.
     """
     names = {name for node in nodes for name in served(node)}
     others = snapshot.pending.keys() - names

@@ -1,4 +1,5 @@
-"""Events as values: one per transition of a node, none while nothing happens. (before, after) → Events."""
+"""The Events to post, as values: computed from the verdicts on a node before and after a pass. None while nothing
+changes."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -30,8 +31,9 @@ class Event:
 
 
 def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False) -> tuple[Event, ...]:
-    """What changed between two verdicts of one node. Without a `before` (after a restart) only what is new since then.
-    `drained`: the start of this drain was reported; it is not again after its pods could not be listed for a while."""
+    """Return Events about what changed between two verdicts on one node. None if there is no `before`, as in the first
+    pass after a restart. `drained`: whether the start of this drain was reported already. It is not reported again
+    after its pods could not be listed for a while."""
     if before is None or before is after:
         return ()
     told: list[Event] = []
@@ -62,7 +64,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
     """Return the Warning about a policy that is not accepted, or None if it is accepted or was refused with the same
-    reason and message before. `before` and `after` are the status of the policy, as stored and as it is written now."""
+    reason and message before. `before` and `after`: the status of the policy as stored, and as it will be written."""
     earlier, answer = _acceptance(before), _acceptance(after)
     if answer == earlier or answer.get("status") != "False":
         return None
@@ -70,13 +72,13 @@ def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event 
 
 
 def _acceptance(status: Mapping[str, Any]) -> dict[str, str]:
-    """The status, reason and message of the condition Accepted; empty if there is none yet."""
+    """Return status, reason and message of the condition Accepted; empty if there is none yet."""
     rows = (row for row in status.get("conditions") or () if row.get("type") == ConditionType.ACCEPTED)
     return next(({key: row.get(key, "") for key in ("status", "reason", "message")} for row in rows), {})
 
 
 def pointers_event(action: SetPointers) -> Event:
-    """What we changed in somebody else's object."""
+    """Return the Event that says which pointers the operator has set in ClusterPolicy."""
     fields = ", ".join(f"{field}={name}" for field, name in sorted(action.wanted.items()))
     text = f"set {fields}; {VALUE}. The GPU Operator restarts its operands on every GPU node"
     return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
@@ -105,13 +107,14 @@ _REPORTED_APART = frozenset({Reason.CORDON_RESTORED, Reason.ROLLING_BACK})
 
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
-    """Report that a node has passed its point of no return. It has not while the write is planned, or was refused."""
+    """Return the Event that a node has passed its point of no return; None if it has not, or if that was reported. A
+    planned or refused write does not count: only the next pass shows that it was made."""
     if _plans_return(after) or after.attempt > 1 or after.reason in _REPORTED_APART:
         return None
     if _plans_return(before):
         begun, known = after.phase in _PAST_RETURN, before  # as it was before the labels changed
     else:
-        # The pass that wrote it ended without an answer.
+        # The pass that wrote the point of no return ended without an answer.
         begun, known = after.phase is Phase.RECONFIGURING and before.phase not in _PAST_RETURN, after
         begun = begun and not after.actions
     text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
@@ -119,11 +122,12 @@ def _begun(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _plans_return(verdict: Verdict) -> bool:
-    """Whether the pass writes the point of no return."""
+    """Whether this pass is going to write that the node passes its point of no return."""
     return any(isinstance(action, Actuate) for action in verdict.actions)
 
 
 def _entered(before: Verdict, after: Verdict) -> Event | None:
+    """Return the Event about the phase that a node has entered; None if the phase is not worth one."""
     node = after.node
     match after.phase:
         case Phase.WAITING_FOR_JOBS:
@@ -139,7 +143,8 @@ def _entered(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _health(before: Verdict, after: Verdict) -> Event | None:
-    """A missing report is not a recovery, and a first report that all are healthy is not news."""
+    """Return the Event about GPUs that fail, or that are healthy again; None if their health has not changed. A missing
+    report is no recovery, and a first report that all are healthy is no news."""
     known, health = before.health, after.health
     if health is None or health == known:
         return None
@@ -152,7 +157,7 @@ def _health(before: Verdict, after: Verdict) -> Event | None:
 
 
 def _turns_back(verdict: Verdict) -> bool:
-    """In this pass the node turns back to what was proven on it last."""
+    """Whether this pass begins to roll the node back to the configuration that was last proven on it."""
     records = (action for action in verdict.actions if isinstance(action, UpdateFence))
     return any(
         one.fence.rolls_back and one.node.fence is not None and not one.node.fence.rolls_back

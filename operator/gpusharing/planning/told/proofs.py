@@ -56,6 +56,7 @@ def tell_proofs(
 
 
 def _agent(observed: ObservedView) -> str:
+    """Say what the agent reports: an error, that it is quiet, or how many GPUs it reads."""
     if observed.error:
         return observed.error
     return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"

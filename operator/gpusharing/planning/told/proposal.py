@@ -1,6 +1,7 @@
-"""What a plan would do to the pool of one policy, in order, shown before anything is done.
+"""What a plan would do to the pool of one policy, shown before anything is done, with the nodes in the order of their
+changes.
 
-The decisions are those of `plan_rollout`; here they are only put side by side.
+The decisions are those of `plan_rollout`; here they are only collected.
 """
 
 from collections import Counter
@@ -40,7 +41,7 @@ class Step:
     verdict: Verdict
     """Where the node stands now."""
     starts: bool
-    """It would begin at once."""
+    """Whether its change would begin at once."""
     preview: Preview | None
     """What its change would disturb; None: its pods were not listed."""
 
@@ -137,7 +138,8 @@ def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) ->
 def tell_proposal(
     policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
 ) -> Proposal:
-    """Lay out what the plan means for this policy."""
+    """Collect what the plan means for this policy and its pool: whether it is accepted, the nodes that change, are
+    adopted or are left out, and the devices of the pool before and after."""
     pool = members(policy, plan, snapshot)
     status = tell_status(policy, plan, snapshot, {}, now)
     accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
@@ -181,7 +183,8 @@ def tell_proposal(
 def _single_would_do(
     policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
 ) -> bool:
-    """With one profile on all GPUs of each node, strategy single can serve it under the name of a whole GPU."""
+    """Whether strategy single would keep the name nvidia.com/gpu that pods ask for and that strategy mixed removes. It
+    can if all GPUs of each node are to have the same single profile."""
     if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
         return False
     asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
@@ -191,7 +194,8 @@ def _single_would_do(
 def _client_memory(
     policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
 ) -> Iterator[tuple[str, float]]:
-    """Each product of these nodes, and the GiB of one MPS client there."""
+    """Yield each card model of these nodes with the GiB that one MPS client may use there. Nothing unless the policy
+    has mode MPS; models whose memory is unknown are left out."""
     reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
     products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
     for product in sorted(products):
@@ -258,5 +262,6 @@ def _vanishing(
 
 
 def _asks(pod: PodView, resource: str) -> bool:
-    """Not KAI's reservation pod: those that share the GPU ask in its place."""
+    """Whether a pod that has not finished asks for the resource. KAI's reservation pod does not count: the pods that
+    share its GPU count in its place."""
     return resource in gpu_resources(pod) and not is_reservation(pod) and pod.phase not in _GONE

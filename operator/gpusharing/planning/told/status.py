@@ -125,12 +125,12 @@ def condition(
 
 @value
 class Circumstance:
-    """A state of a pool, and what a condition then is."""
+    """A state of a pool, and the condition that follows from it."""
 
     find: Callable[[Members, RolloutPlan], Finding | None]
-    """What the condition says; None: the pool is not in this state."""
+    """Returns the reason and message of the condition; None if the pool is not in this state."""
     status: bool
-    """Of the condition."""
+    """The status of the condition."""
 
 
 def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
@@ -141,7 +141,8 @@ def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> 
 
 
 def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
-    """The first of ACCEPTANCES; else it is accepted, with what people should know of it."""
+    """Return the condition Accepted: the first of ACCEPTANCES that applies. If none does, the policy is accepted, with
+    the doubts that people should know."""
     if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
         return answer
     doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
@@ -150,12 +151,13 @@ def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note:
 
 
 def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """It keeps every node of the pool from starting, so it comes before what single nodes say."""
+    """Return the objection to the policy as a whole. Checked before the verdicts on single nodes, because it keeps all
+    of them from starting."""
     return plan.objections.get(pool.policy.name)
 
 
 def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """No node can serve it: the policy asks for what this pool cannot do."""
+    """Return why the pool has nodes and none of them can serve the policy; None if at least one can."""
     refused = _refused(pool)
     if not refused or len(refused) < len(pool.verdicts):
         return None
@@ -163,14 +165,15 @@ def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """The policy selects nodes, and its own spec.products leaves all of them out."""
+    """Return that the policy selects nodes, but its own spec.products leaves all of them out."""
     if pool.verdicts or not pool.skipped:
         return None
     return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
 
 
 def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """The others can, so it is accepted, and this is told instead of any doubt."""
+    """Return how many nodes cannot serve the policy; None if all can. Other nodes can (`_unserved` comes first), so the
+    policy is accepted, with this message in place of any doubt."""
     refused = _refused(pool)
     if not refused:
         return None
@@ -191,7 +194,8 @@ ACCEPTANCES: tuple[Circumstance, ...] = (
 
 
 def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """What the policy asks for at the end of a drain although the operator may not do it."""
+    """Return that the policy asks for pods to be deleted at the end of a drain although the operator may not do that;
+    None if it does not."""
     spec, settings = pool.policy.spec, snapshot.settings
     if spec is None:
         return None
@@ -199,7 +203,7 @@ def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
 
 
 def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
-    """What is uncertain about the MIG profiles of the pool's cards; irrelevant if nobody wants MIG."""
+    """Return what is uncertain about the MIG profiles of the pool's cards; None if nothing is, or without mode MIG."""
     if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
         return None
     return next(
@@ -239,14 +243,14 @@ def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
 
 
 def _moves(verdict: Verdict) -> bool:
-    """In flight, or proven and waiting only for a write of ours."""
+    """Whether the node is in flight, or is proven and only a write of ours is left."""
     if verdict.phase is Phase.SYNCED:
         return bool(verdict.actions)
     return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
 
 
 def _waits(verdict: Verdict) -> bool:
-    """Not begun, and no person has to begin it."""
+    """Whether the change of the node has not begun, and will begin without a person."""
     if verdict.stands:
         return False
     if verdict.phase is Phase.BLOCKED:
@@ -259,12 +263,12 @@ _STALLING = (Reason.ROLLED_BACK, Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
 
 
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
-    """The first of STALLS; else nothing is."""
+    """Return the condition Stalled: the first of STALLS that applies, else that nothing is stalled."""
     return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "nothing needs a person")
 
 
 def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """A node that is out of service, whatever else waits for a person."""
+    """Return the nodes that failed and are out of service; None if there are none."""
     failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
     if not failed:
         return None
@@ -272,7 +276,8 @@ def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """It stays so although other nodes go on."""
+    """Return the nodes that only a person can help, although other nodes go on: the first reason of _STALLING that any
+    of them has."""
     for reason in _STALLING:
         if found := [verdict for verdict in pool.verdicts if verdict.reason is reason]:
             return Finding(reason, tell_first(found))
@@ -280,7 +285,8 @@ def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """A blocked node stalls the pool only when no other goes on: the rollout comes to it last."""
+    """Return the blocked nodes that need a person, but only when no other node goes on: the rollout takes blocked nodes
+    last, so until then they do not stall the pool."""
     stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
     going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
     if not stuck or going_on or pool.coming:
@@ -304,7 +310,7 @@ def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """A person is asked, as the policy wants it: that is no stall."""
+    """Return that the plan waits for the approval that the policy asks for, which is no stall; None if it does not."""
     if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
         return None
     return Finding(Reason.PROGRESSING, "waits for a person to approve the plan")
@@ -332,6 +338,7 @@ def _needs_person(verdict: Verdict) -> bool:
 def _summary(
     pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, said: Said
 ) -> dict[str, Any]:
+    """Return `status.summary`, from which kubectl fills the columns of a policy."""
     spec = pool.policy.spec
     gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
     layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)

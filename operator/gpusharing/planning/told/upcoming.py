@@ -27,7 +27,7 @@ def tell_plan(
     snapshot: ClusterSnapshot,
     hours: Hours,
 ) -> dict[str, Any] | None:
-    """What is going to happen to the nodes of a policy; None when none of them changes."""
+    """Return `status.plan`: what is going to happen to the nodes of a policy, or None if none of them changes."""
     changing = [
         verdict
         for verdict in verdicts

@@ -82,9 +82,10 @@ _OF_INSTANCES = ("nvidia.com/gpu.multiprocessors", "nvidia.com/gpu.slices.", "nv
 def future_labels(
     node: NodeView, target: Target, observed: ObservedView, policy: str
 ) -> tuple[Mapping[str, str], ...]:
-    """The labels that the node will have once it is as `target` wants, one set per card model that GFD may describe.
+    """Return all labels that the node will have once it is as `target` wants. GFD describes only one card model of a
+    node, so there is one set of labels for each model that it may choose.
 
-    Labels whose future value is not known keep the present one. The memory of an instance is rounded up to GiB.
+    A label whose future value is unknown keeps its present value. The memory of an instance is rounded up to GiB.
     """
     strategy, before = target.plugin.mig_strategy, node.labels.get(names.LABEL_MIG_STRATEGY, "none")
     own = {**node.labels, names.LABEL_MODE: target.routing, names.LABEL_POLICY: policy}
@@ -105,7 +106,8 @@ def future_labels(
 
 
 def _stays(label: str, target: Target) -> bool:
-    """Whether the label is about no MIG profile, or about one that GFD will describe too, under strategy mixed."""
+    """Whether the label stays after the change: it is about no MIG profile, or about one that GFD will also describe
+    then, which it does only under strategy mixed."""
     if not label.startswith(names.RESOURCE_MIG_PREFIX):
         return True
     profiles = {profile for layout in target.layouts for profile, _ in layout or ()}
@@ -114,7 +116,8 @@ def _stays(label: str, target: Target) -> bool:
 
 
 def _find_memory(target: Target, observed: ObservedView) -> int:
-    """MiB of what gpu.memory will be about: an instance under strategy single, else a card. 0 if unknown."""
+    """Return the MiB that the label gpu.memory will say: of an instance under strategy single, else of a card. 0 if
+    that is unknown."""
     gpu, layout = observed.gpus[0], target.layouts[0]
     if target.plugin.mig_strategy == "single" and layout:
         return 1024 * next((one.memory_gb for one in gpu.profiles if one.name == layout[0][0]), 0)

@@ -8,8 +8,8 @@ SETTING = 'WITH_REBOOT "true" in ClusterPolicy migManager.env'
 
 
 def tell_guest_reset(observed: ObservedView | None, stack: StackView) -> str:
-    """Say, after a semicolon, why a MIG mode stays pending in a virtual machine and which setting helps; empty if that
-    is not the cause as far as known, or if the setting is on."""
+    """Say, after a semicolon, why a MIG mode may stay pending in a virtual machine and which setting helps. Empty if no
+    GPU is known to be one that a virtual machine has to reset, or if the setting is on already."""
     policy, kinds = stack.cluster_policy, observed.hardware.kinds if observed is not None else ()
     if policy is None or policy.plain is not None or policy.with_reboot:
         return ""

@@ -1,4 +1,4 @@
-"""Who else keeps the labels by which a node is changed: they would undo a change, and the GPUs would be repartitioned
+"""Others who set the labels by which a node is changed: they would undo a change, and the GPUs would be repartitioned
 back and forth (docs/design/way.md#label-owners)."""
 
 from gpusharing.api import names
@@ -6,14 +6,14 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.wanted.assess import Assessed
 
 HANDS = ("kubectl", "kubelet", "gpu-operator")
-"""How the names of field managers begin that never keep a label: people's tools, and the GPU Operator, which writes
-`mig.config` only where it finds none (docs/design/nvidia.md#d1)."""
+"""Beginnings of the names of field managers that never set a label back: people's tools, and the GPU Operator, which
+writes `mig.config` only where it finds none (docs/design/nvidia.md#d1)."""
 
 
 def find_owners(node: NodeView) -> dict[str, str]:
-    """Return by label who else keeps it, and what to do about it; empty for nearly all nodes.
+    """Return, for each label that somebody else sets, who that is and what to do about it; empty for nearly all nodes.
 
-    A field manager counts once it has replaced a value of ours, until a person asks for another try.
+    A field manager counts after it has replaced a value that we wrote, until a person asks for another try.
     """
     proof = node.verified
     if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
@@ -26,9 +26,11 @@ def find_owners(node: NodeView) -> dict[str, str]:
 
 
 def find_owned(node: NodeView, assessed: Assessed) -> str:
-    """Return which label the change would write although somebody else keeps it, and who that is; empty: none.
+    """Return the first label that the change would write although somebody else sets it, and who that is; empty if
+    there is none.
 
-    A field manager is no reason not to correct drift once, nor to stop in the middle of a change.
+    When drift is corrected and in the middle of a change, only controllers that list the label as their own count, not
+    field managers that have replaced our value.
     """
     begins = node.fence is None and assessed.drift is None
     owners = find_owners(node) if begins else node.label_owners

@@ -1,4 +1,5 @@
-"""What was last proven on a node, as a target: where a failed change goes back to (docs/design/way.md#rollback).
+"""The configuration that was last proven on a node, as a target: a failed change is rolled back to it
+(docs/design/way.md#rollback).
 
 The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
 after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
@@ -18,7 +19,8 @@ from gpusharing.planning.words.lengths import counted
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
-    """The target that the record of the last proof names, or why it is no longer valid, as a clause for people."""
+    """Return the target that the record of the last proof names, or why there is no valid one, as a clause for
+    people."""
     record, gpus = node.verified, observed.gpus
     if record is None:
         return "nothing was proven on the node before"
@@ -50,8 +52,8 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
 
 
 def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
-    """Text and meaning of a configuration that is named after its content; an entry that somebody edited or removed is
-    about to be written again."""
+    """Return text and meaning of the device plugin's configuration of this name; empty and None if it is lost. An entry
+    that somebody edited or removed is found in what was seen before, because it is about to be written again."""
     for entries in (stack.plugin_configs, stack.seen_plugin_configs):
         content = entries.get(key)
         if content is not None and pluginconfig.is_named_after(content, key):

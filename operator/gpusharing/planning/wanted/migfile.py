@@ -1,4 +1,4 @@
-"""The mig-parted file: rendering our entries, reading those of others, and what a name means on one node's GPUs.
+"""The mig-parted file: renders our entries, reads those of others, and finds what a name means on the GPUs of a node.
 
 Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole
 (docs/design/way.md#mig-file); names of our own entries are content-hashed and never change their meaning.
@@ -76,9 +76,9 @@ def parse(text: str) -> Mapping[str, Entry]:
 
 
 def _configs(text: str, *, any_version: bool = False) -> dict[str, Any]:
-    """Return what stands under mig-configs, with names as mig-parted reads them: a bare `off` is `false` in JSON.
+    """Return the map mig-configs of a file, with the names as mig-parted reads them: a bare `off` is `false` in JSON.
 
-    Raises Unreadable.
+    Raises Unreadable, also for a version other than v1 unless `any_version`.
     """
     document = parse_yaml(text)
     configs = document.get("mig-configs") if isinstance(document, dict) else None
@@ -97,13 +97,13 @@ def _is_entry(entry: object) -> bool:
 
 @lru_cache(maxsize=64)
 def sound_entries(text: str) -> Mapping[str, Entry]:
-    """Return the entries of a file without those for which mig-parted refuses it."""
+    """Return the entries of a file by name, without those for which mig-parted would refuse the whole file."""
     return {name: entry for name, entry in parse(text).items() if not _find_problem(entry)}
 
 
 @lru_cache(maxsize=64)
 def lasting_entries(text: str) -> Mapping[str, Entry]:
-    """Entries of a file that are named after their content, so that their name has only one meaning."""
+    """Return the entries of a file that are named after their content, so that their name has only one meaning."""
     return {name: entry for name, entry in parse(text).items() if is_named_after(entry_text(entry), name)}
 
 
@@ -140,7 +140,8 @@ def parse_admin(text: str) -> AdminFile:
 
 
 def _find_problem(entry: object) -> str:
-    """Return why mig-parted would refuse an entry whatever the hardware is (a.10); empty if it would accept it."""
+    """Return why mig-parted would refuse an entry whatever the hardware is (docs/design/nvidia.md#a10); empty if it
+    would accept it."""
     if not isinstance(entry, list) or not _is_entry(entry):
         return "it is not a list of maps"
     if not entry:
@@ -161,13 +162,14 @@ class RowFault:
 
 
 def _unknown_field(row: Mapping[str, Any]) -> str:
-    """A field that is misspelt is also missing, and this names it."""
+    """Return an unknown field. Checked first, because a misspelt field is also missing, and this names the typo."""
     unknown = sorted(map(str, row.keys() - _FIELDS))
     return f"unknown field {unknown[0]}" if unknown else ""
 
 
 def _bad_devices(row: Mapping[str, Any]) -> str:
-    """GPUs are meant by index, and to YAML true is no index though Python counts with it."""
+    """Return that `devices` is neither `all` nor a list of indexes. A boolean is no index, although it is an int in
+    Python."""
     devices = row.get("devices")
     if devices == "all" or (isinstance(devices, list) and all(map(_is_whole, devices))):
         return ""
@@ -180,24 +182,25 @@ def _is_whole(number: object) -> bool:
 
 
 def _bad_switch(row: Mapping[str, Any]) -> str:
-    """The next two rows take it for what it says."""
+    """Return that mig-enabled is no boolean. The next two checks rely on this one."""
     return "" if type(row.get("mig-enabled")) is bool else "mig-enabled is neither true nor false"
 
 
 def _no_instances(row: Mapping[str, Any]) -> str:
-    """MIG on without instances is written as an empty map."""
+    """Return that MIG is on and mig-devices is no map. MIG without instances is written as an empty map."""
     wrong = row.get("mig-enabled") and not isinstance(row.get("mig-devices"), dict)
     return "mig-enabled needs mig-devices" if wrong else ""
 
 
 def _instances_without_mig(row: Mapping[str, Any]) -> str:
-    """Which of the two was meant nobody can tell."""
+    """Return that the row has instances but does not switch MIG on, so that it is unknown which of both was meant."""
     wrong = row.get("mig-devices") and not row.get("mig-enabled")
     return "mig-devices needs mig-enabled" if wrong else ""
 
 
 def _bad_instances(row: Mapping[str, Any]) -> str:
-    """Return the first profile or count that is none, whatever profiles the card has; also if all counts are 0."""
+    """Return the first row of mig-devices that is no profile with a count, or that all counts are 0; empty if there is
+    no such mistake. Whether a card has the profile is not checked."""
     counts = row.get("mig-devices")
     if counts is None:
         return ""
@@ -210,7 +213,7 @@ def _bad_instances(row: Mapping[str, Any]) -> str:
 
 
 def _bad_filter(row: Mapping[str, Any]) -> str:
-    """Without quotes YAML makes a number of an id."""
+    """Return the first device-filter that is no PCI device id in quotes. Without quotes YAML makes a number of it."""
     for item in _filters(row):
         if not isinstance(item, str) or not _FILTER.fullmatch(item):
             return f"device-filter {item} is not a PCI device id in quotes, such as '0x233010DE'"
@@ -229,7 +232,7 @@ ROW_FAULTS: tuple[RowFault, ...] = (
 
 
 def _filters(row: Mapping[str, Any]) -> list[Any]:
-    """The PCI device ids that a row is meant for; empty: for every card. Without quotes YAML makes a number of one."""
+    """Return the PCI device ids that a row is for, unchecked; empty if it is for every card."""
     wanted = row.get("device-filter")
     if wanted is None or wanted == "":
         return []
@@ -239,7 +242,8 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
 def resolve_name(
     name: str, node: str, gpus: Sequence[CardView], stack: StackView
 ) -> tuple[Layout | None, ...] | Unresolved:
-    """What a mig.config name means on a node: the admin's entries, our file, or what mig-manager generated."""
+    """Return the layout of each GPU that a mig.config name means on a node, by the admin's entries, our file, or the
+    file that mig-manager generated; Unresolved if it means none."""
     return find_meaning(name, node, stack, gpus, stack.generated_mig_file(node))
 
 

@@ -29,7 +29,7 @@ class Flaw:
     why: str
     """What the plugin does and what it expects, as a clause for people."""
     refused: bool = True
-    """The plugin does not start with the configuration; False: it only ignores the field."""
+    """Whether the plugin does not start with the configuration. If not, it only ignores the field."""
 
     @property
     def text(self) -> str:
@@ -38,7 +38,7 @@ class Flaw:
 
 
 def find_flaws(text: str) -> tuple[Flaw, ...]:
-    """Return everything in a configuration that the device plugin refuses or ignores."""
+    """Return everything in a configuration that the device plugin refuses or ignores; empty if it reads all of it."""
     try:
         return tuple(_find(parse_yaml(text), _CONFIG, ""))
     except Unreadable as error:
@@ -46,25 +46,27 @@ def find_flaws(text: str) -> tuple[Flaw, ...]:
 
 
 def field_of(found: object, name: str) -> Any:
-    """Return a field of a map whatever its case is, as encoding/json finds it; None if it is not there."""
+    """Return the value of a field by its name in any case, as Go's encoding/json finds it; None if the map has no such
+    field, or if `found` is no map."""
     fields = found if isinstance(found, dict) else {}
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
 def _is_whole(found: object) -> bool:
-    """Whether Go reads it into an int."""
+    """Whether Go reads the value into an int."""
     return type(found) is int and -(2**63) <= found < 2**63
 
 
 def _is_choice(found: Any) -> bool:
-    """Whether `devices` of a row can be read; the plugin shares all devices whatever it says."""
+    """Whether the plugin can read `devices` of a row: `all`, a positive number, or a list of devices. It shares all
+    devices in any case."""
     if isinstance(found, list):
         return all(_is_whole(one) or (isinstance(one, str) and _DEVICE.fullmatch(one)) for one in found)
     return found == "all" or (_is_whole(found) and found > 0)
 
 
 def _is_text(found: object, pattern: str | re.Pattern[str] = "") -> bool:
-    """Whether it is a text that matches the whole pattern; any text without a pattern."""
+    """Whether the value is a text that matches the pattern as a whole; without a pattern, any text."""
     return isinstance(found, str) and (not pattern or re.fullmatch(pattern, found) is not None)
 
 
@@ -87,6 +89,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _all(kind: str, names: str) -> dict[str, Any]:
+    """Return several fields of the same kind, as the format below has them. `names`: separated by spaces."""
     return dict.fromkeys(names.split(), kind)
 
 
@@ -115,7 +118,7 @@ _PLACES = {"flags": _FLAGS, "sharing": _SHARING, "sharing.timeSlicing": _BLOCK, 
 
 
 def _find(found: Any, wanted: Any, path: str) -> Iterator[Flaw]:
-    """Yield the flaws of a value. `wanted`: a kind, or a map or list of the format."""
+    """Yield the flaws of the value at `path`. `wanted`: one of _KINDS, or a map or list of such."""
     words = "a map" if isinstance(wanted, dict) else "a list"
     if isinstance(wanted, str):
         accepts, words = _KINDS[wanted]
@@ -132,7 +135,8 @@ def _find(found: Any, wanted: Any, path: str) -> Iterator[Flaw]:
 
 
 def _find_in_map(found: Mapping[Any, Any], wanted: Mapping[str, Any], path: str) -> Iterator[Flaw]:
-    """Yield the flaws of a map: fields that are unknown, wrong or lacking. Null counts as lacking."""
+    """Yield the flaws of a map: fields that are unknown, wrong or missing. A required field that is null or an empty
+    list counts as missing."""
     needed = [name.rstrip("!") for name in wanted if name.endswith("!")]
     known = {name.rstrip("!") if needed else name.lower(): inner for name, inner in wanted.items()}
     for key, item in found.items():
@@ -147,6 +151,7 @@ def _find_in_map(found: Mapping[Any, Any], wanted: Mapping[str, Any], path: str)
 
 
 def _belongs(key: str) -> str:
-    """Return where a field of this name belongs, after a comma; empty if no map has it."""
+    """Return, after a comma, the part of the configuration to which a field of this name belongs; empty if none has
+    it."""
     places = [place for place, fields in _PLACES.items() if not {key, f"{key}!"}.isdisjoint(fields)]
     return f", which belongs to {places[0]}" if places else ""

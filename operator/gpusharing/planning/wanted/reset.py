@@ -2,7 +2,7 @@
 
     deleted ── every node that it owns: drained as ever ── whole GPUs proven ── our labels and records go ──► finalizer
 
-It is a policy like any other meanwhile, with mode Full and without a claim on nodes that it does not own yet.
+Until then it is a policy like any other, with mode Full and without a claim on nodes that it does not own yet.
 """
 
 from dataclasses import replace
@@ -17,9 +17,11 @@ _FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
 
 
 def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
-    """The policy as the planner is to see it. `resets`: deletionPolicy is Reset, as far as anybody can read.
+    """Return the policy as the planner is to see it: with mode Full if it is being deleted and resets its nodes, else
+    unchanged. `resets`: whether deletionPolicy is Reset, as far as that can be read.
 
-    Without our finalizer the object will be gone in a moment; with force-release a person has given it up.
+    A policy without our finalizer is left unchanged, because the object will be gone in a moment, and so is one with
+    force-release, because a person has given it up.
     """
     if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
         return policy
@@ -28,7 +30,8 @@ def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
 
 
 def unlabelled(target: Target, stack: StackView) -> Target:
-    """The same without the label for the device plugin, where ClusterPolicy's default means the same.
+    """Return the target without the label for the device plugin if ClusterPolicy's default has the same effect, else
+    unchanged.
 
     Removing the label restarts the plugin, so it is part of the change: budgeted, held and proven like the rest. If
     the default shares GPUs, or names an entry that cannot be read, the label stays permanently.

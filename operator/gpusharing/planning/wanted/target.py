@@ -285,6 +285,7 @@ def _named(
 def _own(
     layouts: Sequence[MigLayout], entry: migfile.Entry, node: str, gpus: Sequence[CardView]
 ) -> tuple[Layout | None, ...] | Finding:
+    """Return the layout of each GPU by spec.mig.layouts, or that those name too many or too few GPUs."""
     named = {index for row in layouts if row.devices != "all" for index in row.devices}
     here = {gpu.index for gpu in gpus}
     if beyond := sorted(named - here):

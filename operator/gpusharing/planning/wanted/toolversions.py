@@ -97,7 +97,8 @@ def find_deafness(daemon: MpsDaemonView) -> str:
 
 
 def find_deaf_release(gpu_operator: str) -> str | None:
-    """Why no label can switch MPS on with this version of the GPU Operator; empty: one can. None: it is no version."""
+    """Return why no label can switch MPS on with this version of the GPU Operator; empty if a label can. None if the
+    text is no version."""
     if _VERSION.match(gpu_operator) is None:
         return None
     return (

@@ -106,8 +106,8 @@ def _withheld(compared: Comparison) -> str:
 
 
 def find_withheld(target: Target, observed: ObservedView) -> str:
-    """A GPU whose MIG instances the agent may not list: what it sees of them proves no layout. Empty: there is none,
-    or MIG is neither wanted nor on."""
+    """Return that the agent may not list the MIG instances of a GPU, so that its report proves no layout. Empty if
+    there is no such GPU, or if MIG is neither wanted nor on."""
     kinds = observed.hardware.kinds
     blind = next((gpu for gpu in kinds if gpu.instances_withheld), None)
     if blind is None or not (target.with_mig or any(gpu.mig_enabled for gpu in kinds)):
@@ -123,7 +123,7 @@ def _missing(compared: Comparison) -> str:
 
 
 def find_missing(node: NodeView, observed: ObservedView) -> str:
-    """Fewer GPUs than were proven on the node before; empty: all are there."""
+    """Return that NVML lists fewer GPUs than were last proven on the node, and what to do; empty if it does not."""
     proven, found = node.verified.gpus if node.verified else 0, len(observed.gpus)
     if found >= proven:
         return ""
@@ -141,6 +141,7 @@ def _other_layout(compared: Comparison) -> str:
 
 
 def _mode_pending(compared: Comparison) -> str:
+    """Return that the MIG mode of a GPU still waits for a reset or reboot, and why; empty if none does."""
     pending = next((gpu for gpu in compared.observed.hardware.kinds if gpu.mig_pending), None)
     if pending is None:
         return ""
@@ -260,7 +261,8 @@ def _exclusive(compared: Comparison) -> str | Finding:
 
 
 def find_exclusive(hardware: Hardware) -> str | Finding:
-    """A whole GPU that only one process may use; a Finding where the agent may not read that. Empty: there is none."""
+    """Return that a whole GPU admits only one process, and what to do; a Finding if the agent may not read its compute
+    mode. Empty if there is no such GPU."""
     odd = next((gpu for gpu in hardware.kinds if gpu.layout is None and gpu.compute_mode not in FREE), None)
     if odd is None:
         return ""

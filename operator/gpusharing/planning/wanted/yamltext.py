@@ -1,5 +1,5 @@
 """The only reader of YAML that somebody else may have written: ConfigMaps of admins, of NVIDIA's programs, and our own
-after an edit. It reads as NVIDIA's programs do: with go-yaml v2.4.3, below sigs.k8s.io/yaml v1.6.0.
+after an edit. It reads as NVIDIA's programs do, which use go-yaml v2.4.3 through sigs.k8s.io/yaml v1.6.0.
 
 PyYAML raises far more than YAMLError (RecursionError for deep nesting, ValueError for 2024-13-45, OverflowError,
 TypeError), and aliases make a small text a huge or an endless document.
@@ -39,27 +39,30 @@ class _Loader(yaml.SafeLoader):
     bool_values = {**yaml.SafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012 - the same
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        """As PyYAML's own, for at most MAX_DEPTH open brackets."""
+        """Open a bracket as PyYAML does. Raises Unreadable for more than MAX_DEPTH open ones."""
         if self.flow_level >= MAX_DEPTH:
             raise Unreadable(TOO_DEEP)
         super().fetch_flow_collection_start(TokenClass)
 
     def scan_to_next_token(self) -> None:
-        """As PyYAML's own, and past tabs where no indentation is expected, which libyaml and go-yaml allow."""
+        """Skip spaces and comments as PyYAML does, and also tabs where no indentation is expected: libyaml and go-yaml
+        allow those."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """As PyYAML's own, but the colon of `{key:[]}` is an error: go-yaml takes it for a part of the key."""
+        """Recognize the colon after a key as PyYAML does, but refuse that of `{key:[]}`: go-yaml reads it as a part of
+        the key."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise yaml.scanner.ScannerError(None, None, "a colon needs a space after it", self.get_mark())
         return bool(super().check_value())
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse a merge key after other keys, which it overrides in go-yaml v2 and not in PyYAML, and more than
-        MAX_VALUES merged keys: merges of merges make millions out of a few lines."""
+        """Replace merge keys (`<<`) by what they bring in, as PyYAML does. Raises Unreadable for one after other keys,
+        which it overrides in go-yaml v2 but not in PyYAML, and for more than MAX_VALUES merged keys, because merges of
+        merges make millions out of a few lines."""
         first = [key.tag == _MERGE for key, _ in node.value]
         if first != sorted(first, reverse=True):
             raise Unreadable(
@@ -76,7 +79,8 @@ class _Loader(yaml.SafeLoader):
         super().flatten_mapping(node)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
-        """The number as Go's strconv reads it and JSON writes it: 2.0 is 2. Returns the text itself if it is none."""
+        """Return the number as Go's strconv reads it and JSON writes it, so that 2.0 is 2; the text itself if it is no
+        number."""
         plain = re.sub(r"^([-+]?)0(?=[0-7]+$)", r"\g<1>0o", node.value.replace("_", ""))
         try:
             whole = int(plain, 0)
@@ -102,15 +106,16 @@ _Loader.add_constructor("!number", _Loader.construct_number)
 
 
 def dump_yaml(document: object) -> str:
-    """The text of a document, which NVIDIA's programs and `parse_yaml` read back as it was; keys keep their order."""
+    """Return a document as YAML that NVIDIA's programs and `parse_yaml` read back unchanged. Keys keep their order."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False)
 
 
 def parse_yaml(text: str) -> object:
-    """The first document, of at most MAX_DEPTH levels and MAX_VALUES values; None for an empty text.
+    """Return the first document in a text; None for an empty text.
 
     Raises:
-        Unreadable: and nothing else, whatever the text is.
+        Unreadable: the text is no YAML, or the document has more than MAX_DEPTH levels or MAX_VALUES values. No other
+            error is raised, whatever the text is.
     """
     try:
         document: object = next(yaml.load_all(text, _Loader), None)
@@ -127,7 +132,8 @@ def parse_yaml(text: str) -> object:
 
 
 def _check_size(document: object) -> None:
-    """Raises Unreadable; walks without recursion, so that neither depth nor a loop of aliases can end us."""
+    """Raise Unreadable for a document that is too deep or too large, or that has a key which JSON cannot have. Walks
+    without recursion, so that neither deep nesting nor a loop of aliases can crash the process."""
     left, seen = [(document, 1)], 0
     while left:
         value, depth = left.pop()

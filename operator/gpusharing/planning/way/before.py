@@ -230,13 +230,15 @@ def _uncordoned(case: FencedCase) -> str:
 
 
 def _barred(case: FencedCase) -> str | Finding:
-    """Return what speaks against the target by now. Nothing is lost yet except evicted pods."""
+    """Return why the target could no longer be reached, by the gates that also hold during a drain; empty if it can.
+    The change is given up then: nothing is lost yet except evicted pods."""
     found = case.assessment
     return (find_gate(case, found, AIM) if isinstance(found, Assessed) else None) or ""
 
 
 def _foreign(case: FencedCase) -> str:
-    """Who only waits for its turn is kept away by our marks until the change is done."""
+    """Return that somebody else has begun to work on the node; empty if not. One who only waits for its turn does not
+    count: our marks keep it away until the change is done."""
     node = case.node
     return f"{node.foreign} began to work on the node; the cordon stays for it" if node.foreign_works else ""
 

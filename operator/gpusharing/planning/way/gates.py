@@ -76,13 +76,14 @@ def _cordoned(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Somebody else works on the driver or the GPUs, and the agent is quiet."""
+    """Closed while somebody else works on the driver or the GPUs, so that the agent is quiet."""
     return find_quiet(case) or ""
 
 
 def find_switched_off(case: NodeCase) -> Finding | None:
-    """Why nothing would serve or show what the node becomes, or None if nothing is known to be in the way: another
-    device plugin serves it, NVIDIA's programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them."""
+    """Return why a change of the node could be neither served nor proven: another device plugin serves it, NVIDIA's
+    programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them. None if nothing is known to be in the
+    way."""
     if plugin := case.node.other_plugin:
         return Finding(Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(plugin, [case.node.name]))
     if workload := find_other_workload(case.node, case.stack.cluster_policy):
@@ -93,7 +94,8 @@ def find_switched_off(case: NodeCase) -> Finding | None:
 
 
 def _find_bare(case: NodeCase) -> Finding | None:
-    """What the host lacks, by the words of a Ready agent or else of Kubernetes about the agent's pod."""
+    """Return which program the host lacks; None if it is not known to lack any. Judged by what Kubernetes says about
+    the agent's pod, or else by the error that a Ready agent reports."""
     observed = case.gpunode.observed if case.gpunode else None
     words = observed.error if observed and case.agent_ready else ""
     if case.agent_trouble is not None:
@@ -136,7 +138,7 @@ def _unreadable(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _withheld(case: NodeCase, assessed: Assessed) -> str:
-    """A change that could not be proven afterwards does not begin."""
+    """Closed if NVML withholds what is needed to prove the change afterwards."""
     return find_withheld(assessed.target, assessed.observed)
 
 
@@ -150,7 +152,8 @@ def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
-    """Only repartitioning is dangerous; sharing and NVIDIA's labels may change under any driver."""
+    """Closed if GPUs would be repartitioned under a driver for which that is dangerous. Sharing and NVIDIA's labels may
+    change under any driver."""
     settings = case.settings
     if found_layouts(case) == assessed.target.layouts:
         return ""
@@ -163,7 +166,7 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
 
 def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
     """Return why the layout would hang the pods that come back after the change (docs/design/hardware.md#mixed-nodes).
-    A node that goes back to what it had may get such a layout again."""
+    Empty if it would not, if the setting allows unsafe drivers, or if the node is rolled back to such a layout."""
     if not case.settings.refuse_unsafe_drivers or (isinstance(case, FencedCase) and goes_back(case)):
         return ""
     return find_hanging(assessed.observed.driver_version, assessed.target.layouts)
@@ -174,16 +177,16 @@ def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """A compute mode that no process uses: no label that we set resets it, and every change except one to MPS fails on
-    it."""
+    """Closed while a whole GPU has an exclusive compute mode, unless the node has MPS or is to get it: no label that we
+    set resets the mode, and every change except one to MPS fails because of it."""
     if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
         return ""
     return find_exclusive(assessed.observed.hardware)
 
 
 def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
-    """MPS would not start, which would only show after the drain. The target decides: a way back may lead away from
-    the policy's mode, or to another."""
+    """Closed if the target is MPS and no label can switch it on, which would only show after the drain. The target
+    decides and not the policy's mode, because a rollback may lead to another mode."""
     seen = case.stack.cluster_policy
     daemon = seen.mps_daemon if seen is not None else None
     if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
@@ -196,6 +199,7 @@ def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
+    """Closed if MIG is on and the target has no label for mig-manager, which therefore would not switch it off."""
     target, policy = assessed.target, case.stack.cluster_policy
     if target.mig_config or found_layouts(case) == target.layouts:
         return ""
@@ -205,7 +209,7 @@ def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _rebooting(case: NodeCase, assessed: Assessed) -> str:
-    """However long that takes."""
+    """Closed while mig-manager reboots the node although no change is under way, for as long as that takes."""
     rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
     if not rebooting or not assessed.target.mig_config:
         return ""
@@ -222,7 +226,8 @@ def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """A difference that lasts only a moment is no reason to drain a node."""
+    """Closed until drift has lasted for the grace period: a difference that lasts only a moment is no reason to drain a
+    node."""
     drift = _drift(case, assessed)
     if drift is None:
         return ""
@@ -234,9 +239,9 @@ def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
-    """Return why a person has to look at a node that drifts again, or an empty text if drift may be corrected.
+    """Return why a person has to look at a node that drifts again; empty if its drift may be corrected.
 
-    It is corrected once per generation of a policy, and again when a person asks for another try.
+    Drift is corrected once per generation of a policy, and again when a person asks for another try.
     """
     drift = _drift(case, assessed)
     if drift is None or not was_corrected(case, assessed.policy):

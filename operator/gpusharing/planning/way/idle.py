@@ -94,6 +94,8 @@ def next_poll(case: FencedCase, pace: int = 1) -> datetime:
 
 
 def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
+    """Return the verdict on a node whose drain goes on, with the evictions and deletions of this pass. There are none
+    while what is known of the cluster is old, because somebody may have lifted the cordon since."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
     said = f"{counted(plan.holders, 'GPU pod')} left to go"

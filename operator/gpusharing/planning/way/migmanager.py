@@ -102,8 +102,9 @@ def _restarts(case: FencedCase) -> str:
 
 
 def _overwritten(case: FencedCase) -> str:
-    """Somebody overwrote our label in the middle of the change, as NVIDIA's GPU Operator does with all-disabled when
-    it finds none (docs/design/nvidia.md#d1): what mig-manager reports is about another configuration."""
+    """Return that mig-manager has finished with another configuration than ours, because somebody overwrote our label
+    in the middle of the change; empty if not. NVIDIA's GPU Operator writes all-disabled when it finds no label
+    (docs/design/nvidia.md#d1)."""
     label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
     if _state(case) not in _ENDED or label == wanted:
         return ""
@@ -117,6 +118,7 @@ def _failed_midway(case: FencedCase) -> str:
 
 
 def _failed(case: FencedCase) -> str:
+    """Return that mig-manager failed to apply our configuration, and why; empty if its state is not `failed`."""
     if _state(case) != "failed":
         return ""
     why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
@@ -124,7 +126,8 @@ def _failed(case: FencedCase) -> str:
 
 
 def _pending(case: FencedCase) -> str:
-    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make."""
+    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make; empty
+    if no GPU waits, or if that is not the cause."""
     observed = case.gpunode.observed if case.gpunode else None
     waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
     return tell_guest_reset(observed, case.stack) if waits else ""

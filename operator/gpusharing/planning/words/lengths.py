@@ -18,5 +18,5 @@ def some(things: Sequence[str], most: int = 3) -> str:
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """`1 node`, `2 nodes`; `many` where an s is not enough."""
+    """Return a number with its noun, such as `1 node` or `2 nodes`. `many`: the plural if it needs more than an s."""
     return f"{count} {one if count == 1 else many or one + 's'}"
