@@ -121,6 +121,8 @@ class NVML:
             raise _explained(error) from error
 
     def _read(self) -> Reading:
+        """Read all GPUs. One that fails is reported as unreachable and does not stop the others, unless the error is
+        one of the whole node, or all GPUs fail because the agent lacks access."""
         cards = dict(self._cards)
         gpus: list[GPU] = []
         errors: list[Any] = []
@@ -240,6 +242,7 @@ def _mig_mode(handle: Any) -> tuple[MigMode, MigMode]:
 
 
 def _compute_mode(handle: Any) -> ComputeMode:
+    """Read the compute mode of a GPU; Unknown if NVML refuses it to the agent or names one that is not known here."""
     try:
         mode = supported(None, pynvml.nvmlDeviceGetComputeMode, handle)
     except pynvml.NVMLError as error:

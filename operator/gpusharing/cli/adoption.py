@@ -1,4 +1,4 @@
-"""Policies for a cluster that was configured by hand, proven by the planner before they are shown. Pure.
+"""Policies for a cluster that was configured by hand, checked with the planner before they are shown. Pure.
 
 The snapshot is changed to what it will become: the admin's ConfigMaps merged into ours, ClusterPolicy's pointers at
 ours, the policies in place. Nodes that the planner would not simply adopt are left out, and the others are examined
@@ -49,7 +49,7 @@ class AdminConfigMaps:
     """The ConfigMaps that ClusterPolicy names instead of ours, and what they hold."""
 
     maps: AdminMaps = NO_MAPS
-    """Their names."""
+    """The names of these ConfigMaps."""
     plugin_configs: Mapping[str, str] | None = None
     """None: there is none of that name, or nobody named one."""
     mig_file: str | None = None
@@ -280,6 +280,7 @@ def first_steps(
 
 
 def _merge(snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps) -> str:
+    """Return the command that makes the operator merge the entries of the admin's ConfigMaps; empty if it does so."""
     missing = _values(given, merged)
     if not missing:
         return ""

@@ -269,6 +269,8 @@ def _paths(found: object, path: str) -> Iterator[str]:
 
 
 def _spec(node: NodeView, gpus: Sequence[GpuView], config: PluginConfig, stack: StackView) -> Spec:
+    """Return the mode and its settings that describe what the node serves. A MIG layout is named by the node's label if
+    that is a well-known name with this meaning, else written out."""
     with_mig, sharing = any(gpu.layout is not None for gpu in gpus), config.sharing
     if not with_mig:
         if sharing is None:

@@ -72,6 +72,8 @@ async def read_given(session: Session, snapshot: ClusterSnapshot) -> AdminConfig
 
 
 async def _data(session: Session, snapshot: ClusterSnapshot, name: str) -> Mapping[str, str] | None:
+    """Read a ConfigMap in the namespace of NVIDIA's pods; None without a name, or if it does not exist. Raises Trouble
+    for any other error."""
     if not name:
         return None
     try:

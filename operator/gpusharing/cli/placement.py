@@ -112,6 +112,7 @@ def _tolerated(taint: JSON, tolerations: Sequence[JSON]) -> bool:
 
 
 def _tolerates(toleration: JSON, taint: JSON) -> bool:
+    """Whether a toleration matches a taint, as Kubernetes compares them. One with an unknown operator matches none."""
     if text(toleration, "effect") not in ("", text(taint, "effect")):
         return False
     if text(toleration, "key") not in ("", text(taint, "key")):

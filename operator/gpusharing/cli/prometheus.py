@@ -144,6 +144,8 @@ class Prometheus:
         ]
 
     async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
+        """Query and return the series of the answer; its warnings are added to `warnings`. Raises Trouble if the result
+        is of another kind than `kind`, or cannot be read."""
         answer = await self._ask(path, parameters)
         try:
             if answer["data"]["resultType"] != kind:
@@ -155,8 +157,7 @@ class Prometheus:
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        """After a 401 of an API server the credentials are renewed and the question is put once more, as
-        kube/http.py does."""
+        """Query once, or once more with renewed credentials if an API server has answered 401, as kube/http.py does."""
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
@@ -170,6 +171,7 @@ class Prometheus:
                 self.place = await rejected.renew()
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
+        """Send one request, without following redirects. Raises Trouble if there is no answer; an HTTP error is one."""
         headers = {"Authorization": place.authorization} if place.authorization else {}
         try:
             async with self.session.get(
@@ -189,6 +191,8 @@ class Prometheus:
             raise unreachable(error, place.where, place.through) from error
 
     def _understood(self, answer: WebAnswer) -> dict[str, Any]:
+        """Return the successful answer of a Prometheus. Raises Trouble that says who refused the query, that whoever
+        answered is no Prometheus, or why Prometheus could not evaluate it."""
         where, through, told = self.place.where, self.place.through, answer.told
         if answer.status in (401, 403):
             raise refused(answer, where, through)
@@ -274,6 +278,7 @@ def _text(name: str, flag: str) -> str:
 
 
 async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
+    """Read the body of an answer. Raises Trouble once it is larger than MOST_BYTES."""
     parts: list[bytes] = []
     taken = 0
     async for part in response.content.iter_any():

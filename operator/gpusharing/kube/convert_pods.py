@@ -182,6 +182,7 @@ def _rows(written: Iterable[JSON]) -> tuple[Row, ...]:
 
 
 def _dra_use(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> ResourceClaimUse:
+    """Return what the ResourceClaims of a pod are used for: a GPU if any is, else unresolved if any is unknown."""
     namespace = text(raw, "metadata", "namespace")
     uses = {
         "unresolved" if name is None else resource_claims.get(f"{namespace}/{name}", "unresolved")

@@ -186,7 +186,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 def _wake(
     verdicts: Mapping[str, Verdict], pools: Mapping[str, Pool], previews: Previews, now: datetime
 ) -> datetime | None:
-    """The next moment at which the clock may change anything; that of a window counts even if no node waits."""
+    """Return the next moment at which time alone may change anything; None if there is none. The next change of a
+    window counts even if no node waits for it."""
     moments = [verdict.wake for verdict in verdicts.values() if verdict.wake is not None]
     changes = (previews.wake, *(pool.hours.change for pool in pools.values()))
     return min([*moments, *(change for change in changes if change is not None)], default=None)
@@ -299,7 +300,7 @@ def _members(
 
 
 def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
-    """The members; those that are proven before the others of their wave wait."""
+    """Return the members, with the verdicts of those that were proven before the rest of their wave changed to wait."""
     verdicts = {name: member.verdict for name, member in members.items()}
     held = hold_together(verdicts, fences_of(snapshot), snapshot.nodes, snapshot.policies, now)
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
@@ -320,7 +321,7 @@ def _cases(
 def _pools(
     snapshot: ClusterSnapshot, members: Mapping[str, Member], cases: Mapping[str, NodeCase], failing: Failing
 ) -> dict[str, Pool]:
-    """The nodes of every policy: how many are away, and who waits."""
+    """Return the pool of every policy, with its candidates and the number of its nodes that are unavailable."""
     pools = {policy.name: Pool(policy) for policy in snapshot.policies}
     claims = snapshot.claims
     for name, member in members.items():
@@ -333,7 +334,7 @@ def _pools(
 
 
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
-    """A node with a claim was about to begin, unless it waits or has just been proven."""
+    """Whether a node with a claim still holds its slot: it was about to begin, and neither waits nor is proven now."""
     return verdict.node in failing.kept or not (verdict.candidate or verdict.phase is Phase.SYNCED)
 
 

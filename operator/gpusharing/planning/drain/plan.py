@@ -170,6 +170,7 @@ def _jobs(found: Standings) -> list[Standing]:
 
 
 def _running(jobs: Iterable[Standing]) -> Iterator[Blocker]:
+    """Yield a blocker for each pod that the drain waits for, with the time until which it waits."""
     for one in jobs:
         why = f": {one.waits_for}" if one.waits_for else ""
         if one.ends == NEVER:

@@ -176,7 +176,8 @@ def _waited(
     now: datetime,
     gangs: Mapping[Gang, GangWait],
 ) -> Standing:
-    """The same with its tier, and whether the drain waits for it (T9-T13)."""
+    """Return the standing with its tier, and with whether and until when the drain waits for the pod or for its gang
+    (T9-T13)."""
     one = replace(one, tier=tier_of(one.pod, options))
     gang = gangs.get(one.pod.gang) if one.pod.gang is not None else None
     if one.leaves or (one.pod.uid not in found.waited and gang is None):
@@ -196,23 +197,26 @@ def _waited(
 def _find_kept(
     known: list[Standing], found: Classified, work: NodeWork, options: Drain, scope: Scope
 ) -> KeptGangs:
-    """The gangs that must not be ended now, of those of which a pod is still to leave."""
+    """Return the gangs that must not be ended now, among those of which a pod has still to be evicted."""
     gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
     return find_kept_gangs(work, found, gangs, options, scope) if gangs else KeptGangs()
 
 
 def _with_gang(one: Standing, kept: KeptGangs) -> Standing:
-    """The same; it stays if its gang does."""
+    """Return the standing, changed to one that stays if the pod's gang must stay."""
     return replace(one, kept=True, due=False) if one.pod.gang in kept.gangs else one
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
-    """No pod is evicted before the turn of its tier, nor while the drain waits for pods of that tier."""
+    """Return the standings such that no pod is due before the turn of its tier, nor while the drain waits for pods of
+    that tier. `front`: the tier whose turn it is."""
     waits = any(one.waits and one.tier == front for one in standings)
     return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
 
 
 def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:
+    """Return the standing of a pod by the last answer to its eviction and by its budgets: whether it is leaving
+    already, and whether its eviction is due now."""
     answer = None if memory is None else reason_of(memory.reason)
     budgets = pdb.asked(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, answer, work)
@@ -223,7 +227,8 @@ def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: dat
 
 
 def _is_answered(memory: EvictionMemory | None, answer: Reason | None, work: NodeWork) -> bool:
-    """Accepted (E1); or the server no longer knows the pod, and only a newer LIST shows more (E2, E3)."""
+    """Whether the pod is as good as gone: its eviction was accepted (E1), or the server no longer knows the pod and no
+    newer LIST has shown otherwise (E2, E3)."""
     if memory is None:
         return False
     if answer is Reason.PODS_LEAVING:

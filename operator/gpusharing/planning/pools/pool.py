@@ -224,6 +224,8 @@ class Room:
 
 
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
+    """Return how many nodes of the pool may start now, by the smallest of its limits: maxUnavailable, the operator-wide
+    cap, its canaries, and the places left for the pods; and what those that may not start are told."""
     most = min(pool.limit - pool.used, cap)
     room, most, full = max(0, most), most + pool.moving, _find_full(pool, cap, ledger)
     capped = _find_capped(ledger)
@@ -247,8 +249,8 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
 
 
 def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
-    """Among candidates that nothing of `past` holds. A hold of the pool may let some of them through: the others wait,
-    and further holds are checked only for those that pass."""
+    """Choose among the candidates which nodes start. Holds of the pool in `past` were checked already. A hold may let
+    some candidates through: the others wait, and further holds are checked only for those that pass."""
     if (hold := find_hold(pooled, past)) is None:
         return _choose(pool, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)
@@ -263,7 +265,7 @@ def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: Abstract
 
 
 def _held(pool: Pool, hold: Finding) -> Selection:
-    """No candidate of the pool starts, and their pods are not listed."""
+    """Return that no candidate of the pool starts because of `hold`, and that their pods are not listed."""
     phase, wake = phase_of(hold), hold.until
     verdicts = {
         case.node.name: replace(
@@ -301,8 +303,8 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
 
 
 def _in_order(pool: Pool, ledger: Ledger, verdicts: dict[str, Verdict]) -> list[Candidate]:
-    """The candidates, best first. A candidate whose pods make the planner fail gets its verdict and does not stop the
-    others."""
+    """Return the candidates, best first. One whose pods make the planner fail is left out and gets a verdict that says
+    so, in `verdicts`, and does not stop the others."""
     found = []
     following = find_following(pool.policy, pool.members, [case.node for case in pool.candidates])
     for case in pool.candidates:

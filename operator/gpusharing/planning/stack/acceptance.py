@@ -61,7 +61,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
-    """What the policy asks for, or why it cannot be read."""
+    """Return the spec of the policy, or why it cannot be read."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -81,7 +81,8 @@ def passes(reason: Reason) -> bool:
 def _against(
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str],
 ) -> Callable[[PolicyView, StackView, PlanSettings], str]:
-    """A check of the spec against the one ClusterPolicy; if either is missing, an earlier row has said so."""
+    """Turn a check of the spec against the ClusterPolicy into one that finds nothing if either is missing, because an
+    earlier row of OBJECTIONS has said so."""
 
     @wraps(find)
     def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -98,7 +99,8 @@ def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    """The CRD refuses this for the marks that it knows."""
+    """Refuse a nodeSelector with a label that the operator itself sets during a change. The CRD refuses only the
+    labels that it knows."""
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
@@ -249,6 +251,7 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
+    """Return ClusterPolicy's MIG strategy if it overrides the one of the policy."""
     fixed = cluster_policy.mig_strategy
     if spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
@@ -259,6 +262,7 @@ def _strategy_field(
 def _layouts_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
+    """Return the pointer to mig-manager's ConfigMap if the policy has layouts and the pointer does not name ours."""
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
@@ -288,8 +292,8 @@ def _told(
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """What the field of this reason and those after it find, and the one command that corrects everything; empty: that
-    field is not in the way."""
+    """Return what is wrong with the field of this reason and with those after it, and one command that corrects all;
+    empty if the field of this reason is not in the way."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
     found = [row.find(spec, cluster_policy, stack, settings) for row in rows]
     if found[0] is None:
@@ -304,7 +308,7 @@ def _told(
 
 
 def _to_field(reason: Reason) -> Objection:
-    """The objection to the field of this reason, which also names the wrong fields after it."""
+    """Return the objection to the field of this reason, which also names the wrong fields after it."""
     return Objection(
         _against(lambda spec, cluster_policy, *read: _told(reason, spec, cluster_policy, *read)), reason
     )

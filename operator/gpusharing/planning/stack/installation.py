@@ -81,6 +81,7 @@ def _unread(view: InstallationView) -> Symptoms:
 
 
 def _rights(view: InstallationView) -> Symptoms:
+    """Report rights that the service accounts of operator and agent lack, or of which that is unknown."""
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]
@@ -267,6 +268,8 @@ def _unmerged(view: InstallationView, pointer: Pointer) -> str:
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
+    """Report that mig-manager does not read our ConfigMap, or that ClusterPolicy overrides the policies' MIG strategy.
+    Each is only a warning as long as no policy needs it otherwise."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
@@ -291,7 +294,8 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 
 def _start_gate(view: InstallationView) -> Symptoms:
-    """If nodes join behind the start-up taint, or will: whether the pods that prove them may run there."""
+    """Report pods that cannot run behind the start-up taint although they have to prove the nodes that wait there.
+    Yields nothing if the taint is not used."""
     if not (view.gated or view.place.startup_gate):
         return
     namespace = view.place.gpu_operator_namespace

@@ -256,7 +256,8 @@ def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
 
 
 def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
-    """Labels and layout are right already, so a drain would disturb pods and then change nothing."""
+    """Closed if labels and layout are right already and the node still differs: a drain would disturb pods and then
+    change nothing."""
     target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
     if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG, "") != target.plugin_key:
         return ""
@@ -266,7 +267,8 @@ def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
-    """The same change would fail again: it waits for a person, or for another generation."""
+    """Closed after a change was rolled back, because the same change would fail again: until a person asks for another
+    try, or the policy gets another generation."""
     seen, retry = case.node.verified, case.node.retry
     if seen is None or not was_rolled_back(case.node, assessed.policy):
         return ""
@@ -284,6 +286,7 @@ PATIENCE = 5
 
 
 def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed during the back-off after an attempt was given up; after PATIENCE attempts a person is asked to look."""
     deferred = standing_deferral(case, assessed.policy)
     if deferred is None:
         return ""
@@ -306,6 +309,7 @@ def _not_written(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed until the configuration is written and the kubelet has had time to bring it to the node."""
     since, wait = _configured(assessed), case.settings.config_propagation
     if since is None:
         return "the configuration is about to be written"
@@ -317,7 +321,8 @@ def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
 
 
 def _configured(assessed: Assessed) -> datetime | None:
-    """When the last configuration that the labels will name was written: for the goal, and for the target behind it."""
+    """Return when the last of the configurations that the labels will name was written, for the target and for the
+    goal behind it; None if one of them is not written yet."""
     since, goal = assessed.target.configured, assessed.goal
     if since is None or goal is assessed.target:
         return since
@@ -377,7 +382,8 @@ whether the change could be made and proven, then whether it should be made now.
 
 
 def find_gate(case: NodeCase, assessed: Assessed, gates: Sequence[Gate] = GATES) -> Finding | None:
-    """The first gate that is closed; None: the node may start. `assessed`: the case's."""
+    """Return why the first closed gate is closed, or None if the node may start. `assessed`: the assessment of
+    `case`."""
     for gate in gates:
         if closed := gate.find(case, assessed):
             return Finding.of(closed, gate.reason)
