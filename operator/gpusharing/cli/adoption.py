@@ -165,7 +165,7 @@ def _read(
 
 
 def with_pointers(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> ClusterSnapshot:
-    """The same cluster with the admin's entries merged and both pointers at our ConfigMaps."""
+    """Return the snapshot with the admin's entries merged and both pointers at our ConfigMaps."""
     stack, settings = snapshot.stack, snapshot.settings
     if (policy := stack.cluster_policy) is None:
         return snapshot
@@ -184,7 +184,7 @@ def with_pointers(snapshot: ClusterSnapshot, given: AdminConfigMaps) -> ClusterS
 
 
 def with_presumed(snapshot: ClusterSnapshot) -> ClusterSnapshot:
-    """The same cluster with agents that read what labels and allocatable resources tell (`presume`)."""
+    """Return the snapshot with agents' reports inferred from labels and allocatable resources (`presume`)."""
     found = {name: presume(node, snapshot.stack) for name, node in snapshot.nodes.items()}
     gpunodes = {name: one for name, one in found.items() if one is not None}
     return replace(snapshot, gpunodes=gpunodes, agents=frozenset(gpunodes))

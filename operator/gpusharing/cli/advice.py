@@ -71,7 +71,8 @@ def advise(asked: AdviceAnswers) -> Advice:
 
 
 def _whole(asked: AdviceAnswers) -> Advice | None:
-    """What needs a GPU, or more than one."""
+    """Advise a whole GPU if the memory at the peak, with headroom, is more than half of the card's; None if it is not.
+    If it is more than the card has, the advice says how many GPUs it takes."""
     need, have = asked.memory * HEADROOM, memory_of(asked.card)
     if need <= have / 2:
         return None
@@ -84,7 +85,8 @@ def _whole(asked: AdviceAnswers) -> Advice | None:
 
 
 def _isolated(asked: AdviceAnswers) -> Advice | None:
-    """What must not feel its neighbours."""
+    """Advise MIG, with the smallest profile that is large enough, if promises, strangers or billing require isolation;
+    None if nothing does. A card without such a profile gets whole GPUs."""
     reasons = {
         "latency or availability is promised": asked.promise,
         "workloads of strangers share": asked.strangers,

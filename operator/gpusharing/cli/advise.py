@@ -186,7 +186,7 @@ def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper)
 
 
 def as_data(found: Advice, policy: dict[str, object]) -> dict[str, Any]:
-    """For programs."""
+    """Return the advice and the policy as plain data, for JSON."""
     return {
         "mode": str(found.mode),
         "shares": found.shares,

@@ -31,9 +31,9 @@ class Demand:
     namespace: str
     """The namespace."""
     pods: int
-    """Those that ask for a GPU and have not finished."""
+    """How many pods ask for a GPU and have not finished."""
     devices: Counter[str] = field(default_factory=Counter)
-    """By resource name, of all pods."""
+    """How many devices of each resource name all pods request."""
     several: tuple[str, ...] = ()
     """Pods of which one container asks for more than one whole GPU, or share."""
     spread: int = 0
@@ -47,21 +47,22 @@ class Demand:
 
     @property
     def promised(self) -> bool:
-        """Most of the pods are sized or ranked like something that somebody relies on."""
+        """Whether more than half of the pods have QoS class Guaranteed, or a priority above 0, because somebody relies
+        on them."""
         return max(self.guaranteed, self.ranked) * 2 > self.pods
 
     @property
     def bursts(self) -> bool:
-        """Most of them are notebooks."""
+        """Whether more than half of the pods are notebooks, which compute only now and then."""
         return self.notebooks * 2 > self.pods
 
     def instances(self, card: Card) -> Counter[str]:
-        """Devices by MIG profile of this card, as far as the names contain one."""
+        """Return how many instances of each MIG profile of this card the pods request by name."""
         names = {resource_name(profile.name): profile.name for profile in card.profiles}
         return Counter({names[name]: count for name, count in self.devices.items() if name in names})
 
     def unknown(self, card: Card) -> list[str]:
-        """Names of instances that this card does not have."""
+        """Return the requested resource names of MIG instances that this card does not have, sorted."""
         known = {resource_name(one.name, shared=shared) for one in card.profiles for shared in (False, True)}
         return sorted(
             name for name in self.devices if name.startswith(RESOURCE_MIG_PREFIX) and name not in known
@@ -114,12 +115,12 @@ def describe_demand(demand: Demand) -> str:
 
 
 def advise_for(demand: Demand, card: Card) -> Advice | None:
-    """What the pods themselves decide; None: nothing, so the questions are needed."""
+    """Return the advice that the requests of the pods already determine; None if the questions have to be answered."""
     return next((found for rule in RULES if (found := rule(demand, card)) is not None), None)
 
 
 def _together(demand: Demand, _: Card) -> Advice | None:
-    """Pods of which a container spreads over several GPUs."""
+    """Advise whole GPUs if a container requests more than one; None if none does."""
     if not demand.several:
         return None
     names = ", ".join(demand.several[:3]) + (" ..." if len(demand.several) > 3 else "")
@@ -135,7 +136,8 @@ def _together(demand: Demand, _: Card) -> Advice | None:
 
 
 def _as_named(demand: Demand, card: Card) -> Advice | None:
-    """Pods that name MIG instances: another mode would offer none of these names."""
+    """Advise MIG, with the layout that needs the fewest GPUs, if pods request MIG instances by name, which no other
+    mode has; None if none does."""
     wanted = demand.instances(card)
     if not wanted:
         return None
@@ -154,7 +156,8 @@ def _as_named(demand: Demand, card: Card) -> Advice | None:
 
 
 def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, list[str]]:
-    """The full layout with which the fewest GPUs serve them, and the profiles for which it has no room: the rarest."""
+    """Return the full layout with which the fewest GPUs serve the requested profiles, and the profiles for which it has
+    no room. Those requested least are left out first."""
     plain = [one for one in profiles if one.name in wanted or not {"+", "-"} & set(one.name)]
     layouts = maximal_layouts(plain)
     names = [name for name, _ in sorted(wanted.items(), key=lambda item: (-item[1], item[0]))]
@@ -167,7 +170,7 @@ def _layout(wanted: Counter[str], profiles: Sequence[Profile]) -> tuple[Layout, 
 
 
 def _cost(layout: Layout, wanted: Counter[str], kept: Sequence[str]) -> tuple[int, int]:
-    """GPUs that are needed; then instances that nobody asked for."""
+    """Sort key of a layout: the GPUs that it needs, then the instances that nobody requests."""
     counts = dict(layout)
     return max(ceil(wanted[name] / counts[name]) for name in kept), sum(counts.values()) - sum(
         counts[name] for name in kept

@@ -62,7 +62,7 @@ class Examined:
     notes: tuple[str, ...] = ()
     """What could not be found out about the installation, and why."""
     unseen: Unseen = field(default_factory=dict)
-    """By topic: why something of it could not be checked."""
+    """Why something could not be checked, by topic."""
     simulated: Sequence[str] = ()
     """Nodes whose GPUs are SIMULATED."""
     installed: bool = True
@@ -84,6 +84,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
+    """Read the installation and all Nodes, and find what is wrong with them. Also returns the view of the
+    installation."""
     place, given, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)
@@ -240,8 +242,8 @@ def _with_keys(view: InstallationView, given: Given, entries: PluginEntries | No
 async def _with_mig_entries(
     client: KubeClient, view: InstallationView, given: Given, nodes: Sequence[NodeLabels]
 ) -> Given:
-    """With the configurations that mig-manager uses on the nodes that name one: the ConfigMap that ClusterPolicy points
-    it at, else the one that it generated on each (docs/design/nvidia.md#a10)."""
+    """Return `given` with the entries that mig-manager has on the nodes whose label names one: those of the ConfigMap
+    to which ClusterPolicy points it, else of the one that it generated for the node (docs/design/nvidia.md#a10)."""
     stack = view.followed
     named = [
         one.name
@@ -257,7 +259,8 @@ async def _with_mig_entries(
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
-    """Entries by ConfigMap: of this one, or without a name of all that mig-managers generated."""
+    """Return the names of the entries by ConfigMap: of the one with this name, or without a name of all that
+    mig-managers have generated."""
     found = []
     try:
         if name:
@@ -311,7 +314,7 @@ def _told(word: str, text: str, ink: Ink, paper: Paper) -> list[Line]:
 
 
 def as_data(found: Examined, where: str) -> dict[str, Any]:
-    """For programs."""
+    """Return the result as plain data, for JSON and YAML."""
     return {
         "context": where,
         "installed": found.installed,

@@ -36,13 +36,13 @@ class Handmade:
     node: str
     """Name of the node."""
     products: tuple[str, ...]
-    """Of its cards, each once."""
+    """The products of its cards, each once."""
     gpus: int
     """How many GPUs it has."""
     spec: Spec
     """The mode and its block that leave it as it is."""
     text: str
-    """For people: 2x3g.40gb, 4x shared."""
+    """The layout in words, such as `2x3g.40gb, 4x shared`."""
     unsaid: tuple[str, ...] = ()
     """What else the entry of its device plugin says: it stays in force until the first change of the node."""
 
@@ -85,8 +85,9 @@ def find_handmade(
 
 
 def _only_entry(node: NodeView, stack: StackView, plugin_map: str) -> str:
-    """NVIDIA's own chart takes the only entry there is where no label names one (docs/design/nvidia.md#b4); once merged
-    into ours, it is no longer the only one."""
+    """Say that the node has no label for its device plugin and uses the only entry of the ConfigMap of NVIDIA's chart;
+    empty if it does not. That ends once the entry is merged into our ConfigMap, which has more
+    (docs/design/nvidia.md#b4)."""
     theirs, policy = stack.admin_plugin_configs, stack.cluster_policy
     if policy is None or policy.plain is None or policy.plugin_default or not plugin_map:
         return ""
@@ -121,7 +122,7 @@ def find_unserved(node: NodeView, stack: StackView, plugin: PluginEntries) -> st
 
 
 def find_unsettled(node: NodeView) -> str:
-    """mig-manager has not brought the node where its label says; empty: it has."""
+    """Say that mig-manager has not applied the configuration of the node's label yet, or failed to; empty if it has."""
     config, state = node.labels.get(names.LABEL_MIG_CONFIG, ""), node.labels.get(names.LABEL_MIG_STATE, "")
     if config and state in _AT_WORK:
         return f"mig-manager is applying {config} (state {state}): run import again when it is done"
@@ -131,7 +132,8 @@ def find_unsettled(node: NodeView) -> str:
 
 
 def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) -> str:
-    """The label says something else than the hardware."""
+    """Say that the node's MIG label is missing, unknown, or does not match the instances on its GPUs; empty if it
+    matches."""
     config, found = node.labels.get(names.LABEL_MIG_CONFIG, ""), tuple(gpu.layout for gpu in gpus)
     if not config:
         return _unnamed(node, gpus) if any(found) else ""
@@ -150,7 +152,8 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
 
 
 def _unnamed(node: NodeView, gpus: Sequence[GpuView]) -> str:
-    """Instances that nos or a person made without mig-manager."""
+    """Say that MIG instances exist without a label, because nos or a person created them without mig-manager, and which
+    label to set."""
     found = tuple(gpu.layout for gpu in gpus)
     known = (name for name in generated_layouts(gpus[0].profiles) if well_known(gpus, name) == found)
     label = f"kubectl label node {node.name} {names.LABEL_MIG_CONFIG}="
@@ -166,7 +169,7 @@ class PluginUse:
     """What the device plugin makes of the GPUs of one node."""
 
     config: PluginConfig
-    """Its configuration, with a row for each of `offered`."""
+    """The configuration of the plugin, with a row for each of `offered`."""
     with_mig: bool
     """Whether any of the GPUs has MIG on."""
     offered: frozenset[str]
@@ -179,7 +182,7 @@ class PluginUse:
 
     @property
     def counts(self) -> str:
-        """The same, for people."""
+        """How many shares there are of each resource, in words."""
         return ", ".join(f"{name} by {count}" for name, count in self.replicas)
 
     @property
@@ -189,7 +192,7 @@ class PluginUse:
 
 
 def _whole_despite_mig(use: PluginUse) -> str:
-    """Whatever it shares then are not the instances."""
+    """Say that MIG is on, but the plugin advertises whole GPUs, so that it does not share the MIG instances."""
     if not use.with_mig or use.config.mig_strategy != "none":
         return ""
     return (
@@ -198,7 +201,8 @@ def _whole_despite_mig(use: PluginUse) -> str:
 
 
 def _uneven(use: PluginUse) -> str:
-    """It comes before what is left whole, which would be fixed in vain."""
+    """Say that the plugin shares the resources by different numbers; empty if it does not. Checked before
+    `_partly_shared`, because fixing that first would not help."""
     if len({count for _, count in use.replicas}) <= 1:
         return ""
     return f"its device plugin shares {use.counts}: a policy has one number of replicas for all"
@@ -213,7 +217,7 @@ def _too_many(use: PluginUse) -> str:
 
 
 def _partly_shared(use: PluginUse) -> str:
-    """Some resources are shared, others whole."""
+    """Say that the plugin shares some resources and leaves others whole; empty if it does not."""
     missing = sorted(use.offered - dict(use.replicas).keys())
     if use.config.sharing is None or not missing:
         return ""
@@ -221,12 +225,13 @@ def _partly_shared(use: PluginUse) -> str:
 
 
 def _mps_on_mig(use: PluginUse) -> str:
-    """Nothing that such a node serves could be said."""
+    """Say that the node has MPS on MIG instances, which NVIDIA's device plugin refuses; empty if it does not."""
     return "MPS on MIG instances: NVIDIA's device plugin refuses it" if use.with_mps and use.with_mig else ""
 
 
 def _lenient_mps(use: PluginUse) -> str:
-    """A policy would refuse what pods of the node may ask for today."""
+    """Say that containers may request several MPS shares of the node today, which a policy would refuse; empty if they
+    may not."""
     sharing = use.config.sharing
     if sharing is None or not use.with_mps or sharing.fail_requests_greater_than_one:
         return ""
@@ -243,7 +248,7 @@ BEYOND_POLICIES: tuple[Callable[[PluginUse], str], ...] = (
     _mps_on_mig,
     _lenient_mps,
 )
-"""What a device plugin may do that no policy asks for; the first that has a text is told."""
+"""Checks for what a device plugin does and no policy can express; the first that finds something is reported."""
 
 
 def find_unsaid(text: str) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def as_yaml(found: Import, remarks: Sequence[str]) -> str:
 
 
 def as_list(proposed: Sequence[Proposed]) -> JSON:
-    """The same as one object, which kubectl takes too."""
+    """Return the result as one object, which `kubectl apply` accepts too."""
     return {"apiVersion": "v1", "kind": "List", "items": [one.manifest for one in proposed]}
 
 

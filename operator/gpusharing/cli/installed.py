@@ -50,11 +50,11 @@ class Installed:
     settings: InstalledSettings = field(default_factory=InstalledSettings)
     """The settings of its Deployment, or the defaults."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
-    """By node: the slots on the leader Lease."""
+    """The slots that nodes have on the leader Lease, by node."""
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
-    """By UID of the Node: the failures on record there."""
+    """The failures that the leader Lease records, by UID of the Node."""
     version: str = ""
-    """Of the chart's application; empty: unknown."""
+    """The version of the operator, by the label of its chart; empty if unknown."""
     notes: tuple[str, ...] = ()
     """What is not known about it, and why."""
     missing: bool = False
@@ -97,7 +97,8 @@ async def is_missing(client: KubeClient) -> bool:
 
 
 def settings_of(deployment: JSON) -> tuple[InstalledSettings, tuple[str, ...]]:
-    """By the variables of the operator's container; one that cannot be used is left out, and reported."""
+    """Read the operator's settings from the variables of its container. One that cannot be used is left out and
+    reported in a note."""
     namespace = text(deployment, "metadata", "namespace")
     containers = entries(deployment, "spec", "template", "spec", "containers")
     given = {

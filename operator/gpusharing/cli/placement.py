@@ -132,6 +132,6 @@ def _tolerates(toleration: JSON, taint: JSON) -> bool:
 
 
 def _written(taint: JSON) -> str:
-    """As kubectl describe writes it."""
+    """Return the taint in the form of `kubectl describe`."""
     value = text(taint, "value")
     return f"{text(taint, 'key')}{f'={value}' if value else ''}:{text(taint, 'effect')}"

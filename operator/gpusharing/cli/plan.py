@@ -51,7 +51,7 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
 
 
 def tell(decided: Decided, only: set[str]) -> list[Proposal]:
-    """The proposals of these policies, of all without a name, in the order of their names."""
+    """Return the proposals for the policies named in `only`, or for all if it is empty, in the order of their names."""
     return [
         tell_proposal(policy, decided.plan, decided.snapshot, decided.now)
         for policy in decided.snapshot.policies

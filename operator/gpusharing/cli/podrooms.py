@@ -36,7 +36,7 @@ class NodeRoom:
     refusal: str
     """Why the device plugin refuses the pod under the policy of the node; empty: it does not."""
     planned: Mapping[str, int]
-    """The same as `after`, but whatever keeps the pod away."""
+    """What is allocatable when all changes are done, even if a rule keeps the pod away then."""
     names: frozenset[str]
     """Resources that the node advertises, now or when all changes are done, whatever keeps the pod away."""
 

@@ -77,7 +77,7 @@ class Series:
     """One series: its labels, and its values by time."""
 
     labels: Mapping[str, str]
-    """Its labels."""
+    """The labels of the series."""
     points: tuple[tuple[float, float], ...]
     """Time, in seconds since 1970, and value; oldest first."""
 
@@ -94,12 +94,13 @@ class Prometheus:
     session: aiohttp.ClientSession
     place: Endpoint
     warnings: set[str] = field(default_factory=set)
-    """Its warnings beside its answers: such an answer is incomplete."""
+    """The warnings that came with its answers: such an answer is incomplete."""
     _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """One question of several that were refused logs in again."""
 
     async def now(self) -> float:
-        """Its own time in seconds: ours may differ. Raises Trouble, as all of these do."""
+        """Return the time of the Prometheus in seconds: its clock may differ from ours. Raises Trouble, as all methods
+        do."""
         found = await self.instant("vector(time())", None)
         if len(found) != 1:
             raise stranger("it returned no time", self.place.where)
@@ -117,7 +118,7 @@ class Prometheus:
         return [found for found in await self.instant_all(query, at) if math.isfinite(found.value)]
 
     async def instant_all(self, query: str, at: float | None) -> list[Series]:
-        """The same with values that are no numbers, for whom it matters that there are some."""
+        """Query as `instant` does, but keep values that are no numbers, for callers to whom their presence matters."""
         parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
         return [found for found in await self._result("query", parameters, "vector") if found.points]
 

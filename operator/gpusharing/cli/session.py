@@ -32,7 +32,7 @@ class Session:
     where: str
     """For messages: the context's name, or what replaces it."""
     namespace: str = "default"
-    """Of pods that are named without one."""
+    """The namespace of pods that are named without one."""
     now: Callable[[], datetime] = wall_time
     """The clock."""
     login: Login | None = None
@@ -40,7 +40,7 @@ class Session:
 
     @property
     def name(self) -> str:
-        """For programs."""
+        """The name of the context, for JSON and YAML."""
         return self.where.removeprefix("context ")
 
     async def each_page(
@@ -92,7 +92,7 @@ class Session:
 
 
 def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
-    """That none has this name, and which names are like it."""
+    """Say that no object of the kind has this name, and which names are similar."""
     kind = resource.plural
     if not names:
         return f"there is no {name} in {kind} of {where}, nor any other"

@@ -156,8 +156,8 @@ def _no_end(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
 
 
 Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
-"""It holds no GPU; it holds one and can be evicted; it holds one and should end by itself; or it holds one, and this
-is the reason why it is kept."""
+"""`ignore`: the drain leaves the pod alone, because it holds no GPU or others end it. `hold`: it holds one and can be
+evicted. `wait`: it holds one and should end by itself. A Reason: it holds one and is not evicted, for this reason."""
 
 
 @value

@@ -65,7 +65,7 @@ class DrainPlan:
 
     @property
     def idle(self) -> bool:
-        """By this LIST no pod holds a GPU."""
+        """Whether no pod holds a GPU, by the last LIST."""
         return self.holders == 0
 
 

@@ -45,19 +45,20 @@ class Standing:
     budgets: tuple[PdbView, ...]
     """The budgets that the server will check, sorted by name; with more than one, it always refuses (E8)."""
     leaves: bool
-    """It needs no eviction from us: it is terminating, accepted (E1), or no longer known to the server (E2, E3)."""
+    """Whether the pod needs no eviction: it is terminating, its eviction was accepted (E1), or the server no longer
+    knows it (E2, E3)."""
     due: bool
     """Nothing about the pod itself keeps it from being evicted now; the plan adds the pace and the room of its
     budget."""
     tier: Tier = (0, False)
     """All pods of a lower tier are gone before it is evicted."""
     waits: bool = False
-    """It should end by itself, or its gang should, and it is not evicted now."""
+    """Whether the pod is not evicted now because it, or its gang, should end by itself."""
     ends: datetime | None = None
     """Until when the drain waits for it, NEVER if that has no end; None: it does not wait, or the node is not cordoned
     yet."""
     spared: bool = False
-    """It is waited for and never evicted: when its time is over, the change is given up."""
+    """Whether the pod is waited for and never evicted: when its time is over, the change is given up."""
     waits_for: str = ""
     """Which other member of its gang it is waited for, in words; empty: none."""
     kept: bool = False
