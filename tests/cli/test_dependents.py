@@ -96,7 +96,8 @@ async def test_an_object_that_selects_a_label_which_no_node_will_have_is_told(
 
 
 UNTOLD: dict[str, tuple[str, dict[str, Any]]] = {
-    "a Job that has ended": ("Job", {"status": {"completionTime": "2026-11-20T10:00:00Z"}}),
+    "a Job that has ended": ("Job", {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}),
+    "a Job that has failed": ("Job", {"status": {"conditions": [{"type": "Failed", "status": "True"}]}}),
     "a Job whose template its CronJob has": (
         "Job",
         {

@@ -12,6 +12,7 @@ from tests.kube.objects import pdb, pod
 from tests.kube.test_convert import JUNK, paths, with_junk
 from tests.planning.drainpass import drain_pass, foreseen
 
+from gpusharing.api.selectors import matches
 from gpusharing.kube.convert_pods import (
     NO_END,
     pdb_view,
@@ -136,8 +137,18 @@ def test_the_required_node_affinity_of_a_pod_that_asks_for_a_gpu_is_kept() -> No
         (product, name),
         (("nvidia.com/gpu.product", "In", ()),),
     )
-    assert pod_view(pod(spec={**spec, "containers": [{}]}), {}).node_terms == (), "it holds no GPU"
+    none = {**spec, "containers": [{}]}
+    assert pod_view(pod(spec=none), {}).node_terms == (), "it holds no GPU"
+    fraction = pod(spec=none, metadata={"labels": {"runai-gpu-group": "g1"}})
+    assert len(pod_view(fraction, {}).node_terms) == 2, "KAI-Scheduler gives it a fraction"
     assert pod_view(pod(), {}).node_terms == ()
+
+
+def test_a_required_node_affinity_without_any_requirement_matches_no_node() -> None:
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}
+    spec = {"containers": [gpus("1")], "affinity": {"nodeAffinity": required}}
+    (term,) = pod_view(pod(spec=spec), {}).node_terms
+    assert not matches({"metadata.name": "gpu-1"}, {}, term)
 
 
 def test_only_the_controller_is_the_owner() -> None:

@@ -8,6 +8,9 @@ from gpusharing.api.policy import LabelSelector, Selector
 Row = tuple[str, str, tuple[str, ...]]
 """One row of matchExpressions: key, operator, values."""
 
+MOST_DIGITS = 19
+"""Digits of the largest number of 64 bits."""
+
 
 def selects(selector: Selector | LabelSelector, labels: Mapping[str, str]) -> bool:
     """Whether a selector of a policy matches these labels; an empty one matches everything."""
@@ -49,6 +52,9 @@ def holds(labels: Mapping[str, str], row: Row) -> bool:
 
 
 def parse_int(written: str) -> int | None:
-    """The whole number that a text holds in decimal digits after an optional sign; None for any other text."""
+    """Return the whole number of 64 bits that a text holds, as Go's ParseInt reads it; None for any other text."""
     digits = written[1:] if written[:1] in ("+", "-") else written
-    return int(written) if digits.isascii() and digits.isdigit() else None
+    if not (digits.isascii() and digits.isdigit()) or len(digits.lstrip("0")) > MOST_DIGITS:
+        return None
+    number = int(digits[-MOST_DIGITS:]) * (-1 if written[0] == "-" else 1)
+    return number if -(2**63) <= number < 2**63 else None

@@ -9,9 +9,10 @@ from gpusharing.cli.cluster import Decided
 from gpusharing.cli.installed import DEPLOYMENTS
 from gpusharing.cli.troubles import said
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient, Resource
+from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.paging import pages_of
-from gpusharing.kube.raw import entries, part, text
+from gpusharing.kube.raw import entries, text
 from gpusharing.planning.told.proposal import Proposal
 from gpusharing.planning.words.lengths import some
 
@@ -67,10 +68,11 @@ async def read_dependents(
 
 
 def _counts(raw: JSON, ignored: str) -> bool:
-    """Whether a change concerns the object: it is not in the namespace `ignored`, no Job that has completed, and no Job
+    """Whether a change concerns the object: it is not in the namespace `ignored`, no Job that has ended, and no Job
     that a CronJob has made."""
     owners = entries(raw, "metadata", "ownerReferences")
-    made = part(raw, "status", "completionTime") or any(one.get("kind") == "CronJob" for one in owners)
+    ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
+    made = ended or any(one.get("kind") == "CronJob" for one in owners)
     return not made and text(raw, "metadata", "namespace") != ignored
 
 

@@ -3,6 +3,7 @@
 Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go and api/node_info/node_info.go (MIG).
 """
 
+from gpusharing.api.selectors import parse_int
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import part, text, texts
 from gpusharing.planning.words.lengths import counted
@@ -21,7 +22,7 @@ def find_fraction(raw: JSON) -> tuple[str, int]:
     share = annotations.get("gpu-fraction", f"{memory} MiB" if memory else "")
     if not share or text(raw, "spec", "schedulerName") in ("", "default-scheduler"):
         return "", 0
-    count = int(devices) if devices.isdecimal() else 1
+    count = max(1, parse_int(devices) or 1)
     return (
         f"{share} of {'a GPU' if count == 1 else 'each of ' + counted(count, 'GPU')} from KAI-Scheduler",
         count,

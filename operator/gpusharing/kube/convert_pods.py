@@ -18,6 +18,7 @@ from gpusharing.kube.convert import has_condition
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
+from gpusharing.planning.drain.kai import group_names
 from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
@@ -36,18 +37,19 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
     """Project a Pod. Its node affinity is read only if it requests GPUs. `resource_claims`: what the claims that
     `resource_claim_names` returns are used for, by `namespace/name`."""
     metadata, resources = section(raw, "metadata"), _gpu_requests(raw)
+    labels = interned(metadata.get("labels"))
     return PodView(
         namespace=intern(text(metadata, "namespace")),
         name=text(metadata, "name"),
         uid=text(metadata, "uid"),
         phase=text(raw, "status", "phase") or "Unknown",
-        labels=interned(metadata.get("labels")),
+        labels=labels,
         owner=_controller(metadata),
         mirror=_is_mirror(metadata),
         resources=resources,
         dra=_dra_use(raw, resource_claims),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
-        node_terms=_node_terms(raw) if resources else (),
+        node_terms=_node_terms(raw) if resources or group_names(labels) else (),
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
@@ -164,13 +166,14 @@ def _gpu_requests(raw: JSON) -> Mapping[str, int]:
 
 
 def _node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
-    """Return the terms of the required node affinity. A term without any row matches no node and is left out."""
+    """Return the terms of the required node affinity. A term without any row matches no node and is left out; if there
+    is no other, one that matches no node is returned."""
     required = section(
         raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
     )
     terms = entries(required, "nodeSelectorTerms")
     rows = (_rows((*entries(term, "matchExpressions"), *entries(term, "matchFields"))) for term in terms)
-    return tuple(filter(None, rows))
+    return tuple(filter(None, rows)) or (((("metadata.name", "In", ()),),) if terms else ())
 
 
 def _rows(written: Iterable[JSON]) -> tuple[Row, ...]:

@@ -8,6 +8,8 @@ Source: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/constants/constants.go (
 pkg/binder/binding/resourcereservation/resource_reservation.go. Run:ai's own scheduler uses the same label.
 """
 
+from collections.abc import Mapping
+
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.snapshot.podviews import PodView
 
@@ -16,9 +18,14 @@ LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
 MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced (NVIDIA/KAI-Scheduler#464)."""
 
 
+def group_names(labels: Mapping[str, str]) -> frozenset[str]:
+    """Return the groups that labels of a pod name; empty for a pod without KAI."""
+    return frozenset(value for key, value in labels.items() if key.partition("/")[0] in LABELS and value)
+
+
 def gpu_groups(pod: PodView) -> frozenset[str]:
-    """Return KAI's groups of the GPUs of which the pod has a fraction or which it reserves; empty for any other pod."""
-    return frozenset(group for key, group in pod.labels.items() if group and key.partition("/")[0] in LABELS)
+    """Return the groups of the GPUs that the pod reserves or has a fraction of; empty for a pod without KAI."""
+    return group_names(pod.labels)
 
 
 def is_reservation(pod: PodView) -> bool:
