@@ -1,10 +1,13 @@
 """Who plays which tests when workers play them side by side (pytest-xdist, `-n`): each has control planes of its own.
 
-A file stays together, for its fixtures are made once; the tests of `APART` go one by one, and `LOOKED_BACK_AT` as one.
+A file stays together, because its fixtures are made once. The tests of `APART` go one by one, those of `BY_SCENARIO` by
+scenario, and `LOOKED_BACK_AT` as one.
 Every other worker begins at the end of the list, where rung 2 waits for its control plane: meanwhile the rest computes.
 
 xdist's own groups are lost with pytest 9.2 (pytest-dev/pytest-xdist#1386), and its names of tests would be other ones.
 """
+
+import re
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -34,6 +37,10 @@ APART = frozenset(
     }
 )
 """Files of few long tests that share nothing dear."""
+BY_SCENARIO = "tests/integration/test_crash.py"
+"""The tests of one scenario go together: all its kills are compared with the same undisturbed runs."""
+_SCENARIO = re.compile(r"\[(.+?)(?:-\d+)?\]$")
+"""The scenario in the name of a test of BY_SCENARIO, which may end in the number of a part."""
 
 
 def unit(nodeid: str) -> str:
@@ -41,6 +48,8 @@ def unit(nodeid: str) -> str:
     path = nodeid.split("::", 1)[0]
     if path in LOOKED_BACK_AT:
         return LOOK_BACK
+    if path == BY_SCENARIO and (found := _SCENARIO.search(nodeid)):
+        return f"{path}[{found[1]}]"
     return nodeid if path in APART else path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hack.generate import ROOT
-from hack.sidebyside import APART, LOOK_BACK, LOOKED_BACK_AT, unit
+from hack.sidebyside import APART, BY_SCENARIO, LOOK_BACK, LOOKED_BACK_AT, unit
 
 CONFTEST = """
 from hack.sidebyside import scheduler
@@ -65,5 +65,19 @@ def test_long_tests_that_share_nothing_go_one_by_one() -> None:
     assert unit(f"{path}::test_one") != unit(f"{path}::test_two")
 
 
+def test_kills_go_by_scenario_because_each_is_compared_with_the_same_undisturbed_runs() -> None:
+    names = (
+        "without_a_kill[node-deleted]",
+        "a_kill[node-deleted-0]",
+        "a_kill[node-deleted-7]",
+        "a_kill[idle-0]",
+    )
+    units = [unit(f"{BY_SCENARIO}::test_{name}") for name in names]
+    assert len(set(units[:3])) == 1
+    assert len({*units, unit(f"{BY_SCENARIO}::test_a_kill_before_a_node_write")}) == 3
+
+
 def test_the_files_that_are_named_are_there() -> None:
-    assert [path for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART) if not Path(ROOT / path).is_file()] == []
+    assert [
+        path for path in (*LOOKED_BACK_AT, LOOK_BACK, *APART, BY_SCENARIO) if not Path(ROOT / path).is_file()
+    ] == []
