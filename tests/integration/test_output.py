@@ -28,7 +28,7 @@ MASKS = (
     (re.compile(r"\b\d\d:\d\d:\d\dZ"), "TIME"),
     (re.compile(r"(pool-b-on-pool-b-\d)-[a-z0-9]{5}\b"), r"\1-POD"),
     (
-        re.compile(r"Allows \d disruptions: \d of \d pods are healthy"),
+        re.compile(r"Allows \d disruptions?: \d of \d pods are healthy"),
         "Allows N disruptions: N of N pods are healthy",
     ),
     (re.compile(r"(UID|Resource Version|Hash): +\S+"), r"\1: MASKED"),
