@@ -145,7 +145,7 @@ def test_the_required_node_affinity_of_a_pod_that_asks_for_a_gpu_is_kept() -> No
 
 
 def test_a_required_node_affinity_without_any_requirement_matches_no_node() -> None:
-    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}
+    required: JSON = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}
     spec = {"containers": [gpus("1")], "affinity": {"nodeAffinity": required}}
     (term,) = pod_view(pod(spec=spec), {}).node_terms
     assert not matches({"metadata.name": "gpu-1"}, {}, term)
