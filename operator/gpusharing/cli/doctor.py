@@ -20,7 +20,7 @@ from gpusharing.cli.terminal import Terminal
 from gpusharing.cli.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
-from gpusharing.kube.convert import node_view, other_plugin
+from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
 from gpusharing.kube.installation import find_namespaces, gather_installation
@@ -92,18 +92,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     version = await _version(client)
     nodes: list[NodeLabels] = []
     if "nodes" not in view.unread:
-        nodes = [
-            NodeLabels(
-                text(raw, "metadata", "name"),
-                texts(section(raw, "metadata", "labels")),
-                ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
-                text(raw, "status", "nodeInfo", "kubeletVersion"),
-                other_plugin(raw),
-                find_owners(node_view(raw)),
-            )
-            async for page in pages_of(client, NODES)
-            for raw in page.items
-        ]
+        nodes = [_labels_of(raw) async for page in pages_of(client, NODES) for raw in page.items]
     given = await _with_mig_entries(client, view, _with_keys(view, given, entries), nodes)
     servers, unlisted = await _servers(client)
     symptoms = [
@@ -122,6 +111,19 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         view.installed,
     )
     return view, examined
+
+
+def _labels_of(raw: JSON) -> NodeLabels:
+    """Convert a Node into what `doctor` asks about its labels."""
+    view = node_view(raw)
+    return NodeLabels(
+        view.name,
+        texts(section(raw, "metadata", "labels")),
+        ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
+        text(raw, "status", "nodeInfo", "kubeletVersion"),
+        view.other_plugin,
+        find_owners(view),
+    )
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:

@@ -1,8 +1,7 @@
 """The words of reasons that a policy's rollout gives: which nodes may start, and when. `reasons.py` lists them all."""
 
-from gpusharing.planning.words.reasonkinds import Group, Passes
+from gpusharing.planning.words.reasonkinds import Passes, Words
 
-Words = tuple[str, Group, Passes, str, str]
 _PERSON, _LATER = Passes.BY_A_PERSON, Passes.LATER
 
 # fmt: off

@@ -1,8 +1,7 @@
 """The words of reasons about NVIDIA's programs that do not run, or that others replace. `reasons.py` lists all."""
 
-from gpusharing.planning.words.reasonkinds import Group, Passes
+from gpusharing.planning.words.reasonkinds import Passes, Words
 
-Words = tuple[str, Group, Passes, str, str]
 _PERSON = Passes.BY_A_PERSON
 
 # fmt: off
