@@ -32,14 +32,15 @@ class _Loader(yaml.SafeLoader):
     """Takes tabs where libyaml does: inside brackets, and where no indentation is expected."""
 
     def scan_to_next_token(self) -> None:
-        """As PyYAML's, and on past tabs."""
+        """Skip what separates tokens as PyYAML does, and also tabs where libyaml allows them."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """As PyYAML's, but in `{key:[]}` the colon belongs to the key, which then has no value."""
+        """Whether a value begins here, as PyYAML says. Raises GoError in `{key:[]}`: go-yaml takes that colon as a
+        part of the key, and then misses a comma."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise GoError("did not find expected ',' or '}'")
         return bool(super().check_value())
@@ -78,6 +79,7 @@ class _Converter:
         return found
 
     def _merged(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> dict[str, JSONValue]:
+        """Return the fields that a merge key (`<<`) brings; of several maps the first wins. Raises GoError."""
         found: dict[str, JSONValue] = {}
         for one in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(one, yaml.MappingNode):
@@ -87,12 +89,15 @@ class _Converter:
 
 
 def _key(found: JSONValue) -> str:
+    """Return the text of a map key. Raises GoError for null, a list or a map."""
     if found is None or isinstance(found, dict | list):
         raise GoError(f"unsupported map key: {found!r}")
     return str(found).lower() if isinstance(found, bool) else str(found)
 
 
 def _scalar(node: yaml.ScalarNode) -> JSONValue:
+    """Return the value of a scalar by go-yaml's rules for words such as `y` and numbers such as `0x10`. A quoted text
+    stays a text. Raises GoError for infinity and NaN, which JSON cannot hold."""
     text = node.value
     plain_tag = _RESOLVER.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]  # no stub
     if node.style is not None or (node.tag == _STRING and plain_tag != _STRING):
@@ -105,7 +110,8 @@ def _scalar(node: yaml.ScalarNode) -> JSONValue:
 
 
 def _number(text: str) -> JSONValue:
-    """As strconv reads it and encoding/json writes it: a float without a fraction becomes an integer."""
+    """Return the number that Go's strconv reads in a text, or the text itself if there is none. A float without a
+    fraction becomes an integer, because encoding/json writes it so."""
     plain = text.replace("_", "") if text[0] in "+-0123456789" else text
     if match := _WHOLE.fullmatch(plain):
         sign, *bases = match.groups()

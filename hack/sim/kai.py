@@ -4,6 +4,9 @@ It grants what the real one does (kai-scheduler/KAI-Scheduler v0.17.0, pkg/binde
 first pod of a GPU it creates a reservation pod on the node, gives both the label of their group, and binds the pod. It
 deletes the reservation pod without a grace period when no pod of the group is left, and the running pods of a group
 whose reservation pod is gone. No pod is bound to a cordoned node.
+
+It binds with a PATCH of spec.nodeName, as the SIMULATED scheduler of workloads.py does. A real API server allows that
+only through the subresource `binding`, so this runs on the FakeCluster alone.
 """
 
 import asyncio
@@ -28,6 +31,7 @@ class Kai:
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
     ) -> None:
+        """Prepare a scheduler that knows no pods yet. `log` takes a line for each watch that fails."""
         self._client, self._log = client, log
         self._clock = Clock(settings)
         self._pods: dict[str, JSON] = {}
@@ -36,7 +40,8 @@ class Kai:
         self._groups = 0
 
     async def run(self) -> None:
-        """Play until cancelled."""
+        """Follow pods and nodes, and schedule until cancelled. An error of the API server ends it, except
+        NotFound and Conflict."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follow(self._client, PODS, self._take(self._pods, "uid"), log=self._log))
             tasks.create_task(follow(self._client, NODES, self._take(self._nodes, "name"), log=self._log))
@@ -50,6 +55,8 @@ class Kai:
                         tasks.create_task(start_pod(self._client, self._clock, bound))
 
     def _take(self, known: dict[str, JSON], key: str) -> Callable[[JSON, bool], None]:
+        """Return the listener that keeps `known` up to date, by this field of the metadata, and wakes the scheduler."""
+
         def take(raw: JSON, gone: bool) -> None:
             if gone:
                 known.pop(raw["metadata"][key], None)
@@ -76,6 +83,7 @@ class Kai:
                 await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
 
     async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
+        """Delete the pods that are not being deleted yet. A pod that is gone or was replaced is passed over."""
         for pod in pods:
             metadata = pod["metadata"]
             if "deletionTimestamp" in metadata:
@@ -93,6 +101,7 @@ class Kai:
                 continue
 
     def _pending(self) -> list[JSON]:
+        """Return the pods that name this scheduler and have no node, by name."""
         waiting = [
             pod
             for pod in self._pods.values()
@@ -125,7 +134,8 @@ class Kai:
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """The node and the group of a GPU with room for the pod, or an empty group for a free GPU; None: neither."""
+        """Return the node and the group of a shared GPU with room for the pod, or the node and an empty group if it has
+        a free GPU. None if it has neither or is cordoned."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None
@@ -145,21 +155,22 @@ class Kai:
 
 
 def group_of(pod: JSON) -> str:
-    """The group of its GPU; empty: it has none."""
+    """Return the group of the GPU that the pod shares or reserves; empty if it has none."""
     return str((pod["metadata"].get("labels") or {}).get(GROUP, ""))
 
 
 def fraction_of(pod: JSON) -> float:
-    """The part of a GPU that it asks for."""
+    """Return the part of a GPU that the pod asks for, from 0 to 1."""
     return float((pod["metadata"].get("annotations") or {}).get(FRACTION, "0"))
 
 
 def phase_of(pod: JSON) -> str:
-    """Its phase."""
+    """Return the phase of the pod; a pod without a status is Pending."""
     return str((pod.get("status") or {}).get("phase", "Pending"))
 
 
 def _reservation(node: str, group: str) -> JSON:
+    """Return KAI's own pod that reserves a GPU of the node for a group."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -167,7 +167,8 @@ def _devices(raw: object) -> frozenset[int] | None:
 
 
 def _int(raw: object) -> int:
-    """As encoding/json reads an int: null leaves the 0 that was there."""
+    """Return a whole number of 64 bits. Null gives 0, because encoding/json leaves a field alone that is null. Raises
+    ConfigError."""
     if raw is None:
         return 0
     if type(raw) is not int or not -(2**63) <= raw < 2**63:
@@ -197,7 +198,7 @@ def _target(raw: Mapping[str, Any]) -> Target:
 
 
 def _is_profile(text: str) -> bool:
-    """As go-nvlib's parseMigProfile: attributes follow one + or one -, and none of them twice."""
+    """Whether go-nvlib's parseMigProfile takes the text: attributes follow one + or one -, and none occurs twice."""
     slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
     if not _SLICES.fullmatch(slices):
         return False

@@ -49,7 +49,7 @@ class ReadFile:
 
 
 def read(text: str) -> ReadFile:
-    """Raises FileRefused."""
+    """Return what the plugin makes of a configuration. Raises FileRefused if the plugin would end with an error."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -71,6 +71,7 @@ def read(text: str) -> ReadFile:
 
 
 def _flags(flags: JSONValue) -> None:
+    """Check the type of every flag. Raises FileRefused."""
     plugin, gfd = _struct(_field(flags, "plugin")), _struct(_field(flags, "gfd"))
     for where, names in ((flags, _TEXTS), (plugin, _PLUGIN), (gfd, _GFD)):
         for name in names:
@@ -93,6 +94,7 @@ def _flags(flags: JSONValue) -> None:
 
 
 def _block(found: JSONValue, kind: Literal["mps", "time-slicing"]) -> SharedFile:
+    """Read `sharing.mps` or `sharing.timeSlicing`, whose keys count only as they are written. Raises FileRefused."""
     if not isinstance(found, dict | None):
         raise FileRefused(f"cannot unmarshal {found!r} into a map")
     block = found or {}
@@ -104,6 +106,7 @@ def _block(found: JSONValue, kind: Literal["mps", "time-slicing"]) -> SharedFile
 
 
 def _row(found: JSONValue) -> tuple[str, int]:
+    """Return the whole name and the replicas of one shared resource. Raises FileRefused."""
     if not isinstance(found, dict | None):
         raise FileRefused(f"cannot unmarshal {found!r} into a map")
     row = found or {}
@@ -121,6 +124,7 @@ def _row(found: JSONValue) -> tuple[str, int]:
 
 
 def _resource(found: JSONValue) -> None:
+    """Check one entry of `resources`, which the plugin reads and then ignores. Raises FileRefused."""
     if not isinstance(found, dict) or not {"pattern", "name"} <= found.keys():
         raise FileRefused("resources must have a pattern and a name")
     _text(found["pattern"])
@@ -128,6 +132,7 @@ def _resource(found: JSONValue) -> None:
 
 
 def _devices(found: JSONValue) -> None:
+    """Check the devices of a shared resource: `all`, a number of them, or a list. Raises FileRefused."""
     if found == "all" or (type(found) is int and 0 < found < 2**63):
         return
     if not isinstance(found, list) or not all(map(_is_device, found)):

@@ -34,8 +34,8 @@ _PERSISTENT = ("persistentVolumeClaim", "ephemeral")
 
 
 def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None) -> str:
-    """Why the pod may not go to this node: its first rule that says no, as a clause; empty: none does. `labels`: those
-    that the node will have; None: those that it has."""
+    """Return the first requirement of the pod that the node does not meet, as a clause; empty if it meets all that are
+    evaluated. `labels`: the labels that the node will have; None stands for its present ones."""
     spec = section(pod, "spec")
     labels = texts(part(node, "metadata", "labels")) if labels is None else labels
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):

@@ -14,8 +14,8 @@ GPU_TOLERATION = {"key": names.RESOURCE_GPU, "operator": "Exists", "effect": EFF
 
 
 def start_gate(node: JSON) -> str | None:
-    """The other taints of a Node with the start-up taint, whatever its value, as JSON; None: it does not have that
-    taint, or only with another effect."""
+    """Return the taints of a Node besides the start-up taint, as JSON. None if the Node does not have that taint with
+    effect NoSchedule; its value does not matter."""
     taints = entries(node, "spec", "taints")
     others = [taint for taint in taints if not _is_ours(taint)]
     return None if len(others) == len(taints) else _dump(others)
@@ -32,8 +32,8 @@ def _is_ours(taint: JSON) -> bool:
 
 
 def tolerates(tolerations: Sequence[JSON]) -> bool:
-    """Whether pods with these may start behind the start-up taint. A toleration that names its key counts whatever its
-    value."""
+    """Whether pods with these tolerations may start on a node with the start-up taint. A toleration that names the key
+    of the taint counts whatever its value."""
     return any(
         text(one, "effect") in ("", EFFECT)
         and (
@@ -45,7 +45,7 @@ def tolerates(tolerations: Sequence[JSON]) -> bool:
 
 
 def operand_tolerations(cluster_policy: JSON) -> list[JSON]:
-    """What NVIDIA's operands tolerate under this ClusterPolicy."""
+    """Return the tolerations that NVIDIA's operands have under this ClusterPolicy."""
     return entries(cluster_policy, "spec", "daemonsets", "tolerations") or [GPU_TOLERATION]
 
 
