@@ -16,8 +16,8 @@ from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import describe, maximal_layouts
 from gpusharing.planning.snapshot import views
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
 from hack.agentfields import SESSION, SOURCES, USAGE, FieldSource, NeededRight
 from hack.cards import mig_mode_needs_reset
 from hack.nvidia.differences import DIFFERENCES
@@ -58,7 +58,7 @@ def reasons() -> str:
         ]
         body += [f"## {group}", "", *_table(("Reason", "When it is used", "What to do"), rows), ""]
     text = "Each GPUNode and condition shows one of these. Where several apply, it is the first that needs a person."
-    return _page("operator/gpusharing/planning/words/reasons.py", "Reasons", text, body[:-1])
+    return _page("operator/gpusharing/planning/vocabulary/reasons.py", "Reasons", text, body[:-1])
 
 
 _PATIENCE = {
@@ -110,7 +110,7 @@ def troubleshooting() -> str:
         "happens: `helm test gpusharing -n gpusharing --logs` says whether the installation can work."
     )
     return _page(
-        "operator/gpusharing/planning/words/reasons.py", "Troubleshooting by reason", text, body[:-1]
+        "operator/gpusharing/planning/vocabulary/reasons.py", "Troubleshooting by reason", text, body[:-1]
     )
 
 

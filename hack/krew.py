@@ -39,7 +39,7 @@ MACHINES: Mapping[str, str] = {
 }
 """As uv calls them."""
 COMPLETER = "kubectl_complete-gpusharing"
-ENTRIES = {PROGRAM: "gpusharing.cli.main", COMPLETER: "gpusharing.cli.completing"}
+ENTRIES = {PROGRAM: "gpusharing.cli.main", COMPLETER: "gpusharing.cli.shell.completing"}
 SHIM = """\
 #!/bin/sh
 # Runs the plugin by the first Python for which there are modules here; krew links this program from its own folder.

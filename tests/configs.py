@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from gpusharing.api.names import RESOURCE_GPU
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware, PolicyView
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.wanted.target import Target, Targets, find_wish
-from gpusharing.planning.words.findings import Finding
 
 
 def plugins_of(

@@ -1,4 +1,5 @@
-"""What one PATCH of the operator may do to a Node: the rules of docs/design/way.md, for every rung that sees the body.
+"""What one PATCH of the operator may do to a Node: the rules of docs/design/transition.md, for every rung that sees
+the body.
 
 The guard of rung 1 asks them at every write to the FakeCluster, rung 2 of every write in the API server's audit log.
 They know the rules by themselves and ask nothing of the planner.

@@ -17,7 +17,7 @@ from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
 
-MAX_MODULE = 400
+MAX_MODULE = 600
 MAX_FUNCTION = 50
 MAX_POSITIONAL = 5
 """Parameters of a public function that a caller may give without their names."""

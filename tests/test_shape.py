@@ -6,17 +6,19 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hack.generate import ROOT
 
-PLANNING = ROOT / "operator" / "gpusharing" / "planning"
+PRODUCT = ROOT / "operator" / "gpusharing"
+PLANNING = PRODUCT / "planning"
 MOST_NARROWINGS = 8
 """Places where the planner says by an assert what its types do not."""
 MOST_LOOP_LINES = 200
 CACHED = {
     "drain/stranded.py",
-    "gpus/doubts.py", "gpus/geometry.py", "gpus/packing.py", "gpus/recommendation.py", "gpus/templates.py",
+    "gpus/doubts.py", "gpus/geometry.py",
     "pools/candidates.py", "pools/hours.py", "pools/zones.py", "snapshot/views.py", "wanted/gfdlabels.py",
-    "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "way/verdict.py",
+    "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
 snapshot, and none outlasts a change of its arguments: what is decided is remembered by `memo.py` alone. An answer in
@@ -60,26 +62,37 @@ def test_a_narrowing_is_known_by_what_it_says() -> None:
 
 
 MAX_ROOMS = 10
-"""Rooms of the planner, folders and files of its own alike, and the floors that they stand on."""
+"""Rooms of a package, folders and files of its own alike, and the floors that they stand on."""
+MAX_FILES = 12
+"""Files of one room of the plugin."""
 
 
-def test_each_room_of_the_planner_asks_one_question_and_stands_on_the_map_in_its_order() -> None:
+@pytest.mark.parametrize("package", ["planning", "cli", "usage"])
+def test_each_room_of_a_package_asks_one_question_and_stands_on_the_map_in_its_order(package: str) -> None:
     """The order is the contract's, which import-linter holds."""
-    rooms = {path.stem for path in PLANNING.iterdir() if path.name not in ("__init__.py", "__pycache__")}
+    root = PRODUCT / package
+    rooms = {path.stem for path in root.iterdir() if path.name not in ("__init__.py", "__pycache__")}
     assert len(rooms) <= MAX_ROOMS, sorted(rooms)
-    asked = {
-        name: ast.get_docstring(module) or ""
-        for name, module in sources().items()
-        if name.endswith("/__init__.py")
+    questions = {
+        str(path): ast.get_docstring(ast.parse(path.read_text())) or "" for path in root.glob("*/__init__.py")
     }
-    assert {name: text for name, text in asked.items() if "?" not in text or "\n" in text} == {}
-    floors = contract("gpusharing.planning")["layers"]
+    assert {name: text for name, text in questions.items() if "?" not in text or "\n" in text} == {}
+    floors = contract(f"gpusharing.{package}")["layers"]
     assert {room for floor in floors for room in floor.split(" | ")} == rooms
     assert len(floors) <= MAX_ROOMS
-    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text().split("| `planning/` |")[1]
-    rows = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+    table = page.split(f"| `{package}/` |")[1].split("\n\n")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
     shown = [{name.removesuffix(".py") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
-    assert shown == [set(floor.split(" | ")) for floor in floors]
+    assert shown == [
+        set(floor.split(" | ")) - {"main", "__main__"} for floor in floors if "main" not in floor
+    ]
+
+
+@pytest.mark.parametrize("package", ["cli", "usage"])
+def test_a_room_of_the_plugin_has_at_most_twelve_files(package: str) -> None:
+    files = {str(room): len(list(room.glob("*.py"))) - 1 for room in (PRODUCT / package).glob("*/")}
+    assert {room: n for room, n in files.items() if n > MAX_FILES} == {}
 
 
 def contract(container: str) -> dict[str, Any]:
@@ -109,16 +122,15 @@ def test_the_operators_loop_stays_one_that_a_person_reads() -> None:
 PAGED = {
     "kube/paging.py": "makes each call for a page, and asks again for a page that failed",
     "kube/passing.py": "passes on the calls of a client in front of another one",
-    "cli/onlooker.py": "passes on the calls of a client in front of another one",
+    "cli/live/onlooker.py": "passes on the calls of a client in front of another one",
 }
 """Modules that may call `pages` of a client, and why."""
 
 
 def test_every_list_goes_through_the_module_that_asks_again_for_pages_that_failed() -> None:
-    product = ROOT / "operator" / "gpusharing"
     found = {
-        str(path.relative_to(product))
-        for path in product.rglob("*.py")
+        str(path.relative_to(PRODUCT))
+        for path in PRODUCT.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "pages"
     }

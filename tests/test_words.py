@@ -123,7 +123,7 @@ def unagreed(text: str) -> Iterator[str]:
 
 
 def test_numbers_agree_with_their_nouns_in_every_message() -> None:
-    """`1 GPUs were proven before`: `counted` (planning/words/lengths.py) writes 1 GPU, and 2 GPUs."""
+    """`1 GPUs were proven before`: `counted` (planning/vocabulary/lengths.py) writes 1 GPU, and 2 GPUs."""
     found = {(name, slip) for name in SHIPPED for slip in unagreed(PYTHON[name]) if slip not in NEVER_ONE}
     assert found == set()
     used = {slip for name in SHIPPED for slip in unagreed(PYTHON[name])}

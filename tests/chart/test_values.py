@@ -14,8 +14,8 @@ from tests.chart.charts import CHART, NAMESPACE, Helm, Manifest, find
 from gpusharing.agent.loop import LoopSettings
 from gpusharing.agent.main import parse
 from gpusharing.checks.__main__ import place_of
-from gpusharing.cli.pricing import PRODUCT_METRIC
 from gpusharing.planning.stack.installationviews import AGENT, OPERATOR
+from gpusharing.usage.read.pricing import PRODUCT_METRIC
 
 PARTS = {
     "operator": ("Deployment", "gpusharing-operator"),

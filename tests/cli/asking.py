@@ -15,10 +15,10 @@ from hack.sim.fakecluster import FakeCluster
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
-from gpusharing.cli.arguments import parse
-from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
-from gpusharing.cli.session import Session
-from gpusharing.cli.terminal import Terminal
+from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.shell.arguments import parse
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.kube.client import KubeClient
 
 ME = "a-person"
@@ -51,7 +51,7 @@ async def ask(
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
     session = Session(client or cluster.client(ME), "context test", now=virtual_now)
-    status = await import_module(f"gpusharing.cli.{typed.module}").run(session, typed, terminal)
+    status = await import_module(f"gpusharing.{typed.module}").run(session, typed, terminal)
     return Answered(status, stream.getvalue())
 
 
@@ -98,5 +98,5 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
     typed: Namespace = parse(words)
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
-    status = import_module(f"gpusharing.cli.{typed.module}").tell(typed, terminal)
+    status = import_module(f"gpusharing.{typed.module}").tell(typed, terminal)
     return Answered(status, stream.getvalue())

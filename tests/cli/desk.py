@@ -21,7 +21,7 @@ from hack.generate import ROOT
 from tests.fakes.web import WebServer
 
 from gpusharing.cli.main import run
-from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.cli.shell.troubles import DONE, FAILED
 
 JSON = dict[str, Any]
 POLICIES = "/apis/gpusharing.dev/v1alpha1/gpusharingpolicies"

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.fakes.web import WebServer
 
-from gpusharing.cli.matchers import MATCHER
+from gpusharing.usage.prometheus.matchers import MATCHER
 
 NOW = 1_790_000_000
 """Its time, seconds."""

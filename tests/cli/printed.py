@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from tests.cli.asking import install
 from tests.embedded.scene import Scene
 
-from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
 
 QUIET = 400.0

@@ -1,4 +1,5 @@
-"""Which mode is advised for what, and that the policy which comes with it is one (cli/advise.py, cli/advice.py)."""
+"""Which mode is advised for what, and that the policy which comes with it is one (cli/setup/advise.py,
+cli/setup/advice.py)."""
 
 import itertools
 import json
@@ -12,10 +13,10 @@ from tests.cli.screen import END, answer, read_until, terminal
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.advice import RULES, Advice, AdviceAnswers, advise
-from gpusharing.cli.advise import QUESTIONS, size_of
-from gpusharing.cli.layouts import pick
-from gpusharing.cli.troubles import DONE, FAILED, Trouble
+from gpusharing.cli.setup.advice import RULES, Advice, AdviceAnswers, advise
+from gpusharing.cli.setup.advise import QUESTIONS, size_of
+from gpusharing.cli.setup.layouts import pick
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.capacity import usable
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, normalise

@@ -1,4 +1,5 @@
-"""`support-bundle`: what is in it, and that planted secrets are not (cli/bundle.py, cli/cleaning.py)."""
+"""`support-bundle`: what is in it, and that planted secrets are not (cli/diagnosis/bundle.py,
+cli/diagnosis/cleaning.py)."""
 
 import json
 import tarfile
@@ -13,10 +14,10 @@ from tests.cli.asking import ME, ask, operated, writes
 from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.bundle import AWAY, LINES, Bundle
-from gpusharing.cli.cleaning import REMOVED, cleaned, scrubbed
-from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
-from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.cli.diagnosis.bundle import AWAY, LINES, Bundle
+from gpusharing.cli.diagnosis.cleaning import REMOVED, cleaned, scrubbed
+from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,

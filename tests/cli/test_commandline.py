@@ -1,6 +1,6 @@
-"""The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/running.py, cli/session.py,
-cli/kubeconfig.py, cli/questions.py, cli/terminal.py, cli/status.py, cli/versions.py, cli/__main__.py).
-A watch: test_watch.py."""
+"""The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/shell/running.py,
+cli/shell/session.py, cli/shell/kubeconfig.py, cli/shell/questions.py, cli/shell/terminal.py, cli/pools/status.py,
+cli/shell/versions.py, cli/__main__.py). A watch: test_watch.py."""
 
 import json
 import os
@@ -18,11 +18,10 @@ from tests.cli.desk import GPUNODES, POLICIES, PROGRAM, SECONDS, Desk, wrong
 from tests.cli.objects import policy
 from tests.cli.screen import END, read_until, terminal
 
-from gpusharing.cli.arguments import VERBS, parse
-from gpusharing.cli.nearest import nearest
-from gpusharing.cli.running import carry_out
-from gpusharing.cli.session import Session
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED
+from gpusharing.cli.shell.arguments import VERBS, parse
+from gpusharing.cli.shell.running import carry_out
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, INTERRUPTED, PIPE_CLOSED, nearest
 
 HELP_STARTS = 4
 """What --help costs at most, in starts of a Python that reads a command line: half of it is those imports."""
@@ -286,7 +285,7 @@ def test_help_comes_at_once(desk: Desk) -> None:
 @pytest.mark.parametrize("module", HEAVY)
 def test_help_does_without(desk: Desk, module: str) -> None:
     code = (
-        "import sys\nfrom gpusharing.cli.arguments import parse\n"
+        "import sys\nfrom gpusharing.cli.shell.arguments import parse\n"
         "try: parse(['--help'])\nexcept SystemExit: pass\n"
         f"sys.exit({module!r} in sys.modules)"
     )

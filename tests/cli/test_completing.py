@@ -1,4 +1,4 @@
-"""What may come next, as kubectl asks for it (cli/completing.py)."""
+"""What may come next, as kubectl asks for it (cli/shell/completing.py)."""
 
 import os
 import subprocess
@@ -9,9 +9,9 @@ import pytest
 from hack.cluster import toolchain
 from tests.cli.desk import POLICIES, Desk
 
-from gpusharing.cli.arguments import VERBS
-from gpusharing.cli.completing import NO_FILES, main, suggest
-from gpusharing.cli.troubles import DONE
+from gpusharing.cli.shell.arguments import VERBS
+from gpusharing.cli.shell.completing import NO_FILES, main, suggest
+from gpusharing.cli.shell.troubles import DONE
 
 HERE = {"gpusharingpolicies": ["pool-b", "pool-c"], "gpunodes": ["gpu-07", "gpu-08", "spare"]}
 NEXT = {

@@ -1,5 +1,5 @@
-"""`cost` and what Prometheus answers instead of data (cli/cost.py, cli/prometheus.py, cli/prometheusverb.py,
-cli/promservice.py, cli/simulated.py)."""
+"""`cost` and what Prometheus answers instead of data (usage/cost.py, usage/prometheus/client.py, usage/flags.py,
+usage/prometheus/services.py, cli/shell/simulated.py)."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from tests.cli.desk import JSON, Desk, Said
 from tests.cli.fakeprometheus import DAY, GPU, HELD, Answer, FakePrometheus, failure, fake_prometheus, vector
 from tests.fakes.tls import Identity
 
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
 
 SERVICES = "/api/v1/services"
 

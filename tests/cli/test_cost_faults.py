@@ -1,5 +1,5 @@
-"""`cost` where Prometheus answers in part, or with numbers that cannot be (cli/absences.py, cli/metered.py,
-cli/pricing.py, cli/silences.py)."""
+"""`cost` where Prometheus answers in part, or with numbers that cannot be (usage/read/absences.py,
+usage/read/metered.py, usage/read/pricing.py, usage/read/silences.py)."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 from tests.cli.desk import Desk, Said
 from tests.cli.fakeprometheus import GPU, HELD, NOW, Answer, FakePrometheus, vector
 
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
 
 
 def ask(desk: Desk, fake: FakePrometheus, *more: str) -> Said:

@@ -1,5 +1,5 @@
 """`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet
-(cli/cost.py, cli/metered.py, cli/meterteams.py)."""
+(usage/cost.py, usage/read/metered.py, usage/read/meterteams.py)."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from tests.cli.history import openmetrics
 from tests.cli.pastfleet import SHARED, SHORT, SMALL, UNTIL, past
 from tests.cli.pastprometheus import prometheus_with
 
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
 
 pytestmark = pytest.mark.tools
 

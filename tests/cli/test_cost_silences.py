@@ -1,5 +1,5 @@
 """`cost` where an agent is dead until the end of the window, or came late, in a real Prometheus with a SIMULATED past
-(cli/silences.py)."""
+(usage/read/silences.py)."""
 
 import json
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from tests.cli.history import Gauge, History, Node, Stretch, openmetrics
 from tests.cli.pastfleet import WHOLE
 from tests.cli.pastprometheus import prometheus_with
 
-from gpusharing.cli.absences import Absences
-from gpusharing.cli.prometheus import Series
-from gpusharing.cli.silences import silence_of
-from gpusharing.cli.troubles import CHANGES, DONE
+from gpusharing.cli.shell.troubles import CHANGES, DONE
+from gpusharing.usage.prometheus.client import Series
+from gpusharing.usage.read.absences import Absences
+from gpusharing.usage.read.silences import silence_of
 
 BEGIN, UNTIL, HOURS = datetime(2026, 10, 1, tzinfo=UTC), "2026-10-01T12:00:00Z", 12.0
 JOB = "gpusharing-agent"

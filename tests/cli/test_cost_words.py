@@ -1,5 +1,6 @@
-"""What may be typed for `cost`, which price counts, and how amounts are written (cli/cost.py, cli/costtext.py,
-cli/matchers.py, cli/metered.py, cli/meterqueries.py, cli/pricing.py, cli/simulated.py, cli/windows.py)."""
+"""What may be typed for `cost`, which price counts, and how amounts are written (usage/cost.py, usage/say/costtext.py,
+usage/prometheus/matchers.py, usage/read/metered.py, usage/read/meterqueries.py, usage/read/pricing.py,
+cli/shell/simulated.py, usage/prometheus/windows.py)."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -8,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from gpusharing.cli.arguments import parse
-from gpusharing.cli.cost import wish_of
-from gpusharing.cli.costtext import amount, hours_of, money
-from gpusharing.cli.matchers import of_others, selector_of
-from gpusharing.cli.meterqueries import MeterQuery, label_of, queries_of
-from gpusharing.cli.pricing import Prices, read_prices
-from gpusharing.cli.prometheus import Series, place_of
-from gpusharing.cli.simulated import sentence
-from gpusharing.cli.simulatedseries import simulated_query
-from gpusharing.cli.troubles import Trouble
-from gpusharing.cli.windows import days, seconds_of
-from gpusharing.planning.gpus.bills import HOUR, Price
+from gpusharing.cli.shell.arguments import parse
+from gpusharing.cli.shell.simulated import sentence
+from gpusharing.cli.shell.troubles import Trouble
+from gpusharing.usage.cost import wish_of
+from gpusharing.usage.prometheus.client import Series, place_of
+from gpusharing.usage.prometheus.matchers import of_others, selector_of
+from gpusharing.usage.prometheus.simulatedseries import simulated_query
+from gpusharing.usage.prometheus.windows import days, seconds_of
+from gpusharing.usage.read.meterqueries import MeterQuery, label_of, queries_of
+from gpusharing.usage.read.pricing import Prices, read_prices
+from gpusharing.usage.reckon.bills import HOUR, Price
+from gpusharing.usage.say.costtext import amount, hours_of, money
 
 
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])

@@ -1,4 +1,4 @@
-"""What else names resources and labels that vanish with a plan (cli/dependents.py)."""
+"""What else names resources and labels that vanish with a plan (cli/changing/dependents.py)."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, policy
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
-from gpusharing.cli.dependents import KINDS
+from gpusharing.cli.changing.dependents import KINDS
 from gpusharing.kube.client import JSON, Page, Resource
 from gpusharing.kube.errors import Forbidden
 

@@ -1,4 +1,4 @@
-"""`doctor` on FakeCluster (cli/doctor.py); its labels of Nodes one by one (stack/nodesymptoms.py)."""
+"""`doctor` on FakeCluster (cli/setup/doctor.py); its labels of Nodes one by one (stack/nodesymptoms.py)."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,9 +11,9 @@ from tests.cli.reported import reported
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.doctor import Examined, describe
-from gpusharing.cli.drawing import Paper, plain
-from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.cli.setup.doctor import Examined, describe
+from gpusharing.cli.shell.drawing import Paper, plain
+from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.installation import ACCESS_REVIEWS

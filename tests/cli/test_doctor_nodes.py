@@ -13,7 +13,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_POLICY
 from gpusharing.api.policy import LabelSelector
-from gpusharing.cli.troubles import FAILED
+from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms

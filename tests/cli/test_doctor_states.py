@@ -14,7 +14,7 @@ from tests.embedded.scene import L40S, open_scene
 from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, PLUGIN, Recipe, RecipePool, time_slicing
 
-from gpusharing.cli.troubles import DONE
+from gpusharing.cli.shell.troubles import DONE
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, POLICIES
 from gpusharing.kube.installation import ACCESS_REVIEWS
 

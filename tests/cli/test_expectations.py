@@ -5,7 +5,7 @@ import re
 import pytest
 from hack.generate import ROOT
 
-from gpusharing.cli.arguments import VERBS
+from gpusharing.cli.shell.arguments import VERBS
 
 PAGE = (ROOT / "docs" / "design" / "cli.md").read_text().splitlines()
 REFUSED = (ROOT / "docs" / "adr" / "0054-what-the-plugin-leaves-out.md").read_text()

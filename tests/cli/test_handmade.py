@@ -1,4 +1,4 @@
-"""What one node by hand is as a policy (cli/handmade.py), and which nodes are alike (cli/likeness.py)."""
+"""What one node by hand is as a policy (cli/setup/handmade.py), and which nodes are alike (cli/setup/likeness.py)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,9 +9,9 @@ from hack.cluster.nodes import LABEL_POOL
 from tests.build import make_cluster_policy, make_gpu, make_gpunode, make_node, make_snapshot, make_stack
 from tests.recipes import MIG, PLUGIN
 
-from gpusharing.cli.adoption import AdminConfigMaps, find_steps, named_maps
-from gpusharing.cli.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_unsaid
-from gpusharing.cli.likeness import find_label, propose
+from gpusharing.cli.setup.adoption import AdminConfigMaps, find_steps, named_maps
+from gpusharing.cli.setup.handmade import BEYOND_POLICIES, Handmade, find_handmade, find_unsaid
+from gpusharing.cli.setup.likeness import find_label, propose
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView

@@ -1,5 +1,5 @@
-"""`import` on SIMULATED fleets that somebody configured by hand (cli/importing.py,
-cli/adoption.py, cli/presumed.py)."""
+"""`import` on SIMULATED fleets that somebody configured by hand (cli/setup/importing.py,
+cli/setup/adoption.py, cli/setup/presumed.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -24,11 +24,11 @@ from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, NOS, PLUGIN, RECIPES, Recipe, RecipePool
 
 from gpusharing.api import names
-from gpusharing.cli.ages import counted
-from gpusharing.cli.importing import PROVEN
-from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
-from gpusharing.cli.presumed import presume
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
+from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.setup.importing import PROVEN
+from gpusharing.cli.setup.presumed import presume
+from gpusharing.cli.shell.ages import counted
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,

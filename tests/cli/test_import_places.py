@@ -1,5 +1,5 @@
 """`import` where the GPU Operator is not in namespace gpu-operator, or our ConfigMaps are not there yet
-(cli/adoption.py)."""
+(cli/setup/adoption.py)."""
 
 import pytest
 from tests.cli.asking import ask
@@ -9,7 +9,7 @@ from tests.embedded.scene import L40S
 from tests.fakes.virtualtime import virtually
 from tests.recipes import Recipe, RecipePool
 
-from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS
 
 FRESH = Recipe({"devicePlugin": {}, "migManager": {"enabled": True}}, {}, {"d": RecipePool({}, {}, L40S)})

@@ -1,5 +1,5 @@
-"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (cli/importing.py,
-cli/handmade.py)."""
+"""`import` on clusters that people reported, with files that NVIDIA's programs refuse (cli/setup/importing.py,
+cli/setup/handmade.py)."""
 
 import pytest
 from hack.cluster.nodes import LABEL_POOL
@@ -10,8 +10,8 @@ from tests.cli.test_import import SPACE, STATE, policies
 from tests.fakes.virtualtime import virtually
 from tests.recipes import MIG, PLUGIN
 
-from gpusharing.cli.adoption import AdminConfigMaps, find_import
-from gpusharing.cli.troubles import FAILED
+from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import
+from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.sources import AdminMaps
 

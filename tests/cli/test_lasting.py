@@ -16,7 +16,10 @@ SHIPPED = ROOT / "operator" / "gpusharing"
 WRITES = frozenset({"write_text", "write_bytes", "mkstemp", "NamedTemporaryFile", "TemporaryDirectory"})
 """Calls that make a file or fill it, whatever they are called on."""
 READ_ONLY = frozenset({"r", "rb", "rt"})
-FOR_A_PERSON = {"cli/bundle.py": "the support bundle", "cli/recommend.py": "the policy that is recommended"}
+FOR_A_PERSON = {
+    "cli/diagnosis/bundle.py": "the support bundle",
+    "usage/recommend.py": "the policy that is recommended",
+}
 """Modules that write a file where the person sits who asked for it."""
 QUERY = '{"query": query'
 """How a question to a Prometheus is written."""
@@ -97,7 +100,7 @@ def test_nothing_that_decides_asks_prometheus() -> None:
     asking = {
         path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.py") if QUERY in path.read_text()
     }
-    assert asking == {"cli/prometheus.py"}
+    assert asking == {"usage/prometheus/client.py"}
 
 
 @pytest.mark.tools

@@ -1,12 +1,12 @@
-"""The layouts of a card, drawn as slices (cli/layouts.py, cli/layoutstext.py)."""
+"""The layouts of a card, drawn as slices (cli/setup/layouts.py, cli/setup/layoutstext.py)."""
 
 import pytest
 from tests.cli.desk import Desk
 
-from gpusharing.cli.drawing import Paper, plain
-from gpusharing.cli.layouts import find_answer, pick, wanted_of
-from gpusharing.cli.layoutstext import as_data, describe, draw
-from gpusharing.cli.troubles import DONE, FAILED, Trouble
+from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
+from gpusharing.cli.setup.layoutstext import as_data, describe, draw
+from gpusharing.cli.shell.drawing import Paper, plain
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card
 from gpusharing.planning.gpus.geometry import Legal, find_fit, maximal_layouts, normalise
 

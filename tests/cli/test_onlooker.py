@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from hack.sim.fakecluster import FakeCluster
 
-from gpusharing.cli.onlooker import Onlooker
+from gpusharing.cli.live.onlooker import Onlooker
 from gpusharing.kube.client import NODES
 
 Call = Callable[[Onlooker], Awaitable[object]]

@@ -1,4 +1,5 @@
-"""The page of `status -o html` (cli/page.py, cli/pagepictures.py, cli/pagestyle.py, cli/markup.py, cli/cards.py)."""
+"""The page of `status -o html` (cli/pools/page.py, cli/pools/pagepictures.py, cli/pools/pagestyle.py,
+cli/pools/markup.py, cli/pools/cards.py)."""
 
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -12,13 +13,13 @@ from tests.cli.desk import Desk
 from tests.cli.objects import fleet, gpunode, history, policy
 from tests.cli.window import Window, window
 
-from gpusharing.cli.cards import Face, Slice, read_cards
-from gpusharing.cli.fleet import State, read_pools
-from gpusharing.cli.markup import document, style, tag
-from gpusharing.cli.page import View, page
-from gpusharing.cli.pagepictures import CLASSES, MARKS, card
-from gpusharing.cli.pagestyle import CSS
-from gpusharing.cli.troubles import DONE, FAILED
+from gpusharing.cli.pools.cards import Face, Slice, read_cards
+from gpusharing.cli.pools.fleet import State, read_pools
+from gpusharing.cli.pools.markup import document, style, tag
+from gpusharing.cli.pools.page import View, page
+from gpusharing.cli.pools.pagepictures import CLASSES, MARKS, card
+from gpusharing.cli.pools.pagestyle import CSS
+from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
 
 JSON = dict[str, Any]

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from hack.generate_picture import COLORS, PATH, picture, svg
 
-from gpusharing.cli.drawing import Ink, TextSpan, line
+from gpusharing.cli.shell.drawing import Ink, TextSpan, line
 
 SVG = "{http://www.w3.org/2000/svg}"
 

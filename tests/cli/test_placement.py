@@ -1,4 +1,4 @@
-"""Which rule keeps a pod from a node (cli/placement.py), and what `why` says of it (cli/whypod.py)."""
+"""Which rule keeps a pod from a node (cli/diagnosis/placement.py), and what `why` says of it (cli/diagnosis/pod.py)."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from tests.cli.asking import ME, Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.placement import TOLD_APART, find_obstacle, find_overlooked
-from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.diagnosis.placement import TOLD_APART, find_obstacle, find_overlooked
+from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden
 

@@ -1,5 +1,5 @@
-"""`plan` on a SIMULATED cluster with the shipped operator beside it (cli/plan.py, cli/cluster.py, cli/files.py,
-cli/plantext.py, cli/installed.py, cli/onlooker.py, told/proposal.py)."""
+"""`plan` on a SIMULATED cluster with the shipped operator beside it (cli/changing/plan.py, cli/live/cluster.py,
+cli/live/files.py, cli/changing/plantext.py, cli/live/installed.py, cli/live/onlooker.py, report/proposal.py)."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,8 @@ from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.installed import DEPLOYMENTS
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED, Trouble
+from gpusharing.cli.live.installed import DEPLOYMENTS
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,

@@ -1,5 +1,5 @@
-"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (cli/poolnodes.py,
-cli/statelabels.py)."""
+"""Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (usage/read/poolnodes.py,
+usage/prometheus/statelabels.py)."""
 
 import json
 from typing import Any
@@ -12,8 +12,8 @@ from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, Answer, FakeProme
 
 from gpusharing.api.selectors import matches
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.poolnodes import rows_of, scope_of, whole_fleet
-from gpusharing.cli.troubles import DONE, FAILED, Trouble
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
+from gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
 
 
 @pytest.fixture

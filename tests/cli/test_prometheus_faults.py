@@ -1,4 +1,5 @@
-"""What is said where Prometheus gives no data, and what to do (cli/prometheusfaults.py, cli/promservice.py)."""
+"""What is said where Prometheus gives no data, and what to do (usage/prometheus/faults.py,
+usage/prometheus/services.py)."""
 
 import asyncio
 import ssl
@@ -11,14 +12,14 @@ from hack.sim.fakecluster import FakeCluster
 from tests.cli.fakeprometheus import NOW, Answer, FakePrometheus, fake_prometheus, refusal
 from tests.fakes.tls import Identity
 
-from gpusharing.cli.prometheus import Endpoint, place_of, prometheus_at
-from gpusharing.cli.prometheusfaults import unreachable
-from gpusharing.cli.promservice import find_place
-from gpusharing.cli.session import Session
-from gpusharing.cli.troubles import Trouble
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Access
+from gpusharing.usage.prometheus.client import Endpoint, place_of, prometheus_at
+from gpusharing.usage.prometheus.faults import unreachable
+from gpusharing.usage.prometheus.services import find_place
 
 YEAR = timedelta(days=365)
 SERVICE = "monitoring/p:9090"

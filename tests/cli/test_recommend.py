@@ -1,5 +1,5 @@
-"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (cli/recommend.py,
-cli/recommendfile.py, cli/recommendplan.py)."""
+"""What may be typed for `recommend`, and what Prometheus or the cluster answer instead (usage/recommend.py,
+usage/say/recommendfile.py, usage/say/recommendplan.py)."""
 
 import csv
 import io
@@ -26,15 +26,15 @@ from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
 
-from gpusharing.cli.arguments import parse
-from gpusharing.cli.drawing import Paper, plain
-from gpusharing.cli.poolnodes import rows_of, scope_of, whole_fleet
-from gpusharing.cli.recommend import find_effect
-from gpusharing.cli.recommendplan import describe_effect, effect_data
-from gpusharing.cli.session import Session
-from gpusharing.cli.troubles import CHANGES, DONE, Trouble
+from gpusharing.cli.shell.arguments import parse
+from gpusharing.cli.shell.drawing import Paper, plain
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 from gpusharing.planning.gpus.capacity import memory_of
-from gpusharing.planning.gpus.needs import GIB
+from gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
+from gpusharing.usage.reckon.needs import GIB
+from gpusharing.usage.recommend import find_effect
+from gpusharing.usage.say.recommendplan import describe_effect, effect_data
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A real API server admits what `recommend` writes (cli/recommendfile.py)."""
+"""A real API server admits what `recommend` writes (usage/say/recommendfile.py)."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -6,12 +6,12 @@ import pytest
 from hack.cluster.controlplane import ControlPlane
 from tests.integration.product import POLICIES
 
-from gpusharing.cli.poolnodes import whole_fleet
-from gpusharing.cli.recommendfile import policy_of
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.gpus.decaying import Sample
-from gpusharing.planning.gpus.needs import GIB, Goal, History, Holding, Workload, find_need
-from gpusharing.planning.gpus.recommendation import ModelPool, recommend
+from gpusharing.usage.read.poolnodes import whole_fleet
+from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
+from gpusharing.usage.reckon.recommendation import ModelPool, recommend
+from gpusharing.usage.say.recommendfile import policy_of
 
 pytestmark = pytest.mark.cluster
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)

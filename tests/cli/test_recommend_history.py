@@ -1,6 +1,6 @@
 """`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped,
-and what goes wrong (cli/recommend.py, cli/recommendtext.py, cli/recommenddata.py, cli/usageread.py,
-cli/usagequeries.py, cli/usagefold.py, cli/histories.py)."""
+and what goes wrong (usage/recommend.py, usage/say/recommendtext.py, usage/say/recommenddata.py,
+usage/read/usageread.py, usage/read/usagequeries.py, usage/read/usagefold.py, usage/read/histories.py)."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from tests.cli.gpuhistory import GIB, Card, Fleet, PodRun, daily, flat, openmetr
 from tests.cli.pastprometheus import prometheus_with
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.troubles import CHANGES, DONE, Trouble
+from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble
 
 pytestmark = pytest.mark.tools
 

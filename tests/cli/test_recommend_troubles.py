@@ -1,5 +1,6 @@
-"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (cli/recommend.py,
-cli/prometheus.py, cli/usageread.py, cli/promservice.py): one sentence and an exit status, or an answer with PARTIAL."""
+"""`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (usage/recommend.py,
+usage/prometheus/client.py, usage/read/usageread.py, usage/prometheus/services.py): one sentence and an exit status,
+or an answer with PARTIAL."""
 
 import csv
 import io
@@ -21,8 +22,8 @@ from tests.cli.fakeprometheus import (
     vector,
 )
 
-from gpusharing.cli.prometheus import LESS
-from gpusharing.cli.troubles import CHANGES, DONE, FAILED
+from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED
+from gpusharing.usage.prometheus.client import LESS
 
 HOUR = 3600
 

@@ -1,4 +1,5 @@
-"""The pools at a glance, from what the operator published (cli/fleet.py, cli/estimate.py, cli/drawing.py)."""
+"""The pools at a glance, from what the operator published (cli/pools/fleet.py, cli/pools/estimate.py,
+cli/shell/drawing.py)."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,11 +8,11 @@ import pytest
 from tests.build import NOW
 from tests.cli.objects import ago, fleet, gpunode, history, policy
 
-from gpusharing.cli.ages import length
-from gpusharing.cli.drawing import Glyph, Ink, Paper, bar, plain
-from gpusharing.cli.estimate import find_estimate
-from gpusharing.cli.fleet import State, read_pools, state_of
-from gpusharing.cli.statustext import as_data, describe
+from gpusharing.cli.pools.estimate import find_estimate
+from gpusharing.cli.pools.fleet import State, read_pools, state_of
+from gpusharing.cli.pools.statustext import as_data, describe
+from gpusharing.cli.shell.ages import length
+from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, plain
 from gpusharing.kube.client import JSON
 
 WIDE = Paper()

@@ -1,6 +1,6 @@
-"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask (cli/approve.py,
-cli/pause.py, cli/resume.py, cli/retry.py, cli/abort.py, cli/skip.py; what they have in common: cli/steer.py,
-cli/steering.py)."""
+"""`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
+(cli/changing/approve.py, cli/changing/pause.py, cli/changing/resume.py, cli/changing/retry.py, cli/changing/abort.py,
+cli/changing/skip.py; what they have in common: cli/changing/steer.py, cli/changing/steering.py)."""
 
 import io
 
@@ -13,12 +13,12 @@ from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.cli.fleet import read_node
-from gpusharing.cli.resume import find as resume
-from gpusharing.cli.retry import find as retry
-from gpusharing.cli.steer import is_wanted
-from gpusharing.cli.steering import SteeringWish
-from gpusharing.cli.troubles import DONE, Trouble
+from gpusharing.cli.changing.resume import find as resume
+from gpusharing.cli.changing.retry import find as retry
+from gpusharing.cli.changing.steer import is_wanted
+from gpusharing.cli.changing.steering import SteeringWish
+from gpusharing.cli.pools.fleet import read_node
+from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.fence import record_text

@@ -1,4 +1,4 @@
-"""A rollout in time, from the nodes' histories (cli/timeline.py, cli/timelinetext.py)."""
+"""A rollout in time, from the nodes' histories (cli/pools/timeline.py, cli/pools/timelinetext.py)."""
 
 from datetime import timedelta
 from typing import Any
@@ -9,10 +9,10 @@ from tests.cli.desk import Desk
 from tests.cli.objects import gpunode, history, policy
 
 from gpusharing.api.names import WAY
-from gpusharing.cli.drawing import Paper, plain
-from gpusharing.cli.fleet import PoolStatus, State, read_pools
-from gpusharing.cli.timeline import Timeline, find_timeline
-from gpusharing.cli.timelinetext import LETTERS, describe_timeline
+from gpusharing.cli.pools.fleet import PoolStatus, State, read_pools
+from gpusharing.cli.pools.timeline import Timeline, find_timeline
+from gpusharing.cli.pools.timelinetext import LETTERS, describe_timeline
+from gpusharing.cli.shell.drawing import Paper, plain
 
 JSON = dict[str, Any]
 DONE = gpunode(

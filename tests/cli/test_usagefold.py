@@ -1,4 +1,4 @@
-"""How hourly answers add up to the past of a workload (cli/usagefold.py, cli/histories.py)."""
+"""How hourly answers add up to the past of a workload (usage/read/usagefold.py, usage/read/histories.py)."""
 
 from array import array
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from math import isnan
 
 import pytest
 
-from gpusharing.cli.histories import find_seen
-from gpusharing.cli.prometheus import Series
-from gpusharing.cli.troubles import Trouble
-from gpusharing.cli.usagefold import Fold, HourAnswers, Record
-from gpusharing.cli.usageread import Usage, know_gpus, part_of_card
-from gpusharing.cli.usageseries import Devices, PodOwners
+from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.gpus.needs import History
+from gpusharing.usage.prometheus.client import Series
+from gpusharing.usage.read.histories import find_seen
+from gpusharing.usage.read.usagefold import Fold, HourAnswers, Record
+from gpusharing.usage.read.usageread import Usage, know_gpus, part_of_card
+from gpusharing.usage.read.usageseries import Devices, PodOwners
+from gpusharing.usage.reckon.needs import History
 
 HOURS = 100
 LABELS = {"UUID": "GPU-1", "modelName": "NVIDIA H100 80GB HBM3", "Hostname": "gpu-1", "namespace": "a"}

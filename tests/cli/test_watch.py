@@ -1,5 +1,5 @@
-"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (cli/status.py,
-cli/terminal.py)."""
+"""`status --watch`: a picture that follows the cluster, at a terminal and on a pipe (cli/pools/status.py,
+cli/shell/terminal.py)."""
 
 import asyncio
 import io
@@ -20,7 +20,7 @@ from tests.cli.objects import fleet, gpunode, policy
 from tests.cli.screen import END, HEIGHT, WIDTH, read_until, terminal
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.troubles import INTERRUPTED
+from gpusharing.cli.shell.troubles import INTERRUPTED
 from gpusharing.kube.client import GPUNODES, POLICIES
 from gpusharing.kube.errors import Forbidden, Unavailable
 

@@ -1,5 +1,5 @@
-"""`why` on a SIMULATED cluster with the shipped operator beside it (cli/why.py, cli/whynode.py, cli/whypod.py,
-told/proofs.py)."""
+"""`why` on a SIMULATED cluster with the shipped operator beside it (cli/diagnosis/why.py, cli/diagnosis/node.py,
+cli/diagnosis/pod.py, report/proofs.py)."""
 
 import re
 from importlib.metadata import version
@@ -12,10 +12,10 @@ from tests.cli.asking import ME, ask, operated
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.installed import DEPLOYMENTS, OPERATOR
-from gpusharing.cli.troubles import DONE, Trouble
-from gpusharing.cli.why import Subject, find_subject
-from gpusharing.cli.whypod import CONCLUSIONS
+from gpusharing.cli.diagnosis.pod import CONCLUSIONS
+from gpusharing.cli.diagnosis.why import Subject, find_subject
+from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden
 

@@ -1,5 +1,5 @@
-"""What `why` answers about a pod that no single node can take, or that a kubelet refused (cli/whypod.py,
-cli/podrooms.py). The nodes are SIMULATED and have two H100 each."""
+"""What `why` answers about a pod that no single node can take, or that a kubelet refused (cli/diagnosis/pod.py,
+cli/diagnosis/rooms.py). The nodes are SIMULATED and have two H100 each."""
 
 from typing import Any
 

@@ -18,8 +18,8 @@ from gpusharing.planning.drain.holders import Scope, classify
 from gpusharing.planning.drain.plan import plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView
-from gpusharing.planning.words.blockers import Blocker, explain_blockers
-from gpusharing.planning.words.reasons import reason_of
+from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.reasons import reason_of
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
 PLACES = ("same_as", "elsewhere", "proven", "refused")

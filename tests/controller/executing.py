@@ -16,8 +16,8 @@ from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 @dataclass

@@ -25,7 +25,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.lease import LeaseLost
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete, SetClaims
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
     "E1: 201": (None, Reason.EVICTED, 0),

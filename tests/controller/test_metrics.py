@@ -20,9 +20,9 @@ from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
 from gpusharing.kube.client import GPUNODES, NODES
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 @pytest.fixture

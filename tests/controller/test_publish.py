@@ -29,8 +29,8 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.findings import Finding
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
 
 PERIOD = 1.0
 POLICY = make_policy(generation=7)

@@ -7,8 +7,8 @@ from tests.planning.told import verdict
 from gpusharing.api.names import Phase
 from gpusharing.kube.client import EVENTS, POLICIES
 from gpusharing.kube.errors import Forbidden
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy(generation=7)
 NOT_OURS = Finding(Reason.PLUGIN_CONFIG_NOT_OURS, "it is x; run: y")

@@ -1,4 +1,4 @@
-"""What must hold at every single write of a run, whoever writes (docs/design/way.md).
+"""What must hold at every single write of a run, whoever writes (docs/design/transition.md).
 
 The guard sees every committed change of the FakeCluster and every write of the operator, and collects what is
 wrong. It knows the rules by itself and asks nothing of the planner.

@@ -1,5 +1,5 @@
 """An admin's own mig-parted entries are merged into our file, and the admin edits them
-(docs/design/way.md#configuration)."""
+(docs/design/transition.md#configuration)."""
 
 import asyncio
 from collections.abc import AsyncIterator

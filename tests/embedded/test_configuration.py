@@ -1,4 +1,5 @@
-"""Somebody edits, deletes and renames our ConfigMaps behind the operator's back (docs/design/way.md#configuration)."""
+"""Somebody edits, deletes and renames our ConfigMaps behind the operator's back
+(docs/design/transition.md#configuration)."""
 
 import asyncio
 import json

@@ -8,7 +8,7 @@ from tests.embedded.scene import MIXED, Scene, policy
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_MIG_CONFIG
-from gpusharing.cli.troubles import CHANGES
+from gpusharing.cli.shell.troubles import CHANGES
 from gpusharing.kube.client import JSON
 
 SEVENTHS: JSON = {"mode": "MIG", "mig": {"strategy": "mixed", "config": "all-1g.10gb"}}

@@ -1,5 +1,5 @@
 """When the pods of a node are looked at: by LIST, at every look, and when (docs/design/drain.md#p1, T2;
-docs/design/way.md#idle)."""
+docs/design/transition.md#idle)."""
 
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""Nodes that join behind the start-up taint (docs/design/way.md#gate), on a SIMULATED cluster."""
+"""Nodes that join behind the start-up taint (docs/design/transition.md#gate), on a SIMULATED cluster."""
 
 import copy
 

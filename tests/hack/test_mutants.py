@@ -144,7 +144,7 @@ def test_a_guard_that_is_put_otherwise_is_found_out() -> None:
         ValueError,
         match="does not contain this line exactly once, or the guard changes nothing: if nobody_wrote_this:",
     ):
-        Guard("gpusharing.planning.way.idle", "if nobody_wrote_this:", "if False:", ()).blind()
+        Guard("gpusharing.planning.transition.idle", "if nobody_wrote_this:", "if False:", ()).blind()
 
 
 def test_the_killers_exist_on_rungs_0_and_1(request: pytest.FixtureRequest) -> None:

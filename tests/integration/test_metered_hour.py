@@ -29,7 +29,7 @@ from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import pod_spec
 
 from gpusharing.agent.meter import LAG
-from gpusharing.cli.troubles import CHANGES
+from gpusharing.cli.shell.troubles import CHANGES
 from hack import launch
 
 EACH = 2

@@ -26,7 +26,7 @@ from tests.integration.product import GPUNODES, H100, POLICIES, SECONDS, Pool, P
 from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import PDBS, pod_spec
 
-from gpusharing.cli.troubles import CHANGES, DONE
+from gpusharing.cli.shell.troubles import CHANGES, DONE
 from hack import launch
 
 APP, REPLICAS, GUARDED = "notebooks", 7, 5

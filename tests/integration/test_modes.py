@@ -75,7 +75,7 @@ WALK = ("Full", "TimeSlicing", "MPS", "single", "mixed", "mixed+TS", "Full")
 
 
 def disruption(before: str, after: str) -> str:
-    """docs/design/way.md#classes: the MIG mode of a GPU changes, or only names and counts do."""
+    """docs/design/transition.md#classes: the MIG mode of a GPU changes, or only names and counts do."""
     return "Reset" if (before in WITH_MIG) != (after in WITH_MIG) else "GPUPods"
 
 

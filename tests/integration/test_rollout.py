@@ -77,7 +77,7 @@ def reasons(pool: Pool) -> set[str]:
     return {str(pool.transition(name).get("reason")) for name in pool.nodes}
 
 
-# --- the start-up taint (docs/design/way.md#gate) ------------------------------------------------------------
+# --- the start-up taint (docs/design/transition.md#gate) ------------------------------------------------------------
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_the_scheduler_places_a_pod_on_a_new_node_once_the_release_took_away_the
         assert [request.path for request in product.requests(since) if request.status == 403] == []
 
 
-# --- deletionPolicy Reset (docs/design/way.md#reset) ---------------------------------------------------------
+# --- deletionPolicy Reset (docs/design/transition.md#reset) ---------------------------------------------------------
 
 OURS = {"gpusharing.dev/policy", "gpusharing.dev/mode", "nvidia.com/device-plugin.config"}
 

@@ -29,10 +29,10 @@ from tests.kube.objects import node, observed, observed_gpu, pod
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
-from gpusharing.cli.adoption import AdminConfigMaps, find_import, with_pointers
-from gpusharing.cli.handmade import Handmade, find_handmade
-from gpusharing.cli.importing import as_yaml, find_remarks
-from gpusharing.cli.likeness import propose
+from gpusharing.cli.setup.adoption import AdminConfigMaps, find_import, with_pointers
+from gpusharing.cli.setup.handmade import Handmade, find_handmade
+from gpusharing.cli.setup.importing import as_yaml, find_remarks
+from gpusharing.cli.setup.likeness import propose
 from gpusharing.kube import convert, convert_pods, fence
 from gpusharing.kube.actuatorlog import failure_in
 from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
@@ -46,8 +46,8 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.stack.pluginentries import PluginEntries
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile, pluginconfig
-from gpusharing.planning.words.reasons import Reason
 
 TWO = (make_gpu(0), make_gpu(1))
 META = ("apiVersion", "kind", "metadata")

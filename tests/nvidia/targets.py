@@ -10,11 +10,11 @@ from tests.configs import target_for
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.views import GpuView
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import Comparison
-from gpusharing.planning.words.findings import Finding
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tests.nvidia.programs import (
 from tests.nvidia.targets import Setting, labels_as_predicted, mps, plan, refusal
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 pytestmark = pytest.mark.nvidia
 

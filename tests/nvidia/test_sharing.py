@@ -12,11 +12,11 @@ from tests.nvidia.targets import Setting, labels_as_predicted, mig, plan, refusa
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 from gpusharing.planning.wanted.target import predict_resources
 from gpusharing.planning.wanted.toolversions import merged
-from gpusharing.planning.words.reasons import Reason
 
 pytestmark = pytest.mark.nvidia
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tests.planning.podkinds import NAMESPACE
 
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 @dataclass(frozen=True)

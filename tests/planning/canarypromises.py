@@ -14,7 +14,7 @@ from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.way.verdict import find_health
+from gpusharing.planning.transition.verdict import find_health
 
 if TYPE_CHECKING:
     from tests.planning.world import World

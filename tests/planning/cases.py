@@ -16,11 +16,11 @@ from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import find_terms, wish_of
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.requests import last_event
+from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict, find_health
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.requests import last_event
-from gpusharing.planning.way.verdict import FencedCase, NodeCase, Verdict, find_health
 
 FULL, SLICED = make_policy(mode="Full"), make_policy(mode="TimeSlicing")
 MPS = make_policy(mode="MPS")

@@ -11,7 +11,7 @@ from gpusharing.api import names
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.way.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
 
 MIG_CONFIG, MIG_STATE, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_MIG_STATE, names.LABEL_PLUGIN_CONFIG
 PAUSED: dict[str, str | None] = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": names.PAUSED_FOR_MIG}

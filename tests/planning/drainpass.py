@@ -11,7 +11,7 @@ from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
-from gpusharing.planning.words.blockers import Blocker
+from gpusharing.planning.vocabulary.blockers import Blocker
 
 OPERATOR = "gpu-operator"
 SCOPE = Scope(OPERATOR)

@@ -17,7 +17,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.actions import Release
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.way.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
 
 
 def asked(seconds: float) -> str:

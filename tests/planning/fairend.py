@@ -21,9 +21,9 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.gpus.cards import bare_product
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
 
 PATIENCE = timedelta(minutes=15)
 """So long somebody waits for what should end by itself."""
@@ -217,7 +217,7 @@ REMEDIES: Mapping[Reason, Remedy] = {
     Reason.APPROVAL_NEEDED: _approve,
     Reason.SUPERSEDED: _RAISE,
 }
-"""By reason, what its remedy says (planning/words/reasons.py)."""
+"""By reason, what its remedy says (planning/vocabulary/reasons.py)."""
 
 
 @dataclass

@@ -16,8 +16,8 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
-from gpusharing.planning.words.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.planning.world import World

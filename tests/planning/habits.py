@@ -12,7 +12,7 @@ from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.resuming import read_value
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.planning.world import World

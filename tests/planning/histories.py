@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.planning.gpus.decaying import Sample
-from gpusharing.planning.gpus.needs import GIB, Goal, History, Holding, Need, Workload, find_need
-from gpusharing.planning.gpus.recommendation import ModelPool
+from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Need, Workload, find_need
+from gpusharing.usage.reckon.recommendation import ModelPool
 
 BY_KEY = {card.key: card for card in CARDS}
 H100 = BY_KEY["h100-80gb"]

@@ -33,7 +33,7 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.snapshot.podviews import Gang, PodView
 from gpusharing.planning.snapshot.records import UNRECORDED, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 if TYPE_CHECKING:
     from tests.planning.world import World

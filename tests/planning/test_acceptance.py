@@ -12,9 +12,9 @@ from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.acceptance import FIELDS, OBJECTIONS, find_objection, find_spec
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import MAX_TEXT
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT
+from gpusharing.planning.vocabulary.reasons import Reason
 
 NAMED = make_policy(mig={"config": "all-balanced"})
 LAYOUTS = make_policy()

@@ -10,7 +10,7 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.stack.acceptance import find_objection, passes
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.pointers import plan_pointers
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def named(name: str, *, ignored: bool = False) -> ClusterPolicyView:

@@ -31,11 +31,16 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, Release, UpdateFence
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
-from gpusharing.planning.way.after import AIMED, AIMLESS, HELD, Situation, after_pnr
-from gpusharing.planning.way.attempts import failed_in, is_tried_again, next_deferral, standing_deferral
-from gpusharing.planning.way.migmanager import SIGNS
-from gpusharing.planning.way.requests import last_event
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import AIMED, AIMLESS, HELD, Situation, after_pnr
+from gpusharing.planning.transition.attempts import (
+    failed_in,
+    is_tried_again,
+    next_deferral,
+    standing_deferral,
+)
+from gpusharing.planning.transition.migmanager import SIGNS
+from gpusharing.planning.transition.requests import last_event
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def ladder(situations: Iterable[Situation[Any]]) -> list[tuple[str, Reason]]:

@@ -14,7 +14,7 @@ from gpusharing.planning.snapshot.agents import (
     find_troubles,
     steady,
 )
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 NOW = datetime(2026, 1, 5, 12, 0, tzinfo=UTC)
 IMAGE = "registry.test/gpu-sharing-operator:0.1.0"

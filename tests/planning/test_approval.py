@@ -26,12 +26,12 @@ from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.transition.attempts import owed_for
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, Unobserved
-from gpusharing.planning.way.attempts import owed_for
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 
 def planned(name: str, **node: Any) -> Member:

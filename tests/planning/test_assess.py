@@ -20,6 +20,8 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import (
     Assessed,
     Assessment,
@@ -34,8 +36,6 @@ from gpusharing.planning.wanted.assess import (
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target, Targets, find_wish
 from gpusharing.planning.wanted.verify import EXCLUSIVE
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 HALVES = (("3g.40gb", 2),)

@@ -11,9 +11,9 @@ from tests.planning.changes import FENCE, changing, only
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import LabelNode, Release
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import was_corrected
-from gpusharing.planning.way.judge import judge
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.attempts import was_corrected
+from gpusharing.planning.transition.judge import judge
 
 PROVEN = Verified("pool-b", "all-disabled", "x", corrected_generation=1, version=SpecVersion("uid-pool-b", 0))
 ANEW = replace(MIXED, uid="uid-anew")

@@ -1,6 +1,6 @@
 """A fenced node before the point of no return: drain, prove idle, pass, or give up and restore.
 
-Through it `way/idle.py`, `way/actuation.py`, `way/requests.py` and `way/attempts.py`.
+Through it `transition/idle.py`, `transition/actuation.py`, `transition/requests.py` and `transition/attempts.py`.
 """
 
 from dataclasses import replace
@@ -31,10 +31,10 @@ from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.actions import Actuate, Evict, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion
-from gpusharing.planning.way.before import ENDINGS, before_pnr
-from gpusharing.planning.way.idle import JOBS_PACE
-from gpusharing.planning.way.verdict import FencedCase
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.before import ENDINGS, before_pnr
+from gpusharing.planning.transition.idle import JOBS_PACE
+from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.vocabulary.reasons import Reason
 
 TRAINER = make_pod("train", owner=JOB, restarts=False)
 

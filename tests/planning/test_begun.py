@@ -11,8 +11,8 @@ from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.cards import bare_product
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.vocabulary.reasons import Reason
 
 A100 = "NVIDIA A100-SXM4-80GB"
 

@@ -1,4 +1,4 @@
-from gpusharing.planning.words.blockers import (
+from gpusharing.planning.vocabulary.blockers import (
     MAX_LINES,
     Blocker,
     culprit,
@@ -6,7 +6,7 @@ from gpusharing.planning.words.blockers import (
     main_reason,
     merge,
 )
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def test_a_line_names_budget_pods_server_text_and_remedy() -> None:

@@ -27,12 +27,12 @@ from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.canary import LAPSES, find_canary, wait_for_canaries
 from gpusharing.planning.pools.holds import find_hold, phase_of
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.told.waits import PERSON, until_when, who_keeps
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.report.waits import PERSON, until_when, who_keeps
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 SERVED: dict[str, Any] = {"verified": PROVEN}
 BROKEN: dict[str, tuple[Member, str]] = {

@@ -35,9 +35,9 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def test_a_claim_without_a_fence_goes_first_and_does_not_count_twice() -> None:

@@ -22,6 +22,7 @@ from tests.planning.told import PENDING, SYNCED
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.report.events import node_events
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -36,11 +37,10 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.records import Fence, SpecVersion
 from gpusharing.planning.snapshot.views import OLD_VIEW
-from gpusharing.planning.told.events import node_events
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.callverdicts import Failing, is_moot, named
-from gpusharing.planning.way.members import Member, find_member
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.callverdicts import Failing, is_moot, named
+from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.vocabulary.reasons import Reason
 
 WORDS = "FenceNode failed: admission webhook denied it"
 LASTING = CallFailure(WORDS, at(8), tries=3)

@@ -1,4 +1,4 @@
-"""The columns USED and PENDING, through the status, and what the metrics count (planning/told/counts.py)."""
+"""The columns USED and PENDING, through the status, and what the metrics count (planning/report/counts.py)."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,8 +7,8 @@ import pytest
 from tests.build import NOW, make_gpunode, make_node, make_pod, make_policy, make_snapshot
 from tests.planning.told import HALVES, SYNCED, StatusInput
 
+from gpusharing.planning.report.counts import MOST_WAITED_FOR, OTHERS, count_slices, waited_for
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.told.counts import MOST_WAITED_FOR, OTHERS, count_slices, waited_for
 
 
 def test_of_a_node_in_work_the_pods_that_were_just_listed_are_counted_and_not_the_agents_last_word() -> None:

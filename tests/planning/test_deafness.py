@@ -23,11 +23,11 @@ from gpusharing.api.rollout import Rollout
 from gpusharing.planning.snapshot.actions import Actuate, UpdateFence
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, StackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.gates import find_gate
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.reasons import Reason
 
 HEARS, DEAF = "v0.18.1", "v0.19.3"
 

@@ -7,10 +7,10 @@ from tests.build import H100, NOW, make_gpu, make_gpunode, make_node, make_polic
 
 from gpusharing.planning.gpus.cards import CARDS, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
+from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.views import GpuView
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 CARD = find_card(H100)
 assert CARD is not None

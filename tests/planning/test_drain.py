@@ -10,8 +10,8 @@ from tests.planning.drainpass import OPERATOR, DrainPass, drain_pass, foreseen, 
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import MAX_EVICTIONS, remember
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PodView
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def test_500_pods_leave_ten_at_a_time_and_the_next_pass_follows_in_two_seconds() -> None:

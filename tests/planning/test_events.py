@@ -16,13 +16,13 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.gpus.health import NO_TROUBLE
+from gpusharing.planning.report.events import MAX_NOTE, Event, node_events, pointers_event, refusal_event
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import Actuate, SetPointers
-from gpusharing.planning.told.events import MAX_NOTE, Event, node_events, pointers_event, refusal_event
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import Blocker, explain_blockers
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 PHASES = (Phase.PENDING, Phase.BLOCKED, Phase.DRAINING, Phase.RECONFIGURING, Phase.FAILED, Phase.ABORTING)
 

@@ -3,7 +3,7 @@ from tests.build import NOW, at, make_memory
 
 from gpusharing.planning.drain.evictions import is_odd, remember, throttled_until
 from gpusharing.planning.snapshot.podviews import EvictionMemory
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def _waits(answer: Reason, times: int, jitter: float = 0.0) -> list[float]:

@@ -22,10 +22,10 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, SetClaims
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.members import Member, find_member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = replace(MIXED, uid="uid-pool-b", generation=3)
 FAILED = FailedNode("n1", SpecVersion(POLICY.uid, 3))

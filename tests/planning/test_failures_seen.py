@@ -16,11 +16,11 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, FenceNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import is_late, next_deferral, remembered
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.attempts import is_late, next_deferral, remembered
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 OURS = replace(FENCE, version=MIXED.version)
 LATE = replace(OURS, failed=at(2400))

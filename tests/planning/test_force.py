@@ -16,13 +16,13 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.force import find_note
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.report.events import node_events
 from gpusharing.planning.snapshot.actions import Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Owner, PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.told.events import node_events
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 FORCED = {"onTimeout": "ForceDelete"}
 FULL_BUDGET = make_pdb(allowed=0)

@@ -31,7 +31,7 @@ from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.actions import FenceNode, ForceDelete
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PodView
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 MARK = {names.ANNOTATION_DO_NOT_DISRUPT: "true"}
 MARKED = make_pod("rank-1", marks=MARK, gang=GANG)

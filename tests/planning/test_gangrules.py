@@ -1,5 +1,5 @@
 """A member of a gang has the rules of the policy that its own node follows; where nobody can tell what those are, it
-must stay (planning/way/gangrules.py)."""
+must stay (planning/transition/gangrules.py)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,11 +24,11 @@ from gpusharing.api.names import Phase
 from gpusharing.api.validation import Problem
 from gpusharing.planning.snapshot.podviews import GangMember
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.way.gangrules import with_rules
-from gpusharing.planning.way.guard import UnjudgedPolicyError
-from gpusharing.planning.way.nodefacts import find_facts
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.gangrules import with_rules
+from gpusharing.planning.transition.guard import UnjudgedPolicyError
+from gpusharing.planning.transition.nodefacts import find_facts
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 OTHER = make_policy("other", drain={"unmanagedPods": "Evict"})
 UNREAD = replace(OTHER, spec=None, problems=(Problem("spec.drain.rules[0].behavior", "unknown"),))

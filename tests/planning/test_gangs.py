@@ -26,9 +26,9 @@ from gpusharing.planning.pools.candidates import find_cost
 from gpusharing.planning.pools.ledger import find_mates
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.words.blockers import Blocker, explain_blockers
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
+from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()
 SCOPE = scope_of(PlanSettings())

@@ -24,12 +24,12 @@ from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.transition.gates import GATES, find_gate
+from gpusharing.planning.transition.migmanager import needs_restart
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import render
-from gpusharing.planning.way.gates import GATES, find_gate
-from gpusharing.planning.way.migmanager import needs_restart
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.reasons import Reason
 
 PENDING = {names.LABEL_MIG_STATE: "pending"}
 MIG_CONFIG = names.LABEL_MIG_CONFIG

@@ -1,5 +1,5 @@
-"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/way/guard.py). So are the
-others whatever one policy holds (pools/objections.py)."""
+"""Whatever one node holds, the others are judged, and it is left exactly as it is (planning/transition/guard.py). So
+are the others whatever one policy holds (pools/objections.py)."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,15 +21,15 @@ from tests.build import (
 )
 
 from gpusharing.api.names import LABEL_MIG_STATE, Mode, Phase
+from gpusharing.planning.report.unjudged import tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.told.unjudged import tell_status
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision
-from gpusharing.planning.words.reasons import Reason
 
 FAULT = "a fault of the planner"
 

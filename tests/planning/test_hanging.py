@@ -18,13 +18,13 @@ from gpusharing.api.rollout import Rollout
 from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import owed_for
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.gates import AIM, find_gate
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.attempts import owed_for
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.gates import AIM, find_gate
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.reasons import Reason
 
 ROWS = [{"devices": [0], "profiles": {"3g.40gb": 2}}, {"devices": [1], "profiles": {}}]
 BESIDE = make_policy(mig={"strategy": "mixed", "layouts": ROWS})

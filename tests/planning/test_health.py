@@ -21,16 +21,16 @@ from gpusharing.planning.gpus.health import (
     diagnose,
     is_healthy,
 )
+from gpusharing.planning.report.transition import health_conditions
 from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, PolicyView
-from gpusharing.planning.told.transition import health_conditions
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import NodeCase, find_health
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import NodeCase, find_health
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
 
 OLD_DRIVER = Vitals(recovery=None)
 RESET_WANTED = replace(make_gpu(), vitals=Vitals(recovery="Reset"))

@@ -16,9 +16,9 @@ from gpusharing.planning.drain.holders import (
 )
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.target import is_plugin_resource
 from gpusharing.planning.wanted.verify import served
-from gpusharing.planning.words.reasons import Reason
 
 
 def _reason(pod: PodView, cordoned_at: datetime | None = None) -> str:

@@ -20,11 +20,11 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 POOL = make_policy(generation=3)
 LENIENT = {"strandedPods": "Allow"}

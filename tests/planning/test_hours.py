@@ -10,7 +10,7 @@ from tests.build import make_node, make_policy
 from gpusharing.planning.pools.hours import Hours, find_hours, needed_time
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 NIGHTLY = {"schedule": "0 22 * * *", "duration": "2h"}
 

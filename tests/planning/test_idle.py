@@ -1,4 +1,5 @@
-"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs (`planning/way/idle.py`)."""
+"""The way to an idle node, taken anew before every run: drain, waits, reading, LISTs
+(`planning/transition/idle.py`)."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -29,11 +30,11 @@ from tests.planning.drains import (
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, EnsureGPUNode, Evict, UpdateFence
-from gpusharing.planning.way.attempts import proof_time
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.requests import last_event
-from gpusharing.planning.way.verdict import FencedCase
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.attempts import proof_time
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.requests import last_event
+from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.vocabulary.reasons import Reason
 
 WAITS: dict[str, tuple[FencedCase, Reason]] = {
     "the node is not Ready": (fenced(node={"ready": False}), Reason.NODE_UNREACHABLE),

@@ -31,8 +31,8 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     SetFinalizer,
 )
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
 
 MARK = sorted(names.NEIGHBOUR_ANNOTATIONS)[0]
 Spoil: TypeAlias = Callable[[World, Any], Action | None]

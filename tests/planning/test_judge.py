@@ -20,9 +20,9 @@ from gpusharing.api.names import (
 from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.way.judge import is_lasting, is_told_apart, judge
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.judge import is_lasting, is_told_apart, judge
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 # --- what the memo and the clock of drift ask ---------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from tests.planning.drainpass import SCOPE, drain_pass, foreseen, roomy
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import classify, gpu_resources, holds_gpu, is_idle
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 CORDONED = at(-600)
 

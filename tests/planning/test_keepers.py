@@ -14,9 +14,9 @@ from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.keepers import KEEPERS
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, select
-from gpusharing.planning.way.members import Member, find_member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def away(

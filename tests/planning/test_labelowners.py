@@ -11,18 +11,18 @@ from tests.planning.drains import fenced, released
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
+from gpusharing.planning.report.waits import PERSON, until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.told.waits import PERSON, until_when, who_keeps
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.labelowners import find_owners
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.gates import find_gate
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 MIG, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG
 NFD = "Node Feature Discovery sets it; remove it from the NodeFeatureRule"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpusharing.planning.words.lengths import cut, some
+from gpusharing.planning.vocabulary.lengths import cut, some
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tests.planning.test_pool import candidate, chosen
 from gpusharing.api import names
 from gpusharing.kube.foreign import TAINT_MARKERS
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.way.marks import marks_for, unmarked
+from gpusharing.planning.transition.marks import marks_for, unmarked
 
 KARPENTER, AUTOSCALER = names.NEIGHBOUR_ANNOTATIONS
 

@@ -24,8 +24,8 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import find_contenders
-from gpusharing.planning.words.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
 OTHER_POOL = {"gpusharing.dev/pool": "c"}

@@ -14,7 +14,7 @@ from gpusharing.api import names
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.records import SpecVersion
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 HOLDS: dict[str, tuple[dict[str, Any], Reason]] = {
     "closed windows": ({"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}, Reason.WINDOW_CLOSED),

@@ -22,7 +22,7 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
-from gpusharing.planning.way.nodefacts import (
+from gpusharing.planning.transition.nodefacts import (
     Judged,
     NodeFacts,
     case_of,
@@ -31,7 +31,7 @@ from gpusharing.planning.way.nodefacts import (
     find_surroundings,
     judge_facts,
 )
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
 STACK = make_stack(PAUSED)

@@ -10,10 +10,10 @@ from tests.planning.cases import MIXED, assessed_of, make_case
 
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.stack.nodesymptoms import Given, NodeLabels, find_node_symptoms
-from gpusharing.planning.way.gates import find_gate
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 DRIVER_LABEL, WORKLOAD = "nvidia.com/gpu.deploy.driver", "nvidia.com/gpu.workload.config"
 NO_DRIVER = (

@@ -15,7 +15,7 @@ from gpusharing.planning.pools.places import Places
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 A = make_node("a")
 BEFORE: dict[str, tuple[Sequence[NodeView], int | None]] = {

@@ -31,9 +31,9 @@ from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import Member, is_unavailable
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.members import Member, is_unavailable
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.reasons import Reason
 
 OFFERED = roomy("nvidia.com/gpu", "nvidia.com/mig-3g.40gb")
 EMPTY = make_work()

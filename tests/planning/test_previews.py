@@ -18,14 +18,14 @@ from tests.planning.world import World
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import AGAIN, MAX_NODES, find_previews
+from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.way.members import find_member
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.members import find_member
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POLL = PlanSettings().poll
 POLICY = make_policy(generation=3)

@@ -1,4 +1,5 @@
-"""When the agent of a node that we do not change keeps NVML closed (planning/way/quiet.py), and what that decides."""
+"""When the agent of a node that we do not change keeps NVML closed (planning/transition/quiet.py), and what that
+decides."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,10 +13,10 @@ from tests.planning.world import World
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.quiet import UNLOADING, find_quiet
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.quiet import UNLOADING, find_quiet
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 STATE, UPGRADE = names.LABEL_MIG_STATE, names.LABEL_UPGRADE_STATE
 PAUSED = {f"{names.LABEL_DEPLOY_PREFIX}device-plugin": "true_paused-for-driver-upgrade"}

@@ -1,13 +1,13 @@
-"""Every reason is one word that says what to do; those of a rollout stand in `words/rolloutreasons.py`,
-those of NVIDIA's programs in `words/stackreasons.py`."""
+"""Every reason is one word that says what to do; those of a rollout stand in `vocabulary/rolloutreasons.py`,
+those of NVIDIA's programs in `vocabulary/stackreasons.py`."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason, most_urgent, priority, reason_of
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason, most_urgent, priority, reason_of
 
 
 @pytest.mark.parametrize("reason", Reason)

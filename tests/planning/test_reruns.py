@@ -1,6 +1,7 @@
 """Cures, retries and restarts after the point of no return: each on a node proven idle anew, each within its time.
 
-Through `planning/way/after.py`: `planning/way/actuation.py`, `planning/way/idle.py`, `planning/way/attempts.py`.
+Through `planning/transition/after.py`: `planning/transition/actuation.py`, `planning/transition/idle.py`,
+`planning/transition/attempts.py`.
 """
 
 from dataclasses import replace
@@ -52,9 +53,9 @@ from gpusharing.planning.snapshot.actions import (
 )
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import GPUNodeView
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.verify import describe_observed
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.words.reasons import Reason
 
 PENDING: dict[str, str | None] = {MIG_STATE: "pending"}
 OWED = replace(FENCE, owed=f"{FENCE.target_mig_config} {FENCE.target_plugin_config} 2x3g.40gb")

@@ -1,4 +1,4 @@
-"""deletionPolicy Reset: a deleted policy brings its nodes to whole GPUs first (docs/design/way.md#reset)."""
+"""deletionPolicy Reset: a deleted policy brings its nodes to whole GPUs first (docs/design/transition.md#reset)."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -12,15 +12,15 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode, Phase
+from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.actions import Evict, LabelNode, Release
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.told.status import policy_status
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, render
 from gpusharing.planning.wanted.reset import under_deletion, unlabelled
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.words.reasons import Reason
 
 OURS = (names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG)
 RESET: dict[str, Any] = {"deletionPolicy": "Reset", "drain": {"strandedPods": "Allow"}}

@@ -16,8 +16,8 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.snapshot.actions import Action, FenceNode, LabelNode
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, render
-from gpusharing.planning.words.reasons import Reason
 
 
 def going(size: int, mode: str = "MIG", **rollout: Any) -> World:

@@ -24,8 +24,8 @@ from gpusharing.planning.pools.waves import find_following
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision
-from gpusharing.planning.words.reasons import Reason
 
 RANK = "a rank of a JobSet"
 SHARED: dict[str, Any] = {"mode": "TimeSlicing", "drain": {"strandedPods": "Allow"}}

@@ -8,7 +8,7 @@ from tests.planning.test_holds import ACTUATING, POOL, member, pooled
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.pools.resuming import read_value
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 FAILED_NOW = tuple(member(f"n{number}", Phase.FAILED, fence=ACTUATING) for number in range(1, 7))
 RESUMED: dict[str, tuple[str, int, int, str, str]] = {

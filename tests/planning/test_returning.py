@@ -10,12 +10,12 @@ from tests.planning.cases import pool_of, run_until
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.returning import hold_together
+from gpusharing.planning.report.waits import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.told.waits import until_when, who_keeps
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 PROOF = Verified("pool-b", "all-1g.10gb", "c-1")
 POLICY = make_policy(rollout={"timeouts": {"verification": "5m"}})

@@ -1,6 +1,6 @@
 """Named scenarios over the whole planner: state in, plan out; and whole ways from Pending to Synced in world.py.
 
-The verdicts of planning/way/judge.py are what most of them are about.
+The verdicts of planning/transition/judge.py are what most of them are about.
 """
 
 from dataclasses import replace
@@ -46,8 +46,8 @@ from gpusharing.planning.snapshot.looks import LOOKS
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.records import Deferred, SpecVersion
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.words.reasons import Reason
 
 NODE_WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)
 MODES = {

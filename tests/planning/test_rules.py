@@ -1,4 +1,4 @@
-"""Rules of a policy about pods, jobs, and who leaves first; the reasons are in words/drainreasons.py."""
+"""Rules of a policy about pods, jobs, and who leaves first; the reasons are in vocabulary/drainreasons.py."""
 
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,7 @@ from gpusharing.planning.drain.plan import DrainPlan, budget_room, plan_drain, p
 from gpusharing.planning.drain.rules import asks_for_namespaces, find_rule, is_job, patience, tier_of
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import Owner, PodView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 TRAINING = {"matchLabels": {"tier": "training"}}
 TEAM_A = {"matchLabels": {"team": "a"}}

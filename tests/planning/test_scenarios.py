@@ -28,7 +28,7 @@ from gpusharing.planning.snapshot.actions import (
     RestartOperand,
     UpdateFence,
 )
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 # --- giving up and coming back ------------------------------------------------------------------------------------
 

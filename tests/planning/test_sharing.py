@@ -1,4 +1,4 @@
-"""When sharing whole GPUs takes fewer of them than a layout (planning/gpus/sharing.py), and how that is told."""
+"""When sharing whole GPUs takes fewer of them than a layout (usage/reckon/sharing.py), and how that is told."""
 
 from dataclasses import replace
 
@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from tests.planning.histories import BY_KEY, H100, need, pool
 
 from gpusharing.api.names import Mode
-from gpusharing.cli.recommendtext import shared_of
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
-from gpusharing.planning.gpus.needs import GIB, Goal, Need
-from gpusharing.planning.gpus.recommendation import recommend
-from gpusharing.planning.gpus.sharing import TURNS, Shared, find_shared
+from gpusharing.usage.reckon.needs import GIB, Goal, Need
+from gpusharing.usage.reckon.recommendation import recommend
+from gpusharing.usage.reckon.sharing import TURNS, Shared, find_shared
+from gpusharing.usage.say.recommendtext import shared_of
 
 L4 = BY_KEY["l4"]
 

@@ -29,7 +29,7 @@ from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims, SetFinalizer
 from gpusharing.planning.snapshot.records import Claim, Deferred, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy(finalizer=True)
 CLAIMS = {"gpu-07": make_claim()}

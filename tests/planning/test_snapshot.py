@@ -19,7 +19,7 @@ from gpusharing.api.names import LABEL_MIG_CONFIG, LABEL_MIG_STATE, LABEL_PLUGIN
 from gpusharing.planning.gpus.health import Vitals
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy()
 ELSEWHERE = {"gpusharing.dev/pool": "nobody's"}

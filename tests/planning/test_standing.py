@@ -10,7 +10,7 @@ from tests.planning.drainpass import SCOPE
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.standing import Standing, find_standings
 from gpusharing.planning.snapshot.podviews import EvictionMemory, PdbView, PodView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 SOON = at(9)
 BOTH = [make_pdb("b"), make_pdb("a")]

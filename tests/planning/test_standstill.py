@@ -15,11 +15,11 @@ from tests.planning.told import PENDING, SYNCED, StatusInput, answers, message, 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.standstill import MOST, count_vain
+from gpusharing.planning.report.status import find_grounds
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.told.status import find_grounds
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy()
 CASES = [candidate("gpu-07", make_work()), candidate("gpu-08", None)]

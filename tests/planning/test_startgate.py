@@ -1,4 +1,5 @@
-"""Nodes that join behind the start-up taint (docs/design/way.md#gate): what they are told, and what they cost."""
+"""Nodes that join behind the start-up taint (docs/design/transition.md#gate): what they are told, and what they
+cost."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,11 +33,11 @@ from gpusharing.planning.snapshot.stackviews import FinderState, PlainStackView
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place
 from gpusharing.planning.stack.startgate import TOLERATION, widened
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.startgate import is_newcomer
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.lengths import MAX_TEXT
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT
+from gpusharing.planning.vocabulary.reasons import Reason
 
 GATED: dict[str, Any] = {"gate": "[]"}
 WRITES = (FenceNode, Actuate, UpdateFence, Release, LabelNode)

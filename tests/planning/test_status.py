@@ -1,6 +1,6 @@
 """A policy's conditions on every path, and the one word and sentence that stand for the pool.
 
-Through `told/status.py`: `told/headline.py`, `told/members.py`.
+Through `report/status.py`: `report/headline.py`, `report/members.py`.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,12 @@ from tests.planning.told import (
 )
 
 from gpusharing.api.names import Phase
+from gpusharing.planning.report.headline import HEADLINES
+from gpusharing.planning.report.status import ACCEPTANCES, STALLS, bearing, find_grounds, policy_status
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.told.headline import HEADLINES
-from gpusharing.planning.told.status import ACCEPTANCES, STALLS, bearing, find_grounds, policy_status
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 # --- conditions --------------------------------------------------------------------------------------------
 

@@ -26,12 +26,12 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicyStatus
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.report.upcoming import MAX_LISTED
 from gpusharing.planning.rollout import plan_rollout
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.told.upcoming import MAX_LISTED
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import MAX_TEXT
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def test_the_columns_tell_layout_nodes_gpus_used_pending_strategy_and_product() -> None:

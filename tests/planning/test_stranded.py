@@ -24,15 +24,15 @@ from tests.planning.test_guard import PoisonedPods
 
 from gpusharing.api import names
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
+from gpusharing.planning.report.proposal import tell_proposal
+from gpusharing.planning.report.status import policy_status
+from gpusharing.planning.report.unjudged import tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.told.proposal import tell_proposal
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.told.unjudged import tell_status
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 GPU = names.RESOURCE_GPU
 PRODUCT, P = names.LABEL_GPU_PRODUCT, "NVIDIA-H100-80GB-HBM3"

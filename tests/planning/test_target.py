@@ -17,6 +17,8 @@ from tests.configs import make_shared, target_for
 
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GpuView, Hardware
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.target import (
     Target,
@@ -25,8 +27,6 @@ from gpusharing.planning.wanted.target import (
     find_wish,
     predict_resources,
 )
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 T4, A30, A100, H200 = "Tesla T4", "NVIDIA A30", "NVIDIA A100-SXM4-80GB", "NVIDIA H200"
 TWO = (make_gpu(0), make_gpu(1))

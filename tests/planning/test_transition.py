@@ -12,11 +12,11 @@ from tests.planning.told import DRAINING, FAILED, SYNCED, verdict
 
 from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.report.transition import MAX_HISTORY, MAX_MESSAGE, transition
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.told.transition import MAX_HISTORY, MAX_MESSAGE, transition
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import MAX_LINES, Blocker
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import MAX_LINES, Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
 
 NODE = make_node()
 FENCED = make_node(unschedulable=True, fence=make_fence())

@@ -28,7 +28,7 @@ from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Actuate, Evict, RestartOperand
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 EIGHT = make_policy(mode="MPS", mps={"replicas": 8})
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpusharing import planning
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

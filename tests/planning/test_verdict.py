@@ -4,8 +4,8 @@ from tests.build import NOW, make_fence
 from tests.planning.cases import FULL, MIXED, make_case
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 FENCE = make_fence("actuating", policy="pool-a", attempt=3, step=2, steps=2, disruption=DisruptionClass.RESET)
 

@@ -11,11 +11,11 @@ from tests.planning.cases import FULL, MIG_SLICED, MIXED, MPS, SINGLE, SLICED, T
 from gpusharing.api import names
 from gpusharing.planning.snapshot.stackviews import PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView, PolicyView
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import verify
 from gpusharing.planning.wanted.pluginconfig import render
 from gpusharing.planning.wanted.target import Target
 from gpusharing.planning.wanted.verify import CHECKS, Comparison, find_mismatch
-from gpusharing.planning.words.reasons import Reason
 
 SINGLE_SLICED = make_policy(mig={"strategy": "single", "config": "all-1g.10gb"}, timeSlicing={"replicas": 2})
 BALANCED_SLICED = make_policy(mig={"config": "all-balanced"}, timeSlicing={"replicas": 2})

@@ -12,17 +12,17 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
+from gpusharing.planning.report.transition import transition
+from gpusharing.planning.report.waits import OTHERS, PERSON
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Deferred
-from gpusharing.planning.told.transition import transition
-from gpusharing.planning.told.waits import OTHERS, PERSON
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.guard import not_judged
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.guard import not_judged
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
 
 NODE = make_node("gpu-08")
 WAITS = [reason for reason in Reason if reason.passes is not Passes.DONE]

@@ -40,9 +40,9 @@ from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
 from gpusharing.planning.snapshot.records import Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
 
 GANG = make_gang()
 

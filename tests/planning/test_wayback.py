@@ -38,15 +38,15 @@ from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, PolicyView
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.attempts import owed_for, was_rolled_back
+from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.transition.verdict import FencedCase
+from gpusharing.planning.transition.wayback import KNOWN, find_way_back
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.attempts import owed_for, was_rolled_back
-from gpusharing.planning.way.gates import find_gate
-from gpusharing.planning.way.verdict import FencedCase
-from gpusharing.planning.way.wayback import KNOWN, find_way_back
-from gpusharing.planning.words.reasons import Reason
 
 BACK = edited(MIXED, rollout=Rollout(on_failure="Rollback"))
 STACK = make_stack(MIXED, SLICED)

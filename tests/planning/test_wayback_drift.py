@@ -9,11 +9,11 @@ from tests.planning.changes import VERIFY, answering
 from tests.planning.test_wayback import BACK
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.way.gates import find_gate
-from gpusharing.planning.way.judge import is_told_apart
-from gpusharing.planning.way.verdict import NodeCase
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.gates import find_gate
+from gpusharing.planning.transition.judge import is_told_apart
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def gone_back(**fields: Any) -> NodeCase:

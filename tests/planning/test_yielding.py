@@ -1,6 +1,6 @@
 """A fenced node on which somebody else begins to work: we stand aside with our cordon, and lift it afterwards.
 
-Through `planning/way/yielding.py`: `planning/way/cordon.py`.
+Through `planning/transition/yielding.py`: `planning/transition/cordon.py`.
 """
 
 import json
@@ -17,11 +17,11 @@ from gpusharing.api.names import Phase
 from gpusharing.kube.fence import parse_fence, patch_for, record_text
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetFinalizer, UpdateFence
-from gpusharing.planning.way.before import before_pnr
-from gpusharing.planning.way.judge import judge
-from gpusharing.planning.way.verdict import FencedCase, Verdict
-from gpusharing.planning.way.yielding import yielded
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.judge import judge
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.yielding import yielded
+from gpusharing.planning.vocabulary.reasons import Reason
 
 ADDED = (names.LABEL_UPGRADE_SKIP, *names.NEIGHBOUR_ANNOTATIONS)
 OURS = replace(FENCE, added=ADDED)

@@ -12,8 +12,8 @@ from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.planning.snapshot.actions import Action, Actuate, EnsureGPUNode
 from gpusharing.planning.snapshot.views import GPUNodeView, PolicyView
-from gpusharing.planning.way.after import after_pnr
-from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.verdict import Verdict
 
 STUCK = 1300.0
 """Seconds after which mig-manager counts as stuck, so that the node may turn to another target."""

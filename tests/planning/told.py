@@ -10,13 +10,13 @@ from tests.build import NOW, make_gpunode, make_node, make_policy, make_snapshot
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.pools.pool import Pool
+from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
-from gpusharing.planning.told.status import policy_status
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 POOL = make_policy(generation=7)
 LAYOUT = "2x3g.40gb"

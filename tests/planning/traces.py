@@ -25,8 +25,8 @@ from tests.planning.histories import BEGIN, HOUR
 
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
-from gpusharing.planning.gpus.decaying import Sample
-from gpusharing.planning.gpus.needs import GIB, History, Holding, Workload
+from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.needs import GIB, History, Holding, Workload
 
 SIMULATED = "SIMULATED"
 DAY = 24

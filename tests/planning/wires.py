@@ -31,7 +31,7 @@ from gpusharing.planning.snapshot.callfailures import (
     failed_again,
     policy_subject,
 )
-from gpusharing.planning.way.callverdicts import is_moot
+from gpusharing.planning.transition.callverdicts import is_moot
 
 How = Literal["lost", "unanswered"]
 FOR_EVER = 10**9

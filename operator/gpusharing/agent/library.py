@@ -9,7 +9,7 @@ meaning of the fields are those of the wire types in `api/gpunode.py`; these are
 from dataclasses import field
 from typing import ClassVar, Literal, Protocol
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 MigMode = Literal["Enabled", "Disabled", "NotSupported"]
 ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]

@@ -17,7 +17,7 @@ from gpusharing.agent.library import GPU, Model, Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.usage import base
 from gpusharing.planning.gpus.shares import WHOLE, Extent, shares
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 OTHERS = "_others"
 """Namespace, policy or resource of what is not counted separately. Nothing in Kubernetes can be called this."""

@@ -99,8 +99,8 @@ class Xids:
     """XIDs raised while the block runs: those that the reading itself provokes (79, 119) are among them.
 
     An event set hears nothing from before it was made (docs/design/hardware.md#events), and NVML is closed between
-    readings (docs/design/way.md#quiet), so other XIDs are known by what they leave behind. A failure here does not fail
-    the reading: these are extras.
+    readings (docs/design/transition.md#quiet), so other XIDs are known by what they leave behind. A failure here does
+    not fail the reading: these are extras.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ import pynvml
 
 from gpusharing.agent.library import DriverProfile, Instance
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED, maybe, supported
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 _PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT
 _COMPUTE_PROFILE_ENUM = range(pynvml.NVML_COMPUTE_INSTANCE_PROFILE_COUNT)

@@ -1,7 +1,7 @@
 """Which processes use a GPU, as NVML lists them. Part of `nvml.py`.
 
 Three lists: compute, clients of MPS, graphics. Whatever of them may not be seen counts as busy
-(docs/design/hardware.md#processes, docs/design/way.md#idle).
+(docs/design/hardware.md#processes, docs/design/transition.md#idle).
 """
 
 from collections.abc import Collection, Iterable
@@ -12,7 +12,7 @@ import pynvml
 from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED
 from gpusharing.agent.processes import Processes
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)
 """Exists for every card: a driver that does not support it says nothing about who computes."""

@@ -7,7 +7,7 @@ from gpusharing.agent.library import Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, part, section, text, whole
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 _SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
 """Wire names that are not the plain camel case of ours (api/gpunode.py)."""

@@ -11,7 +11,7 @@ from dataclasses import field, replace
 from operator import attrgetter
 from typing import Protocol, TypeVar
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 T = TypeVar("T")
 

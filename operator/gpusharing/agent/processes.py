@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
 from gpusharing.agent.podnames import PodNames
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"
 _COMM = 15  # TASK_COMM_LEN without its end

@@ -13,7 +13,7 @@ from dataclasses import field
 
 from gpusharing.agent.library import DeviceUse, ProcessUse, Use
 from gpusharing.agent.podresources import Held, Holdings
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 MOST_DEVICES = 128
 """Devices reported: the first by GPU. Sixteen GPUs with seven instances each are 112."""

@@ -1,7 +1,7 @@
 """Names that cross a process boundary: our group, labels, annotations, modes, conditions and phases; NVIDIA's labels.
 
-Reasons, which people and tools read too, have a module of their own: `planning/words/reasons.py`. Marks that we only
-read are where they are read: those of a Node in `kube/foreign.py`, those of a pod in `kube/convert_pods.py`,
+Reasons, which people and tools read too, have a module of their own: `planning/vocabulary/reasons.py`. Marks that we
+only read are where they are read: those of a Node in `kube/foreign.py`, those of a pod in `kube/convert_pods.py`,
 `kube/gangkeys.py` and `planning/drain`.
 """
 
@@ -58,7 +58,8 @@ LABEL_MANAGED_BY, MANAGED_BY = "app.kubernetes.io/managed-by", "gpusharing-opera
 """On our ConfigMaps: who maintains them."""
 TAINT_UNPROVEN = f"{PREFIX}unproven"
 """Start-up taint, with effect NoSchedule, that a kubelet or a node pool gives a Node that joins: no workload lands
-before its layout is proven. It is the only taint that we ever remove; we never set one (docs/design/way.md#gate)."""
+before its layout is proven. It is the only taint that we ever remove; we never set one
+(docs/design/transition.md#gate)."""
 FINALIZER = f"{PREFIX}in-flight"
 """On a policy while one of its nodes is in flight, and with deletionPolicy Reset all the time."""
 
@@ -174,7 +175,7 @@ class ConditionType(StrEnum):
 
 
 class DisruptionClass(StrEnum):
-    """What a change disturbs, shown before anything happens (docs/design/way.md#classes)."""
+    """What a change disturbs, shown before anything happens (docs/design/transition.md#classes)."""
 
     NONE = "None"
     PLUGIN_RESTART = "PluginRestart"

@@ -10,8 +10,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from importlib import import_module
 
-from gpusharing.cli.arguments import parse
-from gpusharing.cli.troubles import FAILED, INTERRUPTED, PIPE_CLOSED, Trouble
+from gpusharing.cli.shell.arguments import parse
+from gpusharing.cli.shell.troubles import FAILED, INTERRUPTED, PIPE_CLOSED, Trouble
 
 
 def main() -> None:
@@ -48,6 +48,6 @@ def _parsed(arguments: Sequence[str]) -> Namespace:
 def _carry_out(typed: Namespace) -> int:
     # A command ends before its garbage matters, and looking for it takes as long as reading a thousand nodes.
     gc.disable()
-    from gpusharing.cli.running import carry_out
+    from gpusharing.cli.shell.running import carry_out
 
-    return carry_out(import_module(f"gpusharing.cli.{typed.module}"), typed)
+    return carry_out(import_module(f"gpusharing.{typed.module}"), typed)

@@ -23,7 +23,7 @@ from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, re
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 log = structlog.get_logger()
 

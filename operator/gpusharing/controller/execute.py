@@ -65,7 +65,7 @@ from gpusharing.planning.snapshot.actions import (
 from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, failed_again
 from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
-from gpusharing.planning.way.callverdicts import is_moot
+from gpusharing.planning.transition.callverdicts import is_moot
 
 log = structlog.get_logger()
 
@@ -202,7 +202,8 @@ class Executor:
     ) -> set[str]:
         """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return.
 
-        A refused entry keeps its own nodes away (`way/gates.py`, PROPAGATION); a write under way may take one away.
+        A refused entry keeps its own nodes away (`transition/gates.py`, PROPAGATION); a write under way may take one
+        away.
         """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):

@@ -30,8 +30,8 @@ from gpusharing.kube.http import Limits
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def is_proving(verdict: Verdict) -> bool:

@@ -13,15 +13,15 @@ from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import Resource
 from gpusharing.planning.gpus.health import is_healthy
+from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.told.counts import count_slices, waited_for
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason
 
 
 class Metrics:

@@ -7,7 +7,7 @@ from gpusharing.controller.execute import Outcome
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.transition.verdict import Verdict
 
 
 class Observer(Protocol):

@@ -32,15 +32,15 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
+from gpusharing.planning.report.events import Event, node_events, pointers_event, refusal_event
+from gpusharing.planning.report.status import find_grounds
+from gpusharing.planning.report.transition import health_conditions, transition
+from gpusharing.planning.report.unjudged import tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, NodeView, PolicyView
-from gpusharing.planning.told.events import Event, node_events, pointers_event, refusal_event
-from gpusharing.planning.told.status import find_grounds
-from gpusharing.planning.told.transition import health_conditions, transition
-from gpusharing.planning.told.unjudged import tell_status
-from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.transition.verdict import Verdict
 
 log = structlog.get_logger()
 

@@ -31,8 +31,8 @@ from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
+from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.reset import under_deletion
-from gpusharing.planning.words.findings import Finding
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:

@@ -125,8 +125,8 @@ def patch_for(action: NodePatch, resource_version: str) -> JSON:
 
     A patch that was decided by what was read of the Node is conditional on `resource_version`. `LabelNode` is not,
     because it touches only fields that we alone own, with two exceptions. Where it removes the start-up taint, the
-    list of taints is written whole; only a proof removes that taint (docs/design/way.md#gate). And it may forget a
-    node only if that is still as it was seen.
+    list of taints is written whole; only a proof removes that taint (docs/design/transition.md#gate). And it may
+    forget a node only if that is still as it was seen.
     """
     labels, annotations, spec = _changes(action)
     opens = False

@@ -38,8 +38,8 @@ from gpusharing.planning.snapshot.podviews import EvictionMemory, GangView, Node
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.transition.quiet import is_at_work
 from gpusharing.planning.wanted import migfile
-from gpusharing.planning.way.quiet import is_at_work
 
 log = structlog.get_logger()
 

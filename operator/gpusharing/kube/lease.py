@@ -1,8 +1,8 @@
 """LeaderLease: who may act, and which nodes it has claimed, in one object.
 
-Leader and disruption budget are one thing (docs/design/way.md#lease): claims are an annotation of the Lease, written by
-compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. Own code because kopf's
-peering and the official client's election compare wall clocks and have no deadline per request
+Leader and disruption budget are one thing (docs/design/transition.md#lease): claims are an annotation of the Lease,
+written by compare-and-swap, so a claim that succeeds proves leadership, and a successor finds it. Own code because
+kopf's peering and the official client's election compare wall clocks and have no deadline per request
 (docs/design/faults.md#d7).
 
 Another holder's Lease counts as expired when *we* have seen neither its spec nor its claims change for its duration.

@@ -1,4 +1,4 @@
-"""The start-up taint as it is written on Nodes and tolerated by pods (docs/design/way.md#gate)."""
+"""The start-up taint as it is written on Nodes and tolerated by pods (docs/design/transition.md#gate)."""
 
 import json
 from collections.abc import Sequence

@@ -51,16 +51,11 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
-from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.configmaps import plan_config
-from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
-from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.target import Target, Wish
-from gpusharing.planning.way.callverdicts import Failing
-from gpusharing.planning.way.gangrules import with_rules
-from gpusharing.planning.way.guard import UnjudgedPolicyError, not_judged
-from gpusharing.planning.way.members import Member, find_member
-from gpusharing.planning.way.nodefacts import (
+from gpusharing.planning.transition.callverdicts import Failing
+from gpusharing.planning.transition.gangrules import with_rules
+from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged
+from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.nodefacts import (
     Judged,
     NodeFacts,
     case_of,
@@ -69,9 +64,14 @@ from gpusharing.planning.way.nodefacts import (
     find_surroundings,
     judge_facts,
 )
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.configmaps import plan_config
+from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
+from gpusharing.planning.wanted.pluginconfig import PluginConfig
+from gpusharing.planning.wanted.target import Target, Wish
 
 
 @value

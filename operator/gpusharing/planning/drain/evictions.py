@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from gpusharing.planning.snapshot.podviews import EvictionMemory
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.reasons import Reason
 
 FIRST_WAIT = 5.0
 """Seconds after the first refusal; doubles with each further one."""

@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.evictions import is_seen
 from gpusharing.planning.drain.standing import STUCK_AFTER, Standing, Standings, asks_for_force, stuck_from
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 _REFUSED = frozenset({Reason.PDB, Reason.PDB_NOT_OBSERVED, Reason.EVICTION_ERROR, Reason.FORCE_DELETE_FAILED})
 """Answers after which a DELETE may follow: a budget refused, or the server could not say."""

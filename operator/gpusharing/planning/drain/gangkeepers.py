@@ -16,9 +16,9 @@ from gpusharing.planning.drain.gangwaits import running
 from gpusharing.planning.drain.gangwords import name_gang, unlisted
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork
-from gpusharing.planning.words.blockers import Blocker, merge
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
 """What is assumed of a policy that cannot be read."""

@@ -14,8 +14,8 @@ from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork
-from gpusharing.planning.words.blockers import Blocker, merge
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def ending_gangs(work: NodeWork, scope: Scope) -> tuple[GangView, ...]:

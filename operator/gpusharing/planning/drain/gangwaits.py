@@ -12,7 +12,7 @@ from gpusharing.api.policy import Drain
 from gpusharing.planning.drain.holders import Scope, classify
 from gpusharing.planning.drain.rules import patience
 from gpusharing.planning.snapshot.podviews import Gang, GangMember, GangView, NodeWork, PodView
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gpusharing.planning.snapshot.podviews import GangView
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.lengths import counted
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.lengths import counted
 
 MAX_NODES = 3
 """The most nodes of a gang that a text names."""

@@ -17,9 +17,9 @@ from gpusharing.planning.drain.rules import find_rule, is_job
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import CLOCK_ERROR
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.words.blockers import Blocker, merge
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
 _NO_OPTIONS = Drain()

@@ -30,10 +30,10 @@ from gpusharing.planning.drain.holders import by_ref
 from gpusharing.planning.drain.standing import Standing, Standings, stuck_from
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.snapshot.podviews import PdbView, PodView
-from gpusharing.planning.words.blockers import Blocker, merge
-from gpusharing.planning.words.lengths import counted
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

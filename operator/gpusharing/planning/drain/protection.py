@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.words.lengths import cut
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.lengths import cut
+from gpusharing.planning.vocabulary.values import value
 
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
 KARPENTER = "karpenter.sh/do-not-disrupt"

@@ -10,7 +10,7 @@ from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 JOB_KINDS = frozenset(
     {

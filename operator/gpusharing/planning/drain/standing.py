@@ -24,9 +24,9 @@ from gpusharing.planning.drain.gangwaits import GangWait, find_gang_waits
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
-from gpusharing.planning.words.blockers import Blocker, merge
-from gpusharing.planning.words.reasons import Reason, reason_of
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.reasons import Reason, reason_of
+from gpusharing.planning.vocabulary.values import value
 
 STUCK_AFTER = timedelta(seconds=60)
 """From the end of the grace period until a pod that still exists is called stuck (T5)."""

@@ -15,9 +15,9 @@ from gpusharing.api.validation import is_rewritten
 from gpusharing.planning.drain.holders import gpu_resources
 from gpusharing.planning.drain.kai import gpu_groups, is_reservation
 from gpusharing.planning.snapshot.podviews import PodView
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 
 @value(eq=False, slots=False)  # without slots, for labels, which are worked out when somebody asks

@@ -17,7 +17,7 @@ Compute capabilities: NVIDIA's "CUDA GPU compute capability" table.
 import re
 from typing import Literal
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 # How well a fact is known. real: read on that hardware. doc: NVIDIA's guide or playbook. cfg: only in
 # mig-parted's shipped file. family: taken from the family, never seen for this model. unknown: no source.

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from gpusharing.planning.gpus.cards import Profile, find_card
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 TOLD = 3
 """The most differences that a message names."""

@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from gpusharing.api.names import RESOURCE_MIG_PREFIX
 from gpusharing.planning.gpus.cards import Profile
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
 """The instances of one GPU as (profile, count), largest first, each count above 0; () is MIG on and empty.

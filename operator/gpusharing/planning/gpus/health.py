@@ -7,9 +7,9 @@ it. Its mode and layout stay as they are until a person has acted.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 REACHABLE = "Ok"
 

@@ -7,7 +7,7 @@ to more than the GPU (4g.40gb and 3g.40gb on an 80 GB card: 4/7 and 4/8), and ar
 from collections.abc import Sequence
 from fractions import Fraction
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 WHOLE = Fraction(1)
 

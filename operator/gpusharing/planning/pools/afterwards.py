@@ -10,12 +10,12 @@ from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase
 from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.nodefacts import NodeFacts
+from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.gfdlabels import future_labels
 from gpusharing.planning.wanted.verify import served
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.nodefacts import NodeFacts
-from gpusharing.planning.words.reasonkinds import Passes
 
 
 def find_afterwards(
@@ -30,7 +30,9 @@ def find_afterwards(
     def places() -> Iterator[FutureNode]:
         """Yield all nodes except those for which the computation fails."""
         for name, node in snapshot.nodes.items():
-            with suppress(Exception):  # whatever one node holds, the others are asked about (way/guard.py)
+            with suppress(
+                Exception
+            ):  # whatever one node holds, the others are asked about (transition/guard.py)
                 place = _place(node, facts[name].assessment if name in facts else None, snapshot)
                 yield _doubt(place, node) if name in members and _waits_for_person(members[name]) else place
 

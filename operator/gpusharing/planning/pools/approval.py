@@ -14,9 +14,9 @@ from hashlib import sha256
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.attempts import owed_by, owed_for
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.way.attempts import owed_by, owed_for
-from gpusharing.planning.way.members import Member
 
 LENGTH = 7
 """Characters of a hash: enough to tell two plans apart, and short enough to be read out."""

@@ -14,7 +14,7 @@ from cronsim import CronSim, CronSimError
 from gpusharing.api.rollout import Window
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.zones import find_zone
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 HORIZON = timedelta(days=8)
 """A longer span is shown as one without an end: no window is longer than a week."""

@@ -20,11 +20,11 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, is_begun, unready
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision, is_of
-from gpusharing.planning.way.members import Member, MemberState, cordoned, going, is_begun, unready
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import counted
-from gpusharing.planning.words.reasons import Reason
 
 
 def find_canary(pooled: Pooled) -> int | Finding | None:

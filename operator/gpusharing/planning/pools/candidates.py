@@ -17,15 +17,15 @@ from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim, Fence
 from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.transition.attempts import failed_in, owed_for, was_rolled_back
+from gpusharing.planning.transition.marks import marks_for
+from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker, ends_at, explain_blockers, main_reason
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.revision import find_revision
-from gpusharing.planning.way.attempts import failed_in, owed_for, was_rolled_back
-from gpusharing.planning.way.marks import marks_for
-from gpusharing.planning.way.startgate import is_newcomer
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.blockers import Blocker, ends_at, explain_blockers, main_reason
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
 
 MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""

@@ -1,6 +1,6 @@
 """Who begins now: every pool chooses in turn, within its own allowance and what the operator-wide cap leaves.
 
-A pool that cannot be judged begins nothing; the others do (way/guard.py).
+A pool that cannot be judged begins nothing; the others do (transition/guard.py).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,10 +13,10 @@ from gpusharing.planning.pools.slots import fences_of
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.way.requests import with_gpunode
-from gpusharing.planning.way.startgate import is_newcomer
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.requests import with_gpunode
+from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

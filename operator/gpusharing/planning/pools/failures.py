@@ -7,7 +7,7 @@ from gpusharing.planning.pools.holds import has_failed
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.way.members import Member
+from gpusharing.planning.transition.members import Member
 
 MOST = 200
 """Failures on record, of all policies together: the annotations of the Lease may have 256 KiB (kube/fence.py)."""

@@ -1,4 +1,5 @@
-"""The last step of a policy with deletionPolicy Reset: nothing of ours stays on its nodes (docs/design/way.md#reset).
+"""The last step of a policy with deletionPolicy Reset: nothing of ours stays on its nodes
+(docs/design/transition.md#reset).
 
 A rollout keeps its memory on its nodes: which are away, which canaries serve and since when, what failed, which plan
 was approved. So nodes with whole GPUs are not forgotten one by one, but all together when the last one is proven.
@@ -12,8 +13,8 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def find_forgotten(

@@ -13,12 +13,12 @@ from gpusharing.planning.pools.canary import find_canary, outnumbers
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.pools.resuming import explain_halt
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.attempts import failed_in
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasonkinds import Passes
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.attempts import failed_in
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

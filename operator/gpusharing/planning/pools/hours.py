@@ -16,10 +16,10 @@ from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.calendar import Span, find_flaw, find_spans
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.way.attempts import actuation_limit
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.attempts import actuation_limit
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 RECENT = 20
 """The number of recent changes whose slowest says how long the next may take."""

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.way.cordon import tell_foreign
-from gpusharing.planning.way.members import Member, MemberState, cordoned, going, unready
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.cordon import tell_foreign
+from gpusharing.planning.transition.members import Member, MemberState, cordoned, going, unready
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 _BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
 """The phases of a change that can still be held up by what is on the node."""

@@ -11,9 +11,9 @@ from gpusharing.planning.pools.keepers import keeps_its_slot
 from gpusharing.planning.pools.places import Places
 from gpusharing.planning.snapshot.looks import Look, count_recent, find_due
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.way.members import Member, find_member
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 @dataclass(slots=True)

@@ -7,9 +7,9 @@ from datetime import datetime
 from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.stack.terms import Terms
-from gpusharing.planning.way.guard import of_policy
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.guard import of_policy
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def asked(pool: Pool, now: datetime) -> Pool:

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.way.verdict import NodeCase
 
 LAST_PLACE = (
     "this is one of the last schedulable nodes, and the operator's own pod needs one; waiting until another node is"

@@ -4,7 +4,7 @@ limit      allowance(maxUnavailable, nodes of the policy); 0 freezes. Nodes with
            leaves out are none of its business: they are no part of a percentage and take no slot. Nodes that somebody
            keeps from changing (cordon, maintenance, switched-off operands) are; newcomers behind the start-up taint are
            not, and take a slot of the operator-wide cap only; all that holds the others holds them too
-           (docs/design/way.md#gate)
+           (docs/design/transition.md#gate)
 used       a set: not Ready, cordoned by anyone, fenced, claimed or being deleted; a node counts once
            (a claim without a fence is left by a crash or a predecessor: that very node goes first)
 room       limit - used, and never more than the operator-wide cap leaves, or a place for our own pod (places.py)
@@ -34,15 +34,15 @@ from gpusharing.planning.pools.waves import find_following, group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
 from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.attempts import is_tried_again
-from gpusharing.planning.way.guard import not_judged
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.startgate import is_newcomer
-from gpusharing.planning.way.verdict import NodeCase, Verdict
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import counted
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.attempts import is_tried_again
+from gpusharing.planning.transition.guard import not_judged
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""

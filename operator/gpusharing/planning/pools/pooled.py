@@ -6,8 +6,8 @@ from datetime import datetime
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

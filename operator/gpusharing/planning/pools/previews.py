@@ -22,11 +22,11 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings, PolicyView
-from gpusharing.planning.way.guard import explain_error
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import Blocker
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.transition.guard import explain_error
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 AGAIN = timedelta(minutes=5)
 """Between two looks at one node."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.words.lengths import some
+from gpusharing.planning.vocabulary.lengths import some
 
 _WRITTEN = re.compile(r"([0-9]{1,18})(?:\.([1-9][0-9]{0,4}))?")
 _SHOWN = 64

@@ -12,9 +12,9 @@ from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
 
 
 def hold_together(

@@ -16,8 +16,8 @@ from gpusharing.planning.snapshot.actions import Action, Actuate, SetClaims, Set
 from gpusharing.planning.snapshot.records import Claim, FailedNode, Fence
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.stack.pointers import plan_pointers
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
 
 CLOCKS = timedelta(seconds=1.5)
 """By how much the clocks of two processes may differ: each was set by a Date of whole seconds (kube/clock.py)."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.way.verdict import Verdict
+from gpusharing.planning.transition.verdict import Verdict
 
 MOST = 60
 """So many passes without progress are a fault of the planner: a look at pods ends with a start or with a blocker."""

@@ -23,12 +23,12 @@ from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.records import Claim, Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.revision import find_revision, is_of
-from gpusharing.planning.way.members import Member
-from gpusharing.planning.way.verdict import Verdict
-from gpusharing.planning.words.blockers import Blocker, merge
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
 
 MAX_MATES = 20
 """The most nodes of a wave that a fence records as left behind."""

@@ -6,7 +6,7 @@ from dataclasses import field
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

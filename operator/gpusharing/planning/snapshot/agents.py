@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
 
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 HEAD, TAIL = 140, 160
 """Characters that are shown of a long sentence: PodSecurity has the cause at its beginning, a runtime at its end."""

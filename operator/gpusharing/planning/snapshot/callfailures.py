@@ -6,7 +6,7 @@ is decided again from the state of the cluster then.
 
 from datetime import datetime, timedelta
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 FIRST_WAIT = 2.0
 """Seconds after the first failure; doubles with each further one."""

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from gpusharing.planning.snapshot.records import SpecVersion
-from gpusharing.planning.words.blockers import Blocker, ends_at
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.blockers import Blocker, ends_at
+from gpusharing.planning.vocabulary.values import value
 
 LOOKS = 5
 """LISTs of pods of blocked nodes within one poll, over all policies."""

@@ -7,8 +7,8 @@ from typing import Literal
 
 from gpusharing.api.policy import Drain
 from gpusharing.api.selectors import Row
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.times import NEVER, from_rfc3339
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 CLOCK_ERROR = timedelta(seconds=1)
 """How far a time that we write may be from the API server's: one clock counts to half a second and half of what a call

@@ -5,7 +5,7 @@ from dataclasses import field
 from datetime import datetime
 from typing import Any
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 MIG_MANAGER_SWITCH = "migManager.enabled"
 """The field of ClusterPolicy, by its path below `spec`, that turns mig-manager off."""

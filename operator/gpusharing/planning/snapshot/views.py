@@ -23,8 +23,8 @@ from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.values import value
 
 _NOTHING: Mapping[str, str] = {}
 """One object for nearly all nodes."""
@@ -65,7 +65,8 @@ class NodeView:
     retry: str = ""
     """Value of the retry annotation; empty: there is none."""
     gate: str | None = None
-    """Where the node has the start-up taint (docs/design/way.md#gate), its other taints as JSON, in their order: what a
+    """Where the node has the start-up taint (docs/design/transition.md#gate), its other taints as JSON, in their
+    order: what a
     release leaves there. None: it does not have that taint."""
     abort: str = ""
     """The `op` of the change that a person wants given up; empty: none."""

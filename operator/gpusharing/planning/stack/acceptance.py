@@ -14,10 +14,10 @@ from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
 from gpusharing.planning.stack.pointers import Pointer, elsewhere, mig_pointer, plugin_pointer, why_not_set
 from gpusharing.planning.stack.requirements import OPERANDS, NeededProgram, plain_upgrade, tell_off
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import MAX_TEXT, cut
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

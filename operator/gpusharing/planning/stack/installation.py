@@ -31,9 +31,9 @@ from gpusharing.planning.stack.symptoms import (
     warning,
 )
 from gpusharing.planning.stack.unseen import Unseen
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

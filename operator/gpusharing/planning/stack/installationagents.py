@@ -14,7 +14,7 @@ from gpusharing.planning.stack.symptoms import (
     upgrade,
     warning,
 )
-from gpusharing.planning.words.lengths import counted, some
+from gpusharing.planning.vocabulary.lengths import counted, some
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:

@@ -6,7 +6,7 @@ from dataclasses import field
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.stack.rights import Right
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
 """Service accounts, and the names of their workloads."""

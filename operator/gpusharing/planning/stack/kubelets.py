@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from gpusharing.planning.stack.nodesymptoms import NodeLabels
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 
 OLDEST = (1, 30)
 """The oldest Kubernetes that the operator is made for; the chart's kubeVersion says the same of the API server."""

@@ -14,8 +14,8 @@ from gpusharing.planning.stack.requirements import (
     tell_off,
     workload_of,
 )
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import cut
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import cut
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:

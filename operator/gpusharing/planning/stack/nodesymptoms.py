@@ -19,9 +19,9 @@ from gpusharing.planning.stack.requirements import (
     workload_of,
 )
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.ownership import selects_node
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """Of GPU Feature Discovery (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""

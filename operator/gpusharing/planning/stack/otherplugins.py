@@ -9,8 +9,8 @@ no evidence: Bottlerocket's plugin can be switched off, and the API does not sho
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 
 GKE = "GKE's own device plugin"
 GKE_GPU, GKE_WITHOUT_PLUGIN = "cloud.google.com/gke-accelerator", "gke-no-default-nvidia-gpu-device-plugin"

@@ -4,9 +4,9 @@ plugin refuses or reads otherwise than they look."""
 from collections.abc import Collection, Mapping, Sequence
 
 from gpusharing.planning.stack.symptoms import Symptoms, Topic, error, warning
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginfile import find_flaws
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
 
 MOST = 3
 """Fields that a message names."""

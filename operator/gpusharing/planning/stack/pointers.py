@@ -11,9 +11,9 @@ from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.commands import Fields, kubectl_patch
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
 
 PLUGIN_POINTER, MIG_POINTER = "devicePlugin.config.name", "migManager.config.name"
 """Fields of ClusterPolicy's spec."""

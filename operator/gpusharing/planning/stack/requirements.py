@@ -8,8 +8,8 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, PlainStackView
 from gpusharing.planning.stack.commands import Fields
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 
 EVERY_MODE = frozenset(Mode)
 PRE_INSTALLED = "pre-installed"

@@ -5,7 +5,7 @@ tests/chart/rbac.yaml lists them again with the reasons; a test compares both.
 
 from typing import Literal
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
 """`cluster`, or whose namespace."""

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gpusharing.planning.stack.nodesymptoms import NodeLabels
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 
 
 @value

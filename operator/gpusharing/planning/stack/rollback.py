@@ -7,7 +7,7 @@ only would drain by day. GPUNodes do not matter: operator and agent write them a
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 SHOWN = 20
 """The most policies named one by one; the rest are counted."""

@@ -1,4 +1,5 @@
-"""May the pods that prove a node run behind the start-up taint (docs/design/way.md#gate)? If not, it never is."""
+"""May the pods that prove a node run behind the start-up taint (docs/design/transition.md#gate)? If not, it never
+is."""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +8,7 @@ from typing import Any
 from gpusharing.api import names
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, StackView
 from gpusharing.planning.stack.commands import kubectl_patch
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 TOLERATION: dict[str, Any] = {"key": names.TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 """The toleration that everything needs that proves a node."""

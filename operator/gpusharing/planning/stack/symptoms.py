@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 
 from gpusharing.planning.stack.installationviews import InstallationView
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 
 class Topic(StrEnum):

@@ -3,9 +3,9 @@
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.stack.acceptance import find_objection, find_spec
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.target import Targets, Wish, find_wish
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.values import value
 
 
 @value(eq=False)

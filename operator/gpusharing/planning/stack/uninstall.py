@@ -6,9 +6,9 @@ from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import kubectl_patch
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.configmaps import referenced
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
 
 SHOWN = 20
 """The most nodes named one by one; the rest are counted."""

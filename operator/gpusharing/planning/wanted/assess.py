@@ -8,6 +8,9 @@ from gpusharing.api.names import DisruptionClass, Mode
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.migfile import ALL_DISABLED
 from gpusharing.planning.wanted.reset import unlabelled
@@ -22,9 +25,6 @@ from gpusharing.planning.wanted.verify import (
     paused_operands,
     served,
 )
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
 
 OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
 """The reasons of selected nodes that do not concern their policy, as long as no change has begun there."""
@@ -215,7 +215,7 @@ def _proven_before(node: NodeView, policy: PolicyView, target: Target) -> bool:
 def find_disruption(
     node: NodeView, observed: ObservedView, target: Target, mismatch: Finding | None, stack: StackView
 ) -> DisruptionClass:
-    """What the change disturbs (docs/design/way.md#classes)."""
+    """What the change disturbs (docs/design/transition.md#classes)."""
     if mismatch is None:
         return DisruptionClass.NONE
     for gpu, layout in zip(observed.gpus, target.layouts, strict=True):

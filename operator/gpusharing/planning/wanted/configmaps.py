@@ -1,4 +1,4 @@
-"""What the two ConfigMaps must hold (docs/design/way.md#configuration), and what may go.
+"""What the two ConfigMaps must hold (docs/design/transition.md#configuration), and what may go.
 
 An entry is added when a policy is accepted, before any label points at it. It goes only when no policy, Node
 label, fence or last verified pair names it: a missing key crash-loops the device plugin (docs/design/nvidia.md#b4). The

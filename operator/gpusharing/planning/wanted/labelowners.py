@@ -1,5 +1,5 @@
 """Others who set the labels by which a node is changed: they would undo a change, and the GPUs would be repartitioned
-back and forth (docs/design/way.md#label-owners)."""
+back and forth (docs/design/transition.md#label-owners)."""
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import NodeView

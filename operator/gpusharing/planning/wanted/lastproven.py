@@ -1,5 +1,5 @@
 """The configuration that was last proven on a node, as a target: a failed change is rolled back to it
-(docs/design/way.md#rollback).
+(docs/design/transition.md#rollback).
 
 The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
 after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
@@ -10,12 +10,12 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView, ObservedView, routing_label
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.migfile import Unresolved
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
 from gpusharing.planning.wanted.target import Target, describe_layouts, predict_resources
-from gpusharing.planning.words.lengths import counted
 
 
 def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:

@@ -1,7 +1,7 @@
 """The mig-parted file: renders our entries, reads those of others, and finds what a name means on the GPUs of a node.
 
 Grammar: docs/design/nvidia.md#a10 (mig-parted api/spec/v1). The file is rendered whole
-(docs/design/way.md#mig-file); names of our own entries are content-hashed and never change their meaning.
+(docs/design/transition.md#mig-file); names of our own entries are content-hashed and never change their meaning.
 """
 
 import re
@@ -16,10 +16,10 @@ from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import CardView
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import is_named_after
 from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, parse_yaml
-from gpusharing.planning.words.lengths import some
-from gpusharing.planning.words.values import value
 
 ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]

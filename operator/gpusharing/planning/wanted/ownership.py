@@ -20,7 +20,7 @@ from gpusharing.api.policy import LabelSelector
 from gpusharing.api.selectors import selects
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.words.values import value
+from gpusharing.planning.vocabulary.values import value
 
 
 def selects_node(selector: LabelSelector, labels: Mapping[str, str]) -> bool:

@@ -1,8 +1,8 @@
 """The device plugin's configuration: what a mode means there, its text, and how to read that of others.
 
 Format and precedence: docs/design/nvidia.md#b1 to b.4 (k8s-device-plugin v0.19.3 api/config/v1). Keys are
-content-hashed and never change their meaning (docs/design/way.md#plugin-entries), because config-manager does not
-notice an edit under the same key.
+content-hashed and never change their meaning (docs/design/transition.md#plugin-entries), because config-manager does
+not notice an edit under the same key.
 """
 
 from collections.abc import Container, Mapping
@@ -14,9 +14,9 @@ from typing import Any, Literal
 import yaml
 
 from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginfile import field_of, find_flaws
 from gpusharing.planning.wanted.yamltext import parse_yaml
-from gpusharing.planning.words.values import value
 
 MigStrategy = Literal["none", "single", "mixed"]
 STRATEGIES: Mapping[str, MigStrategy] = {"none": "none", "single": "single", "mixed": "mixed"}

@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from gpusharing.planning.vocabulary.lengths import cut
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
-from gpusharing.planning.words.lengths import cut
-from gpusharing.planning.words.values import value
 
 _NAME = re.compile(
     r"(nvidia\.com/)?(?=.{1,52}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"

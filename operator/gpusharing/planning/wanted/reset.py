@@ -1,4 +1,4 @@
-"""spec.deletionPolicy Reset: what a policy asks for once it is being deleted (docs/design/way.md#reset).
+"""spec.deletionPolicy Reset: what a policy asks for once it is being deleted (docs/design/transition.md#reset).
 
     deleted ── every node that it owns: drained as ever ── whole GPUs proven ── our labels and records go ──► finalizer
 

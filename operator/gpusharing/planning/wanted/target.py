@@ -20,13 +20,13 @@ from gpusharing.planning.gpus.geometry import (
 from gpusharing.planning.snapshot.memo import AnswersByKind
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, StackView
 from gpusharing.planning.snapshot.views import CardView, Hardware, PolicyView, routing_label
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
 from gpusharing.planning.wanted.configured import configured_since
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import counted
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
 
 
 @value

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, MpsDaemonView
 from gpusharing.planning.snapshot.views import CardView
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.reasons import Reason
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 
 SUFFIXES_SINCE = (0, 20)
 """First version that serves a profile with a suffix under a name of its own."""

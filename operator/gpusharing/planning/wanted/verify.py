@@ -8,8 +8,9 @@
     GFD labels         plugin and GFD read the new configuration          LabelMismatch
     allocatable        the scheduler sees exactly the predicted counts    AllocatableMismatch
 
-Each source counts where it exists for the mode and the card (docs/design/way.md#proof). Nothing is remembered: the
-same checks adopt a node, find drift and prove a change; what proves a change is younger than it (`way/requests.py`).
+Each source counts where it exists for the mode and the card (docs/design/transition.md#proof). Nothing is remembered:
+the same checks adopt a node, find drift and prove a change; what proves a change is younger than it
+(`transition/requests.py`).
 """
 
 import re
@@ -22,6 +23,10 @@ from gpusharing.planning.gpus.geometry import Layout, resource_name
 from gpusharing.planning.gpus.health import REACHABLE
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import Hardware, NodeView, ObservedView
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.guests import tell_guest_reset
@@ -34,14 +39,10 @@ from gpusharing.planning.wanted.pluginconfig import (
     parse,
 )
 from gpusharing.planning.wanted.target import Target, describe_layouts, is_plugin_resource, predict_resources
-from gpusharing.planning.words.findings import Finding
-from gpusharing.planning.words.lengths import counted
-from gpusharing.planning.words.reasons import Reason
-from gpusharing.planning.words.values import value
 
 EXCLUSIVE = "ExclusiveProcess"
 MPS_DAEMONS = frozenset({"nvidia-cuda-mps-server", "nvidia-cuda-mps-control"})
-"""NVIDIA's own processes; an idle GPU may have them (docs/design/way.md#idle)."""
+"""NVIDIA's own processes; an idle GPU may have them (docs/design/transition.md#idle)."""
 FREE = ("Default", "NotSupported")
 """Compute modes in which any process may use a GPU."""
 

@@ -1,0 +1,94 @@
+"""What else names the resources and labels that vanish with a plan: quotas, limits, objects of Kueue and the templates
+of workloads. Read with the rights of the user, and only here: the operator needs no right to them."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
+
+from gpusharing.api.validation import is_rewritten
+from gpusharing.cli.live.cluster import Decided
+from gpusharing.cli.live.installed import DEPLOYMENTS
+from gpusharing.cli.shell.troubles import said
+from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient, Resource
+from gpusharing.kube.convert import has_condition
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.paging import pages_of
+from gpusharing.kube.raw import entries, text
+from gpusharing.planning.report.proposal import Proposal
+from gpusharing.planning.vocabulary.lengths import some
+
+KUEUE = ("v1beta2", "v1beta1")
+"""Versions of Kueue's API in which its objects are looked for."""
+KINDS: tuple[tuple[str, Resource], ...] = (
+    ("ResourceQuota", Resource("", "v1", "resourcequotas", namespaced=True)),
+    ("LimitRange", Resource("", "v1", "limitranges", namespaced=True)),
+    *(("ResourceFlavor", Resource("kueue.x-k8s.io", version, "resourceflavors")) for version in KUEUE),
+    *(("ClusterQueue", Resource("kueue.x-k8s.io", version, "clusterqueues")) for version in KUEUE),
+    ("Deployment", DEPLOYMENTS),
+    ("StatefulSet", Resource("apps", "v1", "statefulsets", namespaced=True)),
+    ("DaemonSet", DAEMON_SETS),
+    ("Job", Resource("batch", "v1", "jobs", namespaced=True)),
+    ("CronJob", Resource("batch", "v1", "cronjobs", namespaced=True)),
+)
+
+
+def find_vanishing(proposals: Iterable[Proposal], decided: Decided) -> frozenset[str]:
+    """Resource names that no node will advertise, and node labels, written as `key=value`, that no node will have."""
+    accepted = [one for one in proposals if one.accepted and one.changes]
+    names = {lost.resource for one in accepted for lost in one.vanishing if not lost.demand.remain}
+    nodes = [decided.snapshot.nodes[step.verdict.node] for one in accepted for step in one.steps]
+    pairs = {pair for node in nodes for pair in node.labels.items() if is_rewritten(pair[0])}
+    gone = pairs - decided.plan.afterwards.find_labels() if pairs else pairs
+    return frozenset(names | {f"{key}={value}" for key, value in gone})
+
+
+async def read_dependents(
+    client: KubeClient, vanishing: Set[str], ignored: str
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return sentences about the objects outside the namespace `ignored` that name what vanishes, and at most one note,
+    about the kinds that could not be read. Reads nothing if `vanishing` is empty, and raises no KubeError."""
+    found: dict[str, set[str]] = defaultdict(set)
+    unread: dict[str, str] = {}
+    for kind, resource in KINDS if vanishing else ():
+        try:
+            async for page in pages_of(client, resource):
+                for raw in page.items:
+                    for name in _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ():
+                        found[name].add(f"{kind} {_ref(raw)}")
+        except KubeError as error:
+            if await client.served(resource):  # RBAC refuses also kinds that are not installed
+                unread[resource.plural] = said(error)
+    lines = [
+        f"{name} vanishes, and these name it: {some(sorted(refs), 20)}"
+        for name, refs in sorted(found.items())
+    ]
+    if any(ref.startswith("ResourceQuota ") for refs in found.values() for ref in refs):
+        lines.append("A ResourceQuota limits nothing under a name that no node offers")
+    why = f"{', '.join(sorted(unread))} may name what vanishes and were not read: {min(unread.values(), default='')}"
+    return tuple(lines), (why,) if unread else ()
+
+
+def _counts(raw: JSON, ignored: str) -> bool:
+    """Whether a change concerns the object: it is not in the namespace `ignored`, no Job that has ended, and no Job
+    that a CronJob has made."""
+    owners = entries(raw, "metadata", "ownerReferences")
+    ended = has_condition(raw, "Complete") or has_condition(raw, "Failed")
+    made = ended or any(one.get("kind") == "CronJob" for one in owners)
+    return not made and text(raw, "metadata", "namespace") != ignored
+
+
+def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
+    """Yield the names in `vanishing` that occur in a part of an object, at any depth: as a key, as a text, or as a
+    label with its value."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from {str(key).removeprefix("requests."), f"{key}={item}"} & vanishing
+            yield from _mentioned(item, vanishing)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _mentioned(item, vanishing)
+    elif isinstance(value, str) and value in vanishing:
+        yield value
+
+
+def _ref(raw: JSON) -> str:
+    return "/".join(filter(None, (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))))

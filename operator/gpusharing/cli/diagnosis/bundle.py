@@ -1,0 +1,228 @@
+"""`support-bundle [FILE]`: a tar archive for troubleshooting. Secrets are not read, and the environments of pods are
+left out.
+
+What may not be read is left out, and its README says so: a bundle with gaps is better than none. Where nothing at all
+can be read there is none.
+"""
+
+import io
+import json
+import tarfile
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from gpusharing.cli.diagnosis.cleaning import cleaned, node_facts, scrubbed
+from gpusharing.cli.live.installed import DEPLOYMENTS, Installed, read_installed
+from gpusharing.cli.pools.fleet import read_node
+from gpusharing.cli.shell.ages import counted
+from gpusharing.cli.shell.drawing import Ink, TextSpan, fold, line, prose
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.simulated import sentence as simulated_sentence
+from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.troubles import DONE, Trouble, said, sentence
+from gpusharing.cli.shell.versions import own_version
+from gpusharing.kube import client as kinds
+from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
+from gpusharing.kube.paging import list_of, pages_of
+from gpusharing.kube.raw import text
+
+LINES = 2000
+"""Of each log."""
+AWAY = 3
+"""Unanswered calls, before anything was read, after which the server counts as away: each may take as long as a person
+waits for anything."""
+MOST_LOGS = 20
+"""Pods of one workload whose logs are read, those that are not Ready first."""
+WORKLOADS = (
+    "gpusharing-operator",
+    "gpusharing-agent",
+    "nvidia-mig-manager",
+    "nvidia-device-plugin-daemonset",
+)
+LABELS = ("app.kubernetes.io/name", "app")
+READ_ME = """\
+A support bundle of gpu-sharing-operator, made by kubectl gpusharing support-bundle at {at}.
+
+Left out on purpose: Secrets are not read at all. Pods and workloads come without their environments, command lines,
+probes and volumes. Of annotations, only ours, NVIDIA's, Helm's and a Deployment's are here. Values under a key that
+speaks of a secret are left out. In messages, logs and configuration files, whatever is named as a secret or looks like
+one is replaced by REMOVED. Nothing else is changed: policies, labels and logs are as people and programs wrote them.
+Look through them before you hand this on.
+
+Plugin: {plugin}
+Operator: {operator}
+
+"""
+
+
+@dataclass(slots=True)
+class Bundle:
+    """The files as they come."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    gaps: list[str] = field(default_factory=list)
+    """What could not be read, and why."""
+    errors: list[KubeError] = field(default_factory=list)
+    """Of these."""
+
+    def add(self, name: str, value: object) -> None:
+        """As JSON."""
+        self.files[name] = (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+    async def read(self, name: str, what: Callable[[], Awaitable[object]]) -> None:
+        """Add what this reads, or remember why it could not. Raises Unauthorized, because then nothing can be read, and
+        Unavailable when the server does not seem to answer at all."""
+        try:
+            self.add(name, await what())
+        except Unauthorized:
+            raise
+        except KubeError as error:
+            self.gaps.append(f"{name}: {said(error)}")
+            self.errors.append(error)
+            silent = [one for one in self.errors if isinstance(one, Unavailable)]
+            if not self.files and len(silent) >= AWAY:
+                raise
+
+    def tar(self, folder: str, at: datetime) -> bytes:
+        """All of it, in one folder."""
+        stream = io.BytesIO()
+        with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+            for name, content in sorted(self.files.items()):
+                entry = tarfile.TarInfo(f"{folder}/{name}")
+                entry.size, entry.mtime, entry.mode = len(content), int(at.timestamp()), 0o600
+                archive.addfile(entry, io.BytesIO(content))
+        return stream.getvalue()
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    at = session.now()
+    folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
+    path = Path(typed.file or f"{folder}.tar.gz")
+    try:
+        bundle = await gather(session, at)
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+    try:
+        path.write_bytes(bundle.tar(folder, at))  # noqa: ASYNC240 - nothing else goes on here
+    except OSError as error:
+        raise Trouble(f"{path} cannot be written: {said(error)}") from error
+    if terminal.structured:
+        terminal.data({"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps})
+        return DONE
+    lines = fold(
+        line(TextSpan(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper
+    )
+    for gap in bundle.gaps:
+        lines += prose(f"Left out: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
+    terminal.show(lines)
+    return DONE
+
+
+async def gather(session: Session, at: datetime) -> Bundle:
+    """Read everything, one after the other: there is no hurry, and a sick server is not pressed. Raises the first
+    KubeError where nothing could be read."""
+    bundle, client = Bundle(), session.client
+    try:
+        installed = await read_installed(client)
+    except Unauthorized:
+        raise
+    except KubeError as error:
+        installed = Installed(notes=(said(error),))
+    for wanted in _wanted(installed):
+        await bundle.read(wanted.file, partial(_all, session, wanted))
+    plan = installed.settings.plan
+    for name in (plan.plugin_config_map, plan.mig_config_map):
+        await bundle.read(
+            f"{plan.gpu_operator_namespace}/configmap-{name}.json",
+            partial(_one, session, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
+        )
+    if not bundle.files:
+        raise bundle.errors[0]
+    for namespace in sorted(
+        {plan.namespace, installed.settings.agent_namespace, plan.gpu_operator_namespace}
+    ):
+        await _logs(session, bundle, namespace)
+    ours, theirs = own_version() or "not known", installed.version or "not known"
+    told = READ_ME.format(at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=ours, operator=theirs)
+    reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
+    if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):
+        told += f"{played}.\n\n"
+    gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
+    bundle.files["README.txt"] = (told + gaps).encode()
+    return bundle
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """All objects of a kind."""
+
+    file: str
+    resource: Resource
+    namespace: str | None = None
+    clean: Callable[[JSON], JSON] = cleaned
+
+
+def _wanted(installed: Installed) -> Iterator[_Wanted]:
+    yield _Wanted("policies.json", kinds.POLICIES)
+    yield _Wanted("gpunodes.json", kinds.GPUNODES)
+    yield _Wanted("nodes.json", kinds.NODES, None, node_facts)
+    yield _Wanted("clusterpolicies.json", kinds.CLUSTER_POLICIES)
+    yield _Wanted("poddisruptionbudgets.json", kinds.PDBS)
+    yield _Wanted("default/events.json", kinds.EVENTS, "default")
+    plan = installed.settings.plan
+    for namespace in sorted({plan.namespace, installed.settings.agent_namespace}):
+        yield _Wanted(f"{namespace}/deployments.json", DEPLOYMENTS, namespace)
+    for namespace in sorted(
+        {plan.namespace, installed.settings.agent_namespace, plan.gpu_operator_namespace}
+    ):
+        yield _Wanted(f"{namespace}/daemonsets.json", kinds.DAEMON_SETS, namespace)
+        yield _Wanted(f"{namespace}/pods.json", kinds.PODS, namespace)
+        yield _Wanted(f"{namespace}/events.json", kinds.EVENTS, namespace)
+
+
+async def _one(session: Session, resource: Resource, name: str, namespace: str) -> JSON:
+    found: JSON = cleaned(await session.client.get(resource, name, namespace=namespace))
+    return found
+
+
+async def _all(session: Session, wanted: _Wanted) -> list[JSON]:
+    pages = pages_of(session.client, wanted.resource, namespace=wanted.namespace)
+    return [wanted.clean(raw) async for page in pages for raw in page.items]
+
+
+async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
+    """The ends of the logs of our workloads and of those of NVIDIA's that we steer."""
+    try:
+        pods = await list_of(session.client, kinds.PODS, namespace=namespace)
+    except KubeError:
+        return  # told already, with the list of pods
+    for workload in WORKLOADS:
+        of_it = sorted((raw for raw in pods if _is_of(raw, workload)), key=_ready)
+        if len(of_it) > MOST_LOGS:
+            more = counted(len(of_it) - MOST_LOGS, "more pod")
+            bundle.gaps.append(f"{namespace}: the logs of {more} of {workload}")
+        for raw in of_it[:MOST_LOGS]:
+            name = text(raw, "metadata", "name")
+            try:
+                log = await session.client.log(namespace, name, LINES)
+            except KubeError as error:
+                bundle.gaps.append(f"log of {namespace}/{name}: {said(error)}")
+            else:
+                bundle.files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()
+
+
+def _is_of(raw: JSON, workload: str) -> bool:
+    labels = (raw.get("metadata") or {}).get("labels") or {}
+    return any(labels.get(label) == workload for label in LABELS)
+
+
+def _ready(raw: JSON) -> tuple[bool, str]:
+    rows: Iterable[JSON] = (raw.get("status") or {}).get("conditions") or ()
+    ready = any(row.get("type") == "Ready" and row.get("status") == "True" for row in rows)
+    return ready, text(raw, "metadata", "name")

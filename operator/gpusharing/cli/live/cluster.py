@@ -1,0 +1,190 @@
+"""A live snapshot of a cluster, gathered by the operator's own code and with the user's own rights.
+
+Nothing is written: every writing call of the client that everything goes through fails.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from gpusharing.cli.live.installed import read_installed
+from gpusharing.cli.live.onlooker import Onlooker
+from gpusharing.cli.shell.ages import length
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import INSTALL, Trouble, said, sentence
+from gpusharing.kube.client import GPUNODES, JSON
+from gpusharing.kube.clock import wall_time
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.report.proposal import configured
+from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.views import ClusterSnapshot
+
+MAX_LISTED = 100
+"""Nodes whose pods are listed: each is a call."""
+PATIENCE = 30.0
+"""Seconds for everything to be listed."""
+CHECKED_EVERY = 0.02
+MARKERS = ("medik8s nodemaintenances", "nvidia nodemaintenances")
+"""Without rights to these a plan is less exact, but not wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A plan, what it was made of, and what is uncertain about it."""
+
+    plan: RolloutPlan
+    """What the planner answers."""
+    snapshot: ClusterSnapshot
+    """What the plan was made of."""
+    now: datetime
+    """The time for which it was made."""
+    notes: tuple[str, ...]
+    """What could not be read, and what that makes uncertain."""
+
+    def simulated(self, nodes: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Which of these nodes (None: of all) have agents that say that their GPUs are SIMULATED."""
+        reports = self.snapshot.gpunodes
+        found = (reports[name] for name in (reports if nodes is None else nodes) if name in reports)
+        return tuple(sorted(one.name for one in found if one.observed is not None and one.observed.simulated))
+
+
+@dataclass(slots=True)
+class Cluster:
+    """A cluster whose objects are all read."""
+
+    gatherer: Gatherer
+    claims: dict[str, Claim]
+    notes: list[str]
+    missing: bool = False
+    """The operator is not installed: there are no policies, and no agent has read a GPU."""
+    now: Callable[[], datetime] = wall_time
+    failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
+    """The failures on the Lease, by UID of the Node."""
+
+    async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
+        """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under
+        any), and of `nodes`. Raises Trouble.
+        """
+        now, only = self.now(), None if policies is None else frozenset(policies)
+        snapshot = await self._snapshot(frozenset(nodes), now)
+        plan = plan_rollout(snapshot, now)
+        # A leader has seen for long what this process sees for the first time.
+        grace = timedelta(seconds=snapshot.settings.drift_grace)
+        self.gatherer.remember_differing(plan.differing, now - grace)
+        wanted = [
+            verdict.node
+            for verdict in plan.verdicts.values()
+            if verdict.disruption.cordons and (only is None or verdict.policy in only)
+        ]
+        notes = list(self.notes)
+        if len(wanted) > MAX_LISTED:
+            notes.append(f"{len(wanted)} nodes change; only the pods of the first {MAX_LISTED} were read")
+        snapshot = await self._snapshot(frozenset([*wanted[:MAX_LISTED], *nodes]), now)
+        plan = plan_rollout(snapshot, now)
+        wait = timedelta(seconds=snapshot.settings.config_propagation)
+        if wanted and (later := configured(snapshot, plan, now - wait)) is not None:
+            notes.append(f"the configuration is written first; the first node starts {length(wait)} later")
+            snapshot, plan = later, plan_rollout(later, now)
+        return Decided(plan, snapshot, now, tuple(notes))
+
+    async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
+        try:
+            snapshot = await self.gatherer.snapshot(wanted, self.claims, now)
+        except BaseExceptionGroup as group:
+            raise first_of(group) from None
+        if not self.claims:
+            claims = {
+                name: Claim.of(node.uid, node.fence)
+                for name, node in snapshot.nodes.items()
+                if node.fence is not None
+            }
+            snapshot = replace(snapshot, claims=claims)
+        return replace(snapshot, failed_nodes=self.failed_nodes)
+
+
+@asynccontextmanager
+async def gathered(
+    session: Session, proposed: tuple[JSON, ...] = (), *, beforehand: bool = False
+) -> AsyncIterator[Cluster]:
+    """Read the cluster, as it would be with the proposed policies applied. Raises Trouble, also when the operator is
+    not installed, unless `beforehand`."""
+    try:
+        installed = await read_installed(session.client)
+        missing = beforehand and installed.missing
+        # Who has no right to a kind is refused also where it is not served; whether it is, everybody may ask.
+        bare = missing and not await session.client.served(GPUNODES)
+        client = Onlooker(session.client, proposed, beforehand=bare)
+        settings = installed.settings
+        sources = Sources(
+            client,
+            settings.plan,
+            lambda: None,
+            admin_maps=settings.admin_maps,
+            agent_namespace=settings.agent_namespace,
+            maintenance_keys=frozenset(settings.maintenance_keys),
+        )
+        gatherer = Gatherer(client, sources, settings.plan, settings.admin_maps, parallel=8, silent=True)
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(sources.run())
+            try:
+                notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
+                await _count_pending(gatherer, notes)
+                claims, failed = dict(installed.claims), installed.failed_nodes
+                yield Cluster(gatherer, claims, notes, missing, session.now, failed)
+            finally:
+                following.cancel()
+                for crew in (gatherer.crew, gatherer.shared):
+                    await crew.close()
+    except BaseExceptionGroup as errors:
+        raise _explained(first_of(errors), session.where) from None
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+
+
+def _explained(error: BaseException, where: str) -> BaseException:
+    return Trouble(sentence(error, where)) if isinstance(error, KubeError) else error
+
+
+async def _count_pending(gatherer: Gatherer, notes: list[str]) -> None:
+    try:
+        await gatherer.count_pending()
+    except Forbidden as error:
+        notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
+
+
+async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
+    """Wait until everything is listed; returns what may not be listed. Raises Trouble when that is required. `missing`:
+    our ClusterRoles need not exist; `bare`: nor need our own kinds."""
+    everything = {**sources.required, **sources.optional}
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while any(not _is_settled(one) for one in everything.values()):  # noqa: ASYNC110 - an error sets no event
+                await asyncio.sleep(CHECKED_EVERY)
+    except TimeoutError:
+        why = "; ".join(f"{name}: {text}" for name, text in sorted(sources.missing().items()))
+        raise Trouble(f"{where} could not be read within {PATIENCE:g} s: {why}") from None
+    if not missing and isinstance(sources.gpunodes.error, NotFound):
+        raise Trouble(
+            f"{where} has no gpunodes.gpusharing.dev: the operator is not installed. To install: {INSTALL}"
+        )
+    if bare:
+        del everything["gpunodes"]
+    refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
+    needed = [said(error) for name, error in refused.items() if name not in MARKERS]
+    if needed:
+        roles = "the rights that are named here" if missing else "ClusterRole gpusharing-planner"
+        raise Trouble(
+            f"you lack rights in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
+            f" {'; '.join(needed)}"
+        )
+    return [f"{name} were not read: {said(error)}" for name, error in refused.items()]
+
+
+def _is_settled(source: Reflector[object]) -> bool:
+    return source.synced.is_set() or isinstance(source.error, Forbidden | NotFound)

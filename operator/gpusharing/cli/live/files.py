@@ -1,0 +1,60 @@
+"""Policies in files, as `kubectl apply -f` takes them. No file causes a traceback."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from gpusharing.api.names import API_VERSION
+from gpusharing.cli.shell.troubles import Trouble, said
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, text
+
+KIND = "GPUSharingPolicy"
+
+
+def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
+    """The policies in these files, and what else is in them, in words. Raises Trouble where there is none at all."""
+    policies: dict[str, JSON] = {}
+    others: list[str] = []
+    for name in names:
+        for document in _documents(name):
+            kind = text(document, "kind")
+            if kind != KIND:
+                others.append(f"{name}: {kind or 'an object without a kind'} is left out")
+                continue
+            _check(document, name)
+            named = text(document, "metadata", "name")
+            if named in policies:
+                raise Trouble(f"{name}: there are two policies named {named}")
+            policies[named] = document
+    if names and not policies:
+        raise Trouble(f"there is no {KIND} in {', '.join(names)}")
+    return tuple(policies.values()), tuple(others)
+
+
+def _check(document: JSON, name: str) -> None:
+    written = text(document, "apiVersion")
+    if written != API_VERSION:
+        raise Trouble(f"{name}: apiVersion is {written or 'missing'}; this plugin knows {API_VERSION}")
+    if not text(document, "metadata", "name"):
+        raise Trouble(f"{name}: a {KIND} has no metadata.name")
+
+
+def _documents(name: str) -> Iterator[JSON]:
+    """Each object, those of a List one by one."""
+    try:
+        content = sys.stdin.read() if name == "-" else Path(name).read_text()
+        documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise Trouble(f"{name} cannot be read: {said(error)}") from error
+    for document in documents:
+        if document is None:
+            continue
+        if not isinstance(document, dict):
+            raise Trouble(f"{name}: a document is not an object but of type {type(document).__name__}")
+        if text(document, "kind").endswith("List"):
+            yield from entries(document, "items")
+        else:
+            yield document

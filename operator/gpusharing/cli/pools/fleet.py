@@ -1,0 +1,238 @@
+"""What GPUSharingPolicies and GPUNodes say, as raw JSON makes it: no models, for a thousand nodes are read in a moment.
+
+Everything here was written by the operator. A field that an older or newer one does not write is empty, and a phase
+that is not known here is shown as it comes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from gpusharing.api.names import Phase
+from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.shell.drawing import Glyph, Ink
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, part, section, strings, text, whole
+
+
+class State(Enum):
+    """How a node stands, in one word; in the order in which a bar shows them."""
+
+    DONE = Glyph("█", "#", Ink.GOOD, "done")
+    MOVES = Glyph("▒", ">", Ink.BUSY, "under way")
+    WAITS = Glyph("░", ".", Ink.WAITING, "to go")
+    BLOCKED = Glyph("!", "!", Ink.BAD, "blocked")
+    FAILED = Glyph("x", "x", Ink.BAD, "failed")
+
+
+_STATES = {Phase.SYNCED: State.DONE, Phase.BLOCKED: State.BLOCKED, Phase.SKIPPED: State.BLOCKED}
+_PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
+
+
+def known_phase(word: str) -> Phase | None:
+    """None: an operator of another version gave it."""
+    return _PHASES.get(word)
+
+
+def state_of(word: str) -> State:
+    """How a node in this phase stands."""
+    phase = known_phase(word)
+    if phase is Phase.FAILED:
+        return State.FAILED
+    if phase is not None and phase.in_flight:
+        return State.MOVES
+    return _STATES.get(phase, State.WAITS) if phase is not None else State.WAITS
+
+
+@dataclass(frozen=True, slots=True)
+class PastStep:
+    """One entry of a node's history."""
+
+    phase: str
+    """The phase that the node entered."""
+    reason: str
+    """Why, in one CamelCase word."""
+    written: str
+    """When it began, as it was written: of most entries nobody asks for it."""
+
+    @property
+    def at(self) -> datetime | None:
+        """When it began; None: unknown."""
+        return from_rfc3339(self.written)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One GPUNode as people see it."""
+
+    name: str
+    """Name of the node."""
+    policy: str
+    """The policy that owns it; empty: none."""
+    phase: str
+    """Its phase; empty: the operator has not looked at it yet."""
+    reason: str
+    """Why it is in this phase, in one CamelCase word."""
+    message: str
+    """A sentence with names and the next step."""
+    since: datetime | None
+    """When the phase began; None: unknown."""
+    deadline: str
+    """A time of day."""
+    wanted: str
+    """What each GPU is to be divided into."""
+    observed: str
+    """What each GPU is divided into now."""
+    disruption: str
+    """Class of the change that is planned or under way."""
+    culprit: str
+    """What keeps the node; empty: nothing is waited for."""
+    cordon: str
+    """Whose cordon it carries: ours, human, foreign or empty."""
+    attempt: int
+    """Number of the attempt; 0: nothing is in flight."""
+    step: str
+    """The step and how many there are; empty: nothing is in flight."""
+    blockers: tuple[str, ...]
+    """One line for each reason that blocks."""
+    past: Sequence[JSON]
+    """The history as it was written: of a thousand nodes nobody asks for most of them."""
+    gpus: int
+    """How many GPUs its agent reports."""
+    pods: int | None
+    """Pods that hold a GPU; None: unknown."""
+    unhealthy: str
+    """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
+    simulated: bool
+    """Its agent says that the GPUs are SIMULATED."""
+
+    @property
+    def history(self) -> tuple[PastStep, ...]:
+        """The last states, the newest one last."""
+        return tuple(PastStep(text(row, "phase"), text(row, "reason"), text(row, "at")) for row in self.past)
+
+    @property
+    def state(self) -> State:
+        """How it stands."""
+        return state_of(self.phase)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """One policy with the nodes that it owns."""
+
+    name: str
+    """Name of the policy."""
+    status: str
+    """One word; empty: the operator has not looked at it yet."""
+    message: str
+    """A sentence about the pool."""
+    mode: str
+    """As in the column MODE."""
+    layout: str
+    """As in the column LAYOUT."""
+    nodes: str
+    """As in the column NODES, such as 2/3."""
+    gpus: int
+    """How many GPUs the pool has."""
+    used: str
+    """As in the column USED, such as 5/12."""
+    pending_pods: int
+    """Pods that wait for a resource of the pool."""
+    product: str
+    """The product names of its cards."""
+    next_window: str
+    """When nodes may start next; empty: at any time, or nobody knows."""
+    unseen: int
+    """The generation that the operator has not looked at yet; 0: it has."""
+    members: tuple[Seen, ...]
+    """Its nodes, by name."""
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """`status.plan`; empty: there is none."""
+    paused: bool = False
+    """Whether `rollout.paused` is true."""
+    max_unavailable: str = ""
+    """`rollout.maxUnavailable` as written."""
+
+    @property
+    def changing(self) -> tuple[Seen, ...]:
+        """Those that are not as wanted yet, the ones that need a person first."""
+        order = (State.FAILED, State.BLOCKED, State.MOVES, State.WAITS)
+        return tuple(
+            sorted((m for m in self.members if m.state in order), key=lambda m: order.index(m.state))
+        )
+
+
+def read_pools(
+    policies: Iterable[JSON], gpunodes: Iterable[JSON]
+) -> tuple[tuple[PoolStatus, ...], tuple[Seen, ...]]:
+    """The pools by name, and the GPU nodes without an existing policy."""
+    by_policy: dict[str, list[Seen]] = {}
+    for raw in gpunodes:
+        seen = read_node(raw)
+        by_policy.setdefault(seen.policy, []).append(seen)
+    pools = tuple(_pool(raw, by_policy) for raw in policies)
+    names = {pool.name for pool in pools}
+    loose = [seen for policy, nodes in by_policy.items() if policy not in names for seen in nodes]
+    return pools, tuple(sorted(loose, key=lambda seen: seen.name))
+
+
+def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
+    name, status = text(raw, "metadata", "name"), section(raw, "status")
+    summary, generation = section(status, "summary"), whole(raw, "metadata", "generation")
+    limit = part(raw, "spec", "rollout", "maxUnavailable")
+    return PoolStatus(
+        name=name,
+        status=text(summary, "status"),
+        message=text(summary, "message"),
+        mode=text(summary, "mode") or text(raw, "spec", "mode"),
+        layout=text(summary, "layout"),
+        nodes=text(summary, "nodes"),
+        gpus=whole(summary, "gpus"),
+        used=text(summary, "used"),
+        pending_pods=whole(summary, "pendingPods"),
+        product=text(summary, "product"),
+        next_window=text(summary, "nextWindow"),
+        unseen=generation if whole(status, "observedGeneration") < generation else 0,
+        members=tuple(sorted(nodes.get(name, ()), key=lambda seen: seen.name)),
+        plan=section(status, "plan"),
+        paused=part(raw, "spec", "rollout", "paused") is True,
+        max_unavailable="" if limit is None else str(limit),
+    )
+
+
+def read_node(raw: JSON) -> Seen:
+    """One GPUNode."""
+    told, observed = section(raw, "status", "transition"), section(raw, "status", "observed")
+    healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
+    pods = observed.get("pods")
+    return Seen(
+        name=text(raw, "metadata", "name"),
+        policy=text(told, "policy"),
+        phase=text(told, "phase"),
+        reason=text(told, "reason"),
+        message=text(told, "message"),
+        since=from_rfc3339(text(told, "since")),
+        deadline=text(told, "deadline"),
+        wanted=text(told, "wanted"),
+        observed=text(told, "observed"),
+        disruption=text(told, "disruption"),
+        culprit=text(told, "culprit"),
+        cordon=text(told, "cordon"),
+        attempt=whole(told, "attempt"),
+        step=text(told, "step"),
+        blockers=strings(told.get("blockers")),
+        past=entries(told, "history"),
+        gpus=len(entries(observed, "gpus")),
+        pods=pods if isinstance(pods, int) else None,
+        unhealthy=text(healthy, "message") if healthy.get("status") == "False" else "",
+        simulated=observed.get("simulated") is True,
+    )
+
+
+def simulated_nodes(pools: Iterable[PoolStatus], loose: Iterable[Seen]) -> list[str]:
+    """Names of those whose GPUs are SIMULATED, of these pools and of the nodes of none."""
+    every = (*loose, *(seen for pool in pools for seen in pool.members))
+    return sorted(seen.name for seen in every if seen.simulated)

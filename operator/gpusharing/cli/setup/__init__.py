@@ -1,0 +1,1 @@
+"""What does the cluster need before its first policy, and which policy suits it?"""

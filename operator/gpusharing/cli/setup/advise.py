@@ -1,0 +1,198 @@
+"""`advise --card CARD --memory 15Gi ...`: a mode and a layout, with the reason, the price, and the policy to apply.
+
+Contacts no cluster, except with -n: then it reads the pods of that namespace, which cards there are, and what NVIDIA's
+ClusterPolicy turns off. Flags that are missing are asked for at a terminal, and are "no" on a pipe.
+"""
+
+import re
+import sys
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
+
+import yaml
+
+from gpusharing.api.names import Mode
+from gpusharing.cli.setup.advice import Advice, AdviceAnswers, advise
+from gpusharing.cli.setup.demand import Demand, advise_for, describe_demand, read_demand
+from gpusharing.cli.setup.layouts import pick
+from gpusharing.cli.setup.layoutstext import draw
+from gpusharing.cli.shell.ages import counted
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, fold, line, prose
+from gpusharing.cli.shell.questions import agrees, ask_line
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.troubles import DONE, Trouble
+from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, PODS
+from gpusharing.kube.convert import cluster_policy_view
+from gpusharing.kube.plainstack import daemon_set_view
+from gpusharing.kube.raw import entries, text
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.gpus.geometry import describe as layout_text
+from gpusharing.planning.stack.active import find_active
+from gpusharing.planning.stack.requirements import find_off
+from gpusharing.planning.wanted.toolversions import find_deaf_release, find_deafness
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")
+_GIB = {"Gi": 1.0, "GiB": 1.0, "": 1.0, "G": 0.931, "GB": 0.931, "Mi": 1 / 1024, "MiB": 1 / 1024}
+WHICH = "Which card (kubectl gpusharing layouts lists them)?"
+QUESTIONS = {
+    "promise": "Is latency or availability promised to somebody?",
+    "strangers": "Do people who do not trust each other share the GPUs?",
+    "bill": "Is each workload billed for what it holds?",
+    "bursts": "Do the workloads compute only now and then, as notebooks do?",
+}
+
+
+def tell(typed: Namespace, terminal: Terminal) -> int:
+    """See Offline."""
+    desk = Desk(sys.stdin)
+    card = _card(typed.card or desk.ask(WHICH, "--card"))
+    return _tell(advise(_asked(typed, desk, card, None)), card, None, typed, terminal)
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    demand = read_demand(typed.namespace, await session.all(PODS, typed.namespace))
+    if not demand.pods:
+        raise Trouble(
+            f"no pod in namespace {typed.namespace} of {session.where} asks for a GPU, or all have finished"
+        )
+    desk = Desk(sys.stdin)
+    card = _card(typed.card or await _only_card(session) or desk.ask(WHICH, "--card"))
+    if unknown := demand.unknown(card):
+        raise Trouble(
+            f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name their card with --card"
+        )
+    if (found := advise_for(demand, card)) is None:
+        asked = _asked(typed, desk, card, demand)
+        if (found := advise(asked)).mode is Mode.MPS and asked.no_mps is None:
+            found = advise(replace(asked, no_mps=await _deafness(session)))
+    if obstacle := await _obstacle(session, found.mode):
+        found = replace(found, but=f"{found.but}; {obstacle}")
+    return _tell(found, card, demand, typed, terminal)
+
+
+async def _obstacle(session: Session, mode: Mode) -> str:
+    """Say which of NVIDIA's programs this cluster does not run although the mode needs it; empty if none is known."""
+    try:
+        policy, _ = find_active(map(cluster_policy_view, await session.all(CLUSTER_POLICIES)))
+    except Trouble:
+        return ""
+    off = [] if policy is None else [row for row in find_off(policy) if mode in row.modes]
+    told = [f"ClusterPolicy {row.switch} is false, so {row.lacking}" for row in off]
+    return f"{', and '.join(told)} (kubectl gpusharing doctor has the command)" if told else ""
+
+
+async def _deafness(session: Session) -> str | None:
+    """Return why no label can switch MPS on, by the check that the operator makes before a change; empty if a label
+    can, as far as the DaemonSet shows. None if the GPU Operator's MPS daemon was not found or DaemonSets could not be
+    listed, for whatever reason."""
+    try:
+        daemons = [daemon_set_view(raw).mps_daemon for raw in await session.all(DAEMON_SETS)]
+    except Trouble:
+        return None
+    return next((find_deafness(daemon) for daemon in daemons if daemon is not None), None)
+
+
+async def _only_card(session: Session) -> str:
+    """The product that all nodes have, by what the agents read; empty: there are several, or they may not be read."""
+    try:
+        nodes = await session.all(GPUNODES)
+    except Trouble:
+        return ""
+    products = {text(gpu, "product") for raw in nodes for gpu in entries(raw, "status", "observed", "gpus")}
+    return products.pop() if len(products) == 1 else ""
+
+
+def _card(word: str) -> Card:
+    card = pick(word)
+    if not card.memory_gb:
+        raise Trouble(f"{card.key} shares its memory with the CPU: this plugin does not know what fits on it")
+    return card
+
+
+def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> AdviceAnswers:
+    """Collect the answers to all questions: from the flags, else from `demand`, else by asking the person at the
+    terminal. Raises Trouble for a flag that cannot be read."""
+    no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
+    if typed.gpu_operator and no_mps is None:
+        raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")
+    told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
+    size = typed.memory or desk.ask(
+        "How much memory does one workload need at its peak, such as 15Gi?",
+        "--memory" if demand is None else "--memory: the pods do not say how much memory they need",
+    )
+    answers = {
+        name: getattr(typed, name) or (told[name] if name in told else desk.agrees(question))
+        for name, question in QUESTIONS.items()
+    }
+    return AdviceAnswers(card, size_of(size), no_mps=no_mps, **answers)
+
+
+def _tell(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
+    policy = found.policy(typed.name, typed.pool)
+    if terminal.output == "yaml":
+        terminal.data(policy)
+    elif terminal.structured:
+        terminal.data(as_data(found, policy))
+    else:
+        paper = terminal.paper
+        lines = [] if demand is None else prose(f"{describe_demand(demand)}.", paper, hang="  ")
+        terminal.show([*lines, *describe(card, found, policy, paper)])
+    return DONE
+
+
+def size_of(text: str) -> float:
+    """GiB. Raises Trouble for anything but a size."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or float(found[1]) <= 0:
+        raise Trouble(f"{text!r} is not a memory size; write it like 15Gi")
+    return float(found[1]) * _GIB[found[2] or ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """The person who is asked for what was not typed."""
+
+    answers: TextIO
+    """Where the answers are read from."""
+
+    def ask(self, question: str, flag: str) -> str:
+        """An answer. Raises Trouble when there is no terminal."""
+        if not self.answers.isatty():
+            raise Trouble(f"advise needs {flag}")
+        return ask_line(question, self.answers)
+
+    def agrees(self, question: str) -> bool:
+        """Yes or no; no when there is no terminal."""
+        return self.answers.isatty() and agrees(question, self.answers)
+
+
+def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper) -> list[Line]:
+    """The advice in words, and the policy."""
+    layout = found.layout
+    what = f"{found.mode}, {layout_text(layout)} on each GPU" if layout else str(found.mode)
+    if not layout and found.shares > 1:
+        what = f"{found.mode}, {counted(found.shares, 'share')} of each GPU"
+    lines = fold(line(TextSpan(what, Ink.TITLE)), paper)
+    if layout and (drawn := draw(layout, card.profiles, paper)):
+        lines.append(line("  ", *drawn))
+    for reason in found.why:
+        lines += prose(f"Because {reason}.", paper, hang="  ")
+    lines += prose(f"But {found.but}.", paper, hang="  ", ink=Ink.WAITING)
+    lines.append(BLANK)
+    return [*lines, *(line(row) for row in yaml.safe_dump(policy, sort_keys=False).splitlines())]
+
+
+def as_data(found: Advice, policy: dict[str, object]) -> dict[str, Any]:
+    """Return the advice and the policy as plain data, for JSON."""
+    return {
+        "mode": str(found.mode),
+        "shares": found.shares,
+        "profile": "" if found.profile is None else found.profile.name,
+        "layout": dict(found.layout),
+        "why": list(found.why),
+        "but": found.but,
+        "policy": policy,
+    }

@@ -1,0 +1,336 @@
+"""`doctor`: what silently overrides us or breaks proof, each with the one command that fixes it.
+
+It checks what `helm test` checks (`planning/stack/installation.py`), and labels of Nodes and kubelets as well.
+Before the operator is installed it leaves out what an installation brings.
+"""
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
+from gpusharing.api.policy import LabelSelector
+from gpusharing.cli.live.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, line, prose
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.simulated import describe_simulated
+from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
+from gpusharing.kube.answers import HINT
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
+from gpusharing.kube.convert import node_view
+from gpusharing.kube.errors import Forbidden, KubeError, NotFound
+from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
+from gpusharing.kube.installation import find_namespaces, gather_installation
+from gpusharing.kube.paging import list_of, pages_of
+from gpusharing.kube.raw import section, text, texts
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
+from gpusharing.kube.written import MIG_KEY
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.planning.stack.installation import conclude, find_symptoms
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
+from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
+from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.pluginentries import PluginEntries, find_entry_symptoms
+from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.stack.remedies import start
+from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
+from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Symptoms, Topic
+from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
+from gpusharing.planning.wanted.labelowners import find_owners
+from gpusharing.planning.wanted.migfile import parse
+
+NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
+"""Without these nothing can be said."""
+OUR_KINDS = frozenset({"gpusharingpolicies.gpusharing.dev", "gpunodes.gpusharing.dev"})
+NO_VERSION: Unseen = {
+    Topic.KUBELETS: "the API server does not report its version, so kubelet versions were not compared with it"
+}
+NO_SERVERS: Unseen = {
+    Topic.NODES: "you may not list DaemonSets of other namespaces: a second device plugin would go unnoticed"
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What was found."""
+
+    symptoms: Sequence[Symptom] = ()
+    """What is wrong."""
+    notes: tuple[str, ...] = ()
+    """What could not be found out about the installation, and why."""
+    unseen: Unseen = field(default_factory=dict)
+    """Why something could not be checked, by topic."""
+    simulated: Sequence[str] = ()
+    """Nodes whose GPUs are SIMULATED."""
+    installed: bool = True
+    """Whether the operator is installed."""
+
+
+async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
+    """See Verb."""
+    try:
+        view, found = await _examine(session.client)
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+    blind = sorted(NEEDED & view.unread.keys())
+    if blind and not any(one.severity is Severity.ERROR for one in found.symptoms):
+        why = view.unread[blind[0]].replace(f" ({HINT})", "")
+        raise Trouble(f"doctor cannot tell: you may not read {', '.join(blind)} in {session.where}: {why}")
+    terminal.answer(lambda: as_data(found, session.name), lambda paper: describe(found, paper))
+    return FAILED if any(one.severity is Severity.ERROR for one in found.symptoms) else DONE
+
+
+async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
+    """Read the installation and all Nodes, and find what is wrong with them. Also returns the view of the
+    installation."""
+    place, given, notes = await _place(client)
+    view = await _as_installed(client, await gather_installation(client, place))
+    view, entries = await _with_pointed(client, view)
+    version = await _version(client)
+    nodes: list[NodeLabels] = []
+    if "nodes" not in view.unread:
+        nodes = [_labels_of(raw) async for page in pages_of(client, NODES) for raw in page.items]
+    given = await _with_mig_entries(client, view, _with_keys(view, given, entries), nodes)
+    servers, unlisted = await _servers(client)
+    symptoms = [
+        *find_symptoms(view),
+        *_entry_symptoms(view, entries),
+        *find_kubelet_symptoms(nodes, version),
+        *find_node_symptoms(nodes, given),
+        *find_rival_symptoms(servers, nodes, place.gpu_operator_namespace),
+    ]
+    told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
+    examined = Examined(
+        told,
+        notes,
+        joined(find_unseen(view), {} if version else NO_VERSION, unlisted),
+        sorted(view.simulated),
+        view.installed,
+    )
+    return view, examined
+
+
+def _labels_of(raw: JSON) -> NodeLabels:
+    """Convert a Node into what `doctor` asks about its labels."""
+    view = node_view(raw)
+    return NodeLabels(
+        view.name,
+        texts(section(raw, "metadata", "labels")),
+        ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
+        text(raw, "status", "nodeInfo", "kubeletVersion"),
+        view.other_plugin,
+        find_owners(view),
+    )
+
+
+def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
+    """Return what is wrong with the device plugin's ConfigMap. If it is the operator's own and absent, `find_symptoms`
+    says so."""
+    if entries is None or (entries.config_map == view.place.plugin_config_map and entries.texts is None):
+        return ()
+    stack = view.followed
+    install = "" if view.installed else start(view)
+    return find_entry_symptoms(entries, {*view.named, stack.plugin_default if stack else ""}, install)
+
+
+async def _as_installed(client: KubeClient, view: InstallationView) -> InstallationView:
+    """A user without rights to our kinds is refused even where they are not served: the API server authorizes before it
+    looks. Everybody may ask whether they are served (system:discovery); an uninstalled operator leaves them behind."""
+    hidden = OUR_KINDS & view.unread.keys()
+    if not hidden or await client.served(GPUNODES):
+        return view
+    unread = {kind: why for kind, why in view.unread.items() if kind not in hidden}
+    return replace(view, unread=unread, not_served=view.not_served | hidden)
+
+
+async def _version(client: KubeClient) -> str:
+    """The API server's; empty where it does not say."""
+    try:
+        return await client.version()
+    except (Forbidden, NotFound):
+        return ""
+
+
+async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
+    """What serves GPUs in any namespace, and what stays unknown where that may not be listed."""
+    try:
+        pages = pages_of(client, DAEMON_SETS)
+        found = [one async for page in pages for raw in page.items if (one := gpu_server(raw)) is not None]
+    except (Forbidden, NotFound):
+        return [], NO_SERVERS
+    return found, {}
+
+
+def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
+    if "gpusharingpolicies.gpusharing.dev" in view.unread:
+        return ()  # who may not see them is told nothing about their nodes
+    specs = [one.spec for one in view.policies if not one.deleting and one.spec is not None]
+    return tuple(spec.node_selector for spec in specs) if view.policies else None
+
+
+async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
+    """Read names and namespaces of this installation from the operator's Deployment. Where there is none, or it may not
+    be read, the chart's defaults hold and the GPU Operator is looked for in the cluster.
+
+    Also returns the same settings for the checks of Nodes, and notes about the Deployment, for people.
+    """
+    place = Place()
+    try:
+        found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
+    except (Forbidden, NotFound):
+        found = []
+    if not found:
+        namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
+        return replace(place, gpu_operator_namespace=namespace), Given(namespace, "", None), ()
+    settings, notes = settings_of(found[0])
+    plan = settings.plan
+    labels = texts(section(found[0], "metadata", "labels"))
+    notes += find_difference(labels.get("app.kubernetes.io/version", ""))
+    account = text(found[0], "spec", "template", "spec", "serviceAccountName")
+    place = Place(
+        release=labels.get("app.kubernetes.io/instance", place.release),
+        namespace=plan.namespace,
+        agent_namespace=settings.agent_namespace,
+        gpu_operator_namespace=plan.gpu_operator_namespace,
+        plugin_config_map=plan.plugin_config_map,
+        mig_config_map=plan.mig_config_map,
+        admin_mig_config_map=settings.admin_maps.mig,
+        configure_gpu_operator=plan.configure_gpu_operator,
+        force_delete=plan.force_delete,
+        operator_account=account or place.operator_account,
+    )
+    given = Given(plan.gpu_operator_namespace, "", None, plan.unsafe_drivers, plan.refuse_unsafe_drivers)
+    return place, given, notes
+
+
+async def _with_pointed(
+    client: KubeClient, view: InstallationView
+) -> tuple[InstallationView, PluginEntries | None]:
+    """Return `view` with the ConfigMaps that ClusterPolicy names instead of ours, and the entries of the device
+    plugin's ConfigMap. They are None if ClusterPolicy names none, or if it may not be read. A ConfigMap that does not
+    exist counts as empty."""
+    stack, place, maps, entries = view.followed, view.place, dict(view.config_maps), None
+    plugin = stack.plugin_config_name if stack is not None else ""
+    pointed = {plugin, stack.mig_config_name if stack is not None else ""}
+    for name in sorted(pointed - {"", UPSTREAM_MIG_CONFIG, place.mig_config_map}):
+        data: dict[str, str] | None = None
+        try:
+            raw = await client.get(CONFIG_MAPS, name, namespace=place.gpu_operator_namespace)
+            data = dict(texts(section(raw, "data")))
+        except Forbidden:
+            continue
+        except NotFound:
+            pass
+        if name != place.plugin_config_map:
+            maps[name] = ConfigMapState(frozenset(data or ()), ours=False)
+        if name == plugin:
+            others = await find_namespaces(client, name) if data is None else ()
+            entries = PluginEntries(name, place.gpu_operator_namespace, data, others)
+    return replace(view, config_maps=maps), entries
+
+
+def _with_keys(view: InstallationView, given: Given, entries: PluginEntries | None) -> Given:
+    """Return `given` with the keys of the ConfigMap that the device plugin is pointed at, the policies' selectors and
+    the ClusterPolicy that is followed."""
+    stack = view.followed
+    name = stack.plugin_config_name if stack is not None else ""
+    keys = frozenset(entries.texts) if entries is not None and entries.texts else None
+    return replace(given, plugin_map=name, plugin_keys=keys, selectors=_selectors(view), cluster_policy=stack)
+
+
+async def _with_mig_entries(
+    client: KubeClient, view: InstallationView, given: Given, nodes: Sequence[NodeLabels]
+) -> Given:
+    """Return `given` with the entries that mig-manager has on the nodes whose label names one: those of the ConfigMap
+    to which ClusterPolicy points it, else of the one that it generated for the node (docs/design/nvidia.md#a10)."""
+    stack = view.followed
+    named = [
+        one.name
+        for one in nodes
+        if one.labels.get(LABEL_MIG_CONFIG) and one.labels.get(LABEL_MIG_CAPABLE) == "true"
+    ]
+    if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
+        return given
+    wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
+    held = await _mig_maps(client, given.namespace, stack.mig_config_name)
+    found = {node: MigEntries(name, held[name]) for node, name in wanted.items() if held.get(name)}
+    return replace(given, mig_entries=found)
+
+
+async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:
+    """Return the names of the entries by ConfigMap: of the one with this name, or without a name of all that
+    mig-managers have generated."""
+    found = []
+    try:
+        if name:
+            found = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
+        else:
+            pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
+            found = [raw async for page in pages for raw in page.items if _is_generated(raw)]
+    except (Forbidden, NotFound):
+        return {}
+    return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in found}
+
+
+def _is_generated(config_map: JSON) -> bool:
+    return text(config_map, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)
+
+
+# --- in words ------------------------------------------------------------------------------------------------
+
+
+def describe(found: Examined, paper: Paper) -> list[Line]:
+    """A line for each topic without a problem; for the others what is wrong, with its command. Commands are never
+    wrapped."""
+    lines: list[Line] = describe_simulated(found.simulated, paper)
+    if not found.installed:
+        text = "The operator is not installed. This is what an installation would find here."
+        lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
+    for topic in Topic:
+        of_it = [one for one in found.symptoms if one.topic is topic]
+        asked = found.installed or topic in (Topic.CLUSTER_POLICY, *ASKED_BY_PEOPLE)
+        if asked and topic in found.unseen:
+            lines += _told("UNKNOWN", f"{topic}: {found.unseen[topic]}", Ink.WAITING, paper)
+        elif asked and not of_it:
+            lines.append(line(TextSpan("ok       ", Ink.GOOD), str(topic)))
+        for one in of_it:
+            ink = Ink.BAD if one.severity is Severity.ERROR else Ink.WAITING
+            lines += _told(one.severity, f"{topic}: {one.message}", ink, paper)
+            lines.append(line(f"         -> {one.command}"))
+    for note in found.notes:
+        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
+    count = Counter(one.severity for one in found.symptoms)
+    errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
+    what = "installation" if found.installed else "cluster"
+    state = conclude(what, unseen=bool(found.unseen), errors=errors)
+    title = f"{state}: errors {errors}, warnings {warnings}."
+    return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
+
+
+def _told(word: str, text: str, ink: Ink, paper: Paper) -> list[Line]:
+    told = prose(text, paper, indent="         ")
+    return [line(TextSpan(f"{word:8} ", ink), told[0][0].text[9:]), *told[1:]]
+
+
+def as_data(found: Examined, where: str) -> dict[str, Any]:
+    """Return the result as plain data, for JSON and YAML."""
+    return {
+        "context": where,
+        "installed": found.installed,
+        "symptoms": [
+            {
+                "topic": str(one.topic),
+                "severity": str(one.severity),
+                "reason": one.reason,
+                "message": one.message,
+                "command": one.command,
+            }
+            for one in found.symptoms
+        ],
+        "unknown": {str(topic): why for topic, why in found.unseen.items()},
+        "simulated": list(found.simulated),
+        "notes": list(found.notes),
+    }

@@ -1,0 +1,95 @@
+"""`kubectl_complete-gpusharing`: what may come next, for kubectl's own shell completion.
+
+kubectl calls it with all words typed so far, the last one possibly incomplete, and reads a line for each suggestion and
+then a directive (cobra, ShellCompDirective). If anything goes wrong, nothing is suggested.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from gpusharing.cli.shell.arguments import parser
+from gpusharing.cli.shell.troubles import Trouble
+
+NO_FILES = ":4"
+"""Do not suggest files of the directory as well."""
+SECONDS = 3.0
+"""Seconds for the cluster: a person who presses Tab waits no longer."""
+Names = Callable[[str], Iterable[str]]
+"""By plural: the names that there are."""
+KINDS = {"POLICY": "gpusharingpolicies", "NODE": "gpunodes", "NODE|POD": "gpunodes"}
+"""By what an argument is called in the help."""
+
+
+def main() -> None:
+    """The console script that kubectl looks for."""
+    words = sys.argv[1:] or [""]
+    print("\n".join([*suggest(words, lambda kind: cluster_names(kind, words)), NO_FILES]))
+
+
+def suggest(words: Sequence[str], names: Names) -> list[str]:
+    """What the last word may become, sorted."""
+    # argparse tells what it knows by these names only; they are the same from Python 3.11 to 3.14.
+    top = parser()
+    *before, begun = words
+    verbs = next(one for one in top._actions if isinstance(one, argparse._SubParsersAction))
+    verb = next((word for word in before if word in verbs.choices), "")
+    chosen: argparse.ArgumentParser = verbs.choices[verb] if verb else top
+    found: Iterable[str]
+    flag = _option(chosen, before[-1]) if before else None
+    if flag is not None and flag.nargs != 0:
+        found = flag.choices or ()
+    elif begun.startswith("-"):
+        found = [text for one in chosen._actions for text in one.option_strings if text.startswith("--")]
+    elif not verb:
+        found = verbs.choices
+    else:
+        found = _positional(chosen, names)
+    return sorted(one for one in set(found) if one.startswith(begun))
+
+
+def _option(chosen: argparse.ArgumentParser, word: str) -> argparse.Action | None:
+    return next((one for one in chosen._actions if word in one.option_strings), None)
+
+
+def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
+    """Of the first argument of the verb; the others are not worth a call."""
+    first = next((one for one in chosen._actions if not one.option_strings), None)
+    if first is None:
+        return ()
+    if first.metavar == "CARD":
+        from gpusharing.planning.gpus.cards import CARDS
+
+        return [card.key for card in CARDS if card.profiles]
+    return names(KINDS[first.metavar]) if isinstance(first.metavar, str) and first.metavar in KINDS else ()
+
+
+def cluster_names(kind: str, words: Sequence[str]) -> list[str]:
+    """The names of all objects of a kind, in the cluster that the words name; none when it cannot be asked in time."""
+    from gpusharing.cli.shell.session import connected
+    from gpusharing.kube.client import GPUNODES, POLICIES
+
+    resource = POLICIES if kind == POLICIES.plural else GPUNODES
+
+    async def ask() -> list[str]:
+        async with (
+            asyncio.timeout(SECONDS),
+            connected(_value(words, "--kubeconfig"), _value(words, "--context")) as found,
+        ):
+            return [raw["metadata"]["name"] for raw in await found.all(resource)]
+
+    try:
+        return asyncio.run(ask())
+    except (Trouble, TimeoutError):
+        return []
+
+
+def _value(words: Sequence[str], flag: str) -> str:
+    """What was given for a flag; empty: it was not."""
+    for word, following in zip(words, (*words[1:], ""), strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return ""

@@ -1,0 +1,64 @@
+"""What ends a command without a result: a sentence for the person who typed it, and an exit status."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from gpusharing.api.names import GROUP
+from gpusharing.kube.errors import (
+    Forbidden,
+    Invalid,
+    KubeError,
+    NotFound,
+    Throttled,
+    Unauthorized,
+)
+
+DONE, FAILED, CHANGES, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+"""Exit statuses; the last two are those of a shell for a program that was ended by SIGINT or SIGPIPE."""
+INSTALL = "helm install gpusharing deploy/helm/gpu-sharing-operator --namespace gpusharing --create-namespace"
+VIEWER = "ClusterRole gpusharing-viewer"
+"""What the chart makes for users who only look: it grants our own kinds, and nothing else."""
+MOST_MEANT = 3
+"""How many existing names are offered instead of one that does not exist."""
+
+
+class Trouble(Exception):
+    """Nothing more can be done; the message says what is wrong and what to do."""
+
+
+class Denied(Trouble):
+    """A right is missing."""
+
+
+def sentence(error: KubeError, where: str) -> str:
+    """An error of the API server, or its silence, in words for the user. `where`: the context."""
+    if isinstance(error, Unauthorized):
+        return f"{said(error)}. The credentials of {where} are expired or refused: log in again"
+    if isinstance(error, Forbidden):
+        tail = f"{VIEWER} is enough to look; ask" if error.group == GROUP else "Ask"
+        return f"you lack a right in {where}: {said(error)}. {tail} for what is named here"
+    if isinstance(error, Invalid):
+        return f"the API server of {where} refuses that: {said(error)}"
+    if isinstance(error, NotFound):
+        return f"not in {where}: {said(error)}"
+    if isinstance(error, Throttled):
+        return f"the API server of {where} is too busy to answer: {said(error)}. Try again in a moment"
+    return (
+        f"the API server of {where} does not answer: {said(error)}. Check the context and the network path to"
+        " the server"
+    )
+
+
+def said(error: Exception) -> str:
+    """What an error says, on one line and without a full stop; not what would help the operator."""
+    if isinstance(error, Forbidden):
+        error = KubeError(error.message)
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The names that are most like a name that does not exist, best first; empty when none is similar."""
+    known = sorted(set(names))
+    part = [other for other in known if name in other or other in name][:MOST_MEANT] if name else []
+    close = get_close_matches(name, known, n=MOST_MEANT, cutoff=0.6)
+    return list(dict.fromkeys([*close, *part]))[:MOST_MEANT]

@@ -1,0 +1,158 @@
+"""How a policy stands, said once: the condition Ready and the columns STATUS and MESSAGE put it in their own words.
+
+HEADLINES, in order; the first that applies is what both say.
+"""
+
+from collections.abc import Callable
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.report.members import Members, tell_first, urgency
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+
+_LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
+"""Reasons about the state of a node, not about what its card can do: the policy is still accepted."""
+_NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
+_NOT_RUN = frozenset({Reason.WORKLOAD_CONFIG, Reason.DRIVER_DISABLED, Reason.TOOLKIT_DISABLED})
+UNSUPPORTED = (
+    _NOT_HERE
+    | _NOT_RUN
+    | frozenset(reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS)
+)
+"""Reasons for which a node cannot serve its policy as it is."""
+
+
+@value
+class Said:
+    """How one pool stands, in three texts."""
+
+    ready: str
+    """Message of the condition Ready."""
+    word: str
+    """Column STATUS."""
+    message: str
+    """Column MESSAGE."""
+
+
+@value
+class Headline:
+    """Said, and the reason of the condition Ready, which holds only with reason Synced."""
+
+    reason: Reason
+    """Of the condition Ready; Synced: it holds."""
+    said: Said
+    """What it and the columns say."""
+
+
+@value
+class PoolState:
+    """A state that a pool may be in."""
+
+    find: Callable[[Members, RolloutPlan], Said | None]
+    """What is said of it; None: the pool is not in this state."""
+    reason: Reason
+    """Of the condition Ready."""
+
+
+def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
+    """The first in the order of HEADLINES; else nodes are still to change."""
+    for state in HEADLINES:
+        if (said := state.find(pool, plan)) is not None:
+            return Headline(state.reason, said)
+    urgent = min(pool.unproven or pool.verdicts, key=urgency)
+    reason = urgent.reason if urgent.reason in UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
+    return Headline(reason, Said(f"{_progress(pool)}; {tell_first([urgent])}", *_shown(pool)))
+
+
+def _deleting(pool: Members, plan: RolloutPlan) -> Said | None:
+    if not pool.policy.deleting:
+        return None
+    return Said("the policy is being deleted", "Deleting", "nodes in flight are brought to a safe end first")
+
+
+def _resetting(pool: Members, plan: RolloutPlan) -> Said | None:
+    """The policy brings its nodes to whole GPUs before it is deleted."""
+    if not pool.policy.resetting:
+        return None
+    text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
+    if left:
+        text = f"{text}: {counted(len(left), 'node')} still to be brought to whole GPUs; {tell_first(left)}"
+    return Said(text, "Deleting", text)
+
+
+def _refused(pool: Members, plan: RolloutPlan) -> Said | None:
+    objection = plan.objections.get(pool.policy.name)
+    if objection is None:
+        return None
+    return Said(objection.message, str(objection.reason), objection.message)
+
+
+def _empty(pool: Members, plan: RolloutPlan) -> Said | None:
+    """The policy has no node to work on."""
+    if pool.verdicts or pool.coming:
+        return None
+    text = "spec.nodeSelector selects no node with GPUs; label the nodes of the pool"
+    if pool.skipped:
+        text = tell_first(pool.skipped)
+    elif pool.lost:
+        owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
+        text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
+    return Said(text, str(Reason.NO_NODES), text)
+
+
+def _away(pool: Members, plan: RolloutPlan) -> Said | None:
+    """All are proven, and one does not answer."""
+    if pool.unproven or not pool.away:
+        return None
+    text = f"{_progress(pool)} and Ready; {pool.away} is not Ready"
+    return Said(text, str(Reason.NODE_NOT_READY), f"{pool.away} is proven but not Ready")
+
+
+def _awaited(pool: Members, plan: RolloutPlan) -> Said | None:
+    """All that are here are proven; others are still in the hands of another policy."""
+    if pool.unproven or not pool.coming:
+        return None
+    return Said(
+        f"{counted(pool.done, 'node')} proven; {tell_coming(pool)}", str(Phase.PENDING), tell_coming(pool)
+    )
+
+
+def _proven(pool: Members, plan: RolloutPlan) -> Said | None:
+    if pool.done < len(pool.verdicts):
+        return None
+    return Said(f"{counted(pool.done, 'node')} proven", *_shown(pool))
+
+
+HEADLINES = (
+    PoolState(_deleting, Reason.DELETING),
+    PoolState(_resetting, Reason.DELETING),
+    PoolState(_refused, Reason.NOT_ACCEPTED),  # STATUS shows the objection's own reason
+    PoolState(_empty, Reason.NO_NODES),
+    PoolState(_away, Reason.NODE_NOT_READY),
+    PoolState(_awaited, Reason.ROLLOUT_IN_PROGRESS),
+    PoolState(_proven, Reason.SYNCED),
+)
+"""The first match wins; a test pins the order. What a person has to do something about comes before what only takes
+time."""
+
+
+def tell_coming(pool: Members) -> str:
+    """Which nodes another policy's change keeps."""
+    return f"waiting for {some(pool.coming, 1)}: a change that another policy began there has to end first"
+
+
+def _progress(pool: Members) -> str:
+    return f"{pool.done} of {counted(len(pool.verdicts), 'node')} proven"
+
+
+def _shown(pool: Members) -> tuple[str, str]:
+    """One word and one sentence about the node that matters most: what needs a person first, then what moves."""
+    moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
+    shown = min(pool.failures or moving or pool.unproven or pool.verdicts, key=urgency)
+    drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED, Reason.ROLLED_BACK}
+    word = str(shown.reason) if shown.reason in drifted else str(shown.phase)
+    if shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING:
+        word = str(shown.reason)
+    return word, tell_first([shown]) if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven"

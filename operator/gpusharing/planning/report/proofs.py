@@ -1,0 +1,76 @@
+"""What each source of proof says about a node, and what it should say: for a person who asks why it is not done.
+
+The answers are those of `wanted/verify.py`, source by source.
+"""
+
+from collections.abc import Mapping
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.stackviews import StackView
+from gpusharing.planning.snapshot.views import NodeView, ObservedView
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.target import Target, describe_layouts
+from gpusharing.planning.wanted.verify import (
+    Comparison,
+    Source,
+    find_disagreements,
+    paused_operands,
+    served,
+)
+
+
+@value
+class Proof:
+    """One source."""
+
+    source: Source
+    """Which source of proof."""
+    says: str
+    """What it says of the node."""
+    should: str
+    """What it should say; empty: the target asks nothing of it."""
+    disagrees: Finding | None
+    """Why it disagrees with the target; None: it does not."""
+
+
+def tell_proofs(
+    node: NodeView, observed: ObservedView, target: Target, stack: StackView
+) -> tuple[Proof, ...]:
+    """All sources, in the order in which they are believed."""
+    wrong = find_disagreements(Comparison(node, observed, target, stack))
+    rows = {
+        Source.AGENT: (_agent(observed), "reads GPUs"),
+        Source.NVML: (describe_layouts(observed.hardware.layouts), describe_layouts(target.layouts)),
+        Source.MIG_MANAGER: _mig_manager(node, target),
+        Source.OPERANDS: (", ".join(paused_operands(node)) or "none paused", "none paused"),
+        Source.PLUGIN: (
+            node.labels.get(names.LABEL_PLUGIN_CONFIG, "") or "not set",
+            target.plugin_key or "not set",
+        ),
+        Source.GFD: ("differ" if Source.GFD in wrong else "as configured", "as configured"),
+        Source.ALLOCATABLE: (_counts(served(node)), _counts(target.resources)),
+    }
+    return tuple(Proof(source, says, should, wrong.get(source)) for source, (says, should) in rows.items())
+
+
+def _agent(observed: ObservedView) -> str:
+    """Say what the agent reports: an error, that it is quiet, or how many GPUs it reads."""
+    if observed.error:
+        return observed.error
+    return "is quiet" if observed.quiet else f"reads {counted(len(observed.gpus), 'GPU')}"
+
+
+def _mig_manager(node: NodeView, target: Target) -> tuple[str, str]:
+    if not target.mig_config:
+        return "not asked", ""
+    config = node.labels.get(names.LABEL_MIG_CONFIG, "") or "not set"
+    return (
+        f"{config} ({node.labels.get(names.LABEL_MIG_STATE, '') or 'no state'})",
+        f"{target.mig_config} (success)",
+    )
+
+
+def _counts(resources: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(resources.items())) or "none"

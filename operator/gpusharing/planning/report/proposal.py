@@ -1,0 +1,267 @@
+"""What a plan would do to the pool of one policy, shown before anything is done, with the nodes in the order of their
+changes.
+
+The decisions are those of `plan_rollout`; here they are only collected.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import field, replace
+from datetime import datetime
+
+from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
+from gpusharing.planning.drain.holders import gpu_resources
+from gpusharing.planning.drain.kai import is_reservation
+from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
+from gpusharing.planning.gpus.capacity import client_memory
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.pools.candidates import find_candidate
+from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.previews import preview_of
+from gpusharing.planning.report.members import members
+from gpusharing.planning.report.unjudged import tell_status
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
+from gpusharing.planning.snapshot.looks import Preview
+from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted import migfile
+from gpusharing.planning.wanted.verify import served
+
+_GONE = frozenset({"Succeeded", "Failed"})
+
+
+@value
+class Step:
+    """One node that changes."""
+
+    verdict: Verdict
+    """Where the node stands now."""
+    starts: bool
+    """Whether its change would begin at once."""
+    preview: Preview | None
+    """What its change would disturb; None: its pods were not listed."""
+
+
+@value
+class Vanishing:
+    """A resource name of which the pool offers fewer afterwards, and the pods that ask for it."""
+
+    resource: str
+    """The name."""
+    before: int
+    """How many of it the pool offers now."""
+    after: int
+    """How many it would offer in the end."""
+    demand: DeviceDemand
+    """How many devices pods ask for in the whole cluster, and how many it has in the end."""
+    pods: tuple[str, ...]
+    """`namespace/name` of the pods that run on nodes which change, as far as they were listed."""
+    pending: int
+    """Pods without a node that ask for it."""
+
+
+@value
+class Proposal:
+    """What becomes of one pool."""
+
+    policy: str
+    """Name of the policy."""
+    accepted: bool
+    """Whether it can be carried out."""
+    about: str
+    """Why it is refused, with what the cards offer; or what can serve it, and any doubts about that."""
+    reason: str
+    """The reason of its condition Accepted."""
+    steps: tuple[Step, ...]
+    """The nodes that change, in their order: those in flight, then those that begin, then those that wait."""
+    left_out: tuple[Verdict, ...]
+    """Nodes that are not as wanted and do not change: somebody or something has to act first."""
+    adopted: tuple[str, ...]
+    """Nodes that are as wanted and not under the policy yet: they are labelled, and nothing else."""
+    settled: int
+    """Nodes that are as wanted, and under the policy."""
+    before: Mapping[str, int]
+    """GPU resources that the pool offers now."""
+    after: Mapping[str, int]
+    """GPU resources that it would offer in the end."""
+    vanishing: tuple[Vanishing, ...]
+    """The resource names of which the pool would offer fewer."""
+    hash: str
+    """The hash of the plan, by which it is approved; empty if nothing changes, or while the policy has no UID."""
+    windows: tuple[str, ...]
+    """The next times at which nodes may start; empty: at any time."""
+    at_once: int
+    """Nodes that may be away at once."""
+    single_keeps_name: bool = False
+    """mig.strategy single would keep offering nvidia.com/gpu, for which pods ask, and nothing speaks against it."""
+    client_memory: Mapping[str, float] = field(default_factory=dict)
+    """By product: GiB of one MPS client; empty in other modes, and without cards that our table does not have."""
+
+    @property
+    def changes(self) -> bool:
+        """Some node would change."""
+        return bool(self.steps)
+
+    @property
+    def disruption(self) -> DisruptionClass:
+        """The worst of all changes."""
+        return max(
+            (step.verdict.disruption for step in self.steps),
+            key=lambda one: one.severity,
+            default=DisruptionClass.NONE,
+        )
+
+
+def configured(snapshot: ClusterSnapshot, plan: RolloutPlan, since: datetime) -> ClusterSnapshot | None:
+    """The snapshot as if the configuration that the plan wants to write had existed since `since`: without it every
+    node would wait for it. None: it exists already.
+    """
+    change = next((action for action in plan.shared if isinstance(action, WriteConfig)), None)
+    if change is None:
+        return None
+    entries = (*change.plugin_configs, *migfile.parse(change.mig_file))
+    stack = replace(
+        snapshot.stack,
+        plugin_configs=change.plugin_configs,
+        mig_file=change.mig_file,
+        written=dict.fromkeys(entries, since),
+        plugin_map_exists=True,
+        marked=True,
+    )
+    return replace(snapshot, stack=stack)
+
+
+def tell_proposal(
+    policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime
+) -> Proposal:
+    """Collect what the plan means for this policy and its pool: whether it is accepted, the nodes that change, are
+    adopted or are left out, and the devices of the pool before and after."""
+    pool = members(policy, plan, snapshot)
+    status = tell_status(policy, plan, snapshot, {}, now)
+    accepted = next(row for row in status["conditions"] if row["type"] == ConditionType.ACCEPTED)
+    told = status.get("plan") or {}
+    changing = [
+        v for v in pool.verdicts if v.disruption is not DisruptionClass.NONE and v.phase is not Phase.SYNCED
+    ]
+    adopted = tuple(v.node for v in pool.verdicts if v.reason is Reason.ADOPTABLE)
+    names = {verdict.node for verdict in changing}
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for verdict in pool.verdicts:
+        offers = served(snapshot.nodes[verdict.node])
+        before.update(offers)
+        after.update(plan.targets.get(verdict.node, offers))
+    vanishing = tuple(_vanishing(before, after, names, snapshot, plan.afterwards))
+    return Proposal(
+        policy=policy.name,
+        accepted=accepted["status"] == "True",
+        about=accepted["message"],
+        reason=accepted["reason"],
+        steps=tuple(_steps(policy, changing, plan, snapshot)),
+        left_out=tuple(
+            v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
+        ),
+        adopted=adopted,
+        settled=sum(verdict.phase is Phase.SYNCED for verdict in pool.verdicts),
+        before=dict(sorted(before.items())),
+        after=dict(sorted(after.items())),
+        vanishing=vanishing,
+        hash=told.get("hash", "") if policy.uid else "",
+        windows=tuple(told.get("windows", ())),
+        at_once=plan.pools[policy.name].limit,
+        single_keeps_name=_single_would_do(
+            policy, [plan.targets[name] for name in names & plan.targets.keys()], vanishing
+        ),
+        client_memory=dict(_client_memory(policy, plan.pools[policy.name].names, snapshot)),
+    )
+
+
+def _single_would_do(
+    policy: PolicyView, targets: Iterable[Mapping[str, int]], vanishing: Iterable[Vanishing]
+) -> bool:
+    """Whether strategy single would keep the name nvidia.com/gpu that pods ask for and that strategy mixed removes. It
+    can if all GPUs of each node are to have the same single profile."""
+    if policy.spec is None or policy.spec.mig is None or policy.spec.mig.strategy != "mixed":
+        return False
+    asked = any(one.resource == RESOURCE_GPU and (one.pods or one.pending) for one in vanishing)
+    return asked and all(len(target) == 1 and RESOURCE_GPU not in target for target in targets)
+
+
+def _client_memory(
+    policy: PolicyView, nodes: Iterable[str], snapshot: ClusterSnapshot
+) -> Iterator[tuple[str, float]]:
+    """Yield each card model of these nodes with the GiB that one MPS client may use there. Nothing unless the policy
+    has mode MPS; models whose memory is unknown are left out."""
+    reports = [snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes]
+    products = {gpu.product for seen in reports if seen is not None for gpu in seen.hardware.models}
+    for product in sorted(products):
+        card = find_card(product)
+        if policy.spec is not None and policy.spec.mps is not None and card is not None and card.memory_gb:
+            yield product, client_memory(card, policy.spec.mps.replicas)
+
+
+def _steps(
+    policy: PolicyView,
+    changing: list[Verdict],
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+) -> Iterator[Step]:
+    ledger = Ledger(plan.afterwards, snapshot.looks)
+    order = {
+        case.node.name: find_candidate(case, policy, ledger).order
+        for case in plan.pools[policy.name].candidates
+        if policy.spec is not None
+    }
+    found = []
+    for verdict in changing:
+        work = snapshot.work.get(verdict.node)
+        preview = None
+        if work is not None and policy.spec is not None:
+            preview = preview_of(policy, verdict, work, plan.afterwards, snapshot.settings)
+        fences = any(isinstance(action, FenceNode) for action in verdict.actions)
+        rank = 0 if snapshot.nodes[verdict.node].fence is not None else 1 if fences else 2
+        place = order.get(verdict.node, _LAST)
+        found.append(((rank, *place, verdict.node), Step(verdict, fences, preview)))
+    for _, step in sorted(found, key=lambda row: row[0]):
+        yield step
+
+
+_LAST = (True, True, True, 1_000_000, "")
+"""The place of a node that is not a candidate."""
+
+
+def _vanishing(
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    nodes: set[str],
+    snapshot: ClusterSnapshot,
+    afterwards: Afterwards,
+) -> Iterator[Vanishing]:
+    """Names of which fewer are offered; those that the pool loses completely come first."""
+    fewer = [name for name, count in before.items() if after.get(name, 0) < count]
+    for name in sorted(fewer, key=lambda name: (after.get(name, 0), name)):
+        pods = [
+            pod.ref
+            for node, work in sorted(snapshot.work.items())
+            if node in nodes
+            for pod in work.pods
+            if _asks(pod, name)
+        ]
+        yield Vanishing(
+            resource=name,
+            before=before[name],
+            after=after.get(name, 0),
+            demand=afterwards.find_demand(name),
+            pods=tuple(sorted(pods)),
+            pending=snapshot.pending.get(name, 0),
+        )
+
+
+def _asks(pod: PodView, resource: str) -> bool:
+    """Whether a pod that has not finished asks for the resource. KAI's reservation pod does not count: the pods that
+    share its GPU count in its place."""
+    return resource in gpu_resources(pod) and not is_reservation(pod) and pod.phase not in _GONE

@@ -1,0 +1,381 @@
+"""A policy's whole status, recomputed from snapshot and plan. Equal worlds give equal status, so nothing is rewritten.
+
+Conditions use the terms of kstatus. Messages are sorted, bounded and free of times, so that they do not flap.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import to_rfc3339
+from gpusharing.planning.drain.force import find_note as find_force_note
+from gpusharing.planning.pools.canary import find_note
+from gpusharing.planning.pools.hours import ALWAYS, Hours
+from gpusharing.planning.pools.standstill import MOST
+from gpusharing.planning.report.counts import count_pending, count_used
+from gpusharing.planning.report.headline import UNSUPPORTED, Said, find_headline, tell_coming
+from gpusharing.planning.report.members import (
+    Members,
+    is_done,
+    is_skipped,
+    members,
+    tell_first,
+    urgency,
+)
+from gpusharing.planning.report.upcoming import MAX_LISTED, tell_plan
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.transition.members import is_begun
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
+from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.guests import tell_guest_reset
+
+
+def policy_status(
+    policy: PolicyView,
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    previous: Mapping[str, Any],
+    now: datetime,
+) -> dict[str, Any]:
+    """The body of `status`, every key present; None removes. `previous` gives the times of unchanged conditions."""
+    pool = members(policy, plan, snapshot)
+    pooled = plan.pools[policy.name].pooled(now)
+    hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
+    headline = find_headline(pool, plan)
+    ready = headline.reason is Reason.SYNCED, headline.reason, headline.said.ready
+    stalled = _stalled(pool, plan)
+    conditions = {
+        ConditionType.ACCEPTED: _accepted(pool, plan, snapshot, note),
+        ConditionType.READY: ready,
+        ConditionType.RECONCILING: _reconciling(pool, ready, stalled),
+        ConditionType.STALLED: stalled,
+    }
+    return {
+        "observedGeneration": policy.generation,
+        "summary": _summary(pool, plan, snapshot, hours, headline.said),
+        "plan": tell_plan(policy, pool.verdicts, plan, snapshot, hours),
+        "failures": [
+            {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
+            for verdict in pool.failures
+        ][:MAX_LISTED],
+        "conditions": [
+            condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
+        ],
+    }
+
+
+def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
+    """Everything that can change the status of a condition; far less than the whole status."""
+    mine = [(plan.verdicts[name], snapshot.nodes[name]) for name in plan.pools[policy.name].names]
+    kinds = {
+        (v.phase, v.reason, bool(v.actions), node.ready, v.stands, is_begun(node)): (v, node)
+        for v, node in mine
+    }
+    bearings = {bearing(verdict, node) for verdict, node in kinds.values()}
+    of_others = plan.objections.get(policy.name), plan.coming.get(policy.name)
+    return policy.uid, policy.generation, policy.going, *of_others, _stands_still(policy, plan), bearings
+
+
+def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
+    """Everything about one node that decides the statuses of the conditions. Texts need more."""
+    return (
+        is_skipped(verdict, node),
+        verdict.reason in UNSUPPORTED,
+        is_done(verdict, node),
+        verdict.phase is Phase.FAILED,
+        verdict.phase.in_flight,
+        verdict.reason in _STALLING,
+        _moves(verdict),
+        _waits(verdict),
+        _needs_person(verdict),
+    )
+
+
+# --- conditions --------------------------------------------------------------------------------------------
+
+Answer = tuple[bool, Reason, str]
+
+
+def condition(
+    kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    """One condition: status, reason and message, with the time since when it has this status."""
+    holds, reason, message = answer
+    status = "True" if holds else "False"
+    rows: list[dict[str, Any]] = list(previous.get("conditions") or ())
+    earlier: dict[str, Any] = next((row for row in rows if row.get("type") == str(kind)), {})
+    since = earlier.get("lastTransitionTime") if earlier.get("status") == status else None
+    return {
+        "type": str(kind),
+        "status": status,
+        "reason": str(reason),
+        "message": cut(message, MAX_TEXT),
+        "observedGeneration": generation,
+        "lastTransitionTime": since or to_rfc3339(now),
+    }
+
+
+@value
+class Circumstance:
+    """A state of a pool, and the condition that follows from it."""
+
+    find: Callable[[Members, RolloutPlan], Finding | None]
+    """Returns the reason and message of the condition; None if the pool is not in this state."""
+    status: bool
+    """The status of the condition."""
+
+
+def _first(ladder: Sequence[Circumstance], pool: Members, plan: RolloutPlan) -> Answer | None:
+    for one in ladder:
+        if (found := one.find(pool, plan)) is not None:
+            return one.status, found.reason, found.message
+    return None
+
+
+def _accepted(pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, note: str) -> Answer:
+    """Return the condition Accepted: the first of ACCEPTANCES that applies. If none does, the policy is accepted, with
+    the doubts that people should know."""
+    if (answer := _first(ACCEPTANCES, pool, plan)) is not None:
+        return answer
+    doubts = [found for found in (_force(pool, snapshot), _doubt(pool, snapshot)) if found is not None]
+    told = [_legal(pool), *(found.message for found in doubts), _guest(pool, snapshot), note]
+    return True, doubts[0].reason if doubts else Reason.VALID, "; ".join(filter(None, told))
+
+
+def _objected(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return the objection to the policy as a whole. Checked before the verdicts on single nodes, because it keeps all
+    of them from starting."""
+    return plan.objections.get(pool.policy.name)
+
+
+def _unserved(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return why the pool has nodes and none of them can serve the policy; None if at least one can."""
+    refused = _refused(pool)
+    if not refused or len(refused) < len(pool.verdicts):
+        return None
+    return Finding(min(refused, key=urgency).reason, tell_first(refused))
+
+
+def _all_skipped(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return that the policy selects nodes, but its own spec.products leaves all of them out."""
+    if pool.verdicts or not pool.skipped:
+        return None
+    return Finding(Reason.PRODUCT_SKIPPED, tell_first(pool.skipped))
+
+
+def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return how many nodes cannot serve the policy; None if all can. Other nodes can (`_unserved` comes first), so the
+    policy is accepted, with this message in place of any doubt."""
+    refused = _refused(pool)
+    if not refused:
+        return None
+    told = f"{len(refused)} of {counted(len(pool.verdicts), 'node')} cannot serve it: {tell_first(refused)}"
+    return Finding(Reason.VALID, told)
+
+
+def _refused(pool: Members) -> list[Verdict]:
+    return [verdict for verdict in pool.verdicts if verdict.reason in UNSUPPORTED]
+
+
+ACCEPTANCES: tuple[Circumstance, ...] = (
+    Circumstance(_objected, status=False),
+    Circumstance(_unserved, status=False),
+    Circumstance(_all_skipped, status=False),
+    Circumstance(_partly_served, status=True),
+)
+
+
+def _force(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
+    """Return that the policy asks for pods to be deleted at the end of a drain although the operator may not do that;
+    None if it does not."""
+    spec, settings = pool.policy.spec, snapshot.settings
+    if spec is None:
+        return None
+    return find_force_note(spec.drain, granted=settings.force_delete, namespace=settings.namespace)
+
+
+def _doubt(pool: Members, snapshot: ClusterSnapshot) -> Finding | None:
+    """Return what is uncertain about the MIG profiles of the pool's cards; None if nothing is, or without mode MIG."""
+    if pool.policy.spec is None or pool.policy.spec.mode is not Mode.MIG:
+        return None
+    return next(
+        (gpu.doubt for v in pool.verdicts for gpu in _gpus(v, snapshot) if gpu.doubt is not None), None
+    )
+
+
+def _guest(pool: Members, snapshot: ClusterSnapshot) -> str:
+    """Name the nodes whose MIG mode may stay pending after a change because their GPUs cannot be reset; empty if there
+    are none."""
+    nodes = [v.node for v in pool.verdicts if v.disruption is DisruptionClass.RESET]
+    reports = {name: snapshot.gpunodes[name].observed for name in nodes if name in snapshot.gpunodes}
+    told = {name: why for name, seen in reports.items() if (why := tell_guest_reset(seen, snapshot.stack))}
+    return f"the MIG mode of {some(sorted(told))} may stay pending{told[min(told)]}" if told else ""
+
+
+def _legal(pool: Members) -> str:
+    if not pool.verdicts:
+        return "the spec is valid; no node is selected yet"
+    layouts = sorted({verdict.wanted for verdict in pool.verdicts if verdict.wanted})
+    return f"{', '.join(layouts) or 'the policy'} can be served by {counted(len(pool.verdicts), 'node')}"
+
+
+def _reconciling(pool: Members, ready: Answer, stalled: Answer) -> Answer:
+    moving = [verdict for verdict in pool.verdicts if _moves(verdict)]
+    waiting = [verdict for verdict in pool.verdicts if _waits(verdict)]
+    if moving:
+        return True, Reason.ROLLOUT_IN_PROGRESS, _phases(moving)
+    if waiting:
+        urgent = min(waiting, key=urgency)
+        return True, urgent.reason, f"{counted(len(waiting), 'node')} still to change; {tell_first([urgent])}"
+    is_ready, why, _ = ready
+    is_stalled, stuck, _ = stalled
+    if pool.coming and not is_stalled:
+        return True, Reason.ROLLOUT_IN_PROGRESS, tell_coming(pool)
+    return False, stuck if is_stalled and not is_ready else why, "nothing is under way"
+
+
+def _moves(verdict: Verdict) -> bool:
+    """Whether the node is in flight, or is proven and only a write of ours is left."""
+    if verdict.phase is Phase.SYNCED:
+        return bool(verdict.actions)
+    return verdict.phase.in_flight and verdict.phase is not Phase.FAILED
+
+
+def _waits(verdict: Verdict) -> bool:
+    """Whether the change of the node has not begun, and will begin without a person."""
+    if verdict.stands:
+        return False
+    if verdict.phase is Phase.BLOCKED:
+        return verdict.reason.passes is not Passes.BY_A_PERSON
+    return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
+
+
+_STALLING = (Reason.ROLLED_BACK, Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
+"""Reasons on one node that a person has to end, whatever the other nodes do; the first wins."""
+
+
+def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
+    """Return the condition Stalled: the first of STALLS that applies, else that nothing is stalled."""
+    return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "nothing needs a person")
+
+
+def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return the nodes that failed and are out of service; None if there are none."""
+    failed = [verdict for verdict in pool.verdicts if verdict.phase is Phase.FAILED]
+    if not failed:
+        return None
+    return Finding(Reason.NODES_FAILED, f"{counted(len(failed), 'node')} failed; {tell_first(failed)}")
+
+
+def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return the nodes that only a person can help, although other nodes go on: the first reason of _STALLING that any
+    of them has."""
+    for reason in _STALLING:
+        if found := [verdict for verdict in pool.verdicts if verdict.reason is reason]:
+            return Finding(reason, tell_first(found))
+    return None
+
+
+def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return the blocked nodes that need a person, but only when no other node goes on: the rollout takes blocked nodes
+    last, so until then they do not stall the pool."""
+    stuck = [verdict for verdict in pool.verdicts if _needs_person(verdict)]
+    going_on = any(verdict.phase.in_flight or _waits(verdict) for verdict in pool.verdicts)
+    if not stuck or going_on or pool.coming:
+        return None
+    return Finding(Reason.BLOCKED, f"{counted(len(stuck), 'node')} blocked; {tell_first(stuck)}")
+
+
+def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return NoProgress if the planner made no progress for MOST passes in a row, else None.
+
+    Only a bug in this operator can cause that, so the message asks the reader to report it.
+    """
+    if not _stands_still(pool.policy, plan):
+        return None
+    told = f"{MOST} passes in a row have looked at the pods of nodes that might start, and none has started"
+    return Finding(Reason.NO_PROGRESS, f"{told}: this is a bug in this operator, please report it")
+
+
+def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
+    return plan.vain_passes.get(policy.name, 0) >= MOST
+
+
+def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:
+    """Return that the plan waits for the approval that the policy asks for, which is no stall; None if it does not."""
+    if all(verdict.reason is not Reason.APPROVAL_NEEDED for verdict in pool.verdicts):
+        return None
+    return Finding(Reason.PROGRESSING, "waits for a person to approve the plan")
+
+
+STALLS: tuple[Circumstance, ...] = (
+    Circumstance(_objected, status=True),
+    Circumstance(_failed, status=True),
+    Circumstance(_left_to_a_person, status=True),
+    Circumstance(_stuck, status=True),
+    Circumstance(_in_vain, status=True),
+    Circumstance(_unapproved, status=False),
+)
+
+
+def _needs_person(verdict: Verdict) -> bool:
+    return verdict.stands or (
+        verdict.phase in (Phase.BLOCKED, Phase.SKIPPED) and verdict.reason.passes is Passes.BY_A_PERSON
+    )
+
+
+# --- columns -----------------------------------------------------------------------------------------------
+
+
+def _summary(
+    pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, said: Said
+) -> dict[str, Any]:
+    """Return `status.summary`, from which kubectl fills the columns of a policy."""
+    spec = pool.policy.spec
+    gpus = [gpu for verdict in pool.verdicts for gpu in _gpus(verdict, snapshot)]
+    layouts = Counter(one.wanted for one in pool.verdicts if one.wanted)
+    # A policy that is not accepted wants nothing: what the GPUs are divided into now is all there is to show.
+    layouts = layouts or Counter(one.observed for one in pool.verdicts if one.observed)
+    usable = sum(
+        is_done(verdict, node) and not node.unschedulable
+        for verdict, node in zip(pool.verdicts, pool.nodes, strict=True)
+    )
+    return {
+        "mode": _mode(spec) if spec else "",
+        "layout": cut(", ".join(text for text, _ in layouts.most_common(2)), MAX_TEXT),
+        "nodes": f"{usable}/{len(pool.verdicts) + len(pool.coming)}",
+        "gpus": len(gpus),
+        "used": count_used(pool.nodes, snapshot),
+        "pendingPods": count_pending(pool.nodes, spec, plan.targets, snapshot),
+        "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
+        "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
+        "nextWindow": hours.next_window,
+        "status": said.word,
+        "message": cut(said.message, MAX_TEXT),
+    }
+
+
+def _mode(spec: GPUSharingPolicySpec) -> str:
+    """The value of the MODE column."""
+    return "MIG+TS" if spec.mode is Mode.MIG and spec.time_slicing else str(spec.mode)
+
+
+def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    return gpunode.observed.gpus if gpunode and gpunode.observed else ()
+
+
+# --- text --------------------------------------------------------------------------------------------------
+
+
+def _phases(verdicts: Iterable[Verdict]) -> str:
+    by_phase = Counter(str(verdict.phase) for verdict in verdicts)
+    return ", ".join(f"{counted(count, 'node')} {phase}" for phase, count in sorted(by_phase.items()))

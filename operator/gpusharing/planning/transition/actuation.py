@@ -1,0 +1,215 @@
+"""The one door to the actuators: the labels of the point of no return (PNR), and restarts of their pods.
+
+It opens only on a node that was just proven idle: for the first run, a retry, a cure and the next step alike. A plugin
+restart disturbs no pod and needs no idle node; mig-manager never runs for one.
+"""
+
+from dataclasses import replace
+from datetime import timedelta
+
+from gpusharing.api import names
+from gpusharing.api.names import Mode, Phase
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import Operand
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.attempts import (
+    actuation_limit,
+    corrects_drift,
+    goes_back,
+    remembered,
+    still_failed,
+)
+from gpusharing.planning.transition.gates import AIM, PROPAGATION, find_gate
+from gpusharing.planning.transition.idle import next_poll, way_to_idle
+from gpusharing.planning.transition.marks import unmarked
+from gpusharing.planning.transition.migmanager import is_ready, needs_restart, needs_run
+from gpusharing.planning.transition.requests import FreshReading
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import Assessed, uses_mps
+from gpusharing.planning.wanted.revision import find_revision, is_of
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import find_entry
+
+
+def run(
+    case: FencedCase,
+    assessed: Assessed,
+    *,
+    again: bool = False,
+    step_proven: bool = False,
+) -> Verdict:
+    """The next step towards an idle node, and through the PNR once the node is proven idle.
+
+    `again`: the run of the PNR that was passed is repeated, with its labels and a fresh mig-manager. `step_proven`: the
+    step before is proven, this is the next one.
+    """
+    goal = _goal(case, assessed, again=again)
+    waiting = _waiting(case, assessed, goal, again=again)
+    if not case.fence.disruption.cordons:
+        if case.disruption.cordons or needs_run(case, goal):
+            return start_anew(case)
+        return waiting or _begin(case, assessed, goal, None)
+    way = way_to_idle(case, waiting, step_proven=step_proven)
+    return way or _begin(case, assessed, goal, FreshReading.of(case, "quiet"), again=again)
+
+
+def start_anew(case: FencedCase) -> Verdict:
+    """A change that began as a plugin restart now needs an idle node: the node is given back, and fenced again with a
+    cordon. A node that is going back is held instead, because only its fence records the failure."""
+    if goes_back(case):
+        message = "the way back needs an idle node, and this one is in use"
+        return case.verdict(Phase.FAILED, Reason.ROLLING_BACK, message)
+    message = "the change now needs an idle node; it starts over with a drain"
+    labels, annotations = unmarked(case.fence, case.node)
+    verdict = case.verdict(Phase.ABORTING, Reason.PODS_LEAVING, message)
+    failed = remembered(case, Reason.PODS_LEAVING)
+    release = Release(case.node, uncordon=False, labels=labels, annotations=annotations, deferred=failed)
+    return verdict.then(release)
+
+
+def restart_pod(case: FencedCase, operand: Operand, what: str) -> Verdict:
+    """A new run begins when the pod of the actuator is gone; the fence records which pod that is."""
+    verdict = case.verdict(
+        Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, f"restarting {what} on the node"
+    )
+    if operand.deleting:  # a second DELETE would change nothing, and its success would look like progress
+        return replace(verdict, wake=case.now + timedelta(seconds=case.settings.poll))
+    if not case.fence.disruption.cordons:
+        return start_anew(case)
+    if (way := way_to_idle(case, any_event=True)) is not None:
+        return way
+    return verdict.then(RestartOperand(case.node.name, operand.namespace, operand.name, operand.uid))
+
+
+# --- what a run needs --------------------------------------------------------------------------------------
+
+
+def _goal(case: FencedCase, assessed: Assessed, *, again: bool) -> Target:
+    """The goal of this run; a repeated step leads to the stop, whatever the node looks like half way."""
+    return assessed.stop if again and case.fence.step < case.fence.steps else assessed.goal
+
+
+def _waiting(case: FencedCase, assessed: Assessed, goal: Target, *, again: bool) -> Verdict | None:
+    """What the run needs and does not have yet: a node that stays, the configuration on it, mig-manager."""
+    phase = Phase.VERIFYING_IDLE if case.fence.disruption.cordons else Phase.PREFLIGHT
+    if case.fence.stage == "actuating" and phase is Phase.PREFLIGHT:
+        phase = Phase.RECONFIGURING
+    if case.node.deleting:
+        message = f"{case.node.name} is being deleted; no change begins on it"
+        return case.verdict(phase, Reason.NODE_NOT_READY, message)
+    if case.old_views:
+        message = f"waiting for news of {case.old_views} from the API server: what is known of them is old"
+        return case.verdict(phase, Reason.OBSERVATION_PENDING, message, wake=next_poll(case))
+    # A cure at the stop on the way to MPS leads to whole GPUs, wherever the way continues from there.
+    gates = PROPAGATION if again and goal is not assessed.target else (*AIM, *PROPAGATION)
+    if (closed := find_gate(case, assessed, gates)) is not None:
+        return case.verdict(phase, closed.reason, closed.message, wake=closed.until)
+    there = case.operand is not None if again and goal.mig_config else is_ready(case)
+    if (needs_run(case, goal) or (again and goal.mig_config)) and not there:
+        message = f"no Ready mig-manager pod on {case.node.name}"
+        return case.verdict(phase, Reason.ACTUATOR_MISSING, message, wake=next_poll(case))
+    return None
+
+
+# --- the point of no return --------------------------------------------------------------------------------
+
+
+def _begin(
+    case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool = False
+) -> Verdict:
+    """Pass the PNR. `idle`: the reading that proved the node idle; None for a restart of the plugin."""
+    message = f"changing to {goal.text}"
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, message)
+    action = _actuate(case, assessed, goal, idle, again=again)
+    restarts = bool(action.fence.restart_uid or action.fence.daemon_uid) or case.fence.disruption.cordons
+    return replace(verdict.then(action), wants_pods=restarts)
+
+
+def _actuate(
+    case: FencedCase, assessed: Assessed, goal: Target, idle: FreshReading | None, *, again: bool
+) -> Actuate:
+    """Fence stage and labels in one PATCH."""
+    node, fence, policy = case.node, case.fence, assessed.policy
+    told = node.labels.get(names.LABEL_PLUGIN_CONFIG, "")
+    plugin_changes = find_entry(told, case.stack) != find_entry(goal.plugin_key, case.stack)
+    gfd_started = node.labels.get(names.LABEL_GFD_TIMESTAMP, "") if plugin_changes else ""
+    revision = find_revision(policy)
+    step, steps = _step(fence, two_steps=assessed.two_steps, again=again)
+    begun = replace(
+        fence,
+        policy=policy.name,
+        version=policy.version,
+        revision=revision,
+        turned=fence.turned or not is_of(fence, policy, revision),
+        drift=corrects_drift(fence, policy),
+        stage="actuating",
+        stage_since=case.now,
+        began=fence.began or case.now,
+        deadline=case.now + actuation_limit(assessed.spec),
+        step=step,
+        steps=steps,
+        attempt=fence.attempt if again else 1,
+        to_layout=goal.text,
+        target_mig_config=goal.mig_config,
+        target_plugin_config=goal.plugin_key,
+        gfd_timestamp=fence.gfd_timestamp if again and not plugin_changes else gfd_started,
+        restart_uid=_mig_manager_to_restart(case, goal, again=again),
+        daemon_uid=_daemon_to_restart(case, goal) if plugin_changes else "",
+        retry=node.retry,
+        proven=None,
+        owed="",
+        jobs=False,
+        failed=still_failed(case) if fence.version == policy.version else None,
+        rolls_back=goes_back(case),
+        failure=fence.failure if goes_back(case) else "",
+    )
+    return Actuate(node, begun, _changed_labels(node, goal, idle))
+
+
+def _changed_labels(node: NodeView, goal: Target, idle: FreshReading | None) -> dict[str, str | None]:
+    """The labels that name the goal. The state is set to null only with a new value, never while rebooting. Without a
+    reading that is younger than the last event nothing asks mig-manager for a run."""
+    labels: dict[str, str | None] = {}
+    if idle is not None and goal.mig_config and node.labels.get(names.LABEL_MIG_CONFIG) != goal.mig_config:
+        labels[names.LABEL_MIG_CONFIG] = goal.mig_config
+        if node.labels.get(names.LABEL_MIG_STATE) not in (None, "rebooting"):
+            labels[names.LABEL_MIG_STATE] = None
+    if node.labels.get(names.LABEL_PLUGIN_CONFIG, "") != goal.plugin_key:
+        labels[names.LABEL_PLUGIN_CONFIG] = goal.plugin_key or None
+    return labels
+
+
+def _mig_manager_to_restart(case: FencedCase, goal: Target, *, again: bool) -> str:
+    """The uid of the pod that has to go before the run begins; empty: none."""
+    if not goal.mig_config or case.operand is None:
+        return ""
+    return case.operand.uid if _restarts(case, goal, again=again) else ""
+
+
+def _restarts(case: FencedCase, goal: Target, *, again: bool) -> bool:
+    """Whether the run needs a new mig-manager pod: an idle one picks up a new value by itself, a stuck one never
+    does."""
+    if not again or case.node.labels.get(names.LABEL_MIG_STATE) in ("success", "failed"):
+        same = case.node.labels.get(names.LABEL_MIG_CONFIG) == goal.mig_config
+        return needs_restart(case, goal) or (again and same)
+    return True
+
+
+def _step(fence: Fence, *, two_steps: bool, again: bool) -> tuple[int, int]:
+    """(number, of how many) of the step that begins; the way through the stop has two."""
+    if two_steps:
+        return 1, 2
+    if again:
+        return fence.step, fence.steps
+    return (2, 2) if fence.step < fence.steps else (1, 1)
+
+
+def _daemon_to_restart(case: FencedCase, target: Target) -> str:
+    """A running MPS daemon keeps its old number of clients: config-manager does not find its process
+    (docs/design/nvidia.md#b5)."""
+    observed = case.gpunode.observed if case.gpunode else None
+    if target.mode is not Mode.MPS or observed is None or case.mps_daemon is None:
+        return ""
+    return case.mps_daemon.uid if uses_mps(case.node, observed, case.stack) else ""

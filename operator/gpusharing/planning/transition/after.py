@@ -1,0 +1,377 @@
+"""A fenced node after the point of no return (PNR): wait for the actuators, cure their wedges, prove, give back.
+
+    Reconfiguring ── state success, operands back ──► Verifying ── all sources agree ──► Uncordoning (one PATCH)
+        │  pending for ever, operands paused: restart mig-manager, at most twice
+        └── failed, time-out ──► Failed: stays cordoned, keeps its slot; a retry or another target repairs it, or
+                                 with onFailure Rollback it goes back to what was proven last (wayback.py)
+
+After the PNR safety wins: the node stays fenced until a good layout is proven, whatever anybody lifts. A result
+counts more than a clock: a Failed node that is proven after all is given back.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Generic, TypeVar
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
+from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.stack.acceptance import passes
+from gpusharing.planning.transition.actuation import restart_pod, run
+from gpusharing.planning.transition.attempts import (
+    goes_back,
+    is_late,
+    owe,
+    owed_for,
+    proven,
+    retry_command,
+    was_asked_again,
+)
+from gpusharing.planning.transition.cordon import may_uncordon
+from gpusharing.planning.transition.marks import unmarked
+from gpusharing.planning.transition.migmanager import ManagerTrouble, find_trouble, next_look
+from gpusharing.planning.transition.requests import (
+    FreshReading,
+    answer_due,
+    prepares_next_step,
+    verify_request,
+)
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
+from gpusharing.planning.transition.yielding import fence_after_proof, tell_wait
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch
+
+
+def after_pnr(case: FencedCase) -> Verdict:
+    """The next step of a node whose fence stage is `actuating`."""
+    back = find_way_back(case)
+    if back is None:
+        return _in_time(case, _way(case))
+    return told_as_way_back(_in_time(back, _way(back)), case)
+
+
+def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
+    """Every verdict after the PNR passes through here: what continues past the deadline is Failed, and still continues.
+
+    A step that the planner takes now counts more than the clock; so does a person's request for another try.
+    """
+    if verdict.phase is Phase.FAILED or any(isinstance(action, _STEPS) for action in verdict.actions):
+        return verdict
+    if not is_late(case):
+        return replace(verdict, wake=min(verdict.wake or case.fence.deadline, case.fence.deadline))
+    awaited = verdict.reason is Reason.OBSERVATION_PENDING and case.agent_ready and case.fence.failed is None
+    if awaited and case.now < (due := answer_due(case)):
+        return replace(verdict, wake=min(verdict.wake or due, due))
+    reason = verdict.reason
+    if reason is Reason.ACTUATION_IN_PROGRESS:
+        reason = Reason.ACTUATOR_STUCK
+    late = _failed(case, Finding(reason, f"{verdict.message}; time is up"), known=verdict.reason in KNOWN)
+    if late.phase is not Phase.FAILED:
+        return late
+    wake = verdict.wake if verdict.wake is not None and verdict.wake > case.now else None
+    return replace(verdict, phase=late.phase, reason=reason, message=late.message, wake=wake)
+
+
+_STEPS = (Actuate, Release, RestartOperand, UpdateFence)
+
+
+def _way(case: FencedCase) -> Verdict:
+    """The first situation that applies to the node decides."""
+    if (verdict := _first(HELD, case)) is not None:
+        return verdict
+    if not isinstance(case.assessment, Assessed):
+        return _first(AIMLESS, case) or _unobserved(case)
+    aimed = _Aimed.of(case, case.assessment)
+    return _first(AIMED, aimed) or _changed_late(aimed)
+
+
+Looked = TypeVar("Looked")
+
+
+@value
+class Situation(Generic[Looked]):
+    """A situation of a node after the PNR, and what follows from it."""
+
+    follow: Callable[[Looked, Reason], Verdict | None]
+    """The verdict, with this reason unless it has a more specific one; None: the node is not in this situation."""
+    reason: Reason
+    """The reason of the verdict."""
+
+
+def _first(situations: Iterable[Situation[Looked]], looked: Looked) -> Verdict | None:
+    verdicts = (situation.follow(looked, situation.reason) for situation in situations)
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+# --- whatever is wanted of the node ------------------------------------------------------------------------
+
+
+def _other_node(case: FencedCase, reason: Reason) -> Verdict | None:
+    if case.fence.node_uid == case.node.uid:
+        return None
+    message = "the fence belongs to an earlier node of this name; check the node, then remove the annotation"
+    return case.verdict(Phase.FAILED, reason, message)
+
+
+def _no_policy(case: FencedCase, reason: Reason) -> Verdict | None:
+    if case.assessment is not None:
+        return None
+    message = (
+        f"policy {case.fence.policy} is gone and no policy owns the node; it stays fenced until one does"
+    )
+    return case.verdict(Phase.FAILED, reason, message)
+
+
+def _uncordoned(case: FencedCase, reason: Reason) -> Verdict | None:
+    if not case.fence.disruption.cordons or case.node.unschedulable:
+        return None
+    message = "somebody lifted the cordon before a good layout was proven; it is put back"
+    verdict = case.verdict(Phase.RECONFIGURING, reason, message)
+    # What was seen before this cordon proves nothing, and pods that arrived before it need not tolerate it.
+    return verdict.then(UpdateFence(case.node, replace(case.fence, since=case.now), cordon=True))
+
+
+HELD = (
+    Situation(_other_node, Reason.ORPHAN_FENCE),
+    Situation(_no_policy, Reason.ORPHAN_FENCE),
+    Situation(_uncordoned, Reason.CORDON_RESTORED),
+)
+"""The first match wins; a test pins the order. Nothing else matters for a node that is not ours or that pods may still
+reach."""
+
+
+# --- the policy, as it is now, gives no target: what is there cannot be proven against anything ------------------
+
+
+def _works_on(case: FencedCase, reason: Reason) -> Verdict | None:
+    trouble = find_trouble(case)
+    return None if trouble is None or trouble.final else _at_work(case, trouble)
+
+
+def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
+    found = case.assessment
+    if not isinstance(found, Refused):
+        return None
+    if passes(found.objection.reason):
+        message = (
+            f"{found.objection.message}; the node stays fenced, and its proof continues when that is over"
+        )
+        return case.verdict(Phase.VERIFYING, found.objection.reason, message)
+    message = f"{found.objection.message}; the node stays fenced until the policy gives it a layout"
+    return case.verdict(Phase.FAILED, found.objection.reason, message)
+
+
+def _not_asked(case: FencedCase, reason: Reason) -> Verdict | None:
+    request = verify_request(case)
+    if request is None:
+        return None
+    return case.verdict(Phase.VERIFYING, reason, "asking the agent").then(request)
+
+
+def _unobserved(case: FencedCase) -> Verdict:
+    found = case.assessment
+    pending = found.pending if isinstance(found, Unobserved) else None
+    if (
+        pending is not None and pending.reason is not Reason.OBSERVATION_PENDING
+    ):  # no GPU at all, or a nameless one
+        return case.verdict(Phase.VERIFYING, pending.reason, pending.message)
+    return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+
+
+AIMLESS = (
+    Situation(_works_on, Reason.ACTUATION_IN_PROGRESS),  # told with what mig-manager says
+    Situation(_refused, Reason.NOT_ACCEPTED),  # told with the objection's own reason
+    Situation(_not_asked, Reason.OBSERVATION_PENDING),
+)
+"""The first match wins; a test pins the order. When none applies, we wait for the agent's answer."""
+
+
+# --- the node has a target ---------------------------------------------------------------------------------
+
+
+@value
+class _Aimed:
+    """A node with a target, and how its last run relates to that target."""
+
+    case: FencedCase
+    assessed: Assessed
+    aim: Target
+    """The goal of the present step: the target, or the stop before it."""
+    on_course: bool
+    """Whether the labels of the PNR lead to the aim; if not, the spec has changed since."""
+    owed: bool
+    """Another run towards the target is recorded and has not begun."""
+    trouble: ManagerTrouble | None
+    """What mig-manager says, when it is not plain success."""
+
+    @staticmethod
+    def of(case: FencedCase, assessed: Assessed) -> "_Aimed":
+        fence = case.fence
+        aim = assessed.stop if fence.step < fence.steps else assessed.target
+        owed = fence.owed == owed_for(assessed.target)
+        return _Aimed(case, assessed, aim, _aims_at(case, aim), owed, find_trouble(case))
+
+    def run(self, *, again: bool = False, step_proven: bool = False) -> Verdict:
+        """The next run."""
+        return run(self.case, self.assessed, again=again, step_proven=step_proven)
+
+    def owe(self, reason: Reason, message: str, attempt: int, *, failed: bool = False) -> Verdict:
+        """Record that another run is owed."""
+        verdict = self.case.verdict(Phase.RECONFIGURING, reason, message)
+        return verdict.then(owe(self.case, self.assessed, attempt, failed=failed))
+
+
+def _aims_at(case: FencedCase, target: Target) -> bool:
+    """Whether the labels of the PNR lead there; an admin may have changed the meaning of a name since."""
+    fence = case.fence
+    aims = (fence.target_mig_config, fence.target_plugin_config, fence.to_layout)
+    return aims == (target.mig_config, target.plugin_key, target.text)
+
+
+def _old_mig_manager(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    pod = aimed.case.operand
+    if pod is None or pod.uid != aimed.case.fence.restart_uid:
+        return None
+    return restart_pod(aimed.case, pod, "mig-manager")
+
+
+def _old_mps_daemon(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    pod = aimed.case.mps_daemon
+    if pod is None or pod.uid != aimed.case.fence.daemon_uid:
+        return None
+    return restart_pod(aimed.case, pod, "the MPS daemon")
+
+
+def _owes_run(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    return aimed.run(again=True) if aimed.on_course and aimed.owed else None
+
+
+def _still_at_work(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """Whatever is wanted now."""
+    trouble = aimed.trouble
+    return None if trouble is None or trouble.final else _at_work(aimed.case, trouble)
+
+
+def _stop_proven(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    proven = aimed.on_course and aimed.aim is aimed.assessed.stop and prepares_next_step(aimed.case)
+    return aimed.run(step_proven=True) if proven else None
+
+
+def _run_ended(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    if not aimed.on_course or aimed.trouble is not None:
+        return None
+    return _verify(aimed.case, aimed.aim, aimed.assessed)
+
+
+def _curable(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    trouble, attempt = aimed.trouble, aimed.case.fence.attempt
+    if trouble is None or not aimed.on_course:
+        return None
+    if not trouble.cure or attempt > aimed.case.settings.max_cures:
+        return None
+    return aimed.owe(reason, f"{trouble.mismatch.message}; {trouble.cure}", attempt + 1)
+
+
+def _incurable(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    if aimed.trouble is None or not aimed.on_course:
+        return None
+    return _failed(aimed.case, aimed.trouble.mismatch, known=True)
+
+
+def _changed(aimed: _Aimed, reason: Reason) -> Verdict | None:
+    """By the same way to an idle node as before."""
+    return aimed.run() if aimed.owed or not is_late(aimed.case) else None
+
+
+def _changed_late(aimed: _Aimed) -> Verdict:
+    message = f"the spec changed after the deadline; the node now goes to {aimed.assessed.target.text}"
+    return aimed.owe(Reason.ACTUATION_IN_PROGRESS, message, attempt=1, failed=True)
+
+
+AIMED = (
+    Situation(_old_mig_manager, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_old_mps_daemon, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_owes_run, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_still_at_work, Reason.ACTUATION_IN_PROGRESS),  # told with what mig-manager says
+    Situation(_stop_proven, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_run_ended, Reason.OBSERVATION_PENDING),  # or what the proof finds
+    Situation(_curable, Reason.ACTUATION_IN_PROGRESS),
+    Situation(_incurable, Reason.ACTUATOR_FAILED),  # told with what mig-manager says
+    Situation(_changed, Reason.ACTUATION_IN_PROGRESS),
+)
+"""The first match wins; a test pins the order. A recorded run is done before anything new is decided, and a run that
+is under way may end. When none applies, the spec was changed after the deadline: another run is owed, with a deadline
+of its own."""
+
+
+def _at_work(case: FencedCase, trouble: ManagerTrouble) -> Verdict:
+    mismatch = trouble.mismatch
+    return case.verdict(Phase.RECONFIGURING, mismatch.reason, mismatch.message, wake=next_look(case))
+
+
+def _failed(case: FencedCase, mismatch: Finding, *, known: bool) -> Verdict:
+    """Failed, unless a person asked for another try: then the labels are written again, and mig-manager restarts; or
+    the policy wants the node to go back. `known`: the present state of the node was read."""
+    if was_asked_again(case) and isinstance(case.assessment, Assessed):
+        verdict = case.verdict(Phase.RECONFIGURING, Reason.ACTUATION_IN_PROGRESS, "trying again")
+        return verdict.then(owe(case, case.assessment, attempt=1, failed=True))
+    back = turn_back(case, mismatch, known=known)
+    if isinstance(back, Verdict):
+        return back
+    kept = "The node stays cordoned; when" if case.fence.disruption.cordons else "When"
+    retry = retry_command(case.node.name, case.fence.retry)
+    message = f"{mismatch.message}{back and '; '}{back}. {kept} the cause is gone: {retry}"
+    verdict = case.verdict(Phase.FAILED, mismatch.reason, message)
+    request = verify_request(case) if mismatch.reason is Reason.ACTUATOR_FAILED else None
+    return (
+        verdict.then(request) if request is not None else verdict
+    )  # mig-manager is idle: show what it left behind
+
+
+# --- the proof ---------------------------------------------------------------------------------------------
+
+
+def _verify(case: FencedCase, aim: Target, assessed: Assessed) -> Verdict:
+    if (request := verify_request(case)) is not None:
+        verdict = case.verdict(
+            Phase.VERIFYING, Reason.OBSERVATION_PENDING, "asking the agent to read the GPUs again"
+        )
+        return verdict.then(request)
+    reading = FreshReading.of(case, "verify")
+    if reading is None:
+        message = "waiting for the agent to read the GPUs again"
+        return case.verdict(Phase.VERIFYING, Reason.OBSERVATION_PENDING, message)
+    compared = Comparison(case.node, reading.observed, aim, case.stack, case.fence.gfd_timestamp)
+    mismatch = find_mismatch(compared)
+    if mismatch is None and not case.node.ready:
+        mismatch = Finding(Reason.NODE_NOT_READY, "all sources agree, but the node is not Ready")
+    if mismatch is not None:
+        return case.verdict(Phase.VERIFYING, mismatch.reason, mismatch.message)
+    if case.fence.step < case.fence.steps:
+        return run(case, assessed, step_proven=True)
+    return _release(case, aim, assessed.policy)
+
+
+def _release(case: FencedCase, target: Target, policy: PolicyView) -> Verdict:
+    """One PATCH removes fence, marks and cordon, and restores the routing label. While somebody else works on the node,
+    cordon and fence stay (yielding.py)."""
+    fence, node = case.fence, case.node
+    labels, annotations = unmarked(fence, node)
+    labels[names.LABEL_POLICY] = policy.name
+    if (aside := fence_after_proof(case, target.routing)) is None:
+        labels[names.LABEL_MODE] = target.routing
+    uncordon = may_uncordon(case)
+    kept = node.unschedulable and not uncordon
+    reason = Reason.CORDON_KEPT if kept else Reason.SYNCED
+    why_kept = tell_wait(case) if aside is not None else "the cordon is not only ours and stays"
+    message = f"{target.text} proven" + (f"; {why_kept}" if kept else "")
+    if goes_back(case):
+        reason, message = Reason.ROLLED_BACK, f"{message}; the node went back to it: {fence.failure}"
+    release = Release(node, uncordon, labels, proven(case, target, policy), annotations, fence=aside)
+    return case.verdict(Phase.UNCORDONING, reason, message).then(release)

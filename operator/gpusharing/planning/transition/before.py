@@ -1,0 +1,344 @@
+"""A fenced node before the point of no return (PNR): drain, prove idle, or give up and restore.
+
+    Cordoned ── settle ──► Draining ── no holder by LIST ──► VerifyingIdle ── twice, agent quiet, GPUs idle ──► PNR
+        └───────────────────────┴──────────── any objection, time-out, lifted cordon ──────────────► Aborting
+
+Until the PNR nothing is lost but evicted pods: people take precedence over us, and an abort restores the node as it
+was.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.times import NEVER
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.drain.plan import DrainPlan
+from gpusharing.planning.drain.standing import STUCK_AFTER
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.stack.acceptance import passes
+from gpusharing.planning.transition.actuation import run
+from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
+from gpusharing.planning.transition.cordon import may_uncordon
+from gpusharing.planning.transition.gates import AIM, find_gate
+from gpusharing.planning.transition.idle import JOBS_PACE, holds, next_poll, outlasts, rise
+from gpusharing.planning.transition.marks import routing_before, unmarked
+from gpusharing.planning.transition.requests import last_busy
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.transition.yielding import give_way, keeps_cordon
+from gpusharing.planning.vocabulary.blockers import MAX_PODS, explain_blockers
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.assess import Assessed, Refused
+
+
+def before_pnr(case: FencedCase) -> Verdict:
+    """The next step of a node whose fence stage is `fenced`."""
+    verdict = _next_step(case)
+    return replace(verdict, deadline=None) if outlasts(case) else verdict
+
+
+def _next_step(case: FencedCase) -> Verdict:
+    if (ending := find_ending(case)) is not None:
+        return ending
+    if (ended := _end_jobs(case)) is not None:
+        return ended
+    assessment = case.assessment
+    if isinstance(assessment, Refused):
+        return _held_up(case, assessment.objection.reason, assessment.objection.message)
+    if not isinstance(assessment, Assessed):
+        return _held_up(case, Reason.OBSERVATION_PENDING, "waiting for the agent to read the GPUs")
+    if _holds(assessment.spec):
+        goes_on = "" if outlasts(case) else ", and drain.timeout goes on"
+        message = f"spec.rollout.paused holds the change: no further pod is evicted{goes_on}"
+        return _held_up(case, Reason.PAUSED, message)
+    if not case.fence.disruption.cordons:
+        return run(case, assessment)
+    if (risen := rise(case)) is not None:
+        return risen
+    settled = case.fence.since + timedelta(seconds=case.settings.settle)
+    if case.now < settled:
+        message = "cordoned; pods that were just being bound may still appear"
+        return case.verdict(Phase.CORDONED, Reason.SETTLING, message, wake=settled)
+    return _begin_jobs(case) or run(case, assessment)
+
+
+def _held_up(case: FencedCase, reason: Reason, message: str) -> Verdict:
+    """Only the clock goes on for now. The clock of jobs ends with the last of them, so their pods must be listed; the
+    clock of a held drain ends nothing."""
+    if not case.fence.jobs:
+        if outlasts(case):
+            held = "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned until this passes or"
+            told = f"{message}; {held} somebody ends the change ({names.ANNOTATION_ABORT}={case.fence.op} on the Node)"
+            return case.verdict(Phase.CORDONED, reason, told)
+        return case.verdict(Phase.CORDONED, reason, message, wake=_next_limit(case))
+    verdict = case.verdict(Phase.CORDONED, reason, message, wake=next_poll(case, JOBS_PACE))
+    return replace(verdict, wants_pods=True)
+
+
+def _begin_jobs(case: FencedCase) -> Verdict | None:
+    """Record that the deadline is that of the jobs: first they get their time, then the drain gets all of its own.
+
+    While we wait for jobs the deadline only grows, to what the policy says now; no job gets more than that. A wait
+    without an end gets one when the policy is edited accordingly.
+    """
+    plan, fence = case.drain, case.fence
+    if plan is None or plan.jobs_until is None:
+        return None
+    until = plan.jobs_until
+    ends_now = fence.deadline == NEVER and until != NEVER
+    if fence.jobs and until <= fence.deadline and not ends_now:
+        return None
+    message = "the node is cordoned and its jobs are given time to finish"
+    verdict = case.verdict(Phase.WAITING_FOR_JOBS, Reason.JOBS_RUNNING, message)
+    return _set_clock(case, plan, verdict, replace(fence, jobs=True, deadline=until))
+
+
+def _end_jobs(case: FencedCase) -> Verdict | None:
+    """No job is left: the clock of the drain starts, even if something else holds the drain up, because the wait for
+    jobs may have no end of its own."""
+    plan, fence = case.drain, case.fence
+    spec = case.assessment.policy.spec if case.assessment is not None else None
+    if not fence.jobs or spec is None or plan is None or plan.holders < 0 or plan.jobs_until is not None:
+        return None
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, "no job is left to wait for")
+    deadline = case.now + parse_duration(spec.drain.timeout)
+    return _set_clock(case, plan, verdict, replace(fence, jobs=False, deadline=deadline))
+
+
+def _set_clock(case: FencedCase, plan: DrainPlan, verdict: Verdict, fence: Fence) -> Verdict:
+    verdict = replace(verdict, pods=plan.holders, blockers=plan.blockers, wants_pods=True)
+    return verdict.then(UpdateFence(case.node, fence))
+
+
+def _holds(spec: GPUSharingPolicySpec) -> bool:
+    """The policy was paused, and changes in flight must not continue."""
+    return spec.rollout.paused and spec.rollout.when_paused == "Hold"
+
+
+# --- giving up ---------------------------------------------------------------------------------------------
+
+
+@value
+class Ending:
+    """What ends a change before the PNR, and how the node is given back."""
+
+    find: Callable[[FencedCase], str | Finding]
+    """The message, or a Finding if it has a reason of its own; empty: the change goes on."""
+    reason: Reason
+    """Why the change ends, unless its Finding has a reason of its own."""
+    defer: bool = False
+    """The next try could end the same way, so it is put off."""
+
+
+def find_ending(case: FencedCase) -> Verdict | None:
+    """The verdict of the first of ENDINGS that applies; None: the change goes on."""
+    for ending in ENDINGS:
+        if found := ending.find(case):
+            return _abort(case, Finding.of(found, ending.reason), defer=ending.defer)
+    return None
+
+
+def _other_node(case: FencedCase) -> str:
+    return "the fence belongs to an earlier node of this name" if case.fence.node_uid != case.node.uid else ""
+
+
+def _node_going(case: FencedCase) -> str:
+    if not case.node.deleting:
+        return ""
+    return f"{case.node.name} is being deleted; the change is given up, and the cordon stays until the node is gone"
+
+
+def _policy_going(case: FencedCase) -> str:
+    if case.assessment is not None and not case.assessment.policy.deleting:
+        return ""
+    return f"policy {case.fence.policy} was deleted, or is being deleted; the node is given back"
+
+
+def _asked_to_end(case: FencedCase) -> str:
+    asked = case.node.abort == case.fence.op
+    return f"given up by {names.ANNOTATION_ABORT}; evicted pods are not brought back" if asked else ""
+
+
+def _paused(case: FencedCase) -> str:
+    policy = case.assessment.policy.spec if case.assessment is not None else None
+    aborts = policy is not None and policy.rollout.paused and policy.rollout.when_paused == "Abort"
+    return "spec.rollout.paused and whenPaused Abort: the node is given back" if aborts else ""
+
+
+def _unapproved(case: FencedCase) -> str:
+    """The change leads to something other than what was approved. An edit that keeps its target, such as a pause, also
+    keeps its class of disruption, so the approval still covers it; a change that began without an approval is not
+    covered."""
+    found, fence = case.assessment, case.fence
+    policy = found.policy if found is not None else None
+    if policy is None or policy.spec is None or policy.spec.rollout.approval != "Manual":
+        return ""
+    another = fence.version.uid not in ("", policy.uid)  # deleted and created again under its name
+    other = another or policy.generation != fence.version.generation
+    if fence.approved and not another:
+        other = isinstance(found, Assessed) and owed_for(found.target) != fence.approved
+    return (
+        "the policy was changed, and its new plan needs an approval; the node is given back" if other else ""
+    )
+
+
+def _other_owner(case: FencedCase) -> str:
+    return _disowned(case) if case.owner else ""
+
+
+def _no_owner(case: FencedCase) -> str:
+    return "" if case.owner else _disowned(case)
+
+
+def _disowned(case: FencedCase) -> str:
+    fence = case.fence
+    return (
+        f"policy {fence.policy} no longer owns the node; it is given back"
+        if case.owner != fence.policy
+        else ""
+    )
+
+
+def _refused(case: FencedCase) -> str | Finding:
+    found = case.assessment
+    return found.objection if isinstance(found, Refused) and not passes(found.objection.reason) else ""
+
+
+def _as_wanted(case: FencedCase) -> str:
+    found = case.assessment
+    as_wanted = isinstance(found, Assessed) and found.mismatch is None
+    return "the node is already as wanted; nothing is left to change" if as_wanted else ""
+
+
+def _now_cordons(case: FencedCase) -> str:
+    found = case.assessment
+    cordons = isinstance(found, Assessed) and found.disruption.cordons
+    anew = cordons and not case.fence.disruption.cordons
+    return "the change now needs an idle node; it starts over with a drain" if anew else ""
+
+
+def _uncordoned(case: FencedCase) -> str:
+    lifted = case.fence.disruption.cordons and not case.node.unschedulable
+    return "somebody lifted the cordon during the drain; the change is given up" if lifted else ""
+
+
+def _barred(case: FencedCase) -> str | Finding:
+    """Return why the target could no longer be reached, by the gates that also hold during a drain; empty if it can.
+    The change is given up then: nothing is lost yet except evicted pods."""
+    found = case.assessment
+    return (find_gate(case, found, AIM) if isinstance(found, Assessed) else None) or ""
+
+
+def _foreign(case: FencedCase) -> str:
+    """Return that somebody else has begun to work on the node; empty if not. One who only waits for its turn does not
+    count: our marks keep it away until the change is done."""
+    node = case.node
+    return f"{node.foreign} began to work on the node; the cordon stays for it" if node.foreign_works else ""
+
+
+def _unhealthy(case: FencedCase) -> str:
+    unhealthy = case.unhealthy
+    return "" if unhealthy is None else unhealthy.message
+
+
+def _jobs_late(case: FencedCase) -> str:
+    late = case.drain.overdue if case.drain is not None else ()
+    if not late:
+        return ""
+    refs = some([pod.ref for pod in late], MAX_PODS)
+    return f"{refs} did not finish in time; the node is restored and they keep running"
+
+
+def _late(case: FencedCase) -> str | Finding:
+    if holds(case) or _unlooked(case):
+        return ""
+    plan = case.drain
+    ended = plan is None or (plan.holders >= 0 and not plan.jobs)
+    if case.fence.jobs and ended and isinstance(case.assessment, Assessed):
+        return ""  # nobody has looked yet, or they ended: what a LIST shows counts more than the clock
+    late = case.now >= case.fence.deadline and case.now >= _limit(case)
+    return _time_out(case) if late else ""
+
+
+def _unlooked(case: FencedCase) -> bool:
+    """The time is over, nothing holds the change up, and this process has not looked at the pods yet: a process that
+    was away may find them gone, and what a LIST shows counts more than the clock (docs/design/drain.md#x10). A LIST
+    that fails shows nothing, and is made again for as long as a proof may take: the right to it may be missing."""
+    found, fence = case.assessment, case.fence
+    if not fence.disruption.cordons or case.now < fence.deadline:
+        return False
+    failed = case.work is not None and bool(case.work.error)
+    if case.work is not None and not (failed and case.now < fence.deadline + proof_time(case)):
+        return False
+    return isinstance(found, Assessed) and not _holds(found.spec)
+
+
+ENDINGS = (
+    Ending(_other_node, Reason.CORDON_KEPT),
+    Ending(_node_going, Reason.NODE_NOT_READY),
+    Ending(_policy_going, Reason.DELETING),
+    Ending(_asked_to_end, Reason.ABORT_REQUESTED, defer=True),
+    Ending(_other_owner, Reason.SUPERSEDED),
+    Ending(_no_owner, Reason.SUPERSEDED, defer=True),  # a label may come and go with the fence
+    Ending(_refused, Reason.NOT_ACCEPTED, defer=True),  # reported with the objection's own reason
+    Ending(_as_wanted, Reason.SYNCED),
+    Ending(_paused, Reason.PAUSED),
+    Ending(_unapproved, Reason.APPROVAL_NEEDED),
+    Ending(_barred, Reason.MPS_NOT_SWITCHABLE, defer=True),  # reported with the reason of its gate
+    Ending(_now_cordons, Reason.PODS_LEAVING),
+    Ending(_uncordoned, Reason.UNCORDONED_EXTERNALLY, defer=True),
+    Ending(_foreign, Reason.FOREIGN_MAINTENANCE, defer=True),
+    Ending(_unhealthy, Reason.GPU_UNHEALTHY, defer=True),
+    Ending(_jobs_late, Reason.JOBS_TIMEOUT, defer=True),
+    Ending(_late, Reason.DRAIN_TIMEOUT, defer=True),
+)
+"""The first match wins; a test pins the order. Who owns the node comes before what is wanted of it; people and other
+programs come before the clock, so that an abort names its cause."""
+
+
+def _limit(case: FencedCase) -> datetime:
+    """`drain.timeout` is the time for pods to leave: the proof that the node is idle has a time of its own."""
+    gone = not case.fence.disruption.cordons
+    if case.drain is not None:
+        gone = case.drain.idle
+        if case.drain.only_leaving:  # pods deleted by force have their grace period until the deadline
+            return case.fence.deadline + STUCK_AFTER
+    return case.fence.deadline + proof_time(case) if gone else case.fence.deadline
+
+
+def _next_limit(case: FencedCase) -> datetime:
+    """When the clock may end the drain next."""
+    return case.fence.deadline if case.now < case.fence.deadline else _limit(case)
+
+
+def _time_out(case: FencedCase) -> str | Finding:
+    if case.drain is not None and case.drain.idle:
+        text = "the pods are gone, but the node was not proven idle in time and was given back"
+        busy = last_busy(case)
+        return Finding(Reason.GPU_STILL_BUSY, f"{text}: {busy}") if busy else text
+    text = "the drain was given up at its deadline and the node restored; evicted pods are not brought back"
+    lines = explain_blockers(case.drain.blockers) if case.drain is not None else ()
+    return f"{text}: {lines[0]}" if lines else text
+
+
+def _abort(case: FencedCase, why: Finding, *, defer: bool) -> Verdict:
+    """Give the node back as it was before the fence; where somebody else works on it, when that is done."""
+    if keeps_cordon(case):
+        return give_way(case, why.message)
+    labels, annotations = unmarked(case.fence, case.node)
+    return case.verdict(Phase.ABORTING, why.reason, why.message).then(
+        Release(
+            case.node,
+            uncordon=may_uncordon(case),
+            labels=labels | routing_before(case.fence, case.node),
+            annotations=annotations,
+            deferred=(next_deferral if defer else remembered)(case, why.reason),
+        )
+    )

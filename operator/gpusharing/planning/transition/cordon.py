@@ -1,0 +1,25 @@
+"""Whose is the cordon of a fenced node, and may we lift it? Asked before the point of no return and after it."""
+
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.verdict import FencedCase
+
+
+def holds_our_cordon(case: FencedCase) -> bool:
+    """The node is cordoned, and as far as we can tell only by us."""
+    node, fence = case.node, case.fence
+    ours = fence.disruption.cordons and not fence.prior_unschedulable
+    return ours and node.unschedulable and fence.node_uid == node.uid
+
+
+def may_uncordon(case: FencedCase) -> bool:
+    """Only our own cordon, only while nobody else wants the node cordoned (docs/design/drain.md#rule-5). Who only waits
+    for its turn does not want that yet, and cordons the node itself when it begins."""
+    node = case.node
+    return holds_our_cordon(case) and not node.hold_cordon and not node.foreign_works and not node.deleting
+
+
+def tell_foreign(node: NodeView) -> str:
+    """Who else maintains the node and how far that is, as a clause."""
+    if node.foreign_queued:
+        return f"{node.foreign} waits for {node.name}"
+    return f"{node.foreign} {'has not finished with' if node.foreign_waits else 'works on'} {node.name}"

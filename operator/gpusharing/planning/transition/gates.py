@@ -1,0 +1,390 @@
+"""May a change of this node begin? GATES check everything but its pods; the first closed gate is the answer.
+
+No gate touches the node: it is not cordoned while it waits here.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+from gpusharing.api import names
+from gpusharing.api.names import Mode
+from gpusharing.planning.gpus.drivers import find_flaw, find_hanging
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.planning.stack.nodeswitches import find_bare_host, find_disabled, find_other_workload
+from gpusharing.planning.stack.otherplugins import explain_plugin
+from gpusharing.planning.transition.attempts import (
+    goes_back,
+    is_new_value,
+    may_correct_at_once,
+    retry_command,
+    standing_deferral,
+    was_corrected,
+    was_rolled_back,
+)
+from gpusharing.planning.transition.cordon import tell_foreign
+from gpusharing.planning.transition.migmanager import found_layouts, is_ready, needs_run
+from gpusharing.planning.transition.quiet import find_quiet
+from gpusharing.planning.transition.verdict import FencedCase, NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.assess import Assessed
+from gpusharing.planning.wanted.labelowners import find_owned
+from gpusharing.planning.wanted.toolversions import find_deafness
+from gpusharing.planning.wanted.verify import (
+    find_exclusive,
+    find_missing,
+    find_withheld,
+    is_told_mps,
+)
+
+
+@value
+class Gate:
+    """What keeps a change of a node from beginning."""
+
+    find: Callable[[NodeCase, Assessed], str | Finding]
+    """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
+    reason: Reason
+    """Why the change does not begin, unless its Finding has a reason of its own."""
+
+
+def _skipped(case: NodeCase, assessed: Assessed) -> str:
+    name = case.node.name
+    if case.node.labels.get(names.LABEL_SKIP) != "true":
+        return ""
+    return f"{names.LABEL_SKIP} is true: no change begins on {name}; kubectl label node {name} {names.LABEL_SKIP}-"
+
+
+def _going(case: NodeCase, assessed: Assessed) -> str:
+    return f"{case.node.name} is being deleted" if case.node.deleting else ""
+
+
+def _unready(case: NodeCase, assessed: Assessed) -> str:
+    return "" if case.node.ready else f"{case.node.name} is not Ready"
+
+
+def _foreign(case: NodeCase, assessed: Assessed) -> str:
+    return f"{tell_foreign(case.node)}; waiting until it is done" if case.node.foreign else ""
+
+
+def _cordoned(case: NodeCase, assessed: Assessed) -> str:
+    name = case.node.name
+    if not case.node.unschedulable:
+        return ""
+    return f"{name} was cordoned by somebody else and is left alone; kubectl uncordon {name} to go on"
+
+
+def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed while somebody else works on the driver or the GPUs, so that the agent is quiet."""
+    return find_quiet(case) or ""
+
+
+def find_switched_off(case: NodeCase) -> Finding | None:
+    """Return why a change of the node could be neither served nor proven: another device plugin serves it, NVIDIA's
+    programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them. None if nothing is known to be in the
+    way."""
+    if plugin := case.node.other_plugin:
+        return Finding(Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(plugin, [case.node.name]))
+    if workload := find_other_workload(case.node, case.stack.cluster_policy):
+        return Finding(Reason.WORKLOAD_CONFIG, workload)
+    if disabled := find_disabled(case.node):
+        return Finding(Reason.OPERANDS_DISABLED, disabled)
+    return _find_bare(case)
+
+
+def _find_bare(case: NodeCase) -> Finding | None:
+    """Return which program the host lacks; None if it is not known to lack any. Judged by what Kubernetes says about
+    the agent's pod, or else by the error that a Ready agent reports."""
+    observed = case.gpunode.observed if case.gpunode else None
+    words = observed.error if observed and case.agent_ready else ""
+    if case.agent_trouble is not None:
+        words = case.agent_trouble.message
+    return find_bare_host(case.node, words, case.stack.cluster_policy)
+
+
+def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
+    return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
+
+
+def _not_for_containers(case: NodeCase, assessed: Assessed) -> str:
+    return find_other_workload(case.node, case.stack.cluster_policy)
+
+
+def _switched_off(case: NodeCase, assessed: Assessed) -> str:
+    return find_disabled(case.node)
+
+
+def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
+    return _find_bare(case) or ""
+
+
+def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
+    if case.agent_ready:
+        return ""
+    return case.no_agent(
+        "; no change starts, because it could not be proven; look at the DaemonSet gpusharing-agent"
+    )
+
+
+def _unread(case: NodeCase, assessed: Assessed) -> str:
+    observed = case.gpunode.observed if case.gpunode else None
+    return "waiting for the agent to read the GPUs" if observed is None or observed.quiet else ""
+
+
+def _unreadable(case: NodeCase, assessed: Assessed) -> str:
+    observed = case.gpunode.observed if case.gpunode else None
+    return f"the agent cannot read the GPUs: {observed.error}" if observed and observed.error else ""
+
+
+def _withheld(case: NodeCase, assessed: Assessed) -> str:
+    """Closed if NVML withholds what is needed to prove the change afterwards."""
+    return find_withheld(assessed.target, assessed.observed)
+
+
+def _missing(case: NodeCase, assessed: Assessed) -> str:
+    return find_missing(case.node, assessed.observed)
+
+
+def _unhealthy(case: NodeCase, assessed: Assessed) -> str:
+    unhealthy = case.unhealthy
+    return "" if unhealthy is None else unhealthy.message
+
+
+def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
+    """Closed if GPUs would be repartitioned under a driver for which that is dangerous. Sharing and NVIDIA's labels may
+    change under any driver."""
+    settings = case.settings
+    if found_layouts(case) == assessed.target.layouts:
+        return ""
+    return find_flaw(
+        assessed.observed.driver_version,
+        settings.unsafe_drivers,
+        refuse_affected=settings.refuse_unsafe_drivers,
+    )
+
+
+def _hangs_pods(case: NodeCase, assessed: Assessed) -> str:
+    """Return why the layout would hang the pods that come back after the change (docs/design/hardware.md#mixed-nodes).
+    Empty if it would not, if the setting allows unsafe drivers, or if the node is rolled back to such a layout."""
+    if not case.settings.refuse_unsafe_drivers or (isinstance(case, FencedCase) and goes_back(case)):
+        return ""
+    return find_hanging(assessed.observed.driver_version, assessed.target.layouts)
+
+
+def _owned_elsewhere(case: NodeCase, assessed: Assessed) -> str:
+    return find_owned(case.node, assessed)
+
+
+def _left_exclusive(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed while a whole GPU has an exclusive compute mode, unless the node has MPS or is to get it: no label that we
+    set resets the mode, and every change except one to MPS fails because of it."""
+    if assessed.target.mode is Mode.MPS or is_told_mps(case.node, case.stack):
+        return ""
+    return find_exclusive(assessed.observed.hardware)
+
+
+def _deaf_mps(case: NodeCase, assessed: Assessed) -> str:
+    """Closed if the target is MPS and no label can switch it on, which would only show after the drain. The target
+    decides and not the policy's mode, because a rollback may lead to another mode."""
+    seen = case.stack.cluster_policy
+    daemon = seen.mps_daemon if seen is not None else None
+    if daemon is None or assessed.target.mode is not Mode.MPS or not (why := find_deafness(daemon)):
+        return ""
+    return (
+        f"with device plugin {daemon.version} of the GPU Operator no label can turn on MPS or change the number of"
+        f" clients: the daemon starts with the fallback, and {why}. Choose another mode, or GPU Operator v25.10.1 or"
+        " older, which has device plugin v0.18.1"
+    )
+
+
+def _nobody_ends_mig(case: NodeCase, assessed: Assessed) -> str:
+    """Closed if MIG is on and the target has no label for mig-manager, which therefore would not switch it off."""
+    target, policy = assessed.target, case.stack.cluster_policy
+    if target.mig_config or found_layouts(case) == target.layouts:
+        return ""
+    plain = policy is not None and policy.plain is not None
+    why = "there is no mig-manager" if plain else f"ClusterPolicy {MIG_MANAGER_SWITCH} is false"
+    return f"MIG is on, and {why}, so nothing on {case.node.name} would switch it off"
+
+
+def _rebooting(case: NodeCase, assessed: Assessed) -> str:
+    """Closed while mig-manager reboots the node although no change is under way, for as long as that takes."""
+    rebooting = case.node.labels.get(names.LABEL_MIG_STATE, "") == "rebooting"
+    if not rebooting or not assessed.target.mig_config:
+        return ""
+    return "mig-manager is rebooting the node, though no change is under way"
+
+
+def _no_mig_manager(case: NodeCase, assessed: Assessed) -> str:
+    if is_ready(case) or not needs_run(case, assessed.target):
+        return ""
+    return (
+        f"no Ready mig-manager pod on {case.node.name}; look at pods with label app=nvidia-mig-manager"
+        f" in namespace {case.settings.gpu_operator_namespace}"
+    )
+
+
+def _drifted(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed until drift has lasted for the grace period: a difference that lasts only a moment is no reason to drain a
+    node."""
+    drift = _drift(case, assessed)
+    if drift is None:
+        return ""
+    since, grace = case.drifting_since, timedelta(seconds=case.settings.drift_grace)
+    if since is not None and case.now >= since + grace:
+        return ""
+    message = f"{case.node.name} no longer matches what was proven: {drift.message}"
+    return Finding(Reason.DRIFTED, message, (since or case.now) + grace)
+
+
+def _drifted_again(case: NodeCase, assessed: Assessed) -> str:
+    """Return why a person has to look at a node that drifts again; empty if its drift may be corrected.
+
+    Drift is corrected once per generation of a policy, and again when a person asks for another try.
+    """
+    drift = _drift(case, assessed)
+    if drift is None or not was_corrected(case, assessed.policy):
+        return ""
+    writers = case.node.label_rewriters.items()
+    told = "".join(f"; {who} was the last to write {label}" for label, who in writers)
+    return f"{case.node.name} drifted again after it was corrected: {drift.message}{told}"
+
+
+def _drift(case: NodeCase, assessed: Assessed) -> Finding | None:
+    return None if may_correct_at_once(case) else assessed.drift
+
+
+def _futile(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed if labels and layout are right already and the node still differs: a drain would disturb pods and then
+    change nothing."""
+    target, labels, mismatch = assessed.target, case.node.labels, assessed.mismatch
+    if mismatch is None or labels.get(names.LABEL_PLUGIN_CONFIG, "") != target.plugin_key:
+        return ""
+    if needs_run(case, target):
+        return ""
+    return Finding(mismatch.reason, f"{mismatch.message}; no label that the operator sets would change that")
+
+
+def _rolled_back(case: NodeCase, assessed: Assessed) -> str:
+    """Closed after a change was rolled back, because the same change would fail again: until a person asks for another
+    try, or the policy gets another generation."""
+    seen, retry = case.node.verified, case.node.retry
+    if seen is None or not was_rolled_back(case.node, assessed.policy):
+        return ""
+    if is_new_value(retry, seen.retry):
+        return ""
+    lost = f". It no longer matches {seen.layout}: {assessed.drift.message}" if assessed.drift else ""
+    return (
+        f"{assessed.target.text} failed, and the node went back to {seen.layout}: {seen.failure}{lost}. To try again:"
+        f" {retry_command(case.node.name, seen.retry)}"
+    )
+
+
+PATIENCE = 5
+"""Attempts that may be given up before a person is asked to look."""
+
+
+def _deferred(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed during the back-off after an attempt was given up; after PATIENCE attempts a person is asked to look."""
+    deferred = standing_deferral(case, assessed.policy)
+    if deferred is None:
+        return ""
+    return Finding(
+        Reason.NEEDS_ATTENTION if deferred.count >= PATIENCE else Reason.DEFERRED,
+        f"attempt {deferred.count} was given up ({deferred.reason}); the next one is at {deferred.until:%H:%M:%S}Z,"
+        f" or at once with {retry_command(case.node.name, deferred.retry)}",
+        deferred.until,
+    )
+
+
+def _paused(case: NodeCase, assessed: Assessed) -> str:
+    return "spec.rollout.paused is true: no further node starts" if assessed.spec.rollout.paused else ""
+
+
+def _not_written(case: NodeCase, assessed: Assessed) -> str:
+    error = case.stack.write_error
+    missing = error and _configured(assessed) is None
+    return f"the configuration is missing: {error}" if missing else ""
+
+
+def _on_its_way(case: NodeCase, assessed: Assessed) -> str | Finding:
+    """Closed until the configuration is written and the kubelet has had time to bring it to the node."""
+    since, wait = _configured(assessed), case.settings.config_propagation
+    if since is None:
+        return "the configuration is about to be written"
+    ready = since + timedelta(seconds=wait)
+    if ready <= case.now:
+        return ""
+    message = f"the kubelet may take {wait:.0f} s to bring the new configuration to the node"
+    return Finding(Reason.CONFIG_PROPAGATING, message, ready)
+
+
+def _configured(assessed: Assessed) -> datetime | None:
+    """Return when the last of the configurations that the labels will name was written, for the target and for the
+    goal behind it; None if one of them is not written yet."""
+    since, goal = assessed.target.configured, assessed.goal
+    if since is None or goal is assessed.target:
+        return since
+    return None if goal.configured is None else max(since, goal.configured)
+
+
+PROPAGATION = (
+    Gate(_not_written, Reason.CONFIG_NOT_WRITTEN),
+    Gate(_on_its_way, Reason.CONFIG_PROPAGATING),
+)
+"""Closed until the configuration that the labels will name has had time to reach the node (docs/design/nvidia.md#b4).
+A change that has begun checks these again before every run."""
+
+DEAF = Gate(_deaf_mps, Reason.MPS_NOT_SWITCHABLE)
+
+AIM = (
+    Gate(_hangs_pods, Reason.UNSAFE_DRIVER),
+    Gate(_owned_elsewhere, Reason.LABEL_OWNED_ELSEWHERE),
+    DEAF,
+)
+"""What speaks against the target. Checked before a change, in a drain and before every run: since the change began the
+policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule added."""
+
+GATES = (
+    Gate(_skipped, Reason.SKIP_LABEL),
+    Gate(_going, Reason.NODE_NOT_READY),
+    Gate(_unready, Reason.NODE_NOT_READY),
+    Gate(_foreign, Reason.FOREIGN_MAINTENANCE),
+    Gate(_cordoned, Reason.ALREADY_CORDONED),
+    Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is reported as foreign maintenance
+    Gate(_served_by_others, Reason.FOREIGN_DEVICE_PLUGIN),  # an admin may have switched operands off for it
+    Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
+    Gate(_switched_off, Reason.OPERANDS_DISABLED),
+    Gate(_bare_host, Reason.DRIVER_DISABLED),  # or another program that the host lacks
+    Gate(_no_agent, Reason.AGENT_NOT_READY),  # or why none is
+    Gate(_unread, Reason.OBSERVATION_PENDING),
+    Gate(_unreadable, Reason.AGENT_ERROR),
+    Gate(_withheld, Reason.AGENT_LACKS_RIGHTS),
+    Gate(_missing, Reason.GPU_MISSING),
+    Gate(_unhealthy, Reason.GPU_UNHEALTHY),
+    Gate(_unsafe_driver, Reason.UNSAFE_DRIVER),
+    Gate(_left_exclusive, Reason.COMPUTE_MODE),  # or a mode that the agent may not read
+    *AIM,
+    Gate(_nobody_ends_mig, Reason.ACTUATOR_MISSING),
+    Gate(_rebooting, Reason.ACTUATOR_BUSY),
+    Gate(_no_mig_manager, Reason.ACTUATOR_MISSING),
+    Gate(_drifted, Reason.DRIFTED),
+    Gate(_drifted_again, Reason.DRIFT_RETURNED),
+    Gate(_futile, Reason.BLOCKED),  # reported with the reason of the difference
+    Gate(_rolled_back, Reason.ROLLED_BACK),
+    Gate(_deferred, Reason.DEFERRED),
+    Gate(_paused, Reason.PAUSED),
+    *PROPAGATION,
+)
+"""The first closed gate wins; a test pins the order. First come the gates on whether anybody may touch the node, then
+whether the change could be made and proven, then whether it should be made now."""
+
+
+def find_gate(case: NodeCase, assessed: Assessed, gates: Sequence[Gate] = GATES) -> Finding | None:
+    """Return why the first closed gate is closed, or None if the node may start. `assessed`: the assessment of
+    `case`."""
+    for gate in gates:
+        if closed := gate.find(case, assessed):
+            return Finding.of(closed, gate.reason)
+    return None

@@ -1,0 +1,63 @@
+"""No input of one node ends the pass: a node that the planner cannot judge shows that, and the others go on. The same
+goes for a policy: all of its nodes show it, and those of other policies go on.
+
+Readers of foreign text do not raise (`yamltext.py`, `kube/convert.py`), so this catches only faults in one of them.
+Without it the process would end, restart, and meet the same object again.
+"""
+
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+
+
+class UnjudgedPolicyError(Exception):
+    """Stands for the fault of a policy at each of its nodes."""
+
+    def __init__(self, policy: str, error: Exception) -> None:
+        self.finding = of_policy(policy, error)
+        super().__init__(self.finding.message)
+
+
+def of_policy(policy: str, error: Exception) -> Finding:
+    """Why a policy cannot be judged."""
+    return Finding(Reason.POLICY_NOT_JUDGED, f"policy {policy} cannot be judged: {explain_error(error)}")
+
+
+def find_fault(error: Exception) -> Finding:
+    """Why a node cannot be judged, of which the judgement raised."""
+    if isinstance(error, UnjudgedPolicyError):
+        return error.finding
+    return Finding(Reason.NODE_NOT_JUDGED, explain_error(error))
+
+
+def not_judged(node: NodeView, policy: str, error: Exception) -> Verdict:
+    """The verdict for a node whose judgement raised: nothing is done on it, and a fence and a cordon stay."""
+    fence, why = node.fence, find_fault(error)
+    return Verdict(
+        node=node.name,
+        policy=fence.policy if fence else policy,
+        phase=Phase.BLOCKED,
+        reason=why.reason,
+        message=f"{why.message}; the node is left exactly as it is",
+        disruption=fence.disruption if fence else DisruptionClass.NONE,
+        wanted=fence.to_layout if fence else "",
+        attempt=fence.attempt if fence else 0,
+    )
+
+
+def explain_error(error: Exception) -> str:
+    """What it is and where it was raised, as a clause."""
+    return f"{type(error).__name__}: {str(error)[:200]} ({_place(error)})"
+
+
+def _place(error: Exception) -> str:
+    """Module, function and line that raised: what a report needs and a log of the pass does not have."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "place unknown"
+    code = trace.tb_frame.f_code
+    return f"{code.co_filename.rpartition('/')[2]}, {code.co_name}, line {trace.tb_lineno}"

@@ -1,0 +1,167 @@
+"""A cordoned node's way to idleness, repeated before every run of an actuator: drain, waits, then the proof.
+
+    no holder by LIST ── what the run waits for is there ── the agent read and closed NVML ── two more empty LISTs
+
+What can take long comes first, so that the proof is fresh when it is used: the reading was requested at most a minute
+ago, after the last pod left and after the last event (requests.py), and both LISTs were made after it was answered and
+in the last half minute.
+"""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from gpusharing.api.names import Phase
+from gpusharing.api.validation import parse_duration
+from gpusharing.planning.drain.gangwords import explain_gangs
+from gpusharing.planning.drain.plan import DrainPlan
+from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
+from gpusharing.planning.snapshot.podviews import NodeWork
+from gpusharing.planning.transition.requests import answers_quiet, last_busy, next_quiet_request
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.vocabulary.blockers import explain_blockers, main_reason
+from gpusharing.planning.vocabulary.lengths import counted
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import Assessed
+
+JOBS_PACE = 4
+"""Polls between two looks at jobs, which run for minutes to hours."""
+LIST_AGE = timedelta(seconds=30)
+"""A LIST that proves idleness is not older than this."""
+
+
+def way_to_idle(
+    case: FencedCase,
+    waiting: Verdict | None = None,
+    *,
+    any_event: bool = False,
+    step_proven: bool = False,
+) -> Verdict | None:
+    """What still has to be done or awaited; None: the node was just proven idle.
+
+    `waiting`: what the run needs and does not have yet. `any_event`: the reading may be older than the last event.
+    """
+    if (risen := rise(case)) is not None:
+        return risen
+    work, plan = case.work, case.drain
+    if work is None or plan is None or work.error:
+        why = work.error if work else "listing the pods of the node"
+        reason = Reason.LIST_FAILED if work else Reason.SETTLING
+        return replace(case.verdict(Phase.DRAINING, reason, why, wake=next_poll(case)), wants_pods=True)
+    if plan.holders:
+        return _drain(case, plan)
+    if waiting is not None:
+        return replace(waiting, wake=next_poll(case), wants_pods=True)
+    return _prove(case, work, any_event=any_event, step_proven=step_proven)
+
+
+def rise(case: FencedCase) -> Verdict | None:
+    """Record that the change disturbs more than was known: the worst class seen decides which pods must leave.
+
+    Pods that it did not concern so far have all of `drain.timeout` from now on; the wait for jobs comes first.
+    """
+    fence, found = case.fence, case.assessment
+    if case.disruption is case.fence.disruption:
+        return None
+    assert isinstance(found, Assessed), "only what is wanted of the node makes the class rise"
+    message = f"the change is now of class {case.disruption}, which decides which pods must leave"
+    verdict = case.verdict(Phase.DRAINING, Reason.PODS_LEAVING, message)
+    until = case.now + parse_duration(found.spec.drain.timeout)
+    deadline = fence.deadline if fence.jobs else max(fence.deadline, until)
+    fence = replace(fence, disruption=case.disruption, deadline=deadline)
+    return replace(verdict, wants_pods=True).then(UpdateFence(case.node, fence))
+
+
+def holds(case: FencedCase) -> bool:
+    """The policy wants the drain to go on past its time; only before the point of no return."""
+    spec = case.assessment.policy.spec if case.assessment is not None else None
+    return spec is not None and spec.drain.on_timeout == "Hold" and case.fence.stage == "fenced"
+
+
+def outlasts(case: FencedCase) -> bool:
+    """The drain goes on past its time: no clock ends it any more, and its deadline has no effect."""
+    return holds(case) and case.now >= case.fence.deadline
+
+
+def next_poll(case: FencedCase, pace: int = 1) -> datetime:
+    """The next look at the pods, after so many polls; not past the deadline, which ends a drain.
+
+    Counted from the last look: a pass with another cause does not put it off.
+    """
+    poll = timedelta(seconds=case.settings.poll * pace)
+    soon = (case.work.listed_at if case.work is not None else case.now) + poll
+    soon = soon if soon > case.now else case.now + poll
+    return min(soon, case.fence.deadline) if case.now < case.fence.deadline else soon
+
+
+def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
+    """Return the verdict on a node whose drain goes on, with the evictions and deletions of this pass. There are none
+    while what is known of the cluster is old, because somebody may have lifted the cordon since."""
+    reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
+    lines = explain_blockers(plan.blockers)
+    said = f"{counted(plan.holders, 'GPU pod')} left to go"
+    if plan.jobs:
+        said += (
+            f", of which {len(plan.jobs)} may end by {'themselves' if len(plan.jobs) > 1 else 'itself'} first"
+        )
+    if case.gangs:
+        said += f"; with them {explain_gangs(case.gangs)}"
+    if outlasts(case) and not plan.jobs:
+        said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
+        reason = Reason.DRAIN_HELD
+    if case.old_views and (plan.evict or plan.delete):  # somebody may have lifted the cordon meanwhile
+        plan, reason = replace(plan, evict=(), delete=()), Reason.OBSERVATION_PENDING
+        said += f"; none is evicted until the API server sends news of {case.old_views}: what is known of them is old"
+    message = f"{said}; {lines[0]}" if lines else said
+    poll = next_poll(case, JOBS_PACE if plan.jobs else 1)
+    wake = min(plan.next_wake, poll) if plan.next_wake else poll
+    phase = Phase.WAITING_FOR_JOBS if plan.jobs else Phase.DRAINING
+    verdict = case.verdict(phase, reason, message, wake=wake)
+    name = case.node.name
+    actions: list[Action] = [Evict(name, pod.namespace, pod.name, pod.uid) for pod in plan.evict]
+    for pod in plan.delete:
+        # The API server removes a pod without a grace period at once, whether its containers have ended or not.
+        grace = 1 if pod.grace < 1 else None
+        actions.append(ForceDelete(name, pod.namespace, pod.name, pod.uid, grace))
+    return replace(
+        verdict,
+        pods=plan.holders,
+        blockers=plan.blockers,
+        leaving=plan.first + (f" +{plan.holders - 1}" if plan.first and plan.holders > 1 else ""),
+        wants_pods=True,
+        actions=tuple(actions),
+    )
+
+
+def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
+    """An agent that closed NVML and saw no process that computes, then two empty LISTs some seconds apart."""
+
+    def wait(reason: Reason, message: str, wake: datetime | None = None) -> Verdict:
+        verdict = case.verdict(Phase.VERIFYING_IDLE, reason, message, wake=wake or next_poll(case))
+        return replace(verdict, wants_pods=True)
+
+    if not case.node.ready:
+        return wait(Reason.NODE_UNREACHABLE, "the node is not Ready: nobody knows whether its pods still run")
+    if not case.agent_ready:
+        unseen = case.no_agent(": nobody can say whether the GPUs are idle")
+        return wait(unseen.reason, unseen.message)
+    request = next_quiet_request(case, work.stood, any_event=any_event, step_proven=step_proven)
+    busy = last_busy(case)
+    if request is not None or busy or not answers_quiet(case):
+        # The last answer stays visible until the next one: status does not flap with every request.
+        reason = Reason.GPU_STILL_BUSY if busy else Reason.OBSERVATION_PENDING
+        verdict = wait(reason, busy or "waiting for the agent to read the GPUs once more and close NVML")
+        return verdict.then(request) if request is not None else verdict
+    if _listed_twice(case, work):
+        return None
+    wake = min(case.now + timedelta(seconds=case.settings.idle), next_poll(case))
+    return wait(Reason.SETTLING, "no pod holds a GPU; looking once more", wake)
+
+
+def _listed_twice(case: FencedCase, work: NodeWork) -> bool:
+    """Two LISTs without a holder, some seconds apart, both recent and made after the agent's answer."""
+    alike = (work.all_pods, work.cordoned_at) == (case.scope.all_pods, case.scope.cordoned_at)
+    if work.quiet_since is None or not alike:
+        return False
+    first = max(work.quiet_since, case.now - LIST_AGE)
+    last = work.listed_at - timedelta(seconds=case.settings.idle)
+    return any(first < moment <= last for moment in work.empty_lists)

@@ -1,0 +1,190 @@
+"""The verdict for one node: fenced nodes continue their way, others are adopted, skipped, gated or candidates."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from gpusharing.api import names
+from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.transition.after import after_pnr
+from gpusharing.planning.transition.attempts import adopted, note_failure, was_rolled_back
+from gpusharing.planning.transition.before import before_pnr
+from gpusharing.planning.transition.gates import find_gate, find_switched_off
+from gpusharing.planning.transition.marks import routing_before, unmarked
+from gpusharing.planning.transition.quiet import find_quiet
+from gpusharing.planning.transition.requests import with_gpunode
+from gpusharing.planning.transition.startgate import find_closed, find_unseen
+from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
+from gpusharing.planning.transition.yielding import yielded
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import OUTSIDE, Assessed, Assessment, Refused, Unobserved, has_gpu
+
+_WAITING = frozenset(
+    {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
+)
+"""Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
+
+
+def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
+    """The verdict for one node; None for a node that does not concern us (no GPU, no policy, no mark of ours)."""
+    if case.node.fence_error:
+        message = f"{case.node.fence_error}; nothing is done on this node"
+        return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
+    if (fence := case.node.fence) is not None:
+        return with_gpunode(_fenced(FencedCase.of(case, fence), policies), case)
+    if case.assessment is None:
+        return _unowned(case)
+    return with_gpunode(_unfenced(case, case.assessment), case)
+
+
+def is_lasting(verdict: Verdict, node: NodeView) -> bool:
+    """Whether the node gets the same verdict until something other than the time changes."""
+    return node.fence is None and not node.fence_error and verdict.wake is None and not verdict.actions
+
+
+def is_told_apart(case: NodeCase) -> bool:
+    """Whether somebody has looked and seen a difference from the target, which may count as drift when it lasts.
+
+    While NVML is closed nobody has; and what mig-manager is repairing after a reboot is not drift.
+    """
+    found, difference = case.assessment, None
+    if isinstance(found, Assessed):
+        difference = found.drift if was_rolled_back(case.node, found.policy) else found.mismatch
+    elif isinstance(found, Unobserved):
+        difference = found.pending
+    return (
+        difference is not None
+        and difference.reason is not Reason.OBSERVATION_PENDING
+        and find_quiet(case) is None
+    )
+
+
+def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
+    policy = policies.get(case.fence.policy)
+    if policy is not None and policy.deleting and policy.force_release:
+        message = (
+            f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node once it has been"
+            " checked"
+        )
+        labels, annotations = unmarked(case.fence, case.node)
+        labels |= routing_before(case.fence, case.node)
+        verdict = case.verdict(Phase.ABORTING, Reason.CORDON_KEPT, message)
+        return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
+    if case.fence.stage == "fenced":
+        return before_pnr(case)
+    if case.fence.stage == "yielded":
+        return yielded(case)
+    verdict = after_pnr(case)
+    heir = policies.get(case.owner)
+    lost = heir is not None and heir.name != case.fence.policy and case.fence.node_uid == case.node.uid
+    if verdict.phase is Phase.FAILED and heir is not None and lost:
+        return _hand_over(case, verdict, heir)
+    return note_failure(case, verdict)
+
+
+def _hand_over(case: FencedCase, verdict: Verdict, heir: PolicyView) -> Verdict:
+    """Return the verdict of a Failed node, with the write that names `heir`, its present owner, in the fence.
+
+    The node stays Failed and keeps its slot, and the fence keeps the version of the spec that failed.
+    """
+    message = f"{verdict.message}. Policy {heir.name} owns the node now and takes it over"
+    fence = replace(case.fence, policy=heir.name)
+    return replace(verdict, message=message).then(UpdateFence(case.node, fence))
+
+
+def _unowned(case: NodeCase) -> Verdict | None:
+    """A GPU node that no policy selects keeps what it has; only the mark of its former owner is removed."""
+    marked = names.LABEL_POLICY in case.node.labels
+    if not has_gpu(case.node) and not marked:
+        return None
+    verdict = case.verdict(Phase.SKIPPED, Reason.UNOWNED, "no policy selects this node")
+    if marked:
+        verdict = verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
+    return with_gpunode(verdict, case) if has_gpu(case.node) else verdict
+
+
+def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
+    if isinstance(assessment, Refused):
+        phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
+        if assessment.policy.resetting and objection.reason in OUTSIDE:  # given up as they are
+            verdict = case.verdict(phase, objection.reason, objection.message)
+            return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
+        unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
+        return case.verdict(phase, objection.reason, objection.message + unseen)
+    if isinstance(assessment, Unobserved):
+        return _not_observed(case, assessment.pending)
+    if assessment.mismatch is None:
+        return _as_wanted(case, assessment)
+    if (closed := find_closed(case)) is not None:
+        return _blocked(case, closed)
+    if (gate := find_gate(case, assessment)) is not None:
+        return _gated(case, gate)
+    message = f"to be changed from {assessment.observed_text or 'unknown'} to {assessment.target.text}"
+    return case.verdict(Phase.PENDING, Reason.PROGRESSING, message, candidate=True)
+
+
+def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
+    if (
+        gate := find_switched_off(case)
+    ) is not None:  # why nobody reads the GPUs of a node for virtual machines
+        return _gated(case, gate)
+    if (closed := find_closed(case)) is not None:
+        return _blocked(case, closed)
+    if not case.agent_ready:
+        return _blocked(case, case.no_agent("; look at the DaemonSet gpusharing-agent"))
+    phase = Phase.PENDING if pending.reason in _WAITING else Phase.BLOCKED
+    return case.verdict(phase, pending.reason, pending.message)
+
+
+def _blocked(case: NodeCase, found: Finding) -> Verdict:
+    return case.verdict(Phase.BLOCKED, found.reason, found.message)
+
+
+def _gated(case: NodeCase, gate: Finding) -> Verdict:
+    phase = Phase.PENDING if gate.reason in _WAITING else Phase.BLOCKED
+    if gate.reason is Reason.SKIP_LABEL:
+        phase = Phase.SKIPPED
+    wake = gate.until if gate.until is not None and gate.until > case.now else None
+    return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
+
+
+def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
+    """Nothing differs: adopt the node with our own labels only, or leave everything alone."""
+    node, verified, target = case.node, case.node.verified, assessed.target
+    proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
+        case.owner,
+        target.mig_config,
+        target.plugin_key,
+    )
+    marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner}
+    missing: dict[str, str | None] = {
+        key: value for key, value in marks.items() if node.labels.get(key) != value
+    }
+    if proven and not missing and node.gate is None:
+        if assessed.policy.resetting and (unseen := _unseen(case)) is not None:
+            return unseen
+        if (unhealthy := case.unhealthy) is not None:
+            return case.verdict(
+                Phase.SYNCED, Reason.GPU_UNHEALTHY, f"{target.text} proven; {unhealthy.message}"
+            )
+        return case.verdict(Phase.SYNCED, Reason.SYNCED, f"{target.text} proven")
+    if not case.agent_ready:
+        return _blocked(case, case.no_agent(" to prove that the node is as wanted, although it looks so"))
+    if not node.ready:
+        return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{node.name} is not Ready")
+    already = f"the node already has {target.text}"
+    if node.gate is not None and (unhealthy := case.unhealthy) is not None:
+        return case.verdict(Phase.BLOCKED, Reason.GPU_UNHEALTHY, f"{already}, but {unhealthy.message}")
+    verdict = case.verdict(Phase.PENDING, Reason.ADOPTABLE, f"{already}; it is adopted without a change")
+    return verdict.then(LabelNode(node, missing, verified=adopted(case, assessed)))
+
+
+def _unseen(case: NodeCase) -> Verdict | None:
+    """A policy that is being deleted waits for a node whose whole GPUs nobody can confirm now (forgetting.py)."""
+    if not case.agent_ready:
+        return _blocked(case, case.no_agent(" to prove that the node has whole GPUs"))
+    if not case.node.ready:
+        return case.verdict(Phase.BLOCKED, Reason.NODE_NOT_READY, f"{case.node.name} is not Ready")
+    return None

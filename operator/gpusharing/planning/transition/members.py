@@ -1,0 +1,118 @@
+"""One node as its pool counts it: facts about this node alone, so that the memo can keep them and a pass only adds
+up."""
+
+from collections.abc import Callable
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.transition.startgate import is_newcomer
+from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.assess import OUTSIDE, Assessment
+
+
+@value
+class Member:
+    """One node of a policy."""
+
+    node: NodeView
+    """The Node."""
+    verdict: Verdict
+    """Its verdict before the pools choose."""
+    assessment: Assessment | None
+    """Of the node against the policy; None: unknown."""
+    policy: str
+    """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
+    away: bool
+    """It counts as used: see is_unavailable and is_expected_away."""
+    newcomer: bool
+    """See is_newcomer."""
+    marked: bool
+    """See is_marked."""
+    to_go: bool
+    """It has yet to be drained."""
+    outside: bool
+    """See is_outside."""
+
+
+def find_member(
+    verdict: Verdict,
+    node: NodeView,
+    gpunode: GPUNodeView | None,
+    policy: PolicyView | None = None,
+    assessment: Assessment | None = None,
+) -> Member:
+    """`policy`: the one that the node is compared with, and `assessment` the result; None: unknown."""
+    return Member(
+        node,
+        verdict,
+        assessment,
+        policy=policy.name if policy is not None else verdict.policy,
+        away=is_unavailable(node) or is_expected_away(node),
+        newcomer=is_newcomer(node, gpunode),
+        marked=is_marked(node),
+        to_go=verdict.disruption.cordons and verdict.phase in _BEFORE and node.fence is None,
+        outside=is_outside(verdict, node),
+    )
+
+
+_BEFORE = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
+
+
+def is_outside(verdict: Verdict, node: NodeView) -> bool:
+    """Whether a node that the policy selects is none of its business: it has no GPU, or a product that is left out. A
+    node whose change has begun stays its business whatever becomes of it: we cordoned it, and only we give it back."""
+    return verdict.reason in OUTSIDE and not is_begun(node)
+
+
+def is_begun(node: NodeView) -> bool:
+    """Whether a change has begun on the node and has not ended, also if its fence cannot be read."""
+    return node.fence is not None or bool(node.fence_error)
+
+
+def is_marked(node: NodeView) -> bool:
+    """Whether the Node carries a fence, or a record of a change that failed: no other one can have failed."""
+    records = (one for one in (node.verified, node.deferred) if one is not None)
+    return node.fence is not None or any(one.failed_version for one in records)
+
+
+def is_unavailable(node: NodeView) -> bool:
+    """Whether no pod could be placed there now, for whatever reason."""
+    return not node.ready or node.unschedulable or node.deleting or is_begun(node)
+
+
+def is_expected_away(node: NodeView) -> bool:
+    """Whether somebody else has begun to work on the node and may cordon and drain it at any moment.
+
+    Work that only waits for its turn takes no slot: a required driver upgrade may wait for weeks
+    (docs/design/nvidia.md#d4).
+    """
+    return bool(node.foreign) and not node.foreign_waits
+
+
+# --- states that ladders of pools/ tell ----------------------------------------------------------------------
+
+
+@value
+class MemberState:
+    """A state of a node, and how it is told."""
+
+    holds: Callable[[Member], bool]
+    """Whether the node is in it."""
+    says: str
+    """What is said of the node; each ladder names what it fills in."""
+
+
+def going(member: Member) -> bool:
+    """Its Node is being deleted; that is why it will not be Ready, so it is told before that."""
+    return member.node.deleting
+
+
+def unready(member: Member) -> bool:
+    """Nobody knows whether its pods run."""
+    return not member.node.ready
+
+
+def cordoned(member: Member) -> bool:
+    """By whomever."""
+    return member.node.unschedulable

@@ -1,0 +1,199 @@
+"""What is known about mig-manager on one node: does a change need it, is it working or stuck, can it be believed?"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from gpusharing.api import names
+from gpusharing.planning.gpus.geometry import Layout
+from gpusharing.planning.transition.verdict import FencedCase, NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.guests import tell_guest_reset
+from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.verify import paused_operands
+
+
+def needs_run(case: NodeCase, target: Target) -> bool:
+    """Whether the change is impossible without mig-manager."""
+    if not target.mig_config:
+        return False
+    labels = case.node.labels
+    return labels.get(names.LABEL_MIG_CONFIG) != target.mig_config or needs_restart(case, target)
+
+
+def needs_restart(case: NodeCase, target: Target) -> bool:
+    """The label has its value already, so only a new run of mig-manager can repair the difference
+    (docs/design/nvidia.md#a6)."""
+    if not target.mig_config or case.node.labels.get(names.LABEL_MIG_CONFIG) != target.mig_config:
+        return False
+    return (
+        case.node.labels.get(names.LABEL_MIG_STATE) != "success"
+        or bool(paused_operands(case.node))
+        or found_layouts(case) != target.layouts
+    )
+
+
+def found_layouts(case: NodeCase) -> tuple[Layout | None, ...]:
+    """The layout of every GPU that the agent saw last."""
+    observed = case.gpunode.observed if case.gpunode else None
+    return observed.hardware.layouts if observed else ()
+
+
+def is_ready(case: NodeCase) -> bool:
+    """A mig-manager pod on the node can act on a label."""
+    return case.operand is not None and case.operand.ready
+
+
+# --- after the point of no return --------------------------------------------------------------------------
+
+
+@value
+class ManagerTrouble:
+    """What mig-manager says, when it is not plain success."""
+
+    mismatch: Finding
+    """What it says."""
+    final: bool
+    """Whether waiting longer changes nothing."""
+    cure: str
+    """The first step of another run, for people; empty: no run would help."""
+
+
+def find_trouble(case: FencedCase) -> ManagerTrouble | None:
+    """The trouble that mig-manager's labels show, given the time since the PNR or the last restart: the first of
+    SIGNS. None: it reports success and is done, or nobody needs it."""
+    if not case.fence.target_mig_config:
+        return None
+    for sign in SIGNS:
+        if message := sign.find(case):
+            return ManagerTrouble(Finding(sign.reason, message), sign.final, sign.cure)
+    return None
+
+
+@value
+class Sign:
+    """One way in which mig-manager's labels show that it is not done."""
+
+    find: Callable[[FencedCase], str]
+    """The message; empty: they do not show it."""
+    reason: Reason
+    """What it is called."""
+    final: bool
+    """Whether waiting longer changes nothing."""
+    cure: str
+    """See ManagerTrouble."""
+
+
+def _state(case: FencedCase) -> str:
+    return case.node.labels.get(names.LABEL_MIG_STATE, "")
+
+
+def _waited(case: FencedCase) -> float:
+    """Seconds since the PNR or the last restart."""
+    return (case.now - case.fence.stage_since).total_seconds()
+
+
+def _restarts(case: FencedCase) -> str:
+    state = _state(case)
+    if state not in _ENDED or case.now >= believed_from(case):
+        return ""
+    return f"mig-manager is restarting; its state {state} is from before"
+
+
+def _overwritten(case: FencedCase) -> str:
+    """Return that mig-manager has finished with another configuration than ours, because somebody overwrote our label
+    in the middle of the change; empty if not. NVIDIA's GPU Operator writes all-disabled when it finds no label
+    (docs/design/nvidia.md#d1)."""
+    label, wanted = case.node.labels.get(names.LABEL_MIG_CONFIG, ""), case.fence.target_mig_config
+    if _state(case) not in _ENDED or label == wanted:
+        return ""
+    who = case.node.label_rewriters.get(names.LABEL_MIG_CONFIG, "somebody")
+    return f"{names.LABEL_MIG_CONFIG} is {label or 'missing'}, not {wanted}: {who} changed it"
+
+
+def _failed_midway(case: FencedCase) -> str:
+    """It left operands paused, which it starts again at the end of a run."""
+    return _failed(case) if paused_operands(case.node) else ""
+
+
+def _failed(case: FencedCase) -> str:
+    """Return that mig-manager failed to apply our configuration, and why; empty if its state is not `failed`."""
+    if _state(case) != "failed":
+        return ""
+    why = f": {case.mig_failure}" if case.mig_failure else "; its pod's log says why"
+    return f"mig-manager failed to apply {case.fence.target_mig_config}{why}{_pending(case)}"
+
+
+def _pending(case: FencedCase) -> str:
+    """Say, after a semicolon, that a GPU still waits for a reset which its virtual machine may be unable to make; empty
+    if no GPU waits, or if that is not the cause."""
+    observed = case.gpunode.observed if case.gpunode else None
+    waits = observed is not None and any(gpu.mig_pending for gpu in observed.hardware.kinds)
+    return tell_guest_reset(observed, case.stack) if waits else ""
+
+
+def _paused_for_long(case: FencedCase) -> str:
+    return _paused(case) if _waited(case) >= case.settings.wedge_paused else ""
+
+
+def _paused(case: FencedCase) -> str:
+    paused = paused_operands(case.node)
+    if _state(case) != "success" or not paused:
+        return ""
+    return f"mig-manager reports success, but operands are still paused: {', '.join(paused)}"
+
+
+def _stuck(case: FencedCase) -> str:
+    """A reboot takes its time: only the deadline of the change ends that wait."""
+    limit = case.settings.wedge_pending
+    if _waited(case) < limit or _state(case) == "rebooting":
+        return ""
+    # The limit and not the time itself: a message with the seconds so far would be written again on every pass.
+    return f"{doing} for more than {limit:.0f} s" if (doing := _at_work(case)) else ""
+
+
+def _at_work(case: FencedCase) -> str:
+    state = _state(case)
+    doing = {"rebooting": "reboots the node", "pending": "is at work"}.get(state, "has not begun")
+    return "" if state in _ENDED else f"mig-manager {doing}"
+
+
+_ENDED = ("success", "failed")
+_RESTART = "restarting mig-manager"
+SIGNS: tuple[Sign, ...] = (
+    Sign(_restarts, Reason.ACTUATION_IN_PROGRESS, final=False, cure=""),
+    Sign(_overwritten, Reason.ACTUATOR_FAILED, final=True, cure="setting it again"),
+    Sign(_failed_midway, Reason.ACTUATOR_FAILED, final=True, cure=_RESTART),
+    Sign(_failed, Reason.ACTUATOR_FAILED, final=True, cure=""),
+    Sign(_paused_for_long, Reason.OPERANDS_PAUSED, final=True, cure=_RESTART),
+    Sign(_paused, Reason.OPERANDS_PAUSED, final=False, cure=_RESTART),
+    Sign(_stuck, Reason.ACTUATOR_STUCK, final=True, cure=_RESTART),
+    Sign(_at_work, Reason.ACTUATION_IN_PROGRESS, final=False, cure=_RESTART),
+)
+"""The first match wins; a test pins the order. Whether a state is about this run at all comes before what it says."""
+
+
+def believed_from(case: FencedCase) -> datetime:
+    """From when a state is about this attempt: now where its labels began it, else when the pod that replaces the old
+    one has had time to start.
+
+    The old pod may use its whole grace period, and the next one starts only after that.
+    """
+    fence, operand = case.fence, case.operand
+    if not fence.restart_uid:
+        return case.now
+    if operand is None or operand.uid == fence.restart_uid or not operand.ready:
+        return fence.deadline
+    return (operand.ready_since or fence.stage_since) + timedelta(seconds=case.settings.restart_grace)
+
+
+def next_look(case: FencedCase) -> datetime | None:
+    """When the clock alone may change what `find_trouble` says."""
+    settings = case.settings
+    moments = [
+        case.fence.stage_since + timedelta(seconds=wait)
+        for wait in (settings.wedge_paused, settings.wedge_pending)
+    ]
+    moments.append(believed_from(case))
+    return min((moment for moment in moments if moment > case.now), default=None)

@@ -1,0 +1,71 @@
+"""When NVML must stay closed on a node that we do not change: somebody else works on its driver or its GPUs.
+
+An open NVML handle makes a MIG mode change fail and keeps the driver from being unloaded (docs/design/nvidia.md#a8,
+a.9, d.4). In a change of ours the agent is quiet anyway; this is for mig-manager on an admin's own label or after a
+reboot, and for NVIDIA's driver upgrade. The agent only does what `spec.request.quiet` says: the labels are the
+operator's to read.
+"""
+
+from datetime import timedelta
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+
+AT_WORK = ("pending", "rebooting")
+"""Values of mig.config.state while mig-manager works, or will go on after the reboot that it asked for."""
+ASKED_FOR = "node-maintenance-required"
+"""This one may last for weeks too; the NodeMaintenance shows when that work begins."""
+UNLOADING = frozenset(
+    {
+        "pod-deletion-required",
+        "drain-required",
+        ASKED_FOR,
+        "post-maintenance-required",
+        "pod-restart-required",
+    }
+)
+"""States of a driver upgrade from the last moment with the old driver to the start of the new one (d.4)."""
+PAUSED = "paused-for-driver-upgrade"
+
+
+def is_at_work(node: NodeView) -> bool:
+    """mig-manager says that it works; the gatherer remembers since when."""
+    return node.labels.get(names.LABEL_MIG_STATE) in AT_WORK
+
+
+def find_quiet(case: NodeCase) -> Finding | None:
+    """Why the agent of a node that we do not change must keep NVML closed; None: it may read."""
+    if case.node.fence is not None and case.node.fence.stage != "yielded":
+        return None
+    return _driver(case.node) or _mig_manager(case)
+
+
+def _driver(node: NodeView) -> Finding | None:
+    state = node.labels.get(names.LABEL_UPGRADE_STATE, "")
+    if state in names.UPGRADE_LASTING or (state == ASKED_FOR and node.foreign_queued):
+        return None
+    paused = any(PAUSED in value for value in node.held_off.values())
+    if state not in UNLOADING and not paused:
+        return None
+    return Finding(
+        Reason.FOREIGN_MAINTENANCE,
+        f"NVIDIA's driver is being replaced on {node.name}; the agent keeps NVML closed until that is done",
+    )
+
+
+def _mig_manager(case: NodeCase) -> Finding | None:
+    """Not for ever: only a reading shows whether a mig-manager that does not end has done its work (a.7)."""
+    if not is_at_work(case.node):
+        return None
+    until = (case.at_work_since or case.now) + timedelta(seconds=case.settings.wedge_pending)
+    if case.now >= until:
+        return None
+    state = case.node.labels[names.LABEL_MIG_STATE]
+    return Finding(
+        Reason.ACTUATOR_BUSY,
+        f"mig-manager is working, though no change is under way (state {state}); the agent keeps NVML closed meanwhile",
+        until,
+    )

@@ -1,0 +1,80 @@
+"""A node that joins behind the start-up taint `gpusharing.dev/unproven` (docs/design/transition.md#gate).
+
+It gets its layout the ordinary way, and loses the taint with the proof: when its change is released, or when it is
+adopted because it is as wanted already. Until then every verdict on it says what keeps workloads off.
+"""
+
+from collections.abc import Iterator
+
+from gpusharing.api import names
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
+from gpusharing.planning.stack.startgate import (
+    Untolerated,
+    find_untolerated,
+    find_untolerated_agents,
+    find_untolerated_finder,
+)
+from gpusharing.planning.transition.verdict import NodeCase
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import has_gpu
+
+
+def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
+    """Nobody counts on this node yet, so its change takes no slot of its policy's budget.
+
+    It waits behind the taint, was never given back after a proof (docs/adr/0034-the-start-up-gate.md), and has no GPU
+    pod as far as the agent knows: a taint that somebody puts on nodes in service must not let all of them be drained
+    at once. What was decided at the fence stays valid to its end.
+    """
+    if node.fence is not None:
+        return node.fence.newcomer
+    if node.gate is None or node.verified is not None:
+        return False
+    observed = gpunode.observed if gpunode is not None else None
+    return observed is None or observed.pods == 0
+
+
+def find_closed(case: NodeCase) -> Finding | None:
+    """What keeps a node behind the taint from ever being proven; None: nothing that is known here, or no taint."""
+    missing = next(_find_missing(case), None) if case.node.gate is not None else None
+    if missing is None:
+        return None
+    said = f"{missing.said}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
+    tail = f"; run (it restarts those pods on every node): {missing.command}"
+    return Finding(Reason.TAINT_NOT_TOLERATED, cut(said, MAX_TEXT - len(tail)) + tail)
+
+
+def _find_missing(case: NodeCase) -> Iterator[Untolerated]:
+    """Our agent, NVIDIA's operands, the worker of Node Feature Discovery: what does not tolerate the taint."""
+    stack = case.stack
+    found = find_untolerated_agents(stack), _find_operands(case), _find_finder(case)
+    yield from (one for one in found if one is not None)
+
+
+def _find_operands(case: NodeCase) -> Untolerated | None:
+    policy = case.stack.cluster_policy
+    return None if policy is None else find_untolerated(policy, case.settings.gpu_operator_namespace)
+
+
+def _find_finder(case: NodeCase) -> Untolerated | None:
+    policy, namespace = case.stack.cluster_policy, case.settings.gpu_operator_namespace
+    plain = policy is not None and policy.plain is not None
+    return find_untolerated_finder(case.stack.finders, namespace, plain=plain)
+
+
+def find_unseen(case: NodeCase) -> str:
+    """What else to say about a node behind the taint on which nobody has found a GPU; empty if one was found, or if
+    what would find it may run there."""
+    if case.node.gate is None or has_gpu(case.node):
+        return ""
+    if (missing := _find_finder(case)) is not None:
+        return f"; if it has one: {missing.said}, which would find it; run: {missing.command}"
+    if case.stack.finders:
+        return ""
+    namespace = case.settings.gpu_operator_namespace
+    return (
+        f"; if it has one, the worker of Node Feature Discovery must tolerate {names.TAINT_UNPROVEN} to find it, which"
+        f" cannot be checked: its DaemonSet is not in namespace {namespace}, the only one whose DaemonSets are read"
+    )

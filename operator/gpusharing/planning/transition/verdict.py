@@ -1,0 +1,252 @@
+"""The answer for one node: where it is, why, what to do about it now, and when to look again."""
+
+from dataclasses import fields, replace
+from datetime import datetime
+from functools import cached_property
+
+from gpusharing.api import names
+from gpusharing.api.names import DisruptionClass, Phase
+from gpusharing.planning.drain.gangs import ending_gangs
+from gpusharing.planning.drain.holders import Scope, scope_of
+from gpusharing.planning.drain.plan import DrainPlan, plan_drain
+from gpusharing.planning.drain.standing import find_standings
+from gpusharing.planning.gpus.health import is_healthy
+from gpusharing.planning.snapshot.actions import Action
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.snapshot.stackviews import Operand, StackView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.vocabulary.blockers import Blocker
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.verify import describe_observed
+
+_GIVEN_BACK = frozenset({Phase.ABORTING, Phase.UNCORDONING})
+"""The phases after which no pod is asked to leave."""
+_WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
+
+
+@value
+class Verdict:
+    """One per node that a policy selects or that carries our fence, including "nothing to do"."""
+
+    node: str
+    """Name of the node."""
+    policy: str
+    """The owner, or the policy whose change is in flight; empty when no policy owns the node."""
+    phase: Phase
+    """How far the node's change has come."""
+    reason: Reason
+    """Why it is in this phase."""
+    message: str
+    """What is the case, why, and what to do; the same text as long as nothing changes."""
+    disruption: DisruptionClass = DisruptionClass.NONE
+    """What the change disturbs, or would disturb; NONE: nothing is to be changed."""
+    wanted: str = ""
+    """What the GPUs are to be divided into, for people; empty: unknown."""
+    observed: str = ""
+    """What they are divided into now, for people; empty: unknown."""
+    pods: int = 0
+    """Pods that hold a GPU, as far as listed."""
+    needs: tuple[tuple[str, int], ...] = ()
+    """By PodDisruptionBudget (`namespace/name`): how many pods its drain still has to evict under it, as far as listed.
+    Empty where no drain is under way, and where no policy says how to drain."""
+    blockers: tuple[Blocker, ...] = ()
+    """What keeps pods from leaving, before and in a drain."""
+    leaving: str = ""
+    """The first pod that still has to leave in a drain, and how many more: `namespace/name +2`; empty: none."""
+    deadline: datetime | None = None
+    """That of the fence, or before it when the clock ends the wait; None: something other than the clock ends it."""
+    attempt: int = 0
+    """That of the fence; 0: no change is in flight."""
+    step: str = ""
+    """The step and how many there are, such as `1/2`; empty: no change is in flight."""
+    actions: tuple[Action, ...] = ()
+    """What is done about it now, in this order."""
+    wake: datetime | None = None
+    """When to look again even if nothing happens; None: when something does."""
+    wants_pods: bool = False
+    """Whether the next pass needs the pods of this node."""
+    candidate: bool = False
+    """Whether the node waits only for a slot of the budget."""
+    health: Finding | None = None
+    """The health of the node's GPUs, as last reported; None while no GPU was reported."""
+    keeper: str = ""
+    """The object that keeps the node where the reason does not say it, see `Finding`; empty: it does."""
+    stands: bool = False
+    """Whether only a person ends the wait, although the reason also has an end that comes by itself."""
+
+    def waits_for(self, found: Finding) -> "Verdict":
+        """The same verdict with who or what the finding names."""
+        return replace(self, keeper=found.keeper, stands=found.stands)
+
+    def then(self, *actions: Action) -> "Verdict":
+        """The same verdict with actions."""
+        return replace(self, actions=actions)
+
+
+def find_health(gpunode: GPUNodeView | None) -> Finding | None:
+    """The health of a node's GPUs; None while the agent reported none."""
+    hardware = gpunode.observed.hardware if gpunode and gpunode.observed else None
+    return hardware.health if hardware is not None and hardware.gpus else None
+
+
+@value
+class NodeCase:
+    """Everything that decides about one node in this pass."""
+
+    node: NodeView
+    """The Node."""
+    gpunode: GPUNodeView | None
+    """What we asked the agent and what it reports; None: the node has no GPUNode yet."""
+    assessment: Assessment | None
+    """The node compared with what the policy that drives it wants; None: no policy drives it."""
+    owner: str
+    """The policy that owns the node by selectors; empty: none."""
+    work: NodeWork | None
+    """Its pods; None: they were not listed."""
+    agent_ready: bool
+    """Whether the agent's pod on the node is Ready."""
+    operand: Operand | None
+    """The node's mig-manager pod; None: there is none."""
+    mps_daemon: Operand | None
+    """The node's MPS control daemon pod; None: there is none."""
+    claimed: bool
+    """Whether the node already holds a slot of the budget."""
+    drifting_since: datetime | None
+    """Since when this process has seen the node differ from its target; None: it has seen no difference."""
+    stack: StackView
+    """NVIDIA's components and our ConfigMaps."""
+    settings: PlanSettings
+    """The operator's settings."""
+    now: datetime
+    """The time of this pass."""
+    at_work_since: datetime | None
+    """Since when this process has seen mig-manager at work; None: it is not at work."""
+    health: Finding | None
+    """The health of the node's GPUs, as last reported; None while no GPU was reported."""
+    mig_failure: str
+    """What mig-manager's log says about its failure; empty when nobody could read it."""
+    agent_trouble: Finding | None
+    """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
+    old_views: str = ""
+    """The kinds of objects of which the operator knows an old state only; empty: none."""
+
+    def no_agent(self, consequence: str) -> Finding:
+        """Why no agent is Ready; `consequence` says what that prevents."""
+        if (trouble := self.agent_trouble) is not None:
+            return Finding(trouble.reason, f"no agent runs on {self.node.name}: {trouble.message}")
+        return Finding(Reason.AGENT_NOT_READY, f"no Ready agent pod on {self.node.name}{consequence}")
+
+    @property
+    def unhealthy(self) -> Finding | None:
+        """What makes a GPU of the node unhealthy; None when nothing does, or nothing is known."""
+        health = self.health
+        return None if health is None or is_healthy(health) else health
+
+    @property
+    def disruption(self) -> DisruptionClass:
+        """What the change disturbs: for a fenced node the worst class ever seen, because a class only rises."""
+        fence, assessment = self.node.fence, self.assessment
+        now = assessment.disruption if isinstance(assessment, Assessed) else DisruptionClass.NONE
+        return max(fence.disruption, now, key=lambda one: one.severity) if fence else now
+
+    @property
+    def scope(self) -> Scope:
+        """Which pods must be gone before the change."""
+        fence, reboots = self.node.fence, self.disruption is DisruptionClass.REBOOT
+        since = fence.since if fence else None
+        scope = scope_of(self.settings, all_pods=reboots, cordoned_at=since, node=self.node.name)
+        return replace(scope, silent=not self.node.ready)
+
+    @property
+    def gangs(self) -> tuple[GangView, ...]:
+        """The gangs that the change ends, as far as the pods were listed."""
+        return ending_gangs(self.work, self.scope) if self.work is not None and self.work.gangs else ()
+
+    def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
+        """What its drain still needs of each PodDisruptionBudget; empty: no drain of ours goes on."""
+        del phase
+        return ()
+
+    def _observed_text(self) -> str:
+        return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
+
+    def _behind_gate(self, phase: Phase) -> str:
+        if self.node.gate is None or phase not in _WAITING:
+            return ""
+        return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
+
+    def verdict(
+        self,
+        phase: Phase,
+        reason: Reason,
+        message: str,
+        *,
+        wake: datetime | None = None,
+        candidate: bool = False,
+    ) -> Verdict:
+        """A verdict with the fields filled in that are the same for every phase."""
+        assessment = self.assessment
+        fence = self.node.fence
+        target = assessment.target if isinstance(assessment, Assessed) else None
+        return Verdict(
+            node=self.node.name,
+            policy=fence.policy if fence else self.owner,
+            phase=phase,
+            reason=reason,
+            message=self._behind_gate(phase) + message,
+            disruption=self.disruption,
+            wanted=target.text if target else fence.to_layout if fence else "",
+            observed=assessment.observed_text if assessment else self._observed_text(),
+            deadline=fence.deadline if fence else None,
+            attempt=fence.attempt if fence else 0,
+            step=f"{fence.step}/{fence.steps}" if fence else "",
+            needs=self.needs(phase),
+            wake=wake,
+            candidate=candidate,
+            health=self.health,
+        )
+
+
+@value(kw_only=True, slots=False)  # without slots, for `drain`
+class FencedCase(NodeCase):
+    """The case of a node that carries our fence."""
+
+    fence: Fence
+    """That fence, which `node` has too."""
+
+    @cached_property
+    def drain(self) -> DrainPlan | None:
+        """Which pods must leave and what keeps them; None while the pods were not listed, or no policy says how to
+        drain.
+
+        Planned once for all callers, and only when one asks.
+        """
+        spec = self.assessment.policy.spec if self.assessment is not None else None
+        if self.work is None or spec is None:
+            return None
+        found = find_standings(self.work, spec.drain, self.now, scope=self.scope)
+        return plan_drain(found, self.now, self._force_end)
+
+    def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
+        """What its drain still needs of each PodDisruptionBudget; empty: nothing, or nobody knows."""
+        drains = phase not in _GIVEN_BACK and self.fence.disruption.cordons
+        return self.drain.needs if drains and self.drain is not None else ()
+
+    @property
+    def _force_end(self) -> datetime | None:
+        """When the remaining pods must be gone, if they are deleted by force in the end; None: no pod is, at present.
+
+        Not after the point of no return, nor while jobs have their time, nor on a node whose kubelet does not answer:
+        there the object would stay, and its containers would keep running.
+        """
+        fence = self.fence
+        return fence.deadline if fence.stage == "fenced" and not fence.jobs and self.node.ready else None
+
+    @staticmethod
+    def of(case: NodeCase, fence: Fence) -> "FencedCase":
+        """The same case with its node's fence."""
+        return FencedCase(**{one.name: getattr(case, one.name) for one in fields(NodeCase)}, fence=fence)

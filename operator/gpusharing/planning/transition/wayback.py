@@ -1,0 +1,134 @@
+"""A change that failed after the point of no return goes back to what was proven on the node last: onFailure Rollback.
+
+    Failed ── recorded in the fence ──► the ways of after.py, with the last proven layout as the target ── proven ──►
+    given back as RolledBack: uncordoned, serving that, and not tried again by itself
+
+It is turned round once: where the way back fails too, the node is Failed and held (docs/design/transition.md#rollback).
+"""
+
+from dataclasses import replace
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.actions import UpdateFence
+from gpusharing.planning.transition.attempts import goes_back, owe, owed_for, retry_command
+from gpusharing.planning.transition.gates import DEAF
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.lengths import cut
+from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
+from gpusharing.planning.wanted.lastproven import find_last_proven
+from gpusharing.planning.wanted.revision import find_revision
+from gpusharing.planning.wanted.verify import Comparison, find_mismatch
+
+KNOWN = frozenset(
+    {
+        Reason.ACTUATOR_FAILED,
+        Reason.ACTUATOR_STUCK,
+        Reason.OPERANDS_PAUSED,
+        Reason.LAYOUT_MISMATCH,
+        Reason.MIG_MODE_PENDING,
+        Reason.LABEL_MISMATCH,
+        Reason.ALLOCATABLE_MISMATCH,
+        Reason.PLUGIN_TOO_OLD,
+        Reason.MPS_NOT_RUNNING,
+        Reason.MPS_NOT_SWITCHABLE,
+        Reason.UNSAFE_DRIVER,
+        Reason.LABEL_OWNED_ELSEWHERE,
+        Reason.COMPUTE_MODE,
+    }
+)
+"""Reasons that come from a reading of the node, or speak against its target (`gates.py:AIM`). While its state is
+unknown (node or agent away, a GPU that does not answer, a mig-manager that still works), the change may yet be proven,
+and going back could not be proven."""
+
+MAX_FAILURE = 300
+"""The most characters of the cause that is kept on the Node."""
+
+
+def find_way_back(case: FencedCase) -> FencedCase | None:
+    """The case with the last proven layout as its target, while the node is on its way there; None: it is not."""
+    if not goes_back(case):
+        return None
+    found = case.assessment
+    if not isinstance(found, Assessed):
+        return case
+    back = _assess_back(case, found)
+    if isinstance(back, str):
+        gone = Finding(Reason.ROLLING_BACK, f"the way back is lost: {back}")
+        return replace(case, assessment=Refused(found.policy, gone, True, found.observed_text))
+    return replace(case, assessment=back)
+
+
+def told_as_way_back(verdict: Verdict, case: FencedCase) -> Verdict:
+    """The verdict of a node on its way back. `case`: as the policy wants it; that stays the wanted state."""
+    found = case.assessment
+    wanted = found.target.text if isinstance(found, Assessed) else verdict.wanted
+    reason, message = verdict.reason, verdict.message
+    if verdict.phase not in (Phase.FAILED, Phase.UNCORDONING):
+        message = f"going back after a failure: {message}"
+    if verdict.phase is Phase.FAILED and reason is Reason.ROLLING_BACK:  # no way back is left
+        message = f"{message}. To try {wanted} again: {retry_command(case.node.name, case.fence.retry)}"
+    if reason in (Reason.ACTUATION_IN_PROGRESS, Reason.OBSERVATION_PENDING):
+        reason = Reason.ROLLING_BACK
+    return replace(verdict, wanted=wanted, reason=reason, message=message)
+
+
+def turn_back(case: FencedCase, failure: Finding, *, known: bool) -> Verdict | str:
+    """The record that the node goes back, or why it is held instead, as a clause for people; empty: the policy wants
+    it held.
+
+    `known`: the failure shows the present state of the node. A node that is not Ready, or without an agent, shows an
+    old state: what a kubelet offered before it went away is from before the change.
+    """
+    found = case.assessment
+    if not isinstance(found, Assessed) or found.spec.rollout.on_failure != "Rollback":
+        return ""
+    if goes_back(case):
+        return f"the way back to {found.target.text} failed too"
+    if not (known and case.node.ready and case.agent_ready):
+        return "spec.rollout.onFailure Rollback follows once the state of the node is known"
+    back = _assess_back(case, found)
+    if isinstance(back, str):
+        return f"spec.rollout.onFailure is Rollback, but {back}"
+    if owed_for(back.target) == owed_for(found.target):
+        return "spec.rollout.onFailure is Rollback, but what was proven last is what failed"
+    if not case.fence.disruption.cordons and back.disruption.cordons:
+        return (
+            "spec.rollout.onFailure is Rollback, but the way back needs an idle node, and this one is in use"
+        )
+    message = f"{failure.message}; going back to {back.target.text}, which was proven here last"
+    verdict = case.verdict(Phase.RECONFIGURING, Reason.ROLLING_BACK, message)
+    owed = owe(case, back, attempt=1, failed=True)
+    policy, followed = found.policy, case.fence.version
+    fence = replace(
+        owed.fence,
+        version=policy.version,
+        failed_version=policy.version if followed.uid in ("", policy.uid) else followed,
+        revision=find_revision(policy),
+        drift=False,
+        step=1,
+        steps=1,
+        rolls_back=True,
+        failure=cut(failure.message, MAX_FAILURE),
+    )
+    return verdict.then(UpdateFence(case.node, fence))
+
+
+def _assess_back(case: FencedCase, found: Assessed) -> Assessed | str:
+    """The node compared with what was proven on it last, or why that is impossible."""
+    node, observed, stack = case.node, found.observed, case.stack
+    target = find_last_proven(node, observed, stack)
+    if isinstance(target, str):
+        return target
+    if deaf := DEAF.find(case, replace(found, target=target)):
+        return f"it leads to MPS, and {deaf}"
+    mismatch = find_mismatch(Comparison(node, observed, target, stack))
+    return replace(
+        found,
+        target=target,
+        two_steps=needs_two_steps(node, observed, target, stack),
+        mismatch=mismatch,
+        disruption=find_disruption(node, observed, target, mismatch, stack),
+        drift=None,
+    )

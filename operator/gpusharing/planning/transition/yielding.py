@@ -1,0 +1,71 @@
+"""A node that somebody else began to maintain during our change: we stand aside, and remember our cordon.
+
+    fenced ──── somebody begins ────────────► yielded ── the marker goes, or only waits ──► given back, our own cordon
+    actuating ── proven while somebody works ──┘                                             lifted
+
+Before the point of no return the change is given up at once; after it the PATCH that records the proof writes the
+stage. The fence stays, or our cordon would look like somebody else's for ever. The PATCH that writes the stage removes
+our marks for the neighbours: NVIDIA's driver upgrade skips a node that has them, and we would wait for it for ever.
+Nothing is evicted meanwhile. The node is away from its pool, and holds no slot of the operator-wide cap.
+"""
+
+from dataclasses import replace
+
+from gpusharing.api.names import Phase
+from gpusharing.planning.snapshot.actions import Release, UpdateFence
+from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.transition.attempts import next_deferral
+from gpusharing.planning.transition.cordon import holds_our_cordon, may_uncordon, tell_foreign
+from gpusharing.planning.transition.marks import routing_before, unmarked
+from gpusharing.planning.transition.verdict import FencedCase, Verdict
+from gpusharing.planning.vocabulary.reasons import Reason
+
+
+def give_way(case: FencedCase, message: str) -> Verdict:
+    """The change is given up; the cordon stays as long as somebody else works on the node."""
+    labels, annotations = unmarked(case.fence, case.node)
+    verdict = case.verdict(Phase.ABORTING, Reason.FOREIGN_MAINTENANCE, message)
+    return verdict.then(UpdateFence(case.node, _aside(case), labels=labels, annotations=annotations))
+
+
+def keeps_cordon(case: FencedCase) -> bool:
+    """Whether the node keeps our cordon when its change ends, because somebody else works on it."""
+    return case.node.foreign_works and holds_our_cordon(case)
+
+
+def fence_after_proof(case: FencedCase, routing: str) -> Fence | None:
+    """The fence that remembers our cordon of a proven node while somebody else works on it; None if the fence is
+    removed with the proof. `routing`: the value of the routing label that the node then gets with its release."""
+    return replace(_aside(case), proven=case.now, from_mode=routing) if keeps_cordon(case) else None
+
+
+def _aside(case: FencedCase) -> Fence:
+    """The fence in stage `yielded`. It lists no marks, because the PATCH that writes it removes them."""
+    return replace(case.fence, stage="yielded", stage_since=case.now, added=())
+
+
+def tell_wait(case: FencedCase) -> str:
+    """Who else works on the node, and what becomes of our cordon, as a clause."""
+    return f"{tell_foreign(case.node)}; our cordon is lifted when that is done"
+
+
+def yielded(case: FencedCase) -> Verdict:
+    """The next step of a node whose fence stage is `yielded`."""
+    if keeps_cordon(case):
+        waiting = case.verdict(Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, tell_wait(case))
+        return replace(waiting, deadline=None)
+    done = case.fence.proven is not None
+    message = (
+        f"nobody else works on {case.node.name} any more; it is given back{'' if done else ' as it was'}"
+    )
+    if case.node.foreign_works:
+        message = f"our cordon on {case.node.name} is gone; what happens next is up to {case.node.foreign}"
+    verdict = case.verdict(Phase.UNCORDONING, Reason.FOREIGN_MAINTENANCE, message)
+    return verdict.then(
+        Release(
+            case.node,
+            uncordon=may_uncordon(case),
+            labels=routing_before(case.fence, case.node),
+            deferred=None if done else next_deferral(case, Reason.FOREIGN_MAINTENANCE),
+        )
+    )

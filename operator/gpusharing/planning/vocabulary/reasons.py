@@ -1,0 +1,396 @@
+"""Every reason the product gives: one CamelCase word for tools, when it is used, what a person does about it.
+
+A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file.
+Where several reasons apply and there is room for one, `most_urgent` decides: first what waits for a person,
+then what lasts longest. Among reasons with the same `passes` the order of definition decides, longest first.
+"""
+
+from collections.abc import Iterable
+
+from gpusharing.planning.vocabulary import drainreasons, rolloutreasons, stackreasons
+from gpusharing.planning.vocabulary.reasonkinds import Passes, Worded
+
+_PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
+
+
+class Reason(Worded):
+    """All reasons, by group."""
+
+    # One header line and the sentences; the formatter's layout would be half as long again.
+    # fmt: off
+    # --- Node: why a node is where it is
+    FENCE_UNREADABLE = ("FenceUnreadable", "Node", _PERSON,
+        "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
+        "Check the GPUs, then remove the annotation and uncordon the node.")
+    ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
+        "The node was past the point of no return when its policy vanished or the Node was recreated; it stays "
+        "cordoned because its layout is unproven.",
+        "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
+    ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
+        "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
+    ACTUATOR_STUCK = ("ActuatorStuck", "Node", _PERSON,
+        "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
+        "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
+    INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
+        "The API server refused a request of ours as malformed. It is not repeated blindly.",
+        "Report it with the message; it is a bug in this operator or in an admission webhook.")
+    NODE_NOT_JUDGED = ("NodeNotJudged", "Node", _PERSON,
+        "Something on this node made the planner fail. The node is left exactly as it is; the others go on.",
+        "Report the message: it is a bug in this operator. Undoing the last edit of the node may help.")
+    FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
+        "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
+        "Let that maintenance finish; the change starts automatically when the marker or object is gone.")
+    ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
+        "Somebody else cordoned the node; it is not touched.",
+        "Uncordon the node when it may be changed.")
+    UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
+        "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
+        "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
+        "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
+    OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
+        "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
+        "change could be served or proven. No change starts.",
+        "Run the command in the message if the node is to serve GPUs, or narrow the node selector.")
+    FOREIGN_DEVICE_PLUGIN = stackreasons.FOREIGN_DEVICE_PLUGIN
+    WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
+        "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
+        "Run the command in the message if the node is for containers, or narrow the node selector.")
+    ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
+        "No ready mig-manager pod runs on the node, so nothing could apply the change.",
+        "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
+    MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
+        "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
+        "on it starts with the fallback, and its config-manager cannot notify it afterwards. No change to MPS begins.",
+        "Choose another mode, or a GPU Operator whose MPS daemon follows labels: up to v25.10.1, with plugin v0.18.1. "
+        "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
+    TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
+        "The node waits behind the taint gpusharing.dev/unproven, which the agent, NVIDIA's pods or the worker of Node "
+        "Feature Discovery does not tolerate. Unless all of them run there, nothing can prove it.",
+        "Run the command in the message.")
+    AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
+        "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
+        "Check the pod of the gpu-sharing-operator agent on the node.")
+    AGENT_REFUSED = ("AgentRefused", "Node", _PERSON,
+        "The API server refuses the pods of the agent's DaemonSet: PodSecurity, no RuntimeClass, a quota or a webhook. "
+        "Its words are in the message. No change starts.",
+        "Run the command in the message, or correct what it says.")
+    AGENT_NOT_STARTED = ("AgentNotStarted", "Node", _PERSON,
+        "The agent's pod is on the node and does not start: its image cannot be pulled or is for another architecture, "
+        "the runtime refuses it, or it ends at once. No change starts.",
+        "Correct what the message names.")
+    AGENT_ERROR = ("AgentError", "Node", _PERSON,
+        "The agent runs but cannot read the GPUs; its words are in the message.",
+        "Check the NVIDIA driver on the node.")
+    AGENT_LACKS_RIGHTS = ("AgentLacksRights", "Node", _PERSON,
+        "NVML does not let the agent's container read what the proof needs, MIG instances or the compute mode.",
+        "Give the agent's container the rights of NVIDIA's own operands (docs/reference/agent-fields.md).")
+    CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
+        "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
+        "Grant the right that the message names, or correct what it says.")
+    SUPERSEDED = ("Superseded", "Node", _PERSON,
+        "The policy does not own the node, or no longer does: another one has a higher priority or owned it first, or "
+        "the selector no longer matches.",
+        "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
+    FROZEN = rolloutreasons.FROZEN
+    PAUSED = rolloutreasons.PAUSED
+    HALTED = rolloutreasons.HALTED
+    APPROVAL_NEEDED = rolloutreasons.APPROVAL_NEEDED
+    ROLLED_BACK = rolloutreasons.ROLLED_BACK
+    SKIP_LABEL = rolloutreasons.SKIP_LABEL
+    LABEL_OWNED_ELSEWHERE = rolloutreasons.LABEL_OWNED_ELSEWHERE
+    NEEDS_ATTENTION = rolloutreasons.NEEDS_ATTENTION
+    INVALID_WINDOW = rolloutreasons.INVALID_WINDOW
+    WINDOW_TOO_SHORT = rolloutreasons.WINDOW_TOO_SHORT
+    CANARY_TOO_LARGE = rolloutreasons.CANARY_TOO_LARGE
+    CANARY_NOT_SERVING = rolloutreasons.CANARY_NOT_SERVING
+    DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
+        "The node drifted again after it was corrected for this generation; something else changes it.",
+        "Stop what else writes the node's mig.config or device-plugin labels; the message names its field manager "
+        "where that is known. Then set gpusharing.dev/retry on the Node.")
+    CORDON_KEPT = ("CordonKept", "Node", _PERSON,
+        "The operator is done with the node, which stays cordoned because the cordon is not ours alone: a person or "
+        "another controller needs it, gpusharing.dev/hold-cordon keeps it, or gpusharing.dev/force-release left it.",
+        "Uncordon the node when nobody else needs the cordon.")
+    CALL_FAILED = ("CallFailed", "Node", _LATER,
+        "A call to the API server about this node fails; the server's words are in the message. This node waits, "
+        "the others go on. After the point of no return the node is Failed once its time is up.",
+        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is "
+        "retried automatically.")
+    NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
+        "The kubelet does not answer, so nobody knows whether the pods still run.",
+        "Bring the node back, or delete the Node object if the machine is gone.")
+    NODE_NOT_READY = ("NodeNotReady", "Node", _LATER,
+        "The node is not Ready, or its Node is being deleted; a change does not start on it and is not proven on it.",
+        "Find out why with kubectl describe node.")
+    UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
+        "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
+        "Nothing, if that was intended; the next attempt follows after a wait. gpusharing.dev/retry starts it at once.")
+    CORDON_RESTORED = ("CordonRestored", "Node", _SOON,
+        "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
+        "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
+    DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
+        "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they went.",
+        "Remove what blocked (see the message); the next attempt follows after a wait.")
+    JOBS_TIMEOUT = ("JobsTimeout", "Node", _LATER,
+        "Pods that were to run to completion took longer than jobs.timeout or the timeout of their rule; the node was "
+        "restored.",
+        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end the pods yourself; the next attempt follows "
+        "later.")
+    GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
+        "No pod holds a GPU any more, but a process is still using one.",
+        "End the process on the node; it belongs to no pod that asked for a GPU.")
+    ROLLING_BACK = rolloutreasons.ROLLING_BACK
+    DEFERRED = rolloutreasons.DEFERRED
+    BUDGET_FULL = rolloutreasons.BUDGET_FULL
+    WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,
+        "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
+        "other pod takes the place of half a gang. It waits at most rollout.timeouts.verification.")
+    ABORT_REQUESTED = rolloutreasons.ABORT_REQUESTED
+    CANARY_SOAK = rolloutreasons.CANARY_SOAK
+    WINDOW_CLOSED = rolloutreasons.WINDOW_CLOSED
+    ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
+        "mig-manager is still working on an earlier configuration, or is rebooting the node.")
+    DRIFTED = ("Drifted", "Node", _LATER,
+        "The node is no longer as it was last proven; it is corrected once, as a normal change.")
+    CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
+        "The ConfigMap was written a moment ago and may not have reached the node yet.")
+    ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
+        "The labels are written; mig-manager or the device plugin is applying them.")
+    OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
+        "The agent has not yet answered the latest request; older readings prove nothing. Or the operator has heard "
+        "nothing of the cluster for more than 150 s.")
+    SETTLING = ("Settling", "Node", _SOON,
+        "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear; or its "
+        "pods are listed once more before they count as gone.")
+    ADOPTABLE = ("Adoptable", "Node", _SOON,
+        "The node is already as wanted; it is taken over without disruption.")
+    PRODUCT_SKIPPED = ("ProductSkipped", "Node", _DONE,
+        "The node's card is not in spec.products; the node is left alone.",
+        "Add the product to spec.products if it belongs to the pool.")
+    UNOWNED = ("Unowned", "Node", _DONE,
+        "No policy selects the node; it keeps its present layout.")
+    SYNCED = ("Synced", "Node", _DONE,
+        "Everything is as wanted, and proven. Also the reason for Ready=True on a policy.")
+
+    # --- Hardware: what is wanted does not suit the card
+    NO_GPU = ("NoGPU", "Hardware", _PERSON,
+        "The node has no NVIDIA GPU.",
+        "Narrow the node selector, or check the driver if the node should have one.")
+    HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
+        "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
+        "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
+    NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
+        "The policy asks for MIG, and the card does not support it.",
+        "Narrow the node selector or name the cards in spec.products, or choose another mode.")
+    PROFILE_NOT_SUPPORTED = ("ProfileNotSupported", "Hardware", _PERSON,
+        "The card does not offer a wanted MIG profile; the message lists what it offers.",
+        "Use a profile that the card offers.")
+    LAYOUT_DOES_NOT_FIT = ("LayoutDoesNotFit", "Hardware", _PERSON,
+        "The card offers each profile, but they do not fit together; the message shows the nearest legal layout.",
+        "Use the layout in the message or another one that fits.")
+    LAYOUT_INCOMPLETE = ("LayoutIncomplete", "Hardware", _PERSON,
+        "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they are.",
+        "Name every GPU index, or use devices: all.")
+    LAYOUT_TOO_MANY_GPUS = ("LayoutTooManyGPUs", "Hardware", _PERSON,
+        "spec.mig.layouts names a GPU index that the node does not have.",
+        "Remove the index, or keep such nodes out of the pool.")
+    LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
+        "Strategy single needs the same profile on every GPU of the node.",
+        "Use strategy mixed, or one profile on all GPUs.")
+    LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
+        "The configuration switches MIG on but creates no instance, so the GPU would serve nothing.",
+        "Choose a configuration with instances, or mode Full.")
+    MPS_TOO_MANY_CLIENTS = ("MPSTooManyClients", "Hardware", _PERSON,
+        "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
+        "Lower spec.mps.replicas.")
+    GPU_MISSING = ("GPUMissing", "Hardware", _PERSON,
+        "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was removed.",
+        "Read dmesg on the node and repair it, or run the command in the message if the GPU is gone permanently.")
+    CARD_DIFFERS = ("CardDiffers", "Accepted", _DONE,
+        "The MIG profiles that the card reports differ from those in our table. What the card reports is used.",
+        "Nothing on the cluster; report the message, so that the table can be corrected.")
+    PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
+        "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
+        "Nothing, unless a layout is refused that should fit: then update the driver.")
+    FORCE_DELETE_OFF = ("ForceDeleteOff", "Accepted", _DONE,
+        "The policy says drain.onTimeout ForceDelete, but the operator may not delete pods. It acts as Abort: at "
+        "drain.timeout the node is restored, and nothing is deleted.",
+        "Run the command in the message if pods may be deleted at the end of a drain, or set drain.onTimeout to Abort.")
+    MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
+        "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
+        "Reset the GPU or reboot the node.")
+    COMPUTE_MODE = ("ComputeMode", "Hardware", _PERSON,
+        "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
+        "Run nvidia-smi -i INDEX -c 0 on the node.")
+
+    # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
+    GPU_UNHEALTHY = ("GPUUnhealthy", "Health", _PERSON,
+        "A GPU of the node is not healthy; the node is not reconfigured. Its pods are left alone.",
+        "Do what the message says; the change starts automatically when the GPU is healthy again.")
+    GPU_LOST = ("GPULost", "Health", _PERSON,
+        "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
+    GPU_UNREADABLE = ("GPUUnreadable", "Health", _PERSON,
+        "NVML returns an error for one GPU (about its power or its interrupt, for example); the others are read.",
+        "Read dmesg on the node and repair it, then reboot.")
+    GPU_RESET_REQUIRED = ("GPUResetRequired", "Health", _PERSON,
+        "NVML refuses a GPU until it is reset.", "Drain the node, then reset the GPU or reboot.")
+    ROW_REMAP_FAILED = ("RowRemapFailed", "Health", _PERSON,
+        "A memory row could not be remapped.", "Replace the card.")
+    RECOVERY_NEEDED = ("RecoveryNeeded", "Health", _PERSON,
+        "The driver names a recovery action for a GPU (NVML field 230).", "Do what the message says.")
+    ROW_REMAP_PENDING = ("RowRemapPending", "Health", _PERSON,
+        "A remapped memory row waits for a GPU reset.", "Drain the node, then reset the GPU or reboot.")
+    XID_SEEN = ("XIDSeen", "Health", _PERSON,
+        "The agent heard a critical XID, and the driver is too old (before R565) to say what to do about it.",
+        "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
+    ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
+        "Uncorrected ECC errors since the driver was loaded.", "Drain the node, then reset the GPU or reboot.")
+    NO_TROUBLE = ("NoTrouble", "Health", _DONE, "NVML reports nothing that makes a GPU of the node unhealthy.")
+
+    # --- Proof: what does not agree yet after a change, or no longer does
+    OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
+        "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
+        "Usually cured by the restart of mig-manager, which follows automatically.")
+    MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
+        "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
+        "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
+    LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
+        "According to the agent, the GPUs are not divided as wanted.")
+    ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
+        "The node does not offer the resource names and counts that the mode predicts.",
+        "If it lasts, read the log of the device plugin on the node. A plugin that read its configuration "
+        "while somebody was editing it reads it again when its pod is deleted.")
+    LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
+        "The labels of GPU Feature Discovery do not say what the mode predicts.",
+        "If it lasts, read the log of gpu-feature-discovery on the node.")
+
+    # --- Drain: why a pod does not leave; if one is known before the cordon, the node is not cordoned
+    PDB_CONFLICT = drainreasons.PDB_CONFLICT
+    PDB_NEVER_ALLOWS = drainreasons.PDB_NEVER_ALLOWS
+    UNMANAGED = drainreasons.UNMANAGED
+    GPU_DAEMON_SET = drainreasons.GPU_DAEMON_SET
+    STATIC_GPU_POD = drainreasons.STATIC_GPU_POD
+    DRA_CLAIM = drainreasons.DRA_CLAIM
+    PROTECTED_NAMESPACE = drainreasons.PROTECTED_NAMESPACE
+    OWN_POD = drainreasons.OWN_POD
+    TOLERATES_CORDON = drainreasons.TOLERATES_CORDON
+    RULE_BLOCKS = drainreasons.RULE_BLOCKS
+    NAMESPACE_UNREADABLE = drainreasons.NAMESPACE_UNREADABLE
+    LOCAL_STORAGE = drainreasons.LOCAL_STORAGE
+    STRANDED_PODS = drainreasons.STRANDED_PODS
+    DRAIN_HELD = drainreasons.DRAIN_HELD
+    FORCE_DELETE_FAILED = drainreasons.FORCE_DELETE_FAILED
+    TERMINATING_STUCK = drainreasons.TERMINATING_STUCK
+    FORBIDDEN = drainreasons.FORBIDDEN
+    LIST_FAILED = drainreasons.LIST_FAILED
+    EVICTION_ERROR = drainreasons.EVICTION_ERROR
+    DO_NOT_DISRUPT = drainreasons.DO_NOT_DISRUPT
+    JOBS_RUNNING = drainreasons.JOBS_RUNNING
+    PDB = drainreasons.PDB
+    PDB_NOT_OBSERVED = drainreasons.PDB_NOT_OBSERVED
+    GRACE_TOO_LONG = drainreasons.GRACE_TOO_LONG
+    NAMESPACE_TERMINATING = drainreasons.NAMESPACE_TERMINATING
+    FORCE_DELETE = drainreasons.FORCE_DELETE
+    THROTTLED = drainreasons.THROTTLED
+    PODS_LEAVING = drainreasons.PODS_LEAVING
+    EVICTED = drainreasons.EVICTED
+
+    # --- Accepted: whether the policy can be carried out at all
+    INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
+        "A field of the policy is wrong on every cluster; the message names it.",
+        "Correct the field.")
+    POLICY_NOT_JUDGED = ("PolicyNotJudged", "Accepted", _PERSON,
+        "Something in this policy made the planner fail. Its nodes are left exactly as they are; other policies go on.",
+        "Report the message: it is a bug in this operator. Undoing the last edit of the policy may help.")
+    UNSUPPORTED_STACK = ("UnsupportedStack", "Accepted", _PERSON,
+        "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
+        "Use this operator with the device plugin of the GPU Operator.")
+    CLUSTER_POLICY_MISSING = ("ClusterPolicyMissing", "Accepted", _PERSON,
+        "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
+        "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
+    SEVERAL_CLUSTER_POLICIES = ("SeveralClusterPolicies", "Accepted", _PERSON,
+        "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
+        "Remove the one that you do not want; the message names them.")
+    PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
+        "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, or NVIDIA runs in another namespace.",
+        "Run the command in the message once, or set the chart value that it names.")
+    CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
+        "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
+        "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
+    PLUGIN_DISABLED = stackreasons.PLUGIN_DISABLED
+    FEATURE_DISCOVERY_DISABLED = stackreasons.FEATURE_DISCOVERY_DISABLED
+    MIG_MANAGER_DISABLED = stackreasons.MIG_MANAGER_DISABLED
+    MIG_MANAGER_MISSING = stackreasons.MIG_MANAGER_MISSING
+    FEATURE_DISCOVERY_MISSING = stackreasons.FEATURE_DISCOVERY_MISSING
+    DRIVER_DISABLED = stackreasons.DRIVER_DISABLED
+    TOOLKIT_DISABLED = stackreasons.TOOLKIT_DISABLED
+    MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
+        "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
+        "Run the command in the message once.")
+    LAYOUTS_NEED_CONFIG_MAP = ("LayoutsNeedConfigMap", "Accepted", _PERSON,
+        "spec.mig.layouts needs ClusterPolicy migManager.config.name to name our ConfigMap.",
+        "Run the command in the message once, or use a named configuration in spec.mig.config.")
+    CONFIG_UNKNOWN = ("ConfigUnknown", "Accepted", _PERSON,
+        "No mig-parted configuration of this name exists for the card; the message lists those that do.",
+        "Use one of the names listed, or spec.mig.layouts.")
+    PLUGIN_TOO_OLD = ("PluginTooOld", "Accepted", _PERSON,
+        "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
+        "the plain name, so a pod cannot say which of the two it wants.",
+        "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
+    MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
+        "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail.",
+        "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
+    NO_NODES = ("NoNodes", "Accepted", _LATER,
+        "The node selector selects no node.",
+        "Label the nodes of the pool or correct spec.nodeSelector.")
+    VALID = ("Valid", "Accepted", _DONE,
+        "The policy can be carried out on every node that it owns.")
+
+    # --- Ready and Reconciling
+    NOT_ACCEPTED = ("NotAccepted", "Ready", _PERSON,
+        "The policy cannot be carried out; the condition Accepted says why.",
+        "Correct what the condition Accepted names.")
+    ROLLOUT_IN_PROGRESS = ("RolloutInProgress", "Ready", _SOON,
+        "Nodes are being changed, or wait for their turn.")
+    DELETING = ("Deleting", "Ready", _SOON,
+        "The policy is being deleted or is gone; nodes in flight are brought to a safe end first.",
+        "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
+
+    # --- Stalled: no progress without a person
+    NODES_FAILED = ("NodesFailed", "Stalled", _PERSON,
+        "Nodes failed past the point of no return; they stay cordoned and keep their slots.",
+        "See status.failures; set gpusharing.dev/retry on the Node when the cause is gone.")
+    BLOCKED = ("Blocked", "Stalled", _PERSON,
+        "Every node that is left to change is blocked; kubectl get gpunodes shows by what.",
+        "Remove what blocks.")
+    NO_PROGRESS = ("NoProgress", "Stalled", _PERSON,
+        "The planner looks at the pods of nodes that might start in pass after pass, and starts none.",
+        "Report the bug, with the output of kubectl gpusharing bundle. Deleting the operator's pod, or a greater "
+        "rollout.maxUnavailable, may let the rollout go on.")
+    PROGRESSING = ("Progressing", "Stalled", _DONE,
+        "Nothing needs a person.")
+
+    # fmt: on
+
+
+_ORDER = {reason: (reason.passes, index) for index, reason in enumerate(Reason)}
+_BY_WORD = {reason.value: reason for reason in Reason}
+
+
+def reason_of(word: str) -> Reason:
+    """The reason with this word. Raises ValueError for a word that is not a reason."""
+    try:
+        return _BY_WORD[word]
+    except KeyError:
+        raise ValueError(f"{word!r} is not a reason") from None
+
+
+def priority(reason: Reason) -> tuple[int, int]:
+    """Sort key: what needs a person first, then what lasts longest."""
+    return _ORDER[reason]
+
+
+def most_urgent(reasons: Iterable[Reason]) -> Reason:
+    """The reason to show where there is room for one. Raises ValueError when there is none."""
+    return min(reasons, key=priority)

@@ -1,0 +1,1 @@
+"""How is a Prometheus found and asked?"""

@@ -1,0 +1,315 @@
+"""Querying a Prometheus through its HTTP API, as https://prometheus.io/docs/prometheus/latest/querying/api describes
+it.
+
+At an address of its own, or as a Service through the API server. Whatever it answers instead of data becomes a
+`Trouble`.
+"""
+
+import asyncio
+import math
+import os
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gpusharing.cli.shell.troubles import Trouble, said
+from gpusharing.kube.aio import aiohttp
+from gpusharing.kube.errors import Unauthorized, first_of
+from gpusharing.kube.proxies import find_proxy
+from gpusharing.usage.prometheus.faults import (
+    WebAnswer,
+    answer_of,
+    no_prometheus,
+    one_line,
+    printable,
+    refused,
+    stranger,
+    unreachable,
+)
+
+SECONDS = 150.0
+"""For one answer: Prometheus itself gives up after 2 min (--query.timeout)."""
+MOST_BYTES = 256 * 2**20
+"""Of one answer, about a million series."""
+PARALLEL = 4
+CLOCKS = (1e9, 4e9)
+"""Seconds since 1970 that a clock may show: 2001 to 2096."""
+LESS = "ask for less, by --selector, or by a --window of hours: a longer one is asked for a day at a time"
+TOO_MUCH = re.compile(r"too many|exceed|\blimit\b")
+"""In errors of programs that limit a query: `query processing would load too many samples` (Prometheus
+promql/engine.go at d15adb9), `the query hit the max number of series limit` (Cortex pkg/util/limiter/query_limiter.go
+at a8c6358), `the query exceeded the maximum number of series` (Mimir pkg/util/limiter/errors.go at 10cab1c) and
+`exceeded series limit` (Mimir pkg/storegateway/series_refs.go at 01ddd0e)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where it is, and how to log in."""
+
+    url: str
+    """Without `/api/v1`."""
+    where: str
+    """For messages."""
+    authorization: str = ""
+    """Value of that header; empty: none is sent."""
+    tls: ssl.SSLContext | None = None
+    """None for plain http."""
+    tls_server_name: str | None = None
+    """The name on the server's certificate, where it differs from the host; None: it does not."""
+    proxy: str | None = None
+    """URL of the proxy to go through; None: none."""
+    through: str = ""
+    """The cluster whose API server passes the questions on; empty: none does."""
+    renew: Callable[[], Awaitable["Endpoint"]] | None = None
+    """Logs in again after a 401 of that server. Raises Trouble. None: nothing can be renewed."""
+    remark: str = ""
+    """How it was chosen, where it was not named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One series: its labels, and its values by time."""
+
+    labels: Mapping[str, str]
+    """The labels of the series."""
+    points: tuple[tuple[float, float], ...]
+    """Time, in seconds since 1970, and value; oldest first."""
+
+    @property
+    def value(self) -> float:
+        """The last."""
+        return self.points[-1][1]
+
+
+@dataclass(slots=True)
+class Prometheus:
+    """One that can be queried."""
+
+    session: aiohttp.ClientSession
+    place: Endpoint
+    warnings: set[str] = field(default_factory=set)
+    """The warnings that came with its answers: such an answer is incomplete."""
+    _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """One question of several that were refused logs in again."""
+
+    async def now(self) -> float:
+        """Return the time of the Prometheus in seconds: its clock may differ from ours. Raises Trouble, as all methods
+        do."""
+        found = await self.instant("vector(time())", None)
+        if len(found) != 1:
+            raise stranger("it returned no time", self.place.where)
+        first, last = CLOCKS
+        if not first <= found[0].value <= last:
+            raise Trouble(
+                f"the clock of {self.place.where} shows {found[0].value:.6g} s since 1970, which is not a"
+                " plausible time: set it right, or name another Prometheus, such as --prometheus"
+                " http://127.0.0.1:9090"
+            )
+        return found[0].value
+
+    async def instant(self, query: str, at: float | None) -> list[Series]:
+        """The value of a query at a time, in seconds; None: its own now."""
+        return [found for found in await self.instant_all(query, at) if math.isfinite(found.value)]
+
+    async def instant_all(self, query: str, at: float | None) -> list[Series]:
+        """Query as `instant` does, but keep values that are no numbers, for callers to whom their presence matters."""
+        parameters = {"query": query} | ({} if at is None else {"time": f"{at:.3f}"})
+        return [found for found in await self._result("query", parameters, "vector") if found.points]
+
+    async def between(
+        self, query: str, start: float, end: float, step: float, *, whole: tuple[float, float] | None = None
+    ) -> list[Series]:
+        """The values of a query every `step` seconds.
+
+        A proxy in front may move the beginning and the end to multiples of the step (Mimir's
+        pkg/frontend/querymiddleware/step_align.go at 0c388a4, Thanos' query frontend): what lies half a step before the
+        first or after the last time is left out. `whole`: these times, where this is a part of what is asked for; None:
+        it is all. All parts are moved alike, so what one of them has lost is in the one before.
+        """
+        parameters = {"query": query, "start": f"{start:.3f}", "end": f"{end:.3f}", "step": f"{step:.3f}"}
+        found = await self._result("query_range", parameters, "matrix")
+        begin, last = whole or (start, end)
+        begin, last = begin - step / 2, last + step / 2
+        return [
+            Series(
+                one.labels,
+                tuple((at, value) for at, value in one.points if begin < at < last and math.isfinite(value)),
+            )
+            for one in found
+        ]
+
+    async def _result(self, path: str, parameters: Mapping[str, str], kind: str) -> list[Series]:
+        """Query and return the series of the answer; its warnings are added to `warnings`. Raises Trouble if the result
+        is of another kind than `kind`, or cannot be read."""
+        answer = await self._ask(path, parameters)
+        try:
+            if answer["data"]["resultType"] != kind:
+                raise TypeError(f"a {answer['data']['resultType']} instead of a {kind}")
+            self.warnings.update(printable(str(one)) for one in answer.get("warnings") or ())
+            return [_series(one) for one in answer["data"]["result"]]
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            what = f"its answer has no result that can be read: {said(error)}"
+            raise stranger(what, self.place.where) from error
+
+    async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
+        """Query once, or once more with renewed credentials if an API server has answered 401, as kube/http.py does."""
+        place = self.place
+        answer = await self._call(place, path, parameters)
+        if answer.status == 401 and answer.of_api_server and place.renew is not None:
+            await self._renew(place)
+            answer = await self._call(self.place, path, parameters)
+        return self._understood(answer)
+
+    async def _renew(self, rejected: Endpoint) -> None:
+        async with self._renewing:
+            if self.place is rejected and rejected.renew is not None:
+                self.place = await rejected.renew()
+
+    async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
+        """Send one request, without following redirects. Raises Trouble if there is no answer; an HTTP error is one."""
+        headers = {"Authorization": place.authorization} if place.authorization else {}
+        try:
+            async with self.session.get(
+                f"{place.url}/api/v1/{path}",
+                params=parameters,
+                headers=headers,
+                ssl=place.tls or True,
+                server_hostname=place.tls_server_name,
+                proxy=place.proxy,
+                # Whoever answers may not send us, and what lets us in, elsewhere.
+                allow_redirects=False,
+            ) as response:
+                return answer_of(response.status, response.content_type, await _body(response, place))
+        except TimeoutError as error:
+            raise Trouble(f"{place.where} did not answer within {SECONDS:g} s: {LESS}") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise unreachable(error, place.where, place.through) from error
+
+    def _understood(self, answer: WebAnswer) -> dict[str, Any]:
+        """Return the successful answer of a Prometheus. Raises Trouble that says who refused the query, that whoever
+        answered is no Prometheus, or why Prometheus could not evaluate it."""
+        where, through, told = self.place.where, self.place.through, answer.told
+        if answer.status in (401, 403):
+            raise refused(answer, where, through)
+        if not isinstance(told, dict) or (
+            answer.status < 400 and told.get("status") not in ("success", "error")
+        ):
+            raise no_prometheus(answer, where, through)
+        if told.get("status") == "success" and answer.status < 400:
+            return told
+        if "errorType" not in told:
+            raise no_prometheus(answer, where, through)
+        hint = f"; {LESS}" if _too_much(told) else ""
+        raise Trouble(f"{where} cannot answer: {one_line(told.get('error'))}{hint}")
+
+
+@asynccontextmanager
+async def prometheus_at(place: Endpoint) -> AsyncIterator[Prometheus]:
+    """A Prometheus to ask; nothing is asked yet."""
+    limits = aiohttp.ClientTimeout(total=SECONDS, sock_connect=10.0)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=PARALLEL), timeout=limits
+    ) as session:
+        yield Prometheus(session, place)
+
+
+def place_of(
+    url: str, token_file: str, ca_file: str, environment: Mapping[str, str] = os.environ
+) -> Endpoint:
+    """Return how to reach the Prometheus that the flags name, through the proxy that the environment names, if any.
+    Raises Trouble for flags that cannot be used, or that would send the token unencrypted to another machine."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if "@" in url:  # first of all, because the other message repeats what was typed
+        raise Trouble(
+            "--prometheus: do not put a password into the address, where others can see it: use --token-file FILE"
+        )
+    if not usable or parts.query or parts.fragment:
+        raise Trouble(f"--prometheus {url}: write an address like http://127.0.0.1:9090")
+    if token_file and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+        raise Trouble(
+            f"--token-file: anyone between here and {url} could read the token: use https://, or a"
+            " port-forward to 127.0.0.1"
+        )
+    authorization = ""
+    if token_file:
+        token = _text(token_file, "--token-file")
+        if not token.isascii() or not token.isprintable() or not token or " " in token:
+            raise Trouble(
+                f"--token-file {token_file}: it holds no token; it must have one line, the token and nothing else"
+            )
+        authorization = f"Bearer {token}"
+    trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None
+    try:
+        proxy = find_proxy(url, None, environment)
+    except Unauthorized as error:
+        raise Trouble(said(error)) from error
+    return Endpoint(url.rstrip("/"), url, authorization, trust, proxy=proxy)
+
+
+def _trust(ca_file: str) -> ssl.SSLContext:
+    """The authorities in the file; without a file, those of this machine."""
+    try:
+        return ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
+    except (ssl.SSLError, ValueError) as error:
+        raise Trouble(f"--ca-file {ca_file}: there are no PEM certificates in it: {said(error)}") from error
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _text(name: str, flag: str) -> str:
+    try:
+        return Path(name).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise Trouble(f"{flag} {name} cannot be read: {said(error)}") from error
+
+
+async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
+    """Read the body of an answer. Raises Trouble once it is larger than MOST_BYTES."""
+    parts: list[bytes] = []
+    taken = 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        taken += len(part)
+        if taken > MOST_BYTES:
+            raise Trouble(
+                f"an answer of {place.where} is larger than {MOST_BYTES >> 20} MiB: ask for less, by --selector"
+            )
+    return b"".join(parts)
+
+
+def _series(one: Any) -> Series:
+    points = one["values"] if "values" in one else [one["value"]]
+    told = ((float(at), float(value)) for at, value in points)
+    labels = {printable(name): printable(text) for name, text in one["metric"].items()}
+    return Series(labels, tuple(told))
+
+
+def _too_much(answer: Mapping[str, Any]) -> bool:
+    return answer.get("errorType") in ("timeout", "canceled") or bool(
+        TOO_MUCH.search(str(answer.get("error")))
+    )
+
+
+async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:
+    """The answers, in the order of the questions. Raises the first Trouble, and then stops asking."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in asked]
+    except BaseExceptionGroup as troubles:
+        raise first_of(troubles) from None
+    return [task.result() for task in tasks]

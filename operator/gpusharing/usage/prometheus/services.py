@@ -1,0 +1,118 @@
+"""A Prometheus inside the cluster, queried through the API server: the Service that is named, or the only one like it.
+
+It needs the right `get services/proxy`, and `list services` in all namespaces to find one.
+"""
+
+import re
+
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import Trouble, sentence
+from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.login import Login
+from gpusharing.kube.raw import entries, section, text, whole
+from gpusharing.usage.prometheus.client import Endpoint
+
+SERVICES = Resource("", "v1", "services", namespaced=True)
+LABELS = (
+    {"app": "kube-prometheus-stack-prometheus"},
+    {"operated-prometheus": "true"},
+    {"app": "prometheus", "component": "server"},
+    {"app": "prometheus-server"},
+    {"app": "rancher-monitoring-prometheus"},
+    {"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/component": "server"},
+    {"app.kubernetes.io/name": "thanos", "app.kubernetes.io/component": "query"},
+    {"app.kubernetes.io/name": "thanos-query"},
+)
+"""Of the Services of common installations: kube-prometheus-stack, the Prometheus Operator, Prometheus' own chart,
+Rancher, Thanos. The first set that a Service has wins, as several Services may lead to one Prometheus."""
+
+
+NAME = "--service monitoring/prometheus-operated:9090, or --prometheus http://127.0.0.1:9090"
+
+
+async def find_place(session: Session, named: str) -> Endpoint:
+    """The Service, through the API server. Raises Trouble."""
+    if session.login is None:
+        raise Trouble("there is no API server to go through: give --prometheus URL")
+    path = _path_of(named or _name(_one_of(await _services(session), session.where)))
+    try:
+        return await _place(session.login, session.where, path, chosen=not named)
+    except KubeError as error:
+        raise Trouble(sentence(error, session.where)) from error
+
+
+async def _place(login: Login, cluster: str, path: str, *, chosen: bool) -> Endpoint:
+    """With the credentials of now. Raises KubeError."""
+    where = f"Service {path.replace('/services/', '/')} of {cluster}"
+    access, token = await login.access(), await login.token()
+
+    async def renew() -> Endpoint:
+        try:
+            await login.renew()
+            return await _place(login, cluster, path, chosen=chosen)
+        except KubeError as error:
+            raise Trouble(sentence(error, cluster)) from error
+
+    return Endpoint(
+        url=f"{access.server}/api/v1/namespaces/{path}/proxy",
+        where=where,
+        authorization=token or "",
+        tls=access.tls,
+        tls_server_name=access.tls_server_name,
+        proxy=access.proxy,
+        through=cluster,
+        renew=renew,
+        # Whoever may create Services may label one like this, so a person should see which it was.
+        remark=f"{where} was asked, because of its labels; --service names another" if chosen else "",
+    )
+
+
+async def _services(session: Session) -> list[JSON]:
+    try:
+        return await session.all(SERVICES)
+    except Trouble as trouble:
+        raise Trouble(f"{trouble}. To skip the search: {NAME}") from trouble
+
+
+def _path_of(named: str) -> str:
+    name = "[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+    found = re.fullmatch(f"({name})/((?:https?:)?{name}(?::{name})?)", named)
+    if found is None:
+        raise Trouble(
+            f"--service {named}: write NAMESPACE/NAME:PORT, such as monitoring/prometheus-operated:9090; with TLS"
+            " NAMESPACE/https:NAME:PORT"
+        )
+    namespace, service = found.groups()
+    # With a scheme there are always two colons (apimachinery v0.36.3, pkg/util/net/port_split.go).
+    closed = f"{service}:" if service.startswith(("http:", "https:")) and service.count(":") == 1 else service
+    return f"{namespace}/services/{closed}"
+
+
+def _one_of(services: list[JSON], where: str) -> JSON:
+    """Raises Trouble unless exactly one Service looks like a Prometheus."""
+    for labels in LABELS:
+        found = [raw for raw in services if labels.items() <= section(raw, "metadata", "labels").items()]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            names = ", ".join(sorted(map(_name, found))[:5])
+            raise Trouble(
+                f"{where} has several Services that look like a Prometheus: {names}. Name one:"
+                f" --service {_name(found[0])}"
+            )
+    raise Trouble(f"no Service of {where} looks like a Prometheus. Name one: {NAME}")
+
+
+def _name(raw: JSON) -> str:
+    port = _port(raw)
+    return f"{text(raw, 'metadata', 'namespace')}/{text(raw, 'metadata', 'name')}" + (
+        f":{port}" if port else ""
+    )
+
+
+def _port(raw: JSON) -> str:
+    """The port of its web page: by its usual names, else the first."""
+    ports = entries(raw, "spec", "ports")
+    usual = [one for one in ports if text(one, "name") in ("http-web", "web", "http", "http-query")]
+    return str(whole(next(iter([*usual, *ports]), {}), "port") or "")

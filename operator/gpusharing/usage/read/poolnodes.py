@@ -1,0 +1,226 @@
+"""Which nodes make a pool: by `-l SELECTOR` as in kubectl, or those of a policy."""
+
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gpusharing.api.names import ANNOTATION_APPROVE, ANNOTATION_RESUME
+from gpusharing.api.selectors import Row, matches
+from gpusharing.api.validation import is_rewritten
+from gpusharing.cli.setup.likeness import LABEL_POOL
+from gpusharing.cli.shell.ages import counted
+from gpusharing.cli.shell.session import Session
+from gpusharing.cli.shell.troubles import Trouble
+from gpusharing.kube.client import JSON, NODES, POLICIES
+from gpusharing.kube.convert import node_view, policy_view
+from gpusharing.kube.raw import entries, section, strings, text, texts
+from gpusharing.planning.wanted.ownership import Owners, find_contenders
+from gpusharing.usage.prometheus.client import Prometheus
+from gpusharing.usage.prometheus.statelabels import state_label
+from gpusharing.usage.read.usagequeries import labels_of_nodes
+from gpusharing.usage.read.usageseries import told
+
+_OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
+_KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
+_VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
+_EQUAL = re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})")
+_AMONG = re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)")
+_THERE = re.compile(rf"(!?)\s*({_KEY})")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeScope:
+    """The nodes that are meant."""
+
+    name: str
+    """Of the policy."""
+    where: str
+    """For messages."""
+    selector: Mapping[str, Any]
+    """`spec.nodeSelector` of the policy."""
+    nodes: frozenset[str] | None = None
+    """None: all that Prometheus knows GPUs of."""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """Of the policy that is there already."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Labels and annotations of that policy: applying a policy without them may remove them."""
+    unlabelled: bool = False
+    """No node has the selector's label so far."""
+    remarks: tuple[str, ...] = ()
+    """What a reader should know about the choice."""
+
+
+def rows_of(selector: str) -> list[Row]:
+    """What `kubectl get nodes -l` accepts. Raises Trouble for anything else."""
+    found: list[Row] = []
+    for part in filter(None, (one.strip() for one in re.split(r",(?![^(]*\))", selector))):
+        if among := _AMONG.fullmatch(part):
+            values = tuple(one.strip() for one in among[3].split(","))
+            found.append((among[1], "In" if among[2] == "in" else "NotIn", values))
+        elif equal := _EQUAL.fullmatch(part):
+            found.append((equal[1], "NotIn" if equal[2] == "!=" else "In", (equal[3],)))
+        elif there := _THERE.fullmatch(part):
+            found.append((there[2], "DoesNotExist" if there[1] else "Exists", ()))
+        else:
+            raise Trouble(
+                f"-l {selector}: write labels of nodes, such as gpusharing.dev/pool=a or 'zone in (a,b)'"
+            )
+    if not found:
+        raise Trouble(f"-l {selector!r}: write labels of nodes, such as gpusharing.dev/pool=a")
+    return found
+
+
+def scope_of(rows: Sequence[Row], nodes: frozenset[str], selector: str) -> NodeScope:
+    """Nodes by their labels, and a policy that selects them. A label that a change of mode rewrites cannot choose a
+    pool: then the nodes need one of their own."""
+    equal = {key: values[0] for key, operator, values in rows if operator == "In" and len(values) == 1}
+    name = _name(equal)
+    if any(is_rewritten(key) for key, _, _ in rows):
+        return NodeScope(name, f"nodes with {selector}", _of_label(name), nodes, unlabelled=True)
+    others = [
+        {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
+        for key, operator, values in rows
+        if operator != "In" or len(values) != 1
+    ]
+    chosen: dict[str, Any] = {}
+    if equal:
+        chosen["matchLabels"] = equal
+    if others:
+        chosen["matchExpressions"] = others
+    return NodeScope(name, f"nodes with {selector}", chosen, nodes)
+
+
+def whole_fleet(card: str) -> NodeScope:
+    """All nodes that Prometheus knows GPUs of."""
+    name = _name({"": card})
+    return NodeScope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
+
+
+def narrowed(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
+    """The scope, its selector narrowed to the `nodes` that have GPUs of `card` (empty: all models, and it stays), and
+    remarks. Raises Trouble where a policy that is there selects others too: it has one layout for all its nodes."""
+    others = 0 if scope.nodes is None else len(scope.nodes) - nodes
+    if others < 1:
+        return scope, ()
+    told = (
+        f"of {counted(len(scope.nodes or ()), 'node')} of {scope.where} Prometheus knows {card or 'GPUs of'}"
+    )
+    if not card:
+        return scope, (f"{told} {nodes}: the policy selects the {counted(others, 'other')}, too",)
+    if scope.spec:
+        raise Trouble(
+            f"{told} on {nodes}, and a policy has one layout for all its nodes. Choose nodes of one model instead of"
+            " --policy: -l gpusharing.dev/pool=a"
+        )
+    name = _name({"": f"{scope.name}-{card}"})
+    return replace(scope, name=name, selector=_of_label(name), unlabelled=True), ()
+
+
+def _of_label(name: str) -> dict[str, Any]:
+    return {"matchLabels": {LABEL_POOL: name}}
+
+
+def _name(equal: Mapping[str, str]) -> str:
+    value = equal.get(LABEL_POOL) or next(iter(equal.values()), "")
+    plain = re.sub(r"[^a-z0-9]+", "-", value.lower())[:50].strip("-")
+    return plain if len(plain) > 2 else f"pool-{plain}" if plain else "pool"
+
+
+async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:
+    """By --policy or -l, at the API server; without either nothing is asked. Raises Trouble."""
+    if typed.policy and typed.nodes:
+        raise Trouble("give --policy or -l, not both")
+    if typed.policy:
+        policy = await session.one(POLICIES, typed.policy)
+        return _of_policy(policy, *await session.lists(POLICIES, NODES))
+    if not typed.nodes:
+        return whole_fleet(typed.card)
+    rows = rows_of(typed.nodes)
+    found = _chosen(await session.all(NODES), {}, rows)
+    if not found:
+        raise Trouble(f"no node of {session.where} has the labels {typed.nodes}")
+    return scope_of(rows, found, typed.nodes)
+
+
+def _of_policy(raw: JSON, policies: Sequence[JSON], nodes: Sequence[JSON]) -> NodeScope:
+    """The nodes that the policy owns, which are not always all that it selects. Raises Trouble."""
+    name, spec = text(raw, "metadata", "name"), section(raw, "spec")
+    selector = section(spec, "nodeSelector")
+    rows: list[Row] = [
+        (text(row, "key"), text(row, "operator"), strings(row.get("values")))
+        for row in entries(selector, "matchExpressions")
+    ]
+    found = _chosen(nodes, texts(section(selector, "matchLabels")), rows)
+    if not found:
+        raise Trouble(f"policy {name} selects no node")
+    lost = _owned_by_others(name, policies, [one for one in nodes if text(one, "metadata", "name") in found])
+    whose = f"other policies ({', '.join(sorted(set(lost.values())))}) own"
+    if len(lost) == len(found):
+        raise Trouble(f"{whose} every node that policy {name} selects: there is nothing to recommend for it")
+    told = f"{whose} {len(lost)} of the {len(found)} nodes that policy {name} selects, and these are left out"
+    remarks = (told,) if lost else ()
+    kept = _kept(section(raw, "metadata"))
+    return NodeScope(name, f"policy {name}", selector, found - lost.keys(), spec, kept, remarks=remarks)
+
+
+def _owned_by_others(name: str, policies: Sequence[JSON], nodes: Sequence[JSON]) -> dict[str, str]:
+    """By node the policy that owns it, where that is another than `name`."""
+    owners = Owners(find_contenders(policy_view(one) for one in policies))
+    found = {one.name: owners.owner(one) for one in map(node_view, nodes)}
+    return {node: owner for node, owner in found.items() if owner not in ("", name)}
+
+
+def _kept(metadata: JSON) -> dict[str, Any]:
+    """What people or their tools wrote, without approvals and resumptions: the edit ends these."""
+    annotations = {
+        key: value for key, value in texts(metadata.get("annotations")).items() if key not in _OF_THE_OLD
+    }
+    kept = {"labels": dict(texts(metadata.get("labels"))), "annotations": annotations}
+    return {key: value for key, value in kept.items() if value}
+
+
+def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row]) -> frozenset[str]:
+    return frozenset(
+        text(raw, "metadata", "name")
+        for raw in nodes
+        if matches(texts(section(raw, "metadata", "labels")), wanted, rows)
+    )
+
+
+async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
+    """By -l, from what kube-state-metrics reports about nodes. Raises Trouble."""
+    if typed.policy:
+        raise Trouble(
+            "--policy is read from the cluster: leave out --prometheus (--service names one in it), or choose the nodes"
+            " by -l"
+        )
+    if not typed.nodes:
+        return whole_fleet(typed.card)
+    rows = rows_of(typed.nodes)
+    named = {key: state_label(key) for key, _, _ in rows}
+    found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
+    unseen = [key for key, label in named.items() if not any(one.labels.get(label) for one in found)]
+    demanded = {key for key, operator, _ in rows if operator in ("In", "Exists")} if found else set(named)
+    if lacking := [key for key in unseen if key in demanded]:
+        raise Trouble(
+            f"Prometheus knows no node with the label {' or '.join(lacking)}. kube-state-metrics exports only labels"
+            f" that it is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out"
+            " --prometheus, so that the cluster is asked"
+        )
+    remarks = tuple(
+        f"Prometheus knows no node with the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
+        f" node has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
+        for key in unseen
+    )
+    nodes = frozenset(
+        told(one, "node")
+        for one in found
+        if matches(
+            {key: one.labels[label] for key, label in named.items() if one.labels.get(label)}, {}, rows
+        )
+    )
+    if not nodes:
+        raise Trouble(f"Prometheus knows no node with the labels {typed.nodes}")
+    return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)

@@ -1,0 +1,1 @@
+"""What does that cost, and which layout would suffice? Pure."""

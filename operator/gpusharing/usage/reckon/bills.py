@@ -1,0 +1,236 @@
+"""What GPU time costs whom: arithmetic on whole numbers and fractions, so that a bill adds up to the cent.
+
+A cent is a hundredth of any currency, and nothing is converted. The amount of a pool is its GPU-hours times the price,
+rounded once (half to even); its parts are rounded so that they add up to it (largest remainder). An amount across
+pools is a sum of such parts. So tenants, idle, stranded and transition always add up to the pool, and the pools to the
+total.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from fractions import Fraction
+from itertools import groupby
+from operator import attrgetter
+
+from gpusharing.planning.vocabulary.values import value
+
+MICROS = 1_000_000
+"""Microseconds of a second: whole numbers, because sums of them are exact in any order."""
+HOUR = 3600 * MICROS
+
+
+class Part(StrEnum):
+    """Where a second of a GPU went (docs/adr/0043-the-meter.md); in the order of a bill."""
+
+    HELD = "held"
+    IDLE = "idle"
+    STRANDED = "stranded"
+    TRANSITION = "transition"
+
+
+class Basis(StrEnum):
+    """How the time of a tenant was found."""
+
+    MEASURED = "measured"
+    """A device that no other pod could use."""
+    RESERVED = "reserved"
+    """Replicas of a shared device: how many were reserved, whichever pod computed."""
+    ESTIMATE = "estimate"
+    """It is unknown whether the device was shared."""
+    NONE = ""
+    """No tenant held it."""
+
+
+@value
+class Price:
+    """Of one GPU for an hour."""
+
+    amount: Fraction
+    """In `currency`, exact."""
+    currency: str
+    """Currency code, as `spec.cost.currency`."""
+    source: str
+    """The source of the price, for people."""
+
+
+@value
+class Cell:
+    """What time is counted by: the finest division of a bill."""
+
+    policy: str
+    """The policy of the node at the time; empty: none."""
+    tenant: str
+    """Who is billed; the empty string for time that nobody held."""
+    part: Part
+    """What became of the time: held, idle, stranded or in transition."""
+    resource: str
+    """The resource that was held or offered; empty where no slice was offered."""
+    basis: Basis
+    """What the tenant is billed by."""
+    price: Price | None
+    """None: unknown."""
+
+
+@value
+class Row:
+    """A line of the bill."""
+
+    tenant: str
+    """Who is billed; empty for time that nobody held."""
+    policy: str
+    """In a bill by policies; else the empty string."""
+    part: Part
+    """What became of the time."""
+    resource: str
+    """The resource that was held or offered; empty where no slice was offered."""
+    basis: Basis
+    """What the tenant is billed by."""
+    micros: int
+    """Microseconds of whole GPUs."""
+    currency: str
+    """The empty string: the price is not known."""
+    cents: int | None
+    """In `currency`; None: the price is not known."""
+
+
+@value
+class PoolBill:
+    """A policy in one currency."""
+
+    policy: str
+    """Name of the policy; empty: GPUs without one."""
+    micros: int
+    """Microseconds of whole GPUs."""
+    currency: str
+    """Empty: the price is not known."""
+    cents: int | None
+    """In `currency`; None: the price is not known."""
+    prices: tuple[Price, ...]
+    """All that applied, cheapest first."""
+
+
+@value
+class Total:
+    """Everything in one currency."""
+
+    currency: str
+    """Empty: the time whose price is not known."""
+    micros: int
+    """Microseconds of whole GPUs."""
+    cents: int | None
+    """In `currency`; None: the price is not known."""
+    parts: Mapping[Part, int]
+    """Cents of each part; empty if the price is not known."""
+
+
+@value
+class Bill:
+    """Rows, pools and totals; in each currency all three add up to the same."""
+
+    rows: tuple[Row, ...]
+    """The lines, in the order in which they are shown."""
+    pools: tuple[PoolBill, ...]
+    """The policies, each in each of its currencies."""
+    totals: tuple[Total, ...]
+    """One for each currency."""
+
+
+def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
+    """The bill for microseconds of GPUs by cell. `by_policy`: every policy has its own rows for all of its parts.
+
+    Raises ValueError for a time or a price below 0: no bill has these.
+    """
+    for cell, micros in counted.items():
+        if micros < 0 or (cell.price is not None and cell.price.amount < 0):
+            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
+    cells = [(cell, micros) for cell, micros in counted.items() if micros]
+    pools: list[PoolBill] = []
+    lines: list[tuple[Cell, int, int | None]] = []
+    for (policy, currency), found in groupby(sorted(cells, key=_pool_key), key=_pool):
+        members = list(found)
+        prices = {cell.price for cell, _ in members if cell.price is not None}
+        exact = [_cost(cell, micros) for cell, micros in members]
+        cents = None if not currency else round(sum(exact, Fraction(0)))
+        parts: Sequence[int | None] = [None] * len(members) if cents is None else apportion(exact, cents)
+        lines += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
+        micros = sum(micros for _, micros in members)
+        ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
+        pools.append(PoolBill(policy, micros, currency, cents, ordered))
+    return Bill(_rows(lines, by_policy=by_policy), tuple(pools), _totals(pools, lines))
+
+
+def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
+    """Each amount rounded down; the rest of the whole goes to those that lost most, in a tie to the first.
+
+    `whole` is the rounded sum of `exact`, which are not below 0.
+    """
+    floors = [int(each) for each in exact]
+    order = sorted(range(len(exact)), key=lambda index: (floors[index] - exact[index], index))
+    for index in order[: whole - sum(floors)]:
+        floors[index] += 1
+    return floors
+
+
+def _cost(cell: Cell, micros: int) -> Fraction:
+    return Fraction(0) if cell.price is None else cell.price.amount * 100 * micros / HOUR
+
+
+def _currency(cell: Cell) -> str:
+    return "" if cell.price is None else cell.price.currency
+
+
+def _pool(counted: tuple[Cell, int]) -> tuple[str, str]:
+    return counted[0].policy, _currency(counted[0])
+
+
+def _pool_key(counted: tuple[Cell, int]) -> tuple[object, ...]:
+    cell = counted[0]
+    price = cell.price
+    worth = () if price is None else (price.amount, price.source)
+    return (*_pool(counted), *_key(cell), worth)
+
+
+_ORDER = tuple(Part)
+
+
+def _key(cell: Cell) -> tuple[int, str, str, str]:
+    return _ORDER.index(cell.part), cell.tenant, cell.resource, cell.basis
+
+
+def _rows(lines: Iterable[tuple[Cell, int, int | None]], *, by_policy: bool) -> tuple[Row, ...]:
+    seconds: dict[tuple[object, ...], int] = {}
+    amounts: dict[tuple[object, ...], int | None] = {}
+    first: dict[tuple[object, ...], Cell] = {}
+    for cell, micros, cents in lines:
+        policy = cell.policy if by_policy else ""
+        key = (_currency(cell) == "", _currency(cell), policy, *_key(cell))
+        first.setdefault(key, cell)
+        seconds[key] = seconds.get(key, 0) + micros
+        before = amounts.get(key, 0)
+        amounts[key] = None if cents is None or before is None else before + cents
+    return tuple(
+        Row(
+            cell.tenant,
+            cell.policy if by_policy else "",
+            cell.part,
+            cell.resource,
+            cell.basis,
+            seconds[key],
+            _currency(cell),
+            amounts[key],
+        )
+        for key, cell in sorted(first.items(), key=lambda one: one[0])
+    )
+
+
+def _totals(pools: Iterable[PoolBill], lines: Sequence[tuple[Cell, int, int | None]]) -> tuple[Total, ...]:
+    totals = []
+    for currency in sorted({pool.currency for pool in pools}, key=lambda one: (one == "", one)):
+        mine = [pool for pool in pools if pool.currency == currency]
+        parts = dict.fromkeys(Part, 0) if currency else {}
+        for cell, _, cents in lines:
+            if currency and cents is not None and _currency(cell) == currency:
+                parts[cell.part] += cents
+        cents = sum(pool.cents or 0 for pool in mine) if currency else None
+        totals.append(Total(currency, sum(pool.micros for pool in mine), cents, parts))
+    return tuple(totals)

@@ -1,0 +1,357 @@
+"""Which layout a pool should have, given what all its workloads need.
+
+A policy gives every node of its pool the same layout, GPU by GPU (`spec.mig.layouts` by index), so the answer is one
+template for a node and how many nodes it takes. Workloads whose smallest profile is the same get the same profile, a
+larger one if that takes fewer GPUs: an explanation that fits into a sentence, and few resource names in manifests.
+
+On no more nodes than the pool has, or else on as few additional ones as possible:
+
+- *cost*: the fewest GPUs; then the fewest nodes, then the fewest pods with more than they need.
+- *performance*: the most room for the workload that has least; then the most slices for all; then the fewest GPUs.
+
+Equal input gives an equal answer, whatever the order of the workloads.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+from functools import lru_cache
+from math import ceil
+from typing import Any
+
+from gpusharing.api.names import Mode
+from gpusharing.planning.gpus.capacity import memory_of, plain_profiles, usable
+from gpusharing.planning.gpus.cards import Card
+from gpusharing.planning.gpus.geometry import Layout, normalise
+from gpusharing.planning.vocabulary.values import value
+from gpusharing.usage.reckon.needs import GIB, Goal, Need, Workload
+from gpusharing.usage.reckon.packing import Packer
+from gpusharing.usage.reckon.templates import Fleet, Seat, Size, TemplateChoice, choose
+
+
+@value
+class ModelPool:
+    """Nodes with GPUs of one model."""
+
+    name: str
+    """Name of the pool, for people."""
+    card: Card
+    """The model of all its GPUs."""
+    nodes: tuple[int, ...]
+    """GPUs of each node. If they differ, a policy can only name one layout for all GPUs."""
+    used: int
+    """GPUs that pods hold now, completely or in part."""
+
+    @property
+    def gpus(self) -> int:
+        """Of all nodes."""
+        return sum(self.nodes)
+
+
+@value
+class Occupied:
+    """A GPU that several pods share now."""
+
+    gpu: str
+    """Which GPU it is, for people."""
+    pods: tuple[tuple[Workload, int], ...]
+    """The workloads and how many pods of each."""
+
+
+class Bound(StrEnum):
+    """Why a workload gets this much."""
+
+    MEMORY = "memory-bound"
+    """A smaller profile does not have enough memory."""
+    COMPUTE = "compute-bound"
+    """A smaller profile has enough memory but not enough compute."""
+    SMALLEST = "fits smallest"
+    """The card has no smaller profile."""
+    LAYOUT = "larger than needed"
+    """The layout of the pool has nothing smaller left, or gives more room."""
+    WHOLE = "needs whole GPUs"
+
+
+class Misplaced(StrEnum):
+    """Why a workload has no place in the layout."""
+
+    UNKNOWN = "need unknown"
+    """See the doubts of the need."""
+    SEVERAL = "more GPUs than a node has"
+    APART = "needs a pool of whole GPUs"
+    """The nodes have one GPU each, or differ, so that one policy cannot divide some GPUs and leave others whole."""
+    DEVICES = "holds several instances or shares"
+    """One pod holds several, which have to be on one node: there is no advice for such pods."""
+
+
+@value
+class Placed:
+    """A workload and what each of its pods should ask for."""
+
+    need: Need
+    """The workload's."""
+    profile: str
+    """The empty string: whole GPUs."""
+    gpus: int
+    """Whole GPUs of each pod; 0 with a profile."""
+    bound: Bound
+    """Why it gets this much."""
+
+
+@value
+class Unplaced:
+    """A workload that the layout does not serve."""
+
+    need: Need
+    """The workload's."""
+    why: Misplaced
+    """Why it has no place."""
+    gpus: int = 0
+    """Whole GPUs of each pod, if it needs whole GPUs."""
+
+
+@value
+class Portion:
+    """GPUs of a node with the same layout."""
+
+    layout: Layout | None
+    """None: whole."""
+    indexes: tuple[int, ...]
+    """The indexes on each node, as NVML counts."""
+    gpus: int
+    """On all nodes that are needed."""
+
+
+@value
+class Stranded:
+    """What no instance covers, over all GPUs that are needed."""
+
+    slices: int
+    """Compute slices."""
+    units: int
+    """Memory units: eighths of the card's memory on most cards."""
+
+
+@value
+class CoLocation:
+    """The GPU on which pods would want the most memory if all had their highest peak at once."""
+
+    gpu: str
+    """Which GPU it is, for people."""
+    parts: tuple[tuple[Workload, int, float], ...]
+    """Workload, number of pods, bytes of each; the largest first."""
+    memory: float
+    """Bytes of the card."""
+
+    @property
+    def bytes(self) -> float:
+        """Of all at once."""
+        return sum(count * each for _, count, each in self.parts)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the card has that much."""
+        return self.bytes <= self.memory
+
+
+@value
+class Recommendation:
+    """The answer for a pool."""
+
+    pool: ModelPool
+    """The pool that was asked about."""
+    goal: Goal
+    """What the layout was chosen for."""
+    template: tuple[Layout | None, ...]
+    """Of a node's GPUs, by index; None: left whole. Of length 1: for every GPU, however many a node has."""
+    placed: tuple[Placed, ...]
+    """The workloads that the layout serves."""
+    unplaced: tuple[Unplaced, ...]
+    """The others."""
+    nodes: int
+    """The number of nodes needed."""
+    gpus: int
+    """The number of GPUs needed: on these nodes those that are divided, and those that pods hold whole."""
+    stranded: Stranded
+    """What no instance covers."""
+    idle: Layout
+    """Instances on these nodes that no workload needs: room to grow."""
+    worst: CoLocation | None
+    """The worst case today, if GPUs are shared."""
+
+    @property
+    def pods(self) -> int:
+        """The number of pods that have a place."""
+        return sum(one.need.history.pods for one in self.placed)
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of the policy."""
+        return Mode.MIG if any(self.template) else Mode.FULL
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """The template by layouts, in the order of the indexes."""
+        indexes: dict[Layout | None, list[int]] = {}
+        for index, layout in enumerate(self.template):
+            indexes.setdefault(layout, []).append(index)
+        alike = len(self.template) == 1
+        units = self.gpus if alike else self.nodes
+        return tuple(Portion(layout, tuple(at), len(at) * units) for layout, at in indexes.items())
+
+    def block(self) -> dict[str, Any]:
+        """Mode and its block as `spec` of a policy has them."""
+        if self.mode is Mode.FULL:
+            return {"mode": "Full"}
+        everywhere = len(set(self.template)) == 1
+        layouts = [
+            {
+                "devices": "all" if everywhere else list(portion.indexes),
+                "profiles": dict(portion.layout or ()),
+            }
+            for portion in self.portions
+        ]
+        return {"mode": "MIG", "mig": {"strategy": "mixed", "layouts": layouts}}
+
+
+def recommend(
+    pool: ModelPool, needs: Sequence[Need], occupied: Sequence[Occupied] = (), *, goal: Goal
+) -> Recommendation:
+    """The layout for all these workloads. ValueError: the pool has no GPU, or its card has no memory of its own."""
+    if not pool.nodes or min(pool.nodes) < 1:
+        raise ValueError(f"pool {pool.name} has no GPU")
+    if not pool.card.memory_gb:
+        raise ValueError(f"{pool.card.key} shares its memory with the CPU: what fits on it is not known")
+    packer = _packer(pool.card)
+    sizes = _sizes(pool.card)
+    alike = len(set(pool.nodes)) == 1
+    fleet = Fleet(pool.nodes[0], len(pool.nodes)) if alike else Fleet(1, pool.gpus)
+    seats, unplaced = _seats(pool, needs, sizes, fleet)
+    chosen = choose(packer, sizes, seats, fleet, goal)
+    template = _template(packer, chosen, fleet)
+    placed = tuple(Placed(seat.need, *_granted(packer, sizes, seat, chosen)) for seat in seats)
+    return Recommendation(
+        pool=pool,
+        goal=goal,
+        template=template,
+        placed=placed,
+        unplaced=unplaced,
+        nodes=chosen.nodes if alike else _nodes_for(pool.nodes, chosen.nodes),
+        gpus=chosen.gpus,
+        stranded=_stranded(packer, template, chosen.nodes),
+        idle=_idle(template, placed, chosen.nodes),
+        worst=_worst(pool.card, needs, occupied),
+    )
+
+
+@lru_cache(maxsize=4)
+def _packer(card: Card) -> Packer:
+    """It remembers what it has worked out."""
+    return Packer(card)
+
+
+def _sizes(card: Card) -> tuple[Size, ...]:
+    """Of the plain profiles. A compute slice counts as its part of all, although it is a little less or more on real
+    cards: 16 of an H100 SXM's 132 multiprocessors, not 1/7."""
+    whole = max((profile.slices for profile in card.profiles), default=1)
+    return tuple(Size(usable(card, one) * GIB, one.slices / whole) for one in plain_profiles(card))
+
+
+def _seats(
+    pool: ModelPool, needs: Sequence[Need], sizes: Sequence[Size], fleet: Fleet
+) -> tuple[list[Seat], tuple[Unplaced, ...]]:
+    """What each workload has to get, and which have no place."""
+    seats: list[Seat] = []
+    unplaced: list[Unplaced] = []
+    for need in sorted(needs, key=lambda one: one.workload):
+        seat = _seat(pool.card, need, sizes)
+        if isinstance(seat, Misplaced):
+            unplaced.append(Unplaced(need, seat))
+        elif seat.gpus > max(pool.nodes):
+            unplaced.append(Unplaced(need, Misplaced.SEVERAL, seat.gpus))
+        else:
+            seats.append(seat)
+    if any(not seat.gpus for seat in seats):
+        # A pod that needs all GPUs of a template leaves none to divide, on any node.
+        unplaced += [
+            Unplaced(seat.need, Misplaced.APART, seat.gpus) for seat in seats if seat.gpus >= fleet.per_node
+        ]
+        seats = [seat for seat in seats if seat.gpus < fleet.per_node]
+    return seats, tuple(sorted(unplaced, key=lambda one: one.need.workload))
+
+
+def _seat(card: Card, need: Need, sizes: Sequence[Size]) -> Seat | Misplaced:
+    """The smallest profile that holds memory and compute, or whole GPUs."""
+    holds = need.history.holds
+    if holds.devices > 1:
+        # Several whole GPUs are one program that spreads over them; instances and shares cannot be joined.
+        return Seat(need, -1, holds.devices) if holds.share == 1 else Misplaced.DEVICES
+    if need.memory is None:
+        return Misplaced.UNKNOWN
+    wanted = Size(need.memory, need.compute or 0.0)
+    for index, size in enumerate(sizes):
+        if size.holds(wanted):
+            return Seat(need, index, 0)
+    whole = memory_of(card) * GIB
+    # The use did fit on one GPU: anything more is only headroom.
+    declared = need.history.declared is not None
+    return Seat(need, -1, ceil(need.memory / whole) if declared and need.memory > whole else 1)
+
+
+def _granted(
+    packer: Packer, sizes: Sequence[Size], seat: Seat, chosen: TemplateChoice
+) -> tuple[str, int, Bound]:
+    if seat.gpus:
+        return "", seat.gpus, Bound.WHOLE
+    index = chosen.index(seat)
+    name = packer.profiles[index].name
+    if index != seat.index:
+        return name, 0, Bound.LAYOUT
+    if not index:
+        return name, 0, Bound.SMALLEST
+    enough = any(size.memory >= (seat.need.memory or 0) for size in sizes[:index])
+    return name, 0, Bound.COMPUTE if enough else Bound.MEMORY
+
+
+def _template(packer: Packer, chosen: TemplateChoice, fleet: Fleet) -> tuple[Layout | None, ...]:
+    """For each GPU of a node: what is needed, filled up with what else fits; then those left whole."""
+    names = {profile.name for profile, count in zip(packer.profiles, chosen.wanted, strict=True) if count}
+    divided = sorted((packer.fill_up(layout, names) for layout in chosen.layouts), key=packer.rank)
+    whole: list[Layout | None] = [None] * (fleet.per_node - len(divided))
+    return (*divided, *whole)
+
+
+def _nodes_for(nodes: Sequence[int], gpus: int) -> int:
+    """How many nodes it takes to have this many GPUs, the largest first; more than there are if all together have
+    fewer."""
+    ordered = sorted(nodes, reverse=True)
+    for count in range(len(ordered) + 1):
+        if sum(ordered[:count]) >= gpus:
+            return count
+    return len(ordered) + -(-(gpus - sum(ordered)) // ordered[0])
+
+
+def _stranded(packer: Packer, template: Sequence[Layout | None], nodes: int) -> Stranded:
+    lost = [packer.stranded(layout) for layout in template if layout is not None]
+    return Stranded(sum(slices for _, slices in lost) * nodes, sum(units for units, _ in lost) * nodes)
+
+
+def _idle(template: Sequence[Layout | None], placed: Sequence[Placed], nodes: int) -> Layout:
+    there: Counter[str] = Counter()
+    for layout in template:
+        there.update({name: count * nodes for name, count in layout or ()})
+    for one in placed:
+        if one.profile:
+            there[one.profile] -= one.need.history.pods
+    return normalise(there)
+
+
+def _worst(card: Card, needs: Sequence[Need], occupied: Sequence[Occupied]) -> CoLocation | None:
+    highest = {need.workload: need.highest for need in needs}
+    found = []
+    for one in occupied:
+        parts = [(whose, count, highest[whose]) for whose, count in one.pods if whose in highest]
+        if sum(count for _, count, _ in parts) > 1:
+            ordered = tuple(sorted(parts, key=lambda part: (-part[1] * part[2], part[0])))
+            found.append(CoLocation(one.gpu, ordered, memory_of(card) * GIB))
+    return min(found, key=lambda one: (-one.bytes, one.gpu), default=None)

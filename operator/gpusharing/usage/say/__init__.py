@@ -1,0 +1,1 @@
+"""How is the answer shown: as text, data, CSV, or a policy?"""
