@@ -83,10 +83,11 @@ def test_each_room_of_a_package_asks_one_question_and_stands_on_the_map_in_its_o
     page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
     table = page.split(f"| `{package}/` |")[1].split("\n\n")[0]
     rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
-    shown = [{name.removesuffix(".py") for name in re.findall(r"`([^`]+)`", row)} for row in rows]
-    assert shown == [
-        set(floor.split(" | ")) - {"main", "__main__"} for floor in floors if "main" not in floor
-    ]
+    shown = [name.removesuffix(".py") for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    place = {room: i for i, floor in enumerate(floors) for room in floor.split(" | ")}
+    assert set(shown) == rooms - {"main", "__main__"}
+    assert len(shown) == len(set(shown))
+    assert [place[room] for room in shown] == sorted(place[room] for room in shown)
 
 
 @pytest.mark.parametrize("package", ["cli", "usage"])
