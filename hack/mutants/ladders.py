@@ -67,13 +67,13 @@ def _blind(answer: object, name: str) -> Callable[..., object]:
 
 LADDERS = (
     Ladder(
-        "way.gates", "GATES", "find", "", ("gates", "doubts", "health", "drivers", "agents", "nodeswitches")
+        "transition.gates", "GATES", "find", "", ("gates", "doubts", "health", "drivers", "agents", "nodeswitches")
     ),
-    Ladder("way.before", "ENDINGS", "find", "", ("before", "holds", "attempts", "yielding", "rules")),
-    Ladder("way.after", "HELD", "follow", None, ("after", "reruns")),
-    Ladder("way.after", "AIMLESS", "follow", None, ("after", "reruns")),
-    Ladder("way.after", "AIMED", "follow", None, ("after", "reruns", "two_steps")),
-    Ladder("way.migmanager", "SIGNS", "find", "", ("after", "reruns")),
+    Ladder("transition.before", "ENDINGS", "find", "", ("before", "holds", "attempts", "yielding", "rules")),
+    Ladder("transition.after", "HELD", "follow", None, ("after", "reruns")),
+    Ladder("transition.after", "AIMLESS", "follow", None, ("after", "reruns")),
+    Ladder("transition.after", "AIMED", "follow", None, ("after", "reruns", "two_steps")),
+    Ladder("transition.migmanager", "SIGNS", "find", "", ("after", "reruns")),
     Ladder("snapshot.agents", "HINDRANCES", "find", None, ("agents",)),
     Ladder("wanted.verify", "CHECKS", "find", "", ("verify", "doubts", "assess")),
     Ladder("wanted.migfile", "ROW_FAULTS", "find", "", ("migfile",)),
@@ -87,9 +87,9 @@ LADDERS = (
     Ladder(
         "stack.installation", "INSPECTIONS", "find", (), ("installation", "startgate", "agents", "rights")
     ),
-    Ladder("told.headline", "HEADLINES", "find", None, ("status", "status_columns", "reset")),
-    Ladder("told.status", "ACCEPTANCES", "find", None, ("status", "status_columns", "doubts")),
-    Ladder("told.status", "STALLS", "find", None, ("status", "status_columns", "approval")),
+    Ladder("report.headline", "HEADLINES", "find", None, ("status", "status_columns", "reset")),
+    Ladder("report.status", "ACCEPTANCES", "find", None, ("status", "status_columns", "doubts")),
+    Ladder("report.status", "STALLS", "find", None, ("status", "status_columns", "approval")),
     Ladder("gpus.health", "RULES", "holds", False, ("health",)),
 )
 
