@@ -92,8 +92,6 @@ def test_a_node_is_let_go_with_its_cordon_when(
 
 
 KEPT_IN_THE_FENCE: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
-    "it is proven": ({"stage": "yielded", "proven": NOW}, {LABEL_MODE: "mig"}),
-    "its change was given up": ({"stage": "yielded"}, {LABEL_MODE: "mig"}),
     "its change has not begun": ({"stage": "fenced"}, {LABEL_MODE: "mig"}),
     "nobody knows what it has become": ({"stage": "actuating"}, {}),
     "it is another node of that name": ({"stage": "yielded", "proven": NOW, "node_uid": "older"}, {}),

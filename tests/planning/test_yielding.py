@@ -208,3 +208,11 @@ def test_a_deleted_policy_does_not_wait_for_what_somebody_else_does() -> None:
         [case.node], [gone], gpunodes=[case.gpunode], mig_managers={"gpu-07": make_operand()}
     )
     assert SetFinalizer("pool-b", False, gone.uid) in plan_rollout(snapshot, NOW).shared
+
+
+def test_a_policy_released_by_force_does_not_leave_our_cordon_behind_where_somebody_else_works() -> None:
+    gone = replace(MIXED, deleting=True, finalizer=True, force_release=True)
+    policies = {gone.name: gone}
+    waiting = judge(aside(node={"foreign": "kured"}, policy=gone), policies)
+    assert (waiting.phase, waiting.reason, waiting.actions) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, ())
+    assert released(judge(aside(policy=gone), policies)).uncordon

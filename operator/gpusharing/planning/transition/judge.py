@@ -62,6 +62,10 @@ def is_told_apart(case: NodeCase) -> bool:
 
 
 def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
+    # The change of such a node has ended: there is nothing to release by force, and only its fence says that the
+    # cordon is ours and may be lifted once nobody else works there.
+    if case.fence.stage == "yielded":
+        return yielded(case)
     policy = policies.get(case.fence.policy)
     if policy is not None and policy.deleting and policy.force_release:
         message = (
@@ -74,8 +78,6 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
         return verdict.then(Release(case.node, uncordon=False, labels=labels, annotations=annotations))
     if case.fence.stage == "fenced":
         return before_pnr(case)
-    if case.fence.stage == "yielded":
-        return yielded(case)
     verdict = after_pnr(case)
     heir = policies.get(case.owner)
     lost = heir is not None and heir.name != case.fence.policy and case.fence.node_uid == case.node.uid
