@@ -1,5 +1,5 @@
 """A node that the device plugin of somebody else serves is left alone. Status, plan and doctor name that plugin
-(its reason: vocabulary/stackreasons.py)."""
+(its reason: vocabulary/reasons.py)."""
 
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""Every reason is one word that says what to do; those of a rollout stand in `vocabulary/rolloutreasons.py`,
-those of NVIDIA's programs in `vocabulary/stackreasons.py`."""
+"""Every reason is one word that says what to do."""
 
 import re
 from pathlib import Path

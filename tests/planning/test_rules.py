@@ -1,4 +1,4 @@
-"""Rules of a policy about pods, jobs, and who leaves first; the reasons are in vocabulary/drainreasons.py."""
+"""Rules of a policy about pods, jobs, and who leaves first; the reasons are in vocabulary/reasons.py."""
 
 from datetime import timedelta
 from typing import Any

@@ -20,10 +20,6 @@ class Passes(IntEnum):
     """Already: it is an end state, and nothing is waited for."""
 
 
-Words = tuple[str, Group, Passes, str, str]
-"""The five parts of a `Worded` that is written down in another module than its enumeration."""
-
-
 class Worded(StrEnum):
     """One CamelCase word, with its group, when it is used and what to do."""
 

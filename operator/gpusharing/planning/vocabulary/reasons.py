@@ -7,7 +7,6 @@ then what lasts longest. Among reasons with the same `passes` the order of defin
 
 from collections.abc import Iterable
 
-from gpusharing.planning.vocabulary import drainreasons, rolloutreasons, stackreasons
 from gpusharing.planning.vocabulary.reasonkinds import Passes, Worded
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
@@ -52,7 +51,10 @@ class Reason(Worded):
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
         "change could be served or proven. No change starts.",
         "Run the command in the message if the node is to serve GPUs, or narrow the node selector.")
-    FOREIGN_DEVICE_PLUGIN = stackreasons.FOREIGN_DEVICE_PLUGIN
+    FOREIGN_DEVICE_PLUGIN = ("ForeignDevicePlugin", "Node", _PERSON,
+        "HAMi's, Volcano's or a cloud's own device plugin serves the GPUs of the node. It does not follow our labels, "
+        "so a change could be neither served nor proven. No change starts.",
+        "Do what the message says to hand the node over to NVIDIA's plugin, or narrow the node selector.")
     WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
         "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
         "Run the command in the message if the node is for containers, or narrow the node selector.")
@@ -92,18 +94,49 @@ class Reason(Worded):
         "The policy does not own the node, or no longer does: another one has a higher priority or owned it first, or "
         "the selector no longer matches.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
-    FROZEN = rolloutreasons.FROZEN
-    PAUSED = rolloutreasons.PAUSED
-    HALTED = rolloutreasons.HALTED
-    APPROVAL_NEEDED = rolloutreasons.APPROVAL_NEEDED
-    ROLLED_BACK = rolloutreasons.ROLLED_BACK
-    SKIP_LABEL = rolloutreasons.SKIP_LABEL
-    LABEL_OWNED_ELSEWHERE = rolloutreasons.LABEL_OWNED_ELSEWHERE
-    NEEDS_ATTENTION = rolloutreasons.NEEDS_ATTENTION
-    INVALID_WINDOW = rolloutreasons.INVALID_WINDOW
-    WINDOW_TOO_SHORT = rolloutreasons.WINDOW_TOO_SHORT
-    CANARY_TOO_LARGE = rolloutreasons.CANARY_TOO_LARGE
-    CANARY_NOT_SERVING = rolloutreasons.CANARY_NOT_SERVING
+    FROZEN = ("Frozen", "Node", _PERSON,
+        "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
+        "Set rollout.maxUnavailable to a number or a percentage above 0.")
+    PAUSED = ("Paused", "Node", _PERSON,
+        "rollout.paused is true: no further node starts. rollout.whenPaused says what becomes of nodes in flight.",
+        "Set rollout.paused to false.")
+    HALTED = ("Halted", "Node", _PERSON,
+        "The number of nodes that failed after the point of no return in this generation of the policy has reached "
+        "rollout.maxFailures. No further node starts.",
+        "Find out why (status.failures); then run the command in the message, or change the policy.")
+    APPROVAL_NEEDED = ("ApprovalNeeded", "Node", _PERSON,
+        "rollout.approval is Manual, and the current plan is not approved.",
+        "Look at status.plan, then run the command in the message.")
+    ROLLED_BACK = ("RolledBack", "Node", _PERSON,
+        "The change failed after the point of no return, and the node went back to what was proven on it last "
+        "(rollout.onFailure Rollback). It serves that, counts as failed, and is not tried again in this generation.",
+        "Remove the cause that the message names, then run its command, or change the policy.")
+    SKIP_LABEL = ("SkipLabel", "Node", _PERSON,
+        "The Node has the label gpusharing.dev/skip=true: no change begins there. It still counts in its pool.",
+        "Remove the label when the node may be changed.")
+    LABEL_OWNED_ELSEWHERE = ("LabelOwnedElsewhere", "Node", _PERSON,
+        "Another controller keeps the label that the change would write, nvidia.com/mig.config or "
+        "nvidia.com/device-plugin.config, and would put its own value back. No change starts.",
+        "Do what the message says, such as removing the label from a NodeFeatureRule.")
+    NEEDS_ATTENTION = ("NeedsAttention", "Node", _PERSON,
+        "Five attempts or more were given up before anything changed. The next one follows after a wait; other nodes "
+        "go on.",
+        "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
+    INVALID_WINDOW = ("InvalidWindow", "Node", _PERSON,
+        "A schedule or time zone of rollout.windows or rollout.blackouts cannot be followed, so no node may start.",
+        "Correct the field that the message names.")
+    WINDOW_TOO_SHORT = ("WindowTooShort", "Node", _PERSON,
+        "No window is open for as long as a change may take: drain.timeout and the slowest of the last 20 changes.",
+        "Lengthen a window or shorten drain.timeout; where the message names the blackouts, shorten those.")
+    CANARY_TOO_LARGE = ("CanaryTooLarge", "Node", _PERSON,
+        "rollout.canary asks for more nodes than the pool has, so it could never be proven. No node in service starts.",
+        "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
+    CANARY_NOT_SERVING = ("CanaryNotServing", "Node", _PERSON,
+        "A node that was changed first (rollout.canary) no longer serves what was proven there: it is not Ready, "
+        "cordoned, drifted, or one of its GPUs is unhealthy. No other node starts; a canary that has drifted is "
+        "corrected.",
+        "Look at the node that the message names. When it serves again, or has left the pool, the rollout goes on; an "
+        "edit of the policy begins with new canaries.")
     DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
         "The node drifted again after it was corrected for this generation; something else changes it.",
         "Stop what else writes the node's mig.config or device-plugin labels; the message names its field manager "
@@ -140,15 +173,30 @@ class Reason(Worded):
     GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
-    ROLLING_BACK = rolloutreasons.ROLLING_BACK
-    DEFERRED = rolloutreasons.DEFERRED
-    BUDGET_FULL = rolloutreasons.BUDGET_FULL
+    ROLLING_BACK = ("RollingBack", "Node", _LATER,
+        "The change failed after the point of no return, and the node goes back to what was proven on it last "
+        "(rollout.onFailure Rollback). It stays cordoned until that is proven again.",
+        "Nothing; when it fails too, the node is held as Failed, and its message has the command for another try.")
+    DEFERRED = ("Deferred", "Node", _LATER,
+        "An earlier attempt was given up before anything changed; the next one waits.",
+        "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
+    BUDGET_FULL = ("BudgetFull", "Node", _LATER,
+        "No further node may be unavailable: rollout.maxUnavailable or the operator-wide cap is reached, or the "
+        "operator's own pod needs the last nodes.",
+        "Wait, or raise the limit that the message names.")
     WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,
         "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
         "other pod takes the place of half a gang. It waits at most rollout.timeouts.verification.")
-    ABORT_REQUESTED = rolloutreasons.ABORT_REQUESTED
-    CANARY_SOAK = rolloutreasons.CANARY_SOAK
-    WINDOW_CLOSED = rolloutreasons.WINDOW_CLOSED
+    ABORT_REQUESTED = ("AbortRequested", "Node", _LATER,
+        "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the "
+        "Node).",
+        "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
+    CANARY_SOAK = ("CanarySoak", "Node", _LATER,
+        "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the soak time.",
+        "Wait for them.")
+    WINDOW_CLOSED = ("WindowClosed", "Node", _LATER,
+        "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",
+        "Wait until the time in the message, or change rollout.windows.")
     ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
         "mig-manager is still working on an earlier configuration, or is rebooting the node.")
     DRIFTED = ("Drifted", "Node", _LATER,
@@ -266,35 +314,104 @@ class Reason(Worded):
         "If it lasts, read the log of gpu-feature-discovery on the node.")
 
     # --- Drain: why a pod does not leave; if one is known before the cordon, the node is not cordoned
-    PDB_CONFLICT = drainreasons.PDB_CONFLICT
-    PDB_NEVER_ALLOWS = drainreasons.PDB_NEVER_ALLOWS
-    UNMANAGED = drainreasons.UNMANAGED
-    GPU_DAEMON_SET = drainreasons.GPU_DAEMON_SET
-    STATIC_GPU_POD = drainreasons.STATIC_GPU_POD
-    DRA_CLAIM = drainreasons.DRA_CLAIM
-    PROTECTED_NAMESPACE = drainreasons.PROTECTED_NAMESPACE
-    OWN_POD = drainreasons.OWN_POD
-    TOLERATES_CORDON = drainreasons.TOLERATES_CORDON
-    RULE_BLOCKS = drainreasons.RULE_BLOCKS
-    NAMESPACE_UNREADABLE = drainreasons.NAMESPACE_UNREADABLE
-    LOCAL_STORAGE = drainreasons.LOCAL_STORAGE
-    STRANDED_PODS = drainreasons.STRANDED_PODS
-    DRAIN_HELD = drainreasons.DRAIN_HELD
-    FORCE_DELETE_FAILED = drainreasons.FORCE_DELETE_FAILED
-    TERMINATING_STUCK = drainreasons.TERMINATING_STUCK
-    FORBIDDEN = drainreasons.FORBIDDEN
-    LIST_FAILED = drainreasons.LIST_FAILED
-    EVICTION_ERROR = drainreasons.EVICTION_ERROR
-    DO_NOT_DISRUPT = drainreasons.DO_NOT_DISRUPT
-    JOBS_RUNNING = drainreasons.JOBS_RUNNING
-    PDB = drainreasons.PDB
-    PDB_NOT_OBSERVED = drainreasons.PDB_NOT_OBSERVED
-    GRACE_TOO_LONG = drainreasons.GRACE_TOO_LONG
-    NAMESPACE_TERMINATING = drainreasons.NAMESPACE_TERMINATING
-    FORCE_DELETE = drainreasons.FORCE_DELETE
-    THROTTLED = drainreasons.THROTTLED
-    PODS_LEAVING = drainreasons.PODS_LEAVING
-    EVICTED = drainreasons.EVICTED
+    PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
+        "Two PodDisruptionBudgets select the pod; the API server refuses every eviction of such a pod.",
+        "Change the selectors so that one PodDisruptionBudget selects the pod.")
+    PDB_NEVER_ALLOWS = ("PDBNeverAllows", "Drain", _PERSON,
+        "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
+        "Scale the workload up, or set its maxUnavailable to at least 1.")
+    UNMANAGED = ("Unmanaged", "Drain", _PERSON,
+        "The pod has no controller that would start it elsewhere.",
+        "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
+    GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
+        "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
+        'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
+        "node.")
+    STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
+        "A static pod holds a GPU; deleting it through the API does not stop it.",
+        "Remove its manifest from the node.")
+    DRA_CLAIM = ("DRAClaim", "Drain", _PERSON,
+        "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
+        "be read. Such GPUs are managed by the DRA driver.",
+        "Use this operator on nodes that serve GPUs through the device plugin.")
+    PROTECTED_NAMESPACE = ("ProtectedNamespace", "Drain", _PERSON,
+        "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
+        "Delete or move the pod yourself, or take its namespace out of operator.protectedNamespaces.")
+    OWN_POD = ("OwnPod", "Drain", _PERSON,
+        "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
+        "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
+    TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
+        "The pod tolerates the cordon, or its template names this node, and its controller starts it again here, so "
+        "evictions would never end.",
+        "Remove the toleration of node.kubernetes.io/unschedulable, or spec.nodeName, from its controller, or scale "
+        "the controller down.")
+    RULE_BLOCKS = ("RuleBlocks", "Drain", _PERSON,
+        "A rule of the policy (drain.rules, behavior Block) keeps the pod; the message says which.",
+        "Wait until the pod is gone, move it yourself, or change the rule.")
+    NAMESPACE_UNREADABLE = ("NamespaceUnreadable", "Drain", _PERSON,
+        "A rule of the policy needs labels of the pod's namespace, which cannot be read; the node is left alone.",
+        "Grant the operator get on namespaces (its chart does), or take namespaceSelector out of the rule.")
+    LOCAL_STORAGE = ("LocalStorage", "Drain", _PERSON,
+        "The pod keeps files in an emptyDir on the node's disk, which it would lose, and drain.localStorage is Block.",
+        "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
+    STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
+        "When all planned changes are done, the pod could not start again: no node would offer its resource name, too "
+        "few devices of it would remain, or the change rewrites a node label that the pod requires.",
+        "Change the pod's request, let its node affinity accept the old and the new value of the label (operator In), "
+        "keep the devices elsewhere, or set drain.strandedPods to Allow.")
+    DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
+        "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
+        "goes on.",
+        "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
+    FORCE_DELETE_FAILED = ("ForceDeleteFailed", "Drain", _PERSON,
+        "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are "
+        "in the message. The operator tries again for as long as the pod's grace period can still end with the drain.",
+        "Check the message: a webhook or an admission policy may refuse it.")
+    TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
+        "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
+        "Find out what should remove the finalizers in the message, or why the kubelet cannot end the container.")
+    FORBIDDEN = ("Forbidden", "Drain", _PERSON,
+        "The API server does not let us evict the pod.",
+        "Grant the right that the message names, or remove the policy that refuses.")
+    LIST_FAILED = ("ListFailed", "Drain", _PERSON,
+        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
+        "Check the message; the next pass tries again.")
+    EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
+        "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
+        "keeps its slot until drain.timeout.",
+        "Check the PodDisruptionBudget of the pod and the API server's message.")
+    DO_NOT_DISRUPT = ("DoNotDisrupt", "Drain", _LATER,
+        "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
+        "is not cordoned meanwhile.",
+        "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
+    JOBS_RUNNING = ("JobsRunning", "Drain", _LATER,
+        "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "
+        "WaitCompleted. Until then no pod of their order is evicted.",
+        "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
+    PDB = ("PDB", "Drain", _LATER,
+        "The PodDisruptionBudget allows no disruption at the moment.",
+        "Bring the unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise "
+        "maxUnavailable.")
+    PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
+        "The PodDisruptionBudget changed and its controller has not processed that yet; shown after 60 s.",
+        "If it lasts, check kube-controller-manager.")
+    GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
+        "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help: its grace "
+        "period plus 10 s (in a short drain: a quarter of it) is not shorter than drain.timeout.",
+        "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or make room in its "
+        "PodDisruptionBudget.")
+    NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
+        "The pod's namespace is being deleted; the pod goes with it.",
+        "If it lasts, find out what keeps the namespace from being removed.")
+    FORCE_DELETE = ("ForceDelete", "Drain", _SOON,
+        "The time of the drain is nearly over, the pod's eviction is still refused, and drain.onTimeout is "
+        "ForceDelete: the pod is deleted, with its own grace period, despite its PodDisruptionBudgets.")
+    THROTTLED = ("Throttled", "Drain", _SOON,
+        "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
+    PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
+        "Nothing blocks; terminating pods are using their grace period.")
+    EVICTED = ("Evicted", "Drain", _SOON,
+        "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
 
     # --- Accepted: whether the policy can be carried out at all
     INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
@@ -318,13 +435,30 @@ class Reason(Worded):
     CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
-    PLUGIN_DISABLED = stackreasons.PLUGIN_DISABLED
-    FEATURE_DISCOVERY_DISABLED = stackreasons.FEATURE_DISCOVERY_DISABLED
-    MIG_MANAGER_DISABLED = stackreasons.MIG_MANAGER_DISABLED
-    MIG_MANAGER_MISSING = stackreasons.MIG_MANAGER_MISSING
-    FEATURE_DISCOVERY_MISSING = stackreasons.FEATURE_DISCOVERY_MISSING
-    DRIVER_DISABLED = stackreasons.DRIVER_DISABLED
-    TOOLKIT_DISABLED = stackreasons.TOOLKIT_DISABLED
+    PLUGIN_DISABLED = ("PluginDisabled", "Accepted", _PERSON,
+        "ClusterPolicy devicePlugin.enabled is false: nothing would serve the GPUs after a change. No node is drained.",
+        "Run the command in the message once. Where another device plugin serves the GPUs on purpose, delete the "
+        "policy.")
+    FEATURE_DISCOVERY_DISABLED = ("FeatureDiscoveryDisabled", "Accepted", _PERSON,
+        "ClusterPolicy gfd.enabled is false: without those labels no change could be proven. No node is drained.",
+        "Run the command in the message once.")
+    MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
+        "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
+        "Run the command in the message once.")
+    MIG_MANAGER_MISSING = ("MigManagerMissing", "Accepted", _PERSON,
+        "The policy wants MIG, but NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
+        "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
+    FEATURE_DISCOVERY_MISSING = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
+        "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
+        "Run the command in the message once.")
+    DRIVER_DISABLED = ("DriverDisabled", "Accepted", _PERSON,
+        "The agent finds no NVIDIA driver on a node without GPUs to offer, and ClusterPolicy driver.enabled is false. "
+        "That alone is normal where hosts bring the driver.",
+        "Install the driver on the host, or, if no host is to bring its own, run the command in the message.")
+    TOOLKIT_DISABLED = ("ToolkitDisabled", "Accepted", _PERSON,
+        "A node without GPUs to offer has a container runtime that does not know NVIDIA's, and ClusterPolicy "
+        "toolkit.enabled is false. That alone is normal where hosts bring the NVIDIA Container Toolkit.",
+        "Install it on the host, or, if no host is to bring its own, run the command in the message.")
     MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
         "Run the command in the message once.")
