@@ -18,61 +18,6 @@ PERSON, OTHERS = "person", "others"
 DAY = timedelta(days=1)
 """A deadline that is further than this from the beginning of its phase is shown with its date."""
 
-_SERVER, _OPERATOR, _AGENT, _GPUS = "kube-apiserver", "operator", "agent", "GPUs"
-_MIG_MANAGER, _PLUGIN, _GFD, _MPS = (
-    "mig-manager",
-    "device-plugin",
-    "gpu-feature-discovery",
-    "mps-control-daemon",
-)
-_PODS, _STACK, _CONFIG, _KUBELET = "pods", "ClusterPolicy", "ConfigMap", "kubelet"
-_POLICY, _NODE, _FOREIGN = "policy", "node", "foreign"
-
-_OTHERS = {
-    _POLICY: (
-        Reason.SUPERSEDED, Reason.FROZEN, Reason.PAUSED, Reason.HALTED, Reason.APPROVAL_NEEDED, Reason.INVALID_WINDOW,
-        Reason.WINDOW_TOO_SHORT, Reason.WINDOW_CLOSED, Reason.CANARY_SOAK, Reason.BUDGET_FULL, Reason.WAITS_FOR_WAVE,
-        Reason.NO_NODES, Reason.INVALID_SPEC, Reason.NOT_ACCEPTED, Reason.DELETING, Reason.CONFIG_UNKNOWN,
-        Reason.CANARY_TOO_LARGE, Reason.CANARY_NOT_SERVING,
-    ),
-    _NODE: (
-        Reason.FENCE_UNREADABLE, Reason.ORPHAN_FENCE, Reason.NODE_NOT_JUDGED, Reason.ALREADY_CORDONED,
-        Reason.WORKLOAD_CONFIG, Reason.OPERANDS_DISABLED, Reason.ROLLED_BACK, Reason.SKIP_LABEL, Reason.NEEDS_ATTENTION,
-        Reason.DEFERRED, Reason.DRIFTED, Reason.DRIFT_RETURNED, Reason.CORDON_KEPT, Reason.UNCORDONED_EXTERNALLY,
-        Reason.ABORT_REQUESTED, Reason.NODES_FAILED, Reason.BLOCKED, Reason.LABEL_OWNED_ELSEWHERE,
-    ),
-    _FOREIGN: (Reason.FOREIGN_MAINTENANCE, Reason.FOREIGN_DEVICE_PLUGIN),
-    _KUBELET: (Reason.NODE_UNREACHABLE, Reason.NODE_NOT_READY, Reason.CONFIG_PROPAGATING),
-    _AGENT: (
-        Reason.AGENT_NOT_READY, Reason.AGENT_REFUSED, Reason.AGENT_NOT_STARTED, Reason.AGENT_ERROR,
-        Reason.AGENT_LACKS_RIGHTS, Reason.OBSERVATION_PENDING,
-    ),
-    _MIG_MANAGER: (
-        Reason.ACTUATOR_FAILED, Reason.ACTUATOR_STUCK, Reason.ACTUATOR_MISSING, Reason.ACTUATOR_BUSY,
-        Reason.ACTUATION_IN_PROGRESS, Reason.OPERANDS_PAUSED, Reason.ROLLING_BACK, Reason.MIG_MANAGER_TOO_OLD,
-    ),
-    _PLUGIN: (Reason.ALLOCATABLE_MISMATCH, Reason.PLUGIN_TOO_OLD, Reason.MPS_NOT_SWITCHABLE),
-    _GFD: (Reason.LABEL_MISMATCH,),
-    _MPS: (Reason.MPS_NOT_RUNNING,),
-    _GPUS: (
-        Reason.GPU_STILL_BUSY, Reason.UNSAFE_DRIVER, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING, Reason.COMPUTE_MODE,
-        Reason.LAYOUT_MISMATCH, Reason.NO_GPU, Reason.HARDWARE_UNKNOWN,
-    ),
-    _STACK: (Reason.TAINT_NOT_TOLERATED,),
-    _CONFIG: (Reason.CONFIG_NOT_WRITTEN, Reason.CONFIG_MAP_TAKEN),
-    _SERVER: (
-        Reason.CALL_FAILED, Reason.INTERNAL_ERROR, Reason.LIST_FAILED, Reason.THROTTLED, Reason.FORBIDDEN,
-        Reason.EVICTION_ERROR, Reason.FORCE_DELETE_FAILED,
-    ),
-    _OPERATOR: (
-        Reason.SETTLING, Reason.ADOPTABLE, Reason.CORDON_RESTORED, Reason.PROGRESSING, Reason.ROLLOUT_IN_PROGRESS,
-        Reason.NO_PROGRESS,
-    ),
-}  # fmt: skip
-_BY_GROUP = {"Hardware": _POLICY, "Accepted": _STACK, "Health": _GPUS, "Drain": _PODS}
-_KEEPS = {reason: who for who, reasons in _OTHERS.items() for reason in reasons}
-_AFTER_PODS = (Reason.DRAIN_TIMEOUT, Reason.JOBS_TIMEOUT)
-
 
 def is_wait(verdict: Verdict) -> bool:
     """Something still has to happen to this node: a person, somebody else or the clock decides when."""
@@ -86,14 +31,15 @@ def who_keeps(verdict: Verdict, node: NodeView) -> str:
         return ""
     if found := culprit(verdict.blockers) or verdict.leaving or verdict.keeper:
         return found
-    who = _KEEPS.get(verdict.reason) or _BY_GROUP.get(verdict.reason.group, "")
-    if verdict.reason in _AFTER_PODS:
-        who = _PODS
-    if who == _POLICY:
-        return f"gsp/{verdict.policy}" if verdict.policy else who
-    if who == _NODE:
-        return f"node/{node.name}"
-    return (node.foreign or who) if who == _FOREIGN else who
+    match verdict.reason.keeper:
+        case "policy" if verdict.policy:
+            return f"gsp/{verdict.policy}"
+        case "node":
+            return f"node/{node.name}"
+        case "foreign" if node.foreign:
+            return node.foreign
+        case who:
+            return who
 
 
 def until_when(verdict: Verdict, since: datetime) -> str:

@@ -1,10 +1,16 @@
-"""What a reason is: a word with its group, its patience, and the sentences for people. `reasons.py` lists them all."""
+"""The columns of the table of reasons in `reasons.py`."""
 
 from enum import IntEnum, StrEnum
 from typing import Literal, Self
 
 Group = Literal["Node", "Hardware", "Health", "Proof", "Drain", "Accepted", "Ready", "Stalled"]
 """Where a reason is seen: on a node, its hardware and its health, its proof or its drain, or on a policy condition."""
+
+Keeper = Literal[
+    "", "policy", "node", "pods", "foreign", "kubelet", "kube-apiserver", "ClusterPolicy", "ConfigMap", "operator",
+    "agent", "GPUs", "mig-manager", "device-plugin", "gpu-feature-discovery", "mps-control-daemon",
+]  # fmt: skip
+"""The object or program that keeps a node waiting; foreign: whoever else maintains the node; empty: nobody does."""
 
 
 class Passes(IntEnum):
@@ -21,21 +27,24 @@ class Passes(IntEnum):
 
 
 class Worded(StrEnum):
-    """One CamelCase word, with its group, when it is used and what to do."""
+    """One CamelCase word with the columns of its row, when it is used and what to do."""
 
     _value_: str
     group: Group
     passes: Passes
+    keeper: Keeper
     when: str
     """The situation in which it is used."""
     remedy: str
     """What a person does next; empty when there is nothing to do."""
 
-    def __new__(cls, value: str, group: Group, passes: Passes, when: str, remedy: str = "") -> Self:
-        member = str.__new__(cls, value)
-        member._value_ = value
+    def __new__(cls, columns: tuple[str, Group, Passes, Keeper], when: str, remedy: str = "") -> Self:
+        word, group, passes, keeper = columns
+        member = str.__new__(cls, word)
+        member._value_ = word
         member.group = group
         member.passes = passes
+        member.keeper = keeper
         member.when = when
         member.remedy = remedy
         return member

@@ -15,494 +15,494 @@ _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, P
 class Reason(Worded):
     """All reasons, by group."""
 
-    # One header line and the sentences; the formatter's layout would be half as long again.
+    # A row: word, group, passes, keeper; then when it is used, and the remedy. The formatter would double its lines.
     # fmt: off
     # --- Node: why a node is where it is
-    FENCE_UNREADABLE = ("FenceUnreadable", "Node", _PERSON,
+    FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node"),
         "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
         "Check the GPUs, then remove the annotation and uncordon the node.")
-    ORPHAN_FENCE = ("OrphanFence", "Node", _PERSON,
+    ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node"),
         "The node was past the point of no return when its policy vanished or the Node was recreated; it stays "
         "cordoned because its layout is unproven.",
         "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
-    ACTUATOR_FAILED = ("ActuatorFailed", "Node", _PERSON,
+    ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager"),
         "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
-    ACTUATOR_STUCK = ("ActuatorStuck", "Node", _PERSON,
+    ACTUATOR_STUCK = (("ActuatorStuck", "Node", _PERSON, "mig-manager"),
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
-    INTERNAL_ERROR = ("InternalError", "Node", _PERSON,
+    INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver"),
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
         "Report it with the message; it is a bug in this operator or in an admission webhook.")
-    NODE_NOT_JUDGED = ("NodeNotJudged", "Node", _PERSON,
+    NODE_NOT_JUDGED = (("NodeNotJudged", "Node", _PERSON, "node"),
         "Something on this node made the planner fail. The node is left exactly as it is; the others go on.",
         "Report the message: it is a bug in this operator. Undoing the last edit of the node may help.")
-    FOREIGN_MAINTENANCE = ("ForeignMaintenance", "Node", _PERSON,
+    FOREIGN_MAINTENANCE = (("ForeignMaintenance", "Node", _PERSON, "foreign"),
         "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
         "Let that maintenance finish; the change starts automatically when the marker or object is gone.")
-    ALREADY_CORDONED = ("AlreadyCordoned", "Node", _PERSON,
+    ALREADY_CORDONED = (("AlreadyCordoned", "Node", _PERSON, "node"),
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")
-    UNSAFE_DRIVER = ("UnsafeDriver", "Node", _PERSON,
+    UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs"),
         "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
         "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
         "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
-    OPERANDS_DISABLED = ("OperandsDisabled", "Node", _PERSON,
+    OPERANDS_DISABLED = (("OperandsDisabled", "Node", _PERSON, "node"),
         "A label nvidia.com/gpu.deploy.* keeps the device plugin or GPU Feature Discovery off the node, so no "
         "change could be served or proven. No change starts.",
         "Run the command in the message if the node is to serve GPUs, or narrow the node selector.")
-    FOREIGN_DEVICE_PLUGIN = ("ForeignDevicePlugin", "Node", _PERSON,
+    FOREIGN_DEVICE_PLUGIN = (("ForeignDevicePlugin", "Node", _PERSON, "foreign"),
         "HAMi's, Volcano's or a cloud's own device plugin serves the GPUs of the node. It does not follow our labels, "
         "so a change could be neither served nor proven. No change starts.",
         "Do what the message says to hand the node over to NVIDIA's plugin, or narrow the node selector.")
-    WORKLOAD_CONFIG = ("WorkloadConfig", "Node", _PERSON,
+    WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node"),
         "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
         "Run the command in the message if the node is for containers, or narrow the node selector.")
-    ACTUATOR_MISSING = ("ActuatorMissing", "Node", _PERSON,
+    ACTUATOR_MISSING = (("ActuatorMissing", "Node", _PERSON, "mig-manager"),
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
-    MPS_NOT_SWITCHABLE = ("MPSNotSwitchable", "Node", _PERSON,
+    MPS_NOT_SWITCHABLE = (("MPSNotSwitchable", "Node", _PERSON, "device-plugin"),
         "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
         "on it starts with the fallback, and its config-manager cannot notify it afterwards. No change to MPS begins.",
         "Choose another mode, or a GPU Operator whose MPS daemon follows labels: up to v25.10.1, with plugin v0.18.1. "
         "A node past its point of no return waits for that, cordoned, or goes back if rollout.onFailure says so.")
-    TAINT_NOT_TOLERATED = ("TaintNotTolerated", "Node", _PERSON,
+    TAINT_NOT_TOLERATED = (("TaintNotTolerated", "Node", _PERSON, "ClusterPolicy"),
         "The node waits behind the taint gpusharing.dev/unproven, which the agent, NVIDIA's pods or the worker of Node "
         "Feature Discovery does not tolerate. Unless all of them run there, nothing can prove it.",
         "Run the command in the message.")
-    AGENT_NOT_READY = ("AgentNotReady", "Node", _PERSON,
+    AGENT_NOT_READY = (("AgentNotReady", "Node", _PERSON, "agent"),
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
         "Check the pod of the gpu-sharing-operator agent on the node.")
-    AGENT_REFUSED = ("AgentRefused", "Node", _PERSON,
+    AGENT_REFUSED = (("AgentRefused", "Node", _PERSON, "agent"),
         "The API server refuses the pods of the agent's DaemonSet: PodSecurity, no RuntimeClass, a quota or a webhook. "
         "Its words are in the message. No change starts.",
         "Run the command in the message, or correct what it says.")
-    AGENT_NOT_STARTED = ("AgentNotStarted", "Node", _PERSON,
+    AGENT_NOT_STARTED = (("AgentNotStarted", "Node", _PERSON, "agent"),
         "The agent's pod is on the node and does not start: its image cannot be pulled or is for another architecture, "
         "the runtime refuses it, or it ends at once. No change starts.",
         "Correct what the message names.")
-    AGENT_ERROR = ("AgentError", "Node", _PERSON,
+    AGENT_ERROR = (("AgentError", "Node", _PERSON, "agent"),
         "The agent runs but cannot read the GPUs; its words are in the message.",
         "Check the NVIDIA driver on the node.")
-    AGENT_LACKS_RIGHTS = ("AgentLacksRights", "Node", _PERSON,
+    AGENT_LACKS_RIGHTS = (("AgentLacksRights", "Node", _PERSON, "agent"),
         "NVML does not let the agent's container read what the proof needs, MIG instances or the compute mode.",
         "Give the agent's container the rights of NVIDIA's own operands (docs/reference/agent-fields.md).")
-    CONFIG_NOT_WRITTEN = ("ConfigNotWritten", "Node", _PERSON,
+    CONFIG_NOT_WRITTEN = (("ConfigNotWritten", "Node", _PERSON, "ConfigMap"),
         "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
         "Grant the right that the message names, or correct what it says.")
-    SUPERSEDED = ("Superseded", "Node", _PERSON,
+    SUPERSEDED = (("Superseded", "Node", _PERSON, "policy"),
         "The policy does not own the node, or no longer does: another one has a higher priority or owned it first, or "
         "the selector no longer matches.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
-    FROZEN = ("Frozen", "Node", _PERSON,
+    FROZEN = (("Frozen", "Node", _PERSON, "policy"),
         "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
         "Set rollout.maxUnavailable to a number or a percentage above 0.")
-    PAUSED = ("Paused", "Node", _PERSON,
+    PAUSED = (("Paused", "Node", _PERSON, "policy"),
         "rollout.paused is true: no further node starts. rollout.whenPaused says what becomes of nodes in flight.",
         "Set rollout.paused to false.")
-    HALTED = ("Halted", "Node", _PERSON,
+    HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this generation of the policy has reached "
         "rollout.maxFailures. No further node starts.",
         "Find out why (status.failures); then run the command in the message, or change the policy.")
-    APPROVAL_NEEDED = ("ApprovalNeeded", "Node", _PERSON,
+    APPROVAL_NEEDED = (("ApprovalNeeded", "Node", _PERSON, "policy"),
         "rollout.approval is Manual, and the current plan is not approved.",
         "Look at status.plan, then run the command in the message.")
-    ROLLED_BACK = ("RolledBack", "Node", _PERSON,
+    ROLLED_BACK = (("RolledBack", "Node", _PERSON, "node"),
         "The change failed after the point of no return, and the node went back to what was proven on it last "
         "(rollout.onFailure Rollback). It serves that, counts as failed, and is not tried again in this generation.",
         "Remove the cause that the message names, then run its command, or change the policy.")
-    SKIP_LABEL = ("SkipLabel", "Node", _PERSON,
+    SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
         "The Node has the label gpusharing.dev/skip=true: no change begins there. It still counts in its pool.",
         "Remove the label when the node may be changed.")
-    LABEL_OWNED_ELSEWHERE = ("LabelOwnedElsewhere", "Node", _PERSON,
+    LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node"),
         "Another controller keeps the label that the change would write, nvidia.com/mig.config or "
         "nvidia.com/device-plugin.config, and would put its own value back. No change starts.",
         "Do what the message says, such as removing the label from a NodeFeatureRule.")
-    NEEDS_ATTENTION = ("NeedsAttention", "Node", _PERSON,
+    NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node"),
         "Five attempts or more were given up before anything changed. The next one follows after a wait; other nodes "
         "go on.",
         "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
-    INVALID_WINDOW = ("InvalidWindow", "Node", _PERSON,
+    INVALID_WINDOW = (("InvalidWindow", "Node", _PERSON, "policy"),
         "A schedule or time zone of rollout.windows or rollout.blackouts cannot be followed, so no node may start.",
         "Correct the field that the message names.")
-    WINDOW_TOO_SHORT = ("WindowTooShort", "Node", _PERSON,
+    WINDOW_TOO_SHORT = (("WindowTooShort", "Node", _PERSON, "policy"),
         "No window is open for as long as a change may take: drain.timeout and the slowest of the last 20 changes.",
         "Lengthen a window or shorten drain.timeout; where the message names the blackouts, shorten those.")
-    CANARY_TOO_LARGE = ("CanaryTooLarge", "Node", _PERSON,
+    CANARY_TOO_LARGE = (("CanaryTooLarge", "Node", _PERSON, "policy"),
         "rollout.canary asks for more nodes than the pool has, so it could never be proven. No node in service starts.",
         "Lower rollout.canary.nodes as the message says, or add nodes to the pool.")
-    CANARY_NOT_SERVING = ("CanaryNotServing", "Node", _PERSON,
+    CANARY_NOT_SERVING = (("CanaryNotServing", "Node", _PERSON, "policy"),
         "A node that was changed first (rollout.canary) no longer serves what was proven there: it is not Ready, "
         "cordoned, drifted, or one of its GPUs is unhealthy. No other node starts; a canary that has drifted is "
         "corrected.",
         "Look at the node that the message names. When it serves again, or has left the pool, the rollout goes on; an "
         "edit of the policy begins with new canaries.")
-    DRIFT_RETURNED = ("DriftReturned", "Node", _PERSON,
+    DRIFT_RETURNED = (("DriftReturned", "Node", _PERSON, "node"),
         "The node drifted again after it was corrected for this generation; something else changes it.",
         "Stop what else writes the node's mig.config or device-plugin labels; the message names its field manager "
         "where that is known. Then set gpusharing.dev/retry on the Node.")
-    CORDON_KEPT = ("CordonKept", "Node", _PERSON,
+    CORDON_KEPT = (("CordonKept", "Node", _PERSON, "node"),
         "The operator is done with the node, which stays cordoned because the cordon is not ours alone: a person or "
         "another controller needs it, gpusharing.dev/hold-cordon keeps it, or gpusharing.dev/force-release left it.",
         "Uncordon the node when nobody else needs the cordon.")
-    CALL_FAILED = ("CallFailed", "Node", _LATER,
+    CALL_FAILED = (("CallFailed", "Node", _LATER, "kube-apiserver"),
         "A call to the API server about this node fails; the server's words are in the message. This node waits, "
         "the others go on. After the point of no return the node is Failed once its time is up.",
         "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is "
         "retried automatically.")
-    NODE_UNREACHABLE = ("NodeUnreachable", "Node", _LATER,
+    NODE_UNREACHABLE = (("NodeUnreachable", "Node", _LATER, "kubelet"),
         "The kubelet does not answer, so nobody knows whether the pods still run.",
         "Bring the node back, or delete the Node object if the machine is gone.")
-    NODE_NOT_READY = ("NodeNotReady", "Node", _LATER,
+    NODE_NOT_READY = (("NodeNotReady", "Node", _LATER, "kubelet"),
         "The node is not Ready, or its Node is being deleted; a change does not start on it and is not proven on it.",
         "Find out why with kubectl describe node.")
-    UNCORDONED_EXTERNALLY = ("UncordonedExternally", "Node", _LATER,
+    UNCORDONED_EXTERNALLY = (("UncordonedExternally", "Node", _LATER, "node"),
         "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
         "Nothing, if that was intended; the next attempt follows after a wait. gpusharing.dev/retry starts it at once.")
-    CORDON_RESTORED = ("CordonRestored", "Node", _SOON,
+    CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator"),
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
         "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
-    DRAIN_TIMEOUT = ("DrainTimeout", "Node", _LATER,
+    DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
         "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they went.",
         "Remove what blocked (see the message); the next attempt follows after a wait.")
-    JOBS_TIMEOUT = ("JobsTimeout", "Node", _LATER,
+    JOBS_TIMEOUT = (("JobsTimeout", "Node", _LATER, "pods"),
         "Pods that were to run to completion took longer than jobs.timeout or the timeout of their rule; the node was "
         "restored.",
         "Raise the timeout, set drain.jobs.onTimeout to Evict, or end the pods yourself; the next attempt follows "
         "later.")
-    GPU_STILL_BUSY = ("GPUStillBusy", "Node", _LATER,
+    GPU_STILL_BUSY = (("GPUStillBusy", "Node", _LATER, "GPUs"),
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
-    ROLLING_BACK = ("RollingBack", "Node", _LATER,
+    ROLLING_BACK = (("RollingBack", "Node", _LATER, "mig-manager"),
         "The change failed after the point of no return, and the node goes back to what was proven on it last "
         "(rollout.onFailure Rollback). It stays cordoned until that is proven again.",
         "Nothing; when it fails too, the node is held as Failed, and its message has the command for another try.")
-    DEFERRED = ("Deferred", "Node", _LATER,
+    DEFERRED = (("Deferred", "Node", _LATER, "node"),
         "An earlier attempt was given up before anything changed; the next one waits.",
         "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
-    BUDGET_FULL = ("BudgetFull", "Node", _LATER,
+    BUDGET_FULL = (("BudgetFull", "Node", _LATER, "policy"),
         "No further node may be unavailable: rollout.maxUnavailable or the operator-wide cap is reached, or the "
         "operator's own pod needs the last nodes.",
         "Wait, or raise the limit that the message names.")
-    WAITS_FOR_WAVE = ("WaitsForWave", "Node", _LATER,
+    WAITS_FOR_WAVE = (("WaitsForWave", "Node", _LATER, "policy"),
         "The node is proven, and waits to be given back together with the others that ran the same gang, so that no "
         "other pod takes the place of half a gang. It waits at most rollout.timeouts.verification.")
-    ABORT_REQUESTED = ("AbortRequested", "Node", _LATER,
+    ABORT_REQUESTED = (("AbortRequested", "Node", _LATER, "node"),
         "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the "
         "Node).",
         "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
-    CANARY_SOAK = ("CanarySoak", "Node", _LATER,
+    CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy"),
         "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the soak time.",
         "Wait for them.")
-    WINDOW_CLOSED = ("WindowClosed", "Node", _LATER,
+    WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy"),
         "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",
         "Wait until the time in the message, or change rollout.windows.")
-    ACTUATOR_BUSY = ("ActuatorBusy", "Node", _LATER,
+    ACTUATOR_BUSY = (("ActuatorBusy", "Node", _LATER, "mig-manager"),
         "mig-manager is still working on an earlier configuration, or is rebooting the node.")
-    DRIFTED = ("Drifted", "Node", _LATER,
+    DRIFTED = (("Drifted", "Node", _LATER, "node"),
         "The node is no longer as it was last proven; it is corrected once, as a normal change.")
-    CONFIG_PROPAGATING = ("ConfigPropagating", "Node", _SOON,
+    CONFIG_PROPAGATING = (("ConfigPropagating", "Node", _SOON, "kubelet"),
         "The ConfigMap was written a moment ago and may not have reached the node yet.")
-    ACTUATION_IN_PROGRESS = ("ActuationInProgress", "Node", _SOON,
+    ACTUATION_IN_PROGRESS = (("ActuationInProgress", "Node", _SOON, "mig-manager"),
         "The labels are written; mig-manager or the device plugin is applying them.")
-    OBSERVATION_PENDING = ("ObservationPending", "Node", _SOON,
+    OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent"),
         "The agent has not yet answered the latest request; older readings prove nothing. Or the operator has heard "
         "nothing of the cluster for more than 150 s.")
-    SETTLING = ("Settling", "Node", _SOON,
+    SETTLING = (("Settling", "Node", _SOON, "operator"),
         "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear; or its "
         "pods are listed once more before they count as gone.")
-    ADOPTABLE = ("Adoptable", "Node", _SOON,
+    ADOPTABLE = (("Adoptable", "Node", _SOON, "operator"),
         "The node is already as wanted; it is taken over without disruption.")
-    PRODUCT_SKIPPED = ("ProductSkipped", "Node", _DONE,
+    PRODUCT_SKIPPED = (("ProductSkipped", "Node", _DONE, ""),
         "The node's card is not in spec.products; the node is left alone.",
         "Add the product to spec.products if it belongs to the pool.")
-    UNOWNED = ("Unowned", "Node", _DONE,
+    UNOWNED = (("Unowned", "Node", _DONE, ""),
         "No policy selects the node; it keeps its present layout.")
-    SYNCED = ("Synced", "Node", _DONE,
+    SYNCED = (("Synced", "Node", _DONE, ""),
         "Everything is as wanted, and proven. Also the reason for Ready=True on a policy.")
 
     # --- Hardware: what is wanted does not suit the card
-    NO_GPU = ("NoGPU", "Hardware", _PERSON,
+    NO_GPU = (("NoGPU", "Hardware", _PERSON, "GPUs"),
         "The node has no NVIDIA GPU.",
         "Narrow the node selector, or check the driver if the node should have one.")
-    HARDWARE_UNKNOWN = ("HardwareUnknown", "Hardware", _PERSON,
+    HARDWARE_UNKNOWN = (("HardwareUnknown", "Hardware", _PERSON, "GPUs"),
         "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
         "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
-    NOT_MIG_CAPABLE = ("NotMigCapable", "Hardware", _PERSON,
+    NOT_MIG_CAPABLE = (("NotMigCapable", "Hardware", _PERSON, "policy"),
         "The policy asks for MIG, and the card does not support it.",
         "Narrow the node selector or name the cards in spec.products, or choose another mode.")
-    PROFILE_NOT_SUPPORTED = ("ProfileNotSupported", "Hardware", _PERSON,
+    PROFILE_NOT_SUPPORTED = (("ProfileNotSupported", "Hardware", _PERSON, "policy"),
         "The card does not offer a wanted MIG profile; the message lists what it offers.",
         "Use a profile that the card offers.")
-    LAYOUT_DOES_NOT_FIT = ("LayoutDoesNotFit", "Hardware", _PERSON,
+    LAYOUT_DOES_NOT_FIT = (("LayoutDoesNotFit", "Hardware", _PERSON, "policy"),
         "The card offers each profile, but they do not fit together; the message shows the nearest legal layout.",
         "Use the layout in the message or another one that fits.")
-    LAYOUT_INCOMPLETE = ("LayoutIncomplete", "Hardware", _PERSON,
+    LAYOUT_INCOMPLETE = (("LayoutIncomplete", "Hardware", _PERSON, "policy"),
         "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they are.",
         "Name every GPU index, or use devices: all.")
-    LAYOUT_TOO_MANY_GPUS = ("LayoutTooManyGPUs", "Hardware", _PERSON,
+    LAYOUT_TOO_MANY_GPUS = (("LayoutTooManyGPUs", "Hardware", _PERSON, "policy"),
         "spec.mig.layouts names a GPU index that the node does not have.",
         "Remove the index, or keep such nodes out of the pool.")
-    LAYOUT_NOT_UNIFORM = ("LayoutNotUniform", "Hardware", _PERSON,
+    LAYOUT_NOT_UNIFORM = (("LayoutNotUniform", "Hardware", _PERSON, "policy"),
         "Strategy single needs the same profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
-    LAYOUT_EMPTY = ("LayoutEmpty", "Hardware", _PERSON,
+    LAYOUT_EMPTY = (("LayoutEmpty", "Hardware", _PERSON, "policy"),
         "The configuration switches MIG on but creates no instance, so the GPU would serve nothing.",
         "Choose a configuration with instances, or mode Full.")
-    MPS_TOO_MANY_CLIENTS = ("MPSTooManyClients", "Hardware", _PERSON,
+    MPS_TOO_MANY_CLIENTS = (("MPSTooManyClients", "Hardware", _PERSON, "policy"),
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
         "Lower spec.mps.replicas.")
-    GPU_MISSING = ("GPUMissing", "Hardware", _PERSON,
+    GPU_MISSING = (("GPUMissing", "Hardware", _PERSON, "GPUs"),
         "NVML lists fewer GPUs than were proven on the node: one did not come back after a reboot, or was removed.",
         "Read dmesg on the node and repair it, or run the command in the message if the GPU is gone permanently.")
-    CARD_DIFFERS = ("CardDiffers", "Accepted", _DONE,
+    CARD_DIFFERS = (("CardDiffers", "Accepted", _DONE, ""),
         "The MIG profiles that the card reports differ from those in our table. What the card reports is used.",
         "Nothing on the cluster; report the message, so that the table can be corrected.")
-    PROFILES_FROM_TABLE = ("ProfilesFromTable", "Accepted", _DONE,
+    PROFILES_FROM_TABLE = (("ProfilesFromTable", "Accepted", _DONE, ""),
         "The driver lists no MIG profiles for the card, so those of our table are used (docs/reference/gpus.md).",
         "Nothing, unless a layout is refused that should fit: then update the driver.")
-    FORCE_DELETE_OFF = ("ForceDeleteOff", "Accepted", _DONE,
+    FORCE_DELETE_OFF = (("ForceDeleteOff", "Accepted", _DONE, ""),
         "The policy says drain.onTimeout ForceDelete, but the operator may not delete pods. It acts as Abort: at "
         "drain.timeout the node is restored, and nothing is deleted.",
         "Run the command in the message if pods may be deleted at the end of a drain, or set drain.onTimeout to Abort.")
-    MIG_MODE_PENDING = ("MigModePending", "Hardware", _PERSON,
+    MIG_MODE_PENDING = (("MigModePending", "Hardware", _PERSON, "GPUs"),
         "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
         "Reset the GPU or reboot the node.")
-    COMPUTE_MODE = ("ComputeMode", "Hardware", _PERSON,
+    COMPUTE_MODE = (("ComputeMode", "Hardware", _PERSON, "GPUs"),
         "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
         "Run nvidia-smi -i INDEX -c 0 on the node.")
 
     # --- Health: GPUUnhealthy on the node, the others on the GPUNode condition Healthy (planning/gpus/health.py)
-    GPU_UNHEALTHY = ("GPUUnhealthy", "Health", _PERSON,
+    GPU_UNHEALTHY = (("GPUUnhealthy", "Health", _PERSON, "GPUs"),
         "A GPU of the node is not healthy; the node is not reconfigured. Its pods are left alone.",
         "Do what the message says; the change starts automatically when the GPU is healthy again.")
-    GPU_LOST = ("GPULost", "Health", _PERSON,
+    GPU_LOST = (("GPULost", "Health", _PERSON, "GPUs"),
         "A GPU fell off the bus (NVML: GPU is lost).", "Drain and reboot the node.")
-    GPU_UNREADABLE = ("GPUUnreadable", "Health", _PERSON,
+    GPU_UNREADABLE = (("GPUUnreadable", "Health", _PERSON, "GPUs"),
         "NVML returns an error for one GPU (about its power or its interrupt, for example); the others are read.",
         "Read dmesg on the node and repair it, then reboot.")
-    GPU_RESET_REQUIRED = ("GPUResetRequired", "Health", _PERSON,
+    GPU_RESET_REQUIRED = (("GPUResetRequired", "Health", _PERSON, "GPUs"),
         "NVML refuses a GPU until it is reset.", "Drain the node, then reset the GPU or reboot.")
-    ROW_REMAP_FAILED = ("RowRemapFailed", "Health", _PERSON,
+    ROW_REMAP_FAILED = (("RowRemapFailed", "Health", _PERSON, "GPUs"),
         "A memory row could not be remapped.", "Replace the card.")
-    RECOVERY_NEEDED = ("RecoveryNeeded", "Health", _PERSON,
+    RECOVERY_NEEDED = (("RecoveryNeeded", "Health", _PERSON, "GPUs"),
         "The driver names a recovery action for a GPU (NVML field 230).", "Do what the message says.")
-    ROW_REMAP_PENDING = ("RowRemapPending", "Health", _PERSON,
+    ROW_REMAP_PENDING = (("RowRemapPending", "Health", _PERSON, "GPUs"),
         "A remapped memory row waits for a GPU reset.", "Drain the node, then reset the GPU or reboot.")
-    XID_SEEN = ("XIDSeen", "Health", _PERSON,
+    XID_SEEN = (("XIDSeen", "Health", _PERSON, "GPUs"),
         "The agent heard a critical XID, and the driver is too old (before R565) to say what to do about it.",
         "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
-    ECC_UNCORRECTED = ("ECCUncorrected", "Health", _PERSON,
+    ECC_UNCORRECTED = (("ECCUncorrected", "Health", _PERSON, "GPUs"),
         "Uncorrected ECC errors since the driver was loaded.", "Drain the node, then reset the GPU or reboot.")
-    NO_TROUBLE = ("NoTrouble", "Health", _DONE, "NVML reports nothing that makes a GPU of the node unhealthy.")
+    NO_TROUBLE = (("NoTrouble", "Health", _DONE, ""), "NVML reports nothing that makes a GPU of the node unhealthy.")
 
     # --- Proof: what does not agree yet after a change, or no longer does
-    OPERANDS_PAUSED = ("OperandsPaused", "Proof", _LATER,
+    OPERANDS_PAUSED = (("OperandsPaused", "Proof", _LATER, "mig-manager"),
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
         "Usually cured by the restart of mig-manager, which follows automatically.")
-    MPS_NOT_RUNNING = ("MPSNotRunning", "Proof", _LATER,
+    MPS_NOT_RUNNING = (("MPSNotRunning", "Proof", _LATER, "mps-control-daemon"),
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
         "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
-    LAYOUT_MISMATCH = ("LayoutMismatch", "Proof", _LATER,
+    LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs"),
         "According to the agent, the GPUs are not divided as wanted.")
-    ALLOCATABLE_MISMATCH = ("AllocatableMismatch", "Proof", _LATER,
+    ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin"),
         "The node does not offer the resource names and counts that the mode predicts.",
         "If it lasts, read the log of the device plugin on the node. A plugin that read its configuration "
         "while somebody was editing it reads it again when its pod is deleted.")
-    LABEL_MISMATCH = ("LabelMismatch", "Proof", _LATER,
+    LABEL_MISMATCH = (("LabelMismatch", "Proof", _LATER, "gpu-feature-discovery"),
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
         "If it lasts, read the log of gpu-feature-discovery on the node.")
 
     # --- Drain: why a pod does not leave; if one is known before the cordon, the node is not cordoned
-    PDB_CONFLICT = ("PDBConflict", "Drain", _PERSON,
+    PDB_CONFLICT = (("PDBConflict", "Drain", _PERSON, "pods"),
         "Two PodDisruptionBudgets select the pod; the API server refuses every eviction of such a pod.",
         "Change the selectors so that one PodDisruptionBudget selects the pod.")
-    PDB_NEVER_ALLOWS = ("PDBNeverAllows", "Drain", _PERSON,
+    PDB_NEVER_ALLOWS = (("PDBNeverAllows", "Drain", _PERSON, "pods"),
         "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
         "Scale the workload up, or set its maxUnavailable to at least 1.")
-    UNMANAGED = ("Unmanaged", "Drain", _PERSON,
+    UNMANAGED = (("Unmanaged", "Drain", _PERSON, "pods"),
         "The pod has no controller that would start it elsewhere.",
         "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
-    GPU_DAEMON_SET = ("GPUDaemonSet", "Drain", _PERSON,
+    GPU_DAEMON_SET = (("GPUDaemonSet", "Drain", _PERSON, "pods"),
         "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
         'Give the DaemonSet the node selector nvidia.com/gpu.deploy.client: "true", or keep it off the '
         "node.")
-    STATIC_GPU_POD = ("StaticGPUPod", "Drain", _PERSON,
+    STATIC_GPU_POD = (("StaticGPUPod", "Drain", _PERSON, "pods"),
         "A static pod holds a GPU; deleting it through the API does not stop it.",
         "Remove its manifest from the node.")
-    DRA_CLAIM = ("DRAClaim", "Drain", _PERSON,
+    DRA_CLAIM = (("DRAClaim", "Drain", _PERSON, "pods"),
         "The pod holds a GPU through a ResourceClaim of driver gpu.nvidia.com, or through one that cannot "
         "be read. Such GPUs are managed by the DRA driver.",
         "Use this operator on nodes that serve GPUs through the device plugin.")
-    PROTECTED_NAMESPACE = ("ProtectedNamespace", "Drain", _PERSON,
+    PROTECTED_NAMESPACE = (("ProtectedNamespace", "Drain", _PERSON, "pods"),
         "The pod's namespace is one in which nothing is evicted (value operator.protectedNamespaces).",
         "Delete or move the pod yourself, or take its namespace out of operator.protectedNamespaces.")
-    OWN_POD = ("OwnPod", "Drain", _PERSON,
+    OWN_POD = (("OwnPod", "Drain", _PERSON, "pods"),
         "The operator itself runs on the node, and all pods have to leave; it never evicts itself.",
         "Give the operator a node outside the pool: set operator.nodeSelector or operator.affinity.")
-    TOLERATES_CORDON = ("ToleratesCordon", "Drain", _PERSON,
+    TOLERATES_CORDON = (("ToleratesCordon", "Drain", _PERSON, "pods"),
         "The pod tolerates the cordon, or its template names this node, and its controller starts it again here, so "
         "evictions would never end.",
         "Remove the toleration of node.kubernetes.io/unschedulable, or spec.nodeName, from its controller, or scale "
         "the controller down.")
-    RULE_BLOCKS = ("RuleBlocks", "Drain", _PERSON,
+    RULE_BLOCKS = (("RuleBlocks", "Drain", _PERSON, "pods"),
         "A rule of the policy (drain.rules, behavior Block) keeps the pod; the message says which.",
         "Wait until the pod is gone, move it yourself, or change the rule.")
-    NAMESPACE_UNREADABLE = ("NamespaceUnreadable", "Drain", _PERSON,
+    NAMESPACE_UNREADABLE = (("NamespaceUnreadable", "Drain", _PERSON, "pods"),
         "A rule of the policy needs labels of the pod's namespace, which cannot be read; the node is left alone.",
         "Grant the operator get on namespaces (its chart does), or take namespaceSelector out of the rule.")
-    LOCAL_STORAGE = ("LocalStorage", "Drain", _PERSON,
+    LOCAL_STORAGE = (("LocalStorage", "Drain", _PERSON, "pods"),
         "The pod keeps files in an emptyDir on the node's disk, which it would lose, and drain.localStorage is Block.",
         "Save what the pod needs and delete it yourself, or set drain.localStorage to Evict.")
-    STRANDED_PODS = ("StrandedPods", "Drain", _PERSON,
+    STRANDED_PODS = (("StrandedPods", "Drain", _PERSON, "pods"),
         "When all planned changes are done, the pod could not start again: no node would offer its resource name, too "
         "few devices of it would remain, or the change rewrites a node label that the pod requires.",
         "Change the pod's request, let its node affinity accept the old and the new value of the label (operator In), "
         "keep the devices elsewhere, or set drain.strandedPods to Allow.")
-    DRAIN_HELD = ("DrainHeld", "Drain", _PERSON,
+    DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods"),
         "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
         "goes on.",
         "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
-    FORCE_DELETE_FAILED = ("ForceDeleteFailed", "Drain", _PERSON,
+    FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver"),
         "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are "
         "in the message. The operator tries again for as long as the pod's grace period can still end with the drain.",
         "Check the message: a webhook or an admission policy may refuse it.")
-    TERMINATING_STUCK = ("TerminatingStuck", "Drain", _PERSON,
+    TERMINATING_STUCK = (("TerminatingStuck", "Drain", _PERSON, "pods"),
         "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
         "Find out what should remove the finalizers in the message, or why the kubelet cannot end the container.")
-    FORBIDDEN = ("Forbidden", "Drain", _PERSON,
+    FORBIDDEN = (("Forbidden", "Drain", _PERSON, "kube-apiserver"),
         "The API server does not let us evict the pod.",
         "Grant the right that the message names, or remove the policy that refuses.")
-    LIST_FAILED = ("ListFailed", "Drain", _PERSON,
+    LIST_FAILED = (("ListFailed", "Drain", _PERSON, "kube-apiserver"),
         "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
         "Check the message; the next pass tries again.")
-    EVICTION_ERROR = ("EvictionError", "Drain", _PERSON,
+    EVICTION_ERROR = (("EvictionError", "Drain", _PERSON, "kube-apiserver"),
         "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
         "keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's message.")
-    DO_NOT_DISRUPT = ("DoNotDisrupt", "Drain", _LATER,
+    DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
         "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
         "is not cordoned meanwhile.",
         "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
-    JOBS_RUNNING = ("JobsRunning", "Drain", _LATER,
+    JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods"),
         "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "
         "WaitCompleted. Until then no pod of their order is evicted.",
         "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
-    PDB = ("PDB", "Drain", _LATER,
+    PDB = (("PDB", "Drain", _LATER, "pods"),
         "The PodDisruptionBudget allows no disruption at the moment.",
         "Bring the unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise "
         "maxUnavailable.")
-    PDB_NOT_OBSERVED = ("PDBNotObserved", "Drain", _LATER,
+    PDB_NOT_OBSERVED = (("PDBNotObserved", "Drain", _LATER, "pods"),
         "The PodDisruptionBudget changed and its controller has not processed that yet; shown after 60 s.",
         "If it lasts, check kube-controller-manager.")
-    GRACE_TOO_LONG = ("GraceTooLong", "Drain", _LATER,
+    GRACE_TOO_LONG = (("GraceTooLong", "Drain", _LATER, "pods"),
         "A PodDisruptionBudget refuses the eviction of the pod, and drain.onTimeout ForceDelete cannot help: its grace "
         "period plus 10 s (in a short drain: a quarter of it) is not shorter than drain.timeout.",
         "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or make room in its "
         "PodDisruptionBudget.")
-    NAMESPACE_TERMINATING = ("NamespaceTerminating", "Drain", _LATER,
+    NAMESPACE_TERMINATING = (("NamespaceTerminating", "Drain", _LATER, "pods"),
         "The pod's namespace is being deleted; the pod goes with it.",
         "If it lasts, find out what keeps the namespace from being removed.")
-    FORCE_DELETE = ("ForceDelete", "Drain", _SOON,
+    FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods"),
         "The time of the drain is nearly over, the pod's eviction is still refused, and drain.onTimeout is "
         "ForceDelete: the pod is deleted, with its own grace period, despite its PodDisruptionBudgets.")
-    THROTTLED = ("Throttled", "Drain", _SOON,
+    THROTTLED = (("Throttled", "Drain", _SOON, "kube-apiserver"),
         "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
-    PODS_LEAVING = ("PodsLeaving", "Drain", _SOON,
+    PODS_LEAVING = (("PodsLeaving", "Drain", _SOON, "pods"),
         "Nothing blocks; terminating pods are using their grace period.")
-    EVICTED = ("Evicted", "Drain", _SOON,
+    EVICTED = (("Evicted", "Drain", _SOON, "pods"),
         "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
 
     # --- Accepted: whether the policy can be carried out at all
-    INVALID_SPEC = ("InvalidSpec", "Accepted", _PERSON,
+    INVALID_SPEC = (("InvalidSpec", "Accepted", _PERSON, "policy"),
         "A field of the policy is wrong on every cluster; the message names it.",
         "Correct the field.")
-    POLICY_NOT_JUDGED = ("PolicyNotJudged", "Accepted", _PERSON,
+    POLICY_NOT_JUDGED = (("PolicyNotJudged", "Accepted", _PERSON, "ClusterPolicy"),
         "Something in this policy made the planner fail. Its nodes are left exactly as they are; other policies go on.",
         "Report the message: it is a bug in this operator. Undoing the last edit of the policy may help.")
-    UNSUPPORTED_STACK = ("UnsupportedStack", "Accepted", _PERSON,
+    UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
         "Use this operator with the device plugin of the GPU Operator.")
-    CLUSTER_POLICY_MISSING = ("ClusterPolicyMissing", "Accepted", _PERSON,
+    CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
         "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
-    SEVERAL_CLUSTER_POLICIES = ("SeveralClusterPolicies", "Accepted", _PERSON,
+    SEVERAL_CLUSTER_POLICIES = (("SeveralClusterPolicies", "Accepted", _PERSON, "ClusterPolicy"),
         "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
         "Remove the one that you do not want; the message names them.")
-    PLUGIN_CONFIG_NOT_OURS = ("PluginConfigNotOurs", "Accepted", _PERSON,
+    PLUGIN_CONFIG_NOT_OURS = (("PluginConfigNotOurs", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy devicePlugin.config.name does not name our ConfigMap, or NVIDIA runs in another namespace.",
         "Run the command in the message once, or set the chart value that it names.")
-    CONFIG_MAP_TAKEN = ("ConfigMapTaken", "Accepted", _PERSON,
+    CONFIG_MAP_TAKEN = (("ConfigMapTaken", "Accepted", _PERSON, "ConfigMap"),
         "A ConfigMap with the name of one of ours holds entries that the operator did not make; nothing is written.",
         "Run one of the commands in the message: hand the ConfigMap over, or remove it.")
-    PLUGIN_DISABLED = ("PluginDisabled", "Accepted", _PERSON,
+    PLUGIN_DISABLED = (("PluginDisabled", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy devicePlugin.enabled is false: nothing would serve the GPUs after a change. No node is drained.",
         "Run the command in the message once. Where another device plugin serves the GPUs on purpose, delete the "
         "policy.")
-    FEATURE_DISCOVERY_DISABLED = ("FeatureDiscoveryDisabled", "Accepted", _PERSON,
+    FEATURE_DISCOVERY_DISABLED = (("FeatureDiscoveryDisabled", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy gfd.enabled is false: without those labels no change could be proven. No node is drained.",
         "Run the command in the message once.")
-    MIG_MANAGER_DISABLED = ("MigManagerDisabled", "Accepted", _PERSON,
+    MIG_MANAGER_DISABLED = (("MigManagerDisabled", "Accepted", _PERSON, "ClusterPolicy"),
         "The policy wants MIG, but ClusterPolicy migManager.enabled is false: nothing would act on our label.",
         "Run the command in the message once.")
-    MIG_MANAGER_MISSING = ("MigManagerMissing", "Accepted", _PERSON,
+    MIG_MANAGER_MISSING = (("MigManagerMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "The policy wants MIG, but NVIDIA's device-plugin chart without the GPU Operator has no mig-manager.",
         "Install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS.")
-    FEATURE_DISCOVERY_MISSING = ("FeatureDiscoveryMissing", "Accepted", _PERSON,
+    FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
         "Run the command in the message once.")
-    DRIVER_DISABLED = ("DriverDisabled", "Accepted", _PERSON,
+    DRIVER_DISABLED = (("DriverDisabled", "Accepted", _PERSON, "ClusterPolicy"),
         "The agent finds no NVIDIA driver on a node without GPUs to offer, and ClusterPolicy driver.enabled is false. "
         "That alone is normal where hosts bring the driver.",
         "Install the driver on the host, or, if no host is to bring its own, run the command in the message.")
-    TOOLKIT_DISABLED = ("ToolkitDisabled", "Accepted", _PERSON,
+    TOOLKIT_DISABLED = (("ToolkitDisabled", "Accepted", _PERSON, "ClusterPolicy"),
         "A node without GPUs to offer has a container runtime that does not know NVIDIA's, and ClusterPolicy "
         "toolkit.enabled is false. That alone is normal where hosts bring the NVIDIA Container Toolkit.",
         "Install it on the host, or, if no host is to bring its own, run the command in the message.")
-    MIG_STRATEGY_SET = ("MigStrategySet", "Accepted", _PERSON,
+    MIG_STRATEGY_SET = (("MigStrategySet", "Accepted", _PERSON, "ClusterPolicy"),
         "ClusterPolicy mig.strategy is set for the whole cluster and would override the policy.",
         "Run the command in the message once.")
-    LAYOUTS_NEED_CONFIG_MAP = ("LayoutsNeedConfigMap", "Accepted", _PERSON,
+    LAYOUTS_NEED_CONFIG_MAP = (("LayoutsNeedConfigMap", "Accepted", _PERSON, "ClusterPolicy"),
         "spec.mig.layouts needs ClusterPolicy migManager.config.name to name our ConfigMap.",
         "Run the command in the message once, or use a named configuration in spec.mig.config.")
-    CONFIG_UNKNOWN = ("ConfigUnknown", "Accepted", _PERSON,
+    CONFIG_UNKNOWN = (("ConfigUnknown", "Accepted", _PERSON, "policy"),
         "No mig-parted configuration of this name exists for the card; the message lists those that do.",
         "Use one of the names listed, or spec.mig.layouts.")
-    PLUGIN_TOO_OLD = ("PluginTooOld", "Accepted", _PERSON,
+    PLUGIN_TOO_OLD = (("PluginTooOld", "Accepted", _PERSON, "device-plugin"),
         "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
         "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
-    MIG_MANAGER_TOO_OLD = ("MigManagerTooOld", "Accepted", _PERSON,
+    MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager"),
         "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail.",
         "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
-    NO_NODES = ("NoNodes", "Accepted", _LATER,
+    NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),
         "The node selector selects no node.",
         "Label the nodes of the pool or correct spec.nodeSelector.")
-    VALID = ("Valid", "Accepted", _DONE,
+    VALID = (("Valid", "Accepted", _DONE, ""),
         "The policy can be carried out on every node that it owns.")
 
     # --- Ready and Reconciling
-    NOT_ACCEPTED = ("NotAccepted", "Ready", _PERSON,
+    NOT_ACCEPTED = (("NotAccepted", "Ready", _PERSON, "policy"),
         "The policy cannot be carried out; the condition Accepted says why.",
         "Correct what the condition Accepted names.")
-    ROLLOUT_IN_PROGRESS = ("RolloutInProgress", "Ready", _SOON,
+    ROLLOUT_IN_PROGRESS = (("RolloutInProgress", "Ready", _SOON, "operator"),
         "Nodes are being changed, or wait for their turn.")
-    DELETING = ("Deleting", "Ready", _SOON,
+    DELETING = (("Deleting", "Ready", _SOON, "policy"),
         "The policy is being deleted or is gone; nodes in flight are brought to a safe end first.",
         "Annotation gpusharing.dev/force-release=true lets it go at once and keeps every cordon.")
 
     # --- Stalled: no progress without a person
-    NODES_FAILED = ("NodesFailed", "Stalled", _PERSON,
+    NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
         "Nodes failed past the point of no return; they stay cordoned and keep their slots.",
         "See status.failures; set gpusharing.dev/retry on the Node when the cause is gone.")
-    BLOCKED = ("Blocked", "Stalled", _PERSON,
+    BLOCKED = (("Blocked", "Stalled", _PERSON, "node"),
         "Every node that is left to change is blocked; kubectl get gpunodes shows by what.",
         "Remove what blocks.")
-    NO_PROGRESS = ("NoProgress", "Stalled", _PERSON,
+    NO_PROGRESS = (("NoProgress", "Stalled", _PERSON, "operator"),
         "The planner looks at the pods of nodes that might start in pass after pass, and starts none.",
         "Report the bug, with the output of kubectl gpusharing bundle. Deleting the operator's pod, or a greater "
         "rollout.maxUnavailable, may let the rollout go on.")
-    PROGRESSING = ("Progressing", "Stalled", _DONE,
+    PROGRESSING = (("Progressing", "Stalled", _DONE, "operator"),
         "Nothing needs a person.")
 
     # fmt: on
