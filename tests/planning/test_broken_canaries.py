@@ -26,7 +26,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.canary import LAPSES, find_canary, wait_for_canaries
-from gpusharing.planning.pools.holds import find_hold, phase_of
+from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.report.waits import PERSON, until_when, who_keeps
 from gpusharing.planning.transition.members import Member
@@ -75,7 +75,7 @@ def test_the_others_do_not_start_while_a_canary(canary: Member, why: str, second
         " it does, or is taken out of the pool, or the policy is edited",
         keeper="node/n9",
     )
-    assert phase_of(hold) is Phase.BLOCKED
+    assert hold.reason.waiting_phase is Phase.BLOCKED
 
 
 OTHERS: dict[str, tuple[Member, bool]] = {

@@ -14,7 +14,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.policy import Cost
 from gpusharing.api.rollout import Canary, Rollout
 from gpusharing.planning.pools.canary import find_canary, find_note
-from gpusharing.planning.pools.holds import HOLDS, find_hold, phase_of
+from gpusharing.planning.pools.holds import HOLDS, find_hold
 from gpusharing.planning.pools.hours import ALWAYS
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.pooled import Pooled
@@ -188,7 +188,7 @@ def test_a_canary_larger_than_the_pool_freezes_it_and_names_object_value_and_an_
         "policy pool-b: spec.rollout.canary.nodes is 7 and the pool has 5 nodes, so no node in service starts. Set it"
         " to 5 or fewer, for example canary: {nodes: 1, soak: 10m}",
     )
-    assert phase_of(hold) is Phase.BLOCKED
+    assert hold.reason.waiting_phase is Phase.BLOCKED
     assert find_note(whole) == hold.message
     assert find_hold(pooled(canary=LARGE)) is None, "of an empty pool there is nothing to say"
     assert find_note(pooled(canary=LARGE)) == ""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpusharing.planning.vocabulary.reasonkinds import Passes
+from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
 from gpusharing.planning.vocabulary.reasons import Reason, most_urgent, priority, reason_of
 
 
@@ -19,6 +19,19 @@ def test_a_reason_is_one_word_with_sentences(reason: Reason) -> None:
 
 def test_whatever_waits_for_a_person_says_what_to_do() -> None:
     assert [r for r in Reason if r.passes is Passes.BY_A_PERSON and not r.remedy] == []
+
+
+def test_a_card_that_does_not_suit_the_policy_is_unsupported_and_a_node_in_a_bad_state_is_not() -> None:
+    supported = {r for r in Reason if r.group == "Hardware" and Mark.UNSUPPORTED not in r.marks}
+    assert supported == {Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING}
+
+
+def test_no_mark_of_a_reason_contradicts_another() -> None:
+    marks = {reason: reason.marks for reason in Reason}
+    assert [r for r in marks if {Mark.RETRIED, Mark.NOT_RETRIED} <= marks[r]] == []
+    assert [r for r in marks if {Mark.FORCIBLE, Mark.DENIED} <= marks[r]] == []
+    assert [r for r in marks if Mark.DENIED in marks[r] and Mark.ANSWER not in marks[r]] == []
+    assert [r for r in marks if Mark.STALLS in marks[r] and r.passes is not Passes.BY_A_PERSON] == []
 
 
 def test_a_person_comes_first_then_what_lasts_longest() -> None:

@@ -42,7 +42,8 @@ from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import owed_for, was_rolled_back
 from gpusharing.planning.transition.gates import find_gate
 from gpusharing.planning.transition.verdict import FencedCase
-from gpusharing.planning.transition.wayback import KNOWN, find_way_back
+from gpusharing.planning.transition.wayback import find_way_back
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.lastproven import find_last_proven
@@ -221,7 +222,7 @@ def test_only_a_node_that_was_turned_back_is_on_its_way_back() -> None:
     ],
 )
 def test_what_says_that_nobody_knows_turns_nothing_back(reason: Reason) -> None:
-    assert reason not in KNOWN
+    assert Mark.TURNS_BACK not in reason.marks
 
 
 def held(case: FencedCase) -> str:

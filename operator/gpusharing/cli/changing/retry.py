@@ -15,15 +15,11 @@ from gpusharing.kube.client import GPUNODES, JSON, NODES
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.fence import parse_fence
 from gpusharing.kube.raw import section, text, texts
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 
-WAIT_FOR_RETRY = frozenset(
-    {Reason.DEFERRED, Reason.NEEDS_ATTENTION, Reason.ROLLED_BACK, Reason.DRIFTED, Reason.DRIFT_RETURNED}
-)
-"""What a new value of the annotation ends at once (planning/transition/attempts.py, planning/transition/gates.py)."""
-NOT_RETRIED = {str(one): one.remedy for one in (Reason.ORPHAN_FENCE, Reason.FENCE_UNREADABLE)}
-"""Held until a person has looked at the fence itself, whatever else is asked (planning/transition/after.py,
-judge.py)."""
+_RETRIED = frozenset(reason for reason in Reason if Mark.RETRIED in reason.marks)
+_NOT_RETRIED = {str(reason): reason.remedy for reason in Reason if Mark.NOT_RETRIED in reason.marks}
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -38,15 +34,15 @@ def find(node: JSON, wish: SteeringWish) -> Change:
         "the node is tried again, by the rules of its policy: it is proven idle first, which may evict pods"
     )
     seen = wish.stands
-    if seen is not None and (remedy := NOT_RETRIED.get(seen.reason)) is not None:
+    if seen is not None and (remedy := _NOT_RETRIED.get(seen.reason)) is not None:
         raise Trouble(
             f"there is nothing to try again on {name}: it is {seen.phase} ({seen.reason}). {remedy}"
         )
     if seen is not None and (phase := known_phase(seen.phase)) is not None and not _goes_back(node):
         stands = f"{phase} ({seen.reason})"
-        if phase not in (Phase.FAILED, Phase.BLOCKED) and seen.reason not in WAIT_FOR_RETRY:
+        if phase not in (Phase.FAILED, Phase.BLOCKED) and seen.reason not in _RETRIED:
             raise Trouble(f"there is nothing to try again on {name}: it is {stands}{_instead(seen)}")
-        if phase is Phase.BLOCKED and seen.reason not in WAIT_FOR_RETRY:
+        if phase is Phase.BLOCKED and seen.reason not in _RETRIED:
             means += f"; it is {stands}, and begins when that is over"
     return Change(NODES, name, annotation(names.ANNOTATION_RETRY, value), means, moves=True)
 

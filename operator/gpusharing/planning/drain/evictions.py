@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from gpusharing.planning.snapshot.podviews import EvictionMemory
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 
 FIRST_WAIT = 5.0
@@ -25,19 +26,6 @@ EVICTIONS_PER_SECOND = 5
 PACE = timedelta(seconds=MAX_EVICTIONS / EVICTIONS_PER_SECOND)
 QUIET_WAIT = 60.0
 """Seconds for which a budget that its controller has not worked out yet is not shown as a blocker (E6)."""
-
-_SLOW = frozenset({Reason.FORBIDDEN, Reason.INTERNAL_ERROR})
-REMEMBERED = _SLOW | {
-    Reason.PDB,
-    Reason.THROTTLED,
-    Reason.EVICTION_ERROR,
-    Reason.NAMESPACE_TERMINATING,
-    Reason.EVICTED,
-    Reason.PODS_LEAVING,
-    Reason.FORCE_DELETE,
-    Reason.FORCE_DELETE_FAILED,
-}
-"""The answers worth remembering. A lost connection is not one: the next LIST shows what happened."""
 
 
 def remember(
@@ -65,7 +53,7 @@ def remember(
     come back in step.
     Raises ValueError for a reason that is no such answer.
     """
-    if answer not in REMEMBERED:
+    if Mark.ANSWER not in answer.marks:
         raise ValueError(f"{answer} is not an answer to an eviction")
     reason = Reason.PDB_NOT_OBSERVED if answer is Reason.PDB and retry_after is not None else answer
     again = memory is not None and memory.reason == reason
@@ -119,7 +107,7 @@ def _wait(reason: Reason, tries: int, jitter: float, retry_after: float | None, 
         return 0.0  # the LIST decides, not the clock
     if retry_after is not None:
         return min(max(retry_after, 1.0), SLOW_WAIT)
-    if reason in _SLOW:
+    if Mark.DENIED in reason.marks:
         return SLOW_WAIT
     full = min(LONGEST_WAIT, first_wait * 2.0 ** min(tries - 1, 10))
     return max(first_wait, full * (1 - jitter / 4))

@@ -13,12 +13,9 @@ from gpusharing.planning.drain.evictions import is_seen
 from gpusharing.planning.drain.standing import STUCK_AFTER, Standing, Standings, asks_for_force, stuck_from
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 
-_REFUSED = frozenset({Reason.PDB, Reason.PDB_NOT_OBSERVED, Reason.EVICTION_ERROR, Reason.FORCE_DELETE_FAILED})
-"""Answers after which a DELETE may follow: a budget refused, or the server could not say."""
-_NOT_OURS = frozenset({Reason.FORBIDDEN, Reason.INTERNAL_ERROR})
-"""Answers that no DELETE overrides: a right is missing, or somebody's admission refuses."""
 SLACK = timedelta(seconds=10)
 """Added to the grace period, for the next pass to come and for a DELETE that fails at first; a quarter of a short
 drain."""
@@ -118,14 +115,14 @@ def _is_refused(one: Standing, found: Standings, now: datetime) -> bool:
         return False  # it may be leaving already
     if one.answer is Reason.FORCE_DELETE_FAILED:
         return one.memory.next_try <= now
-    return one.answer in _REFUSED or (one.conflicts and one.memory.next_try <= now)
+    return Mark.FORCIBLE in one.marks or (one.conflicts and one.memory.next_try <= now)
 
 
 def _is_unasked(one: Standing, now: datetime) -> bool:
     """The pod was not evicted yet, or the answer said nothing about it (E7) and had no effect since (E2, E3, E12)."""
     if one.memory is None:
         return True
-    return one.answer not in _REFUSED and one.memory.next_try <= now
+    return Mark.FORCIBLE not in one.marks and one.memory.next_try <= now
 
 
 def _is_stale(one: Standing, found: Standings, end: datetime) -> bool:
@@ -145,7 +142,9 @@ def _in_vain(found: Standings, end: datetime, now: datetime) -> bool:
     """Some pod stays whatever is deleted, so the change will be given up, and no pod should be deleted for it."""
     if found.silent or found.blocked or any(one.kept for one in found.staying):
         return True
-    if any(one.waits or one.answer in _NOT_OURS or _moment(one, found, end) is None for one in found.staying):
+    if any(
+        one.waits or Mark.DENIED in one.marks or _moment(one, found, end) is None for one in found.staying
+    ):
         return True
     return any(_stays(one, end, now) for one in found.leaving) or any(
         _is_too_late(one, end, now) for one in found.staying

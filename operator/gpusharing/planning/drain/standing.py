@@ -25,6 +25,7 @@ from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason, reason_of
 from gpusharing.planning.vocabulary.values import value
 
@@ -68,6 +69,11 @@ class Standing:
     def budget(self) -> PdbView | None:
         """The one budget that decides about the eviction; None: no budget does, or several conflict."""
         return self.budgets[0] if len(self.budgets) == 1 else None
+
+    @property
+    def marks(self) -> frozenset[Mark]:
+        """The marks of the answer; empty without an answer."""
+        return frozenset() if self.answer is None else self.answer.marks
 
     @property
     def conflicts(self) -> bool:

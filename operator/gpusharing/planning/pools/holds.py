@@ -16,7 +16,6 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import failed_in
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
@@ -114,13 +113,3 @@ def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Findin
         if found := hold.find(pooled):
             return Finding.of(found, hold.reason)
     return None
-
-
-_BY_THE_AUTHOR = frozenset({Reason.FROZEN, Reason.APPROVAL_NEEDED})
-"""The author of the policy wants these, so they are not trouble."""
-
-
-def phase_of(hold: Finding) -> Phase:
-    """The phase of nodes that wait for it: Blocked only if a person has to correct something."""
-    wrong = hold.reason.passes is Passes.BY_A_PERSON and hold.reason not in _BY_THE_AUTHOR
-    return Phase.BLOCKED if wrong else Phase.PENDING

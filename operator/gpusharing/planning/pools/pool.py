@@ -24,7 +24,7 @@ from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.canary import find_canary, is_proven, wait_for_canaries
 from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
-from gpusharing.planning.pools.holds import find_hold, phase_of
+from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
 from gpusharing.planning.pools.ledger import Ledger
@@ -266,7 +266,7 @@ def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: Abstract
 
 def _held(pool: Pool, hold: Finding) -> Selection:
     """Return that no candidate of the pool starts because of `hold`, and that their pods are not listed."""
-    phase, wake = phase_of(hold), hold.until
+    phase, wake = hold.reason.waiting_phase, hold.until
     verdicts = {
         case.node.name: replace(
             case.verdict(phase, hold.reason, hold.message, wake=wake), deadline=wake

@@ -11,6 +11,7 @@ from gpusharing.planning.stack.pointers import VALUE
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
 from gpusharing.planning.vocabulary.lengths import counted, cut
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
@@ -53,7 +54,7 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
         told.append(Event("Warning", "PodsForceDeleted", note))
     if after.attempt > max(before.attempt, 1) and after.phase.in_flight:
         told.append(Event("Warning", "ActuatorRestarted", f"{after.node}: {before.message}"))
-    if entered is None and after.reason is not before.reason and after.reason in _WORTH_TELLING:
+    if entered is None and after.reason is not before.reason and Mark.EVENT in after.reason.marks:
         told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
     if _turns_back(after) and not _turns_back(before):
         told.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
@@ -84,32 +85,15 @@ def pointers_event(action: SetPointers) -> Event:
     return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
 
 
-_WORTH_TELLING = frozenset(
-    {
-        Reason.CALL_FAILED,
-        Reason.DRIFTED,
-        Reason.DRIFT_RETURNED,
-        Reason.ORPHAN_FENCE,
-        Reason.FENCE_UNREADABLE,
-        Reason.GPU_STILL_BUSY,
-        Reason.CORDON_KEPT,
-        Reason.CORDON_RESTORED,
-        Reason.DRAIN_HELD,
-        Reason.ROLLED_BACK,
-    }
-)
-
-
 _PAST_RETURN = frozenset(
     {Phase.RECONFIGURING, Phase.VERIFYING, Phase.UNCORDONING, Phase.SYNCED, Phase.FAILED}
 )
-_REPORTED_APART = frozenset({Reason.CORDON_RESTORED, Reason.ROLLING_BACK})
 
 
 def _begun(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event that a node has passed its point of no return; None if it has not, or if that was reported. A
     planned or refused write does not count: only the next pass shows that it was made."""
-    if _plans_return(after) or after.attempt > 1 or after.reason in _REPORTED_APART:
+    if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
         begun, known = after.phase in _PAST_RETURN, before  # as it was before the labels changed
@@ -175,11 +159,7 @@ def _newly_blocked(before: Verdict, after: Verdict) -> tuple[Blocker, ...]:
     """Blockers whose reason and budget are new; the pods and words of a known one may change."""
     known = {(blocker.reason, blocker.pdb) for blocker in before.blockers}
     news = (blocker for blocker in after.blockers if (blocker.reason, blocker.pdb) not in known)
-    return tuple(blocker for blocker in news if blocker.reason not in _TOLD_OTHERWISE)
-
-
-_TOLD_OTHERWISE = (Reason.CALL_FAILED, Reason.JOBS_RUNNING, Reason.FORCE_DELETE)
-"""No pod is to blame, or it is reported as a wait or as an action of ours."""
+    return tuple(blocker for blocker in news if Mark.NO_BLOCKER_EVENT not in blocker.reason.marks)
 
 
 def _forced(verdict: Verdict) -> set[str]:

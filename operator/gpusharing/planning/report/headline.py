@@ -9,19 +9,9 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.report.members import Members, tell_first, urgency
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-
-_LEFTOVERS = frozenset({Reason.COMPUTE_MODE, Reason.GPU_MISSING, Reason.MIG_MODE_PENDING})
-"""Reasons about the state of a node, not about what its card can do: the policy is still accepted."""
-_NOT_HERE = frozenset({Reason.CONFIG_UNKNOWN, Reason.PLUGIN_TOO_OLD, Reason.MIG_MANAGER_TOO_OLD})
-_NOT_RUN = frozenset({Reason.WORKLOAD_CONFIG, Reason.DRIVER_DISABLED, Reason.TOOLKIT_DISABLED})
-UNSUPPORTED = (
-    _NOT_HERE
-    | _NOT_RUN
-    | frozenset(reason for reason in Reason if reason.group == "Hardware" and reason not in _LEFTOVERS)
-)
-"""Reasons for which a node cannot serve its policy as it is."""
 
 
 @value
@@ -62,7 +52,7 @@ def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
         if (said := state.find(pool, plan)) is not None:
             return Headline(state.reason, said)
     urgent = min(pool.unproven or pool.verdicts, key=urgency)
-    reason = urgent.reason if urgent.reason in UNSUPPORTED else Reason.ROLLOUT_IN_PROGRESS
+    reason = urgent.reason if Mark.UNSUPPORTED in urgent.reason.marks else Reason.ROLLOUT_IN_PROGRESS
     return Headline(reason, Said(f"{_progress(pool)}; {tell_first([urgent])}", *_shown(pool)))
 
 
@@ -151,8 +141,7 @@ def _shown(pool: Members) -> tuple[str, str]:
     """One word and one sentence about the node that matters most: what needs a person first, then what moves."""
     moving = [verdict for verdict in pool.verdicts if verdict.phase.in_flight]
     shown = min(pool.failures or moving or pool.unproven or pool.verdicts, key=urgency)
-    drifted = {Reason.DRIFTED, Reason.DRIFT_RETURNED, Reason.ROLLED_BACK}
-    word = str(shown.reason) if shown.reason in drifted else str(shown.phase)
+    word = str(shown.reason) if Mark.STATUS in shown.reason.marks else str(shown.phase)
     if shown.phase in (Phase.PENDING, Phase.SKIPPED) and shown.reason is not Reason.PROGRESSING:
         word = str(shown.reason)
     return word, tell_first([shown]) if shown.phase is not Phase.SYNCED else f"{shown.wanted} proven"

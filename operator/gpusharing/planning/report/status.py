@@ -16,7 +16,7 @@ from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
 from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.report.counts import count_pending, count_used
-from gpusharing.planning.report.headline import UNSUPPORTED, Said, find_headline, tell_coming
+from gpusharing.planning.report.headline import Said, find_headline, tell_coming
 from gpusharing.planning.report.members import (
     Members,
     is_done,
@@ -32,8 +32,8 @@ from gpusharing.planning.transition.members import is_begun
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
-from gpusharing.planning.vocabulary.reasonkinds import Passes
-from gpusharing.planning.vocabulary.reasons import Reason
+from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
+from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.guests import tell_guest_reset
 
@@ -88,11 +88,11 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
     """Everything about one node that decides the statuses of the conditions. Texts need more."""
     return (
         is_skipped(verdict, node),
-        verdict.reason in UNSUPPORTED,
+        Mark.UNSUPPORTED in verdict.reason.marks,
         is_done(verdict, node),
         verdict.phase is Phase.FAILED,
         verdict.phase.in_flight,
-        verdict.reason in _STALLING,
+        Mark.STALLS in verdict.reason.marks,
         _moves(verdict),
         _waits(verdict),
         _needs_person(verdict),
@@ -182,7 +182,7 @@ def _partly_served(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _refused(pool: Members) -> list[Verdict]:
-    return [verdict for verdict in pool.verdicts if verdict.reason in UNSUPPORTED]
+    return [verdict for verdict in pool.verdicts if Mark.UNSUPPORTED in verdict.reason.marks]
 
 
 ACCEPTANCES: tuple[Circumstance, ...] = (
@@ -258,10 +258,6 @@ def _waits(verdict: Verdict) -> bool:
     return verdict.phase in (Phase.PENDING, Phase.PREFLIGHT)
 
 
-_STALLING = (Reason.ROLLED_BACK, Reason.DRIFT_RETURNED, Reason.DRAIN_HELD)
-"""Reasons on one node that a person has to end, whatever the other nodes do; the first wins."""
-
-
 def _stalled(pool: Members, plan: RolloutPlan) -> Answer:
     """Return the condition Stalled: the first of STALLS that applies, else that nothing is stalled."""
     return _first(STALLS, pool, plan) or (False, Reason.PROGRESSING, "nothing needs a person")
@@ -276,12 +272,13 @@ def _failed(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _left_to_a_person(pool: Members, plan: RolloutPlan) -> Finding | None:
-    """Return the nodes that only a person can help, although other nodes go on: the first reason of _STALLING that any
-    of them has."""
-    for reason in _STALLING:
-        if found := [verdict for verdict in pool.verdicts if verdict.reason is reason]:
-            return Finding(reason, tell_first(found))
-    return None
+    """Return the nodes that only a person can help, although other nodes go on: those with the most urgent reason that
+    stalls; None if there are none."""
+    stalling = [verdict for verdict in pool.verdicts if Mark.STALLS in verdict.reason.marks]
+    if not stalling:
+        return None
+    reason = most_urgent(verdict.reason for verdict in stalling)
+    return Finding(reason, tell_first([verdict for verdict in stalling if verdict.reason is reason]))
 
 
 def _stuck(pool: Members, plan: RolloutPlan) -> Finding | None:

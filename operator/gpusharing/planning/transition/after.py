@@ -38,9 +38,10 @@ from gpusharing.planning.transition.requests import (
     verify_request,
 )
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
-from gpusharing.planning.transition.wayback import KNOWN, find_way_back, told_as_way_back, turn_back
+from gpusharing.planning.transition.wayback import find_way_back, told_as_way_back, turn_back
 from gpusharing.planning.transition.yielding import fence_after_proof, tell_wait
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
@@ -71,7 +72,8 @@ def _in_time(case: FencedCase, verdict: Verdict) -> Verdict:
     reason = verdict.reason
     if reason is Reason.ACTUATION_IN_PROGRESS:
         reason = Reason.ACTUATOR_STUCK
-    late = _failed(case, Finding(reason, f"{verdict.message}; time is up"), known=verdict.reason in KNOWN)
+    known = Mark.TURNS_BACK in verdict.reason.marks
+    late = _failed(case, Finding(reason, f"{verdict.message}; time is up"), known=known)
     if late.phase is not Phase.FAILED:
         return late
     wake = verdict.wake if verdict.wake is not None and verdict.wake > case.now else None

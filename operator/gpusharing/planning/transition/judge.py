@@ -18,13 +18,9 @@ from gpusharing.planning.transition.startgate import find_closed, find_unseen
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.transition.yielding import yielded
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import OUTSIDE, Assessed, Assessment, Refused, Unobserved, has_gpu
-
-_WAITING = frozenset(
-    {Reason.DRIFTED, Reason.DEFERRED, Reason.PAUSED, Reason.CONFIG_PROPAGATING, Reason.OBSERVATION_PENDING}
-)
-"""Gates that open by themselves or by the policy's author; the others are shown as Blocked."""
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
 
 
 def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
@@ -110,7 +106,7 @@ def _unowned(case: NodeCase) -> Verdict | None:
 def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
     if isinstance(assessment, Refused):
         phase, objection = Phase.SKIPPED if assessment.accepted else Phase.BLOCKED, assessment.objection
-        if assessment.policy.resetting and objection.reason in OUTSIDE:  # given up as they are
+        if assessment.policy.resetting and Mark.OUTSIDE in objection.reason.marks:  # given up as they are
             verdict = case.verdict(phase, objection.reason, objection.message)
             return verdict.then(LabelNode(case.node, {names.LABEL_POLICY: None}))
         unseen = find_unseen(case) if objection.reason is Reason.NO_GPU else ""
@@ -136,8 +132,7 @@ def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
         return _blocked(case, closed)
     if not case.agent_ready:
         return _blocked(case, case.no_agent("; look at the DaemonSet gpusharing-agent"))
-    phase = Phase.PENDING if pending.reason in _WAITING else Phase.BLOCKED
-    return case.verdict(phase, pending.reason, pending.message)
+    return case.verdict(pending.reason.waiting_phase, pending.reason, pending.message)
 
 
 def _blocked(case: NodeCase, found: Finding) -> Verdict:
@@ -145,9 +140,7 @@ def _blocked(case: NodeCase, found: Finding) -> Verdict:
 
 
 def _gated(case: NodeCase, gate: Finding) -> Verdict:
-    phase = Phase.PENDING if gate.reason in _WAITING else Phase.BLOCKED
-    if gate.reason is Reason.SKIP_LABEL:
-        phase = Phase.SKIPPED
+    phase = Phase.SKIPPED if gate.reason is Reason.SKIP_LABEL else gate.reason.waiting_phase
     wake = gate.until if gate.until is not None and gate.until > case.now else None
     return replace(case.verdict(phase, gate.reason, gate.message, wake=wake), deadline=gate.until)
 

@@ -7,8 +7,9 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
 from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.assess import OUTSIDE, Assessment
+from gpusharing.planning.wanted.assess import Assessment
 
 
 @value
@@ -62,7 +63,7 @@ _BEFORE = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
 def is_outside(verdict: Verdict, node: NodeView) -> bool:
     """Whether a node that the policy selects is none of its business: it has no GPU, or a product that is left out. A
     node whose change has begun stays its business whatever becomes of it: we cordoned it, and only we give it back."""
-    return verdict.reason in OUTSIDE and not is_begun(node)
+    return Mark.OUTSIDE in verdict.reason.marks and not is_begun(node)
 
 
 def is_begun(node: NodeView) -> bool:

@@ -21,27 +21,6 @@ from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.revision import find_revision
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
-KNOWN = frozenset(
-    {
-        Reason.ACTUATOR_FAILED,
-        Reason.ACTUATOR_STUCK,
-        Reason.OPERANDS_PAUSED,
-        Reason.LAYOUT_MISMATCH,
-        Reason.MIG_MODE_PENDING,
-        Reason.LABEL_MISMATCH,
-        Reason.ALLOCATABLE_MISMATCH,
-        Reason.PLUGIN_TOO_OLD,
-        Reason.MPS_NOT_RUNNING,
-        Reason.MPS_NOT_SWITCHABLE,
-        Reason.UNSAFE_DRIVER,
-        Reason.LABEL_OWNED_ELSEWHERE,
-        Reason.COMPUTE_MODE,
-    }
-)
-"""Reasons that come from a reading of the node, or speak against its target (`gates.py:AIM`). While its state is
-unknown (node or agent away, a GPU that does not answer, a mig-manager that still works), the change may yet be proven,
-and going back could not be proven."""
-
 MAX_FAILURE = 300
 """The most characters of the cause that is kept on the Node."""
 

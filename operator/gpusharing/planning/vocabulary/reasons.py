@@ -7,7 +7,7 @@ then what lasts longest. Among reasons with the same `passes` the order of defin
 
 from collections.abc import Iterable
 
-from gpusharing.planning.vocabulary.reasonkinds import Passes, Worded
+from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes, Worded
 
 _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, Passes.DONE
 
@@ -15,23 +15,23 @@ _PERSON, _LATER, _SOON, _DONE = Passes.BY_A_PERSON, Passes.LATER, Passes.SOON, P
 class Reason(Worded):
     """All reasons, by group."""
 
-    # A row: word, group, passes, keeper; then when it is used, and the remedy. The formatter would double its lines.
+    # A row: word, group, passes, keeper, marks; then when it is used, and the remedy. Formatted, it would be longer.
     # fmt: off
     # --- Node: why a node is where it is
-    FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node"),
+    FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
         "Check the GPUs, then remove the annotation and uncordon the node.")
-    ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node"),
+    ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The node was past the point of no return when its policy vanished or the Node was recreated; it stays "
         "cordoned because its layout is unproven.",
         "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
-    ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager"),
+    ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
-    ACTUATOR_STUCK = (("ActuatorStuck", "Node", _PERSON, "mig-manager"),
+    ACTUATOR_STUCK = (("ActuatorStuck", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
-    INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver"),
+    INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
         "The API server refused a request of ours as malformed. It is not repeated blindly.",
         "Report it with the message; it is a bug in this operator or in an admission webhook.")
     NODE_NOT_JUDGED = (("NodeNotJudged", "Node", _PERSON, "node"),
@@ -43,7 +43,7 @@ class Reason(Worded):
     ALREADY_CORDONED = (("AlreadyCordoned", "Node", _PERSON, "node"),
         "Somebody else cordoned the node; it is not touched.",
         "Uncordon the node when it may be changed.")
-    UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs"),
+    UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
         "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
         "pods on nodes with MIG instances beside whole GPUs, or an administrator listed the driver as unsafe.",
         "Update the driver to the version in the message; operator.refuseUnsafeDrivers=false accepts the risk.")
@@ -55,13 +55,13 @@ class Reason(Worded):
         "HAMi's, Volcano's or a cloud's own device plugin serves the GPUs of the node. It does not follow our labels, "
         "so a change could be neither served nor proven. No change starts.",
         "Do what the message says to hand the node over to NVIDIA's plugin, or narrow the node selector.")
-    WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node"),
+    WORKLOAD_CONFIG = (("WorkloadConfig", "Node", _PERSON, "node", Mark.UNSUPPORTED),
         "The label nvidia.com/gpu.workload.config gives the GPUs of the node to virtual machines. No change starts.",
         "Run the command in the message if the node is for containers, or narrow the node selector.")
     ACTUATOR_MISSING = (("ActuatorMissing", "Node", _PERSON, "mig-manager"),
         "No ready mig-manager pod runs on the node, so nothing could apply the change.",
         "Check the mig-manager DaemonSet of the GPU Operator, its node selector and its pods.")
-    MPS_NOT_SWITCHABLE = (("MPSNotSwitchable", "Node", _PERSON, "device-plugin"),
+    MPS_NOT_SWITCHABLE = (("MPSNotSwitchable", "Node", _PERSON, "device-plugin", Mark.TURNS_BACK),
         "The GPU Operator's MPS daemon would not read the configuration that a label names: from device plugin 0.18.2 "
         "on it starts with the fallback, and its config-manager cannot notify it afterwards. No change to MPS begins.",
         "Choose another mode, or a GPU Operator whose MPS daemon follows labels: up to v25.10.1, with plugin v0.18.1. "
@@ -94,31 +94,31 @@ class Reason(Worded):
         "The policy does not own the node, or no longer does: another one has a higher priority or owned it first, or "
         "the selector no longer matches.",
         "Narrow one of the two node selectors, or give this policy a strictly higher priority.")
-    FROZEN = (("Frozen", "Node", _PERSON, "policy"),
+    FROZEN = (("Frozen", "Node", _PERSON, "policy", Mark.PENDING),
         "rollout.maxUnavailable is 0 or cannot be read, so no node may start.",
         "Set rollout.maxUnavailable to a number or a percentage above 0.")
-    PAUSED = (("Paused", "Node", _PERSON, "policy"),
+    PAUSED = (("Paused", "Node", _PERSON, "policy", Mark.PENDING),
         "rollout.paused is true: no further node starts. rollout.whenPaused says what becomes of nodes in flight.",
         "Set rollout.paused to false.")
     HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this generation of the policy has reached "
         "rollout.maxFailures. No further node starts.",
         "Find out why (status.failures); then run the command in the message, or change the policy.")
-    APPROVAL_NEEDED = (("ApprovalNeeded", "Node", _PERSON, "policy"),
+    APPROVAL_NEEDED = (("ApprovalNeeded", "Node", _PERSON, "policy", Mark.PENDING),
         "rollout.approval is Manual, and the current plan is not approved.",
         "Look at status.plan, then run the command in the message.")
-    ROLLED_BACK = (("RolledBack", "Node", _PERSON, "node"),
+    ROLLED_BACK = (("RolledBack", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
         "The change failed after the point of no return, and the node went back to what was proven on it last "
         "(rollout.onFailure Rollback). It serves that, counts as failed, and is not tried again in this generation.",
         "Remove the cause that the message names, then run its command, or change the policy.")
     SKIP_LABEL = (("SkipLabel", "Node", _PERSON, "node"),
         "The Node has the label gpusharing.dev/skip=true: no change begins there. It still counts in its pool.",
         "Remove the label when the node may be changed.")
-    LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node"),
+    LABEL_OWNED_ELSEWHERE = (("LabelOwnedElsewhere", "Node", _PERSON, "node", Mark.TURNS_BACK),
         "Another controller keeps the label that the change would write, nvidia.com/mig.config or "
         "nvidia.com/device-plugin.config, and would put its own value back. No change starts.",
         "Do what the message says, such as removing the label from a NodeFeatureRule.")
-    NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node"),
+    NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node", Mark.RETRIED),
         "Five attempts or more were given up before anything changed. The next one follows after a wait; other nodes "
         "go on.",
         "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
@@ -137,15 +137,15 @@ class Reason(Worded):
         "corrected.",
         "Look at the node that the message names. When it serves again, or has left the pool, the rollout goes on; an "
         "edit of the policy begins with new canaries.")
-    DRIFT_RETURNED = (("DriftReturned", "Node", _PERSON, "node"),
+    DRIFT_RETURNED = (("DriftReturned", "Node", _PERSON, "node", Mark.STALLS, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
         "The node drifted again after it was corrected for this generation; something else changes it.",
         "Stop what else writes the node's mig.config or device-plugin labels; the message names its field manager "
         "where that is known. Then set gpusharing.dev/retry on the Node.")
-    CORDON_KEPT = (("CordonKept", "Node", _PERSON, "node"),
+    CORDON_KEPT = (("CordonKept", "Node", _PERSON, "node", Mark.EVENT),
         "The operator is done with the node, which stays cordoned because the cordon is not ours alone: a person or "
         "another controller needs it, gpusharing.dev/hold-cordon keeps it, or gpusharing.dev/force-release left it.",
         "Uncordon the node when nobody else needs the cordon.")
-    CALL_FAILED = (("CallFailed", "Node", _LATER, "kube-apiserver"),
+    CALL_FAILED = (("CallFailed", "Node", _LATER, "kube-apiserver", Mark.EVENT, Mark.NO_BLOCKER_EVENT),
         "A call to the API server about this node fails; the server's words are in the message. This node waits, "
         "the others go on. After the point of no return the node is Failed once its time is up.",
         "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is "
@@ -159,7 +159,7 @@ class Reason(Worded):
     UNCORDONED_EXTERNALLY = (("UncordonedExternally", "Node", _LATER, "node"),
         "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
         "Nothing, if that was intended; the next attempt follows after a wait. gpusharing.dev/retry starts it at once.")
-    CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator"),
+    CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator", Mark.EVENT, Mark.PAST_RETURN),
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
         "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
     DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
@@ -170,14 +170,14 @@ class Reason(Worded):
         "restored.",
         "Raise the timeout, set drain.jobs.onTimeout to Evict, or end the pods yourself; the next attempt follows "
         "later.")
-    GPU_STILL_BUSY = (("GPUStillBusy", "Node", _LATER, "GPUs"),
+    GPU_STILL_BUSY = (("GPUStillBusy", "Node", _LATER, "GPUs", Mark.EVENT),
         "No pod holds a GPU any more, but a process is still using one.",
         "End the process on the node; it belongs to no pod that asked for a GPU.")
-    ROLLING_BACK = (("RollingBack", "Node", _LATER, "mig-manager"),
+    ROLLING_BACK = (("RollingBack", "Node", _LATER, "mig-manager", Mark.PAST_RETURN),
         "The change failed after the point of no return, and the node goes back to what was proven on it last "
         "(rollout.onFailure Rollback). It stays cordoned until that is proven again.",
         "Nothing; when it fails too, the node is held as Failed, and its message has the command for another try.")
-    DEFERRED = (("Deferred", "Node", _LATER, "node"),
+    DEFERRED = (("Deferred", "Node", _LATER, "node", Mark.PENDING, Mark.RETRIED),
         "An earlier attempt was given up before anything changed; the next one waits.",
         "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
     BUDGET_FULL = (("BudgetFull", "Node", _LATER, "policy"),
@@ -191,21 +191,21 @@ class Reason(Worded):
         "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the "
         "Node).",
         "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
-    CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy"),
+    CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy", Mark.PENDING),
         "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the soak time.",
         "Wait for them.")
-    WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy"),
+    WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy", Mark.PENDING),
         "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",
         "Wait until the time in the message, or change rollout.windows.")
     ACTUATOR_BUSY = (("ActuatorBusy", "Node", _LATER, "mig-manager"),
         "mig-manager is still working on an earlier configuration, or is rebooting the node.")
-    DRIFTED = (("Drifted", "Node", _LATER, "node"),
+    DRIFTED = (("Drifted", "Node", _LATER, "node", Mark.PENDING, Mark.STATUS, Mark.EVENT, Mark.RETRIED),
         "The node is no longer as it was last proven; it is corrected once, as a normal change.")
-    CONFIG_PROPAGATING = (("ConfigPropagating", "Node", _SOON, "kubelet"),
+    CONFIG_PROPAGATING = (("ConfigPropagating", "Node", _SOON, "kubelet", Mark.PENDING),
         "The ConfigMap was written a moment ago and may not have reached the node yet.")
     ACTUATION_IN_PROGRESS = (("ActuationInProgress", "Node", _SOON, "mig-manager"),
         "The labels are written; mig-manager or the device plugin is applying them.")
-    OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent"),
+    OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent", Mark.PENDING),
         "The agent has not yet answered the latest request; older readings prove nothing. Or the operator has heard "
         "nothing of the cluster for more than 150 s.")
     SETTLING = (("Settling", "Node", _SOON, "operator"),
@@ -213,7 +213,7 @@ class Reason(Worded):
         "pods are listed once more before they count as gone.")
     ADOPTABLE = (("Adoptable", "Node", _SOON, "operator"),
         "The node is already as wanted; it is taken over without disruption.")
-    PRODUCT_SKIPPED = (("ProductSkipped", "Node", _DONE, ""),
+    PRODUCT_SKIPPED = (("ProductSkipped", "Node", _DONE, "", Mark.OUTSIDE),
         "The node's card is not in spec.products; the node is left alone.",
         "Add the product to spec.products if it belongs to the pool.")
     UNOWNED = (("Unowned", "Node", _DONE, ""),
@@ -222,34 +222,34 @@ class Reason(Worded):
         "Everything is as wanted, and proven. Also the reason for Ready=True on a policy.")
 
     # --- Hardware: what is wanted does not suit the card
-    NO_GPU = (("NoGPU", "Hardware", _PERSON, "GPUs"),
+    NO_GPU = (("NoGPU", "Hardware", _PERSON, "GPUs", Mark.OUTSIDE, Mark.UNSUPPORTED),
         "The node has no NVIDIA GPU.",
         "Narrow the node selector, or check the driver if the node should have one.")
-    HARDWARE_UNKNOWN = (("HardwareUnknown", "Hardware", _PERSON, "GPUs"),
+    HARDWARE_UNKNOWN = (("HardwareUnknown", "Hardware", _PERSON, "GPUs", Mark.UNSUPPORTED),
         "Neither the driver nor our table says what this card offers, so a layout cannot be checked.",
         "Update the driver, or use a card from docs/reference/gpus.md, which also says how to add one.")
-    NOT_MIG_CAPABLE = (("NotMigCapable", "Hardware", _PERSON, "policy"),
+    NOT_MIG_CAPABLE = (("NotMigCapable", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "The policy asks for MIG, and the card does not support it.",
         "Narrow the node selector or name the cards in spec.products, or choose another mode.")
-    PROFILE_NOT_SUPPORTED = (("ProfileNotSupported", "Hardware", _PERSON, "policy"),
+    PROFILE_NOT_SUPPORTED = (("ProfileNotSupported", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "The card does not offer a wanted MIG profile; the message lists what it offers.",
         "Use a profile that the card offers.")
-    LAYOUT_DOES_NOT_FIT = (("LayoutDoesNotFit", "Hardware", _PERSON, "policy"),
+    LAYOUT_DOES_NOT_FIT = (("LayoutDoesNotFit", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "The card offers each profile, but they do not fit together; the message shows the nearest legal layout.",
         "Use the layout in the message or another one that fits.")
-    LAYOUT_INCOMPLETE = (("LayoutIncomplete", "Hardware", _PERSON, "policy"),
+    LAYOUT_INCOMPLETE = (("LayoutIncomplete", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mig.layouts does not name every GPU of the node; mig-manager would leave the others as they are.",
         "Name every GPU index, or use devices: all.")
-    LAYOUT_TOO_MANY_GPUS = (("LayoutTooManyGPUs", "Hardware", _PERSON, "policy"),
+    LAYOUT_TOO_MANY_GPUS = (("LayoutTooManyGPUs", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mig.layouts names a GPU index that the node does not have.",
         "Remove the index, or keep such nodes out of the pool.")
-    LAYOUT_NOT_UNIFORM = (("LayoutNotUniform", "Hardware", _PERSON, "policy"),
+    LAYOUT_NOT_UNIFORM = (("LayoutNotUniform", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "Strategy single needs the same profile on every GPU of the node.",
         "Use strategy mixed, or one profile on all GPUs.")
-    LAYOUT_EMPTY = (("LayoutEmpty", "Hardware", _PERSON, "policy"),
+    LAYOUT_EMPTY = (("LayoutEmpty", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "The configuration switches MIG on but creates no instance, so the GPU would serve nothing.",
         "Choose a configuration with instances, or mode Full.")
-    MPS_TOO_MANY_CLIENTS = (("MPSTooManyClients", "Hardware", _PERSON, "policy"),
+    MPS_TOO_MANY_CLIENTS = (("MPSTooManyClients", "Hardware", _PERSON, "policy", Mark.UNSUPPORTED),
         "spec.mps.replicas is more than the device plugin serves on this card: 48, or 16 below compute capability 7.5.",
         "Lower spec.mps.replicas.")
     GPU_MISSING = (("GPUMissing", "Hardware", _PERSON, "GPUs"),
@@ -265,10 +265,10 @@ class Reason(Worded):
         "The policy says drain.onTimeout ForceDelete, but the operator may not delete pods. It acts as Abort: at "
         "drain.timeout the node is restored, and nothing is deleted.",
         "Run the command in the message if pods may be deleted at the end of a drain, or set drain.onTimeout to Abort.")
-    MIG_MODE_PENDING = (("MigModePending", "Hardware", _PERSON, "GPUs"),
+    MIG_MODE_PENDING = (("MigModePending", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
         "The MIG mode in force differs from the one after the next GPU reset (Ampere), outside any change of ours.",
         "Reset the GPU or reboot the node.")
-    COMPUTE_MODE = (("ComputeMode", "Hardware", _PERSON, "GPUs"),
+    COMPUTE_MODE = (("ComputeMode", "Hardware", _PERSON, "GPUs", Mark.TURNS_BACK),
         "A GPU is not in compute mode Default: an MPS daemon was killed and left EXCLUSIVE_PROCESS behind.",
         "Run nvidia-smi -i INDEX -c 0 on the node.")
 
@@ -297,19 +297,19 @@ class Reason(Worded):
     NO_TROUBLE = (("NoTrouble", "Health", _DONE, ""), "NVML reports nothing that makes a GPU of the node unhealthy.")
 
     # --- Proof: what does not agree yet after a change, or no longer does
-    OPERANDS_PAUSED = (("OperandsPaused", "Proof", _LATER, "mig-manager"),
+    OPERANDS_PAUSED = (("OperandsPaused", "Proof", _LATER, "mig-manager", Mark.TURNS_BACK),
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
         "Usually cured by the restart of mig-manager, which follows automatically.")
-    MPS_NOT_RUNNING = (("MPSNotRunning", "Proof", _LATER, "mps-control-daemon"),
+    MPS_NOT_RUNNING = (("MPSNotRunning", "Proof", _LATER, "mps-control-daemon", Mark.TURNS_BACK, Mark.ENDS_MPS),
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
         "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
-    LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs"),
+    LAYOUT_MISMATCH = (("LayoutMismatch", "Proof", _LATER, "GPUs", Mark.TURNS_BACK),
         "According to the agent, the GPUs are not divided as wanted.")
-    ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin"),
+    ALLOCATABLE_MISMATCH = (("AllocatableMismatch", "Proof", _LATER, "device-plugin", Mark.TURNS_BACK, Mark.ENDS_MPS),
         "The node does not offer the resource names and counts that the mode predicts.",
         "If it lasts, read the log of the device plugin on the node. A plugin that read its configuration "
         "while somebody was editing it reads it again when its pod is deleted.")
-    LABEL_MISMATCH = (("LabelMismatch", "Proof", _LATER, "gpu-feature-discovery"),
+    LABEL_MISMATCH = (("LabelMismatch", "Proof", _LATER, "gpu-feature-discovery", Mark.TURNS_BACK, Mark.ENDS_MPS),
         "The labels of GPU Feature Discovery do not say what the mode predicts.",
         "If it lasts, read the log of gpu-feature-discovery on the node.")
 
@@ -359,24 +359,24 @@ class Reason(Worded):
         "few devices of it would remain, or the change rewrites a node label that the pod requires.",
         "Change the pod's request, let its node affinity accept the old and the new value of the label (operator In), "
         "keep the devices elsewhere, or set drain.strandedPods to Allow.")
-    DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods"),
+    DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
         "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
         "goes on.",
         "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
-    FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver"),
+    FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
         "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are "
         "in the message. The operator tries again for as long as the pod's grace period can still end with the drain.",
         "Check the message: a webhook or an admission policy may refuse it.")
     TERMINATING_STUCK = (("TerminatingStuck", "Drain", _PERSON, "pods"),
         "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
         "Find out what should remove the finalizers in the message, or why the kubelet cannot end the container.")
-    FORBIDDEN = (("Forbidden", "Drain", _PERSON, "kube-apiserver"),
+    FORBIDDEN = (("Forbidden", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
         "The API server does not let us evict the pod.",
         "Grant the right that the message names, or remove the policy that refuses.")
     LIST_FAILED = (("ListFailed", "Drain", _PERSON, "kube-apiserver"),
         "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
         "Check the message; the next pass tries again.")
-    EVICTION_ERROR = (("EvictionError", "Drain", _PERSON, "kube-apiserver"),
+    EVICTION_ERROR = (("EvictionError", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
         "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
         "keeps its slot until drain.timeout.",
         "Check the PodDisruptionBudget of the pod and the API server's message.")
@@ -384,15 +384,15 @@ class Reason(Worded):
         "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
         "is not cordoned meanwhile.",
         "Wait for the pod or the end of its mark, remove the mark, or set drain.protectedPods to Ignore.")
-    JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods"),
+    JOBS_RUNNING = (("JobsRunning", "Drain", _LATER, "pods", Mark.NO_BLOCKER_EVENT),
         "The node is cordoned and waits for pods that run to completion: those of Jobs, and those of rules with "
         "WaitCompleted. Until then no pod of their order is evicted.",
         "Nothing; jobs.timeout and the rule's timeout limit the wait, and drain.jobs.onTimeout says what follows.")
-    PDB = (("PDB", "Drain", _LATER, "pods"),
+    PDB = (("PDB", "Drain", _LATER, "pods", Mark.ANSWER, Mark.FORCIBLE),
         "The PodDisruptionBudget allows no disruption at the moment.",
         "Bring the unready pods back or let them go (unhealthyPodEvictionPolicy: AlwaysAllow), scale up, or raise "
         "maxUnavailable.")
-    PDB_NOT_OBSERVED = (("PDBNotObserved", "Drain", _LATER, "pods"),
+    PDB_NOT_OBSERVED = (("PDBNotObserved", "Drain", _LATER, "pods", Mark.FORCIBLE),
         "The PodDisruptionBudget changed and its controller has not processed that yet; shown after 60 s.",
         "If it lasts, check kube-controller-manager.")
     GRACE_TOO_LONG = (("GraceTooLong", "Drain", _LATER, "pods"),
@@ -400,17 +400,17 @@ class Reason(Worded):
         "period plus 10 s (in a short drain: a quarter of it) is not shorter than drain.timeout.",
         "Set drain.timeout more than 10 s longer than the pod's terminationGracePeriodSeconds, or make room in its "
         "PodDisruptionBudget.")
-    NAMESPACE_TERMINATING = (("NamespaceTerminating", "Drain", _LATER, "pods"),
+    NAMESPACE_TERMINATING = (("NamespaceTerminating", "Drain", _LATER, "pods", Mark.ANSWER),
         "The pod's namespace is being deleted; the pod goes with it.",
         "If it lasts, find out what keeps the namespace from being removed.")
-    FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods"),
+    FORCE_DELETE = (("ForceDelete", "Drain", _SOON, "pods", Mark.NO_BLOCKER_EVENT, Mark.ANSWER),
         "The time of the drain is nearly over, the pod's eviction is still refused, and drain.onTimeout is "
         "ForceDelete: the pod is deleted, with its own grace period, despite its PodDisruptionBudgets.")
-    THROTTLED = (("Throttled", "Drain", _SOON, "kube-apiserver"),
+    THROTTLED = (("Throttled", "Drain", _SOON, "kube-apiserver", Mark.ANSWER),
         "The API server asks all clients to slow down; no PodDisruptionBudget is to blame.")
-    PODS_LEAVING = (("PodsLeaving", "Drain", _SOON, "pods"),
+    PODS_LEAVING = (("PodsLeaving", "Drain", _SOON, "pods", Mark.ANSWER),
         "Nothing blocks; terminating pods are using their grace period.")
-    EVICTED = (("Evicted", "Drain", _SOON, "pods"),
+    EVICTED = (("Evicted", "Drain", _SOON, "pods", Mark.ANSWER),
         "The API server accepted the eviction; the pod is gone when a LIST no longer shows it.")
 
     # --- Accepted: whether the policy can be carried out at all
@@ -451,11 +451,11 @@ class Reason(Worded):
     FEATURE_DISCOVERY_MISSING = (("FeatureDiscoveryMissing", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's device-plugin chart runs without GPU Feature Discovery, so no change could be proven.",
         "Run the command in the message once.")
-    DRIVER_DISABLED = (("DriverDisabled", "Accepted", _PERSON, "ClusterPolicy"),
+    DRIVER_DISABLED = (("DriverDisabled", "Accepted", _PERSON, "ClusterPolicy", Mark.UNSUPPORTED),
         "The agent finds no NVIDIA driver on a node without GPUs to offer, and ClusterPolicy driver.enabled is false. "
         "That alone is normal where hosts bring the driver.",
         "Install the driver on the host, or, if no host is to bring its own, run the command in the message.")
-    TOOLKIT_DISABLED = (("ToolkitDisabled", "Accepted", _PERSON, "ClusterPolicy"),
+    TOOLKIT_DISABLED = (("ToolkitDisabled", "Accepted", _PERSON, "ClusterPolicy", Mark.UNSUPPORTED),
         "A node without GPUs to offer has a container runtime that does not know NVIDIA's, and ClusterPolicy "
         "toolkit.enabled is false. That alone is normal where hosts bring the NVIDIA Container Toolkit.",
         "Install it on the host, or, if no host is to bring its own, run the command in the message.")
@@ -465,14 +465,14 @@ class Reason(Worded):
     LAYOUTS_NEED_CONFIG_MAP = (("LayoutsNeedConfigMap", "Accepted", _PERSON, "ClusterPolicy"),
         "spec.mig.layouts needs ClusterPolicy migManager.config.name to name our ConfigMap.",
         "Run the command in the message once, or use a named configuration in spec.mig.config.")
-    CONFIG_UNKNOWN = (("ConfigUnknown", "Accepted", _PERSON, "policy"),
+    CONFIG_UNKNOWN = (("ConfigUnknown", "Accepted", _PERSON, "policy", Mark.UNSUPPORTED),
         "No mig-parted configuration of this name exists for the card; the message lists those that do.",
         "Use one of the names listed, or spec.mig.layouts.")
-    PLUGIN_TOO_OLD = (("PluginTooOld", "Accepted", _PERSON, "device-plugin"),
+    PLUGIN_TOO_OLD = (("PluginTooOld", "Accepted", _PERSON, "device-plugin", Mark.UNSUPPORTED, Mark.TURNS_BACK),
         "The device plugin is older than v0.20 and serves instances of profiles with a suffix (+me, +gfx, -me) under "
         "the plain name, so a pod cannot say which of the two it wants.",
         "Upgrade the device plugin, use profiles without a suffix, or spec.mig.strategy single.")
-    MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager"),
+    MIG_MANAGER_TOO_OLD = (("MigManagerTooOld", "Accepted", _PERSON, "mig-manager", Mark.UNSUPPORTED),
         "mig-manager before v0.15 confuses profiles of the same name on different cards of a node and would fail.",
         "Upgrade mig-manager, or ask for a profile that only one card of the node has, or that is the same on both.")
     NO_NODES = (("NoNodes", "Accepted", _LATER, "policy"),

@@ -9,6 +9,7 @@ from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, ObservedView, PolicyView
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.lastproven import find_last_proven
@@ -25,10 +26,6 @@ from gpusharing.planning.wanted.verify import (
     paused_operands,
     served,
 )
-
-OUTSIDE = frozenset({Reason.NO_GPU, Reason.PRODUCT_SKIPPED})
-"""The reasons of selected nodes that do not concern their policy, as long as no change has begun there."""
-_PLUGIN_CHANGES = frozenset({Reason.LABEL_MISMATCH, Reason.ALLOCATABLE_MISMATCH, Reason.MPS_NOT_RUNNING})
 
 
 @value
@@ -224,8 +221,10 @@ def find_disruption(
             return DisruptionClass.REBOOT if reboots else DisruptionClass.RESET
     if not _serves_already(node, observed, target):
         return DisruptionClass.GPU_PODS
-    if mismatch.reason in _PLUGIN_CHANGES and (target.mode is Mode.MPS or uses_mps(node, observed, stack)):
-        return DisruptionClass.GPU_PODS  # a restart of the MPS daemon ends its clients
+    if Mark.ENDS_MPS in mismatch.reason.marks and (
+        target.mode is Mode.MPS or uses_mps(node, observed, stack)
+    ):
+        return DisruptionClass.GPU_PODS
     return DisruptionClass.PLUGIN_RESTART
 
 
