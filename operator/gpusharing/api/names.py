@@ -6,6 +6,7 @@ only read are where they are read: those of a Node in `kube/foreign.py`, those o
 """
 
 from enum import StrEnum
+from typing import Literal, Self
 
 GROUP = "gpusharing.dev"
 VERSION = "v1alpha1"
@@ -198,39 +199,45 @@ _CLASSES = tuple(DisruptionClass)
 _CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
 
 
+Stage = Literal["before", "emptying", "changing", "given up", "after"]
+"""The part of a node's change that a phase belongs to. Until its point of no return the node is emptied, which what
+runs on it can hold up and people can give up; from there on it is changed."""
+
+
 class Phase(StrEnum):
     """How far the change of one node has come; derived from facts on every pass, never read back to decide."""
 
-    PENDING = "Pending"
-    PREFLIGHT = "Preflight"
-    SKIPPED = "Skipped"
-    BLOCKED = "Blocked"
-    CORDONED = "Cordoned"
-    WAITING_FOR_JOBS = "WaitingForJobs"
-    DRAINING = "Draining"
-    VERIFYING_IDLE = "VerifyingIdle"
-    RECONFIGURING = "Reconfiguring"
-    VERIFYING = "Verifying"
-    UNCORDONING = "Uncordoning"
-    ABORTING = "Aborting"
-    FAILED = "Failed"
-    SYNCED = "Synced"
+    _value_: str
+    stage: Stage
+    lasts: bool
+    """Whether a node usually stays in it for long."""
+    in_flight: bool
+    """Whether a change of ours has begun on the node and is not over: it carries our fence, or is about to get or
+    lose it. A node that was left to other maintenance keeps its fence too, but is Blocked."""
 
-    @property
-    def in_flight(self) -> bool:
-        """Whether a change of ours has begun on the node and is not over: it carries our fence, or is about to get or
-        lose it. A node that was left to other maintenance keeps its fence too, but is Blocked."""
-        return self in _IN_FLIGHT
+    PENDING = ("Pending", "before")
+    PREFLIGHT = ("Preflight", "before")
+    SKIPPED = ("Skipped", "before", "lasts")
+    BLOCKED = ("Blocked", "before", "lasts")
+    CORDONED = ("Cordoned", "emptying")
+    WAITING_FOR_JOBS = ("WaitingForJobs", "emptying")
+    DRAINING = ("Draining", "emptying")
+    VERIFYING_IDLE = ("VerifyingIdle", "emptying")
+    RECONFIGURING = ("Reconfiguring", "changing")
+    VERIFYING = ("Verifying", "changing")
+    UNCORDONING = ("Uncordoning", "changing")
+    ABORTING = ("Aborting", "given up")
+    FAILED = ("Failed", "changing", "lasts")
+    SYNCED = ("Synced", "after", "lasts")
+
+    def __new__(cls, word: str, stage: Stage, lasts: Literal["", "lasts"] = "") -> Self:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.stage = stage
+        member.lasts = bool(lasts)
+        member.in_flight = stage not in ("before", "after")
+        return member
 
 
-WAY = (
-    Phase.CORDONED,
-    Phase.WAITING_FOR_JOBS,
-    Phase.DRAINING,
-    Phase.VERIFYING_IDLE,
-    Phase.RECONFIGURING,
-    Phase.VERIFYING,
-    Phase.UNCORDONING,
-)
+WAY = tuple(phase for phase in Phase if phase.stage in ("emptying", "changing") and not phase.lasts)
 """The phases of a change that goes well, in their order; Synced comes after it."""
-_IN_FLIGHT = frozenset({*WAY, Phase.ABORTING, Phase.FAILED})

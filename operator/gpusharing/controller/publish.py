@@ -53,7 +53,7 @@ MOVING_FACTOR = 2
 UNTOLD = 1000
 """The most Events that may wait for the server; older ones are dropped to make room."""
 
-RESTING = frozenset({Phase.SYNCED, Phase.FAILED, Phase.SKIPPED, Phase.BLOCKED})
+RESTING = frozenset(phase for phase in Phase if phase.lasts)
 """Phases that last: their transition is written without delay."""
 
 FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -228,7 +228,7 @@ class Publisher:
         key = f"node/{verdict.node}"
         if verdict.node not in snapshot.gpunodes:
             return None  # it is being created in this pass
-        resting = verdict.phase in RESTING
+        resting = verdict.phase.lasts
         if not resting and (due := self._due.get(key, now)) > now:
             return due
         previous, stand = self.statuses.shown(verdict.node)

@@ -14,7 +14,7 @@ the others waiting, and is not replaced, or one node after another would be spen
 from collections.abc import Sequence
 from datetime import datetime
 
-from gpusharing.api.names import Phase
+from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
@@ -93,8 +93,7 @@ def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
         return False
     if proven_at(member.node, policy, revision) is not None:
         return False
-    goes_on = phase.in_flight and phase not in (Phase.FAILED, Phase.ABORTING)
-    return is_of(fence, policy, revision) or goes_on
+    return is_of(fence, policy, revision) or phase in WAY
 
 
 def _broken(

@@ -12,8 +12,6 @@ from gpusharing.planning.transition.members import Member, MemberState, cordoned
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
-_BEFORE_IDLE = frozenset({Phase.CORDONED, Phase.WAITING_FOR_JOBS, Phase.DRAINING, Phase.VERIFYING_IDLE})
-"""The phases of a change that can still be held up by what is on the node."""
 MOST = 3
 """The most nodes that a text names; how many more there are would change too often."""
 
@@ -47,7 +45,7 @@ def goes_on(verdict: Verdict) -> bool:
 def _lasts(verdict: Verdict) -> bool:
     """Its drain goes on until somebody or something else ends it: one that is held past its time, or one that waits
     for jobs as long as they run."""
-    return verdict.phase in _BEFORE_IDLE and verdict.deadline in (None, NEVER)
+    return verdict.phase.stage == "emptying" and verdict.deadline in (None, NEVER)
 
 
 def keeps_its_slot(verdict: Verdict) -> bool:

@@ -85,22 +85,20 @@ def pointers_event(action: SetPointers) -> Event:
     return Event("Normal", "PointersSet", cut(text, MAX_NOTE))
 
 
-_PAST_RETURN = frozenset(
-    {Phase.RECONFIGURING, Phase.VERIFYING, Phase.UNCORDONING, Phase.SYNCED, Phase.FAILED}
-)
-
-
 def _begun(before: Verdict, after: Verdict) -> Event | None:
     """Return the Event that a node has passed its point of no return; None if it has not, or if that was reported. A
     planned or refused write does not count: only the next pass shows that it was made."""
     if _plans_return(after) or after.attempt > 1 or Mark.PAST_RETURN in after.reason.marks:
         return None
     if _plans_return(before):
-        begun, known = after.phase in _PAST_RETURN, before  # as it was before the labels changed
+        begun, known = (
+            after.phase.stage in ("changing", "after"),
+            before,
+        )  # as it was before the labels changed
     else:
         # The pass that wrote the point of no return ended without an answer.
-        begun, known = after.phase is Phase.RECONFIGURING and before.phase not in _PAST_RETURN, after
-        begun = begun and not after.actions
+        begun, known = before.phase.stage not in ("changing", "after") and not after.actions, after
+        begun = begun and after.phase is Phase.RECONFIGURING
     text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
     return Event("Normal", "Reconfiguring", text) if begun else None
 

@@ -44,6 +44,7 @@ def find_member(
     assessment: Assessment | None = None,
 ) -> Member:
     """`policy`: the one that the node is compared with, and `assessment` the result; None: unknown."""
+    waits = verdict.phase.stage == "before" and verdict.phase is not Phase.SKIPPED
     return Member(
         node,
         verdict,
@@ -52,12 +53,9 @@ def find_member(
         away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
         marked=is_marked(node),
-        to_go=verdict.disruption.cordons and verdict.phase in _BEFORE and node.fence is None,
+        to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=is_outside(verdict, node),
     )
-
-
-_BEFORE = (Phase.PENDING, Phase.PREFLIGHT, Phase.BLOCKED)
 
 
 def is_outside(verdict: Verdict, node: NodeView) -> bool:

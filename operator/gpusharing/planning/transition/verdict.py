@@ -23,10 +23,6 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.verify import describe_observed
 
-_GIVEN_BACK = frozenset({Phase.ABORTING, Phase.UNCORDONING})
-"""The phases after which no pod is asked to leave."""
-_WAITING = frozenset({Phase.PENDING, Phase.PREFLIGHT, Phase.SKIPPED, Phase.BLOCKED})
-
 
 @value
 class Verdict:
@@ -175,7 +171,7 @@ class NodeCase:
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
     def _behind_gate(self, phase: Phase) -> str:
-        if self.node.gate is None or phase not in _WAITING:
+        if self.node.gate is None or phase.stage != "before":
             return ""
         return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
 
@@ -233,7 +229,8 @@ class FencedCase(NodeCase):
 
     def needs(self, phase: Phase) -> tuple[tuple[str, int], ...]:
         """What its drain still needs of each PodDisruptionBudget; empty: nothing, or nobody knows."""
-        drains = phase not in _GIVEN_BACK and self.fence.disruption.cordons
+        ends = phase in (Phase.ABORTING, Phase.UNCORDONING)  # no pod is asked to leave any more
+        drains = not ends and self.fence.disruption.cordons
         return self.drain.needs if drains and self.drain is not None else ()
 
     @property
