@@ -13,6 +13,7 @@ from gpusharing.kube.client import JSON, NODES, PODS
 from gpusharing.kube.convert import node_view
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import NodeView
@@ -123,6 +124,5 @@ def plan_of(actions: Mapping[str, tuple[Action, ...]], shared: tuple[Action, ...
         for name, row in actions.items()
     }
     return RolloutPlan(
-        verdicts, pools={}, objections={}, shared=shared, targets={}, wants_pods=frozenset(), differing=frozenset(),
-        wake_at=None,
+        verdicts, pools={}, objections={}, shared=shared, targets={}, memory=PassMemory(), wake_at=None,
     )  # fmt: skip

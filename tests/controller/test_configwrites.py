@@ -110,12 +110,12 @@ async def test_a_write_of_a_config_map_that_fails_once_is_tried_again_and_told_o
     for failures in range(1, LASTING + 1):
         outcome = await stage.run(shared=(write,))
         assert "502" in outcome.surprises["our ConfigMaps"]
-        assert stage.executor.write_error == (
+        assert stage.executor.calls.write_error == (
             "ConfigMap gpu-operator/gpusharing-device-plugin: 502" if failures == LASTING else ""
         )
         stage.seconds += 300.0
     await stage.run(shared=(write,))
-    assert stage.executor.write_error == ""
+    assert stage.executor.calls.write_error == ""
 
 
 async def test_a_write_of_a_config_map_that_was_not_sent_because_the_server_asked_to_wait_is_no_error() -> (
@@ -125,6 +125,6 @@ async def test_a_write_of_a_config_map_that_was_not_sent_because_the_server_aske
     stage.cluster.faults.fail("create", CONFIG_MAPS, HeldBack("the API server asked to wait", 9.0))
     write = WriteConfig({"k": "version: v1"}, "")
     outcome = await stage.run(shared=(write,))
-    assert (outcome.done, stage.executor.write_error) == (0, "")
+    assert (outcome.done, stage.executor.calls.write_error) == (0, "")
     assert "asked to wait" in outcome.surprises["our ConfigMaps"]
     assert (await stage.run(shared=(write,))).done == 1

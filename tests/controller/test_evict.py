@@ -52,7 +52,7 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
     if error is not None:
         stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
-    memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
+    memory = stage.executor.calls.evictions["gpu-07"][stage.eviction.uid]
     assert memory.reason == reason
     assert memory.message == ("" if error is None else str(error))
     if error is not None:
@@ -97,7 +97,7 @@ async def test_every_answer_to_a_deletion_by_force_is_remembered_as_what_it_mean
     one = stage.eviction
     action = ForceDelete(one.node, one.namespace, one.name, one.uid)
     outcome = await stage.run(action)
-    memory = stage.executor.evictions["gpu-07"][one.uid]
+    memory = stage.executor.calls.evictions["gpu-07"][one.uid]
     assert (memory.reason, memory.message) == (reason, "" if error is None else str(error))
     assert memory.next_try == at(wait) or error is None
     assert (outcome.done, outcome.surprises) == (1 if error is None else 0, {})
@@ -127,7 +127,7 @@ async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_th
     stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
     assert (outcome.done, outcome.surprises, stage.told) == (0, {}, [("Evict", "PodsLeaving")])
-    memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
+    memory = stage.executor.calls.evictions["gpu-07"][stage.eviction.uid]
     assert (memory.reason, memory.asked_at, memory.next_try) == (Reason.PODS_LEAVING, at(0), at(0))
 
 
@@ -155,7 +155,7 @@ async def test_refusals_in_a_row_wait_twice_as_long_each_time() -> None:
     waits = []
     for _ in range(3):
         await stage.run(stage.eviction)
-        memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
+        memory = stage.executor.calls.evictions["gpu-07"][stage.eviction.uid]
         waits.append((memory.next_try - at(stage.seconds)).total_seconds())
         stage.seconds = (memory.next_try - at(0)).total_seconds()
     assert waits == [5.0, 10.0, 20.0]
@@ -167,7 +167,7 @@ async def test_refusals_are_forgotten_when_the_fence_is_gone() -> None:
     stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"))
     await stage.run(stage.eviction)
     await stage.executor.execute(plan_of({}), make_snapshot([make_node("gpu-07")]))
-    assert stage.executor.evictions == {}
+    assert stage.executor.calls.evictions == {}
 
 
 async def test_an_accepted_eviction_is_not_sent_again_by_a_plan_from_before_it() -> None:
@@ -190,17 +190,17 @@ async def test_an_accepted_eviction_is_remembered_beyond_the_drain_until_a_list_
     ):
         seen = make_snapshot(unfenced, work={"gpu-07": work} if work is not None else {})
         await stage.executor.execute(plan_of({}), seen)
-        assert stage.eviction.uid in stage.executor.evictions["gpu-07"]
+        assert stage.eviction.uid in stage.executor.calls.evictions["gpu-07"]
     seen = make_snapshot(unfenced, work={"gpu-07": make_work(listed_at=at(11))})
     await stage.executor.execute(plan_of({}), seen)
-    assert stage.executor.evictions == {}
+    assert stage.executor.calls.evictions == {}
 
 
 async def test_what_is_known_of_a_node_that_is_gone_is_forgotten() -> None:
     stage = Executing()
     await stage.run(stage.eviction)
     await stage.executor.execute(plan_of({}), make_snapshot([]))
-    assert stage.executor.evictions == {}
+    assert stage.executor.calls.evictions == {}
 
 
 @pytest.mark.parametrize("error", [ServerAway("refused"), Unauthorized("401"), LeaseLost("not ours")])
@@ -213,15 +213,15 @@ async def test_a_lost_server_lost_credentials_and_a_lost_lease_end_the_pass(erro
     with pytest.raises(ExceptionGroup) as caught:
         await stage.run(stage.eviction, shared=(SetClaims({}),))
     assert caught.value.exceptions == (error,)
-    assert stage.executor.evictions == {}
+    assert stage.executor.calls.evictions == {}
 
 
 async def test_an_eviction_without_an_answer_makes_the_pods_be_listed_anew() -> None:
     stage = Executing()
     stage.cluster.faults.fail("evict", PODS, Unavailable("timed out"), after=True)
     await stage.run(stage.eviction)
-    assert stage.executor.unsure == {"gpu-07"}
-    memory = stage.executor.evictions["gpu-07"][stage.eviction.uid]
+    assert stage.executor.calls.unsure == {"gpu-07"}
+    memory = stage.executor.calls.evictions["gpu-07"][stage.eviction.uid]
     assert (memory.reason, memory.message) == (Reason.EVICTION_ERROR, "timed out")
 
 
@@ -229,4 +229,4 @@ async def test_an_eviction_that_had_to_wait_is_no_refusal() -> None:
     stage = Executing()
     stage.cluster.faults.fail("evict", PODS, HeldBack("not sent", 3.0))
     outcome = await stage.run(stage.eviction)
-    assert (outcome.done, outcome.surprises, stage.executor.evictions) == (0, {}, {})
+    assert (outcome.done, outcome.surprises, stage.executor.calls.evictions) == (0, {}, {})

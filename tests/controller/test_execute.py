@@ -156,7 +156,7 @@ async def test_without_its_claim_no_node_is_fenced_and_everything_else_goes_on(e
     )
     assert list(outcome.surprises) == ["claims on the Lease"]
     assert stage.view("gpu-08").fence is None
-    assert "gpu-07" in stage.executor.evictions
+    assert "gpu-07" in stage.executor.calls.evictions
 
 
 async def test_while_the_policies_may_be_old_no_node_is_fenced_and_everything_else_goes_on() -> None:
@@ -166,7 +166,7 @@ async def test_while_the_policies_may_be_old_no_node_is_fenced_and_everything_el
     fenced = make_snapshot([make_node("gpu-07", fence=make_fence())])
     await stage.executor.execute(plan, replace(fenced, policies_error="no answer yet"))
     assert stage.view("gpu-08").fence is None
-    assert "gpu-07" in stage.executor.evictions
+    assert "gpu-07" in stage.executor.calls.evictions
 
 
 async def test_a_refused_write_of_the_configuration_holds_up_no_node_that_has_its_own() -> None:
@@ -346,7 +346,7 @@ async def test_a_pod_that_is_said_to_be_gone_and_shown_all_the_same_is_told() ->
     stage = Executing()
     wrong = RestartOperand("gpu-07", "team-a", "llm-0", "uid-of-another")
     assert [(await stage.run(wrong)).surprises.keys() for _ in range(3)] == [set(), set(), {"gpu-07"}]
-    assert stage.executor.failures["gpu-07"].message.startswith("RestartOperand failed: ")
+    assert stage.executor.calls.failures["gpu-07"].message.startswith("RestartOperand failed: ")
 
 
 async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -> None:
@@ -376,14 +376,14 @@ async def test_a_refusal_to_write_them_is_told_until_it_is_none() -> None:
     stage.cluster.faults.fail("create", CONFIG_MAPS, Forbidden("may not create configmaps"))
     write = WriteConfig({"k": "version: v1"}, "")
     await stage.run(shared=(write,))
-    assert stage.executor.write_error == f"ConfigMap {PLUGIN}: may not create configmaps"
+    assert stage.executor.calls.write_error == f"ConfigMap {PLUGIN}: may not create configmaps"
     await stage.run(shared=(write,))
-    assert stage.executor.write_error == f"ConfigMap {PLUGIN}: may not create configmaps", (
+    assert stage.executor.calls.write_error == f"ConfigMap {PLUGIN}: may not create configmaps", (
         "not asked again at once"
     )
     stage.seconds = 2.0
     await stage.run(shared=(write,))
-    assert stage.executor.write_error == ""
+    assert stage.executor.calls.write_error == ""
 
 
 async def test_a_config_map_that_came_meanwhile_is_left_to_the_next_pass() -> None:

@@ -27,6 +27,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -103,8 +104,7 @@ class Publishing:
             {policy.name: objection} if objection else {},
             (),
             targets or {},
-            frozenset(),
-            frozenset(),
+            PassMemory(),
             None,
         )
         due = await self.publisher.publish(plan, snapshot, at(seconds))
@@ -361,9 +361,7 @@ async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() ->
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
     stage = Publishing()
     await stage.publish(SYNCED)
-    empty = RolloutPlan(
-        {}, {"pool-b": Pool(POLICY).ask_windows(NOW)}, {}, (), {}, frozenset(), frozenset(), None
-    )
+    empty = RolloutPlan({}, {"pool-b": Pool(POLICY).ask_windows(NOW)}, {}, (), {}, PassMemory(), None)
     await stage.publisher.publish(empty, make_snapshot([], [POLICY]), at(1))
     await stage.publish(SYNCED, 2)
     assert [before for before, _ in stage.changes] == [None, None]

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from typing import Unpack
 
 import pytest
@@ -34,9 +33,9 @@ class Lookout(FakeClient):
             await asyncio.sleep(0.5)
             loop = self.scene.e.loop
             assert loop is not None
-            assert loop.plan is not None
-            wanted = loop.plan.wants_pods | self.missing
-            loop.plan = replace(loop.plan, vain_passes={"pool-b": MOST - 1}, wants_pods=wanted)
+            # The pass that lists these pods has the memory already: it is changed in place.
+            object.__setattr__(loop.memory, "vain_passes", {"pool-b": MOST - 1})
+            object.__setattr__(loop.memory, "wants_pods", loop.memory.wants_pods | self.missing)
         async for page in super().pages(resource, **listing):
             yield page
 

@@ -9,6 +9,7 @@ from hack.sim.fakecluster import FakeClient, FakeCluster
 from tests.build import at
 from tests.kube.objects import node
 
+from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import (
     JSON,
     NODES,
@@ -17,7 +18,8 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources
-from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
+from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 
 WANTED = frozenset({"gpu-07"})
@@ -29,11 +31,13 @@ class Gathering:
 
     cluster: FakeCluster
     gatherer: Gatherer
-    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+    calls: CallMemory = field(default_factory=CallMemory)
 
-    async def snapshot(self, seconds: float = 0.0, wanted: frozenset[str] = WANTED) -> ClusterSnapshot:
+    async def snapshot(
+        self, seconds: float = 0.0, wanted: frozenset[str] = WANTED, proving: frozenset[str] = frozenset()
+    ) -> ClusterSnapshot:
         """What is there, with the pods of gpu-07."""
-        return await self.gatherer.snapshot(wanted, {}, at(seconds))
+        return await self.gatherer.snapshot(wanted, PassMemory(proving=proving), {}, {}, at(seconds))
 
     async def work(self, seconds: float = 0.0) -> NodeWork:
         """The pods of gpu-07."""
@@ -61,11 +65,11 @@ async def gathering(
         cluster.add(resource, obj)
     sources = Sources(cluster.client("sources"), PlanSettings(), lambda: None, admin_maps=admin)
     task = asyncio.create_task(sources.run())
-    evictions: dict[str, dict[str, EvictionMemory]] = {}
+    calls = CallMemory()
     try:
         await asyncio.sleep(0.1)
         reader = client(cluster, "operator")
-        yield Gathering(cluster, Gatherer(reader, sources, PlanSettings(), admin, evictions), evictions)
+        yield Gathering(cluster, Gatherer(reader, sources, PlanSettings(), admin, calls), calls)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -153,7 +153,7 @@ async def test_a_node_whose_pods_cannot_be_listed_costs_no_other_node_its_proof(
 async def test_a_node_whose_answer_was_lost_is_listed_at_once() -> None:
     async with gathering() as stage:
         await stage.work(0)
-        stage.gatherer.unsure.add("gpu-07")
+        stage.calls.unsure.add("gpu-07")
         await stage.work(0.1)
         await stage.work(0.2)
         assert stage.lists("pods") == 2
@@ -181,11 +181,11 @@ async def test_refused_evictions_are_part_of_the_work_and_new_ones_are_seen_with
     async with gathering((PODS, pod())) as stage:
         first = await stage.work()
         assert first.evictions == {}
-        stage.evictions["gpu-07"] = {"uid": make_memory()}
+        stage.calls.evictions["gpu-07"] = {"uid": make_memory()}
         second = await stage.work(1)
         assert second.evictions == {"uid": make_memory()}
         assert second.pods is first.pods
-        stage.evictions["gpu-07"]["other"] = make_memory()
+        stage.calls.evictions["gpu-07"]["other"] = make_memory()
         assert second.evictions == {"uid": make_memory()}, "a snapshot does not change afterwards"
 
 
@@ -196,7 +196,7 @@ async def test_pods_that_wait_are_counted_by_the_resource_they_ask_for() -> None
     waiting["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "4"
     waiting["status"] = {"phase": "Pending"}
     async with gathering((PODS, pod()), (PODS, waiting)) as stage:
-        await stage.gatherer.count_pending()
+        await stage.gatherer.pending.count()
         found = await stage.snapshot()
         assert (found.pending, found.pending_devices) == ({"nvidia.com/gpu": 1}, {"nvidia.com/gpu": 4})
 
@@ -287,14 +287,6 @@ async def test_our_mig_file_is_served_only_when_cluster_policy_points_at_it(conf
 
 
 @virtually
-async def test_differing_nodes_are_remembered_from_when_they_began_to() -> None:
-    async with gathering() as stage:
-        for seconds, differing in ((0, {"gpu-07"}), (5, {"gpu-07", "gpu-08"}), (9, {"gpu-08"})):
-            stage.gatherer.remember_differing(frozenset(differing), at(seconds))
-        assert (await stage.snapshot(9)).drifting_since == {"gpu-08": at(5)}
-
-
-@virtually
 async def test_since_when_mig_manager_works_on_a_node_is_remembered_until_it_is_done() -> None:
     def gpu_07(state: str) -> JSON:
         return {"metadata": {"labels": {names.LABEL_MIG_STATE: state}}}
@@ -368,9 +360,9 @@ async def test_where_not_all_can_be_listed_the_nodes_that_need_only_that_come_fi
         await stage.seen()
         gatherer = stage.gatherer
         gatherer.crew.parallel, gatherer.client = 1, Noting(stage.cluster, "operator")
-        wanted = gatherer.proving = frozenset({"gpu-01", "gpu-02", "gpu-07", "gpu-08"})
+        wanted = frozenset({"gpu-01", "gpu-02", "gpu-07", "gpu-08"})
         Noting.order.clear()
-        work = (await gatherer.snapshot(wanted, {}, at(0))).work
+        work = (await stage.snapshot(0, wanted, proving=wanted)).work
         order = [
             "gpu-08",
             "gpu-07",

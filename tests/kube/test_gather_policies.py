@@ -42,7 +42,7 @@ async def test_a_failed_write_of_cluster_policy_is_part_of_the_answer_once_it_la
     async with gathering() as stage:
         told = []
         for tries in (1, LASTING):
-            stage.gatherer.failures = {CLUSTER_POLICY: CallFailure("no right", at(9), tries)}
+            stage.calls.failures = {CLUSTER_POLICY: CallFailure("no right", at(9), tries)}
             told.append((await stage.snapshot()).stack.pointer_error)
     assert told == ["", "no right"]
 

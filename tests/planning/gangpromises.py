@@ -45,7 +45,7 @@ def ended(world: "World", action: Evict | ForceDelete) -> None:
 def told(world: "World", plan: RolloutPlan) -> None:
     """Nobody is told that labels of a namespace cannot be read while they can, of a node whose pods were listed in this
     pass: not even of members of gangs that hold no GPU."""
-    listed = world.memory.wants_pods - world.unlisted if world.namespace is not None else ()
+    listed = world.memory.passed.wants_pods - world.unlisted if world.namespace is not None else ()
     for verdict in plan.verdicts.values():
         undecided = any(one.reason is Reason.NAMESPACE_UNREADABLE for one in verdict.blockers)
         hold(not (undecided and verdict.node in listed), f"(k) a namespace was not read: {verdict.blockers}")

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 
 if TYPE_CHECKING:
@@ -18,15 +18,12 @@ class Memory:
     """What the operator's process knows and loses when it is killed."""
 
     memo: Memo = field(default_factory=Memo)
-    wants_pods: frozenset[str] = frozenset()
+    passed: PassMemory = field(default_factory=PassMemory)
+    """What the last pass left to the next one."""
     work: dict[str, NodeWork] = field(default_factory=dict)
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
-    drifting_since: dict[str, datetime] = field(default_factory=dict)
     at_work_since: dict[str, datetime] = field(default_factory=dict)
     failures: dict[str, CallFailure] = field(default_factory=dict)
     """By node or subject."""
-    looks: dict[str, Look] = field(default_factory=dict)
-    previews: dict[str, Preview] = field(default_factory=dict)
-    vain_passes: dict[str, int] = field(default_factory=dict)
     reading: "World | None" = None
     """What a second operator read in an earlier pass (leaders.py); None: nothing yet."""

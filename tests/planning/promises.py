@@ -283,7 +283,7 @@ def check_plan(world: "World", plan: RolloutPlan) -> None:
         _whole_gangs(world, plan, start, {one.node.name for one in starts})
     _returned_together(world, plan)
     gangpromises.told(world, plan)
-    hold(max(plan.vain_passes.values(), default=0) < MOST, "passes make no progress")
+    hold(max(plan.memory.vain_passes.values(), default=0) < MOST, "passes make no progress")
 
 
 def _note_failures(world: "World", plan: RolloutPlan) -> None:

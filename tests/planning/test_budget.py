@@ -32,6 +32,7 @@ from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import LOOKS, Look
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Fence, SpecVersion
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
@@ -273,8 +274,8 @@ def guarded_work(**fields: Any) -> NodeWork:
     return make_work(make_pod("a"), pdbs=[PDB], **fields)
 
 
-def begun(*needs: tuple[str, int]) -> dict[str, Look]:
-    return {"n0": Look(SpecVersion("uid-pool-b", 1), "", at(-2), 1, (), needs)}
+def begun(*needs: tuple[str, int]) -> PassMemory:
+    return PassMemory(looks={"n0": Look(SpecVersion("uid-pool-b", 1), "", at(-2), 1, (), needs)})
 
 
 BOTH = {"n0": guarded_work(), "n1": guarded_work()}
@@ -287,8 +288,8 @@ CROWDS: dict[str, tuple[ClusterSnapshot, bool, Reason | None]] = {
         in_flight(False, make_fence(disruption=DisruptionClass.PLUGIN_RESTART), work=BOTH), True, None),
     "its pod is going: the budget tells the rest": (in_flight(False, work=GOING), True, None),
     "its pods are not listed while it settles, but were before": (
-        in_flight(True, looks=begun(("team-a/llm", 1))), False, Reason.PDB),
-    "no budget guarded its pods when it was fenced": (in_flight(True, looks=begun()), True, None),
+        in_flight(True, memory=begun(("team-a/llm", 1))), False, Reason.PDB),
+    "no budget guarded its pods when it was fenced": (in_flight(True, memory=begun()), True, None),
     "nobody knows its pods: we were just started": (in_flight(True), False, Reason.PROGRESSING),
 }  # fmt: skip
 
@@ -302,14 +303,14 @@ def test_beside_a_node_in_flight_under_one_budget_another_starts_when(
         fences = any(isinstance(action, FenceNode) for action in plan.verdicts["n1"].actions)
         assert fences is starts, plan.verdicts["n1"]
         assert reason is None or plan.verdicts["n1"].reason is reason
-        if snapshot.looks:
-            assert plan.looks["n0"] == snapshot.looks["n0"], "remembered until its pods are listed"
-        assert None not in plan.looks.values(), "what nobody has seen is no look"
+        if before := snapshot.memory.looks:
+            assert plan.memory.looks["n0"] == before["n0"], "remembered until its pods are listed"
+        assert None not in plan.memory.looks.values(), "what nobody has seen is no look"
 
 
 def test_a_node_that_stands_aside_takes_no_room_by_what_it_was_to_need() -> None:
     fence = make_fence(since=at(-1))
-    snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], looks=begun(("team-a/llm", 1)))
+    snapshot = make_snapshot([make_node("n0", fence=fence)], [make_policy()], memory=begun(("team-a/llm", 1)))
     for reason, counted in ((Reason.SETTLING, 1), (Reason.FOREIGN_MAINTENANCE, 0)):
         ledger = Ledger(roomy())
         look = ledger.add_in_flight(snapshot, Verdict("n0", "pool-b", Phase.CORDONED, reason, ""))
@@ -345,18 +346,18 @@ def test_blocked_nodes_of_all_policies_share_the_looks_of_one_poll() -> None:
     nodes = [make_node(f"{pool}{n}", labels={"pool": pool}) for pool in ("a", "b") for n in range(6)]
     held = (Blocker(Reason.UNMANAGED, ("team-a/db-0",)),)
     looks = {node.name: Look(SpecVersion(f"uid-{node.name[0]}", 1), "", at(-90), 9, held) for node in nodes}
-    snapshot = make_snapshot(nodes, policies, looks=looks)
+    snapshot = make_snapshot(nodes, policies, memory=PassMemory(looks=looks))
     plan = plan_rollout(snapshot, NOW)
     assert len(plan.wants_pods) == LOOKS
-    assert plan.looks == looks, "what was found last stays"
+    assert plan.memory.looks == looks, "what was found last stays"
     assert {verdict.reason for verdict in plan.verdicts.values()} == {Reason.UNMANAGED}
     work = {name: make_work(make_pod("db-0", owner=None)) for name in plan.wants_pods}
     after = plan_rollout(replace(snapshot, work=work), NOW)
     assert after.wants_pods == frozenset(), "they were listed a moment ago"
-    assert {name for name, look in after.looks.items() if look.at == NOW} == set(work)
+    assert {name for name, look in after.memory.looks.items() if look.at == NOW} == set(work)
     assert after.wake_at == at(5)
-    still = plan_rollout(replace(snapshot, looks=after.looks), at(4))
+    still = plan_rollout(replace(snapshot, memory=after.memory), at(4))
     assert still.wants_pods == frozenset()
-    following = plan_rollout(replace(snapshot, looks=after.looks), at(5))
+    following = plan_rollout(replace(snapshot, memory=after.memory), at(5))
     assert len(following.wants_pods) == LOOKS
     assert not following.wants_pods & plan.wants_pods, "the others come next"

@@ -301,7 +301,7 @@ def test_a_gang_over_two_pools_is_not_ended_by_one_as_long_as_the_other_ones_pol
     verdict = world.plan().verdicts["n0"]
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.RULE_BLOCKS)
     assert "By policy pool-c. spec.drain.rules[0] says Block" in verdict.message
-    (preview,) = world.plan().previews.values()
+    (preview,) = world.plan().memory.previews.values()
     assert [blocker.reason for blocker in preview.blockers] == [Reason.RULE_BLOCKS]
     world.set_policy(make_policy("pool-c", mode="Full", **free))
     world.settle()

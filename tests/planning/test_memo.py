@@ -22,6 +22,7 @@ from gpusharing.api.names import LABEL_MIG_STATE, LABEL_POLICY
 from gpusharing.api.validation import Problem
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.memo import AnswersByKind, Memo
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -42,7 +43,9 @@ def waiting(**fields: Any) -> ClusterSnapshot:
 SEEN = make_gpunode()
 DRIVEN = replace(SEEN, observed=replace(SEEN.observed, driver_version="570.86.15") if SEEN.observed else None)
 RETURNED = Verified("pool-b", *pair_of(PAUSED), corrected_generation=1, version=SpecVersion("uid-pool-b", 0))
-DRIFTED = waiting(nodes=[make_node(verified=RETURNED)], drifting_since={"gpu-07": at(-600)})
+DRIFTED = waiting(
+    nodes=[make_node(verified=RETURNED)], memory=PassMemory(drifting_since={"gpu-07": at(-600)})
+)
 WORKING = waiting(nodes=[make_node(labels={LABEL_MIG_STATE: "pending"})], at_work_since={"gpu-07": at(-9999)})
 CIRCUMSTANCES: dict[str, tuple[ClusterSnapshot, Reason, dict[str, Any], Reason]] = {
     "its agent goes": (waiting(), Reason.PAUSED, {"agents": frozenset()}, Reason.AGENT_NOT_READY),
@@ -50,7 +53,7 @@ CIRCUMSTANCES: dict[str, tuple[ClusterSnapshot, Reason, dict[str, Any], Reason]]
     "mig-manager begins anew": (
         WORKING, Reason.PAUSED, {"at_work_since": {"gpu-07": NOW}}, Reason.ACTUATOR_BUSY,
     ),
-    "its drift begins anew": (DRIFTED, Reason.DRIFT_RETURNED, {"drifting_since": {}}, Reason.DRIFTED),
+    "its drift begins anew": (DRIFTED, Reason.DRIFT_RETURNED, {"memory": PassMemory()}, Reason.DRIFTED),
     "the settings refuse its driver": (
         waiting(gpunodes=[DRIVEN]),
         Reason.PAUSED,

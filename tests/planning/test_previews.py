@@ -20,6 +20,7 @@ from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import AGAIN, MAX_NODES, find_previews
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.snapshot.looks import LOOKS, Preview
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import SpecVersion
 from gpusharing.planning.snapshot.views import PlanSettings
@@ -47,7 +48,7 @@ def look(
 ) -> Any:
     """What is known and wanted."""
     verdicts = {one.node.name: one.verdict for one in pools["pool-b"].members}
-    snapshot = replace(make_snapshot([], [POLICY]), previews=previews, work=work)
+    snapshot = replace(make_snapshot([], [POLICY]), memory=PassMemory(previews=previews), work=work)
     return find_previews(pools, verdicts, snapshot, roomy(), at(seconds))
 
 
@@ -207,7 +208,7 @@ def test_pods_that_went_are_seen_after_a_while_and_an_edit_asks_anew() -> None:
     world.step()
     assert len(plan_of(world)["podNames"]) == 1
     world.set_policy(edited(world.policies[0], priority=5))
-    assert world.plan().previews == {}
+    assert world.plan().memory.previews == {}
     world.settle()
     assert len(plan_of(world)["podNames"]) == 1
 
@@ -253,6 +254,6 @@ def test_the_plan_names_the_pods_of_the_nodes_to_go_while_others_change() -> Non
 def test_what_is_remembered_goes_when_the_pool_may_start() -> None:
     world = waiting(paused=True)
     world.settle()
-    assert len(world.plan().previews) == 2
+    assert len(world.plan().memory.previews) == 2
     world.set_policy(make_policy(generation=9, mode="TimeSlicing"))
-    assert world.plan().previews == {}
+    assert world.plan().memory.previews == {}

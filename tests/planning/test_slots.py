@@ -184,13 +184,22 @@ def test_a_node_in_the_middle_of_a_change_does_not_drift() -> None:
     snapshot = make_snapshot([make_node(), make_node("gpu-08", fence=fence)], [POLICY])
     plan = plan_rollout(snapshot, NOW)
     assert plan.verdicts["gpu-08"].phase.in_flight
-    assert plan.differing == {"gpu-07"}
+    assert plan.memory.drifting_since.keys() == {"gpu-07"}
+
+
+def test_since_when_a_node_differs_is_remembered_until_it_does_not() -> None:
+    snapshot, seen = make_snapshot([make_node(), make_node("gpu-08")], [POLICY]), []
+    for seconds, nodes in ((0, {"gpu-07"}), (5, {"gpu-07", "gpu-08"}), (9, {"gpu-08"})):
+        there = replace(snapshot, nodes={name: snapshot.nodes[name] for name in nodes})
+        snapshot = replace(snapshot, memory=plan_rollout(there, at(seconds)).memory)
+        seen.append(dict(snapshot.memory.drifting_since))
+    assert seen == [{"gpu-07": at(0)}, {"gpu-07": at(0), "gpu-08": at(5)}, {"gpu-08": at(5)}]
 
 
 def test_a_node_that_is_not_ready_does_not_drift() -> None:
     """Nothing on it can be believed, and a reboot mends itself."""
     plan = plan_rollout(make_snapshot([make_node(), make_node("gpu-08", ready=False)], [POLICY]), NOW)
-    assert plan.differing == {"gpu-07"}
+    assert plan.memory.drifting_since.keys() == {"gpu-07"}
 
 
 @pytest.mark.parametrize("claimed", ["gpu-07", "gpu-08", "gpu-09"])

@@ -16,9 +16,9 @@ from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.standstill import MOST, count_vain
 from gpusharing.planning.report.status import find_grounds
-from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import LabelNode
 from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.vocabulary.reasons import Reason
 
 POLICY = make_policy()
@@ -31,9 +31,11 @@ LOOKS = {"gpu-07": Look(POLICY.version, "", NOW, 1)}
 def counted(before: int = 3, **changes: Any) -> dict[str, int]:
     """The count after a pass in which gpu-08 is looked at, and gpu-07, whose pods are known, waits."""
     known: dict[str, Any] = {"cases": CASES, "waits": WAITS, "looking": LOOKING, "looks": {}, **changes}
+    passed = PassMemory(wants_pods=frozenset(known.get("wanted", ())), vain_passes={"pool-b": before})
+    snapshot = make_snapshot(work={"gpu-07": make_work()}, memory=passed)
     told = {"gpu-07": known["waits"], "gpu-08": known["looking"]}
     pool = Pool(POLICY, candidates=known["cases"])
-    return count_vain({"pool-b": pool}, told, known["looks"], {}, {"pool-b": before})
+    return count_vain({"pool-b": pool}, told, known["looks"], snapshot)
 
 
 def test_a_pass_that_looks_on_although_nothing_came_of_the_last_look_was_in_vain() -> None:
@@ -60,11 +62,8 @@ def test_no_pass_was_in_vain_in_which(change: dict[str, Any]) -> None:
 
 def test_passes_in_vain_are_counted_on_only_if_the_pods_that_were_wanted_have_come() -> None:
     """Otherwise the API server holds back the LIST of a node, and the planner can do nothing but want it again."""
-    plan = replace(
-        plan_rollout(make_snapshot(), NOW), wants_pods=frozenset({"gpu-08"}), vain_passes={"pool-b": 3}
-    )
-    assert plan.vain_until_now({"gpu-07": make_work()}) == {}
-    assert plan.vain_until_now({"gpu-07": make_work(), "gpu-08": make_work()}) == {"pool-b": 3}
+    assert counted(wanted={"gpu-07", "gpu-09"}) == {"pool-b": 1}
+    assert counted(wanted={"gpu-07"}) == {"pool-b": 4}
 
 
 ALLOW: dict[str, Any] = {"drain": {"strandedPods": "Allow"}}
@@ -90,13 +89,13 @@ def test_a_wait_for_the_pods_of_a_node_that_a_predecessor_has_just_cordoned_is_n
     for _ in range(4):
         plan = world.step()
         phases.append({verdict.phase for verdict in plan.verdicts.values()})
-        assert world.memory.vain_passes == {}
+        assert world.memory.passed.vain_passes == {}
     assert phases == [{Phase.CORDONED, Phase.PREFLIGHT, *others}] * 4
 
 
 def test_a_world_in_which_passes_make_no_progress_breaks_a_promise() -> None:
     world = pool_of(1)
-    plan = replace(world.step(), vain_passes={"pool-b": MOST})
+    plan = replace(world.step(), memory=PassMemory(vain_passes={"pool-b": MOST}))
     with pytest.raises(Broken, match="passes make no progress"):
         check_plan(world, plan)
 

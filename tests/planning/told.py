@@ -12,6 +12,7 @@ from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
@@ -82,9 +83,7 @@ class StatusInput:
             objections={self.policy.name: self.objection} if self.objection else {},
             shared=(),
             targets=self.targets,
-            wants_pods=frozenset(),
-            differing=frozenset(),
-            vain_passes=self.vain_passes,
+            memory=PassMemory(vain_passes=self.vain_passes),
             coming={self.policy.name: self.coming},
             wake_at=None,
         )

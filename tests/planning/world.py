@@ -254,13 +254,12 @@ class World:
             mps_daemons={n: daemon for n, m in self.machines.items() if (daemon := m.mps_daemon) is not None},
             claims=dict(self.claims),
             failed_nodes=dict(self.failed_nodes),
-            work={name: self._work(name) for name in sorted(self.memory.wants_pods & self.nodes.keys())},
-            drifting_since=dict(self.memory.drifting_since),
+            work={
+                name: self._work(name) for name in sorted(self.memory.passed.wants_pods & self.nodes.keys())
+            },
             at_work_since=self._at_work(),
-            looks=dict(self.memory.looks),
             call_failures=dict(self.memory.failures),
-            previews=dict(self.memory.previews),
-            vain_passes=dict(self.memory.vain_passes),
+            memory=self.memory.passed,
             settings=self.settings,
         )
 
@@ -344,11 +343,7 @@ class World:
         memory = self.memory
         for name in memory.work.keys() - plan.wants_pods:
             del memory.work[name]
-        memory.wants_pods = plan.wants_pods
-        memory.looks, memory.previews = dict(plan.looks), dict(plan.previews)
-        memory.vain_passes = dict(plan.vain_passes)
-        since = memory.drifting_since
-        memory.drifting_since = {name: since.get(name, self.now) for name in plan.differing}
+        memory.passed = plan.memory
 
     def carry_out(self, action: Action) -> None:
         """What the API server makes of one action."""
@@ -380,13 +375,13 @@ class World:
             before = self._state()
             for node in self.nodes:
                 self.act(node)
-            wanted, plan = self.memory.wants_pods, self.step()
+            wanted, plan = self.memory.passed.wants_pods, self.step()
             if approving:
                 habits.people_let_it_go_on(self, plan)
             acted = people is not None and people(self, plan)
             # Pods that a plan has named already are listed again for ever, every few minutes.
             asked = {one.node for one in plan.verdicts.values() if one.wants_pods}
-            news = asked | (plan.wants_pods - plan.previews.keys())
+            news = asked | (plan.wants_pods - plan.memory.previews.keys())
             moved = acted or self._state() != before or bool(news - wanted)
             still = 0 if moved else still + 1
             if rules.is_settled(plan) and (still > POLLS or (still and plan.wake_at is None)):

@@ -8,7 +8,7 @@ from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.idleness import Leader
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.errors import KubeError
-from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.pending import PendingPods
 from gpusharing.kube.sources import Sources
 
 
@@ -22,7 +22,7 @@ class Beside:
     """The operator's settings."""
     sources: Sources
     """The reflectors."""
-    gatherer: Gatherer
+    pending: PendingPods
     """What counts them."""
     complaints: Complaints
     """What was said in the log already."""
@@ -45,9 +45,9 @@ class Beside:
         while True:
             if self.leader.is_leader and not self.sources.missing():
                 try:
-                    before = dict(self.gatherer.pending)
-                    await self.gatherer.count_pending()
-                    if self.gatherer.pending != before:
+                    before = self.pending.pods
+                    await self.pending.count()
+                    if self.pending.pods != before:
                         self.wake()
                     self.complaints.ends("pending pods")
                 except KubeError as error:

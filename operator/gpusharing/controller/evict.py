@@ -7,6 +7,7 @@ from datetime import datetime
 
 import structlog
 
+from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.errors import (
     Conflict,
@@ -21,7 +22,6 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, remember
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete
-from gpusharing.planning.snapshot.podviews import EvictionMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -37,9 +37,7 @@ class Evictor:
     jitter: Callable[[], float]
     first_wait: float
     """Seconds after the first refusal."""
-    memories: dict[str, dict[str, EvictionMemory]]
-    """By node and pod UID."""
-    unsure: set[str]
+    calls: CallMemory
     on_action: Callable[[Action, str], None]
 
     def forget(self, snapshot: ClusterSnapshot) -> None:
@@ -48,19 +46,19 @@ class Evictor:
         An accepted eviction is remembered beyond the drain: a LIST begun before it would show the pod as still to be
         evicted.
         """
-        for name in list(self.memories):
+        for name in list(self.calls.evictions):
             node, work = snapshot.nodes.get(name), snapshot.work.get(name)
             if node is None:
-                del self.memories[name]
+                del self.calls.evictions[name]
             elif node.fence is None:
                 listed_at = work.listed_at if work is not None and not work.error else None
                 kept = {
                     uid: memory
-                    for uid, memory in self.memories.pop(name).items()
+                    for uid, memory in self.calls.evictions.pop(name).items()
                     if is_accepted(memory) and not is_seen(memory, listed_at)
                 }
                 if kept:
-                    self.memories[name] = kept
+                    self.calls.evictions[name] = kept
 
     async def evict(self, action: Evict) -> bool:
         """Evict a pod; True when the server accepted it. Any other answer is remembered.
@@ -85,13 +83,13 @@ class Evictor:
         return done
 
     async def _send(self, action: Evict | ForceDelete) -> bool:
-        if is_accepted(self.memories.get(action.node, {}).get(action.uid)):
+        if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
         try:
             answer, message, retry_after = await self._ask(action)
         except HeldBack:
             return False  # nothing was sent
-        memories = self.memories.setdefault(action.node, {})
+        memories = self.calls.evictions.setdefault(action.node, {})
         before = memories.get(action.uid)
         memory = remember(
             answer,
@@ -132,7 +130,7 @@ class Evictor:
             await self._call(action)
         except (NotFound, Conflict) as error:
             # Gone or replaced (E2, E3); the next LIST shows which. A pod that LISTs still show is neither.
-            odd = is_odd(self.memories.get(action.node, {}).get(action.uid))
+            odd = is_odd(self.calls.evictions.get(action.node, {}).get(action.uid))
             answer, message = (failed, str(error)) if odd else (Reason.PODS_LEAVING, "")
         except HeldBack:
             raise  # a Throttled, but nobody's answer
@@ -144,7 +142,7 @@ class Evictor:
             answer, message = failed, str(error)
         except Unavailable as error:
             answer, message = failed, str(error)
-            self.unsure.add(action.node)  # it may have been carried out
+            self.calls.unsure.add(action.node)  # it may have been carried out
         except Forbidden as error:
             terminating = error.namespace_terminating
             answer, message = Reason.NAMESPACE_TERMINATING if terminating else Reason.FORBIDDEN, str(error)

@@ -27,6 +27,7 @@ from gpusharing.controller.sharedwrites import (
     SharedWrites,
     subject_of,
 )
+from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, KubeClient
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.crew import Crew
@@ -62,8 +63,7 @@ from gpusharing.planning.snapshot.actions import (
     UpdateFence,
     WriteConfig,
 )
-from gpusharing.planning.snapshot.callfailures import CLAIMS, CallFailure, failed_again
-from gpusharing.planning.snapshot.podviews import EvictionMemory
+from gpusharing.planning.snapshot.callfailures import CLAIMS, failed_again
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.callverdicts import is_moot
 
@@ -105,10 +105,7 @@ class Executor:
     """Seconds after the first refusal."""
     config_maps: ReflectorCache | None = None
     cluster_policies: ClusterPolicies | None = None
-    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
-    """By node and pod UID; in memory only."""
-    write_error: str = ""
-    """Why the last write of our ConfigMaps was refused; empty when it was not."""
+    calls: CallMemory = field(default_factory=CallMemory)
     deleted: set[str] = field(default_factory=set)
     """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
     missed: Counter[str] = field(default_factory=Counter)
@@ -117,10 +114,6 @@ class Executor:
     """Called after each action: for metrics."""
     view: Callable[[JSON], NodeView] = node_view
     """A Node as the plan sees it."""
-    failures: dict[str, CallFailure] = field(default_factory=dict)
-    """By node or subject of a shared write; in memory only."""
-    unsure: set[str] = field(default_factory=set)
-    """Nodes with a call that got no answer: only a new LIST can tell whether a pod was evicted."""
     on_late: Callable[[], None] = lambda: None
     """Called when a call ends for which no pass waited."""
     seen: Callable[[str], NodeView | None] = lambda name: None
@@ -136,13 +129,7 @@ class Executor:
         """Create the parts that share its fields."""
         self.crew = Crew(self.parallel, self.on_late)
         self.evictor = Evictor(
-            self.client,
-            self.now,
-            self.jitter,
-            self.eviction_wait,
-            self.evictions,
-            self.unsure,
-            self.on_action,
+            self.client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action
         )
         self.shared = SharedWrites(
             self.client, self.policies, self.claims, self.now, self.config_maps, self.cluster_policies
@@ -180,11 +167,13 @@ class Executor:
 
         # Where the server admits few calls, a proof under way must not grow old behind nodes that can wait.
         await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
-        outcome.again = min((f.next_try for f in self.failures.values() if f.holds(self.now())), default=None)
+        outcome.again = min(
+            (f.next_try for f in self.calls.failures.values() if f.holds(self.now())), default=None
+        )
         return outcome
 
     def _held(self, subject: str) -> bool:
-        failure = self.failures.get(subject)
+        failure = self.calls.failures.get(subject)
         return failure is not None and failure.holds(self.now())
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
@@ -192,7 +181,7 @@ class Executor:
         for name in self.made.keys() - plan.verdicts.keys():
             del self.made[name]
         wanted = {subject_of(action) for action in plan.shared}
-        for subject in self.failures.keys() - wanted - self.crew.busy:
+        for subject in self.calls.failures.keys() - wanted - self.crew.busy:
             verdict = plan.verdicts.get(subject)
             if verdict is None or is_moot(verdict):
                 self._worked(subject)
@@ -207,7 +196,7 @@ class Executor:
         """
         blocked: set[str] = set()
         if not any(isinstance(action, WriteConfig) for action in actions):
-            self.write_error = ""
+            self.calls.write_error = ""
         for action in actions:
             if await self._shared_one(action, snapshot, outcome) or isinstance(action, SetPointers):
                 continue
@@ -230,12 +219,12 @@ class Executor:
             except KubeError as error:
                 self._failed(subject, action, error, outcome)
                 if isinstance(action, WriteConfig):
-                    failure = self.failures.get(subject)
+                    failure = self.calls.failures.get(subject)
                     lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
-                    self.write_error = f"ConfigMap {self.shared.writing}: {error}" if lasts else ""
+                    self.calls.write_error = f"ConfigMap {self.shared.writing}: {error}" if lasts else ""
             else:
                 if isinstance(action, WriteConfig):
-                    self.write_error = ""
+                    self.calls.write_error = ""
                 self._worked(subject)
                 outcome.done += 1
                 self.on_action(action, "done")
@@ -288,20 +277,24 @@ class Executor:
         if isinstance(error, HeldBack):
             return  # nothing was sent
         if isinstance(error, Unavailable):
-            self.unsure.add(subject)
+            self.calls.unsure.add(subject)
         failure = failed_again(
-            self.failures.get(subject), f"{kind} failed: {words}", self.now(), self.jitter(), called(action)
+            self.calls.failures.get(subject),
+            f"{kind} failed: {words}",
+            self.now(),
+            self.jitter(),
+            called(action),
         )
-        self.failures[subject] = failure
+        self.calls.failures[subject] = failure
         self._complaints.begins(
             subject, "action failed", f"{kind} {type(error).__name__}", action=kind, error=words
         )
 
     def _worked(self, subject: str, call: str = "") -> None:
         """Note a success: a call about the subject was answered, although perhaps not the one that failed before."""
-        failure = self.failures.get(subject)
+        failure = self.calls.failures.get(subject)
         if failure is None or call in ("", failure.call):
-            self.failures.pop(subject, None)
+            self.calls.failures.pop(subject, None)
             self._complaints.ends(subject)
 
     async def _perform(self, action: Action) -> bool:

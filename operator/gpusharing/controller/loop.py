@@ -9,10 +9,9 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from gpusharing.api.names import Phase
 from gpusharing.controller.beside import Beside
 from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import FATAL
@@ -29,14 +28,8 @@ from gpusharing.kube.fanout import Fanout
 from gpusharing.kube.http import Limits
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.reasons import Reason
-
-
-def is_proving(verdict: Verdict) -> bool:
-    """Whether only a look at the pods of the node is missing."""
-    return verdict.phase is Phase.VERIFYING_IDLE and verdict.reason is Reason.SETTLING
 
 
 @contextmanager
@@ -80,9 +73,11 @@ class Loop:
         self.executor, self.publisher = parts.executor, parts.publisher
         self._complaints = Complaints()
         self._idleness = Idleness(leader, self.sources, self._complaints)
-        self._beside = Beside(leader, settings, self.sources, self.gatherer, self._complaints, self.wake)
+        self._beside = Beside(
+            leader, settings, self.sources, self.gatherer.pending, self._complaints, self.wake
+        )
         self._pace = Pace(self.wake, settings.debounce, now)
-        self.memo = Memo()
+        self.memo, self.memory = Memo(), PassMemory()
         self.plan: RolloutPlan | None = None
         self._on_first_pass = on_first_pass
         """Called once, when the whole cluster has been read and planned."""
@@ -159,7 +154,7 @@ class Loop:
         self.plan = plan
         with timing(seconds, "execute"):
             outcome = await self.executor.execute(plan, decision.snapshot, unseen)
-            self._remember(plan, now)
+            self.memory = plan.memory
         at_once = bool(outcome.done or decision.more_pods)
         with timing(seconds, "publish"):
             await self.publisher.ended()
@@ -175,9 +170,8 @@ class Loop:
         return min((moment for moment in moments if moment is not None), default=None)
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
-        snapshot = await self.gatherer.snapshot(wanted, self.leader.claims, now)
-        known = self.plan.vain_until_now(snapshot.work) if self.plan else {}
-        return replace(snapshot, failed_nodes=self.leader.failed_nodes, vain_passes=known)
+        leader = self.leader
+        return await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
 
     async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> _Decision:
         """`wanted`: the nodes whose pods the snapshot has. If the plan needs others, they are read at once."""
@@ -190,10 +184,3 @@ class Loop:
             now = self.now()
             plan = plan_rollout(snapshot, now, self.memo)
         return _Decision(plan, snapshot, now, more_pods=bool(plan.wants_pods - wanted))
-
-    def _remember(self, plan: RolloutPlan, now: datetime) -> None:
-        """Keep what the next snapshot needs of this pass."""
-        self.gatherer.write_error = self.executor.write_error
-        self.gatherer.remember_differing(plan.differing, now)
-        self.gatherer.looks, self.gatherer.previews = plan.looks, plan.previews
-        self.gatherer.proving = frozenset(v.node for v in plan.verdicts.values() if is_proving(v))

@@ -107,9 +107,7 @@ class Assembly:
             sources,
             self.settings.plan,
             self.settings.admin_maps,
-            executor.evictions,
-            executor.failures,
-            executor.unsure,
+            executor.calls,
             parallel=max(1, min(self.settings.parallel, Limits().parallel) // 2),
             on_late=self.wake,
         )

@@ -10,13 +10,14 @@ import structlog
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG, DisruptionClass
 from gpusharing.kube.actuatorlog import ActuatorLogs
 from gpusharing.kube.budgets import KEPT_THROTTLED, Budgets
+from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized, Unavailable
 from gpusharing.kube.gangs import Gangs
 from gpusharing.kube.paging import list_of
-from gpusharing.kube.pending import count_pending
+from gpusharing.kube.pending import PendingPods
 from gpusharing.kube.podlookups import PodLookups
 from gpusharing.kube.sources import (
     MIG_MANAGER,
@@ -33,9 +34,9 @@ from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, POLICIES, CallFailure, failed_again
-from gpusharing.planning.snapshot.looks import Look, Preview
-from gpusharing.planning.snapshot.podviews import EvictionMemory, GangView, NodeWork, PdbView, PodView
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.passmemory import PassMemory
+from gpusharing.planning.snapshot.podviews import GangView, NodeWork, PdbView, PodView
+from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, Operand, StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
 from gpusharing.planning.transition.quiet import is_at_work
@@ -66,29 +67,15 @@ class Gatherer:
     sources: Sources
     settings: PlanSettings
     admin_maps: AdminMaps = NO_MAPS
-    evictions: Mapping[str, Mapping[str, EvictionMemory]] = field(default_factory=dict)
-    """The executor's memory of refused evictions, by node and pod UID."""
-    failures: Mapping[str, CallFailure] = field(default_factory=dict)
-    """The executor's memory of calls that failed, by node or subject."""
-    unsure: set[str] = field(default_factory=set)
-    """Nodes whose pods must be listed again because an answer was lost; removed when that begins."""
+    calls: CallMemory = field(default_factory=CallMemory)
+    """What the executor remembers of its calls."""
     parallel: int = 16
     on_late: Callable[[], None] = lambda: None
     """Called when a LIST arrives for which no snapshot waited."""
     silent: bool = False
     """Log nothing: it is part of a program whose output is an answer."""
     work: dict[str, NodeWork] = field(default_factory=dict)
-    write_error: str = ""
-    """Why the executor's last write of our ConfigMaps was refused."""
-    drifting_since: dict[str, datetime] = field(default_factory=dict)
-    looks: Mapping[str, Look] = field(default_factory=dict)
-    """What the last plan wants remembered about blocked nodes."""
-    previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the last plan wants remembered about nodes that wait."""
-    proving: frozenset[str] = frozenset()
-    """Nodes for which the last plan needs nothing but a look at their pods."""
-    pending: dict[str, int] = field(default_factory=dict)
-    pending_devices: dict[str, int] = field(default_factory=dict)
+    pending: PendingPods = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """By UID of a mig-manager pod on a fenced node."""
@@ -110,11 +97,20 @@ class Gatherer:
         self._logs, self._lookups = ActuatorLogs(self.client), PodLookups(self.client)
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
         self._budgets, self.gangs = Budgets(self.client, self.shared), Gangs(self.client)
+        self.pending = PendingPods(self.client)
 
     async def snapshot(
-        self, wants_pods: frozenset[str], claims: Mapping[str, Claim], now: datetime
+        self,
+        wanted: frozenset[str],
+        memory: PassMemory,
+        claims: Mapping[str, Claim],
+        failed_nodes: Mapping[str, FailedNode],
+        now: datetime,
     ) -> ClusterSnapshot:
         """Gather everything that a plan depends on. A failed call about one node is recorded in the snapshot.
+
+        `wanted`: the nodes whose pods are listed. `memory`: what the last pass left. `claims` and `failed_nodes`: what
+        the Lease says.
 
         A snapshot does not wait for a slow LIST: the node keeps what was seen before, with its age.
 
@@ -124,7 +120,10 @@ class Gatherer:
         """
         began = loop_time()
         policies_error = await self._refresh_policies(now)
-        await self._look(wants_pods, now, began)
+        self._hear(now, began)
+        await self._list_pods(wanted, memory.proving, now, began)
+        # The answer may have come while LISTs were under way; they do not count as made after it.
+        self._hear(now, began)
         sources, mig_managers = self.sources, self._mig_managers(now)
         failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
         return ClusterSnapshot(
@@ -139,23 +138,16 @@ class Gatherer:
             mig_failures=failures,
             mps_daemons=by_node(sources.operands.items.values(), MPS_DAEMON),
             claims=claims,
+            failed_nodes=failed_nodes,
             work=dict(self.work),
-            pending=dict(self.pending),
-            pending_devices=dict(self.pending_devices),
-            drifting_since=dict(self.drifting_since),
+            pending=self.pending.pods,
+            pending_devices=self.pending.devices,
             at_work_since=self._look_for_work(now),
-            call_failures={**self.failures, **self._listing},
+            call_failures={**self.calls.failures, **self._listing},
             view_ages={name: source.age for name, source in sources.required.items()},
-            looks=self.looks,
-            previews=self.previews,
+            memory=memory,
             settings=self.settings,
         )
-
-    async def _look(self, wants_pods: frozenset[str], now: datetime, began: float) -> None:
-        self._hear(now, began)
-        await self._list_pods(wants_pods, now, began)
-        # The answer may have come while LISTs were under way; they do not count as made after it.
-        self._hear(now, began)
 
     def _hear(self, now: datetime, began: float) -> None:
         """Note what the agents of the nodes in work have answered by now."""
@@ -193,13 +185,6 @@ class Gatherer:
         if message and not cache.listed:
             raise Unavailable(message)
         return message
-
-    def remember_differing(self, differing: frozenset[str], now: datetime) -> None:
-        """Remember since when each node differs from its target, as seen by this process."""
-        for name in self.drifting_since.keys() - differing:
-            del self.drifting_since[name]
-        for name in differing - self.drifting_since.keys():
-            self.drifting_since[name] = now
 
     def _look_for_work(self, now: datetime) -> dict[str, datetime]:
         """Since when mig-manager works on each node, as seen by this process."""
@@ -249,7 +234,7 @@ class Gatherer:
             serves_our_mig_file=cluster_policy is not None
             and cluster_policy.mig_config_name == settings.mig_config_map,
             marked=ours.marked,
-            write_error=self.write_error,
+            write_error=self.calls.write_error,
             rival_policies=self.sources.rival_policies,
             finders=self.sources.finders,
             intolerant_agents=self.sources.intolerant_agents,
@@ -279,7 +264,7 @@ class Gatherer:
         return tuple(sorted(told - {"", *held}))
 
     def _pointer_error(self) -> str:
-        failure = self.failures.get(CLUSTER_POLICY)
+        failure = self.calls.failures.get(CLUSTER_POLICY)
         return failure.message if failure is not None and failure.lasts else ""
 
     def _foreign_map(self) -> str:
@@ -300,13 +285,15 @@ class Gatherer:
 
     # --- pods of nodes in work -------------------------------------------------------------------------------
 
-    async def _list_pods(self, wanted: frozenset[str], now: datetime, began: float) -> None:
+    async def _list_pods(
+        self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
+    ) -> None:
         """List the pods of each wanted node whose last list is old enough; forget the others."""
         for name in self.work.keys() - wanted:
             del self.work[name]
 
         async def read(node: str) -> None:
-            self.unsure.discard(node)
+            self.calls.unsure.discard(node)
             at = _later(now, began)  # it may have waited for others, and must not be older than it is
             with suppress(Throttled):  # not sent, or refused: what was seen before stays valid, with its age
                 scope, view = self._scope(node), self.sources.nodes.items.get(node)
@@ -314,7 +301,8 @@ class Gatherer:
                 gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
                 self._lists[node] = _Listed(pods, error, at, scope, gangs)
 
-        await self.crew.each(self._due(wanted, now), read)
+        due = sorted(self._due(wanted, now), key=lambda name: self._urgency(name, proving))
+        await self.crew.each(due, read)
         came, self._lists = self._lists, {}
         lists = {node: came[node] for node in sorted(came) if node in wanted}
         found = {node: listed for node, listed in lists.items() if listed.pods}
@@ -328,37 +316,36 @@ class Gatherer:
             error = listed.error or (trouble if node in guarded else "")
             self.work[node] = self._work(node, listed, pdbs, error)
         for node, work in self.work.items():
-            memories = self.evictions.get(node, {})
+            memories = self.calls.evictions.get(node, {})
             if work.evictions != memories:
                 self.work[node] = replace(work, evictions=dict(memories))
 
     def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
-        """Nodes whose pods have to be listed now, the most urgent first."""
+        """Nodes whose pods have to be listed now."""
         age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
 
         def is_due(name: str) -> bool:
             work = self.work.get(name)
-            if work is None or name in self.unsure or now - work.listed_at >= age:
+            if work is None or name in self.calls.unsure or now - work.listed_at >= age:
                 return True
             # The first of the two LISTs that prove a node idle is made as soon as the agent has answered.
             return work.quiet_since is not None and work.listed_at < work.quiet_since
 
-        due = [name for name in sorted(wanted) if name not in self._lists and is_due(name)]
-        return sorted(due, key=self._urgency)
+        return [name for name in wanted if name not in self._lists and is_due(name)]
 
-    def _urgency(self, name: str) -> tuple[bool, float, str]:
+    def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
         """On a slow server a round ends before its work is done, and the next one begins with the most urgent.
 
         These are the nodes whose agent has closed NVML: their proof grows old. Always in the same order, so that the
         first of them are proven if there is no time for all. Then the others, by how long ago they were looked at.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
-        if name in self.proving and node is not None and node.fence is not None:
+        if name in proving and node is not None and node.fence is not None:
             return False, node.fence.since.timestamp(), name
         return True, work.listed_at.timestamp() if work is not None else 0.0, name
 
     def _work(self, node: str, listed: _Listed, pdbs: tuple[PdbView, ...], error: str) -> NodeWork:
-        evictions = dict(self.evictions.get(node, {}))
+        evictions = dict(self.calls.evictions.get(node, {}))
         work = NodeWork(listed.pods, pdbs, listed.at, evictions=evictions, error=error, gangs=listed.gangs)
         return looked(self.work.get(node), work, self.sources.gpunodes.items.get(node), listed.scope)
 
@@ -387,10 +374,6 @@ class Gatherer:
             if isinstance(error, Throttled) and before and now - before.listed_at < KEPT_THROTTLED:
                 raise
             return (), f"the pods of the node cannot be listed: {error}"
-
-    async def count_pending(self) -> None:
-        """Set `pending` and `pending_devices` to the result of `pending.count_pending`. Raises a KubeError."""
-        self.pending, self.pending_devices = await count_pending(self.client)
 
 
 def _later(now: datetime, began: float) -> datetime:

@@ -36,7 +36,7 @@ from functools import partial
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
-from gpusharing.planning.pools.choice import choose
+from gpusharing.planning.pools.choice import Choice, choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.objections import asked, find_objections
@@ -46,8 +46,8 @@ from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.standstill import count_vain
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
-from gpusharing.planning.snapshot.looks import Look, Preview
 from gpusharing.planning.snapshot.memo import Memo
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
@@ -66,6 +66,7 @@ from gpusharing.planning.transition.nodefacts import (
 )
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.configmaps import plan_config
@@ -88,26 +89,19 @@ class RolloutPlan:
     """First, in this order: configuration, finalizers, claims, pointers. Fences of this pass need the claims."""
     targets: Mapping[str, Mapping[str, int]]
     """By owned node that is not skipped: the allocatable GPU resources predicted for it."""
-    wants_pods: frozenset[str]
-    """Nodes whose pods the next pass needs."""
-    differing: frozenset[str]
-    """Ready, unfenced nodes that differ from their target; the caller remembers since when."""
+    memory: PassMemory
+    """What the caller puts into the next snapshot."""
     wake_at: datetime | None
     """Look again then at the latest."""
-    looks: Mapping[str, Look] = field(default_factory=dict)
-    """What was found at nodes whose pods block; the caller puts this and `previews` into the next snapshot."""
-    previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the changes of nodes that wait would disturb."""
-    vain_passes: Mapping[str, int] = field(default_factory=dict)
-    """By policy: passes in a row without progress, see `count_vain` and `vain_until_now`."""
     coming: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By policy: nodes that it owns and that another policy's change keeps until that ends."""
     afterwards: Afterwards = field(default_factory=lambda: Afterwards(tuple), compare=False)
     """The cluster when all planned changes are done, and so who could not run then. It follows from the snapshot."""
 
-    def vain_until_now(self, work: Mapping[str, object]) -> Mapping[str, int]:
-        """Return `vain_passes`, or nothing while the pods of a node that this plan wanted are missing in `work`."""
-        return self.vain_passes if self.wants_pods <= work.keys() else {}
+    @property
+    def wants_pods(self) -> frozenset[str]:
+        """Nodes whose pods the next pass needs."""
+        return self.memory.wants_pods
 
 
 @value
@@ -170,16 +164,32 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
         },
-        wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
-        differing=frozenset(name for name, one in judged.items() if one.differs),
-        looks=choice.looks,
-        previews=previews.known,
-        vain_passes=count_vain(pools, verdicts, choice.looks, snapshot.looks, snapshot.vain_passes)
-        if choice.crowd_known
-        else {},
+        memory=_remember(snapshot, pools, verdicts, judged, choice, previews, now),
         afterwards=afterwards,
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
+    )
+
+
+def _remember(
+    snapshot: ClusterSnapshot,
+    pools: Mapping[str, Pool],
+    verdicts: Mapping[str, Verdict],
+    judged: Mapping[str, Judged],
+    choice: Choice,
+    previews: Previews,
+    now: datetime,
+) -> PassMemory:
+    """Return what the next pass needs to know of this one."""
+    proving = [one for one in verdicts.values() if one.phase is Phase.VERIFYING_IDLE]
+    since = snapshot.memory.drifting_since
+    return PassMemory(
+        wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
+        proving=frozenset(one.node for one in proving if one.reason is Reason.SETTLING),
+        drifting_since={name: since.get(name, now) for name, one in judged.items() if one.differs},
+        looks=choice.looks,
+        previews=previews.known,
+        vain_passes=count_vain(pools, verdicts, choice.looks, snapshot) if choice.crowd_known else {},
     )
 
 

@@ -22,6 +22,7 @@ from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 
@@ -66,6 +67,8 @@ class Cluster:
     now: Callable[[], datetime] = wall_time
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures on the Lease, by UID of the Node."""
+    memory: PassMemory = field(default_factory=PassMemory)
+    """What was seen by an earlier `decide`."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
         """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under
@@ -76,7 +79,10 @@ class Cluster:
         plan = plan_rollout(snapshot, now)
         # A leader has seen for long what this process sees for the first time.
         grace = timedelta(seconds=snapshot.settings.drift_grace)
-        self.gatherer.remember_differing(plan.differing, now - grace)
+        since = plan.memory.drifting_since
+        self.memory = PassMemory(
+            drifting_since={name: min(moment, now - grace) for name, moment in since.items()}
+        )
         wanted = [
             verdict.node
             for verdict in plan.verdicts.values()
@@ -95,7 +101,7 @@ class Cluster:
 
     async def _snapshot(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         try:
-            snapshot = await self.gatherer.snapshot(wanted, self.claims, now)
+            snapshot = await self.gatherer.snapshot(wanted, self.memory, self.claims, self.failed_nodes, now)
         except BaseExceptionGroup as group:
             raise first_of(group) from None
         if not self.claims:
@@ -105,7 +111,7 @@ class Cluster:
                 if node.fence is not None
             }
             snapshot = replace(snapshot, claims=claims)
-        return replace(snapshot, failed_nodes=self.failed_nodes)
+        return snapshot
 
 
 @asynccontextmanager
@@ -153,7 +159,7 @@ def _explained(error: BaseException, where: str) -> BaseException:
 
 async def _count_pending(gatherer: Gatherer, notes: list[str]) -> None:
     try:
-        await gatherer.count_pending()
+        await gatherer.pending.count()
     except Forbidden as error:
         notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
 

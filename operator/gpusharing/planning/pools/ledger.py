@@ -51,7 +51,7 @@ class Ledger:
         last = [
             (case.node.name, look)
             for case, policy in cases
-            if (look := standing_look(case, policy, snapshot.looks)) is not None
+            if (look := standing_look(case, policy, snapshot.memory.looks)) is not None
         ]
         due, recent = find_due(last, now, poll), count_recent((look for _, look in last), now, poll)
         fences = {node.name: node.fence for node in snapshot.nodes.values() if node.fence is not None}
@@ -59,7 +59,7 @@ class Ledger:
         places = Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None
         return Ledger(
             afterwards,
-            snapshot.looks,
+            snapshot.memory.looks,
             due=due,
             recent=recent,
             claimed_waves=claimed_waves,
@@ -89,7 +89,7 @@ class Ledger:
             return None
         if verdict.reason is not Reason.SETTLING:  # nothing is evicted there before its pods are listed
             return None
-        look = snapshot.looks.get(node.name)
+        look = snapshot.memory.looks.get(node.name)
         if look is None or look.blockers:
             self.crowd_known = False
             return None

@@ -59,7 +59,7 @@ def find_previews(
     looked_at: set[str] = set()
     for policy, verdict in _to_go(pools, verdicts):
         name = verdict.node
-        before = _standing(snapshot.previews.get(name), policy)
+        before = _standing(snapshot.memory.previews.get(name), policy)
         work = snapshot.work.get(name)
         if work is not None and (before is None or work.listed_at > before.at):
             try:

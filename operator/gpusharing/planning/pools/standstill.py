@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.snapshot.looks import Look
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.verdict import Verdict
 
 MOST = 60
@@ -15,16 +16,20 @@ def count_vain(
     pools: Mapping[str, Pool],
     verdicts: Mapping[str, Verdict],
     looks: Mapping[str, Look],
-    looks_before: Mapping[str, Look],
-    vain_before: Mapping[str, int],
+    snapshot: ClusterSnapshot,
 ) -> dict[str, int]:
     """By policy: how many passes in a row, up to MOST, wanted to look at the pods of a candidate for the first time
-    although none of those whose pods are known started, and nothing new was found that blocks one."""
-    found = {}
+    although none of those whose pods are known started, and nothing new was found that blocks one.
+
+    The count starts anew while pods that the last pass wanted are missing: then the API server holds a LIST back, and
+    the planner can do nothing but want it again.
+    """
+    found, before = {}, snapshot.memory
+    vain = before.vain_passes if before.wants_pods <= snapshot.work.keys() else {}
     for name, pool in pools.items():
         mine = {case.node.name: verdicts[case.node.name] for case in pool.candidates}
-        news = any(one.actions for one in mine.values()) or mine.keys() & looks.keys() - looks_before.keys()
+        news = any(one.actions for one in mine.values()) or mine.keys() & looks.keys() - before.looks.keys()
         unknown = [mine[case.node.name].phase for case in pool.candidates if case.work is None]
         if len(unknown) < len(mine) and not news and Phase.PREFLIGHT in unknown:
-            found[name] = min(vain_before.get(name, 0) + 1, MOST)
+            found[name] = min(vain.get(name, 0) + 1, MOST)
     return found

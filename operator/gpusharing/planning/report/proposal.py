@@ -210,7 +210,7 @@ def _steps(
     plan: RolloutPlan,
     snapshot: ClusterSnapshot,
 ) -> Iterator[Step]:
-    ledger = Ledger(plan.afterwards, snapshot.looks)
+    ledger = Ledger(plan.afterwards, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order
         for case in plan.pools[policy.name].candidates

@@ -303,7 +303,7 @@ def _in_vain(pool: Members, plan: RolloutPlan) -> Finding | None:
 
 
 def _stands_still(policy: PolicyView, plan: RolloutPlan) -> bool:
-    return plan.vain_passes.get(policy.name, 0) >= MOST
+    return plan.memory.vain_passes.get(policy.name, 0) >= MOST
 
 
 def _unapproved(pool: Members, plan: RolloutPlan) -> Finding | None:

@@ -44,14 +44,14 @@ def tell_plan(
     lost = [name for name in sorted(before) if after[name] < before[name]]
     demands = {name: plan.afterwards.find_demand(name) for name in lost}
     worst = max((verdict.disruption for verdict in changing), key=lambda one: one.severity)
-    nodes = [verdict.node for verdict in changing]
+    nodes, previews = [verdict.node for verdict in changing], plan.memory.previews
     return {
         "hash": plan_hash(policy, plan.pools[policy.name].members),
         "disruption": str(worst),
         "nodes": nodes[:MAX_LISTED],
         "nodeCount": len(nodes),
         "pods": sum(_pods_on(verdict, snapshot) for verdict in changing),
-        **_disturbed([plan.previews[name] for name in nodes if name in plan.previews]),
+        **_disturbed([previews[name] for name in nodes if name in previews]),
         "shortages": [f"{name}: {one.text}" for name, one in demands.items() if one.waiting][:MAX_LISTED],
         "windows": hours.listed,
         "capacityBefore": dict(sorted(before.items())),

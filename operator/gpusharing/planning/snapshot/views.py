@@ -19,7 +19,7 @@ from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals, diagnose
 from gpusharing.planning.snapshot.agents import AgentTroubles
 from gpusharing.planning.snapshot.callfailures import CallFailure
-from gpusharing.planning.snapshot.looks import Look, Preview
+from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Claim, Deferred, FailedNode, Fence, SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
@@ -359,8 +359,6 @@ class ClusterSnapshot:
     """By GPU resource name: Pending pods that ask for it and have no node yet."""
     pending_devices: Mapping[str, int] = field(default_factory=dict)
     """By GPU resource name: devices that these pods ask for together."""
-    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
-    """By node: since when this process has seen it differ from its target."""
     at_work_since: Mapping[str, datetime] = field(default_factory=dict)
     """Since when this process has seen a mig.config.state that says that mig-manager is working."""
     call_failures: Mapping[str, CallFailure] = field(default_factory=dict)
@@ -369,12 +367,8 @@ class ClusterSnapshot:
     """Why the policies may have changed meanwhile; no node starts then. Empty: they are up to date."""
     view_ages: Mapping[str, float] = field(default_factory=dict)
     """Seconds since each of our views, such as that of nodes, was known to be up to date; one that is missing is."""
-    looks: Mapping[str, Look] = field(default_factory=dict)
-    """What the last look at the pods of each blocked node found; see `RolloutPlan.looks`."""
-    previews: Mapping[str, Preview] = field(default_factory=dict)
-    """What the changes of nodes that wait would disturb; see `RolloutPlan.previews`."""
-    vain_passes: Mapping[str, int] = field(default_factory=dict)
-    """By policy: passes without progress until now; see `RolloutPlan.vain_until_now`."""
+    memory: PassMemory = PassMemory()
+    """What the last pass remembered."""
     settings: PlanSettings = PlanSettings()
     """The operator's settings."""
 

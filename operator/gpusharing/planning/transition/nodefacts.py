@@ -117,7 +117,7 @@ def find_surroundings(
     agents, claims, stack, settings = snapshot.agents, snapshot.claims, snapshot.stack, snapshot.settings
     trouble, work, mig_manager = snapshot.agent_troubles.of, snapshot.work.get, snapshot.mig_managers.get
     failure, mps_daemon = snapshot.mig_failures.get, snapshot.mps_daemons.get
-    drifting, at_work = snapshot.drifting_since.get, snapshot.at_work_since.get
+    drifting, at_work = snapshot.memory.drifting_since.get, snapshot.at_work_since.get
     old_views = snapshot.old_views
     for name, known in facts.items():
         ready = name in agents

@@ -1,0 +1,21 @@
+"""What the operator's process remembers of its own calls. In memory only: a restart forgets it."""
+
+from dataclasses import dataclass, field
+
+from gpusharing.planning.snapshot.callfailures import CallFailure
+from gpusharing.planning.snapshot.podviews import EvictionMemory
+
+
+@dataclass(slots=True)
+class CallMemory:
+    """Kept up to date by the executor, also while no pass waits for a call, and read into every snapshot."""
+
+    evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
+    """By node and pod UID: the last answer to an eviction or a forced deletion."""
+    failures: dict[str, CallFailure] = field(default_factory=dict)
+    """By node, or by subject of a shared write."""
+    unsure: set[str] = field(default_factory=set)
+    """Nodes whose pods must be listed again, because a call got no answer and only a new LIST shows whether a pod was
+    evicted. A node is removed when its LIST begins."""
+    write_error: str = ""
+    """Why the last write of our ConfigMaps was refused; empty if it was not."""

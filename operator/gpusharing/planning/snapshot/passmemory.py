@@ -1,0 +1,26 @@
+"""What one pass remembers for the next, besides what the cluster says itself."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from datetime import datetime
+
+from gpusharing.planning.snapshot.looks import Look, Preview
+from gpusharing.planning.vocabulary.values import value
+
+
+@value
+class PassMemory:
+    """Made by a plan and read by the next one. A new process starts with an empty memory."""
+
+    wants_pods: frozenset[str] = frozenset()
+    """Nodes whose pods the next pass needs."""
+    proving: frozenset[str] = frozenset()
+    """Nodes that need nothing but another LIST of their pods to be proven idle."""
+    drifting_since: Mapping[str, datetime] = field(default_factory=dict)
+    """By Ready, unfenced node that differs from its target: since when this process has seen that."""
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    """What was found at each node whose pods block it, when they were listed last."""
+    previews: Mapping[str, Preview] = field(default_factory=dict)
+    """What the changes of nodes that wait would disturb."""
+    vain_passes: Mapping[str, int] = field(default_factory=dict)
+    """By policy: how many passes in a row made no progress (`count_vain`)."""
