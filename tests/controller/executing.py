@@ -4,47 +4,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hack.sim.fakecluster import FakeCluster
-from tests.build import at, make_fence, make_node, make_snapshot, make_stack
+from tests.build import at, make_fence, make_snapshot, make_stack
 from tests.kube.objects import node, pod
 
+from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Executor, Outcome
-from gpusharing.kube.client import JSON, NODES, PODS
+from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.convert import node_view
+from gpusharing.kube.fence import record_text
+from gpusharing.kube.sources import Sources
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
-
-
-@dataclass
-class Known:
-    """A cache as a reflector would be, for Nodes, GPUNodes or ConfigMaps."""
-
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def resource_version(self, name: str) -> str:
-        return self.versions.get(name, "")
-
-    def accept(self, raw: JSON) -> None:
-        self.versions[raw["metadata"]["name"]] = raw["metadata"]["resourceVersion"]
-
-
-@dataclass
-class KnownPolicies:
-    """Policies as last read."""
-
-    metadata: JSON = field(default_factory=dict)
-
-    def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
-        return str(self.metadata.get("resourceVersion", "")), tuple(self.metadata.get("finalizers", ()))
-
-    def accept(self, raw: JSON) -> None:
-        self.metadata = raw["metadata"]
 
 
 @dataclass
@@ -66,30 +43,35 @@ class Executing:
 
     cluster: FakeCluster = field(default_factory=FakeCluster)
     claims: Claims = field(default_factory=Claims)
-    policies: KnownPolicies = field(default_factory=KnownPolicies)
     seconds: float = 0.0
+    fenced: bool = False
+    """Whether gpu-07 is in the middle of a change: refused evictions are remembered only then."""
     told: list[tuple[str, str]] = field(default_factory=list)
     stack: StackView = field(default_factory=make_stack)
 
     def __post_init__(self) -> None:
-        self.nodes, self.gpunodes, self.config_maps = Known(), Known(), Known()
-        self.add_node("gpu-07")
+        self.sources = Sources(self.cluster.client("sources"), PlanSettings(), lambda: None)
+        self.add_node("gpu-07", {names.ANNOTATION_FENCE: record_text(make_fence())} if self.fenced else {})
         uid = self.cluster.add(PODS, pod())["metadata"]["uid"]
         self.eviction = Evict("gpu-07", "team-a", "llm-0", uid)
         self.executor = Executor(
             self.cluster.client("operator"),
-            self.nodes,
-            self.gpunodes,
-            self.policies,
-            self.claims,
+            self.sources,
+            self.claims.set_claims,
             now=lambda: at(self.seconds),
             jitter=lambda: 0.0,
             on_action=lambda action, result: self.told.append((type(action).__name__, result)),
         )
 
-    def add_node(self, name: str) -> None:
-        """A Node that the cache knows."""
-        self.nodes.accept(self.cluster.add(NODES, node(name)))
+    def add_node(self, name: str, annotations: Mapping[str, str] | None = None) -> None:
+        """A Node that the sources know."""
+        marks = {"annotations": dict(annotations or {})}
+        self.sources.nodes.accept(self.cluster.add(NODES, node(name, metadata=marks)))
+
+    async def read_policies(self) -> None:
+        """The sources know the policies as they are now."""
+        self.sources.policies.touch()
+        await self.sources.policies.refresh()
 
     def view(self, name: str = "gpu-07") -> NodeView:
         """A Node as the planner would see it now."""
@@ -107,9 +89,8 @@ class Executing:
     async def run_all(
         self, actions: Mapping[str, tuple[Action, ...]], shared: tuple[Action, ...] = ()
     ) -> Outcome:
-        """Carry out actions of several nodes, all of them fenced as far as anybody remembers."""
-        fenced = [make_node(name, fence=make_fence()) for name in actions]
-        snapshot = make_snapshot(fenced, stack=self.stack)
+        """Carry out actions of several nodes."""
+        snapshot = make_snapshot(self.sources.node_views().values(), stack=self.stack)
         return await self.executor.execute(plan_of(actions, shared), snapshot)
 
     def patches(self) -> int:

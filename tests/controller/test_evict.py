@@ -48,7 +48,7 @@ ANSWERS: dict[str, tuple[KubeError | None, Reason, float]] = {
 async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
     error: KubeError | None, reason: Reason, wait: float
 ) -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     if error is not None:
         stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
@@ -63,7 +63,7 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
 
 
 async def test_a_refusal_is_logged_when_it_is_news() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     for error in (
         EvictionBlocked("no"),
         EvictionBlocked("not yet"),
@@ -91,7 +91,7 @@ DELETIONS: dict[str, tuple[KubeError | None, Reason, float]] = {
 async def test_every_answer_to_a_deletion_by_force_is_remembered_as_what_it_means(
     error: KubeError | None, reason: Reason, wait: float
 ) -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     if error is not None:
         stage.cluster.faults.fail("delete", PODS, error)
     one = stage.eviction
@@ -109,7 +109,7 @@ async def test_every_answer_to_a_deletion_by_force_is_remembered_as_what_it_mean
 
 
 async def test_the_pod_that_took_the_name_is_not_deleted_and_a_grace_period_is_passed_on() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     outcome = await stage.run(ForceDelete("gpu-07", "team-a", "llm-0", "uid-of-somebody-else"))
     assert outcome.done == 0
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
@@ -123,7 +123,7 @@ async def test_the_pod_that_took_the_name_is_not_deleted_and_a_grace_period_is_p
 async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_the_next_list(
     error: KubeError,
 ) -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
     assert (outcome.done, outcome.surprises, stage.told) == (0, {}, [("Evict", "PodsLeaving")])
@@ -132,7 +132,7 @@ async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_th
 
 
 async def test_an_eviction_that_lost_the_race_over_its_budget_can_be_asked_for_again() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     stage.cluster.faults.fail(
         "evict", PODS, Conflict("the object has been modified; please apply your changes")
     )
@@ -143,14 +143,14 @@ async def test_an_eviction_that_lost_the_race_over_its_budget_can_be_asked_for_a
 
 
 async def test_the_pod_that_took_the_name_is_not_evicted() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     outcome = await stage.run(Evict("gpu-07", "team-a", "llm-0", "uid-of-somebody-else"))
     assert outcome.done == 0
     assert "deletionTimestamp" not in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
 
 
 async def test_refusals_in_a_row_wait_twice_as_long_each_time() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"), times=3)
     waits = []
     for _ in range(3):
@@ -163,7 +163,7 @@ async def test_refusals_in_a_row_wait_twice_as_long_each_time() -> None:
 
 
 async def test_refusals_are_forgotten_when_the_fence_is_gone() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, EvictionBlocked("no"))
     await stage.run(stage.eviction)
     await stage.executor.execute(plan_of({}), make_snapshot([make_node("gpu-07")]))
@@ -171,7 +171,7 @@ async def test_refusals_are_forgotten_when_the_fence_is_gone() -> None:
 
 
 async def test_an_accepted_eviction_is_not_sent_again_by_a_plan_from_before_it() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     await stage.run(stage.eviction)
     await stage.run(stage.eviction)
     assert stage.told == [("Evict", "done")]
@@ -197,7 +197,7 @@ async def test_an_accepted_eviction_is_remembered_beyond_the_drain_until_a_list_
 
 
 async def test_what_is_known_of_a_node_that_is_gone_is_forgotten() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     await stage.run(stage.eviction)
     await stage.executor.execute(plan_of({}), make_snapshot([]))
     assert stage.executor.calls.evictions == {}
@@ -205,7 +205,7 @@ async def test_what_is_known_of_a_node_that_is_gone_is_forgotten() -> None:
 
 @pytest.mark.parametrize("error", [ServerAway("refused"), Unauthorized("401"), LeaseLost("not ours")])
 async def test_a_lost_server_lost_credentials_and_a_lost_lease_end_the_pass(error: Exception) -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     if isinstance(error, LeaseLost):
         stage.claims.error = error
     else:
@@ -217,7 +217,7 @@ async def test_a_lost_server_lost_credentials_and_a_lost_lease_end_the_pass(erro
 
 
 async def test_an_eviction_without_an_answer_makes_the_pods_be_listed_anew() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, Unavailable("timed out"), after=True)
     await stage.run(stage.eviction)
     assert stage.executor.calls.unsure == {"gpu-07"}
@@ -226,7 +226,7 @@ async def test_an_eviction_without_an_answer_makes_the_pods_be_listed_anew() -> 
 
 
 async def test_an_eviction_that_had_to_wait_is_no_refusal() -> None:
-    stage = Executing()
+    stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, HeldBack("not sent", 3.0))
     outcome = await stage.run(stage.eviction)
     assert (outcome.done, outcome.surprises, stage.executor.calls.evictions) == (0, {}, {})

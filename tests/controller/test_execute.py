@@ -6,17 +6,17 @@ Shared writes (controller/sharedwrites.py) are reached through the executor.
 from dataclasses import replace
 
 import pytest
-from tests.build import make_claim, make_fence, make_node, make_snapshot, make_stack
+from tests.build import make_claim, make_snapshot, make_stack
 from tests.controller.executing import Executing, plan_of
-from tests.kube.objects import node
+from tests.kube.objects import node, pod
 
 from gpusharing.api import names
 from gpusharing.controller.execute import Outcome
 from gpusharing.kube.client import CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
-from gpusharing.kube.convert import node_view
 from gpusharing.kube.errors import AlreadyExists, Conflict, Forbidden, Invalid, KubeError
 from gpusharing.planning.snapshot.actions import (
     EnsureGPUNode,
+    Evict,
     Release,
     RestartOperand,
     SetClaims,
@@ -37,7 +37,7 @@ async def test_a_node_that_changed_in_what_no_plan_reads_is_fenced_after_a_409()
     assert stage.patches() == 2
     assert stage.view().fence == action.fence
     held = stage.cluster.get(NODES, "gpu-07")["metadata"]["resourceVersion"]
-    assert stage.nodes.resource_version("gpu-07") == held
+    assert stage.sources.nodes.resource_version("gpu-07") == held
 
 
 INTERFERENCES: dict[str, JSON] = {
@@ -67,8 +67,7 @@ async def test_a_change_that_came_by_watch_since_the_decision_is_not_overridden(
     decided_on = stage.view()
     action = stage.fence()
     changed = stage.cluster.patch(NODES, "gpu-07", body)
-    stage.nodes.accept(changed)  # so the newest version is known, and no 409 would come
-    stage.executor.seen = lambda name: node_view(changed)
+    stage.sources.nodes.accept(changed)  # so the newest version is known, and no 409 would come
     evict = stage.eviction
     for actions in ((action,), (evict, evict)):
         plan = plan_of({"gpu-07": actions})
@@ -81,10 +80,13 @@ async def test_a_change_that_came_by_watch_since_the_decision_is_not_overridden(
 
 async def test_evictions_end_with_the_change_that_arrives_between_two_of_them() -> None:
     stage = Executing()
-    views = iter([stage.view(), replace(stage.view(), unschedulable=True)])
-    stage.executor.seen = lambda name: next(views)
-    plan = plan_of({"gpu-07": (stage.eviction, stage.eviction)})
-    outcome = await stage.executor.execute(plan, make_snapshot([stage.view()]))
+    other = stage.cluster.add(PODS, pod("llm-1"))["metadata"]["uid"]
+
+    def cordon(*_: object) -> None:
+        stage.sources.nodes.accept(stage.cluster.patch(NODES, "gpu-07", {"spec": {"unschedulable": True}}))
+
+    stage.executor.on_action = cordon
+    outcome = await stage.run(stage.eviction, Evict("gpu-07", "team-a", "llm-1", other))
     assert outcome.done == 1
 
 
@@ -100,8 +102,13 @@ async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_nex
     stage = Executing()
     action = stage.fence()
     stage.cluster.patch(NODES, "gpu-07", {"metadata": {"annotations": {"example.com/x": "1"}}})
-    stage.executor.view = lambda raw: replace(node_view(raw), foreign="medik8s NodeMaintenance nm")
-    outcome = await stage.run(action)
+    plan, snapshot = plan_of({"gpu-07": (action,)}), make_snapshot([])
+    maintenance = {
+        "metadata": {"name": "nm", "uid": "nm", "resourceVersion": "1"},
+        "spec": {"nodeName": "gpu-07"},
+    }
+    stage.sources.medik8s_maintenances.accept(maintenance)
+    outcome = await stage.executor.execute(plan, snapshot)
     assert (outcome.done, outcome.surprises) == (0, {})
     assert stage.view().fence is None
 
@@ -163,8 +170,8 @@ async def test_while_the_policies_may_be_old_no_node_is_fenced_and_everything_el
     stage = Executing()
     stage.add_node("gpu-08")
     plan = plan_of({"gpu-07": (stage.eviction,), "gpu-08": (stage.fence("gpu-08"),)})
-    fenced = make_snapshot([make_node("gpu-07", fence=make_fence())])
-    await stage.executor.execute(plan, replace(fenced, policies_error="no answer yet"))
+    snapshot = make_snapshot(stage.sources.node_views().values())
+    await stage.executor.execute(plan, replace(snapshot, policies_error="no answer yet"))
     assert stage.view("gpu-08").fence is None
     assert "gpu-07" in stage.executor.calls.evictions
 
@@ -202,15 +209,17 @@ async def test_without_its_finalizer_only_that_policys_nodes_wait() -> None:
 # --- finalizers ------------------------------------------------------------------------------------
 
 
-def add_policy(stage: Executing, *finalizers: str) -> None:
-    """A policy that the executor knows."""
+async def add_policy(stage: Executing, *finalizers: str, read: bool = True) -> None:
+    """A policy that the executor knows if it is `read`."""
     manifest = {"metadata": {"name": "pool-b", "finalizers": list(finalizers)}, "spec": {"mode": "Full"}}
-    stage.policies.accept(stage.cluster.add(POLICIES, manifest))
+    stage.cluster.add(POLICIES, manifest)
+    if read:
+        await stage.read_policies()
 
 
 async def test_our_finalizer_comes_and_goes_beside_those_of_others() -> None:
     stage = Executing()
-    add_policy(stage, "example.com/theirs")
+    await add_policy(stage, "example.com/theirs")
     for present, expected in (
         (True, ["example.com/theirs", names.FINALIZER]),
         (False, ["example.com/theirs"]),
@@ -221,7 +230,7 @@ async def test_our_finalizer_comes_and_goes_beside_those_of_others() -> None:
 
 async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours() -> None:
     stage = Executing()
-    add_policy(stage)
+    await add_policy(stage)
     stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": ["example.com/new"]}})
     outcome = await stage.run(shared=(SetFinalizer("pool-b", present=True),))
     assert outcome.surprises == {}
@@ -232,34 +241,32 @@ async def test_a_finalizer_that_somebody_added_in_the_same_moment_survives_ours(
 async def test_our_finalizer_is_not_taken_off_a_policy_that_was_edited_since_it_was_decided() -> None:
     """The edit may be deletionPolicy Reset, which needs it; the next pass sees it at once."""
     stage = Executing()
-    add_policy(stage, names.FINALIZER)
+    await add_policy(stage, names.FINALIZER)
     stage.cluster.patch(POLICIES, "pool-b", {"spec": {"deletionPolicy": "Reset"}})
     outcome = await stage.run(shared=(SetFinalizer("pool-b", present=False),))
     assert outcome.surprises == {}
     edited = stage.cluster.get(POLICIES, "pool-b")
     assert edited["metadata"]["finalizers"] == [names.FINALIZER]
-    assert stage.policies.finalizers("pool-b")[0] == edited["metadata"]["resourceVersion"]
+    assert stage.sources.policies.finalizers("pool-b")[0] == edited["metadata"]["resourceVersion"]
 
 
 @pytest.mark.parametrize(("present", "heard"), [(True, False), (False, False), (True, True), (False, True)])
 async def test_another_policy_of_the_same_name_keeps_its_finalizers(present: bool, heard: bool) -> None:
     stage = Executing()
-    add_policy(stage, *([] if present else [names.FINALIZER]))
-    known = stage.policies.metadata
+    await add_policy(stage, *([] if present else [names.FINALIZER]))
+    uid = stage.cluster.get(POLICIES, "pool-b")["metadata"]["uid"]
     stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
     stage.cluster.delete(POLICIES, "pool-b")
     theirs = ["example.com/theirs", *([] if present else [names.FINALIZER])]
-    add_policy(stage, *theirs)
-    if not heard:
-        stage.policies.metadata = known
-    outcome = await stage.run(shared=(SetFinalizer("pool-b", present, known["uid"]),))
+    await add_policy(stage, *theirs, read=heard)
+    outcome = await stage.run(shared=(SetFinalizer("pool-b", present, uid),))
     assert outcome.done == (0 if present or heard else 1), "no node is fenced for a policy that is gone"
     assert stage.cluster.get(POLICIES, "pool-b")["metadata"]["finalizers"] == theirs
 
 
 async def test_a_finalizer_that_is_there_already_and_a_policy_that_is_gone_need_no_write() -> None:
     stage = Executing()
-    add_policy(stage, names.FINALIZER)
+    await add_policy(stage, names.FINALIZER)
     await stage.run(shared=(SetFinalizer("pool-b", present=True),))
     assert stage.cluster.writes == []
     stage.cluster.patch(POLICIES, "pool-b", {"metadata": {"finalizers": None}})
@@ -294,7 +301,7 @@ async def test_a_gpunode_that_came_or_went_meanwhile_ends_up_as_asked(known: boo
             GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {"request": {"id": "", "quiet": False}}}
         )
     if known:
-        stage.gpunodes.versions["gpu-07"] = "3"
+        stage.sources.gpunodes.accept({"metadata": {"name": "gpu-07", "uid": "gone", "resourceVersion": "3"}})
     outcome = await stage.run(ENSURE)
     assert outcome.surprises == {}
     assert stage.cluster.get(GPUNODES, "gpu-07")["spec"]["request"]["id"] == "op-1:quiet:1"
@@ -312,7 +319,7 @@ async def test_a_gpunode_is_not_made_over_and_over_for_a_node_whose_deletion_was
     async def run_and_collect() -> Outcome:
         outcome = await stage.run(ensure)
         stage.cluster.delete(GPUNODES, "gpu-07")
-        stage.gpunodes.versions.clear()
+        stage.sources.gpunodes.drop("gpu-07")
         return outcome
 
     await run_and_collect()
@@ -353,6 +360,8 @@ async def test_a_config_map_that_vanished_is_made_anew_with_everything_in_it() -
     """What was there a moment ago is not in the difference, and nodes name it."""
     stage = Executing()
     stage.stack = make_stack(plugin_configs={"old": "version: v1"}, mig_file="x")
+    for name in ("gpusharing-device-plugin", "gpusharing-mig-parted"):
+        stage.sources.config_maps.accept({"metadata": {"name": name, "uid": name, "resourceVersion": "3"}})
     await stage.run(shared=(WriteConfig({"old": "version: v1", "new": "version: v1"}, "x"),))
     data = stage.cluster.get(CONFIG_MAPS, "gpusharing-device-plugin", "gpu-operator")["data"]
     assert data.keys() == {"old", "new"}
@@ -362,7 +371,6 @@ async def test_a_config_map_that_somebody_made_a_moment_ago_is_not_patched_unrea
     stage = Executing()
     metadata = {"name": "gpusharing-device-plugin", "namespace": "gpu-operator"}
     stage.cluster.add(CONFIG_MAPS, {"metadata": metadata, "data": {"theirs": "x"}})
-    stage.executor.shared.config_maps = stage.config_maps
     outcome = await stage.run(shared=(WriteConfig({"k": "version: v1"}, ""),))
     assert "AlreadyExists" in outcome.surprises["our ConfigMaps"]
     assert stage.cluster.get(CONFIG_MAPS, *metadata.values())["data"] == {"theirs": "x"}

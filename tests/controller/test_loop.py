@@ -261,9 +261,7 @@ async def test_a_node_whose_calls_ended_while_the_snapshot_was_made_is_left_to_t
                 assert unseen is told[-1], "asked before each snapshot"
                 return Outcome()
 
-        stage.loop.executor = Ending(
-            executor.client, executor.nodes, executor.gpunodes, executor.policies, stage.leader, virtual_now
-        )
+        stage.loop.executor = Ending(executor.client, executor.sources, stage.leader.set_claims, virtual_now)
         await stage.loop.once()
         await stage.loop.once()
         assert len(told) == 2
@@ -281,9 +279,8 @@ class Endless(Executor):
 @virtually
 async def test_a_plan_that_never_comes_to_rest_is_slowed_down() -> None:
     async with running() as stage:
-        loop, nodes = stage.loop, stage.loop.sources.nodes
-        client = stage.cluster.client("operator")
-        loop.executor = Endless(client, nodes, nodes, loop.sources.policies, stage.leader, virtual_now)
+        loop, client = stage.loop, stage.cluster.client("operator")
+        loop.executor = Endless(client, loop.sources, stage.leader.set_claims, virtual_now)
         loop.wake()
         before = len(stage.observer.passes)
         await asyncio.sleep(60)

@@ -1,7 +1,7 @@
 """Send evictions and forced deletions, and remember what the API server answered (docs/design/drain.md, rows E and T4).
 No pod is evicted twice."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -22,6 +22,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.planning.drain.evictions import is_accepted, is_odd, is_seen, remember
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete
+from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -48,17 +49,12 @@ class Evictor:
         """
         for name in list(self.calls.evictions):
             node, work = snapshot.nodes.get(name), snapshot.work.get(name)
-            if node is None:
+            if node is None or (
+                node.fence is None and not (kept := _unseen(self.calls.evictions[name], work))
+            ):
                 del self.calls.evictions[name]
             elif node.fence is None:
-                listed_at = work.listed_at if work is not None and not work.error else None
-                kept = {
-                    uid: memory
-                    for uid, memory in self.calls.evictions.pop(name).items()
-                    if is_accepted(memory) and not is_seen(memory, listed_at)
-                }
-                if kept:
-                    self.calls.evictions[name] = kept
+                self.calls.evictions[name] = kept
 
     async def evict(self, action: Evict) -> bool:
         """Evict a pod; True when the server accepted it. Any other answer is remembered.
@@ -151,3 +147,13 @@ class Evictor:
         else:
             answer, message = done, ""
         return answer, message, retry_after
+
+
+def _unseen(memories: Mapping[str, EvictionMemory], work: NodeWork | None) -> dict[str, EvictionMemory]:
+    """The accepted evictions whose end no LIST of the node's pods has shown."""
+    listed_at = work.listed_at if work is not None and not work.error else None
+    return {
+        uid: memory
+        for uid, memory in memories.items()
+        if is_accepted(memory) and not is_seen(memory, listed_at)
+    }

@@ -7,45 +7,33 @@ node is left alone until the call has ended. The cache takes the server's answer
 """
 
 import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import assert_never
 
 import structlog
 
-from gpusharing.api import names
 from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.evict import Evictor
-from gpusharing.controller.sharedwrites import (
-    TRIES,
-    Claims,
-    ClusterPolicies,
-    PolicyStore,
-    ReflectorCache,
-    SharedWrites,
-    subject_of,
-)
+from gpusharing.controller.nodewrites import NodeWrites
+from gpusharing.controller.sharedwrites import SharedWrites, subject_of
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, KubeClient
-from gpusharing.kube.convert import node_view
+from gpusharing.kube.client import KubeClient
 from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import (
-    AlreadyExists,
-    Conflict,
     Forbidden,
     HeldBack,
     Invalid,
     KubeError,
-    NotFound,
     ServerAway,
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.fence import NodePatch, patch_for
+from gpusharing.kube.fence import NodePatch
 from gpusharing.kube.lease import LeaseLost
-from gpusharing.planning.drain.evictions import FIRST_WAIT, ODD_AFTER
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.drain.evictions import FIRST_WAIT
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import (
     Action,
@@ -64,7 +52,8 @@ from gpusharing.planning.snapshot.actions import (
     WriteConfig,
 )
 from gpusharing.planning.snapshot.callfailures import CLAIMS, failed_again
-from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
+from gpusharing.planning.snapshot.records import Claim, FailedNode
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.callverdicts import is_moot
 
 log = structlog.get_logger()
@@ -75,6 +64,10 @@ FATAL = (Unauthorized, ServerAway, LeaseLost)
 SHARED_PATIENCE = 6.0
 """Seconds for a write that fences wait for: claims are given up after five. With less, no node would ever start on a
 server that takes longer for each call."""
+
+
+SetClaimsCall = Callable[[Mapping[str, Claim], Mapping[str, FailedNode]], Awaitable[None]]
+"""Writes all claims and failures to the Lease (LeaderLease.set_claims)."""
 
 
 @dataclass(slots=True)
@@ -94,45 +87,33 @@ class Executor:
     """Matches on the Action union; a new action without a branch fails type checking."""
 
     client: KubeClient
-    nodes: ReflectorCache
-    gpunodes: ReflectorCache
-    policies: PolicyStore
-    claims: Claims
+    sources: Sources
+    """Has what is known of the objects now, and takes the server's answers."""
+    set_claims: SetClaimsCall
+    """Writes the Lease."""
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
     parallel: int = 16
     eviction_wait: float = FIRST_WAIT
     """Seconds after the first refusal."""
-    config_maps: ReflectorCache | None = None
-    cluster_policies: ClusterPolicies | None = None
-    calls: CallMemory = field(default_factory=CallMemory)
-    deleted: set[str] = field(default_factory=set)
-    """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
-    missed: Counter[str] = field(default_factory=Counter)
-    """By UID of a mig-manager pod: how often the server said that it is gone or replaced."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Called after each action: for metrics."""
-    view: Callable[[JSON], NodeView] = node_view
-    """A Node as the plan sees it."""
     on_late: Callable[[], None] = lambda: None
     """Called when a call ends for which no pass waited."""
-    seen: Callable[[str], NodeView | None] = lambda name: None
-    """The latest known view of a Node, by name; None if there is none."""
-    made: dict[str, str] = field(default_factory=dict)
-    """UIDs of the Nodes for which a GPUNode was created, by name; in memory only."""
+    calls: CallMemory = field(default_factory=CallMemory)
     crew: Crew = field(init=False)
-    shared: SharedWrites = field(init=False)
-    evictor: Evictor = field(init=False)
+    _nodes: NodeWrites = field(init=False)
+    _shared: SharedWrites = field(init=False)
+    _evictor: Evictor = field(init=False)
     _complaints: Complaints = field(default_factory=Complaints)
 
     def __post_init__(self) -> None:
-        """Create the parts that share its fields."""
+        """Create the parts."""
         self.crew = Crew(self.parallel, self.on_late)
-        self.evictor = Evictor(
+        self._nodes = NodeWrites(self.client, self.sources)
+        self._shared = SharedWrites(self.client, self.sources, self.now)
+        self._evictor = Evictor(
             self.client, self.now, self.jitter, self.eviction_wait, self.calls, self.on_action
-        )
-        self.shared = SharedWrites(
-            self.client, self.policies, self.claims, self.now, self.config_maps, self.cluster_policies
         )
 
     def under_way(self) -> frozenset[str]:
@@ -151,9 +132,9 @@ class Executor:
         Raises a group with what concerns all calls, and nothing else.
         """
         outcome = Outcome()
-        self.evictor.forget(snapshot)
+        self._evictor.forget(snapshot)
         self._forget_failures(plan)
-        blocked = await self._shared(plan.shared, snapshot, outcome)
+        blocked = await self._write_shared(plan.shared, snapshot, outcome)
         if snapshot.policies_error:
             blocked.add("*")
         due = {
@@ -163,7 +144,7 @@ class Executor:
         }
 
         async def node(name: str) -> None:
-            await self._node(name, due[name], snapshot.nodes.get(name), blocked, outcome)
+            await self._node(name, due[name], snapshot, blocked, outcome)
 
         # Where the server admits few calls, a proof under way must not grow old behind nodes that can wait.
         await self.crew.each(sorted(due, key=lambda name: not plan.verdicts[name].phase.in_flight), node)
@@ -178,15 +159,14 @@ class Executor:
 
     def _forget_failures(self, plan: RolloutPlan) -> None:
         """Forget the failures of what is no longer wanted, and Nodes that are gone."""
-        for name in self.made.keys() - plan.verdicts.keys():
-            del self.made[name]
+        self._nodes.forget(plan.verdicts)
         wanted = {subject_of(action) for action in plan.shared}
         for subject in self.calls.failures.keys() - wanted - self.crew.busy:
             verdict = plan.verdicts.get(subject)
             if verdict is None or is_moot(verdict):
                 self._worked(subject)
 
-    async def _shared(
+    async def _write_shared(
         self, actions: tuple[Action, ...], snapshot: ClusterSnapshot, outcome: Outcome
     ) -> set[str]:
         """What must wait: the policies without a new fence, `*` for all, and CLAIMS for points of no return.
@@ -198,36 +178,25 @@ class Executor:
         if not any(isinstance(action, WriteConfig) for action in actions):
             self.calls.write_error = ""
         for action in actions:
-            if await self._shared_one(action, snapshot, outcome) or isinstance(action, SetPointers):
+            if await self._write_one(action, snapshot, outcome) or isinstance(action, SetPointers):
                 continue
             if not isinstance(action, WriteConfig) or subject_of(action) in self.crew.busy:
                 blocked.add(action.policy if isinstance(action, SetFinalizer) else "*")
                 blocked.add(subject_of(action))
         return blocked
 
-    async def _shared_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
+    async def _write_one(self, action: Action, snapshot: ClusterSnapshot, outcome: Outcome) -> bool:
         """Whether this shared write is done now. One that hangs does not hold up the nodes in flight."""
         subject, before = subject_of(action), outcome.done
         if self._held(subject):
             return False
 
         async def write(_: str) -> None:
-            try:
-                await self.shared.perform(action, snapshot)
-            except FATAL:
-                raise
-            except KubeError as error:
-                self._failed(subject, action, error, outcome)
-                if isinstance(action, WriteConfig):
-                    failure = self.calls.failures.get(subject)
-                    lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
-                    self.calls.write_error = f"ConfigMap {self.shared.writing}: {error}" if lasts else ""
-            else:
-                if isinstance(action, WriteConfig):
-                    self.calls.write_error = ""
-                self._worked(subject)
-                outcome.done += 1
-                self.on_action(action, "done")
+            error = await self._attempt(subject, action, snapshot, outcome)
+            if isinstance(action, WriteConfig):
+                failure = self.calls.failures.get(subject)
+                lasts = isinstance(error, Forbidden | Invalid) or (failure is not None and failure.lasts)
+                self.calls.write_error = f"ConfigMap {self._shared.writing}: {error}" if lasts else ""
 
         await self.crew.each([subject], write, SHARED_PATIENCE)
         return outcome.done > before
@@ -236,7 +205,7 @@ class Executor:
         self,
         node: str,
         actions: Iterable[Action],
-        decided_on: NodeView | None,
+        snapshot: ClusterSnapshot,
         blocked: set[str],
         outcome: Outcome,
     ) -> None:
@@ -245,33 +214,44 @@ class Executor:
         The cache may have moved on since, and with it the version that a conditional write carries: without this check
         a cordon that arrived meanwhile would be overridden without a 409.
         """
+        decided_on = snapshot.nodes.get(node)
         for action in actions:
-            if isinstance(action, FenceNode) and blocked & {"*", action.fence.policy}:
+            if must_wait(action, blocked):
                 return
-            if isinstance(action, Actuate) and CLAIMS in blocked:
-                return  # nobody would know of the failure if the Node went now (docs/adr/0044)
-            if decided_on is not None and not same_node(self.seen(node) or decided_on, decided_on):
+            latest = self.sources.seen_node(node)
+            if None not in (latest, decided_on) and latest != decided_on:
                 log.info("node changed meanwhile, deciding again", node=node, action=type(action).__name__)
                 return
             if isinstance(action, NodePatch):
                 decided_on = None  # the write itself changes the node; the actions after it expect that
-            try:
-                if await self._perform(action):
-                    outcome.done += 1
-                    self.on_action(action, "done")
-            except FATAL:
-                raise
-            except KubeError as error:
-                self._failed(node, action, error, outcome)
+            if await self._attempt(node, action, snapshot, outcome) is not None:
                 return
-            else:
-                self._worked(node, called(action))
+
+    async def _attempt(
+        self, subject: str, action: Action, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> KubeError | None:
+        """Carry out an action and note how it went. Returns why it failed, or None if it did not.
+
+        Raises what concerns all calls.
+        """
+        try:
+            changed = await self._perform(action, snapshot)
+        except FATAL:
+            raise
+        except KubeError as error:
+            self._failed(subject, action, error, outcome)
+            return error
+        if changed:
+            outcome.done += 1
+            self.on_action(action, "done")
+        self._worked(subject, called(action))
+        return None
 
     def _failed(self, subject: str, action: Action, error: KubeError, outcome: Outcome) -> None:
         """Note a failure: the subject waits, longer each time, and the log gets one line."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
-            words = f"ConfigMap {self.shared.writing}: {words}"
+            words = f"ConfigMap {self._shared.writing}: {words}"
         outcome.surprises[subject] = f"{kind}: {type(error).__name__}: {error}"
         self.on_action(action, type(error).__name__)
         if isinstance(error, HeldBack):
@@ -297,98 +277,39 @@ class Executor:
             self.calls.failures.pop(subject, None)
             self._complaints.ends(subject)
 
-    async def _perform(self, action: Action) -> bool:
-        """True when the server changed something."""
+    async def _perform(self, action: Action, snapshot: ClusterSnapshot) -> bool:
+        """Return False if the server changed nothing about a node. Raises a KubeError, or LeaseLost."""
         match action:
             case EnsureGPUNode():
-                await self._ensure_gpunode(action)
+                await self._nodes.ensure_gpunode(action)
             case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
-                return await self._patch_node(action)
+                return await self._nodes.patch(action)
             case Evict():
-                return await self.evictor.evict(action)
+                return await self._evictor.evict(action)
             case ForceDelete():
-                return await self.evictor.delete(action)
+                return await self._evictor.delete(action)
             case RestartOperand():
-                return await self._restart(action)
-            case WriteConfig() | SetClaims() | SetFinalizer() | SetPointers():
-                raise TypeError(f"{type(action).__name__} belongs to no node")
+                return await self._nodes.restart(action)
+            case WriteConfig():
+                await self._shared.write_config(action, snapshot)
+            case SetFinalizer():
+                await self._shared.set_finalizer(action)
+            case SetClaims():
+                await self.set_claims(action.claims, action.failed_nodes)
+            case SetPointers():
+                await self._shared.set_pointers(action)
             case _:
                 assert_never(action)
         return True
 
-    # --- nodes -------------------------------------------------------------------------------------------
 
-    async def _patch_node(self, action: NodePatch) -> bool:
-        """Patch with the newest resourceVersion; after a 409 go on only if the node is still as it was when we decided.
-
-        `_node` has compared the node with the one that the plan saw, without a pause in between.
-        """
-        name, version = action.node.name, self.nodes.resource_version(action.node.name)
-        for _ in range(TRIES):
-            try:
-                self.nodes.accept(await self.client.patch(NODES, name, patch_for(action, version)))
-            except Conflict:
-                raw = await self.client.get(NODES, name)
-                self.nodes.accept(raw)
-                if not same_node(self.view(raw), action.node):
-                    log.info(
-                        "node changed meanwhile, deciding again", node=name, action=type(action).__name__
-                    )
-                    return False
-                version = str(raw["metadata"]["resourceVersion"])
-            else:
-                return True
-        raise Conflict(f"node {name} changed {TRIES} times while we wrote to it")
-
-    async def _ensure_gpunode(self, action: EnsureGPUNode) -> None:
-        spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
-        try:
-            if self.gpunodes.resource_version(action.node):
-                raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
-            else:
-                raw = await self._new_gpunode(action, spec)
-        except AlreadyExists:
-            raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
-        except NotFound:
-            raw = await self._new_gpunode(action, spec)
-        self.gpunodes.accept(raw)
-
-    async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
-        """Create one. If there was one already, only if its Node really exists, which a late watch does not show: an
-        object whose Node is gone is deleted at once, and we would create it again as fast as we can.
-
-        Raises:
-            NotFound: that Node is gone.
-        """
-        name, uid = action.node, action.node_uid
-        if self.made.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
-            raise NotFound(f"the Node {name} was created again")
-        self.made[name] = uid
-        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
-        metadata = {"name": name, "ownerReferences": [owner]}
-        manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
-        return await self.client.create(GPUNODES, manifest)
-
-    async def _restart(self, action: RestartOperand) -> bool:
-        """Delete a pod, once: the watch may not have shown yet that it is being deleted."""
-        if action.uid in self.deleted:
-            return False
-        try:
-            await self.client.delete(PODS, action.name, namespace=action.namespace, uid=action.uid)
-        except (NotFound, Conflict):
-            self.missed[action.uid] += 1
-            if self.missed[action.uid] >= ODD_AFTER:
-                raise  # a pod that the watch still shows is neither
-            return False
-        self.deleted.add(action.uid)
-        return True
+def must_wait(action: Action, blocked: Set[str]) -> bool:
+    """Whether this action of a node waits because a shared write is not done."""
+    if isinstance(action, Actuate):
+        return CLAIMS in blocked  # nobody would know of the failure if the Node went now (docs/adr/0044)
+    return isinstance(action, FenceNode) and not blocked.isdisjoint({"*", action.fence.policy})
 
 
 def called(action: Action) -> str:
     """The object that an action writes to."""
     return "Node" if isinstance(action, NodePatch) else type(action).__name__
-
-
-def same_node(now: NodeView, then: NodeView) -> bool:
-    """Whether everything that a plan reads from a Node is still the same."""
-    return now is then or now == then

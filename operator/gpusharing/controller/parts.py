@@ -86,18 +86,12 @@ class Assembly:
 
         return Executor(
             self.client,
-            sources.nodes,
-            sources.gpunodes,
-            sources.policies,
-            self.leader,
+            sources,
+            self.leader.set_claims,
             self.now,
             parallel=self.settings.parallel,
             eviction_wait=self.settings.plan.eviction_wait,
-            config_maps=sources.config_maps,
-            cluster_policies=sources.cluster_policies,
             on_action=acted,
-            view=sources.node_view,
-            seen=sources.seen_node,
             on_late=self.wake,
         )
 

@@ -1,0 +1,104 @@
+"""Writes about one node: to the Node itself, to its GPUNode, and the restart of its mig-manager."""
+
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+import structlog
+
+from gpusharing.api import names
+from gpusharing.controller.sharedwrites import TRIES
+from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, KubeClient
+from gpusharing.kube.errors import AlreadyExists, Conflict, NotFound
+from gpusharing.kube.fence import NodePatch, patch_for
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.drain.evictions import ODD_AFTER
+from gpusharing.planning.snapshot.actions import EnsureGPUNode, RestartOperand
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class NodeWrites:
+    """Carries out the actions of single nodes, except evictions. Every call may raise a KubeError."""
+
+    client: KubeClient
+    sources: Sources
+    """Has the versions that writes are conditional on, and takes the server's answers."""
+    _made: dict[str, str] = field(default_factory=dict)
+    """UIDs of the Nodes for which a GPUNode was created, by name."""
+    _deleted: set[str] = field(default_factory=set)
+    """UIDs of mig-manager pods whose deletion the server accepted; a few in a process's life."""
+    _missed: Counter[str] = field(default_factory=Counter)
+    """By UID of a mig-manager pod: how often the server said that it is gone or replaced."""
+
+    def forget(self, nodes: Container[str]) -> None:
+        """Forget the Nodes that are not among these."""
+        for name in [name for name in self._made if name not in nodes]:
+            del self._made[name]
+
+    async def patch(self, action: NodePatch) -> bool:
+        """Patch with the newest resourceVersion; after a 409 go on only if the node is still as it was when we decided.
+
+        The executor has compared the node with the one that the plan saw, without a pause in between.
+        """
+        name, version = action.node.name, self.sources.nodes.resource_version(action.node.name)
+        for _ in range(TRIES):
+            try:
+                self.sources.nodes.accept(await self.client.patch(NODES, name, patch_for(action, version)))
+            except Conflict:
+                raw = await self.client.get(NODES, name)
+                self.sources.nodes.accept(raw)
+                if self.sources.node_view(raw) != action.node:
+                    log.info(
+                        "node changed meanwhile, deciding again", node=name, action=type(action).__name__
+                    )
+                    return False
+                version = str(raw["metadata"]["resourceVersion"])
+            else:
+                return True
+        raise Conflict(f"node {name} changed {TRIES} times while we wrote to it")
+
+    async def ensure_gpunode(self, action: EnsureGPUNode) -> None:
+        """Write the request to the agent into the node's GPUNode, which is created if there is none."""
+        spec = {"request": {"id": action.request_id, "quiet": action.quiet}}
+        try:
+            if self.sources.gpunodes.resource_version(action.node):
+                raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
+            else:
+                raw = await self._new_gpunode(action, spec)
+        except AlreadyExists:
+            raw = await self.client.patch(GPUNODES, action.node, {"spec": spec})
+        except NotFound:
+            raw = await self._new_gpunode(action, spec)
+        self.sources.gpunodes.accept(raw)
+
+    async def _new_gpunode(self, action: EnsureGPUNode, spec: JSON) -> JSON:
+        """Create one. If there was one already, only if its Node really exists, which a late watch does not show: an
+        object whose Node is gone is deleted at once, and we would create it again as fast as we can.
+
+        Raises:
+            NotFound: that Node is gone.
+        """
+        name, uid = action.node, action.node_uid
+        if self._made.get(name) == uid and (await self.client.get(NODES, name))["metadata"]["uid"] != uid:
+            raise NotFound(f"the Node {name} was created again")
+        self._made[name] = uid
+        owner = {"apiVersion": "v1", "kind": "Node", "name": name, "uid": uid}
+        metadata = {"name": name, "ownerReferences": [owner]}
+        manifest = {"apiVersion": names.API_VERSION, "kind": "GPUNode", "metadata": metadata, "spec": spec}
+        return await self.client.create(GPUNODES, manifest)
+
+    async def restart(self, action: RestartOperand) -> bool:
+        """Delete a pod, once: the watch may not have shown yet that it is being deleted."""
+        if action.uid in self._deleted:
+            return False
+        try:
+            await self.client.delete(PODS, action.name, namespace=action.namespace, uid=action.uid)
+        except (NotFound, Conflict):
+            self._missed[action.uid] += 1
+            if self._missed[action.uid] >= ODD_AFTER:
+                raise  # a pod that the watch still shows is neither
+            return False
+        self._deleted.add(action.uid)
+        return True
