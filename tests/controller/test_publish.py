@@ -1,8 +1,7 @@
 """What people see is written when it changed: ends at once, what moves after a period, Events once per transition."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeCluster
@@ -25,33 +24,18 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
+from gpusharing.kube.sources import Sources
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 
 PERIOD = 1.0
 POLICY = make_policy(generation=7)
 WAITING, MOVING = replace(DRAINING, node="gpu-07"), replace(CHANGING, node="gpu-07")
-
-
-@dataclass
-class Held:
-    """What the cache of a kind holds of its only object: what the server has."""
-
-    cluster: FakeCluster
-    resource: Resource
-    name: str
-
-    def status(self, policy: str) -> Mapping[str, Any]:
-        status: Mapping[str, Any] = self.cluster.get(self.resource, policy).get("status") or {}
-        return status
-
-    def accept(self, raw: JSON) -> None:
-        assert raw["metadata"]["name"] == self.name
 
 
 @dataclass
@@ -65,21 +49,26 @@ class Publishing:
         if not self.cluster.objects(POLICIES):
             self.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
             self.cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
-        self.policies = Held(self.cluster, POLICIES, "pool-b")
-        self.gpunodes = Held(self.cluster, GPUNODES, "gpu-07")
+        self.sources = Sources(self.cluster.client("sources"), PlanSettings(), lambda: None)
         self.publisher = Publisher(
             self.cluster.client("operator"),
-            self,
+            self.sources,
             PERIOD,
             "operator-1",
             on_verdict=lambda before, after: self.changes.append((before, after)),
         )
 
-    # Statuses, as the caches hold them
+    async def read(self) -> None:
+        """Let the sources know what is on the server."""
+        self.sources.policies.touch()
+        await self.sources.policies.refresh()
+        for raw in self.cluster.objects(GPUNODES):
+            self.sources.gpunodes.accept(raw)
 
-    def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-        status = self.gpunodes.status(node)
-        return status.get("transition") or {}, status.get("conditions") or []
+    def status(self) -> JSON:
+        """The status of pool-b on the server."""
+        status: JSON = self.cluster.get(POLICIES, "pool-b").get("status") or {}
+        return status
 
     async def publish(
         self,
@@ -94,6 +83,7 @@ class Publishing:
         fence: Fence | None = None,
     ) -> float | None:
         """One pass; returns the seconds at which more is due."""
+        await self.read()
         node = make_node(verdict.node, resources=resources, fence=fence)
         reports = [make_gpunode(verdict.node)] if gpunodes else []
         snapshot = make_snapshot([node], [policy], gpunodes=reports)
@@ -159,7 +149,7 @@ async def test_what_moves_already_is_shown_after_two_periods_with_what_was_passe
     assert stage.phases() == ["Reconfiguring"]
     await stage.publish(verifying, 12)
     assert stage.phases() == ["Reconfiguring", "Verifying"]
-    assert stage.shown("gpu-07")[0]["observed"] == "2x3g.40gb"
+    assert stage.sources.shown("gpu-07")[0]["observed"] == "2x3g.40gb"
 
 
 @pytest.mark.parametrize("end", [SYNCED, FAILED], ids=["Synced", "Failed"])
@@ -203,7 +193,7 @@ async def test_times_of_conditions_that_did_not_turn_stay() -> None:
     stage = Publishing()
     await stage.publish(SYNCED)
     await stage.publish(MOVING, 60)
-    rows = stage.policies.status("pool-b")["conditions"]
+    rows = stage.status()["conditions"]
     times = {row["type"]: row["lastTransitionTime"] for row in rows}
     assert times[ConditionType.ACCEPTED] == "2026-11-20T10:00:00Z"
     assert times[ConditionType.READY] == "2026-11-20T10:01:00Z"
@@ -220,11 +210,11 @@ async def test_resources_that_go_vanish_from_the_plan_as_well() -> None:
         {"gpu-07": {"nvidia.com/mig-3g.40gb": 2}},
         resources={"nvidia.com/mig-1g.10gb": 7},
     )
-    plan = stage.policies.status("pool-b")["plan"]
+    plan = stage.status()["plan"]
     assert plan["capacityBefore"] == {"nvidia.com/mig-1g.10gb": 7}
     assert plan["capacityAfter"] == {"nvidia.com/mig-3g.40gb": 2}
     await stage.publish(SYNCED, 20)
-    assert "plan" not in stage.policies.status("pool-b")
+    assert "plan" not in stage.status()
 
 
 async def test_a_transition_is_written_when_its_gpunode_is_there() -> None:

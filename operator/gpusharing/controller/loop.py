@@ -18,7 +18,7 @@ from gpusharing.controller.execute import FATAL
 from gpusharing.controller.idleness import Idleness, Leader
 from gpusharing.controller.observer import Observer
 from gpusharing.controller.pace import RETRY, Pace, Wake
-from gpusharing.controller.parts import Assembly
+from gpusharing.controller.parts import assemble
 from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import KubeClient
@@ -68,7 +68,7 @@ class Loop:
         self.leader, self.observer, self.now, self.wake = leader, observer, now, Wake()
         self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
         """Every call of the loop goes through it; those of the Lease do not."""
-        parts = Assembly(self.calls, leader, settings, observer, self.wake, now, identity).assemble()
+        parts = assemble(self.calls, leader, settings, observer, self.wake, now, identity)
         self.sources, self.gatherer = parts.sources, parts.gatherer
         self.executor, self.publisher = parts.executor, parts.publisher
         self._complaints = Complaints()

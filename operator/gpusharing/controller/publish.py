@@ -10,10 +10,10 @@ no object waits because of another one. An Event counts as told when the server 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 
@@ -32,6 +32,7 @@ from gpusharing.kube.errors import (
     ServerAway,
     Unauthorized,
 )
+from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.events import Event, node_events, pointers_event, refusal_event
 from gpusharing.planning.report.status import find_grounds
 from gpusharing.planning.report.transition import health_conditions, transition
@@ -62,41 +63,13 @@ FAULTS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _EVENTS = "events"
 
 
-class AnswerCache(Protocol):
-    """Where the answers to our writes go."""
-
-    def accept(self, raw: JSON) -> None:
-        """Take an object that the server returned."""
-
-
-class WrittenPolicies(AnswerCache, Protocol):
-    """The policies as last read or written."""
-
-    def status(self, policy: str) -> Mapping[str, Any]:
-        """`status` of a policy as last read or written."""
-
-
-class Statuses(Protocol):
-    """The present status of our objects (kube/sources.py)."""
-
-    @property
-    def policies(self) -> WrittenPolicies:
-        """GPUSharingPolicies."""
-
-    @property
-    def gpunodes(self) -> AnswerCache:
-        """GPUNodes."""
-
-    def shown(self, node: str) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-        """`transition` and `conditions` of a GPUNode's status as last read or written."""
-
-
 @dataclass(slots=True)
 class Publisher:
     """One per operator process."""
 
     client: KubeClient
-    statuses: Statuses
+    sources: Sources
+    """Has the statuses as they were read or written last, and takes the server's answers."""
     period: float
     identity: str
     parallel: int = 16
@@ -231,7 +204,7 @@ class Publisher:
         resting = verdict.phase.lasts
         if not resting and (due := self._due.get(key, now)) > now:
             return due
-        previous, stand = self.statuses.shown(verdict.node)
+        previous, stand = self.sources.shown(verdict.node)
         wanted = transition(verdict, snapshot.nodes[verdict.node], previous, now)
         conditions = health_conditions(verdict, stand, now)
         if wanted == previous and conditions == stand:
@@ -241,7 +214,7 @@ class Publisher:
         if not resting and (later := self._hold(key, now, self._lag_of(previous))) is not None:
             return later
         body = {"status": {"transition": wanted, "conditions": conditions}}
-        later = await self._write(key, now, GPUNODES, body, self.statuses.gpunodes.accept)
+        later = await self._write(key, now, GPUNODES, body, self.sources.gpunodes.accept)
         if later is None and self._told.get(verdict.node) == verdict:  # nothing newer came meanwhile
             self._held.discard(key)
         return later
@@ -255,7 +228,7 @@ class Publisher:
         before, self._shown[policy.name] = self._shown.get(policy.name), grounds
         if grounds == before and (due := self._due.get(key, now)) > now:
             return due  # numbers and messages: nobody needs them before they are due
-        previous = self.statuses.policies.status(policy.name)
+        previous = self.sources.policies.status(policy.name)
         wanted = tell_status(policy, plan, snapshot, previous, now)
         if {name: value for name, value in wanted.items() if value is not None} == dict(previous):
             self._due.pop(key, None)
@@ -267,7 +240,7 @@ class Publisher:
             return later
         body = {"status": _replacing(wanted, previous)}
         refusal = refusal_event(previous, wanted)
-        later = await self._write(key, now, POLICIES, body, self.statuses.policies.accept)
+        later = await self._write(key, now, POLICIES, body, self.sources.policies.accept)
         if later is None and refusal is not None:
             self._untold.append(self._event(refusal, _policy_of(policy), now))
             return now  # the Event is posted with the next round
