@@ -1,7 +1,6 @@
 """When the loop looks, when it does not, and what ends a pass. In virtual time, without node software.
 
-The parts of a loop (controller/parts.py), its clocks (controller/beside.py) and its observer (controller/observer.py)
-are tested through it.
+Its observer (controller/observer.py) is tested through it.
 """
 
 import asyncio
