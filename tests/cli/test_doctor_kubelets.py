@@ -1,12 +1,15 @@
 """What `doctor` says of kubelets (stack/kubelets.py)."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.build import make_node
 
+from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.kubelets import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
-from gpusharing.planning.stack.nodesymptoms import NodeLabels
 from gpusharing.planning.stack.symptoms import Severity
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
@@ -14,8 +17,16 @@ GPU = {"nvidia.com/gpu.present": "true"}
 
 
 def kubelets(api_server: str, *versions: str) -> list[tuple[str, str]]:
-    nodes = [NodeLabels(f"gpu-{number}", GPU, kubelet=version) for number, version in enumerate(versions, 1)]
-    return [(one.reason, one.command.split(" -o")[0]) for one in find_kubelet_symptoms(nodes, api_server)]
+    found = find_kubelet_symptoms(
+        running({f"gpu-{number}": one for number, one in enumerate(versions, 1)}), api_server
+    )
+    return [(one.reason, one.command.split(" -o")[0]) for one in found]
+
+
+def running(versions: dict[str, str], labels: Mapping[str, str] = GPU) -> InstallationView:
+    """Nodes with these labels, by the version of their kubelet."""
+    nodes = tuple(replace(make_node(name), labels=labels) for name in versions)
+    return InstallationView(nodes=nodes, kubelets=versions)
 
 
 def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
@@ -24,7 +35,7 @@ def test_kubelets_that_nobody_stands_for_are_told_once_each() -> None:
         ("KubeletBehind", "kubectl get node gpu-1 gpu-5"),
     ]
     assert kubelets("v1.32.0", "v1.29.9", "v1.32.9") == [("KubeletOld", "kubectl get node gpu-1")]
-    (one,) = find_kubelet_symptoms([NodeLabels("gpu-1", GPU, kubelet="v1.29.9")], "v1.32.0")
+    (one,) = find_kubelet_symptoms(running({"gpu-1": "v1.29.9"}), "v1.32.0")
     assert one.severity is Severity.WARNING
     assert one.message.startswith("the kubelet of gpu-1 (v1.29.9) is older than 1.30, the oldest that")
 
@@ -42,8 +53,7 @@ def test_of_a_kubelet_without_a_version_nothing_is_said(version: str) -> None:
 
 def test_of_kubelets_within_reach_and_of_those_without_a_gpu_nothing_is_said() -> None:
     assert kubelets("v1.36.3", "v1.36.9", "v1.36.0", "v1.33.0") == []
-    cpu = NodeLabels("cpu-1", {}, kubelet="v1.20.0")
-    assert find_kubelet_symptoms([cpu], "v1.36.3") == ()
+    assert find_kubelet_symptoms(running({"cpu-1": "v1.20.0"}, {}), "v1.36.3") == ()
     assert MOST_BEHIND == 3
 
 

@@ -1,22 +1,27 @@
 """What `doctor` says of labels that somebody else set (stack/nodesymptoms.py)."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
+from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy
 from tests.cli.asking import ME, Answered, ask, install, operated
 from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_POLICY
-from gpusharing.api.policy import LabelSelector
 from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
-from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
+from gpusharing.planning.stack.nodesymptoms import MigEntries, find_node_symptoms
 from gpusharing.planning.stack.symptoms import Severity, Symptom
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
@@ -24,15 +29,30 @@ CONFIG, STATE, CAPABLE = "nvidia.com/mig.config", "nvidia.com/mig.config.state",
 WORKLOAD, DEPLOY = "nvidia.com/gpu.workload.config", "nvidia.com/gpu.deploy."
 GPU = {"nvidia.com/gpu.present": "true"}
 POOL = {"pool": "a"}
-OURS = (LabelSelector.model_validate({"matchLabels": POOL}),)
+OURS = (make_policy(mode="Full", nodeSelector={"matchLabels": POOL}),)
 ENTRIES = {"gpu-1": MigEntries("custom-mig-config", frozenset({"all-disabled", "halves"}))}
 
 
 def found(labels: dict[str, str], *, policies: bool | None = None, **more: Any) -> list[Symptom]:
     """Of one node with a GPU; `policies`: whether one of them selects it, None: there are none."""
-    given = Given("gpu-operator", "", None, selectors=None if policies is None else OURS, mig_entries=ENTRIES)
     all_labels = {**GPU, **labels, **(POOL if policies else {})}
-    return list(find_node_symptoms([NodeLabels("gpu-1", all_labels, **more)], given))
+    return told([labelled("gpu-1", all_labels, **more)], () if policies is None else OURS, ENTRIES)
+
+
+def labelled(name: str, labels: dict[str, str], **more: Any) -> NodeView:
+    """A Node with these labels and no others."""
+    return replace(make_node(name), labels=labels, **more)
+
+
+def told(
+    nodes: Sequence[NodeView],
+    policies: tuple[PolicyView, ...] = OURS,
+    entries: Mapping[str, MigEntries] = MappingProxyType({}),
+    **more: Any,
+) -> list[Symptom]:
+    """What is wrong with the labels of these Nodes."""
+    view = InstallationView(nodes=tuple(nodes), policies=policies, **more)
+    return list(find_node_symptoms(view, SETTINGS, entries))
 
 
 # --- switches ---------------------------------------------------------------------------------------------------
@@ -81,7 +101,7 @@ def test_a_node_that_cannot_serve_its_policy_is_told_with_what_mends_it(
         "it may be meant so: nothing is to be changed"
     )
     assert found(labels, policies=False) == [], "somebody wants it so, and no policy is for this node"
-    assert found(labels, policies=True, fenced=True) == []
+    assert found(labels, policies=True, fence_error="damaged") == []
 
 
 @pytest.mark.parametrize(
@@ -122,25 +142,24 @@ def test_nvidias_plugin_is_not_switched_on_where_another_one_serves_the_gpus() -
 
 def test_one_command_names_an_entry_only_for_nodes_with_the_same_wrong_entry() -> None:
     config = "nvidia.com/device-plugin.config"
-    nodes = [NodeLabels(f"gpu-{number}", {**GPU, **POOL, config: f"old-{number % 2}"}) for number in range(3)]
-    (one,) = find_node_symptoms(nodes, Given("gpu-operator", "plugins", {"default"}, selectors=OURS))
+    nodes = [labelled(f"gpu-{number}", {**GPU, **POOL, config: f"old-{number % 2}"}) for number in range(3)]
+    held = {"plugins": ConfigMapState(frozenset({"default"}), ours=False)}
+    (one,) = told(nodes, cluster_policies=(make_cluster_policy("plugins"),), config_maps=held)
     assert "gpu-0, gpu-1, gpu-2 names no key" in one.message
     assert one.command == f"kubectl label node gpu-0 gpu-2 --overwrite {config}=NAME", "gpu-1 serves another"
 
 
 def test_of_a_node_without_a_gpu_that_no_policy_selects_nothing_is_said() -> None:
-    given = Given("gpu-operator", "", None)
-    assert find_node_symptoms([NodeLabels("cpu-1", {f"{DEPLOY}operands": "false"})], given) == ()
+    assert told([labelled("cpu-1", {f"{DEPLOY}operands": "false"})], ()) == []
 
 
 def test_a_label_is_taken_off_only_where_it_is_wrong() -> None:
     """Where it is right the GPU Operator would restart the operand."""
     nodes = [
-        NodeLabels("gpu-1", {**GPU, **POOL, f"{DEPLOY}operands": "false", f"{DEPLOY}device-plugin": "true"}),
-        NodeLabels("gpu-2", {**GPU, **POOL, f"{DEPLOY}device-plugin": "false"}),
+        labelled("gpu-1", {**GPU, **POOL, f"{DEPLOY}operands": "false", f"{DEPLOY}device-plugin": "true"}),
+        labelled("gpu-2", {**GPU, **POOL, f"{DEPLOY}device-plugin": "false"}),
     ]
-    told = find_node_symptoms(nodes, Given("gpu-operator", "", None, selectors=OURS))
-    commands = {one.command for one in told}
+    commands = {one.command for one in told(nodes)}
     assert commands == {
         f"kubectl label node gpu-1 {DEPLOY}operands-",
         f"kubectl label node gpu-2 {DEPLOY}device-plugin-",
@@ -154,13 +173,12 @@ def test_a_label_that_another_controller_keeps_is_told_once_for_all_nodes_that_a
     None
 ):
     nfd = {CONFIG: "Node Feature Discovery sets it"}
-    owned = [NodeLabels(f"gpu-{number}", {**GPU, **POOL}, owners=nfd) for number in (1, 2)]
-    capi = NodeLabels("gpu-3", {**GPU, **POOL}, owners={CONFIG: "Cluster API sets it"})
-    others = NodeLabels("gpu-4", GPU, owners=nfd)
-    given = Given("gpu-operator", "", None, selectors=OURS)
-    told = find_node_symptoms([*owned, capi, others], given)
-    assert {(one.reason, one.severity) for one in told} == {("LabelOwnedElsewhere", Severity.WARNING)}
-    assert [(one.message, one.command) for one in told] == [
+    owned = [labelled(f"gpu-{number}", {**GPU, **POOL}, label_owners=nfd) for number in (1, 2)]
+    capi = labelled("gpu-3", {**GPU, **POOL}, label_owners={CONFIG: "Cluster API sets it"})
+    others = labelled("gpu-4", GPU, label_owners=nfd)
+    symptoms = told([*owned, capi, others])
+    assert {(one.reason, one.severity) for one in symptoms} == {("LabelOwnedElsewhere", Severity.WARNING)}
+    assert [(one.message, one.command) for one in symptoms] == [
         (
             f"no policy changes {CONFIG} of gpu-1, gpu-2: Node Feature Discovery sets it",
             "kubectl get node gpu-1 -o yaml --show-managed-fields",
@@ -184,10 +202,10 @@ def test_a_mig_configuration_that_nobody_has_is_told_with_those_that_there_are()
 
 def test_a_mig_configuration_of_nodes_that_differ_is_mended_by_name() -> None:
     nodes = [
-        NodeLabels(name, {CONFIG: value}) for name, value in (("gpu-1", "x"), ("gpu-2", "y"), ("gpu-3", "x"))
+        labelled(name, {CONFIG: value}) for name, value in (("gpu-1", "x"), ("gpu-2", "y"), ("gpu-3", "x"))
     ]
     entries = {one.name: ENTRIES["gpu-1"] for one in nodes}
-    (one,) = find_node_symptoms(nodes, Given("gpu-operator", "", None, mig_entries=entries))
+    (one,) = told(nodes, (), entries)
     assert "of gpu-1, gpu-2, gpu-3 names" in one.message
     assert one.command == f"kubectl label node gpu-1 gpu-3 --overwrite {CONFIG}=NAME"
 

@@ -7,6 +7,7 @@ from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
 
 from gpusharing.api import names
+from gpusharing.api.selectors import matches
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -26,6 +27,7 @@ from gpusharing.kube.installation import (
 )
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState
+from gpusharing.planning.stack.requirements import has_driver
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 POINTERS = {
@@ -85,7 +87,7 @@ async def test_a_good_installation_lacks_only_the_answers_about_rights(cluster: 
     view = await gathered(cluster)
     assert reasons(view) == {"RightsUnknown"}
     assert view.agents is not None
-    assert view.agents.nodes == {"gpu-01"}
+    assert [one.name for one in view.nodes if matches(one.labels, view.agents.selector)] == ["gpu-01"]
     assert view.unread == {}
 
 
@@ -142,13 +144,11 @@ async def test_doctor_does_not_start_nvidias_plugin_beside_one_that_serves_a_nod
     ids=["it offers GPUs", "NVIDIA's driver manager found the driver"],
 )
 async def test_a_node_shows_that_it_has_a_driver(cluster: FakeCluster, shown: dict[str, Any]) -> None:
-    before = (await gathered(cluster)).agents
-    assert before is not None
-    assert before.with_driver == set()
+    (before,) = (one for one in (await gathered(cluster)).nodes if one.name == "gpu-01")
+    assert not has_driver(before.labels, before.resources)
     cluster.patch(NODES, "gpu-01", shown, subresource="status" if "status" in shown else None)
-    after = (await gathered(cluster)).agents
-    assert after is not None
-    assert after.with_driver == {"gpu-01"}
+    (after,) = (one for one in (await gathered(cluster)).nodes if one.name == "gpu-01")
+    assert has_driver(after.labels, after.resources)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.build import NO_MIG_MANAGER, make_cluster_policy, make_policy
+from tests.build import NO_MIG_MANAGER, make_cluster_policy, make_node, make_policy
 from tests.chart.charts import CHART
 
 from gpusharing.planning.snapshot.stackviews import PlainStackView
@@ -23,6 +23,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
     RightState,
 )
+from gpusharing.planning.stack.otherplugins import GKE
 from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Topic
@@ -31,8 +32,7 @@ PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()
 OURS = ConfigMapState(frozenset({"default"}), ours=True)
 AGENTS = AgentsState(
-    selector="nvidia.com/gpu.present=true",
-    nodes=frozenset({"gpu-01", "gpu-02"}),
+    selector={"nvidia.com/gpu.present": "true"},
     pods=(PodState("a", "gpu-01", True), PodState("b", "gpu-02", True)),
     runtime_class="nvidia",
     runtime_class_exists=True,
@@ -46,6 +46,7 @@ GOOD = InstallationView(
     cluster_policies=(POINTED,),
     config_maps={PLUGIN: OURS, MIG: OURS},
     agents=AGENTS,
+    nodes=(*(make_node(name, labels=AGENTS.selector, resources={}) for name in ("gpu-01", "gpu-02")),),
 )
 
 
@@ -81,7 +82,7 @@ UNREADY = (PodState("a", "gpu-01", True), PodState("b", "gpu-02", False, "ImageP
 TWO = (replace(POINTED, name="a"), replace(POINTED, name="b", ignored=True))
 
 # What is broken, which finding, how bad, what its command contains.
-WAITING_NODE = replace(pointers(tolerates_gate=False), gated=frozenset("x"))
+WAITING_NODE = replace(pointers(tolerates_gate=False), nodes=(*GOOD.nodes, make_node("x", gated=True)))
 KEPT_OFF = ("TaintNotTolerated", Severity.ERROR, '"daemonsets":{"tolerations":[')
 BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     "the CRDs are not installed": (
@@ -179,7 +180,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     "the device plugin is off for that of somebody else": (
         replace(
             pointers(switches={"devicePlugin.enabled": False}),
-            other_plugins=frozenset({"HAMi's device plugin"}),
+            nodes=(replace(GOOD.nodes[0], other_plugin="HAMi's device plugin"), GOOD.nodes[1]),
         ),
         "PluginDisabled",
         Severity.ERROR,
@@ -268,7 +269,7 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
     ),
     "there is no DaemonSet": (replace(GOOD, agents=None), "AgentMissing", Severity.ERROR, "createNamespace"),
     "no node has the agents' label": (
-        agents(nodes=frozenset(), pods=()),
+        replace(agents(pods=()), nodes=()),
         "NoGPUNodes",
         Severity.WARNING,
         "kubectl label node NODE nvidia.com/gpu.present=true",
@@ -288,13 +289,13 @@ BROKEN: dict[str, tuple[InstallationView, str, Severity, str]] = {
         "pod-security.kubernetes.io/enforce=privileged",
     ),
     "a cloud runs a device plugin of its own": (
-        agents(cloud_plugins=frozenset({"gpu-01"})),
+        replace(GOOD, nodes=(replace(GOOD.nodes[0], other_plugin=GKE), GOOD.nodes[1])),
         "TwoDevicePlugins",
         Severity.ERROR,
         "gke-no-default-nvidia-gpu-device-plugin=true",
     ),
     "an operating system starts a device plugin of its own": (
-        agents(system_plugins=frozenset({"gpu-01"})),
+        replace(GOOD, system_plugins=frozenset({"gpu-01"})),
         "TwoDevicePlugins",
         Severity.WARNING,
         "settings.kubelet-device-plugins.nvidia.enabled=false",
@@ -377,14 +378,14 @@ def test_the_worst_case_is_one_screen() -> None:
 
 
 def test_many_nodes_are_counted_and_not_listed() -> None:
-    nodes = frozenset(f"gpu-{number:04}" for number in range(1000))
-    (found,) = find_symptoms(agents(nodes=nodes, pods=()))
+    nodes = tuple(replace(GOOD.nodes[0], name=f"gpu-{number:04}") for number in range(1000))
+    (found,) = find_symptoms(replace(agents(pods=()), nodes=nodes))
     assert "1000 of 1000" in found.message
     assert "gpu-0002 and 997 more" in found.message
 
 
 def test_where_nodes_and_pods_may_not_be_read_nothing_is_said_about_them() -> None:
-    seen = agents(nodes=frozenset(), pods=())
+    seen = replace(agents(pods=()), nodes=())
     blind = replace(seen, unread={"nodes": "no", "pods": "no"}, operator_pods=())
     assert {one.reason for one in find_symptoms(blind)} == {"NotReadable"}
 

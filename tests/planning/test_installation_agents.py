@@ -39,8 +39,10 @@ def test_no_driver_is_installed_on_all_nodes_where_a_host_brings_its_own(
     with_driver: str, reason: str
 ) -> None:
     policy = replace(POINTED, switches={"driver.enabled": False})
-    view = agents(reports={"gpu-01": NO_DRIVER, "gpu-02": ""}, with_driver=frozenset({with_driver}))
-    (found,) = find_symptoms(replace(view, cluster_policies=(policy,)))
+    view = agents(reports={"gpu-01": NO_DRIVER, "gpu-02": ""})
+    gpus = {"nvidia.com/gpu": 8}
+    nodes = tuple(replace(one, resources=gpus if one.name == with_driver else {}) for one in view.nodes)
+    (found,) = find_symptoms(replace(view, cluster_policies=(policy,), nodes=nodes))
     assert (found.reason, found.command) == (reason, "kubectl describe gpunode gpu-01")
 
 

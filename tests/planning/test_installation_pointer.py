@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.build import make_node
 from tests.planning.test_installation import MIG, PLUGIN, plain, pointers
 
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
 from gpusharing.planning.stack.symptoms import Severity
@@ -27,11 +29,17 @@ FIRST: dict[str, tuple[InstallationView, str]] = {
 }
 
 
+def naming(view: InstallationView, *entries: str) -> InstallationView:
+    """Its Nodes, and one more for each entry of the device plugin's ConfigMap, which names it."""
+    more = (make_node(entry, labels={LABEL_PLUGIN_CONFIG: entry}) for entry in entries)
+    return replace(view, nodes=(*view.nodes, *more))
+
+
 @pytest.mark.parametrize(("view", "command"), FIRST.values(), ids=FIRST)
 def test_no_command_takes_the_gpus_of_nodes_that_name_what_ours_lacks(
     view: InstallationView, command: str
 ) -> None:
-    found = find_symptoms(replace(view, named=frozenset({"old-entry"})))
+    found = find_symptoms(naming(view, "old-entry"))
     (said,) = (one for one in found if one.reason == "PluginConfigNotOurs")
     assert "Nodes use old-entry, which gpusharing-device-plugin does not hold: " in said.message
     assert said.command == command
@@ -39,11 +47,7 @@ def test_no_command_takes_the_gpus_of_nodes_that_name_what_ours_lacks(
 
 def test_entries_that_ours_holds_keep_nobody() -> None:
     (held,) = (set(state.keys) for name, state in THEIRS.config_maps.items() if "device-plugin" in name)
-    (said,) = (
-        one
-        for one in find_symptoms(replace(THEIRS, named=frozenset(held)))
-        if one.reason == "PluginConfigNotOurs"
-    )
+    (said,) = (one for one in find_symptoms(naming(THEIRS, *held)) if one.reason == "PluginConfigNotOurs")
     assert said.command.startswith("kubectl patch clusterpolicy gpus ")
 
 

@@ -260,7 +260,7 @@ def test_helm_test_says_nothing_where_no_node_waits_and_none_is_to_come() -> Non
 @pytest.mark.parametrize(
     "view",
     [
-        InstallationView(gated=frozenset({"gpu-07"})),
+        InstallationView(nodes=(make_node(gated=True),)),
         InstallationView(place=Place(startup_gate=True)),
     ],
     ids=["a node waits", "nodes are to come"],
@@ -280,7 +280,7 @@ def test_helm_test_names_what_does_not_tolerate_it_with_a_command_for_each(view:
 
 def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone() -> None:
     view = InstallationView(
-        gated=frozenset({"gpu-07"}), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),)
+        nodes=(make_node(gated=True),), plain=PLAIN, finders=(replace(WORKER, release="nvdp"),)
     )
     plugin, worker = (command for _, command in told(view))
     assert plugin.startswith(
@@ -291,7 +291,9 @@ def test_helm_test_gives_the_commands_of_the_plain_chart_where_that_stands_alone
 
 def test_helm_test_is_content_with_what_tolerates_it() -> None:
     fine = make_cluster_policy()
-    view = InstallationView(gated=frozenset({"x"}), cluster_policies=(fine, replace(OPERAND, ignored=True)))
+    view = InstallationView(
+        nodes=(make_node("x", gated=True),), cluster_policies=(fine, replace(OPERAND, ignored=True))
+    )
     assert told(replace(view, finders=(replace(WORKER, tolerates_gate=True),))) == []
 
 

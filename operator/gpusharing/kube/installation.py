@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, LABEL_PLUGIN_CONFIG, MANAGED_BY
+from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
@@ -19,12 +19,12 @@ from gpusharing.kube.client import (
     KubeClient,
     Resource,
 )
-from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, other_plugin, policy_view
+from gpusharing.kube.convert import cluster_policy_view, has_condition, node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import daemon_set_view, finder_state, plain_stack
 from gpusharing.kube.raw import entries, part, section, text, texts, whole
-from gpusharing.kube.startgate import start_gate
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack import rights
 from gpusharing.planning.stack.installationviews import (
     AGENT,
@@ -36,8 +36,7 @@ from gpusharing.planning.stack.installationviews import (
     PodState,
     RightState,
 )
-from gpusharing.planning.stack.otherplugins import has_cloud_plugin, has_system_plugin
-from gpusharing.planning.stack.requirements import has_driver
+from gpusharing.planning.stack.otherplugins import has_system_plugin
 from gpusharing.planning.stack.rights import Right
 
 DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
@@ -95,38 +94,34 @@ class _Reader:
                 found[name] = ConfigMapState(frozenset(section(raw, "data")), ours)
         return found
 
-    async def nodes(self) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-        """Return the nodes that wait behind the start-up taint, the entries of the device plugin's ConfigMap that any
-        node names, and the device plugins of others that serve any node.
+    async def nodes(self) -> dict[str, tuple[NodeView, str, bool]]:
+        """Return, by name, the view of each Node, the version of its kubelet, and whether its operating system includes
+        a device plugin. Empty if Nodes cannot be read, which is noted in `unread`.
 
-        Nodes are read page by page, so that thousands of them are never held at once. If they cannot be read, that is
-        noted in `unread` and all three are empty.
+        Nodes are read page by page, so that thousands of whole objects are never held at once.
         """
-        gated, named, others = set(), set(), set()
+        found: dict[str, tuple[NodeView, str, bool]] = {}
         try:
             async for page in pages_of(self.client, NODES):
-                for node in page.items:
-                    if start_gate(node) is not None:
-                        gated.add(text(node, "metadata", "name"))
-                    named.add(texts(part(node, "metadata", "labels")).get(LABEL_PLUGIN_CONFIG, ""))
-                    others.add(other_plugin(node))
+                for raw in page.items:
+                    view, info = node_view(raw), section(raw, "status", "nodeInfo")
+                    system = has_system_plugin(text(info, "osImage"))
+                    found[view.name] = view, text(info, "kubeletVersion"), system
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
             self.unread[_kind(NODES)] = str(error)
-            return frozenset(), frozenset(), frozenset()
-        return frozenset(gated), frozenset(named - {""}), frozenset(others - {""})
+            return {}
+        return found
 
     async def agents(self, reports: Sequence[JSON]) -> AgentsState | None:
-        """Read the DaemonSet of the agents, its nodes and pods, and what may keep the pods out; None if there is no
-        such DaemonSet or it cannot be read. `reports`: all GPUNodes."""
+        """Read the DaemonSet of the agents, its pods, and what may keep them out; None if there is no such DaemonSet or
+        it cannot be read. `reports`: all GPUNodes."""
         where = self.place.agent_namespace
         raw = await self.one(DAEMON_SETS, AGENT, where)
         if raw is None:
             return None
         template = section(raw, "spec", "template", "spec")
-        selector = texts(template.get("nodeSelector"))
-        nodes = await self.items(NODES, labels=",".join(f"{k}={v}" for k, v in sorted(selector.items())))
         runtime_class = text(template, "runtimeClassName")
         exists = None
         if runtime_class:
@@ -135,19 +130,8 @@ class _Reader:
                 exists = None
         namespace = await self.one(NAMESPACES, where)
         return AgentsState(
-            selector=", ".join(f"{key}={value}" for key, value in sorted(selector.items())),
-            nodes=frozenset(text(node, "metadata", "name") for node in nodes),
+            selector=texts(template.get("nodeSelector")),
             pods=await self.pods(where, AGENT),
-            cloud_plugins=frozenset(
-                text(node, "metadata", "name")
-                for node in nodes
-                if has_cloud_plugin(texts(part(node, "metadata", "labels")))
-            ),
-            system_plugins=frozenset(
-                text(node, "metadata", "name")
-                for node in nodes
-                if has_system_plugin(text(node, "status", "nodeInfo", "osImage"))
-            ),
             runtime_class=runtime_class,
             runtime_class_exists=exists,
             enforced=texts(part(namespace, "metadata", "labels")).get(
@@ -156,9 +140,6 @@ class _Reader:
             reports={
                 text(one, "metadata", "name"): text(one, "status", "observed", "error") for one in reports
             },
-            with_driver=frozenset(
-                one.name for one in map(node_view, nodes) if has_driver(one.labels, one.resources)
-            ),
         )
 
     async def rights(self) -> tuple[RightState, ...]:
@@ -222,7 +203,7 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
     agents = await reader.agents(reports)
     operator_pods = await reader.pods(place.namespace, OPERATOR)
     rights_held = await reader.rights()
-    gated, named, others = await reader.nodes()
+    nodes = await reader.nodes()
     return InstallationView(
         place=place,
         rights=rights_held,
@@ -231,9 +212,9 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         cluster_policies=tuple(map(cluster_policy_view, cluster_policies)),
         plain=None if cluster_policies else plain_stack(map(daemon_set_view, daemon_sets)),
         finders=tuple(found for one in daemon_sets if (found := finder_state(one)) is not None),
-        gated=gated,
-        named=named,
-        other_plugins=others,
+        nodes=tuple(view for view, _, _ in nodes.values()),
+        kubelets={name: kubelet for name, (_, kubelet, _) in nodes.items()},
+        system_plugins=frozenset(name for name, (_, _, system) in nodes.items() if system),
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpusharing.api.names import ANNOTATION_FENCE, LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
-from gpusharing.api.policy import LabelSelector
+from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
 from gpusharing.cli.live.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, line, prose
 from gpusharing.cli.shell.session import Session
@@ -19,8 +18,7 @@ from gpusharing.cli.shell.simulated import describe_simulated
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, NODES, KubeClient
-from gpusharing.kube.convert import node_view
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
 from gpusharing.kube.installation import find_namespaces, gather_installation
@@ -29,17 +27,17 @@ from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
+from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.installation import conclude, find_symptoms
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
-from gpusharing.planning.stack.nodesymptoms import Given, MigEntries, NodeLabels, find_node_symptoms
+from gpusharing.planning.stack.nodesymptoms import MigEntries, find_node_symptoms
 from gpusharing.planning.stack.pluginentries import PluginEntries, find_entry_symptoms
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
 from gpusharing.planning.stack.remedies import start
 from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
 from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Symptoms, Topic
 from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
-from gpusharing.planning.wanted.labelowners import find_owners
 from gpusharing.planning.wanted.migfile import parse
 
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})
@@ -86,21 +84,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     """Read the installation and all Nodes, and find what is wrong with them. Also returns the view of the
     installation."""
-    place, given, notes = await _place(client)
+    place, settings, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)
     version = await _version(client)
-    nodes: list[NodeLabels] = []
-    if "nodes" not in view.unread:
-        nodes = [_labels_of(raw) async for page in pages_of(client, NODES) for raw in page.items]
-    given = await _with_mig_entries(client, view, _with_keys(view, given, entries), nodes)
+    mig_entries = await _mig_entries(client, view)
     servers, unlisted = await _servers(client)
     symptoms = [
         *find_symptoms(view),
         *_entry_symptoms(view, entries),
-        *find_kubelet_symptoms(nodes, version),
-        *find_node_symptoms(nodes, given),
-        *find_rival_symptoms(servers, nodes, place.gpu_operator_namespace),
+        *find_kubelet_symptoms(view, version),
+        *find_node_symptoms(view, settings, mig_entries),
+        *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
     ]
     told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
     examined = Examined(
@@ -111,19 +106,6 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         view.installed,
     )
     return view, examined
-
-
-def _labels_of(raw: JSON) -> NodeLabels:
-    """Convert a Node into what `doctor` asks about its labels."""
-    view = node_view(raw)
-    return NodeLabels(
-        view.name,
-        texts(section(raw, "metadata", "labels")),
-        ANNOTATION_FENCE in section(raw, "metadata", "annotations"),
-        text(raw, "status", "nodeInfo", "kubeletVersion"),
-        view.other_plugin,
-        find_owners(view),
-    )
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
@@ -164,18 +146,11 @@ async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
     return found, {}
 
 
-def _selectors(view: InstallationView) -> tuple[LabelSelector, ...] | None:
-    if "gpusharingpolicies.gpusharing.dev" in view.unread:
-        return ()  # who may not see them is told nothing about their nodes
-    specs = [one.spec for one in view.policies if not one.deleting and one.spec is not None]
-    return tuple(spec.node_selector for spec in specs) if view.policies else None
-
-
-async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
+async def _place(client: KubeClient) -> tuple[Place, PlanSettings, tuple[str, ...]]:
     """Read names and namespaces of this installation from the operator's Deployment. Where there is none, or it may not
     be read, the chart's defaults hold and the GPU Operator is looked for in the cluster.
 
-    Also returns the same settings for the checks of Nodes, and notes about the Deployment, for people.
+    Also returns the operator's settings, and notes about the Deployment, for people.
     """
     place = Place()
     try:
@@ -184,7 +159,7 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
         found = []
     if not found:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
-        return replace(place, gpu_operator_namespace=namespace), Given(namespace, "", None), ()
+        return replace(place, gpu_operator_namespace=namespace), PlanSettings(), ()
     settings, notes = settings_of(found[0])
     plan = settings.plan
     labels = texts(section(found[0], "metadata", "labels"))
@@ -202,8 +177,7 @@ async def _place(client: KubeClient) -> tuple[Place, Given, tuple[str, ...]]:
         force_delete=plan.force_delete,
         operator_account=account or place.operator_account,
     )
-    given = Given(plan.gpu_operator_namespace, "", None, plan.unsafe_drivers, plan.refuse_unsafe_drivers)
-    return place, given, notes
+    return place, plan, notes
 
 
 async def _with_pointed(
@@ -232,32 +206,21 @@ async def _with_pointed(
     return replace(view, config_maps=maps), entries
 
 
-def _with_keys(view: InstallationView, given: Given, entries: PluginEntries | None) -> Given:
-    """Return `given` with the keys of the ConfigMap that the device plugin is pointed at, the policies' selectors and
-    the ClusterPolicy that is followed."""
-    stack = view.followed
-    name = stack.plugin_config_name if stack is not None else ""
-    keys = frozenset(entries.texts) if entries is not None and entries.texts else None
-    return replace(given, plugin_map=name, plugin_keys=keys, selectors=_selectors(view), cluster_policy=stack)
-
-
-async def _with_mig_entries(
-    client: KubeClient, view: InstallationView, given: Given, nodes: Sequence[NodeLabels]
-) -> Given:
-    """Return `given` with the entries that mig-manager has on the nodes whose label names one: those of the ConfigMap
-    to which ClusterPolicy points it, else of the one that it generated for the node (docs/design/nvidia.md#a10)."""
+async def _mig_entries(client: KubeClient, view: InstallationView) -> dict[str, MigEntries]:
+    """Return, by node, the entries that mig-manager has on the nodes whose label names one: those of the ConfigMap to
+    which ClusterPolicy points it, else of the one that it generated for the node (docs/design/nvidia.md#a10). Empty
+    without a mig-manager, and without the nodes whose ConfigMap is absent or may not be read."""
     stack = view.followed
     named = [
         one.name
-        for one in nodes
+        for one in view.nodes
         if one.labels.get(LABEL_MIG_CONFIG) and one.labels.get(LABEL_MIG_CAPABLE) == "true"
     ]
     if not named or stack is None or stack.plain is not None or stack.is_off(MIG_MANAGER_SWITCH):
-        return given
+        return {}
     wanted = {name: stack.mig_config_name or f"{name}{NODE_CONFIG_SUFFIX}" for name in named}
-    held = await _mig_maps(client, given.namespace, stack.mig_config_name)
-    found = {node: MigEntries(name, held[name]) for node, name in wanted.items() if held.get(name)}
-    return replace(given, mig_entries=found)
+    held = await _mig_maps(client, view.place.gpu_operator_namespace, stack.mig_config_name)
+    return {node: MigEntries(name, held[name]) for node, name in wanted.items() if held.get(name)}
 
 
 async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, frozenset[str]]:

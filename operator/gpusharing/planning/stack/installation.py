@@ -197,7 +197,9 @@ def _operands(view: InstallationView) -> Symptoms:
             found = error if every or asked & row.modes else warning
             if stack.plain is None:
                 # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs once more.
-                doubles = row.disabled is Reason.PLUGIN_DISABLED and bool(view.other_plugins)
+                doubles = row.disabled is Reason.PLUGIN_DISABLED and any(
+                    one.other_plugin for one in view.nodes
+                )
                 command = correct(view, stack, row.patch, needed=found is error and not doubles)
                 yield found(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
             elif row.missing is not None and found is error:
@@ -296,14 +298,11 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 def _start_gate(view: InstallationView) -> Symptoms:
     """Report pods that cannot run behind the start-up taint although they have to prove the nodes that wait there.
     Yields nothing if the taint is not used."""
-    if not (view.gated or view.place.startup_gate):
+    gated = sorted(one.name for one in view.nodes if one.gate is not None)
+    if not (gated or view.place.startup_gate):
         return
     namespace = view.place.gpu_operator_namespace
-    waiting = (
-        f"{some(sorted(view.gated))} wait there"
-        if view.gated
-        else "nodes that join would wait there for ever"
-    )
+    waiting = f"{some(gated)} wait there" if gated else "nodes that join would wait there for ever"
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
     for stack in _followed(view):
         if (missing := find_untolerated(stack, namespace)) is not None:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import field
 
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
-from gpusharing.planning.snapshot.views import PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.vocabulary.values import value
 
@@ -96,10 +98,8 @@ class ConfigMapState:
 class AgentsState:
     """The agent's DaemonSet and what it needs."""
 
-    selector: str
-    """Its node selector: `key=value, key=value`."""
-    nodes: frozenset[str]
-    """Nodes that the selector matches."""
+    selector: Mapping[str, str]
+    """Its node selector."""
     pods: tuple[PodState, ...]
     """The agents' pods."""
     runtime_class: str = ""
@@ -108,15 +108,8 @@ class AgentsState:
     """None: unknown."""
     enforced: str = ""
     """PodSecurity level that its namespace enforces; empty when it enforces none."""
-    cloud_plugins: frozenset[str] = frozenset()
-    """Of these nodes those on which the cloud runs a device plugin of its own."""
-    system_plugins: frozenset[str] = frozenset()
-    """Of these nodes those whose operating system includes a device plugin, which is on unless its settings disable
-    it."""
     reports: Mapping[str, str] = field(default_factory=dict)
     """By node: what keeps the agent from reading the GPUs, in its own words."""
-    with_driver: frozenset[str] = frozenset()
-    """Of these nodes those that show that they have a driver, whatever their agents say."""
 
 
 @value
@@ -139,12 +132,12 @@ class InstallationView:
     """Every ClusterPolicy."""
     finders: tuple[FinderState, ...] = ()
     """Those in the GPU Operator's namespace."""
-    gated: frozenset[str] = frozenset()
-    """Nodes that wait behind the start-up taint."""
-    named: frozenset[str] = frozenset()
-    """Entries of the device plugin's ConfigMap that Nodes name."""
-    other_plugins: frozenset[str] = frozenset()
-    """Device plugins of others that serve Nodes, by their names for people."""
+    nodes: tuple[NodeView, ...] = ()
+    """Every Node; empty if they could not be read."""
+    kubelets: Mapping[str, str] = field(default_factory=dict)
+    """By node: the version of its kubelet, as `v1.36.3`; empty: unknown."""
+    system_plugins: frozenset[str] = frozenset()
+    """Nodes whose operating system includes a device plugin, which is on unless its settings disable it."""
     plain: ClusterPolicyView | None = None
     """There is no ClusterPolicy: what NVIDIA's device-plugin chart says instead; None: it does not exist either."""
     gpu_cluster: bool = False
@@ -158,6 +151,20 @@ class InstallationView:
     """Nodes whose agents say that their GPUs are SIMULATED."""
     policies: tuple[PolicyView, ...] = ()
     """Every GPUSharingPolicy."""
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Entries of the device plugin's ConfigMap that Nodes name."""
+        return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
+
+    @property
+    def selectors(self) -> tuple[LabelSelector, ...] | None:
+        """The node selectors of the policies. None if there is no policy; empty if policies may not be read, because
+        nothing is said about their nodes then."""
+        if "gpusharingpolicies.gpusharing.dev" in self.unread:
+            return ()
+        specs = (one.spec for one in self.policies if not one.deleting)
+        return tuple(spec.node_selector for spec in specs if spec is not None) if self.policies else None
 
     @property
     def installed(self) -> bool:

@@ -1,9 +1,9 @@
 """Kubelets of GPU nodes by version: which of them Kubernetes, or this operator, does not support."""
 
 import re
-from collections.abc import Iterable
 
-from gpusharing.planning.stack.nodesymptoms import NodeLabels
+from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.stack.nodesymptoms import has_gpu_label
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
@@ -34,15 +34,16 @@ def find_minor(version: str) -> Minor | None:
     return (int(found[1]), int(found[2])) if found and found[1] != "0" else None
 
 
-def find_kubelet_symptoms(nodes: Iterable[NodeLabels], api_server: str) -> tuple[Symptom, ...]:
+def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
     """What is wrong with the versions of kubelets on nodes with GPUs. `api_server`: its version, empty if unknown.
 
     A kubelet is listed once, for its worst fault.
     """
     kubelets = [
-        _Kubelet(one.name, one.kubelet, minor)
-        for one in sorted(nodes, key=lambda one: one.name)
-        if one.has_gpu and (minor := find_minor(one.kubelet)) is not None
+        _Kubelet(one.name, version, minor)
+        for one in sorted(view.nodes, key=lambda one: one.name)
+        if has_gpu_label(one)
+        and (minor := find_minor(version := view.kubelets.get(one.name, ""))) is not None
     ]
     server = find_minor(api_server)
     newer = [one for one in kubelets if server is not None and one.minor > server]

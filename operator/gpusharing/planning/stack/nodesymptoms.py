@@ -4,13 +4,12 @@ somebody turned off.
 Nodes that the operator is changing are left out: such values are part of the change there.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import field
+from collections.abc import Callable, Mapping
 
 from gpusharing.api import names
-from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.gpus.drivers import find_flaw
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.stack.installationviews import InstallationView
 from gpusharing.planning.stack.otherplugins import GKE, explain_plugin
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
@@ -21,34 +20,12 @@ from gpusharing.planning.stack.requirements import (
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
+from gpusharing.planning.wanted.labelowners import find_owners
 from gpusharing.planning.wanted.ownership import selects_node
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """Of GPU Feature Discovery (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
 _AT_WORK = ("pending", "rebooting")
-
-
-@value
-class NodeLabels:
-    """One Node, as far as it matters here."""
-
-    name: str
-    """Name of the Node."""
-    labels: Mapping[str, str]
-    """All its labels."""
-    fenced: bool = False
-    """A change of ours is in flight."""
-    kubelet: str = ""
-    """Its kubelet's version, as `v1.36.3`; empty: unknown."""
-    other_plugin: str = ""
-    """See NodeView."""
-    owners: Mapping[str, str] = field(default_factory=dict)
-    """By label: who else keeps it, and what to do about it."""
-
-    @property
-    def has_gpu(self) -> bool:
-        """According to the GPU Operator or GPU Feature Discovery."""
-        return self.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in self.labels
 
 
 @value
@@ -61,96 +38,83 @@ class MigEntries:
     """The configurations that it holds."""
 
 
-@value
-class Given:
-    """What the labels are compared with."""
-
-    namespace: str
-    """The namespace of the GPU Operator."""
-    plugin_map: str
-    """The ConfigMap that ClusterPolicy points the device plugin at; empty: none."""
-    plugin_keys: Collection[str] | None
-    """The keys of that ConfigMap; None: it could not be read, or does not exist."""
-    unsafe_drivers: tuple[str, ...] = ()
-    """Further driver versions on which MIG is not changed, as the setting lists them."""
-    refuse_unsafe_drivers: bool = True
-    """Whether drivers with CVE-2026-24197 are refused, as the setting says."""
-    selectors: tuple[LabelSelector, ...] | None = None
-    """Node selectors of the policies; None: there is no policy, or that is unknown."""
-    mig_entries: Mapping[str, MigEntries] = field(default_factory=dict)
-    """By node: what mig-manager uses there. The node is missing if that is unknown, or if there is no mig-manager."""
-    cluster_policy: ClusterPolicyView | None = None
-    """The ClusterPolicy that is followed, or what stands in its place; None: there is none, or it could not be read."""
-
-    def takes(self, node: NodeLabels) -> bool:
-        """Whether a policy selects the node."""
-        return any(selects_node(one, node.labels) for one in self.selectors or ())
-
-    def concerns(self, node: NodeLabels) -> bool:
-        """Whether the operator would change the node if nothing were wrong with it: the node has GPUs, and a policy
-        selects it or there are no policies yet."""
-        return node.has_gpu and (self.selectors is None or self.takes(node))
+def has_gpu_label(node: NodeView) -> bool:
+    """Whether the node has a GPU according to the GPU Operator or GPU Feature Discovery."""
+    return node.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in node.labels
 
 
-def find_node_symptoms(nodes: Iterable[NodeLabels], given: Given) -> tuple[Symptom, ...]:
-    """Report what is wrong with the labels of these Nodes: each fault once, with the names of all Nodes that have
-    it."""
-    known = sorted((one for one in nodes if not one.fenced), key=lambda one: one.name)
+def find_node_symptoms(
+    view: InstallationView, settings: PlanSettings, mig_entries: Mapping[str, MigEntries]
+) -> tuple[Symptom, ...]:
+    """Report what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it.
+
+    `mig_entries`: by node, what mig-manager uses there. A node is missing if that is unknown, or if there is no
+    mig-manager.
+    """
+    nodes = sorted(
+        (one for one in view.nodes if one.fence is None and not one.fence_error), key=lambda one: one.name
+    )
+    early = view.selectors is None
+    selected = {
+        one.name for one in nodes if any(selects_node(row, one.labels) for row in view.selectors or ())
+    }
+    # Nodes that the operator would change if nothing were wrong with them.
+    concerned = [one for one in nodes if has_gpu_label(one) and (early or one.name in selected)]
+    entryless = {
+        one.name: one
+        for one in nodes
+        if one.name not in selected and _names_no_entry(one, mig_entries.get(one.name))
+    }
     return (
-        *_unknown_configs(known, given),
-        *_other_plugins(known, given),
-        *_other_workloads(known, given),
-        *_switched_off(known, given),
-        *_owned_elsewhere(known, given),
-        *_unknown_mig(known, given),
-        *_failed(known, given),
-        *_paused(known, given),
-        *_drivers(known, given),
+        *_unknown_configs(nodes, view),
+        *_other_plugins(concerned, view),
+        *_other_workloads(concerned, view),
+        *_switched_off(concerned, view),
+        *_owned_elsewhere(concerned),
+        *_unknown_mig([*entryless.values()], mig_entries),
+        *_failed([one for one in nodes if one.name not in entryless], view),
+        *_paused(nodes, view),
+        *_drivers(nodes, settings),
     )
 
 
-def _unknown_configs(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Report nodes whose device-plugin label names no entry of the ConfigMap: config-manager silently keeps the former
     configuration then (docs/design/nvidia.md#b4). Yields nothing if the entries are unknown."""
-    if given.plugin_keys is None:
+    label, plugin_map = names.LABEL_PLUGIN_CONFIG, view.followed.plugin_config_name if view.followed else ""
+    held = view.config_maps.get(plugin_map)
+    if held is None or not held.keys:
         return
-    label = names.LABEL_PLUGIN_CONFIG
-    odd = [one for one in nodes if one.labels.get(label) and one.labels[label] not in given.plugin_keys]
+    odd = [one for one in nodes if one.labels.get(label) and one.labels[label] not in held.keys]
     if odd:
         first = odd[0]
         alike = [one for one in odd if one.labels[label] == first.labels[label]]
         yield error(
             Topic.NODES,
             "PluginConfigUnknown",
-            f"{label} of {some(sorted(one.name for one in odd))} names no key of ConfigMap {given.plugin_map}"
+            f"{label} of {some(sorted(one.name for one in odd))} names no key of ConfigMap {plugin_map}"
             f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before."
             " Name the entry that it serves now: without the label it serves the default, which may be fewer devices",
-            _mend(given, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
+            _mend(view, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
         )
 
 
-def _other_plugins(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Report nodes that a device plugin of somebody else serves. GKE's is left out: it is reported with the agents, so
     that `helm test` shows it too."""
-    served = [one for one in nodes if one.other_plugin not in ("", GKE) and given.concerns(one)]
-    for plugin in sorted({one.other_plugin for one in served}):
-        there = [one.name for one in served if one.other_plugin == plugin]
+    for plugin in sorted({one.other_plugin for one in nodes} - {"", GKE}):
+        there = [one.name for one in nodes if one.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
-        yield _blocking(given)(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
+        yield _blocking(view)(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
 
 
-def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Report nodes whose GPUs are for virtual machines: they have neither device plugin nor mig-manager
     (docs/design/nvidia.md#d2)."""
-    label = names.LABEL_WORKLOAD_CONFIG
-    policy = given.cluster_policy
-    odd = [
-        one
-        for one in nodes
-        if workload_of(one.labels, policy) != names.WORKLOAD_CONTAINER and given.concerns(one)
-    ]
+    label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed
+    odd = [one for one in nodes if workload_of(one.labels, policy) != names.WORKLOAD_CONTAINER]
     if odd:
-        yield _blocking(given)(
+        yield _blocking(view)(
             Topic.NODES,
             "WorkloadConfig",
             f"the GPUs of {some([one.name for one in odd])} are not for containers ({odd[0].name} has"
@@ -159,12 +123,12 @@ def _other_workloads(nodes: list[NodeLabels], given: Given) -> Symptoms:
             " to container, or keep the node out of the policy's nodeSelector",
             # Removing the label may not help: ClusterPolicy's sandboxWorkloads.defaultWorkload may say the same.
             _mend(
-                given, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
+                view, label, f"kubectl label node {_all(odd)} --overwrite {label}={names.WORKLOAD_CONTAINER}"
             ),
         )
 
 
-def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Report nodes with a label that keeps a needed program of NVIDIA's off them (docs/design/nvidia.md#d2, d.4).
 
     Pauses of mig-manager and of a driver upgrade are left out, because they end by themselves. So are nodes that
@@ -174,27 +138,25 @@ def _switched_off(nodes: list[NodeLabels], given: Given) -> Symptoms:
         odd = [
             one
             for one in nodes
-            if not one.other_plugin
-            and is_switched_off(operand, one.labels.get(label, ""))
-            and given.concerns(one)
+            if not one.other_plugin and is_switched_off(operand, one.labels.get(label, ""))
         ]
         if odd:
-            yield _blocking(given)(
+            yield _blocking(view)(
                 Topic.NODES,
                 "OperandsDisabled",
                 f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the components of the GPU"
                 " Operator that would serve and report a change do not run there, and no policy changes anything"
                 " there. Remove the label, or keep the node out of the policy's nodeSelector",
-                _mend(given, label, f"kubectl label node {_all(odd)} {label}-"),
+                _mend(view, label, f"kubectl label node {_all(odd)} {label}-"),
             )
 
 
-def _owned_elsewhere(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
     """Report labels that the operator would write and that somebody else would set back: one warning for each label and
     owner."""
-    concerned = [one for one in nodes if given.concerns(one)]
-    for label, owner in dict.fromkeys(told for one in concerned for told in one.owners.items()):
-        alike = [one.name for one in concerned if one.owners.get(label) == owner]
+    owners = {one.name: find_owners(one) for one in nodes}
+    for label, owner in dict.fromkeys(pair for found in owners.values() for pair in found.items()):
+        alike = [name for name, found in owners.items() if found.get(label) == owner]
         yield warning(
             Topic.NODES,
             "LabelOwnedElsewhere",
@@ -203,34 +165,33 @@ def _owned_elsewhere(nodes: list[NodeLabels], given: Given) -> Symptoms:
         )
 
 
-def _mend(given: Given, label: str, command: str) -> str:
+def _mend(view: InstallationView, label: str, command: str) -> str:
     """Return `command`, or one that only shows the nodes if there is no policy: it is unknown then whether such nodes
     will get one."""
-    return f"kubectl get nodes -L {label}" if given.selectors is None else command
+    return f"kubectl get nodes -L {label}" if view.selectors is None else command
 
 
-def _blocking(given: Given) -> Callable[[Topic, str, str, str], Symptom]:
-    return warning if given.selectors is None else error
+def _blocking(view: InstallationView) -> Callable[[Topic, str, str, str], Symptom]:
+    return warning if view.selectors is None else error
 
 
-def _all(nodes: list[NodeLabels]) -> str:
+def _all(nodes: list[NodeView]) -> str:
     return " ".join(one.name for one in nodes)
 
 
-def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Report nodes whose MIG label names no entry: mig-manager refuses the name and touches no GPU
-    (docs/design/nvidia.md#a3). Nodes that a policy selects are left out: the operator writes their label, and reports
-    a wrong name in the policy itself."""
+def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -> Symptoms:
+    """Report these nodes, whose MIG label names no entry: mig-manager refuses the name and touches no GPU
+    (docs/design/nvidia.md#a3). Nodes that a policy selects are not among them: the operator writes their label, and
+    reports a wrong name in the policy itself."""
     label = names.LABEL_MIG_CONFIG
-    odd = [one for one in nodes if _names_no_entry(one, given) and not given.takes(one)]
-    if odd:
-        first = odd[0]
-        entries, wrong = given.mig_entries[first.name], first.labels[label]
-        alike = [one for one in odd if one.labels[label] == wrong]
+    if nodes:
+        first = nodes[0]
+        entries, wrong = mig_entries[first.name], first.labels[label]
+        alike = [one for one in nodes if one.labels[label] == wrong]
         yield warning(
             Topic.NODES,
             "MigConfigUnknown",
-            f"{label} of {some([one.name for one in odd])} names no configuration that mig-manager has there"
+            f"{label} of {some([one.name for one in nodes])} names no configuration that mig-manager has there"
             f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
             " reboot it does not create the MIG instances again. Name the configuration that the GPUs have now: for"
             " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
@@ -238,31 +199,25 @@ def _unknown_mig(nodes: list[NodeLabels], given: Given) -> Symptoms:
         )
 
 
-def _names_no_entry(node: NodeLabels, given: Given) -> bool:
-    name, entries = node.labels.get(names.LABEL_MIG_CONFIG), given.mig_entries.get(node.name)
+def _names_no_entry(node: NodeView, entries: MigEntries | None) -> bool:
+    name = node.labels.get(names.LABEL_MIG_CONFIG)
     return bool(name) and entries is not None and name not in entries.names
 
 
-def _failed(nodes: list[NodeLabels], given: Given) -> Symptoms:
-    """Report nodes on which mig-manager has failed. Those whose label names no entry are left out: that is the cause,
-    and `_unknown_mig` has reported it."""
-    failed = [
-        one
-        for one in nodes
-        if one.labels.get(names.LABEL_MIG_STATE) == "failed"
-        and (given.takes(one) or not _names_no_entry(one, given))
-    ]
+def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
+    """Report nodes on which mig-manager has failed. Those that `_unknown_mig` has reported are not among `nodes`."""
+    failed = [one for one in nodes if one.labels.get(names.LABEL_MIG_STATE) == "failed"]
     if failed:
         told = f"{failed[0].name}: {failed[0].labels.get(names.LABEL_MIG_CONFIG, 'none')}"
         yield warning(
             Topic.NODES,
             "MigConfigFailed",
             f"mig-manager could not apply its configuration on {some(sorted(one.name for one in failed))} ({told})",
-            f"kubectl -n {given.namespace} logs -l app=nvidia-mig-manager --prefix --tail 50",
+            f"kubectl -n {view.place.gpu_operator_namespace} logs -l app=nvidia-mig-manager --prefix --tail 50",
         )
 
 
-def _paused(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
     """Report nodes on which mig-manager has paused other programs and is not at work any more. If it died in between,
     they stay off."""
     paused = [
@@ -273,17 +228,17 @@ def _paused(nodes: list[NodeLabels], given: Given) -> Symptoms:
             Topic.NODES,
             "OperandsPaused",
             f"operands of {some(sorted(one.name for one in paused))} are still paused for a MIG change that is over",
-            f"kubectl -n {given.namespace} delete pod -l app=nvidia-mig-manager"
+            f"kubectl -n {view.place.gpu_operator_namespace} delete pod -l app=nvidia-mig-manager"
             f" --field-selector spec.nodeName={paused[0].name}",
         )
 
 
-def _is_paused(node: NodeLabels) -> bool:
+def _is_paused(node: NodeView) -> bool:
     switches = (names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_PAUSABLE)
     return any(node.labels.get(switch) == names.PAUSED_FOR_MIG for switch in switches)
 
 
-def _drivers(nodes: list[NodeLabels], given: Given) -> Symptoms:
+def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
     """Report nodes with a driver under which the operator repartitions no GPU."""
     flaws = {
         one.name: flaw
@@ -292,8 +247,8 @@ def _drivers(nodes: list[NodeLabels], given: Given) -> Symptoms:
         and (
             flaw := find_flaw(
                 one.labels.get(LABEL_DRIVER, ""),
-                given.unsafe_drivers,
-                refuse_affected=given.refuse_unsafe_drivers,
+                settings.unsafe_drivers,
+                refuse_affected=settings.refuse_unsafe_drivers,
             )
         )
     }

@@ -8,7 +8,8 @@ them to.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from gpusharing.planning.stack.nodesymptoms import NodeLabels
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.nodesymptoms import has_gpu_label
 from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, warning
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
@@ -54,7 +55,7 @@ class Server:
 
 
 def find_rival_symptoms(
-    servers: Iterable[Server], nodes: Sequence[NodeLabels], namespace: str
+    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
     """What else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are."""
     running = sorted(
@@ -74,11 +75,11 @@ def find_rival_symptoms(
     return tuple(found)
 
 
-def _shared(main: Server, other: Server, nodes: Iterable[NodeLabels]) -> list[str]:
-    def takes(server: Server, node: NodeLabels) -> bool:
+def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
+    def takes(server: Server, node: NodeView) -> bool:
         return all(node.labels.get(key) == value for key, value in server.selector.items())
 
-    either = [one for one in nodes if one.has_gpu and (takes(main, one) or takes(other, one))]
+    either = [one for one in nodes if has_gpu_label(one) and (takes(main, one) or takes(other, one))]
     if main.wanted + other.wanted <= len(either):
         return []  # so few pods that taints or affinity may well keep them apart
     return sorted(one.name for one in either if takes(main, one) and takes(other, one))
