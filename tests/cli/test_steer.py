@@ -1,6 +1,5 @@
 """`approve`, `pause`, `resume`, `retry`, `abort`, `skip`: the shipped operator does what they ask
-(cli/changing/approve.py, cli/changing/pause.py, cli/changing/resume.py, cli/changing/retry.py, cli/changing/abort.py,
-cli/changing/skip.py; what they have in common: cli/changing/steer.py, cli/changing/steering.py)."""
+(cli/changing/steer.py, cli/changing/steering.py)."""
 
 import io
 
@@ -13,10 +12,8 @@ from tests.embedded.scene import FULL, MIXED, Scene, at_once, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
 from gpusharing.api import names
-from gpusharing.cli.changing.resume import find as resume
-from gpusharing.cli.changing.retry import find as retry
 from gpusharing.cli.changing.steer import is_wanted
-from gpusharing.cli.changing.steering import SteeringWish
+from gpusharing.cli.changing.steering import STEERING, SteeringRequest
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import GPUNODES, NODES, POLICIES
@@ -170,8 +167,11 @@ ASKED = {
 @pytest.mark.parametrize(("asked", "value"), ASKED.values(), ids=ASKED)
 def test_a_resume_sets_the_value_that(asked: str, value: str) -> None:
     policy = {"metadata": {"name": "p", "generation": 3}, "status": {"observedGeneration": 3}}
-    wish = SteeringWish(NOW, halted=("gpu-1",), resume=asked)
-    assert resume(policy, wish).body == {"metadata": {"annotations": {names.ANNOTATION_RESUME: value}}}
+    message = f"kubectl annotate gsp p --overwrite {names.ANNOTATION_RESUME}={asked}" if asked else ""
+    halted = gpunode("gpu-1", "Pending", "Halted", message=message)
+    request = SteeringRequest(NOW, gpunodes=(read_node(halted),))
+    patch = STEERING["resume"].find(policy, request).body
+    assert patch == {"metadata": {"annotations": {names.ANNOTATION_RESUME: value}}}
 
 
 @virtually
@@ -305,22 +305,22 @@ PHASES = {
 
 @pytest.mark.parametrize(("phase", "reason", "tried"), PHASES.values(), ids=PHASES.keys())
 def test_a_retry_is_for_what_the_operator_would_try_again(phase: str, reason: str, tried: bool) -> None:
-    wish = SteeringWish(NOW, stands=read_node(gpunode("gpu-1", phase, reason)))
+    request = SteeringRequest(NOW, gpunodes=(read_node(gpunode("gpu-1", phase, reason)),))
     node = {"metadata": {"name": "gpu-1"}}
     if tried:
-        assert retry(node, wish).moves
+        assert STEERING["retry"].find(node, request).moves
     else:
         with pytest.raises(Trouble, match="there is nothing to try again on gpu-1"):
-            retry(node, wish)
+            STEERING["retry"].find(node, request)
 
 
 def test_a_retry_turns_a_node_round_that_goes_back_after_a_failure() -> None:
-    wish = SteeringWish(NOW, stands=read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch")))
-    fence = make_fence("actuating", rolls_back=True)
-    retry({"metadata": {"name": "gpu-1", "annotations": {names.ANNOTATION_FENCE: record_text(fence)}}}, wish)
+    request = SteeringRequest(NOW, gpunodes=(read_node(gpunode("gpu-1", "Verifying", "LayoutMismatch")),))
+    back = {names.ANNOTATION_FENCE: record_text(make_fence("actuating", rolls_back=True))}
+    STEERING["retry"].find({"metadata": {"name": "gpu-1", "annotations": back}}, request)
     onward = {names.ANNOTATION_FENCE: record_text(make_fence("actuating"))}
     with pytest.raises(Trouble, match="its change goes on"):
-        retry({"metadata": {"name": "gpu-1", "annotations": onward}}, wish)
+        STEERING["retry"].find({"metadata": {"name": "gpu-1", "annotations": onward}}, request)
 
 
 @virtually
