@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape
 
 from gpusharing.cli.pools.fleet import read_pools
 from gpusharing.cli.pools.statustext import describe
+from gpusharing.cli.setup.layouts import describe as describe_layouts
 from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
-from gpusharing.cli.setup.layoutstext import describe as describe_layouts
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, line
 from hack.demo.record import RECORD
 from hack.generate_screenshot import CELL, LINE, MARGIN, terminal

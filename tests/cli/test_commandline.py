@@ -1,6 +1,6 @@
 """The program as a person starts it: flags, exit statuses, sentences (cli/main.py, cli/shell/running.py,
-cli/shell/session.py, cli/shell/kubeconfig.py, cli/shell/questions.py, cli/shell/terminal.py, cli/pools/status.py,
-cli/shell/versions.py, cli/__main__.py). A watch: test_watch.py."""
+cli/shell/session.py, cli/shell/terminal.py, cli/shell/arguments.py, cli/pools/status.py, cli/__main__.py).
+A watch: test_watch.py."""
 
 import json
 import os

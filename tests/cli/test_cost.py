@@ -1,5 +1,5 @@
 """`cost` and what Prometheus answers instead of data (usage/cost.py, usage/prometheus/client.py, usage/flags.py,
-usage/prometheus/services.py, cli/shell/simulated.py)."""
+usage/prometheus/services.py, cli/shell/drawing.py)."""
 
 import csv
 import io

@@ -1,5 +1,5 @@
 """`cost` where Prometheus answers in part, or with numbers that cannot be (usage/read/absences.py,
-usage/read/metered.py, usage/read/pricing.py, usage/read/silences.py)."""
+usage/read/meter.py, usage/read/pricing.py)."""
 
 import json
 import re

@@ -1,5 +1,5 @@
 """`cost` and a real Prometheus with a SIMULATED past: the articles' fleet of 80 GPUs, and what goes wrong in a fleet
-(usage/cost.py, usage/read/metered.py, usage/read/meterteams.py)."""
+(usage/cost.py, usage/read/meter.py)."""
 
 import csv
 import io

@@ -1,5 +1,5 @@
 """`cost` where agents come and go and are scraped twice, in a real Prometheus with a SIMULATED past
-(usage/read/metered.py, usage/read/absences.py): a restart is summed, a time that was metered twice is refused, and
+(usage/read/meter.py, usage/read/absences.py): a restart is summed, a time that was metered twice is refused, and
 one that was not is told."""
 
 import json

@@ -1,6 +1,6 @@
-"""What may be typed for `cost`, which price counts, and how amounts are written (usage/cost.py, usage/say/costtext.py,
-usage/prometheus/matchers.py, usage/read/metered.py, usage/read/meterqueries.py, usage/read/pricing.py,
-cli/shell/simulated.py, usage/prometheus/windows.py)."""
+"""What may be typed for `cost`, which price counts, and how amounts are written (usage/cost.py, usage/say/cost.py,
+usage/prometheus/matchers.py, usage/read/meter.py, usage/read/meterqueries.py, usage/read/pricing.py,
+cli/shell/drawing.py, usage/prometheus/windows.py)."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 from gpusharing.cli.shell.arguments import parse
-from gpusharing.cli.shell.simulated import sentence
+from gpusharing.cli.shell.drawing import simulated_sentence
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.usage.cost import wish_of
 from gpusharing.usage.prometheus.client import Series, place_of
-from gpusharing.usage.prometheus.matchers import of_others, selector_of
-from gpusharing.usage.prometheus.simulatedseries import simulated_query
+from gpusharing.usage.prometheus.matchers import of_others, selector_of, simulated_query
 from gpusharing.usage.prometheus.windows import days, seconds_of
 from gpusharing.usage.read.meterqueries import MeterQuery, label_of, queries_of
 from gpusharing.usage.read.pricing import Prices, read_prices
 from gpusharing.usage.reckon.bills import HOUR, Price
-from gpusharing.usage.say.costtext import amount, hours_of, money
+from gpusharing.usage.say.cost import amount, hours_of, money
 
 
 @pytest.mark.parametrize("window", ["", "30", "30x", "0d", "9m", "400d", "-1d", "1.5h", "9999999d"])
@@ -118,9 +117,11 @@ def test_no_choice_of_tenants_or_pools_hides_that_a_node_is_simulated() -> None:
     assert simulated_query(typed, 60) == (
         'max by (node) (max_over_time(gpusharing_agent_simulated{cluster="east"}[60s])) > 0'
     )
-    assert sentence([]) == ""
-    assert sentence(["a", "b", "c", "d"]).startswith("SIMULATED: a, b, c and 1 more have no real GPUs")
-    assert sentence([""]).startswith("SIMULATED: a node without a name has no real GPUs")
+    assert simulated_sentence([]) == ""
+    assert simulated_sentence(["a", "b", "c", "d"]).startswith(
+        "SIMULATED: a, b, c and 1 more have no real GPUs"
+    )
+    assert simulated_sentence([""]).startswith("SIMULATED: a node without a name has no real GPUs")
 
 
 def test_a_window_is_asked_for_a_day_at_a_time() -> None:

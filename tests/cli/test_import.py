@@ -27,7 +27,6 @@ from gpusharing.api import names
 from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.setup.importing import PROVEN
 from gpusharing.cli.setup.presumed import presume
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -41,6 +40,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.sources import AdminMaps
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
+from gpusharing.planning.vocabulary.lengths import counted
 
 SPACE = "gpu-operator"
 STATE = "nvidia.com/mig.config.state"

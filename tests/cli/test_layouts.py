@@ -1,10 +1,9 @@
-"""The layouts of a card, drawn as slices (cli/setup/layouts.py, cli/setup/layoutstext.py)."""
+"""The layouts of a card, drawn as slices (cli/setup/layouts.py)."""
 
 import pytest
 from tests.cli.desk import Desk
 
-from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
-from gpusharing.cli.setup.layoutstext import as_data, describe, draw
+from gpusharing.cli.setup.layouts import as_data, describe, draw, find_answer, pick, wanted_of
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 from gpusharing.planning.gpus.cards import CARDS, Card

@@ -10,8 +10,7 @@ from tests.cli.fakeprometheus import HOURS, USED, USED_RANGES, fake_prometheus, 
 from tests.embedded.scene import FULL, MIXED, at_once, node
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
-from gpusharing.cli.setup.layoutstext import describe
+from gpusharing.cli.setup.layouts import describe, find_answer, pick, wanted_of
 from gpusharing.cli.shell.arguments import VERBS
 from gpusharing.cli.shell.drawing import Ink, Paper, TextSpan, fold, line, plain
 from gpusharing.kube.client import JSON, NODES, PODS

@@ -1,5 +1,4 @@
-"""The page of `status -o html` (cli/pools/page.py, cli/pools/pagepictures.py, cli/pools/pagestyle.py,
-cli/pools/markup.py, cli/pools/cards.py)."""
+"""The page of `status -o html` (cli/pools/page.py, cli/pools/cards.py)."""
 
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -15,10 +14,7 @@ from tests.cli.window import Window, window
 
 from gpusharing.cli.pools.cards import Face, Slice, read_cards
 from gpusharing.cli.pools.fleet import State, read_pools
-from gpusharing.cli.pools.markup import document, style, tag
-from gpusharing.cli.pools.page import View, page
-from gpusharing.cli.pools.pagepictures import CLASSES, MARKS, card
-from gpusharing.cli.pools.pagestyle import CSS
+from gpusharing.cli.pools.page import CLASSES, CSS, MARKS, View, card, document, page, style, tag
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
 

@@ -1,5 +1,5 @@
 """`plan` on a SIMULATED cluster with the shipped operator beside it (cli/changing/plan.py, cli/live/cluster.py,
-cli/live/files.py, cli/changing/plantext.py, cli/live/installed.py, cli/live/onlooker.py, report/proposal.py)."""
+cli/live/files.py, cli/live/installed.py, cli/live/onlooker.py, report/proposal.py)."""
 
 import re
 from pathlib import Path

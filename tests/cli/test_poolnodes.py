@@ -1,5 +1,5 @@
 """Which nodes `recommend` means, by the cluster or by what kube-state-metrics tells (usage/read/poolnodes.py,
-usage/prometheus/statelabels.py)."""
+usage/prometheus/matchers.py)."""
 
 import json
 from typing import Any

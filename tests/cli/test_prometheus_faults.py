@@ -1,4 +1,4 @@
-"""What is said where Prometheus gives no data, and what to do (usage/prometheus/faults.py,
+"""What is said where Prometheus gives no data, and what to do (usage/prometheus/client.py,
 usage/prometheus/services.py)."""
 
 import asyncio
@@ -17,8 +17,7 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.login import Access
-from gpusharing.usage.prometheus.client import Endpoint, place_of, prometheus_at
-from gpusharing.usage.prometheus.faults import unreachable
+from gpusharing.usage.prometheus.client import Endpoint, place_of, prometheus_at, unreachable
 from gpusharing.usage.prometheus.services import find_place
 
 YEAR = timedelta(days=365)

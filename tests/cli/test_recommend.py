@@ -1,5 +1,5 @@
 """What may be typed for `recommend`, and what Prometheus or the cluster answer instead (usage/recommend.py,
-usage/say/recommendfile.py, usage/say/recommendplan.py)."""
+usage/say/recommend.py)."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
 from gpusharing.usage.reckon.needs import GIB
 from gpusharing.usage.recommend import find_effect
-from gpusharing.usage.say.recommendplan import describe_effect, effect_data
+from gpusharing.usage.say.recommend import describe_effect, effect_data
 
 
 @pytest.fixture

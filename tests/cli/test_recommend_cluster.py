@@ -1,4 +1,4 @@
-"""A real API server admits what `recommend` writes (usage/say/recommendfile.py)."""
+"""A real API server admits what `recommend` writes (usage/say/recommend.py)."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -11,7 +11,7 @@ from gpusharing.usage.read.poolnodes import whole_fleet
 from gpusharing.usage.reckon.decaying import Sample
 from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, recommend
-from gpusharing.usage.say.recommendfile import policy_of
+from gpusharing.usage.say.recommend import policy_of
 
 pytestmark = pytest.mark.cluster
 BEGIN = datetime(2026, 10, 1, tzinfo=UTC)

@@ -1,5 +1,5 @@
 """`recommend` as it is typed, and all that a Prometheus can answer instead of a pool's history (usage/recommend.py,
-usage/prometheus/client.py, usage/read/usageread.py, usage/prometheus/services.py): one sentence and an exit status,
+usage/prometheus/client.py, usage/read/usage.py, usage/prometheus/services.py): one sentence and an exit status,
 or an answer with PARTIAL."""
 
 import csv

@@ -1,5 +1,5 @@
-"""Whose series they are, whose pods, and how a need is drawn (usage/read/usageseries.py, usage/read/usagequeries.py,
-usage/say/recommendtext.py)."""
+"""Whose series they are, whose pods, and how a need is drawn (usage/read/series.py, usage/read/usagequeries.py,
+usage/say/recommend.py)."""
 
 import re
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
 from gpusharing.cli.shell.drawing import Paper
 from gpusharing.usage.prometheus.client import Series
+from gpusharing.usage.read.series import Device, Devices, PodOwners, Told, read_dcgm
+from gpusharing.usage.read.usage import part_of_card
 from gpusharing.usage.read.usagequeries import at_the_end, hourly, most_series, names, others_of, there
-from gpusharing.usage.read.usageread import part_of_card
-from gpusharing.usage.read.usageseries import Device, Devices, PodOwners, Told, read_dcgm
 from gpusharing.usage.reckon.decaying import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
-from gpusharing.usage.say.recommendtext import now_of, sparkline
+from gpusharing.usage.say.recommend import now_of, sparkline
 
 EXPORTER = frozenset({("gpu-operator", "dcgm-exporter-x")})
 SETUPS = [

@@ -1,4 +1,4 @@
-"""A rollout in time, from the nodes' histories (cli/pools/timeline.py, cli/pools/timelinetext.py)."""
+"""A rollout in time, from the nodes' histories (cli/pools/timeline.py)."""
 
 from datetime import timedelta
 from typing import Any
@@ -10,8 +10,7 @@ from tests.cli.objects import gpunode, history, policy
 
 from gpusharing.api.names import WAY
 from gpusharing.cli.pools.fleet import PoolStatus, State, read_pools
-from gpusharing.cli.pools.timeline import Timeline, find_timeline
-from gpusharing.cli.pools.timelinetext import LETTERS, describe_timeline
+from gpusharing.cli.pools.timeline import LETTERS, Timeline, describe_timeline, find_timeline
 from gpusharing.cli.shell.drawing import Paper, plain
 
 JSON = dict[str, Any]

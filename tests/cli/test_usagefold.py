@@ -1,4 +1,4 @@
-"""How hourly answers add up to the past of a workload (usage/read/usagefold.py, usage/read/histories.py)."""
+"""How hourly answers add up to the past of a workload (usage/read/fold.py, usage/read/histories.py)."""
 
 from array import array
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import pytest
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.usage.prometheus.client import Series
+from gpusharing.usage.read.fold import Fold, HourAnswers, Record
 from gpusharing.usage.read.histories import find_seen
-from gpusharing.usage.read.usagefold import Fold, HourAnswers, Record
-from gpusharing.usage.read.usageread import Usage, know_gpus, part_of_card
-from gpusharing.usage.read.usageseries import Devices, PodOwners
+from gpusharing.usage.read.series import Devices, PodOwners
+from gpusharing.usage.read.usage import Usage, know_gpus, part_of_card
 from gpusharing.usage.reckon.needs import History
 
 HOURS = 100

@@ -13,7 +13,7 @@ from gpusharing.planning.gpus.cards import Card
 from gpusharing.usage.reckon.needs import GIB, Goal, Need
 from gpusharing.usage.reckon.recommendation import recommend
 from gpusharing.usage.reckon.sharing import TURNS, Shared, find_shared
-from gpusharing.usage.say.recommendtext import shared_of
+from gpusharing.usage.say.recommend import shared_of
 
 L4 = BY_KEY["l4"]
 

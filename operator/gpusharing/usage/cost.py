@@ -11,10 +11,10 @@ from gpusharing.usage.flags import place_found, place_named
 from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import span_of
-from gpusharing.usage.read.metered import read_metered
+from gpusharing.usage.read.meter import read_metered
 from gpusharing.usage.read.meterqueries import POLICY, MeterQuery, refuse_parts
 from gpusharing.usage.reckon.bills import make_bill
-from gpusharing.usage.say.costtext import CostReport, as_csv, as_data, describe
+from gpusharing.usage.say.cost import CostReport, as_csv, as_data, describe
 
 
 def tell(typed: Namespace, terminal: Terminal) -> int:

@@ -12,23 +12,28 @@ from pathlib import Path
 
 from gpusharing.cli.changing.plan import propose
 from gpusharing.cli.setup.layouts import pick
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, said
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.flags import place_found, place_named
 from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import DAY, span_of
 from gpusharing.usage.read.histories import ObservedPool, find_seen
 from gpusharing.usage.read.poolnodes import NodeScope, ask_cluster, ask_prometheus, narrowed, rows_of
-from gpusharing.usage.read.usageread import UsageQuery, read_usage
+from gpusharing.usage.read.usage import UsageQuery, read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, Recommendation, recommend
-from gpusharing.usage.say.recommenddata import as_csv, as_data
-from gpusharing.usage.say.recommendfile import as_file, policy_of
-from gpusharing.usage.say.recommendplan import Effect
-from gpusharing.usage.say.recommendtext import RecommendReport, describe
+from gpusharing.usage.say.recommend import (
+    Effect,
+    RecommendReport,
+    as_csv,
+    as_data,
+    as_file,
+    describe,
+    policy_of,
+)
 
 MOST = round(30 * DAY)
 """Seconds of a window: what is older than some days has almost no weight."""

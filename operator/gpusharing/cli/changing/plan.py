@@ -4,18 +4,292 @@ Exit status: 0 nothing would change, 2 something would, 1 a policy is refused or
 """
 
 from argparse import Namespace
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import floor
+from typing import Any
 
+from gpusharing.api.names import Phase
 from gpusharing.cli.changing.dependents import find_vanishing, read_dependents
-from gpusharing.cli.changing.plantext import Planned, as_data, describe
 from gpusharing.cli.live.cluster import Decided, gathered
 from gpusharing.cli.live.files import read_policies
+from gpusharing.cli.shell.drawing import (
+    BLANK,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    TextSpan,
+    describe_simulated,
+    fold,
+    line,
+    prose,
+    table,
+)
 from gpusharing.cli.shell.session import Session, no_such
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import JSON, POLICIES
 from gpusharing.kube.raw import text
-from gpusharing.planning.report.proposal import Proposal, tell_proposal
+from gpusharing.planning.report.proposal import Proposal, Step, Vanishing, tell_proposal
+from gpusharing.planning.vocabulary.blockers import explain_blockers
+from gpusharing.planning.vocabulary.lengths import counted, some
+
+MOST = 20
+"""Nodes and pods that are listed; -o wide lists all."""
+COLUMNS = (
+    Column("NODE"),
+    Column("CLASS", drop=3),
+    Column("NOW", drop=2),
+    Column("AFTER", drop=2),
+    Column("PODS", drop=4),
+    Column("BUDGETS", drop=5),
+    Column("WHEN"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Everything that `plan` shows about an edit."""
+
+    proposals: tuple[Proposal, ...] = ()
+    """What would happen to each pool."""
+    notes: tuple[str, ...] = ()
+    """What is uncertain about that."""
+    simulated: tuple[str, ...] = ()
+    """Nodes of these pools whose GPUs are SIMULATED."""
+    dependents: tuple[str, ...] = ()
+    """Sentences about other objects that name resources or labels which vanish."""
+
+
+def describe(planned: Planned, paper: Paper) -> list[Line]:
+    """Draw all proposals, the notes about what is uncertain, and a last line with the totals."""
+    proposals = planned.proposals
+    lines = describe_simulated(planned.simulated, paper)
+    for proposal in proposals:
+        lines += [*_describe(proposal, paper), BLANK]
+    for sentence in planned.dependents:
+        lines += prose(f"! {sentence}.", paper, hang="  ", ink=Ink.WAITING)
+    for note in planned.notes:
+        lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
+    nodes, pods = sum(len(one.steps) for one in proposals), sum(map(_pods, proposals))
+    refused = sum(not one.accepted for one in proposals)
+    total = f"{counted(nodes, 'node')} will change and {counted(pods, 'pod')} will be evicted."
+    if refused:
+        total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
+    return [*lines, *fold(line(TextSpan(total, Ink.TITLE), " Nothing was changed."), paper)]
+
+
+def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
+    """Draw what would happen to one pool: whether its policy is accepted, which nodes and resources would change, what
+    blocks them, and which nodes stay as they are and why."""
+    lines = fold(_title(proposal), paper)
+    lines += prose(
+        f"{'Accepted' if proposal.accepted else 'Refused'}: {proposal.about}",
+        paper,
+        hang="  ",
+        ink=Ink.PLAIN if proposal.accepted else Ink.BAD,
+    )
+    if proposal.accepted and proposal.changes:
+        lines += prose(_summary(proposal), paper, hang="  ")
+    for product, gib in proposal.client_memory.items():
+        text = f"each MPS client of a {product} may use {floor(gib * 100) / 100:.2f} GiB of its memory"
+        lines += prose(text, paper, hang="  ")
+    shown = proposal.steps if paper.wide else proposal.steps[:MOST]
+    if shown:
+        lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
+        lines += _more(len(proposal.steps) - len(shown), "nodes")
+        lines += _pods_lines(proposal, paper)
+    lines += _resources(proposal, paper)
+    for blocker in _blockers(proposal):
+        lines += prose(f"! {blocker}", paper, hang="  ", ink=Ink.WAITING)
+    if proposal.adopted:
+        named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
+        text = f"{counted(len(proposal.adopted), 'node')} already as wanted, taken over without a change: {named}"
+        lines += prose(text, paper, hang="  ", ink=Ink.GOOD)
+    blocked = [step.verdict for step in proposal.steps if step.verdict.phase is Phase.BLOCKED]
+    held = {one.message: one for one in blocked if not one.blockers}  # pods that block are told above
+    for verdict in (*proposal.left_out, *held.values())[: None if paper.wide else 5]:
+        text = f"! {verdict.node} stays as it is: {verdict.reason}: {verdict.message}"
+        lines += prose(text, paper, hang="  ", ink=Ink.WAITING)
+    return lines
+
+
+def _title(proposal: Proposal) -> Line:
+    count = len(proposal.steps)
+    changes = f"{count} of {counted(_size(proposal), 'node')} {'changes' if count == 1 else 'change'}"
+    if not proposal.accepted:
+        return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan(proposal.reason, Ink.BAD))
+    if not proposal.changes:
+        return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan("nothing to change", Ink.GOOD))
+    kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
+    ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
+    return line(TextSpan(proposal.policy, Ink.TITLE), f"  {ways}  ", TextSpan(changes, Ink.BUSY))
+
+
+def _summary(proposal: Proposal) -> str:
+    facts = [f"class {proposal.disruption}", f"{counted(proposal.at_once, 'node')} at once"]
+    facts.append(f"windows: {', '.join(proposal.windows)}" if proposal.windows else "at any time")
+    if proposal.hash:
+        facts.append(f"plan {proposal.hash}")
+    return "; ".join(facts)
+
+
+def _row(step: Step) -> list[TextSpan]:
+    verdict, preview = step.verdict, step.preview
+    return [
+        TextSpan(verdict.node),
+        TextSpan(str(verdict.disruption)),
+        TextSpan(verdict.observed),
+        TextSpan(verdict.wanted),
+        TextSpan("?" if preview is None else str(len(preview.pods))),
+        TextSpan("" if preview is None else ", ".join(preview.budgets)),
+        TextSpan(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
+    ]
+
+
+def _when(step: Step) -> str:
+    """Say when the change of a node begins, or its phase and the reason why it does not begin at once."""
+    verdict = step.verdict
+    if step.starts:
+        return "at once"
+    # Only the operator knows how far the change is, because it has sent the evictions; this process has not.
+    return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
+
+
+def _pods_lines(proposal: Proposal, paper: Paper) -> list[Line]:
+    pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
+    gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
+    lines: list[Line] = []
+    if pods:
+        named = some(pods, len(pods) if paper.wide else MOST)
+        lines += prose(f"pods that would leave: {named}", paper, indent="  ", hang="  ")
+    for gang in gangs:
+        lines += prose(f"gang: {gang}", paper, indent="  ", hang="  ")
+    return lines
+
+
+def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
+    """Draw each resource of which the pool will have more or fewer devices, and the pods that ask for one that shrinks.
+    Empty for a policy that is refused."""
+    if proposal.before == proposal.after or not proposal.accepted:
+        return []
+    asked = {one.resource: one for one in proposal.vanishing}
+    lines: list[Line] = []
+    for name in sorted({*proposal.before, *proposal.after}):
+        now, then = proposal.before.get(name, 0), proposal.after.get(name, 0)
+        if now == then:
+            continue
+        sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
+        lines.append(line("  ", TextSpan(f"{sign} {name}: {now} -> {then}", ink)))
+        if (found := asked.get(name)) is not None and (who := _who_asks(found)):
+            lines += prose(who, paper, indent="    ", hang="  ")
+    if proposal.single_keeps_name:
+        hint = "spec.mig.strategy: single would keep the name nvidia.com/gpu, and no manifest would have to change"
+        lines += prose(f"Hint: {hint}.", paper, indent="  ", hang="  ", ink=Ink.GOOD)
+    return lines
+
+
+def _who_asks(found: Vanishing) -> str:
+    """Say which pods ask for a resource of which the pool will have fewer devices, and whether the rest of the cluster
+    has enough of them; empty if no pod asks for it."""
+    if not found.pods and not found.pending:
+        return ""
+    named = some(found.pods, 5)
+    parts = [f"asked for by {counted(len(found.pods), 'pod')} here ({named})" if found.pods else ""]
+    parts.append(f"{counted(found.pending, 'pod')} waiting for it" if found.pending else "")
+    where = found.demand.text if found.demand.waiting else "other nodes still offer it"
+    where = where if found.demand.remain else "no node would offer it any more"
+    return f"{'; '.join(filter(None, parts))}; {where}"
+
+
+def _blockers(proposal: Proposal) -> tuple[str, ...]:
+    """Say what would keep pods from being evicted, for all nodes together."""
+    return explain_blockers(
+        blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
+    )
+
+
+def _more(count: int, what: str) -> list[Line]:
+    return [line(TextSpan(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
+
+
+def _pods(proposal: Proposal) -> int:
+    return sum(len(step.preview.pods) for step in proposal.steps if step.preview is not None)
+
+
+def _size(proposal: Proposal) -> int:
+    return len(proposal.steps) + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
+
+
+# --- as data ---------------------------------------------------------------------------------------------
+
+
+def as_data(planned: Planned, where: str) -> dict[str, Any]:
+    """Return the whole plan as plain data, for JSON and YAML. `where`: the context of the kubeconfig."""
+    return {
+        "context": where,
+        "changes": any(one.changes for one in planned.proposals),
+        "policies": [_proposal_data(one) for one in planned.proposals],
+        "simulated": list(planned.simulated),
+        "dependents": list(planned.dependents),
+        "notes": list(planned.notes),
+    }
+
+
+def _proposal_data(proposal: Proposal) -> dict[str, Any]:
+    """Return what would happen to one pool as plain data, with all of its nodes."""
+    return {
+        "name": proposal.policy,
+        "accepted": proposal.accepted,
+        "reason": proposal.reason,
+        "message": proposal.about,
+        "hash": proposal.hash,
+        "disruption": str(proposal.disruption),
+        "atOnce": proposal.at_once,
+        "windows": list(proposal.windows),
+        "nodes": [_step_data(step) for step in proposal.steps],
+        "settled": proposal.settled,
+        "adopted": list(proposal.adopted),
+        "leftOut": [
+            {"node": one.node, "reason": str(one.reason), "message": one.message} for one in proposal.left_out
+        ],
+        "capacityBefore": dict(proposal.before),
+        "capacityAfter": dict(proposal.after),
+        "vanishing": [
+            {
+                "resource": one.resource,
+                "before": one.before,
+                "after": one.after,
+                "offeredElsewhere": one.demand.remain > 0,
+                "asked": one.demand.asked,
+                "remain": one.demand.remain,
+                "willWait": one.demand.waiting,
+                "pods": list(one.pods),
+                "pending": one.pending,
+            }
+            for one in proposal.vanishing
+        ],
+        "blockers": list(_blockers(proposal)),
+        "singleKeepsName": proposal.single_keeps_name,
+        "clientMemoryGiB": dict(proposal.client_memory),
+    }
+
+
+def _step_data(step: Step) -> dict[str, Any]:
+    verdict, preview = step.verdict, step.preview
+    return {
+        "name": verdict.node,
+        "disruption": str(verdict.disruption),
+        "observed": verdict.observed,
+        "wanted": verdict.wanted,
+        "starts": step.starts,
+        "phase": str(verdict.phase),
+        "reason": str(verdict.reason),
+        "message": verdict.message,
+        "pods": None if preview is None else list(preview.pods),
+        "budgets": None if preview is None else list(preview.budgets),
+        "gangs": None if preview is None else list(preview.gangs),
+    }
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:

@@ -13,9 +13,8 @@ from typing import TextIO
 from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, read_fence
 from gpusharing.cli.live.installed import is_missing
 from gpusharing.cli.shell.drawing import Ink, TextSpan, line, prose
-from gpusharing.cli.shell.questions import agrees
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.terminal import Terminal, agrees
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import JSON, NODES, Resource
 from gpusharing.kube.errors import Conflict, KubeError

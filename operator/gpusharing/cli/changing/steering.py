@@ -11,7 +11,6 @@ from datetime import datetime
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.cli.pools.fleet import Seen, known_phase, read_node
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
@@ -20,6 +19,7 @@ from gpusharing.kube.fence import parse_fence
 from gpusharing.kube.raw import part, section, text, texts, whole
 from gpusharing.planning.pools.resuming import read_value
 from gpusharing.planning.snapshot.records import Fence
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 

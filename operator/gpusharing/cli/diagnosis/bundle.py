@@ -18,18 +18,17 @@ from pathlib import Path
 from gpusharing.cli.diagnosis.cleaning import cleaned, node_facts, scrubbed
 from gpusharing.cli.live.installed import DEPLOYMENTS, Installed, read_installed
 from gpusharing.cli.pools.fleet import read_node
-from gpusharing.cli.shell.ages import counted
-from gpusharing.cli.shell.drawing import Ink, TextSpan, fold, line, prose
+from gpusharing.cli.shell.arguments import own_version
+from gpusharing.cli.shell.drawing import Ink, TextSpan, fold, line, prose, simulated_sentence
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.simulated import sentence as simulated_sentence
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, said, sentence
-from gpusharing.cli.shell.versions import own_version
 from gpusharing.kube import client as kinds
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import text
+from gpusharing.planning.vocabulary.lengths import counted
 
 LINES = 2000
 """Of each log."""

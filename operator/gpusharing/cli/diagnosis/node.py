@@ -7,7 +7,6 @@ from typing import Any
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.live.cluster import Decided
 from gpusharing.cli.pools.fleet import PastStep, Seen, state_of
-from gpusharing.cli.shell.ages import age
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -15,13 +14,14 @@ from gpusharing.cli.shell.drawing import (
     Line,
     Paper,
     TextSpan,
+    age,
+    describe_simulated,
     fold,
     line,
     prose,
     shows,
     table,
 )
-from gpusharing.cli.shell.simulated import describe_simulated
 from gpusharing.planning.report.proofs import Proof, tell_proofs
 from gpusharing.planning.report.transition import whose_cordon
 from gpusharing.planning.report.waits import OTHERS, PERSON

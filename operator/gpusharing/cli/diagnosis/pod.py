@@ -17,13 +17,13 @@ from gpusharing.cli.shell.drawing import (
     Line,
     Paper,
     TextSpan,
+    describe_simulated,
     fold,
     line,
     prose,
     shows,
     table,
 )
-from gpusharing.cli.shell.simulated import describe_simulated
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import pod_view, resource_claim_names
 from gpusharing.kube.podrequests import pod_requests

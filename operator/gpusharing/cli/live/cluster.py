@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.cli.live.installed import read_installed
 from gpusharing.cli.live.onlooker import Onlooker
-from gpusharing.cli.shell.ages import length
+from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import INSTALL, Trouble, said, sentence
 from gpusharing.kube.client import GPUNODES, JSON

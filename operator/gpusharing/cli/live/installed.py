@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
+from gpusharing.cli.shell.arguments import own_version
 from gpusharing.cli.shell.troubles import said
-from gpusharing.cli.shell.versions import own_version
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes

@@ -1,20 +1,231 @@
 """`status -o html`: one page of the pools, as a view of them and as text. Pure; it loads nothing from elsewhere."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from html import escape
 
 from gpusharing.api.times import to_rfc3339
-from gpusharing.cli.pools.cards import Cards
+from gpusharing.cli.pools.cards import Cards, Face
 from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, simulated_nodes
-from gpusharing.cli.pools.markup import Child, Markup, document, style, tag
-from gpusharing.cli.pools.pagepictures import MARKS, bar, card, track
-from gpusharing.cli.pools.pagestyle import CSS
 from gpusharing.cli.pools.statustext import facts
-from gpusharing.cli.pools.timeline import Timeline, find_timeline
-from gpusharing.cli.pools.timelinetext import LETTERS, glyph_of, moment
-from gpusharing.cli.shell.ages import age, counted, length
-from gpusharing.cli.shell.simulated import sentence
+from gpusharing.cli.pools.timeline import LETTERS, Timeline, Track, find_timeline, glyph_of, moment
+from gpusharing.cli.shell.drawing import age, length, simulated_sentence
+from gpusharing.planning.vocabulary.lengths import counted
+
+_LIGHT = """
+--ground:#ffffff;--raised:#f5f6f8;--text:#1c1e21;--faint:#5a6069;--line:#d5d9df;--accent:#0b57d0;
+--done:#1a7f37;--done-ink:#ffffff;--moves:#0b57d0;--moves-ink:#ffffff;--waits:#e3e6ea;--waits-ink:#3d434b;
+--blocked:#b35900;--blocked-ink:#ffffff;--failed:#b3261e;--failed-ink:#ffffff;--free:#f5f6f8;
+--slice:#d8e5fd;--slice-ink:#0a2a66;
+"""
+_DARK = """
+--ground:#14171a;--raised:#1d2126;--text:#e8eaed;--faint:#a5acb5;--line:#3a4048;--accent:#8ab4f8;
+--done:#57c777;--done-ink:#06210e;--moves:#8ab4f8;--moves-ink:#06193a;--waits:#3a4048;--waits-ink:#e8eaed;
+--blocked:#ffb04d;--blocked-ink:#2b1700;--failed:#ff8a80;--failed-ink:#3a0703;--free:#1d2126;
+--slice:#2c4470;--slice-ink:#e4edff;
+"""
+CSS = (
+    f":root{{color-scheme:light dark;{_LIGHT}}}"
+    f"@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}"
+    """
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:76rem;padding:1rem;background:var(--ground);color:var(--text);
+ font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
+h1{font-size:1.5rem;margin:.5rem 0 0}h2{font-size:1.2rem;margin:0}h3{font-size:1rem;margin:1.25rem 0 .25rem}
+p{margin:.25rem 0;unicode-bidi:isolate}
+.faint{color:var(--faint)}
+section{border:1px solid var(--line);border-radius:10px;padding:1rem;margin:1rem 0}
+.title{display:flex;flex-wrap:wrap;gap:.25rem .75rem;align-items:baseline}
+.badge{border:1px solid var(--line);border-radius:99px;padding:0 .6rem;background:var(--raised)}
+.alarm{border-left:4px solid var(--failed);padding-left:.6rem}
+svg{display:block;max-width:100%}
+svg text{font:600 12px ui-monospace,monospace;text-anchor:middle}
+.bar{height:auto;margin:.5rem 0}
+.track,.card{width:100%;height:22px}
+.card{max-width:32rem;border:1px solid var(--line)}
+.done rect{fill:var(--done)}.done text{fill:var(--done-ink)}
+.moves rect{fill:var(--moves);stroke:var(--ground)}.moves text{fill:var(--moves-ink)}
+.waits rect{fill:var(--waits)}.waits text{fill:var(--waits-ink)}
+.blocked rect{fill:var(--blocked)}.blocked text{fill:var(--blocked-ink)}
+.failed rect{fill:var(--failed)}.failed text{fill:var(--failed-ink)}
+.free{fill:var(--free)}
+.slice rect,.whole rect{fill:var(--slice);stroke:var(--ground);stroke-width:2}
+.slice text,.whole text{fill:var(--slice-ink)}
+.legend{display:flex;flex-wrap:wrap;gap:.25rem 1rem;list-style:none;margin:.25rem 0;padding:0}
+.scroll{overflow-x:auto;margin:.5rem 0}
+.scroll:focus-visible{outline:2px solid var(--accent)}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
+caption{text-align:left;font-weight:600;padding:.25rem 0}
+th,td{text-align:left;vertical-align:top;padding:.3rem .75rem .3rem 0;border-top:1px solid var(--line);
+ unicode-bidi:isolate}
+thead th{color:var(--faint);font-weight:500;border-top:0;white-space:nowrap}
+tbody th{font-weight:600}
+th,td{overflow-wrap:normal}
+tbody th,.nodes td:nth-child(2){white-space:nowrap}
+.nodes td.long{min-width:16rem;overflow-wrap:anywhere}
+.pictures td:last-child{width:70%;min-width:12rem}
+@media print{section{break-inside:avoid}}
+"""
+)
+
+
+VOID = frozenset({"meta", "rect"})
+"""Elements that end where they begin."""
+_HARMLESS = dict.fromkeys((*range(32), 127, *range(8234, 8239), *range(8294, 8298)), "�") | {
+    ord(blank): " " for blank in "\t\n\r"
+}
+"""Of characters that no page may have, or that turn the direction of what follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """What stands in the page as it is. Only `tag` and `style` make it."""
+
+    text: str
+    """HTML, with everything escaped that is not markup."""
+
+
+Child = Markup | str
+
+
+def tag(name: str, /, *children: Child, **attributes: str | None) -> Markup:
+    """An element; text becomes text, whatever it holds.
+
+    `attributes`: `class_` for class, `_` for a dash; None: the attribute is left out.
+    """
+    given = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{_escaped(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in VOID:
+        return Markup(f"<{name}{given}>" if name == "meta" else f"<{name}{given}/>")
+    inner = "".join(child.text if isinstance(child, Markup) else _escaped(child) for child in children)
+    return Markup(f"<{name}{given}>{inner}</{name}>")
+
+
+def style(css: str) -> Markup:
+    """A style sheet of ours: no text of a cluster may come in here."""
+    if "<" in css:
+        raise ValueError("a style sheet could end itself")
+    return Markup(f"<style>{css}</style>")
+
+
+def document(root: Markup) -> str:
+    """The whole page, in ASCII: it is the same in every encoding."""
+    return "<!doctype html>\n" + root.text.encode("ascii", "xmlcharrefreplace").decode() + "\n"
+
+
+def _escaped(text: str) -> str:
+    return escape(text.translate(_HARMLESS), quote=True)
+
+
+CELL = 26
+"""Pixels of a node in a pool's bar."""
+PER_LINE = 12
+"""Nodes of a line of the bar: a telephone has room for as many."""
+BAR = 22
+"""Pixels: height of a timeline and of a card."""
+LETTER = 4.0
+"""Percent of a timeline that a letter needs."""
+LABEL = 20.0
+"""Percent of a card that the whole name of a profile needs; a narrower slice has its number only."""
+CLASSES = {
+    State.DONE: "done",
+    State.MOVES: "moves",
+    State.WAITS: "waits",
+    State.BLOCKED: "blocked",
+    State.FAILED: "failed",
+}
+MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED: "!", State.FAILED: "×"}
+"""Shown in the cells, so that nothing depends on colour."""
+
+
+def bar(members: Sequence[Seen]) -> Markup:
+    """A cell for each node, those that are done first."""
+    order = sorted(members, key=lambda seen: list(State).index(seen.state))
+    per_line = PER_LINE if len(order) <= 4 * PER_LINE else 4 * PER_LINE
+    cells = [_cell(number, seen, per_line) for number, seen in enumerate(order)]
+    wide, high = min(len(order), per_line) * CELL, -(-len(order) // per_line) * CELL
+    states = Counter(seen.state for seen in members)
+    told = ", ".join(f"{states[state]} {state.value.word}" for state in State if states[state])
+    size = {"viewBox": f"0 0 {wide} {high}", "width": str(wide), "height": str(high)}
+    label = f"{counted(len(order), 'node')}: {told}"
+    return tag("svg", *cells, class_="bar", role="img", aria_label=label, **size)
+
+
+def _cell(number: int, seen: Seen, per_line: int) -> Markup:
+    x, y = number % per_line * CELL, number // per_line * CELL
+    place = {"x": str(x + 1), "y": str(y + 1), "width": str(CELL - 2), "height": str(CELL - 2), "rx": "4"}
+    centre = {"x": str(x + CELL // 2), "y": str(y + CELL // 2 + 5)}
+    return tag(
+        "g",
+        tag("title", f"{seen.name}: {seen.phase or 'new'} {seen.reason}"),
+        tag("rect", **place),
+        tag("text", MARKS[seen.state], **centre),
+        class_=CLASSES[seen.state],
+    )
+
+
+def track(found: Timeline, one: Track) -> Markup:
+    """The phases of a node, from the beginning of the rollout to its end."""
+    whole = (found.end - found.begin).total_seconds() or 1.0
+
+    def percent(at: datetime) -> float:
+        return (at - found.begin).total_seconds() / whole * 100
+
+    parts: list[Markup] = []
+    for stretch in one.stretches:
+        x, wide = percent(stretch.begin), percent(stretch.end) - percent(stretch.begin)
+        glyph = glyph_of(stretch)
+        letter = MARKS[stretch.state] if glyph is stretch.state.value else glyph.drawn
+        parts.append(
+            tag(
+                "g",
+                tag("title", f"{stretch.phase} {stretch.reason}, from {moment(stretch.begin, stretch.end)}"),
+                tag("rect", x=f"{x:.2f}%", width=f"{wide:.2f}%", height=str(BAR)),
+                *([_centred(letter, x + wide / 2)] if wide >= LETTER else []),
+                class_=CLASSES[stretch.state],
+            )
+        )
+    told = ", ".join(f"{one.phase} from {moment(one.begin, found.end)}" for one in one.stretches)
+    return tag("svg", *parts, class_="track", role="img", aria_label=told or "nothing is known")
+
+
+def card(face: Face) -> Markup:
+    """A card from its first memory unit to its last. What is free on it is empty; a card without instances is one
+    piece, and one of unknown size has instances that are all as wide."""
+    if not face.slices:
+        return _card([_slice(0, 100, face.told, face.told, "whole")], face.told or "nothing is known")
+    spans: Iterable[tuple[float, float]]
+    if face.units and all(one.start >= 0 for one in face.slices):
+        spans = [(one.start / face.units * 100, one.size / face.units * 100) for one in face.slices]
+    else:
+        each = 100 / len(face.slices)
+        spans = [(number * each, each) for number in range(len(face.slices))]
+    parts = [
+        _slice(x, wide, one.profile, one.profile if wide >= LABEL else one.profile.partition(".")[0], "slice")
+        for one, (x, wide) in zip(face.slices, spans, strict=True)
+    ]
+    counts = Counter(one.profile for one in face.slices)
+    return _card(parts, ", ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+def _card(parts: Iterable[Markup], told: str) -> Markup:
+    ground = tag("rect", class_="free", width="100%", height=str(BAR))
+    return tag("svg", ground, *parts, class_="card", role="img", aria_label=told)
+
+
+def _slice(x: float, wide: float, name: str, label: str, kind: str) -> Markup:
+    place = {"x": f"{x:.2f}%", "width": f"{wide:.2f}%", "height": str(BAR)}
+    return tag("g", tag("title", name), tag("rect", **place), _centred(label, x + wide / 2), class_=kind)
+
+
+def _centred(text: str, x: float) -> Markup:
+    return tag("text", text, x=f"{x:.2f}%", y=str(BAR // 2 + 4))
+
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Of the page's content: the browser fetches and runs nothing, even if markup of others came in."""
@@ -69,7 +280,7 @@ def page(view: View) -> str:
 
 
 def _simulated(view: View) -> list[Markup]:
-    told = sentence(simulated_nodes(view.pools, view.loose))
+    told = simulated_sentence(simulated_nodes(view.pools, view.loose))
     return [tag("p", f"{told}.", class_="alarm")] if told else []
 
 

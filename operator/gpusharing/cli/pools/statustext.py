@@ -9,8 +9,7 @@ from gpusharing.api.names import WAY, Phase
 from gpusharing.api.times import to_rfc3339
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase, simulated_nodes
-from gpusharing.cli.pools.timelinetext import describe_timeline
-from gpusharing.cli.shell.ages import age, counted, length
+from gpusharing.cli.pools.timeline import describe_timeline
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -19,12 +18,15 @@ from gpusharing.cli.shell.drawing import (
     Line,
     Paper,
     TextSpan,
+    age,
     bar,
+    describe_simulated,
+    length,
     line,
     prose,
     table,
 )
-from gpusharing.cli.shell.simulated import describe_simulated
+from gpusharing.planning.vocabulary.lengths import counted
 
 MOST = 20
 """Nodes of a pool that are listed; -o wide lists all."""

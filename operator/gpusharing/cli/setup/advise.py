@@ -15,13 +15,10 @@ import yaml
 from gpusharing.api.names import Mode
 from gpusharing.cli.setup.advice import Advice, AdviceAnswers, advise
 from gpusharing.cli.setup.demand import Demand, advise_for, describe_demand, read_demand
-from gpusharing.cli.setup.layouts import pick
-from gpusharing.cli.setup.layoutstext import draw
-from gpusharing.cli.shell.ages import counted
+from gpusharing.cli.setup.layouts import draw, pick
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, fold, line, prose
-from gpusharing.cli.shell.questions import agrees, ask_line
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.terminal import Terminal
+from gpusharing.cli.shell.terminal import Terminal, agrees, ask_line
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, GPUNODES, PODS
 from gpusharing.kube.convert import cluster_policy_view
@@ -31,6 +28,7 @@ from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.requirements import find_off
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.toolversions import find_deaf_release, find_deafness
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(Gi|GiB|G|GB|Mi|MiB)?")

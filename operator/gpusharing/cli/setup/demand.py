@@ -11,13 +11,13 @@ from math import ceil
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.setup.advice import Advice
-from gpusharing.cli.shell.ages import counted
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalise, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
+from gpusharing.planning.vocabulary.lengths import counted
 
 NOTEBOOKS = {"notebook-name": "", "component": "singleuser-server"}
 """Labels of notebooks: of Kubeflow, whatever the value is, and of JupyterHub."""

@@ -12,9 +12,8 @@ from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
 from gpusharing.cli.live.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, line, prose
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, describe_simulated, line, prose
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.simulated import describe_simulated
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT

@@ -14,9 +14,8 @@ from typing import Any
 from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
 from gpusharing.cli.setup.likeness import Proposed
-from gpusharing.cli.shell.ages import counted
+from gpusharing.cli.shell.drawing import simulated_sentence
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.simulated import sentence as simulated_sentence
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble, sentence
 from gpusharing.kube.client import CONFIG_MAPS, JSON
@@ -25,7 +24,7 @@ from gpusharing.kube.installation import find_namespaces
 from gpusharing.kube.raw import section, texts
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.views import ClusterSnapshot
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.lengths import counted, some
 
 PROVEN = (
     "Proposed by kubectl gpusharing import: the operator's planner adopts these nodes without any disruption."

@@ -5,12 +5,176 @@ The card is the table's (`planning/gpus/cards.py`); what fits is decided as for 
 
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from gpusharing.cli.setup.layoutstext import LegalLayouts, as_data, describe, describe_cards
+from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, line, prose, table
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, nearest
-from gpusharing.planning.gpus.cards import CARDS, Card, find_card
-from gpusharing.planning.gpus.geometry import Layout, Refusal, find_fit, maximal_layouts, normalise
+from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
+from gpusharing.planning.gpus.geometry import Layout, Legal, Refusal, find_fit, maximal_layouts, normalise
+from gpusharing.planning.gpus.geometry import describe as layout_text
+from gpusharing.planning.vocabulary.lengths import counted
+
+CARD_WIDTH = 40
+"""Characters of a whole card."""
+_INKS = (Ink.GOOD, Ink.BUSY)
+
+
+@dataclass(frozen=True, slots=True)
+class LegalLayouts:
+    """What was found out about one card."""
+
+    card: Card
+    """The card."""
+    wanted: Layout
+    """The instances that were asked for; empty: none were."""
+    layouts: tuple[Layout, ...]
+    """The maximal layouts that hold them."""
+    refusal: Refusal | None
+    """Why the wanted instances do not fit."""
+    hidden: bool = False
+    """Profiles with an attribute were left out."""
+
+
+def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
+    """A picture for each layout."""
+    card = answer.card
+    lines = prose(f"{card.products[0] if card.products else card.key}: {_size(card)}", paper, ink=Ink.TITLE)
+    if answer.refusal is not None:
+        return [*lines, *prose(f"{answer.refusal.message}.", paper, ink=Ink.BAD)]
+    if not card.profiles:
+        return [*lines, *prose("This card has no MIG: use mode TimeSlicing or MPS to share it.", paper)]
+    with_what = f" with {layout_text(answer.wanted)}" if answer.wanted else ""
+    title = f"{counted(len(answer.layouts), 'layout')}{with_what} to which nothing can be added"
+    lines += [*prose(title, paper), BLANK]
+    name = max((len(layout_text(layout)) for layout in answer.layouts), default=0)
+    for layout in answer.layouts:
+        picture = draw(layout, card.profiles, paper)
+        slices = sum(_profile(card, profile).slices * count for profile, count in layout)
+        used = f"{slices}/{_slices(card)} slices"
+        if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
+            lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
+        else:
+            lines.append(
+                line(layout_text(layout).ljust(name), "  ", *picture, "  ", TextSpan(used, Ink.FAINT))
+            )
+    return [*lines, *_notes(answer, paper)]
+
+
+def _notes(answer: LegalLayouts, paper: Paper) -> list[Line]:
+    lines: list[Line] = []
+    known = answer.card.source.placements
+    if known == "unknown":
+        text = (
+            "The placements of instances on this card are unknown, so none is drawn, and mixed layouts are"
+            " not offered."
+        )
+        lines += prose(text, paper, ink=Ink.FAINT)
+    elif known == "family":
+        text = "The placements of instances are taken from cards of the same family; the driver has the last word."
+        lines += prose(text, paper, ink=Ink.FAINT)
+    if answer.hidden:
+        lines += prose("--all also shows profiles with attributes, such as +me.", paper, ink=Ink.FAINT)
+    return [BLANK, *lines] if lines else []
+
+
+def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
+    """One card from its first memory unit to its last; empty where placements are unknown."""
+    sizes = {profile.name: profile.size for profile in profiles}
+    units = max((max(one.starts) + one.size for one in profiles if one.starts), default=0)
+    fit = find_fit(layout, profiles)
+    if not units or not isinstance(fit, Legal) or not fit.placements:
+        return ()
+    room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
+    cell = max(3, room // units)
+    spans: list[TextSpan] = []
+    free = "·" if paper.glyphs else "."
+    at = 0
+    for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
+        if start > at:
+            spans.append(TextSpan(free * ((start - at) * cell), Ink.FAINT))
+        spans.append(TextSpan(_box(name, sizes[name] * cell), _INKS[number % len(_INKS)]))
+        at = start + sizes[name]
+    if at < units:
+        spans.append(TextSpan(free * ((units - at) * cell), Ink.FAINT))
+    return tuple(spans)
+
+
+def _box(name: str, width: int) -> str:
+    """`[  3g.40gb  ]`, or only the slices where the name has no room."""
+    room = width - 2
+    label = next((one for one in (name, name.partition(".")[0]) if len(one) <= room), "")
+    return f"[{label.center(room)}]"
+
+
+def _size(card: Card) -> str:
+    if not card.profiles:
+        return f"{card.memory_gb} GB"
+    return (
+        f"{card.memory_gb} GB, {_slices(card)} compute slices"
+        if card.memory_gb
+        else f"{_slices(card)} compute slices"
+    )
+
+
+def _slices(card: Card) -> int:
+    return max((profile.slices for profile in card.profiles), default=0)
+
+
+def _profile(card: Card, name: str) -> Profile:
+    return next(profile for profile in card.profiles if profile.name == name)
+
+
+CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Column("SMALLEST"))
+
+
+def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
+    """Those with MIG."""
+    rows = []
+    for card in cards:
+        if card.profiles:
+            plain = [one for one in card.profiles if not {"+", "-"} & set(one.name)]
+            large, small = (
+                max(plain, key=lambda p: p.slices),
+                min(plain, key=lambda p: (p.slices, p.memory_gb)),
+            )
+            product = card.products[0] if card.products else ""
+            most = f"{small.name} (max {small.max_count})"
+            rows.append([TextSpan(card.key), TextSpan(product), TextSpan(large.name), TextSpan(most)])
+    return [
+        *prose("Cards with MIG; kubectl gpusharing layouts CARD draws one:", paper),
+        *table(CARDS_TABLE, rows, paper),
+    ]
+
+
+def as_data(answer: LegalLayouts) -> dict[str, Any]:
+    """For programs; `profiles` can stand in spec.mig.layouts[].profiles as it is."""
+    card = answer.card
+    return {
+        "card": card.key,
+        "products": list(card.products),
+        "memoryGB": card.memory_gb,
+        "slices": _slices(card),
+        "fits": answer.refusal is None,
+        "refusal": "" if answer.refusal is None else answer.refusal.message,
+        "layouts": [
+            {
+                "layout": layout_text(layout),
+                "profiles": dict(layout),
+                "placements": [
+                    {"profile": name, "start": start} for name, start in _placements(layout, card.profiles)
+                ],
+            }
+            for layout in answer.layouts
+        ],
+    }
+
+
+def _placements(layout: Layout, profiles: Sequence[Profile]) -> tuple[tuple[str, int], ...]:
+    fit = find_fit(layout, profiles)
+    return fit.placements if isinstance(fit, Legal) else ()
 
 
 def tell(typed: Namespace, terminal: Terminal) -> int:

@@ -29,10 +29,18 @@ class Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> Never:
         """See argparse.Action."""
-        from gpusharing.cli.shell.versions import own_version
-
         print(f"{PROG} {own_version() or '(unknown version)'}")
         parser.exit(0)
+
+
+def own_version() -> str:
+    """Return the version of the installed plugin; empty if it is not installed but found through a path."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("gpu-sharing-operator")
+    except PackageNotFoundError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
+
+from gpusharing.planning.vocabulary.lengths import some
 
 NARROW = 20
 """Nothing is laid out for less, however narrow the terminal is."""
@@ -216,3 +219,33 @@ def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
 
 
 _BADNESS = (Ink.PLAIN, Ink.TITLE, Ink.FAINT, Ink.GOOD, Ink.WAITING, Ink.BUSY, Ink.BAD)
+
+
+def simulated_sentence(nodes: Sequence[str]) -> str:
+    """The sentence about these nodes; empty: there are none."""
+    if not nodes:
+        return ""
+    have, them = ("have", "them") if len(nodes) > 1 else ("has", "it")
+    names = some([node or "a node without a name" for node in nodes])
+    return f"SIMULATED: {names} {have} no real GPUs, and the numbers about {them} here come from a simulator"
+
+
+def describe_simulated(nodes: Sequence[str], paper: Paper) -> list[Line]:
+    """The same as lines."""
+    return prose(f"{simulated_sentence(nodes)}.", paper, hang="  ", ink=Ink.WAITING) if nodes else []
+
+
+def age(since: datetime | None, now: datetime) -> str:
+    """How long ago, as kubectl writes it: 42s, 5m, 3h, 41d; empty when unknown. A clock that is behind gives 0s."""
+    return "" if since is None else length(now - since)
+
+
+def length(time: timedelta) -> str:
+    """In the largest unit that is full, and the next one where the number is small."""
+    seconds = max(0, int(time.total_seconds()))
+    for unit, size, below, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        count, rest = divmod(seconds, size)
+        if count >= 1:
+            finer = rest // small if count < 5 else 0
+            return f"{count}{unit}{finer}{below}" if finer else f"{count}{unit}"
+    return f"{seconds}s"

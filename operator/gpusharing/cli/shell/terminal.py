@@ -1,8 +1,10 @@
-"""Where the text goes: a person's terminal in colour, or a pipe without. rich is imported only for the terminal."""
+"""Where the text goes: a person's terminal in colour, or a pipe without; and questions to that person. rich is imported
+only for the terminal."""
 
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,27 @@ from itertools import accumulate
 from typing import Any, Literal, TextIO
 
 from gpusharing.cli.shell.drawing import Ink, Line, Paper, TextSpan, line, plain, shorten
+
+
+def ask_line(question: str, answers: TextIO) -> str:
+    """What was typed; the question goes to standard error, so that it is not mixed with data. Ctrl-C raises
+    KeyboardInterrupt.
+
+    asyncio would only note a first Ctrl-C and keep waiting for the line to end. So it no longer gets the signal from
+    the moment the question can be read.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        print(f"{question} ", end="", file=sys.stderr, flush=True)
+        return answers.readline().strip()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def agrees(question: str, answers: TextIO) -> bool:
+    """Only a yes is a yes."""
+    return ask_line(f"{question} [y/N]", answers).lower() in ("y", "yes")
+
 
 Output = Literal["table", "wide", "json", "yaml", "html", "csv"]
 COLORS: Mapping[Ink, str] = {

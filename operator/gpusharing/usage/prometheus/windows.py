@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from gpusharing.api.times import from_rfc3339, to_rfc3339
-from gpusharing.cli.shell.ages import counted, length
+from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.troubles import Trouble
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.prometheus.client import Prometheus
 
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}

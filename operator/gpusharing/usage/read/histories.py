@@ -8,14 +8,13 @@ from fractions import Fraction
 from math import ceil, isnan
 
 from gpusharing.api.names import RESOURCE_GPU
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.gpus.cards import Card, bare_product, find_card
 from gpusharing.planning.gpus.geometry import resource_name
-from gpusharing.planning.vocabulary.lengths import some
-from gpusharing.usage.read.usagefold import Fold, Gpu, Record
-from gpusharing.usage.read.usageread import Usage
-from gpusharing.usage.read.usageseries import RECURS
+from gpusharing.planning.vocabulary.lengths import counted, some
+from gpusharing.usage.read.fold import Fold, Gpu, Record
+from gpusharing.usage.read.series import RECURS
+from gpusharing.usage.read.usage import Usage
 from gpusharing.usage.reckon.decaying import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
 from gpusharing.usage.reckon.recommendation import Occupied

@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 
 from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, of_others
-from gpusharing.usage.prometheus.simulatedseries import simulated_query
-from gpusharing.usage.prometheus.statelabels import state_label
+from gpusharing.usage.prometheus.matchers import (
+    OF_TARGETS,
+    braced,
+    labels_of,
+    of_others,
+    simulated_query,
+    state_label,
+)
 from gpusharing.usage.prometheus.windows import LOOKBACK
 from gpusharing.usage.read.pricing import OPENCOST_METRIC, POLICY_METRIC, PRODUCT_METRIC
 

@@ -10,17 +10,17 @@ from gpusharing.api.names import ANNOTATION_APPROVE, ANNOTATION_RESUME
 from gpusharing.api.selectors import Row, matches
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.setup.likeness import LABEL_POOL
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import JSON, NODES, POLICIES
 from gpusharing.kube.convert import node_view, policy_view
 from gpusharing.kube.raw import entries, section, strings, text, texts
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.usage.prometheus.client import Prometheus
-from gpusharing.usage.prometheus.statelabels import state_label
+from gpusharing.usage.prometheus.matchers import state_label
+from gpusharing.usage.read.series import told
 from gpusharing.usage.read.usagequeries import labels_of_nodes
-from gpusharing.usage.read.usageseries import told
 
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"

@@ -5,8 +5,7 @@ Names and labels of dcgm-exporter are those of its 4.5.3-4.8.2 (internal/pkg/tra
 and GPU_I_PROFILE. DCGM_FI_DEV_FB_USED is in MiB. Those of kube-state-metrics are of its v2 (docs/metrics/workload).
 """
 
-from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, of_others
-from gpusharing.usage.prometheus.simulatedseries import simulated_query
+from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, of_others, simulated_query
 from gpusharing.usage.prometheus.windows import SHORT
 
 LOOKS = 100

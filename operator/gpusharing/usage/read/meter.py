@@ -7,20 +7,20 @@ large. `increase` extends a series to both ends of the day, bridges gaps and kno
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from shlex import quote
 from typing import NamedTuple
 
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.troubles import Trouble
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import TARGET, braced
-from gpusharing.usage.prometheus.simulatedseries import nodes_of
+from gpusharing.usage.prometheus.matchers import TARGET, braced, nodes_of
 from gpusharing.usage.prometheus.windows import days, find_gaps
+from gpusharing.usage.read.absences import find_losses
 from gpusharing.usage.read.meterqueries import (
+    EXPORTED,
     GPUS,
     NAMESPACE,
     OF_PARTS,
@@ -29,10 +29,58 @@ from gpusharing.usage.read.meterqueries import (
     label_of,
     queries_of,
 )
-from gpusharing.usage.read.meterteams import Teams, describe_rivals, namespace_of, no_label, read_teams
 from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
-from gpusharing.usage.read.silences import find_losses
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
+
+
+@dataclass(frozen=True, slots=True)
+class Teams:
+    """Of one day."""
+
+    last: Mapping[str, str] = field(default_factory=dict)
+    """By namespace the value that was seen last: it may have gone, or have changed hands."""
+    rivals: Set[str] = frozenset()
+    """Namespaces that had several values at a time: whose they are nobody can tell."""
+
+    def find(self, namespace: str) -> str:
+        """Empty: unknown."""
+        return "" if namespace in self.rivals else self.last.get(namespace, "")
+
+
+def read_teams(last: Iterable[Series], rivals: Iterable[Series], label: str) -> Teams:
+    """From answers: when each value was seen last, and which namespaces had several."""
+    ordered = sorted(last, key=lambda one: (one.value, one.labels.get(label, "")))
+    return Teams(
+        {namespace_of(one): one.labels.get(label, "") for one in ordered},
+        frozenset(map(namespace_of, rivals)),
+    )
+
+
+def namespace_of(one: Series) -> str:
+    """The namespace that a series is about."""
+    # A Prometheus that does not honour labels renames the one that was told.
+    return one.labels.get(EXPORTED) or one.labels.get(NAMESPACE, "")
+
+
+def no_label(label: str) -> str:
+    """What to say where no namespace has the label."""
+    return (
+        f"Prometheus knows no namespace with the label {label}. kube-state-metrics exports only labels that"
+        f" it is told to: --metric-labels-allowlist=namespaces=[{label}]. Without it: --by namespace"
+    )
+
+
+def describe_rivals(namespaces: Set[str], label: str) -> list[str]:
+    """A sentence, if there is something to say. `namespaces`: those that used GPUs while whose they are was unknown."""
+    if not namespaces:
+        return []
+    several = len(namespaces) > 1
+    return [
+        f"{'namespaces' if several else 'namespace'} {some(sorted(namespaces))} {'have' if several else 'has'} several"
+        f" values of {label} at once, as when several clusters have {'them' if several else 'it'}, so"
+        f" {'their' if several else 'its'} usage is listed under (no {label}): {CHOOSE}"
+    ]
+
 
 TOLERANCE = 0.01
 """Of a pool's GPU time; the ends of series that come and go in a day make less."""

@@ -1,16 +1,35 @@
-"""A recommendation as text. Pure."""
+"""A recommendation as text, as data, as CSV, and as a policy that waits for an approval. Pure; nothing is applied."""
 
+import csv
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from fractions import Fraction
+from typing import Any
 
-from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
-from gpusharing.cli.shell.ages import counted, length
-from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, fold, line, prose, table
-from gpusharing.cli.shell.simulated import describe_simulated
+from gpusharing.api.names import ANNOTATION_GPU_MEMORY, API_VERSION, RESOURCE_MIG_PREFIX, Mode
+from gpusharing.cli.changing.plan import Planned
+from gpusharing.cli.changing.plan import as_data as as_plan_data
+from gpusharing.cli.changing.plan import describe as describe_plan
+from gpusharing.cli.live.files import KIND
+from gpusharing.cli.shell.drawing import (
+    BLANK,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    TextSpan,
+    describe_simulated,
+    fold,
+    length,
+    line,
+    prose,
+    simulated_sentence,
+    table,
+)
 from gpusharing.planning.gpus.geometry import describe as layout_text
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.windows import moment
 from gpusharing.usage.read.histories import ObservedPool
 from gpusharing.usage.read.poolnodes import NodeScope
@@ -25,7 +44,34 @@ from gpusharing.usage.reckon.recommendation import (
     Unplaced,
 )
 from gpusharing.usage.reckon.sharing import Shared, find_shared
-from gpusharing.usage.say.recommendplan import Effect, describe_effect
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The plan of the policy, or why there is none."""
+
+    planned: Planned = field(default_factory=Planned)
+    """What the policy would do."""
+    where: str = ""
+    """Which cluster, for programs."""
+    why_not: str = ""
+    """As a clause; empty: it was planned."""
+
+
+def describe_effect(effect: Effect, paper: Paper) -> list[Line]:
+    """The plan, or why there is none."""
+    if effect.why_not:
+        return prose(f"Its plan is not shown: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
+    title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
+    return [BLANK, *title, *describe_plan(effect.planned, paper), BLANK]
+
+
+def effect_data(effect: Effect | None) -> dict[str, Any]:
+    """For programs: `plan` as `plan -f FILE -o json` has it, or null and the reason."""
+    if effect is None or effect.why_not:
+        return {"plan": None, "notPlanned": None if effect is None else effect.why_not}
+    return {"plan": as_plan_data(effect.planned, effect.where), "notPlanned": None}
+
 
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
@@ -375,3 +421,163 @@ def _size(count: float) -> str:
 
 def _part(part: float | None) -> str:
     return UNKNOWN if part is None else f"{part:.0%}"
+
+
+_MODES = ("mode", "mig", "mps", "timeSlicing")
+
+
+def policy_of(scope: NodeScope, found: Recommendation) -> dict[str, Any]:
+    """The policy of a pool with this layout; everything else in an existing policy stays as it is."""
+    kept = {
+        key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
+    }
+    rollout = scope.spec.get("rollout")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": scope.name, **scope.metadata},
+        "spec": {
+            "nodeSelector": dict(scope.selector),
+            **found.block(),
+            **kept,
+            "rollout": {**(rollout if isinstance(rollout, dict) else {}), "approval": "Manual"},
+        },
+    }
+
+
+def as_file(answer: RecommendReport) -> str:
+    """With what it is based on, as comments."""
+    import yaml  # as in terminal.py: it costs as much as a short command
+
+    told = [
+        "Proposed by kubectl gpusharing recommend from what was measured. Nothing changes until somebody"
+        " approves the plan.",
+        f"{answer.span}; {answer.packing}",
+        *filter(None, (simulated_sentence(answer.seen.simulated),)),
+        *(f"PARTIAL: {text}" for text in answer.missing),
+        *answer.steps,
+    ]
+    lines = "".join(f"# {_printable(text)}\n" for text in told)
+    return lines + yaml.safe_dump(answer.policy, sort_keys=False)
+
+
+def _printable(text: str) -> str:
+    """On one line, and nothing in it that YAML or a terminal would stumble over: others wrote parts of it."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(text.splitlines()))
+
+
+COLUMNS = (
+    "from", "until", "pool", "namespace", "kind", "workload", "pods", "now", "peak_bytes", "need_bytes", "active",
+    "advice", "confidence", "why", "samples", "partial",
+    "simulated",
+)  # fmt: skip
+"""Of the CSV."""
+
+
+def as_data(answer: RecommendReport) -> dict[str, Any]:
+    """For programs."""
+    placed = placed_of(answer.found)
+    by_workload = {need.workload: need for need in answer.needs}
+    return {
+        "prometheus": answer.where,
+        "from": moment(answer.start),
+        "until": moment(answer.end),
+        "pool": answer.scope.name,
+        "card": answer.seen.model,
+        "nodes": len(answer.seen.nodes),
+        "gpus": sum(answer.seen.nodes),
+        "gpusInUse": answer.seen.used,
+        "partial": bool(answer.missing),
+        "missing": list(answer.missing),
+        "remarks": list(answer.remarks),
+        "simulated": list(answer.seen.simulated),
+        "next": list(answer.steps),
+        "workloads": [
+            _workload(history, by_workload.get(history.workload), placed.get(history.workload))
+            for history in answer.seen.histories
+        ],
+        "recommendation": None if answer.found is None else _found(answer.found),
+        "policy": answer.policy,
+        **effect_data(answer.effect),
+    }
+
+
+def _workload(history: History, need: Need | None, one: Placed | Unplaced | None) -> dict[str, Any]:
+    whose = history.workload
+    return {
+        "namespace": whose.namespace,
+        "kind": whose.kind,
+        "name": whose.name,
+        "pods": history.pods,
+        "now": now_of(history),
+        "samples": len(history.memory),
+        "peakBytes": round(need.peak) if need and need.samples else None,
+        "highestBytes": round(need.highest) if need and need.samples else None,
+        "needBytes": None if need is None else need.memory,
+        "active": None if need is None or need.compute is None else round(need.compute, 4),
+        "activeOfDevice": history.of_device,
+        "advice": None if advice_of(one) == UNKNOWN else advice_of(one),
+        "placed": isinstance(one, Placed),
+        "confidence": str(Confidence.NONE if need is None else need.confidence),
+        "doubts": [] if need is None else [str(doubt) for doubt in need.doubts],
+        "why": why_of(need, one),
+    }
+
+
+def _shared(one: Shared) -> dict[str, Any]:
+    """What shares whole GPUs for fewer of them."""
+    return {
+        "mode": str(one.mode),
+        "replicas": one.replicas,
+        "pods": one.pods,
+        "gpus": one.gpus,
+        "gpusByThisLayout": one.instead,
+        "neededBytes": round(one.needed),
+        "thereBytes": round(one.there),
+        "active": None if one.busy is None else round(one.busy, 4),
+    }
+
+
+def _found(found: Recommendation) -> dict[str, Any]:
+    shared = find_shared(found)
+    return {
+        "goal": str(found.goal),
+        "mode": str(found.mode),
+        "layouts": [
+            {
+                "profiles": None if portion.layout is None else dict(portion.layout),
+                "gpusOfEachNode": list(portion.indexes) if len(found.template) > 1 else "all",
+                "gpus": portion.gpus,
+            }
+            for portion in found.portions
+        ],
+        "pods": found.pods,
+        "gpus": found.gpus,
+        "nodes": found.nodes,
+        "idle": dict(found.idle),
+        "stranded": {"computeSlices": found.stranded.slices, "memoryUnits": found.stranded.units},
+        "shared": None if shared is None else _shared(shared),
+        "worstCoLocationBytes": None if found.worst is None else round(found.worst.bytes),
+    }
+
+
+def as_csv(answer: RecommendReport) -> str:
+    """A line for each workload, with a header; what is not known is empty."""
+    data = as_data(answer)
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for one in data["workloads"]:
+        writer.writerow(
+            (
+                data["from"], data["until"], data["pool"], one["namespace"], one["kind"], one["name"], one["pods"],
+                one["now"], _plain(one["peakBytes"]), _plain(one["needBytes"]), _plain(one["active"]),
+                _plain(one["advice"]), one["confidence"], one["why"], one["samples"],
+                "yes" if data["partial"] else "no", "yes" if data["simulated"] else "no",
+            )
+        )  # fmt: skip
+    return written.getvalue()
+
+
+def _plain(value: object) -> object:
+    return "" if value is None else value

@@ -12,7 +12,7 @@ from math import isnan, nan
 
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.usageseries import MIB, Device, Devices, Pod, PodOwners, Told, read_dcgm
+from gpusharing.usage.read.series import MIB, Device, Devices, Pod, PodOwners, Told, read_dcgm
 from gpusharing.usage.reckon.needs import Workload
 
 MOST_MIB = 1 << 20

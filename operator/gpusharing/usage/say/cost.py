@@ -8,9 +8,18 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
-from gpusharing.cli.shell.ages import length
-from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, prose, table
-from gpusharing.cli.shell.simulated import describe_simulated
+from gpusharing.cli.shell.drawing import (
+    BLANK,
+    Column,
+    Ink,
+    Line,
+    Paper,
+    TextSpan,
+    describe_simulated,
+    length,
+    prose,
+    table,
+)
 from gpusharing.usage.prometheus.windows import moment
 from gpusharing.usage.read.meterqueries import NAMESPACE, POLICY, MeterQuery
 from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Total

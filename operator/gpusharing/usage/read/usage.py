@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY
-from gpusharing.cli.shell.ages import counted
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.quantity import count
 from gpusharing.planning.gpus.cards import Card, find_card
+from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
-from gpusharing.usage.prometheus.matchers import braced
-from gpusharing.usage.prometheus.simulatedseries import nodes_of
+from gpusharing.usage.prometheus.matchers import braced, nodes_of
 from gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
-from gpusharing.usage.read.usagefold import Fold, Gpu, HourAnswers
+from gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
+from gpusharing.usage.read.series import MIB, Devices, Pod, PodOwners, pod_of, told
 from gpusharing.usage.read.usagequeries import (
     ACTIVE,
     ANNOTATION,
@@ -29,7 +29,6 @@ from gpusharing.usage.read.usagequeries import (
     names,
     there,
 )
-from gpusharing.usage.read.usageseries import MIB, Devices, Pod, PodOwners, pod_of, told
 
 MOST_SERIES = 100_000
 """At one time. Beyond that the user has to choose."""
