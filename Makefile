@@ -11,7 +11,7 @@ BUILD = $(if $(LEAVE_OUT),-)@exec $(PY) -m hack.$(1) >build/programs.txt
 unexport PYTHONDONTWRITEBYTECODE
 # `exec` replaces the shell with pytest, so that whoever ends make ends the tests too.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants images clean
+.PHONY: help setup demo test test-cluster test-hack test-long test-all test-random test-crash test-faults test-nvidia test-gpu e2e verify gen fmt lock docs cluster cluster-down run bench mutants size images clean
 
 help: ## show these verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {gsub(/\$$\$$/, "$$"); printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ test-random: setup ## 10,000 examples of the random world (about twenty minutes 
 
 mutants: setup ## each guard taken away in turn: its named test must fail (two minutes); MUTANTS=regex, FIND=1
 	@$(PY) -m hack.mutants
+
+size: setup ## lines, files, types and public names of each package
+	@$(PY) -m hack.size
 
 verify: setup ## format, lint, types, imports, generated files, chart, house rules
 	@$(PY) -m hack.verify

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hack.cache import UnavailableError, alone, writable
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, alone, cache_root, writable
 
 
 @contextmanager

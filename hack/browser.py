@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.apt import alone_with_apt
-from hack.cache import UnavailableError, make_once
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, cache_root, make_once
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 """As they are called on a PATH."""

@@ -1,4 +1,8 @@
-"""Keeps builds and downloads in the user's cache. Each is made once and appears there only when it is complete."""
+"""Keeps builds and downloads in the user's cache, never in the checkout.
+
+Each is made once and appears there only when it is complete. Control planes that run keep their files, keys and tokens
+in folders that only their owner can read.
+"""
 
 import errno
 import fcntl
@@ -7,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -146,3 +150,44 @@ def _sweep(root: Path, own: Path) -> None:
 def say(text: str) -> None:
     """Print progress on stderr, because stdout is for the output of the program that calls us."""
     print(text, file=sys.stderr, flush=True)
+
+
+APP = "gpu-sharing-operator"
+
+
+def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder for built programs: `$GPUSHARING_CACHE`, else `$XDG_CACHE_HOME`, else `~/.cache`."""
+    chosen = environ.get("GPUSHARING_CACHE") or environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen).expanduser() / APP
+    return Path(environ.get("HOME") or Path.home()) / ".cache" / APP
+
+
+def state_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder for running control planes: `$GPUSHARING_STATE`, else `$XDG_RUNTIME_DIR`, else the cache.
+
+    Keys and tokens of the control planes lie below it, so it is made readable by its owner only.
+    """
+    if chosen := environ.get("GPUSHARING_STATE"):
+        return Path(chosen).expanduser()
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.access(runtime, os.W_OK):
+        return Path(runtime) / APP
+    return cache_root(environ) / "run"
+
+
+def private_directory(path: Path) -> Path:
+    """Create `path` with mode 0700 (parents as needed) and return it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def write_private(path: Path, data: str | bytes) -> Path:
+    """Write `data` to `path` with mode 0600, in one step: a reader sees the old file or the new one."""
+    raw = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(raw)
+    Path(temporary).replace(path)
+    return path

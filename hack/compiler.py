@@ -29,8 +29,8 @@ def need_compiler(what: str) -> str:
     return program
 
 
-def compile_c(what: str, *arguments: str, source: str = "") -> None:
-    """Run the C compiler with these arguments and with `source` as its standard input.
+def compile_c(what: str, *arguments: str) -> None:
+    """Run the C compiler with these arguments.
 
     `what`, the thing to be built, is named in the error.
 
@@ -38,7 +38,7 @@ def compile_c(what: str, *arguments: str, source: str = "") -> None:
         UnavailableError: there is no compiler, or it ended with an error.
     """
     program = need_compiler(what)
-    done = subprocess.run([program, *arguments], input=source, capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return
     if absent := re.search(r"\S+\.h: No such file or directory|cannot find -l\w+", done.stderr):

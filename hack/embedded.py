@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
+from gpusharing.controller.execute import Outcome
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
-    CONFIG_MAPS,
     DAEMON_SETS,
     GPUNODES,
     JSON,
@@ -26,7 +26,10 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.actions import Action
+from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.transition.verdict import Verdict
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
@@ -34,9 +37,24 @@ from hack.sim.fakefaults import Crash
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.mortal import MortalClient
 from hack.sim.nodesoftware import NodeSoftware
-from hack.sim.observer import NoMetrics
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload, Workloads
+
+
+class NoMetrics:
+    """An observer that keeps nothing."""
+
+    def passed(
+        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
+    ) -> None:
+        """See Observer."""
+
+    def acted(self, action: Action, result: str) -> None:
+        """See Observer."""
+
+    def changed(self, before: Verdict | None, after: Verdict) -> None:
+        """See Observer."""
+
 
 FACTOR = 100.0
 """Simulated seconds in one real second."""
@@ -258,6 +276,24 @@ def _cluster(
     return cluster
 
 
+class EmbeddedOptions(TypedDict, total=False):
+    """What may be unlike the usual embedded cluster."""
+
+    settings: Settings | None
+    """The operator's; None: the default ones with waits as fast as the hardware."""
+    lease_timing: Timing
+    now: Callable[[], datetime]
+    """The wall clock, which goes with the event loop's time."""
+    cluster_policy: JSON | None
+    """The object of the GPU Operator; None: there is none."""
+    hardware: dict[str, SimulatedGPUs] | None
+    """See NodeSoftware."""
+    played: bool
+    """False: no software runs on the nodes."""
+    pages: Pages | None
+    """See NodeSoftware."""
+
+
 @asynccontextmanager
 async def embedded(
     nodes: Iterable[JSON],
@@ -265,36 +301,26 @@ async def embedded(
     factor: float = FACTOR,
     workloads: Iterable[SimWorkload] = (),
     sim: Mapping[str, Any] | None = None,
-    settings: Settings | None = None,
-    lease_timing: Timing = FAST_LEASE,
-    now: Callable[[], datetime] = wall_time,
-    cluster_policy: JSON | None = CLUSTER_POLICY,
-    hardware: dict[str, SimulatedGPUs] | None = None,
-    played: bool = True,
-    pages: Pages | None = None,
+    **setup: Unpack[EmbeddedOptions],
 ) -> AsyncIterator[Embedded]:
-    """A running SIMULATED cluster with these nodes; ends everything that it started.
-
-    `now` goes with the event loop's time. `hardware`, `pages`: see NodeSoftware. Unless `played`, no software runs
-    on the nodes.
-    """
+    """A running SIMULATED cluster with these nodes; ends everything that it started."""
     sim_settings = SimSettings(time_factor=factor, play_daemon_sets=True, **(sim or {}))
-    cluster = _cluster(nodes, cluster_policy, sim_settings, now)
+    now, played = setup.get("now", wall_time), setup.get("played", True)
+    cluster = _cluster(nodes, setup.get("cluster_policy", CLUSTER_POLICY), sim_settings, now)
     log: list[str] = []
     software = NodeSoftware(
         cluster.client("node"),
         sim_settings,
         log=log.append,
         agent_client=lambda node: cluster.client(f"agent-{node}"),
-        hardware=hardware,
-        pages=pages,
+        hardware=setup.get("hardware"),
+        pages=setup.get("pages"),
     )
     players = Workloads(cluster.client("workloads"), sim_settings)
     for workload in workloads:
         players.apply(workload)
-    environment = Embedded(
-        cluster, software, players, settings or fast_settings(factor), lease_timing, now, log=log
-    )
+    settings, lease = setup.get("settings") or fast_settings(factor), setup.get("lease_timing", FAST_LEASE)
+    environment = Embedded(cluster, software, players, settings, lease, now, log=log)
     tasks = [asyncio.create_task(software.run()), asyncio.create_task(players.run())] if played else []
     try:
         yield environment
@@ -305,6 +331,3 @@ async def embedded(
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception) and not isinstance(result, asyncio.CancelledError):
                 raise result
-
-
-__all__ = ["CONFIG_MAPS", "Embedded", "embedded", "fast_settings", "is_ready"]

@@ -6,7 +6,6 @@ mode changes is what `make e2e` shows. This shows that image and chart come up o
 
 import json
 import os
-import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from hack import launch
-from hack.cluster import kind, toolchain
+from hack.cluster import kind
 from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.cli import EXPECTED
 from hack.cluster.kubeconfig import kubeconfig_path, open_api
@@ -102,10 +101,7 @@ def trial(api: Api, kubeconfig: Path, reference: str) -> None:
 
 def _helm_test(kubeconfig: Path) -> None:
     command = ("test", "gpusharing", "-n", launch.NAMESPACE, "--logs", "--timeout", f"{SECONDS:.0f}s")
-    environ = {**os.environ, "KUBECONFIG": str(kubeconfig)}
-    done = subprocess.run(
-        [str(toolchain.program("helm")), *command], env=environ, capture_output=True, text=True, check=False
-    )
+    done = launch.helm({**os.environ, "KUBECONFIG": str(kubeconfig)}, *command)
     if done.returncode:
         raise TrialError(f"helm test says that this installation cannot work:\n{done.stdout}{done.stderr}")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hack.cluster.api import Api, ApiError
+from hack.cluster.api import Api
 from hack.cluster.kubeconfig import open_api
 from hack.cluster.process import wait_until
 from hack.cluster.tokens import service_account_token, write_token_kubeconfig
@@ -51,18 +51,12 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
     """helm upgrade --install with the chart of this checkout; returns the notes."""
     with open_api(kubeconfig) as api:
         runtime_class(api)
-    done = subprocess.run(
-        [
-            str(program("helm")),
-            *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
-            "--take-ownership",  # `make cluster` applied the CRDs already
-            *("--set", "image.repository=gpu-sharing-operator"),  # the pods are kwok's: nothing is pulled
-            *arguments,
-        ],
-        env={**os.environ, "KUBECONFIG": str(kubeconfig)},
-        capture_output=True,
-        text=True,
-        check=False,
+    done = helm(
+        {**os.environ, "KUBECONFIG": str(kubeconfig)},
+        *("upgrade", "--install", "gpusharing", str(CHART), "-n", NAMESPACE, "--create-namespace"),
+        "--take-ownership",  # `make cluster` applied the CRDs already
+        *("--set", "image.repository=gpu-sharing-operator"),  # the pods are kwok's: nothing is pulled
+        *arguments,
     )
     if done.returncode:
         raise LaunchError(f"helm install: {done.stderr.strip()}")
@@ -70,18 +64,21 @@ def install_chart(kubeconfig: Path, *arguments: str) -> str:
 
 
 def runtime_class(api: Api) -> None:
-    """The RuntimeClass that the GPU Operator brings; without it the API server refuses the agent's pods."""
+    """Create the RuntimeClass that the GPU Operator brings; without it the API server refuses the agent's pods."""
+    metadata = {"name": "nvidia"}
     runtime = {
         "apiVersion": "node.k8s.io/v1",
         "kind": "RuntimeClass",
-        "metadata": {"name": "nvidia"},
+        "metadata": metadata,
         "handler": "nvidia",
     }
-    try:
-        api.create("/apis/node.k8s.io/v1/runtimeclasses", runtime)
-    except ApiError as error:
-        if error.status != 409:
-            raise
+    api.ensure("/apis/node.k8s.io/v1/runtimeclasses", runtime)
+
+
+def helm(environment: Mapping[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run our helm to its end in this environment, which names the cluster. Return its status and what it printed."""
+    command = [str(program("helm")), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def operator_kubeconfig(kubeconfig: Path, directory: Path) -> Path:
@@ -113,16 +110,20 @@ def operator_account(kubeconfig: Path, directory: Path, door: Door | None = None
 
     It leads to the API server, or through `door`.
     """
-    account = directory / "serviceaccount"
-    account.mkdir(exist_ok=True)
     with open_api(kubeconfig) as api:
-        door = door or Door(api.url, api.ca_pem)
-        (account / "token").write_text(service_account_token(api, NAMESPACE, SERVICE_ACCOUNT))
-    (account / "ca.crt").write_text(door.authority)
+        token = service_account_token(api, NAMESPACE, SERVICE_ACCOUNT)
+        return write_account(directory / "serviceaccount", door or Door(api.url, api.ca_pem), token)
+
+
+def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
+    """Write the files that a pod has of its ServiceAccount to `folder`, and return the variables that the pod has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "token").write_text(token)
+    (folder / "ca.crt").write_text(door.authority)
     server = urlsplit(door.url)
     return {
         "KUBECONFIG": "",
-        "SERVICE_ACCOUNT": str(account),
+        "SERVICE_ACCOUNT": str(folder),
         "KUBERNETES_SERVICE_HOST": server.hostname or "",
         "KUBERNETES_SERVICE_PORT": str(server.port or 443),
     }
@@ -185,9 +186,8 @@ class LaunchedProcess:
         """None while it runs."""
         return self._running.poll() if self._running else None
 
-    @property
-    def running(self) -> bool:
-        """Started and not ended."""
+    def alive(self) -> bool:
+        """Whether it was started and has not ended."""
         return self._running is not None and self._running.poll() is None
 
     def kill(self) -> None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from hack.apt import install
-from hack.cache import UnavailableError, make_once
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, cache_root, make_once
 from hack.images import debian
-from hack.images.packages import Package
+from hack.images.debian import Package
 
 VERSION = "2.53.3+ds1-2"
 Program = Literal["promtool", "prometheus"]

@@ -5,9 +5,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hack.cache import state_root
 from hack.cluster import install, state
 from hack.cluster.controlplane import ControlPlane
-from hack.cluster.paths import state_root
 from hack.report import Report, add_option
 from hack.required import Required
 from hack.sidebyside import SideBySide, scheduler

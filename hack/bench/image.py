@@ -9,7 +9,6 @@ import re
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hack import launch
 from hack.cluster.api import Api
@@ -56,20 +55,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def operator(api: Api, directory: Path, factor: float, **settings: str) -> launch.LaunchedProcess:
     """The shipped operator under the shipped rights, with the files and variables that every pod has."""
-    site, account = directory / "site", directory / "account"
+    site = directory / "site"
     make_site(site)
-    account.mkdir()
-    (account / "token").write_text(service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT))
-    (account / "ca.crt").write_text(api.ca_pem)
-    server = urlsplit(api.url)
+    token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     environment = {
         **launch.operator_environment(factor),
         **glibc_settings(DOCKERFILE.read_text()),
         **{f"GPUSHARING_{name.upper()}": value for name, value in settings.items()},
-        "KUBERNETES_SERVICE_HOST": server.hostname or "",
-        "KUBERNETES_SERVICE_PORT": str(server.port),
-        "SERVICE_ACCOUNT": str(account),
-        "KUBECONFIG": "",
+        **launch.write_account(directory / "account", launch.Door(api.url, api.ca_pem), token),
         "PYTHONPATH": str(site),
     }
     return launch.LaunchedProcess(

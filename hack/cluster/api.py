@@ -131,6 +131,14 @@ class Api:
         created: Object = self.request("POST", path, manifest)
         return created
 
+    def ensure(self, path: str, manifest: Object) -> None:
+        """POST an object to a collection. One of this name that is there already is left as it is."""
+        try:
+            self.create(path, manifest)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+
     def merge_patch(self, path: str, patch: Object) -> Object:
         """PATCH with a JSON merge patch; null removes a key."""
         patched: Object = self.request("PATCH", path, patch, MERGE_PATCH)

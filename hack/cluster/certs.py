@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from hack.cluster.paths import private_directory, write_private
+from hack.cache import private_directory, write_private
 
 LIFETIME = dt.timedelta(days=365)
 BACKDATED = dt.timedelta(minutes=5)

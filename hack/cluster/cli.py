@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hack.cache import UnavailableError
+from hack.cache import UnavailableError, private_directory, state_root
 from hack.cluster import install, kind, nodes, state, toolchain
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api
-from hack.cluster.paths import private_directory, state_root
 from hack.cluster.process import ComponentError
 from hack.cluster.tokens import write_token_kubeconfig
 

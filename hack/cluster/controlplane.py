@@ -16,12 +16,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from hack.cache import private_directory, state_root
 from hack.cluster import commands, process, state, tokens, toolchain
 from hack.cluster.api import Api, ApiError, Credentials
 from hack.cluster.certs import SERVICE_ADDRESS, create_pki, kubelet_user
 from hack.cluster.commands import Layout
 from hack.cluster.kubeconfig import write_kubeconfig
-from hack.cluster.paths import private_directory, state_root
 from hack.cluster.process import Component, ComponentError, wait_until
 
 READY_SECONDS = 120.0

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from hack.cache import write_private
 from hack.cluster.api import Api, Credentials
-from hack.cluster.paths import write_private
 
 CLUSTER_NAME = "gpusharing-dev"
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.cards import Card, bare_product, find_card
-from hack.cluster.api import Api, ApiError, Object, in_parallel
+from hack.cluster.api import Api, Object, in_parallel
 from hack.cluster.commands import MANAGED_BY_KWOK
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import CONTROLPLANE_SOURCE, KWOK_VERSION, kubernetes_version
@@ -111,11 +111,7 @@ def create_nodes(api: Api, manifests: Iterable[Object]) -> list[str]:
     """Create the nodes and return their names; one that exists already is left as it is."""
 
     def create(manifest: Object) -> str:
-        try:
-            api.create("/api/v1/nodes", manifest)
-        except ApiError as error:
-            if error.status != 409:
-                raise
+        api.ensure("/api/v1/nodes", manifest)
         return str(manifest["metadata"]["name"])
 
     return in_parallel(create, manifests)

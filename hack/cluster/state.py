@@ -7,7 +7,7 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from hack.cluster.paths import write_private
+from hack.cache import write_private
 from hack.cluster.process import Component, is_ours, pid_exists
 
 FILE = "state.json"

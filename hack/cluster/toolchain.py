@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cache import UnavailableError, make_once, say
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, cache_root, make_once, say
 from hack.golang import run_go
 
 KWOK_VERSION = "v0.8.0"

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from hack.cache import UnavailableError
 from hack.images import advisories, local, registry
-from hack.images.local import Image, TreeError
-from hack.images.packages import ARCHITECTURES, LockError
+from hack.images.debian import ARCHITECTURES, LockError
+from hack.images.local import Image, TreeError, by_kind, table, too_big
 from hack.images.saved import Saved
-from hack.images.sizes import by_kind, table, too_big
 
 BASES = ("auto", "local", "registry")
 FOUND = 3

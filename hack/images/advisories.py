@@ -16,7 +16,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from hack.images.contents import DEBIAN, PYPI, ImagePart
-from hack.images.packages import DISTRO
+from hack.images.debian import DISTRO
 
 Advisory = dict[str, Any]
 Order = Callable[[str], Any]

@@ -1,8 +1,17 @@
-"""What an image holds, part by part: the one reading from which sizes, SBOM and advisories are derived."""
+"""What an image says of itself and what it holds, part by part: the one reading from which sizes, the bill of materials
+and the comparison with advisories are derived.
 
+OCI labels and annotations come from the checkout alone. The bill of materials is SPDX 2.3 as JSON
+(https://spdx.github.io/spdx-spec/v2.3/).
+"""
+
+import os
 import re
+import subprocess
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
@@ -11,7 +20,80 @@ from urllib.parse import quote
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
-from hack.images.packages import DISTRO, Package
+from hack.generate import ROOT
+from hack.images.debian import DISTRO, Package
+from hack.images.layers import JSON
+
+PREFIX = "org.opencontainers.image"
+"""https://specs.opencontainers.org/image-spec/annotations/"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The commit that an image is built of."""
+
+    name: str
+    version: str
+    """The project's version, from pyproject.toml."""
+    description: str
+    licenses: str
+    """An SPDX expression."""
+    revision: str
+    """The commit; ends with `-dirty` when the checkout has changes."""
+    epoch: int
+    """The commit's time, seconds since 1970: the image's time, so that two builds are alike."""
+    source: str = ""
+    """Where the sources are; empty when not given ($IMAGE_SOURCE)."""
+
+    @property
+    def created(self) -> str:
+        """RFC 3339."""
+        return f"{datetime.fromtimestamp(self.epoch, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def read_origin(environ: Mapping[str, str] = os.environ) -> Origin:
+    """The origin of this checkout; $SOURCE_DATE_EPOCH and $IMAGE_REVISION win where there is no git."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    revision = environ.get("IMAGE_REVISION") or _git("rev-parse", "HEAD")
+    if (
+        revision
+        and not environ.get("IMAGE_REVISION")
+        and _git("status", "--porcelain", "--untracked-files=no")
+    ):
+        revision += "-dirty"
+    epoch = environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct") or "0"
+    if not epoch.isdecimal():
+        raise ValueError(f"SOURCE_DATE_EPOCH={epoch}: seconds since 1970 are needed, as 1763676000")
+    return Origin(
+        project["name"],
+        project["version"],
+        project["description"],
+        project["license"],
+        revision or "unknown",
+        int(epoch),
+        environ.get("IMAGE_SOURCE", ""),
+    )
+
+
+def labels(origin: Origin, base: str) -> dict[str, str]:
+    """Labels of the configuration, which are the manifest's annotations too; `base`: name of what it stands on."""
+    found = {
+        "title": origin.name,
+        "description": origin.description,
+        "version": origin.version,
+        "revision": origin.revision,
+        "created": origin.created,
+        "licenses": origin.licenses,
+        "source": origin.source,
+        "base.name": base,
+    }
+    return {f"{PREFIX}.{name}": value for name, value in found.items() if value}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
 
 DEBIAN, PYPI = "Debian", "PyPI"
 """Ecosystems, as OSV names them."""
@@ -111,3 +193,85 @@ def read_status(tree: Path) -> list[str]:
 def read_metadata(site: Path) -> list[str]:
     """The METADATA files of the distributions in a folder of packages."""
     return [path.read_text() for path in sorted(site.glob("*.dist-info/METADATA"))]
+
+
+NAMESPACE = "https://gpusharing.dev/spdx"
+"""Makes the document's name unique; nothing is served there."""
+
+
+def document(origin: Origin, architecture: str, digest: str, parts: Sequence[ImagePart]) -> JSON:
+    """The SPDX document of one image; `digest`: sha256:... of its manifest. Equal images give equal documents."""
+    name = f"{origin.name}-{origin.version}-{architecture}"
+    image = {
+        "SPDXID": "SPDXRef-Image",
+        "name": origin.name,
+        "versionInfo": origin.version,
+        "primaryPackagePurpose": "CONTAINER",
+        "downloadLocation": UNKNOWN,
+        "filesAnalyzed": False,
+        "licenseConcluded": UNKNOWN,
+        "licenseDeclared": origin.licenses,
+        "copyrightText": UNKNOWN,
+        "checksums": [{"algorithm": "SHA256", "checksumValue": digest.removeprefix("sha256:")}],
+        "externalRefs": [purl(f"pkg:oci/{origin.name}@{digest.replace(':', '%3A')}?arch={architecture}")],
+    }
+    listed = [(identifier(part), part) for part in sorted(parts)]
+    return {
+        "spdxVersion": "SPDX-2.3",
+        "dataLicense": "CC0-1.0",
+        "SPDXID": "SPDXRef-DOCUMENT",
+        "name": name,
+        "documentNamespace": f"{NAMESPACE}/{name}-{digest.removeprefix('sha256:')}",
+        "creationInfo": {
+            "created": origin.created,
+            "creators": [f"Tool: {origin.name}-images-{origin.version}"],
+        },
+        "packages": [image, *(package(key, part) for key, part in listed)],
+        "relationships": [
+            relationship("SPDXRef-DOCUMENT", "DESCRIBES", "SPDXRef-Image"),
+            *(relationship("SPDXRef-Image", "CONTAINS", key) for key, _ in listed),
+        ],
+    }
+
+
+def package(key: str, part: ImagePart) -> JSON:
+    """One part as SPDX has it."""
+    told: JSON = {
+        "SPDXID": key,
+        "name": part.name,
+        "versionInfo": part.version,
+        "primaryPackagePurpose": "LIBRARY",
+        "supplier": "Organization: Debian" if part.ecosystem == DEBIAN else UNKNOWN,
+        "downloadLocation": UNKNOWN,
+        "homepage": part.homepage,
+        "filesAnalyzed": False,
+        "licenseConcluded": UNKNOWN,
+        "licenseDeclared": part.license,
+        "copyrightText": UNKNOWN,
+        "externalRefs": [purl(part.purl)],
+    }
+    if part.sha256:
+        told["checksums"] = [{"algorithm": "SHA256", "checksumValue": part.sha256}]
+    if part.ecosystem == DEBIAN:
+        told["licenseComments"] = f"usr/share/doc/{part.name}/copyright in the image"
+        told["sourceInfo"] = f"built package from: {part.source} {part.source_version}"
+    return told
+
+
+def identifier(part: ImagePart) -> str:
+    """A name within the document: letters, digits, dots and dashes only."""
+    return "SPDXRef-" + re.sub(r"[^A-Za-z0-9.]+", "-", f"{part.ecosystem}-{part.name}-{part.version}")
+
+
+def purl(locator: str) -> JSON:
+    """The package URL by which scanners know a part."""
+    return {
+        "referenceCategory": "PACKAGE-MANAGER",
+        "referenceType": "purl",
+        "referenceLocator": locator,
+    }
+
+
+def relationship(one: str, kind: str, other: str) -> JSON:
+    """How two things of the document belong together."""
+    return {"spdxElementId": one, "relationshipType": kind, "relatedSpdxElement": other}

@@ -1,19 +1,33 @@
-"""Build the image of Debian packages and locked wheels, without root, a container program or a registry."""
+"""Build the image of Debian packages and locked wheels, without root, a container program or a registry.
+
+Two checks of the finished tree are here as well: which shared libraries its programs need, read from their ELF headers
+(also for a foreign machine), and how big the image is, and of what.
+"""
 
 import json
+import re
 import shutil
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from hack.generate import ROOT
 from hack.images import debian, wheels
-from hack.images.contents import ImagePart, debian_parts, read_metadata, read_status, wheel_parts
-from hack.images.elf import missing
-from hack.images.labels import Origin, labels, read_origin
-from hack.images.layers import JSON, Layer, archive, configuration, pack
-from hack.images.packages import DISTRO
-from hack.images.sbom import document
+from hack.images.contents import (
+    ImagePart,
+    Origin,
+    debian_parts,
+    document,
+    labels,
+    read_metadata,
+    read_origin,
+    read_status,
+    wheel_parts,
+)
+from hack.images.debian import DISTRO
+from hack.images.layers import JSON, Layer, archive, compress, configuration, pack, pack_tar, walk
 
 OUT = ROOT / "build" / "images"
 USER = "65532:65532"
@@ -97,7 +111,7 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
     )
     if lacking := missing([system, site, own]):
         raise TreeError(
-            f"libraries are missing, add their packages to hack/images/packages.py: {'; '.join(lacking)}"
+            f"libraries are missing, add their packages to hack/images/debian.py: {'; '.join(lacking)}"
         )
     target, digest = _write(architecture, reference, origin, layers, out)
     sbom = target.with_suffix(".spdx.json")
@@ -126,3 +140,117 @@ def _write(
     target = out / f"{origin.name}-{origin.version}-{architecture}.tar"
     target.write_bytes(data)
     return target, digest
+
+
+DYNAMIC, LOAD = 2, 1
+NEEDED, STRTAB = 1, 5
+
+
+def needed(data: bytes) -> list[str]:
+    """The libraries that an ELF file names (DT_NEEDED); none when it is static or no ELF file.
+
+    Only 64 bits and little-endian, which amd64 and arm64 are (gABI, chapters 4 and 5).
+    """
+    if data[:6] != b"\x7fELF\x02\x01":
+        return []
+    (at,) = struct.unpack_from("<Q", data, 32)
+    size, count = struct.unpack_from("<HH", data, 54)
+    segments = [struct.unpack_from("<IIQQQQQQ", data, at + index * size) for index in range(count)]
+    loads = [
+        (address, offset, length) for kind, _, offset, address, _, length, _, _ in segments if kind == LOAD
+    ]
+    entries = [
+        entry
+        for kind, _, offset, _, _, length, _, _ in segments
+        if kind == DYNAMIC
+        for entry in struct.iter_unpack("<qQ", data[offset : offset + length - length % 16])
+    ]
+    tables = [value for tag, value in entries if tag == STRTAB]
+    if not tables:
+        return []
+    strings = next(
+        offset + tables[0] - address
+        for address, offset, length in loads
+        if address <= tables[0] < address + length
+    )
+    return [_string(data, strings + value) for tag, value in entries if tag == NEEDED]
+
+
+def _string(data: bytes, at: int) -> str:
+    return data[at : data.index(b"\0", at)].decode()
+
+
+def missing(trees: list[Path]) -> list[str]:
+    """Each `file needs library` where no file of that name lies anywhere in the trees, sorted."""
+    files = [path for tree in trees for path in tree.rglob("*") if path.is_file() or path.is_symlink()]
+    there = {path.name for path in files}
+    return sorted(f"{path.name} needs {name}" for path, name in _wants(files) if name not in there)
+
+
+def _wants(files: list[Path]) -> Iterator[tuple[Path, str]]:
+    for path in files:
+        if path.is_symlink() or not (".so" in path.name or path.stat().st_mode & 0o100):
+            continue
+        for name in needed(path.read_bytes()):
+            yield path, name
+
+
+LIMIT = 70_000_000
+"""Bytes, compressed, above which no image may be."""
+KINDS = (
+    ("operator and agent", r"usr/local/(bin|lib/[^/]+/dist-packages/(gpusharing|gpu_sharing_operator))(/|$)"),
+    ("libraries: bytecode", r"usr/local/.*\.pyc$"),
+    ("libraries: compiled", r"usr/local/.*\.so(\.|$)"),
+    ("libraries: source", r"usr/local/"),
+    ("Python: bytecode", r"usr/lib/python3.*\.pyc$"),
+    ("Python: interpreter", r"usr/bin/python|usr/lib/python3.*\.so$"),
+    ("Python: source", r"usr/lib/python3"),
+    ("libraries of the system", r"usr/lib(64)?/"),
+    ("time zones", r"usr/share/zoneinfo"),
+    ("copyright, users, lists", r""),
+)
+"""The first pattern that matches a path says what it is."""
+
+
+def kind(path: str) -> str:
+    """What a path of the image is, for the table."""
+    return next(name for name, pattern in KINDS if re.match(pattern, path))
+
+
+def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
+    """Files, bytes, and bytes when compressed alone, of each kind."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for name, _ in KINDS:
+        count = size = packed = 0
+        for tree in trees:
+            paths = [
+                path for path in walk(tree) if _is_file(path) and kind(str(path.relative_to(tree))) == name
+            ]
+            if paths:
+                count, size = count + len(paths), size + sum(path.stat().st_size for path in paths)
+                packed += len(compress(pack_tar(tree, paths, 0)))
+        found[name] = (count, size, packed)
+    return found
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def table(found: Mapping[str, tuple[int, int, int]], whole: int) -> str:
+    """The table; `whole`: bytes of all layers as they are transferred."""
+    rows = [f"  {'':26} {'files':>6} {'MB':>7} {'compressed':>11}"]
+    rows += [
+        f"  {name:26} {count:6} {size / 1e6:7.1f} {packed / 1e6:11.1f}"
+        for name, (count, size, packed) in found.items()
+    ]
+    count, size = (sum(row[index] for row in found.values()) for index in (0, 1))
+    rows.append(f"  {'all, as transferred':26} {count:6} {size / 1e6:7.1f} {whole / 1e6:11.1f}")
+    return "\n".join(rows)
+
+
+def too_big(whole: int) -> str:
+    """What is wrong with this size; empty when nothing is."""
+    if whole <= LIMIT:
+        return ""
+    return f"{whole / 1e6:.1f} MB compressed are more than {LIMIT / 1e6:.0f}: see the table for what grew"

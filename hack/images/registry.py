@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hack.generate import ROOT
-from hack.images.labels import PREFIX, Origin, labels, read_origin
+from hack.images.contents import PREFIX, Origin, labels, read_origin
 from hack.images.saved import Saved, read
 from hack.images.wheels import native
 

@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.images.contents import PYTHON_ITSELF, ImagePart, debian_parts, wheel_parts
-from hack.images.labels import Origin
+from hack.images.contents import PYTHON_ITSELF, ImagePart, Origin, debian_parts, document, wheel_parts
 from hack.images.layers import JSON, compress
-from hack.images.sbom import document
 
 STATUS = re.compile(r"var/lib/dpkg/status(\.d/[^/]+)?$")
 METADATA = re.compile(r".*/(?:site|dist)-packages/[^/]+\.dist-info/METADATA$")

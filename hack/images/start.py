@@ -17,7 +17,6 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hack import launch
 from hack.bench.machine import cpu_ms
@@ -51,13 +50,13 @@ def lay(image: local.Image, root: Path) -> None:
         shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
 
 
-def environment(plane: ControlPlane, port: int) -> dict[str, str]:
-    """What a pod of the operator has."""
-    server = urlsplit(plane.api.url)
+def environment(root: Path, plane: ControlPlane, port: int) -> dict[str, str]:
+    """What a pod of the operator has, with the files of its ServiceAccount below `root`."""
+    api = plane.api
+    token = service_account_token(api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
     return {
         **dict(entry.split("=", 1) for entry in local.RUN["Env"]),
-        "KUBERNETES_SERVICE_HOST": server.hostname or "",
-        "KUBERNETES_SERVICE_PORT": str(server.port),
+        **launch.write_account(root / ACCOUNT, launch.Door(api.url, api.ca_pem), token),
         "SERVICE_ACCOUNT": f"/{ACCOUNT}",
         "GPUSHARING_NAMESPACE": launch.NAMESPACE,
         "GPUSHARING_LISTEN": "127.0.0.1",
@@ -77,7 +76,7 @@ def measure(root: Path, plane: ControlPlane) -> Start:
         begin = time.monotonic()
         process = subprocess.Popen(
             ["/usr/sbin/chroot", f"--userspec={UID}:{UID}", str(root), local.RUN["Cmd"][0]],
-            env=environment(plane, port),
+            env=environment(root, plane, port),
             stdout=log,
             stderr=log,
         )
@@ -113,12 +112,6 @@ def measure_starts(image: local.Image) -> list[Start]:
         lay(image, root)
         install.install_all(plane.api)
         launch.install_chart(plane.kubeconfig)
-        account = root / ACCOUNT
-        account.mkdir(parents=True)
-        (account / "token").write_text(
-            service_account_token(plane.api, launch.NAMESPACE, launch.SERVICE_ACCOUNT)
-        )
-        (account / "ca.crt").write_text(plane.api.ca_pem)
         root.chmod(0o755)
         Path(scratch).chmod(0o755)
         return [measure(root, plane) for _ in range(STARTS)]

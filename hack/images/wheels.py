@@ -14,10 +14,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hack.cache import UnavailableError
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, cache_root
 from hack.generate import ROOT
-from hack.images.packages import ARCHITECTURES, PYTHON
+from hack.images.debian import ARCHITECTURES, PYTHON
 
 LOCK = ROOT / "requirements.lock"
 SITE = f"usr/local/lib/python{PYTHON}/dist-packages"

@@ -16,9 +16,8 @@ from hack.mutants.find import find
 from hack.mutants.guards import read_guards
 from hack.mutants.killers import read_killers
 from hack.mutants.ladders import read_rows
-from hack.mutants.plays import Mutant, find_failing
+from hack.mutants.plays import Mutant, find_failing, find_killers
 from hack.mutants.slips import read_slips
-from hack.mutants.trials import find_killers
 
 
 def read_mutants() -> dict[str, Mutant]:

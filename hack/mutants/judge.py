@@ -33,8 +33,7 @@ from typing import Any
 import pytest
 
 from hack.mutants.mutator import Mutation, find_mutations
-from hack.mutants.plays import LIBRARIES, QUIET, in_child
-from hack.mutants.watch import Failures
+from hack.mutants.plays import LIBRARIES, QUIET, Failures, in_child
 
 PRODUCT = "operator"
 KILLED, LIVED, LOST = "killed now", "lived before too", "died before and live now"

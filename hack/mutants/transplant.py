@@ -89,15 +89,9 @@ def _transplant(module: str, old: Any, new: Any, done: set[int]) -> None:
     if isinstance(old, FunctionType):
         _replace_function(old, new)
     elif isinstance(old, type):
-        if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
-            _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
-        for name, value in list(vars(old).items()):
-            if _differs(value, vars(new).get(name)) and not name.startswith("__"):
-                setattr(old, name, vars(new)[name])
+        _replace_class(old, new)
     elif is_dataclass(old):
-        for each in fields(old):
-            if _differs(getattr(old, each.name, None), value := getattr(new, each.name, None)):
-                object.__setattr__(old, each.name, value)
+        _replace_fields(old, new)
     elif isinstance(old, dict):
         for gone in old.keys() - new.keys():
             del old[gone]
@@ -120,6 +114,22 @@ def _replace_function(old: FunctionType, new: FunctionType) -> None:
             if _differs(old.__kwdefaults__[name], value)
         }
         old.__kwdefaults__ = {**old.__kwdefaults__, **changed}
+
+
+def _replace_class(old: type, new: type) -> None:
+    """Give `old` those plain values in the body of `new` that differ."""
+    if hasattr(old, "_field_defaults"):  # a NamedTuple, whose functions have another `__module__`
+        _replace_function(vars(old)["__new__"].__func__, vars(new)["__new__"].__func__)
+    for name, value in list(vars(old).items()):
+        if _differs(value, vars(new).get(name)) and not name.startswith("__"):
+            setattr(old, name, vars(new)[name])
+
+
+def _replace_fields(old: Any, new: Any) -> None:
+    """Give the dataclass instance `old`, even a frozen one, those plain values of `new` that differ."""
+    for each in fields(old):
+        if _differs(getattr(old, each.name, None), value := getattr(new, each.name, None)):
+            object.__setattr__(old, each.name, value)
 
 
 def _parts(whole: Any) -> dict[object, Any]:

@@ -14,8 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cache import UnavailableError, make_once, say
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, cache_root, make_once, say
 from hack.compiler import need_compiler
 from hack.golang import failure, find_go, run_go
 

@@ -3,8 +3,8 @@
 Real, per node: nvidia-mig-manager with nvidia-mig-parted, nvidia-device-plugin, gpu-feature-discovery,
 mps-control-daemon and the config-manager of each, all unmodified, and the shipped agent on nvidia-ml-py with a token
 bound to its pod. SIMULATED: the GPUs (libnvidia-ml.so.1 of hack/nvmlsim), the kubelet (kwok runs pods; `kubelet.py`
-with the registration stub does devices, `mounts.py` ConfigMaps, `logserver.py` logs), Node Feature Discovery, and of
-the GPU Operator its DaemonSets and the labels it writes once. The DaemonSet controller is the real one: a paused
+with the registration stub does devices, ConfigMaps and logs), Node Feature Discovery, and of the GPU Operator its
+DaemonSets and the labels it writes once. The DaemonSet controller is the real one: a paused
 gpu.deploy label removes a pod, and with it its processes.
 
     with real_nodes(plane.kubeconfig, {"gpu-1": ["h100-80gb"] * 2}, folder) as nodes:
@@ -23,9 +23,7 @@ from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.cluster.kubeconfig import open_api
 from hack.cluster.nodes import node_manifest, wait_nodes_ready
 from hack.nvidia import operands
-from hack.nvidia.kubelet import DeviceManager, LabelFeeder
-from hack.nvidia.logserver import LogServer
-from hack.nvidia.mounts import Mount
+from hack.nvidia.kubelet import DeviceManager, LabelFeeder, LogServer, Mount
 from hack.nvidia.operands import PodPrograms
 from hack.nvidia.sandbox import Sandbox
 from hack.nvidia.tasks import PodProcesses
@@ -157,10 +155,14 @@ class RealNode:
             if "deletionTimestamp" in pod["metadata"]:
                 self._remove(pod)
             elif pod.get("status", {}).get("phase") == "Running":
-                if uid not in self._pods and (processes := self.programs.of(pod)):
-                    self._pods[uid] = processes
-                if uid in self._pods:
-                    self._pods[uid].look()
+                self._keep_running(uid, pod)
+
+    def _keep_running(self, uid: str, pod: Object) -> None:
+        """Start what a running pod runs, and start again what has ended."""
+        if uid not in self._pods and (processes := self.programs.of(pod)):
+            self._pods[uid] = processes
+        if uid in self._pods:
+            self._pods[uid].look()
 
     def _remove(self, pod: Object) -> None:
         """The kubelet's last word about a pod whose containers have ended."""

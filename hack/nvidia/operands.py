@@ -14,10 +14,9 @@ from hack.cluster.kubeconfig import write_kubeconfig
 from hack.cluster.tokens import pod_bound_token
 from hack.launch import LaunchedProcess
 from hack.nvidia import build
+from hack.nvidia.kubelet import Mount
 from hack.nvidia.migmanager import MigManagerProgram
-from hack.nvidia.mounts import Mount
-from hack.nvidia.podrights import command_around
-from hack.nvidia.sandbox import ProcessView, Sandbox
+from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN, ProcessView, Sandbox
 from hack.nvidia.tasks import PodProcesses, SandboxTask, Task
 
 MIG_MANAGER, PLUGIN, GFD = "nvidia-mig-manager", "nvidia-device-plugin-daemonset", "gpu-feature-discovery"
@@ -62,34 +61,7 @@ def daemon_set(name: str) -> Object:
 def install(api: Api) -> None:
     """Create the DaemonSets that are missing."""
     for name in SELECTORS:
-        try:
-            api.create(f"/apis/apps/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/daemonsets", daemon_set(name))
-        except ApiError as error:
-            if error.status != 409:
-                raise
-
-
-@dataclass
-class AgentTask:
-    """The shipped agent as a process, with the token that the kubelet would give to its pod."""
-
-    process: LaunchedProcess
-
-    def start(self) -> None:
-        """See Task."""
-        self.process.start()
-
-    def alive(self) -> bool:
-        """See Task."""
-        return self.process.running
-
-    def kill(self) -> None:
-        """See Task."""
-        self.process.kill()
-
-    def stop(self) -> None:
-        """See Task."""
-        self.process.stop()
+        api.ensure(f"/apis/apps/v1/namespaces/{GPU_OPERATOR_NAMESPACE}/daemonsets", daemon_set(name))
 
 
 @dataclass
@@ -196,6 +168,7 @@ class PodPrograms:
         )  # fmt: skip
 
     def _agent(self, pod: Object) -> PodProcesses:
+        """The shipped agent as a process, with the token that the kubelet would give to its pod."""
         metadata = pod["metadata"]
         path = self.sandbox.folder / "agent.kubeconfig"
         log = self.sandbox.folder / "agent.log"
@@ -206,7 +179,7 @@ class PodPrograms:
         }
         flags = ("--pod-resources-socket", str(self.podresources), "--metrics-addr", "127.0.0.1:0")
         program = ("-m", "gpusharing.agent.main", *flags, "--interval", "5")
-        task = AgentTask(LaunchedProcess(program, environment, log, command_around(pod)))
+        task = LaunchedProcess(program, environment, log, command_around(pod))
 
         def init() -> bool:
             token = pod_bound_token(self.api, metadata["namespace"], metadata["name"])
@@ -218,3 +191,23 @@ class PodPrograms:
 
 def _uid(pod: Object) -> str:
     return str(pod["metadata"]["uid"])
+
+
+OWN_PID_NAMESPACE = ("unshare", "--pid", "--fork", "--kill-child=SIGTERM")
+WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all")
+
+
+def command_around(pod: Object) -> tuple[str, ...]:
+    """The command that runs the program of the pod's first container. Only what NVML asks for is played."""
+    spec = pod["spec"]
+    namespace = () if spec.get("hostPID") else OWN_PID_NAMESPACE
+    return (*namespace, *_capabilities(spec["containers"][0].get("securityContext") or {}))
+
+
+def _capabilities(context: Object) -> tuple[str, ...]:
+    capabilities = context.get("capabilities") or {}
+    added, dropped = capabilities.get("add") or [], capabilities.get("drop") or []
+    if context.get("privileged") or not {"SYS_ADMIN", "ALL"}.isdisjoint(added):
+        return ()
+    # A container runtime gives SYS_ADMIN to nobody by default.
+    return WITHOUT_CAPABILITIES if "ALL" in dropped else WITHOUT_SYS_ADMIN

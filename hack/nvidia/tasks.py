@@ -21,7 +21,7 @@ FIRST_RESTART, LAST_RESTART = 1.0, 10.0
 class Task(Protocol):
     """One program."""
 
-    def start(self) -> None:
+    def start(self) -> object:
         """Start it."""
         ...
 

@@ -5,15 +5,22 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hack.cache import UnavailableError
 from hack.nvmlsim import build
 from hack.nvmlsim.models import UnknownModelError, simulated_cards
-from hack.nvmlsim.shown import RESULTS
-from hack.nvmlsim.simulator import DRIVER, EVENT_TYPES, Simulator, SimulatorError
+from hack.nvmlsim.simulator import (
+    ANY_PROCESS,
+    DRIVER,
+    EVENT_TYPES,
+    RESULTS,
+    ProcessFields,
+    Simulator,
+    SimulatorError,
+)
 
 _FOLDERS = ("capabilities", "devices")
 
@@ -58,7 +65,7 @@ def _add_injections(parser: argparse.ArgumentParser) -> None:
     process.add_argument("pid", type=int)
     process.add_argument("--gpu", type=int, default=0)
     process.add_argument("--name", default="")
-    process.add_argument("--instance", type=int, default=-1, help="GPU instance id")
+    process.add_argument("--instance", dest="gpu_instance", type=int, default=-1, help="GPU instance id")
     process.add_argument("--compute-instance", type=int, default=-1)
     process.add_argument("--memory-mib", type=int, default=512)
     process.add_argument("--sm-percent", type=int, default=0, help="share of SM time; 0: it does nothing")
@@ -94,6 +101,7 @@ def _set(simulator: Simulator, gpu: int | None, fields: Sequence[str]) -> None:
 
 
 def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
+    """Inject what the verb `inject` names."""
     if given.kind == "fault":
         simulator.inject(given.function, given.fault, gpu=given.gpu, skip=given.skip, count=given.count)
     elif given.kind == "clear":
@@ -103,18 +111,8 @@ def _inject(simulator: Simulator, given: argparse.Namespace) -> None:
     elif given.end:
         simulator.remove_process(given.pid)
     else:
-        simulator.add_process(
-            given.gpu,
-            given.pid,
-            given.name,
-            memory_mib=given.memory_mib,
-            sm_percent=given.sm_percent,
-            gpu_instance=given.instance,
-            compute_instance=given.compute_instance,
-            mps=given.mps,
-            graphics=given.graphics,
-            pid_namespace=given.pid_namespace,
-        )
+        fields = ProcessFields(**{name: getattr(given, name) for name in ANY_PROCESS})  # type: ignore[typeddict-item]  # the parser has each
+        simulator.add_process(given.gpu, given.pid, given.name, **fields)
 
 
 def _print_machine(machine: dict[str, Any]) -> None:
@@ -136,6 +134,34 @@ def _print_machine(machine: dict[str, Any]) -> None:
         print(f"fault {fault['function']}: {fault['fault']}, struck {fault['hits']} times")
 
 
+def _show(simulator: Simulator, given: argparse.Namespace) -> None:
+    machine = simulator.show()
+    print(json.dumps(machine, indent=2)) if given.json else _print_machine(machine)
+
+
+def _print_environment(simulator: Simulator, _: argparse.Namespace) -> None:
+    for name, value in simulator.environment().items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def _reset(simulator: Simulator, given: argparse.Namespace) -> None:
+    names = [name for text in given.gpus for name in text.split(",")]
+    simulator.reset(simulator.find_gpus(names) or None)
+
+
+VERBS: Mapping[str, Callable[[Simulator, argparse.Namespace], None]] = {
+    "create": lambda simulator, _: _print_machine(simulator.show()),
+    "show": _show,
+    "env": _print_environment,
+    "set": lambda simulator, given: _set(simulator, given.gpu, given.fields),
+    "reset": _reset,
+    "reboot": lambda simulator, _: simulator.reboot(),
+    "reload": lambda simulator, _: simulator.take_devices_away(),
+    "inject": _inject,
+}
+"""What the verbs do that need a machine; `create` has made it before."""
+
+
 def _run(given: argparse.Namespace) -> None:
     if given.verb == "models":
         print("\n".join(f"{card.key:36}{card.products[0]}" for card in simulated_cards()))
@@ -143,31 +169,13 @@ def _run(given: argparse.Namespace) -> None:
     if given.verb == "build":
         print(build.library_directory())
         return
-    path = given.state or (Path(os.environ["NVMLSIM_STATE"]) if os.environ.get("NVMLSIM_STATE") else None)
-    if path is None:
+    state = given.state or os.environ.get("NVMLSIM_STATE")
+    if not state:
         raise SimulatorError("no state file: give --state FILE, or export NVMLSIM_STATE=FILE")
     if given.verb == "create":
         models = [model for model in given.model for _ in range(given.gpus)]
-        Simulator.create(path, models, driver=given.driver, seed=given.seed)
-        given.verb, given.json = "show", False
-    simulator = Simulator(path)
-    if given.verb == "show":
-        machine = simulator.show()
-        print(json.dumps(machine, indent=2)) if given.json else _print_machine(machine)
-    elif given.verb == "env":
-        for name, value in simulator.environment().items():
-            print(f"export {name}={shlex.quote(value)}")
-    elif given.verb == "set":
-        _set(simulator, given.gpu, given.fields)
-    elif given.verb == "reset":
-        names = [name for text in given.gpus for name in text.split(",")]
-        simulator.reset(simulator.find_gpus(names) or None)
-    elif given.verb == "reboot":
-        simulator.reboot()
-    elif given.verb == "reload":
-        simulator.take_devices_away()
-    else:
-        _inject(simulator, given)
+        Simulator.create(Path(state), models, driver=given.driver, seed=given.seed)
+    VERBS[given.verb](Simulator(Path(state)), given)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,8 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hack.cache import UnavailableError, make_once
-from hack.cluster.paths import cache_root
+from hack.cache import UnavailableError, cache_root, make_once
 from hack.compiler import compile_c, find_compiler, need_compiler
 from hack.nvmlsim import layout, rights
 

@@ -8,12 +8,87 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict, Unpack
 
 from gpusharing.planning.gpus.cards import Card
 from hack.nvmlsim import build, layout
 from hack.nvmlsim.models import GpuPlace, fill_gpu, find_model
-from hack.nvmlsim.shown import RESULTS, machine, text
+
+RESULTS = {
+    "INVALID_ARGUMENT": 2, "NOT_SUPPORTED": 3, "NO_PERMISSION": 4, "NOT_FOUND": 6, "INSUFFICIENT_POWER": 8,
+    "DRIVER_NOT_LOADED": 9, "TIMEOUT": 10, "IRQ_ISSUE": 11, "FUNCTION_NOT_FOUND": 13, "GPU_IS_LOST": 15,
+    "RESET_REQUIRED": 16, "OPERATING_SYSTEM": 17, "LIB_RM_VERSION_MISMATCH": 18, "IN_USE": 19,
+    "INSUFFICIENT_RESOURCES": 23, "UNKNOWN": 999,
+}  # fmt: skip
+"""NVML's result codes by name, as faults are asked for."""
+
+
+def text(raw: bytes) -> str:
+    """A text field."""
+    return raw.decode()
+
+
+def _plain(structure: ctypes.Structure, *names: str) -> dict[str, Any]:
+    """These fields of a structure by name, its texts decoded."""
+    values = {name: getattr(structure, name) for name in names}
+    return {name: text(value) if isinstance(value, bytes) else value for name, value in values.items()}
+
+
+def machine(state: layout.SimState) -> dict[str, Any]:
+    """Everything that a person wants to know."""
+    return {
+        "simulated": True,
+        "driver": text(state.driver_version),
+        "gpus": [_gpu(index, gpu) for index, gpu in enumerate(state.gpus[: state.gpu_count])],
+        "processes": [_process(process) for process in state.processes if process.used],
+        "faults": [_fault(fault) for fault in state.faults if fault.kind != layout.FAULT_NONE],
+        "clients": [pid for pid in state.clients if pid],
+    }
+
+
+def _gpu(index: int, gpu: layout.SimGpu) -> dict[str, Any]:
+    mig = {"current": bool(gpu.mig_current), "pending": bool(gpu.mig_pending)} if gpu.mig_capable else None
+    instances = sorted((i for i in gpu.instances if i.used), key=lambda instance: int(instance.start))
+    return {
+        "index": index,
+        **_plain(gpu, "name", "uuid", "compute_mode"),
+        "bus_id": f"0000:{gpu.pci_bus:02x}:00.0",
+        "pci_device_id": f"0x{gpu.pci_device_id:08X}",
+        "mig": mig,
+        "instances": [_instance(gpu, instance) for instance in instances],
+        "lost": bool(gpu.lost),
+    }
+
+
+def _instance(gpu: layout.SimGpu, instance: layout.SimGpuInstance) -> dict[str, Any]:
+    profile = gpu.profiles[instance.profile]
+    return {
+        "id": instance.id,
+        "profile": text(profile.name).removeprefix("MIG "),
+        "start": instance.start,
+        "size": profile.size,
+        "compute": [
+            {**_plain(ci, "id", "start", "slices", "uuid"), "index": ci.mig_index}
+            for ci in instance.compute
+            if ci.used
+        ],
+    }
+
+
+def _process(process: layout.SimProcess) -> dict[str, Any]:
+    return {
+        **_plain(process, "gpu", "pid", "name", *ANY_PROCESS),
+        "memory_mib": None if process.memory_mib == layout.MEMORY_UNKNOWN else process.memory_mib,
+        "mps": bool(process.mps),
+        "graphics": bool(process.graphics),
+    }
+
+
+def _fault(fault: layout.SimFault) -> dict[str, Any]:
+    names = {code: name for name, code in RESULTS.items()}
+    shown = _plain(fault, "function", "gpu", "skip", "remaining", "hits")
+    return {**shown, "fault": "hang" if fault.kind == layout.FAULT_HANG else names[fault.result]}
+
 
 DRIVER = "580.159.03"
 CUDA = 13000
@@ -30,6 +105,35 @@ _RECOVERED_BY_RESET = (1, 4)  # GPU_RESET, DRAIN_AND_RESET
 _FIXED_FIELDS = ("magic", "size", "layout_hash", "reserved")
 
 _threads = threading.Lock()
+
+
+class ProcessFields(TypedDict, total=False):
+    """What a process does; ANY_PROCESS has what is not given."""
+
+    memory_mib: int | None
+    """None: the driver does not tell."""
+    sm_percent: int
+    """Its share of SM time, which is told while MIG is off; 0: it does nothing."""
+    gpu_instance: int
+    """With the next one the MIG device that it computes on; -1: the whole GPU."""
+    compute_instance: int
+    mps: bool
+    """Whether it is a client of the MPS server."""
+    graphics: bool
+    """Whether it draws."""
+    pid_namespace: int
+    """Inode of the PID namespace that it runs in and has its pid in; 0: the machine's own, which sees every process."""
+
+
+ANY_PROCESS = ProcessFields(
+    memory_mib=512,
+    sm_percent=0,
+    gpu_instance=-1,
+    compute_instance=-1,
+    mps=False,
+    graphics=False,
+    pid_namespace=0,
+)
 
 
 class SimulatorError(Exception):
@@ -127,31 +231,18 @@ class Simulator:
         gpu: int,
         pid: int,
         name: str = "",
-        *,
-        memory_mib: int | None = 512,
-        sm_percent: int = 0,
-        gpu_instance: int = -1,
-        compute_instance: int = -1,
-        mps: bool = False,
-        graphics: bool = False,
-        pid_namespace: int = 0,
+        **fields: Unpack[ProcessFields],
     ) -> None:
-        """Let a process compute (or draw) on a GPU, or on the MIG device with these instance ids.
-
-        No name: NVML knows none. No memory: the driver does not tell. `sm_percent`: its share of SM time, which is told
-        while MIG is off; 0: it does nothing. `pid_namespace`: inode of the PID namespace that it runs in and has this
-        pid in; 0: the machine's own, which sees every process.
-        """
+        """Let a process compute (or draw) on a GPU. No name: NVML knows none."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = next((process for process in state.processes if not process.used), None)
             if slot is None:
                 raise SimulatorError(f"a simulated machine has at most {layout.MAX_PROCESSES} processes")
             _put_text(slot, "name", name)
-            slot.gpu, slot.pid, slot.sm_percent = gpu, pid, sm_percent
-            slot.memory_mib = layout.MEMORY_UNKNOWN if memory_mib is None else memory_mib
-            slot.gpu_instance, slot.compute_instance, slot.mps = gpu_instance, compute_instance, mps
-            slot.graphics, slot.pid_namespace = graphics, pid_namespace
+            slot.gpu, slot.pid = gpu, pid
+            for field, value in {**ANY_PROCESS, **fields}.items():
+                setattr(slot, field, layout.MEMORY_UNKNOWN if value is None else value)
             slot.used = 1
 
     def remove_process(self, pid: int) -> None:
@@ -193,20 +284,14 @@ class Simulator:
             state.fault_count = 0
 
     def post_event(
-        self,
-        gpu: int,
-        event_type: int,
-        data: int = 0,
-        *,
-        gpu_instance: int = NO_INSTANCE,
-        compute_instance: int = NO_INSTANCE,
+        self, gpu: int, event_type: int, data: int = 0, *, gpu_instance: int = NO_INSTANCE
     ) -> None:
         """Send an event to whoever waits: `post_event(0, EVENT_XID, 79)`."""
         with self._edit() as state:
             self._indexes(state, gpu)
             slot = state.events[state.event_count % layout.MAX_EVENTS]
             slot.sequence, slot.type, slot.data = state.event_count, event_type, data
-            slot.gpu, slot.gpu_instance, slot.compute_instance = gpu, gpu_instance, compute_instance
+            slot.gpu, slot.gpu_instance, slot.compute_instance = gpu, gpu_instance, NO_INSTANCE
             state.event_count += 1
 
     def find_gpus(self, names: Sequence[str]) -> list[int]:

@@ -9,30 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hack.cache import make_once
-from hack.cluster.paths import cache_root
+from hack.cache import cache_root, make_once
 from hack.compiler import compile_c
 
 PAUSE_IMAGE = "localhost/gpusharing-pause:1"
+SOURCES = Path(__file__).with_name("src")
+STATIC, LOADING = ("-static",), ("-pie", "-fPIE")
+"""Flags of the compiler for a program that needs no library, and for one that loads libraries when it runs."""
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-PAUSE_SOURCE = r"""
-/* Holds the namespaces of a pod, and what its containers were given, until it is told to end. */
-#include <signal.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-static void end(int sign) { (void)sign; _exit(0); }
-static void reap(int sign) { (void)sign; while (waitpid(-1, NULL, WNOHANG) > 0) {} }
-
-int main(void)
-{
-    signal(SIGTERM, end);
-    signal(SIGINT, end);
-    signal(SIGCHLD, reap);
-    for (;;)
-        pause();
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -62,9 +46,7 @@ def pause_image() -> OneLayerImage:
     Raises:
         UnavailableError: there is no C compiler, or no static C library.
     """
-    return OneLayerImage(
-        PAUSE_IMAGE, {"pause": ImageFile(static_program("pause", PAUSE_SOURCE).read_bytes())}, ["/pause"]
-    )
+    return OneLayerImage(PAUSE_IMAGE, {"pause": ImageFile(c_program("pause").read_bytes())}, ["/pause"])
 
 
 def write_archive(image: OneLayerImage, path: Path) -> None:
@@ -125,30 +107,19 @@ def _add(archive: tarfile.TarFile, path: str, entry: ImageFile) -> None:
     archive.addfile(member, io.BytesIO(entry.content))
 
 
-def static_program(name: str, source: str) -> Path:
-    """A program of one C file that needs no library, from the user's cache.
+def c_program(name: str, flags: Sequence[str] = STATIC) -> Path:
+    """The program of one C file in hack/realnode/src, from the user's cache: compiled first if it is not there.
 
     Raises:
-        UnavailableError: there is no C compiler, or no static C library.
+        UnavailableError: there is no C compiler, or with STATIC no static C library.
     """
-    return _program(name, source, "-static")
-
-
-def dynamic_program(name: str, source: str) -> Path:
-    """A program of one C file that loads libraries when it runs, from the user's cache.
-
-    Raises:
-        UnavailableError: there is no C compiler.
-    """
-    return _program(name, source, "-pie", "-fPIE")
-
-
-def _program(name: str, source: str, *flags: str) -> Path:
-    """Return a program compiled from C source text, built first if it is not in the cache."""
-    content = hashlib.sha256(" ".join((*flags, source)).encode()).hexdigest()[:12]
+    source = SOURCES / f"{name}.c"
+    content = hashlib.sha256(" ".join(flags).encode() + source.read_bytes()).hexdigest()[:12]
 
     def make(out: Path) -> None:
-        arguments = ("-x", "c", "-O2", *flags, "-s", "-o", str(out / name), "-")
-        compile_c(f"the program {name} of a real node", *arguments, source=source)
+        """Compile the program into the folder `out`."""
+        compile_c(
+            f"the program {name} of a real node", "-O2", *flags, "-s", "-o", str(out / name), str(source)
+        )
 
     return make_once(cache_root() / f"{name}-{content}-{platform.machine()}", name, make) / name

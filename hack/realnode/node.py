@@ -16,20 +16,49 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
+from hack.cache import cache_root, private_directory
 from hack.cluster import toolchain
 from hack.cluster.api import ApiError
 from hack.cluster.certs import SERVICE_ADDRESS
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import wait_nodes_ready
-from hack.cluster.paths import cache_root, private_directory
 from hack.cluster.process import Component, ComponentError, pid_exists, tail, wait_until
-from hack.realnode import cgroups, images, settings
-from hack.realnode.gpus import NodeGpus
+from hack.nvidia import sysfs
+from hack.nvidia.sandbox import mig_minors
+from hack.nvmlsim.simulator import Simulator
+from hack.realnode import cgroups, images, runtime, settings
 from hack.realnode.images import OneLayerImage
 from hack.realnode.machine import Machine
 from hack.realnode.needs import cni_folder
 from hack.realnode.network import Bridge, service_route
 from hack.realnode.settings import CONTAINERD_SOCKET, RUNTIME_CLASS, NodeFiles
+
+
+class NodeGpus:
+    """A simulated machine whose own namespaces are those of a node. `folder` is its alone."""
+
+    def __init__(self, folder: Path, node: str, models: Sequence[str]) -> None:
+        """Nothing of it depends on the machine being started.
+
+        Raises:
+            UnavailableError: there is no C compiler.
+            UnknownModelError: a model that is not simulated.
+        """
+        self.simulator = Simulator.create(runtime.state_file(folder), models, seed=node)
+        self.simulator.path.chmod(0o666)  # whoever may call the library keeps his account in it
+        gpus = self.simulator.show()["gpus"]
+        sysfs.write_devices(folder / "shown" / "pci", gpus)
+        minors = folder / "shown" / "driver" / "nvidia-caps" / "mig-minors"
+        minors.parent.mkdir(parents=True)
+        minors.write_text(mig_minors(len(gpus)))
+        self.runtime = runtime.write_runtime(folder)
+
+    def enter(self, machine: Machine) -> None:
+        """Rights are read against the namespaces of this machine, which must be started."""
+        self.simulator.set_machine(
+            pid_namespace=machine.namespace("pid"), capabilities=runtime.CAPABILITIES, devices=runtime.DEV
+        )
+
 
 CONTAINERD_SECONDS = 120.0
 NODE_SECONDS = 180.0

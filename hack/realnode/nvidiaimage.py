@@ -2,6 +2,11 @@
 
 `enter` is ours: mig-parted looks for the driver's name in /proc/modules, which some kernels do not even have. It lays a
 /proc of links over the real one, with a SIMULATED file of that name, and becomes the program.
+
+Two programs of the driver that NVIDIA's mps-control-daemon runs are SIMULATED: they are closed, and need a real GPU.
+`nvidia-cuda-mps-control -d` is a daemon that listens in its pipe folder, and is gone when its container is: who asks it
+then is told so, as by the real one. It starts no nvidia-cuda-mps-server. `nvidia-smi` sets compute modes by the library
+that it finds, with the rights of whoever runs it.
 """
 
 import platform
@@ -12,49 +17,16 @@ from pathlib import Path
 
 from hack.cache import UnavailableError
 from hack.nvidia import build
-from hack.realnode import mps
-from hack.realnode.images import ImageFile, OneLayerImage, static_program
+from hack.realnode.images import LOADING, ImageFile, OneLayerImage, c_program
+
+MPS_ROOT = "/run/nvidia/mps"
+"""On the node, as the GPU Operator has it: pipes, logs and shared memory of MPS."""
+IN_CONTAINERS = "/mps"
+
 
 NVIDIA_IMAGE = "localhost/nvidia-programs:1"
 TOOLS = ("mount", "umount", "tail")
 """The machine's own, which mps-control-daemon runs."""
-_ENTER_SOURCE = r"""
-/* SIMULATED: /proc/modules that names the driver. */
-#define _GNU_SOURCE
-#include <ctype.h>
-#include <dirent.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-static void fail(const char *what) { perror(what); _exit(111); }
-
-int main(int count, char **arguments)
-{
-    char from[512], to[512];
-    if (count < 2) return 112;
-    mkdir("/run/real-proc", 0755);
-    mkdir("/run/proc", 0755);
-    if (mount("/proc", "/run/real-proc", NULL, MS_BIND | MS_REC, NULL)) fail("bind /proc");
-    if (mount("tmpfs", "/run/proc", "tmpfs", 0, "mode=755")) fail("tmpfs");
-    DIR *proc = opendir("/proc");
-    for (struct dirent *entry; proc && (entry = readdir(proc));) {
-        if (isdigit(entry->d_name[0]) || entry->d_name[0] == '.' || !strcmp(entry->d_name, "modules")) continue;
-        snprintf(from, sizeof from, "/run/real-proc/%s", entry->d_name);
-        snprintf(to, sizeof to, "/run/proc/%s", entry->d_name);
-        if (symlink(from, to)) fail(to);
-    }
-    FILE *modules = fopen("/run/proc/modules", "w");
-    if (!modules) fail("/run/proc/modules");
-    fputs("nvidia 1000000 0 - Live 0x0000000000000000 (SIMULATED)\n", modules);
-    fclose(modules);
-    if (mount("/run/proc", "/proc", NULL, MS_BIND, NULL)) fail("bind over /proc");
-    execv(arguments[1], arguments + 1);
-    fail(arguments[1]);
-}
-"""
 
 
 def nvidia_image() -> OneLayerImage:
@@ -65,9 +37,13 @@ def nvidia_image() -> OneLayerImage:
     """
     tools = {name: _tool(name) for name in TOOLS}
     built = {name: build.program(name) for release in build.RELEASES for name in release.programs}
-    programs = {**tools, **mps.programs(), **built}
+    driver = {
+        "nvidia-cuda-mps-control": c_program("nvidia-cuda-mps-control"),
+        "nvidia-smi": c_program("nvidia-smi", LOADING),
+    }
+    programs = {**tools, **driver, **built}
     files = {f"usr/bin/{name}": ImageFile(path.read_bytes()) for name, path in programs.items()}
-    files["usr/bin/enter"] = ImageFile(static_program("enter", _ENTER_SOURCE).read_bytes())
+    files["usr/bin/enter"] = ImageFile(c_program("enter").read_bytes())
     for library in sorted({one for path in programs.values() for one in _libraries(path)}):
         files[_place(library)] = ImageFile(library.resolve().read_bytes())
     files["lib"] = ImageFile(link="usr/lib")

@@ -9,8 +9,7 @@ from hack.cluster.api import Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
 from hack.nvidia.node import MIG_MAP, PLUGIN_MAP
 from hack.nvidia.operands import GFD, GFD_SECONDS, MIG_MANAGER, MPS, PLUGIN, SELECTORS
-from hack.realnode.mps import IN_CONTAINERS, MPS_ROOT
-from hack.realnode.nvidiaimage import NVIDIA_IMAGE
+from hack.realnode.nvidiaimage import IN_CONTAINERS, MPS_ROOT, NVIDIA_IMAGE
 
 ACCOUNT = "nvidia-operands"
 FEATURES = "/run/nfd"

@@ -2,20 +2,76 @@
 
 import contextlib
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gpusharing.api import names
 from hack import launch
-from hack.cluster import install, toolchain
-from hack.cluster.api import Api
+from hack.cluster import install
+from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.kubeconfig import open_api
+from hack.cluster.process import Component, wait_until
 from hack.images import local
+from hack.nvidia.kubelet import LabelFeeder
+from hack.nvidia.migmanager import BUS
 from hack.realnode import operands
-from hack.realnode.hostservices import HostServices
 from hack.realnode.network import bridge
 from hack.realnode.node import KubeletNode, options
 from hack.realnode.nvidiaimage import nvidia_image
+from hack.realnode.operands import HOST_ROOT, LABELS
+
+LOOK_SECONDS = 0.5
+BUS_SECONDS = 60.0
+
+
+class HostServices:
+    """Of one boot of a node; `stop` before it ends."""
+
+    def __init__(self, node: KubeletNode) -> None:
+        """Nothing runs yet."""
+        self._node = node
+        self._api = open_api(node.plane.kubeconfig)
+        self._bus: Component | None = None
+        self._ended = threading.Event()
+        self._feeder = threading.Thread(target=self._feed, name=f"nfd-{node.name}")
+
+    def start(self) -> None:
+        """Return when the bus is there; mig-manager asks systemd over it before anything else."""
+        socket = Path(HOST_ROOT) / "run" / "dbus" / "system_bus_socket"
+        config = self._node.folder / "bus.conf"
+        config.write_text(BUS.format(socket=socket))
+        self._node.machine.run("mkdir", "-p", str(socket.parent))
+        command = ["dbus-daemon", f"--config-file={config}", "--nofork", "--nopidfile"]
+        self._bus = self._node.machine.spawn("dbus-daemon", command)
+        wait_until(self._inside(socket).exists, BUS_SECONDS, "the D-Bus of the node", self._bus.check)
+        self._feeder.start()
+
+    def stop(self) -> None:
+        """End both."""
+        self._ended.set()
+        if self._bus is not None:
+            self._bus.stop()
+        if self._feeder.is_alive():
+            self._feeder.join()
+        self._api.close()
+
+    def _inside(self, path: Path) -> Path:
+        """A path of the machine, as seen from here."""
+        return Path(f"/proc/{self._node.machine.pid}/root") / path.relative_to("/")
+
+    def _feed(self) -> None:
+        """SIMULATED NFD: the labels that GFD has written go to the Node."""
+        feeder = LabelFeeder(self._api, self._node.name, self._inside(Path(LABELS)))
+        while not self._ended.wait(LOOK_SECONDS):
+            try:
+                feeder.look()
+            except (ApiError, OSError) as error:  # the API server is away, or the file is being replaced
+                with (self._node.folder / "nfd.log").open("a") as log:
+                    log.write(f"{error!r}\n")
+
 
 MODEL = "h100-80gb"
 POOL = "real"
@@ -56,13 +112,7 @@ class Site:
         return done.returncode, done.stdout + done.stderr
 
     def _run_helm(self, arguments: tuple[str, ...]) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [str(toolchain.program("helm")), *arguments, "--namespace", launch.NAMESPACE],
-            env=self.plane.environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return launch.helm(self.plane.environment(), *arguments, "--namespace", launch.NAMESPACE)
 
     def install_operands(self) -> None:
         """NVIDIA's pods, as the GPU Operator creates them; the ConfigMaps that they mount must have an entry."""

@@ -3,8 +3,8 @@
 The next run does so, too. This is for a machine on which there may be no next one.
 """
 
+from hack.cache import private_directory, state_root
 from hack.cluster import state
-from hack.cluster.paths import private_directory, state_root
 from hack.cluster.process import wait_until
 from hack.realnode import cgroups, network, node
 

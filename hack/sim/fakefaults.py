@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict, Unpack
 
 from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import KubeError, Unavailable
@@ -70,6 +70,16 @@ class Write:
 
 Hook = Callable[[Write, Literal["before", "after"]], None]
 """Told before a write is applied and after it was; may raise Crash."""
+
+
+class CallMatch(TypedDict, total=False):
+    """Which calls of a verb and a kind a fault hits; see CallFault."""
+
+    identity: str | None
+    namespace: str | None
+    name: str | None
+    subresource: str | None
+    selector: str | None
 
 
 @dataclass
@@ -130,20 +140,14 @@ class Faults:
         *,
         times: float = 1,
         after: bool = False,
-        identity: str | None = None,
-        namespace: str | None = None,
-        name: str | None = None,
-        subresource: str | None = None,
-        selector: str | None = None,
+        **match: Unpack[CallMatch],
     ) -> CallFault:
-        """Let the next matching calls raise `error`, or hear nothing; what is None matches everything.
+        """Let the next matching calls raise `error`, or hear nothing; what is None or not given matches everything.
 
         With `after` the write is applied and the answer lost. A list has no name: its `selector` tells the node; one
         of all namespaces has the `namespace` "".
         """
-        fault = CallFault(
-            verb, resource, error, times, after, identity, namespace, name, subresource, selector
-        )
+        fault = CallFault(verb, resource, error, times, after, **match)
         self._faults.append(fault)
         return fault
 

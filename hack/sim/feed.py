@@ -24,19 +24,19 @@ async def follow(
     """Tell the handler of every object there is, and of every change. Errors are reported once and retried;
     a kind that the server does not serve counts as empty. `synced` is set after the first list."""
     known: dict[tuple[str, str], JSON] = {}
+    synced = synced or asyncio.Event()
     wait, told = FIRST_RETRY, ""
     while True:
         try:
             version = await _list(client, resource, namespace, handler, known)
-            if synced:
-                synced.set()
+            synced.set()
             wait, told = FIRST_RETRY, ""
             while True:
                 version = await _watch(client, resource, namespace, handler, known, version)
         except Expired:
             continue
         except KubeError as error:
-            if synced and isinstance(error, NotFound):
+            if isinstance(error, NotFound):
                 synced.set()
             if str(error) != told:
                 log(f"cannot follow {resource.plural}: {error!r}")

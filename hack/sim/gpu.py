@@ -4,11 +4,16 @@ Models come from `planning/gpus/cards.py`. Rules from NVIDIA's MIG user guide (d
 change needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the
 instances, a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
 start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. None of it is proven on silicon.
+
+NVML tells less to a container without rights. The facts, after nvml.h and the trackers of NVIDIA's container toolkit
+and device plugin: on a GPU with MIG on, memory is refused to a container without rights; instances and placements take
+read access to mig/config; a MIG device is seen by who may open it, so not one that was created after the container;
+processes of other PID namespaces are not in the lists at all.
 """
 
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,8 +21,10 @@ from typing import Literal
 from gpusharing.agent import library
 from gpusharing.agent.library import (
     GPU,
+    UNKNOWN_PROCESS,
     Access,
     ComputeMode,
+    DeviceUse,
     DriverRemappedRows,
     Instance,
     LibraryError,
@@ -27,13 +34,51 @@ from gpusharing.agent.library import (
     ProcessUse,
     Reading,
     RecoveryAction,
+    Use,
     unreachable,
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from hack.cards import mig_mode_needs_reset
-from hack.sim.gpurights import ALL_RIGHTS, Container, gpu_as_seen, model_as_seen
-from hack.sim.gpuuse import use_of
 from hack.sim.readings import Hang
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The rights of the container that reads."""
+
+    mig: bool = True
+    """Read access to mig/config, and CAP_SYS_ADMIN: what `privileged` gives."""
+    host_pid: bool = True
+    devices: frozenset[str] = frozenset()
+    """UUIDs of the MIG devices that it may open without rights: those that were there when it started."""
+
+
+ALL_RIGHTS = Container()
+
+
+def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
+    """What the agent makes of the answers to such a container."""
+    if gpu.access != "Ok":
+        return gpu
+    if not container.mig and gpu.mig_mode != "NotSupported":
+        gpu = replace(gpu, instances_withheld=True)
+    if not container.mig and gpu.mig_mode == "Enabled":
+        seen = container.devices
+        gpu = replace(
+            gpu,
+            instances=tuple(replace(i, start=-1, size=0) for i in gpu.instances if i.uuid in seen),
+            processes=(UNKNOWN_PROCESS, *(p for p in gpu.processes if p.device in seen)),
+        )
+    return gpu if container.host_pid else replace(gpu, processes=(UNKNOWN_PROCESS,))
+
+
+def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
+    """`mig`: MIG is on, on the GPU that stands for the model."""
+    if container.mig or not model.mig_capable:
+        return model
+    profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
+    return replace(model, profiles=profiles, memory_mib=None if mig else model.memory_mib)
+
 
 DRIVER_VERSION = "580.159.03"
 HEALTHY_ROWS = DriverRemappedRows()
@@ -398,3 +443,42 @@ def _profile(profile: Profile) -> library.DriverProfile:
         starts=profile.starts,
         size=profile.size,
     )
+
+
+GIB = 1024**3
+
+
+def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
+    """The use of the GPUs as a container sees them. No shares of SM time: what is told here has no clock."""
+    processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
+    devices = tuple(
+        each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes)
+    )
+    return Use(devices, processes)
+
+
+def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]:
+    for process in gpu.processes:
+        if process != UNKNOWN_PROCESS:
+            use = uses.get(process.pid, ProcessUse(process.pid, "", 0))
+            yield replace(use, pid=process.pid, device=process.device or gpu.uuid)
+
+
+def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
+    if gpu.access != "Ok":
+        return
+    seen = UNKNOWN_PROCESS not in gpu.processes
+    if gpu.mig_mode != "Enabled":
+        yield DeviceUse(
+            gpu.index, gpu.uuid, gpu.uuid, _used(gpu.uuid, processes), card.memory_gb * GIB, all_seen=seen
+        )
+        return
+    memory_gb = {profile.name: profile.memory_gb for profile in card.profiles}
+    for instance in gpu.instances:
+        memory = memory_gb[instance.profile] * GIB
+        used = _used(instance.uuid, processes)
+        yield DeviceUse(gpu.index, gpu.uuid, instance.uuid, used, memory, instance, all_seen=seen)
+
+
+def _used(uuid: str, processes: Sequence[ProcessUse]) -> int:
+    return sum(process.memory or 0 for process in processes if process.device == uuid)

@@ -10,7 +10,6 @@ only through the subresource `binding`, so this runs on the FakeCluster alone.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 
 from gpusharing.kube.client import JSON, NODES, PODS, KubeClient
@@ -144,19 +143,21 @@ class Kai:
             kept, sharing = self._members(group)
             if kept and sum(map(fraction_of, sharing)) + fraction_of(pod) <= 1:
                 return name, group
-        held: Counter[str] = Counter()
-        for one in here:
-            if phase_of(one) not in ("Succeeded", "Failed"):
-                for container in one["spec"]["containers"]:
-                    limits = (container.get("resources") or {}).get("limits") or {}
-                    held[GPU] += count(limits.get(GPU, "0")) or 0
         offered = count(((node.get("status") or {}).get("allocatable") or {}).get(GPU, "0")) or 0
-        return (name, "") if offered > held[GPU] else None
+        return (name, "") if offered > sum(map(gpus_of, here)) else None
 
 
 def group_of(pod: JSON) -> str:
     """Return the group of the GPU that the pod shares or reserves; empty if it has none."""
     return str((pod["metadata"].get("labels") or {}).get(GROUP, ""))
+
+
+def gpus_of(pod: JSON) -> int:
+    """Return how many whole GPUs the containers of the pod hold; 0 if it has finished."""
+    if phase_of(pod) in ("Succeeded", "Failed"):
+        return 0
+    resources = (container.get("resources") or {} for container in pod["spec"]["containers"])
+    return sum(count((each.get("limits") or {}).get(GPU, "0")) or 0 for each in resources)
 
 
 def fraction_of(pod: JSON) -> float:

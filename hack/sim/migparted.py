@@ -6,35 +6,14 @@ those after it are old.
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Protocol
 
 from gpusharing.agent.library import GPU
 from gpusharing.planning.gpus.geometry import Layout
-from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported
+from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported, SimulatedGPUs
 from hack.sim.migfile import Entry, covers_all, present, targets
 
 _MOST_ORDERINGS = 200
 """Orderings of profiles tried on one GPU: the real one tries all, and no legal layout needs that many here."""
-
-
-class Driver(Protocol):
-    """What mig-parted asks of the driver; `SimulatedGPUs` is one."""
-
-    def set_mig_mode(self, index: int, on: bool) -> object:
-        """Switch MIG mode; raises InUse."""
-        ...
-
-    def reset(self, *indexes: int) -> None:
-        """nvidia-smi -r, all GPUs without indexes; raises InUse."""
-        ...
-
-    def create(self, index: int, profile: str) -> object:
-        """Create an instance; raises NotSupported, DoesNotFit."""
-        ...
-
-    def destroy_all(self, index: int) -> None:
-        """Destroy every instance that is not in use; raises InUse for the others."""
-        ...
 
 
 class ApplyError(Exception):
@@ -52,7 +31,7 @@ def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
-def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: Driver) -> None:
+def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
     """`apply --mode-only`: when one mode is wrong, clear every MIG GPU selected, set the modes, reset all if needed.
 
     Raises:
@@ -73,7 +52,7 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: Driver) -> N
 
 
 def apply_layout(
-    items: Sequence[Entry], gpus: Sequence[GPU], driver: Driver, *, empty_on_unknown: bool
+    items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs, *, empty_on_unknown: bool
 ) -> None:
     """`apply` once the modes are right: clear and rebuild each GPU that differs, GPU by GPU.
 
@@ -87,7 +66,7 @@ def apply_layout(
             _rebuild(gpu.index, target, driver, empty_on_unknown=empty_on_unknown)
 
 
-def _rebuild(index: int, layout: Layout, driver: Driver, *, empty_on_unknown: bool) -> None:
+def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unknown: bool) -> None:
     try:
         driver.destroy_all(index)
         for ordering in _orderings(layout):

@@ -23,10 +23,8 @@ from hack.sim.gpuoperator import operator_labels
 from hack.sim.migmanager import MigManager, MigManagerFaults
 from hack.sim.mps import MpsDaemon
 from hack.sim.nodeobject import ANNOTATION_REBOOTING, Labels, NodeObject, SimCluster
-from hack.sim.oddities import ChangedReading
-from hack.sim.operand import PlayedOperand
-from hack.sim.operands import DevicePlugin, FeatureDiscovery
-from hack.sim.readings import Readings
+from hack.sim.operands import DevicePlugin, FeatureDiscovery, PlayedOperand
+from hack.sim.readings import ChangedReading, Readings
 
 ANNOTATION_GPUS = "sim.gpusharing.dev/gpus"
 """How many GPUs the node has, kept because GFD's count label counts MIG devices with strategy single."""

@@ -26,9 +26,8 @@ from hack.sim.handout import Handout
 from hack.sim.lapse import ANNOTATION_LAPSE, LAPSING, Lapse
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import SimCluster
-from hack.sim.oddities import ODDITIES, Change
 from hack.sim.pods import PodBook, PodBookResources
-from hack.sim.readings import Readings
+from hack.sim.readings import ODDITIES, Change, Readings
 from hack.sim.settings import Clock, SimSettings
 
 ANNOTATION_INJECT = "sim.gpusharing.dev/inject"
@@ -288,33 +287,18 @@ class NodeSoftware:
         self._injecting.discard(node.name)
 
 
-def _wedge_pending(node: SimNode) -> None:
-    node.faults.wedge_pending = True
-
-
 def _unwedge(node: SimNode) -> None:
     node.faults.wedge_pending = False
     node.kill_mig_manager()
 
 
-def _wedge_paused(node: SimNode) -> None:
-    node.faults.wedge_paused = True
-
-
-def _failed(node: SimNode) -> None:
-    node.faults.failed = True
-
-
-def _refuse(node: SimNode) -> None:
-    node.faults.refuse = True
+def _break_next_run(fault: str, node: SimNode) -> None:
+    """Let this go wrong at the next run of mig-manager; `fault` is a field of MigManagerFaults."""
+    setattr(node.faults, fault, True)
 
 
 def _accept(node: SimNode) -> None:
     node.faults.refuse, node.faults.refused = False, ""
-
-
-def _reboot(node: SimNode) -> None:
-    node.faults.reboot = True
 
 
 def _default_mode(node: SimNode) -> None:
@@ -327,13 +311,13 @@ def _tell(change: Change, node: SimNode) -> None:
 
 
 FAULTS: dict[str, Callable[[SimNode], None]] = {
-    "wedge-pending": _wedge_pending,
+    "wedge-pending": partial(_break_next_run, "wedge_pending"),
     "unwedge": _unwedge,
-    "wedge-paused": _wedge_paused,
-    "failed": _failed,
-    "refuse": _refuse,
+    "wedge-paused": partial(_break_next_run, "wedge_paused"),
+    "failed": partial(_break_next_run, "failed"),
+    "refuse": partial(_break_next_run, "refuse"),
     "accept": _accept,
-    "reboot": _reboot,
+    "reboot": partial(_break_next_run, "reboot"),
     "reboot-now": lambda node: node.reboot(),
     "kill-mig-manager": lambda node: node.kill_mig_manager(),
     "kill-mps-daemon": lambda node: node.mps.kill(),
@@ -357,7 +341,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
 - refuse: the apply fails, and every later one of that configuration; accept: it no longer does;
 - reboot: a mode change needs a reboot (WITH_REBOOT); reboot-now: the node reboots;
 - kill-mig-manager: its process dies, wherever it is; lose-instances: every MIG instance is destroyed by hand;
-- the words of oddities.py: what NVML reports to the agent from now on;
+- the words of readings.py: what NVML reports to the agent from now on;
 - kill-mps-daemon: it dies without cleaning up, so the GPUs stay exclusive; its container does not come back;
 - default-compute-mode: a person runs nvidia-smi -c 0 on every GPU;
 - hang-nvml, unhang-nvml: NVML calls do not return; stray-process: something computes on GPU 0;

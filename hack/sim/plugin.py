@@ -1,6 +1,6 @@
 """SIMULATED config-manager and device plugin: which configuration counts, and what a node then advertises.
 
-Pure: docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served as functions. `operand.py` and `node.py`
+Pure: docs/design/nvidia.md, b.1 to b.7, and docs/design/nvidia.md#served as functions. `operands.py` and `node.py`
 give them time.
 """
 
@@ -117,12 +117,14 @@ def _devices(gpus: Sequence[GPU], strategy: MigStrategy, version: PluginVersion)
         if not single_profile(gpus):
             return [RESOURCE_GPU for _ in gpus]
         return [RESOURCE_GPU for gpu in gpus for _ in gpu.instances]
-    names: list[str] = []
-    for gpu in gpus:
-        if not _mig(gpu):
-            names.append(RESOURCE_GPU)
-        names += [_mig_resource(instance.profile, version) for instance in gpu.instances if _mig(gpu)]
-    return names
+    return [name for gpu in gpus for name in _mixed_devices(gpu, version)]
+
+
+def _mixed_devices(gpu: GPU, version: PluginVersion) -> list[str]:
+    """The resource names of one GPU with strategy mixed: its own, or with MIG on one per instance."""
+    if not _mig(gpu):
+        return [RESOURCE_GPU]
+    return [_mig_resource(instance.profile, version) for instance in gpu.instances]
 
 
 def _mig_resource(profile: str, version: PluginVersion) -> str:

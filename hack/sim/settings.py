@@ -31,8 +31,6 @@ class Times:
     """An operand's pod, from its label to registered at the kubelet."""
     pod_wait: float = 300.0
     """How long mig-manager waits for each operand to go (a.3 step 7)."""
-    mode_sleep: float = 30.0
-    """mig-manager's sleep before a mode change when it stops host services (step 9)."""
     apply: float = 3.0
     """Clearing and creating the instances of all GPUs, resets included."""
     finish: float = 2.0

@@ -3,7 +3,7 @@
 from contextlib import closing
 from pathlib import Path
 
-from hack.bench.tenants import SeenTenants, Tenant, occupied, tenants_of
+from hack.bench.agent import SeenTenants, Tenant, occupied, tenants_of
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, read
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
-from hack.sim.observer import NoMetrics
+from hack.embedded import NoMetrics
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
 

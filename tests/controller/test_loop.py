@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
+from hack.embedded import NoMetrics
 from hack.sim.fakecluster import FakeCluster
-from hack.sim.observer import NoMetrics
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 

@@ -74,7 +74,7 @@ def other_architecture() -> str:
 
 def foreign_program() -> bytes:
     """A program whose header says that it is for the other architecture."""
-    ours = images.static_program("pause", images.PAUSE_SOURCE).read_bytes()
+    ours = images.c_program("pause").read_bytes()
     number = struct.pack("<H", ELF_MACHINE[platform.machine()])
     return ours[:AT_MACHINE] + number + ours[AT_MACHINE + len(number) :]
 

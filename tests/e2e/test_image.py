@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 from hack.images import local, start
-from hack.images.debian import locked
-from hack.images.packages import ARCHITECTURES, PYTHON
-from hack.images.sizes import too_big
+from hack.images.debian import ARCHITECTURES, PYTHON, locked
+from hack.images.local import too_big
 from hack.images.wheels import LOCK, STDLIB, download
 from hack.realnode.site import Site
 from hack.required import require

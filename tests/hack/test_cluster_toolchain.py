@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hack.cache import UnavailableError, alone, make_once
+from hack.cache import UnavailableError, alone, cache_root, make_once, state_root
 from hack.cluster import toolchain
-from hack.cluster.paths import cache_root, state_root
 from hack.cluster.toolchain import ToolRecipe
 
 GO = """#!/bin/sh

@@ -12,9 +12,9 @@ from hack.mutants.__main__ import read_mutants
 from hack.mutants.guards import Guard, read_guards
 from hack.mutants.killers import Killers, read_killers
 from hack.mutants.ladders import LADDERS, find_strays
+from hack.mutants.plays import find_killers
 from hack.mutants.slips import find_slips, read_slips
 from hack.mutants.transplant import plant_source
-from hack.mutants.trials import find_killers
 
 
 def test_each_mutant_has_a_killer_or_a_reason() -> None:

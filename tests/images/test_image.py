@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 from hack.images import local, registry
-from hack.images.elf import missing, needed
-from hack.images.labels import Origin, labels, read_origin
-from hack.images.packages import PYTHON
+from hack.images.contents import Origin, labels, read_origin
+from hack.images.debian import PYTHON
+from hack.images.local import LIMIT, by_kind, kind, missing, needed, table, too_big
 from hack.images.registry import DOCKERFILE, RegistryError, base_image, command
-from hack.images.sizes import LIMIT, by_kind, kind, table, too_big
 from hack.images.wheels import scripts
 
 ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)

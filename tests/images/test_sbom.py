@@ -4,10 +4,8 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from hack.images.contents import DEBIAN, PYPI, UNKNOWN, debian_parts, wheel_parts
-from hack.images.labels import Origin
-from hack.images.packages import Package
-from hack.images.sbom import document
+from hack.images.contents import DEBIAN, PYPI, UNKNOWN, Origin, debian_parts, document, wheel_parts
+from hack.images.debian import Package
 from tests.images.spdx import problems
 
 ORIGIN = Origin("gpu-sharing-operator", "0.1.0", "Shares.", "Apache-2.0", "a" * 40, 1_763_676_000)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hack.images.packages import PYTHON
+from hack.images.debian import PYTHON
 from hack.images.wheels import UNCHECKED, WheelError, compile_all, entry_points, scripts, target
 
 

@@ -9,7 +9,7 @@ from typing import Self
 import aiohttp
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
-from hack.faultproxy.streams import split
+from hack.faultproxy.proxy import split
 from tests.faults.writelog import State
 
 from gpusharing.kube.client import JSON

@@ -10,8 +10,7 @@ import pytest
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import wait_until
 from hack.nvidia import build
-from hack.nvidia.kubelet import gfd_labels_in
-from hack.nvidia.mounts import Mount
+from hack.nvidia.kubelet import Mount, gfd_labels_in
 from hack.nvidia.operands import GFD, PodPrograms
 from hack.nvidia.tasks import SandboxTask
 from hack.results import Asked

@@ -1,4 +1,4 @@
-"""A pod's securityContext decides what its program may ask of NVML: hack/nvidia/podrights.py."""
+"""A pod's securityContext decides what its program may ask of NVML: hack/nvidia/operands.py."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.nvidia.podrights import command_around
+from hack.nvidia.operands import command_around
 from hack.nvmlsim.simulator import Simulator
 from tests.agent.nvml_machine import in_process, needs_compiler, start
 from tests.containers import require_admin, require_wrapper

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hack.sim.operand import OperandStep, PlayedOperand, Pod, decide
+from hack.sim.operands import OperandStep, PlayedOperand, Pod, decide
 from hack.sim.plugin import PluginError
 from hack.sim.settings import Clock, SimSettings
 

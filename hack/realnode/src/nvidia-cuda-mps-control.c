@@ -1,18 +1,3 @@
-"""SIMULATED programs of the driver that NVIDIA's mps-control-daemon runs: they are closed, and need a real GPU.
-
-`nvidia-cuda-mps-control -d` is a daemon that listens in its pipe folder, and is gone when its container is: who asks it
-then is told so, as by the real one. It starts no nvidia-cuda-mps-server. `nvidia-smi` sets compute modes by the library
-that it finds, with the rights of whoever runs it.
-"""
-
-from pathlib import Path
-
-from hack.realnode.images import dynamic_program, static_program
-
-MPS_ROOT = "/run/nvidia/mps"
-"""On the node, as the GPU Operator has it: pipes, logs and shared memory of MPS."""
-IN_CONTAINERS = "/mps"
-_CONTROL_SOURCE = r"""
 /* SIMULATED: remembers that it runs, and what it was told. */
 #include <signal.h>
 #include <stdio.h>
@@ -87,51 +72,3 @@ int main(int count, char **arguments)
         if (write(1, told, more) != more) return 1;
     return 0;
 }
-"""
-_SMI_SOURCE = r"""
-/* SIMULATED: `-i UUID -c MODE` alone, which is what mps-control-daemon asks for. */
-#include <dlfcn.h>
-#include <stdio.h>
-#include <string.h>
-
-typedef int (*call_init)(void);
-typedef int (*call_find)(const char *, void **);
-typedef int (*call_set)(void *, unsigned);
-struct mode { const char *name; unsigned number; };
-static const struct mode modes[] = {{"DEFAULT", 0}, {"PROHIBITED", 2}, {"EXCLUSIVE_PROCESS", 3}};
-
-int main(int count, char **arguments)
-{
-    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW), *gpu = NULL;
-    if (!library) { printf("NVIDIA-SMI (SIMULATED) could not find libnvidia-ml.so.1: %s\n", dlerror()); return 12; }
-    if (count != 5 || strcmp(arguments[1], "-i") || strcmp(arguments[3], "-c")) {
-        printf("NVIDIA-SMI (SIMULATED) knows `-i UUID -c MODE` only\n");
-        return 2;
-    }
-    call_init init = (call_init)dlsym(library, "nvmlInit_v2");
-    call_find find = (call_find)dlsym(library, "nvmlDeviceGetHandleByUUID");
-    call_set set = (call_set)dlsym(library, "nvmlDeviceSetComputeMode");
-    for (unsigned row = 0; row < sizeof modes / sizeof *modes; row++) {
-        if (strcmp(arguments[4], modes[row].name)) continue;
-        int why = init();
-        if (!why) why = find(arguments[2], &gpu);
-        if (!why) why = set(gpu, modes[row].number);
-        if (why) printf("Failed to set compute mode for GPU %s: NVML error %d (SIMULATED)\n", arguments[2], why);
-        return why;
-    }
-    printf("Invalid compute mode specified: %s (SIMULATED)\n", arguments[4]);
-    return 2;
-}
-"""
-
-
-def programs() -> dict[str, Path]:
-    """The two by name.
-
-    Raises:
-        UnavailableError: there is no C compiler, or no static C library.
-    """
-    return {
-        "nvidia-cuda-mps-control": static_program("nvidia-cuda-mps-control", _CONTROL_SOURCE),
-        "nvidia-smi": dynamic_program("nvidia-smi", _SMI_SOURCE),
-    }

@@ -1,0 +1,57 @@
+"""`make size`: how big the code is, per package: lines, files, types and public names. Nothing checks these numbers."""
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.generate import ROOT
+
+TREES = ("operator/gpusharing", "hack", "tests")
+
+
+@dataclass(frozen=True, slots=True)
+class PackageSize:
+    """One row of the table. A type is a class; a public name stands at the top of a module without an underscore."""
+
+    name: str
+    lines: int
+    files: int
+    types: int
+    names: int
+
+
+def measure(name: str, files: Iterable[Path]) -> PackageSize:
+    """Count what these modules hold together."""
+    texts = [path.read_text() for path in files]
+    modules = [ast.parse(text) for text in texts]
+    types = sum(isinstance(node, ast.ClassDef) for module in modules for node in ast.walk(module))
+    public = [one for module in modules for one in _defined(module) if not one.startswith("_")]
+    return PackageSize(name, sum(map(len, map(str.splitlines, texts))), len(texts), types, len(public))
+
+
+def _defined(module: ast.Module) -> Iterator[str]:
+    """Yield the names that the module itself binds to a function, a class or a value."""
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (
+                each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)
+            )
+
+
+def rows(root: Path = ROOT) -> Iterator[PackageSize]:
+    """Yield a row for each folder that has modules of its own, and one for a whole tree after its folders."""
+    for tree in TREES:
+        files = sorted((root / tree).rglob("*.py"))
+        for folder in sorted({file.parent for file in files}):
+            yield measure(str(folder.relative_to(root)), sorted(folder.glob("*.py")))
+        yield measure(f"all of {tree}", files)
+
+
+if __name__ == "__main__":
+    print(f"{'PACKAGE':44} {'LINES':>7} {'FILES':>6} {'TYPES':>6} {'NAMES':>6}")
+    for row in rows():
+        print(f"{row.name:44} {row.lines:7} {row.files:6} {row.types:6} {row.names:6}")
