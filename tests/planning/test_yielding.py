@@ -214,5 +214,8 @@ def test_a_policy_released_by_force_does_not_leave_our_cordon_behind_where_someb
     gone = replace(MIXED, deleting=True, finalizer=True, force_release=True)
     policies = {gone.name: gone}
     waiting = judge(aside(node={"foreign": "kured"}, policy=gone), policies)
+    assert waiting is not None
     assert (waiting.phase, waiting.reason, waiting.actions) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, ())
-    assert released(judge(aside(policy=gone), policies)).uncordon
+    freed = judge(aside(policy=gone), policies)
+    assert freed is not None
+    assert released(freed).uncordon
