@@ -84,13 +84,12 @@ class Worded(StrEnum):
     def __new__(
         cls, columns: tuple[str, Group, Passes, Keeper, *tuple[Mark, ...]], when: str, remedy: str = ""
     ) -> Self:
-        word, group, passes, keeper, *marks = columns
-        member = str.__new__(cls, word)
-        member._value_ = word
-        member.group = group
-        member.passes = passes
-        member.keeper = keeper
-        member.marks = frozenset(marks)
+        member = str.__new__(cls, columns[0])
+        member._value_ = columns[0]
+        member.group = columns[1]
+        member.passes = columns[2]
+        member.keeper = columns[3]
+        member.marks = frozenset(columns[4:])
         member.when = when
         member.remedy = remedy
         return member
