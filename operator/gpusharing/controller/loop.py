@@ -12,23 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from gpusharing.controller.complaints import Complaints
-from gpusharing.controller.execute import FATAL, Executor
+from gpusharing.controller.execute import FATAL
 from gpusharing.controller.idleness import Idleness, Leader
 from gpusharing.controller.observer import Observer
-from gpusharing.controller.pace import RETRY, Pace, Wake
+from gpusharing.controller.pace import RETRY, Pace
+from gpusharing.controller.parts import LoopParts
 from gpusharing.controller.progress import Progress
-from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import KubeClient
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import KubeError, first_of
-from gpusharing.kube.fanout import Fanout, Published
-from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.http import Limits
-from gpusharing.kube.sources import Sources
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
-from gpusharing.planning.snapshot.actions import Action, SetPointers
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.views import ClusterSnapshot
@@ -53,7 +47,7 @@ class _Decision:
     """Whether it wants the pods of nodes whose pods the snapshot does not have."""
 
 
-class Loop:
+class Loop(LoopParts):
     """The operator without kopf, HTTP server and process: embeddable in tests and the demo."""
 
     def __init__(
@@ -67,15 +61,7 @@ class Loop:
         now: Callable[[], datetime] = wall_time,
         on_first_pass: Callable[[], None] | None = None,
     ) -> None:
-        self.leader, self.observer, self.now, self.wake = leader, observer, now, Wake()
-        self._settings, self._identity = settings, identity
-        self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
-        """Every call of the loop goes through it; those of the Lease do not."""
-        self.sources = self._make_sources()
-        self.publisher = self._make_publisher()
-        self.executor = self._make_executor()
-        self.gatherer = self._make_gatherer()
-        self._complaints = Complaints()
+        super().__init__(client, leader, settings, observer, identity, now)
         self._idleness = Idleness(leader, self.sources, self._complaints)
         self._pace = Pace(self.wake, settings.debounce, now)
         self.memo, self.memory = Memo(), PassMemory()
@@ -85,96 +71,16 @@ class Loop:
         self.progress = Progress()
         """/healthz reads it."""
 
-    def _make_sources(self) -> Sources:
-        return Sources(
-            self.calls,
-            self._settings.plan,
-            self.wake,
-            admin_maps=self._settings.admin_maps,
-            agent_namespace=self._settings.agent_namespace,
-            maintenance_keys=frozenset(self._settings.maintenance_keys),
-            restores=lambda: self.leader.restores,
-        )
-
-    def _make_publisher(self) -> Publisher:
-        return Publisher(
-            Published(self.calls),
-            self.sources,
-            self._settings.publish_period,
-            self._identity,
-            on_verdict=self.observer.changed,
-            parallel=max(1, self._settings.parallel // 8),
-            on_late=self.wake,
-        )
-
-    def _make_executor(self) -> Executor:
-        return Executor(
-            self.calls,
-            self.sources,
-            self.leader.set_claims,
-            self.now,
-            parallel=self._settings.parallel,
-            eviction_wait=self._settings.plan.eviction_wait,
-            on_action=self._acted,
-            on_late=self.wake,
-        )
-
-    def _make_gatherer(self) -> Gatherer:
-        return Gatherer(
-            self.calls,
-            self.sources,
-            self._settings.plan,
-            self._settings.admin_maps,
-            self.executor.calls,
-            parallel=max(1, min(self._settings.parallel, Limits().parallel) // 2),
-            on_late=self.wake,
-        )
-
-    def _acted(self, action: Action, result: str) -> None:
-        self.observer.acted(action, result)
-        if isinstance(action, SetPointers) and result == "done":
-            self.publisher.tell_pointers(action, self.now())
-
     async def run(self) -> None:
         """Follow the API and run passes until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sources.run())
-            group.create_task(self._list_policies())
-            group.create_task(self._count_pending())
+            group.create_task(self.list_policies())
+            group.create_task(self.count_pending())
             try:
                 await self._go_round()
             finally:
                 await self.close()
-
-    async def _list_policies(self) -> None:
-        """List the policies by the clock, even if no event came."""
-        while True:
-            await asyncio.sleep(self._settings.relist)
-            self.sources.policies.touch()
-            self.wake()
-
-    async def _count_pending(self) -> None:
-        """Count the pods that wait for a GPU by the clock, and wake the loop when their number has changed."""
-        pending = self.gatherer.pending
-        while True:
-            if self.leader.is_leader and not self.sources.missing():
-                try:
-                    before = pending.pods
-                    await pending.count()
-                    if pending.pods != before:
-                        self.wake()
-                    self._complaints.ends("pending pods")
-                except KubeError as error:
-                    self._complaints.begins(
-                        "pending pods", "pending pods are not counted", type(error).__name__, error=str(error)
-                    )
-            await asyncio.sleep(self._settings.pending_period)
-
-    async def close(self) -> None:
-        """End every call that is still under way; returns when they have ended."""
-        await self.publisher.close()
-        for crew in (self.executor.crew, self.gatherer.crew, self.gatherer.shared):
-            await crew.close()
 
     async def _go_round(self) -> None:
         while True:

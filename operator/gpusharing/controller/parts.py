@@ -1,0 +1,123 @@
+"""What a loop works with: the parts that read and write and decide nothing, and two clocks beside its passes."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+from gpusharing.controller.complaints import Complaints
+from gpusharing.controller.execute import Executor
+from gpusharing.controller.idleness import Leader
+from gpusharing.controller.observer import Observer
+from gpusharing.controller.pace import Wake
+from gpusharing.controller.publish import Publisher
+from gpusharing.controller.settings import Settings
+from gpusharing.kube.client import KubeClient
+from gpusharing.kube.errors import KubeError
+from gpusharing.kube.fanout import Fanout, Published
+from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.http import Limits
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.snapshot.actions import Action, SetPointers
+
+
+class LoopParts:
+    """The parts of one loop, and which of them know each other."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        leader: Leader,
+        settings: Settings,
+        observer: Observer,
+        identity: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        """Nothing is called yet. `identity` is our name on the Lease."""
+        self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
+        self.identity, self.wake, self._complaints = identity, Wake(), Complaints()
+        self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
+        """Every call of the loop goes through it; those of the Lease do not."""
+        self.sources = self._make_sources()
+        self.publisher = self._make_publisher()
+        self.executor = self._make_executor()
+        self.gatherer = self._make_gatherer()
+
+    def _make_sources(self) -> Sources:
+        return Sources(
+            self.calls,
+            self.settings.plan,
+            self.wake,
+            admin_maps=self.settings.admin_maps,
+            agent_namespace=self.settings.agent_namespace,
+            maintenance_keys=frozenset(self.settings.maintenance_keys),
+            restores=lambda: self.leader.restores,
+        )
+
+    def _make_publisher(self) -> Publisher:
+        return Publisher(
+            Published(self.calls),
+            self.sources,
+            self.settings.publish_period,
+            self.identity,
+            on_verdict=self.observer.changed,
+            parallel=max(1, self.settings.parallel // 8),
+            on_late=self.wake,
+        )
+
+    def _make_executor(self) -> Executor:
+        return Executor(
+            self.calls,
+            self.sources,
+            self.leader.set_claims,
+            self.now,
+            parallel=self.settings.parallel,
+            eviction_wait=self.settings.plan.eviction_wait,
+            on_action=self._acted,
+            on_late=self.wake,
+        )
+
+    def _make_gatherer(self) -> Gatherer:
+        return Gatherer(
+            self.calls,
+            self.sources,
+            self.settings.plan,
+            self.settings.admin_maps,
+            self.executor.calls,
+            parallel=max(1, min(self.settings.parallel, Limits().parallel) // 2),
+            on_late=self.wake,
+        )
+
+    def _acted(self, action: Action, result: str) -> None:
+        self.observer.acted(action, result)
+        if isinstance(action, SetPointers) and result == "done":
+            self.publisher.tell_pointers(action, self.now())
+
+    async def close(self) -> None:
+        """End every call that is still under way; returns when they have ended."""
+        await self.publisher.close()
+        for crew in (self.executor.crew, self.gatherer.crew, self.gatherer.shared):
+            await crew.close()
+
+    async def list_policies(self) -> None:
+        """List the policies by the clock, even if no event came."""
+        while True:
+            await asyncio.sleep(self.settings.relist)
+            self.sources.policies.touch()
+            self.wake()
+
+    async def count_pending(self) -> None:
+        """Count the pods that wait for a GPU by the clock, and wake the loop when their number has changed."""
+        pending = self.gatherer.pending
+        while True:
+            if self.leader.is_leader and not self.sources.missing():
+                try:
+                    before = pending.pods
+                    await pending.count()
+                    if pending.pods != before:
+                        self.wake()
+                    self._complaints.ends("pending pods")
+                except KubeError as error:
+                    self._complaints.begins(
+                        "pending pods", "pending pods are not counted", type(error).__name__, error=str(error)
+                    )
+            await asyncio.sleep(self.settings.pending_period)
