@@ -2,7 +2,7 @@
 
 It follows encoding/json step by step: structs find their fields in any case and ignore the rest, types with an
 UnmarshalJSON of their own look keys up exactly, and null leaves a plain field as it was. The real answers are in
-tests/foreign/device-plugin.yaml; the product has a reader of its own (planning/wanted/pluginfile.py).
+tests/foreign/device-plugin.yaml; the product has a reader of its own (planning/wanted/pluginconfig.py).
 """
 
 import re

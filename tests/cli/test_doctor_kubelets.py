@@ -1,4 +1,4 @@
-"""What `doctor` says of kubelets (stack/kubelets.py)."""
+"""What `doctor` says of kubelets (stack/nodesymptoms.py)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +9,7 @@ import yaml
 from tests.build import make_node
 
 from gpusharing.planning.stack.installationviews import InstallationView
-from gpusharing.planning.stack.kubelets import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
+from gpusharing.planning.stack.nodesymptoms import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
 from gpusharing.planning.stack.symptoms import Severity
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"

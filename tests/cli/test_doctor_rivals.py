@@ -1,4 +1,4 @@
-"""What `doctor` says of others that serve GPUs beside our device plugin (stack/rivals.py, kube/gpuservers.py)."""
+"""What `doctor` says of others that serve GPUs beside our device plugin (stack/nodesymptoms.py, kube/plainstack.py)."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, NODES
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.gpuservers import gpu_server
+from gpusharing.kube.plainstack import gpu_server
 
 GPU = {"nvidia.com/gpu.present": "true"}
 OWNER = {"kind": "ClusterPolicy", "name": "cluster-policy"}

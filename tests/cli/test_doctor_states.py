@@ -1,5 +1,5 @@
 """What `doctor` tells people to do, done: on clusters as people have them, with any part of the operator
-installed (stack/remedies.py)."""
+installed (stack/installation.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -16,7 +16,7 @@ from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
 from gpusharing.planning.snapshot.views import NodeView
-from gpusharing.planning.stack.pluginentries import PluginEntries
+from gpusharing.planning.stack.nodesymptoms import PluginEntries
 
 STATE = "nvidia.com/mig.config.state"
 

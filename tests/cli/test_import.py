@@ -25,8 +25,8 @@ from tests.recipes import DOCUMENTED, MIG, NOS, PLUGIN, RECIPES, Recipe, RecipeP
 
 from gpusharing.api import names
 from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.setup.handmade import presume
 from gpusharing.cli.setup.importing import PROVEN
-from gpusharing.cli.setup.presumed import presume
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,

@@ -8,7 +8,7 @@ from tests.cli.asking import ME, Answered, ask, operated
 from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.placement import TOLD_APART, find_obstacle, find_overlooked
+from gpusharing.cli.diagnosis.rooms import TOLD_APART, find_obstacle, find_overlooked
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.errors import Forbidden

@@ -45,7 +45,7 @@ from gpusharing.kube.written import OurConfigMaps, parse_written
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.stack.pluginentries import PluginEntries
+from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted import migfile, pluginconfig
 

@@ -28,7 +28,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
 from gpusharing.kube.fence import record_text
-from gpusharing.planning.drain.gangwords import describe_gang
+from gpusharing.planning.drain.gangkeepers import describe_gang
 from gpusharing.planning.drain.holders import Scope
 from gpusharing.planning.snapshot.podviews import Gang, GangView
 

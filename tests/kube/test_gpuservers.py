@@ -6,7 +6,7 @@ from hack.sim.fakefaults import EVER
 
 from gpusharing.kube.client import CLUSTER_POLICIES, DAEMON_SETS, JSON, Resource
 from gpusharing.kube.errors import Forbidden
-from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
+from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
 
 
 def daemon_set(name: str, *command: str, image: str = "") -> JSON:

@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.terms import find_terms, wish_of
+from gpusharing.planning.stack.acceptance import find_terms, wish_of
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.requests import last_event
 from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict, find_health

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 from tests.build import SETTINGS, make_cluster_policy, make_policy, make_stack
 
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, find_active
 from gpusharing.planning.stack.acceptance import find_objection, passes
-from gpusharing.planning.stack.active import find_active
 from gpusharing.planning.stack.pointers import plan_pointers
 from gpusharing.planning.vocabulary.reasons import Reason
 

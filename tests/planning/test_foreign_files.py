@@ -6,8 +6,7 @@ import pytest
 from tests.foreign.corpus import ForeignFile, load, set_only
 
 from gpusharing.planning.wanted.migfile import parse_admin
-from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, parse
-from gpusharing.planning.wanted.pluginfile import find_flaws
+from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing, find_flaws, parse
 
 MIG, PLUGIN = load("mig-parted"), load("device-plugin")
 

@@ -17,8 +17,8 @@ from tests.planning.test_pool import candidate, chosen, fenced
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import Drain
 from gpusharing.api.times import NEVER as FOREVER
+from gpusharing.planning.drain.gangkeepers import describe_gang, explain_gangs
 from gpusharing.planning.drain.gangs import ending_gangs, find_gang_blockers, name_gangs
-from gpusharing.planning.drain.gangwords import describe_gang, explain_gangs
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain
 from gpusharing.planning.drain.standing import find_standings

@@ -9,9 +9,14 @@ from tests.planning.cases import FULL, MIXED, make_case
 
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, PlainStackView
 from gpusharing.planning.snapshot.views import ObservedView
-from gpusharing.planning.wanted.guests import SETTING, tell_guest_reset
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import Comparison, Source, find_disagreements
+from gpusharing.planning.wanted.verify import (
+    SETTING,
+    Comparison,
+    Source,
+    find_disagreements,
+    tell_guest_reset,
+)
 
 
 def report(*, guest: bool, pending: bool = False) -> ObservedView:

@@ -1,4 +1,4 @@
-"""What keeps agents from reading, and what must not run beside NVIDIA's device plugin (stack/installationagents.py)."""
+"""What keeps agents from reading, and what must not run beside NVIDIA's device plugin (stack/installation.py)."""
 
 from dataclasses import replace
 

@@ -21,7 +21,7 @@ from tests.build import (
 from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
+from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.transition.nodefacts import (
     Judged,
     NodeFacts,

@@ -18,7 +18,7 @@ from gpusharing.kube.convert import has_condition
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
-from gpusharing.planning.drain.kai import group_names
+from gpusharing.planning.drain.holders import group_names
 from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 

@@ -31,9 +31,8 @@ from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_da
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, Operand
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, Operand, find_active
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
-from gpusharing.planning.stack.active import find_active
 
 View = TypeVar("View")
 

@@ -50,7 +50,7 @@ from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
-from gpusharing.planning.stack.terms import Terms, find_terms, wish_of
+from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.transition.callverdicts import Failing
 from gpusharing.planning.transition.gangrules import with_rules
 from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged

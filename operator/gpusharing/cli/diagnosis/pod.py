@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
-from gpusharing.cli.diagnosis.fractions import NOTE, find_fraction
-from gpusharing.cli.diagnosis.placement import find_overlooked
-from gpusharing.cli.diagnosis.rooms import NodeRoom, RoomSearch
+from gpusharing.cli.diagnosis.rooms import NOTE, NodeRoom, RoomSearch, find_fraction, find_overlooked
 from gpusharing.cli.live.cluster import Decided
 from gpusharing.cli.shell.drawing import (
     BLANK,

@@ -15,8 +15,8 @@ from gpusharing.cli.shell.troubles import said
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
-from gpusharing.kube.gpuservers import find_gpu_operator
 from gpusharing.kube.paging import list_of
+from gpusharing.kube.plainstack import find_gpu_operator
 from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.snapshot.records import Claim, FailedNode

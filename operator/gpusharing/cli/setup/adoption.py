@@ -13,16 +13,15 @@ from datetime import datetime, timedelta
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.validation import validate_policy
 from gpusharing.cli.live.onlooker import applied
-from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled
+from gpusharing.cli.setup.handmade import Handmade, find_handmade, find_unserved, find_unsettled, presume
 from gpusharing.cli.setup.likeness import Proposed, propose
-from gpusharing.cli.setup.presumed import presume
 from gpusharing.kube.convert import policy_view
 from gpusharing.kube.sources import NO_MAPS, AdminMaps
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.stack.commands import helm_install, kubectl_patch
-from gpusharing.planning.stack.pluginentries import PluginEntries
+from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, elsewhere, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import plain_upgrade
 from gpusharing.planning.transition.verdict import Verdict

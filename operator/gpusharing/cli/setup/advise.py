@@ -26,7 +26,7 @@ from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.raw import entries, text
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.gpus.geometry import describe as layout_text
-from gpusharing.planning.stack.active import find_active
+from gpusharing.planning.snapshot.stackviews import find_active
 from gpusharing.planning.stack.requirements import find_off
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.toolversions import find_deaf_release, find_deafness

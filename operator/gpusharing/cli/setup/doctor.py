@@ -19,24 +19,36 @@ from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
 from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.gpuservers import find_gpu_operator, gpu_server
 from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of
+from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
 from gpusharing.kube.raw import section, text, texts
 from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.installation import conclude, find_symptoms
+from gpusharing.planning.stack.installation import conclude, find_symptoms, start
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
-from gpusharing.planning.stack.kubelets import find_kubelet_symptoms
-from gpusharing.planning.stack.nodesymptoms import MigEntries, find_node_symptoms
-from gpusharing.planning.stack.pluginentries import PluginEntries, find_entry_symptoms
+from gpusharing.planning.stack.nodesymptoms import (
+    MigEntries,
+    PluginEntries,
+    Server,
+    find_entry_symptoms,
+    find_kubelet_symptoms,
+    find_node_symptoms,
+    find_rival_symptoms,
+)
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
-from gpusharing.planning.stack.remedies import start
-from gpusharing.planning.stack.rivals import Server, find_rival_symptoms
-from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Symptom, Symptoms, Topic
-from gpusharing.planning.stack.unseen import Unseen, find_unseen, joined
+from gpusharing.planning.stack.symptoms import (
+    ASKED_BY_PEOPLE,
+    Severity,
+    Symptom,
+    Symptoms,
+    Topic,
+    Unseen,
+    find_unseen,
+    joined,
+)
 from gpusharing.planning.wanted.migfile import parse
 
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})

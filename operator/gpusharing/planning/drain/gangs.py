@@ -8,8 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.gangkeepers import find_ruled
-from gpusharing.planning.drain.gangwords import name_gang, unlisted
+from gpusharing.planning.drain.gangkeepers import find_ruled, name_gang, unlisted
 from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings

@@ -19,8 +19,7 @@ from gpusharing.planning.drain.evictions import (
     is_seen,
     throttled_until,
 )
-from gpusharing.planning.drain.gangkeepers import KeptGangs, find_kept_gangs
-from gpusharing.planning.drain.gangwaits import GangWait, find_gang_waits
+from gpusharing.planning.drain.gangkeepers import GangWait, KeptGangs, find_gang_waits, find_kept_gangs
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView

@@ -12,8 +12,7 @@ from functools import cached_property
 
 from gpusharing.api.selectors import Row, holds, matches
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.drain.holders import gpu_resources
-from gpusharing.planning.drain.kai import gpu_groups, is_reservation
+from gpusharing.planning.drain.holders import gpu_groups, gpu_resources, is_reservation
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.reasons import Reason

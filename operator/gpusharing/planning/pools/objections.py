@@ -6,7 +6,7 @@ from datetime import datetime
 
 from gpusharing.planning.pools.hours import Hours
 from gpusharing.planning.pools.pool import Pool
-from gpusharing.planning.stack.terms import Terms
+from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.guard import of_policy
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 
 from gpusharing.api.names import DisruptionClass
+from gpusharing.planning.drain.gangkeepers import describe_gang
 from gpusharing.planning.drain.gangs import ending_gangs, with_gangs
-from gpusharing.planning.drain.gangwords import describe_gang
 from gpusharing.planning.drain.holders import scope_of
 from gpusharing.planning.drain.plan import preflight
 from gpusharing.planning.drain.standing import find_standings

@@ -10,8 +10,7 @@ from dataclasses import field, replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
-from gpusharing.planning.drain.holders import gpu_resources
-from gpusharing.planning.drain.kai import is_reservation
+from gpusharing.planning.drain.holders import gpu_resources, is_reservation
 from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
 from gpusharing.planning.gpus.capacity import client_memory
 from gpusharing.planning.gpus.cards import find_card

@@ -35,7 +35,7 @@ from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
 from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.guests import tell_guest_reset
+from gpusharing.planning.wanted.verify import tell_guest_reset
 
 
 def policy_status(

@@ -1,6 +1,6 @@
 """NVIDIA's software in the cluster, and the configuration that we keep for it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field
 from datetime import datetime
 from typing import Any
@@ -169,3 +169,16 @@ class Operand:
     """Whether it is already being deleted."""
     ready_since: datetime | None = None
     """Since when this process has seen it Ready, on a fenced node; clocks of nodes are never compared with ours."""
+
+
+def find_active(found: Iterable[ClusterPolicyView]) -> tuple[ClusterPolicyView | None, tuple[str, ...]]:
+    """The one that it follows, and the names among which that cannot be decided; the policy returned is then the first
+    of these.
+
+    The GPU Operator marks all but one as `ignored`; before it has looked, or while it is away, it may have marked
+    none. A single ClusterPolicy is the one, whatever its mark.
+    """
+    policies = sorted(found, key=lambda policy: policy.name)
+    heeded = [policy for policy in policies if not policy.ignored] or policies
+    rivals = tuple(policy.name for policy in heeded)
+    return (heeded[0] if heeded else None), (rivals if len(rivals) > 1 else ())

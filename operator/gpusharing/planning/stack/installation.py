@@ -3,22 +3,38 @@
 `helm test` prints them; everything else that asks the same question must call this too, so that there is one answer.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence, Set
 
 from gpusharing.api import names
-from gpusharing.api.names import Mode
-from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView
-from gpusharing.planning.stack.active import find_active
-from gpusharing.planning.stack.installationagents import find_agent_symptoms
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG, Mode
+from gpusharing.api.selectors import matches
+from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, ClusterPolicyView, find_active
+from gpusharing.planning.snapshot.views import NodeView
+from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch
 from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
     InstallationView,
     PodState,
 )
-from gpusharing.planning.stack.pointers import Pointer, elsewhere, mig_pointer, plugin_pointer, why_not_set
-from gpusharing.planning.stack.remedies import correct, move, point, start
-from gpusharing.planning.stack.requirements import EVERY_MODE, find_off, plain_upgrade, tell_off
+from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
+from gpusharing.planning.stack.pointers import (
+    MIG_POINTER,
+    UPSTREAM_MIG_CONFIG,
+    Pointer,
+    elsewhere,
+    mig_pointer,
+    plugin_pointer,
+    why_not_set,
+)
+from gpusharing.planning.stack.requirements import (
+    EVERY_MODE,
+    find_absent,
+    find_off,
+    has_driver,
+    plain_upgrade,
+    tell_off,
+)
 from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
 from gpusharing.planning.stack.symptoms import (
     ASKED_BY_PEOPLE,
@@ -26,14 +42,168 @@ from gpusharing.planning.stack.symptoms import (
     Symptom,
     Symptoms,
     Topic,
+    Unseen,
     error,
     upgrade,
     warning,
 )
-from gpusharing.planning.stack.unseen import Unseen
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
+
+# --- commands that mend an installation ----------------------------------------------------------------------
+# They depend on how much of it there is: nothing, CRDs, a chart without operator, everything. Before the installation
+# there is only `helm install`. A pointer of ClusterPolicy moves last: NVIDIA's pods that mount a ConfigMap which does
+# not exist cannot start, and all GPUs of their nodes vanish.
+
+
+def start(view: InstallationView) -> str:
+    """Return the command that makes the operator run and write its ConfigMaps, or that shows why it does not. Before
+    the installation, that is the one that installs the chart, with the values that fit this cluster."""
+    place, stack = view.place, view.followed
+    if not view.installed:
+        maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
+        merged = [
+            f"gpuOperator.admin{of}ConfigMap={name}" for of, name in maps.items() if _is_admins(view, name)
+        ]
+        return helm_install(place.release, place.namespace, place.gpu_operator_namespace, merged)
+    if view.operator_replicas == 0:
+        return upgrade(view, "operator.replicas=1")
+    if "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
+        return f"kubectl -n {place.namespace} describe pods -l app.kubernetes.io/name=gpusharing-operator"
+    return f"kubectl -n {place.namespace} rollout restart deployment/gpusharing-operator"
+
+
+def _is_admins(view: InstallationView, name: str) -> bool:
+    """Whether `name`, to which a pointer of ClusterPolicy is set, is a ConfigMap of the admin that may have entries."""
+    place = view.place
+    others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
+    return name not in others and not view.is_void(name)
+
+
+def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
+    """Return the next command on the way to a pointer that names our ConfigMap: one that first starts the operator,
+    moves the ConfigMaps or merges entries, else `last`, which sets the pointer."""
+    held = view.config_maps.get(pointer.ours)
+    if not view.installed or held is None or not held.keys:
+        return start(view)
+    return move(view, stack) or _merge(view, pointer) or last
+
+
+def move(view: InstallationView, stack: ClusterPolicyView) -> str:
+    """Return the command that moves our ConfigMaps to the namespace of NVIDIA's pods; empty if they are there already,
+    or if that namespace is unknown."""
+    apart = elsewhere(stack, view.place.gpu_operator_namespace)
+    return upgrade(view, f"gpuOperator.namespace={stack.namespace}") if apart else ""
+
+
+def _merge(view: InstallationView, pointer: Pointer) -> str:
+    """Return the command that merges the entries of the admin's ConfigMap into ours, or one that shows the Nodes if no
+    ConfigMap has the entries that they name; empty if nothing has to be merged."""
+    if pointer.field == MIG_POINTER:
+        unmerged = pointer.now != view.place.admin_mig_config_map and _is_admins(view, pointer.now)
+        return upgrade(view, f"gpuOperator.adminMigConfigMap={pointer.now}") if unmerged else ""
+    if pointer.stops and not pointer.merges:
+        return f"kubectl get nodes -L {LABEL_PLUGIN_CONFIG}"
+    return upgrade(view, f"gpuOperator.adminPluginConfigMap={pointer.now}") if pointer.stops else ""
+
+
+def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
+    """Return the command that patches ClusterPolicy if a policy needs that (`needed`). If none does, return one that
+    only shows ClusterPolicy, because the patch would change nothing but what nodes without a policy serve. Before the
+    installation, return the command that installs the operator."""
+    if not view.installed:
+        return start(view)
+    return kubectl_patch(policy.name, patch) if needed else f"kubectl get clusterpolicy {policy.name} -o yaml"
+
+
+def find_agent_symptoms(view: InstallationView) -> Symptoms:
+    """Report what keeps the agents from running or from reading GPUs, and device plugins that must not run on their
+    nodes. Yields nothing if that could not be read."""
+    agents, place = view.agents, view.place
+    if agents is None:
+        if "daemonsets.apps" not in view.unread:
+            message = f"there is no DaemonSet gpusharing-agent in namespace {place.agent_namespace}"
+            yield error(Topic.AGENTS, "AgentMissing", message, upgrade(view, "agent.createNamespace=true"))
+        return
+    if {"nodes", "pods"} & view.unread.keys():
+        return
+    nodes = [one for one in view.nodes if matches(one.labels, agents.selector)]
+    if not nodes:
+        wanted = [f"{key}={value}" for key, value in sorted(agents.selector.items())]
+        yield warning(
+            Topic.AGENTS,
+            "NoGPUNodes",
+            f"no Node has the labels of agent.nodeSelector ({', '.join(wanted)}): no agent runs anywhere",
+            f"kubectl label node NODE {' '.join(wanted)}",
+        )
+        return
+    yield from _agents_kept_out(view)
+    yield from _two_plugins(nodes, view.system_plugins)
+    without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
+    if without:
+        problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
+        show = f"kubectl -n {place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent"
+        message = (
+            f"no Ready agent on {len(without)} of {counted(len(nodes), 'GPU node')}, so none of them changes:"
+            f" {some(sorted(without))}{problem}"
+        )
+        severity = Severity.ERROR if len(without) == len(nodes) else Severity.WARNING
+        yield Symptom(Topic.AGENTS, severity, "AgentNotReady", message, show)
+    troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
+    if troubled:
+        first = min(troubled)
+        message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
+        show = f"kubectl describe gpunode {first}"
+        policy, _ = find_active(view.cluster_policies)
+        with_driver = {one.name for one in nodes if has_driver(one.labels, one.resources)}
+        absent = find_absent(troubled[first], policy) if first not in with_driver else None
+        if policy is not None and absent is not None:
+            # Where other hosts bring the program, the GPU Operator must not begin to install it on all nodes.
+            command = show if with_driver else kubectl_patch(policy.name, absent.patch)
+            yield error(Topic.AGENTS, str(absent.disabled), f"{message}. {tell_off(absent, policy)}", command)
+            return
+        yield error(Topic.AGENTS, "AgentCannotRead", message, show)
+
+
+def _agents_kept_out(view: InstallationView) -> Symptoms:
+    agents, place = view.agents, view.place
+    assert agents is not None, "find_agent_symptoms asks first"
+    if agents.runtime_class and agents.runtime_class_exists is False:
+        yield error(
+            Topic.AGENTS,
+            "RuntimeClassMissing",
+            f"RuntimeClass {agents.runtime_class} (agent.runtimeClassName) does not exist, so no agent pod is created",
+            upgrade(view, "agent.runtimeClassName="),
+        )
+    if agents.enforced in ("baseline", "restricted"):
+        yield error(
+            Topic.AGENTS,
+            "PodSecurityForbids",
+            f"namespace {place.agent_namespace} enforces PodSecurity {agents.enforced}, which refuses the agent",
+            f"kubectl label --overwrite namespace {place.agent_namespace}"
+            " pod-security.kubernetes.io/enforce=privileged",
+        )
+
+
+def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptoms:
+    if cloud := sorted(one.name for one in nodes if one.other_plugin == GKE):
+        yield error(
+            Topic.AGENTS,
+            "TwoDevicePlugins",
+            f"GKE runs its own device plugin on {some(cloud)}, and the kubelet there takes"
+            " nvidia.com/gpu from whichever of the two registered last; label its node pool too",
+            f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
+        )
+    if system := sorted(one.name for one in nodes if one.name in system_plugins):
+        yield warning(
+            Topic.AGENTS,
+            "TwoDevicePlugins",
+            f"Bottlerocket starts a device plugin of its own on {some(system)} unless its"
+            " settings disable it, which the API does not show; next to NVIDIA's, pods lose their GPUs. Disable it on"
+            " each of them, or in their user data (Bottlerocket 1.63.0 or newer)",
+            "apiclient set settings.kubelet-device-plugins.nvidia.enabled=false",
+        )
 
 
 @value

@@ -1,10 +1,8 @@
-"""Unnoticed trouble in NVIDIA's Node labels: values that mean nothing, failures, pauses that do not end, switches that
-somebody turned off.
+"""What `doctor` finds beyond `helm test`: trouble in NVIDIA's Node labels that nobody noticed, unsupported kubelets,
+programs that serve GPUs beside the device plugin, and entries that the plugin refuses."""
 
-Nodes that the operator is changing are left out: such values are part of the change there.
-"""
-
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_flaw
@@ -22,6 +20,7 @@ from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.labelowners import find_owners
 from gpusharing.planning.wanted.ownership import selects_node
+from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
 """Of GPU Feature Discovery (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
@@ -46,7 +45,8 @@ def has_gpu_label(node: NodeView) -> bool:
 def find_node_symptoms(
     view: InstallationView, settings: PlanSettings, mig_entries: Mapping[str, MigEntries]
 ) -> tuple[Symptom, ...]:
-    """Report what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it.
+    """Report what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it. Nodes
+    that the operator is changing are left out: such values are part of the change there.
 
     `mig_entries`: by node, what mig-manager uses there. A node is missing if that is unknown, or if there is no
     mig-manager.
@@ -260,3 +260,241 @@ def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
             f"no GPU of {some(sorted(flaws))} is repartitioned ({first}: {flaws[first]})",
             f"kubectl get node {first} -o jsonpath='{{.metadata.labels.nvidia\\.com/cuda\\.driver-version\\.full}}'",
         )
+
+
+# --- kubelets ------------------------------------------------------------------------------------------
+
+
+OLDEST = (1, 30)
+"""The oldest Kubernetes that the operator is made for; the chart's kubeVersion says the same of the API server."""
+MOST_BEHIND = 3
+"""Minor versions: "kubelet must not be newer than kube-apiserver", and "may be up to three minor versions older"
+(kubernetes.io/releases/version-skew-policy, "kubelet"). Patch versions do not count."""
+_UNSUPPORTED = "the API server ({}), which Kubernetes does not support"
+_UPGRADE = "upgrade the kubelet, one node after the other"
+_VERSION = re.compile(r"v?(\d+)\.(\d+)")
+
+Minor = tuple[int, int]
+
+
+@value
+class _Kubelet:
+    node: str
+    said: str
+    minor: Minor
+
+
+def find_minor(version: str) -> Minor | None:
+    """Major and minor of `v1.33.1-eks-1-33-5`; None if it is unknown, or that of a build without a version
+    (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
+    found = _VERSION.match(version)
+    return (int(found[1]), int(found[2])) if found and found[1] != "0" else None
+
+
+def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
+    """What is wrong with the versions of kubelets on nodes with GPUs. `api_server`: its version, empty if unknown.
+
+    A kubelet is listed once, for its worst fault.
+    """
+    kubelets = [
+        _Kubelet(one.name, version, minor)
+        for one in sorted(view.nodes, key=lambda one: one.name)
+        if has_gpu_label(one)
+        and (minor := find_minor(version := view.kubelets.get(one.name, ""))) is not None
+    ]
+    server = find_minor(api_server)
+    newer = [one for one in kubelets if server is not None and one.minor > server]
+    behind = [one for one in kubelets if server is not None and _is_behind(one.minor, server)]
+    told = {one.node for one in (*newer, *behind)}
+    old = [one for one in kubelets if one.minor < OLDEST and one.node not in told]
+    said = _UNSUPPORTED.format(api_server)
+    return (
+        *_symptom(newer, "KubeletNewer", f"is newer than {said}: upgrade the control plane"),
+        *_symptom(
+            behind, "KubeletBehind", f"is more than {MOST_BEHIND} minor versions behind {said}: {_UPGRADE}"
+        ),
+        *_symptom(
+            old,
+            "KubeletOld",
+            f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for: {_UPGRADE}",
+        ),
+    )
+
+
+def _is_behind(kubelet: Minor, server: Minor) -> bool:
+    return kubelet[0] == server[0] and server[1] - kubelet[1] > MOST_BEHIND
+
+
+def _symptom(kubelets: list[_Kubelet], reason: str, said: str) -> Symptoms:
+    if kubelets:
+        who = f"the kubelet of {some([one.node for one in kubelets])} ({kubelets[0].said})"
+        yield warning(
+            Topic.KUBELETS,
+            reason,
+            f"{who} {said}",
+            f"kubectl get node {' '.join(one.node for one in kubelets)} -o"
+            " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
+        )
+
+
+# --- programs that serve GPUs beside the device plugin -------------------------------------------------
+
+
+@value
+class Server:
+    """A DaemonSet whose pods serve GPUs."""
+
+    namespace: str
+    """Namespace of the DaemonSet."""
+    name: str
+    """Name of the DaemonSet."""
+    dra: bool
+    """NVIDIA's DRA driver, with GPUs switched on; else a device plugin that serves nvidia.com/gpu."""
+    of_gpu_operator: bool
+    """ClusterPolicy owns it."""
+    release: str
+    """Its Helm release; empty: it was not installed with Helm."""
+    release_namespace: str
+    """The namespace of that release; empty without one."""
+    owned: bool
+    """Something else made it, and would make it again."""
+    wanted: int
+    """The number of nodes that it should run on, as its controller counts them."""
+    selector: Mapping[str, str]
+    """Labels that a node must have; affinity is not looked at."""
+
+    @property
+    def where(self) -> str:
+        """For people."""
+        return f"DaemonSet {self.namespace}/{self.name}"
+
+    @property
+    def removal(self) -> str:
+        """The command that removes it; or one that shows it, if it would come back or removing it would remove other
+        things too."""
+        if self.release:
+            return f"helm uninstall {self.release} -n {self.release_namespace}"
+        if self.dra or self.owned:
+            return f"kubectl -n {self.namespace} get daemonset {self.name} -o yaml"
+        return f"kubectl -n {self.namespace} delete daemonset {self.name}"
+
+
+def find_rival_symptoms(
+    servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
+) -> tuple[Symptom, ...]:
+    """Report what else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are.
+
+    A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
+    pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
+    our labels. NVIDIA's DRA driver gives the same GPUs to ResourceClaims, and does not know which pods the device
+    plugin gave them to.
+    """
+    running = sorted(
+        (one for one in servers if one.wanted),
+        # First the one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it.
+        key=lambda one: (not one.of_gpu_operator, one.namespace != namespace, not one.release, one.where),
+    )
+    plugins = [one for one in running if not one.dra]
+    if not plugins:
+        return ()
+    main, *others = plugins
+    found: list[Symptom] = []
+    for other in others:
+        found += _second(main, other, _shared(main, other, nodes))
+    for other in (one for one in running if one.dra):
+        found += _driver(other, _shared(main, other, nodes))
+    return tuple(found)
+
+
+def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
+    def takes(server: Server, node: NodeView) -> bool:
+        return all(node.labels.get(key) == value for key, value in server.selector.items())
+
+    either = [one for one in nodes if has_gpu_label(one) and (takes(main, one) or takes(other, one))]
+    if main.wanted + other.wanted <= len(either):
+        return []  # so few pods that taints or affinity may well keep them apart
+    return sorted(one.name for one in either if takes(main, one) and takes(other, one))
+
+
+def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
+    again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
+    if nodes:
+        yield warning(
+            Topic.NODES,
+            "TwoDevicePlugins",
+            f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet takes"
+            " a resource from whichever of the two registered last, and only one of them reads our configuration."
+            " Remove the superfluous one and restart the other, so that it registers again",
+            other.removal if other.owned and not other.release else f"{other.removal} && {again}",
+        )
+
+
+def _driver(driver: Server, nodes: list[str]) -> Symptoms:
+    if nodes:
+        less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
+        release = f"{driver.release} CHART -n {driver.release_namespace}"
+        how = f"helm upgrade {release} {less}" if driver.release else driver.removal
+        yield warning(
+            Topic.NODES,
+            "DRADriverServesGPUs",
+            f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
+            " plugin does: a GPU may be given to a ResourceClaim and to a pod at once, and drains do not see GPUs that"
+            " are held through ResourceClaims",
+            how,
+        )
+
+
+# --- the device plugin's ConfigMap ---------------------------------------------------------------------
+
+
+MOST = 3
+"""Fields that a message names."""
+
+
+@value
+class PluginEntries:
+    """The ConfigMap of the device plugin's configurations."""
+
+    config_map: str
+    """Its name."""
+    namespace: str
+    """The namespace of the device plugin, in which it has to be."""
+    texts: Mapping[str, str] | None
+    """The configurations by key; None: there is no such ConfigMap there."""
+    elsewhere: Sequence[str] = ()
+    """Other namespaces with a ConfigMap of that name, if it is absent."""
+
+    @property
+    def absence(self) -> str:
+        """The message that the ConfigMap is absent; empty if it exists."""
+        if self.texts is not None:
+            return ""
+        found = f"; one of that name is in {some(self.elsewhere)}" if self.elsewhere else ""
+        return (
+            f"ConfigMap {self.config_map} does not exist in namespace {self.namespace}{found}; device plugins cannot"
+            " start"
+        )
+
+    def describe(self, key: str, *, refused: bool) -> str:
+        """Return what the device plugin refuses in an entry (`refused`), or what it ignores (not `refused`), by field;
+        empty if there is no such field. Only the first few fields are named."""
+        flaws = [one.text for one in find_flaws((self.texts or {})[key]) if one.refused == refused]
+        return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
+
+
+def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
+    """Report an absent ConfigMap and every entry that the device plugin refuses or reads only in part. An absent
+    ConfigMap and a refused entry in use are errors, all else are warnings.
+
+    `used`: the entries that Nodes or ClusterPolicy's default name. `install`: the command that installs the operator;
+    empty once it is installed.
+    """
+    if entries.absence:
+        command = install or f"kubectl get configmaps -A --field-selector metadata.name={entries.config_map}"
+        yield error(Topic.CONFIG_MAPS, "PluginConfigMapMissing", entries.absence, command)
+    edit = f"kubectl -n {entries.namespace} edit configmap {entries.config_map}"
+    for key in sorted(entries.texts or ()):
+        if refused := entries.describe(key, refused=True):
+            yield (error if key in used else warning)(Topic.CONFIG_MAPS, "PluginConfigRefused", refused, edit)
+        elif ignored := entries.describe(key, refused=False):
+            yield warning(Topic.CONFIG_MAPS, "PluginConfigIgnored", ignored, edit)

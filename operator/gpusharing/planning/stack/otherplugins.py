@@ -80,7 +80,7 @@ OTHERS: Mapping[str, OtherPlugin] = {
         "use a node group without Auto Mode", marked=lambda labels, annotations: labels.get(AUTO_MODE) == "auto"),
 }  # fmt: skip
 """By the plugin's name for people. The first that serves a node is named. The static manifest of EKS and eksctl is
-NVIDIA's own plugin: rivals.py."""
+NVIDIA's own plugin: nodesymptoms.py."""
 RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 
 

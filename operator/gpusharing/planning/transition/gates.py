@@ -10,8 +10,8 @@ from gpusharing.api import names
 from gpusharing.api.names import Mode
 from gpusharing.planning.gpus.drivers import find_flaw, find_hanging
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
-from gpusharing.planning.stack.nodeswitches import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.stack.otherplugins import explain_plugin
+from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
 from gpusharing.planning.transition.attempts import (
     goes_back,
     is_new_value,

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.drain.gangwords import explain_gangs
+from gpusharing.planning.drain.gangkeepers import explain_gangs
 from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, ForceDelete, UpdateFence
 from gpusharing.planning.snapshot.podviews import NodeWork

@@ -9,9 +9,8 @@ from gpusharing.planning.transition.verdict import FencedCase, NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.guests import tell_guest_reset
 from gpusharing.planning.wanted.target import Target
-from gpusharing.planning.wanted.verify import paused_operands
+from gpusharing.planning.wanted.verify import paused_operands, tell_guest_reset
 
 
 def needs_run(case: NodeCase, target: Target) -> bool:

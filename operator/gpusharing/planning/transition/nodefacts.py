@@ -20,7 +20,7 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
-from gpusharing.planning.stack.terms import Terms
+from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.judge import is_lasting, is_told_apart, judge
 from gpusharing.planning.transition.members import Member, find_member
 from gpusharing.planning.transition.verdict import NodeCase, find_health
