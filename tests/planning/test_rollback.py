@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpusharing.planning.stack.rollback import SHOWN, Retreat, Schemas, find_retreat
+from gpusharing.planning.stack.hooks import SHOWN, HookAnswer, Schemas, find_retreat
 
 OWN: dict[str, Any] = {
     "type": "object",
@@ -53,7 +53,7 @@ SERVED: dict[str, Any] = {
 BY_DEFAULT = {"zone": "UTC", "hours": [{"from": "00:00"}]}
 
 
-def asked(**specs: object) -> Retreat:
+def asked(**specs: object) -> HookAnswer:
     return find_retreat(specs, Schemas(SERVED, OWN), "share", "gpus")
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.build import make_fence, make_node, make_policy
 
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.uninstall import SHOWN, find_farewell
+from gpusharing.planning.stack.hooks import SHOWN, find_farewell
 
 SETTINGS = PlanSettings(
     gpu_operator_namespace="nvidia", plugin_config_map="plugin-map", mig_config_map="mig-map"

@@ -18,22 +18,22 @@ from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import environment_login
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, section, text
-from gpusharing.planning.stack.rollback import Retreat, Schemas, explain_unblock, find_retreat
+from gpusharing.planning.stack.hooks import HookAnswer, Schemas, explain_unblock, find_retreat
 
 REFUSED = 1
 """Exit status that keeps Helm from rolling back."""
 CRD = f"{POLICIES.plural}.{GROUP}"
 
 
-async def ask(client: KubeClient, release: str, namespace: str) -> Retreat:
+async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
     """Whether the release may be rolled back. If something cannot be read the answer is no, with the server's words."""
     try:
         crd = await client.get(CUSTOM_RESOURCE_DEFINITIONS, CRD)
         policies = await list_of(client, POLICIES)
     except NotFound:
-        return Retreat(True, f"CRD {CRD} does not exist, so there is no policy.")
+        return HookAnswer(True, f"CRD {CRD} does not exist, so there is no policy.")
     except KubeError as error:
-        return Retreat(
+        return HookAnswer(
             False,
             "NOT ROLLED BACK: whether a policy has a field that the older version does not know cannot be read:"
             f" {error}\n{explain_unblock(release, namespace)}",
@@ -51,7 +51,7 @@ def _served(crd: JSON) -> JSON:
     return {}
 
 
-async def _run(environment: Mapping[str, str]) -> Retreat:
+async def _run(environment: Mapping[str, str]) -> HookAnswer:
     login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-rollback") as client:
         return await ask(client, environment["GPUSHARING_RELEASE"], environment["GPUSHARING_NAMESPACE"])

@@ -14,19 +14,19 @@ from gpusharing.kube.login import environment_login
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import text
 from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
-from gpusharing.planning.stack.uninstall import Farewell, find_farewell
+from gpusharing.planning.stack.hooks import HookAnswer, find_farewell
 
 REFUSED = 1
 """Exit status that keeps Helm from uninstalling."""
 
 
-async def ask(client: Followable, settings: PlanSettings) -> Farewell:
+async def ask(client: Followable, settings: PlanSettings) -> HookAnswer:
     """Whether the operator may be uninstalled. When that cannot be read the answer is no, with the server's words."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
         policies = await _policies(client)
     except KubeError as error:
-        return Farewell(
+        return HookAnswer(
             False,
             f"NOT UNINSTALLED: whether a node or a policy needs the operator cannot be read: {error}\n"
             "To uninstall anyway: helm uninstall --no-hooks",
@@ -50,7 +50,7 @@ async def _cluster_policies(client: Followable) -> list[str]:
         return []
 
 
-async def _run(environment: Mapping[str, str]) -> Farewell:
+async def _run(environment: Mapping[str, str]) -> HookAnswer:
     settings = from_environment(environment)
     login = environment_login(environment)
     async with HttpClient(login, name="gpusharing-uninstall") as client:

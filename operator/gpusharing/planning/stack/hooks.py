@@ -1,6 +1,7 @@
-"""May the operator be uninstalled now, and what stays behind? The chart's pre-delete hook asks."""
+"""May the operator be uninstalled, or rolled back, now? The chart's pre-delete and pre-rollback hooks ask."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
@@ -11,17 +12,17 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.configmaps import referenced
 
 SHOWN = 20
-"""The most nodes named one by one; the rest are counted."""
+"""The most nodes or policies named one by one; the rest are counted."""
 
 
 @value
-class Farewell:
-    """The answer for the person who uninstalls. `allowed`: no node or policy is left that needs the operator."""
+class HookAnswer:
+    """The answer for the person who uninstalls or rolls back."""
 
     allowed: bool
-    """Whether the release may be removed."""
+    """Whether Helm may go on."""
     text: str
-    """Why, for the person, with what stays behind or has to be done first."""
+    """Why, for the person, with what would be lost, what stays behind, or what has to be done first."""
 
 
 def find_farewell(
@@ -29,7 +30,7 @@ def find_farewell(
     settings: PlanSettings,
     cluster_policies: Sequence[str] = (),
     policies: Collection[PolicyView] = (),
-) -> Farewell:
+) -> HookAnswer:
     """Refused while a node carries our fence: it would stay cordoned, with nothing left to finish its change. And
     while a policy carries our finalizer, as every idle one with deletionPolicy Reset does: neither it nor its CRD
     could be deleted any more.
@@ -38,10 +39,10 @@ def find_farewell(
     """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
-        return Farewell(False, _refusal(fenced))
+        return HookAnswer(False, _refusal(fenced))
     if held := sorted(policy.name for policy in policies if policy.finalizer):
-        return Farewell(False, _held(held))
-    return Farewell(True, _what_stays(nodes, settings, cluster_policies))
+        return HookAnswer(False, _held(held))
+    return HookAnswer(True, _what_stays(nodes, settings, cluster_policies))
 
 
 def _refusal(fenced: list[NodeView]) -> str:
@@ -124,3 +125,98 @@ def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[st
         f"  kubectl -n {settings.gpu_operator_namespace} delete configmap {maps}",
         "  kubectl delete crd gpusharingpolicies.gpusharing.dev gpunodes.gpusharing.dev",
     ]
+
+
+# --- rollback ------------------------------------------------------------------------------------------
+
+
+Schema = Mapping[str, Any]
+
+
+@value
+class Schemas:
+    """Structural schemas of a policy's spec. `served`: of the CRD in the cluster; `own`: of the one to roll back to."""
+
+    served: Schema
+    """That of the CRD in the cluster."""
+    own: Schema
+    """That of the version to go back to."""
+
+
+def find_retreat(specs: Mapping[str, object], schemas: Schemas, release: str, namespace: str) -> HookAnswer:
+    """Would a rollback drop fields of stored policies? Helm puts the older CRDs back, and the API server then drops
+    what they do not know: a policy that may drain at night only would drain by day. GPUNodes do not matter: operator
+    and agent write them again.
+
+    Refused while a policy has a field that the older CRD lacks, unless it only has the newer one's default.
+
+    `specs`: spec by name of the policy, as the API server serves it; `release` and `namespace`: Helm's.
+    """
+    lost = {name: tuple(_lost(specs[name], schemas.served, schemas.own, "spec")) for name in sorted(specs)}
+    lost = {name: paths for name, paths in lost.items() if paths}
+    if not lost:
+        return HookAnswer(True, "No policy has a field that the older version does not know.")
+    return HookAnswer(False, _refuse_rollback(lost, release, namespace))
+
+
+def explain_unblock(release: str, namespace: str) -> str:
+    """What to do about the release after a refusal, and how to override one: a line for each command."""
+    return "\n".join(
+        [
+            "Nothing was changed. Helm marks the release as pending-rollback and refuses to upgrade it until you run:",
+            f"  kubectl -n {namespace} delete secret -l owner=helm,name={release},status=pending-rollback",
+            "To roll back anyway, and lose those fields: helm rollback --no-hooks",
+        ]
+    )
+
+
+def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace: str) -> str:
+    lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
+    if len(lost) > SHOWN:
+        lines.append(f"  and {len(lost) - SHOWN} more")
+    have = "policy has" if len(lost) == 1 else "policies have"
+    return "\n".join(
+        [
+            f"NOT ROLLED BACK: {len(lost)} {have} fields that the version to roll back to does not know;"
+            " its CRD would drop them:",
+            *lines,
+            "Take them out (kubectl edit gsp NAME) and try again, or stay with the newer version.",
+            explain_unblock(release, namespace),
+        ]
+    )
+
+
+def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
+    """Paths of what `own` would prune from `value`, in the order of the value."""
+    if own.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _lost(item, served.get("items", {}), own.get("items", {}), f"{at}[{index}]")
+    elif isinstance(value, dict) and "additionalProperties" in own:
+        for key, item in value.items():
+            below = served.get("additionalProperties", {})
+            yield from _lost(item, below, own["additionalProperties"], f"{at}.{key}")
+    elif isinstance(value, dict):
+        known, now = own.get("properties", {}), served.get("properties", {})
+        for key, item in value.items():
+            if key in known:
+                yield from _lost(item, now.get(key, {}), known[key], f"{at}.{key}")
+            elif not _is_default(item, now.get(key, {})):
+                yield f"{at}.{key}"
+
+
+def _is_default(value: object, schema: Schema) -> bool:
+    """Whether the API server would set this value by default."""
+    return "default" in schema and value == _filled(schema["default"], schema)
+
+
+def _filled(value: object, schema: Schema) -> object:
+    """The value with the defaults below it, as the API server fills them in."""
+    if isinstance(value, list):
+        return [_filled(item, schema.get("items", {})) for item in value]
+    if not isinstance(value, dict):
+        return value
+    below = schema.get("properties", {})
+    filled = {key: child["default"] for key, child in below.items() if "default" in child} | value
+    return {key: _filled(item, below.get(key, {})) for key, item in filled.items()}
