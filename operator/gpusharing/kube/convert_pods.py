@@ -49,7 +49,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         resources=resources,
         dra=_dra_use(raw, resource_claims),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
-        node_terms=_node_terms(raw) if resources or group_names(labels) else (),
+        node_terms=node_terms(raw) if resources or group_names(labels) else (),
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),
@@ -165,15 +165,17 @@ def _gpu_requests(raw: JSON) -> Mapping[str, int]:
     return dict(sorted(pod_requests(raw).items()))
 
 
-def _node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
-    """Return the terms of the required node affinity. A term without any row matches no node and is left out; if there
-    is no other, one that matches no node is returned."""
-    required = section(
-        raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"
-    )
+NO_NODE: Row = ("metadata.name", "In", ())
+"""A requirement that no node meets."""
+
+
+def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
+    """Return the terms of a pod's required node affinity; empty if it has none. A term without any row matches no node
+    and is left out; if there is no other, one with NO_NODE is returned."""
+    required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     terms = entries(required, "nodeSelectorTerms")
     rows = (_rows((*entries(term, "matchExpressions"), *entries(term, "matchFields"))) for term in terms)
-    return tuple(filter(None, rows)) or (((("metadata.name", "In", ()),),) if terms else ())
+    return tuple(filter(None, rows)) or (() if required is None else ((NO_NODE,),))
 
 
 def _rows(written: Iterable[JSON]) -> tuple[Row, ...]:

@@ -7,16 +7,17 @@ KAI-Scheduler's fractions: kai-scheduler/KAI-Scheduler v0.17.0, pkg/common/const
 api/node_info/node_info.go (MIG).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpusharing.api.names import TAINT_UNPROVEN, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.selectors import holds, parse_int
+from gpusharing.api.selectors import Row, holds, parse_int
 from gpusharing.cli.live.cluster import Decided
 from gpusharing.kube.client import JSON
+from gpusharing.kube.convert_pods import NO_NODE, node_terms
 from gpusharing.kube.podrequests import largest_requests
-from gpusharing.kube.raw import entries, part, section, strings, text, texts
+from gpusharing.kube.raw import entries, part, section, text, texts
 from gpusharing.planning.gpus.capacity import fits
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.lengths import counted
@@ -52,9 +53,8 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
         if labels.get(key) != value:
             return f"spec.nodeSelector of the pod requires {key}={value}"
-    affinity = part(spec, "affinity", "nodeAffinity", _NODE_AFFINITY)
-    fields = {"metadata.name": text(node, "metadata", "name")}
-    if affinity is not None and (why := _outside(entries(affinity, "nodeSelectorTerms"), labels, fields)):
+    named = {**labels, "metadata.name": text(node, "metadata", "name")}
+    if (terms := node_terms(pod)) and (why := _outside(terms, named)):
         return f"spec.affinity.nodeAffinity of the pod requires {why}"
     tolerations = entries(spec, "tolerations")
     for taint in entries(node, "spec", "taints"):
@@ -81,38 +81,18 @@ def find_overlooked(pod: JSON) -> tuple[str, ...]:
     return tuple(found)
 
 
-# --- affinity ------------------------------------------------------------------------------------------------
-
-
-def _outside(terms: Sequence[JSON], labels: Mapping[str, str], fields: Mapping[str, str]) -> str:
-    """Return what the terms require of a node that matches none of them; empty if it matches one. A term without any
-    requirement matches no node, and neither does an empty list of terms."""
+def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
+    """Return what the terms require of a node that matches none of them; empty if it matches one. The API server
+    refuses operators that are not among _OPERATORS, and for the scheduler they fail."""
     wanted = []
     for term in terms:
-        missing = list(_missing(term, labels, fields))
-        if not missing and _requirements(term):
+        missing = [row for row in term if row[1] not in _OPERATORS or not holds(labels, row)]
+        if not missing:
             return ""
-        wanted.append(missing[0] if missing else "something that no node has")
-    return " or ".join(dict.fromkeys(wanted)) or "something that no node has"
-
-
-def _requirements(term: JSON) -> list[JSON]:
-    return [*entries(term, "matchExpressions"), *entries(term, "matchFields")]
-
-
-def _missing(term: JSON, labels: Mapping[str, str], fields: Mapping[str, str]) -> Iterator[str]:
-    """The requirements of a term that the node does not meet."""
-    for rows, known in ((entries(term, "matchExpressions"), labels), (entries(term, "matchFields"), fields)):
-        for row in rows:
-            if not _meets(row, known):
-                values = ",".join(strings(row.get("values")))
-                yield " ".join(filter(None, (text(row, "key"), text(row, "operator"), values)))
-
-
-def _meets(row: JSON, known: Mapping[str, str]) -> bool:
-    """Whether a row matches. The API server refuses other operators, and for the scheduler they fail."""
-    operator = text(row, "operator")
-    return operator in _OPERATORS and holds(known, (text(row, "key"), operator, strings(row.get("values"))))
+        key, operator, values = missing[0]
+        said = " ".join(filter(None, (key, operator, ",".join(values))))
+        wanted.append("something that no node has" if missing[0] == NO_NODE else said)
+    return " or ".join(dict.fromkeys(wanted))
 
 
 # --- taints --------------------------------------------------------------------------------------------------
