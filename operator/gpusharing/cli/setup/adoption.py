@@ -24,7 +24,6 @@ from gpusharing.planning.stack.commands import helm_install, kubectl_patch
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, elsewhere, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import plain_upgrade
-from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, has_gpu
 from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
@@ -205,13 +204,10 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datet
         node: _why(plan, one.name, node)
         for one in proposed
         for node in one.nodes
-        if not _is_adopted(plan.verdicts[node], one.name)
+        if (verdict := plan.verdicts[node]).policy != one.name
+        or verdict.disruption is not DisruptionClass.NONE
+        or verdict.reason not in ADOPTED
     }
-
-
-def _is_adopted(verdict: Verdict, policy: str) -> bool:
-    undisturbed = verdict.disruption is DisruptionClass.NONE
-    return undisturbed and verdict.reason in ADOPTED and verdict.policy == policy
 
 
 def _why(plan: RolloutPlan, policy: str, node: str) -> str:

@@ -7,7 +7,7 @@ Before the operator is installed it leaves out what an installation brings.
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
@@ -17,7 +17,7 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, JSON, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of
@@ -27,7 +27,7 @@ from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
 from gpusharing.kube.written import MIG_KEY
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.installation import conclude, find_symptoms, start
+from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
 from gpusharing.planning.stack.nodesymptoms import (
     MigEntries,
@@ -243,14 +243,11 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
             found = [await client.get(CONFIG_MAPS, name, namespace=namespace)]
         else:
             pages = pages_of(client, CONFIG_MAPS, namespace=namespace)
-            found = [raw async for page in pages for raw in page.items if _is_generated(raw)]
+            objects = [raw async for page in pages for raw in page.items]
+            found = [raw for raw in objects if text(raw, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)]
     except (Forbidden, NotFound):
         return {}
     return {text(raw, "metadata", "name"): frozenset(parse(text(raw, "data", MIG_KEY))) for raw in found}
-
-
-def _is_generated(config_map: JSON) -> bool:
-    return text(config_map, "metadata", "name").endswith(NODE_CONFIG_SUFFIX)
 
 
 # --- in words ------------------------------------------------------------------------------------------------
@@ -263,17 +260,12 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
     if not found.installed:
         text = "The operator is not installed. This is what an installation would find here."
         lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
-    for topic in Topic:
-        of_it = [one for one in found.symptoms if one.topic is topic]
-        asked = found.installed or topic in (Topic.CLUSTER_POLICY, *ASKED_BY_PEOPLE)
-        if asked and topic in found.unseen:
-            lines += _told("UNKNOWN", f"{topic}: {found.unseen[topic]}", Ink.WAITING, paper)
-        elif asked and not of_it:
-            lines.append(line(TextSpan("ok       ", Ink.GOOD), str(topic)))
-        for one in of_it:
-            ink = Ink.BAD if one.severity is Severity.ERROR else Ink.WAITING
-            lines += _told(one.severity, f"{topic}: {one.message}", ink, paper)
-            lines.append(line(f"         -> {one.command}"))
+    asked = frozenset(Topic) if found.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
+    inks = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
+    for word, text, command in report_topics(found.symptoms, found.unseen, asked):
+        told = prose(text, paper, indent="         ")
+        lines += [line(TextSpan(f"{word:8} ", inks.get(word, Ink.WAITING)), told[0][0].text[9:]), *told[1:]]
+        lines += [line(f"         -> {command}")] if command else []
     for note in found.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     count = Counter(one.severity for one in found.symptoms)
@@ -284,26 +276,12 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
 
 
-def _told(word: str, text: str, ink: Ink, paper: Paper) -> list[Line]:
-    told = prose(text, paper, indent="         ")
-    return [line(TextSpan(f"{word:8} ", ink), told[0][0].text[9:]), *told[1:]]
-
-
 def as_data(found: Examined, where: str) -> dict[str, Any]:
     """Return the result as plain data, for JSON and YAML."""
     return {
         "context": where,
         "installed": found.installed,
-        "symptoms": [
-            {
-                "topic": str(one.topic),
-                "severity": str(one.severity),
-                "reason": one.reason,
-                "message": one.message,
-                "command": one.command,
-            }
-            for one in found.symptoms
-        ],
+        "symptoms": [{key: str(held) for key, held in asdict(one).items()} for one in found.symptoms],
         "unknown": {str(topic): why for topic, why in found.unseen.items()},
         "simulated": list(found.simulated),
         "notes": list(found.notes),

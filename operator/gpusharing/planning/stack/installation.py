@@ -3,7 +3,7 @@
 `helm test` prints them; everything else that asks the same question must call this too, so that there is one answer.
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG, Mode
@@ -15,7 +15,6 @@ from gpusharing.planning.stack.installationviews import (
     AGENT,
     OPERATOR,
     InstallationView,
-    PodState,
 )
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import (
@@ -282,13 +281,9 @@ def _operator(view: InstallationView) -> Symptoms:
         message = "the operator is scaled to 0: no policy is carried out"
         yield error(Topic.OPERATOR, "OperatorStopped", message, start(view))
     elif "pods" not in view.unread and not any(pod.ready for pod in view.operator_pods):
-        message = f"no pod of the operator is Ready: {_why(view.operator_pods)}"
+        troubles = sorted(f"{pod.name}: {pod.problem or 'not Ready'}" for pod in view.operator_pods)
+        message = f"no pod of the operator is Ready: {'; '.join(troubles[:2]) or 'none was created'}"
         yield error(Topic.OPERATOR, "OperatorNotReady", message, start(view))
-
-
-def _why(pods: Iterable[PodState]) -> str:
-    told = [f"{pod.name}: {pod.problem or 'not Ready'}" for pod in pods if not pod.ready]
-    return "; ".join(sorted(told)[:2]) or "none was created"
 
 
 _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-operator --create-namespace"
@@ -535,18 +530,26 @@ INSPECTIONS = (
 """All are made, in the order of the topics; a test pins it."""
 
 
+def report_topics(
+    symptoms: Sequence[Symptom], unseen: Unseen, asked: Container[Topic]
+) -> Iterator[tuple[str, str, str]]:
+    """Yield a word, a text and a command for each symptom, and a word and a text without a command for each topic of
+    `asked` that has no symptom or could not be examined."""
+    for topic in Topic:
+        of_it = [one for one in symptoms if one.topic is topic]
+        if topic in asked and topic in unseen:
+            yield "UNKNOWN", f"{topic}: {unseen[topic]}", ""
+        elif topic in asked and not of_it:
+            yield "ok", str(topic), ""
+        yield from ((one.severity, f"{topic}: {one.message}", one.command) for one in of_it)
+
+
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
     """One screen for people: one line per topic without a fault, the symptoms of the others with their commands."""
     found = list(symptoms)
     lines = []
-    for topic in Topic:
-        of_it = [one for one in found if one.topic is topic]
-        if topic not in ASKED_BY_PEOPLE and topic in unseen:
-            lines.append(f"UNKNOWN  {topic}: {unseen[topic]}")
-        elif topic not in ASKED_BY_PEOPLE and not of_it:
-            lines.append(f"ok       {topic}")
-        for one in of_it:
-            lines += [f"{one.severity:8} {topic}: {one.message}", f"         -> {one.command}"]
+    for word, text, command in report_topics(found, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
+        lines += [f"{word:8} {text}", *([f"         -> {command}"] if command else [])]
     errors = sum(one.severity is Severity.ERROR for one in found)
     state = conclude("installation", unseen=bool(unseen), errors=errors)
     return [*lines, "", f"{state}: errors {errors}, warnings {len(found) - errors}."]
