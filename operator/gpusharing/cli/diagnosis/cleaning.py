@@ -10,23 +10,10 @@ from typing import Any
 from gpusharing.kube.client import JSON
 
 REMOVED = "REMOVED"
-LEFT_OUT = frozenset(
-    {
-        "env",
-        "envFrom",
-        "args",
-        "command",
-        "exec",
-        "httpGet",
-        "httpHeaders",
-        "lifecycle",
-        "managedFields",
-        "imagePullSecrets",
-        "volumes",
-        "addresses",
-        "binaryData",
-    }
-)
+LEFT_OUT = frozenset({
+    "env", "envFrom", "args", "command", "exec", "httpGet", "httpHeaders", "lifecycle", "managedFields",
+    "imagePullSecrets", "volumes", "addresses", "binaryData",
+})  # fmt: skip
 """Keys whose whole value goes: environments, command lines and probes of containers above all."""
 KEPT_ANNOTATIONS = ("gpusharing.dev/", "nvidia.com/", "deployment.kubernetes.io/", "meta.helm.sh/")
 _KEYS = "(?:api|access|private|client|licen[cs]e).?key"

@@ -132,13 +132,6 @@ LETTER = 4.0
 """Percent of a timeline that a letter needs."""
 LABEL = 20.0
 """Percent of a card that the whole name of a profile needs; a narrower slice has its number only."""
-CLASSES = {
-    State.DONE: "done",
-    State.MOVES: "moves",
-    State.WAITS: "waits",
-    State.BLOCKED: "blocked",
-    State.FAILED: "failed",
-}
 MARKS = {State.DONE: "✓", State.MOVES: "▸", State.WAITS: "·", State.BLOCKED: "!", State.FAILED: "×"}
 """Shown in the cells, so that nothing depends on colour."""
 
@@ -165,7 +158,7 @@ def _cell(number: int, seen: Seen, per_line: int) -> Markup:
         tag("title", f"{seen.name}: {seen.phase or 'new'} {seen.reason}"),
         tag("rect", **place),
         tag("text", MARKS[seen.state], **centre),
-        class_=CLASSES[seen.state],
+        class_=seen.state.name.lower(),
     )
 
 
@@ -187,7 +180,7 @@ def track(found: Timeline, one: Track) -> Markup:
                 tag("title", f"{stretch.phase} {stretch.reason}, from {moment(stretch.begin, stretch.end)}"),
                 tag("rect", x=f"{x:.2f}%", width=f"{wide:.2f}%", height=str(BAR)),
                 *([_centred(letter, x + wide / 2)] if wide >= LETTER else []),
-                class_=CLASSES[stretch.state],
+                class_=stretch.state.name.lower(),
             )
         )
     told = ", ".join(f"{one.phase} from {moment(one.begin, found.end)}" for one in one.stretches)
@@ -229,18 +222,7 @@ def _centred(text: str, x: float) -> Markup:
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Of the page's content: the browser fetches and runs nothing, even if markup of others came in."""
-NODES = (
-    "Node",
-    "Phase",
-    "Reason",
-    "Pods",
-    "Kept by",
-    "Since",
-    "Until",
-    "Runs",
-    "Wanted",
-    "Message",
-)
+NODES = ("Node", "Phase", "Reason", "Pods", "Kept by", "Since", "Until", "Runs", "Wanted", "Message")
 
 
 @dataclass(frozen=True, slots=True)

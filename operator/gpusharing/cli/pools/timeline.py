@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
 from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase, state_of
-from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, TextSpan, length, line, prose, shorten
+from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, TextSpan, bar, length, line, prose, shorten
 from gpusharing.planning.vocabulary.lengths import counted
 
 REST = timedelta(days=1)
@@ -210,15 +210,9 @@ def _end(track: Track) -> str:
 
 
 def _cells(track: Track, begin: datetime, cell: timedelta, cells: int, paper: Paper) -> Line:
-    spans: list[TextSpan] = []
-    for number in range(cells):
-        shown = busiest(track, begin + number * cell, begin + (number + 1) * cell)
-        glyph = Glyph(" ", " ", Ink.PLAIN) if shown is None else glyph_of(shown)
-        if spans and spans[-1].ink is glyph.ink:
-            spans[-1] = TextSpan(spans[-1].text + glyph.on(paper), glyph.ink)
-        else:
-            spans.append(TextSpan(glyph.on(paper), glyph.ink))
-    return tuple(spans)
+    shown = (busiest(track, begin + number * cell, begin + (number + 1) * cell) for number in range(cells))
+    glyphs = [Glyph(" ", " ", Ink.PLAIN) if one is None else glyph_of(one) for one in shown]
+    return bar(glyphs, paper, cells)
 
 
 def _legend(tracks: tuple[Track, ...], paper: Paper) -> str:

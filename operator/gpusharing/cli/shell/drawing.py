@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import groupby
+from operator import attrgetter
 
 from gpusharing.planning.vocabulary.lengths import some
 
@@ -98,16 +100,13 @@ def fold(one: Line, paper: Paper) -> list[Line]:
     """A line of several inks; if it is too long, broken into lines between words."""
     if sum(len(span.text) for span in one) <= paper.room:
         return [one]
-    words: list[list[TextSpan]] = [[]]
-    for span in one:
-        for piece in re.findall(r"\s+|\S+", span.text):
-            if piece.isspace():
-                words.append([])
-            else:
-                words[-1].append(TextSpan(piece, span.ink))
+    pieces = [TextSpan(piece, span.ink) for span in one for piece in re.findall(r"\s+|\S+", span.text)]
+    words = [
+        list(word) for blank, word in groupby(pieces, key=lambda piece: piece.text.isspace()) if not blank
+    ]
     lines: list[list[TextSpan]] = [[]]
     taken = 0
-    for word in filter(None, words):
+    for word in words:
         length = sum(len(span.text) for span in word)
         if lines[-1] and taken + 1 + length > paper.room:
             lines.append([])
@@ -209,13 +208,10 @@ def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
         share = len(glyphs) / most
         parts = [glyphs[int(i * share) : max(int(i * share) + 1, int((i + 1) * share))] for i in range(most)]
         glyphs = [max(part, key=lambda glyph: _BADNESS.index(glyph.ink)) for part in parts]
-    spans: list[TextSpan] = []
-    for glyph in glyphs:
-        if spans and spans[-1].ink is glyph.ink:
-            spans[-1] = TextSpan(spans[-1].text + glyph.on(paper), glyph.ink)
-        else:
-            spans.append(TextSpan(glyph.on(paper), glyph.ink))
-    return tuple(spans)
+    return tuple(
+        TextSpan("".join(glyph.on(paper) for glyph in alike), ink)
+        for ink, alike in groupby(glyphs, key=attrgetter("ink"))
+    )
 
 
 _BADNESS = (Ink.PLAIN, Ink.TITLE, Ink.FAINT, Ink.GOOD, Ink.WAITING, Ink.BUSY, Ink.BAD)

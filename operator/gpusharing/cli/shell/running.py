@@ -42,21 +42,19 @@ class Flags:
     @classmethod
     def of(cls, typed: Namespace) -> "Flags":
         """As they were typed. Raises Trouble where two contradict each other."""
-        given = vars(typed)
+        given, verb = vars(typed), typed.row
         context, contexts = given.get("context", ""), given.get("contexts", "")
         if context and contexts:
             raise Trouble("give --context or --contexts, not both")
         names = tuple(name.strip() for name in contexts.split(",") if name.strip()) or (context,)
         if len(names) > 1 and given.get("watch"):
             raise Trouble("--watch follows one context: use --context")
-        if len(names) > 1 and typed.one_file:
+        if len(names) > 1 and verb.one_file:
             raise Trouble(f"{typed.verb} writes a file for one cluster: use --context")
-        if typed.all_namespaces and given.get("namespace"):
+        if verb.asks_prometheus and given.get("namespace"):
             raise Trouble(f"-n does not work here: {typed.verb} always answers for all namespaces")
-        if given.get("output", "table") not in typed.outputs:
-            raise Trouble(
-                f"-o {typed.output} does not work here; {typed.verb} has {', '.join(typed.outputs)}"
-            )
+        if given.get("output", "table") not in verb.outputs:
+            raise Trouble(f"-o {typed.output} does not work here; {typed.verb} has {', '.join(verb.outputs)}")
         if given.get("output") == PAGE and (len(names) > 1 or given.get("watch")):
             raise Trouble("-o html writes one page for one context: leave out --contexts and --watch")
         if given.get("output") == CSV and len(names) > 1:
@@ -68,8 +66,8 @@ class Flags:
 def carry_out(verb: Any, typed: Namespace) -> int:
     """The worst exit status of all contexts. Raises Trouble after the last one, where one could not be asked."""
     flags = Flags.of(typed)
-    given = vars(typed)
-    if given.get(typed.alone_with) or (typed.offline and not given.get(typed.asks_with)):
+    given, row = vars(typed), typed.row
+    if given.get("prometheus") or (row.offline and not given.get(row.asks_with)):
         offline: Offline = verb
         return offline.tell(typed, flags.terminal)
     return asyncio.run(_everywhere(verb, typed, flags))

@@ -24,20 +24,9 @@ _PODS = "namespace, pod, exported_namespace, exported_pod, cluster"
 _DEVICES = "UUID, uuid, GPU_I_ID, GPU_I_PROFILE, modelName, Hostname, hostname, node, pod_name, pod_namespace"
 _MEASURED = f"{_PODS}, {_DEVICES}"
 _HELD = f"{_PODS}, node, gpu, uuid, profile, resource"
-_OF_DEVICES = OF_TARGETS | frozenset(
-    (
-        "UUID",
-        "uuid",
-        "GPU_I_ID",
-        "GPU_I_PROFILE",
-        "modelName",
-        "Hostname",
-        "hostname",
-        "gpu",
-        "device",
-        "pci_bus_id",
-    )
-)
+_OF_DEVICES = OF_TARGETS | {
+    "UUID", "uuid", "GPU_I_ID", "GPU_I_PROFILE", "modelName", "Hostname", "hostname", "gpu", "device", "pci_bus_id",
+}  # fmt: skip
 
 
 def there(selector: str) -> str:
