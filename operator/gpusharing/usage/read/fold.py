@@ -6,7 +6,7 @@ with what the whole GPU takes. Such hours are left out, unless the agent reports
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan
 
@@ -86,6 +86,11 @@ class Record:
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
+    def hold(self, told: Told, hour: int) -> None:
+        """Remember the device that a pod of it held in this hour."""
+        self.last, self.profile = hour, told.profile
+        self.gpu, self.node = told.device.gpu, told.node
+
     def declare(self, said: int | None, hour: int) -> None:
         """What a pod that existed in this hour declares. Its owner may have changed or removed that."""
         if hour > self.declared_at:
@@ -110,6 +115,8 @@ class Gpu:
     """The hour in which a pod held it last."""
 
 
+Reading = tuple[Told, Series]
+"""A series, and what its labels say."""
 Slices = Callable[[str, str], float | None]
 """Part of its card's compute that a profile has, by model and profile; None: unknown."""
 
@@ -141,24 +148,27 @@ class Fold:
     def add(self, part: HourAnswers) -> None:
         """Answers for a stretch after those of before."""
         self._workloads.clear()
-        scraped = [(read_dcgm(one, part.exporters), one) for one in part.used]
+        read_agent = part.devices.read_agent
+
+        def read_exporter(one: Series) -> Told:
+            return read_dcgm(one, part.exporters)
+
+        scraped = [(read_exporter(one), one) for one in part.used]
         used = [(told, one) for told, one in scraped if self._is_ours(told)]
         for told, one in scraped:
             if told.model and self._is_there(told) and not self._is_ours(told):
                 self._see(self.others, told, one)
-        self._look_beyond([*scraped, *((part.devices.read_agent(one), one) for one in part.held)])
-        live = [(told, one) for one in part.live if self._is_ours(told := read_dcgm(one, part.exporters))]
+        self._look_beyond([*scraped, *((read_agent(one), one) for one in part.held)])
+        live = self._ours(part.live, read_exporter)
         for told, one in used:
             self._see(self.gpus, told, one)
-        held = [(told, one) for one in part.held if self._is_ours(told := part.devices.read_agent(one))]
+        own = self._ours(part.own, read_agent)
         crowded, split = self._crowded(live)
-        known = self._own_memory(part)
-        for told, one in used:
-            if told.pod is not None:
-                self._measure(told, one, part, told.device in crowded, known)
-        self._activities(part, crowded, split)
-        self._live(live, held, part)
-        own = [(told, one) for one in part.own if self._is_ours(told := part.devices.read_agent(one))]
+        self._add_memory(used, own, crowded, part)
+        self._add_activity(
+            self._ours(part.active, read_exporter), self._ours(part.sm, read_agent), crowded, split, part
+        )
+        self._add_pods([*live, *self._ours(part.held, read_agent)], part)
         for told, one in (*used, *own):
             self._pass(told, one, part)
 
@@ -177,7 +187,10 @@ class Fold:
         seen = self.gpus.get(told.device.gpu)
         return find_card(told.model or (seen.model if seen else "")) is self.card
 
-    def _look_beyond(self, found: Iterable[tuple[Told, Series]]) -> None:
+    def _ours(self, found: Iterable[Series], read: Callable[[Series], Told]) -> list[Reading]:
+        return [(told, one) for one in found if self._is_ours(told := read(one))]
+
+    def _look_beyond(self, found: Iterable[Reading]) -> None:
         for told, one in found:
             if told.node and self.nodes is not None and told.node not in self.nodes and one.points:
                 last = self.hour(one.points[-1][0])
@@ -193,7 +206,7 @@ class Fold:
         if told.profile:
             seen.divided = max(seen.divided, last)
 
-    def _crowded(self, live: Iterable[tuple[Told, Series]]) -> tuple[set[Device], set[Device]]:
+    def _crowded(self, live: Iterable[Reading]) -> tuple[set[Device], set[Device]]:
         """Devices that several pods held at one time, each reported with what all of them take; and GPUs of nodes that
         offer more of them than they have, where dcgm-exporter names one holder of several. Also, devices that several
         pods held, each reported with its own memory."""
@@ -218,85 +231,70 @@ class Fold:
                 (found if all(len(set(values)) == 1 for values in together) else split).add(device)
         return found | {device for device, node in replicas.items() if node not in several}, split
 
-    def _own_memory(self, part: HourAnswers) -> set[tuple[Pod, int]]:
-        """What the agent reports comes before all else. Returns the hours of pods that are known from it."""
-        known: set[tuple[Pod, int]] = set()
-        for one in part.own:
-            told = part.devices.read_agent(one)
-            if told.pod is None or not self._is_ours(told):
-                continue
-            record = self._record(told.pod, part)
-            for at, value in one.points:
-                if 0 <= value <= MOST_MIB * MIB:
-                    self._most(record.memory, self.hour(at), value)
-                    known.add((told.pod, self.hour(at)))
-        return known
+    def _values(
+        self, found: Iterable[Reading], part: HourAnswers
+    ) -> Iterator[tuple[Pod, Told, Record, int, float]]:
+        """Each value of the series that are about a pod: the pod, what the labels say, the record of its workload, and
+        the hour."""
+        for told, one in found:
+            if told.pod is not None:
+                record = self._record(told.pod, part)
+                for at, value in one.points:
+                    yield told.pod, told, record, self.hour(at), value
 
-    def _measure(
-        self, told: Told, one: Series, part: HourAnswers, crowded: bool, known: set[tuple[Pod, int]]
+    def _add_memory(
+        self, used: Iterable[Reading], own: Iterable[Reading], crowded: set[Device], part: HourAnswers
     ) -> None:
-        assert told.pod is not None
-        record = self._record(told.pod, part)
-        for at, mib in one.points:
-            hour = self.hour(at)
-            if (told.pod, hour) in known or not 0 <= mib <= MOST_MIB:
+        """What the agent reports (`own`) comes before all else."""
+        known: set[tuple[Pod, int]] = set()
+        for pod, _, record, hour, size in self._values(own, part):
+            if 0 <= size <= MOST_MIB * MIB:
+                self._most(record.memory, hour, size)
+                known.add((pod, hour))
+        for pod, told, record, hour, mib in self._values(used, part):
+            if (pod, hour) in known or not 0 <= mib <= MOST_MIB:
                 continue
-            if crowded:
+            if told.device in crowded:
                 record.shared += 1
             else:
                 self._most(record.memory, hour, mib * MIB)
 
-    def _activities(self, part: HourAnswers, crowded: set[Device], split: set[Device]) -> None:
-        """The agent's hours come first, because it tells pods apart. dcgm-exporter splits no activity by pods: where
-        others hold the device too, each is reported with all of it, which is an estimate, and is marked as one."""
-        known = self._own_activity(part)
-        for one in part.active:
-            told = read_dcgm(one, part.exporters)
-            if told.pod is None or not self._is_ours(told) or told.device in crowded:
-                continue
+    def _add_activity(
+        self,
+        active: Iterable[Reading],
+        sm: Iterable[Reading],
+        crowded: set[Device],
+        split: set[Device],
+        part: HourAnswers,
+    ) -> None:
+        """The agent's hours (`sm`, for GPUs without MIG only) come first, because it tells pods apart. dcgm-exporter
+        splits no activity by pods: where others hold the device too, each is reported with all of it, which is an
+        estimate, and is marked as one."""
+        known: set[tuple[Pod, int]] = set()
+        for pod, _, record, hour, value in self._values(sm, part):
+            self._most(record.activity, hour, min(1.0, max(0.0, value)))
+            known.add((pod, hour))
+        for told, one in active:
             whole = self.slices(told.model, told.profile) if told.profile else 1.0
-            if whole is None:
+            if whole is None or told.device in crowded:
                 continue
-            record = self._record(told.pod, part)
-            for at, value in one.points:
-                hour = self.hour(at)
-                if (told.pod, hour) not in known:
+            for pod, _, record, hour, value in self._values([(told, one)], part):
+                if (pod, hour) not in known:
                     self._most(record.activity, hour, min(1.0, max(0.0, value)) * whole)
                     record.of_device = record.of_device or told.device in split
 
-    def _own_activity(self, part: HourAnswers) -> set[tuple[Pod, int]]:
-        """What the agent reports, for GPUs without MIG only. Returns the hours of pods that are known from it."""
-        known: set[tuple[Pod, int]] = set()
-        for one in part.sm:
-            told = part.devices.read_agent(one)
-            if told.pod is None or not self._is_ours(told):
-                continue
-            record = self._record(told.pod, part)
-            for at, value in one.points:
-                self._most(record.activity, self.hour(at), min(1.0, max(0.0, value)))
-                known.add((told.pod, self.hour(at)))
-        return known
-
-    def _live(
-        self, live: Iterable[tuple[Told, Series]], held: Iterable[tuple[Told, Series]], part: HourAnswers
-    ) -> None:
+    def _add_pods(self, found: Iterable[Reading], part: HourAnswers) -> None:
         """The pods at the end of each hour, with how many devices."""
         devices: dict[tuple[Pod, int], set[Device]] = {}
-        for told, one in (*live, *held):
-            if told.pod is None:
-                continue
-            record = self._record(told.pod, part)
-            for at, value in one.points:
-                hour = self.hour(at)
-                devices.setdefault((told.pod, hour), set()).add(told.device)
-                if told.profile and told.device.gpu in self.gpus:
-                    gpu = self.gpus[told.device.gpu]
-                    gpu.divided = max(gpu.divided, hour)
-                if hour >= record.last:
-                    record.last, record.profile = hour, told.profile
-                    record.gpu, record.node = told.device.gpu, told.node
-                    if "resource" in one.labels:
-                        record.resource, record.slices = one.labels["resource"], value
+        for pod, told, record, hour, value in self._values(found, part):
+            devices.setdefault((pod, hour), set()).add(told.device)
+            gpu = self.gpus.get(told.device.gpu)
+            if told.profile and gpu is not None:
+                gpu.divided = max(gpu.divided, hour)
+            if hour >= record.last:
+                record.hold(told, hour)
+                if told.resource:
+                    record.resource, record.slices = told.resource, value
         for (pod, hour), those in devices.items():
             workload = self._workload(pod, part.owners)
             record = self.records[workload]
@@ -313,8 +311,7 @@ class Fold:
         record, hour = self._record(told.pod, part), self.hour(one.points[-1][0])
         record.declare(part.declared.get(told.pod), hour)
         if hour > record.last:
-            record.last, record.profile = hour, told.profile
-            record.gpu, record.node = told.device.gpu, told.node
+            record.hold(told, hour)
 
     def _hold(self, device: Device, hour: int, workload: Workload) -> None:
         gpu = self.gpus.get(device.gpu)

@@ -43,6 +43,8 @@ class Told:
     """Name of the node; empty: none is given."""
     model: str = ""
     """Product name of the card; empty: none is given."""
+    resource: str = ""
+    """Resource name of the device, by our agent; empty: none is given."""
 
 
 def read_dcgm(one: Series, exporters: frozenset[Pod]) -> Told:
@@ -102,6 +104,7 @@ class Devices:
             pod_of(labels),
             labels.get("profile", ""),
             labels.get("node", ""),
+            resource=labels.get("resource", ""),
         )
 
 
