@@ -1,4 +1,4 @@
-"""Which mode and layout the pods of a namespace ask for (cli/setup/demand.py, and cli/setup/advise.py with -n)."""
+"""Which mode and layout the pods of a namespace ask for (cli/setup/advice.py, and cli/setup/advise.py with -n)."""
 
 import json
 import re
@@ -15,8 +15,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.validation import validate_policy
-from gpusharing.cli.setup.advice import Advice
-from gpusharing.cli.setup.demand import Demand, advise_for, describe_demand, read_demand
+from gpusharing.cli.setup.advice import Advice, Demand, advise_for, describe_demand, read_demand
 from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.planning.gpus.cards import CARDS

@@ -13,7 +13,7 @@ from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.diagnosis.pod import CONCLUSIONS
-from gpusharing.cli.diagnosis.why import Subject, find_subject
+from gpusharing.cli.diagnosis.why import find_subject
 from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import NODES, PODS
@@ -263,11 +263,11 @@ def pending(name: str, resource: str = "nvidia.com/gpu") -> dict[str, Any]:
 
 
 SUBJECTS = {
-    "gpu-07": Subject("gpu-07", None),
-    "node/gpu-07": Subject("gpu-07", None),
-    "pod/llm-0": Subject("llm-0", "mine"),
-    "team-a/llm-0": Subject("llm-0", "team-a"),
-    "pod/team-a/llm-0": Subject("llm-0", "team-a"),
+    "gpu-07": ("gpu-07", None),
+    "node/gpu-07": ("gpu-07", None),
+    "pod/llm-0": ("llm-0", "mine"),
+    "team-a/llm-0": ("llm-0", "team-a"),
+    "pod/team-a/llm-0": ("llm-0", "team-a"),
 }
 
 

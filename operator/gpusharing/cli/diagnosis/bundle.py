@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -24,9 +24,10 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, said, sentence
 from gpusharing.kube import client as kinds
-from gpusharing.kube.client import JSON, Resource
+from gpusharing.kube.client import JSON, KubeClient, Resource
+from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
-from gpusharing.kube.paging import list_of, pages_of
+from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -133,66 +134,58 @@ async def gather(session: Session, at: datetime) -> Bundle:
         raise
     except KubeError as error:
         installed = Installed(notes=(said(error),))
-    for wanted in _wanted(installed):
-        await bundle.read(wanted.file, partial(_all, session, wanted))
     plan = installed.settings.plan
+    ours = {plan.namespace, installed.settings.agent_namespace}
+    namespaces = sorted({*ours, plan.gpu_operator_namespace})
+    for file, resource, namespace in (
+        ("policies.json", kinds.POLICIES, None),
+        ("gpunodes.json", kinds.GPUNODES, None),
+        ("nodes.json", kinds.NODES, None),
+        ("clusterpolicies.json", kinds.CLUSTER_POLICIES, None),
+        ("poddisruptionbudgets.json", kinds.PDBS, None),
+        ("default/events.json", kinds.EVENTS, "default"),
+        *((f"{one}/deployments.json", DEPLOYMENTS, one) for one in sorted(ours)),
+        *(
+            (f"{one}/{kind}.json", resource, one)
+            for one in namespaces
+            for kind, resource in (
+                ("daemonsets", kinds.DAEMON_SETS),
+                ("pods", kinds.PODS),
+                ("events", kinds.EVENTS),
+            )
+        ),
+    ):
+        await bundle.read(file, partial(_all, client, resource, namespace))
     for name in (plan.plugin_config_map, plan.mig_config_map):
         await bundle.read(
             f"{plan.gpu_operator_namespace}/configmap-{name}.json",
-            partial(_one, session, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
+            partial(_one, client, kinds.CONFIG_MAPS, name, plan.gpu_operator_namespace),
         )
     if not bundle.files:
         raise bundle.errors[0]
-    for namespace in sorted(
-        {plan.namespace, installed.settings.agent_namespace, plan.gpu_operator_namespace}
-    ):
+    for namespace in namespaces:
         await _logs(session, bundle, namespace)
-    ours, theirs = own_version() or "not known", installed.version or "not known"
-    told = READ_ME.format(at=f"{at:%Y-%m-%dT%H:%M:%SZ}", plugin=ours, operator=theirs)
+    read_me = READ_ME.format(
+        at=f"{at:%Y-%m-%dT%H:%M:%SZ}",
+        plugin=own_version() or "not known",
+        operator=installed.version or "not known",
+    )
     reports = map(read_node, json.loads(bundle.files.get("gpunodes.json", b"[]")))
     if played := simulated_sentence(sorted(one.name for one in reports if one.simulated)):
-        told += f"{played}.\n\n"
+        read_me += f"{played}.\n\n"
     gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
-    bundle.files["README.txt"] = (told + gaps).encode()
+    bundle.files["README.txt"] = (read_me + gaps).encode()
     return bundle
 
 
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """All objects of a kind."""
-
-    file: str
-    resource: Resource
-    namespace: str | None = None
-    clean: Callable[[JSON], JSON] = cleaned
-
-
-def _wanted(installed: Installed) -> Iterator[_Wanted]:
-    yield _Wanted("policies.json", kinds.POLICIES)
-    yield _Wanted("gpunodes.json", kinds.GPUNODES)
-    yield _Wanted("nodes.json", kinds.NODES, None, node_facts)
-    yield _Wanted("clusterpolicies.json", kinds.CLUSTER_POLICIES)
-    yield _Wanted("poddisruptionbudgets.json", kinds.PDBS)
-    yield _Wanted("default/events.json", kinds.EVENTS, "default")
-    plan = installed.settings.plan
-    for namespace in sorted({plan.namespace, installed.settings.agent_namespace}):
-        yield _Wanted(f"{namespace}/deployments.json", DEPLOYMENTS, namespace)
-    for namespace in sorted(
-        {plan.namespace, installed.settings.agent_namespace, plan.gpu_operator_namespace}
-    ):
-        yield _Wanted(f"{namespace}/daemonsets.json", kinds.DAEMON_SETS, namespace)
-        yield _Wanted(f"{namespace}/pods.json", kinds.PODS, namespace)
-        yield _Wanted(f"{namespace}/events.json", kinds.EVENTS, namespace)
-
-
-async def _one(session: Session, resource: Resource, name: str, namespace: str) -> JSON:
-    found: JSON = cleaned(await session.client.get(resource, name, namespace=namespace))
+async def _one(client: KubeClient, resource: Resource, name: str, namespace: str) -> JSON:
+    found: JSON = cleaned(await client.get(resource, name, namespace=namespace))
     return found
 
 
-async def _all(session: Session, wanted: _Wanted) -> list[JSON]:
-    pages = pages_of(session.client, wanted.resource, namespace=wanted.namespace)
-    return [wanted.clean(raw) async for page in pages for raw in page.items]
+async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
+    clean = node_facts if resource == kinds.NODES else cleaned
+    return [clean(raw) for raw in await list_of(client, resource, namespace=namespace)]
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
@@ -202,7 +195,10 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
     except KubeError:
         return  # told already, with the list of pods
     for workload in WORKLOADS:
-        of_it = sorted((raw for raw in pods if _is_of(raw, workload)), key=_ready)
+        of_it = sorted(
+            (raw for raw in pods if workload in (text(raw, "metadata", "labels", one) for one in LABELS)),
+            key=_ready,
+        )
         if len(of_it) > MOST_LOGS:
             more = counted(len(of_it) - MOST_LOGS, "more pod")
             bundle.gaps.append(f"{namespace}: the logs of {more} of {workload}")
@@ -216,12 +212,5 @@ async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
                 bundle.files[f"{namespace}/logs/{name}.log"] = scrubbed(log).encode()
 
 
-def _is_of(raw: JSON, workload: str) -> bool:
-    labels = (raw.get("metadata") or {}).get("labels") or {}
-    return any(labels.get(label) == workload for label in LABELS)
-
-
 def _ready(raw: JSON) -> tuple[bool, str]:
-    rows: Iterable[JSON] = (raw.get("status") or {}).get("conditions") or ()
-    ready = any(row.get("type") == "Ready" and row.get("status") == "True" for row in rows)
-    return ready, text(raw, "metadata", "name")
+    return has_condition(raw, "Ready"), text(raw, "metadata", "name")

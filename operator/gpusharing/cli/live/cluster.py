@@ -18,7 +18,6 @@ from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
@@ -140,7 +139,10 @@ async def gathered(
             following = group.create_task(sources.run())
             try:
                 notes = [*installed.notes, *await _listed(sources, session.where, missing=missing, bare=bare)]
-                await _count_pending(gatherer, notes)
+                try:
+                    await gatherer.pending.count()
+                except Forbidden as error:
+                    notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
                 claims, failed = dict(installed.claims), installed.failed_nodes
                 yield Cluster(gatherer, claims, notes, missing, session.now, failed)
             finally:
@@ -148,29 +150,25 @@ async def gathered(
                 for crew in (gatherer.crew, gatherer.shared):
                     await crew.close()
     except BaseExceptionGroup as errors:
-        raise _explained(first_of(errors), session.where) from None
+        error = first_of(errors)
+        raise (Trouble(sentence(error, session.where)) if isinstance(error, KubeError) else error) from None
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
-
-
-def _explained(error: BaseException, where: str) -> BaseException:
-    return Trouble(sentence(error, where)) if isinstance(error, KubeError) else error
-
-
-async def _count_pending(gatherer: Gatherer, notes: list[str]) -> None:
-    try:
-        await gatherer.pending.count()
-    except Forbidden as error:
-        notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
     """Wait until everything is listed; returns what may not be listed. Raises Trouble when that is required. `missing`:
     our ClusterRoles need not exist; `bare`: nor need our own kinds."""
     everything = {**sources.required, **sources.optional}
+
+    def is_settled() -> bool:
+        return all(
+            one.synced.is_set() or isinstance(one.error, Forbidden | NotFound) for one in everything.values()
+        )
+
     try:
         async with asyncio.timeout(PATIENCE):
-            while any(not _is_settled(one) for one in everything.values()):  # noqa: ASYNC110 - an error sets no event
+            while not is_settled():  # noqa: ASYNC110 - an error sets no event
                 await asyncio.sleep(CHECKED_EVERY)
     except TimeoutError:
         why = "; ".join(f"{name}: {text}" for name, text in sorted(sources.missing().items()))
@@ -190,7 +188,3 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
             f" {'; '.join(needed)}"
         )
     return [f"{name} were not read: {said(error)}" for name, error in refused.items()]
-
-
-def _is_settled(source: Reflector[object]) -> bool:
-    return source.synced.is_set() or isinstance(source.error, Forbidden | NotFound)

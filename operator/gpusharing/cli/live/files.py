@@ -1,8 +1,9 @@
-"""Policies in files, as `kubectl apply -f` takes them. No file causes a traceback."""
+"""Policies in files, as `kubectl apply -f` takes them: read and written. No file causes a traceback."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -32,6 +33,27 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
     if names and not policies:
         raise Trouble(f"there is no {KIND} in {', '.join(names)}")
     return tuple(policies.values()), tuple(others)
+
+
+def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
+    """Return a policy as `kubectl apply` takes it."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, **metadata},
+        "spec": dict(spec),
+    }
+
+
+def comment(text: str) -> str:
+    """A line of comment in a file of policies, with nothing in it that YAML or a terminal would stumble over: others
+    wrote parts of the text."""
+    return f"# {printable(text)}\n"
+
+
+def printable(text: str) -> str:
+    """The text on one line, with ? in place of every character that cannot be printed."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(text.splitlines()))
 
 
 def _check(document: JSON, name: str) -> None:

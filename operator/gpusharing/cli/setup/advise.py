@@ -13,8 +13,15 @@ from typing import Any, TextIO
 import yaml
 
 from gpusharing.api.names import Mode
-from gpusharing.cli.setup.advice import Advice, AdviceAnswers, advise
-from gpusharing.cli.setup.demand import Demand, advise_for, describe_demand, read_demand
+from gpusharing.cli.setup.advice import (
+    Advice,
+    AdviceAnswers,
+    Demand,
+    advise,
+    advise_for,
+    describe_demand,
+    read_demand,
+)
 from gpusharing.cli.setup.layouts import draw, pick
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, fold, line, prose
 from gpusharing.cli.shell.session import Session

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpusharing.cli.live.cluster import gathered
+from gpusharing.cli.live.files import comment, printable
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
 from gpusharing.cli.setup.likeness import Proposed
 from gpusharing.cli.shell.drawing import simulated_sentence
@@ -45,11 +46,10 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         merged = cluster.gatherer.admin_maps
         found = find_import(decided.snapshot, given, merged, decided.now, missing=cluster.missing)
     # Without an operator there are the chart's settings, and another sentence says so.
-    played = simulated_sentence(decided.simulated())
     unsure = [PRESUMED] if found.presumed else decided.notes
-    remarks = [*filter(None, [played]), *unsure, *find_remarks(found)]
+    remarks = [*filter(None, [simulated_sentence(decided.simulated())]), *unsure, *find_remarks(found)]
     for remark in remarks:
-        print(_printable(remark), file=sys.stderr)
+        print(printable(remark), file=sys.stderr)
     if terminal.output == "json":
         terminal.data(as_list(found.proposed))
     else:
@@ -106,7 +106,7 @@ def find_remarks(found: Import) -> Iterator[str]:
 def as_yaml(found: Import, remarks: Sequence[str]) -> str:
     """A file for `kubectl apply -f -`."""
     proven = [PROVEN] if found.proposed and not found.presumed else []
-    parts = ["".join(map(_comment, [*proven, *remarks]))]
+    parts = ["".join(map(comment, [*proven, *remarks]))]
     parts += [_document(one) for one in found.proposed]
     return "---\n".join(parts)
 
@@ -133,16 +133,7 @@ def _document(one: Proposed) -> str:
             f"A policy cannot express {', '.join(unsaid)} of the device plugin's configuration. That part stays in"
             " force until the node's first change."
         )
-    return "".join(map(_comment, lines)) + yaml.safe_dump(_plain(one.manifest), sort_keys=False)
-
-
-def _comment(text: str) -> str:
-    return f"# {_printable(text)}\n"
-
-
-def _printable(text: str) -> str:
-    """On one line, and nothing in it that YAML or a terminal would stumble over: others wrote parts of it."""
-    return "".join(one if one.isprintable() else "?" for one in " ".join(text.splitlines()))
+    return "".join(map(comment, lines)) + yaml.safe_dump(_plain(one.manifest), sort_keys=False)
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpusharing.api.names import API_VERSION, LABEL_HOSTNAME, PREFIX
+from gpusharing.api.names import LABEL_HOSTNAME, PREFIX
 from gpusharing.api.validation import is_rewritten
-from gpusharing.cli.live.files import KIND
+from gpusharing.cli.live.files import policy_manifest
 from gpusharing.cli.setup.handmade import Handmade
 from gpusharing.kube.client import JSON
 from gpusharing.planning.gpus.cards import find_card
@@ -51,12 +51,7 @@ class Proposed:
     @property
     def manifest(self) -> JSON:
         """The object to apply."""
-        return {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "metadata": {"name": self.name},
-            "spec": {"nodeSelector": dict(self.selector), **self.members[0].spec},
-        }
+        return policy_manifest(self.name, {"nodeSelector": dict(self.selector), **self.members[0].spec})
 
 
 def propose(
@@ -113,10 +108,16 @@ def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapp
 
 def _name(label: tuple[str, str] | None, member: Handmade) -> str:
     """By the pool's name, else by card and mode."""
-    if label is not None and (named := _slug(label[1])):
-        return named if len(named) > 2 else f"pool-{named}"
+    if label is not None and (named := pool_name(label[1])):
+        return named
     card = find_card(member.products[0])
     return _slug(f"{card.key if card else member.products[0]}-{_MODES[member.spec['mode']]}")
+
+
+def pool_name(text: str) -> str:
+    """Return a name for a policy by the name of its pool; empty if no letter or digit is in that."""
+    slug = _slug(text)
+    return slug if len(slug) > 2 else f"pool-{slug}" if slug else ""
 
 
 def _slug(text: str) -> str:

@@ -24,47 +24,29 @@ from gpusharing.kube.paging import pages_of
 from gpusharing.kube.raw import entries, text
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """One context."""
-
-    name: str
-    """Its name in the kubeconfig."""
-    namespace: str
-    """Where pods are looked for by default."""
-
-
-def find_context(files: Sequence[Path], name: str) -> Context:
-    """The context of this name; without a name, the current one. Raises Trouble when it does not exist."""
+def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
+    """Return the name of a context and its namespace of pods: of the context that is named, or of the current one if
+    `name` is empty. Raises Trouble when it does not exist."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     current, known = "", dict[str, str]()
     for file in files:
-        told = _read(file)
-        current = current or text(told, "current-context")
-        for one in entries(told, "contexts"):
+        try:
+            config = yaml.load(file.read_bytes(), loader)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise Trouble(f"kubeconfig {file} cannot be read: {said(error)}") from error
+        current = current or text(config, "current-context")
+        for one in entries(config, "contexts"):
             known.setdefault(text(one, "name"), text(one, "context", "namespace"))
     wanted = name or current
     where = ", ".join(map(str, files))
+    listed = ", ".join(sorted(known)[:5]) or "none"
     if not wanted:
-        raise Trouble(
-            f"no current context in kubeconfig {where}. Name one: --context; there are {_list(known)}"
-        )
+        raise Trouble(f"no current context in kubeconfig {where}. Name one: --context; there are {listed}")
     if wanted not in known:
         like = nearest(wanted, known)
-        more = f"did you mean: {', '.join(like)}" if like else f"there are: {_list(known)}"
+        more = f"did you mean: {', '.join(like)}" if like else f"there are: {listed}"
         raise Trouble(f"no context {wanted} in kubeconfig {where}; {more}")
-    return Context(wanted, known[wanted] or "default")
-
-
-def _list(known: Mapping[str, str]) -> str:
-    return ", ".join(sorted(known)[:5]) or "none"
-
-
-def _read(file: Path) -> object:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        return yaml.load(file.read_bytes(), loader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Trouble(f"kubeconfig {file} cannot be read: {said(error)}") from error
+    return wanted, known[wanted] or "default"
 
 
 NAME = "kubectl-gpusharing"
@@ -114,7 +96,9 @@ class Session:
     async def all(self, resource: Resource, namespace: str | None = None, fields: str = "") -> list[JSON]:
         """Every object of a kind, by name. Raises as `each_page` does."""
         found = [raw async for page in self.each_page(resource, namespace, fields) for raw in page]
-        return sorted(found, key=_key)
+        return sorted(
+            found, key=lambda raw: (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))
+        )
 
     async def lists(self, *resources: Resource) -> list[list[JSON]]:
         """Every object of several kinds, asked for side by side. Raises Trouble."""
@@ -150,11 +134,6 @@ def no_such(resource: Resource, name: str, names: list[str], where: str) -> str:
     return f"there is no {name} in {kind} of {where}; {'did you mean' if found else 'there are'}: {listed}"
 
 
-def _key(raw: JSON) -> tuple[str, str]:
-    metadata = raw.get("metadata") or {}
-    return str(metadata.get("namespace", "")), str(metadata.get("name", ""))
-
-
 @asynccontextmanager
 async def connected(
     kubeconfig: str, context: str, environment: Mapping[str, str] = os.environ
@@ -178,9 +157,9 @@ def find_login(kubeconfig: str, context: str, environment: Mapping[str, str]) ->
     files = [Path(one) for one in named.split(os.pathsep) if one] if named else [home]
     there = [one for one in files if one.is_file()]
     if there:
-        found = find_context(there, context)
-        login = OfficialLogin(Path(os.pathsep.join(map(str, there))), found.name, environment)
-        return login, f"context {found.name}", found.namespace
+        name, namespace = find_context(there, context)
+        login = OfficialLogin(Path(os.pathsep.join(map(str, there))), name, environment)
+        return login, f"context {name}", namespace
     if not named and environment.get("KUBERNETES_SERVICE_HOST"):
         return ServiceAccountLogin(environment), "this pod's cluster", "default"
     missing = ", ".join(map(str, files))

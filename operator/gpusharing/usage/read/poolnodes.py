@@ -9,7 +9,7 @@ from typing import Any
 from gpusharing.api.names import ANNOTATION_APPROVE, ANNOTATION_RESUME
 from gpusharing.api.selectors import Row, matches
 from gpusharing.api.validation import is_rewritten
-from gpusharing.cli.setup.likeness import LABEL_POOL
+from gpusharing.cli.setup.likeness import LABEL_POOL, pool_name
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.kube.client import JSON, NODES, POLICIES
@@ -123,9 +123,7 @@ def _of_label(name: str) -> dict[str, Any]:
 
 
 def _name(equal: Mapping[str, str]) -> str:
-    value = equal.get(LABEL_POOL) or next(iter(equal.values()), "")
-    plain = re.sub(r"[^a-z0-9]+", "-", value.lower())[:50].strip("-")
-    return plain if len(plain) > 2 else f"pool-{plain}" if plain else "pool"
+    return pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
 
 
 async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:

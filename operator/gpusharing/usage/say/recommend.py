@@ -8,11 +8,11 @@ from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
-from gpusharing.api.names import ANNOTATION_GPU_MEMORY, API_VERSION, RESOURCE_MIG_PREFIX, Mode
+from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mode
 from gpusharing.cli.changing.plan import Planned
 from gpusharing.cli.changing.plan import as_data as as_plan_data
 from gpusharing.cli.changing.plan import describe as describe_plan
-from gpusharing.cli.live.files import KIND
+from gpusharing.cli.live.files import comment, policy_manifest
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -432,17 +432,13 @@ def policy_of(scope: NodeScope, found: Recommendation) -> dict[str, Any]:
         key: value for key, value in scope.spec.items() if key not in (*_MODES, "nodeSelector", "rollout")
     }
     rollout = scope.spec.get("rollout")
-    return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": scope.name, **scope.metadata},
-        "spec": {
-            "nodeSelector": dict(scope.selector),
-            **found.block(),
-            **kept,
-            "rollout": {**(rollout if isinstance(rollout, dict) else {}), "approval": "Manual"},
-        },
+    spec = {
+        "nodeSelector": dict(scope.selector),
+        **found.block(),
+        **kept,
+        "rollout": {**(rollout if isinstance(rollout, dict) else {}), "approval": "Manual"},
     }
+    return policy_manifest(scope.name, spec, **scope.metadata)
 
 
 def as_file(answer: RecommendReport) -> str:
@@ -457,13 +453,7 @@ def as_file(answer: RecommendReport) -> str:
         *(f"PARTIAL: {text}" for text in answer.missing),
         *answer.steps,
     ]
-    lines = "".join(f"# {_printable(text)}\n" for text in told)
-    return lines + yaml.safe_dump(answer.policy, sort_keys=False)
-
-
-def _printable(text: str) -> str:
-    """On one line, and nothing in it that YAML or a terminal would stumble over: others wrote parts of it."""
-    return "".join(one if one.isprintable() else "?" for one in " ".join(text.splitlines()))
+    return "".join(map(comment, told)) + yaml.safe_dump(answer.policy, sort_keys=False)
 
 
 COLUMNS = (
