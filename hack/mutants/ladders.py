@@ -67,7 +67,11 @@ def _blind(answer: object, name: str) -> Callable[..., object]:
 
 LADDERS = (
     Ladder(
-        "transition.gates", "GATES", "find", "", ("gates", "doubts", "health", "drivers", "agents", "nodeswitches")
+        "transition.gates",
+        "GATES",
+        "find",
+        "",
+        ("gates", "doubts", "health", "drivers", "agents", "nodeswitches"),
     ),
     Ladder("transition.before", "ENDINGS", "find", "", ("before", "holds", "attempts", "yielding", "rules")),
     Ladder("transition.after", "HELD", "follow", None, ("after", "reruns")),

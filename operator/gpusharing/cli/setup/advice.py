@@ -13,14 +13,11 @@ from gpusharing.cli.live.files import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, whole
-from gpusharing.planning.gpus.capacity import HEADROOM, client_memory, memory_of, smallest, usable
+from gpusharing.planning.gpus.capacity import HEADROOM, TURNS, client_memory, memory_of, smallest, usable
 from gpusharing.planning.gpus.cards import Card, Profile
 from gpusharing.planning.gpus.geometry import Layout, maximal_layouts, normalise, resource_name
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted
-
-FEW_TURNS = 4
-"""Shares of a GPU beyond which each waits too long for its turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,8 +139,8 @@ def _together(asked: AdviceAnswers) -> Advice | None:
 
 def _turns(asked: AdviceAnswers) -> int:
     """How many workloads take turns on one GPU: as many as its memory holds at their peak, with headroom, and at most
-    FEW_TURNS."""
-    return min(FEW_TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
+    TURNS."""
+    return min(TURNS, int(memory_of(asked.card) // (asked.memory * HEADROOM)))
 
 
 def _in_turns(asked: AdviceAnswers) -> Advice | None:

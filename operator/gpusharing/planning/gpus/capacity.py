@@ -12,6 +12,8 @@ from gpusharing.planning.gpus.cards import Card, Profile
 
 HEADROOM = 1.2
 """Factor on memory: allocators, caches and bursts need a fifth more than the peak seen."""
+TURNS = 4
+"""Pods that take turns on a GPU, at most: with more, each waits too long."""
 _CARD = 0.95
 """GiB of a whole card for each GB of its name, if there is no capture of it."""
 _INSTANCE = 0.88

@@ -1,5 +1,5 @@
-"""Which series are meant: --selector as matchers of PromQL, labels as kube-state-metrics names them, and the nodes whose
-GPUs are SIMULATED. Pure."""
+"""Which series are meant: --selector as matchers of PromQL, labels as kube-state-metrics names them, and the nodes
+whose GPUs are SIMULATED. Pure."""
 
 import re
 from collections.abc import Iterable

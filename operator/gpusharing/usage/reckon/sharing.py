@@ -12,15 +12,12 @@ A policy gives all GPUs the same number of replicas, and the scheduler puts any 
 from itertools import chain, repeat
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import client_memory, memory_of
+from gpusharing.planning.gpus.capacity import TURNS, client_memory, memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.usage.reckon.needs import GIB, Goal, Need
 from gpusharing.usage.reckon.recommendation import Recommendation
 from gpusharing.usage.reckon.templates import ROUNDING
-
-TURNS = 4
-"""Pods that take turns on a GPU, at most."""
 
 
 @value
