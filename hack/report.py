@@ -17,11 +17,30 @@ from typing import Any
 
 import pytest
 
-from hack import happened
 from hack.bench.machine import pace_ms
 from hack.bench.results import REFERENCE_PACE_MS
 from hack.results import Results
 from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folder_of, is_elsewhere
+
+PROPERTY = "what happened in the random world"
+WIDTH = 110
+
+
+def happened(properties: Iterable[tuple[str, object]]) -> Iterator[str]:
+    """Several counts in one line, in the order of their names."""
+    row = ""
+    for name, counts in properties:
+        if name != PROPERTY or not isinstance(counts, Mapping):
+            continue
+        for what, count in sorted(counts.items()):
+            part = f"{count} x {what}"
+            if row and len(row) + len(part) > WIDTH:
+                yield row
+                row = ""
+            row = f"{row}; {part}" if row else part
+    if row:
+        yield row
+
 
 SLOWEST = 5
 """How many of the slowest tests the terminal names."""
@@ -188,7 +207,7 @@ class Report:
         chapters = {
             "where the time went": [*self._places(), *pace_of(time.monotonic() - self._begin)],
             "slowest 40": [f"{took:7.2f} s  {nodeid}" for nodeid, took in largest(self._seconds)[:40]],
-            "what happened in the random world": list(happened.lines(self._properties)),
+            "what happened in the random world": list(happened(self._properties)),
             "NVIDIA's programs on SIMULATED GPUs, model by model": list(self._results.lines()),
             "failed": self._logs,
         }

@@ -4,10 +4,15 @@ A file stays together, because its fixtures are made once. The tests of `APART` 
 scenario, and `LOOKED_BACK_AT` as one.
 Every other worker begins at the end of the list, where rung 2 waits for its control plane: meanwhile the rest computes.
 
+Workers collect the tests each for itself, and no test is played when their lists differ. So names and order of tests
+must be the same in every process. A set stands in an order that each Python process draws anew (PYTHONHASHSEED), and an
+object without a `repr` shows its address: half of the runs, or nearly all, go well, and the next one does not begin.
+
 xdist's own groups are lost with pytest 9.2 (pytest-dev/pytest-xdist#1386), and its names of tests would be other ones.
 """
 
 import re
+from collections.abc import Iterable
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
@@ -70,3 +75,30 @@ class SideBySide(LoadScopeScheduling):  # type: ignore[misc]  # xdist tells mypy
 def scheduler(config: pytest.Config, log: object) -> SideBySide | None:
     """For pytest_xdist_make_scheduler; None when another way was asked for by `--dist`."""
     return SideBySide(config, log) if config.getvalue("dist") == "load" else None
+
+
+ADDRESS = re.compile(r"0x[0-9a-f]{8,}")
+
+
+def check_parameters(definition: pytest.Function) -> None:
+    """Raise UsageError when a set gives a test its parameters: they would come in any order."""
+    for mark in definition.iter_markers("parametrize"):
+        values = mark.args[1] if len(mark.args) > 1 else mark.kwargs["argvalues"]
+        if isinstance(values, set | frozenset):
+            raise pytest.UsageError(f"{definition.nodeid}: a set of parameters has no order; sort it")
+
+
+def check_names(items: Iterable[pytest.Item]) -> None:
+    """Raise UsageError when the name of a test is another one in the next process."""
+    for item in items:
+        call = getattr(item, "callspec", None)
+        if call is None:
+            continue
+        sets = (
+            value for value in call.params.values() if isinstance(value, set | frozenset) and len(value) > 1
+        )
+        if ADDRESS.search(call.id) or any(str(value) in call.id for value in sets):
+            raise pytest.UsageError(
+                f"{item.nodeid}: differs in the next process, because it shows a set or an address; give it `ids` or a"
+                " tuple"
+            )

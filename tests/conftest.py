@@ -10,8 +10,7 @@ from hack.cluster import install, state
 from hack.cluster.controlplane import ControlPlane
 from hack.report import Report, add_option
 from hack.required import Required
-from hack.sidebyside import SideBySide, scheduler
-from hack.testnames import check_names, check_parameters
+from hack.sidebyside import SideBySide, check_names, check_parameters, scheduler
 from hack.timelimits import TimeLimits
 from hypothesis import settings
 

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from gpusharing.agent.podresources import Held
 from gpusharing.api import names
 from hack import launch
 from hack.bench.divide import INSTANCES
-from hack.bench.machine import cpu_ms, rss_mib
+from hack.bench.machine import cpu_ms, read_metric, read_metrics, rss_mib
 from hack.bench.results import Measured
 from hack.bench.testbed import GPUNODES, Testbed
 from hack.cluster.process import wait_until
@@ -180,13 +179,11 @@ class Running:
 
     def metrics(self) -> str:
         """One scrape."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
-            return str(answer.read().decode())
+        return read_metrics(self.port)
 
     def readings(self) -> float:
         """How often it has read the GPUs."""
-        found = re.search(r'readings_total\{outcome="ok"\} (\S+)', self.metrics())
-        return float(found[1]) if found else 0.0
+        return read_metric(self.port, 'gpusharing_agent_readings_total{outcome="ok"}')
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,9 @@ from gpusharing.kube.client import JSON, NODES
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import OfficialLogin
 from hack import launch
-from hack.bench import traffic
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.testbed import FULL, SMALL_SLICES, Spent, Testbed
+from hack.bench.testbed import FULL, NODE_SOFTWARE, OPERATOR, SMALL_SLICES, Spent, Testbed
 from hack.cluster import nodes
 from hack.cluster.audit import AuditedRequest
 
@@ -38,25 +37,31 @@ def roll(testbed: Testbed, count: int) -> Iterator[Measured]:
     testbed.wait_ready([ROLL], 300)
     used = cpu_ms(testbed.operator.pid) - used
     counts = testbed.counts(span)
-    writes = node_writes(testbed, span)
-    drain = (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor
-    actuation = statistics.median(actuation_seconds(times) for times in writes.values())
-    begin = min(own[0] for own, _ in writes.values())
-    end = max(own[-1] for own, _ in writes.values())
-    rounds = math.ceil(count / max(1, count * PERCENT // 100))
-    ideal, real = rounds * (drain + actuation), (end - begin).total_seconds()
-    how = (
-        f"{count} nodes, {rounds} rounds x ({drain:.2f} s settle and idle + {actuation:.2f} s median from PNR to the"
-        f" node software's last write) = {ideal:.1f} s; first fence to last release {real:.1f} s;"
-        f" hardware and waits {testbed.factor:g}x"
-    )
-    yield Measured("roll_efficiency", ideal / real, how)
+    yield efficiency("roll_efficiency", testbed, span, count, max(1, count * PERCENT // 100))
     yield Measured(
         "cpu_ms_per_transition", used / count, f"the same roll, {counts.polls / count:.1f} drain polls each"
     )
     how = f"the same roll; {counts.by_resource}"
     yield Measured("api_writes_per_transition_roll", counts.writes / count, how)
     testbed.remove([ROLL], added)
+
+
+def efficiency(name: str, testbed: Testbed, span: Spent, count: int, at_once: int) -> Measured:
+    """The shortest time that a roll over `count` nodes, so many at once, can take, by the time that it took."""
+    writes, drain = (
+        node_writes(testbed, span),
+        (launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]) / testbed.factor,
+    )
+    actuation = statistics.median(actuation_seconds(times) for times in writes.values())
+    begin, end = min(own[0] for own, _ in writes.values()), max(own[-1] for own, _ in writes.values())
+    rounds = math.ceil(count / at_once)
+    ideal, real = rounds * (drain + actuation), (end - begin).total_seconds()
+    how = (
+        f"{count} nodes, {rounds} rounds x ({drain:.2f} s settle and idle + {actuation:.2f} s median from PNR to the"
+        f" node software's last write) = {ideal:.1f} s; first fence to last release {real:.1f} s;"
+        f" hardware and waits {testbed.factor:g}x"
+    )
+    return Measured(name, ideal / real, how)
 
 
 Times = tuple[list[datetime], list[datetime]]
@@ -70,9 +75,9 @@ def node_writes(testbed: Testbed, span: Spent) -> dict[str, Times]:
         if not request.is_write or request.resource.partition("/")[0] != "nodes":
             continue
         own, theirs = found.setdefault(request.name, ([], []))
-        if request.user == traffic.OPERATOR:
+        if request.user == OPERATOR:
             own.append(request.at)
-        elif request.user_agent == traffic.NODE_SOFTWARE:
+        elif request.user_agent == NODE_SOFTWARE:
             theirs.append(request.at)
     return {name: (sorted(own), sorted(theirs)) for name, (own, theirs) in found.items() if len(own) >= 3}
 

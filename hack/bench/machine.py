@@ -5,6 +5,7 @@ import platform
 import re
 import statistics
 import time
+import urllib.request
 from pathlib import Path
 
 CPUCLOCK_SCHED = 2
@@ -37,6 +38,18 @@ def pace_ms() -> float:
         sum(len(things[number * 7919 % len(things)]["name"]) for number in range(len(things)))
         taken.append(time.process_time() - begun)
     return statistics.median(taken) * 1000
+
+
+def read_metrics(port: int) -> str:
+    """Read the metrics page of a process of ours. Raises OSError while nobody listens on the port."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        return str(answer.read().decode())
+
+
+def read_metric(port: int, sample: str) -> float:
+    """Read the value of one sample from that page; 0 if the page does not have it."""
+    found = re.search(rf"^{re.escape(sample)} (\S+)$", read_metrics(port), re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
 def stolen_s() -> float:

@@ -1,17 +1,14 @@
 """A roll at 60 s of actuation, beside a plain loop of `kubectl drain; label; wait; uncordon` over the same nodes."""
 
-import math
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from gpusharing.api import names
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
-from hack import launch
-from hack.bench.large import actuation_seconds, node_writes
+from hack.bench.large import efficiency
 from hack.bench.results import Measured
-from hack.bench.testbed import FULL, SMALL_SLICES, Spent, Testbed
+from hack.bench.testbed import FULL, SMALL_SLICES, Testbed
 from hack.cluster.api import Object
 
 POOL = "plain"
@@ -39,7 +36,7 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
     testbed.edit(POOL, {**FULL, **_at_once(AT_ONCE)})
     testbed.wait_ready([POOL], 300)
     operator = time.monotonic() - begun
-    yield _efficiency(testbed, span)
+    yield efficiency("roll_efficiency_60s", testbed, span, NODES, AT_ONCE)
     factor = testbed.factor
     how = (
         f"the same nodes: edit to Ready {operator * factor:.0f} s; kubectl drain, label, wait, uncordon"
@@ -47,20 +44,6 @@ def compared(testbed: Testbed) -> Iterator[Measured]:
     )
     yield Measured("roll_60s_vs_plain_loop", operator / loop, how)
     testbed.remove([POOL], added)
-
-
-def _efficiency(testbed: Testbed, span: Spent) -> Measured:
-    writes, factor = node_writes(testbed, span), testbed.factor
-    drain = launch.WAITS["SETTLE"] + launch.WAITS["IDLE"]
-    actuation = statistics.median(actuation_seconds(times) for times in writes.values()) * factor
-    began, ended = min(own[0] for own, _ in writes.values()), max(own[-1] for own, _ in writes.values())
-    real = (ended - began).total_seconds() * factor
-    rounds = math.ceil(NODES / AT_ONCE)
-    how = (
-        f"{NODES} nodes, {AT_ONCE} at once, {rounds} rounds x ({drain:.1f} s settle and idle + {actuation:.1f} s median"
-        f" from PNR to the node software's last write); first fence to last release {real:.0f} s; all run {factor:g}x"
-    )
-    return Measured("roll_efficiency_60s", rounds * (drain + actuation) / real, how)
 
 
 def _at_once(count: int) -> Object:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 
 from hack.bench.machine import cpu_ms, rss_mib
 from hack.bench.results import Measured
-from hack.bench.testbed import FACTOR, FULL, LARGE_SLICES, SMALL_SLICES, Testbed
-from hack.bench.traffic import Counts
+from hack.bench.testbed import FACTOR, FULL, LARGE_SLICES, SMALL_SLICES, Counts, Testbed
 from hack.cluster.api import Object, in_parallel
 
 POOL = "small"

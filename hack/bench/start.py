@@ -3,15 +3,13 @@
 There is no node software here, since nothing changes: the reports of the agents are written once, by us.
 """
 
-import re
 import time
-import urllib.request
 from collections.abc import Iterator
 
 from gpusharing.agent.observation import AgentRequest, Observation
 from gpusharing.agent.podresources import Holdings
 from hack.bench.large import as_kubelets_report
-from hack.bench.machine import cpu_ms, rss_mib
+from hack.bench.machine import cpu_ms, read_metric, rss_mib
 from hack.bench.results import Measured
 from hack.bench.testbed import FULL, GPUNODES, Testbed
 from hack.cluster import nodes
@@ -72,9 +70,6 @@ def _observe(testbed: Testbed, raw: Object) -> None:
 
 def _planned(metrics_port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
-            text = answer.read().decode()
+        return read_metric(metrics_port, 'gpusharing_pass_seconds_count{step="plan"}') >= 1
     except OSError:
         return False  # not listening yet
-    found = re.search(r'^gpusharing_pass_seconds_count\{step="plan"\} (\S+)$', text, re.MULTILINE)
-    return found is not None and float(found[1]) >= 1

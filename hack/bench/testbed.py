@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,13 +11,63 @@ from typing import Any
 
 from gpusharing.api import names
 from hack import launch
-from hack.bench import image, traffic
-from hack.bench.traffic import Counts
+from hack.bench import image
+from hack.bench.machine import read_metric
 from hack.cluster import install, nodes
 from hack.cluster.api import Api, Object, in_parallel
 from hack.cluster.audit import AuditedRequest, read_requests
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.process import free_ports, wait_until
+
+OPERATOR = f"system:serviceaccount:{launch.NAMESPACE}:{launch.SERVICE_ACCOUNT}"
+NODE_SOFTWARE = "simulated-node-software"
+"""User agent of the simulators (hack/sim/__main__.py)."""
+LEASES = "leases"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Requests of the operator in some span of time, renewals of the Lease apart."""
+
+    node_writes: int
+    writes: int
+    """All, with those writes of the Lease that carry claims."""
+    reads: int
+    """get and list, without drain polls and watches."""
+    polls: int
+    """Lists of the pods of a node in work, and of PodDisruptionBudgets."""
+    by_resource: str
+    """Writes by resource, for people."""
+
+
+def count(requests: Sequence[AuditedRequest], claim_writes: int) -> Counts:
+    """Count requests of one user. `claim_writes`: how many writes of the Lease carried claims."""
+    writes = Counter(request.resource for request in requests if request.is_write)
+    writes[LEASES] = claim_writes
+    read = [request for request in requests if request.verb in ("get", "list") and request.resource != LEASES]
+    polls = sum(is_poll(request) for request in read)
+    shown = sorted(writes.items(), key=lambda row: (-row[1], row[0]))
+    return Counts(
+        node_writes=writes["nodes"],
+        writes=writes.total(),
+        reads=len(read) - polls,
+        polls=polls,
+        by_resource=", ".join(f"{number} {resource}" for resource, number in shown if number),
+    )
+
+
+def is_poll(request: AuditedRequest) -> bool:
+    """Whether a read looks at the pods of one node that is drained, or at the budgets of these pods."""
+    if request.verb != "list":
+        return False
+    of_one_node = "fieldSelector=spec.nodeName%3D" in request.path and "status.phase" not in request.path
+    return request.resource == "poddisruptionbudgets" or (request.resource == "pods" and of_one_node)
+
+
+def claim_writes(metrics_port: int) -> int:
+    """How many writes of claims the operator's own metrics count so far."""
+    return int(read_metric(metrics_port, 'gpusharing_actions_total{action="SetClaims",result="done"}'))
+
 
 FACTOR = 20.0
 """The SIMULATED hardware, and the operator's waits for hardware and kubelets, run so much faster than life."""
@@ -136,16 +187,16 @@ class Testbed:
     def span(self) -> Spent:
         """Begin to count."""
         size = self.plane.audit_log.stat().st_size
-        return Spent(size, traffic.claim_writes(self.metrics_port), time.monotonic())
+        return Spent(size, claim_writes(self.metrics_port), time.monotonic())
 
-    def requests(self, span: Spent, user: str | None = traffic.OPERATOR) -> list[AuditedRequest]:
+    def requests(self, span: Spent, user: str | None = OPERATOR) -> list[AuditedRequest]:
         """Requests since then."""
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:
         """The operator's requests since then."""
-        claims = traffic.claim_writes(self.metrics_port) - span.start_claims
-        return traffic.count(self.requests(span), claims)
+        claims = claim_writes(self.metrics_port) - span.start_claims
+        return count(self.requests(span), claims)
 
     def wait_silent(self, seconds: float = 3.0, at_most: float = 60.0) -> None:
         """Until the operator has written nothing but its Lease for so long."""
@@ -190,7 +241,7 @@ def open_testbed(
 
 def _answers(port: int) -> bool:
     try:
-        traffic.claim_writes(port)
+        claim_writes(port)
     except OSError:
         return False
     return True

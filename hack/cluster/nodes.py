@@ -6,13 +6,17 @@ whoever plays NVIDIA's software (the simulators); nothing here writes a node a s
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.cards import Card, bare_product, find_card
+from gpusharing.planning.gpus.cards import Card, find_card
 from hack.cluster.api import Api, Object, in_parallel
 from hack.cluster.commands import MANAGED_BY_KWOK
 from hack.cluster.process import wait_until
 from hack.cluster.toolchain import CONTROLPLANE_SOURCE, KWOK_VERSION, kubernetes_version
+from hack.sim import gfd
+from hack.sim.gpu import SimulatedGPUs
+from hack.sim.plugin import SimPluginConfig
 
 LABEL_POOL = f"{names.PREFIX}pool"
 """How the README, the demo and the tests name a node pool; any other label would do."""
@@ -27,8 +31,6 @@ OPERANDS = (
     "nvsm",
     "operator-validator",
 )
-FAMILIES = {7: "turing", 8: "ampere", 9: "hopper", 10: "blackwell", 11: "blackwell", 12: "blackwell"}
-"""GFD's name of an architecture by major compute capability; 8.9 is the exception (ada-lovelace)."""
 FLEET = (
     ("a", "NVIDIA H100 80GB HBM3", 8),
     ("b", "NVIDIA H100 80GB HBM3", 8),
@@ -74,28 +76,18 @@ def node_manifest(
 
 def gpu_labels(card: Card, product: str, gpus: int) -> dict[str, str]:
     """The `nvidia.com/` labels of a node with whole cards: GFD's, and the GPU operator's placement labels."""
-    major, minor = card.compute_capability
-    memory = card.memory_mib or card.memory_gb * 1024
-    gfd = {
-        names.LABEL_GPU_PRODUCT: bare_product(product),
-        names.LABEL_GPU_COUNT: str(gpus),
-        names.LABEL_GPU_REPLICAS: "1",
-        names.LABEL_SHARING_STRATEGY: "none",
-        names.LABEL_MIG_CAPABLE: str(bool(card.profiles)).lower(),
-        "nvidia.com/gpu.memory": str(memory),
-        "nvidia.com/gpu.family": "ada-lovelace"
-        if (major, minor) == (8, 9)
-        else FAMILIES.get(major, "undefined"),
-        "nvidia.com/gpu.compute.major": str(major),
-        "nvidia.com/gpu.compute.minor": str(minor),
-        "nvidia.com/gpu.mode": "compute",
-        "nvidia.com/mps.capable": "false",
-    }
     operands = (*OPERANDS, "mig-manager") if card.profiles else OPERANDS
     deploy = {f"{names.LABEL_DEPLOY_PREFIX}{operand}": "true" for operand in operands}
     # A fresh MIG-capable node has been labelled by the GPU operator and seen by mig-manager once (d.1, a.2).
     mig = {names.LABEL_MIG_CONFIG: "all-disabled", names.LABEL_MIG_STATE: "success"} if card.profiles else {}
-    return {names.LABEL_GPU_PRESENT: "true", **gfd, **deploy, **mig}
+    return {names.LABEL_GPU_PRESENT: "true", **_gfd_labels(product, gpus), **deploy, **mig}
+
+
+@cache
+def _gfd_labels(product: str, gpus: int) -> Mapping[str, str]:
+    """What GFD would write, without the time of its start: it has not run on this machine."""
+    found = gfd.labels(SimulatedGPUs("", [product] * gpus).read(), SimPluginConfig(), started=0)
+    return {key: value for key, value in found.items() if key != names.LABEL_GFD_TIMESTAMP}
 
 
 def fleet(count: int) -> list[Object]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.cache import UnavailableError, cache_root, make_once, say
+from hack.compiler import need_compiler
 from hack.golang import run_go
 
 KWOK_VERSION = "v0.8.0"
@@ -55,6 +56,10 @@ class ToolRecipe:
     minutes: int = 2
     calls: tuple[str, ...] = ()
     """Names under which the one program of a multi-call binary is linked."""
+    cgo: bool = False
+    """Whether it is linked with C, and so needs a C compiler."""
+    builder: str = "hack.cluster.toolchain"
+    """The module of ours that builds it, for the error of a build that failed."""
 
     def directory(self, root: Path) -> Path:
         """The folder of the finished build below the cache `root`."""
@@ -215,23 +220,26 @@ def program(name: str) -> Path:
 
 def _build(recipe: ToolRecipe, out: Path) -> None:
     """Build the programs of a recipe into the folder `out`, and link the names under which one of them is called."""
+    what = f"{recipe.name} {recipe.version}"
+    if recipe.cgo:
+        need_compiler(what)
     run_go(
-        f"{recipe.name} {recipe.version}",
+        what,
         [argument.replace("{out}", str(out)) for argument in recipe.command[1:]],
         recipe.cwd or out,
-        _build_environment(out, module=recipe.cwd is None),
+        {**build_environment(recipe), "GOBIN": str(out)},
         minutes=recipe.minutes,
-        again=f"python -m hack.cluster.toolchain {recipe.name}",
+        again=f"python -m {recipe.builder} {recipe.name}",
     )
     for call in recipe.calls:
         (out / call).symlink_to(recipe.programs[0])
 
 
-def _build_environment(out: Path, *, module: bool) -> dict[str, str]:
+def build_environment(recipe: ToolRecipe) -> dict[str, str]:
     """The user's environment (proxies, module cache) without what he has set for another project's build."""
     environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH")}
-    mode = "-mod=mod" if module else "-mod=readonly"
-    return {**environ, "GOBIN": str(out), "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": "0"}
+    mode = "-mod=mod" if recipe.cwd is None else "-mod=readonly"
+    return {**environ, "GOWORK": "off", "GOFLAGS": mode, "CGO_ENABLED": str(int(recipe.cgo))}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,9 +9,8 @@ from hack.demo.screen import DemoFailed, Screen
 from hack.demo.stage import LOG, ROOT, empty_log
 from hack.launch import LaunchError
 from hack.nvidia import build
-from hack.nvidia.loop import NvidiaLoop, is_cordoned, running_loop
+from hack.nvidia.loop import HALVES, SINGLE, WALK, NvidiaLoop, Stop, is_cordoned, running_loop
 from hack.nvidia.sandbox import SandboxError, why_not
-from hack.nvidia.walk import HALVES, SINGLE, WALK, Stop
 
 SIMULATED = (
     "SIMULATED: the GPUs (libnvidia-ml.so.1 is ours), kubelets (kwok, a registration stub for device plugins), Node "

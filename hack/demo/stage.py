@@ -40,31 +40,24 @@ class Stage(Protocol):
 
     async def apply(self, manifest: JSON) -> str:
         """`kubectl apply`; returns its answer. Raises ApplyRefused."""
-        ...
 
     async def show(self, view: KubectlView) -> str:
         """The table that `kubectl get` prints."""
-        ...
 
     async def deploy(self, workload: SimWorkload) -> None:
         """A Deployment, or what stands for one."""
-        ...
 
     async def start_operator(self) -> None:
         """A new operator process, which knows nothing of an earlier one."""
-        ...
 
     async def kill_operator(self) -> str:
         """kill -9; returns what was killed, in words."""
-        ...
 
     async def writes(self) -> list[Written]:
         """What the operator has written so far, in order; refused writes, and its Lease, left out."""
-        ...
 
     async def changed(self) -> None:
         """Return when it is worth looking again."""
-        ...
 
 
 def empty_log() -> Path:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from hack.cache import UnavailableError
 from hack.images import advisories, local, registry
+from hack.images.contents import Image
 from hack.images.debian import ARCHITECTURES, LockError
-from hack.images.local import Image, TreeError, by_kind, table, too_big
-from hack.images.saved import Saved
+from hack.images.local import TreeError, by_kind, table, too_big
 
 BASES = ("auto", "local", "registry")
 FOUND = 3
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     return max(tell(image, known) for image in images)
 
 
-def tell(image: Image | Saved, known: list[advisories.Advisory] | None) -> int:
+def tell(image: Image, known: list[advisories.Advisory] | None) -> int:
     """Say what one image is; its exit status."""
     print(
         f"\n{image.reference} for {image.architecture}: {image.size / 1e6:.1f} MB compressed, {image.digest}"
@@ -51,7 +51,7 @@ def tell(image: Image | Saved, known: list[advisories.Advisory] | None) -> int:
     print(f"  archive  {image.archive}  (ctr -n k8s.io images import, docker load, podman load)")
     print(f"  SBOM     {image.sbom}  ({len(image.parts)} packages)")
     print(f"  compiled {image.compiled} modules")
-    if isinstance(image, Image):
+    if image.tree:
         print(table(by_kind(image.tree), image.size))
     if problem := too_big(image.size):
         print(problem, file=sys.stderr)

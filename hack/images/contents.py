@@ -5,6 +5,7 @@ OCI labels and annotations come from the checkout alone. The bill of materials i
 (https://spdx.github.io/spdx-spec/v2.3/).
 """
 
+import json
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from packaging.utils import canonicalize_name
 
 from hack.generate import ROOT
 from hack.images.debian import DISTRO, Package
-from hack.images.layers import JSON
+from hack.images.layers import JSON, Layer
 
 PREFIX = "org.opencontainers.image"
 """https://specs.opencontainers.org/image-spec/annotations/"""
@@ -120,6 +121,39 @@ class ImagePart:
     homepage: str = UNKNOWN
     sha256: str = ""
     """Of the file that was installed; empty for our own wheel."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A finished image: ours, or one that Docker or buildah has built and saved."""
+
+    archive: Path
+    reference: str
+    """The name it has once imported."""
+    architecture: str
+    digest: str
+    """sha256:... of the manifest. A saved image has none: of its configuration, its id in `docker images`."""
+    size: int
+    """Bytes of all layers when compressed, as they are transferred."""
+    compiled: int
+    """Modules that are compiled."""
+    parts: tuple[ImagePart, ...]
+    config: JSON
+    """User, Env, Cmd, Labels ... as OCI names them."""
+    tree: tuple[Path, ...] = ()
+    """Folders that make the root file system, the lowest first, owned by whoever built it; empty for a saved image."""
+    layers: tuple[Layer, ...] = ()
+    """Empty for a saved image."""
+
+    @property
+    def sbom(self) -> Path:
+        """The bill of materials beside the archive, SPDX 2.3."""
+        return self.archive.with_suffix(".spdx.json")
+
+    def write_sbom(self, origin: Origin) -> None:
+        """Write the bill of materials."""
+        spdx = document(origin, self.architecture, self.digest, self.parts)
+        self.sbom.write_text(json.dumps(spdx, indent=1) + "\n")
 
 
 def debian_parts(status: Sequence[str], locked: Sequence[Package]) -> Iterator[ImagePart]:

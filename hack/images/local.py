@@ -4,22 +4,19 @@ Two checks of the finished tree are here as well: which shared libraries its pro
 (also for a foreign machine), and how big the image is, and of what.
 """
 
-import json
 import re
 import shutil
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from hack.generate import ROOT
 from hack.images import debian, wheels
 from hack.images.contents import (
-    ImagePart,
+    Image,
     Origin,
     debian_parts,
-    document,
     labels,
     read_metadata,
     read_origin,
@@ -48,31 +45,6 @@ RUN: JSON = {
 
 class TreeError(Exception):
     """The image would not run. The text says why."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """A finished image."""
-
-    architecture: str
-    reference: str
-    """The name it has once imported."""
-    archive: Path
-    digest: str
-    """sha256:... of the manifest."""
-    tree: tuple[Path, ...]
-    """Folders that make the root file system, the lowest first; owned by whoever built it."""
-    layers: tuple[Layer, ...]
-    compiled: int
-    """Modules that are compiled."""
-    parts: tuple[ImagePart, ...]
-    sbom: Path
-    """The bill of materials beside the archive, SPDX 2.3."""
-
-    @property
-    def size(self) -> int:
-        """Bytes of all layers as they are transferred."""
-        return sum(len(layer.data) for layer in self.layers)
 
 
 def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image:
@@ -114,9 +86,10 @@ def build(architecture: str = "", reference: str = "", out: Path = OUT) -> Image
             f"libraries are missing, add their packages to hack/images/debian.py: {'; '.join(lacking)}"
         )
     target, digest = _write(architecture, reference, origin, layers, out)
-    sbom = target.with_suffix(".spdx.json")
-    sbom.write_text(json.dumps(document(origin, architecture, digest, held), indent=1) + "\n")
-    return Image(architecture, reference, target, digest, (system, site, own), layers, compiled, held, sbom)
+    size, trees = sum(len(layer.data) for layer in layers), (system, site, own)
+    image = Image(target, reference, architecture, digest, size, compiled, held, RUN, trees, layers)
+    image.write_sbom(origin)
+    return image
 
 
 def _native_python(native: str, folder: Path) -> Path:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hack.generate import ROOT
-from hack.images.contents import PREFIX, Origin, labels, read_origin
-from hack.images.saved import Saved, read
+from hack.images.contents import PREFIX, Image, Origin, labels, read_origin
+from hack.images.saved import read
 from hack.images.wheels import native
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -115,7 +115,7 @@ def all_labels(origin: Origin) -> dict[str, str]:
     return {**labels(origin, base), f"{PREFIX}.base.digest": digest}
 
 
-def build(architectures: Sequence[str], reference: str) -> list[Saved]:
+def build(architectures: Sequence[str], reference: str) -> list[Image]:
     """Build, save as docker-archives under build/images, and write a bill of materials beside each.
 
     Raises:

@@ -7,11 +7,10 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-from hack.images.contents import PYTHON_ITSELF, ImagePart, Origin, debian_parts, document, wheel_parts
-from hack.images.layers import JSON, compress
+from hack.images.contents import PYTHON_ITSELF, Image, ImagePart, debian_parts, wheel_parts
+from hack.images.layers import compress
 
 STATUS = re.compile(r"var/lib/dpkg/status(\.d/[^/]+)?$")
 METADATA = re.compile(r".*/(?:site|dist)-packages/[^/]+\.dist-info/METADATA$")
@@ -24,35 +23,7 @@ class ArchiveError(ValueError):
     """The archive is none that we can read. The text says why."""
 
 
-@dataclass(frozen=True)
-class Saved:
-    """One image as a builder has saved it."""
-
-    archive: Path
-    reference: str
-    architecture: str
-    digest: str
-    """sha256:... of the configuration, which `docker images` calls the image's id: an archive has no manifest."""
-    size: int
-    """Bytes of all layers when compressed."""
-    config: JSON
-    """User, Env, Cmd, Labels ... as OCI names them."""
-    compiled: int
-    """Modules that are compiled."""
-    parts: tuple[ImagePart, ...]
-
-    @property
-    def sbom(self) -> Path:
-        """The bill of materials beside the archive, SPDX 2.3."""
-        return self.archive.with_suffix(".spdx.json")
-
-    def write_sbom(self, origin: Origin) -> None:
-        """Write it."""
-        spdx = document(origin, self.architecture, self.digest, self.parts)
-        self.sbom.write_text(json.dumps(spdx, indent=1) + "\n")
-
-
-def read(path: Path) -> Saved:
+def read(path: Path) -> Image:
     """The image in a docker-archive.
 
     Raises:
@@ -78,7 +49,7 @@ def read(path: Path) -> Saved:
     digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
     reference, architecture = manifest["RepoTags"][0], config["architecture"]
     parts = tuple(sorted(_parts(files)))
-    return Saved(path, reference, architecture, digest, size, config["config"], compiled, parts)
+    return Image(path, reference, architecture, digest, size, compiled, parts, config["config"])
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:

@@ -25,6 +25,7 @@ from hack.cluster.controlplane import ControlPlane
 from hack.cluster.process import free_ports
 from hack.cluster.tokens import service_account_token
 from hack.images import local
+from hack.images.contents import Image
 
 LIMIT = 3.0
 """Seconds of CPU from the start of the process to the first good answer of /readyz; more is a fault."""
@@ -44,7 +45,7 @@ class Start:
     """Of the process alone."""
 
 
-def lay(image: local.Image, root: Path) -> None:
+def lay(image: Image, root: Path) -> None:
     """The image's layers over each other."""
     for tree in image.tree:
         shutil.copytree(tree, root, symlinks=True, dirs_exist_ok=True)
@@ -100,7 +101,7 @@ def _is_ready(port: int) -> bool:
         return False
 
 
-def measure_starts(image: local.Image) -> list[Start]:
+def measure_starts(image: Image) -> list[Start]:
     """STARTS starts of this machine's image, one after another; root is needed, for chroot.
 
     Raises:

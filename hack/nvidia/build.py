@@ -4,19 +4,17 @@
 release is a module of its own, so that it is linked with exactly the versions its release names.
 """
 
-import hashlib
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from hack.cache import UnavailableError, cache_root, make_once, say
+from hack.cache import UnavailableError, cache_root, say
+from hack.cluster.toolchain import ToolRecipe, build_environment, build_once
 from hack.compiler import need_compiler
-from hack.golang import failure, find_go, run_go
+from hack.golang import failure, find_go
 
 HERE = Path(__file__).resolve().parent
 WHAT = "NVIDIA's programs"
@@ -45,21 +43,22 @@ class UpstreamRelease:
             raise UnavailableError(f"{self.source / 'go.mod'} does not require {self.module}")
         return found[1]
 
-    def command(self, out: str) -> list[str]:
-        """The build. NVML is looked up at run time only: `-z lazy` leaves its symbols open until they are called."""
-        stamp = f"-X {self.module}/internal/info.version={self.version}"
-        packages = [f"{self.module}/cmd/{name}" for name in self.programs]
-        packages += [f"./{name}" for name in self.ours]
-        flags = f"-s -w {stamp} -extldflags=-Wl,-z,lazy"
-        return ["go", "build", "-trimpath", "-mod=readonly", f"-ldflags={flags}", "-o", out, *packages]
-
-    def directory(self) -> Path:
-        """The folder of the finished build."""
-        inputs = [path.read_bytes() for path in sorted(self.source.rglob("*")) if path.is_file()]
-        inputs.append("\0".join((*self.command(""), platform.system(), platform.machine())).encode())
-        return (
-            cache_root()
-            / f"{self.folder}-{self.version}-{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:12]}"
+    def recipe(self) -> ToolRecipe:
+        """How it is built. `-z lazy` leaves the symbols of NVML open until they are called: a program looks them up."""
+        version, files = self.version, sorted(path for path in self.source.rglob("*") if path.is_file())
+        flags = f"-s -w -X {self.module}/internal/info.version={version} -extldflags=-Wl,-z,lazy"
+        packages = [f"{self.module}/cmd/{name}" for name in self.programs] + [
+            f"./{name}" for name in self.ours
+        ]
+        return ToolRecipe(
+            name=self.folder,
+            version=version,
+            inputs=tuple(path.read_text() for path in files),
+            command=("go", "build", "-trimpath", f"-ldflags={flags}", "-o", "{out}/", *packages),
+            programs=(*self.programs, *self.ours),
+            cwd=self.source,
+            cgo=True,
+            builder="hack.nvidia.build",
         )
 
 
@@ -94,7 +93,7 @@ def ensure(release: UpstreamRelease) -> Path:
     Raises:
         UnavailableError: Go or a C compiler is missing, the build failed, or the cache cannot be used.
     """
-    return make_once(release.directory(), release.folder, lambda out: _build(release, out))
+    return build_once(release.recipe(), cache_root())
 
 
 def program(name: str) -> Path:
@@ -107,18 +106,6 @@ def program(name: str) -> Path:
     )
 
 
-def _environment() -> dict[str, str]:
-    """The user's environment for Go, without what he has set for another project's build."""
-    environ = {key: value for key, value in os.environ.items() if key not in ("GOOS", "GOARCH", "GOFLAGS")}
-    return {**environ, "GOWORK": "off", "CGO_ENABLED": "1"}
-
-
-def _build(release: UpstreamRelease, out: Path) -> None:
-    need_compiler(WHAT)
-    what, again = f"NVIDIA's {release.folder} {release.version}", "python -m hack.nvidia.build"
-    run_go(what, release.command(f"{out}/")[1:], release.source, _environment(), minutes=2, again=again)
-
-
 def module_folder(release: UpstreamRelease, module: str) -> Path:
     """The folder with the source of a module that this release is linked with, wherever Go keeps it.
 
@@ -128,7 +115,7 @@ def module_folder(release: UpstreamRelease, module: str) -> Path:
     asked = subprocess.run(
         [find_go(WHAT), "mod", "download", "-json", module],
         cwd=release.source,
-        env=_environment(),
+        env=build_environment(release.recipe()),
         capture_output=True,
         text=True,
         check=False,

@@ -12,7 +12,6 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,7 +23,7 @@ from hack.cluster.api import Api, Object
 from hack.cluster.certs import create_pki
 from hack.nvidia.sandbox import KUBELET_PLUGINS, Sandbox
 from hack.nvidia.tasks import SandboxTask
-from hack.nvmlsim.simulator import Simulator
+from hack.nvmlsim.simulator import machine_devices
 
 FIRST_PID = 5_000_000
 """Above every real process id (2^22)."""
@@ -113,42 +112,19 @@ class DeviceManager:
 
     def _start_processes(self, uid: str) -> None:
         pod, held = self._held[uid]
-        places = find_devices(self._simulator)
+        places = {one.uuid: one for one in machine_devices(self._simulator.show())}
         for device in (device for ids in held.values() for device in ids):
             self._next_pid += 1
             place, name = places[_uuid(device)], f"SIMULATED-{pod['metadata']['name']}"
+            gpu_instance, compute_instance = place.instance or (-1, -1)
             self._simulator.add_process(
-                place.gpu,
-                self._next_pid,
-                name,
-                gpu_instance=place.gpu_instance,
-                compute_instance=place.compute_instance,
+                place.gpu, self._next_pid, name, gpu_instance=gpu_instance, compute_instance=compute_instance
             )
             self._computing.setdefault(uid, []).append(self._next_pid)
 
     def _end_processes(self, uid: str) -> None:
         for pid in self._computing.pop(uid, ()):
             self._simulator.remove_process(pid)
-
-
-@dataclass(frozen=True)
-class DevicePlace:
-    """Where a device is; instance ids are -1 without MIG."""
-
-    gpu: int
-    gpu_instance: int = -1
-    compute_instance: int = -1
-
-
-def find_devices(simulator: Simulator) -> dict[str, DevicePlace]:
-    """Where each device is, by its UUID."""
-    found: dict[str, DevicePlace] = {}
-    for gpu in simulator.show()["gpus"]:
-        found[gpu["uuid"]] = DevicePlace(gpu["index"])
-        for instance in gpu["instances"]:
-            for compute in instance["compute"]:
-                found[compute["uuid"]] = DevicePlace(gpu["index"], instance["id"], compute["id"])
-    return found
 
 
 def _uuid(device: str) -> str:

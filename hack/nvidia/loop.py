@@ -1,4 +1,7 @@
-"""The whole loop on real parts: control plane, chart, operator, agents, and two nodes with NVIDIA's programs."""
+"""The whole loop on real parts: control plane, chart, operator, agents, and two nodes with NVIDIA's programs.
+
+Rung 3 and `make demo DRIVER=nvidia` take the same walk through all modes (WALK).
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,3 +188,44 @@ def is_cordoned(loop: NvidiaLoop, node: str) -> bool:
 def mig_state(loop: NvidiaLoop, node: str) -> str:
     """What mig-manager says."""
     return loop.labels(node).get(names.LABEL_MIG_STATE, "")
+
+
+FULL: Object = {"mode": "Full"}
+HALVES: Object = {
+    "mode": "MIG",
+    "mig": {"strategy": "mixed", "layouts": [{"devices": "all", "profiles": {"3g.40gb": 2}}]},
+}
+MIXED: Object = {
+    "mode": "MIG",
+    "mig": {
+        "strategy": "mixed",
+        "layouts": [{"devices": "all", "profiles": {"1g.10gb": 2, "2g.20gb": 1, "3g.40gb": 1}}],
+    },
+}
+SINGLE: Object = {"mode": "MIG", "mig": {"strategy": "single", "config": "all-1g.10gb"}}
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One mode."""
+
+    text: str
+    spec: Object
+    served: dict[str, int]
+    """Allocatable per node."""
+
+
+WALK = (
+    Stop("Full", FULL, {"nvidia.com/gpu": 2}),
+    Stop("MIG mixed", HALVES, {"nvidia.com/mig-3g.40gb": 4}),
+    Stop(
+        "MIG mixed in another geometry",
+        MIXED,
+        {"nvidia.com/mig-1g.10gb": 4, "nvidia.com/mig-2g.20gb": 2, "nvidia.com/mig-3g.40gb": 2},
+    ),
+    Stop("MIG with time-slicing", {**HALVES, "timeSlicing": {"replicas": 3}}, {"nvidia.com/mig-3g.40gb": 12}),
+    Stop("Full again", FULL, {"nvidia.com/gpu": 2}),
+    Stop("TimeSlicing", {"mode": "TimeSlicing", "timeSlicing": {"replicas": 4}}, {"nvidia.com/gpu": 8}),
+    Stop("MPS", {"mode": "MPS", "mps": {"replicas": 4}}, {"nvidia.com/gpu": 8}),
+    Stop("MIG single, through Full", SINGLE, {"nvidia.com/gpu": 14}),
+)

@@ -23,19 +23,15 @@ class Task(Protocol):
 
     def start(self) -> object:
         """Start it."""
-        ...
 
     def alive(self) -> bool:
         """Whether it runs."""
-        ...
 
     def kill(self) -> None:
         """SIGKILL, as the kubelet's when the grace period is over."""
-        ...
 
     def stop(self) -> None:
         """SIGTERM, and wait."""
-        ...
 
 
 class SandboxTask:

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypedDict, Unpack
 
@@ -459,3 +460,44 @@ def _reset_gpu(gpu: layout.SimGpu) -> None:
     gpu.remap_pending = 0
     if gpu.recovery_action in _RECOVERED_BY_RESET:
         gpu.recovery_action = 0
+
+
+MONITOR, CONFIG = "mig/monitor", "mig/config"
+
+
+def of_device(gpu: int, gpu_instance: int, compute_instance: int) -> tuple[str, str]:
+    """The two files of one MIG device; `gpu` by its minor number."""
+    instance = f"gpu{gpu}/mig/gi{gpu_instance}"
+    return f"{instance}/access", f"{instance}/ci{compute_instance}/access"
+
+
+def give(simulator: Simulator, folder: Path, *names: str) -> None:
+    """Let programs without CAP_SYS_ADMIN have these capabilities, beside those that `folder` has already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("SIMULATED\n")
+    simulator.set_machine(capabilities=str(folder))
+
+
+@dataclass(frozen=True)
+class MachineDevice:
+    """A GPU, or with `instance` a MIG device on it."""
+
+    gpu: int
+    uuid: str
+    instance: tuple[int, int] | None = None
+    """Ids of GPU instance and compute instance."""
+
+
+def machine_devices(shown: dict[str, Any]) -> list[MachineDevice]:
+    """GPUs and MIG devices of a simulated machine, as `Simulator.show` reports them."""
+    found: list[MachineDevice] = []
+    for gpu in shown["gpus"]:
+        found.append(MachineDevice(gpu["index"], gpu["uuid"]))
+        for instance in gpu["instances"]:
+            found += [
+                MachineDevice(gpu["index"], one["uuid"], (instance["id"], one["id"]))
+                for one in instance["compute"]
+            ]
+    return found

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hack.cluster.api import Object
-from hack.nvmlsim.capabilities import CONFIG, MONITOR, of_device
+from hack.nvmlsim.simulator import CONFIG, MONITOR, MachineDevice, of_device
 
 VISIBLE, CAPABILITIES = "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"
 SPECIAL_DEVICES = {"NVIDIA_MIG_CONFIG_DEVICES": CONFIG, "NVIDIA_MIG_MONITOR_DEVICES": MONITOR}
@@ -20,16 +20,6 @@ MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 
 class GrantRefused(Exception):
     """The toolkit would not start this container. The text says why."""
-
-
-@dataclass(frozen=True)
-class MachineDevice:
-    """A GPU, or with `instance` a MIG device on it."""
-
-    gpu: int
-    uuid: str
-    instance: tuple[int, int] | None = None
-    """Ids of GPU instance and compute instance."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +36,6 @@ class Grant:
     """Devices that were named one by one: its first process computes on them. SIMULATED."""
     mps: bool = False
     """As a client of the MPS server."""
-
-
-def machine_devices(shown: Object) -> list[MachineDevice]:
-    """GPUs and MIG devices of a simulated machine, as `Simulator.show` reports them."""
-    found: list[MachineDevice] = []
-    for gpu in shown["gpus"]:
-        found.append(MachineDevice(gpu["index"], gpu["uuid"]))
-        for instance in gpu["instances"]:
-            found += [
-                MachineDevice(gpu["index"], one["uuid"], (instance["id"], one["id"]))
-                for one in instance["compute"]
-            ]
-    return found
 
 
 def find_grant(spec: Object, devices: Sequence[MachineDevice]) -> Grant | None:

@@ -5,6 +5,7 @@ with bridge() as network, ControlPlane(options=options(network, ["gpu-1"])) as p
         node.load(pause_image())
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,9 +13,10 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
+
+import yaml
 
 from hack.cache import cache_root, private_directory
 from hack.cluster import toolchain
@@ -23,15 +25,109 @@ from hack.cluster.certs import SERVICE_ADDRESS
 from hack.cluster.controlplane import ControlPlane, Options
 from hack.cluster.nodes import wait_nodes_ready
 from hack.cluster.process import Component, ComponentError, pid_exists, tail, wait_until
-from hack.nvidia import sysfs
-from hack.nvidia.sandbox import mig_minors
+from hack.nvidia.sandbox import mig_minors, write_devices
 from hack.nvmlsim.simulator import Simulator
-from hack.realnode import cgroups, images, runtime, settings
+from hack.realnode import cgroups, images, runtime
 from hack.realnode.images import OneLayerImage
 from hack.realnode.machine import Machine
 from hack.realnode.needs import cni_folder
 from hack.realnode.network import Bridge, service_route
-from hack.realnode.settings import CONTAINERD_SOCKET, RUNTIME_CLASS, NodeFiles
+
+CONTAINERD_SOCKET = "/run/containerd/containerd.sock"
+RUNTIME_CLASS = "nvidia"
+
+
+class NodeFiles:
+    """Where the files of one node lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.containerd_config = folder / "containerd.toml"
+        self.cni = folder / "cni"
+        """The folder with the one network."""
+        self.kubelet_config = folder / "kubelet.yaml"
+        self.ca = folder / "ca.crt"
+        """The authority that signs the clients of the kubelet."""
+        self.kubeconfig = folder / "kubeconfig"
+        """With which the kubelet logs in."""
+        self.images = folder / "images"
+        """Archives on their way to containerd."""
+
+
+def containerd_settings(
+    files: NodeFiles, cni_plugins: Path, pause_image: str, runtimes: Mapping[str, Path]
+) -> str:
+    """containerd 1.6. `runtimes`: programs that are called in the place of runc, by the name of their handler."""
+    quoted = json.dumps  # TOML's basic strings are JSON's
+    cri = '[plugins."io.containerd.grpc.v1.cri"'
+    handlers = [
+        f"{cri}.containerd.runtimes.{name}]\n"
+        'runtime_type = "io.containerd.runc.v2"\n'
+        f"{cri}.containerd.runtimes.{name}.options]\n"
+        f"BinaryName = {quoted(str(program))}\n"
+        for name, program in {"runc": "", **runtimes}.items()
+    ]
+    return "\n".join(
+        (
+            "version = 2",
+            f"root = {quoted(str(files.folder / 'containerd'))}",
+            'state = "/run/containerd"',
+            f"[grpc]\naddress = {quoted(CONTAINERD_SOCKET)}",
+            f"{cri}]",
+            f"sandbox_image = {quoted(pause_image)}",
+            # A score below our own is refused where we do not run as the computer's first root.
+            "restrict_oom_score_adj = true",
+            "disable_apparmor = true",
+            f"{cri}.cni]\nbin_dir = {quoted(str(cni_plugins))}\nconf_dir = {quoted(str(files.cni))}",
+            *handlers,
+        )
+    )
+
+
+def cni_settings(files: NodeFiles, number: int) -> str:
+    """A bridge inside the node; pods reach the API server with the node's address."""
+    bridge = {
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": True,
+        "ipMasq": True,
+        "ipam": {
+            "type": "host-local",
+            "ranges": [[{"subnet": f"10.244.{number}.0/24"}]],
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(files.folder / "cni-addresses"),
+        },
+    }
+    return json.dumps({"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}, indent=2)
+
+
+def kubelet_settings(address: str, ca: Path, cgroup: str) -> str:
+    """As a kubelet is configured by default, but for what this computer cannot give."""
+    return yaml.safe_dump(
+        {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": address,
+            "authentication": {
+                "anonymous": {"enabled": False},
+                "webhook": {"enabled": True},
+                "x509": {"clientCAFile": str(ca)},
+            },
+            "authorization": {"mode": "Webhook"},
+            "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": cgroup,
+            "failCgroupV1": False,
+            "failSwapOn": False,
+            "enforceNodeAllocatable": [],
+            "localStorageCapacityIsolation": False,
+            # The computer's disk is not the node's: how full it is must neither evict pods nor delete images.
+            "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
+            "imageGCHighThresholdPercent": 100,
+            "resolvConf": "",
+            "syncFrequency": "2s",
+        }
+    )
 
 
 class NodeGpus:
@@ -47,7 +143,7 @@ class NodeGpus:
         self.simulator = Simulator.create(runtime.state_file(folder), models, seed=node)
         self.simulator.path.chmod(0o666)  # whoever may call the library keeps his account in it
         gpus = self.simulator.show()["gpus"]
-        sysfs.write_devices(folder / "shown" / "pci", gpus)
+        write_devices(folder / "shown" / "pci", gpus)
         minors = folder / "shown" / "driver" / "nvidia-caps" / "mig-minors"
         minors.parent.mkdir(parents=True)
         minors.write_text(mig_minors(len(gpus)))
@@ -107,9 +203,7 @@ class KubeletNode:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it."""
         self.stop()
 
@@ -231,14 +325,14 @@ class KubeletNode:
         if plugins is None:
             raise ComponentError("no CNI plugins: apt-get install --yes containernetworking-plugins")
         self.files.cni.mkdir(exist_ok=True)
-        (self.files.cni / "10-pods.conflist").write_text(settings.cni(self.files, self.number))
+        (self.files.cni / "10-pods.conflist").write_text(cni_settings(self.files, self.number))
         runtimes = {RUNTIME_CLASS: self.gpus.runtime} if self.gpus else {}
-        text = settings.containerd(self.files, plugins, images.PAUSE_IMAGE, runtimes)
+        text = containerd_settings(self.files, plugins, images.PAUSE_IMAGE, runtimes)
         self.files.containerd_config.write_text(text)
         # Copies: the control plane's own folder may lie below /run, which is another one inside.
         shutil.copy(self.plane.ca, self.files.ca)
         shutil.copy(self.plane.kubelet_kubeconfig(self.name), self.files.kubeconfig)
-        text = settings.kubelet(self.machine.address, self.files.ca, self.machine.cgroup)
+        text = kubelet_settings(self.machine.address, self.files.ca, self.machine.cgroup)
         self.files.kubelet_config.write_text(text)
 
     def _read_heartbeat(self) -> str:

@@ -13,7 +13,6 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from hack.cluster.process import Component, wait_until
@@ -55,9 +54,7 @@ class Registry:
         )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End it, and forget its images."""
         assert self._server is not None
         self._server.stop()

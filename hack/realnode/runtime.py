@@ -18,8 +18,8 @@ from pathlib import Path
 
 from hack.cluster.api import Object
 from hack.nvmlsim.build import LIBRARY, library_directory
-from hack.nvmlsim.simulator import Simulator
-from hack.realnode.grants import Grant, GrantRefused, find_grant, machine_devices
+from hack.nvmlsim.simulator import Simulator, machine_devices
+from hack.realnode.grants import Grant, GrantRefused, find_grant
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPABILITIES = "/run/nvmlsim/capabilities"

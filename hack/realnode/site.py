@@ -14,7 +14,7 @@ from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.kubeconfig import open_api
 from hack.cluster.process import Component, wait_until
-from hack.images import local
+from hack.images.contents import Image
 from hack.nvidia.kubelet import LabelFeeder
 from hack.nvidia.migmanager import BUS
 from hack.realnode import operands
@@ -84,7 +84,7 @@ class Site:
 
     plane: ControlPlane
     nodes: dict[str, KubeletNode]
-    image: local.Image
+    image: Image
     software: dict[str, HostServices] = field(default_factory=dict)
     """Of each node, as it runs now."""
 
@@ -159,7 +159,7 @@ def node_labels() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running_site(machines: Sequence[str], image: local.Image) -> Iterator[Site]:
+def running_site(machines: Sequence[str], image: Image) -> Iterator[Site]:
     """A control plane and nodes of these names, each with two GPUs, `image` and NVIDIA's programs.
 
     Raises:

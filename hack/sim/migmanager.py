@@ -18,8 +18,16 @@ from gpusharing.api.names import (
     PAUSED_FOR_MIG,
 )
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.migfile import ConfigError, Entry, entries
-from hack.sim.migparted import ApplyError, applied, apply_layout, apply_mode, mode_applied
+from hack.sim.migparted import (
+    ApplyError,
+    ConfigError,
+    Entry,
+    applied,
+    apply_layout,
+    apply_mode,
+    entries,
+    mode_applied,
+)
 from hack.sim.readings import Readings
 from hack.sim.settings import Clock, SimSettings
 
@@ -32,32 +40,25 @@ class NodePort(Protocol):
     @property
     def labels(self) -> Mapping[str, str]:
         """Labels of its Node."""
-        ...
 
     async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
         """Merge-patch labels of its Node; None removes one."""
-        ...
 
     async def operands_gone(self, seconds: float) -> bool:
         """Wait until no operand pod is left on the node; False when they are still there after that time."""
-        ...
 
     def mig_file(self) -> str:
         """The configuration file as the pod sees it now."""
-        ...
 
     @property
     def with_reboot(self) -> bool:
         """WITH_REBOOT of ClusterPolicy migManager.env."""
-        ...
 
     async def reboot(self) -> None:
         """Reboot the node: this process is killed, so the call does not return."""
-        ...
 
     def log(self, line: str) -> None:
         """One line for people."""
-        ...
 
 
 class Register:

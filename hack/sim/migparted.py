@@ -1,16 +1,222 @@
-"""SIMULATED nvidia-mig-parted: asserts and applies one configuration on the GPUs of a node (docs/design/nvidia.md#a8).
+"""SIMULATED nvidia-mig-parted: its configuration file, and how it asserts and applies an entry on the GPUs of a node.
 
-What is not atomic there is not atomic here: GPUs before a failure are new, the one that failed is MIG-on and empty,
-those after it are old.
+What a name in the file means for one node is docs/design/nvidia.md#a10:
+
+version: v1
+mig-configs:
+  all-1g.10gb:
+  - {devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}
+
+What is not atomic there is not atomic here (docs/design/nvidia.md#a8): GPUs before a failure are new, the one that
+failed is MIG-on and empty, those after it are old.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
+from types import NoneType
+from typing import Any, TypeAlias
 
-from gpusharing.agent.library import GPU
-from gpusharing.planning.gpus.geometry import Layout
+import yaml
+
+from gpusharing.agent.library import GPU, Reading
+from gpusharing.planning.gpus.cards import find_card
+from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
+from hack.sim.goyaml import GoError, to_json
 from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported, SimulatedGPUs
-from hack.sim.migfile import Entry, covers_all, present, targets
+
+Target: TypeAlias = Layout | None
+"""What one GPU is to be: None MIG off, () MIG on and empty."""
+
+_SLICES = re.compile(r"([0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb")
+_ATTRIBUTE = re.compile(r"[A-Za-z]([A-Za-z0-9.]*[A-Za-z0-9])?")
+_FIELDS = {"device-filter", "devices", "mig-enabled", "mig-devices"}
+
+
+class ConfigError(Exception):
+    """The file or the name in it is not valid: `assert --valid-config` fails."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of a named configuration."""
+
+    filters: tuple[str, ...]
+    """PCI device ids such as 0x233010DE; empty: every card."""
+    devices: frozenset[int] | None
+    """GPU indexes; None: all."""
+    target: Target
+
+    def matches(self, gpu: GPU) -> bool:
+        """Whether this item is about that GPU."""
+        if self.devices is not None and gpu.index not in self.devices:
+            return False
+        return not self.filters or pci_device_id(gpu.product) in self.filters
+
+
+@lru_cache(maxsize=64)
+def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
+    """All named configurations of the file. It is refused as a whole, as by mig-parted's api/spec/v1/spec.go."""
+    try:
+        document = to_json(text)
+    except GoError as error:
+        raise ConfigError(f"not YAML: {error}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict) or document.keys() - {"version", "mig-configs"}:
+        raise ConfigError("expected version and mig-configs and nothing else")
+    if document.get("version") != "v1":
+        raise ConfigError(f"unknown version {document.get('version')!r}")
+    if "mig-configs" not in document:
+        return {}
+    configs = document["mig-configs"]
+    if not isinstance(configs, dict) or not configs:
+        raise ConfigError("mig-configs is not a map with at least one entry")
+    return {name: tuple(map(_entry, _items(name, rows))) for name, rows in configs.items()}
+
+
+def entries(text: str, name: str) -> tuple[Entry, ...]:
+    """The configuration of that name; ConfigError when the file does not hold it."""
+    found = parse(text).get(name)
+    if found is None:
+        raise ConfigError(f"no mig-config named {name!r}")
+    return found
+
+
+def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
+    """What each matching entry wants of each GPU, in the order of the file. A GPU without MIG is left out of
+    entries for all devices; one that is named there is an error."""
+    wanted: list[tuple[GPU, Target]] = []
+    for entry in items:
+        for gpu in gpus:
+            if not entry.matches(gpu):
+                continue
+            if gpu.mig_mode == "NotSupported" and entry.target is not None:
+                if entry.devices is not None:
+                    raise ConfigError(f"GPU {gpu.index} has no MIG")
+                continue
+            wanted.append((gpu, entry.target))
+    return wanted
+
+
+def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
+    """Whether every GPU is matched by some entry; else the assert never succeeds (a.8)."""
+    items = tuple(items)
+    return all(any(entry.matches(gpu) for entry in items) for gpu in gpus)
+
+
+def present(gpu: GPU) -> Target:
+    """What the GPU is now, in the words of the file."""
+    if gpu.mig_mode != "Enabled":
+        return None
+    return normalise(Counter(instance.profile for instance in gpu.instances))
+
+
+def generated(reading: Reading) -> str:
+    """The file that mig-manager >= 0.14 generates from the hardware; empty without any profile (a.10)."""
+    return _generated(tuple(model.product for model in reading.models))
+
+
+@lru_cache(maxsize=64)
+def _generated(products: tuple[str, ...]) -> str:
+    configs: dict[str, list[dict[str, Any]]] = {}
+    for product in products:
+        card = find_card(product)
+        layouts = generated_layouts(card.profiles) if card else {}
+        filters = {"device-filter": [pci_device_id(product)]} if len(products) > 1 else {}
+        for name, layout in layouts.items():
+            configs.setdefault(name, []).append({**filters, **_render(layout)})
+    return yaml.safe_dump({"version": "v1", "mig-configs": configs}) if configs else ""
+
+
+def pci_device_id(product: str) -> str:
+    """The PCI device id of a product; the card's first one when the table does not tell them apart."""
+    card = find_card(product)
+    if card is None or not card.pci_device_ids:
+        return ""
+    same_length = len(card.pci_device_ids) == len(card.products) and product in card.products
+    return card.pci_device_ids[card.products.index(product) if same_length else 0]
+
+
+def _render(layout: Target) -> dict[str, Any]:
+    if layout is None:
+        return {"devices": "all", "mig-enabled": False}
+    return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}
+
+
+def _items(name: object, entries: object) -> list[Any]:
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"mig-config {name} is not a list with at least one entry")
+    return entries
+
+
+def _entry(raw: Any) -> Entry:
+    if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
+        raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
+    filters = raw.get("device-filter")
+    filters = [filters or ""] if filters is None or isinstance(filters, str) else filters
+    if not isinstance(filters, list) or not all(item is None or isinstance(item, str) for item in filters):
+        raise ConfigError(f"bad device-filter: {filters!r}")
+    if filters == [""]:
+        filters = []
+    return Entry(tuple(_normal_id(item or "") for item in filters), _devices(raw["devices"]), _target(raw))
+
+
+def _devices(raw: object) -> frozenset[int] | None:
+    if raw == "all":
+        return None
+    if not isinstance(raw, list):
+        raise ConfigError(f"devices is `all` or a list of indexes: {raw!r}")
+    return frozenset(_int(index) for index in raw)
+
+
+def _int(raw: object) -> int:
+    """Return a whole number of 64 bits. Null gives 0, because encoding/json leaves a field alone that is null. Raises
+    ConfigError."""
+    if raw is None:
+        return 0
+    if type(raw) is not int or not -(2**63) <= raw < 2**63:
+        raise ConfigError(f"cannot unmarshal {raw!r} into an int")
+    return raw
+
+
+def _target(raw: Mapping[str, Any]) -> Target:
+    enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
+    if type(enabled) not in (bool, NoneType):
+        raise ConfigError(f"mig-enabled is true or false: {enabled!r}")
+    if counts is not None and not isinstance(counts, dict):
+        raise ConfigError(f"mig-devices is a map: {counts!r}")
+    wanted = {profile: _int(count) for profile, count in (counts or {}).items()}
+    for profile, count in wanted.items():
+        if not _is_profile(profile) or count < 0:
+            raise ConfigError(f"bad mig-devices entry {profile}: {count!r}")
+    if wanted and not any(wanted.values()):
+        raise ConfigError("bad mig-devices: all counts for all MigProfiles are 0")
+    if not enabled:
+        if wanted:
+            raise ConfigError("mig-devices without mig-enabled")
+        return None
+    if counts is None:
+        raise ConfigError("mig-devices is compulsory with mig-enabled")
+    return normalise(wanted)
+
+
+def _is_profile(text: str) -> bool:
+    """Whether go-nvlib's parseMigProfile takes the text: attributes follow one + or one -, and none occurs twice."""
+    slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
+    if not _SLICES.fullmatch(slices):
+        return False
+    listed = attributes[0].split(",") if attributes else []
+    return len(set(listed)) == len(listed) and all(map(_ATTRIBUTE.fullmatch, listed))
+
+
+def _normal_id(text: str) -> str:
+    """A PCI device id in our spelling; text that is none matches no GPU."""
+    return "0x" + text.partition(":")[0][2:].upper()
+
 
 _MOST_ORDERINGS = 200
 """Orderings of profiles tried on one GPU: the real one tries all, and no legal layout needs that many here."""

@@ -17,10 +17,10 @@ from gpusharing.api.names import (
 from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import AlreadyExists
 from gpusharing.planning.gpus.cards import bare_product, find_card
-from hack.sim import migfile
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import operator_labels
 from hack.sim.migmanager import MigManager, MigManagerFaults
+from hack.sim.migparted import generated
 from hack.sim.mps import MpsDaemon
 from hack.sim.nodeobject import ANNOTATION_REBOOTING, Labels, NodeObject, SimCluster
 from hack.sim.operands import DevicePlugin, FeatureDiscovery, PlayedOperand
@@ -238,7 +238,7 @@ class SimNode:
             reading = await Readings(self.gpus)(self.gpus.read_as_operand, "mig-manager")
         except LibraryError:
             return ""
-        text = migfile.generated(reading)
+        text = generated(reading)
         if text and not self.cluster.policy.mig_config:
             await self._publish(pod, text)
         return text

@@ -186,23 +186,18 @@ class OperandPort(Protocol):
 
     def deployed(self) -> bool:
         """Whether the node selector of its DaemonSet matches."""
-        ...
 
     def key(self, *, new_pod: bool) -> str | None:
         """The configuration key for this node; a new pod sees ConfigMaps as they are, an old one with delay."""
-        ...
 
     async def serve(self, key: str) -> None:
         """The main container (re)starts with that configuration; PluginError when it exits."""
-        ...
 
     def again(self) -> bool:
         """Whether what the running main container waited for has come."""
-        ...
 
     async def gone(self, *, crashed: bool) -> None:
         """The main container is not there any more."""
-        ...
 
 
 class PlayedOperand:

@@ -70,7 +70,6 @@ class CanHang(Protocol):
     @property
     def hangs(self) -> bool:
         """Whether a reading that begins now does not return."""
-        ...
 
 
 class Readings:

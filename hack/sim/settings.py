@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -125,10 +124,6 @@ class Clock:
     async def sleep(self, seconds: float) -> None:
         """Wait about that many simulated seconds."""
         await asyncio.sleep(self._real(seconds))
-
-    def call_later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
-        """Call after about that many simulated seconds."""
-        return asyncio.get_running_loop().call_later(self._real(seconds), call)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event for at most that long; False when it did not come."""

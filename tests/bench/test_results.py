@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from hack.bench import image, large, results, traffic
+from hack.bench import image, large, results
 from hack.bench import testbed as beds
 from hack.bench.__main__ import BenchPart, Sizes, on_one_testbed, paced
 from hack.bench.results import AIMS, Aim, Lost, Measured
+from hack.bench.testbed import count
 from hack.cluster.audit import AuditedRequest
 
 NOW = datetime(2026, 11, 20, 10, tzinfo=UTC)
@@ -143,7 +144,7 @@ def test_polls_of_a_drain_are_told_from_other_reads_and_leases_are_left_out() ->
         request("create", "pods/eviction"),
         *[request("patch", "leases")] * 5,
     ]
-    counts = traffic.count([*polls, *others, *writes], claim_writes=2)
+    counts = count([*polls, *others, *writes], claim_writes=2)
     assert (counts.polls, counts.reads, counts.node_writes, counts.writes) == (2, 2, 1, 4)
     assert counts.by_resource == "2 leases, 1 nodes, 1 pods/eviction"
 

@@ -7,6 +7,7 @@ from types import FrameType
 import pytest
 from hack.cluster import toolchain
 from hack.images import local
+from hack.images.contents import Image
 from hack.nvidia import build
 from hack.realnode import needs
 from hack.realnode.site import Site, running_site
@@ -37,13 +38,13 @@ def end_in_order(number: int, frame: FrameType | None) -> None:
 
 
 @pytest.fixture(scope="session")
-def image() -> local.Image:
+def image() -> Image:
     """Our image for this machine."""
     return local.build()
 
 
 @pytest.fixture(scope="session")
-def site(real_nodes_possible: None, image: local.Image) -> Iterator[Site]:
+def site(real_nodes_possible: None, image: Image) -> Iterator[Site]:
     """A control plane and two nodes with real kubelets; our chart is not installed."""
     signal.signal(signal.SIGTERM, end_in_order)
     with running_site(NODES, image) as running:

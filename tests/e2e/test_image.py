@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from hack.images import local, start
+from hack.images.contents import Image
 from hack.images.debian import ARCHITECTURES, PYTHON, locked
 from hack.images.local import too_big
 from hack.images.wheels import LOCK, STDLIB, download
@@ -24,12 +25,12 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def each_image(request: pytest.FixtureRequest, image: local.Image) -> local.Image:
+def each_image(request: pytest.FixtureRequest, image: Image) -> Image:
     """Our image for one architecture after the other."""
     return image if request.param == image.architecture else local.build(request.param)
 
 
-def files(image: local.Image) -> set[str]:
+def files(image: Image) -> set[str]:
     """Every file, links apart, in the layers of the archive as it is imported."""
     found: set[str] = set()
     with tarfile.open(image.archive) as archive:
@@ -46,13 +47,13 @@ def name_of(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def test_it_is_small_enough(each_image: local.Image, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_small_enough(each_image: Image, capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         print(f"\n{each_image.architecture}: {each_image.size / 1e6:.1f} MB compressed")
     assert too_big(each_image.size) == ""
 
 
-def test_the_standard_library_is_in_it_compiled(each_image: local.Image) -> None:
+def test_the_standard_library_is_in_it_compiled(each_image: Image) -> None:
     there = files(each_image)
     modules = [PurePosixPath(path) for path in there if path.startswith(STDLIB) and path.endswith(".py")]
     assert len(modules) > 300
@@ -61,7 +62,7 @@ def test_the_standard_library_is_in_it_compiled(each_image: local.Image) -> None
     assert [str(module) for module, path in compiled.items() if path not in there] == []
 
 
-def test_every_pin_of_the_lock_has_a_wheel(each_image: local.Image) -> None:
+def test_every_pin_of_the_lock_has_a_wheel(each_image: Image) -> None:
     pins = re.findall(r"^([A-Za-z0-9][\w.-]*)==", LOCK.read_text(), re.MULTILINE)
     wheels = [file.name.split("-")[0] for file in download(each_image.architecture)]
     assert sorted(map(name_of, wheels)) == sorted(map(name_of, pins))
@@ -69,7 +70,7 @@ def test_every_pin_of_the_lock_has_a_wheel(each_image: local.Image) -> None:
 
 
 def test_the_operator_is_ready_soon_enough_after_its_start(
-    image: local.Image, capsys: pytest.CaptureFixture[str]
+    image: Image, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require("rung4", "chroot needs root: sudo make e2e" if os.geteuid() else None)
     starts = start.measure_starts(image)

@@ -1,4 +1,4 @@
-"""What krew installs (hack/krew.py, hack/generate_krew.py): validated by krew itself, and started through kubectl."""
+"""What krew installs (hack/krew.py): validated by krew itself, and started through kubectl."""
 
 import os
 import re
@@ -13,8 +13,21 @@ import pytest
 import yaml
 from hack.cluster import toolchain
 from hack.generate import ROOT
-from hack.generate_krew import PATH, PLATFORMS, PROGRAM, archive, krew, manifest
-from hack.krew import COMPLETER, MACHINES, PROJECT, PYTHONS, locked, needed, pack
+from hack.krew import (
+    COMPLETER,
+    MACHINES,
+    PATH,
+    PLATFORMS,
+    PROGRAM,
+    PROJECT,
+    PYTHONS,
+    archive,
+    krew,
+    locked,
+    manifest,
+    needed,
+    pack,
+)
 from packaging.utils import canonicalize_name
 
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from hack.cluster.toolchain import controlplane_recipe, kubelet_recipe
-from hack.realnode import needs, settings
+from hack.realnode import needs
 from hack.realnode.images import ImageFile, OneLayerImage, write_archive
-from hack.realnode.settings import NodeFiles
+from hack.realnode.node import NodeFiles, containerd_settings, kubelet_settings
 
 FILES = NodeFiles(Path("/node"))
 IMAGE = OneLayerImage(
@@ -23,7 +23,7 @@ def test_the_kubelet_is_of_the_version_of_the_control_plane() -> None:
 
 
 def test_containerd_takes_the_wrapper_for_the_runtime_class_and_runc_for_the_rest() -> None:
-    text = settings.containerd(FILES, Path("/cni"), "localhost/pause:1", {"nvidia": Path("/node/bin/nvidia")})
+    text = containerd_settings(FILES, Path("/cni"), "localhost/pause:1", {"nvidia": Path("/node/bin/nvidia")})
     told = tomllib.loads(text)["plugins"]["io.containerd.grpc.v1.cri"]
     runtimes = {name: one["options"]["BinaryName"] for name, one in told["containerd"]["runtimes"].items()}
     assert runtimes == {"runc": "", "nvidia": "/node/bin/nvidia"}
@@ -31,7 +31,7 @@ def test_containerd_takes_the_wrapper_for_the_runtime_class_and_runc_for_the_res
 
 
 def test_the_kubelet_asks_the_api_server_who_may_call_it() -> None:
-    told = yaml.safe_load(settings.kubelet("10.213.0.10", Path("/node/ca.crt"), "/gso-1/gpu-1"))
+    told = yaml.safe_load(kubelet_settings("10.213.0.10", Path("/node/ca.crt"), "/gso-1/gpu-1"))
     assert told["authentication"]["anonymous"] == {"enabled": False}
     assert told["authorization"] == {"mode": "Webhook"}
     assert told["cgroupRoot"] == "/gso-1/gpu-1"

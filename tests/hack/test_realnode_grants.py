@@ -2,7 +2,8 @@
 
 import pytest
 from hack.cluster.api import Object
-from hack.realnode.grants import Grant, GrantRefused, MachineDevice, find_grant, machine_devices
+from hack.nvmlsim.simulator import MachineDevice, machine_devices
+from hack.realnode.grants import Grant, GrantRefused, find_grant
 
 SHOWN: Object = {
     "gpus": [

@@ -1,4 +1,4 @@
-"""hack/testnames.py: tests whose names or order would differ from worker to worker are refused."""
+"""hack/sidebyside.py: tests whose names or order would differ from worker to worker are refused."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from hack.generate import ROOT
 
 CONFTEST = """
-from hack.testnames import check_names, check_parameters
+from hack.sidebyside import check_names, check_parameters
 
 def pytest_generate_tests(metafunc):
     check_parameters(metafunc.definition)

@@ -7,8 +7,7 @@ from hack.nvidia import build
 from hack.nvmlsim.models import find_model
 from hack.sim import gfd, plugin
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.migfile import entries, present
-from hack.sim.migparted import ApplyError, apply_layout, apply_mode
+from hack.sim.migparted import ApplyError, apply_layout, apply_mode, entries, present
 from tests.nvidia.programs import entry_for
 
 from gpusharing.planning.gpus.geometry import Layout

@@ -4,8 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import is_cordoned, mig_state, running_loop
-from hack.nvidia.walk import FULL, HALVES
+from hack.nvidia.loop import FULL, HALVES, is_cordoned, mig_state, running_loop
 
 pytestmark = [pytest.mark.nvidia, pytest.mark.cluster]
 

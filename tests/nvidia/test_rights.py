@@ -6,8 +6,8 @@ import pytest
 from hack.nvidia.build import DEVICE_PLUGIN, module_folder
 from hack.nvidia.sandbox import WITHOUT_SYS_ADMIN
 from hack.nvmlsim.build import implemented_functions
-from hack.nvmlsim.capabilities import CONFIG, MONITOR, give, of_device
 from hack.nvmlsim.rights import RIGHTS
+from hack.nvmlsim.simulator import CONFIG, MONITOR, give, of_device
 from tests.nvidia.conftest import MakeSandbox
 from tests.nvidia.programs import ProgramEnded, gfd_labels, served, set_layouts
 

@@ -8,8 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.nvidia.loop import MODEL, POLICY, NvidiaLoop, is_cordoned, mig_state, running_loop
-from hack.nvidia.walk import FULL, HALVES, SINGLE, WALK
+from hack.nvidia.loop import (
+    FULL,
+    HALVES,
+    MODEL,
+    POLICY,
+    SINGLE,
+    WALK,
+    NvidiaLoop,
+    is_cordoned,
+    mig_state,
+    running_loop,
+)
 from hack.results import Asked
 from tests.nvidia.conftest import Count
 from tests.nvidia.undeletable import create_pod, undeletable

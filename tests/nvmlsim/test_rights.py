@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hack.nvmlsim import build, rights
-from hack.nvmlsim.capabilities import CONFIG, MONITOR, give, of_device
+from hack.nvmlsim.simulator import CONFIG, MONITOR, give, of_device
 from tests.containers import (
     WITHOUT_CAPABILITIES,
     WITHOUT_SYS_ADMIN,

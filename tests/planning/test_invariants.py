@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from random import Random
 
 import pytest
-from hack.happened import PROPERTY
+from hack.report import PROPERTY
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from tests.planning.budgets import Budget

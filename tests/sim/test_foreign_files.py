@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hack.sim import migfile, pluginfile
+from hack.sim import migparted, plugin
 from tests.foreign.corpus import ForeignFile, load
 
 from gpusharing.planning.gpus.geometry import normalise
@@ -14,10 +14,10 @@ MIG, PLUGIN = load("mig-parted"), load("device-plugin")
 @pytest.mark.parametrize("file", MIG.values(), ids=MIG.keys())
 def test_the_simulated_mig_parted_reads_a_file_as_the_real_one_does(file: ForeignFile) -> None:
     if file.error:
-        with pytest.raises(migfile.ConfigError):
-            migfile.parse(file.text)
+        with pytest.raises(migparted.ConfigError):
+            migparted.parse(file.text)
         return
-    found = migfile.parse(file.text)
+    found = migparted.parse(file.text)
     assert found.keys() == (file.read or {}).keys()
     for name, rows in (file.read or {}).items():
         assert [(entry.devices, entry.target) for entry in found[name]] == [
@@ -32,10 +32,10 @@ def test_the_simulated_mig_parted_reads_a_file_as_the_real_one_does(file: Foreig
 @pytest.mark.parametrize("file", PLUGIN.values(), ids=PLUGIN.keys())
 def test_the_simulated_device_plugin_reads_a_configuration_as_the_real_one_does(file: ForeignFile) -> None:
     if file.error:
-        with pytest.raises(pluginfile.FileRefused):
-            pluginfile.read(file.text)
+        with pytest.raises(plugin.PluginError):
+            plugin.read(file.text)
         return
-    found, sharing = pluginfile.read(file.text), file.read.get("sharing", {})
+    found, sharing = plugin.read(file.text), file.read.get("sharing", {})
     block = sharing.get("mps") or sharing.get("timeSlicing")
     assert found.strategy == file.read.get("flags", {}).get("migStrategy", "")
     assert (found.shared is None) == (block is None)

@@ -2,8 +2,7 @@
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.migfile import ConfigError, entries, generated, parse, targets
-from hack.sim.migparted import applied, mode_applied
+from hack.sim.migparted import ConfigError, applied, entries, generated, mode_applied, parse, targets
 from tests.sim.build import A100, H100, L40S, make_reading
 
 from gpusharing.planning.gpus.geometry import normalise

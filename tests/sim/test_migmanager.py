@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.migfile import generated
 from hack.sim.migmanager import CLIENT_LABEL, MigManager, MigManagerFaults
+from hack.sim.migparted import generated
 from hack.sim.settings import Clock, SimSettings
 from tests.sim.build import A100, H100, layouts_of, make_gpus
 
