@@ -25,6 +25,7 @@ from gpusharing.planning.snapshot.views import (
     PlanSettings,
     PolicyView,
 )
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
 
@@ -139,7 +140,7 @@ def make_work(
 
 
 def make_memory(
-    reason: str = "PDB",
+    reason: Reason = Reason.PDB,
     message: str = "",
     *,
     next_try: datetime | None = None,

@@ -12,6 +12,7 @@ from tests.cli.asking import ME, ask, operated
 from tests.embedded.scene import FULL, MIXED, gpu_pod, node, pdb
 from tests.fakes.virtualtime import virtually
 
+from gpusharing.cli.diagnosis.node import remedy_of
 from gpusharing.cli.diagnosis.pod import CONCLUSIONS
 from gpusharing.cli.diagnosis.why import find_subject
 from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
@@ -279,3 +280,8 @@ def test_a_subject_is_a_node_or_a_pod(word: str) -> None:
 def test_a_subject_that_is_neither_is_refused() -> None:
     with pytest.raises(Trouble, match="neither a node nor a pod"):
         find_subject("a/b/c", "mine")
+
+
+def test_a_reason_that_an_operator_of_another_version_gave_has_no_remedy() -> None:
+    assert remedy_of("PDB").startswith("Bring the unready pods back")
+    assert remedy_of("pdb") == ""

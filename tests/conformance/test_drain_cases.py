@@ -19,7 +19,7 @@ from gpusharing.planning.drain.plan import plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PodView
 from gpusharing.planning.vocabulary.blockers import Blocker, explain_blockers
-from gpusharing.planning.vocabulary.reasons import reason_of
+from gpusharing.planning.vocabulary.reasons import BY_WORD
 
 TABLE: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("drain_cases.yaml").read_text())
 PLACES = ("same_as", "elsewhere", "proven", "refused")
@@ -140,7 +140,7 @@ def _memories(answers: Iterable[Mapping[str, Any]], pods: Iterable[PodView]) -> 
     for given in answers:
         uid = uids[given["pod"]]
         memories[uid] = remember(
-            reason_of(given["answer"]),
+            BY_WORD[given["answer"]],
             given["message"],
             memories.get(uid),
             at(given.get("at", 0)),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
-from gpusharing.planning.vocabulary.reasons import Reason, most_urgent, priority, reason_of
+from gpusharing.planning.vocabulary.reasons import BY_WORD, Reason, most_urgent, priority
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -54,12 +54,6 @@ def test_of_two_reasons_the_one_that_lasts_longer_is_shown_where(longer: Reason,
     assert most_urgent([shorter, longer]) is longer
 
 
-def test_a_word_is_found_and_a_foreign_one_refused() -> None:
-    assert reason_of("PDB") is Reason.PDB
-    with pytest.raises(ValueError, match="'pdb' is not a reason"):
-        reason_of("pdb")
-
-
 # --- docs/reference/troubleshooting.md -------------------------------------------------------------
 
 TROUBLESHOOTING = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "troubleshooting.md"
@@ -98,6 +92,4 @@ def test_every_row_of_that_page_says_what_to_do_and_which_test_proves_it() -> No
         assert files
         proofs = "".join((ROOT / "tests" / file).read_text() for file in files)
         for word in re.findall(r"`([A-Z][A-Za-z]+)`", answer):
-            assert f'"{word}"' in proofs or f"Reason.{reason_of(word).name}" in proofs, (
-                f"{word} not in {files}"
-            )
+            assert f'"{word}"' in proofs or f"Reason.{BY_WORD[word].name}" in proofs, f"{word} not in {files}"

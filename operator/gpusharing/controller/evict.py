@@ -103,7 +103,7 @@ class Evictor:
         if answer is Reason.PODS_LEAVING:
             return False  # nobody refused
         # A budget may say the same every minute, for weeks.
-        if before is None or before.reason != memory.reason:
+        if before is None or before.reason is not memory.reason:
             pod = f"{action.namespace}/{action.name}"
             what = "eviction refused" if isinstance(action, Evict) else "deletion refused"
             log.info(what, node=action.node, pod=pod, reason=memory.reason)

@@ -27,7 +27,7 @@ from gpusharing.planning.report.transition import whose_cordon
 from gpusharing.planning.report.waits import OTHERS, PERSON
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import explain_blockers
-from gpusharing.planning.vocabulary.reasons import reason_of
+from gpusharing.planning.vocabulary.reasons import BY_WORD
 from gpusharing.planning.wanted.assess import Assessed, Refused, Unobserved
 from gpusharing.planning.wanted.verify import Source
 
@@ -175,10 +175,7 @@ def _said(seen: Seen | None, verdict: Verdict | None) -> tuple[str, str, str]:
 def remedy_of(word: str) -> str:
     """What to do about this reason; empty when there is nothing to do, or when an operator of another version gave
     it."""
-    try:
-        return reason_of(word).remedy
-    except ValueError:
-        return ""
+    return BY_WORD[word].remedy if word in BY_WORD else ""
 
 
 def _facts(seen: Seen | None, verdict: Verdict | None) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def remember(
     if Mark.ANSWER not in answer.marks:
         raise ValueError(f"{answer} is not an answer to an eviction")
     reason = Reason.PDB_NOT_OBSERVED if answer is Reason.PDB and retry_after is not None else answer
-    again = memory is not None and memory.reason == reason
+    again = memory is not None and memory.reason is reason
     since = memory.since if memory is not None and again else now
     tries = memory.tries + 1 if memory is not None and again else 1
     wait = timedelta(seconds=_wait(reason, tries, jitter, retry_after, first_wait))
@@ -67,8 +67,8 @@ def is_odd(memory: EvictionMemory | None) -> bool:
     """Whether one more answer that the pod is gone is an error: it came `ODD_AFTER` times in a row, or an error did."""
     if memory is None:
         return False
-    return memory.reason == Reason.EVICTION_ERROR or (
-        memory.reason == Reason.PODS_LEAVING and memory.tries >= ODD_AFTER
+    return memory.reason is Reason.EVICTION_ERROR or (
+        memory.reason is Reason.PODS_LEAVING and memory.tries >= ODD_AFTER
     )
 
 
@@ -91,7 +91,7 @@ def forget_old(memories: Mapping[str, EvictionMemory], now: datetime) -> Mapping
 
 def throttled_until(memories: Mapping[str, EvictionMemory], now: datetime) -> datetime | None:
     """Until when no eviction may be sent on this node; None: evictions may be sent (E7)."""
-    later = [m.next_try for m in memories.values() if m.reason == Reason.THROTTLED and m.next_try > now]
+    later = [m.next_try for m in memories.values() if m.reason is Reason.THROTTLED and m.next_try > now]
     return max(later, default=None)
 
 

@@ -309,7 +309,7 @@ def _next_wake(found: Standings, sent: int, end: datetime | None, now: datetime)
     moments += next_force(found, end)
     for memory in (one.memory for one in found.staying if one.memory is not None):
         moments.append(memory.next_try)
-        if memory.reason == Reason.PDB_NOT_OBSERVED:
+        if memory.reason is Reason.PDB_NOT_OBSERVED:
             moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
     moments += [one.ends for one in found.staying if one.ends not in (None, NEVER)]
     moments += [blocker.until for blocker in found.blockers if blocker.until is not None]

@@ -25,7 +25,7 @@ from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.reasonkinds import Mark
-from gpusharing.planning.vocabulary.reasons import Reason, reason_of
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 STUCK_AFTER = timedelta(seconds=60)
@@ -40,8 +40,6 @@ class Standing:
     """The pod."""
     memory: EvictionMemory | None
     """The server's last answer about it, if that still counts; None: no eviction was sent."""
-    answer: Reason | None
-    """The reason of that answer."""
     budgets: tuple[PdbView, ...]
     """The budgets that the server will check, sorted by name; with more than one, it always refuses (E8)."""
     leaves: bool
@@ -70,9 +68,14 @@ class Standing:
         return self.budgets[0] if len(self.budgets) == 1 else None
 
     @property
+    def answer(self) -> Reason | None:
+        """The server's last answer; None: no eviction was sent."""
+        return None if self.memory is None else self.memory.reason
+
+    @property
     def marks(self) -> frozenset[Mark]:
         """The marks of the answer; empty without an answer."""
-        return frozenset() if self.answer is None else self.answer.marks
+        return frozenset() if self.memory is None else self.memory.reason.marks
 
     @property
     def conflicts(self) -> bool:
@@ -223,20 +226,19 @@ def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
 def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:
     """Return the standing of a pod by the last answer to its eviction and by its budgets: whether it is leaving
     already, and whether its eviction is due now."""
-    answer = None if memory is None else reason_of(memory.reason)
     budgets = pdb.asked(pod, work.pdbs)
-    leaves = pod.deleted_at is not None or _is_answered(memory, answer, work)
+    leaves = pod.deleted_at is not None or _is_answered(memory, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
     # accepted. With two budgets the server always refuses.
     waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
-    return Standing(pod, memory, answer, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
+    return Standing(pod, memory, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
 
 
-def _is_answered(memory: EvictionMemory | None, answer: Reason | None, work: NodeWork) -> bool:
+def _is_answered(memory: EvictionMemory | None, work: NodeWork) -> bool:
     """Whether the pod is as good as gone: its eviction was accepted (E1), or the server no longer knows the pod and no
     newer LIST has shown otherwise (E2, E3)."""
     if memory is None:
         return False
-    if answer is Reason.PODS_LEAVING:
+    if memory.reason is Reason.PODS_LEAVING:
         return not is_seen(memory, work.listed_at)
     return is_accepted(memory)

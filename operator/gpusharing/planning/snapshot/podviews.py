@@ -8,6 +8,7 @@ from typing import Literal
 from gpusharing.api.policy import Drain
 from gpusharing.api.selectors import Row
 from gpusharing.planning.vocabulary.findings import Finding
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 
 
@@ -168,8 +169,8 @@ class PdbView:
 class EvictionMemory:
     """What the executor remembers of the last answer to an eviction of one pod; lives in memory only."""
 
-    reason: str
-    """The answer, as the word of its reason."""
+    reason: Reason
+    """The answer."""
     message: str
     """The server's own words; empty where none are shown."""
     next_try: datetime

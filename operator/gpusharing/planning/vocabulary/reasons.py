@@ -509,15 +509,8 @@ class Reason(Worded):
 
 
 _ORDER = {reason: (reason.passes, index) for index, reason in enumerate(Reason)}
-_BY_WORD = {reason.value: reason for reason in Reason}
-
-
-def reason_of(word: str) -> Reason:
-    """The reason with this word. Raises ValueError for a word that is not a reason."""
-    try:
-        return _BY_WORD[word]
-    except KeyError:
-        raise ValueError(f"{word!r} is not a reason") from None
+BY_WORD = {reason.value: reason for reason in Reason}
+"""Every reason by its word; an operator of another version may have given a word that is not among them."""
 
 
 def priority(reason: Reason) -> tuple[int, int]:
