@@ -28,7 +28,7 @@ from gpusharing.api.times import NEVER
 from gpusharing.planning.pools.canary import LAPSES, find_canary, wait_for_canaries
 from gpusharing.planning.pools.holds import find_hold
 from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.report.waits import PERSON, until_when, who_keeps
+from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding

@@ -21,7 +21,7 @@ from tests.build import (
 )
 
 from gpusharing.api.names import LABEL_MIG_STATE, Mode, Phase
-from gpusharing.planning.report.unjudged import tell_status
+from gpusharing.planning.report.status import tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import EnsureGPUNode, FenceNode, SetClaims
 from gpusharing.planning.snapshot.memo import Memo

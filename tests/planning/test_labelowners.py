@@ -11,7 +11,7 @@ from tests.planning.drains import fenced, released
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.planning.report.waits import PERSON, until_when, who_keeps
+from gpusharing.planning.report.transition import PERSON, until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Actuate
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import PolicyView

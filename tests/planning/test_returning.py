@@ -10,7 +10,7 @@ from tests.planning.cases import pool_of, run_until
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.returning import hold_together
-from gpusharing.planning.report.waits import until_when, who_keeps
+from gpusharing.planning.report.transition import until_when, who_keeps
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import NodeView

@@ -26,8 +26,7 @@ from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.policy import GPUSharingPolicyStatus
-from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.report.upcoming import MAX_LISTED
+from gpusharing.planning.report.status import MAX_LISTED, policy_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT

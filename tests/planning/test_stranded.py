@@ -25,8 +25,7 @@ from tests.planning.test_guard import PoisonedPods
 from gpusharing.api import names
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.report.proposal import tell_proposal
-from gpusharing.planning.report.status import policy_status
-from gpusharing.planning.report.unjudged import tell_status
+from gpusharing.planning.report.status import policy_status, tell_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView

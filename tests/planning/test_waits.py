@@ -12,8 +12,7 @@ from tests.planning.told import verdict
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
-from gpusharing.planning.report.transition import transition
-from gpusharing.planning.report.waits import OTHERS, PERSON
+from gpusharing.planning.report.transition import OTHERS, PERSON, transition
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.records import Deferred
 from gpusharing.planning.transition.before import before_pnr

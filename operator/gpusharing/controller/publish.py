@@ -34,9 +34,8 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.events import Event, node_events, pointers_event, refusal_event
-from gpusharing.planning.report.status import find_grounds
+from gpusharing.planning.report.status import find_grounds, tell_status
 from gpusharing.planning.report.transition import health_conditions, transition
-from gpusharing.planning.report.unjudged import tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.callfailures import LONGEST_WAIT

@@ -23,8 +23,7 @@ from gpusharing.cli.shell.drawing import (
     table,
 )
 from gpusharing.planning.report.proofs import Proof, tell_proofs
-from gpusharing.planning.report.transition import whose_cordon
-from gpusharing.planning.report.waits import OTHERS, PERSON
+from gpusharing.planning.report.transition import OTHERS, PERSON, whose_cordon
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.reasons import BY_WORD

@@ -9,7 +9,7 @@ from gpusharing.api.names import Phase
 from gpusharing.cli.pools.fleet import PastStep, PoolStatus, Seen, State, known_phase
 
 PERSON, OTHERS = "person", "others"
-"""What the operator gives as the deadline of a wait that a person ends, or somebody else (planning/report/waits.py)."""
+"""What the operator gives as the deadline of a wait that a person or others end (planning/report/transition.py)."""
 _BY_THE_CLOCK = frozenset({"WindowClosed", "CanarySoak"})
 
 

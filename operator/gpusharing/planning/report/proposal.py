@@ -18,7 +18,7 @@ from gpusharing.planning.pools.candidates import find_candidate
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.previews import preview_of
 from gpusharing.planning.report.members import members
-from gpusharing.planning.report.unjudged import tell_status
+from gpusharing.planning.report.status import tell_status
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import FenceNode, WriteConfig
 from gpusharing.planning.snapshot.looks import Preview

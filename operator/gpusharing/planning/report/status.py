@@ -12,6 +12,7 @@ from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.drain.force import find_note as find_force_note
+from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
 from gpusharing.planning.pools.standstill import MOST
@@ -25,17 +26,39 @@ from gpusharing.planning.report.members import (
     tell_first,
     urgency,
 )
-from gpusharing.planning.report.upcoming import MAX_LISTED, tell_plan
 from gpusharing.planning.rollout import RolloutPlan
+from gpusharing.planning.snapshot.looks import Preview
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
+from gpusharing.planning.transition.guard import of_policy
 from gpusharing.planning.transition.members import is_begun
 from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.vocabulary.blockers import explain_blockers
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import MAX_TEXT, counted, cut, some
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
 from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.verify import tell_guest_reset
+from gpusharing.planning.wanted.verify import served, tell_guest_reset
+
+MAX_LISTED = 20
+"""Nodes named in plan and failures."""
+MAX_GANGS = 10
+
+
+def tell_status(
+    policy: PolicyView,
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    previous: Mapping[str, Any],
+    now: datetime,
+) -> dict[str, Any]:
+    """Return the status of a policy, see `policy_status`. If the planner cannot work it out, what was shown stays, and
+    the conditions say so."""
+    try:
+        return policy_status(policy, plan, snapshot, previous, now)
+    except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others are told (guard.py)
+        found = plan.objections.get(policy.name) or of_policy(policy.name, error)
+        return _unjudged(policy, found, previous, now)
 
 
 def policy_status(
@@ -61,7 +84,7 @@ def policy_status(
     return {
         "observedGeneration": policy.generation,
         "summary": _summary(pool, plan, snapshot, hours, headline.said),
-        "plan": tell_plan(policy, pool.verdicts, plan, snapshot, hours),
+        "plan": _plan(policy, pool.verdicts, plan, snapshot, hours),
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
             for verdict in pool.failures
@@ -70,6 +93,19 @@ def policy_status(
             condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
         ],
     }
+
+
+def _unjudged(
+    policy: PolicyView, found: Finding, previous: Mapping[str, Any], now: datetime
+) -> dict[str, Any]:
+    answers = {
+        ConditionType.ACCEPTED: (False, found.reason, found.message),
+        ConditionType.READY: (False, Reason.NOT_ACCEPTED, found.message),
+        ConditionType.RECONCILING: (False, found.reason, found.message),
+        ConditionType.STALLED: (True, found.reason, found.message),
+    }
+    told = [condition(kind, answer, policy.generation, previous, now) for kind, answer in answers.items()]
+    return {**previous, "observedGeneration": policy.generation, "conditions": told}
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
@@ -368,6 +404,68 @@ def _mode(spec: GPUSharingPolicySpec) -> str:
 def _gpus(verdict: Verdict, snapshot: ClusterSnapshot) -> Sequence[Any]:
     gpunode = snapshot.gpunodes.get(verdict.node)
     return gpunode.observed.gpus if gpunode and gpunode.observed else ()
+
+
+# --- the plan --------------------------------------------------------------------------------------------
+
+
+def _plan(
+    policy: PolicyView,
+    verdicts: Sequence[Verdict],
+    plan: RolloutPlan,
+    snapshot: ClusterSnapshot,
+    hours: Hours,
+) -> dict[str, Any] | None:
+    """Return `status.plan`: what is going to happen to the nodes of a policy, or None if none of them changes."""
+    changing = [
+        verdict
+        for verdict in verdicts
+        if verdict.disruption is not DisruptionClass.NONE and verdict.phase is not Phase.SYNCED
+    ]
+    if not changing:
+        return None
+    before: Counter[str] = Counter()
+    after: Counter[str] = Counter()
+    for verdict in verdicts:
+        now = served(snapshot.nodes[verdict.node])
+        before.update(now)
+        after.update(plan.targets.get(verdict.node, now))
+    lost = [name for name in sorted(before) if after[name] < before[name]]
+    demands = {name: plan.afterwards.find_demand(name) for name in lost}
+    worst = max((verdict.disruption for verdict in changing), key=lambda one: one.severity)
+    nodes, previews = [verdict.node for verdict in changing], plan.memory.previews
+    return {
+        "hash": plan_hash(policy, plan.pools[policy.name].members),
+        "disruption": str(worst),
+        "nodes": nodes[:MAX_LISTED],
+        "nodeCount": len(nodes),
+        "pods": sum(_pods_on(verdict, snapshot) for verdict in changing),
+        **_disturbed([previews[name] for name in nodes if name in previews]),
+        "shortages": [f"{name}: {one.text}" for name, one in demands.items() if one.waiting][:MAX_LISTED],
+        "windows": hours.listed,
+        "capacityBefore": dict(sorted(before.items())),
+        "capacityAfter": dict(sorted(after.items())),
+    }
+
+
+def _disturbed(previews: Sequence[Preview]) -> dict[str, list[str]]:
+    """Return the pods, budgets, gangs and blockers of the previews, sorted, because a status is written when it
+    changes."""
+    pods = sorted({name for one in previews for name in one.pods})
+    budgets = sorted({name for one in previews for name in one.budgets})
+    gangs = sorted({text for one in previews for text in one.gangs})
+    lines = explain_blockers(blocker for one in previews for blocker in one.blockers)
+    return {
+        "podNames": pods[:MAX_LISTED],
+        "budgets": budgets[:MAX_LISTED],
+        "gangs": [cut(text, MAX_TEXT) for text in gangs[:MAX_GANGS]],
+        "blockers": [cut(line, MAX_TEXT) for line in lines],
+    }
+
+
+def _pods_on(verdict: Verdict, snapshot: ClusterSnapshot) -> int:
+    gpunode = snapshot.gpunodes.get(verdict.node)
+    return verdict.pods or (gpunode.observed.pods if gpunode and gpunode.observed else None) or 0
 
 
 # --- text --------------------------------------------------------------------------------------------------
