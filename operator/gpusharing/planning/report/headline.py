@@ -15,7 +15,7 @@ from gpusharing.planning.vocabulary.values import value
 
 
 @value
-class Said:
+class Headline:
     """How one pool stands, in three texts."""
 
     ready: str
@@ -27,59 +27,52 @@ class Said:
 
 
 @value
-class Headline:
-    """Said, and the reason of the condition Ready, which holds only with reason Synced."""
-
-    reason: Reason
-    """Of the condition Ready; Synced: it holds."""
-    said: Said
-    """What it and the columns say."""
-
-
-@value
 class PoolState:
     """A state that a pool may be in."""
 
-    find: Callable[[Members, RolloutPlan], Said | None]
+    find: Callable[[Members, RolloutPlan], Headline | None]
     """What is said of it; None: the pool is not in this state."""
     reason: Reason
     """Of the condition Ready."""
 
 
-def find_headline(pool: Members, plan: RolloutPlan) -> Headline:
-    """The first in the order of HEADLINES; else nodes are still to change."""
+def find_headline(pool: Members, plan: RolloutPlan) -> tuple[Reason, Headline]:
+    """Return the first of HEADLINES, else that nodes are still to change, with the reason of the condition Ready, which
+    holds only with reason Synced."""
     for state in HEADLINES:
-        if (said := state.find(pool, plan)) is not None:
-            return Headline(state.reason, said)
+        if (found := state.find(pool, plan)) is not None:
+            return state.reason, found
     urgent = min(pool.unproven or pool.verdicts, key=urgency)
     reason = urgent.reason if Mark.UNSUPPORTED in urgent.reason.marks else Reason.ROLLOUT_IN_PROGRESS
-    return Headline(reason, Said(f"{_progress(pool)}; {tell_first([urgent])}", *_shown(pool)))
+    return reason, Headline(f"{_progress(pool)}; {tell_first([urgent])}", *_shown(pool))
 
 
-def _deleting(pool: Members, plan: RolloutPlan) -> Said | None:
+def _deleting(pool: Members, plan: RolloutPlan) -> Headline | None:
     if not pool.policy.deleting:
         return None
-    return Said("the policy is being deleted", "Deleting", "nodes in flight are brought to a safe end first")
+    return Headline(
+        "the policy is being deleted", "Deleting", "nodes in flight are brought to a safe end first"
+    )
 
 
-def _resetting(pool: Members, plan: RolloutPlan) -> Said | None:
+def _resetting(pool: Members, plan: RolloutPlan) -> Headline | None:
     """The policy brings its nodes to whole GPUs before it is deleted."""
     if not pool.policy.resetting:
         return None
     text, left = "the policy is being deleted, and spec.deletionPolicy is Reset", pool.unproven
     if left:
         text = f"{text}: {counted(len(left), 'node')} still to be brought to whole GPUs; {tell_first(left)}"
-    return Said(text, "Deleting", text)
+    return Headline(text, "Deleting", text)
 
 
-def _refused(pool: Members, plan: RolloutPlan) -> Said | None:
+def _refused(pool: Members, plan: RolloutPlan) -> Headline | None:
     objection = plan.objections.get(pool.policy.name)
     if objection is None:
         return None
-    return Said(objection.message, str(objection.reason), objection.message)
+    return Headline(objection.message, str(objection.reason), objection.message)
 
 
-def _empty(pool: Members, plan: RolloutPlan) -> Said | None:
+def _empty(pool: Members, plan: RolloutPlan) -> Headline | None:
     """The policy has no node to work on."""
     if pool.verdicts or pool.coming:
         return None
@@ -89,30 +82,30 @@ def _empty(pool: Members, plan: RolloutPlan) -> Said | None:
     elif pool.lost:
         owned = f"another policy owns every node that spec.nodeSelector selects: {some(pool.lost, 1)}"
         text = f"{owned}. Narrow one of the selectors, or give this policy a strictly higher spec.priority"
-    return Said(text, str(Reason.NO_NODES), text)
+    return Headline(text, str(Reason.NO_NODES), text)
 
 
-def _away(pool: Members, plan: RolloutPlan) -> Said | None:
+def _away(pool: Members, plan: RolloutPlan) -> Headline | None:
     """All are proven, and one does not answer."""
     if pool.unproven or not pool.away:
         return None
     text = f"{_progress(pool)} and Ready; {pool.away} is not Ready"
-    return Said(text, str(Reason.NODE_NOT_READY), f"{pool.away} is proven but not Ready")
+    return Headline(text, str(Reason.NODE_NOT_READY), f"{pool.away} is proven but not Ready")
 
 
-def _awaited(pool: Members, plan: RolloutPlan) -> Said | None:
+def _awaited(pool: Members, plan: RolloutPlan) -> Headline | None:
     """All that are here are proven; others are still in the hands of another policy."""
     if pool.unproven or not pool.coming:
         return None
-    return Said(
+    return Headline(
         f"{counted(pool.done, 'node')} proven; {tell_coming(pool)}", str(Phase.PENDING), tell_coming(pool)
     )
 
 
-def _proven(pool: Members, plan: RolloutPlan) -> Said | None:
+def _proven(pool: Members, plan: RolloutPlan) -> Headline | None:
     if pool.done < len(pool.verdicts):
         return None
-    return Said(f"{counted(pool.done, 'node')} proven", *_shown(pool))
+    return Headline(f"{counted(pool.done, 'node')} proven", *_shown(pool))
 
 
 HEADLINES = (

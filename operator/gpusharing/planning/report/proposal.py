@@ -10,7 +10,7 @@ from dataclasses import field, replace
 from datetime import datetime
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType, DisruptionClass, Phase
-from gpusharing.planning.drain.holders import gpu_resources, is_reservation
+from gpusharing.planning.drain.holders import gpu_resources, has_finished, is_reservation
 from gpusharing.planning.drain.stranded import Afterwards, DeviceDemand
 from gpusharing.planning.gpus.capacity import client_memory
 from gpusharing.planning.gpus.cards import find_card
@@ -29,8 +29,6 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.verify import served
-
-_GONE = frozenset({"Succeeded", "Failed"})
 
 
 @value
@@ -263,4 +261,4 @@ def _vanishing(
 def _asks(pod: PodView, resource: str) -> bool:
     """Whether a pod that has not finished asks for the resource. KAI's reservation pod does not count: the pods that
     share its GPU count in its place."""
-    return resource in gpu_resources(pod) and not is_reservation(pod) and pod.phase not in _GONE
+    return resource in gpu_resources(pod) and not is_reservation(pod) and not has_finished(pod)

@@ -17,7 +17,7 @@ from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
 from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.report.counts import count_pending, count_used
-from gpusharing.planning.report.headline import Said, find_headline, tell_coming
+from gpusharing.planning.report.headline import Headline, find_headline, tell_coming
 from gpusharing.planning.report.members import (
     Members,
     is_done,
@@ -72,8 +72,8 @@ def policy_status(
     pool = members(policy, plan, snapshot)
     pooled = plan.pools[policy.name].pooled(now)
     hours, note = (pooled.hours, find_note(pooled)) if pooled is not None else (ALWAYS, "")
-    headline = find_headline(pool, plan)
-    ready = headline.reason is Reason.SYNCED, headline.reason, headline.said.ready
+    reason, headline = find_headline(pool, plan)
+    ready = reason is Reason.SYNCED, reason, headline.ready
     stalled = _stalled(pool, plan)
     conditions = {
         ConditionType.ACCEPTED: _accepted(pool, plan, snapshot, note),
@@ -83,7 +83,7 @@ def policy_status(
     }
     return {
         "observedGeneration": policy.generation,
-        "summary": _summary(pool, plan, snapshot, hours, headline.said),
+        "summary": _summary(pool, plan, snapshot, hours, headline),
         "plan": _plan(policy, pool.verdicts, plan, snapshot, hours),
         "failures": [
             {"node": verdict.node, "reason": str(verdict.reason), "message": cut(verdict.message, MAX_TEXT)}
@@ -369,7 +369,7 @@ def _needs_person(verdict: Verdict) -> bool:
 
 
 def _summary(
-    pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, said: Said
+    pool: Members, plan: RolloutPlan, snapshot: ClusterSnapshot, hours: Hours, headline: Headline
 ) -> dict[str, Any]:
     """Return `status.summary`, from which kubectl fills the columns of a policy."""
     spec = pool.policy.spec
@@ -391,8 +391,8 @@ def _summary(
         "strategy": spec.mig.strategy if spec and spec.mode is Mode.MIG and spec.mig else "",
         "product": ", ".join(sorted({gpu.product.replace(" ", "-") for gpu in gpus}))[:253],
         "nextWindow": hours.next_window,
-        "status": said.word,
-        "message": cut(said.message, MAX_TEXT),
+        "status": headline.word,
+        "message": cut(headline.message, MAX_TEXT),
     }
 
 

@@ -69,16 +69,6 @@ def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
     return Finding(Reason.INVALID_SPEC, text or "the spec cannot be read")
 
 
-def passes(reason: Reason) -> bool:
-    """Whether the obstacle may be gone in a moment and does not change the goal of a node in flight, which waits until
-    its deadline.
-
-    A deleted ClusterPolicy comes back when whatever deploys the GPU Operator next reconciles, and the GPU Operator
-    soon says which of two it ignores.
-    """
-    return reason in (Reason.CLUSTER_POLICY_MISSING, Reason.SEVERAL_CLUSTER_POLICIES)
-
-
 def _against(
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str],
 ) -> Callable[[PolicyView, StackView, PlanSettings], str]:

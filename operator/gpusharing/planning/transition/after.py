@@ -17,7 +17,6 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import Actuate, Release, RestartOperand, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
-from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.transition.actuation import restart_pod, run
 from gpusharing.planning.transition.attempts import (
     goes_back,
@@ -160,7 +159,7 @@ def _refused(case: FencedCase, reason: Reason) -> Verdict | None:
     found = case.assessment
     if not isinstance(found, Refused):
         return None
-    if passes(found.objection.reason):
+    if Mark.MOMENTARY in found.objection.reason.marks:
         message = (
             f"{found.objection.message}; the node stays fenced, and its proof continues when that is over"
         )

@@ -20,7 +20,6 @@ from gpusharing.planning.drain.plan import DrainPlan
 from gpusharing.planning.drain.standing import STUCK_AFTER
 from gpusharing.planning.snapshot.actions import Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.stack.acceptance import passes
 from gpusharing.planning.transition.actuation import run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.cordon import may_uncordon
@@ -33,6 +32,7 @@ from gpusharing.planning.transition.yielding import give_way, keeps_cordon
 from gpusharing.planning.vocabulary.blockers import MAX_PODS, explain_blockers
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessed, Refused
@@ -208,7 +208,9 @@ def _disowned(case: FencedCase) -> str:
 
 def _refused(case: FencedCase) -> str | Finding:
     found = case.assessment
-    return found.objection if isinstance(found, Refused) and not passes(found.objection.reason) else ""
+    if not isinstance(found, Refused) or Mark.MOMENTARY in found.objection.reason.marks:
+        return ""
+    return found.objection
 
 
 def _as_wanted(case: FencedCase) -> str:

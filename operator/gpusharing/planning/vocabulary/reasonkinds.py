@@ -36,6 +36,10 @@ class Mark(StrEnum):
     it."""
     OUTSIDE = auto()
     """A selected node with it does not concern its policy, as long as no change has begun there."""
+    MOMENTARY = auto()
+    """It may be over in a moment and does not change the goal of a node in flight, which waits until its deadline: a
+    deleted ClusterPolicy comes back with the next reconciliation of whatever deploys the GPU Operator, which soon says
+    which of two it ignores."""
     UNSUPPORTED = auto()
     """A node with it cannot serve its policy as it is."""
     STALLS = auto()

@@ -423,10 +423,10 @@ class Reason(Worded):
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
         "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
         "Use this operator with the device plugin of the GPU Operator.")
-    CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy"),
+    CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
         "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
-    SEVERAL_CLUSTER_POLICIES = (("SeveralClusterPolicies", "Accepted", _PERSON, "ClusterPolicy"),
+    SEVERAL_CLUSTER_POLICIES = (("SeveralClusterPolicies", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
         "Remove the one that you do not want; the message names them.")
     PLUGIN_CONFIG_NOT_OURS = (("PluginConfigNotOurs", "Accepted", _PERSON, "ClusterPolicy"),
