@@ -199,7 +199,7 @@ _CLASSES = tuple(DisruptionClass)
 _CORDONING = frozenset({DisruptionClass.GPU_PODS, DisruptionClass.RESET, DisruptionClass.REBOOT})
 
 
-Stage = Literal["before", "emptying", "changing", "given up", "after"]
+ChangePart = Literal["before", "emptying", "changing", "given up", "after"]
 """The part of a node's change that a phase belongs to. Until its point of no return the node is emptied, which what
 runs on it can hold up and people can give up; from there on it is changed."""
 
@@ -208,7 +208,7 @@ class Phase(StrEnum):
     """How far the change of one node has come; derived from facts on every pass, never read back to decide."""
 
     _value_: str
-    stage: Stage
+    part: ChangePart
     lasts: bool
     """Whether a node usually stays in it for long."""
     in_flight: bool
@@ -230,14 +230,14 @@ class Phase(StrEnum):
     FAILED = ("Failed", "changing", "lasts")
     SYNCED = ("Synced", "after", "lasts")
 
-    def __new__(cls, word: str, stage: Stage, lasts: Literal["", "lasts"] = "") -> Self:
+    def __new__(cls, word: str, part: ChangePart, lasts: Literal["", "lasts"] = "") -> Self:
         member = str.__new__(cls, word)
         member._value_ = word
-        member.stage = stage
+        member.part = part
         member.lasts = bool(lasts)
-        member.in_flight = stage not in ("before", "after")
+        member.in_flight = part not in ("before", "after")
         return member
 
 
-WAY = tuple(phase for phase in Phase if phase.stage in ("emptying", "changing") and not phase.lasts)
+WAY = tuple(phase for phase in Phase if phase.part in ("emptying", "changing") and not phase.lasts)
 """The phases of a change that goes well, in their order; Synced comes after it."""

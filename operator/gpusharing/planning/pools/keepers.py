@@ -45,7 +45,7 @@ def goes_on(verdict: Verdict) -> bool:
 def _lasts(verdict: Verdict) -> bool:
     """Its drain goes on until somebody or something else ends it: one that is held past its time, or one that waits
     for jobs as long as they run."""
-    return verdict.phase.stage == "emptying" and verdict.deadline in (None, NEVER)
+    return verdict.phase.part == "emptying" and verdict.deadline in (None, NEVER)
 
 
 def keeps_its_slot(verdict: Verdict) -> bool:

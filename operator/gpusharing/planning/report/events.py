@@ -92,12 +92,12 @@ def _begun(before: Verdict, after: Verdict) -> Event | None:
         return None
     if _plans_return(before):
         begun, known = (
-            after.phase.stage in ("changing", "after"),
+            after.phase.part in ("changing", "after"),
             before,
         )  # as it was before the labels changed
     else:
         # The pass that wrote the point of no return ended without an answer.
-        begun, known = before.phase.stage not in ("changing", "after") and not after.actions, after
+        begun, known = before.phase.part not in ("changing", "after") and not after.actions, after
         begun = begun and after.phase is Phase.RECONFIGURING
     text = f"{known.node}: {known.observed} -> {known.wanted} (class {known.disruption})"
     return Event("Normal", "Reconfiguring", text) if begun else None

@@ -44,7 +44,7 @@ def find_member(
     assessment: Assessment | None = None,
 ) -> Member:
     """`policy`: the one that the node is compared with, and `assessment` the result; None: unknown."""
-    waits = verdict.phase.stage == "before" and verdict.phase is not Phase.SKIPPED
+    waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
     return Member(
         node,
         verdict,

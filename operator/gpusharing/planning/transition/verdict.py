@@ -171,7 +171,7 @@ class NodeCase:
         return describe_observed(self.node, self.gpunode.observed if self.gpunode else None)
 
     def _behind_gate(self, phase: Phase) -> str:
-        if self.node.gate is None or phase.stage != "before":
+        if self.node.gate is None or phase.part != "before":
             return ""
         return f"no workload starts here before it is proven (taint {names.TAINT_UNPROVEN}): "
 
