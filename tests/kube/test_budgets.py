@@ -131,7 +131,7 @@ async def test_a_node_keeps_what_was_seen_of_it_until_its_budgets_are_known() ->
         assert await stage.work(6) == empty
         assert stage.lists("pods") == lists, "its pods are known already"
         sick.lift()
-        stage.gatherer.forget_pods()
+        stage.gatherer.pods.forget()
         await asyncio.sleep(11)
         later = await stage.work(12)
         assert ([row.name for row in later.pdbs], later.error) == (["llm"], "")

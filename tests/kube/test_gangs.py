@@ -279,7 +279,7 @@ async def test_a_gang_among_more_pods_than_are_read_is_not_taken_for_complete() 
     ]
     mine = pod("mine", metadata={**QUEUED, "labels": {"kueue.x-k8s.io/podset": "main"}})
     async with gathering(*((PODS, one) for one in [*crowd, mine])) as stage:
-        stage.gatherer.gangs.most = 5
+        stage.gatherer.pods.gangs.most = 5
         view = await seen(stage)
         assert view.members == ()
         assert view.error.startswith("5 pods of the namespace team-a or more would have to be looked through")

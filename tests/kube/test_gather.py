@@ -84,7 +84,7 @@ async def test_a_list_from_before_a_lost_answer_is_not_used_again() -> None:
     async with gathering((PODS, pod())) as stage:
         await stage.work()
         stage.cluster.delete(PODS, "llm-0", "team-a")
-        stage.gatherer.forget_pods()
+        stage.gatherer.pods.forget()
         assert (await stage.work(0.1)).pods[0].deleted_at is not None
 
 
@@ -359,7 +359,7 @@ async def test_where_not_all_can_be_listed_the_nodes_that_need_only_that_come_fi
             stage.cluster.patch(NODES, name, {"metadata": {"annotations": {names.ANNOTATION_FENCE: fence}}})
         await stage.seen()
         gatherer = stage.gatherer
-        gatherer.crew.parallel, gatherer.client = 1, Noting(stage.cluster, "operator")
+        gatherer.crew.parallel, gatherer.pods.client = 1, Noting(stage.cluster, "operator")
         wanted = frozenset({"gpu-01", "gpu-02", "gpu-07", "gpu-08"})
         Noting.order.clear()
         work = (await stage.snapshot(0, wanted, proving=wanted)).work

@@ -53,7 +53,7 @@ async def test_a_program_whose_output_is_the_answer_is_told_nothing_in_passing()
     async with gathering(
         config_map("site-mig", "no YAML: ["), admin=AdminMaps("misspelt", "site-mig")
     ) as stage:
-        stage.gatherer.silent = True
+        stage.gatherer.stack.silent = True
         with capture_logs() as logged:
             stack = (await stage.snapshot()).stack
     assert (stack.missing_maps, logged) == (("misspelt",), [])

@@ -102,7 +102,7 @@ class Loop(LoopParts):
             due = await self.once()
         except* FATAL as group:
             self.sources.policies.touch()
-            self.gatherer.forget_pods()
+            self.gatherer.pods.forget()
             self._ended_by(group)
         except* KubeError as group:
             self._ended_by(group)

@@ -95,8 +95,8 @@ class LoopParts:
     async def close(self) -> None:
         """End every call that is still under way; returns when they have ended."""
         await self.publisher.close()
-        for crew in (self.executor.crew, self.gatherer.crew, self.gatherer.shared):
-            await crew.close()
+        await self.executor.crew.close()
+        await self.gatherer.close()
 
     async def list_policies(self) -> None:
         """List the policies by the clock, even if no event came."""

@@ -1,8 +1,9 @@
 """What else decides about a pod: its ResourceClaims, whether its DaemonSet exists, the labels of its namespace."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TypeVar
 
 from gpusharing.kube.client import DAEMON_SETS, JSON, NAMESPACES, RESOURCE_CLAIMS, KubeClient, Resource
@@ -44,7 +45,9 @@ class PodLookups:
         pods = [pod_view(raw, await self._resource_claims(raw)) for raw in raws]
         concerned = {pod.uid for pod in pods if scope.all_pods or holds_gpu(pod)}
         wanted = sorted({pod.namespace for pod in pods if namespaces and pod.uid in concerned})
-        labels = {namespace: await self._labels(namespace, now) for namespace in wanted}
+        labels = {
+            name: await _ask(self.namespaces, name, now, partial(self._labels, name)) for name in wanted
+        }
         if labels:
             pods = [replace(pod, namespace_labels=labels.get(pod.namespace)) for pod in pods]
         return tuple([await self._with_owner(pod, now) if pod.uid in concerned else pod for pod in pods])
@@ -65,23 +68,14 @@ class PodLookups:
         owner = pod.owner
         if owner is None or owner.kind != "DaemonSet" or not owner.api_version.startswith("apps/"):
             return pod
-        key = (pod.namespace, owner.name)
-        known = self.owners.get(key)
-        if known is None or now - known[0] > KEPT:
-            known = (now, await self._exists(DAEMON_SETS, owner.name, pod.namespace))
-            _forget_old(self.owners, now)
-            self.owners[key] = known
-        return replace(pod, owner=replace(owner, exists=known[1]))
+        read = partial(self._exists, DAEMON_SETS, owner.name, pod.namespace)
+        exists = await _ask(self.owners, (pod.namespace, owner.name), now, read)
+        return replace(pod, owner=replace(owner, exists=exists))
 
-    async def _labels(self, namespace: str, now: datetime) -> Mapping[str, str] | None:
+    async def _labels(self, namespace: str) -> Mapping[str, str] | None:
         """Labels of a namespace (docs/design/drain.md#p19); None if it cannot be read."""
-        known = self.namespaces.get(namespace)
-        if known is None or now - known[0] > KEPT:
-            found = await self._get(NAMESPACES, namespace, None)
-            known = (now, None if found is None else interned(part(found, "metadata", "labels")))
-            _forget_old(self.namespaces, now)
-            self.namespaces[namespace] = known
-        return known[1]
+        found = await self._get(NAMESPACES, namespace, None)
+        return None if found is None else interned(part(found, "metadata", "labels"))
 
     async def _exists(self, resource: Resource, name: str, namespace: str) -> bool | None:
         try:
@@ -99,7 +93,14 @@ class PodLookups:
             return None
 
 
-def _forget_old(known: dict[Key, tuple[datetime, Answer]], now: datetime) -> None:
-    """Forget entries that would be read again anyway: namespaces come and go as long as the operator runs."""
-    for key in [key for key, (read_at, _) in known.items() if now - read_at > KEPT]:
-        del known[key]
+async def _ask(
+    known: dict[Key, tuple[datetime, Answer]], key: Key, now: datetime, read: Callable[[], Awaitable[Answer]]
+) -> Answer:
+    """Return what is known, or `read` it if that is too old. Other old answers are forgotten then: namespaces come and
+    go as long as the operator runs."""
+    if key not in known or now - known[key][0] > KEPT:
+        answer = await read()
+        for old in [old for old, (read_at, _) in known.items() if now - read_at > KEPT]:
+            del known[old]
+        known[key] = now, answer
+    return known[key][1]

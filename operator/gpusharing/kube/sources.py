@@ -31,6 +31,7 @@ from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_da
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
 from gpusharing.kube.reflector import Reflector
+from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, Operand, find_active
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 
@@ -199,7 +200,14 @@ class Sources:
         """All Nodes as the planner sees them; a view whose inputs did not change is the same object."""
         return self._maintained.join_all(self.nodes.items)
 
-    def architecture(self, name: str) -> str:
+    @property
+    def agent_troubles(self) -> AgentTroubles:
+        """Why agents are not Ready, by their pods and the Warnings about these."""
+        return find_troubles(
+            self.agents.items.values(), self.agent_warnings.items.values(), self._architecture
+        )
+
+    def _architecture(self, name: str) -> str:
         """`amd64`, `arm64`; empty when the Node does not say."""
         view = self.nodes.items.get(name)
         return view.labels.get(LABEL_ARCH, "") if view is not None else ""

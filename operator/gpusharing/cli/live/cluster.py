@@ -147,8 +147,7 @@ async def gathered(
                 yield Cluster(gatherer, claims, notes, missing, session.now, failed)
             finally:
                 following.cancel()
-                for crew in (gatherer.crew, gatherer.shared):
-                    await crew.close()
+                await gatherer.close()
     except BaseExceptionGroup as errors:
         error = first_of(errors)
         raise (Trouble(sentence(error, session.where)) if isinstance(error, KubeError) else error) from None

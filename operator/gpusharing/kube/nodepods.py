@@ -1,0 +1,169 @@
+"""The pods of nodes in work: one LIST of each, made as often as the drain needs it, the most urgent first."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from gpusharing.api.names import DisruptionClass
+from gpusharing.kube.budgets import KEPT_THROTTLED, Budgets
+from gpusharing.kube.callmemory import CallMemory
+from gpusharing.kube.client import PODS, KubeClient
+from gpusharing.kube.clock import loop_time
+from gpusharing.kube.crew import Crew
+from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unauthorized
+from gpusharing.kube.gangs import Gangs
+from gpusharing.kube.paging import list_of
+from gpusharing.kube.podlookups import PodLookups
+from gpusharing.kube.sources import Sources
+from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
+from gpusharing.planning.drain.rules import asks_for_namespaces
+from gpusharing.planning.drain.sightings import heard, looked
+from gpusharing.planning.snapshot.podviews import NodeWork, PodView
+from gpusharing.planning.snapshot.views import PlanSettings
+
+
+@dataclass(slots=True)
+class NodePods:
+    """A node keeps what was seen before while its next LIST is under way."""
+
+    client: KubeClient
+    sources: Sources
+    settings: PlanSettings
+    calls: CallMemory
+    crew: Crew
+    budgets: Budgets
+    work: dict[str, NodeWork] = field(default_factory=dict)
+    """By node: what is known of its pods."""
+    gangs: Gangs = field(init=False)
+    _lookups: PodLookups = field(init=False)
+    _lists: dict[str, tuple[NodeWork, Scope]] = field(default_factory=dict)
+    """LISTs that came since the last `look`, and what they looked for."""
+
+    def __post_init__(self) -> None:
+        """Create the readers of what else decides about pods."""
+        self.gangs, self._lookups = Gangs(self.client), PodLookups(self.client)
+
+    async def look(
+        self, wanted: frozenset[str], proving: frozenset[str], now: datetime, began: float
+    ) -> None:
+        """List the pods of each wanted node whose last LIST is old enough, and forget the other nodes.
+
+        `proving`: the nodes that come first, because they need nothing else. It was `now` at `began` of the loop's
+        clock.
+
+        Raises:
+            ExceptionGroup: what ends a pass, see Crew.
+        """
+        self._hear(now, began)
+        for name in self.work.keys() - wanted:
+            del self.work[name]
+
+        async def read(node: str) -> None:
+            self.calls.unsure.discard(node)
+            with suppress(Throttled):  # not sent, or refused: what was seen before stays valid, with its age
+                # It may have waited for others, and must not be older than it is.
+                self._lists[node] = await self._read(node, _later(now, began))
+
+        await self.crew.each(
+            sorted(self._due(wanted, now), key=lambda name: self._urgency(name, proving)), read
+        )
+        came, self._lists = self._lists, {}
+        await self._take({node: came[node] for node in sorted(came) if node in wanted})
+        for node, work in self.work.items():
+            memories = self.calls.evictions.get(node, {})
+            if work.evictions != memories:
+                self.work[node] = replace(work, evictions=dict(memories))
+        # The answer may have come while LISTs were under way; they do not count as made after it.
+        self._hear(now, began)
+
+    def _hear(self, now: datetime, began: float) -> None:
+        """Note what the agents of the nodes in work have answered by now."""
+        answers = self.sources.gpunodes.items
+        for name, work in self.work.items():
+            self.work[name] = heard(work, answers.get(name), _later(now, began))
+
+    def forget(self) -> None:
+        """An answer of the server was lost: only a new LIST shows whether a pod was evicted."""
+        self.work.clear()
+        self._lists.clear()
+
+    async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
+        """Add LISTs to the work, with the budgets where one of the pods may have to leave."""
+        guarded = {
+            node
+            for node, (work, scope) in lists.items()
+            if work.pods and (scope.all_pods or any(map(holds_gpu, work.pods)))
+        }
+        budgets = await self.budgets.find() if guarded else ()
+        pdbs, trouble = ((), budgets) if isinstance(budgets, str) else (budgets or (), "")
+        for node, (work, scope) in lists.items():
+            if budgets is None and node in guarded:
+                self._lists.setdefault(node, (work, scope))  # what was seen stays valid until they are known
+                continue
+            error = work.error or (trouble if node in guarded else "")
+            now = replace(work, pdbs=pdbs, error=error)
+            self.work[node] = looked(self.work.get(node), now, self.sources.gpunodes.items.get(node), scope)
+
+    async def _read(self, node: str, at: datetime) -> tuple[NodeWork, Scope]:
+        """The pods of one node and the gangs that they belong to, or why they could not be listed. `at`: the moment
+        when the LIST begins."""
+        scope, view = self._scope(node), self.sources.nodes.items.get(node)
+        pods, error = await self._pods_of(node, scope, at)
+        gangs = await self.gangs.find(pods, scope, at, anew=view is None or view.fence is None)
+        return NodeWork(pods, (), at, error=error, gangs=gangs), scope
+
+    def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
+        """Nodes whose pods have to be listed now."""
+        age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
+
+        def is_due(name: str) -> bool:
+            work = self.work.get(name)
+            if work is None or name in self.calls.unsure or now - work.listed_at >= age:
+                return True
+            # The first of the two LISTs that prove a node idle is made as soon as the agent has answered.
+            return work.quiet_since is not None and work.listed_at < work.quiet_since
+
+        return [name for name in wanted if name not in self._lists and is_due(name)]
+
+    def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
+        """On a slow server a round ends before its work is done, and the next one begins with the most urgent.
+
+        These are the nodes whose agent has closed NVML: their proof grows old. Always in the same order, so that the
+        first of them are proven if there is no time for all. Then the others, by how long ago they were looked at.
+        """
+        node, work = self.sources.nodes.items.get(name), self.work.get(name)
+        if name in proving and node is not None and node.fence is not None:
+            return False, node.fence.since.timestamp(), name
+        return True, work.listed_at.timestamp() if work is not None else 0.0, name
+
+    def _scope(self, node: str) -> Scope:
+        """Before the fence names its class, every change may become a reboot where mig-manager runs WITH_REBOOT."""
+        view = self.sources.nodes.items.get(node)
+        if view is not None and view.fence is not None:
+            reboots, since = view.fence.disruption is DisruptionClass.REBOOT, view.fence.since
+        else:
+            reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
+            since = None
+        return scope_of(self.settings, all_pods=reboots, cordoned_at=since)
+
+    async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
+        try:
+            raws = await list_of(self.client, PODS, field_selector=f"spec.nodeName={node}")
+            namespaces = any(
+                policy.spec is not None and asks_for_namespaces(policy.spec.drain)
+                for policy in self.sources.policies.views
+            )
+            return await self._lookups.views(raws, scope, now, namespaces=namespaces), ""
+        except (Unauthorized, ServerAway, HeldBack):
+            raise
+        except KubeError as error:
+            before = self.work.get(node)
+            if isinstance(error, Throttled) and before and now - before.listed_at < KEPT_THROTTLED:
+                raise
+            return (), f"the pods of the node cannot be listed: {error}"
+
+
+def _later(now: datetime, began: float) -> datetime:
+    """The present time, given that it was `now` at `began` of the loop's clock."""
+    return now + timedelta(seconds=loop_time() - began)

@@ -1,0 +1,104 @@
+"""NVIDIA's components and our two ConfigMaps, as one view."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import structlog
+
+from gpusharing.api.names import LABEL_PLUGIN_CONFIG
+from gpusharing.kube.callmemory import CallMemory
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, AdminMaps, Sources
+from gpusharing.kube.written import MIG_KEY, OurConfigMaps
+from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.views import PlanSettings
+from gpusharing.planning.wanted import migfile
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class StackReader:
+    """Reads it from the sources, without a call, and remembers what people changed in our ConfigMaps."""
+
+    sources: Sources
+    settings: PlanSettings
+    admin_maps: AdminMaps
+    calls: CallMemory
+    silent: bool = False
+    """Log nothing: it is part of a program whose output is an answer."""
+    _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
+    _view: StackView | None = None
+
+    def read(self, now: datetime) -> StackView:
+        """What NVIDIA's components and our ConfigMaps look like now; the same object while nothing changed."""
+        maps, settings = self.sources.config_maps.items, self.settings
+        ours = self._config_maps
+        ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
+        admin, admin_plugin = maps.get(self.admin_maps.mig), maps.get(self.admin_maps.plugin)
+        named = {self.admin_maps.plugin, self.admin_maps.mig} - {""}
+        cluster_policy = self.sources.cluster_policy
+        view = StackView(
+            cluster_policy=cluster_policy,
+            gpu_cluster=bool(self.sources.gpu_clusters.items),
+            plugin_configs=ours.plugin.data,
+            mig_file=ours.mig.data.get(MIG_KEY, ""),
+            written=ours.written(now),
+            admin_mig_file=admin.data.get(MIG_KEY, "") if admin else "",
+            admin_plugin_configs=admin_plugin.data if admin_plugin else {},
+            missing_entries=self._missing_entries(cluster_policy, ours.plugin.data),
+            missing_maps=tuple(sorted(name for name in named if name not in maps)),
+            generated_mig_files=self._generated_mig_files(),
+            plugin_map_exists=bool(ours.plugin.uid),
+            serves_our_mig_file=cluster_policy is not None
+            and cluster_policy.mig_config_name == settings.mig_config_map,
+            marked=ours.marked,
+            write_error=self.calls.write_error,
+            rival_policies=self.sources.rival_policies,
+            finders=self.sources.finders,
+            intolerant_agents=self.sources.intolerant_agents,
+            pointer_error=self._pointer_error(),
+            foreign_map=self._foreign_map(),
+            seen_plugin_configs=ours.seen_plugin_configs,
+            seen_mig_entries=ours.seen_mig_entries,
+        )
+        if self._view != view:
+            if not self.silent:
+                self._tell(self._view, view)
+            self._view = view
+        assert self._view is not None, "set a line above"
+        return self._view
+
+    def _generated_mig_files(self) -> dict[str, str]:
+        return {
+            name.removesuffix(NODE_CONFIG_SUFFIX): config_map.data.get(MIG_KEY, "")
+            for name, config_map in self.sources.config_maps.items.items()
+            if name.endswith(NODE_CONFIG_SUFFIX)
+        }
+
+    def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
+        if policy is None or policy.plugin_config_name == self.settings.plugin_config_map:
+            return ()  # no pointer to move; a Node that names a missing entry is reported on its own
+        told = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
+        return tuple(sorted(told - {"", *held}))
+
+    def _pointer_error(self) -> str:
+        failure = self.calls.failures.get(CLUSTER_POLICY)
+        return failure.message if failure is not None and failure.lasts else ""
+
+    def _foreign_map(self) -> str:
+        ours, settings = self._config_maps, self.settings
+        if ours.is_foreign(ours.plugin):
+            return settings.plugin_config_map
+        return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
+
+    def _tell(self, before: StackView | None, now: StackView) -> None:
+        for name in now.missing_maps:
+            if before is None or name not in before.missing_maps:
+                log.warning("the admin's ConfigMap is not there", configmap=name)
+        problem = migfile.parse_admin(now.admin_mig_file).problem
+        if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
+            log.warning(
+                "entries of the admin's ConfigMap are left out", configmap=self.admin_maps.mig, why=problem
+            )
