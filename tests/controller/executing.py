@@ -13,13 +13,13 @@ from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.kube.client import NODES, PODS
 from gpusharing.kube.convert import node_view
 from gpusharing.kube.fence import record_text
-from gpusharing.kube.sources import Sources
+from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.actions import Action, Evict, FenceNode
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import NodeView, PlanSettings
+from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -50,7 +50,7 @@ class Executing:
     stack: StackView = field(default_factory=make_stack)
 
     def __post_init__(self) -> None:
-        self.sources = Sources(self.cluster.client("sources"), PlanSettings(), lambda: None)
+        self.sources = Sources(self.cluster.client("sources"), SourceSettings(), lambda: None)
         self.add_node("gpu-07", {names.ANNOTATION_FENCE: record_text(make_fence())} if self.fenced else {})
         uid = self.cluster.add(PODS, pod())["metadata"]["uid"]
         self.eviction = Evict("gpu-07", "team-a", "llm-0", uid)

@@ -24,12 +24,12 @@ from gpusharing.kube.errors import (
     Unauthorized,
     Unavailable,
 )
-from gpusharing.kube.sources import Sources
+from gpusharing.kube.sources import Sources, SourceSettings
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Fence
-from gpusharing.planning.snapshot.views import PlanSettings, PolicyView
+from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 
@@ -49,7 +49,7 @@ class Publishing:
         if not self.cluster.objects(POLICIES):
             self.cluster.add(POLICIES, {"metadata": {"name": "pool-b"}, "spec": {}})
             self.cluster.add(GPUNODES, {"metadata": {"name": "gpu-07"}, "spec": {}})
-        self.sources = Sources(self.cluster.client("sources"), PlanSettings(), lambda: None)
+        self.sources = Sources(self.cluster.client("sources"), SourceSettings(), lambda: None)
         self.publisher = Publisher(
             self.cluster.client("operator"),
             self.sources,

@@ -17,10 +17,10 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.gather import Gatherer
-from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources
+from gpusharing.kube.sources import NO_MAPS, AdminMaps, Sources, SourceSettings
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.podviews import NodeWork
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 
 WANTED = frozenset({"gpu-07"})
 
@@ -63,13 +63,13 @@ async def gathering(
     cluster.add(NODES, node())
     for resource, obj in objects:
         cluster.add(resource, obj)
-    sources = Sources(cluster.client("sources"), PlanSettings(), lambda: None, admin_maps=admin)
+    sources = Sources(cluster.client("sources"), SourceSettings(admin_maps=admin), lambda: None)
     task = asyncio.create_task(sources.run())
     calls = CallMemory()
     try:
         await asyncio.sleep(0.1)
         reader = client(cluster, "operator")
-        yield Gathering(cluster, Gatherer(reader, sources, PlanSettings(), admin, calls), calls)
+        yield Gathering(cluster, Gatherer(reader, sources, calls), calls)
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):

@@ -23,8 +23,8 @@ from gpusharing.kube.client import (
     Resource,
 )
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, Unavailable
-from gpusharing.kube.sources import RENEWED, AdminMaps, PodPlace, Sources, by_node
-from gpusharing.planning.snapshot.views import GPUNodeView, PlanSettings
+from gpusharing.kube.sources import RENEWED, AdminMaps, PodPlace, Sources, SourceSettings, by_node
+from gpusharing.planning.snapshot.views import GPUNodeView
 
 
 class Followed:
@@ -36,10 +36,9 @@ class Followed:
         self.restores = 0
         self.sources = Sources(
             cluster.client("operator"),
-            PlanSettings(),
+            SourceSettings(admin_maps=AdminMaps(mig="site-mig")),
             self.wake,
-            admin_maps=AdminMaps(mig="site-mig"),
-            restores=lambda: self.restores,
+            lambda: self.restores,
         )
 
     def wake(self) -> None:

@@ -37,21 +37,10 @@ class LoopParts:
         self.identity, self.wake, self._complaints = identity, Wake(), Complaints()
         self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
         """Every call of the loop goes through it; those of the Lease do not."""
-        self.sources = self._make_sources()
+        self.sources = Sources(self.calls, settings.sources, self.wake, lambda: leader.restores)
         self.publisher = self._make_publisher()
         self.executor = self._make_executor()
         self.gatherer = self._make_gatherer()
-
-    def _make_sources(self) -> Sources:
-        return Sources(
-            self.calls,
-            self.settings.plan,
-            self.wake,
-            admin_maps=self.settings.admin_maps,
-            agent_namespace=self.settings.agent_namespace,
-            maintenance_keys=frozenset(self.settings.maintenance_keys),
-            restores=lambda: self.leader.restores,
-        )
 
     def _make_publisher(self) -> Publisher:
         return Publisher(
@@ -80,8 +69,6 @@ class LoopParts:
         return Gatherer(
             self.calls,
             self.sources,
-            self.settings.plan,
-            self.settings.admin_maps,
             self.executor.calls,
             parallel=max(1, min(self.settings.parallel, Limits().parallel) // 2),
             on_late=self.wake,

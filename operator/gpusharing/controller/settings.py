@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gpusharing.api.settingtypes import Period, Port, Seconds, listed
 from gpusharing.kube.fence import MOST_CLAIMS
 from gpusharing.kube.foreign import find_problem
-from gpusharing.kube.sources import AdminMaps
+from gpusharing.kube.sources import AdminMaps, SourceSettings
 from gpusharing.planning.snapshot.views import PlanSettings
 
 PREFIX = "GPUSHARING_"
@@ -85,9 +85,10 @@ class Settings:
     """Address of the two ports."""
 
     @property
-    def admin_maps(self) -> AdminMaps:
-        """The admin's own ConfigMaps."""
-        return AdminMaps(self.admin_plugin_config_map, self.admin_mig_config_map)
+    def sources(self) -> SourceSettings:
+        """The settings of the sources."""
+        theirs = AdminMaps(self.admin_plugin_config_map, self.admin_mig_config_map)
+        return SourceSettings(self.plan, theirs, self.agent_namespace, frozenset(self.maintenance_keys))
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:

@@ -13,20 +13,13 @@ from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError, ServerAway, Unauthorized, Unavailable
 from gpusharing.kube.nodepods import NodePods
 from gpusharing.kube.pending import PendingPods
-from gpusharing.kube.sources import (
-    MIG_MANAGER,
-    MPS_DAEMON,
-    NO_MAPS,
-    AdminMaps,
-    Sources,
-    by_node,
-)
+from gpusharing.kube.sources import MIG_MANAGER, MPS_DAEMON, Sources, by_node
 from gpusharing.kube.stackreader import StackReader
 from gpusharing.planning.snapshot.callfailures import POLICIES, CallFailure, failed_again
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.stackviews import Operand
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
+from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.quiet import is_at_work
 
 _POLICIES = "/policies"
@@ -39,8 +32,6 @@ class Gatherer:
 
     client: KubeClient
     sources: Sources
-    settings: PlanSettings
-    admin_maps: AdminMaps = NO_MAPS
     calls: CallMemory = field(default_factory=CallMemory)
     """What the executor remembers of its calls."""
     parallel: int = 16
@@ -63,10 +54,10 @@ class Gatherer:
 
     def __post_init__(self) -> None:
         """Create the parts."""
-        client, sources, settings = self.client, self.sources, self.settings
+        client, sources = self.client, self.sources
         self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
-        self.pods = NodePods(client, sources, settings, self.calls, self.crew, Budgets(client, self.shared))
-        self.stack = StackReader(sources, settings, self.admin_maps, self.calls, silent=self.silent)
+        self.pods = NodePods(client, sources, self.calls, self.crew, Budgets(client, self.shared))
+        self.stack = StackReader(sources, self.calls, self.silent)
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)
 
     async def close(self) -> None:
@@ -118,7 +109,7 @@ class Gatherer:
             call_failures={**self.calls.failures, **self._listing},
             view_ages={name: source.age for name, source in sources.required.items()},
             memory=memory,
-            settings=self.settings,
+            settings=sources.settings.plan,
         )
 
     async def _refresh_policies(self, now: datetime) -> str:

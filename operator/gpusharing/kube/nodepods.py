@@ -20,7 +20,6 @@ from gpusharing.planning.drain.holders import Scope, holds_gpu, scope_of
 from gpusharing.planning.drain.rules import asks_for_namespaces
 from gpusharing.planning.drain.sightings import heard, looked
 from gpusharing.planning.snapshot.podviews import NodeWork, PodView
-from gpusharing.planning.snapshot.views import PlanSettings
 
 
 @dataclass(slots=True)
@@ -29,7 +28,6 @@ class NodePods:
 
     client: KubeClient
     sources: Sources
-    settings: PlanSettings
     calls: CallMemory
     crew: Crew
     budgets: Budgets
@@ -115,7 +113,8 @@ class NodePods:
 
     def _due(self, wanted: frozenset[str], now: datetime) -> list[str]:
         """Nodes whose pods have to be listed now."""
-        age = timedelta(seconds=min(self.settings.poll, self.settings.idle))
+        settings = self.sources.settings.plan
+        age = timedelta(seconds=min(settings.poll, settings.idle))
 
         def is_due(name: str) -> bool:
             work = self.work.get(name)
@@ -145,7 +144,7 @@ class NodePods:
         else:
             reboots = any(policy.with_reboot for policy in self.sources.cluster_policies.items.values())
             since = None
-        return scope_of(self.settings, all_pods=reboots, cordoned_at=since)
+        return scope_of(self.sources.settings.plan, all_pods=reboots, cordoned_at=since)
 
     async def _pods_of(self, node: str, scope: Scope, now: datetime) -> tuple[tuple[PodView, ...], str]:
         try:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
@@ -74,6 +74,20 @@ NO_MAPS = AdminMaps()
 
 
 @dataclass(frozen=True, slots=True)
+class SourceSettings:
+    """Which objects are read, and with which settings a plan is made of them."""
+
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    """The planner's settings."""
+    admin_maps: AdminMaps = NO_MAPS
+    """The ConfigMaps whose entries are merged into ours."""
+    agent_namespace: str = ""
+    """Namespace of the agents; empty: our own namespace."""
+    maintenance_keys: frozenset[str] = frozenset()
+    """Further keys of labels, annotations and taints which mean that somebody else maintains a Node."""
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigMapView:
     """Data, the annotation that says when each entry was written, and whose ConfigMap it is."""
 
@@ -105,30 +119,23 @@ class Sources:
     def __init__(
         self,
         client: KubeClient,
-        settings: PlanSettings,
+        settings: SourceSettings,
         wake: Callable[[], None],
-        *,
-        admin_maps: AdminMaps = NO_MAPS,
-        agent_namespace: str = "",
-        maintenance_keys: frozenset[str] = frozenset(),
         restores: Callable[[], int] = int,
     ) -> None:
-        """`wake` is called after every change. `agent_namespace`: where the agents are; empty: our own namespace.
-        `restores`: see Reflector."""
+        """`wake` is called after every change. `restores`: see Reflector."""
         self._client, self._wake, self._restores = client, wake, restores
-        self._read_maps = frozenset(
-            {settings.plugin_config_map, settings.mig_config_map, admin_maps.plugin, admin_maps.mig}
-        )
+        self.settings, plan, admin = settings, settings.plan, settings.admin_maps
+        self._read_maps = frozenset({plan.plugin_config_map, plan.mig_config_map, admin.plugin, admin.mig})
         self._our_maps: set[str] = set()
         """UIDs; noted at every event and answer, or a mark that is soon removed would be missed."""
-        pods = agent_namespace or settings.namespace
-        namespace = settings.gpu_operator_namespace
+        pods = settings.agent_namespace or plan.namespace
+        namespace = plan.gpu_operator_namespace
         self._shown: dict[str, str] = {}
         """As JSON text, a fifth of the size: read only when something is about to be written."""
         self._reports: dict[str, int] = {}
         """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
         self.policies = PolicyCache(client, restores)
-        self._maintenance_keys = maintenance_keys
         self.nodes = self._follow(NODES, self._node)
         self.gpunodes = self._follow(GPUNODES, self._gpunode, on_change=self._gpunode_changed)
         self.agents = self._follow(PODS, agent_pod, pods, AGENT_SELECTOR)
@@ -185,7 +192,7 @@ class Sources:
         return find_active(self.cluster_policies.items.values())[1]
 
     def _node(self, raw: JSON) -> NodeView:
-        return node_view(raw, self._maintenance_keys)
+        return node_view(raw, self.settings.maintenance_keys)
 
     def node_view(self, raw: JSON) -> NodeView:
         """A Node as the planner sees it, with what other objects say about it."""

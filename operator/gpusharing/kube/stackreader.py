@@ -8,11 +8,10 @@ import structlog
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.kube.callmemory import CallMemory
-from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, AdminMaps, Sources
+from gpusharing.kube.sources import NODE_CONFIG_SUFFIX, Sources
 from gpusharing.kube.written import MIG_KEY, OurConfigMaps
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
-from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.wanted import migfile
 
 log = structlog.get_logger()
@@ -23,8 +22,6 @@ class StackReader:
     """Reads it from the sources, without a call, and remembers what people changed in our ConfigMaps."""
 
     sources: Sources
-    settings: PlanSettings
-    admin_maps: AdminMaps
     calls: CallMemory
     silent: bool = False
     """Log nothing: it is part of a program whose output is an answer."""
@@ -33,11 +30,12 @@ class StackReader:
 
     def read(self, now: datetime) -> StackView:
         """What NVIDIA's components and our ConfigMaps look like now; the same object while nothing changed."""
-        maps, settings = self.sources.config_maps.items, self.settings
+        maps, settings = self.sources.config_maps.items, self.sources.settings.plan
         ours = self._config_maps
         ours.read(maps.get(settings.plugin_config_map), maps.get(settings.mig_config_map))
-        admin, admin_plugin = maps.get(self.admin_maps.mig), maps.get(self.admin_maps.plugin)
-        named = {self.admin_maps.plugin, self.admin_maps.mig} - {""}
+        theirs = self.sources.settings.admin_maps
+        admin, admin_plugin = maps.get(theirs.mig), maps.get(theirs.plugin)
+        named = {theirs.plugin, theirs.mig} - {""}
         cluster_policy = self.sources.cluster_policy
         view = StackView(
             cluster_policy=cluster_policy,
@@ -78,7 +76,7 @@ class StackReader:
         }
 
     def _missing_entries(self, policy: ClusterPolicyView | None, held: Collection[str]) -> tuple[str, ...]:
-        if policy is None or policy.plugin_config_name == self.settings.plugin_config_map:
+        if policy is None or policy.plugin_config_name == self.sources.settings.plan.plugin_config_map:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         told = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
         return tuple(sorted(told - {"", *held}))
@@ -88,7 +86,7 @@ class StackReader:
         return failure.message if failure is not None and failure.lasts else ""
 
     def _foreign_map(self) -> str:
-        ours, settings = self._config_maps, self.settings
+        ours, settings = self._config_maps, self.sources.settings.plan
         if ours.is_foreign(ours.plugin):
             return settings.plugin_config_map
         return settings.mig_config_map if ours.is_foreign(ours.mig) else ""
@@ -99,6 +97,5 @@ class StackReader:
                 log.warning("the admin's ConfigMap is not there", configmap=name)
         problem = migfile.parse_admin(now.admin_mig_file).problem
         if problem and (before is None or before.admin_mig_file != now.admin_mig_file):
-            log.warning(
-                "entries of the admin's ConfigMap are left out", configmap=self.admin_maps.mig, why=problem
-            )
+            name = self.sources.settings.admin_maps.mig
+            log.warning("entries of the admin's ConfigMap are left out", configmap=name, why=problem)

@@ -125,16 +125,8 @@ async def gathered(
         # Who has no right to a kind is refused also where it is not served; whether it is, everybody may ask.
         bare = missing and not await session.client.served(GPUNODES)
         client = Onlooker(session.client, proposed, beforehand=bare)
-        settings = installed.settings
-        sources = Sources(
-            client,
-            settings.plan,
-            lambda: None,
-            admin_maps=settings.admin_maps,
-            agent_namespace=settings.agent_namespace,
-            maintenance_keys=frozenset(settings.maintenance_keys),
-        )
-        gatherer = Gatherer(client, sources, settings.plan, settings.admin_maps, parallel=8, silent=True)
+        sources = Sources(client, installed.settings, lambda: None)
+        gatherer = Gatherer(client, sources, parallel=8, silent=True)
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())
             try:

@@ -18,7 +18,7 @@ from gpusharing.kube.fence import parse_claims, parse_failed_nodes
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.plainstack import find_gpu_operator
 from gpusharing.kube.raw import entries, section, text, texts
-from gpusharing.kube.sources import NO_MAPS, AdminMaps
+from gpusharing.kube.sources import AdminMaps, SourceSettings
 from gpusharing.planning.snapshot.records import Claim, FailedNode
 from gpusharing.planning.snapshot.views import PlanSettings
 
@@ -27,27 +27,15 @@ SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
 DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
 PREFIX = "GPUSHARING_"
 _PLAN = TypeAdapter(PlanSettings)
-
-
-@dataclass(frozen=True, slots=True)
-class InstalledSettings:
-    """What a plan depends on besides objects."""
-
-    plan: PlanSettings = field(default_factory=PlanSettings)
-    """The planner's settings."""
-    admin_maps: AdminMaps = NO_MAPS
-    """The ConfigMaps whose entries are merged into ours."""
-    agent_namespace: str = "gpusharing-agent"
-    """Where the agents are."""
-    maintenance_keys: tuple[str, ...] = ()
-    """Further keys that mean maintenance by somebody else."""
+DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")
+"""The settings of the chart."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installed:
     """The operator of a cluster."""
 
-    settings: InstalledSettings = field(default_factory=InstalledSettings)
+    settings: SourceSettings = DEFAULTS
     """The settings of its Deployment, or the defaults."""
     claims: Mapping[str, Claim] = field(default_factory=dict)
     """The slots that nodes have on the leader Lease, by node."""
@@ -71,7 +59,7 @@ async def read_installed(client: KubeClient) -> Installed:
     if not found:
         note = "no operator is installed: planned with the chart's default settings"
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
-        settings = InstalledSettings(PlanSettings(gpu_operator_namespace=where))
+        settings = replace(DEFAULTS, plan=PlanSettings(gpu_operator_namespace=where))
         return Installed(settings, notes=(note,), missing=True)
     deployment = found[0]
     namespace = text(deployment, "metadata", "namespace")
@@ -96,7 +84,7 @@ async def is_missing(client: KubeClient) -> bool:
         return False
 
 
-def settings_of(deployment: JSON) -> tuple[InstalledSettings, tuple[str, ...]]:
+def settings_of(deployment: JSON) -> tuple[SourceSettings, tuple[str, ...]]:
     """Read the operator's settings from the variables of its container. One that cannot be used is left out and
     reported in a note."""
     namespace = text(deployment, "metadata", "namespace")
@@ -117,11 +105,11 @@ def settings_of(deployment: JSON) -> tuple[InstalledSettings, tuple[str, ...]]:
         read = _PLAN.validate_python({name: value for name, value in plan.items() if name not in bad})
         read = replace(read, namespace=namespace)
         notes = (f"settings of the operator that this plugin cannot read: {', '.join(sorted(bad))}",)
-    settings = InstalledSettings(
+    settings = SourceSettings(
         plan=read,
         admin_maps=AdminMaps(given.get("admin_plugin_config_map", ""), given.get("admin_mig_config_map", "")),
         agent_namespace=given.get("agent_namespace") or namespace,
-        maintenance_keys=tuple(filter(None, given.get("maintenance_keys", "").split(","))),
+        maintenance_keys=frozenset(filter(None, given.get("maintenance_keys", "").split(","))),
     )
     return settings, notes
 

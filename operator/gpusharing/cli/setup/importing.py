@@ -43,7 +43,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     async with gathered(session, beforehand=True) as cluster:
         decided = await cluster.decide(())
         given = await read_given(session, decided.snapshot)
-        merged = cluster.gatherer.admin_maps
+        merged = cluster.gatherer.sources.settings.admin_maps
         found = find_import(decided.snapshot, given, merged, decided.now, missing=cluster.missing)
     # Without an operator there are the chart's settings, and another sentence says so.
     unsure = [PRESUMED] if found.presumed else decided.notes
