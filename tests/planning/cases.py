@@ -18,7 +18,7 @@ from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, P
 from gpusharing.planning.stack.acceptance import find_terms, wish_of
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.requests import last_event
-from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict, find_health
+from gpusharing.planning.transition.verdict import FencedCase, NodeCase, Verdict
 from gpusharing.planning.wanted.assess import Assessed, Assessment, assess
 from gpusharing.planning.wanted.target import Target
 
@@ -68,7 +68,7 @@ def make_case(
     node: dict[str, Any] | None = None,
     gpunode: dict[str, Any] | GPUNodeView | None = None,
     work: NodeWork | None = None,
-    owner: str | None = None,
+    owner: PolicyView | str | None = None,
     agent_ready: bool = True,
     operand: Operand | None = OPERAND,
     mps_daemon: Operand | None = None,
@@ -78,7 +78,8 @@ def make_case(
     stack: StackView | None = None,
     now: datetime = NOW,
 ) -> NodeCase:
-    """gpu-07, at rest under `was`, now judged against `policy`; `node`, `labels`, `gpunode` change its views."""
+    """gpu-07, at rest under `was`, now judged against `policy`, which owns it unless `owner` names another policy or
+    is empty; `node`, `labels`, `gpunode` change its views."""
     world = world_of(was, products)
     policies = [known for known in (was, policy) if known is not None]
     stack = stack or make_stack(*policies, models=world.machines["gpu-07"].gpus())
@@ -92,7 +93,7 @@ def make_case(
         node=view,
         gpunode=report,
         assessment=None if policy is None else judge_node(view, report, policy, stack),
-        owner=owner if owner is not None else policy.name if policy else "",
+        owner=owner_of(policy, owner),
         work=work,
         agent_ready=agent_ready,
         operand=operand,
@@ -100,7 +101,6 @@ def make_case(
         claimed=claimed,
         drifting_since=drifting_since,
         at_work_since=at_work_since,
-        health=find_health(report),
         mig_failure="",
         agent_trouble=None,
         stack=stack,
@@ -108,6 +108,13 @@ def make_case(
         now=now,
     )
     return case if fence is None else named_event(FencedCase.of(case, fence))
+
+
+def owner_of(policy: PolicyView | None, owner: PolicyView | str | None) -> PolicyView | None:
+    """The policy that owns the node: `policy` if `owner` is None, none if that is empty."""
+    if isinstance(owner, str):
+        return make_policy(owner) if owner else None
+    return policy if owner is None else owner
 
 
 EVENT = "event"
@@ -140,12 +147,12 @@ def judge_node(view: NodeView, report: GPUNodeView, policy: PolicyView, stack: S
     return assess(view, report, policy, terms.targets, stack)
 
 
-def make_member(node: NodeView, verdict: Verdict, assessment: Assessment | None = None) -> Member:
+def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) -> Member:
     """A node as a pool counts it that has no budget and no start-up taint to look at."""
     return Member(
         node,
         verdict,
-        assessment,
+        case,
         policy="",
         away=False,
         newcomer=False,

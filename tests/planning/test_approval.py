@@ -31,14 +31,20 @@ from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.assess import Assessed, Unobserved
+from gpusharing.planning.wanted.assess import Assessed, Assessment, Unobserved
 
 
 def planned(name: str, **node: Any) -> Member:
     """A node that is to be changed, by its assessment."""
     case = make_case(make_policy())
     view = replace(case.node, **{"name": name, "uid": f"uid-{name}", **node})
-    return make_member(view, Verdict(name, "pool-b", Phase.PENDING, Reason.PROGRESSING, ""), case.assessment)
+    return make_member(view, Verdict(name, "pool-b", Phase.PENDING, Reason.PROGRESSING, ""), case)
+
+
+def found_to_be(member: Member, assessment: Assessment) -> Member:
+    """The node with another assessment."""
+    assert member.case is not None
+    return replace(member, case=replace(member.case, assessment=assessment))
 
 
 def edited(rollout: Mapping[str, Any] | None = None, **spec: Any) -> PolicyView:
@@ -100,7 +106,7 @@ def proven(name: str, planned_as: DisruptionClass, *, drifted: bool) -> Member:
     member = planned(name, verified=replace(PROVEN, **{**BY_IT, "planned": planned_as}))
     assert isinstance(member.assessment, Assessed)
     assert member.assessment.disruption is DisruptionClass.RESET
-    return member if drifted else replace(member, assessment=replace(member.assessment, mismatch=None))
+    return member if drifted else found_to_be(member, replace(member.assessment, mismatch=None))
 
 
 def test_drift_that_would_disturb_more_than_was_approved_is_another_plan() -> None:
@@ -146,7 +152,7 @@ UNREAD = Unobserved(MANUAL, Finding(Reason.AGENT_ERROR, "no GPU through NVML"), 
 @pytest.mark.parametrize("node", recorded().values(), ids=recorded())
 def test_the_approval_stays_when_nobody_can_read_a_node_any_more_that(node: dict[str, Any]) -> None:
     read = planned("n1", **node)
-    assert plan_hash(MANUAL, [replace(read, assessment=UNREAD), TWO[1]]) == CURRENT
+    assert plan_hash(MANUAL, [found_to_be(read, UNREAD), TWO[1]]) == CURRENT
 
 
 @pytest.mark.parametrize(
@@ -155,7 +161,7 @@ def test_the_approval_stays_when_nobody_can_read_a_node_any_more_that(node: dict
     ids=["not begun", "proven before", "begun before", "begun without an approval"],
 )
 def test_a_node_that_nobody_can_read_is_in_no_plan_where_its_change_is(node: dict[str, Any]) -> None:
-    unread = replace(planned("n1", **node), assessment=UNREAD)
+    unread = found_to_be(planned("n1", **node), UNREAD)
     assert plan_hash(MANUAL, [unread, TWO[1]]) == plan_hash(MANUAL, TWO[1:])
 
 

@@ -59,7 +59,7 @@ def test_adoption_remembers_that_drift_was_put_right(lost: str) -> None:
     case = make_case(FULL, was=FULL, labels={lost: None}, now=at(0))
     assert case.node.verified is not None
     known = replace(case.node.verified, corrected_generation=1)
-    verdict = judge(replace(case, node=replace(case.node, verified=known)), {"pool-b": FULL})
+    verdict = judge(replace(case, node=replace(case.node, verified=known)))
     assert verdict is not None
     action = only(verdict)
     assert isinstance(action, LabelNode)

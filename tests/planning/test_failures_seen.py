@@ -31,9 +31,9 @@ UNPROVEN: dict[str, Any] = {"node": {"resources": {}}}
 SAYS_FAILED: dict[str, Any] = {"labels": {MIG_STATE: "failed"}}
 
 
-def judged(case: NodeCase, *policies: PolicyView) -> Verdict:
+def judged(case: NodeCase) -> Verdict:
     """The verdict of a node that is somebody's business."""
-    verdict = judge(case, {policy.name: policy for policy in policies or (MIXED,)})
+    verdict = judge(case)
     assert verdict is not None
     return verdict
 

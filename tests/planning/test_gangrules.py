@@ -1,14 +1,13 @@
 """A member of a gang has the rules of the policy that its own node follows; where nobody can tell what those are, it
 must stay (planning/transition/gangrules.py)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.build import (
     make_fence,
-    make_gpunode,
     make_node,
     make_pod,
     make_policy,
@@ -17,16 +16,16 @@ from tests.build import (
 )
 from tests.planning.cases import FULL, pass_time, pool_of
 from tests.planning.ganging import make_gang, make_gang_view
+from tests.planning.test_guard import Poisoned
 from tests.planning.test_nodefacts import PAUSED, STACK, terms
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase
 from gpusharing.api.validation import Problem
+from gpusharing.planning.rollout import follow
 from gpusharing.planning.snapshot.podviews import GangMember
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
 from gpusharing.planning.transition.gangrules import with_rules
-from gpusharing.planning.transition.guard import UnjudgedPolicyError
-from gpusharing.planning.transition.nodefacts import find_facts
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -38,21 +37,20 @@ RANK = "a rank of a JobSet"
 
 
 def shared(
-    other: PolicyView, *, failed: Mapping[str, Exception], **given: Any
+    other: PolicyView, *, unread: Iterable[str] = (), unowned: Iterable[str] = (), **given: Any
 ) -> tuple[ClusterSnapshot, ClusterSnapshot]:
     """A gang on two nodes, of which another policy has the second, and a member on a node that nobody knows: as it is
-    read, and with rules."""
+    read, and with rules. Nobody can judge the policies `unread`, nor find the owners of the nodes `unowned`."""
     first, second = make_node("gpu-07"), make_node("gpu-08", **given)
     ranks = {name: [make_pod(f"rank-of-{name}", gang=make_gang())] for name in ("gpu-07", "gpu-08", "cpu-1")}
     work = make_work(*ranks["gpu-07"], gangs=(make_gang_view(ranks),))
     snapshot = make_snapshot([first, second], [PAUSED, other], stack=STACK, work={"gpu-07": work})
-    facts = {
-        one.name: find_facts(one, make_gpunode(one.name), mine, mine, STACK)
-        for one, mine in ((first, terms(PAUSED)), (second, terms(other)))
-        if one.name not in failed
-    }
-    owners = {"gpu-07": "pool-b", "gpu-08": other.name}
-    return snapshot, with_rules(snapshot, facts, owners, failed)
+    owned = {"gpu-07": "pool-b", "gpu-08": other.name}
+    owners = {name: owner for name, owner in owned.items() if name not in unowned}
+    failed: dict[str, Exception] = dict.fromkeys(unowned, FAULT)
+    offered = {one.name: terms(one) for one in (PAUSED, other)}
+    followed = follow(snapshot, owners, offered, failed=failed, unread=dict.fromkeys(unread, FAULT))
+    return snapshot, with_rules(snapshot, followed, owners, failed)
 
 
 def members(snapshot: ClusterSnapshot) -> dict[str, GangMember]:
@@ -61,7 +59,7 @@ def members(snapshot: ClusterSnapshot) -> dict[str, GangMember]:
 
 def test_a_member_of_a_gang_has_the_rules_of_the_policy_that_its_own_node_follows() -> None:
     """So they are a part of what its mates' nodes are judged by, which the memo compares."""
-    before, after = shared(OTHER, failed={})
+    before, after = shared(OTHER)
     assert before != after
     found = members(after)
     assert OTHER.spec is not None
@@ -71,12 +69,12 @@ def test_a_member_of_a_gang_has_the_rules_of_the_policy_that_its_own_node_follow
 
 
 def test_where_both_policies_say_the_same_nothing_is_added() -> None:
-    before, after = shared(make_policy("other"), failed={})
+    before, after = shared(make_policy("other"))
     assert after is before
 
 
 def test_a_policy_that_cannot_be_read_may_forbid_anything() -> None:
-    _, after = shared(UNREAD, failed={})
+    _, after = shared(UNREAD)
     found = members(after)
     assert found["gpu-08"].unruled == Finding(
         Reason.INVALID_SPEC,
@@ -87,21 +85,32 @@ def test_a_policy_that_cannot_be_read_may_forbid_anything() -> None:
 
 
 def test_a_policy_that_nobody_can_judge_may_forbid_anything() -> None:
-    _, after = shared(OTHER, failed={"gpu-08": UnjudgedPolicyError("other", FAULT)})
+    _, after = shared(OTHER, unread=["other"])
     why = members(after)["gpu-08"].unruled
     assert why is not None
     assert why.reason is Reason.POLICY_NOT_JUDGED
     assert why.message.startswith(f"{UNKNOWN}policy other cannot be judged: TypeError: unsupported operand")
 
 
+def test_a_node_in_a_change_has_the_rules_of_the_policy_that_changes_it() -> None:
+    before, after = shared(OTHER, fence=make_fence(policy="pool-b"))
+    assert after is before
+
+
+def test_a_node_whose_owner_nobody_can_find_may_forbid_anything() -> None:
+    _, after = shared(OTHER, unowned=["gpu-08"])
+    why = members(after)["gpu-08"].unruled
+    assert why is not None
+    assert why.reason is Reason.NODE_NOT_JUDGED
+
+
 def test_a_node_that_nobody_can_judge_still_has_the_rules_of_its_policy() -> None:
-    """Or of the policy that changes it. One bad node keeps no gang for good."""
-    _, after = shared(OTHER, failed={"gpu-08": FAULT})
+    """One bad node keeps no gang for good: its rules are known before it is judged."""
+    before, after = shared(OTHER, labels=Poisoned())
+    assert before != after
     found = members(after)["gpu-08"]
     assert OTHER.spec is not None
     assert (found.policy, found.drain, found.unruled) == ("other", OTHER.spec.drain, None)
-    before, after = shared(OTHER, failed={"gpu-08": FAULT}, fence=make_fence(policy="pool-b"))
-    assert after is before
 
 
 def spoil(world: World) -> None:

@@ -59,7 +59,7 @@ def test_no_change_to_whole_gpus_beside_instances_begins_under_a_driver_that_han
     assert gate.reason is Reason.UNSAFE_DRIVER
     assert f"driver {driver} hangs pods" in gate.message
     assert "update it to 570.172.08" in gate.message
-    verdict = judge(case, {BESIDE.name: BESIDE})
+    verdict = judge(case)
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.UNSAFE_DRIVER, ())
 
@@ -100,7 +100,7 @@ def test_only_whole_gpus_beside_instances_hang_pods(layouts: tuple[Layout | None
 def test_a_node_that_is_so_already_is_as_wanted_and_has_not_drifted() -> None:
     case = driven(BAD, was=BESIDE)
     assert assessed_of(case).drift is None
-    verdict = judge(case, {BESIDE.name: BESIDE})
+    verdict = judge(case)
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.SYNCED, ())
 

@@ -99,7 +99,7 @@ def sick(policy: PolicyView = MIXED, gpu: GpuView = RESET_WANTED, **fields: Any)
 
 
 def test_an_unhealthy_gpu_is_not_reconfigured_and_the_node_says_why() -> None:
-    verdict = judge(sick(), {})
+    verdict = judge(sick())
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.candidate) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY, False)
     assert verdict.actions == ()
@@ -110,27 +110,27 @@ def test_a_node_as_wanted_stays_synced_and_shows_its_unhealthy_gpu() -> None:
     target = assessed_of(make_case(FULL)).target
     proven = Verified(FULL.name, target.mig_config, target.plugin_key)
     labels = {"gpusharing.dev/mode": "full", "gpusharing.dev/policy": FULL.name}
-    verdict = judge(sick(FULL, node={"verified": proven}, labels=labels), {})
+    verdict = judge(sick(FULL, node={"verified": proven}, labels=labels))
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.SYNCED, Reason.GPU_UNHEALTHY, ())
     assert verdict.message.startswith("1x full proven; GPU 0: ")
 
 
 def test_a_gpu_that_does_not_answer_proves_nothing_even_if_it_last_was_as_wanted() -> None:
-    verdict = judge(sick(FULL, LOST), {})
+    verdict = judge(sick(FULL, LOST))
     assert verdict is not None
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
     assert "fell off the bus" in verdict.message
 
 
 def test_a_gpu_that_was_lost_before_anybody_knew_it_blocks_too() -> None:
-    verdict = judge(sick(FULL, replace(LOST, product="", profiles=())), {})
+    verdict = judge(sick(FULL, replace(LOST, product="", profiles=())))
     assert verdict is not None
     assert (verdict.phase, verdict.reason) == (Phase.BLOCKED, Reason.GPU_UNHEALTHY)
 
 
 def test_a_card_without_any_health_counters_is_not_called_unhealthy() -> None:
-    verdict = judge(make_case(FULL, products=(T4,), was=FULL), {})
+    verdict = judge(make_case(FULL, products=(T4,), was=FULL))
     assert verdict is not None
     assert verdict.health is NO_TROUBLE
 

@@ -62,9 +62,9 @@ def test_somebody_has_seen_a_difference_when(case: NodeCase, apart: bool) -> Non
     assert is_told_apart(case) is apart
 
 
-def judged(case: NodeCase, *policies: PolicyView) -> Verdict:
+def judged(case: NodeCase) -> Verdict:
     """What is decided about the node."""
-    verdict = judge(case, {policy.name: policy for policy in policies})
+    verdict = judge(case)
     assert verdict is not None, "the node is our business"
     return verdict
 
@@ -72,21 +72,23 @@ def judged(case: NodeCase, *policies: PolicyView) -> Verdict:
 # --- a node in a change -------------------------------------------------------------------------------------
 
 LEAVING = replace(FULL, deleting=True, force_release=True)
-RELEASED: dict[str, tuple[tuple[PolicyView, ...], bool]] = {
-    "its policy goes and is told to": ((LEAVING,), True),
-    "its policy goes": ((replace(LEAVING, force_release=False),), False),
-    "its policy stays and is told to": ((replace(LEAVING, deleting=False),), False),
-    "its policy is gone": ((), False),
+RELEASED: dict[str, tuple[PolicyView | None, bool]] = {
+    "its policy goes and is told to": (LEAVING, True),
+    "its policy goes": (replace(LEAVING, force_release=False), False),
+    "its policy stays and is told to": (replace(LEAVING, deleting=False), False),
+    "its policy is gone": (None, False),
+    "its policy is gone, and another one that owns the node goes and is told to": (
+        replace(LEAVING, name="another"),
+        False,
+    ),
 }
 
 
 @pytest.mark.parametrize("stage", ["fenced", "actuating"])
-@pytest.mark.parametrize(("policies", "released"), RELEASED.values(), ids=RELEASED)
-def test_a_node_is_let_go_with_its_cordon_when(
-    policies: tuple[PolicyView, ...], released: bool, stage: Any
-) -> None:
-    case = make_case(FULL, fence=make_fence(stage), node={"unschedulable": True})
-    verdict = judged(case, *policies)
+@pytest.mark.parametrize(("policy", "released"), RELEASED.values(), ids=RELEASED)
+def test_a_node_is_let_go_with_its_cordon_when(policy: PolicyView | None, released: bool, stage: Any) -> None:
+    case = make_case(policy, fence=make_fence(stage), node={"unschedulable": True})
+    verdict = judged(case)
     kept = [action for action in verdict.actions if isinstance(action, Release) and not action.uncordon]
     assert (verdict.reason is Reason.CORDON_KEPT, bool(kept)) == (released, released)
 
@@ -104,8 +106,10 @@ def test_which_routing_label_a_node_gets_that_force_release_lets_go_when(
 ) -> None:
     """Only the fence still has it, and the fence goes."""
     fence = replace(make_fence(), added=(), from_mode="mig", node_uid="uid-gpu-07")
-    case = make_case(FULL, fence=replace(fence, **fields), node={"foreign": "kured", "unschedulable": True})
-    (release,) = judged(case, LEAVING).actions
+    case = make_case(
+        LEAVING, fence=replace(fence, **fields), node={"foreign": "kured", "unschedulable": True}
+    )
+    (release,) = judged(case).actions
     assert isinstance(release, Release)
     assert (release.uncordon, release.labels) == (False, labels)
 
@@ -113,7 +117,7 @@ def test_which_routing_label_a_node_gets_that_force_release_lets_go_when(
 def test_a_node_that_was_yielded_stays_somebody_elses_until_that_is_done() -> None:
     """Judged as one after the point of no return, it would be drained again under somebody's hands."""
     fence = replace(make_fence(), stage="yielded")
-    verdict = judged(make_case(MIXED, fence=fence, node={"foreign": "kured", "unschedulable": True}), MIXED)
+    verdict = judged(make_case(MIXED, fence=fence, node={"foreign": "kured", "unschedulable": True}))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, ())
 
 
@@ -122,7 +126,7 @@ HEIR = make_policy("heir", "Full")
 
 def failed(now: float = 2400, **fields: Any) -> NodeCase:
     """gpu-07, whose proof never comes; another policy owns it meanwhile."""
-    return changing(**{"owner": "heir", "now": now, "node": {"resources": {}}, **fields})
+    return changing(**{"owner": HEIR, "now": now, "node": {"resources": {}}, **fields})
 
 
 def heirs(verdict: Verdict) -> list[Fence]:
@@ -134,26 +138,25 @@ def heirs(verdict: Verdict) -> list[Fence]:
 def test_a_failed_node_is_handed_to_the_policy_that_owns_it_now() -> None:
     case = failed()
     assert case.node.fence is not None
-    verdict = judged(case, MIXED, HEIR)
+    verdict = judged(case)
     assert verdict.phase is Phase.FAILED
     assert heirs(verdict) == [replace(case.node.fence, policy="heir")], "what failed was no run of the heir"
     assert "Policy heir owns the node now and takes it over" in verdict.message
 
 
 def test_a_failed_node_stays_with_its_policy_where_no_other_owns_it() -> None:
-    assert heirs(judged(failed(owner="pool-b"), MIXED, HEIR)) == []
-    assert heirs(judged(failed(owner="gone"), MIXED, HEIR)) == []
-    assert heirs(judged(failed(owner=""), MIXED)) == []
+    assert heirs(judged(failed(owner=MIXED))) == []
+    assert heirs(judged(failed(owner=""))) == []
 
 
 def test_a_node_of_another_making_is_handed_to_nobody() -> None:
     other = failed(fence=replace(FENCE, node_uid="uid-before"))
-    assert judged(other, MIXED, HEIR).phase is Phase.FAILED
-    assert heirs(judged(other, MIXED, HEIR)) == []
+    assert judged(other).phase is Phase.FAILED
+    assert heirs(judged(other)) == []
 
 
 def test_a_change_that_goes_on_ends_before_the_node_moves() -> None:
-    verdict = judged(failed(now=2399), MIXED, HEIR)
+    verdict = judged(failed(now=2399))
     assert verdict.phase is Phase.VERIFYING
     assert heirs(verdict) == []
 
@@ -166,7 +169,7 @@ BARE = {LABEL_GPU_PRESENT: None, LABEL_GPU_PRODUCT: None}
 def unowned(*, gpu: bool, marked: bool) -> Verdict | None:
     """What is said of gpu-07, which no policy selects any more."""
     labels = {**({} if gpu else BARE), LABEL_POLICY: "pool-b" if marked else None}
-    return judge(make_case(None, labels=labels, node={} if gpu else {"resources": {}}), {})
+    return judge(make_case(None, labels=labels, node={} if gpu else {"resources": {}}))
 
 
 @pytest.mark.parametrize("gpu", [True, False], ids=["with a GPU", "without one"])
@@ -198,18 +201,18 @@ UNREAD: dict[str, tuple[dict[str, Any], Phase, Reason]] = {
 def test_a_node_that_nobody_reads_waits_or_is_blocked_and_says_why(
     fields: dict[str, Any], phase: Phase, reason: Reason
 ) -> None:
-    verdict = judged(make_case(MIXED, **fields), MIXED)
+    verdict = judged(make_case(MIXED, **fields))
     assert (verdict.phase, verdict.reason) == (phase, reason)
 
 
 def marks(case: NodeCase) -> list[Action]:
     """The labels that are written to adopt the node."""
-    return [action for action in judged(case, FULL).actions if isinstance(action, LabelNode)]
+    return [action for action in judged(case).actions if isinstance(action, LabelNode)]
 
 
 def test_a_node_as_wanted_is_adopted_until_it_is_marked_and_proven() -> None:
     proven = make_case(FULL)
-    assert (judged(proven, FULL).reason, marks(proven)) == (Reason.SYNCED, [])
+    assert (judged(proven).reason, marks(proven)) == (Reason.SYNCED, [])
     for label in (LABEL_MODE, LABEL_POLICY):
         (written,) = marks(make_case(FULL, labels={label: None}))
         assert isinstance(written, LabelNode)
@@ -231,23 +234,23 @@ NOT_ADOPTED: dict[str, tuple[dict[str, Any], Reason]] = {
 
 @pytest.mark.parametrize(("fields", "reason"), NOT_ADOPTED.values(), ids=NOT_ADOPTED)
 def test_a_node_as_wanted_is_not_adopted_and_says_why_where(fields: dict[str, Any], reason: Reason) -> None:
-    verdict = judged(make_case(FULL, **{"node": {"verified": None}, **fields}), FULL)
+    verdict = judged(make_case(FULL, **{"node": {"verified": None}, **fields}))
     assert (verdict.phase, verdict.reason, verdict.actions) == (Phase.BLOCKED, reason, ())
 
 
 def test_a_wait_that_ends_by_itself_wakes_the_loop_then_and_no_other_does() -> None:
     paused = make_policy(mode="TimeSlicing", rollout={"paused": True})
-    assert judged(make_case(paused), paused).wake is None
+    assert judged(make_case(paused)).wake is None
     fresh = make_case(SLICED, stack=make_stack(FULL, SLICED, written_at=at(-60)))
-    verdict = judged(fresh, SLICED)
+    verdict = judged(fresh)
     assert (verdict.phase, verdict.reason, verdict.wake) == (Phase.PENDING, Reason.CONFIG_PROPAGATING, at(60))
 
 
 def test_a_policy_that_is_not_accepted_blocks_and_a_card_that_does_not_fit_is_skipped() -> None:
     refused = make_case(MIXED, stack=make_stack(MIXED, cluster_policy=None))
-    assert judged(refused, MIXED).phase is Phase.BLOCKED
-    assert judged(make_case(MIXED, products=(T4,)), MIXED).phase is Phase.SKIPPED
+    assert judged(refused).phase is Phase.BLOCKED
+    assert judged(make_case(MIXED, products=(T4,))).phase is Phase.SKIPPED
 
 
 def test_a_candidate_says_from_what_to_what_it_is_to_be_changed() -> None:
-    assert judged(make_case(MIXED), MIXED).message == "to be changed from 1x full to 2x3g.40gb"
+    assert judged(make_case(MIXED)).message == "to be changed from 1x full to 2x3g.40gb"

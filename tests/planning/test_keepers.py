@@ -45,7 +45,7 @@ def waiting(members: Sequence[Member]) -> Verdict:
         pool.count(member)
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    return select(pool.ask_windows(NOW), 100, Ledger(OFFERED)).verdicts["z"]
+    return select(pool.ask_windows(NOW), 100, Ledger(OFFERED, NOW)).verdicts["z"]
 
 
 def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
@@ -115,7 +115,7 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
     pool = Pool(make_policy())
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    ledger = Ledger(OFFERED)
+    ledger = Ledger(OFFERED, NOW)
     for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
         node = make_node(name, fence=make_fence(policy="another"))
         ledger.add_in_flight(make_snapshot([node]), away(name, phase, deadline=at(60)).verdict)

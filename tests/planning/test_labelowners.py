@@ -45,7 +45,7 @@ def owned(policy: PolicyView, *labels: str, **fields: Any) -> NodeCase:
 
 def test_no_change_begins_that_would_write_a_label_of_another_controller() -> None:
     case = owned(MIXED, MIG)
-    verdict = judge(case, {MIXED.name: MIXED})
+    verdict = judge(case)
     assert verdict is not None
     assert (verdict.phase, verdict.reason, verdict.actions) == (
         Phase.BLOCKED,
@@ -86,7 +86,7 @@ def test_a_change_begins_because(case: NodeCase) -> None:
 
 
 def test_a_node_that_has_what_the_policy_wants_is_as_wanted_whoever_set_the_label() -> None:
-    verdict = judge(owned(MIXED, MIG, PLUGIN, was=MIXED), {MIXED.name: MIXED})
+    verdict = judge(owned(MIXED, MIG, PLUGIN, was=MIXED))
     assert verdict is not None
     assert (verdict.phase, verdict.reason) == (Phase.SYNCED, Reason.SYNCED)
 

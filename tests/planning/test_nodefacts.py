@@ -1,12 +1,14 @@
-"""What is true of one node whatever the time: whose terms it is held to, and what it is told on them."""
+"""The case of one node: whose terms it is held to, what it is told on them, and for how long."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.build import (
     H100,
     NOW,
     SETTINGS,
+    at,
     make_fence,
     make_gpu,
     make_gpunode,
@@ -22,15 +24,15 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.nodefacts import (
-    Judged,
-    NodeFacts,
-    case_of,
-    find_facts,
+    compare,
+    find_cases,
     find_models,
-    find_surroundings,
-    judge_facts,
+    judge_case,
+    keeps_verdict,
 )
+from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
 PAUSED = make_policy(rollout={"paused": True})
@@ -42,37 +44,46 @@ def terms(policy: PolicyView) -> Terms:
     return find_terms(policy, wish_of(policy), STACK, SETTINGS)
 
 
-def judged(facts: NodeFacts, node: NodeView) -> Judged:
-    """What a node is told."""
-    snapshot = make_snapshot([node], [PAUSED], stack=STACK)
-    ((_, surroundings),) = find_surroundings(snapshot, {node.name: facts})
-    return judge_facts(surroundings, now=NOW)
+def case_of(
+    node: NodeView, owner: Terms | None, followed: Terms | None, *, seen: bool = True, **given: Any
+) -> tuple[NodeCase, Terms | None]:
+    """The case of a node in a cluster where it is the only one, and what it is compared with."""
+    policies = {one.policy.name: one for one in (owner, followed) if one is not None}
+    gpunodes = [make_gpunode(node.name)] if seen else []
+    snapshot = make_snapshot([node], [PAUSED], stack=STACK, gpunodes=gpunodes, **given)
+    owners = {node.name: owner.policy.name if owner is not None else ""}
+    ((_, arguments),) = find_cases(snapshot, owners, policies, {node.name: followed}, NOW)
+    return arguments
+
+
+def judged(given: tuple[NodeCase, Terms | None]) -> Member:
+    """A node that is our business."""
+    member = judge_case(*given)
+    assert member is not None
+    return member
 
 
 def test_a_node_that_waits_is_told_so_until_something_changes() -> None:
-    node, mine = make_node(), terms(PAUSED)
-    facts = find_facts(node, make_gpunode(), mine, mine, STACK)
-    told = judged(facts, node)
-    assert told.member is not None
-    assert (told.member.verdict.reason, told.candidate, told.differs, told.lasts) == (
-        Reason.PAUSED,
-        None,
-        True,
-        True,
-    )
+    mine = terms(PAUSED)
+    told = judged(case_of(make_node(), mine, mine))
+    assert (told.verdict.reason, told.candidate, told.differs) == (Reason.PAUSED, None, True)
+    assert keeps_verdict(told)
 
 
 def test_a_candidate_is_told_apart_and_has_its_case() -> None:
     node, mine = make_node(), terms(make_policy())
-    told = judged(find_facts(node, make_gpunode(), mine, mine, STACK), node)
+    told = judged(case_of(node, mine, mine))
     assert told.candidate is not None
-    assert (told.candidate.node, told.candidate.now, told.differs, told.lasts) == (node, NOW, True, True)
+    assert (told.candidate.node, told.candidate.now, told.differs) == (node, NOW, True)
+    assert keeps_verdict(told)
 
 
 def test_a_node_without_gpus_and_policy_is_none_of_our_business() -> None:
     node = make_node(labels={}, resources={})
     node = replace(node, labels={})
-    assert judged(find_facts(node, None, None, None, STACK), node) == Judged(None, None, False, True)
+    told = judge_case(*case_of(node, None, None, seen=False))
+    assert told is None
+    assert keeps_verdict(told)
 
 
 @pytest.mark.parametrize("fenced", [True, False], ids=["in a change", "at rest"])
@@ -81,12 +92,18 @@ def test_a_node_is_held_to_the_terms_of_one_policy_and_owned_by_another_only_in_
 ) -> None:
     other = terms(make_policy("other"))
     node = make_node(fence=make_fence(policy="other") if fenced else None)
-    facts = find_facts(node, make_gpunode(), terms(PAUSED), other if fenced else terms(PAUSED), STACK)
-    told = judged(facts, node)
-    assert told.member is not None
-    assert told.member.verdict.policy == ("other" if fenced else "pool-b")
-    assert told.lasts is not fenced
-    assert told.member.policy == told.member.verdict.policy, "its slot is one of that policy's budget"
+    told = judged(case_of(node, terms(PAUSED), other if fenced else terms(PAUSED)))
+    assert told.verdict.policy == ("other" if fenced else "pool-b")
+    assert keeps_verdict(told) is not fenced
+    assert told.policy == told.verdict.policy, "its slot is one of that policy's budget"
+
+
+def test_a_case_is_equal_to_the_one_of_the_last_pass_if_only_the_time_is_another() -> None:
+    mine = terms(PAUSED)
+    case, _ = case_of(make_node(), mine, mine)
+    assert case == replace(case, now=at(1)) == case.at(at(1))
+    assert case.at(NOW) is case
+    assert case != replace(case, claimed=True)
 
 
 @pytest.mark.parametrize(("liars", "believed"), [(1, False), (3, True)], ids=["few", "most"])
@@ -98,24 +115,18 @@ def test_what_a_card_offers_everywhere_is_what_most_nodes_say(liars: int, *, bel
         truth,
         replace(truth, profiles=(*truth.profiles,)),
     ]
-    mine = terms(PAUSED)
-    facts = [
-        find_facts(make_node(f"gpu-{number}"), make_gpunode(f"gpu-{number}", gpus=[gpu]), mine, mine, STACK)
-        for number, gpu in enumerate(cards)
-    ]
-    assert (find_models(facts)[H100].profiles == lie) is believed
+    reports = [make_gpunode(f"gpu-{number}", gpus=[gpu]) for number, gpu in enumerate(cards)]
+    assert (find_models([*reports, None])[H100].profiles == lie) is believed
 
 
 def test_a_list_of_pods_made_for_a_smaller_change_says_nothing_about_a_reboot() -> None:
     """It became one meanwhile, and nobody has asked about the gang of a launcher without a GPU."""
     fence = make_fence(disruption=DisruptionClass.REBOOT)
     node = make_node("gpu-07", uid="uid-gpu-07", unschedulable=True, fence=fence)
-    facts = find_facts(node, make_gpunode("gpu-07"), terms(PAUSED), terms(PAUSED), STACK)
+    mine = terms(PAUSED)
 
     def seen(work: NodeWork) -> NodeWork | None:
-        snapshot = make_snapshot([node], [PAUSED], stack=STACK, work={"gpu-07": work})
-        ((_, given),) = find_surroundings(snapshot, {"gpu-07": facts})
-        return case_of(given, NOW).work
+        return compare(*case_of(node, mine, mine, work={"gpu-07": work})).work
 
     fewer = make_work(make_pod("launcher", resources={}))
     assert seen(fewer) is None

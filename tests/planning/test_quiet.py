@@ -99,7 +99,7 @@ def test_in_a_change_of_ours_the_change_says_when_to_be_quiet() -> None:
 
 
 def decide(case: NodeCase) -> Verdict:
-    verdict = judge(case, {})
+    verdict = judge(case)
     assert verdict is not None
     return verdict
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from tests.planning.histories import BY_KEY, H100, need, pool
 
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.capacity import memory_of
+from gpusharing.planning.gpus.capacity import TURNS, memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.usage.reckon.needs import GIB, Goal, Need
 from gpusharing.usage.reckon.recommendation import recommend
-from gpusharing.usage.reckon.sharing import TURNS, Shared, find_shared
+from gpusharing.usage.reckon.sharing import Shared, find_shared
 from gpusharing.usage.say.recommend import shared_of
 
 L4 = BY_KEY["l4"]

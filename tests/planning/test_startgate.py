@@ -48,7 +48,7 @@ INTOLERANT = make_cluster_policy(
 
 def judged(case: NodeCase) -> Verdict:
     """What is decided about the node."""
-    verdict = judge(case, {})
+    verdict = judge(case)
     assert verdict is not None, "the node is our business"
     return verdict
 

@@ -112,7 +112,7 @@ def test_a_drain_in_which_nothing_blocks_names_the_pods_that_leave() -> None:
 
 def test_waits_before_the_cordon_that_the_clock_ends_say_when() -> None:
     deferred = Deferred(1, at(300), "DrainTimeout", MIXED.version)
-    told = judge(make_case(MIXED, was=FULL, node={"deferred": deferred}), {})
+    told = judge(make_case(MIXED, was=FULL, node={"deferred": deferred}))
     assert told is not None
     assert (told.reason, told.deadline) == (Reason.DEFERRED, at(300))
     night = {"windows": [{"schedule": "0 22 * * *", "duration": "6h"}]}

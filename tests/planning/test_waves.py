@@ -144,7 +144,7 @@ def test_a_blocked_node_does_not_keep_the_rest_of_its_gang() -> None:
 def test_before_a_gang_starts_without_its_blocked_node_the_pods_of_that_node_are_listed_once_more() -> None:
     free, unlisted = sharing("a", "b", "c")[:2], sharing("a", "b", "c", listed=False)[2]
     ledger = Ledger(
-        OFFERED, looks={"c": Look(SpecVersion("uid-pool-b", 1), "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
+        OFFERED, NOW, {"c": Look(SpecVersion("uid-pool-b", 1), "", at(-1), 1, (Blocker(Reason.UNMANAGED),))}
     )
     selection = chosen(*free, unlisted, limit=3, ledger=ledger)
     assert fenced(selection) == []
@@ -165,7 +165,7 @@ def test_within_a_wave_the_server_decides_and_others_that_the_budget_guards_wait
 
 def test_a_wave_waits_as_a_whole_while_others_use_up_a_budget_of_its_pods() -> None:
     guard = make_pdb(allowed=1)
-    ledger = Ledger(OFFERED)
+    ledger = Ledger(OFFERED, NOW)
     ledger.crowd["team-a/llm"] = 1
     selection = chosen(*sharing("a", "b", pdbs=(guard,)), limit=2, ledger=ledger)
     assert fenced(selection) == []
@@ -180,7 +180,7 @@ def later(seconds: float, *cases: NodeCase) -> list[NodeCase]:
 def after_a_crash(*passes: Selection, begun: tuple[str, ...]) -> Ledger:
     """What the next process finds: fences on these nodes, of the others the claims of the last pass."""
     claims = {name: claim for one in passes for name, claim in one.claims.items() if name not in begun}
-    return Ledger(OFFERED, claimed_waves={name: claim.wave for name, claim in claims.items()})
+    return Ledger(OFFERED, NOW, claimed_waves={name: claim.wave for name, claim in claims.items()})
 
 
 def test_after_a_crash_the_rest_of_a_wave_stays_with_those_that_had_begun() -> None:
@@ -238,7 +238,7 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members += [make_member(make_node(name), verdict(Phase.SYNCED)) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
     pool = Pool(policy, names, 0, list(cases), members=members).ask_windows(NOW)
-    return select(pool, 100, Ledger(OFFERED))
+    return select(pool, 100, Ledger(OFFERED, NOW))
 
 
 def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:

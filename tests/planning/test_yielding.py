@@ -159,7 +159,7 @@ def test_a_node_that_is_given_back_says_whether_somebody_still_works_on_it(forei
 def test_the_agent_reads_on_while_somebody_else_works() -> None:
     case = aside(node={"foreign": "kured"})
     assert case.gpunode is not None
-    verdict: Verdict | None = judge(replace(case, gpunode=replace(case.gpunode, quiet=True)), {})
+    verdict: Verdict | None = judge(replace(case, gpunode=replace(case.gpunode, quiet=True)))
     assert verdict is not None
     (request,) = verdict.actions
     assert isinstance(request, EnsureGPUNode)
@@ -171,7 +171,7 @@ def test_the_agent_keeps_nvml_closed_while_the_driver_is_replaced() -> None:
     labels = {names.LABEL_UPGRADE_STATE: "pod-restart-required"}
     case = aside(node={"foreign": "driver upgrade"}, labels=labels)
     assert case.gpunode is not None
-    verdict = judge(replace(case, gpunode=replace(case.gpunode, quiet=False)), {})
+    verdict = judge(replace(case, gpunode=replace(case.gpunode, quiet=False)))
     assert verdict is not None
     (request,) = verdict.actions
     assert isinstance(request, EnsureGPUNode)
@@ -212,10 +212,9 @@ def test_a_deleted_policy_does_not_wait_for_what_somebody_else_does() -> None:
 
 def test_a_policy_released_by_force_does_not_leave_our_cordon_behind_where_somebody_else_works() -> None:
     gone = replace(MIXED, deleting=True, finalizer=True, force_release=True)
-    policies = {gone.name: gone}
-    waiting = judge(aside(node={"foreign": "kured"}, policy=gone), policies)
+    waiting = judge(aside(node={"foreign": "kured"}, policy=gone))
     assert waiting is not None
     assert (waiting.phase, waiting.reason, waiting.actions) == (Phase.BLOCKED, Reason.FOREIGN_MAINTENANCE, ())
-    freed = judge(aside(policy=gone), policies)
+    freed = judge(aside(policy=gone))
     assert freed is not None
     assert released(freed).uncordon

@@ -23,12 +23,13 @@ What holds after every action and from every interrupted prefix (tests/planning/
   (t) nobody is deleted by force before the moment, without the right, or for a node that would not be empty
   (u) a node goes back to what was proven there last or nowhere, and does not turn round by itself
 
-The decision, in this order: whose is each node (own); what is it to be, and is it (assess); how far is it on its way
-(judge); who begins now (choose); what is written once for all (shared). What is asked about every node is asked through
-the memo, which keeps answers and knows nothing of what they mean: a pass costs what changed, not what exists.
+The decision, in this order: whose is each node (own); what does its policy offer it (agree, follow); what is it to be,
+is it, and how far is it on its way (judge_case); who begins now (choose); what is written once for all (shared). What
+is asked about every node is asked through the memo, which keeps answers and knows nothing of what they mean: a pass
+costs what changed, not what exists.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import field, replace
 from datetime import datetime
 from functools import partial
@@ -49,22 +50,14 @@ from gpusharing.planning.snapshot.actions import Action, WriteConfig
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.transition.callverdicts import Failing
 from gpusharing.planning.transition.gangrules import with_rules
 from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged
 from gpusharing.planning.transition.members import Member, find_member
-from gpusharing.planning.transition.nodefacts import (
-    Judged,
-    NodeFacts,
-    case_of,
-    find_facts,
-    find_models,
-    find_surroundings,
-    judge_facts,
-)
-from gpusharing.planning.transition.verdict import NodeCase, Verdict
+from gpusharing.planning.transition.nodefacts import find_cases, find_models, judge_case, keeps_verdict
+from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -106,7 +99,7 @@ class RolloutPlan:
 
 @value
 class Known:
-    """What is known of each policy and node before any node is chosen. A node that failed has no facts."""
+    """What is known of each policy and node before any node is chosen."""
 
     snapshot: ClusterSnapshot
     """As it was given, with what the other policies of a gang say of its members."""
@@ -118,14 +111,10 @@ class Known:
     """By policy: why nobody can judge it."""
     owners: Mapping[str, str]
     """By node: the policy that owns it; empty: none."""
-    facts: Mapping[str, NodeFacts]
-    """By node: what it should be, and whether it is."""
-    judged: Mapping[str, Judged]
-    """By node: how far it is on its way."""
-    failed: Mapping[str, Exception]
-    """By node: why it cannot be judged."""
+    members: dict[str, Member]
+    """By node, sorted: its case and its verdict. Nodes that do not concern us are left out."""
     models: Mapping[str, GpuView]
-    """By product: one of its GPUs; those of nodes that failed count too."""
+    """By product: one of its GPUs; those of nodes that cannot be judged count too."""
 
 
 def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = None) -> RolloutPlan:
@@ -133,17 +122,16 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     memo = Memo() if memo is None else memo
     memo.begin(now)
     known = find_known(snapshot, now, memo)
-    snapshot, facts, judged = known.snapshot, known.facts, known.judged
-    found = _members(snapshot, known.owners, judged, known.failed)
+    snapshot, found = known.snapshot, known.members
     failing = Failing.of(snapshot, found, now)
     members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
-    counted = _pools(snapshot, members, _cases(snapshot, facts, judged, now), failing)
+    counted = _pools(snapshot, members, failing)
     pools = {name: asked(pool, now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
-    afterwards = find_afterwards(snapshot, facts, members)
+    afterwards = find_afterwards(snapshot, members)
     choice = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept))
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:
@@ -152,7 +140,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     verdicts |= find_forgotten(pools, verdicts, snapshot.nodes)
     previews = find_previews(pools, verdicts, snapshot, afterwards, now)
 
-    targets = _targets(facts)
+    targets = _targets(members)
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
     shared = share(snapshot, config, {**choice.claims, **kept}, pools, verdicts, failed_nodes=failed_nodes)
     failing.name(verdicts)
@@ -164,7 +152,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
         },
-        memory=_remember(snapshot, pools, verdicts, judged, choice, previews, now),
+        memory=_remember(snapshot, pools, members, verdicts, choice, previews, now),
         afterwards=afterwards,
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
@@ -174,8 +162,8 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 def _remember(
     snapshot: ClusterSnapshot,
     pools: Mapping[str, Pool],
+    members: Mapping[str, Member],
     verdicts: Mapping[str, Verdict],
-    judged: Mapping[str, Judged],
     choice: Choice,
     previews: Previews,
     now: datetime,
@@ -186,7 +174,7 @@ def _remember(
     return PassMemory(
         wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
         proving=frozenset(one.node for one in proving if one.reason is Reason.SETTLING),
-        drifting_since={name: since.get(name, now) for name, one in judged.items() if one.differs},
+        drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
         looks=choice.looks,
         previews=previews.known,
         vain_passes=count_vain(pools, verdicts, choice.looks, snapshot) if choice.crowd_known else {},
@@ -204,29 +192,28 @@ def _wake(
 
 
 def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
-    """Own, assess and judge: all that is asked about every node by itself."""
+    """Own, agree and judge: all that is asked about every policy and every node by itself."""
     failed: dict[str, Exception] = {}
     unread: dict[str, Exception] = {}
     wishes = memo.each(wish_of, ((one.name, (one,)) for one in snapshot.policies), failed=unread)
     owners = own(snapshot, memo, failed)
     terms = agree(snapshot, wishes, memo, unread)
-    facts = assess(snapshot, owners, terms, memo, failed=failed, unread=unread)
-    snapshot = with_rules(snapshot, facts, owners, failed)
-    judged = judge(snapshot, facts, now, memo, failed)
+    followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
+    snapshot = with_rules(snapshot, followed, owners, failed)
+    cases = find_cases(snapshot, owners, terms, followed, now)
+    members = memo.each(judge_case, cases, lasts=keeps_verdict, failed=failed)
     return Known(
         snapshot=snapshot,
         wishes=wishes,
         terms=terms,
         unread=unread,
         owners=owners,
-        facts={name: one for name, one in facts.items() if name not in failed},
-        judged=judged,
-        failed=failed,
-        models=find_models(facts.values()),
+        members=_with_failed(members, snapshot, owners, failed),
+        models=find_models(snapshot.gpunodes.get(name) for name in followed),
     )
 
 
-# --- own and assess ------------------------------------------------------------------------------------------
+# --- own and agree ------------------------------------------------------------------------------------------
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
@@ -249,57 +236,35 @@ def agree(
     return memo.each(find_terms, rows, failed=unread)
 
 
-def assess(
+def follow(
     snapshot: ClusterSnapshot,
     owners: Mapping[str, str],
     terms: Mapping[str, Terms],
-    memo: Memo,
     *,
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
-) -> dict[str, NodeFacts]:
-    """What each node should be, and whether it is. `failed` gets the nodes of the policies that are `unread`."""
-    nodes, gpunodes, stack = snapshot.nodes, snapshot.gpunodes, snapshot.stack
-
-    def rows() -> Iterator[
-        tuple[str, tuple[NodeView, GPUNodeView | None, Terms | None, Terms | None, StackView]]
-    ]:
-        for name, owner in owners.items():
-            node, mine = nodes[name], terms.get(owner)
-            fenced_by = node.fence.policy if node.fence is not None else owner
-            if unread and (broken := unread.keys() & {owner, fenced_by}):
-                policy = min(broken)
-                failed[name] = UnjudgedPolicyError(policy, unread[policy])
-                continue
-            held = mine if node.fence is None else terms.get(node.fence.policy, mine)
-            yield name, (node, gpunodes.get(name), mine, held, stack)
-
-    return memo.each(find_facts, rows(), failed=failed)
+) -> dict[str, Terms | None]:
+    """Return the terms that each node is compared with: those of the policy of its fence if that exists, else of its
+    owner; None: it has neither. `failed` gets the nodes of the policies that are `unread`, which are left out."""
+    found: dict[str, Terms | None] = {}
+    for name, owner in owners.items():
+        fence = snapshot.nodes[name].fence
+        policy = fence.policy if fence is not None else owner
+        if unread and (broken := unread.keys() & {owner, policy}):
+            failed[name] = UnjudgedPolicyError(min(broken), unread[min(broken)])
+        else:
+            found[name] = terms.get(policy, terms.get(owner))
+    return found
 
 
-# --- judge -----------------------------------------------------------------------------------------------------
-
-
-def judge(
-    snapshot: ClusterSnapshot,
-    facts: Mapping[str, NodeFacts],
-    now: datetime,
-    memo: Memo,
-    failed: dict[str, Exception],
-) -> dict[str, Judged]:
-    """How far each node is on its way."""
-    rows = ((name, (given,)) for name, given in find_surroundings(snapshot, facts))
-    return memo.each(partial(judge_facts, now=now), rows, lasts=lambda one: one.lasts, failed=failed)
-
-
-def _members(
+def _with_failed(
+    judged: Mapping[str, Member | None],
     snapshot: ClusterSnapshot,
     owners: Mapping[str, str],
-    judged: Mapping[str, Judged],
     failed: Mapping[str, Exception],
 ) -> dict[str, Member]:
-    """The verdict of each node, sorted by name; a node that cannot be judged gets a verdict that says so."""
-    members = {name: one.member for name, one in judged.items() if one.member is not None}
+    """The members, sorted by name; a node that cannot be judged, as `failed` says, has a verdict that says why."""
+    members = {name: one for name, one in judged.items() if one is not None}
     if not failed:
         return members
     for name, error in failed.items():
@@ -309,6 +274,9 @@ def _members(
     return dict(sorted(members.items()))
 
 
+# --- count ----------------------------------------------------------------------------------------------------
+
+
 def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: datetime) -> dict[str, Member]:
     """Return the members, with the verdicts of those that were proven before the rest of their wave changed to wait."""
     verdicts = {name: member.verdict for name, member in members.items()}
@@ -316,29 +284,15 @@ def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: dateti
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
 
 
-def _cases(
-    snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts], judged: Mapping[str, Judged], now: datetime
-) -> dict[str, NodeCase]:
-    """The cases of all candidates at the present time; an earlier verdict has the time at which it was made."""
-    cases = {name: one.candidate for name, one in judged.items() if one.candidate is not None}
-    old = {name: facts[name] for name, case in cases.items() if case.now != now}
-    return cases | {name: case_of(given, now) for name, given in find_surroundings(snapshot, old)}
-
-
-# --- count ----------------------------------------------------------------------------------------------------
-
-
-def _pools(
-    snapshot: ClusterSnapshot, members: Mapping[str, Member], cases: Mapping[str, NodeCase], failing: Failing
-) -> dict[str, Pool]:
+def _pools(snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing) -> dict[str, Pool]:
     """Return the pool of every policy, with its candidates and the number of its nodes that are unavailable."""
     pools = {policy.name: Pool(policy) for policy in snapshot.policies}
     claims = snapshot.claims
     for name, member in members.items():
         if (pool := pools.get(member.policy)) is None:
             continue
-        if member.verdict.candidate and not failing.holds(name):
-            pool.candidates.append(cases[name])
+        if (case := member.candidate) is not None and not failing.holds(name):
+            pool.candidates.append(case)
         pool.count(member, claimed=name in claims and _holds_slot(member.verdict, failing))
     return pools
 
@@ -389,8 +343,7 @@ def _is_settled(found: tuple[WriteConfig | None, bool]) -> bool:
     return found == (None, False)
 
 
-def _targets(facts: Mapping[str, NodeFacts]) -> dict[str, Target]:
+def _targets(members: Mapping[str, Member]) -> dict[str, Target]:
     """The targets of the nodes that have one."""
-    return {
-        name: one.assessment.target for name, one in facts.items() if isinstance(one.assessment, Assessed)
-    }
+    found = ((name, one.assessment) for name, one in members.items())
+    return {name: one.target for name, one in found if isinstance(one, Assessed)}

@@ -141,8 +141,8 @@ async def gathered(
                 following.cancel()
                 await gatherer.close()
     except BaseExceptionGroup as errors:
-        error = first_of(errors)
-        raise (Trouble(sentence(error, session.where)) if isinstance(error, KubeError) else error) from None
+        first = first_of(errors)
+        raise (Trouble(sentence(first, session.where)) if isinstance(first, KubeError) else first) from None
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
 

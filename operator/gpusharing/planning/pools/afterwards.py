@@ -11,16 +11,13 @@ from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
 from gpusharing.planning.transition.members import Member
-from gpusharing.planning.transition.nodefacts import NodeFacts
 from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.wanted.assess import Assessed, Assessment
 from gpusharing.planning.wanted.gfdlabels import future_labels
 from gpusharing.planning.wanted.verify import served
 
 
-def find_afterwards(
-    snapshot: ClusterSnapshot, facts: Mapping[str, NodeFacts], members: Mapping[str, Member]
-) -> Afterwards:
+def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) -> Afterwards:
     """Return the cluster as it will be when all planned changes are done. It is computed at the first use.
 
     A node that has no target, cannot be judged or is skipped stays as it is. One whose change waits for a person, as
@@ -33,8 +30,9 @@ def find_afterwards(
             with suppress(
                 Exception
             ):  # whatever one node holds, the others are asked about (transition/guard.py)
-                place = _place(node, facts[name].assessment if name in facts else None, snapshot)
-                yield _doubt(place, node) if name in members and _waits_for_person(members[name]) else place
+                member = members.get(name)
+                place = _place(node, member.assessment if member is not None else None, snapshot)
+                yield _doubt(place, node) if member is not None and _waits_for_person(member) else place
 
     return Afterwards(places, snapshot.pending_devices)
 

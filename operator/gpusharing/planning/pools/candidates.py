@@ -98,7 +98,9 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
-    """The candidate with what would keep its drain from succeeding, as far as its pods were listed."""
+    """The candidate with what would keep its drain from succeeding, as far as its pods were listed. `case` may be of an
+    earlier pass: it is taken at the time of this one."""
+    case = case.at(ledger.now)
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
     if case.work is None:

@@ -22,6 +22,8 @@ class Ledger:
 
     afterwards: Afterwards
     """The cluster when all planned changes are done."""
+    now: datetime
+    """The time of the pass."""
     looks: Mapping[str, Look] = field(default_factory=dict)
     """By node: what the last look at its pods found."""
     crowd: Counter[str] = field(default_factory=Counter)
@@ -59,6 +61,7 @@ class Ledger:
         places = Places.of(snapshot.nodes.values()) if snapshot.settings.pod_name else None
         return Ledger(
             afterwards,
+            now,
             snapshot.memory.looks,
             due=due,
             recent=recent,

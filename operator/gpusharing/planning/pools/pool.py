@@ -161,7 +161,7 @@ class Selection:
 
 def select(pool: Pool, cap: int, ledger: Ledger) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
-    pooled = pool.pooled(pool.candidates[0].now) if pool.candidates else None
+    pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection({}, {}, {})
     return _select(pool, pooled, cap, ledger, frozenset())

@@ -158,7 +158,7 @@ def tell_proposal(
         accepted=accepted["status"] == "True",
         about=accepted["message"],
         reason=accepted["reason"],
-        steps=tuple(_steps(policy, changing, plan, snapshot)),
+        steps=tuple(_steps(policy, changing, plan, snapshot, now)),
         left_out=tuple(
             v for v in pool.verdicts if v.node not in {*names, *adopted} and v.phase is not Phase.SYNCED
         ),
@@ -206,8 +206,9 @@ def _steps(
     changing: list[Verdict],
     plan: RolloutPlan,
     snapshot: ClusterSnapshot,
+    now: datetime,
 ) -> Iterator[Step]:
-    ledger = Ledger(plan.afterwards, snapshot.memory.looks)
+    ledger = Ledger(plan.afterwards, now, snapshot.memory.looks)
     order = {
         case.node.name: find_candidate(case, policy, ledger).order
         for case in plan.pools[policy.name].candidates

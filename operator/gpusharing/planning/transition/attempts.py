@@ -219,7 +219,7 @@ def adopted(case: NodeCase, assessed: Assessed) -> Verified:
     """The record of a node that is as wanted without a change of ours. It keeps the record of corrected drift."""
     target, policy, earlier = assessed.target, assessed.policy, case.node.verified
     record = Verified(
-        case.owner,
+        case.owner_name,
         target.mig_config,
         target.plugin_key,
         corrected_generation=_corrected_in(case.node.verified, policy),

@@ -190,18 +190,18 @@ def _unapproved(case: FencedCase) -> str:
 
 
 def _other_owner(case: FencedCase) -> str:
-    return _disowned(case) if case.owner else ""
+    return _disowned(case) if case.owner_name else ""
 
 
 def _no_owner(case: FencedCase) -> str:
-    return "" if case.owner else _disowned(case)
+    return "" if case.owner_name else _disowned(case)
 
 
 def _disowned(case: FencedCase) -> str:
     fence = case.fence
     return (
         f"policy {fence.policy} no longer owns the node; it is given back"
-        if case.owner != fence.policy
+        if case.owner_name != fence.policy
         else ""
     )
 

@@ -11,9 +11,8 @@ from typing import NamedTuple
 from gpusharing.api.policy import Drain
 from gpusharing.planning.snapshot.podviews import GangMember, GangView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
-from gpusharing.planning.stack.acceptance import find_spec
-from gpusharing.planning.transition.guard import UnjudgedPolicyError, find_fault
-from gpusharing.planning.transition.nodefacts import NodeFacts
+from gpusharing.planning.stack.acceptance import Terms, find_spec
+from gpusharing.planning.transition.guard import find_fault
 from gpusharing.planning.vocabulary.findings import Finding
 
 
@@ -30,30 +29,25 @@ class _Rules(NamedTuple):
 
 def with_rules(
     snapshot: ClusterSnapshot,
-    facts: Mapping[str, NodeFacts],
+    followed: Mapping[str, Terms | None],
     owners: Mapping[str, str],
     failed: Mapping[str, Exception],
 ) -> ClusterSnapshot:
     """The same, and each member of a gang has the spec.drain of the policy that its own node follows, where that says
     something else than the one of the node in work, or why nobody can tell what it says.
 
-    `owners` has the policy of each node by its selectors, `failed` why nodes cannot be judged.
+    `followed` has the terms that each node is compared with, `owners` its policy by selectors, and `failed` why nodes
+    have no terms.
     """
     if len(snapshot.policies) < 2 and not failed:
         return snapshot
-    policies = {policy.name: policy for policy in snapshot.policies}
 
     def find_rules(node: str) -> _Rules | None:
         """Of one node; None: it follows no policy."""
-        error, owner = failed.get(node), owners.get(node, "")
-        if error is None:
-            followed = facts[node].policy if node in facts else None
-        elif isinstance(error, UnjudgedPolicyError) or node not in owners:
-            return _unruled(owner, find_fault(error))
-        else:
-            fence = snapshot.nodes[node].fence
-            followed = policies.get(fence.policy if fence is not None else owner)
-        return _rules_of(followed) if followed is not None else None
+        if (error := failed.get(node)) is not None:
+            return _unruled(owners.get(node, ""), find_fault(error))
+        terms = followed.get(node)
+        return _rules_of(terms.policy) if terms is not None else None
 
     ruled = {}
     for name, work in snapshot.work.items():

@@ -1,6 +1,5 @@
 """The verdict for one node: fenced nodes continue their way, others are adopted, skipped, gated or candidates."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from gpusharing.api import names
@@ -23,13 +22,13 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, Assessment, Refused, Unobserved, has_gpu
 
 
-def judge(case: NodeCase, policies: Mapping[str, PolicyView]) -> Verdict | None:
+def judge(case: NodeCase) -> Verdict | None:
     """The verdict for one node; None for a node that does not concern us (no GPU, no policy, no mark of ours)."""
     if case.node.fence_error:
         message = f"{case.node.fence_error}; nothing is done on this node"
         return case.verdict(Phase.BLOCKED, Reason.FENCE_UNREADABLE, message)
     if (fence := case.node.fence) is not None:
-        return with_gpunode(_fenced(FencedCase.of(case, fence), policies), case)
+        return with_gpunode(_fenced(FencedCase.of(case, fence)), case)
     if case.assessment is None:
         return _unowned(case)
     return with_gpunode(_unfenced(case, case.assessment), case)
@@ -57,13 +56,14 @@ def is_told_apart(case: NodeCase) -> bool:
     )
 
 
-def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
+def _fenced(case: FencedCase) -> Verdict:
     # The change of such a node has ended: there is nothing to release by force, and only its fence says that the
     # cordon is ours and may be lifted once nobody else works there.
     if case.fence.stage == "yielded":
         return yielded(case)
-    policy = policies.get(case.fence.policy)
-    if policy is not None and policy.deleting and policy.force_release:
+    policy, heir = case.policy, case.owner
+    begun_by = policy if policy is not None and policy.name == case.fence.policy else None
+    if begun_by is not None and begun_by.deleting and begun_by.force_release:
         message = (
             f"released by {names.ANNOTATION_FORCE_RELEASE}; the cordon stays, uncordon the node once it has been"
             " checked"
@@ -75,8 +75,7 @@ def _fenced(case: FencedCase, policies: Mapping[str, PolicyView]) -> Verdict:
     if case.fence.stage == "fenced":
         return before_pnr(case)
     verdict = after_pnr(case)
-    heir = policies.get(case.owner)
-    lost = heir is not None and heir.name != case.fence.policy and case.fence.node_uid == case.node.uid
+    lost = case.owner_name != case.fence.policy and case.fence.node_uid == case.node.uid
     if verdict.phase is Phase.FAILED and heir is not None and lost:
         return _hand_over(case, verdict, heir)
     return note_failure(case, verdict)
@@ -149,11 +148,11 @@ def _as_wanted(case: NodeCase, assessed: Assessed) -> Verdict:
     """Nothing differs: adopt the node with our own labels only, or leave everything alone."""
     node, verified, target = case.node, case.node.verified, assessed.target
     proven = verified is not None and (verified.policy, verified.mig_config, verified.plugin_config) == (
-        case.owner,
+        case.owner_name,
         target.mig_config,
         target.plugin_key,
     )
-    marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner}
+    marks = {names.LABEL_MODE: target.routing, names.LABEL_POLICY: case.owner_name}
     missing: dict[str, str | None] = {
         key: value for key, value in marks.items() if node.labels.get(key) != value
     }

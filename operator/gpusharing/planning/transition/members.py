@@ -4,9 +4,9 @@ up."""
 from collections.abc import Callable
 
 from gpusharing.api.names import Phase
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.transition.startgate import is_newcomer
-from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.assess import Assessment
@@ -20,8 +20,8 @@ class Member:
     """The Node."""
     verdict: Verdict
     """Its verdict before the pools choose."""
-    assessment: Assessment | None
-    """Of the node against the policy; None: unknown."""
+    case: NodeCase | None
+    """The case that was judged, at the time of that; None: the node cannot be judged."""
     policy: str
     """The policy whose budget counts it: the one that it is compared with, else the one that its verdict names."""
     away: bool
@@ -34,27 +34,42 @@ class Member:
     """It has yet to be drained."""
     outside: bool
     """See is_outside."""
+    differs: bool = False
+    """A Ready, unfenced node that somebody has seen to differ from its target."""
+
+    @property
+    def assessment(self) -> Assessment | None:
+        """The node compared with its policy; None: it has none, or cannot be judged."""
+        return self.case.assessment if self.case is not None else None
+
+    @property
+    def candidate(self) -> NodeCase | None:
+        """The case of a node that waits only for its turn; None: it does not."""
+        return self.case if self.verdict.candidate else None
 
 
 def find_member(
     verdict: Verdict,
     node: NodeView,
     gpunode: GPUNodeView | None,
-    policy: PolicyView | None = None,
-    assessment: Assessment | None = None,
+    case: NodeCase | None = None,
+    *,
+    differs: bool = False,
 ) -> Member:
-    """`policy`: the one that the node is compared with, and `assessment` the result; None: unknown."""
+    """The node as its pool counts it. `case`: the one that was judged; None: it cannot be judged."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
+    policy = case.policy if case is not None else None
     return Member(
         node,
         verdict,
-        assessment,
+        case,
         policy=policy.name if policy is not None else verdict.policy,
         away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
         marked=is_marked(node),
         to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=is_outside(verdict, node),
+        differs=differs,
     )
 
 

@@ -1,6 +1,6 @@
 """The answer for one node: where it is, why, what to do about it now, and when to look again."""
 
-from dataclasses import fields, replace
+from dataclasses import field, fields, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from gpusharing.planning.snapshot.actions import Action
 from gpusharing.planning.snapshot.podviews import GangView, NodeWork
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.stackviews import Operand, StackView
-from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
+from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings, PolicyView
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -91,44 +91,65 @@ def find_health(gpunode: GPUNodeView | None) -> Finding | None:
 
 @value
 class NodeCase:
-    """Everything that decides about one node in this pass."""
+    """Everything that decides about one node in this pass.
+
+    Cases are equal if everything but the time is, so a case is also the key by which the memo finds the last verdict.
+    """
 
     node: NodeView
     """The Node."""
     gpunode: GPUNodeView | None
     """What we asked the agent and what it reports; None: the node has no GPUNode yet."""
-    assessment: Assessment | None
-    """The node compared with what the policy that drives it wants; None: no policy drives it."""
-    owner: str
-    """The policy that owns the node by selectors; empty: none."""
+    owner: PolicyView | None
+    """The policy that owns the node by selectors; None: no policy does."""
     work: NodeWork | None
-    """Its pods; None: they were not listed."""
+    """Its pods; None: they were not listed, or the LIST was made for a smaller change than the present one."""
     agent_ready: bool
     """Whether the agent's pod on the node is Ready."""
+    agent_trouble: Finding | None
+    """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
     operand: Operand | None
     """The node's mig-manager pod; None: there is none."""
+    mig_failure: str
+    """The last line of mig-manager's log after it failed; empty when nobody could read it."""
     mps_daemon: Operand | None
     """The node's MPS control daemon pod; None: there is none."""
     claimed: bool
     """Whether the node already holds a slot of the budget."""
     drifting_since: datetime | None
     """Since when this process has seen the node differ from its target; None: it has seen no difference."""
+    at_work_since: datetime | None
+    """Since when this process has seen mig-manager at work; None: it is not at work."""
     stack: StackView
     """NVIDIA's components and our ConfigMaps."""
     settings: PlanSettings
     """The operator's settings."""
-    now: datetime
-    """The time of this pass."""
-    at_work_since: datetime | None
-    """Since when this process has seen mig-manager at work; None: it is not at work."""
-    health: Finding | None
-    """The health of the node's GPUs, as last reported; None while no GPU was reported."""
-    mig_failure: str
-    """What mig-manager's log says about its failure; empty when nobody could read it."""
-    agent_trouble: Finding | None
-    """Why no agent is Ready; None: one is Ready, or the cause is unknown."""
+    now: datetime = field(compare=False)
+    """The time of the pass that made this case."""
     old_views: str = ""
     """The kinds of objects of which the operator knows an old state only; empty: none."""
+    assessment: Assessment | None = None
+    """The node compared with what the policy that drives it wants, once `compare` has done that; None: no policy drives
+    it."""
+
+    @property
+    def owner_name(self) -> str:
+        """The name of the policy that owns the node by selectors; empty: none."""
+        return self.owner.name if self.owner is not None else ""
+
+    @property
+    def policy(self) -> PolicyView | None:
+        """The policy with which the node was compared; None: with none."""
+        return self.assessment.policy if self.assessment is not None else None
+
+    @property
+    def health(self) -> Finding | None:
+        """The health of the node's GPUs, as last reported; None while no GPU was reported."""
+        return find_health(self.gpunode)
+
+    def at(self, now: datetime) -> "NodeCase":
+        """The same case at another time."""
+        return self if self.now == now else replace(self, now=now)
 
     def no_agent(self, consequence: str) -> Finding:
         """Why no agent is Ready; `consequence` says what that prevents."""
@@ -190,7 +211,7 @@ class NodeCase:
         target = assessment.target if isinstance(assessment, Assessed) else None
         return Verdict(
             node=self.node.name,
-            policy=fence.policy if fence else self.owner,
+            policy=fence.policy if fence else self.owner_name,
             phase=phase,
             reason=reason,
             message=self._behind_gate(phase) + message,
