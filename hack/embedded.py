@@ -13,6 +13,7 @@ from typing import Any, TypedDict, Unpack
 
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.loop import Loop
+from gpusharing.controller.observer import Observer
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
@@ -125,7 +126,7 @@ class Embedded:
             clock=asyncio.get_running_loop().time,
             now=self.now,
         )
-        loop = Loop(client, lease, self.settings, NoMetrics(), identity=identity, now=self.now)
+        loop = Loop(client, lease, self.settings, Observer(), identity=identity, now=self.now)
         policies: Reflector[str] = Reflector(
             client,
             POLICIES,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import pytest
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
-from hack.embedded import NoMetrics
 from tests.fakes.cluster import FakeCluster
 from tests.fakes.login import AnonymousLogin
 
 from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import SILENT, STUCK, Health, application
 from gpusharing.controller.loop import Loop
+from gpusharing.controller.observer import Observer
 from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import LEASES, NODES
@@ -53,7 +53,7 @@ async def probed() -> AsyncIterator[Probed]:
     cluster = FakeCluster()
     client = cluster.client("operator")
     lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
-    loop = Loop(client, lease, Settings(), NoMetrics())
+    loop = Loop(client, lease, Settings(), Observer())
     watch = PolicyWatch(client, AnonymousLogin("http://127.0.0.1:1"), lambda *_: None)
     watch.running.set()
     health = Health(loop, lease, watch)
@@ -133,7 +133,7 @@ async def test_readyz_names_what_was_never_listed_and_why() -> None:
     cluster.faults.fail("list", NODES, Forbidden("no right to list nodes"), times=1000)
     client = cluster.client("operator")
     lease = LeaderLease(client, "gpusharing", "gpusharing-operator", "us", on_lost=lambda: None)
-    loop = Loop(client, lease, Settings(), NoMetrics())
+    loop = Loop(client, lease, Settings(), Observer())
     health = Health(loop, lease, PolicyWatch(client, AnonymousLogin(""), lambda *_: None))
     assert health.dead() == {}
     assert health.unready() == {

@@ -10,13 +10,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hack.embedded import NoMetrics
 from hack.sim.fakecluster import FakeCluster
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.kube.objects import node, pod
 
 from gpusharing.controller.execute import Executor, Outcome
 from gpusharing.controller.loop import Loop
+from gpusharing.controller.observer import Observer
 from gpusharing.controller.pace import RETRY
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PODS, POLICIES
@@ -47,7 +47,7 @@ class Leader:
         self.claims, self.failed_nodes = claims, failed_nodes
 
 
-class Observer(NoMetrics):
+class Passes(Observer):
     """Counts passes by the second in which they were."""
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Running:
     cluster: FakeCluster
     loop: Loop
     leader: Leader
-    observer: Observer
+    observer: Passes
     task: asyncio.Task[None]
 
     def writes(self) -> int:
@@ -90,7 +90,7 @@ async def running(
     cluster: FakeCluster | None = None, leader: Leader | None = None, pending_period: float = 60.0
 ) -> AsyncIterator[Running]:
     """A loop that had ten seconds to come to rest."""
-    cluster, leader, observer = cluster or FakeCluster(now=virtual_now), leader or Leader(), Observer()
+    cluster, leader, observer = cluster or FakeCluster(now=virtual_now), leader or Leader(), Passes()
     cluster.add(NODES, node())
     settings = replace(Settings(), pending_period=pending_period)
     loop = Loop(

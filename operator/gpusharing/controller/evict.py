@@ -47,38 +47,23 @@ class Evictor:
         An accepted eviction is remembered beyond the drain: a LIST begun before it would show the pod as still to be
         evicted.
         """
-        for name in list(self.calls.evictions):
-            node, work = snapshot.nodes.get(name), snapshot.work.get(name)
-            if node is None or (
-                node.fence is None and not (kept := _unseen(self.calls.evictions[name], work))
-            ):
-                del self.calls.evictions[name]
-            elif node.fence is None:
+        for name, memories in list(self.calls.evictions.items()):
+            node = snapshot.nodes.get(name)
+            if node is not None and node.fence is not None:
+                continue
+            del self.calls.evictions[name]
+            if node is not None and (kept := _unseen(memories, snapshot.work.get(name))):
                 self.calls.evictions[name] = kept
 
-    async def evict(self, action: Evict) -> bool:
-        """Evict a pod; True when the server accepted it. Any other answer is remembered.
+    async def send(self, action: Evict | ForceDelete) -> bool:
+        """Evict or delete a pod; True when the server accepted it. Any other answer is remembered. The log names each
+        pod that is deleted by force.
 
-        An accepted eviction is not sent again, whatever the plan says.
-
-        Raises:
-            KubeError: what concerns all calls.
-        """
-        return await self._send(action)
-
-    async def delete(self, action: ForceDelete) -> bool:
-        """Delete a pod at the end of its drain, as `evict` evicts one; the log names each.
+        What was accepted is not sent again, whatever the plan says.
 
         Raises:
             KubeError: what concerns all calls.
         """
-        done = await self._send(action)
-        if done:
-            pod = f"{action.namespace}/{action.name}"
-            log.warning("pod deleted by force", node=action.node, pod=pod, uid=action.uid)
-        return done
-
-    async def _send(self, action: Evict | ForceDelete) -> bool:
         if is_accepted(self.calls.evictions.get(action.node, {}).get(action.uid)):
             return False
         try:
@@ -97,16 +82,16 @@ class Evictor:
             first_wait=self.first_wait,
         )
         memories[action.uid] = memory
+        where = {"node": action.node, "pod": f"{action.namespace}/{action.name}"}
         if is_accepted(memory):
+            if isinstance(action, ForceDelete):
+                log.warning("pod deleted by force", **where, uid=action.uid)
             return True
         self.on_action(action, memory.reason)
-        if answer is Reason.PODS_LEAVING:
-            return False  # nobody refused
-        # A budget may say the same every minute, for weeks.
-        if before is None or before.reason is not memory.reason:
-            pod = f"{action.namespace}/{action.name}"
+        # Leaving pods are no refusal. A budget may say the same every minute, for weeks.
+        if answer is not Reason.PODS_LEAVING and (before is None or before.reason is not memory.reason):
             what = "eviction refused" if isinstance(action, Evict) else "deletion refused"
-            log.info(what, node=action.node, pod=pod, reason=memory.reason)
+            log.info(what, **where, reason=memory.reason)
         return False
 
     def _call(self, action: Evict | ForceDelete) -> Awaitable[None]:

@@ -284,10 +284,8 @@ class Executor:
                 await self._nodes.ensure_gpunode(action)
             case FenceNode() | Actuate() | UpdateFence() | Release() | LabelNode():
                 return await self._nodes.patch(action)
-            case Evict():
-                return await self._evictor.evict(action)
-            case ForceDelete():
-                return await self._evictor.delete(action)
+            case Evict() | ForceDelete():
+                return await self._evictor.send(action)
             case RestartOperand():
                 return await self._nodes.restart(action)
             case WriteConfig():

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import chain
 from typing import get_args
 
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
+from gpusharing.controller.observer import Observer
 from gpusharing.kube.client import Resource
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.counts import count_slices, waited_for
@@ -24,7 +25,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
 
 
-class Metrics:
+class Metrics(Observer):
     """The operator's metrics in a registry of their own. `clock` answers in seconds and never goes back."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -171,27 +172,24 @@ class Metrics:
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
-        """See observer.Observer."""
+        """See Observer."""
         # From 0 on: Prometheus does not count the first value that it sees. Not by what prevents an action, which comes
         # again, nor by phase and reason: nearly 2,000 pairs.
         for kind in get_args(Action) if self._last is None else ():
             self.actions.labels(kind.__name__, "done")
         self._last = plan, snapshot
-        for name in plan.pools:
-            self.moves.labels(name)
-        for name in self._policies - plan.pools.keys():
-            self.moves.remove(name)
-        self._policies = set(plan.pools)
+        self._count_moves_of(plan.pools.keys())
         for step, duration in seconds.items():
             self.pass_seconds.labels(step).observe(duration)
+        self._show_pools(plan)
+
+    def _show_pools(self, plan: RolloutPlan) -> None:
         verdicts = plan.verdicts
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
         _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in mine))
-        unhealthy = (
-            (name, v.health.reason) for name, v in mine if v.health is not None and not is_healthy(v.health)
-        )
-        _show(self.unhealthy, Tally((name, str(reason)) for name, reason in unhealthy))
+        health = [(name, verdict.health) for name, verdict in mine if verdict.health is not None]
+        _show(self.unhealthy, Tally((name, str(one.reason)) for name, one in health if not is_healthy(one)))
         _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
         _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
         halted = {name for name, verdict in mine if verdict.reason is Reason.HALTED}
@@ -200,12 +198,19 @@ class Metrics:
         _show(self.blocked_pods, Tally(chain.from_iterable(_kept(*one) for one in mine)))
         self.orphans.set(sum(verdict.reason is Reason.ORPHAN_FENCE for verdict in verdicts.values()))
 
+    def _count_moves_of(self, policies: Set[str]) -> None:
+        for name in policies:
+            self.moves.labels(name)
+        for name in self._policies - policies:
+            self.moves.remove(name)
+        self._policies = set(policies)
+
     def acted(self, action: Action, result: str) -> None:
-        """See observer.Observer."""
+        """See Observer."""
         self.actions.labels(type(action).__name__, result).inc()
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """See observer.Observer."""
+        """See Observer."""
         if before is not None and before.phase is not after.phase:
             self.transitions.labels(str(after.phase), str(after.reason)).inc()
             if after.policy in self._policies:

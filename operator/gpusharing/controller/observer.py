@@ -1,7 +1,6 @@
-"""The Protocol of the observer of the loop: in the shipped process, the metrics."""
+"""The observer of the loop: in the shipped process, the metrics."""
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from gpusharing.controller.execute import Outcome
 from gpusharing.planning.rollout import RolloutPlan
@@ -10,19 +9,16 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.transition.verdict import Verdict
 
 
-class Observer(Protocol):
-    """Is told what happens, and returns nothing."""
+class Observer:
+    """Is called when something happens. This one keeps nothing, for an operator without metrics."""
 
     def passed(
         self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
     ) -> None:
         """One pass: the seconds of its steps, its plan, its snapshot, and the outcome."""
-        ...
 
     def acted(self, action: Action, result: str) -> None:
         """One action and its result."""
-        ...
 
     def changed(self, before: Verdict | None, after: Verdict) -> None:
         """One verdict changed."""
-        ...
