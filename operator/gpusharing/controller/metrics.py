@@ -188,8 +188,7 @@ class Metrics(Observer):
         self._entered = {node: began for node, began in self._entered.items() if node in verdicts}
         mine = [(name, verdicts[node]) for name, pool in plan.pools.items() for node in pool.names]
         _show(self.nodes, Tally((name, str(verdict.phase)) for name, verdict in mine))
-        health = [(name, verdict.health) for name, verdict in mine if verdict.health is not None]
-        _show(self.unhealthy, Tally((name, str(one.reason)) for name, one in health if not is_healthy(one)))
+        _show(self.unhealthy, Tally(chain.from_iterable(_ills(*one) for one in mine)))
         _show(self.allowed, {(name,): pool.limit for name, pool in plan.pools.items()})
         _show(self.used, {(name,): pool.used for name, pool in plan.pools.items()})
         halted = {name for name, verdict in mine if verdict.reason is Reason.HALTED}
@@ -253,6 +252,12 @@ def _prices(plan: RolloutPlan) -> dict[tuple[str, ...], float]:
     specs = ((name, pool.policy.spec) for name, pool in plan.pools.items())
     costs = ((name, spec.cost) for name, spec in specs if spec is not None and spec.cost is not None)
     return {(name, cost.currency): float(cost.gpu_hourly_price) for name, cost in costs}
+
+
+def _ills(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
+    """Policy and reason, if the node has an unhealthy GPU."""
+    health = verdict.health
+    return [] if health is None or is_healthy(health) else [(policy, str(health.reason))]
 
 
 def _kept(policy: str, verdict: Verdict) -> list[tuple[str, str]]:
