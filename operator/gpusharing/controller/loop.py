@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gpusharing.controller.execute import FATAL
@@ -34,17 +33,6 @@ def timing(seconds: dict[str, float], step: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     seconds[step] = time.perf_counter() - begun
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """A plan, and what it was made from."""
-
-    plan: RolloutPlan
-    snapshot: ClusterSnapshot
-    now: datetime
-    more_pods: bool
-    """Whether it wants the pods of nodes whose pods the snapshot does not have."""
 
 
 class Loop(LoopParts):
@@ -131,20 +119,26 @@ class Loop(LoopParts):
         with timing(seconds, "gather"):
             snapshot = await self._gather(wanted, self.now())
         with timing(seconds, "plan"):
-            decision = await self._decide(snapshot, wanted)
-        plan, now = decision.plan, decision.now
+            now = self.now()  # what was seen is as old as it is now
+            plan = plan_rollout(snapshot, now, self.memo)
+            if plan.wants_pods - wanted:
+                # A look at whether the pods of a node block its change does not wait for a round of status writes.
+                wanted |= plan.wants_pods
+                snapshot = await self._gather(wanted, now)
+                now = self.now()
+                plan = plan_rollout(snapshot, now, self.memo)
         self.plan = plan
         with timing(seconds, "execute"):
-            outcome = await self.executor.execute(plan, decision.snapshot, unseen)
+            outcome = await self.executor.execute(plan, snapshot, unseen)
             self.memory = plan.memory
-        at_once = bool(outcome.done or decision.more_pods)
+        at_once = bool(outcome.done or plan.wants_pods - wanted)
         with timing(seconds, "publish"):
             await self.publisher.ended()
-            self.publisher.begin(plan, decision.snapshot, now)
+            self.publisher.begin(plan, snapshot, now)
             # What people see does not hold up the work: a follow-up pass does not wait for it.
             held_back = None if at_once else await self.publisher.ended()
-        self.observer.passed(seconds, plan, decision.snapshot, outcome)
-        if why := decision.snapshot.policies_error:
+        self.observer.passed(seconds, plan, snapshot, outcome)
+        if why := snapshot.policies_error:
             self._complaints.begins("policies", "no node starts", why=why)
             return now + timedelta(seconds=RETRY)
         self._complaints.ends("policies")
@@ -154,15 +148,3 @@ class Loop(LoopParts):
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         leader = self.leader
         return await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
-
-    async def _decide(self, snapshot: ClusterSnapshot, wanted: frozenset[str]) -> _Decision:
-        """`wanted`: the nodes whose pods the snapshot has. If the plan needs others, they are read at once."""
-        now = self.now()  # what was seen is as old as it is now
-        plan = plan_rollout(snapshot, now, self.memo)
-        if plan.wants_pods - wanted:
-            # A look at whether the pods of a node block its change does not wait for a round of status writes.
-            wanted |= plan.wants_pods
-            snapshot = await self._gather(wanted, now)
-            now = self.now()
-            plan = plan_rollout(snapshot, now, self.memo)
-        return _Decision(plan, snapshot, now, more_pods=bool(plan.wants_pods - wanted))
