@@ -17,6 +17,7 @@ from gpusharing.kube.raw import entries, section, texts
 Check = Callable[[Mapping[str, str], Mapping[str, str]], bool]
 """(labels, annotations) -> the marker is there."""
 
+_UPGRADE = "NVIDIA driver upgrade"
 _UPGRADE_IDLE = ("", "upgrade-done")  # k8s-operator-libs pkg/upgrade/consts.go at 11e747a
 _UPGRADE_QUEUED = ("upgrade-required", "node-maintenance-required")
 """All nodes of an upgrade reach the first at once, or the second, and then a NodeMaintenance each, which says when it
@@ -24,6 +25,7 @@ begins (k8s-operator-libs pkg/upgrade/upgrade_requestor.go at 11e747a). One that
 driver pod runs (ProcessUpgradeFailedNodes of common_manager.go)."""
 _MCO_DESIRED = "machineconfiguration.openshift.io/desiredDrain"
 _MCO_APPLIED = "machineconfiguration.openshift.io/lastAppliedDrain"
+_SRIOV_OPERATOR = "SR-IOV network operator"
 _SRIOV = "sriovnetwork.openshift.io/state"
 _SRIOV_WAITS = ("Drain_Required", "Reboot_Required")
 """All nodes ask at once, and few are drained at a time; a node that is drained is also cordoned. The request stays
@@ -39,44 +41,23 @@ _NODEWRIGHT = (
     "skyhook.nvidia.com/cordon_",  # its name until 2026
 )
 
-
-class MetadataMarker(NamedTuple):
-    """How somebody marks a Node by a label or an annotation."""
-
-    who: str
-    """Whom to ask about it."""
-    present: Check
-    """Whether the marker is there."""
-    waits: Check = lambda lab, ann: False
-    """Whether its owner may only wait for his turn, or has given up."""
-    queued: Check = lambda lab, ann: False
-    """Whether it shows for certain that nothing has begun. SR-IOV's do not, once the node is cordoned."""
-
-    def read(self, labels: Mapping[str, str], annotations: Mapping[str, str]) -> "Marker":
-        """Who works on the node, given that the marker is there."""
-        waits = self.waits(labels, annotations)
-        return Marker(self.who, waits=waits, queued=waits and self.queued(labels, annotations))
-
-
-METADATA_MARKERS: tuple[MetadataMarker, ...] = (
-    MetadataMarker(
-        "NVIDIA driver upgrade",
-        lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE,
-        waits=lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
-        queued=lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
-    ),
-    MetadataMarker("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
-    MetadataMarker(
-        "OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)
-    ),
-    MetadataMarker(
-        "SR-IOV network operator",
-        lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle",
-        waits=lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
-    ),
-    MetadataMarker("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
-    MetadataMarker("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
+METADATA_MARKERS: tuple[tuple[str, Check], ...] = (
+    (_UPGRADE, lambda lab, _: lab.get(names.LABEL_UPGRADE_STATE, "") not in _UPGRADE_IDLE),
+    ("kured reboot", lambda _, ann: "weave.works/kured-reboot-in-progress" in ann),
+    ("OpenShift machine-config-operator", lambda _, ann: ann.get(_MCO_DESIRED) != ann.get(_MCO_APPLIED)),
+    (_SRIOV_OPERATOR, lambda _, ann: ann.get(_SRIOV, "Idle") != "Idle"),
+    ("NVIDIA NVSentinel", lambda lab, _: bool(lab.get(_NVSENTINEL))),
+    ("NVIDIA nodewright", lambda _, ann: any(key.startswith(_NODEWRIGHT) for key in ann)),
 )
+WAITING: Mapping[str, Check] = {
+    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in {*_UPGRADE_QUEUED, *names.UPGRADE_LASTING},
+    _SRIOV_OPERATOR: lambda _, ann: ann[_SRIOV] in _SRIOV_WAITS,
+}
+"""The markers that may only wait for their turn, or have given up."""
+QUEUED: Mapping[str, Check] = {
+    _UPGRADE: lambda lab, _: lab[names.LABEL_UPGRADE_STATE] in _UPGRADE_QUEUED,
+}
+"""Those of them that show for certain that nothing has begun. SR-IOV's do not, once the node is cordoned."""
 TAINT_MARKERS: Mapping[str, str] = {
     "medik8s.io/drain": "medik8s node maintenance",
     "remediation.medik8s.io/self-node-remediation": "medik8s node remediation",
@@ -133,16 +114,25 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     and of these the ones that have certainly not begun."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
-    found = [row.read(labels, annotations) for row in METADATA_MARKERS if row.present(labels, annotations)]
+    waiting = Marker()
+    for who, present in METADATA_MARKERS:
+        if not present(labels, annotations):
+            continue
+        if who not in WAITING or not WAITING[who](labels, annotations):
+            return Marker(who)
+        queued = who in QUEUED and QUEUED[who](labels, annotations)
+        if not waiting.who or (waiting.queued and not queued):
+            waiting = Marker(who, waits=True, queued=queued)
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
-    held = (one for one in entries(node, "status", "conditions") if one.get("status") == "True")
-    conditions = [str(condition.get("type")) for condition in held]
-    places = (("label", labels), ("annotation", annotations), ("taint", taints))
-    at_work = [
-        *(one for one in found if not one.waits),
-        *(Marker(TAINT_MARKERS[key]) for key in taints if key in TAINT_MARKERS),
-        *(Marker(CONDITION_MARKERS[kind]) for kind in conditions if kind in CONDITION_MARKERS),
-        *(Marker(f"somebody ({kind} {min(keys & {*there})})") for kind, there in places if keys & {*there}),
-    ]
-    waiting = sorted((one for one in found if one.waits), key=lambda one: one.queued)
-    return next(iter([*at_work, *waiting]), Marker())
+    for taint in taints:
+        if who := TAINT_MARKERS.get(taint, ""):
+            return Marker(who)
+    for condition in entries(node, "status", "conditions"):
+        if condition.get("status") == "True" and (
+            who := CONDITION_MARKERS.get(str(condition.get("type")), "")
+        ):
+            return Marker(who)
+    for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints)):
+        if mark := min((key for key in keys if key in there), default=""):
+            return Marker(f"somebody ({kind} {mark})")
+    return waiting

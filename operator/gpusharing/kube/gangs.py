@@ -51,7 +51,7 @@ class _Query:
         return "=" not in self.labels
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Known:
     """What a LIST found."""
 
@@ -100,21 +100,17 @@ class Gangs:
         views = []
         for query, gangs in sorted(_queries(wanted).items()):
             async with self._locks[query]:
-                known = self._known[query] = await self._ask(query, gangs, now, anew=anew)
-            views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
+                known = self._known.get(query)
+                kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
+                if known is None or now - known.listed >= kept or not known.serves(gangs):
+                    found = await self._list(query, now)
+                    if known is not None and found.error and not anew and known.serves(gangs):
+                        found = replace(known, listed=now)
+                    known = self._known[query] = found
+                known.used = now
+                views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
         self._forget(now)
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
-
-    async def _ask(self, query: _Query, gangs: Iterable[Gang], now: datetime, *, anew: bool) -> _Known:
-        """What is known of these gangs, by the last LIST if that still serves, else by a new one."""
-        known = self._known.get(query)
-        kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
-        if known is not None and now - known.listed < kept and known.serves(gangs):
-            return replace(known, used=now)
-        found = await self._list(query, now)
-        if known is not None and found.error and not anew and known.serves(gangs):
-            return replace(known, listed=now, used=now)
-        return found
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)

@@ -25,14 +25,18 @@ class PolicyCache:
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was believed, and whether one has been refused since."""
         self._raw: dict[str, JSON] = {}
-        self.views: tuple[PolicyView, ...] = ()
-        """As last listed, sorted by name."""
+        self._views: tuple[PolicyView, ...] = ()
         self._dirty = True
         self._listing = False
         self._newest = ""
         """The highest resourceVersion that the server has shown of policies: in a list, an event or an answer."""
         self.listed = False
         """Listed at least once."""
+
+    @property
+    def views(self) -> tuple[PolicyView, ...]:
+        """As last listed, sorted by name."""
+        return self._views
 
     @property
     def stale(self) -> bool:
@@ -68,7 +72,7 @@ class PolicyCache:
                 self._listing = False
             self.listed = True
             self._rebuild()
-        return self.views
+        return self._views
 
     async def _list(self) -> dict[str, JSON]:
         """The policies by name as the server has them now."""
@@ -106,11 +110,16 @@ class PolicyCache:
             self._newest = version
 
     def _rebuild(self) -> None:
-        before = {view.name: view for view in self.views}
-        found = [policy_view(self._raw[name]) for name in sorted(self._raw)]
-        views = tuple(before[view.name] if before.get(view.name) == view else view for view in found)
-        if views != self.views:
-            self.views = views
+        before = {view.name: view for view in self._views}
+        views = []
+        for name in sorted(self._raw):
+            view = policy_view(self._raw[name])
+            views.append(before[name] if before.get(name) == view else view)
+        same = len(views) == len(self._views) and all(
+            new is old for new, old in zip(views, self._views, strict=True)
+        )
+        if not same:
+            self._views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
         """(resourceVersion, finalizers) as last read."""
