@@ -93,6 +93,10 @@ class Executing:
         snapshot = make_snapshot(self.sources.node_views().values(), stack=self.stack)
         return await self.executor.execute(plan_of(actions, shared), snapshot)
 
+    def failures(self) -> dict[str, str]:
+        """What did not work lately, by node or subject."""
+        return {subject: failure.message for subject, failure in self.executor.calls.failures.items()}
+
     def patches(self) -> int:
         """Node patches sent."""
         return sum(write.call.resource == NODES for write in self.cluster.writes)

@@ -58,7 +58,7 @@ async def test_every_answer_to_an_eviction_is_remembered_as_what_it_means(
     if error is not None:
         assert memory.next_try == at(wait)
     assert outcome.done == (1 if error is None else 0)
-    assert outcome.surprises == {}
+    assert stage.failures() == {}
     assert stage.told == [("Evict", "done" if error is None else str(reason))]
 
 
@@ -100,7 +100,7 @@ async def test_every_answer_to_a_deletion_by_force_is_remembered_as_what_it_mean
     memory = stage.executor.calls.evictions["gpu-07"][one.uid]
     assert (memory.reason, memory.message) == (reason, "" if error is None else str(error))
     assert memory.next_try == at(wait) or error is None
-    assert (outcome.done, outcome.surprises) == (1 if error is None else 0, {})
+    assert (outcome.done, stage.failures()) == (1 if error is None else 0, {})
     leaves = "deletionTimestamp" in stage.cluster.get(PODS, "llm-0", "team-a")["metadata"]
     assert leaves == (error is None)
     if error is None:
@@ -126,7 +126,7 @@ async def test_a_pod_that_is_gone_or_replaced_is_remembered_as_answered_until_th
     stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, error)
     outcome = await stage.run(stage.eviction)
-    assert (outcome.done, outcome.surprises, stage.told) == (0, {}, [("Evict", "PodsLeaving")])
+    assert (outcome.done, stage.failures(), stage.told) == (0, {}, [("Evict", "PodsLeaving")])
     memory = stage.executor.calls.evictions["gpu-07"][stage.eviction.uid]
     assert (memory.reason, memory.asked_at, memory.next_try) == (Reason.PODS_LEAVING, at(0), at(0))
 
@@ -229,4 +229,4 @@ async def test_an_eviction_that_had_to_wait_is_no_refusal() -> None:
     stage = Executing(fenced=True)
     stage.cluster.faults.fail("evict", PODS, HeldBack("not sent", 3.0))
     outcome = await stage.run(stage.eviction)
-    assert (outcome.done, outcome.surprises, stage.executor.calls.evictions) == (0, {}, {})
+    assert (outcome.done, stage.failures(), stage.executor.calls.evictions) == (0, {}, {})

@@ -41,7 +41,7 @@ from gpusharing.kube.errors import KubeError
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.quantity import count
 from gpusharing.kube.sources import NO_MAPS, AdminMaps, ConfigMapView
-from gpusharing.kube.written import OurConfigMaps, parse_written
+from gpusharing.kube.stackreader import OurConfigMaps, parse_written
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView

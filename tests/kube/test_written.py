@@ -9,7 +9,7 @@ from tests.build import NOW, at
 
 from gpusharing.api.names import ANNOTATION_WRITTEN
 from gpusharing.kube.sources import ConfigMapView
-from gpusharing.kube.written import OurConfigMaps, parse_written
+from gpusharing.kube.stackreader import OurConfigMaps, parse_written
 from gpusharing.planning.wanted import migfile
 from gpusharing.planning.wanted.pluginconfig import key_for
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from gpusharing.api import names
 from gpusharing.kube.client import JSON
-from gpusharing.kube.written import MIG_KEY
+from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.wanted import migfile

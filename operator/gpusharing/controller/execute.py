@@ -76,8 +76,6 @@ class Outcome:
 
     done: int = 0
     """Writes that the server accepted."""
-    surprises: dict[str, str] = field(default_factory=dict)
-    """By node or subject: what did not work, for the log and the next pass."""
     again: datetime | None = None
     """When the first failed call may be tried again."""
 
@@ -239,7 +237,7 @@ class Executor:
         except FATAL:
             raise
         except KubeError as error:
-            self._failed(subject, action, error, outcome)
+            self._failed(subject, action, error)
             return error
         if changed:
             outcome.done += 1
@@ -247,12 +245,11 @@ class Executor:
         self._worked(subject, called(action))
         return None
 
-    def _failed(self, subject: str, action: Action, error: KubeError, outcome: Outcome) -> None:
+    def _failed(self, subject: str, action: Action, error: KubeError) -> None:
         """Note a failure: the subject waits, longer each time, and the log gets one line."""
         kind, words = type(action).__name__, str(error) or repr(error)
         if isinstance(action, WriteConfig):
             words = f"ConfigMap {self._shared.writing}: {words}"
-        outcome.surprises[subject] = f"{kind}: {type(error).__name__}: {error}"
         self.on_action(action, type(error).__name__)
         if isinstance(error, HeldBack):
             return  # nothing was sent

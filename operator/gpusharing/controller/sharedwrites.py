@@ -10,8 +10,7 @@ from gpusharing.api import names
 from gpusharing.controller.configwrites import mig_patch, plugin_patch
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import Conflict, NotFound
-from gpusharing.kube.sources import Sources
-from gpusharing.kube.written import MIG_KEY
+from gpusharing.kube.sources import MIG_KEY, Sources
 from gpusharing.planning.snapshot import callfailures
 from gpusharing.planning.snapshot.actions import Action, SetClaims, SetFinalizer, SetPointers, WriteConfig
 from gpusharing.planning.snapshot.callfailures import CLAIMS, CLUSTER_POLICY, policy_subject

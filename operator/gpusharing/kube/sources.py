@@ -43,6 +43,8 @@ OPERAND_SELECTOR = f"app in ({MIG_MANAGER},{MPS_DAEMON})"
 LABEL_ARCH = "kubernetes.io/arch"
 NOT_YET = "not listed yet"
 RENEWED = "the cluster was restored from a backup; listing it anew"
+MIG_KEY = "config.yaml"
+"""The one key of a ConfigMap of mig-parted configurations that mig-manager mounts (docs/design/nvidia.md#a10)."""
 NODE_CONFIG_SUFFIX = "-mig-config"
 """mig-manager >= 0.14 publishes what it generated from the hardware as ConfigMap <node>-mig-config
 (docs/design/nvidia.md#a10)."""

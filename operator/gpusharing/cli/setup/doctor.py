@@ -23,8 +23,7 @@ from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.plainstack import find_gpu_operator, gpu_server
 from gpusharing.kube.raw import section, text, texts
-from gpusharing.kube.sources import NODE_CONFIG_SUFFIX
-from gpusharing.kube.written import MIG_KEY
+from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start

@@ -23,7 +23,7 @@ from gpusharing.kube.client import CONFIG_MAPS, JSON
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.installation import find_namespaces
 from gpusharing.kube.raw import section, texts
-from gpusharing.kube.written import MIG_KEY
+from gpusharing.kube.sources import MIG_KEY
 from gpusharing.planning.snapshot.views import ClusterSnapshot
 from gpusharing.planning.vocabulary.lengths import counted, some
 
