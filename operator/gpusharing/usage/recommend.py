@@ -24,7 +24,7 @@ from gpusharing.usage.read.histories import ObservedPool, find_seen
 from gpusharing.usage.read.poolnodes import NodeScope, ask_cluster, ask_prometheus, narrowed, rows_of
 from gpusharing.usage.read.usage import UsageQuery, read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
-from gpusharing.usage.reckon.recommendation import ModelPool, Recommendation, recommend
+from gpusharing.usage.reckon.recommendation import ModelPool, recommend
 from gpusharing.usage.say.recommend import (
     Effect,
     RecommendReport,
@@ -62,7 +62,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 
 
 def _check(typed: Namespace) -> None:
-    """A mistake is reported before anything is asked. Raises Trouble."""
+    """Raise Trouble for what cannot be meant, before anything is asked."""
     span_of(typed, 0.0, MOST)
     selector_of(typed.selector)
     if typed.policy and typed.nodes:
@@ -71,17 +71,12 @@ def _check(typed: Namespace) -> None:
         rows_of(typed.nodes)
     if typed.card:
         pick(typed.card)
-    if typed.write:
-        _check_free(typed.write)
-
-
-def _check_free(name: str) -> None:
     try:
-        there = Path(name).exists()
+        exists = bool(typed.write) and Path(typed.write).exists()
     except (OSError, ValueError) as error:
-        raise Trouble(f"--write {name[:200]}: {said(error)}") from error
-    if there:
-        raise Trouble(f"--write {name}: the file exists already; name another")
+        raise Trouble(f"--write {typed.write[:200]}: {said(error)}") from error
+    if exists:
+        raise Trouble(f"--write {typed.write}: the file exists already; name another")
 
 
 async def _tell(
@@ -92,7 +87,11 @@ async def _tell(
     if answer.policy is not None and terminal.output != "csv":
         answer = replace(answer, effect=await find_effect(session, answer.scope, answer.policy))
     if typed.write and answer.policy is not None:
-        _write(typed.write, answer)
+        try:
+            with Path(typed.write).open("x") as file:  # noqa: ASYNC230 - nothing else goes on here
+                file.write(as_file(answer))
+        except OSError as error:
+            raise Trouble(f"--write {typed.write}: {said(error)}") from error
     if terminal.output == "csv":
         terminal.write(as_csv(answer))
     else:
@@ -101,7 +100,8 @@ async def _tell(
             lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
         )
     if typed.write and answer.policy is None:
-        raise Trouble(f"--write {typed.write}: there is no layout to write, because {_why_no_layout(answer)}")
+        why = "none has a place for any workload" if answer.found is not None else _unknown(answer.seen)
+        raise Trouble(f"--write {typed.write}: there is no layout to write, because {why}")
     return CHANGES if answer.missing else DONE
 
 
@@ -134,7 +134,8 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
         _refuse_too_little(needs)
         pool = ModelPool(scope.name, seen.card, seen.nodes, seen.used)
         found = recommend(pool, needs, seen.occupied, goal=goal)
-    policy = None if found is None else _policy(scope, found)
+    # A layout that serves no workload is not worth applying.
+    policy = policy_of(scope, found) if found is not None and found.placed else None
     return RecommendReport(
         prometheus.place.where, start, end, scope, seen, needs, found, policy, tuple(missing), tuple(remarks)
     )
@@ -155,11 +156,6 @@ async def find_effect(session: Session | None, scope: NodeScope, policy: dict[st
     return Effect(planned, session.name)
 
 
-def _policy(scope: NodeScope, found: Recommendation) -> dict[str, object] | None:
-    """None: the layout serves no workload, so the policy would not be worth applying."""
-    return policy_of(scope, found) if found.placed else None
-
-
 def _refuse_too_little(needs: tuple[Need, ...]) -> None:
     """Raises Trouble where no workload has been seen for long enough."""
     if any(one.confidence is not Confidence.NONE or Doubt.TOO_LITTLE not in one.doubts for one in needs):
@@ -176,16 +172,3 @@ def _refuse_too_little(needs: tuple[Need, ...]) -> None:
 
 def _unknown(seen: ObservedPool) -> str:
     return f"the layouts that {seen.model or 'a GPU of unknown model'} can have are unknown"
-
-
-def _why_no_layout(answer: RecommendReport) -> str:
-    return _unknown(answer.seen) if answer.found is None else "none has a place for any workload"
-
-
-def _write(name: str, answer: RecommendReport) -> None:
-    """Raises Trouble."""
-    try:
-        with Path(name).open("x") as file:
-            file.write(as_file(answer))
-    except OSError as error:
-        raise Trouble(f"--write {name}: {said(error)}") from error

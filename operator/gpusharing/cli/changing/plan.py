@@ -71,9 +71,10 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
         lines += prose(f"! {sentence}.", paper, hang="  ", ink=Ink.WAITING)
     for note in planned.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
-    nodes, pods = sum(len(one.steps) for one in proposals), sum(map(_pods, proposals))
+    steps = [step for one in proposals for step in one.steps]
+    pods = sum(len(step.preview.pods) for step in steps if step.preview is not None)
     refused = sum(not one.accepted for one in proposals)
-    total = f"{counted(nodes, 'node')} will change and {counted(pods, 'pod')} will be evicted."
+    total = f"{counted(len(steps), 'node')} will change and {counted(pods, 'pod')} will be evicted."
     if refused:
         total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
     return [*lines, *fold(line(TextSpan(total, Ink.TITLE), " Nothing was changed."), paper)]
@@ -97,11 +98,18 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
         lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
-        lines += _more(len(proposal.steps) - len(shown), "nodes")
-        lines += _pods_lines(proposal, paper)
+        if (more := len(proposal.steps) - len(shown)) > 0:
+            lines.append(line(TextSpan(f"  and {more} nodes more; -o wide lists all", Ink.FAINT)))
+        lines += _evicted(proposal, paper)
     lines += _resources(proposal, paper)
     for blocker in _blockers(proposal):
         lines += prose(f"! {blocker}", paper, hang="  ", ink=Ink.WAITING)
+    return [*lines, *_unchanged(proposal, paper)]
+
+
+def _unchanged(proposal: Proposal, paper: Paper) -> list[Line]:
+    """Draw which nodes stay as they are, and why: they are as wanted, or something keeps them from changing."""
+    lines: list[Line] = []
     if proposal.adopted:
         named = some(proposal.adopted, len(proposal.adopted) if paper.wide else MOST)
         text = f"{counted(len(proposal.adopted), 'node')} already as wanted, taken over without a change: {named}"
@@ -116,7 +124,8 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
 
 def _title(proposal: Proposal) -> Line:
     count = len(proposal.steps)
-    changes = f"{count} of {counted(_size(proposal), 'node')} {'changes' if count == 1 else 'change'}"
+    size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
+    changes = f"{count} of {counted(size, 'node')} {'changes' if count == 1 else 'change'}"
     if not proposal.accepted:
         return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan(proposal.reason, Ink.BAD))
     if not proposal.changes:
@@ -156,7 +165,7 @@ def _when(step: Step) -> str:
     return "under way" if verdict.phase.in_flight else f"{verdict.phase}: {verdict.reason}"
 
 
-def _pods_lines(proposal: Proposal, paper: Paper) -> list[Line]:
+def _evicted(proposal: Proposal, paper: Paper) -> list[Line]:
     pods = [pod for step in proposal.steps if step.preview is not None for pod in step.preview.pods]
     gangs = sorted({gang for s in proposal.steps if s.preview is not None for gang in s.preview.gangs})
     lines: list[Line] = []
@@ -207,18 +216,6 @@ def _blockers(proposal: Proposal) -> tuple[str, ...]:
     return explain_blockers(
         blocker for step in proposal.steps if step.preview is not None for blocker in step.preview.blockers
     )
-
-
-def _more(count: int, what: str) -> list[Line]:
-    return [line(TextSpan(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
-
-
-def _pods(proposal: Proposal) -> int:
-    return sum(len(step.preview.pods) for step in proposal.steps if step.preview is not None)
-
-
-def _size(proposal: Proposal) -> int:
-    return len(proposal.steps) + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
 
 
 # --- as data ---------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.gather import Gatherer
+from gpusharing.kube.reflector import Reflector
 from gpusharing.kube.sources import Sources
 from gpusharing.planning.report.proposal import configured
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
@@ -151,15 +152,9 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     """Wait until everything is listed; returns what may not be listed. Raises Trouble when that is required. `missing`:
     our ClusterRoles need not exist; `bare`: nor need our own kinds."""
     everything = {**sources.required, **sources.optional}
-
-    def is_settled() -> bool:
-        return all(
-            one.synced.is_set() or isinstance(one.error, Forbidden | NotFound) for one in everything.values()
-        )
-
     try:
         async with asyncio.timeout(PATIENCE):
-            while not is_settled():  # noqa: ASYNC110 - an error sets no event
+            while not all(map(_is_settled, everything.values())):  # noqa: ASYNC110 - an error sets no event
                 await asyncio.sleep(CHECKED_EVERY)
     except TimeoutError:
         why = "; ".join(f"{name}: {text}" for name, text in sorted(sources.missing().items()))
@@ -179,3 +174,7 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
             f" {'; '.join(needed)}"
         )
     return [f"{name} were not read: {said(error)}" for name, error in refused.items()]
+
+
+def _is_settled(source: Reflector[object]) -> bool:
+    return source.synced.is_set() or isinstance(source.error, Forbidden | NotFound)

@@ -256,14 +256,14 @@ def page(view: View) -> str:
     pools = [_pool(pool, number, view) for number, pool in enumerate(view.pools)]
     if not pools:
         pools = [tag("p", "There is no GPUSharingPolicy.")]
-    above = (tag("h1", title), *_simulated(view), tag("p", *made, class_="faint"))
-    body = tag("body", *above, tag("main", *pools, *_loose(view)))
+    simulated = simulated_sentence(simulated_nodes(view.pools, view.loose))
+    alarm = [tag("p", f"{simulated}.", class_="alarm")] if simulated else []
+    if view.loose:
+        names = ", ".join(seen.name for seen in view.loose)
+        text = f"{counted(len(view.loose), 'node')} with GPUs and no policy: {names}"
+        pools.append(tag("section", tag("p", text)))
+    body = tag("body", tag("h1", title), *alarm, tag("p", *made, class_="faint"), tag("main", *pools))
     return document(tag("html", head, body, lang="en"))
-
-
-def _simulated(view: View) -> list[Markup]:
-    told = simulated_sentence(simulated_nodes(view.pools, view.loose))
-    return [tag("p", f"{told}.", class_="alarm")] if told else []
 
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
@@ -278,7 +278,11 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     if pool.message and pool.status != "Synced":
         parts.append(tag("p", pool.message))
     parts += [tag("p", text, class_="faint") for text in facts(pool, view.now)]
-    parts += [*_nodes(pool, view.now), *_timeline(pool, view.now), *_cards(view.cards.get(pool.name, ()))]
+    if pool.members:
+        first = {seen.name: rank for rank, seen in enumerate(pool.changing)}
+        members = sorted(pool.members, key=lambda seen: (seen.state is State.DONE, first.get(seen.name, 0)))
+        parts.append(_table("Nodes", "nodes", NODES, [_row(seen, view.now) for seen in members]))
+    parts += [*_timeline(pool, view.now), *_cards(view.cards.get(pool.name, ()))]
     return tag("section", *parts, aria_labelledby=name)
 
 
@@ -298,21 +302,15 @@ def _title(pool: PoolStatus, name: str) -> list[Markup]:
 def _bar(pool: PoolStatus) -> list[Markup]:
     if not pool.members:
         return []
-    counts = {state: sum(seen.state is state for seen in pool.members) for state in State}
-    told = [f"{MARKS[state]} {count} {state.value.word}" for state, count in counts.items() if count]
-    return [bar(pool.members), _legend(told)]
+    counts = Counter(seen.state for seen in pool.members)
+    return [
+        bar(pool.members),
+        _legend(f"{MARKS[one]} {counts[one]} {one.value.word}" for one in State if counts[one]),
+    ]
 
 
 def _legend(texts: Iterable[str]) -> Markup:
     return tag("ul", *(tag("li", text) for text in texts), class_="legend faint")
-
-
-def _nodes(pool: PoolStatus, now: datetime) -> list[Markup]:
-    if not pool.members:
-        return []
-    first = {seen.name: rank for rank, seen in enumerate(pool.changing)}
-    members = sorted(pool.members, key=lambda seen: (seen.state is State.DONE, first.get(seen.name, 0)))
-    return [_table("Nodes", "nodes", NODES, [_row(seen, now) for seen in members])]
 
 
 def _row(seen: Seen, now: datetime) -> list[Markup]:
@@ -360,20 +358,13 @@ def _letters(found: Timeline) -> list[str]:
 def _cards(cards: Sequence[Cards]) -> list[Markup]:
     if not cards:
         return []
-    rows = [
-        [
-            tag("th", counted(one.gpus, "GPU"), scope="row"),
-            tag("td", _names(one.nodes)),
-            tag("td", one.face.product),
-            tag("td", card(one.face)),
-        ]
-        for one in cards
-    ]
+    rows = []
+    for one in cards:
+        few = len(one.nodes) <= 3
+        nodes = ", ".join(one.nodes) if few else f"{one.nodes[0]} to {one.nodes[-1]}, {len(one.nodes)} nodes"
+        cells = (tag("td", nodes), tag("td", one.face.product), tag("td", card(one.face)))
+        rows.append([tag("th", counted(one.gpus, "GPU"), scope="row"), *cells])
     return [_table("Cards as they are now", "pictures", ("GPUs", "On", "Product", "Divided into"), rows)]
-
-
-def _names(nodes: Sequence[str]) -> str:
-    return ", ".join(nodes) if len(nodes) <= 3 else f"{nodes[0]} to {nodes[-1]}, {len(nodes)} nodes"
 
 
 def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequence[Markup]]) -> Markup:
@@ -387,11 +378,3 @@ def _table(caption: str, kind: str, header: Iterable[str], rows: Iterable[Sequen
 def _time(at: datetime, text: str) -> Markup:
     moment_of_it = to_rfc3339(at)
     return tag("time", text, datetime=moment_of_it, title=moment_of_it)
-
-
-def _loose(view: View) -> list[Markup]:
-    if not view.loose:
-        return []
-    names = ", ".join(seen.name for seen in view.loose)
-    text = f"{counted(len(view.loose), 'node')} with GPUs and no policy: {names}"
-    return [tag("section", tag("p", text))]

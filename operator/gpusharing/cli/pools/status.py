@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gpusharing.cli.pools.fleet import read_pools
+from gpusharing.cli.pools.fleet import PoolStatus, read_pools
 from gpusharing.cli.pools.statustext import as_data, describe
 from gpusharing.cli.shell.drawing import Ink, Line, prose
 from gpusharing.cli.shell.session import Session, no_such
@@ -54,10 +54,7 @@ class Picture:
         """
         pools, loose = read_pools(policies, nodes)
         if self.policy:
-            names = [pool.name for pool in pools]
-            if self.policy not in names:
-                raise Trouble(no_such(POLICIES, self.policy, names, self.session.where))
-            pools, loose = tuple(pool for pool in pools if pool.name == self.policy), ()
+            pools, loose = (self._find_pool(pools),), ()
         if not self.terminal.redraws and self.last == (pools, loose):
             return
         self.last = pools, loose
@@ -76,6 +73,12 @@ class Picture:
             self.lines = [*lines, *drawn]
             hint = "; name a POLICY" if len(pools) > 1 else "; a taller terminal shows them"
             self.terminal.show(self.lines, hint)
+
+    def _find_pool(self, pools: Sequence[PoolStatus]) -> PoolStatus:
+        named = {pool.name: pool for pool in pools}
+        if self.policy not in named:
+            raise Trouble(no_such(POLICIES, self.policy, list(named), self.session.where))
+        return named[self.policy]
 
 
 def _in_order(reflector: Reflector[JSON]) -> list[JSON]:

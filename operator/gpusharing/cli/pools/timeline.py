@@ -78,7 +78,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
     end = max(change[-1].begin if over else change[-1].end for _, change in shown)
     if over:
         end += (end - begin) / 20
-    tracks = [Track(seen.name, _within(change, begin, end), _took(change)) for seen, change in shown]
+    tracks = [_track(seen.name, change, begin, end) for seen, change in shown]
     return Timeline(begin, end, tuple(sorted(tracks, key=lambda track: _order(track, end))))
 
 
@@ -116,18 +116,16 @@ def _belongs(seen: Seen, change: Sequence[Stretch], begin: datetime) -> bool:
     return seen.state is not State.DONE or (moving is not None and moving[0] >= begin)
 
 
-def _within(change: Iterable[Stretch], begin: datetime, end: datetime) -> tuple[Stretch, ...]:
-    cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
-    return tuple(one for one in cut if one.begin < one.end)
-
-
-def _took(change: Sequence[Stretch]) -> timedelta | None:
-    moving = _moving(change)
-    return None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
-
-
 def _order(track: Track, end: datetime) -> tuple[datetime, str]:
     return next((one.begin for one in track.stretches if one.moves), end), track.node
+
+
+def _track(node: str, change: Sequence[Stretch], begin: datetime, end: datetime) -> Track:
+    """Return what a change of a node shows of a rollout from `begin` to `end`."""
+    cut = (replace(one, begin=max(one.begin, begin), end=min(one.end, end)) for one in change)
+    moving = _moving(change)
+    took = None if moving is None or change[-1].state is not State.DONE else change[-1].begin - moving[0]
+    return Track(node, tuple(one for one in cut if one.begin < one.end), took)
 
 
 def busiest(track: Track, begin: datetime, end: datetime) -> Stretch | None:
@@ -170,13 +168,14 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     tracks = found.tracks if paper.wide else found.tracks[:MOST]
     name = max(len(track.node) for track in tracks)
     name = name if paper.width is None else min(name, NAME, paper.width // 3)
-    ends = {track.node: _end(track) for track in tracks}
+    ends = {track.node: _outcome(track) for track in tracks}
     tail = max(map(len, ends.values()))
     cells = CELLS if paper.width is None else min(CELLS, paper.width - name - tail - 6)
     if cells < FEWEST and paper.width is not None:
         tail, cells = 0, max(FEWEST, paper.width - name - 4)
     cell = (found.end - found.begin) / cells
-    lines = prose(f"{_period(found)}; a cell is {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
+    period = f"{moment(found.begin, found.end)} to {moment(found.end, found.begin)}"
+    lines = prose(f"{period}; a cell is {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track in tracks:
         drawn = _cells(track, found.begin, cell, cells, paper)
         row: list[str | TextSpan] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
@@ -198,12 +197,8 @@ def moment(at: datetime, beside: datetime) -> str:
     return at.strftime("%H:%M:%SZ" if at.date() == beside.date() else "%Y-%m-%d %H:%M:%SZ")
 
 
-def _period(found: Timeline) -> str:
-    return f"{moment(found.begin, found.end)} to {moment(found.end, found.begin)}"
-
-
-def _end(track: Track) -> str:
-    """The outcome: how long it took, or which phase the node is in."""
+def _outcome(track: Track) -> str:
+    """How long the change took, or which phase the node is in."""
     if track.took is not None:
         return length(track.took)
     return track.stretches[-1].phase if track.stretches else ""

@@ -41,7 +41,9 @@ class LegalLayouts:
 def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
     """A picture for each layout."""
     card = answer.card
-    lines = prose(f"{card.products[0] if card.products else card.key}: {_size(card)}", paper, ink=Ink.TITLE)
+    slices = f"{_slices(card)} compute slices" if card.profiles else ""
+    size = ", ".join(filter(None, (f"{card.memory_gb} GB" if card.memory_gb or not slices else "", slices)))
+    lines = prose(f"{card.products[0] if card.products else card.key}: {size}", paper, ink=Ink.TITLE)
     if answer.refusal is not None:
         return [*lines, *prose(f"{answer.refusal.message}.", paper, ink=Ink.BAD)]
     if not card.profiles:
@@ -52,8 +54,8 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
     name = max((len(layout_text(layout)) for layout in answer.layouts), default=0)
     for layout in answer.layouts:
         picture = draw(layout, card.profiles, paper)
-        slices = sum(_profile(card, profile).slices * count for profile, count in layout)
-        used = f"{slices}/{_slices(card)} slices"
+        taken = sum(one.slices * dict(layout).get(one.name, 0) for one in card.profiles)
+        used = f"{taken}/{_slices(card)} slices"
         if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
             lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
         else:
@@ -95,36 +97,17 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
     for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
         if start > at:
             spans.append(TextSpan(free * ((start - at) * cell), Ink.FAINT))
-        spans.append(TextSpan(_box(name, sizes[name] * cell), _INKS[number % len(_INKS)]))
+        width = sizes[name] * cell - 2
+        label = next((one for one in (name, name.partition(".")[0]) if len(one) <= width), "")
+        spans.append(TextSpan(f"[{label.center(width)}]", _INKS[number % len(_INKS)]))
         at = start + sizes[name]
     if at < units:
         spans.append(TextSpan(free * ((units - at) * cell), Ink.FAINT))
     return tuple(spans)
 
 
-def _box(name: str, width: int) -> str:
-    """`[  3g.40gb  ]`, or only the slices where the name has no room."""
-    room = width - 2
-    label = next((one for one in (name, name.partition(".")[0]) if len(one) <= room), "")
-    return f"[{label.center(room)}]"
-
-
-def _size(card: Card) -> str:
-    if not card.profiles:
-        return f"{card.memory_gb} GB"
-    return (
-        f"{card.memory_gb} GB, {_slices(card)} compute slices"
-        if card.memory_gb
-        else f"{_slices(card)} compute slices"
-    )
-
-
 def _slices(card: Card) -> int:
     return max((profile.slices for profile in card.profiles), default=0)
-
-
-def _profile(card: Card, name: str) -> Profile:
-    return next(profile for profile in card.profiles if profile.name == name)
 
 
 CARDS_TABLE = (Column("CARD"), Column("PRODUCT", drop=1), Column("LARGEST"), Column("SMALLEST"))
@@ -164,17 +147,14 @@ def as_data(answer: LegalLayouts) -> dict[str, Any]:
                 "layout": layout_text(layout),
                 "profiles": dict(layout),
                 "placements": [
-                    {"profile": name, "start": start} for name, start in _placements(layout, card.profiles)
+                    {"profile": name, "start": start}
+                    for name, start in (fit.placements if isinstance(fit, Legal) else ())
                 ],
             }
             for layout in answer.layouts
+            for fit in [find_fit(layout, card.profiles)]
         ],
     }
-
-
-def _placements(layout: Layout, profiles: Sequence[Profile]) -> tuple[tuple[str, int], ...]:
-    fit = find_fit(layout, profiles)
-    return fit.placements if isinstance(fit, Legal) else ()
 
 
 def tell(typed: Namespace, terminal: Terminal) -> int:

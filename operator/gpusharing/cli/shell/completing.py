@@ -32,29 +32,26 @@ def suggest(words: Sequence[str], names: Names) -> list[str]:
     """What the last word may become, sorted."""
     # argparse tells what it knows by these names only; they are the same from Python 3.11 to 3.14.
     top = parser()
-    *before, begun = words
+    *before, begun = ("", *words)
     verbs = next(one for one in top._actions if isinstance(one, argparse._SubParsersAction))
     verb = next((word for word in before if word in verbs.choices), "")
-    chosen: argparse.ArgumentParser = verbs.choices[verb] if verb else top
-    found: Iterable[str]
-    flag = _option(chosen, before[-1]) if before else None
-    if flag is not None and flag.nargs != 0:
-        found = flag.choices or ()
-    elif begun.startswith("-"):
-        found = [text for one in chosen._actions for text in one.option_strings if text.startswith("--")]
-    elif not verb:
-        found = verbs.choices
-    else:
-        found = _positional(chosen, names)
+    chosen: argparse.ArgumentParser = verbs.choices.get(verb, top)
+    found = _flags(chosen, before[-1], begun)
+    if found is None:
+        found = _positional(chosen, names) if verb else verbs.choices
     return sorted(one for one in set(found) if one.startswith(begun))
 
 
-def _option(chosen: argparse.ArgumentParser, word: str) -> argparse.Action | None:
-    return next((one for one in chosen._actions if word in one.option_strings), None)
+def _flags(chosen: argparse.ArgumentParser, last: str, begun: str) -> Iterable[str] | None:
+    """Return the values of the flag that was typed last, or the flags that may follow; None if neither is asked for."""
+    options = {text: one for one in chosen._actions for text in one.option_strings}
+    if last in options and options[last].nargs != 0:
+        return options[last].choices or ()
+    return [text for text in options if text.startswith("--")] if begun.startswith("-") else None
 
 
 def _positional(chosen: argparse.ArgumentParser, names: Names) -> Iterable[str]:
-    """Of the first argument of the verb; the others are not worth a call."""
+    """Return what the first argument of the verb may be; the others are not worth a call."""
     first = next((one for one in chosen._actions if not one.option_strings), None)
     if first is None:
         return ()

@@ -79,14 +79,14 @@ async def find_gaps(
     least = LOOKBACK + 2 * step
     if seen[0] - start > least:
         told.append(
-            f"history begins at {moment(seen[0])}: {_length(end - seen[0])} of {_length(end - start)}"
+            f"history begins at {moment(seen[0])}: {duration(end - seen[0])} of {duration(end - start)}"
         )
     holes = [(a, b) for a, b in pairwise(seen) if b - a > 2 * step + 1]
     if holes:
         (first, last), whole = holes[0], sum(b - a for a, b in holes)
         which = f"{counted(len(holes), 'gap')}, {'the first ' if len(holes) > 1 else ''}from"
         told.append(
-            f"Prometheus has no data for {_length(whole)} in total, in {which} {moment(first)} to"
+            f"Prometheus has no data for {duration(whole)} in total, in {which} {moment(first)} to"
             f" {moment(last)}; {lost}"
         )
     if end - seen[-1] > least:
@@ -99,5 +99,6 @@ def moment(at: float) -> str:
     return to_rfc3339(datetime.fromtimestamp(round(at), UTC))
 
 
-def _length(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A length of time, as people write it."""
     return length(timedelta(seconds=seconds))

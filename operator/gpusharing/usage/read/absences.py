@@ -10,16 +10,14 @@ agent says that it cannot read its GPUs.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from datetime import timedelta
 from itertools import pairwise
 
-from gpusharing.cli.shell.drawing import length
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import CLOCKS, Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, of_others
-from gpusharing.usage.prometheus.windows import DAY, days, moment
+from gpusharing.usage.prometheus.windows import DAY, days, duration, moment
 from gpusharing.usage.read.meterqueries import GPUS, POLICY, MeterQuery
 
 POINT = 60.0
@@ -58,10 +56,9 @@ def describe_absences(found: dict[str, float]) -> list[str]:
     """A sentence, if there is something to say."""
     if not found:
         return []
-    told = some([f"{node or 'a node'} ({_length(seconds)})" for node, seconds in sorted(found.items())])
     return [
-        f"Prometheus has no samples of {told} in a gap of the window, but has some from before and after it: if the"
-        " agent restarted in the gap, some or all of that time is billed to nobody"
+        f"Prometheus has no samples of {_nodes(found, duration)} in a gap of the window, but has some from"
+        " before and after it: if the agent restarted in the gap, some or all of that time is billed to nobody"
     ]
 
 
@@ -136,10 +133,6 @@ def _holes(start: float, end: float, anybody: Iterable[Series]) -> list[Stretch]
     return [(a, b) for a, b in pairwise((start - POINT, *seen, end + POINT)) if b - a > 1.5 * POINT]
 
 
-def _length(seconds: float) -> str:
-    return length(timedelta(seconds=seconds))
-
-
 AGENTS = 'job="gpusharing-agent"'
 """The job of the chart's PodMonitor (templates/podmonitor.yaml, jobLabel), unless the selector names another."""
 LATELY = 600
@@ -171,12 +164,9 @@ async def find_losses(prometheus: Prometheus, wish: MeterQuery, metered: Set[str
         describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})
     )
     if silent:
-        names = some(
-            [f"{node or 'a node'} ({length(timedelta(seconds=silent[node]))})" for node in sorted(silent)]
-        )
         found.missing.append(
-            f"Prometheus got no answer from the agent of {names}, or it could not read its GPUs: what they did"
-            f" meanwhile is billed to nobody. See {LOOK}"
+            f"Prometheus got no answer from the agent of {_nodes(silent, duration)}, or it could not read its GPUs:"
+            f" what they did meanwhile is billed to nobody. See {LOOK}"
         )
     if bare > sum(1 for node in silent if down[node][1] > wish.end - LATELY):
         have = "have" if bare > 1 else "has"
@@ -185,9 +175,24 @@ async def find_losses(prometheus: Prometheus, wish: MeterQuery, metered: Set[str
             f" (gpusharing_policy_nodes_without_agent), and what such GPUs do is billed to nobody. See {LOOK}"
         )
     others = ours - silent.keys()
-    found.remarks += _came({node: absences.first[node] for node in others & absences.came(SHORT)})
-    found.remarks += _left({node: absences.last[node] for node in others & absences.left(SHORT)})
+    if came := {node: absences.first[node] for node in others & absences.came(SHORT)}:
+        names = _nodes(came, lambda at: f"from {moment(at)} on")
+        found.remarks.append(
+            f"nodes that were not seen from the beginning: {names}; what GPUs that were there earlier did until then"
+            " is billed to nobody"
+        )
+    if left := {node: absences.last[node] for node in others & absences.left(SHORT)}:
+        names = _nodes(left, lambda at: f"until {moment(at)}")
+        found.remarks.append(
+            f"nodes that were not seen until the end: {names}; what GPUs that are still there did since is billed to"
+            " nobody"
+        )
     return found
+
+
+def _nodes(found: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """The first nodes, each with its time or length of time, and how many more there are."""
+    return some([f"{node or 'a node'} ({show(seconds)})" for node, seconds in sorted(found.items())])
 
 
 def silence_of(node: str, absences: Absences, down: tuple[float, float]) -> float:
@@ -229,24 +234,3 @@ async def _find_bare(prometheus: Prometheus, wish: MeterQuery) -> int:
     counts = f"max by ({POLICY}) (gpusharing_policy_nodes_without_agent{braced(wish.selector)})"
     found = await prometheus.instant(f"min_over_time(({counts})[{LATELY}s:{POINT:g}s])", wish.end)
     return sum(round(min(one.value, 1e6)) for one in found if one.value > 0)
-
-
-def _came(first: Mapping[str, float]) -> list[str]:
-    """A sentence, if there is something to say."""
-    if not first:
-        return []
-    told = some([f"{node or 'a node'} (from {moment(first[node])} on)" for node in sorted(first)])
-    return [
-        f"nodes that were not seen from the beginning: {told}; what GPUs that were there earlier did until then is"
-        " billed to nobody"
-    ]
-
-
-def _left(last: Mapping[str, float]) -> list[str]:
-    """A sentence, if there is something to say."""
-    if not last:
-        return []
-    told = some([f"{node or 'a node'} (until {moment(last[node])})" for node in sorted(last)])
-    return [
-        f"nodes that were not seen until the end: {told}; what GPUs that are still there did since is billed to nobody"
-    ]

@@ -2,7 +2,7 @@
 
 import re
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from gpusharing.kube.convert import node_view, policy_view
 from gpusharing.kube.raw import entries, section, strings, text, texts
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
-from gpusharing.usage.prometheus.client import Prometheus
+from gpusharing.usage.prometheus.client import Prometheus, Series
 from gpusharing.usage.prometheus.matchers import state_label
 from gpusharing.usage.read.series import told
 from gpusharing.usage.read.usagequeries import labels_of_nodes
@@ -25,9 +25,18 @@ from gpusharing.usage.read.usagequeries import labels_of_nodes
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
 _VALUE = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?)?"
-_EQUAL = re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})")
-_AMONG = re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)")
-_THERE = re.compile(rf"(!?)\s*({_KEY})")
+_FORMS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Row]], ...] = (
+    (
+        re.compile(rf"({_KEY})\s+(in|notin)\s*\(([^()]+)\)"),
+        lambda one: (one[1], "In" if one[2] == "in" else "NotIn", tuple(map(str.strip, one[3].split(",")))),
+    ),
+    (
+        re.compile(rf"({_KEY})\s*(==|=|!=)\s*({_VALUE})"),
+        lambda one: (one[1], "NotIn" if one[2] == "!=" else "In", (one[3],)),
+    ),
+    (re.compile(rf"(!?)\s*({_KEY})"), lambda one: (one[2], "DoesNotExist" if one[1] else "Exists", ())),
+)
+"""How a label is selected, each with the row of a selector that it means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +65,12 @@ def rows_of(selector: str) -> list[Row]:
     """What `kubectl get nodes -l` accepts. Raises Trouble for anything else."""
     found: list[Row] = []
     for part in filter(None, (one.strip() for one in re.split(r",(?![^(]*\))", selector))):
-        if among := _AMONG.fullmatch(part):
-            values = tuple(one.strip() for one in among[3].split(","))
-            found.append((among[1], "In" if among[2] == "in" else "NotIn", values))
-        elif equal := _EQUAL.fullmatch(part):
-            found.append((equal[1], "NotIn" if equal[2] == "!=" else "In", (equal[3],)))
-        elif there := _THERE.fullmatch(part):
-            found.append((there[2], "DoesNotExist" if there[1] else "Exists", ()))
-        else:
+        row = next((read(match) for form, read in _FORMS if (match := form.fullmatch(part))), None)
+        if row is None:
             raise Trouble(
                 f"-l {selector}: write labels of nodes, such as gpusharing.dev/pool=a or 'zone in (a,b)'"
             )
+        found.append(row)
     if not found:
         raise Trouble(f"-l {selector!r}: write labels of nodes, such as gpusharing.dev/pool=a")
     return found
@@ -198,10 +202,11 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
         return whole_fleet(typed.card)
     rows = rows_of(typed.nodes)
     named = {key: state_label(key) for key, _, _ in rows}
-    found = await prometheus.instant(labels_of_nodes(selector, sorted(set(named.values()))), end)
-    unseen = [key for key, label in named.items() if not any(one.labels.get(label) for one in found)]
-    demanded = {key for key, operator, _ in rows if operator in ("In", "Exists")} if found else set(named)
-    if lacking := [key for key in unseen if key in demanded]:
+    query = labels_of_nodes(selector, sorted(set(named.values())))
+    labels = [_labels(one, named) for one in await prometheus.instant(query, end)]
+    unseen = named.keys() - {key for _, of_node in labels for key in of_node}
+    demanded = {key for key, operator, _ in rows if operator in ("In", "Exists") or not labels}
+    if lacking := [key for key in named if key in unseen & demanded]:
         raise Trouble(
             f"Prometheus knows no node with the label {' or '.join(lacking)}. kube-state-metrics exports only labels"
             f" that it is told to: --metric-labels-allowlist=nodes=[{','.join(named)}]. Without it: leave out"
@@ -210,15 +215,17 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
     remarks = tuple(
         f"Prometheus knows no node with the label {key}, so that part of -l {typed.nodes} excludes no node: either no"
         f" node has it, or kube-state-metrics does not export it (--metric-labels-allowlist=nodes=[{','.join(named)}])"
-        for key in unseen
+        for key in named
+        if key in unseen
     )
-    nodes = frozenset(
-        told(one, "node")
-        for one in found
-        if matches(
-            {key: one.labels[label] for key, label in named.items() if one.labels.get(label)}, {}, rows
-        )
-    )
+    nodes = frozenset(node for node, of_node in labels if matches(of_node, {}, rows))
     if not nodes:
         raise Trouble(f"Prometheus knows no node with the labels {typed.nodes}")
     return replace(scope_of(rows, nodes, typed.nodes), remarks=remarks)
+
+
+def _labels(one: Series, named: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """Return the node that a series is about, and which of the labels in `named` it has."""
+    return told(one, "node"), {
+        key: one.labels[label] for key, label in named.items() if one.labels.get(label)
+    }

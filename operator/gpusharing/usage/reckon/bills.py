@@ -6,6 +6,7 @@ pools is a sum of such parts. So tenants, idle, stranded and transition always a
 total.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from fractions import Fraction
@@ -135,28 +136,41 @@ class Bill:
     """One for each currency."""
 
 
+_Item = tuple[Cell, int, int | None]
+"""A cell, its microseconds, and its cents, or None if its price is not known."""
+
+
 def make_bill(counted: Mapping[Cell, int], *, by_policy: bool = False) -> Bill:
     """The bill for microseconds of GPUs by cell. `by_policy`: every policy has its own rows for all of its parts.
 
     Raises ValueError for a time or a price below 0: no bill has these.
     """
-    for cell, micros in counted.items():
-        if micros < 0 or (cell.price is not None and cell.price.amount < 0):
-            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
-    cells = [(cell, micros) for cell, micros in counted.items() if micros]
     pools: list[PoolBill] = []
-    lines: list[tuple[Cell, int, int | None]] = []
-    for (policy, currency), found in groupby(sorted(cells, key=_pool_key), key=_pool):
+    items: list[_Item] = []
+    for (policy, currency), found in groupby(_in_order(counted), key=_pool):
         members = list(found)
         prices = {cell.price for cell, _ in members if cell.price is not None}
-        exact = [_cost(cell, micros) for cell, micros in members]
-        cents = None if not currency else round(sum(exact, Fraction(0)))
-        parts: Sequence[int | None] = [None] * len(members) if cents is None else apportion(exact, cents)
-        lines += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
+        cents, parts = _price(members) if currency else (None, [None] * len(members))
+        items += [(cell, micros, part) for (cell, micros), part in zip(members, parts, strict=True)]
         micros = sum(micros for _, micros in members)
         ordered = tuple(sorted(prices, key=attrgetter("amount", "source")))
         pools.append(PoolBill(policy, micros, currency, cents, ordered))
-    return Bill(_rows(lines, by_policy=by_policy), tuple(pools), _totals(pools, lines))
+    return Bill(_rows(items, by_policy=by_policy), tuple(pools), _totals(pools, items))
+
+
+def _in_order(counted: Mapping[Cell, int]) -> list[tuple[Cell, int]]:
+    """The cells that have any time, in the order of a bill. Raises ValueError for a time or a price below 0."""
+    for cell, micros in counted.items():
+        if micros < 0 or (cell.price is not None and cell.price.amount < 0):
+            raise ValueError(f"{cell} has {micros} microseconds: neither time nor price may be below 0")
+    return sorted(((cell, micros) for cell, micros in counted.items() if micros), key=_pool_key)
+
+
+def _price(members: Iterable[tuple[Cell, int]]) -> tuple[int, Sequence[int | None]]:
+    """Return the cents of a pool, rounded once, and those of each of its cells, which add up to them."""
+    exact = [cell.price.amount * 100 * micros / HOUR for cell, micros in members if cell.price is not None]
+    cents = round(sum(exact, Fraction(0)))
+    return cents, apportion(exact, cents)
 
 
 def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
@@ -169,10 +183,6 @@ def apportion(exact: Sequence[Fraction], whole: int) -> list[int]:
     for index in order[: whole - sum(floors)]:
         floors[index] += 1
     return floors
-
-
-def _cost(cell: Cell, micros: int) -> Fraction:
-    return Fraction(0) if cell.price is None else cell.price.amount * 100 * micros / HOUR
 
 
 def _currency(cell: Cell) -> str:
@@ -197,40 +207,35 @@ def _key(cell: Cell) -> tuple[int, str, str, str]:
     return _ORDER.index(cell.part), cell.tenant, cell.resource, cell.basis
 
 
-def _rows(lines: Iterable[tuple[Cell, int, int | None]], *, by_policy: bool) -> tuple[Row, ...]:
-    seconds: dict[tuple[object, ...], int] = {}
-    amounts: dict[tuple[object, ...], int | None] = {}
-    first: dict[tuple[object, ...], Cell] = {}
-    for cell, micros, cents in lines:
+def _rows(items: Iterable[_Item], *, by_policy: bool) -> tuple[Row, ...]:
+    def key(item: _Item) -> tuple[object, ...]:
+        cell = item[0]
         policy = cell.policy if by_policy else ""
-        key = (_currency(cell) == "", _currency(cell), policy, *_key(cell))
-        first.setdefault(key, cell)
-        seconds[key] = seconds.get(key, 0) + micros
-        before = amounts.get(key, 0)
-        amounts[key] = None if cents is None or before is None else before + cents
-    return tuple(
-        Row(
-            cell.tenant,
-            cell.policy if by_policy else "",
-            cell.part,
-            cell.resource,
-            cell.basis,
-            seconds[key],
-            _currency(cell),
-            amounts[key],
-        )
-        for key, cell in sorted(first.items(), key=lambda one: one[0])
-    )
+        return (_currency(cell) == "", _currency(cell), policy, *_key(cell))
+
+    rows = []
+    for _, found in groupby(sorted(items, key=key), key=key):
+        members = list(found)
+        cell, currency = members[0][0], _currency(members[0][0])
+        micros = sum(micros for _, micros, _ in members)
+        cents = sum(part or 0 for _, _, part in members) if currency else None
+        policy = cell.policy if by_policy else ""
+        rows.append(Row(cell.tenant, policy, cell.part, cell.resource, cell.basis, micros, currency, cents))
+    return tuple(rows)
 
 
-def _totals(pools: Iterable[PoolBill], lines: Sequence[tuple[Cell, int, int | None]]) -> tuple[Total, ...]:
+def _totals(pools: Iterable[PoolBill], items: Iterable[_Item]) -> tuple[Total, ...]:
+    parts: Counter[tuple[str, Part]] = Counter()
+    for cell, _, cents in items:
+        parts[_currency(cell), cell.part] += cents or 0
     totals = []
-    for currency in sorted({pool.currency for pool in pools}, key=lambda one: (one == "", one)):
-        mine = [pool for pool in pools if pool.currency == currency]
-        parts = dict.fromkeys(Part, 0) if currency else {}
-        for cell, _, cents in lines:
-            if currency and cents is not None and _currency(cell) == currency:
-                parts[cell.part] += cents
-        cents = sum(pool.cents or 0 for pool in mine) if currency else None
-        totals.append(Total(currency, sum(pool.micros for pool in mine), cents, parts))
+    ordered = sorted(pools, key=lambda pool: (pool.currency == "", pool.currency))
+    for currency, found in groupby(ordered, key=attrgetter("currency")):
+        members = list(found)
+        micros = sum(pool.micros for pool in members)
+        if currency:
+            of_parts = {part: parts[currency, part] for part in Part}
+            totals.append(Total(currency, micros, sum(of_parts.values()), of_parts))
+        else:
+            totals.append(Total("", micros, None, {}))
     return tuple(totals)

@@ -143,7 +143,8 @@ def _best(
         wanted = [0] * len(packer.profiles)
         for smallest, index in given:
             wanted[index] += pods[smallest]
-        found = _cheapest(packer, TemplateChoice(given, tuple(wanted)), whole, fleet, undivided)
+        way = TemplateChoice(given, tuple(wanted), whole=sum(whole))
+        found = _cheapest(packer, way, whole, fleet, undivided)
         if found is not None and (best is None or order(found) < order(best)):
             best = found
     return best
@@ -190,24 +191,21 @@ def _cheapest(
     if not any(way.wanted) and not whole:
         return way
     best: TemplateChoice | None = None
+    fewest = inf
     for nodes in _steps((*way.wanted, len(whole), sum(whole), fleet.nodes)):
         if best is not None and nodes > fleet.nodes:
             break
         undivided = undivided_on(nodes)
         if undivided is None:
             continue
-        wanted = _per_node(way.wanted, nodes)
+        wanted, room = _per_node(way.wanted, nodes), fleet.per_node - undivided
         least = packer.least(wanted)
-        if least + undivided > fleet.per_node:
+        if least > room or nodes * least + way.whole >= fewest:
             continue
-        if best is not None and nodes * least + sum(whole) >= best.gpus:
-            continue
-        divided = packer.fewest(wanted, fleet.per_node - undivided)
-        if divided is None:
-            continue
-        found = replace(way, nodes=nodes, divided=divided, whole=sum(whole))
-        if best is None or found.gpus < best.gpus:
-            best = found
+        divided = packer.fewest(wanted, room)
+        if divided is not None and nodes * divided + way.whole < fewest:
+            best = replace(way, nodes=nodes, divided=divided)
+            fewest = best.gpus
     return best
 
 

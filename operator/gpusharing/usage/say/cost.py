@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
@@ -16,11 +15,10 @@ from gpusharing.cli.shell.drawing import (
     Paper,
     TextSpan,
     describe_simulated,
-    length,
     prose,
     table,
 )
-from gpusharing.usage.prometheus.windows import moment
+from gpusharing.usage.prometheus.windows import duration, moment
 from gpusharing.usage.read.meterqueries import NAMESPACE, POLICY, MeterQuery
 from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Total
 
@@ -53,7 +51,7 @@ class CostReport:
 def describe(answer: CostReport, paper: Paper) -> list[Line]:
     """Who had what, the pools, the totals, and what is not known."""
     wish, bill = answer.wish, answer.bill
-    head = f"{length(timedelta(seconds=wish.end - wish.start))} until {moment(wish.end)}, by {wish.by}"
+    head = f"{duration(wish.end - wish.start)} until {moment(wish.end)}, by {wish.by}"
     lines = [*prose(head, paper, ink=Ink.TITLE), *describe_simulated(answer.simulated, paper)]
     if bill.rows:
         lines += _of_rows(answer, paper)
@@ -190,7 +188,10 @@ def as_data(answer: CostReport) -> dict[str, Any]:
         "pools": [
             {
                 "policy": pool.policy,
-                "prices": list(map(_price, pool.prices)),
+                "prices": [
+                    {"gpuHour": amount(one.amount), "currency": one.currency, "source": one.source}
+                    for one in pool.prices
+                ],
                 **_sum(pool.micros, pool.cents, pool.currency),
             }
             for pool in bill.pools
@@ -203,10 +204,6 @@ def as_data(answer: CostReport) -> dict[str, Any]:
             for total in bill.totals
         ],
     }
-
-
-def _price(price: Price) -> dict[str, str]:
-    return {"gpuHour": amount(price.amount), "currency": price.currency, "source": price.source}
 
 
 def _sum(micros: int, cents: int | None, currency: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from fractions import Fraction
 from typing import Any
 
@@ -30,17 +29,15 @@ from gpusharing.cli.shell.drawing import (
 )
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted, some
-from gpusharing.usage.prometheus.windows import moment
+from gpusharing.usage.prometheus.windows import duration, moment
 from gpusharing.usage.read.histories import ObservedPool
 from gpusharing.usage.read.poolnodes import NodeScope
 from gpusharing.usage.reckon.decaying import Sample
 from gpusharing.usage.reckon.needs import GIB, LEVELS, Confidence, Doubt, History, Need, Workload
 from gpusharing.usage.reckon.recommendation import (
-    CoLocation,
     Misplaced,
     Placed,
     Recommendation,
-    Stranded,
     Unplaced,
 )
 from gpusharing.usage.reckon.sharing import Shared, find_shared
@@ -115,7 +112,7 @@ class RecommendReport:
         card = self.seen.model or "GPUs without a name"
         gpus = counted(sum(self.seen.nodes), "GPU")
         nodes = counted(len(self.seen.nodes), "node")
-        time = f"{length(timedelta(seconds=self.end - self.start))} until {moment(self.end)}"
+        time = f"{duration(self.end - self.start)} until {moment(self.end)}"
         return f"{time}, {self.scope.where}: {gpus} ({card}) on {nodes}"
 
     @property
@@ -126,26 +123,19 @@ class RecommendReport:
     @property
     def steps(self) -> tuple[str, ...]:
         """What a person has to do besides."""
-        if self.policy is None:
-            return tuple(_asking(self.needs))
-        return (*_homeless(self.found), *_asking(self.needs), *_labelling(self.scope))
+        return tuple(_steps(self))
 
 
-def _homeless(found: Recommendation | None) -> Iterator[str]:
-    if found is None or not found.unplaced:
-        return
-    names = some([_name(one.need.workload) for one in found.unplaced])
-    yield (
-        f"This layout has no place for {names}: give them GPUs elsewhere before you apply it to their nodes,"
-        " or their pods may wait"
-    )
-
-
-def _asking(needs: Sequence[Need]) -> Iterator[str]:
-    """Workloads whose owners have to say what they need."""
+def _steps(answer: RecommendReport) -> Iterator[str]:
+    if answer.policy is not None and answer.found is not None and answer.found.unplaced:
+        names = some([_name(one.need.workload) for one in answer.found.unplaced])
+        yield (
+            f"This layout has no place for {names}: give them GPUs elsewhere before you apply it to their nodes,"
+            " or their pods may wait"
+        )
     silent = [
         _name(need.workload)
-        for need in needs
+        for need in answer.needs
         if Doubt.PREALLOCATED in need.doubts and need.history.declared is None
     ]
     if silent:
@@ -153,11 +143,8 @@ def _asking(needs: Sequence[Need]) -> Iterator[str]:
             f"Ask the owners of {some(silent)} what a pod needs, and put it on the pods as {ANNOTATION_GPU_MEMORY}:"
             f" 15Gi. kube-state-metrics has to export it: --metric-annotations-allowlist=pods=[{ANNOTATION_GPU_MEMORY}]"
         )
-
-
-def _labelling(scope: NodeScope) -> Iterator[str]:
-    if scope.unlabelled:
-        labels = ",".join(f"{key}={value}" for key, value in scope.selector["matchLabels"].items())
+    if answer.policy is not None and answer.scope.unlabelled:
+        labels = ",".join(f"{key}={value}" for key, value in answer.scope.selector["matchLabels"].items())
         yield f"The policy selects nodes by a label that they need first: kubectl label node NODE {labels}"
 
 
@@ -203,7 +190,7 @@ def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
                 TextSpan(str(history.pods)),
                 TextSpan(now_of(history), Ink.FAINT),
                 TextSpan(_size(need.peak) if need and need.samples else UNKNOWN),
-                TextSpan(_part(None if need is None else need.compute)),
+                TextSpan(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
                 TextSpan(advice_of(placed.get(whose)), Ink.TITLE),
                 TextSpan(str(sure), _INKS.get(sure, Ink.PLAIN)),
                 TextSpan(why_of(need, placed.get(whose)), Ink.FAINT),
@@ -290,7 +277,12 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     if history.activity and history.of_device:
         told = "activity is of the whole device, which other pods held too: how much of it this one took is unknown"
         yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
-    yield from _held_back(need, paper)
+    if Doubt.HELD_BACK in need.doubts and need.full is not None:
+        told = (
+            f"in {need.full:.0%} of the hours it used all the compute of its {now_of(history)}"
+            f" ({float(history.holds.compute):.0%} of the card); how much more it would use is unknown"
+        )
+        yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
     hours = f"{need.samples} hourly peaks over {length(need.span)} ({need.coverage:.0%} of the hours)"
     yield from prose(hours, paper, indent="  ", hang="  ")
     if need.samples:
@@ -299,16 +291,6 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
         yield from prose(told + needs, paper, indent="  ", hang="  ")
     doubts = "".join(f"; {doubt}" for doubt in need.doubts)
     yield from prose(f"{need.reason}{doubts}", paper, indent="  ", hang="  ", ink=Ink.FAINT)
-
-
-def _held_back(need: Need, paper: Paper) -> Iterator[Line]:
-    if Doubt.HELD_BACK in need.doubts and need.full is not None:
-        holds = need.history.holds
-        told = (
-            f"in {need.full:.0%} of the hours it used all the compute of its {now_of(need.history)}"
-            f" ({float(holds.compute):.0%} of the card); how much more it would use is unknown"
-        )
-        yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
 
 
 def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
@@ -353,10 +335,17 @@ def packing_of(found: Recommendation) -> str:
         told.append(f"that is {found.gpus - pool.gpus} more than there are")
     if found.idle:
         told.append(f"room for {layout_text(found.idle).replace('+', ', ')} more")
-    if lost := _stranded(found.stranded):
-        told.append(lost)
-    if found.worst is not None:
-        told.append(_worst(found.worst))
+    lost = ((found.stranded.slices, "compute slice"), (found.stranded.units, "memory unit"))
+    if any(count for count, _ in lost):
+        told.append(
+            f"no instance covers {' and '.join(counted(count, what) for count, what in lost if count)}"
+        )
+    if (worst := found.worst) is not None:
+        parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in worst.parts)
+        more = "" if worst.fits else ", more than it has"
+        told.append(
+            f"worst co-location today {_size(worst.bytes)} ({parts}) on a GPU with {_size(worst.memory)}{more}"
+        )
     return f"{'; '.join(told)}."
 
 
@@ -386,18 +375,6 @@ def shared_of(one: Shared) -> str:
     )
 
 
-def _stranded(lost: Stranded) -> str:
-    parts = ((lost.slices, "compute slice"), (lost.units, "memory unit"))
-    told = " and ".join(counted(count, what) for count, what in parts if count)
-    return f"no instance covers {told}" if told else ""
-
-
-def _worst(one: CoLocation) -> str:
-    parts = " + ".join(f"{count} x {each / GIB:.1f}" for _, count, each in one.parts)
-    fits = "" if one.fits else ", more than it has"
-    return f"worst co-location today {_size(one.bytes)} ({parts}) on a GPU with {_size(one.memory)}{fits}"
-
-
 def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
     lines: list[Line] = []
     for text in answer.steps:
@@ -417,10 +394,6 @@ def _next(answer: RecommendReport, paper: Paper, written: str) -> list[Line]:
 def _size(count: float) -> str:
     """Bytes, as quantities are written."""
     return f"{count / GIB:.1f}Gi"
-
-
-def _part(part: float | None) -> str:
-    return UNKNOWN if part is None else f"{part:.0%}"
 
 
 _MODES = ("mode", "mig", "mps", "timeSlicing")
