@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
-from gpusharing.controller.execute import Outcome
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.observer import Observer
 from gpusharing.controller.settings import Settings
@@ -27,10 +26,7 @@ from gpusharing.kube.client import (
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.reflector import Reflector
-from gpusharing.planning.rollout import RolloutPlan
-from gpusharing.planning.snapshot.actions import Action
-from gpusharing.planning.snapshot.views import ClusterSnapshot, PlanSettings
-from gpusharing.planning.transition.verdict import Verdict
+from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import played_daemon_sets
 from hack.sim.fakecluster import FakeCluster
@@ -40,22 +36,6 @@ from hack.sim.mortal import MortalClient
 from hack.sim.nodesoftware import NodeSoftware
 from hack.sim.settings import SimSettings
 from hack.sim.workloads import SimWorkload, Workloads
-
-
-class NoMetrics:
-    """An observer that keeps nothing."""
-
-    def passed(
-        self, seconds: Mapping[str, float], plan: RolloutPlan, snapshot: ClusterSnapshot, outcome: Outcome
-    ) -> None:
-        """See Observer."""
-
-    def acted(self, action: Action, result: str) -> None:
-        """See Observer."""
-
-    def changed(self, before: Verdict | None, after: Verdict) -> None:
-        """See Observer."""
-
 
 FACTOR = 100.0
 """Simulated seconds in one real second."""

@@ -122,11 +122,11 @@ def test_the_operators_loop_stays_one_that_a_person_reads() -> None:
 
 
 PAGED = {
-    "kube/paging.py": "makes each call for a page, and asks again for a page that failed",
-    "kube/passing.py": "passes on the calls of a client in front of another one",
-    "cli/live/onlooker.py": "passes on the calls of a client in front of another one",
+    "kube/paging.py": "asks again for a page that failed",
+    "kube/reflector.py": "has `whole_list` of kube/paging.py ask again for a page that failed",
+    "controller/containment.py": "asks for a single object, to see whether the server answers",
 }
-"""Modules that may call `pages` of a client, and why."""
+"""Modules that may call `list_page` of a client, and why."""
 
 
 def test_every_list_goes_through_the_module_that_asks_again_for_pages_that_failed() -> None:
@@ -134,7 +134,7 @@ def test_every_list_goes_through_the_module_that_asks_again_for_pages_that_faile
         str(path.relative_to(PRODUCT))
         for path in PRODUCT.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr == "pages"
+        if isinstance(node, ast.Attribute) and node.attr == "list_page"
     }
     assert found == PAGED.keys(), "use pages_of or list_of of kube/paging.py"
 

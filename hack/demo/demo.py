@@ -11,9 +11,10 @@ from typing import Any
 from gpusharing.api.names import ANNOTATION_FENCE, ConditionType
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import GPUNODES, JSON, LEASES, NODES, PODS, POLICIES
+from gpusharing.kube.paging import list_of
 from hack.demo.columns import POOLS, KubectlView, find, places
 from hack.demo.screen import DemoFailed, Screen
-from hack.demo.stage import Stage, Written, objects
+from hack.demo.stage import Stage, Written
 
 Status = dict[str, Any]
 
@@ -79,7 +80,7 @@ class Demo:
 
     async def pods(self, workload: str) -> list[JSON]:
         """The pods of a workload that are not on their way out."""
-        found = await objects(self.stage.client, PODS)
+        found = await list_of(self.stage.client, PODS)
         return [
             pod
             for pod in found
@@ -110,7 +111,7 @@ class Demo:
     async def served(self, pool: str) -> Counter[str]:
         """Allocatable GPU resources of a pool, without zeros."""
         total: Counter[str] = Counter()
-        for node in await objects(self.stage.client, NODES):
+        for node in await list_of(self.stage.client, NODES):
             if node["metadata"]["labels"].get("gpusharing.dev/pool") == pool:
                 offered = (node.get("status") or {}).get("allocatable") or {}
                 total.update({name: int(offered[name]) for name in offered if name.startswith("nvidia.com/")})

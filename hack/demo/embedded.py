@@ -11,9 +11,10 @@ from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import Timing
+from gpusharing.kube.paging import list_of
 from hack.demo.columns import KubectlView, render
 from hack.demo.fleet import nodes
-from hack.demo.stage import ApplyRefused, Written, empty_log, objects
+from hack.demo.stage import ApplyRefused, Written, empty_log
 from hack.embedded import Embedded, embedded
 from hack.sim.workloads import SimWorkload
 
@@ -52,7 +53,7 @@ class EmbeddedStage:
 
     async def show(self, view: KubectlView) -> str:
         """See Stage."""
-        return render(view, await objects(self.client, view.resource), datetime.now(UTC))
+        return render(view, await list_of(self.client, view.resource), datetime.now(UTC))
 
     async def deploy(self, workload: SimWorkload) -> None:
         """See Stage."""

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
-from hack.demo.stage import Stage, objects
+from gpusharing.kube.paging import list_of
+from hack.demo.stage import Stage
 
 RECORD = Path(__file__).with_name("blocked.json")
 """The record that the picture is drawn from. SIMULATED, as the whole demo is."""
@@ -22,8 +23,8 @@ async def record(stage: Stage, path: Path) -> None:
     """Write what people see of policies and nodes now, without what `kubectl gpusharing status` does not read."""
     taken = {
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "policies": [_policy(one) for one in await objects(stage.client, POLICIES)],
-        "gpunodes": [_node(one) for one in await objects(stage.client, GPUNODES)],
+        "policies": [_policy(one) for one in await list_of(stage.client, POLICIES)],
+        "gpunodes": [_node(one) for one in await list_of(stage.client, GPUNODES)],
     }
     await asyncio.to_thread(path.write_text, json.dumps(taken, indent=1) + "\n")
 

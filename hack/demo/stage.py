@@ -1,11 +1,10 @@
 """Where the story is played. Two stages, one story: what differs between them is here and nowhere else."""
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gpusharing.kube.client import JSON, KubeClient, Resource
+from gpusharing.kube.client import JSON, KubeClient
 from hack.demo.columns import KubectlView
 from hack.sim.workloads import SimWorkload
 
@@ -65,11 +64,3 @@ def empty_log() -> Path:
     LOG.parent.mkdir(exist_ok=True)
     LOG.write_text("")
     return LOG
-
-
-async def objects(client: KubeClient, resource: Resource, namespace: str | None = None) -> list[JSON]:
-    """All objects of a kind."""
-    pages: AsyncIterator[JSON] = (
-        item async for page in client.pages(resource, namespace=namespace) for item in page.items
-    )
-    return [item async for item in pages]

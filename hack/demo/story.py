@@ -6,12 +6,13 @@ from collections import Counter
 
 from gpusharing.api.names import RESOURCE_GPU, ConditionType
 from gpusharing.kube.client import GPUNODES, JSON, NODES, PDBS, PODS
+from gpusharing.kube.paging import list_of
 from hack.demo import fleet
 from hack.demo.columns import FLEET, POOLS, events_about, find, places
 from hack.demo.demo import Demo, holds_gpu_of, is_cordoned, is_ready
 from hack.demo.record import record
 from hack.demo.screen import DemoFailed
-from hack.demo.stage import ApplyRefused, Stage, objects
+from hack.demo.stage import ApplyRefused, Stage
 
 MIG_20, MIG_40, MIG_10 = (f"nvidia.com/mig-{name}" for name in ("1g.20gb", "3g.40gb", "1g.10gb"))
 POOL_B = ("gpu-b-1", "gpu-b-2", "gpu-b-3")
@@ -37,7 +38,7 @@ async def fleet_appears(demo: Demo) -> None:
     screen = demo.screen
     screen.heading(f"1. The fleet: {fleet.GPUS} GPUs, none shared")
     await demo.show(FLEET)
-    nodes = await objects(demo.stage.client, NODES)
+    nodes = await list_of(demo.stage.client, NODES)
     whole = sum(int(node["status"]["allocatable"][RESOURCE_GPU]) for node in nodes)
     screen.check(f"{len(nodes)} nodes serve {whole} whole GPUs", whole == fleet.GPUS)
 
@@ -212,7 +213,7 @@ async def _settled(demo: Demo) -> None:
 
     async def alone() -> bool:
         place = await demo.place(fleet.RANKER_NODE)
-        pods = [pod for pod in await objects(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
+        pods = [pod for pod in await list_of(demo.stage.client, PODS) if holds_gpu_of(pod, fleet.RANKER_NODE)]
         observed = find(await demo.stage.client.get(GPUNODES, fleet.RANKER_NODE), ".status.observed.pods")
         return len(pods) == 2 and observed == 2 and bool(place.get("reason") == "PDB")
 
@@ -279,7 +280,7 @@ async def look_back(demo: Demo, since: int) -> None:
     await demo.show(events_about("pool-b"))
     rows = [await demo.condition(name, ConditionType.READY) for name in NAMES]
     screen.check("four pools Ready", all(row["status"] == "True" for row in rows))
-    nodes = await objects(demo.stage.client, NODES)
+    nodes = await list_of(demo.stage.client, NODES)
     left = [node["metadata"]["name"] for node in nodes if is_cordoned(node)]
     fenced = [node["metadata"]["name"] for node in nodes if await demo.fence(node["metadata"]["name"])]
     screen.check("no node is left cordoned or fenced", not left and not fenced)

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Unpack
 
 from gpusharing.agent.loop import AgentLoop, RestartNeeded
-from gpusharing.kube.client import JSON, Filters, KubeClient, Listing, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import Expired
+from gpusharing.kube.passing import PassingClient
 
 
 class SharedGPUNodes:
@@ -53,43 +53,25 @@ NOTHING_LISTED = "0"
 """resourceVersion of a list that found nothing."""
 
 
-class AgentAPI:
-    """`NodeAPI` of one agent: reads come from the shared watch, writes go to the API server."""
+class AgentAPI(PassingClient):
+    """The client of one agent: reads come from the shared watch, everything else goes to the API server."""
 
     def __init__(self, client: KubeClient, shared: SharedGPUNodes, name: str) -> None:
-        self._client = client
+        super().__init__(client)
         self._shared = shared
         self._name = name
 
-    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
-        """The one GPUNode, whatever is asked."""
+    async def call(self, request: ApiRequest) -> JSON:
+        """See KubeClient. Every list is of the one GPUNode."""
+        if request.verb != "list":
+            return await self.client.call(request)
         node = self._shared.get(self._name)
-        if node is None:
-            yield Page([], NOTHING_LISTED)
-        else:
-            yield Page([node], node["metadata"]["resourceVersion"])
+        version = NOTHING_LISTED if node is None else node["metadata"]["resourceVersion"]
+        return {"metadata": {"resourceVersion": version}, "items": [node] if node else []}
 
-    def watch(
-        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
-    ) -> AsyncIterator[WatchEvent]:
-        """The one GPUNode, whatever is asked."""
-        return self._shared.changes(self._name, resource_version)
-
-    async def served(self, resource: Resource) -> bool:
-        """Asked of the API server."""
-        return await self._client.served(resource)
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """To the API server."""
-        return await self._client.patch(resource, name, body, namespace=namespace, subresource=subresource)
+    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        """See KubeClient. Every watch is of the one GPUNode."""
+        return self._shared.changes(self._name, request.query["resourceVersion"])
 
 
 async def run_again(agent: Callable[[], AgentLoop], pause: Callable[[], Awaitable[object]]) -> None:

@@ -20,9 +20,10 @@ from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
 from gpusharing.kube import client as kinds
-from gpusharing.kube.client import JSON, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time, wall_time
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
+from gpusharing.kube.raw import text
 from hack.sim.fakefaults import Call, Faults, Hook, Write
 from hack.sim.fakelists import Lists
 from hack.sim.fakepods import Later, Pods
@@ -171,7 +172,7 @@ class FakeCluster:
         return (namespace or "default", name) if resource.namespaced else ("", name)
 
 
-class FakeClient:
+class FakeClient(KubeClient):
     """A KubeClient on a FakeCluster. Every call gives other tasks a turn first, as a real one does."""
 
     def __init__(self, cluster: FakeCluster, identity: str) -> None:
@@ -179,46 +180,24 @@ class FakeClient:
         self.cluster = cluster
         self.identity = identity
 
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        await self._enter("get", resource, namespace, name)
-        return self.cluster.get(resource, name, namespace or "")
+    async def call(self, request: ApiRequest) -> JSON:
+        """See KubeClient. A pod that is deleted has the grace period of the cluster, whatever was asked for, but for 0,
+        with which it vanishes at once."""
+        call = _call(self.identity, request)
+        if request.verb in ("get", "list"):
+            await self._enter(call)
+            return self._read(request)
+        await asyncio.sleep(0)
+        self._refuse_uninstalled(call.resource)
+        result = await self.cluster.faults.write(call, lambda: self._apply(request))
+        return copied(result) if result is not None else {}
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
-        """See KubeClient. All pages show the moment of the first."""
-        while True:
-            await self._enter("list", resource, namespace, selector=f"{label_selector} {field_selector}")
-            match, store = _matcher(label_selector, field_selector), self.cluster.store
-            found = (obj for obj in store.all(resource, namespace) if match(obj))
-            page = self.cluster.lists.page(found, store.version, limit, after)
-            yield page
-            after = page.more
-            if not after:
-                return
-
-    async def watch(
-        self,
-        resource: Resource,
-        resource_version: str,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-    ) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
         """See KubeClient."""
-        await self._enter("watch", resource, namespace, selector=f"{label_selector} {field_selector}")
-        cluster, wake = self.cluster, asyncio.Event()
-        match = _matcher(label_selector, field_selector)
-        closings, bookmarks, version = cluster.closings, cluster.bookmarks, int(resource_version)
+        await self._enter(_call(self.identity, request))
+        cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
+        match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))
+        closings, bookmarks = cluster.closings, cluster.bookmarks
         loop, watching = asyncio.get_running_loop(), cluster.store.watching[resource]
         bookmark_at = loop.time() + cluster.bookmark_every
         alarm = loop.call_at(bookmark_at, wake.set)  # however much happens that this watch does not tell of
@@ -228,7 +207,7 @@ class FakeClient:
                 wake.clear()
                 for change in cluster.store.since(resource, version):
                     version = change.version
-                    event = _event(change, namespace, match)
+                    event = _event(change, request.namespace, match)
                     if event:
                         yield event
                 if wake.is_set():
@@ -248,88 +227,48 @@ class FakeClient:
             alarm.cancel()
             watching.discard(wake)
 
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        await self._enter("get", Resource(resource.group, resource.version, ""), None)
-        return resource not in self.cluster.uninstalled
+    def _read(self, request: ApiRequest) -> JSON:
+        cluster, namespace, name = self.cluster, request.namespace, request.name
+        if request.verb == "list":
+            match, query = _matcher(request), request.query
+            found = (obj for obj in cluster.store.all(request.resource, namespace) if match(obj))
+            limit = int(query.get("limit", 0))
+            return cluster.lists.page(found, cluster.store.version, limit, query.get("continue", ""))
+        if request.resource == kinds.VERSION:
+            return {"gitVersion": cluster.version}
+        if not request.resource.plural:
+            return {"resources": [] if self._is_uninstalled(request.resource, name) else [{"name": name}]}
+        obj = cluster.get(request.resource, name, namespace or "")
+        if request.subresource != kinds.LOG:
+            return obj
+        lines = cluster.logs.get((namespace or "", name), "").splitlines(keepends=True)
+        return {kinds.LOG: "".join(lines[-int(request.query["tailLines"]) :])}
 
-    async def version(self) -> str:
-        """See KubeClient."""
-        await self._enter("get", kinds.VERSION, None)
-        return self.cluster.version
+    def _apply(self, request: ApiRequest) -> JSON | None:
+        cluster, resource, namespace = self.cluster, request.resource, request.namespace
+        body = request.body or {}
+        if request.verb == "patch":
+            return cluster.patch(resource, request.name, body, namespace or "", request.subresource)
+        if request.verb == "delete":
+            key = (namespace or "default", request.name) if resource.namespaced else ("", request.name)
+            at_once = body.get("gracePeriodSeconds") == 0
+            cluster.delete_key(resource, key, body["preconditions"]["uid"], at_once=at_once)
+            return None
+        self._refuse_terminating(resource, namespace)
+        if request.subresource == kinds.EVICTION:
+            uid = body["deleteOptions"]["preconditions"]["uid"]
+            cluster.pods.evict(namespace or "", request.name, uid)
+            return None
+        return cluster.store.create(resource, body, namespace, with_status=False)
 
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        name = str((body.get("metadata") or {}).get("name", ""))
-        store = self.cluster.store
-
-        def apply() -> JSON:
-            self._refuse_terminating(resource, namespace)
-            return store.create(resource, body, namespace, with_status=False)
-
-        return await self._write(Call(self.identity, "create", resource, namespace, name, None, body), apply)
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """See KubeClient."""
-        call = Call(self.identity, "patch", resource, namespace, name, subresource, body)
-        cluster = self.cluster
-        return await self._write(
-            call, lambda: cluster.patch(resource, name, body, namespace or "", subresource)
-        )
-
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        *,
-        namespace: str | None = None,
-        uid: str,
-        grace: int | None = None,
-    ) -> None:
-        """See KubeClient. `grace` is logged; pods have the cluster's, but for 0, with which they vanish at once."""
-        options = {"uid": uid} if grace is None else {"uid": uid, "grace": grace}
-        call = Call(self.identity, "delete", resource, namespace, name, None, options)
-        key = (namespace or "default", name) if resource.namespaced else ("", name)
-        await self._write(call, lambda: self.cluster.delete_key(resource, key, uid, at_once=grace == 0))
-
-    async def log(self, namespace: str, name: str, lines: int) -> str:
-        """See KubeClient. Raises NotFound."""
-        await self._enter("log", kinds.PODS, namespace, name)
-        self.cluster.get(kinds.PODS, name, namespace)
-        return "".join(self.cluster.logs.get((namespace, name), "").splitlines(keepends=True)[-lines:])
-
-    async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient."""
-        call = Call(self.identity, "evict", kinds.PODS, namespace, name, "eviction", {"uid": uid})
-
-        def apply() -> None:
-            self._refuse_terminating(kinds.PODS, namespace)
-            self.cluster.pods.evict(namespace, name, uid)
-
-        await self._write(call, apply)
-
-    async def _enter(
-        self, verb: str, resource: Resource, namespace: str | None, name: str = "", selector: str = ""
-    ) -> None:
-        await asyncio.sleep(0)
-        self._refuse_uninstalled(resource)
-        await self.cluster.faults.read(
-            Call(self.identity, verb, resource, namespace, name, selector=selector)
-        )
-
-    async def _write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON:
+    async def _enter(self, call: Call) -> None:
         await asyncio.sleep(0)
         self._refuse_uninstalled(call.resource)
-        result = await self.cluster.faults.write(call, apply)
-        return copied(result) if result is not None else {}
+        await self.cluster.faults.read(call)
+
+    def _is_uninstalled(self, group: Resource, plural: str) -> bool:
+        name = (group.group, group.version, plural)
+        return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
 
     def _refuse_uninstalled(self, resource: Resource) -> None:
         if resource in self.cluster.uninstalled:
@@ -343,9 +282,24 @@ class FakeClient:
             )
 
 
-def _matcher(label_selector: str, field_selector: str) -> Matcher:
+def _call(identity: str, request: ApiRequest) -> Call:
+    """How a request is logged, and which faults it meets."""
+    verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
+    return Call(
+        identity,
+        verb,
+        request.resource,
+        request.namespace,
+        request.name or text(request.body, "metadata", "name"),
+        request.subresource,
+        request.body,
+        request.selectors,
+    )
+
+
+def _matcher(request: ApiRequest) -> Matcher:
     try:
-        return matcher(label_selector, field_selector)
+        return matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
     except ValueError as error:
         raise Invalid(f"unable to parse requirement: {error}") from error
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gpusharing.kube.client import JSON, Page
+from gpusharing.kube.client import JSON
 from gpusharing.kube.errors import Expired
 from hack.sim.fakestore import copied
 
@@ -37,8 +37,8 @@ class Lists:
         """Let all tokens expire."""
         self._moments.clear()
 
-    def page(self, found: Iterable[JSON], version: int, limit: int, after: str) -> Page:
-        """A page of at most `limit` objects (0: all), with the token for the next one.
+    def page(self, found: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
+        """The answer with a page of at most `limit` objects (0: all), and the token for the next one.
 
         `found` and `version`: the list as it is now, for its first page. Raises Expired, with the token for the rest.
         """
@@ -59,7 +59,7 @@ class Lists:
         end = start + (limit or sys.maxsize)
         items = [copied(obj) for obj in moment.objects[start:end]]
         more = json.dumps([number, _key(items[-1]), end]) if end < len(moment.objects) else ""
-        return Page(items, str(moment.version), more)
+        return {"metadata": {"resourceVersion": str(moment.version), "continue": more}, "items": items}
 
 
 def _key(obj: JSON) -> list[str]:

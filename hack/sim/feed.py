@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from gpusharing.kube.client import JSON, KubeClient, Resource
 from gpusharing.kube.errors import Expired, KubeError, NotFound
+from gpusharing.kube.paging import pages_of
 
 Handler = Callable[[JSON, bool], None]
 """Called with an object and whether it is gone, in order; must not block."""
@@ -54,7 +55,7 @@ async def _list(
 ) -> str:
     present: set[tuple[str, str]] = set()
     version = ""
-    async for page in client.pages(resource, namespace=namespace):
+    async for page in pages_of(client, resource, namespace=namespace):
         version = page.resource_version
         for item in page.items:
             present.add(_key(item))

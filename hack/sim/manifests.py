@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient
 from gpusharing.kube.errors import AlreadyExists
+from gpusharing.kube.paging import list_of
 from hack.sim.daemons import (
     AGENT,
     GPU_TAINT,
@@ -78,10 +79,6 @@ async def install(
 
 
 async def _has_agents(client: KubeClient, namespace: str) -> bool:
-    pages = client.pages(DAEMON_SETS, namespace=namespace)
-    async for page in pages:
-        for item in page.items:
-            template = item["spec"]["template"]["metadata"].get("labels") or {}
-            if template.get(LABEL_AGENT) == AGENT:
-                return True
-    return False
+    daemon_sets = await list_of(client, DAEMON_SETS, namespace=namespace)
+    templates = [item["spec"]["template"]["metadata"] for item in daemon_sets]
+    return any((template.get("labels") or {}).get(LABEL_AGENT) == AGENT for template in templates)

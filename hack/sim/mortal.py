@@ -5,16 +5,15 @@ call raises `Crash`, which no `except Exception` catches.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
 
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource, WatchEvent
+from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.passing import PassingClient
+from gpusharing.kube.streams import closing
 from hack.sim.fakefaults import Crash
 
-Answer = TypeVar("Answer")
 When = Literal["before", "after"]
 Disturbance = Callable[[Resource, str], object]
 """Told what is written and its name; may raise what the caller is to see."""
@@ -64,49 +63,44 @@ class MortalClient(PassingClient):
         self.dead = True
         self.died.set()
 
-    def heard(self, resource: Resource, event: WatchEvent) -> bool:
-        """See PassingClient."""
-        self._live()
-        lost = self.lose_events > 0
-        self.lose_events -= lost
-        return not lost
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
         """See KubeClient."""
-        if self._interference is not None and self._interference[0](body):
+        async with closing(self.client.stream(request)) as events:
+            async for event in events:
+                self._live()
+                if self.lose_events > 0:
+                    self.lose_events -= 1
+                else:
+                    yield event
+
+    async def call(self, request: ApiRequest) -> JSON:
+        """See KubeClient."""
+        if (
+            request.verb == "patch"
+            and self._interference is not None
+            and self._interference[0](request.body or {})
+        ):
             act, self._interference = self._interference[1], None
             act()
-        return await super().patch(resource, name, body, namespace=namespace, subresource=subresource)
-
-    def _live(self) -> None:
-        if self.dead:
-            raise Crash("this process is dead")
-
-    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """See PassingClient."""
         self._live()
         if request.verb in ("get", "list"):
-            return await send()
+            return await self.client.call(request)
         resource = request.resource
         if self._cut is not None and resource == self._cut[0]:
             raise self._cut[1]
         if resource == LEASES:
-            return await send()
+            return await self.client.call(request)
         self.writes += 1
-        number, own = self.writes, name.rpartition("/")[2]
-        self._disturb(number, "before", resource, own)
+        number, name = self.writes, request.full_name.rpartition("/")[2]
+        self._disturb(number, "before", resource, name)
         try:
-            return await send()
+            return await self.client.call(request)
         finally:
-            self._disturb(number, "after", resource, own)
+            self._disturb(number, "after", resource, name)
+
+    def _live(self) -> None:
+        if self.dead:
+            raise Crash("this process is dead")
 
     def _disturb(self, number: int, when: When, resource: Resource, name: str) -> None:
         if disturbance := self._disturbances.get((number, when)):

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Unpack
 
 import pytest
 from tests.agent.test_loop import NEVER, PROMPT, Bench
@@ -15,8 +14,9 @@ from gpusharing.agent.library import Replaced
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Held, Holdings
-from gpusharing.kube.client import GPUNODES, Filters, Resource, WatchEvent
+from gpusharing.kube.client import GPUNODES, ApiRequest, WatchEvent
 from gpusharing.kube.errors import Unavailable
+from gpusharing.kube.passing import PassingClient
 
 RESOURCE = "nvidia.com/gpu"
 METERED = replace(PROMPT, meter_lag=0.0)
@@ -96,19 +96,12 @@ async def test_a_report_that_was_lost_with_its_gpunode_is_sent_to_the_new_one() 
         assert bench.node.observed == before
 
 
-class Clumsy:
+class Clumsy(PassingClient):
     """A client whose watch fails by a bug of ours when it is ended."""
 
-    def __init__(self, node: OneNode) -> None:
-        self._client = node.client
-        self.pages, self.served, self.patch = node.client.pages, node.client.served, node.client.patch
-
-    async def watch(
-        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
-    ) -> AsyncIterator[WatchEvent]:
-        events = self._client.watch(resource, resource_version, **filters)
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
         try:
-            async for event in events:
+            async for event in self.client.stream(request):
                 yield event
         finally:
             raise ValueError("a bug")
@@ -118,7 +111,7 @@ async def test_a_bug_is_not_hidden_by_a_restart_that_is_needed_at_the_same_time(
     bench = Bench()
     bench.node.ask("r1")
     bench.gpus.fail(Replaced("another driver"))
-    loop = AgentLoop("gpu-01", Clumsy(bench.node), bench.gpus, bench.pods, PROMPT)
+    loop = AgentLoop("gpu-01", Clumsy(bench.node.client), bench.gpus, bench.pods, PROMPT)
     with pytest.raises(ExceptionGroup) as ended:
         await loop.run()
     assert {str(error) for error in ended.value.exceptions} == {"a bug", "NVMLReplaced: another driver"}

@@ -1,4 +1,4 @@
-"""The agent's API client, a `NodeAPI` of kube/client.py, against a TLS server that answers as an API server does."""
+"""The agent's API client, a `KubeClient`, against a TLS server that answers as an API server does."""
 
 import asyncio
 import json
@@ -25,6 +25,7 @@ from gpusharing.agent.rest import RestClient
 from gpusharing.kube import errors
 from gpusharing.kube.client import GPUNODES, WatchEvent
 from gpusharing.kube.login import Access, ServiceAccountLogin
+from gpusharing.kube.paging import pages_of
 
 PATH = "/apis/gpusharing.dev/v1alpha1/gpunodes"
 MINE = "metadata.name=gpu-01"
@@ -151,7 +152,7 @@ async def test_a_list_follows_the_pages(client: RestClient, server: tuple[Server
         (200, {"metadata": {"resourceVersion": "7", "continue": "more"}, "items": [{"a": 1}]}),
         (200, {"metadata": {"resourceVersion": "7"}, "items": None}),
     ]
-    pages = [page async for page in client.pages(GPUNODES, field_selector=MINE)]
+    pages = [page async for page in pages_of(client, GPUNODES, field_selector=MINE)]
     assert [(page.items, page.resource_version) for page in pages] == [([{"a": 1}], "7"), ([], "7")]
     assert [r[2].get("continue") for r in api.requests] == [None, ["more"]]
     assert api.requests[0][:2] == ("GET", PATH)
@@ -346,7 +347,7 @@ async def test_the_server_is_called_by_the_name_that_a_kubeconfig_gives(tmp_path
     async with fake_server(identity.context()) as fake:
         fake.cluster.add(GPUNODES, {"metadata": {"name": "gpu-01"}})
         client = RestClient(NamedLogin(fake.url, trust))
-        pages = [page async for page in client.pages(GPUNODES)]
+        pages = [page async for page in pages_of(client, GPUNODES)]
         with pytest.raises(errors.Unauthorized, match="proxy-url"):
             await RestClient(NamedLogin(fake.url, trust, "http://proxy:1")).patch(GPUNODES, "gpu-01", {})
     assert len(pages[0].items) == 1

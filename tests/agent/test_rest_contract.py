@@ -5,41 +5,15 @@ The operator's client keeps all of it over a real server, too: tests/kube/test_c
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 from tests.fakes.apiserver import FakeServer, fake_server
 from tests.fakes.login import AnonymousLogin
-from tests.kube.contract import NodeAPIContract
+from tests.kube.contract import ObjectContract
 
 from gpusharing.agent.rest import RestClient
-from gpusharing.kube.client import JSON, MEDIK8S_MAINTENANCES, KubeClient, NodeAPI, Page, Resource, WatchEvent
+from gpusharing.kube.client import MEDIK8S_MAINTENANCES, KubeClient, Resource
 from gpusharing.kube.http import HttpClient
-from gpusharing.kube.passing import PassingClient
-
-
-class Agents(PassingClient):
-    """The verbs of the agent's client; what it lacks, and tests need to arrange something, is the operator's."""
-
-    def __init__(self, api: NodeAPI, others: KubeClient) -> None:
-        super().__init__(others)
-        self.api = api
-
-    def pages(self, resource: Resource, **where: Any) -> AsyncIterator[Page]:
-        """See Followable."""
-        return self.api.pages(resource, **where)
-
-    def watch(self, resource: Resource, resource_version: str, **where: Any) -> AsyncIterator[WatchEvent]:
-        """See Followable."""
-        return self.api.watch(resource, resource_version, **where)
-
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        return await self.api.served(resource)
-
-    async def patch(self, resource: Resource, name: str, body: JSON, **where: Any) -> JSON:
-        """See NodeAPI."""
-        return await self.api.patch(resource, name, body, **where)
 
 
 @dataclass
@@ -61,7 +35,7 @@ class ServerOnLoopback:
 
 
 CLIENTS: dict[str, Callable[[str, HttpClient], KubeClient]] = {
-    "the agent's client": lambda url, operators: Agents(RestClient(AnonymousLogin(url)), operators),
+    "the agent's client": lambda url, _: RestClient(AnonymousLogin(url)),
     "the operator's client": lambda _, operators: operators,
 }
 
@@ -73,5 +47,5 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[ServerOnLoopba
         yield ServerOnLoopback(fake, request.param(fake.url, operators))
 
 
-class TestClientsOfOneServer(NodeAPIContract):
+class TestClientsOfOneServer(ObjectContract):
     """Rung 1."""

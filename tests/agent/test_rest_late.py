@@ -5,8 +5,7 @@ import socket
 import pytest
 
 from gpusharing.agent.rest import _exchange, _Named, _Sent, _shut
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import GPUNODES
+from gpusharing.kube.client import GPUNODES, ApiRequest
 from gpusharing.kube.login import Access
 
 
@@ -15,8 +14,8 @@ def test_a_write_that_was_given_up_before_it_had_a_connection_is_never_sent() ->
     with socket.create_server(("127.0.0.1", 0)) as server:
         host, port = server.getsockname()
         access = Access(f"http://{host}:{port}", None)
-        request, path = ApiRequest("patch", GPUNODES, "status"), GPUNODES.path(None, "gpu-01", "status")
-        sent = _Sent(request, "PATCH", path, access, _Named(host, port, access), None, {})
+        request = ApiRequest("patch", GPUNODES, "status", name="gpu-01", body={})
+        sent = _Sent(request, access, _Named(host, port, access), None)
         _shut(sent)
         with pytest.raises(ConnectionAbortedError):
             _exchange(sent)

@@ -1,6 +1,5 @@
 """What else names resources and labels that vanish with a plan (cli/changing/dependents.py)."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.api.names import LABEL_GPU_PRODUCT
 from gpusharing.cli.changing.dependents import KINDS
-from gpusharing.kube.client import JSON, Page, Resource
+from gpusharing.kube.client import JSON, ApiRequest, Resource
 from gpusharing.kube.errors import Forbidden
 
 RESOURCES = dict(reversed(KINDS))
@@ -148,12 +147,11 @@ async def test_kinds_that_the_user_may_not_read_are_named_in_one_note_and_the_ot
 class RefusingFirst(FakeClient):
     """A client without rights to kinds that are not installed, on a server that asks RBAC first, as a real one does."""
 
-    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
+    async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient."""
-        if resource in self.cluster.uninstalled:
-            raise Forbidden(f'User "me" cannot list resource "{resource.plural}"')
-        async for page in super().pages(resource, **more):
-            yield page
+        if request.verb == "list" and request.resource in self.cluster.uninstalled:
+            raise Forbidden(f'User "me" cannot list resource "{request.resource.plural}"')
+        return await super().call(request)
 
 
 @virtually

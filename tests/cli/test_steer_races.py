@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
@@ -14,7 +13,7 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.api import names
 from gpusharing.cli.changing.steer import TRIES
 from gpusharing.cli.shell.troubles import DONE, Trouble
-from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
+from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, ApiRequest
 from gpusharing.kube.fence import record_text
 from gpusharing.planning.snapshot.records import Fence
 
@@ -29,19 +28,18 @@ class Meddler(FakeClient):
         super().__init__(cluster, ME)
         self.gets, self.second_get, self.patches = 0, second_get, patches
 
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Before the second one of it the object changes: the person has thought about it."""
-        self.gets += resource != GPUNODES
-        if self.gets == 2 and self.second_get is not None:
-            self.second_get(self.cluster)
-        return await super().get(resource, name, namespace=namespace)
-
-    async def patch(self, resource: Resource, name: str, body: JSON, **more: Any) -> JSON:
-        """Before the first of them the kubelet writes."""
-        if self.patches:
+    async def call(self, request: ApiRequest) -> JSON:
+        """Before the second read of it the object changes: the person has thought about it. Before the first patches
+        the kubelet writes."""
+        if request.verb == "get":
+            self.gets += request.resource != GPUNODES
+            if self.gets == 2 and self.second_get is not None:
+                self.second_get(self.cluster)
+        elif request.verb == "patch" and self.patches:
             self.patches -= 1
-            self.cluster.patch(resource, name, {"metadata": {"labels": {"beat": str(self.patches)}}})
-        return await super().patch(resource, name, body, **more)
+            beat = {"metadata": {"labels": {"beat": str(self.patches)}}}
+            self.cluster.patch(request.resource, request.name, beat)
+        return await super().call(request)
 
 
 def fleet(fence: Fence = FENCE) -> FakeCluster:

@@ -108,7 +108,7 @@ class PromiseGuard:
         if kind == ("patch", "nodes", ""):
             self._node_write(call.name, call.body or {})
         elif kind == ("evict", "pods", "eviction"):
-            self._eviction(call.body or {})
+            self._eviction((call.body or {}).get("deleteOptions") or {})
         elif kind == ("patch", "clusterpolicies", "") and self.configures:
             self._pointers(call.name, call.body or {})
         else:
@@ -170,7 +170,9 @@ class PromiseGuard:
             return
         name, node = pod["metadata"]["name"], self._node(pod["spec"]["nodeName"])
         fence, grace = fence_of(node), pod["spec"].get("terminationGracePeriodSeconds", 30)
-        self._expect(body.get("grace", grace) >= max(1, grace), f"{name}: its grace period was cut")
+        self._expect(
+            body.get("gracePeriodSeconds", grace) >= max(1, grace), f"{name}: its grace period was cut"
+        )
         if fence is None:
             return
         policy = self._policy(fence["policy"])
@@ -181,8 +183,8 @@ class PromiseGuard:
         late = virtual_now() >= end - timedelta(seconds=grace + 11)
         self._expect(late and not fence.get("jobs"), f"deleted {name} long before the end of the drain")
 
-    def _eviction(self, body: JSON) -> JSON | None:
-        uid = body.get("uid")
+    def _eviction(self, options: JSON) -> JSON | None:
+        uid = (options.get("preconditions") or {}).get("uid")
         self._expect(uid, "an eviction without uid")
         pod = next((pod for pod in self.cluster.store.all(PODS) if pod["metadata"]["uid"] == uid), None)
         if pod is None:

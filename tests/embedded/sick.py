@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tests.embedded.scene import HOUR, MIXED, Scene, at_once, gpu_pod, node, nodes, open_scene
 from tests.fakes.virtualtime import run_virtually, virtual_now
 
-from gpusharing.kube.answers import ApiRequest, error_of
+from gpusharing.kube.answers import error_of
 from gpusharing.kube.client import (
     CONFIG_MAPS,
     EVENTS,
@@ -27,6 +27,7 @@ from gpusharing.kube.client import (
     PODS,
     POLICIES,
     RESOURCE_CLAIMS,
+    ApiRequest,
     Resource,
 )
 from gpusharing.kube.errors import KubeError

@@ -1,17 +1,15 @@
 """When the pods of a node are looked at: by LIST, at every look, and when (docs/design/drain.md#p1, T2;
 docs/design/transition.md#idle)."""
 
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Unpack
 
 from hack.sim.fakecluster import FakeClient
 from hack.sim.workloads import SimWorkload
 from tests.embedded.scene import FULL, HOUR, SLICED, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now, virtually
 
-from gpusharing.kube.client import PODS, Listing, Page, Resource
+from gpusharing.kube.client import JSON, PODS, ApiRequest
 from gpusharing.planning.snapshot.views import PlanSettings
 
 LLM = SimWorkload("llm", 2)
@@ -25,12 +23,11 @@ class Looking(FakeClient):
 
     looks: list[tuple[str, datetime]]
 
-    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
+    async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient."""
-        if resource == PODS:
-            self.looks.append((listing.get("field_selector", ""), virtual_now()))
-        async for page in super().pages(resource, **listing):
-            yield page
+        if (request.verb, request.resource) == ("list", PODS):
+            self.looks.append((request.query.get("fieldSelector", ""), virtual_now()))
+        return await super().call(request)
 
     def at(self, node: str, begin: datetime, end: datetime) -> list[datetime]:
         """The looks at one node after `begin` and not after `end`."""

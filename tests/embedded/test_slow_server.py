@@ -17,6 +17,7 @@ from gpusharing.controller.loop import Loop
 from gpusharing.kube.client import GPUNODES, LEASES, PODS, Resource
 from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.lease import LeaderLease, Timing
+from gpusharing.kube.paging import pages_of
 
 
 def start(scene: Scene, seconds: float) -> tuple[Loop, SlowClient]:
@@ -57,7 +58,7 @@ async def test_a_renewal_waits_for_no_other_call(lists: int, seconds: float, apa
 
     async def look_at_all() -> None:
         while True:
-            async for _ in client.pages(PODS):
+            async for _ in pages_of(client, PODS):
                 pass
 
     looking = [asyncio.create_task(look_at_all()) for _ in range(lists)]

@@ -1,8 +1,6 @@
 """A pool in which passes make no progress says so, unless it waits for the pods of a node."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Unpack
 
 import pytest
 from hack.sim.fakecluster import FakeClient
@@ -10,7 +8,7 @@ from tests.embedded.scene import FULL, HOUR, SLICED, Scene, at_once, gpu_pod, no
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.api import names
-from gpusharing.kube.client import NODES, PODS, Listing, Page, Resource
+from gpusharing.kube.client import JSON, NODES, PODS, ApiRequest
 from gpusharing.planning.pools.standstill import MOST
 
 
@@ -22,12 +20,13 @@ class Lookout(FakeClient):
     missing = frozenset[str]()
     armed = False
 
-    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
+    async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient."""
-        node = listing.get("field_selector", "").removeprefix("spec.nodeName=")
-        if resource == PODS and node == "gpu-2":
+        listed = (request.verb, request.resource) == ("list", PODS)
+        node = request.query.get("fieldSelector", "").removeprefix("spec.nodeName=") if listed else ""
+        if node == "gpu-2":
             await asyncio.sleep(5)
-        if resource == PODS and node == "gpu-1" and self.armed:
+        if node == "gpu-1" and self.armed:
             self.armed = False
             self.cluster.patch(NODES, "gpu-2", {"metadata": {"labels": {names.LABEL_SKIP: None}}})
             await asyncio.sleep(0.5)
@@ -36,8 +35,7 @@ class Lookout(FakeClient):
             # The pass that lists these pods has the memory already: it is changed in place.
             object.__setattr__(loop.memory, "vain_passes", {"pool-b": MOST - 1})
             object.__setattr__(loop.memory, "wants_pods", loop.memory.wants_pods | self.missing)
-        async for page in super().pages(resource, **listing):
-            yield page
+        return await super().call(request)
 
 
 @pytest.mark.parametrize(("missing", "told"), [((), True), (("gpu-3",), False)], ids=["no wait", "a wait"])

@@ -13,8 +13,7 @@ from tests.embedded.sick import is_done
 from tests.fakes.busy import BusyClient
 from tests.fakes.virtualtime import run_virtually, virtual_now, virtually
 
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, POLICIES, Resource
+from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, POLICIES, ApiRequest, Resource
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Throttled
 

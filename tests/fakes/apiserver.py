@@ -3,7 +3,6 @@
 import asyncio
 import json
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from hack.sim.fakecluster import FakeClient, FakeCluster
 
 from gpusharing.kube import client as kinds
-from gpusharing.kube.client import JSON, Page, Resource
+from gpusharing.kube.client import JSON, LOG, VERSION, ApiRequest, Resource
 from gpusharing.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -29,6 +28,7 @@ NAMESPACES = Resource("", "v1", "namespaces")
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 KINDS = (*(value for value in vars(kinds).values() if isinstance(value, Resource)), NAMESPACES, CRDS)
 """What we use, and what kopf looks for before it follows anything."""
+VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
 CODES: dict[type[KubeError], tuple[int, str]] = {
     AlreadyExists: (409, "AlreadyExists"),
     Conflict: (409, "Conflict"),
@@ -38,16 +38,6 @@ CODES: dict[type[KubeError], tuple[int, str]] = {
     Invalid: (422, "Invalid"),
     NotFound: (404, "NotFound"),
 }
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a URL names."""
-
-    resource: Resource
-    namespace: str | None
-    name: str
-    subresource: str | None
 
 
 @dataclass
@@ -78,8 +68,6 @@ class FakeServer:
     connections: dict[int, set[Resource]] = field(default_factory=dict)
     """What was asked over each connection, by the port at its other end."""
     _watches: dict[web.StreamResponse, Resource] = field(default_factory=dict)
-    _pages: dict[str, list[Page]] = field(default_factory=dict)
-    """The pages that are left of each list, by its token."""
     _opened: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -109,61 +97,38 @@ class FakeServer:
         agent = request.headers.get("User-Agent", "")
         self.asked.append((request.method, request.path, agent))
         served = [kind for kind in KINDS if kind not in self.absent]
-        target = _target(request.path, served)
-        if target is None:
+        asked = await _understood(request, served)
+        if asked is None:
             return _discovery(request.path, served)
         peer = request.transport.get_extra_info("peername") if request.transport else None
-        self.connections.setdefault(peer[1] if peer else 0, set()).add(target.resource)
+        self.connections.setdefault(peer[1] if peer else 0, set()).add(asked.resource)
         client = self.cluster.client(agent)
-        if gate := self.gates.get((request.method, target.resource)):
+        if gate := self.gates.get((request.method, asked.resource)):
             gate.came.set()
             await gate.opened.wait()
-        if target.resource in self.garbled:
+        if asked.resource in self.garbled:
             return web.json_response({"metadata": {"resourceVersion": "1"}, "items": [{}]})
         try:
-            if request.method == "GET" and not target.name:
-                watch = request.query.get("watch") == "true"
-                return await (self._watch if watch else self._list)(request, client, target)
-            return web.json_response(await _one(request, client, target))
+            if asked.verb == "watch":
+                return await self._watch(request, client, asked)
+            answer = await client.call(asked)
         except KubeError as error:
             code, reason = CODES[type(error)]
-            return _status(code, reason, str(error))
+            ending = isinstance(error, Forbidden) and error.namespace_terminating
+            return _status(code, reason, str(error), *["NamespaceTerminating"] * ending)
+        if asked.subresource == LOG:
+            return web.Response(text=answer[LOG])
+        if asked.verb == "list":
+            answer |= {"apiVersion": asked.resource.api_version, "kind": "List"}
+        return web.json_response(answer)
 
-    async def _list(self, request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
-        """One page of a list; the others, of the same moment, wait for their token."""
-        if token := request.query.get("continue", ""):
-            left = self._pages.pop(token)
-        else:
-            found = client.pages(
-                target.resource,
-                namespace=target.namespace,
-                label_selector=request.query.get("labelSelector", ""),
-                field_selector=request.query.get("fieldSelector", ""),
-                limit=int(request.query.get("limit", sys.maxsize)),
-            )
-            left = [page async for page in found]
-            token = str(len(self.asked))
-        page = left.pop(0)
-        metadata = {"resourceVersion": page.resource_version}
-        if left:
-            self._pages[token] = left
-            metadata["continue"] = token
-        kind = {"apiVersion": target.resource.api_version, "kind": "List"}
-        return web.json_response({**kind, "metadata": metadata, "items": page.items})
-
-    async def _watch(self, request: web.Request, client: FakeClient, target: Target) -> web.StreamResponse:
+    async def _watch(self, request: web.Request, client: FakeClient, asked: ApiRequest) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         try:
             await response.prepare(request)
-            self._watches[response] = target.resource
+            self._watches[response] = asked.resource
             self._opened.set()
-            async for event in client.watch(
-                target.resource,
-                request.query.get("resourceVersion", "0"),
-                namespace=target.namespace,
-                label_selector=request.query.get("labelSelector", ""),
-                field_selector=request.query.get("fieldSelector", ""),
-            ):
+            async for event in client.stream(asked):
                 await response.write(_line({"type": event.type, "object": event.object}))
         except Expired as error:
             gone = {"kind": "Status", "status": "Failure", "code": 410, "message": str(error)}
@@ -175,33 +140,28 @@ class FakeServer:
         return response
 
 
-async def _one(request: web.Request, client: FakeClient, target: Target) -> JSON:
-    resource, namespace, name = target.resource, target.namespace, target.name
-    if request.method == "GET":
-        return await client.get(resource, name, namespace=namespace)
-    body: JSON = await request.json()
-    if request.method == "PATCH":
-        return await client.patch(resource, name, body, namespace=namespace, subresource=target.subresource)
-    if request.method == "DELETE":
-        await client.delete(resource, name, namespace=namespace, uid=body["preconditions"]["uid"])
-        return {}
-    if target.subresource == "eviction":
-        await client.evict(namespace or "", name, body["deleteOptions"]["preconditions"]["uid"])
-        return {}
-    return await client.create(resource, body, namespace=namespace)
-
-
-def _target(path: str, served: list[Resource]) -> Target | None:
+async def _understood(request: web.Request, served: list[Resource]) -> ApiRequest | None:
+    """What a request asks for, or None if it is not about a kind that is served."""
     for resource in served:
         head = resource.path().removesuffix(resource.plural)
-        if not path.startswith(head):
+        if not request.path.startswith(head):
             continue
-        parts = path.removeprefix(head).split("/")
+        parts = request.path.removeprefix(head).split("/")
         namespace = parts[1] if parts[0] == "namespaces" and len(parts) > 2 else None
         parts = parts[2:] if namespace else parts
         if parts[0] == resource.plural:
             name, subresource = (*parts[1:], "", "")[:2]
-            return Target(resource, namespace, name, subresource or None)
+            query, body = dict(request.query), await request.text()
+            verb = VERBS.get(request.method) or ("get" if name or resource == VERSION else "list")
+            return ApiRequest(
+                "watch" if verb == "list" and query.get("watch") == "true" else verb,
+                resource,
+                subresource or None,
+                namespace,
+                name,
+                query,
+                json.loads(body) if body else None,
+            )
     return None
 
 
@@ -230,8 +190,9 @@ def _discovery(path: str, served: list[Resource]) -> web.Response:
     return web.json_response({"resources": kinds_here}) if here else _status(404, "NotFound", f"no {path}")
 
 
-def _status(code: int, reason: str, message: str) -> web.Response:
+def _status(code: int, reason: str, message: str, *causes: str) -> web.Response:
     body = {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message}
+    body["details"] = {"causes": [{"reason": cause} for cause in causes]}
     return web.json_response(body, status=code)
 
 

@@ -1,17 +1,13 @@
 """An API server that takes its time, behind a client that has slots as HttpClient has. In virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import KubeClient, Page, Resource
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import Limits, OnCall
 from gpusharing.kube.passing import PassingClient
-
-Answer = TypeVar("Answer")
 
 
 class SlowClient(PassingClient):
@@ -37,38 +33,10 @@ class SlowClient(PassingClient):
         self._slots = asyncio.Semaphore(Limits().parallel)
         self._own = asyncio.Semaphore(Limits().parallel)
 
-    async def pages(
-        self,
-        resource: Resource,
-        *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
-        limit: int = 500,
-        after: str = "",
-    ) -> AsyncIterator[Page]:
+    async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient."""
-        pages = self.client.pages(
-            resource,
-            namespace=namespace,
-            label_selector=label_selector,
-            field_selector=field_selector,
-            limit=limit,
-            after=after,
-        )
-        while True:
-            async with self._slot("list", resource):
-                page = await anext(pages, None)
-            if page is None:
-                return
-            yield page
-            if len(page.items) < limit:
-                return  # its end says that it is the last one; the real client asks no more
-
-    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """See PassingClient."""
         async with self._slot(request.verb, request.resource):
-            return await send()
+            return await self.client.call(request)
 
     @asynccontextmanager
     async def _slot(self, verb: str, resource: Resource) -> AsyncIterator[None]:

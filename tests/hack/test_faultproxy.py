@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from hack.faultproxy import FaultProxy, PlayedRefusal
 
-from gpusharing.kube.answers import ApiRequest, error_of
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.answers import error_of
+from gpusharing.kube.client import NODES, PODS, ApiRequest
 from gpusharing.kube.errors import EvictionBlocked
 
 

@@ -14,8 +14,7 @@ import pytest
 from aiohttp import web
 from hack.faultproxy import FaultProxy, PlayedRefusal, faults
 
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import GPUNODES, LEASES, NODES, PODS
+from gpusharing.kube.client import GPUNODES, LEASES, NODES, PODS, ApiRequest
 from gpusharing.kube.errors import Expired, Unavailable
 from gpusharing.kube.wire import event_of
 

@@ -23,6 +23,7 @@ from gpusharing.kube.client import (
     Resource,
     WatchEvent,
 )
+from gpusharing.kube.paging import pages_of
 from gpusharing.kube.streams import closing
 
 JSON = dict[str, Any]
@@ -57,7 +58,7 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
 async def collected(client: KubeClient, resource: Resource, **where: Any) -> tuple[list[JSON], list[str]]:
     """All objects of a list, and the resourceVersions of its pages."""
     items, versions = [], []
-    async for page in client.pages(resource, **where):
+    async for page in pages_of(client, resource, **where):
         items += page.items
         versions.append(page.resource_version)
     return items, versions
@@ -85,7 +86,7 @@ def config_map(name: str, **metadata: Any) -> JSON:
 
 
 class NodeAPIContract:
-    """Listing, watching, patching: also what the agent relies on (`NodeAPI`)."""
+    """Listing, watching, patching."""
 
     async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, server: Server) -> None:
         assert await server.client.served(NODES)
@@ -153,7 +154,7 @@ class NodeAPIContract:
         client, ns = server.client, server.name
         for number in range(5):
             await client.create(CONFIG_MAPS, config_map(f"cm-{number}"), namespace=ns)
-        items, versions = await collected(client, CONFIG_MAPS, namespace=ns, limit=2)
+        items, versions = await collected(client, CONFIG_MAPS, namespace=ns, size=2)
         names = [item["metadata"]["name"] for item in items]
         assert [name for name in names if name.startswith("cm-")] == [f"cm-{n}" for n in range(5)]
         assert len(versions) >= 3

@@ -64,7 +64,7 @@ async def test_a_quiet_watch_of_events_ends_and_does_not_break(control_plane: Co
     """The API server sends no bookmark of them: a watch of the usual length would be taken for dead."""
     limits = Limits(inactivity=3.0)
     async with HttpClient(OfficialLogin(control_plane.kubeconfig), limits=limits) as client:
-        version = [page.resource_version async for page in client.pages(EVENTS, namespace="quiet")][-1]
+        version = (await client.list_page(EVENTS, namespace="quiet")).resource_version
         async with closing(client.watch(EVENTS, version, namespace="quiet")) as events:
             assert [event.type async for event in events] == []
 
@@ -82,20 +82,21 @@ async def test_a_token_that_has_expired_comes_with_one_for_the_rest_of_the_list(
 
     nodes = [await create(number) for number in range(3)]
     compact(control_plane)
-    async with closing(client.pages(GPUNODES, limit=1, label_selector=mine)) as pages:
-        first = await anext(pages)
+    first = await client.list_page(GPUNODES, limit=1, label_selector=mine)
     token = json.loads(base64.urlsafe_b64decode(first.more + "=" * (-len(first.more) % 4)))
     old = base64.urlsafe_b64encode(json.dumps({**token, "rv": 1}).encode()).decode().rstrip("=")
     nodes.append(await create(3))
     with pytest.raises(Expired) as expired:
-        await anext(client.pages(GPUNODES, limit=1, label_selector=mine, after=old))
-    left = client.pages(GPUNODES, limit=2, label_selector=mine, after=expired.value.rest)
-    rest = [page async for page in left]
-    assert [item["metadata"]["uid"] for page in rest for item in page.items] == [
+        await client.list_page(GPUNODES, limit=1, label_selector=mine, after=old)
+    second = await client.list_page(GPUNODES, limit=2, label_selector=mine, after=expired.value.rest)
+    last = await client.list_page(GPUNODES, limit=2, label_selector=mine, after=second.more)
+    assert [item["metadata"]["uid"] for item in (*second.items, *last.items)] == [
         node["metadata"]["uid"] for node in nodes[1:]
     ]
-    assert int(rest[0].resource_version) > int(first.resource_version)
-    (whole,) = [page async for page in client.pages(GPUNODES, limit=0, label_selector=mine)]
+    assert int(second.resource_version) > int(first.resource_version)
+    assert not last.more
+    whole = await client.list_page(GPUNODES, limit=0, label_selector=mine)
+    assert not whole.more
     assert [item["metadata"]["uid"] for item in whole.items] == [node["metadata"]["uid"] for node in nodes]
     for node in nodes:
         await client.delete(GPUNODES, node["metadata"]["name"], uid=node["metadata"]["uid"])

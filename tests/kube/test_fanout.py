@@ -21,6 +21,7 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.fanout import Fanout, Published
 from gpusharing.kube.installation import ACCESS_REVIEWS
+from gpusharing.kube.paging import pages_of
 
 
 def stage(**options: int) -> tuple[FakeCluster, Fanout]:
@@ -67,8 +68,7 @@ async def test_lists_of_everything_are_as_many_objects_as_there_are_kinds() -> N
     cluster.faults.fail("list", None, Unavailable("refused"), times=EVER)
     for resource, error in ((NODES, Unavailable), (PODS, Unavailable), (GPUNODES, ServerAway)):
         with pytest.raises(KubeError) as caught:
-            async for _ in fanout.pages(resource):
-                pass
+            await fanout.list_page(resource)
         assert type(caught.value) is error
 
 
@@ -94,7 +94,7 @@ async def test_one_node_that_fails_in_everything_is_still_one_node() -> None:
         assert type(await refused(fanout, "get", "gpu-1")) is Unavailable
         assert type(await refused(fanout, "patch", "gpu-1")) is Unavailable
         with pytest.raises(Unavailable):
-            [page async for page in fanout.pages(PODS, field_selector="spec.nodeName=gpu-1")]
+            await fanout.list_page(PODS, field_selector="spec.nodeName=gpu-1")
 
 
 async def test_a_webhook_that_refuses_every_eviction_is_no_server_that_is_away() -> None:
@@ -244,6 +244,16 @@ async def test_a_429_about_one_object_alone_holds_back_that_object_only() -> Non
 
 
 @virtually
+async def test_a_429_about_the_pods_of_one_node_holds_back_no_other_list_of_pods() -> None:
+    cluster, fanout = stage()
+    cluster.faults.fail("list", PODS, Throttled("slow down", 10.0), selector="spec.nodeName=gpu-1")
+    for error in (Throttled, HeldBack):
+        with pytest.raises(error):
+            await fanout.list_page(PODS, field_selector="spec.nodeName=gpu-1")
+    await fanout.list_page(PODS, field_selector="spec.nodeName=gpu-2")
+
+
+@virtually
 async def test_a_refused_object_that_nobody_asks_for_again_is_forgotten() -> None:
     cluster, fanout = stage()
     cluster.faults.fail("get", NODES, Throttled("slow down", 1.0), times=2)
@@ -292,13 +302,13 @@ async def test_a_list_whose_last_page_has_come_is_whole_although_a_hold_begins()
     cluster, fanout = stage()
     sick = cluster.faults.fail("list", NODES, Throttled("slow down", 30.0), times=0)
     names = []
-    async for page in fanout.pages(NODES, limit=2):
+    async for page in pages_of(fanout, NODES, 2):
         names += [raw["metadata"]["name"] for raw in page.items]
         if len(names) == 3:
             sick.times = EVER
             for selector in "abc":
                 with pytest.raises(Throttled):
-                    [page async for page in fanout.pages(NODES, label_selector=selector)]
+                    await fanout.list_page(NODES, label_selector=selector)
     assert names == ["gpu-1", "gpu-2", "gpu-3"]
 
 

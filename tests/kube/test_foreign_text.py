@@ -35,8 +35,8 @@ from gpusharing.cli.setup.importing import as_yaml, find_remarks
 from gpusharing.cli.setup.likeness import propose
 from gpusharing.kube import convert, convert_pods, fence
 from gpusharing.kube.actuatorlog import failure_in
-from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
-from gpusharing.kube.client import PODS
+from gpusharing.kube.answers import error_of, error_of_event
+from gpusharing.kube.client import PODS, ApiRequest
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.maintenance import medik8s_maintenance, nvidia_maintenance
 from gpusharing.kube.quantity import count

@@ -1,6 +1,5 @@
 """Where the other pods of a gang are: one LIST per gang, and none where there is no gang."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,8 +21,7 @@ from gpusharing.kube.client import (
     NODES,
     PODS,
     POLICIES,
-    Page,
-    Resource,
+    ApiRequest,
 )
 from gpusharing.kube.convert_pods import pod_view
 from gpusharing.kube.errors import Forbidden, KubeError, Unavailable
@@ -290,8 +288,8 @@ class Crowded(FakeClient):
 
     count = 0
 
-    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
-        yield Page([{}] * self.count, "1")
+    async def call(self, request: ApiRequest) -> JSON:
+        return {"metadata": {"resourceVersion": "1"}, "items": [{}] * self.count}
 
 
 WHOLE = Gang("JobSet", "team-a", "train", f"{LABEL}=train", "")

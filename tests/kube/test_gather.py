@@ -4,9 +4,9 @@ The pods that wait for a GPU are counted by kube/pending.py.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from hack.sim.fakecluster import FakeClient
@@ -24,7 +24,7 @@ from gpusharing.kube.client import (
     NODES,
     PDBS,
     PODS,
-    Page,
+    ApiRequest,
     Resource,
 )
 from gpusharing.kube.errors import (
@@ -344,11 +344,11 @@ class Noting(FakeClient):
 
     order: ClassVar[list[str]] = []
 
-    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
-        self.order.append(more.get("field_selector", ""))
-        await asyncio.sleep(0.8)
-        async for page in super().pages(resource, **more):
-            yield page
+    async def call(self, request: ApiRequest) -> JSON:
+        if request.verb == "list":
+            self.order.append(request.query.get("fieldSelector", ""))
+            await asyncio.sleep(0.8)
+        return await super().call(request)
 
 
 @virtually

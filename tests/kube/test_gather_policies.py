@@ -1,8 +1,6 @@
 """What a snapshot holds of the policies and of ClusterPolicy, and what it says when a call about them fails."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient
@@ -12,7 +10,7 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import pod
 
-from gpusharing.kube.client import PODS, POLICIES, Page, Resource
+from gpusharing.kube.client import JSON, PODS, POLICIES, ApiRequest
 from gpusharing.kube.errors import Invalid, Unavailable
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY, LASTING, CallFailure
@@ -72,13 +70,11 @@ class Edited(FakeClient):
 
     cache: PolicyCache
 
-    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
-        async for page in super().pages(resource, **more):
-            edited = self.cluster.patch(
-                POLICIES, "pool-b", {"spec": {"priority": self.cluster.store.version}}
-            )
-            assert self.cache.touch("pool-b", edited["metadata"]["resourceVersion"])
-            yield page
+    async def call(self, request: ApiRequest) -> JSON:
+        page = await super().call(request)
+        edited = self.cluster.patch(POLICIES, "pool-b", {"spec": {"priority": self.cluster.store.version}})
+        assert self.cache.touch("pool-b", edited["metadata"]["resourceVersion"])
+        return page
 
 
 @virtually

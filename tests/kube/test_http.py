@@ -14,6 +14,7 @@ from gpusharing.kube import errors
 from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, Resource
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import Access
+from gpusharing.kube.paging import pages_of
 
 NODE = {"metadata": {"name": "n", "uid": "u", "resourceVersion": "7"}}
 BUDGET = {
@@ -201,12 +202,12 @@ async def test_pages_follow_the_continue_token() -> None:
     first = {"metadata": {"resourceVersion": "5", "continue": "more"}, "items": [NODE]}
     last = {"metadata": {"resourceVersion": "5"}, "items": None}
     async with scripted(found(first), found(last)) as (script, client):
-        pages = [page async for page in client.pages(PODS, field_selector="spec.nodeName=n", limit=1)]
+        pages = [page async for page in pages_of(client, PODS, 1, field_selector="spec.nodeName=n")]
     assert [(len(page.items), page.resource_version) for page in pages] == [(1, "5"), (0, "5")]
     assert script.asked[0].query == {"limit": "1", "fieldSelector": "spec.nodeName=n"}
     assert script.asked[1].query["continue"] == "more"
     async with scripted(found(last)) as (script, client):
-        assert [page.items async for page in client.pages(PODS)] == [[]]
+        assert (await client.list_page(PODS)).items == []
     assert script.asked[0].query == {"limit": "500"}
 
 

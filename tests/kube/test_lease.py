@@ -12,7 +12,7 @@ from tests.fakes.virtualtime import run_virtually
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.kube import errors
-from gpusharing.kube.client import JSON, LEASES, KubeClient, Resource
+from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient
 from gpusharing.kube.errors import NotFound
 from gpusharing.kube.lease import LeaderLease, LeaseLost
 from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
@@ -123,22 +123,10 @@ def test_a_stop_in_the_middle_of_a_write_gives_up_the_lease_all_the_same_unless_
 class Unheard(FakeClient):
     """Its writes arrive, and the answers do not."""
 
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        await super().create(resource, body, namespace=namespace)
-        unheard: asyncio.Future[JSON] = asyncio.get_running_loop().create_future()
-        return await unheard
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        done = await super().patch(resource, name, body, namespace=namespace)
-        if body["spec"].get("holderIdentity"):
+    async def call(self, request: ApiRequest) -> JSON:
+        done = await super().call(request)
+        taken = request.body is not None and request.body["spec"].get("holderIdentity")
+        if request.verb == "create" or taken:
             await asyncio.get_running_loop().create_future()
         return done
 

@@ -13,7 +13,7 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.test_reflector import node, project, watched
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import NODES, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, NODES, ApiRequest, WatchEvent
 from gpusharing.kube.reflector import Reflector
 from gpusharing.planning.snapshot.views import OLD_VIEW
 
@@ -34,13 +34,14 @@ class Slow(FakeClient):
         self.seconds, self.share, self.random = seconds, fails, Random(7)
         self.sizes: list[int] = []
 
-    async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
-        async for page in super().pages(resource, **options):
-            self.sizes.append(len(page.items))
-            await asyncio.sleep(self.seconds(len(page.items)))
+    async def call(self, request: ApiRequest) -> JSON:
+        page = await super().call(request)
+        if request.verb == "list":
+            self.sizes.append(len(page["items"]))
+            await asyncio.sleep(self.seconds(len(page["items"])))
             if self.random.random() < self.share:
                 raise errors.Unavailable("503")
-            yield page
+        return page
 
 
 def fleet(count: int = FLEET) -> FakeCluster:
@@ -166,12 +167,11 @@ async def test_a_list_that_is_refused_with_410_at_its_first_page_begins_anew_in_
 @virtually
 async def test_a_server_that_forgets_every_list_is_not_asked_in_a_hot_loop() -> None:
     class Forgetful(FakeClient):
-        async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
-            if options.get("after"):
+        async def call(self, request: ApiRequest) -> JSON:
+            if "continue" in request.query:
                 self.cluster.calls["operator", "list", "nodes"] += 1
                 raise errors.Expired("too old", rest="another")
-            async for page in super().pages(resource, **options):
-                yield page
+            return await super().call(request)
 
     cluster = fleet(100)
     task = asyncio.create_task(Reflector(Forgetful(cluster, "operator"), NODES, project).run())
@@ -286,12 +286,12 @@ class Future(FakeClient):
 
     firsts = 0
 
-    async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
-        self.firsts += not options["after"]
-        if options["after"] and self.firsts == 1:
+    async def call(self, request: ApiRequest) -> JSON:
+        later = "continue" in request.query
+        self.firsts += request.verb == "list" and not later
+        if later and self.firsts == 1:
             raise errors.Unavailable("etcdserver: mvcc: required revision is a future revision")
-        async for page in super().pages(resource, **options):
-            yield page
+        return await super().call(request)
 
 
 @virtually
@@ -308,12 +308,10 @@ class Uninformed(FakeClient):
     """An API server that etcd tells nothing but changes of the kind, as where no
     --experimental-watch-progress-notify-interval is set: bookmarks of a quiet kind stay behind its lists."""
 
-    async def watch(
-        self, resource: Resource, resource_version: str, **options: Any
-    ) -> AsyncIterator[WatchEvent]:
-        async for event in super().watch(resource, resource_version, **options):
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        async for event in super().stream(request):
             if event.type == "BOOKMARK":
-                event.object["metadata"]["resourceVersion"] = resource_version
+                event.object["metadata"]["resourceVersion"] = request.query["resourceVersion"]
             yield event
 
 

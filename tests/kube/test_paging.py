@@ -2,9 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from dataclasses import replace
 from random import Random
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
@@ -13,11 +12,11 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.gathering import gathering
 from tests.kube.objects import pdb, pod
 
-from gpusharing.kube.client import PDBS, PODS, Page, Resource
+from gpusharing.kube.client import JSON, PDBS, PODS, ApiRequest
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.fanout import Fanout
-from gpusharing.kube.paging import list_of, one_page, pages_of
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.pending import PendingPods
 
 GANG = {"labels": {"jobset.sigs.k8s.io/jobset-name": "train"}}
@@ -31,16 +30,17 @@ class Shaky(FakeClient):
         self.random, self.lost = Random(7), 0
         self.begun: Counter[str] = Counter()
 
-    async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
+    async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient."""
-        first = not options.get("after")
-        self.begun[resource.plural] += first
-        async for page in super().pages(resource, **{**options, "limit": 2}):
-            if not first and self.random.random() < 1 / 3:
-                self.lost += 1
-                raise Unavailable("503")
-            first = False
-            yield page
+        if request.verb != "list":
+            return await super().call(request)
+        first = "continue" not in request.query
+        self.begun[request.resource.plural] += first
+        page = await super().call(replace(request, query={**request.query, "limit": "2"}))
+        if not first and self.random.random() < 1 / 3:
+            self.lost += 1
+            raise Unavailable("503")
+        return page
 
 
 def pods(count: int) -> FakeCluster:
@@ -111,7 +111,7 @@ async def test_a_hold_on_the_door_is_obeyed_between_two_pages() -> None:
             busy = cluster.faults.fail("list", PODS, Throttled("slow down", 30.0), times=EVER)
             for selector in "abc":
                 with pytest.raises(Throttled):
-                    await one_page(fanout, PODS, label_selector=selector)
+                    await fanout.list_page(PODS, label_selector=selector)
             busy.lift()
             sent = cluster.calls["operator", "list", "pods"]
     assert names == ["job-000", "job-001", "job-002"]

@@ -1,15 +1,13 @@
 """The list of policies is the truth; an event only says that it may have changed."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient, FakeCluster
 from hack.sim.fakefaults import SILENCE
 
 from gpusharing.api import names
-from gpusharing.kube.client import JSON, POLICIES, Page, Resource
+from gpusharing.kube.client import JSON, POLICIES, ApiRequest
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.policies import PolicyCache
 
@@ -135,20 +133,16 @@ async def test_what_was_never_read_has_neither_status_nor_finalizers() -> None:
 class Lagging(FakeClient):
     """Of an API server that lags: its lists are those of before, while it does."""
 
-    before: tuple[Page, ...] = ()
+    before: JSON | None = None
 
-    async def pages(self, resource: Resource, **more: Any) -> AsyncIterator[Page]:
-        for page in self.before:
-            yield page
-        if not self.before:
-            async for page in super().pages(resource, **more):
-                yield page
+    async def call(self, request: ApiRequest) -> JSON:
+        return self.before or await super().call(request)
 
 
 async def lagging(cluster: FakeCluster) -> Lagging:
     """A client whose lists show for ever what the cluster holds now."""
     client = Lagging(cluster, "operator")
-    client.before = tuple([page async for page in client.pages(POLICIES)])
+    client.before = await client.call(ApiRequest("list", POLICIES))
     return client
 
 
@@ -162,7 +156,7 @@ async def test_a_deleted_policy_does_not_come_back_by_a_list_from_before() -> No
     with pytest.raises(Unavailable, match=r"an older state .* than one it has already shown"):
         await cache.refresh()
     assert cache.dirty, "it is listed again"
-    client.before = ()
+    client.before = None
     assert await cache.refresh() == ()
 
 
@@ -170,7 +164,7 @@ async def test_a_deleted_policy_does_not_come_back_by_a_list_from_before() -> No
 async def test_a_list_from_before_what_was_heard_is_refused(heard: str) -> None:
     cluster, _ = cluster_with("pool-b")
     client = await lagging(cluster)
-    then, client.before = client.before, ()
+    then, client.before = client.before, None
     cache = PolicyCache(client)
     await cache.refresh()
     changed = cluster.patch(POLICIES, "pool-b", {"spec": {"priority": 9}})

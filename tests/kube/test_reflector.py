@@ -13,7 +13,7 @@ from tests.fakes.cluster import FakeCluster
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, Page, Resource
+from gpusharing.kube.client import EVENTS, GPUNODES, NODES, PODS, ApiRequest, Resource
 from gpusharing.kube.reflector import Reflector
 
 JSON = dict[str, Any]
@@ -329,10 +329,9 @@ async def test_caches_that_begin_together_do_not_list_again_together() -> None:
     listed: list[float] = []
 
     class Timed(FakeClient):
-        async def pages(self, *args: Any, **options: Any) -> AsyncIterator[Page]:
+        async def call(self, request: ApiRequest) -> JSON:
             listed.append(asyncio.get_running_loop().time())
-            async for page in super().pages(*args, **options):
-                yield page
+            return await super().call(request)
 
     caches = [Reflector(Timed(cluster, "operator"), NODES, project) for _ in range(10)]
     tasks = [asyncio.create_task(cache.run()) for cache in caches]

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient
@@ -13,7 +12,7 @@ from tests.fakes.virtualtime import virtually
 from tests.kube.test_reflector import kind_of_error, node, project, turns, watched
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import EVENTS, NODES, Page, WatchEvent
+from gpusharing.kube.client import EVENTS, JSON, NODES, ApiRequest, WatchEvent
 from gpusharing.kube.paging import BACKOFF_FIRST
 from gpusharing.kube.reflector import Reflector
 
@@ -32,7 +31,7 @@ async def test_a_server_that_ends_every_watch_at_once_is_asked_at_a_slow_pace() 
     begun: list[float] = []
 
     class Ending(FakeClient):
-        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
             begun.append(asyncio.get_running_loop().time())
             await asyncio.sleep(0.01)
             no_events: tuple[WatchEvent, ...] = ()
@@ -52,7 +51,7 @@ async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_sl
     cluster.add(NODES, node("a"))
 
     class Forgetful(FakeClient):
-        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
             yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
             raise errors.Expired("too old resource version")
 
@@ -74,10 +73,9 @@ async def test_a_server_that_is_away_is_asked_after_half_a_second_and_then_at_le
     class Timed(FakeClient):
         times: list[float]
 
-        async def pages(self, *args: Any, **options: Any) -> AsyncIterator[Page]:
+        async def call(self, request: ApiRequest) -> JSON:
             self.times.append(asyncio.get_running_loop().time())
-            async for page in super().pages(*args, **options):
-                yield page
+            return await super().call(request)
 
     tasks = []
     for _ in range(20):
@@ -109,7 +107,7 @@ async def test_a_watch_of_more_than_a_second_that_brought_something_is_followed_
     cluster = FakeCluster()
 
     class Brief(FakeClient):
-        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
             begun.append(asyncio.get_running_loop().time())
             yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
             await asyncio.sleep(1.5)
@@ -131,7 +129,7 @@ async def test_a_server_that_fails_after_each_long_watch_is_asked_again_after_a_
     begun: list[float] = []
 
     class Forgetful(FakeClient):
-        async def watch(self, *_: Any, **__: Any) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
             begun.append(asyncio.get_running_loop().time())
             yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
             await asyncio.sleep(60)

@@ -5,7 +5,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 from hack.sim.fakecluster import FakeClient
@@ -17,7 +16,7 @@ from tests.kube.test_policies import FULL
 from tests.kube.test_reflector import Watched, node, watched
 
 from gpusharing.kube import errors
-from gpusharing.kube.client import LEASES, NODES, POLICIES, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, LEASES, NODES, POLICIES, ApiRequest, WatchEvent
 from gpusharing.kube.policies import PolicyCache
 
 
@@ -32,21 +31,19 @@ class Lagging(FakeClient):
     watches = False
     """It answers watches, too."""
 
-    async def watch(
-        self, resource: Resource, resource_version: str, **options: Any
-    ) -> AsyncIterator[WatchEvent]:
+    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
         lags = self.past if self.watches else None
-        watched = super().watch if lags is None else lags.client("operator").watch
-        async for event in watched(resource, resource_version, **options):
-            yield event
+        return super().stream(request) if lags is None else lags.client("operator").stream(request)
 
-    async def pages(self, resource: Resource, **options: Any) -> AsyncIterator[Page]:
-        if self.past is not None and not options["after"]:
+    async def call(self, request: ApiRequest) -> JSON:
+        if request.verb != "list":
+            return await super().call(request)
+        if self.past is not None and "continue" not in request.query:
             self.lists -= 1
             self.past = None if self.lists < 0 else self.past
-        listed = super().pages if self.past is None else self.past.client("operator").pages
-        async for page in listed(resource, **options):
-            yield page
+        if self.past is None:
+            return await super().call(request)
+        return await self.past.client("operator").call(request)
 
 
 def copy_of(cluster: FakeCluster) -> FakeCluster:

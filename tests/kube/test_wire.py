@@ -3,18 +3,18 @@
 import json
 
 import pytest
+from hack.sim.fakecluster import FakeCluster
 
-from gpusharing.kube.answers import MOST_SECONDS, ApiRequest, error_of
-from gpusharing.kube.client import GPUNODES, JSON, Resource, WatchEvent
+from gpusharing.kube.answers import MOST_SECONDS, error_of
+from gpusharing.kube.client import GPUNODES, JSON, ApiRequest, Resource, WatchEvent
 from gpusharing.kube.errors import Expired, Forbidden, Throttled, Unavailable
+from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.wire import (
     INACTIVITY,
-    WireCalls,
     event_of,
+    lasting,
     parsed,
     refusal,
-    selectors,
-    watch_query,
     watch_seconds,
 )
 
@@ -22,7 +22,7 @@ WATCH = ApiRequest("watch", GPUNODES)
 
 
 def test_watches_that_begin_together_do_not_end_together() -> None:
-    seconds = {int(watch_query("7", {})["timeoutSeconds"]) for _ in range(50)}
+    seconds = {int(lasting(WATCH).query["timeoutSeconds"]) for _ in range(50)}
     assert 240 <= min(seconds) < max(seconds) <= 300
     assert len(seconds) > 10
 
@@ -33,12 +33,12 @@ def test_a_watch_counts_as_dead_after_one_bookmark_that_did_not_come_and_before_
 
 
 async def test_a_missing_right_to_ask_for_the_kinds_of_a_group_names_the_group() -> None:
-    class Refused(WireCalls):
-        async def _call(self, request: ApiRequest, *_: object) -> JSON:
+    class Refused(PassingClient):
+        async def call(self, request: ApiRequest) -> JSON:
             raise error_of(request, 403, {"message": "User x cannot"})
 
     with pytest.raises(Forbidden, match=r"get gpusharing.dev/v1alpha1 in gpusharing.dev: User x"):
-        await Refused().served(GPUNODES)
+        await Refused(FakeCluster().client("x")).served(GPUNODES)
 
 
 def test_a_kind_is_in_no_namespace_and_its_watches_have_bookmarks_unless_it_says_otherwise() -> None:
@@ -47,10 +47,17 @@ def test_a_kind_is_in_no_namespace_and_its_watches_have_bookmarks_unless_it_says
     assert watch_seconds(kind, 300.0, 75.0) == 300.0
 
 
-def test_only_selectors_that_are_given_are_sent() -> None:
-    assert selectors({"label_selector": "", "field_selector": "metadata.name=a"}) == {
-        "fieldSelector": "metadata.name=a"
-    }
+async def test_only_selectors_that_are_given_are_sent() -> None:
+    sent: list[ApiRequest] = []
+
+    class Noting(PassingClient):
+        async def call(self, request: ApiRequest) -> JSON:
+            sent.append(request)
+            return await super().call(request)
+
+    client = Noting(FakeCluster().client("x"))
+    await client.list_page(GPUNODES, label_selector="", field_selector="metadata.name=a", limit=0)
+    assert sent == [ApiRequest("list", GPUNODES, query={"fieldSelector": "metadata.name=a"})]
 
 
 def test_an_event_is_the_object_and_an_error_is_what_it_stands_for() -> None:

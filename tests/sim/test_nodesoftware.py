@@ -2,7 +2,6 @@
 
 import asyncio
 from functools import partial
-from typing import Any
 
 import pytest
 from hack.cluster.nodes import node_manifest
@@ -27,7 +26,7 @@ from tests.sim.stage import (
     policy,
 )
 
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, Resource
+from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, ApiRequest
 from gpusharing.kube.errors import NotFound
 
 DEPLOY_PLUGIN = "nvidia.com/gpu.deploy.device-plugin"
@@ -250,10 +249,10 @@ async def test_a_fault_that_is_asked_for_before_the_end_of_the_last_one_was_answ
     answer = asyncio.Event()
 
     class LateAnswers(FakeClient):
-        async def patch(self, resource: Resource, name: str, body: JSON, **more: Any) -> JSON:
+        async def call(self, request: ApiRequest) -> JSON:
             """Whoever watches knows of the removal before the one who asked for it."""
-            written = await super().patch(resource, name, body, **more)
-            if body == REMOVAL:
+            written = await super().call(request)
+            if request.body == REMOVAL:
                 await answer.wait()
             return written
 

@@ -121,7 +121,7 @@ async def test_agents_share_one_watch_and_miss_nothing() -> None:
     shared = SharedGPUNodes()
     client = FakeCluster().client("agent")
     api = AgentAPI(client, shared, "n1")
-    (page,) = [page async for page in api.pages(GPUNODES)]
+    page = await api.list_page(GPUNODES)
     assert page.items == []
     changes = api.watch(GPUNODES, page.resource_version)
     node = {"metadata": {"name": "n1", "uid": "u", "resourceVersion": "7"}}

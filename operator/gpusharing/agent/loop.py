@@ -24,7 +24,7 @@ from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUn
 from gpusharing.agent.reader import Outcome, Reader
 from gpusharing.api.names import Phase
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import GPUNODES, JSON, NodeAPI
+from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.raw import text
 
@@ -86,7 +86,7 @@ class AgentLoop:
     def __init__(
         self,
         node_name: str,
-        api: NodeAPI,
+        api: KubeClient,
         library: Library,
         pods: PodResources,
         settings: LoopSettings | None = None,

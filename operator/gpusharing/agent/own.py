@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from gpusharing.kube.client import GPUNODES, JSON, Followable
+from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer
 from gpusharing.kube.reflector import Reflector
 
@@ -19,7 +19,7 @@ REMEMBERED = 8
 class OwnNode:
     """Follows one GPUNode by name. It may be absent: the operator creates it."""
 
-    def __init__(self, name: str, api: Followable, on_change: Callable[[], None]) -> None:
+    def __init__(self, name: str, api: KubeClient, on_change: Callable[[], None]) -> None:
         """`on_change` is called when the object appears, disappears, is replaced or has a new request."""
         self.name = name
         self._on_change = on_change

@@ -1,4 +1,4 @@
-"""NodeAPI over the standard library: aiohttp alone would take a quarter of the agent's memory (docs/adr/0014).
+"""KubeClient over the standard library: aiohttp alone would take a quarter of the agent's memory (docs/adr/0014).
 
 Only the transport is the agent's own; requests, the meaning of answers and credentials come from `gpusharing.kube`. The
 agent makes one list and one watch every few minutes and a patch when something changed, so every call takes a
@@ -6,31 +6,27 @@ connection of its own, in a daemon thread of its own.
 """
 
 import asyncio
-import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
-from typing import Unpack
 from urllib.parse import urlencode, urlsplit
 
 from gpusharing.agent.background import in_daemon_thread
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import JSON, Filters, Resource, WatchEvent
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.login import Access, Login
 from gpusharing.kube.wire import (
     INACTIVITY,
     JSON_TYPE,
-    MERGE_PATCH,
-    WireCalls,
+    METHODS,
+    answer_of,
+    content,
     event_of,
-    parsed,
+    lasting,
     refusal,
-    selectors,
-    watch_query,
 )
 
 CALL_TIMEOUT = 15.0
@@ -44,27 +40,20 @@ class _Sent:
     """One request, ready for a thread."""
 
     request: ApiRequest
-    method: str
-    target: str
     access: Access
     connection: "_Named"
     token: str | None
-    body: JSON | None = None
 
 
-class RestClient(WireCalls):
-    """The API server, as far as the agent needs it. Errors are those of `kube/errors.py`."""
+class RestClient(KubeClient):
+    """The API server, over the standard library. Errors are those of `kube/errors.py`."""
 
     def __init__(self, login: Login) -> None:
         self._login = login
 
-    async def watch(
-        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
-    ) -> AsyncIterator[WatchEvent]:
-        """See Followable. Raises Unavailable when the stream breaks or is silent for too long."""
-        request = ApiRequest("watch", resource)
-        query = watch_query(resource_version, selectors(filters))
-        stream = _Stream(await self._prepared(request, "GET", resource.path(filters.get("namespace")), query))
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        """See KubeClient. After a 401 the credentials are renewed for the next watch."""
+        stream = _Stream(await self._prepared(lasting(request)))
         stream.start()
         try:
             while (line := await stream.lines.get()) is not None:
@@ -76,21 +65,14 @@ class RestClient(WireCalls):
         if stream.error is not None:
             raise stream.error
 
-    async def _call(
-        self,
-        request: ApiRequest,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JSON | None = None,
-    ) -> JSON:
-        """The object that the server answers; after a 401 the credentials are renewed, and it is asked once more."""
+    async def call(self, request: ApiRequest) -> JSON:
+        """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
         for last in (False, True):
-            sent = await self._prepared(request, method, path, query or {}, body)
+            sent = await self._prepared(request)
             try:
                 async with asyncio.timeout(TOTAL_TIMEOUT):
                     raw = await in_daemon_thread(partial(_exchange, sent), f"kube-{request.verb}")
-                return parsed(request, raw)
+                return answer_of(request, raw)
             except Unauthorized:
                 if last:
                     raise
@@ -101,9 +83,7 @@ class RestClient(WireCalls):
                 _shut(sent)
         raise AssertionError("the second call returns or raises")
 
-    async def _prepared(
-        self, request: ApiRequest, method: str, path: str, query: Mapping[str, str], body: JSON | None = None
-    ) -> _Sent:
+    async def _prepared(self, request: ApiRequest) -> _Sent:
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized(
@@ -111,8 +91,7 @@ class RestClient(WireCalls):
             )
         server = urlsplit(access.server)
         connection = _Named(server.hostname or "", server.port, access)
-        target = f"{path}?{urlencode(query)}" if query else path
-        return _Sent(request, method, target, access, connection, await self._login.token(), body)
+        return _Sent(request, access, connection, await self._login.token())
 
 
 class _Stream:
@@ -203,21 +182,20 @@ def _shut(sent: _Sent) -> None:
 
 def _send(sent: _Sent, timeout: float) -> HTTPResponse:
     """Connect and send; the response is 2xx and unread, and may take `timeout` for each read. The caller closes."""
-    headers = {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
+    request, connection = sent.request, sent.connection
+    data, described = content(request)
+    headers = {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent", **described}
     if sent.token:
         headers["Authorization"] = sent.token
-    if sent.body is not None:
-        headers["Content-Type"] = MERGE_PATCH
-    connection = sent.connection
+    target = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
     try:
         connection.connect()
         connection.sock.settimeout(timeout)
-        data = None if sent.body is None else json.dumps(sent.body)
-        connection.request(sent.method, sent.target, data, headers)
+        connection.request(METHODS[request.verb], target, data, headers)
         response = connection.getresponse()
         if response.status >= 300:
             retry_after = response.getheader("Retry-After")
-            raise refusal(sent.request, response.status, response.read(), retry_after)
+            raise refusal(request, response.status, response.read(), retry_after)
     except BaseException:
         connection.close()
         raise

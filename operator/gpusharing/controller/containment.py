@@ -19,7 +19,6 @@ from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import POLICIES, KubeClient
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.login import Access, Login
-from gpusharing.kube.paging import one_page
 
 log = structlog.get_logger()
 
@@ -68,7 +67,7 @@ class PolicyWatch:
 
     async def _served(self) -> None:
         """Raises a KubeError as long as there is no CRD: kopf would start, and never look for it again."""
-        await one_page(self._client, POLICIES, limit=1)
+        await self._client.list_page(POLICIES, limit=1)
 
     async def _once(self) -> None:
         """One run of kopf."""

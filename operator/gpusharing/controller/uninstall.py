@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from gpusharing.controller.settings import SettingsError, from_environment
-from gpusharing.kube.client import CLUSTER_POLICIES, NODES, POLICIES, Followable
+from gpusharing.kube.client import CLUSTER_POLICIES, NODES, POLICIES, KubeClient
 from gpusharing.kube.convert import node_view, policy_view
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.http import HttpClient
@@ -20,7 +20,7 @@ REFUSED = 1
 """Exit status that keeps Helm from uninstalling."""
 
 
-async def ask(client: Followable, settings: PlanSettings) -> HookAnswer:
+async def ask(client: KubeClient, settings: PlanSettings) -> HookAnswer:
     """Whether the operator may be uninstalled. When that cannot be read the answer is no, with the server's words."""
     try:
         nodes = [node_view(raw) async for page in pages_of(client, NODES) for raw in page.items]
@@ -34,7 +34,7 @@ async def ask(client: Followable, settings: PlanSettings) -> HookAnswer:
     return find_farewell(nodes, settings, await _cluster_policies(client), policies)
 
 
-async def _policies(client: Followable) -> list[PolicyView]:
+async def _policies(client: KubeClient) -> list[PolicyView]:
     """A kind that no longer exists has none."""
     try:
         return list(map(policy_view, await list_of(client, POLICIES)))
@@ -42,7 +42,7 @@ async def _policies(client: Followable) -> list[PolicyView]:
         return []
 
 
-async def _cluster_policies(client: Followable) -> list[str]:
+async def _cluster_policies(client: KubeClient) -> list[str]:
     """Their names, for the commands that are printed; not being allowed to read them keeps nobody from uninstalling."""
     try:
         return [text(raw, "metadata", "name") for raw in await list_of(client, CLUSTER_POLICIES)]

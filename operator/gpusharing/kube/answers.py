@@ -4,9 +4,7 @@ Only machine-readable parts decide (code, reason, details.causes); the prose is 
 (docs/design/drain.md#e11).
 """
 
-from dataclasses import dataclass
-
-from gpusharing.kube.client import Resource
+from gpusharing.kube.client import EVICTION, ApiRequest
 from gpusharing.kube.errors import (
     AlreadyExists,
     Conflict,
@@ -23,32 +21,8 @@ from gpusharing.kube.errors import (
 )
 from gpusharing.kube.raw import entries, part, text
 
-EVICTION = "eviction"
 MOST_SECONDS = 86400.0
 """The longest time to wait that is read from an answer; a longer one is cut to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApiRequest:
-    """The request in terms of RBAC: an eviction is `create` of `pods/eviction`."""
-
-    verb: str
-    """As RBAC names it, for example list."""
-    resource: Resource
-    """What it is about."""
-    subresource: str | None = None
-    """For example status or eviction; None: the object itself."""
-
-    @property
-    def kind(self) -> str:
-        """For example `gpunodes/status`; `gpusharing.dev/v1alpha1` where discovery is asked for its kinds."""
-        plural = self.resource.plural or self.resource.api_version
-        return f"{plural}/{self.subresource}" if self.subresource else plural
-
-    @property
-    def what(self) -> str:
-        """For example `patch gpunodes/status in gpusharing.dev`."""
-        return f"{self.verb} {self.kind}" + (f" in {self.resource.group}" if self.resource.group else "")
 
 
 def error_of(request: ApiRequest, status: int, answer: object, retry_after: str | None = None) -> KubeError:

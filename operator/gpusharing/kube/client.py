@@ -1,19 +1,25 @@
-"""The verbs of the Kubernetes API that we use, in our words. Objects are raw JSON: hot paths never build typed models.
+"""The Kubernetes API as we use it: an `ApiRequest`, and a `KubeClient` that sends it with `call` or `stream`.
 
-Two clients reach a server. `HttpClient` of `kube/http.py`, over aiohttp, is a whole `KubeClient`, for the operator and
-the plugin. `RestClient` of `agent/rest.py`, over the standard library, has what the agent needs (`NodeAPI`): on
-every GPU node aiohttp would cost memory (docs/adr/0014). They share how a request is written and an answer understood
-(`kube/wire.py`, `kube/answers.py`) and how they log in (`kube/login.py`). In tests and the demo, the SIMULATED
-`FakeClient` of `hack/sim/fakecluster.py` takes their place. One suite says what we rely on, `tests/kube/contract.py`:
-`FakeClient` and `HttpClient` keep all of it, `RestClient` the part for its verbs.
+Objects are raw JSON: hot paths never build typed models. The verbs (get, patch, evict ...) are written once, as methods
+of `KubeClient` over these two calls; a client writes only the calls (docs/adr/0069).
+
+Two clients reach a server: `HttpClient` of `kube/http.py`, over aiohttp, for the operator and the plugin, and
+`RestClient` of `agent/rest.py`, over the standard library, because aiohttp would cost memory on every GPU node
+(docs/adr/0014). They share how a request is written and an answer understood (`kube/wire.py`, `kube/answers.py`) and
+how they log in (`kube/login.py`). In tests and the demo, the SIMULATED `FakeClient` of `hack/sim/fakecluster.py` takes
+their place. One suite says what we rely on: `tests/kube/contract.py`.
 
 A `PassingClient` of `kube/passing.py` stands in front of any `KubeClient`; the operator's loop calls through the one of
 `kube/fanout.py`.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypedDict, Unpack
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict, Unpack
+
+from gpusharing.kube.errors import NotFound
+from gpusharing.kube.raw import entries, part, text
 
 JSON = dict[str, Any]
 
@@ -42,7 +48,10 @@ class Resource:
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
-        """URL path of the collection, one object, or a subresource of it."""
+        """URL path of the collection, one object, or a subresource of it; of a page without a version, such as
+        `/version`, the page."""
+        if not self.version:
+            return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
         if self.namespaced and namespace:
             parts += ["namespaces", namespace]
@@ -67,7 +76,9 @@ GPU_CLUSTERS = Resource("nvidia.com", "v1alpha1", "gpuclusters")
 MEDIK8S_MAINTENANCES = Resource("nodemaintenance.medik8s.io", "v1beta1", "nodemaintenances")
 NVIDIA_MAINTENANCES = Resource("maintenance.nvidia.com", "v1alpha1", "nodemaintenances", namespaced=True)
 VERSION = Resource("", "", "version")
-"""The name under which calls of `/version` are counted; not a kind."""
+"""The page `/version` of the API server; not a kind."""
+EVICTION, LOG = "eviction", "log"
+"""Subresources of pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,35 +115,123 @@ class Filters(TypedDict, total=False):
     """What their fields match, as `kubectl --field-selector` writes it; empty: any fields."""
 
 
-class Listing(Filters, total=False):
-    """Which objects to list, and in what pages."""
+@dataclass(frozen=True, slots=True)
+class ApiRequest:
+    """One request to the API server, in terms of RBAC: an eviction is `create` of `pods/eviction`."""
 
-    limit: int
-    """The most objects of a page, 500 unless given; 0: all in one page."""
-    after: str
-    """The token of the page after which to go on; empty: from the beginning."""
+    verb: str
+    """As RBAC names it: get, list, watch, create, patch or delete."""
+    resource: Resource
+    """The kind that it is about. Without a plural: discovery, which lists the kinds of that group and version."""
+    subresource: str | None = None
+    """For example status or eviction, or None for the object itself."""
+    namespace: str | None = None
+    """The namespace of the object or collection, or None: all namespaces, or a kind that is in none."""
+    name: str = ""
+    """The object's name, or the plural for which discovery is asked. Empty for a collection, and for an object that is
+    created: its name is in the body."""
+    query: Mapping[str, str] = field(default_factory=dict)
+    """Parameters of the URL."""
+    body: JSON | None = None
+    """The object to create, a merge patch, or the options of a deletion."""
+
+    @property
+    def path(self) -> str:
+        """URL path, without the query."""
+        name = self.name if self.resource.plural else ""
+        return self.resource.path(self.namespace, name, self.subresource)
+
+    @property
+    def kind(self) -> str:
+        """For example `gpunodes/status`; `gpusharing.dev/v1alpha1` where discovery is asked for its kinds."""
+        plural = self.resource.plural or self.resource.api_version
+        return f"{plural}/{self.subresource}" if self.subresource else plural
+
+    @property
+    def what(self) -> str:
+        """For example `patch gpunodes/status in gpusharing.dev`."""
+        return f"{self.verb} {self.kind}" + (f" in {self.resource.group}" if self.resource.group else "")
+
+    @property
+    def full_name(self) -> str:
+        """`namespace/name` of the object. A list has its selectors in place of the name, or an empty text."""
+        name = self.name or text(self.body, "metadata", "name") or self.selectors
+        return f"{self.namespace}/{name}" if self.namespace else name
+
+    @property
+    def selectors(self) -> str:
+        """The label selector and the field selector of a list or watch, with a space between; empty without any."""
+        return " ".join(self.query[key] for key in ("labelSelector", "fieldSelector") if key in self.query)
 
 
-class Followable(Protocol):
-    """What a reflector needs from a client. Raises a KubeError and nothing else, as KubeClient does."""
+class KubeClient(ABC):
+    """A client of the API server: `call` and `stream` send a request, the verbs say which.
 
-    def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
-        """List page by page, all pages of one consistent resourceVersion."""
-        ...
+    For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and nothing
+    else. A client that stands in front of another one also raises what it says.
+    """
+
+    @abstractmethod
+    async def call(self, request: ApiRequest) -> JSON:
+        """Send one request, and return the object that the server answers with.
+
+        The log of a pod, which is no JSON, is returned as `{"log": text}`.
+        """
+
+    @abstractmethod
+    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        """Send the request of a watch, and yield its events; see `watch`."""
+
+    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
+        """Read one object, from etcd (no resourceVersion=0)."""
+        return await self.call(ApiRequest("get", resource, namespace=namespace, name=name))
+
+    async def list_page(
+        self, resource: Resource, *, limit: int = 500, after: str = "", **filters: Unpack[Filters]
+    ) -> Page:
+        """Read one page of a list; `kube/paging.py` reads all of them. The pages of a list show one moment.
+
+        `limit`: the most objects of the page; 0: all. `after`: the token of the page after which to go on; empty: from
+        the beginning. Raises Expired when the list took longer than the server keeps its moment.
+        """
+        query = _selectors(filters)
+        if limit:
+            query["limit"] = str(limit)
+        if after:
+            query["continue"] = after
+        request = ApiRequest("list", resource, namespace=filters.get("namespace"), query=query)
+        answer = await self.call(request)
+        version, more = text(answer, "metadata", "resourceVersion"), text(answer, "metadata", "continue")
+        return Page(answer.get("items") or [], version, more)
 
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncIterator[WatchEvent]:
-        """Follow changes with bookmarks; ends quietly when the server closes, raises Expired on 410."""
-        ...
+        """Follow changes with bookmarks; ends quietly when the server closes. Raises Expired on 410, and Unavailable
+        when the stream breaks or is silent for too long."""
+        query = {"resourceVersion": resource_version, **_selectors(filters)}
+        return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
     async def served(self, resource: Resource) -> bool:
         """Whether the server's discovery lists this kind. A 404 of a collection alone does not say that it is gone."""
-        ...
+        group = Resource(resource.group, resource.version, "")
+        try:
+            answer = await self.call(ApiRequest("get", group, name=resource.plural))
+        except NotFound:
+            return False
+        return any(part(kind, "name") == resource.plural for kind in entries(answer, "resources"))
 
+    async def version(self) -> str:
+        """Return the API server's version as it reports it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`.
 
-class NodeAPI(Followable, Protocol):
-    """What the agent needs from a client. Raises a KubeError and nothing else, as KubeClient does."""
+        Every authenticated user may ask (ClusterRole system:public-info-viewer).
+        """
+        return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
+
+    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
+        """Create one object; AlreadyExists when it exists. Without a `namespace` it is created in that of its body."""
+        where = namespace or text(body, "metadata", "namespace")
+        return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 
     async def patch(
         self,
@@ -143,26 +242,10 @@ class NodeAPI(Followable, Protocol):
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> JSON:
-        """JSON merge patch; returns the object as it is now. With metadata.resourceVersion in the body it is
+        """Send a JSON merge patch, and return the object as it is now. With metadata.resourceVersion in the body it is
         conditional (Conflict)."""
-        ...
-
-
-class KubeClient(NodeAPI, Protocol):
-    """For anything that the server or the network does, every method raises a KubeError of `kube/errors.py` and
-    nothing else."""
-
-    async def version(self) -> str:
-        """The API server's version as it reports it, such as `v1.36.3` or `v1.33.1-eks-1-33-5`."""
-        ...
-
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """Read one object, from etcd (no resourceVersion=0)."""
-        ...
-
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """Create one object; AlreadyExists when it exists."""
-        ...
+        request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
+        return await self.call(request)
 
     async def delete(
         self,
@@ -174,15 +257,33 @@ class KubeClient(NodeAPI, Protocol):
         grace: int | None = None,
     ) -> None:
         """Delete this very object (precondition uid). `grace` is in seconds; None: its own grace period."""
-        ...
+        options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        await self.call(ApiRequest("delete", resource, namespace=namespace, name=name, body=options))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """The last lines of a pod's log; Unavailable if its kubelet cannot be asked."""
-        ...
+        """Return the last lines of a pod's log; Unavailable if its kubelet cannot be asked."""
+        query = {"tailLines": str(lines)}
+        answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
+        return text(answer, LOG)
 
     async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """Eviction subresource with a UID precondition and the pod's own grace period (docs/design/drain.md#rule-1).
+        """Evict a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1).
 
-        NotFound and Conflict mean that the pod is gone or replaced.
+        NotFound and Conflict mean that the pod is gone or replaced. The answer is a Status without information
+        (docs/design/drain.md#e1).
         """
-        ...
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"namespace": namespace, "name": name},
+            "deleteOptions": {"preconditions": {"uid": uid}},
+        }
+        await self.call(ApiRequest("create", PODS, EVICTION, namespace=namespace, name=name, body=eviction))
+
+
+def _selectors(filters: Filters) -> dict[str, str]:
+    """The selectors that are given, as parameters of a URL."""
+    given = {"labelSelector": filters.get("label_selector"), "fieldSelector": filters.get("field_selector")}
+    return {key: value for key, value in given.items() if value}

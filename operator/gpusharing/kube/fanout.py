@@ -8,18 +8,15 @@ A door is a verb and a kind in one flow; the flows are what decides, and what is
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
 
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import NODES, KubeClient, Resource, WatchEvent
+from gpusharing.kube.client import JSON, NODES, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.passing import PassingClient
-
-Answer = TypeVar("Answer")
+from gpusharing.kube.streams import closing
 
 AWAY_OBJECTS = 3
 """The server counts as away after calls about this many different objects failed, without one success in between ..."""
@@ -46,9 +43,9 @@ class CallTarget:
     verb: str
     """As RBAC names it, for example patch."""
     kind: str
-    """Plural with the subresource; for discovery, the group and version."""
+    """See `ApiRequest.kind`."""
     name: str
-    """`namespace/name`, or the selector of a list."""
+    """See `ApiRequest.full_name`."""
     published: bool
     """Whether the call only publishes something for people (see `Published`)."""
 
@@ -172,26 +169,29 @@ class Fanout(PassingClient):
         self.reachability = Reachability()
         self.holds = Holds()
 
-    def heard(self, resource: Resource, event: WatchEvent) -> bool:
-        """See PassingClient."""
-        self.reachability.answered()
-        return True
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        """See KubeClient."""
+        async with closing(self.client.stream(request)) as events:
+            async for event in events:
+                self.reachability.answered()
+                yield event
 
-    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Make one call in the flow of what decides; see `make`."""
-        return await self.make(CallTarget(request.verb, request.kind, name, published=False), send)
+    async def call(self, request: ApiRequest) -> JSON:
+        """Send a request in the flow of what decides; see `send`."""
+        return await self.send(request, published=False)
 
-    async def make(self, target: CallTarget, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Make one call in its slot, and note what its result says about the others.
+    async def send(self, request: ApiRequest, *, published: bool) -> JSON:
+        """Send a request in its slot, and note what its result says about the others.
 
         Raises HeldBack instead while the call is on hold.
         """
+        target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
             if (left := self.holds.left(target)) > 0:
                 raise HeldBack(f"not sent for {left:.0f} s: the API server asked to wait", left)
             began = self.reachability.successes
             try:
-                answer = await send()
+                answer = await self.client.call(request)
             except Unavailable as error:
                 self.reachability.failing(target, began, error)
                 raise
@@ -221,6 +221,6 @@ class Published(PassingClient):
         super().__init__(fanout.client)
         self._fanout = fanout
 
-    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Make one call through the Fanout, in the flow of what is only published."""
-        return await self._fanout.make(CallTarget(request.verb, request.kind, name, published=True), send)
+    async def call(self, request: ApiRequest) -> JSON:
+        """Send a request through the Fanout, in the flow of what is only published."""
+        return await self._fanout.send(request, published=True)

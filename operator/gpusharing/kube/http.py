@@ -6,32 +6,28 @@ reading one costs ten times the projection (docs/design/faults.md#d10).
 """
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self
 
 from gpusharing.kube.aio import aiohttp
-from gpusharing.kube.answers import EVICTION, ApiRequest
-from gpusharing.kube.client import JSON, PODS, VERSION, Filters, Resource, WatchEvent
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, Resource, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.login import Login
-from gpusharing.kube.raw import text
 from gpusharing.kube.wire import (
     INACTIVITY,
     JSON_TYPE,
-    MERGE_PATCH,
+    METHODS,
     WATCH_SECONDS,
-    WireCalls,
+    answer_of,
+    content,
     event_of,
-    parsed,
+    lasting,
     refusal,
-    selectors,
-    watch_query,
     watch_seconds,
 )
 
@@ -57,25 +53,6 @@ class Limits:
     """Watches do not count. Each connection costs 0.3 MiB, and one process cannot keep more of them busy."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What goes over the wire, without the credentials: these may be renewed between two tries."""
-
-    method: str
-    path: str
-    query: Mapping[str, str]
-    timeout: aiohttp.ClientTimeout
-    headers: Mapping[str, str] = field(default_factory=dict)
-    data: bytes | None = None
-
-
-@dataclass(frozen=True)
-class _Answer:
-    status: int
-    body: bytes
-    retry_after: str | None
-
-
 class _Body(aiohttp.BytesPayload):
     """The body of a write: aiohttp sends the headers with it, so nothing has left before it is asked for."""
 
@@ -97,7 +74,7 @@ class _Body(aiohttp.BytesPayload):
         await super().write_with_length(writer, content_length)
 
 
-class HttpClient(WireCalls):
+class HttpClient(KubeClient):
     """KubeClient for a real API server. Close it, or use `async with`."""
 
     def __init__(
@@ -142,141 +119,59 @@ class HttpClient(WireCalls):
             await self._session.close()
             self._session = None
 
-    async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        return await self._call(ApiRequest("get", resource), "GET", resource.path(namespace, name))
-
-    async def watch(
-        self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
-    ) -> AsyncIterator[WatchEvent]:
-        """See KubeClient. Raises Unavailable when the stream breaks or is silent for too long."""
-        request = ApiRequest("watch", resource)
-        seconds = watch_seconds(resource, self._limits.watch, self._limits.inactivity)
-        query = watch_query(resource_version, selectors(filters), seconds)
-        async with self._stream(request, resource.path(filters.get("namespace")), query) as response:
-            async for line in _lines(response):
-                yield event_of(request, line)
-
-    async def version(self) -> str:
-        """See KubeClient. Every authenticated user may ask (ClusterRole system:public-info-viewer)."""
-        return text(await self._call(ApiRequest("get", VERSION), "GET", "/version"), "gitVersion")
-
-    async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """See KubeClient."""
-        where = namespace or text(body, "metadata", "namespace")
-        return await self._call(ApiRequest("create", resource), "POST", resource.path(where), body=body)
-
-    async def delete(
-        self,
-        resource: Resource,
-        name: str,
-        *,
-        namespace: str | None = None,
-        uid: str,
-        grace: int | None = None,
-    ) -> None:
-        """See KubeClient."""
-        options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
-        if grace is not None:
-            options["gracePeriodSeconds"] = grace
-        path = resource.path(namespace, name)
-        await self._call(ApiRequest("delete", resource), "DELETE", path, body=options)
-
-    async def log(self, namespace: str, name: str, lines: int) -> str:
-        """See KubeClient."""
-        request, query = ApiRequest("get", PODS, "log"), {"tailLines": str(lines)}
-        path = PODS.path(namespace, name, "log")
-        answer = await self._answer(request, _Sent("GET", path, query, self._timeout))
-        if answer.status >= 400:
-            raise refusal(request, answer.status, answer.body, answer.retry_after)
-        return answer.body.decode(errors="replace")
-
-    async def evict(self, namespace: str, name: str, uid: str) -> None:
-        """See KubeClient. The answer's body is a Status without information (docs/design/drain.md#e1)."""
-        eviction = {
-            "apiVersion": "policy/v1",
-            "kind": "Eviction",
-            "metadata": {"namespace": namespace, "name": name},
-            "deleteOptions": {"preconditions": {"uid": uid}},
-        }
-        path = PODS.path(namespace, name, EVICTION)
-        await self._call(ApiRequest("create", PODS, EVICTION), "POST", path, body=eviction)
-
-    # --- transport -------------------------------------------------------------------------------------
-
-    async def _call(
-        self,
-        request: ApiRequest,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JSON | None = None,
-    ) -> JSON:
-        parameters = dict(query or {})
-        data = None
-        if body is not None:
-            data = json.dumps(body, separators=(",", ":")).encode()
-            if method != "DELETE":
-                parameters["fieldManager"] = self._name
-        content_type = MERGE_PATCH if method == "PATCH" else JSON_TYPE
-        headers = {"Content-Type": content_type} if data is not None else {}
-        sent = _Sent(method, path, parameters, self._timeout, headers, data)
-        answer = await self._answer(request, sent)
-        if answer.status >= 400:
-            raise refusal(request, answer.status, answer.body, answer.retry_after)
-        return parsed(request, answer.body)
-
-    async def _answer(self, request: ApiRequest, sent: _Sent) -> _Answer:
-        """The server's answer; after a 401 the credentials are renewed and the call is made once more."""
+    async def call(self, request: ApiRequest) -> JSON:
+        """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
         async with self._slots:
             for last in (False, True):
                 token = await self._login.token()
-                async with self._open(request, sent, token) as response:
-                    body = await response.read()
+                async with self._open(request, self._timeout, token) as response:
+                    raw = await response.read()
                 if response.status != 401 or last:
                     break
                 await self._renew(token)
-        return _Answer(response.status, body, response.headers.get("Retry-After"))
+        if response.status >= 400:
+            raise refusal(request, response.status, raw, response.headers.get("Retry-After"))
+        return answer_of(request, raw)
 
-    @asynccontextmanager
-    async def _stream(
-        self, request: ApiRequest, path: str, query: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An open watch."""
-        timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._limits.connect, sock_read=self._limits.inactivity
-        )
-        sent = _Sent("GET", path, query, timeout)
+    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
+        limits = self._limits
+        request = lasting(request, watch_seconds(request.resource, limits.watch, limits.inactivity))
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
         for last in (False, True):
             token = await self._login.token()
-            async with self._open(request, sent, token) as response:
+            async with self._open(request, timeout, token) as response:
                 if response.status == 401 and not last:
                     await self._renew(token)
                     continue
                 if response.status != 200:
                     retry_after = response.headers.get("Retry-After")
                     raise refusal(request, response.status, await response.read(), retry_after)
-                yield response
+                async for line in _lines(response):
+                    yield event_of(request, line)
                 return
 
     @asynccontextmanager
     async def _open(
-        self, request: ApiRequest, sent: _Sent, token: str | None
+        self, request: ApiRequest, timeout: aiohttp.ClientTimeout, token: str | None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request on the wire; any network failure becomes Unavailable."""
+        """Send one request; any network failure becomes Unavailable."""
         access = await self._login.access()
         session = self._opened()
         started, status = time.monotonic(), 0
         asked_at = self._clock.steady() if self._clock else 0.0
-        body = _Body(sent.data or b"", self._before_write) if sent.method != "GET" else None
+        method = METHODS[request.verb]
+        data, headers = content(request)
+        query = {"fieldManager": self._name} if method in ("POST", "PATCH") else {}
+        body = _Body(data or b"", self._before_write) if method != "GET" else None
         try:
             async with session.request(
-                sent.method,
-                access.server + sent.path,
-                params=sent.query,
+                method,
+                access.server + request.path,
+                params={**request.query, **query},
                 data=body,
-                headers={**sent.headers, "Authorization": token} if token else sent.headers,
-                timeout=sent.timeout,
+                headers={**headers, "Authorization": token} if token else headers,
+                timeout=timeout,
                 ssl=access.tls or True,
                 server_hostname=access.tls_server_name,
                 proxy=access.proxy,

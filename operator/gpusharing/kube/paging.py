@@ -12,10 +12,9 @@ from math import inf
 from typing import Unpack
 
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import JSON, Filters, Followable, Listing, Page, Resource
+from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, Throttled, Unavailable
-from gpusharing.kube.streams import closing
 
 BACKOFF_FIRST = 0.5
 BACKOFF_MOST = 30.0
@@ -36,20 +35,13 @@ Ask = Callable[[int, str], Awaitable[Page]]
 """Makes one call for a page: of at most so many objects (0: all) and from this token on (empty: from the beginning)."""
 
 
-async def one_page(client: Followable, resource: Resource, **listing: Unpack[Listing]) -> Page:
-    """Make one call for a page of a list, and return that page."""
-    pages = client.pages(resource, **listing)
-    async with closing(pages):
-        return await anext(pages)
-
-
-async def list_of(client: Followable, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
+async def list_of(client: KubeClient, resource: Resource, **where: Unpack[Filters]) -> list[JSON]:
     """Return all objects of a list. Retries and raises as `pages_of` does."""
     return [raw async for page in pages_of(client, resource, **where) for raw in page.items]
 
 
 async def pages_of(
-    client: Followable, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
+    client: KubeClient, resource: Resource, size: int = PAGE, **where: Unpack[Filters]
 ) -> AsyncIterator[Page]:
     """Yield the pages of a list, of `size` objects each. All of them show the moment of the first page.
 
@@ -63,7 +55,7 @@ async def pages_of(
     while True:
         began = loop_time()
         try:
-            page = await one_page(client, resource, **where, limit=size, after=after)
+            page = await client.list_page(resource, limit=size, after=after, **where)
         except (Unavailable, Throttled) as error:
             failing = min(failing, began)
             held = error.retry_after if isinstance(error, Throttled) else None

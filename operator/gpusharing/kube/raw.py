@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from sys import intern
 from typing import Any
 
-from gpusharing.kube.client import JSON
-
 
 def part(value: object, *path: str) -> Any:
     """The value at `path`, None if a step is missing or not an object."""
@@ -16,13 +14,13 @@ def part(value: object, *path: str) -> Any:
     return value
 
 
-def section(value: object, *path: str) -> JSON:
+def section(value: object, *path: str) -> dict[str, Any]:
     """The object at `path`, empty when there is none."""
     found = part(value, *path)
     return found if isinstance(found, dict) else {}
 
 
-def entries(value: object, *path: str) -> list[JSON]:
+def entries(value: object, *path: str) -> list[dict[str, Any]]:
     """The objects of the list at `path`; other entries are left out."""
     found = part(value, *path)
     return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []

@@ -25,10 +25,10 @@ from contextlib import suppress
 from typing import Generic
 
 from gpusharing.kube.backoff import Backoff
-from gpusharing.kube.client import JSON, Filters, Followable, Page, Resource, WatchEvent
+from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
-from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, one_page, whole_list
+from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
 from gpusharing.kube.raw import newer
 from gpusharing.kube.streams import closing
 from gpusharing.kube.views import View, Views
@@ -65,7 +65,7 @@ class Reflector(Generic[View]):
 
     def __init__(
         self,
-        client: Followable,
+        client: KubeClient,
         resource: Resource,
         project: Callable[[JSON], View],
         *,
@@ -202,7 +202,7 @@ class Reflector(Generic[View]):
         """One call for a page of the list."""
         if not after:
             self._asked = self._clock(), self._views.newest
-        return await one_page(self._client, self._resource, **self._where, limit=limit, after=after)
+        return await self._client.list_page(self._resource, limit=limit, after=after, **self._where)
 
     def _begin(self, version: str) -> bool:
         """Note the moment of a list when its first page has arrived. Returns whether it is older than what the cache

@@ -2,14 +2,12 @@
 
 import json
 import random
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
-from typing import Unpack
+from dataclasses import replace
 
-from gpusharing.kube.answers import ApiRequest, error_of, error_of_event
-from gpusharing.kube.client import JSON, Filters, Listing, Page, Resource, WatchEvent
-from gpusharing.kube.errors import KubeError, NotFound, Unavailable
-from gpusharing.kube.raw import entries, part, text
+from gpusharing.kube.answers import error_of, error_of_event
+from gpusharing.kube.client import JSON, LOG, ApiRequest, Resource, WatchEvent
+from gpusharing.kube.errors import KubeError, Unavailable
+from gpusharing.kube.raw import part
 
 JSON_TYPE = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -20,7 +18,23 @@ WATCH_SECONDS = 300.0
 _EVENT_TYPES = ("ADDED", "MODIFIED", "DELETED", "BOOKMARK")
 """No set: in place of a name a server may send something that cannot be hashed."""
 
-Query = dict[str, str]
+METHODS = {
+    "get": "GET",
+    "list": "GET",
+    "watch": "GET",
+    "create": "POST",
+    "patch": "PATCH",
+    "delete": "DELETE",
+}
+"""The method of HTTP for each verb."""
+
+
+def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
+    """The body of a request as bytes, or None without one, and the headers that describe it."""
+    if request.body is None:
+        return None, {}
+    kind = MERGE_PATCH if request.verb == "patch" else JSON_TYPE
+    return json.dumps(request.body, separators=(",", ":")).encode(), {"Content-Type": kind}
 
 
 def watch_seconds(resource: Resource, most: float, inactivity: float) -> float:
@@ -28,70 +42,19 @@ def watch_seconds(resource: Resource, most: float, inactivity: float) -> float:
     return most if resource.bookmarks else min(most, 0.8 * inactivity)
 
 
-def selectors(filters: Filters) -> Query:
-    """The selectors that are given."""
-    given = {"labelSelector": filters.get("label_selector"), "fieldSelector": filters.get("field_selector")}
-    return {key: value for key, value in given.items() if value}
-
-
-def watch_query(resource_version: str, selected: Query, seconds: float = WATCH_SECONDS) -> Query:
-    """The query of a watch with bookmarks that ends after 80 to 100 % of `seconds`."""
-    return {
+def lasting(request: ApiRequest, seconds: float = WATCH_SECONDS) -> ApiRequest:
+    """The request of a watch, asking for bookmarks and for its end after 80 to 100 % of `seconds`."""
+    terms = {
         "watch": "true",
         "allowWatchBookmarks": "true",
-        "resourceVersion": resource_version,
         "timeoutSeconds": str(max(1, int(seconds * random.uniform(0.8, 1.0)))),
-        **selected,
     }
+    return replace(request, query={**request.query, **terms})
 
 
-class WireCalls(ABC):
-    """What both transports read and write in the same way, each over its own calls."""
-
-    @abstractmethod
-    async def _call(
-        self,
-        request: ApiRequest,
-        method: str,
-        path: str,
-        query: Mapping[str, str] | None = None,
-        body: JSON | None = None,
-    ) -> JSON:
-        """The object that the server answers."""
-
-    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
-        """See Followable. Raises Expired when the list took longer than the server keeps its moment."""
-        request, path = ApiRequest("list", resource), resource.path(listing.get("namespace"))
-        limit, after = listing.get("limit", 500), listing.get("after", "")
-        query = selectors(listing) | ({"limit": str(limit)} if limit else {})
-        while True:
-            listed = await self._call(request, "GET", path, {**query, "continue": after} if after else query)
-            after = text(listed, "metadata", "continue")
-            yield Page(listed.get("items") or [], text(listed, "metadata", "resourceVersion"), after)
-            if not after:
-                return
-
-    async def served(self, resource: Resource) -> bool:
-        """See Followable."""
-        group = Resource(resource.group, resource.version, "")
-        try:
-            listed = await self._call(ApiRequest("get", group), "GET", group.path())
-        except NotFound:
-            return False
-        return any(part(kind, "name") == resource.plural for kind in entries(listed, "resources"))
-
-    async def patch(
-        self,
-        resource: Resource,
-        name: str,
-        body: JSON,
-        *,
-        namespace: str | None = None,
-        subresource: str | None = None,
-    ) -> JSON:
-        """Send a JSON merge patch and return the object that the server answers with; see NodeAPI."""
-        path = resource.path(namespace, name, subresource)
-        return await self._call(ApiRequest("patch", resource, subresource), "PATCH", path, body=body)
+def answer_of(request: ApiRequest, raw: bytes) -> JSON:
+    """What `KubeClient.call` returns for the body of a success. Raises Unavailable as `parsed` does."""
+    return {LOG: raw.decode(errors="replace")} if request.subresource == LOG else parsed(request, raw)
 
 
 def event_of(request: ApiRequest, line: bytes) -> WatchEvent:

@@ -1,17 +1,14 @@
 """A client that only looks, and that sees policies as they would be if somebody applied them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, Unpack
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gpusharing.api.validation import validate_policy
-from gpusharing.kube.answers import ApiRequest
-from gpusharing.kube.client import GPUNODES, JSON, POLICIES, KubeClient, Listing, Page, Resource
+from gpusharing.kube.client import GPUNODES, JSON, POLICIES, ApiRequest, KubeClient
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.paging import pages_of
 from gpusharing.kube.passing import PassingClient
 from gpusharing.kube.raw import section, text, whole
-
-Answer = TypeVar("Answer")
 
 
 class Onlooker(PassingClient):
@@ -28,44 +25,45 @@ class Onlooker(PassingClient):
         self._beforehand = beforehand
         self._proposed = {text(raw, "metadata", "name"): raw for raw in proposed}
 
-    async def passing(self, request: ApiRequest, name: str, send: Callable[[], Awaitable[Answer]]) -> Answer:
-        """See PassingClient. Raises RuntimeError for every write."""
+    async def call(self, request: ApiRequest) -> JSON:
+        """See KubeClient. Raises RuntimeError for every write.
+
+        With proposals, the policies come as one page in the order of their names, whatever page of whichever of them
+        was asked for. Where the operator is not installed yet (`beforehand`), its kinds count as empty.
+        """
         if request.verb not in ("get", "list"):
             raise RuntimeError(
-                f"a read-only client was asked to {request.verb} {request.resource.plural} {name}"
+                f"a read-only client was asked to {request.verb} {request.resource.plural} {request.full_name}"
             )
-        return await send()
+        if request.verb != "list" or request.resource not in (POLICIES, GPUNODES):
+            return await self.client.call(request)
+        if request.resource == POLICIES and self._proposed:
+            return await self._merged_policies()
+        try:
+            return await self.client.call(request)
+        except (Forbidden, NotFound):
+            if not self._beforehand:
+                raise
+            return _list([], "0")
 
-    async def pages(self, resource: Resource, **listing: Unpack[Listing]) -> AsyncIterator[Page]:
-        """List as KubeClient does, with the proposed policies merged into those of the same names or added to them.
-        With proposals, the policies come as one page in the order of their names, and `listing` does not apply to them.
-
-        Where the operator is not installed yet (`beforehand`), its kinds count as empty.
-        """
-        merged = resource == POLICIES and bool(self._proposed)
-        pages = pages_of(self.client, POLICIES) if merged else super().pages(resource, **listing)
-        if self._beforehand and resource in (POLICIES, GPUNODES):
-            pages = _none_where_not_there(pages)
-        if not merged:
-            async for page in pages:
-                yield page
-            return
+    async def _merged_policies(self) -> JSON:
+        """The list of all policies, with the proposed ones merged into those of the same names or added to them."""
         found: dict[str, JSON] = {}
-        version = ""
-        async for page in pages:
-            found |= {text(raw, "metadata", "name"): raw for raw in page.items}
-            version = page.resource_version
+        version = "0"
+        try:
+            async for page in pages_of(self.client, POLICIES):
+                found |= {text(raw, "metadata", "name"): raw for raw in page.items}
+                version = page.resource_version
+        except (Forbidden, NotFound):
+            if not self._beforehand:
+                raise
         for name, raw in self._proposed.items():
             found[name] = applied(found.get(name), raw)
-        yield Page([raw for _, raw in sorted(found.items())], version)
+        return _list([raw for _, raw in sorted(found.items())], version)
 
 
-async def _none_where_not_there(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
-    try:
-        async for page in pages:
-            yield page
-    except (Forbidden, NotFound):
-        yield Page([], "0")
+def _list(items: list[JSON], version: str) -> JSON:
+    return {"metadata": {"resourceVersion": version}, "items": items}
 
 
 def applied(live: JSON | None, proposed: Mapping[str, Any]) -> JSON:
