@@ -1,7 +1,7 @@
 """What the shipped agent loop needs when a thousand of them run in one process: one watch shared by all of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from gpusharing.agent.loop import AgentLoop, RestartNeeded
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
@@ -30,7 +30,7 @@ class SharedGPUNodes:
         """The newest version seen."""
         return self._nodes.get(name)
 
-    async def changes(self, name: str, since: str) -> AsyncIterator[WatchEvent]:
+    async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
         """Every version after the one with resourceVersion `since`; raises Expired when it ended unseen."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
@@ -69,7 +69,7 @@ class AgentAPI(PassingClient):
         version = NOTHING_LISTED if node is None else node["metadata"]["resourceVersion"]
         return {"metadata": {"resourceVersion": version}, "items": [node] if node else []}
 
-    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient. Every watch is of the one GPUNode."""
         return self._shared.changes(self._name, request.query["resourceVersion"])
 

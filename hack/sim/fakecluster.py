@@ -16,7 +16,7 @@ Garbage collection of owned objects and the numbers of PodDisruptionBudgets are 
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import datetime
 
 from gpusharing.kube import client as kinds
@@ -192,7 +192,7 @@ class FakeClient(KubeClient):
         result = await self.cluster.faults.write(call, lambda: self._apply(request))
         return copied(result) if result is not None else {}
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()

@@ -5,13 +5,13 @@ call raises `Crash`, which no `except Exception` catches.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from typing import Literal
 
 from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, Resource, WatchEvent
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.passing import PassingClient
-from gpusharing.kube.streams import closing
 from hack.sim.fakefaults import Crash
 
 When = Literal["before", "after"]
@@ -63,9 +63,9 @@ class MortalClient(PassingClient):
         self.dead = True
         self.died.set()
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient."""
-        async with closing(self.client.stream(request)) as events:
+        async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self._live()
                 if self.lose_events > 0:

@@ -1,7 +1,7 @@
 """When the agent's loop reads and reports, and what it meters in between."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -99,7 +99,7 @@ async def test_a_report_that_was_lost_with_its_gpunode_is_sent_to_the_new_one() 
 class Clumsy(PassingClient):
     """A client whose watch fails by a bug of ours when it is ended."""
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         try:
             async for event in self.client.stream(request):
                 yield event

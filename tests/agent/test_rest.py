@@ -212,7 +212,7 @@ async def test_a_watch_that_nobody_reads_any_more_is_closed(
     stream = client.watch(GPUNODES, "7", field_selector=MINE)
     assert (await anext(stream)).type == "ADDED"
     await eventually(lambda: api.watching == 1)
-    await stream.aclose()  # type: ignore[attr-defined]  # an async generator, typed as an iterator
+    await stream.aclose()
     api.hold.set()
     await eventually(lambda: threading.active_count() <= before)
 

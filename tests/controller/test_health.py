@@ -17,7 +17,7 @@ from gpusharing.controller.loop import Loop
 from gpusharing.controller.observer import Observer
 from gpusharing.controller.progress import Progress
 from gpusharing.controller.settings import Settings
-from gpusharing.kube.client import LEASES, NODES
+from gpusharing.kube.client import LEASES, NODES, ApiRequest
 from gpusharing.kube.errors import Forbidden, Unavailable
 from gpusharing.kube.lease import LeaderLease
 
@@ -92,17 +92,17 @@ async def test_a_pass_that_takes_long_and_gets_answers_is_alive_and_other_calls_
     probed.later(STUCK + 1)
     progress = probed.health.loop.progress
     progress._clock = probed.health.clock
-    progress.called("watch", NODES, None, 200, 0.1)
+    progress.called(ApiRequest("watch", NODES), 200)
     assert (await probed.get("/healthz"))[0] == 503, "a watch goes on beside a loop that hangs"
     with progress.of_a_pass():
-        progress.called("create", NODES, None, 0, 10.0)
+        progress.called(ApiRequest("create", NODES), 0)
         assert (await probed.get("/healthz"))[0] == 503, "no answer is no progress"
         await asyncio.create_task(_create(progress))
     assert await probed.get("/healthz") == OK
 
 
 async def _create(progress: Progress) -> None:
-    progress.called("create", NODES, None, 409, 0.2)
+    progress.called(ApiRequest("create", NODES), 409)
 
 
 async def test_a_watch_that_is_silent_for_too_long_is_dead(probed: Probed) -> None:

@@ -18,7 +18,7 @@ from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.health import metrics_application
 from gpusharing.controller.metrics import Metrics
-from gpusharing.kube.client import GPUNODES, NODES
+from gpusharing.kube.client import GPUNODES, NODES, ApiRequest
 from gpusharing.planning.snapshot.actions import Action, SetFinalizer
 from gpusharing.planning.vocabulary.blockers import Blocker
 from gpusharing.planning.vocabulary.findings import Finding
@@ -43,7 +43,7 @@ def samples(metrics: Metrics, name: str) -> dict[tuple[str, ...], float]:
 
 
 async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: Metrics) -> None:
-    metrics.called("patch", GPUNODES, "status", 200, 0.1)
+    metrics.called(ApiRequest("patch", GPUNODES, "status"), 200)
     async with (
         TestServer(metrics_application(metrics.registry), host="127.0.0.1") as server,
         ClientSession() as session,
@@ -77,9 +77,9 @@ async def test_the_page_parses_and_every_metric_is_ours_and_explained(metrics: M
 
 
 def test_calls_count_by_verb_resource_and_status(metrics: Metrics) -> None:
-    metrics.called("patch", GPUNODES, "status", 200, 0.1)
-    metrics.called("patch", GPUNODES, "status", 200, 0.1)
-    metrics.called("list", NODES, None, 0, 30.0)
+    metrics.called(ApiRequest("patch", GPUNODES, "status"), 200)
+    metrics.called(ApiRequest("patch", GPUNODES, "status"), 200)
+    metrics.called(ApiRequest("list", NODES), 0)
     assert samples(metrics, "gpusharing_api_requests") == {
         ("patch", "gpunodes/status", "200"): 2,
         ("list", "nodes", "0"): 1,

@@ -14,7 +14,7 @@ from tests.fakes.virtualtime import virtual_now, virtually
 from gpusharing.controller.containment import PolicyWatch
 from gpusharing.controller.health import STUCK, Health
 from gpusharing.controller.loop import Loop
-from gpusharing.kube.client import GPUNODES, LEASES, PODS, Resource
+from gpusharing.kube.client import GPUNODES, LEASES, PODS, ApiRequest, Resource
 from gpusharing.kube.clock import SteadyClock, loop_time
 from gpusharing.kube.lease import LeaderLease, Timing
 from gpusharing.kube.paging import pages_of
@@ -23,8 +23,8 @@ from gpusharing.kube.paging import pages_of
 def start(scene: Scene, seconds: float) -> tuple[Loop, SlowClient]:
     """The operator on a slow server, wired as the shipped process is."""
 
-    def called(verb: str, resource: Resource, subresource: str | None, status: int, took: float) -> None:
-        loop.progress.called(verb, resource, subresource, status, took)
+    def called(request: ApiRequest, status: int) -> None:
+        loop.progress.called(request, status)
 
     client = SlowClient(
         scene.e.cluster.client("operator"),

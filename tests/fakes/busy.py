@@ -1,6 +1,6 @@
 """An API server that refuses calls with a 429 as it likes, in front of a SIMULATED one."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.errors import Throttled
@@ -25,7 +25,7 @@ class BusyClient(PassingClient):
         self._ask(request)
         return await self.client.call(request)
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient."""
         self._ask(request)
         async for event in self.client.stream(request):

@@ -1,8 +1,6 @@
 """An API server that takes its time, behind a client that has slots as HttpClient has. In virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, Resource
 from gpusharing.kube.errors import KubeError
@@ -20,7 +18,7 @@ class SlowClient(PassingClient):
         *,
         apart: Resource | None = None,
         apart_seconds: float | None = None,
-        on_call: OnCall | None = None,
+        on_call: OnCall = lambda _request, _status: None,
     ) -> None:
         """Calls for `apart` have slots of their own, as the Lease's have in the shipped process (see test_main.py)."""
         self.seconds = seconds
@@ -35,22 +33,16 @@ class SlowClient(PassingClient):
 
     async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient."""
-        async with self._slot(request.verb, request.resource):
-            return await self.client.call(request)
-
-    @asynccontextmanager
-    async def _slot(self, verb: str, resource: Resource) -> AsyncIterator[None]:
-        clock = asyncio.get_running_loop().time
+        resource, clock = request.resource, asyncio.get_running_loop().time
         begun, status = clock(), 200
         own = resource == self._apart
         async with self._own if own else self._slots:
             self.waited[resource] = max(self.waited.get(resource, 0.0), clock() - begun)
             await asyncio.sleep(self._apart_seconds if own else self.seconds)
             try:
-                yield
+                return await self.client.call(request)
             except KubeError:
                 status = 400
                 raise
             finally:
-                if self._on_call:
-                    self._on_call(verb, resource, None, status, self.seconds)
+                self._on_call(request, status)

@@ -6,7 +6,8 @@ the real server can be shared.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import pytest
@@ -24,7 +25,6 @@ from gpusharing.kube.client import (
     WatchEvent,
 )
 from gpusharing.kube.paging import pages_of
-from gpusharing.kube.streams import closing
 
 JSON = dict[str, Any]
 
@@ -64,7 +64,7 @@ async def collected(client: KubeClient, resource: Resource, **where: Any) -> tup
     return items, versions
 
 
-async def take(events: AsyncIterator[WatchEvent], count: int) -> list[tuple[str, str]]:
+async def take(events: AsyncGenerator[WatchEvent, None], count: int) -> list[tuple[str, str]]:
     """(type, name) of the next events that are no bookmarks."""
     found: list[tuple[str, str]] = []
     async with asyncio.timeout(60):
@@ -188,7 +188,7 @@ class NodeAPIContract:
         await client.patch(CONFIG_MAPS, "w", {"data": {"a": "2"}}, namespace=ns)
         await client.delete(CONFIG_MAPS, "w", namespace=ns, uid=created["metadata"]["uid"])
         where = {"namespace": ns, "field_selector": "metadata.name=w"}
-        async with closing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
+        async with aclosing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
             assert await take(events, 3) == [("ADDED", "w"), ("MODIFIED", "w"), ("DELETED", "w")]
 
     async def test_leaving_a_selection_is_a_deletion_and_entering_it_an_addition(
@@ -200,7 +200,7 @@ class NodeAPIContract:
         for value in ("yes", "no"):
             await client.patch(CONFIG_MAPS, "w", {"metadata": {"labels": {"in": value}}}, namespace=ns)
         where = {"namespace": ns, "label_selector": "in=yes"}
-        async with closing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
+        async with aclosing(client.watch(CONFIG_MAPS, versions[0], **where)) as events:
             assert await take(events, 2) == [("ADDED", "w"), ("DELETED", "w")]
 
     async def test_a_watch_from_too_long_ago_is_expired(self, server: Server) -> None:

@@ -100,7 +100,7 @@ def stream(*chunks: bytes, then: Callable[[], Awaitable[object]] | None = None) 
 async def scripted(
     *answers: Answer,
     limits: Limits | None = None,
-    on_call: OnCall | None = None,
+    on_call: OnCall = lambda _request, _status: None,
     login: Callable[[str], Login] = AnonymousLogin,
 ) -> AsyncIterator[tuple[Scripted, HttpClient]]:
     """The server and a client of it."""

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import pytest
@@ -17,7 +18,6 @@ from gpusharing.kube.client import CONFIG_MAPS, EVENTS, GPUNODES, JSON, NODES, K
 from gpusharing.kube.errors import AlreadyExists, Expired, NotFound
 from gpusharing.kube.http import HttpClient, Limits
 from gpusharing.kube.login import OfficialLogin
-from gpusharing.kube.streams import closing
 
 pytestmark = pytest.mark.cluster
 
@@ -65,7 +65,7 @@ async def test_a_quiet_watch_of_events_ends_and_does_not_break(control_plane: Co
     limits = Limits(inactivity=3.0)
     async with HttpClient(OfficialLogin(control_plane.kubeconfig), limits=limits) as client:
         version = (await client.list_page(EVENTS, namespace="quiet")).resource_version
-        async with closing(client.watch(EVENTS, version, namespace="quiet")) as events:
+        async with aclosing(client.watch(EVENTS, version, namespace="quiet")) as events:
             assert [event.type async for event in events] == []
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from tests.fakes.login import AnonymousLogin
 from tests.kube.scripted import Answer, found, scripted
 
-from gpusharing.kube.client import NODES, PODS, Resource
+from gpusharing.kube.client import NODES, PODS, ApiRequest
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.http import HttpClient, Limits
 
@@ -49,7 +49,7 @@ async def test_a_call_whose_connection_breaks_is_not_repeated_behind_the_callers
 ) -> None:
     calls: list[int] = []
 
-    def called(verb: str, resource: Resource, subresource: str | None, status: int, seconds: float) -> None:
+    def called(request: ApiRequest, status: int) -> None:
         calls.append(status)
 
     async with scripted(answers_once(), on_call=called) as (script, client):

@@ -1,7 +1,7 @@
 """A list survives its pages, and the cache follows the server meanwhile (docs/adr/0061). In virtual time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from random import Random
 from typing import Any
 
@@ -308,7 +308,7 @@ class Uninformed(FakeClient):
     """An API server that etcd tells nothing but changes of the kind, as where no
     --experimental-watch-progress-notify-interval is set: bookmarks of a quiet kind stay behind its lists."""
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         async for event in super().stream(request):
             if event.type == "BOOKMARK":
                 event.object["metadata"]["resourceVersion"] = request.query["resourceVersion"]

@@ -1,7 +1,7 @@
 """How fast a cache asks a server again that ends its watches."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from itertools import pairwise
 
 import pytest
@@ -31,7 +31,7 @@ async def test_a_server_that_ends_every_watch_at_once_is_asked_at_a_slow_pace() 
     begun: list[float] = []
 
     class Ending(FakeClient):
-        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
             begun.append(asyncio.get_running_loop().time())
             await asyncio.sleep(0.01)
             no_events: tuple[WatchEvent, ...] = ()
@@ -51,7 +51,7 @@ async def test_a_server_that_forgets_our_place_again_and_again_is_listed_at_a_sl
     cluster.add(NODES, node("a"))
 
     class Forgetful(FakeClient):
-        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
             yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
             raise errors.Expired("too old resource version")
 
@@ -107,7 +107,7 @@ async def test_a_watch_of_more_than_a_second_that_brought_something_is_followed_
     cluster = FakeCluster()
 
     class Brief(FakeClient):
-        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
             begun.append(asyncio.get_running_loop().time())
             yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
             await asyncio.sleep(1.5)
@@ -129,7 +129,7 @@ async def test_a_server_that_fails_after_each_long_watch_is_asked_again_after_a_
     begun: list[float] = []
 
     class Forgetful(FakeClient):
-        async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+        async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
             begun.append(asyncio.get_running_loop().time())
             yield WatchEvent("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
             await asyncio.sleep(60)

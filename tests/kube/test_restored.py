@@ -3,7 +3,7 @@ lags never makes a cache go back. In virtual time."""
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -31,7 +31,7 @@ class Lagging(FakeClient):
     watches = False
     """It answers watches, too."""
 
-    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         lags = self.past if self.watches else None
         return super().stream(request) if lags is None else lags.client("operator").stream(request)
 

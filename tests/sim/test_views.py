@@ -1,7 +1,7 @@
 """Small views of the simulators: ConfigMaps with delay, pods by node, ClusterPolicy, the agents' shared watch."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -112,7 +112,7 @@ def test_the_gpu_operator_adds_what_is_missing(
     assert operator_labels(labels, ClusterPolicy(), mig_capable=mig_capable).get(key) == value
 
 
-async def _next(changes: AsyncIterator[WatchEvent]) -> WatchEvent:
+async def _next(changes: AsyncGenerator[WatchEvent, None]) -> WatchEvent:
     async with asyncio.timeout(60):
         return await anext(changes)
 

@@ -7,7 +7,7 @@ connection of its own, in a daemon thread of its own.
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +51,7 @@ class RestClient(KubeClient):
     def __init__(self, login: Login) -> None:
         self._login = login
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient. After a 401 the credentials are renewed for the next watch."""
         stream = _Stream(await self._prepared(lasting(request)))
         stream.start()

@@ -20,7 +20,7 @@ from gpusharing.controller.health import Health, application, metrics_applicatio
 from gpusharing.controller.loop import Loop
 from gpusharing.controller.metrics import Metrics
 from gpusharing.controller.settings import PREFIX, Settings, SettingsError, from_environment
-from gpusharing.kube.client import Resource
+from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unauthorized
 from gpusharing.kube.http import HttpClient
@@ -121,9 +121,9 @@ async def serve(settings: Settings, environment: Mapping[str, str]) -> int:
     identity = f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     clock = SteadyClock()
 
-    def called(verb: str, resource: Resource, subresource: str | None, status: int, seconds: float) -> None:
-        metrics.called(verb, resource, subresource, status, seconds)
-        loop.progress.called(verb, resource, subresource, status, seconds)
+    def called(request: ApiRequest, status: int) -> None:
+        metrics.called(request, status)
+        loop.progress.called(request, status)
 
     # Two sessions, each with connections and slots of its own: a renewal never waits for other calls.
     async with HttpClient(login, on_call=metrics.called, clock=clock) as own:

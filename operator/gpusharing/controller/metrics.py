@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from gpusharing.api.names import Phase
 from gpusharing.controller.execute import Outcome
 from gpusharing.controller.observer import Observer
-from gpusharing.kube.client import Resource
+from gpusharing.kube.client import ApiRequest
 from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.report.counts import count_slices, waited_for
 from gpusharing.planning.rollout import RolloutPlan
@@ -218,12 +218,10 @@ class Metrics(Observer):
                 self.phase_seconds.labels(str(before.phase)).observe(self._clock() - began)
             self._entered[after.node] = self._clock()
 
-    def called(
-        self, verb: str, resource: Resource, subresource: str | None, status: int, seconds: float
-    ) -> None:
-        """See http.OnCall."""
-        kind = f"{resource.plural}/{subresource}" if subresource else resource.plural
-        self.requests.labels(verb, kind, str(status)).inc()
+    def called(self, request: ApiRequest, status: int) -> None:
+        """See http.OnCall. Discovery has no kind."""
+        kind = request.kind if request.resource.plural else ""
+        self.requests.labels(request.verb, kind, str(status)).inc()
 
 
 class _AtEachScrape(Collector):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from gpusharing.kube.client import Resource
+from gpusharing.kube.client import ApiRequest
 from gpusharing.kube.clock import loop_time
 
 _OF_A_PASS: ContextVar[bool] = ContextVar("of_a_pass", default=False)
@@ -37,9 +37,7 @@ class Progress:
         finally:
             _OF_A_PASS.reset(token)
 
-    def called(
-        self, verb: str, resource: Resource, subresource: str | None, status: int, seconds: float
-    ) -> None:
+    def called(self, request: ApiRequest, status: int) -> None:
         """See http.OnCall. An answer of any kind is progress; status 0 is none."""
         if status and _OF_A_PASS.get():
             self.made()

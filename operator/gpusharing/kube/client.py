@@ -14,7 +14,7 @@ A `PassingClient` of `kube/passing.py` stands in front of any `KubeClient`; the 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -179,7 +179,7 @@ class KubeClient(ABC):
         """
 
     @abstractmethod
-    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """Send the request of a watch, and yield its events; see `watch`."""
 
     async def get(self, resource: Resource, name: str, *, namespace: str | None = None) -> JSON:
@@ -206,7 +206,7 @@ class KubeClient(ABC):
 
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
-    ) -> AsyncIterator[WatchEvent]:
+    ) -> AsyncGenerator[WatchEvent, None]:
         """Follow changes with bookmarks; ends quietly when the server closes. Raises Expired on 410, and Unavailable
         when the stream breaks or is silent for too long."""
         query = {"resourceVersion": resource_version, **_selectors(filters)}

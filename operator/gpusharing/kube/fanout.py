@@ -8,7 +8,8 @@ A door is a verb and a kind in one flow; the flows are what decides, and what is
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -16,7 +17,6 @@ from gpusharing.kube.client import JSON, NODES, ApiRequest, KubeClient, WatchEve
 from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, Unavailable
 from gpusharing.kube.passing import PassingClient
-from gpusharing.kube.streams import closing
 
 AWAY_OBJECTS = 3
 """The server counts as away after calls about this many different objects failed, without one success in between ..."""
@@ -169,9 +169,9 @@ class Fanout(PassingClient):
         self.reachability = Reachability()
         self.holds = Holds()
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient."""
-        async with closing(self.client.stream(request)) as events:
+        async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self.reachability.answered()
                 yield event

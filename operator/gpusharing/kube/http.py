@@ -6,15 +6,14 @@ reading one costs ten times the projection (docs/design/faults.md#d10).
 """
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from gpusharing.kube.aio import aiohttp
-from gpusharing.kube.client import JSON, ApiRequest, KubeClient, Resource, WatchEvent
+from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 from gpusharing.kube.clock import SteadyClock
 from gpusharing.kube.errors import Unavailable
 from gpusharing.kube.login import Login
@@ -31,8 +30,8 @@ from gpusharing.kube.wire import (
     watch_seconds,
 )
 
-OnCall = Callable[[str, Resource, str | None, int, float], None]
-"""Called after each call with verb, resource, subresource, HTTP status (0: no answer), seconds until the answer."""
+OnCall = Callable[[ApiRequest, int], None]
+"""Called after each request with its HTTP status, which is 0 when there was no answer."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class HttpClient(KubeClient):
         *,
         name: str = "gpusharing-operator",
         limits: Limits | None = None,
-        on_call: OnCall | None = None,
+        on_call: OnCall = lambda _request, _status: None,
         clock: SteadyClock | None = None,
         before_write: Callable[[], None] = lambda: None,
     ) -> None:
@@ -133,7 +132,7 @@ class HttpClient(KubeClient):
             raise refusal(request, response.status, raw, response.headers.get("Retry-After"))
         return answer_of(request, raw)
 
-    async def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
         limits = self._limits
         request = lasting(request, watch_seconds(request.resource, limits.watch, limits.inactivity))
@@ -158,7 +157,7 @@ class HttpClient(KubeClient):
         """Send one request; any network failure becomes Unavailable."""
         access = await self._login.access()
         session = self._opened()
-        started, status = time.monotonic(), 0
+        status = 0
         asked_at = self._clock.steady() if self._clock else 0.0
         method = METHODS[request.verb]
         data, headers = content(request)
@@ -177,7 +176,7 @@ class HttpClient(KubeClient):
                 proxy=access.proxy,
             ) as response:
                 status = response.status
-                self._told(request, status, started)
+                self._on_call(request, status)
                 if self._clock:
                     self._clock.heard(response.headers.get("Date", ""), asked_at)
                 try:
@@ -188,7 +187,7 @@ class HttpClient(KubeClient):
             if body is not None and body.objection is not None:
                 raise body.objection from error
             if not status:
-                self._told(request, status, started)
+                self._on_call(request, status)
             reason = str(error) or type(error).__name__
             raise Unavailable(f"cannot {request.what} at {access.server}: {reason}") from error
 
@@ -206,11 +205,6 @@ class HttpClient(KubeClient):
             # sets this one.
             self._session._retry_connection = False
         return self._session
-
-    def _told(self, request: ApiRequest, status: int, started: float) -> None:
-        if self._on_call:
-            seconds = time.monotonic() - started
-            self._on_call(request.verb, request.resource, request.subresource, status, seconds)
 
     async def _renew(self, refused: str | None) -> None:
         """Renew the credentials, unless another call did so since `refused` was sent."""

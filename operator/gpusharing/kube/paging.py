@@ -7,7 +7,7 @@ page lives for 300 s. A list of 200 pages at 1.6 s each takes longer.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from math import inf
 from typing import Unpack
 
@@ -73,7 +73,7 @@ async def pages_of(
 
 async def whole_list(
     ask: Ask, size: int, clock: Callable[[], float], on_error: Callable[[KubeError], None]
-) -> AsyncIterator[Page]:
+) -> AsyncGenerator[Page, None]:
     """Yield the pages of a list, which begin with `size` objects.
 
     After an error that may pass by itself the same page is asked for again, with its token and `size` objects;

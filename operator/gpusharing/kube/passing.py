@@ -1,6 +1,6 @@
 """A KubeClient in front of another one: a layer overrides the one call, or the stream, and writes only its own part."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from gpusharing.kube.client import JSON, ApiRequest, KubeClient, WatchEvent
 
@@ -15,6 +15,6 @@ class PassingClient(KubeClient):
         """See KubeClient."""
         return await self.client.call(request)
 
-    def stream(self, request: ApiRequest) -> AsyncIterator[WatchEvent]:
+    def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient."""
         return self.client.stream(request)

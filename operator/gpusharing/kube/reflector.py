@@ -21,7 +21,7 @@ What holds at any time after `synced`:
 import asyncio
 import random
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import Generic
 
 from gpusharing.kube.backoff import Backoff
@@ -30,7 +30,6 @@ from gpusharing.kube.clock import loop_time
 from gpusharing.kube.errors import Expired, Forbidden, Invalid, KubeError, NotFound, first_of
 from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
 from gpusharing.kube.raw import newer
-from gpusharing.kube.streams import closing
 from gpusharing.kube.views import View, Views
 
 REMEMBERED_DELETIONS = 1024
@@ -183,7 +182,7 @@ class Reflector(Generic[View]):
         """Read the whole list into the cache and drop what no longer exists. Raises a KubeError."""
         version, older, seen = "", False, set[str]()
         pages = whole_list(self._page, self._page_size, self._clock, self._list_failed)
-        async with closing(pages):
+        async with aclosing(pages):
             async for page in pages:
                 if not version:
                     version = page.resource_version
@@ -281,7 +280,7 @@ class Reflector(Generic[View]):
         """One watch from our place, until it ends or the place is moved."""
         events = self._client.watch(self._resource, self._place, **self._where)
         try:
-            async with asyncio.timeout(None) as self._following, closing(events):
+            async with asyncio.timeout(None) as self._following, aclosing(events):
                 async for event in events:
                     self._take(event)
         except TimeoutError:
