@@ -19,9 +19,8 @@ from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODE
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.installation import ACCESS_REVIEWS
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
-from gpusharing.planning.stack.symptoms import Topic, error
 
 HELD = ConfigMapState(frozenset({"any", "ts-4"}), ours=False)
 POINTED = make_cluster_policy("time-slicing-config")

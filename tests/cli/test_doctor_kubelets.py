@@ -8,9 +8,8 @@ import pytest
 import yaml
 from tests.build import make_node
 
-from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.stack.installationviews import InstallationView, Severity
 from gpusharing.planning.stack.nodesymptoms import MOST_BEHIND, OLDEST, find_kubelet_symptoms, find_minor
-from gpusharing.planning.stack.symptoms import Severity
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
 GPU = {"nvidia.com/gpu.present": "true"}

@@ -20,9 +20,8 @@ from gpusharing.cli.shell.troubles import FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES, VERSION
 from gpusharing.kube.errors import Forbidden
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity, Symptom
 from gpusharing.planning.stack.nodesymptoms import MigEntries, find_node_symptoms
-from gpusharing.planning.stack.symptoms import Severity, Symptom
 
 CHART = Path(__file__).parents[2] / "deploy/helm/gpu-sharing-operator/Chart.yaml"
 CONFIG, STATE, CAPABLE = "nvidia.com/mig.config", "nvidia.com/mig.config.state", "nvidia.com/mig.capable"

@@ -25,8 +25,8 @@ from gpusharing.planning.snapshot.actions import (
 )
 from gpusharing.planning.snapshot.views import GPUNodeView
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.configured import known_times
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.target import known_times
 
 if TYPE_CHECKING:
     from tests.planning.world import World

@@ -9,7 +9,7 @@ from tests.build import at, make_cluster_policy, make_gpu, make_policy, make_sta
 from tests.planning.cases import pair_of
 
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.wanted.configured import configured_since, known_times
+from gpusharing.planning.wanted.target import configured_since, known_times
 
 POLICY = make_policy()
 ENTRY, KEY = pair_of(POLICY)

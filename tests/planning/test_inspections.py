@@ -4,7 +4,7 @@ import pytest
 from tests.planning.test_installation import BROKEN
 
 from gpusharing.planning.stack.installation import INSPECTIONS, Inspection
-from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Topic
+from gpusharing.planning.stack.installationviews import ASKED_BY_PEOPLE, Topic
 
 
 def test_the_order_of_the_inspections_is_part_of_the_product() -> None:

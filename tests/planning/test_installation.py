@@ -15,6 +15,7 @@ from gpusharing.planning.stack import installation
 from gpusharing.planning.stack.installation import find_symptoms, render
 from gpusharing.planning.stack.installationviews import (
     AGENT,
+    ASKED_BY_PEOPLE,
     OPERATOR,
     AgentsState,
     ConfigMapState,
@@ -22,11 +23,12 @@ from gpusharing.planning.stack.installationviews import (
     Place,
     PodState,
     RightState,
+    Severity,
+    Topic,
 )
 from gpusharing.planning.stack.otherplugins import GKE
 from gpusharing.planning.stack.requirements import OPERANDS
 from gpusharing.planning.stack.rights import Right
-from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, Severity, Topic
 
 PLUGIN, MIG = Place().plugin_config_map, Place().mig_config_map
 POINTED = make_cluster_policy()

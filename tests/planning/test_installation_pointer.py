@@ -9,8 +9,7 @@ from tests.planning.test_installation import MIG, PLUGIN, plain, pointers
 
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.stack.installation import find_symptoms
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView
-from gpusharing.planning.stack.symptoms import Severity
+from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Severity
 
 SET = "--set gpuOperator.adminPluginConfigMap=theirs"
 MERGE = f"helm upgrade gpusharing CHART -n gpusharing --reset-then-reuse-values {SET}"

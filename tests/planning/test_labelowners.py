@@ -22,7 +22,7 @@ from gpusharing.planning.transition.judge import judge
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.wanted.labelowners import find_owners
+from gpusharing.planning.wanted.assess import find_owners
 
 MIG, PLUGIN = names.LABEL_MIG_CONFIG, names.LABEL_PLUGIN_CONFIG
 NFD = "Node Feature Discovery sets it; remove it from the NodeFeatureRule"

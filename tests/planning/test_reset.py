@@ -19,8 +19,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL, NEUTRAL_KEY, render
-from gpusharing.planning.wanted.reset import under_deletion, unlabelled
-from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.target import Target, under_deletion, unlabelled
 
 OURS = (names.LABEL_POLICY, names.LABEL_MODE, names.LABEL_PLUGIN_CONFIG)
 RESET: dict[str, Any] = {"deletionPolicy": "Reset", "drain": {"strandedPods": "Allow"}}

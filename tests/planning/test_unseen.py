@@ -6,7 +6,7 @@ import pytest
 from tests.planning.test_installation import GOOD
 
 from gpusharing.planning.stack.installation import find_symptoms, render
-from gpusharing.planning.stack.symptoms import ASKED_BY_PEOPLE, LOOKED_AT, Topic, find_unseen, joined
+from gpusharing.planning.stack.installationviews import ASKED_BY_PEOPLE, LOOKED_AT, Topic, find_unseen, joined
 
 EVERY_KIND = sorted({kind for kinds in LOOKED_AT.values() for kind in kinds})
 

@@ -46,8 +46,7 @@ from gpusharing.planning.transition.wayback import find_way_back
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.lastproven import find_last_proven
-from gpusharing.planning.wanted.target import Target
+from gpusharing.planning.wanted.target import Target, find_last_proven
 
 BACK = edited(MIXED, rollout=Rollout(on_failure="Rollback"))
 STACK = make_stack(MIXED, SLICED)

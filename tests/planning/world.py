@@ -35,9 +35,8 @@ from gpusharing.planning.snapshot.views import (
     PolicyView,
 )
 from gpusharing.planning.transition.quiet import is_at_work
-from gpusharing.planning.wanted.configured import known_times
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
-from gpusharing.planning.wanted.reset import under_deletion
+from gpusharing.planning.wanted.target import known_times, under_deletion
 
 MEMO_CHECK = 4
 """One plan of so many is made once more without a memo, and compared."""

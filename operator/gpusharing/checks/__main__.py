@@ -16,8 +16,7 @@ from gpusharing.kube.http import HttpClient
 from gpusharing.kube.installation import gather_installation
 from gpusharing.kube.login import environment_login
 from gpusharing.planning.stack.installation import find_symptoms, render
-from gpusharing.planning.stack.installationviews import Place
-from gpusharing.planning.stack.symptoms import Severity, find_unseen
+from gpusharing.planning.stack.installationviews import Place, Severity, find_unseen
 
 PREFIX = "GPUSHARING_"
 WORKS, BROKEN, NO_ANSWER = 0, 1, 2

@@ -32,7 +32,7 @@ from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, O
 from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.vocabulary.findings import Finding
-from gpusharing.planning.wanted.reset import under_deletion
+from gpusharing.planning.wanted.target import under_deletion
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:

@@ -19,7 +19,7 @@ from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.planning.drain.holders import group_names
-from gpusharing.planning.drain.protection import ANNOTATION_MARKS, LABEL_MARKS
+from gpusharing.planning.drain.rules import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
 DRA_DRIVER = "gpu.nvidia.com"

@@ -15,7 +15,7 @@ from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, 
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.wanted import migfile, pluginconfig
-from gpusharing.planning.wanted.configured import known_times
+from gpusharing.planning.wanted.target import known_times
 
 log = structlog.get_logger()
 

@@ -27,7 +27,19 @@ from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.installation import conclude, find_symptoms, report_topics, start
-from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place
+from gpusharing.planning.stack.installationviews import (
+    ASKED_BY_PEOPLE,
+    ConfigMapState,
+    InstallationView,
+    Place,
+    Severity,
+    Symptom,
+    Symptoms,
+    Topic,
+    Unseen,
+    find_unseen,
+    joined,
+)
 from gpusharing.planning.stack.nodesymptoms import (
     MigEntries,
     PluginEntries,
@@ -38,16 +50,6 @@ from gpusharing.planning.stack.nodesymptoms import (
     find_rival_symptoms,
 )
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG
-from gpusharing.planning.stack.symptoms import (
-    ASKED_BY_PEOPLE,
-    Severity,
-    Symptom,
-    Symptoms,
-    Topic,
-    Unseen,
-    find_unseen,
-    joined,
-)
 from gpusharing.planning.wanted.migfile import parse
 
 NEEDED = frozenset({"nodes", "configmaps", "daemonsets.apps", "clusterpolicies.nvidia.com"})

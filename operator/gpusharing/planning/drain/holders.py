@@ -11,8 +11,7 @@ from typing import Literal, TypeAlias
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, RESOURCE_GPU, is_gpu_resource
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.protection import Protection, find_protection
-from gpusharing.planning.drain.rules import find_rule, is_job
+from gpusharing.planning.drain.rules import Protection, find_protection, find_rule, is_job
 from gpusharing.planning.snapshot.podviews import PodView
 from gpusharing.planning.snapshot.records import CLOCK_ERROR
 from gpusharing.planning.snapshot.views import PlanSettings

@@ -3,13 +3,18 @@
 The first rule that matches a pod decides; if none does, it matters whether the pod is a job.
 """
 
-from datetime import timedelta
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 
+from gpusharing.api import names
 from gpusharing.api.policy import Drain, DrainRule, Selector
 from gpusharing.api.rules import NEVER
 from gpusharing.api.selectors import selects
+from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.snapshot.podviews import PodView
+from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.values import value
 
 JOB_KINDS = frozenset(
@@ -95,3 +100,101 @@ def tier_of(pod: PodView, options: Drain) -> Tier:
     """T9, T10: its turn; all pods of a lower tier are gone before the next tier begins."""
     ruled = find_rule(pod, options)
     return (ruled.rule.order if ruled is not None and ruled.known else 0, pod.system)
+
+
+# --- marks on pods -------------------------------------------------------------------------------------
+# They ask not to disturb the pod, until they expire (docs/design/drain.md#p17, P18). A value that cannot be read counts
+# as a valid mark: whoever set it wanted to protect the pod.
+
+
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+KARPENTER = "karpenter.sh/do-not-disrupt"
+CAPI_DRAIN = "cluster.x-k8s.io/drain"
+MAX_VALUE = 40
+"""The most characters of a value that a message repeats."""
+_GO_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+@value
+class Protection:
+    """Why a pod is not to be disturbed."""
+
+    text: str
+    """Which mark it is and what it says; it does not change while the pod exists."""
+    until: datetime | None
+    """When it ends by itself; None: not before the mark or the pod is gone."""
+
+
+def find_protection(pod: PodView, now: datetime | None) -> Protection | None:
+    """What protects the pod longest; None: nothing does. `now` None: a duration has no end.
+
+    The caller has to know that a finished or leaving pod is no longer protected.
+    """
+    found = [protection for key, value in pod.marks if (protection := _read(pod, key, value, now))]
+    return max(found, key=lambda one: (one.until or _NEVER, one.text), default=None)
+
+
+def _read(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
+    reader = _READERS.get(key)
+    return reader(pod, key, value, now) if reader is not None else None
+
+
+def _do_not_disrupt(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
+    """`true`, or a duration from the pod's start as Go writes durations; `false` asks for nothing."""
+    said, meant = f"Annotation {key} is {_quoted(value)}", value.strip().lower()
+    if meant == "false":
+        return None
+    if meant == "true" or now is None:
+        return Protection(said, None)
+    seconds = _seconds(value.strip())
+    if seconds is None:
+        wish = "is not a duration such as 15m or 1h30m, so it protects the pod until it is removed"
+        return Protection(f"{said}, which {wish}", None)
+    if pod.started is None:
+        return Protection(f"{said}, counted from its start, and it has not started", None)
+    try:
+        until = pod.started + timedelta(seconds=seconds)
+    except OverflowError:
+        return Protection(said, None)
+    if until <= now:
+        return None
+    return Protection(f"{said}, which protects it until {to_rfc3339(until)}", until)
+
+
+def _safe_to_evict(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
+    said = f"Annotation {key} is {_quoted(value)}"
+    return Protection(said, None) if value.strip().lower() == "false" else None
+
+
+def _capi_drain(pod: PodView, key: str, value: str, now: datetime | None) -> Protection | None:
+    """A pod that holds a GPU cannot be skipped: it has to be gone."""
+    said, meant = f"Label {key} is {_quoted(value)}", value.lower()
+    if meant == "skip":
+        return Protection(f"{said}, and a pod that has to leave cannot be skipped", None)
+    return Protection(f"{said}: waiting until it has ended", None) if meant == "wait-completed" else None
+
+
+_READERS: Mapping[str, Callable[[PodView, str, str, datetime | None], Protection | None]] = {
+    names.ANNOTATION_DO_NOT_DISRUPT: _do_not_disrupt,
+    KARPENTER: _do_not_disrupt,
+    SAFE_TO_EVICT: _safe_to_evict,
+    CAPI_DRAIN: _capi_drain,
+}
+LABEL_MARKS = (CAPI_DRAIN,)
+ANNOTATION_MARKS = tuple(key for key in _READERS if key not in LABEL_MARKS)
+
+
+def _quoted(value: str) -> str:
+    return f'"{cut(" ".join(value.split()), MAX_VALUE)}"'
+
+
+def _seconds(text: str) -> float | None:
+    """A duration as Go's time.ParseDuration reads it; None: it is not a duration, or a negative one."""
+    if text == "0":
+        return 0.0
+    parts = _GO_DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        return None
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -34,7 +34,7 @@ def find_forgotten(
 
 def _forget(verdict: Verdict, node: NodeView) -> Verdict:
     """`nvidia.com/mig.config` stays: it is all-disabled then, a name of NVIDIA's own. The device plugin's label
-    went with the change, unless it has to stay (wanted/reset.py)."""
+    went with the change, unless it has to stay (wanted/target.py)."""
     labels: dict[str, str | None] = {
         key: None for key in (names.LABEL_POLICY, names.LABEL_MODE) if key in node.labels
     }

@@ -87,7 +87,7 @@ class PodView:
     started: datetime | None = None
     """status.startTime; None: the kubelet has not accepted it yet, or it is not readable."""
     marks: tuple[tuple[str, str], ...] = ()
-    """Annotations and labels that ask not to disturb it (drain/protection.py), with their values, sorted."""
+    """Annotations and labels that ask not to disturb it (drain/rules.py), with their values, sorted."""
     namespace_labels: Mapping[str, str] | None = None
     """Labels of its namespace, the same for all pods of a node and members of gangs that are of it; None: no rule needs
     them, no pod of that namespace has to leave the node, or they cannot be read."""

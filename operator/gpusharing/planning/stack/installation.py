@@ -13,8 +13,17 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.stack.commands import Fields, helm_install, kubectl_patch
 from gpusharing.planning.stack.installationviews import (
     AGENT,
+    ASKED_BY_PEOPLE,
     OPERATOR,
     InstallationView,
+    Severity,
+    Symptom,
+    Symptoms,
+    Topic,
+    Unseen,
+    error,
+    upgrade,
+    warning,
 )
 from gpusharing.planning.stack.otherplugins import GKE, GKE_GPU, GKE_WITHOUT_PLUGIN
 from gpusharing.planning.stack.pointers import (
@@ -35,17 +44,6 @@ from gpusharing.planning.stack.requirements import (
     tell_off,
 )
 from gpusharing.planning.stack.startgate import find_untolerated, find_untolerated_finder
-from gpusharing.planning.stack.symptoms import (
-    ASKED_BY_PEOPLE,
-    Severity,
-    Symptom,
-    Symptoms,
-    Topic,
-    Unseen,
-    error,
-    upgrade,
-    warning,
-)
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value

@@ -7,7 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from gpusharing.api import names
 from gpusharing.planning.gpus.drivers import find_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
-from gpusharing.planning.stack.installationviews import InstallationView
+from gpusharing.planning.stack.installationviews import (
+    InstallationView,
+    Symptom,
+    Symptoms,
+    Topic,
+    error,
+    warning,
+)
 from gpusharing.planning.stack.otherplugins import GKE, explain_plugin
 from gpusharing.planning.stack.requirements import (
     DEPLOY_NEEDED,
@@ -15,10 +22,9 @@ from gpusharing.planning.stack.requirements import (
     is_switched_off,
     workload_of,
 )
-from gpusharing.planning.stack.symptoms import Symptom, Symptoms, Topic, error, warning
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.labelowners import find_owners
+from gpusharing.planning.wanted.assess import find_owners
 from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.wanted.pluginconfig import find_flaws
 

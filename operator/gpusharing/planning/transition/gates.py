@@ -28,8 +28,7 @@ from gpusharing.planning.transition.verdict import FencedCase, NodeCase
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.assess import Assessed
-from gpusharing.planning.wanted.labelowners import find_owned
+from gpusharing.planning.wanted.assess import Assessed, find_owned
 from gpusharing.planning.wanted.toolversions import find_deafness
 from gpusharing.planning.wanted.verify import (
     find_exclusive,

@@ -17,8 +17,8 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.assess import Assessed, Refused, find_disruption, needs_two_steps
-from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.revision import find_revision
+from gpusharing.planning.wanted.target import find_last_proven
 from gpusharing.planning.wanted.verify import Comparison, find_mismatch
 
 MAX_FAILURE = 300

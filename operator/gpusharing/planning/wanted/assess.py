@@ -12,10 +12,8 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.lastproven import find_last_proven
 from gpusharing.planning.wanted.migfile import ALL_DISABLED
-from gpusharing.planning.wanted.reset import unlabelled
-from gpusharing.planning.wanted.target import Target, Targets
+from gpusharing.planning.wanted.target import Target, Targets, find_last_proven, unlabelled
 from gpusharing.planning.wanted.verify import (
     EXCLUSIVE,
     Comparison,
@@ -238,3 +236,47 @@ def _serves_already(node: NodeView, observed: ObservedView, target: Target) -> b
     labels = node.labels
     done = labels.get(names.LABEL_MIG_STATE) == "success" and not paused_operands(node)
     return done and labels.get(names.LABEL_MIG_CONFIG, "") == target.mig_config
+
+
+# --- others who set the labels by which a node is changed ----------------------------------------------
+
+
+# They would undo a change, and the GPUs would be repartitioned back and forth
+# (docs/design/transition.md#label-owners).
+
+HANDS = ("kubectl", "kubelet", "gpu-operator")
+"""Beginnings of the names of field managers that never set a label back: people's tools, and the GPU Operator, which
+writes `mig.config` only where it finds none (docs/design/nvidia.md#d1)."""
+
+
+def find_owners(node: NodeView) -> dict[str, str]:
+    """Return, for each label that somebody else sets, who that is and what to do about it; empty for nearly all nodes.
+
+    A field manager counts after it has replaced a value that we wrote, until a person asks for another try.
+    """
+    proof = node.verified
+    if not node.label_rewriters or proof is None or node.retry not in ("", proof.retry):
+        return dict(node.label_owners)
+    told = (
+        f"has replaced a value of the operator; stop that, then set a new value of {names.ANNOTATION_RETRY}"
+    )
+    replaced = {label: who for label, who in node.label_rewriters.items() if not who.startswith(HANDS)}
+    return {**{label: f"{who} {told}" for label, who in replaced.items()}, **node.label_owners}
+
+
+def find_owned(node: NodeView, assessed: Assessed) -> str:
+    """Return the first label that the change would write although somebody else sets it, and who that is; empty if
+    there is none.
+
+    When drift is corrected and in the middle of a change, only controllers that list the label as their own count, not
+    field managers that have replaced our value.
+    """
+    begins = node.fence is None and assessed.drift is None
+    owners = find_owners(node) if begins else node.label_owners
+    for target in (assessed.goal, assessed.target) if owners else ():
+        mig = target.mig_config or node.labels.get(names.LABEL_MIG_CONFIG, "")  # empty: it is not written
+        written = {names.LABEL_MIG_CONFIG: mig, names.LABEL_PLUGIN_CONFIG: target.plugin_key}
+        for label, owner in owners.items():
+            if written[label] != node.labels.get(label, ""):
+                return f"{label} would become {written[label] or 'absent'}, but {owner}"
+    return ""

@@ -4,7 +4,7 @@
     node has an owner          the owner keeps it until it leaves the selector ...
                                ... or a policy of strictly higher priority selects it
     its spec cannot be read    the owner keeps it, and nothing happens until the spec is corrected
-    its policy is being reset  it keeps what it has while nobody else selects that, and takes nothing (reset.py)
+    its policy is being reset  it keeps what it has while nobody else selects that, and takes nothing (target.py)
     fence of another policy    that change ends first; then the node moves as a normal, budgeted change. A Failed one
                                does not end: its new owner repairs it, in the same slot (judge.py)
 

@@ -18,15 +18,57 @@ from gpusharing.planning.gpus.geometry import (
     resource_name,
 )
 from gpusharing.planning.snapshot.memo import AnswersByKind
+from gpusharing.planning.snapshot.records import CLOCK_ERROR, Verified
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH, StackView
-from gpusharing.planning.snapshot.views import CardView, Hardware, PolicyView, routing_label
+from gpusharing.planning.snapshot.views import (
+    CardView,
+    Hardware,
+    NodeView,
+    ObservedView,
+    PolicyView,
+    routing_label,
+)
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
-from gpusharing.planning.wanted.configured import configured_since
+from gpusharing.planning.wanted.migfile import Unresolved
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
+
+CLOCKS_APART = 2 * CLOCK_ERROR
+"""How far the clocks of two operators may be apart, one after the other."""
+
+
+def known_times(times: Mapping[str, datetime], now: datetime) -> dict[str, datetime]:
+    """When entries were written, by key. A time in the future, by more than CLOCKS_APART, does not count: the clock was
+    set back since. Such an entry is written again, and its wait is no longer than any other."""
+    return {key: moment for key, moment in times.items() if moment <= now + CLOCKS_APART}
+
+
+def configured_since(
+    plugin: tuple[str, str],
+    mig_config: str,
+    layouts: Sequence[Layout | None],
+    gpus: Sequence[CardView],
+    stack: StackView,
+) -> datetime | None:
+    """Return since when our ConfigMaps hold exactly what a node needs: the content counts, not the name (ADR 16). None
+    while an entry is missing, is wrong, or has no time of writing. `plugin`: key and text."""
+    key, text = plugin
+    if stack.plugin_configs.get(key) != text:
+        return None
+    keys = [key]
+    if mig_config and stack.serves_our_mig_file:
+        entry = migfile.parse(stack.mig_file).get(mig_config)
+        if entry is None or not migfile.is_rendered(stack.mig_file):
+            return None  # mig-parted refuses a file as a whole
+        if migfile.resolve(entry, gpus) != tuple(layouts):
+            return None
+        keys.append(mig_config)
+    if not stack.written.keys() >= set(keys):
+        return None
+    return max(stack.written[name] for name in keys)
 
 
 @value
@@ -42,7 +84,7 @@ class Target:
     mig_config: str
     """Value of nvidia.com/mig.config; empty if nothing reads it: cards without MIG never get mig labels."""
     plugin_key: str
-    """Value of nvidia.com/device-plugin.config; empty: the label must be absent (reset.py)."""
+    """Value of nvidia.com/device-plugin.config; empty: the label must be absent."""
     plugin: PluginConfig
     """What that configuration makes the device plugin do."""
     resources: Mapping[str, int]
@@ -393,3 +435,112 @@ __all__ = [
     "plugin_config",
     "predict_resources",
 ]
+
+
+# --- for a policy that is being deleted ----------------------------------------------------------------
+
+
+# deleted ── every node that it owns: drained as ever ── whole GPUs proven ── our labels and records go ──► finalizer
+#
+# Until then a policy with spec.deletionPolicy Reset is like any other, with mode Full and without a claim on nodes that
+# it does not own yet (docs/design/transition.md#reset).
+_FULL = {"mode": Mode.FULL, "mig": None, "time_slicing": None, "mps": None}
+
+
+def under_deletion(policy: PolicyView, *, resets: bool) -> PolicyView:
+    """Return the policy as the planner is to see it: with mode Full if it is being deleted and resets its nodes, else
+    unchanged. `resets`: whether deletionPolicy is Reset, as far as that can be read.
+
+    A policy without our finalizer is left unchanged, because the object will be gone in a moment, and so is one with
+    force-release, because a person has given it up.
+    """
+    if not (policy.deleting and policy.finalizer and resets) or policy.force_release:
+        return policy
+    spec = None if policy.spec is None else policy.spec.model_copy(update=_FULL)
+    return replace(policy, deleting=False, resetting=True, spec=spec)
+
+
+def unlabelled(target: Target, stack: StackView) -> Target:
+    """Return the target without the label for the device plugin if ClusterPolicy's default has the same effect, else
+    unchanged.
+
+    Removing the label restarts the plugin, so it is part of the change: budgeted, held and proven like the rest. If
+    the default shares GPUs, or names an entry that cannot be read, the label stays permanently.
+    """
+    key = pluginconfig.default_entry(stack)
+    text = stack.plugin_configs.get(key) if key else pluginconfig.NEUTRAL
+    default = pluginconfig.parse(text) if text is not None else None
+    if default is None or not default.same_effect(target.plugin, with_mig=target.with_mig):
+        return target
+    return replace(target, plugin_key="")
+
+
+# --- the last proven configuration ---------------------------------------------------------------------
+
+
+def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -> Target | str:
+    """Return the target that the record of the last proof names, or why there is no valid one, as a clause for people.
+    A failed change is rolled back to it (docs/design/transition.md#rollback).
+
+    The record on the Node names two configurations. Both must still mean what they meant: the device plugin's is named
+    after its content, and what the mig-parted entry makes of these GPUs must read as the record says.
+    """
+    record, gpus = node.verified, observed.gpus
+    if record is None:
+        return "nothing was proven on the node before"
+    if not record.layout:
+        return "an older version of the operator recorded the last proof without its layout"
+    if record.gpus not in (0, len(gpus)):
+        return f"the last proof was of {counted(record.gpus, 'GPU')}, and NVML lists {len(gpus)}"
+    content, plugin = _find_plugin(record.plugin_config, stack)
+    if plugin is None:
+        return f"the device plugin's configuration {record.plugin_config} no longer exists"
+    layouts = _find_layouts(record, node, observed, stack)
+    if isinstance(layouts, Unresolved):
+        return f"the mig-parted configuration {record.mig_config} is no longer usable: {layouts.why}"
+    text = describe_layouts(layouts, plugin.sharing.replicas[0][1] if plugin.sharing else 1)
+    if text != record.layout:
+        return f"{record.mig_config or 'what is recorded'} now means {text}, but {record.layout} was proven"
+    mode = _find_mode(layouts, plugin)
+    return Target(
+        mode=mode,
+        routing=routing_label(mode, time_slicing=plugin.sharing is not None),
+        layouts=layouts,
+        mig_config=record.mig_config,
+        plugin_key=record.plugin_config,
+        plugin=plugin,
+        resources=predict_resources(layouts, plugin),
+        text=text,
+        configured=configured_since((record.plugin_config, content), record.mig_config, layouts, gpus, stack),
+    )
+
+
+def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
+    """Return text and meaning of the device plugin's configuration of this name; empty and None if it is lost. An entry
+    that somebody edited or removed is found in what was seen before, because it is about to be written again."""
+    for entries in (stack.plugin_configs, stack.seen_plugin_configs):
+        content = entries.get(key)
+        if content is not None and pluginconfig.is_named_after(content, key):
+            return content, pluginconfig.parse(content)
+    return "", None
+
+
+def _find_layouts(
+    record: Verified, node: NodeView, observed: ObservedView, stack: StackView
+) -> tuple[Layout | None, ...] | Unresolved:
+    whole = (None,) * len(observed.gpus)
+    if record.mig_config == migfile.ALL_DISABLED:
+        return whole
+    if record.mig_config:
+        return migfile.resolve_name(record.mig_config, node.name, observed.gpus, stack)
+    if observed.hardware.layouts != whole:
+        return Unresolved("MIG is on, and no recorded mig-manager configuration would switch it off")
+    return whole
+
+
+def _find_mode(layouts: tuple[Layout | None, ...], plugin: PluginConfig) -> Mode:
+    if plugin.sharing is not None and plugin.sharing.strategy == "mps":
+        return Mode.MPS
+    if layouts.count(None) < len(layouts):
+        return Mode.MIG
+    return Mode.TIME_SLICING if plugin.sharing is not None else Mode.FULL
