@@ -12,6 +12,7 @@ from hack.cluster.controlplane import ControlPlane
 
 from gpusharing.kube.convert import cluster_policy_view
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
+from gpusharing.planning.stack.commands import kubectl_patch
 from gpusharing.planning.stack.pointers import UPSTREAM_MIG_CONFIG, mig_pointer, plugin_pointer
 from gpusharing.planning.stack.requirements import READ as READ_BY_THE_TABLE
 from gpusharing.planning.stack.requirements import SANDBOX_DEFAULT
@@ -143,7 +144,7 @@ def test_the_commands_for_the_pointers_fit_the_schema_and_do_what_they_say(
     try:
         view = cluster_policy_view(api.get(f"{path}/gpus"))
         for pointer in (plugin_pointer(view, "our-plugin", ()), mig_pointer(view, "our-mig")):
-            body = json.loads(shlex.split(pointer.command("gpus"))[-1])
+            body = json.loads(shlex.split(kubectl_patch("gpus", pointer.patch))[-1])
             api.request("PATCH", f"{path}/gpus", body, MERGE_PATCH, fieldValidation="Strict")
         now: ClusterPolicyView = cluster_policy_view(api.get(f"{path}/gpus"))
         assert (now.plugin_config_name, now.mig_config_name, now.plugin_default) == (

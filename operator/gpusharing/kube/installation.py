@@ -2,7 +2,7 @@
 answer."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
@@ -218,17 +218,15 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         gpu_cluster=bool(gpu_clusters),
         config_maps=config_maps,
         agents=agents,
-        simulated=_simulated(reports),
+        simulated=frozenset(
+            text(one, "metadata", "name")
+            for one in reports
+            if part(one, "status", "observed", "simulated") is True
+        ),
         policies=tuple(map(policy_view, policies)),
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
     )
-
-
-def _simulated(reports: Iterable[JSON]) -> frozenset[str]:
-    """Nodes whose GPUs are SIMULATED."""
-    told = (one for one in reports if part(one, "status", "observed", "simulated") is True)
-    return frozenset(text(one, "metadata", "name") for one in told)
 
 
 def _kind(resource: Resource) -> str:

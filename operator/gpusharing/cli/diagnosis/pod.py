@@ -2,8 +2,7 @@
 changes wait for. Pure."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from gpusharing.api.names import RESOURCE_GPU, Phase
 from gpusharing.cli.diagnosis.rooms import NOTE, NodeRoom, RoomSearch, find_fraction, find_overlooked
@@ -94,10 +93,6 @@ class PodAnswer:
     """Nodes of the cluster whose GPUs are SIMULATED."""
     fraction: str = ""
     """The fraction that the pod asks KAI-Scheduler for; empty if it asks for none."""
-
-    def as_data(self) -> dict[str, Any]:
-        """Return the answer as plain data, for JSON and YAML."""
-        return asdict(self)
 
 
 def pod_answer(search: RoomSearch) -> PodAnswer:

@@ -7,6 +7,7 @@ are missing, the screen names them.
 
 from argparse import Namespace
 from contextlib import suppress
+from dataclasses import asdict
 
 from gpusharing.cli.diagnosis.node import NodeAnswer, describe_node, node_answer
 from gpusharing.cli.diagnosis.pod import describe_pod, pod_answer
@@ -47,7 +48,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             async for nodes in session.each_page(NODES):
                 search.look(nodes)
             explained = pod_answer(search)
-        terminal.answer(explained.as_data, lambda paper: describe_pod(explained, paper))
+        terminal.answer(lambda: asdict(explained), lambda paper: describe_pod(explained, paper))
         return DONE
     answer = await _node(session, name)
     terminal.answer(answer.as_data, lambda paper: describe_node(answer, session.now(), paper))

@@ -173,14 +173,6 @@ def by_ref(pod: PodView) -> tuple[str, str]:
 # --- the filters, in order -------------------------------------------------------------------------------
 
 
-def _no_particulars(pod: PodView, options: Drain, scope: Scope) -> str:
-    return ""
-
-
-def _no_end(pod: PodView, options: Drain, scope: Scope) -> datetime | None:
-    return None
-
-
 Decision: TypeAlias = Literal["ignore", "hold", "wait"] | Reason
 """`ignore`: the drain leaves the pod alone, because it holds no GPU or others end it. `hold`: it holds one and can be
 evicted. `wait`: it holds one and should end by itself. A Reason: it holds one and is not evicted, for this reason."""
@@ -194,9 +186,9 @@ class PodFilter:
     """Whether the pod is of this kind; if not, the next filter decides."""
     decision: Decision
     """What is decided about such a pod."""
-    particulars: Callable[[PodView, Drain, Scope], str] = _no_particulars
+    particulars: Callable[[PodView, Drain, Scope], str] = lambda pod, options, scope: ""
     """What the blocker says about this pod besides the reason."""
-    until: Callable[[PodView, Drain, Scope], datetime | None] = _no_end
+    until: Callable[[PodView, Drain, Scope], datetime | None] = lambda pod, options, scope: None
     """When the block ends by the clock alone."""
 
 

@@ -140,8 +140,10 @@ def find_standings(
     waits = find_gang_waits(work, options, scope)
     if options.rules or found.waited or waits or any(pod.system for pod in found.holders):
         known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
-    kept = _find_kept(known, found, work, options, scope) if cordoned else KeptGangs()
-    known = [_with_gang(one, kept) for one in known] if kept.gangs else known
+    # Gangs of which a pod has still to be evicted may have to stay.
+    gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
+    kept = find_kept_gangs(work, found, gangs, options, scope) if gangs and cordoned else KeptGangs()
+    known = [replace(one, kept=True, due=False) if one.pod.gang in kept.gangs else one for one in known]
     return Standings(
         work.listed_at,
         leaving=tuple(one for one in known if one.leaves),
@@ -201,19 +203,6 @@ def _waited(
     waits = spared or ends is None or now < ends
     due = one.due and not waits
     return replace(one, waits=waits, ends=ends, spared=spared, due=due, waits_for=waits_for)
-
-
-def _find_kept(
-    known: list[Standing], found: Classified, work: NodeWork, options: Drain, scope: Scope
-) -> KeptGangs:
-    """Return the gangs that must not be ended now, among those of which a pod has still to be evicted."""
-    gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
-    return find_kept_gangs(work, found, gangs, options, scope) if gangs else KeptGangs()
-
-
-def _with_gang(one: Standing, kept: KeptGangs) -> Standing:
-    """Return the standing, changed to one that stays if the pod's gang must stay."""
-    return replace(one, kept=True, due=False) if one.pod.gang in kept.gangs else one
 
 
 def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:

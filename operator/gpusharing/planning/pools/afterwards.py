@@ -32,14 +32,11 @@ def find_afterwards(snapshot: ClusterSnapshot, members: Mapping[str, Member]) ->
             ):  # whatever one node holds, the others are asked about (transition/guard.py)
                 member = members.get(name)
                 place = _place(node, member.assessment if member is not None else None, snapshot)
-                yield _doubt(place, node) if member is not None and _waits_for_person(member) else place
+                verdict = member.verdict if member is not None else None
+                held = verdict is not None and verdict.phase is Phase.BLOCKED and verdict.reason
+                yield _doubt(place, node) if held and held.passes is Passes.BY_A_PERSON else place
 
     return Afterwards(places, snapshot.pending_devices)
-
-
-def _waits_for_person(member: Member) -> bool:
-    verdict = member.verdict
-    return verdict.phase is Phase.BLOCKED and verdict.reason.passes is Passes.BY_A_PERSON
 
 
 def _doubt(place: FutureNode, node: NodeView) -> FutureNode:

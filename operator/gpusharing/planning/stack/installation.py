@@ -395,7 +395,7 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
             f"{policy.name}: {pointer.field} is {pointer.said},"
             f" {_effect(view, pointer, 'no mode takes effect on any node')}"
             f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}{_unmerged(view, pointer)}",
-            point(view, policy, pointer, pointer.command(policy.name)),
+            point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
     elif pointer.without_default:
         yield error(
@@ -445,7 +445,7 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
             f"{policy.name}: {pointer.field} is {pointer.said},"
             f" {_effect(view, pointer, 'spec.mig.layouts is refused')}"
             f"{why_not_set(pointer, policy, asked=view.place.configure_gpu_operator)}",
-            point(view, policy, pointer, pointer.command(policy.name)),
+            point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
     fixed = policy.mig_strategy
     if fixed:

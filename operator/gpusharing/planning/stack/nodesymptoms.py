@@ -276,18 +276,9 @@ OLDEST = (1, 30)
 MOST_BEHIND = 3
 """Minor versions: "kubelet must not be newer than kube-apiserver", and "may be up to three minor versions older"
 (kubernetes.io/releases/version-skew-policy, "kubelet"). Patch versions do not count."""
-_UNSUPPORTED = "the API server ({}), which Kubernetes does not support"
-_UPGRADE = "upgrade the kubelet, one node after the other"
 _VERSION = re.compile(r"v?(\d+)\.(\d+)")
 
 Minor = tuple[int, int]
-
-
-@value
-class _Kubelet:
-    node: str
-    said: str
-    minor: Minor
 
 
 def find_minor(version: str) -> Minor | None:
@@ -298,49 +289,38 @@ def find_minor(version: str) -> Minor | None:
 
 
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
-    """What is wrong with the versions of kubelets on nodes with GPUs. `api_server`: its version, empty if unknown.
-
-    A kubelet is listed once, for its worst fault.
-    """
-    kubelets = [
-        _Kubelet(one.name, version, minor)
-        for one in sorted(view.nodes, key=lambda one: one.name)
-        if has_gpu_label(one)
-        and (minor := find_minor(version := view.kubelets.get(one.name, ""))) is not None
-    ]
+    """Report what is wrong with the versions of kubelets on nodes with GPUs, each kubelet once, for its worst fault.
+    `api_server`: its version, empty if unknown."""
     server = find_minor(api_server)
-    newer = [one for one in kubelets if server is not None and one.minor > server]
-    behind = [one for one in kubelets if server is not None and _is_behind(one.minor, server)]
-    told = {one.node for one in (*newer, *behind)}
-    old = [one for one in kubelets if one.minor < OLDEST and one.node not in told]
-    said = _UNSUPPORTED.format(api_server)
-    return (
-        *_symptom(newer, "KubeletNewer", f"is newer than {said}: upgrade the control plane"),
-        *_symptom(
-            behind, "KubeletBehind", f"is more than {MOST_BEHIND} minor versions behind {said}: {_UPGRADE}"
-        ),
-        *_symptom(
-            old,
-            "KubeletOld",
-            f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for: {_UPGRADE}",
-        ),
-    )
-
-
-def _is_behind(kubelet: Minor, server: Minor) -> bool:
-    return kubelet[0] == server[0] and server[1] - kubelet[1] > MOST_BEHIND
-
-
-def _symptom(kubelets: list[_Kubelet], reason: str, said: str) -> Symptoms:
-    if kubelets:
-        who = f"the kubelet of {some([one.node for one in kubelets])} ({kubelets[0].said})"
-        yield warning(
+    unsupported = f"the API server ({api_server}), which Kubernetes does not support"
+    upgrade_it = "upgrade the kubelet, one node after the other"
+    faults = {
+        "KubeletNewer": f"is newer than {unsupported}: upgrade the control plane",
+        "KubeletBehind": f"is more than {MOST_BEHIND} minor versions behind {unsupported}: {upgrade_it}",
+        "KubeletOld": f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for: {upgrade_it}",
+    }
+    found: dict[str, list[str]] = {reason: [] for reason in faults}
+    for node in sorted((one for one in view.nodes if has_gpu_label(one)), key=lambda one: one.name):
+        minor = find_minor(view.kubelets.get(node.name, ""))
+        if minor is None:
+            continue
+        if server is not None and minor > server:
+            found["KubeletNewer"].append(node.name)
+        elif server is not None and minor[0] == server[0] and server[1] - minor[1] > MOST_BEHIND:
+            found["KubeletBehind"].append(node.name)
+        elif minor < OLDEST:
+            found["KubeletOld"].append(node.name)
+    return tuple(
+        warning(
             Topic.KUBELETS,
             reason,
-            f"{who} {said}",
-            f"kubectl get node {' '.join(one.node for one in kubelets)} -o"
+            f"the kubelet of {some(nodes)} ({view.kubelets[nodes[0]]}) {faults[reason]}",
+            f"kubectl get node {' '.join(nodes)} -o"
             " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
         )
+        for reason, nodes in found.items()
+        if nodes
+    )
 
 
 # --- programs that serve GPUs beside the device plugin -------------------------------------------------

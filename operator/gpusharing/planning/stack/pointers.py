@@ -10,7 +10,7 @@ from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.planning.snapshot.actions import SetPointers
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
 from gpusharing.planning.snapshot.views import PlanSettings
-from gpusharing.planning.stack.commands import Fields, kubectl_patch
+from gpusharing.planning.stack.commands import Fields
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
@@ -76,14 +76,11 @@ class Pointer:
             first = f"set chart value gpuOperator.adminPluginConfigMap={self.now} first"
         else:
             first = f"take the label {LABEL_PLUGIN_CONFIG} off first"
+        lackers = f"{self.ours} does" if self.merges or not self.now else f"{self.ours} and {self.now} do"
         return (
-            f"; Nodes use {some(self.stops)}, which {self._lackers} not hold: {first}, or their device plugins do"
+            f"; Nodes use {some(self.stops)}, which {lackers} not hold: {first}, or their device plugins do"
             " not start (kubectl gpusharing import)"
         )
-
-    @property
-    def _lackers(self) -> str:
-        return f"{self.ours} does" if self.merges or not self.now else f"{self.ours} and {self.now} do"
 
     @property
     def patch(self) -> Fields:
@@ -91,10 +88,6 @@ class Pointer:
         block, _, _ = self.field.partition(".")
         config = {"name": self.ours} | ({"default": None} if self.without_default else {})
         return {block: {"config": config}}
-
-    def command(self, cluster_policy: str) -> str:
-        """Return the command that sets the pointer by hand."""
-        return kubectl_patch(cluster_policy, self.patch)
 
 
 def plugin_pointer(

@@ -4,8 +4,6 @@ It gets its layout the ordinary way, and loses the taint with the proof: when it
 adopted because it is as wanted already. Until then every verdict on it says what keeps workloads off.
 """
 
-from collections.abc import Iterator
-
 from gpusharing.api import names
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView
 from gpusharing.planning.stack.startgate import (
@@ -38,24 +36,16 @@ def is_newcomer(node: NodeView, gpunode: GPUNodeView | None) -> bool:
 
 def find_closed(case: NodeCase) -> Finding | None:
     """What keeps a node behind the taint from ever being proven; None: nothing that is known here, or no taint."""
-    missing = next(_find_missing(case), None) if case.node.gate is not None else None
+    if case.node.gate is None:
+        return None
+    policy = case.stack.cluster_policy
+    operands = None if policy is None else find_untolerated(policy, case.settings.gpu_operator_namespace)
+    missing = find_untolerated_agents(case.stack) or operands or _find_finder(case)
     if missing is None:
         return None
     said = f"{missing.said}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
     tail = f"; run (it restarts those pods on every node): {missing.command}"
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(said, MAX_TEXT - len(tail)) + tail)
-
-
-def _find_missing(case: NodeCase) -> Iterator[Untolerated]:
-    """Our agent, NVIDIA's operands, the worker of Node Feature Discovery: what does not tolerate the taint."""
-    stack = case.stack
-    found = find_untolerated_agents(stack), _find_operands(case), _find_finder(case)
-    yield from (one for one in found if one is not None)
-
-
-def _find_operands(case: NodeCase) -> Untolerated | None:
-    policy = case.stack.cluster_policy
-    return None if policy is None else find_untolerated(policy, case.settings.gpu_operator_namespace)
 
 
 def _find_finder(case: NodeCase) -> Untolerated | None:

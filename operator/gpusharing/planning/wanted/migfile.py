@@ -146,11 +146,7 @@ def _find_problem(entry: object) -> str:
         return "it is not a list of maps"
     if not entry:
         return "it is an empty list"
-    return next((why for row in entry if (why := _find_row_problem(row))), "")
-
-
-def _find_row_problem(row: Mapping[str, Any]) -> str:
-    return next((why for fault in ROW_FAULTS if (why := fault.find(row))), "")
+    return next((why for row in entry for fault in ROW_FAULTS if (why := fault.find(row))), "")
 
 
 @value

@@ -148,9 +148,12 @@ def _find_target(
     layouts = _wanted_layouts(wish, node, stack, gpus, generated)
     if isinstance(layouts, Finding):
         return layouts
-    refused = _too_many_clients(spec, node, gpus) or _too_old(spec, node, gpus, layouts, stack)
-    if refused is not None:
+    if (refused := _too_many_clients(spec, node, gpus)) is not None:
         return refused
+    if spec.mig is not None and stack.cluster_policy is not None:
+        found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
+        if found is not None:
+            return replace(found, message=f"{node}: {found.message}")
     mig_config = wish.mig_config if _has_mig_manager(spec, gpus, stack) else ""
     plugin = plugin_config(spec, layouts)
     return _target(wish.policy, spec.mode, gpus, stack, mig_config=mig_config, layouts=layouts, plugin=plugin)
@@ -197,20 +200,6 @@ def _too_many_clients(spec: GPUSharingPolicySpec, node: str, gpus: Sequence[Card
     return None
 
 
-def _too_old(
-    spec: GPUSharingPolicySpec,
-    node: str,
-    gpus: Sequence[CardView],
-    layouts: Sequence[Layout | None],
-    stack: StackView,
-) -> Finding | None:
-    """What NVIDIA's software in this cluster gets wrong, by its versions."""
-    found = None
-    if spec.mig is not None and stack.cluster_policy is not None:
-        found = toolversions.find_too_old(spec.mig.strategy, gpus, layouts, stack.cluster_policy)
-    return replace(found, message=f"{node}: {found.message}") if found is not None else None
-
-
 def _has_mig_manager(spec: GPUSharingPolicySpec, gpus: Sequence[CardView], stack: StackView) -> bool:
     """Whether mig.config has an effect here; if mig-manager is switched off, MIG must be off already."""
     switched_off = stack.cluster_policy is not None and stack.cluster_policy.is_off(MIG_MANAGER_SWITCH)
@@ -234,7 +223,9 @@ class Targets:
         """What `node` with these GPUs (sorted by index, at least one) becomes; only a Finding names the node."""
         question = partial(_find_target, self.wish, node, self.stack)
         generated = self.stack.generated_mig_file(node)
-        return self.answers.ask(question, hardware.cards, generated, lasts=_is_target)
+        return self.answers.ask(
+            question, hardware.cards, generated, lasts=lambda found: isinstance(found, Target)
+        )
 
     def stop(self, hardware: Hardware) -> Target:
         """Whole GPUs without sharing: the stop on the way from MPS to MIG and back; the two would race (b.5)."""
@@ -247,10 +238,6 @@ class Targets:
         return _target(
             policy, Mode.FULL, cards, self.stack, mig_config=mig_config, layouts=whole, plugin=plugin
         )
-
-
-def _is_target(found: Target | Finding) -> bool:
-    return isinstance(found, Target)
 
 
 def _unlisted_product(spec: GPUSharingPolicySpec, gpus: Sequence[CardView]) -> str:

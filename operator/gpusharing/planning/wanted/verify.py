@@ -32,7 +32,6 @@ from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
 from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
 from gpusharing.planning.wanted.pluginconfig import (
     STRATEGIES,
-    MigStrategy,
     PluginConfig,
     default_entry,
     parse,
@@ -219,7 +218,8 @@ def _paused(compared: Comparison) -> str:
 def effective_plugin_config(node: NodeView, stack: StackView) -> PluginConfig | None:
     """The present configuration of a node's device plugin; None when its label names no configuration (b.4)."""
     key = find_entry(node.labels.get(names.LABEL_PLUGIN_CONFIG, ""), stack)
-    fixed = _fixed_strategy(stack)
+    # ClusterPolicy mig.strategy overrides that of every configuration (b.2).
+    fixed = STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
     if not key:
         return PluginConfig(fixed or "none")
     text = stack.plugin_configs.get(key)
@@ -236,11 +236,6 @@ def is_told_mps(node: NodeView, stack: StackView) -> bool:
     """Whether the device plugin of a node is configured to share its GPUs by MPS."""
     config = effective_plugin_config(node, stack)
     return config is not None and config.sharing is not None and config.sharing.strategy == "mps"
-
-
-def _fixed_strategy(stack: StackView) -> MigStrategy | None:
-    """ClusterPolicy mig.strategy overrides that of every configuration (b.2)."""
-    return STRATEGIES.get(stack.cluster_policy.mig_strategy) if stack.cluster_policy else None
 
 
 def _plugin_config(compared: Comparison) -> str:
