@@ -139,19 +139,25 @@ def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decid
         if policy is not None:
             said = policy_status(policy, decided.plan, decided.snapshot, {}, decided.now)["summary"]
             pool, status = policy.name, f"{said['status']}: {said['message']}"
-        members = [room for room in rooms if room.pool == pool]
-        reached = (room for room in members if room.now or room.after)
-        none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
-        best = max(reached, key=lambda room: room.rank(asks), default=none)
-        for resource, wanted in asks.items():
-            if not any(resource in room.names for room in members):
-                continue
-            kept = tuple(_kept([room for room in members if room.planned.get(resource)]))
-            free = None if best.free is None else best.free.get(resource, 0)
-            now, after = best.now.get(resource, 0), best.after.get(resource, 0)
-            but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
-            but = _all_of(kept) if kept and best is none else but
-            yield Service(pool, best.node, resource, now, free, after, but, kept)
+        yield from _services_of(pool, status, asks, [room for room in rooms if room.pool == pool])
+
+
+def _services_of(
+    pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
+) -> Iterator[Service]:
+    """Yield what the best node of one pool has of each requested resource. `status`: of the policy, for people."""
+    reached = (room for room in members if room.now or room.after)
+    none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
+    best = max(reached, key=lambda room: room.rank(asks), default=none)
+    for resource, wanted in asks.items():
+        if not any(resource in room.names for room in members):
+            continue
+        kept = tuple(_kept([room for room in members if room.planned.get(resource)]))
+        free = None if best.free is None else best.free.get(resource, 0)
+        now, after = best.now.get(resource, 0), best.after.get(resource, 0)
+        but = _but(best, now=now, free=free, after=after, wanted=wanted, status=status)
+        but = _all_of(kept) if kept and best is none else but
+        yield Service(pool, best.node, resource, now, free, after, but, kept)
 
 
 def _kept(rooms: Sequence[NodeRoom]) -> Iterator[str]:

@@ -136,21 +136,12 @@ def find_kept_gangs(
     work: NodeWork, found: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
 ) -> KeptGangs:
     """`found`: the pods of the node itself. `gangs`: those of which a pod is still to leave the node."""
-    kept = {pod.gang for pod in found.blocked}
+    kept = {pod.gang for pod in found.blocked} if gangs else set()
     blockers: list[Blocker] = []
     for view in work.gangs:
-        if view.gang not in gangs:
-            continue
-        if view.error:
-            its = tuple(pod.ref for pod in found.holders if pod.gang == view.gang and pod.deleted_at is None)
-            blockers.append(Blocker(Reason.LIST_FAILED, its, message=unlisted(view)))
-            kept.add(view.gang)
-            continue
-        told = {pod.uid for pod in found.blocked}
-        others = [one for one in running(view, work, scope.node) if one.pod.uid not in told]
-        if here := list(_keepers(view, others, options, scope)):
-            blockers += here
-            kept.add(view.gang)
+        here = list(_keepers(view, work, found, options, scope)) if view.gang in gangs else []
+        blockers += here
+        kept |= {view.gang} if here else set()
     return KeptGangs(frozenset(gang for gang in kept if gang is not None), merge(blockers))
 
 
@@ -189,8 +180,15 @@ def _by_policy(one: GangMember, blocker: Blocker) -> Blocker:
 
 
 def _keepers(
-    view: GangView, members: Iterable[GangMember], options: Drain, scope: Scope
+    view: GangView, work: NodeWork, found: Classified, options: Drain, scope: Scope
 ) -> Iterator[Blocker]:
+    """Yield why members of a gang must stay, besides those of which a blocker of the node's own pods says it."""
+    if view.error:
+        its = tuple(pod.ref for pod in found.holders if pod.gang == view.gang and pod.deleted_at is None)
+        yield Blocker(Reason.LIST_FAILED, its, message=unlisted(view))
+        return
+    told = {pod.uid for pod in found.blocked}
+    members = [one for one in running(view, work, scope.node) if one.pod.uid not in told]
     for node, blocker in find_keepers(members, options, scope):
         where = f"Runs on {node}. " if node else ""
         yield name_gang(view, replace(blocker, message=f"{where}{blocker.message}".rstrip()))

@@ -3,7 +3,7 @@
 Specification: docs/design/drain.md#t13.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from gpusharing.planning.drain.gangkeepers import find_ruled, name_gang, unliste
 from gpusharing.planning.drain.holders import Scope, must_leave
 from gpusharing.planning.drain.plan import forbidding
 from gpusharing.planning.drain.standing import find_standings
-from gpusharing.planning.snapshot.podviews import GangView, NodeWork
+from gpusharing.planning.snapshot.podviews import GangMember, GangView, NodeWork
 from gpusharing.planning.vocabulary.blockers import Blocker, merge
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -30,20 +30,25 @@ def find_gang_blockers(
 
     Every member counts, with or without a GPU: what ends one of them ends them all.
     """
-    found: list[Blocker] = []
-    everywhere = replace(scope, all_pods=True, cordoned_at=None)
-    for view in ending_gangs(work, scope):
-        if view.error:
-            found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
-            continue
+    ending = ending_gangs(work, scope)
+    found = [Blocker(Reason.LIST_FAILED, message=unlisted(view)) for view in ending if view.error]
+    for view in (one for one in ending if not one.error):
         members = [one for one in view.members if one.node != node or not must_leave(one.pod, scope)]
-        if members:
-            elsewhere = NodeWork(tuple(one.pod for one in members), work.pdbs, work.listed_at)
-            standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
-            told = {ref for blocker in standings.blockers for ref in blocker.pods}
-            ruled = find_ruled((one for one in members if one.pod.ref not in told), replace(scope, now=now))
-            found += [name_gang(view, blocker) for blocker in (*forbidding(standings), *ruled)]
+        found += [name_gang(view, one) for one in _forbid(members, work, options, now, scope)]
     return merge(found)
+
+
+def _forbid(
+    members: Sequence[GangMember], work: NodeWork, options: Drain, now: datetime, scope: Scope
+) -> Iterator[Blocker]:
+    """Yield why these members, wherever they run, must not be evicted: by the options of this change or by the policy
+    of their own node."""
+    elsewhere = NodeWork(tuple(one.pod for one in members), work.pdbs, work.listed_at)
+    everywhere = replace(scope, all_pods=True, cordoned_at=None)
+    standings = find_standings(elsewhere, options, now, scope=everywhere, cordoned=False)
+    told = {ref for blocker in standings.blockers for ref in blocker.pods}
+    yield from forbidding(standings)
+    yield from find_ruled((one for one in members if one.pod.ref not in told), replace(scope, now=now))
 
 
 def with_gangs(

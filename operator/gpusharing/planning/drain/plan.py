@@ -307,10 +307,7 @@ def _next_wake(found: Standings, sent: int, end: datetime | None, now: datetime)
     """The first moment at which the clock alone may change the plan. `sent`: evictions and deletions of this pass."""
     moments = [moment for one in found.leaving if (moment := stuck_from(one.pod)) is not None]
     moments += next_force(found, end)
-    for memory in (one.memory for one in found.staying if one.memory is not None):
-        moments.append(memory.next_try)
-        if memory.reason is Reason.PDB_NOT_OBSERVED:
-            moments.append(memory.since + timedelta(seconds=QUIET_WAIT))
+    moments += _next_tries(found.staying)
     moments += [one.ends for one in found.staying if one.ends not in (None, NEVER)]
     moments += [blocker.until for blocker in found.blockers if blocker.until is not None]
     if found.throttled_until is not None:
@@ -318,3 +315,11 @@ def _next_wake(found: Standings, sent: int, end: datetime | None, now: datetime)
     if sent + len(found.asked) >= MAX_EVICTIONS:
         moments += [moment + PACE for moment in found.asked] or [now + PACE]
     return min((moment for moment in moments if moment > now), default=None)
+
+
+def _next_tries(staying: Iterable[Standing]) -> Iterator[datetime]:
+    """Yield when refused evictions are sent again, and until when a budget may not have observed its pods yet."""
+    for memory in (one.memory for one in staying if one.memory is not None):
+        yield memory.next_try
+        if memory.reason is Reason.PDB_NOT_OBSERVED:
+            yield memory.since + timedelta(seconds=QUIET_WAIT)

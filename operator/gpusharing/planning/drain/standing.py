@@ -134,15 +134,13 @@ def find_standings(
     scope = replace(scope, now=now)
     found = classify(work.pods, options, scope)
     front = min((tier_of(pod, options) for pod in (*found.holders, *found.blocked)), default=(0, False))
-    known = [_stand(pod, memories.get(pod.uid), work, now) for pod in found.holders]
-    if scope.silent:
-        known = [replace(one, due=False) for one in known]
+    known = [_stand(pod, memories.get(pod.uid), work, now, silent=scope.silent) for pod in found.holders]
     waits = find_gang_waits(work, options, scope)
     if options.rules or found.waited or waits or any(pod.system for pod in found.holders):
         known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
     # Gangs of which a pod has still to be evicted may have to stay.
     gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
-    kept = find_kept_gangs(work, found, gangs, options, scope) if gangs and cordoned else KeptGangs()
+    kept = find_kept_gangs(work, found, gangs, options, scope) if cordoned else KeptGangs()
     known = [replace(one, kept=True, due=False) if one.pod.gang in kept.gangs else one for one in known]
     return Standings(
         work.listed_at,
@@ -212,15 +210,18 @@ def _in_turn(standings: list[Standing], front: Tier) -> list[Standing]:
     return [replace(one, due=one.due and one.tier == front and not waits) for one in standings]
 
 
-def _stand(pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime) -> Standing:
+def _stand(
+    pod: PodView, memory: EvictionMemory | None, work: NodeWork, now: datetime, *, silent: bool
+) -> Standing:
     """Return the standing of a pod by the last answer to its eviction and by its budgets: whether it is leaving
-    already, and whether its eviction is due now."""
+    already, and whether its eviction is due now. Nothing is due on a node that is silent."""
     budgets = pdb.asked(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
     # accepted. With two budgets the server always refuses.
     waits = memory is not None and not (memory.next_try <= now and is_seen(memory, work.listed_at))
-    return Standing(pod, memory, budgets, leaves, due=not (leaves or waits or len(budgets) > 1))
+    due = not (leaves or waits or len(budgets) > 1 or silent)
+    return Standing(pod, memory, budgets, leaves, due)
 
 
 def _is_answered(memory: EvictionMemory | None, work: NodeWork) -> bool:

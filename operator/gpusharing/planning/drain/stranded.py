@@ -143,12 +143,8 @@ class Afterwards:
             return f"No node would offer {', '.join(lost)}{of_kai}"
         if own is None or not wanted:
             return ""
-        if not self._has_place(pod, own):
-            if broken := _find_broken(pod, own.labels[0]):
-                return broken
-            if not own.serves(pod):
-                asked = ", ".join(f"{count} {name}" for name, count in wanted.items())
-                return f"No node that it may run on would offer {asked}"
+        if not self._has_place(pod, own) and (broken := _find_broken(pod, own)):
+            return broken
         had = {name: max(own.before.get(name, 0), own.held.get(name, 0)) for name in wanted}
         fewer = [name for name in wanted if own.after.get(name, 0) < had[name]]
         demands = {name: self.find_demand(name) for name in fewer}
@@ -169,16 +165,20 @@ def _wanted(pod: PodView) -> Mapping[str, int]:
     return {name: pod.resources.get(name, 1) for name in gpu_resources(pod)}
 
 
-def _find_broken(pod: PodView, labels: Mapping[str, str]) -> str:
-    """Return the first requirement of the pod that these labels do not meet, in words; empty if they meet all. Only
-    requirements about labels that our changes rewrite are considered."""
+def _find_broken(pod: PodView, own: FutureNode) -> str:
+    """Return the first requirement of the pod that its own node will not meet, in words; empty if it will meet all.
+    Only requirements about labels that our changes rewrite, and about devices, are considered."""
+    labels = own.labels[0]
     rows: list[Row] = [(key, "In", (wanted,)) for key, wanted in sorted(pod.node_selector.items())]
     if not any(matches(labels, {}, term) for term in pod.node_terms):
         rows += [row for term in pod.node_terms for row in term]
-    for key, operator, values in rows:
-        if is_rewritten(key) and not holds(labels, (key, operator, values)):
-            equals = operator == "In" and len(values) == 1
-            rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
-            becomes = f"be {labels[key]}" if key in labels else "be absent"
-            return f"It requires {rule}, and this label will {becomes}"
-    return ""
+    broken = next((row for row in rows if is_rewritten(row[0]) and not holds(labels, row)), None)
+    if broken is not None:
+        key, operator, values = broken
+        equals = operator == "In" and len(values) == 1
+        rule = f"{key}={values[0]}" if equals else " ".join((key, operator, ",".join(values))).rstrip()
+        return f"It requires {rule}, and this label will be {labels.get(key, 'absent')}"
+    if own.serves(pod):
+        return ""
+    asked = ", ".join(f"{count} {name}" for name, count in _wanted(pod).items())
+    return f"No node that it may run on would offer {asked}"

@@ -187,28 +187,24 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
 
 
 def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
-    """Paths of what `own` would prune from `value`, in the order of the value."""
+    """Yield the paths of what `own` would prune from `value`, in the order of the value."""
     if own.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, list):
         for index, item in enumerate(value):
             yield from _lost(item, served.get("items", {}), own.get("items", {}), f"{at}[{index}]")
-    elif isinstance(value, dict) and "additionalProperties" in own:
-        for key, item in value.items():
+    known, now = own.get("properties", {}), served.get("properties", {})
+    for key, item in value.items() if isinstance(value, dict) else ():
+        schema = now.get(key, {})
+        if "additionalProperties" in own:
             below = served.get("additionalProperties", {})
             yield from _lost(item, below, own["additionalProperties"], f"{at}.{key}")
-    elif isinstance(value, dict):
-        known, now = own.get("properties", {}), served.get("properties", {})
-        for key, item in value.items():
-            if key in known:
-                yield from _lost(item, now.get(key, {}), known[key], f"{at}.{key}")
-            elif not _is_default(item, now.get(key, {})):
-                yield f"{at}.{key}"
-
-
-def _is_default(value: object, schema: Schema) -> bool:
-    """Whether the API server would set this value by default."""
-    return "default" in schema and value == _filled(schema["default"], schema)
+        elif key in known:
+            yield from _lost(item, schema, known[key], f"{at}.{key}")
+        elif "default" not in schema or item != _filled(
+            schema["default"], schema
+        ):  # the API server sets it again
+            yield f"{at}.{key}"
 
 
 def _filled(value: object, schema: Schema) -> object:

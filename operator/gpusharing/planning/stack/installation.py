@@ -3,7 +3,7 @@
 `helm test` prints them; everything else that asks the same question must call this too, so that there is one answer.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 
 from gpusharing.api import names
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG, Mode
@@ -15,6 +15,7 @@ from gpusharing.planning.stack.installationviews import (
     AGENT,
     ASKED_BY_PEOPLE,
     OPERATOR,
+    AgentsState,
     InstallationView,
     Severity,
     Symptom,
@@ -37,6 +38,7 @@ from gpusharing.planning.stack.pointers import (
 )
 from gpusharing.planning.stack.requirements import (
     EVERY_MODE,
+    NeededProgram,
     find_absent,
     find_off,
     has_driver,
@@ -117,16 +119,17 @@ def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *,
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
     """Report what keeps the agents from running or from reading GPUs, and device plugins that must not run on their
     nodes. Yields nothing if that could not be read."""
-    agents, place = view.agents, view.place
-    if agents is None:
-        if "daemonsets.apps" not in view.unread:
-            message = f"there is no DaemonSet gpusharing-agent in namespace {place.agent_namespace}"
-            yield error(Topic.AGENTS, "AgentMissing", message, upgrade(view, "agent.createNamespace=true"))
+    agents = view.agents
+    if agents is None and "daemonsets.apps" not in view.unread:
+        message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"
+        yield error(Topic.AGENTS, "AgentMissing", message, upgrade(view, "agent.createNamespace=true"))
+    if agents is None or {"nodes", "pods"} & view.unread.keys():
         return
-    if {"nodes", "pods"} & view.unread.keys():
-        return
-    nodes = [one for one in view.nodes if matches(one.labels, agents.selector)]
-    if not nodes:
+    if nodes := [one for one in view.nodes if matches(one.labels, agents.selector)]:
+        yield from _agents_kept_out(agents, view)
+        yield from _two_plugins(nodes, view.system_plugins)
+        yield from _failing_agents(agents, nodes, view)
+    else:
         wanted = [f"{key}={value}" for key, value in sorted(agents.selector.items())]
         yield warning(
             Topic.AGENTS,
@@ -134,38 +137,42 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
             f"no Node has the labels of agent.nodeSelector ({', '.join(wanted)}): no agent runs anywhere",
             f"kubectl label node NODE {' '.join(wanted)}",
         )
-        return
-    yield from _agents_kept_out(view)
-    yield from _two_plugins(nodes, view.system_plugins)
+
+
+def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
+    """Report those of `nodes` that have no Ready agent, and those whose agent cannot read the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
-        show = f"kubectl -n {place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent"
-        message = (
+        yield (error if len(without) == len(nodes) else warning)(
+            Topic.AGENTS,
+            "AgentNotReady",
             f"no Ready agent on {len(without)} of {counted(len(nodes), 'GPU node')}, so none of them changes:"
-            f" {some(sorted(without))}{problem}"
+            f" {some(sorted(without))}{problem}",
+            f"kubectl -n {view.place.agent_namespace} describe pods -l app.kubernetes.io/name=gpusharing-agent",
         )
-        severity = Severity.ERROR if len(without) == len(nodes) else Severity.WARNING
-        yield Symptom(Topic.AGENTS, severity, "AgentNotReady", message, show)
     troubled = {node: why for node, why in agents.reports.items() if why and node not in without}
     if troubled:
-        first = min(troubled)
-        message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
-        show = f"kubectl describe gpunode {first}"
-        policy, _ = find_active(view.cluster_policies)
-        with_driver = {one.name for one in nodes if has_driver(one.labels, one.resources)}
-        absent = find_absent(troubled[first], policy) if first not in with_driver else None
-        if policy is not None and absent is not None:
-            # Where other hosts bring the program, the GPU Operator must not begin to install it on all nodes.
-            command = show if with_driver else kubectl_patch(policy.name, absent.patch)
-            yield error(Topic.AGENTS, str(absent.disabled), f"{message}. {tell_off(absent, policy)}", command)
-            return
-        yield error(Topic.AGENTS, "AgentCannotRead", message, show)
+        yield _blind_agents(troubled, nodes, view)
 
 
-def _agents_kept_out(view: InstallationView) -> Symptoms:
-    agents, place = view.agents, view.place
-    assert agents is not None, "find_agent_symptoms asks first"
+def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
+    """Report agents that cannot read the GPUs. `troubled`: by node, why; `nodes`: all with agents."""
+    first = min(troubled)
+    message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
+    show = f"kubectl describe gpunode {first}"
+    policy, _ = find_active(view.cluster_policies)
+    with_driver = {one.name for one in nodes if has_driver(one.labels, one.resources)}
+    absent = find_absent(troubled[first], policy) if first not in with_driver else None
+    if policy is not None and absent is not None:
+        # Where other hosts bring the program, the GPU Operator must not begin to install it on all nodes.
+        command = show if with_driver else kubectl_patch(policy.name, absent.patch)
+        return error(Topic.AGENTS, str(absent.disabled), f"{message}. {tell_off(absent, policy)}", command)
+    return error(Topic.AGENTS, "AgentCannotRead", message, show)
+
+
+def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
+    place = view.place
     if agents.runtime_class and agents.runtime_class_exists is False:
         yield error(
             Topic.AGENTS,
@@ -351,25 +358,26 @@ def _plain(view: InstallationView) -> Symptoms:
 def _operands(view: InstallationView) -> Symptoms:
     """Report NVIDIA's programs that a mode needs and that the installation does not run. If no policy has such a mode,
     that is a warning, or nothing with NVIDIA's chart."""
-    asked = {one.spec.mode for one in view.policies if one.spec is not None}
     for stack in _followed(view):
         for row in find_off(stack):
-            every = row.modes == EVERY_MODE
-            refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
-            message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
-            found = error if every or asked & row.modes else warning
-            if stack.plain is None:
-                # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs once more.
-                doubles = row.disabled is Reason.PLUGIN_DISABLED and any(
-                    one.other_plugin for one in view.nodes
-                )
-                command = correct(view, stack, row.patch, needed=found is error and not doubles)
-                yield found(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
-            elif row.missing is not None and found is error:
-                command = _INSTALL_GPU_OPERATOR
-                if row.helm_value:
-                    command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
-                yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
+            yield from _operand(row, stack, view)
+
+
+def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
+    every = row.modes == EVERY_MODE
+    needed = every or any(one.spec is not None and one.spec.mode in row.modes for one in view.policies)
+    if stack.plain is None:
+        refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
+        message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
+        # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs once more.
+        doubles = row.disabled is Reason.PLUGIN_DISABLED and any(one.other_plugin for one in view.nodes)
+        command = correct(view, stack, row.patch, needed=needed and not doubles)
+        yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
+    elif row.missing is not None and needed:
+        command = _INSTALL_GPU_OPERATOR
+        if row.helm_value:
+            command = plain_upgrade(stack.plain, view.place.gpu_operator_namespace, row.helm_value)
+        yield error(Topic.CLUSTER_POLICY, str(row.missing), tell_off(row, stack), command)
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:
@@ -481,17 +489,13 @@ def _config_maps(view: InstallationView) -> Symptoms:
     """Report each of our two ConfigMaps that is absent, empty or somebody else's. Before the installation, only those
     that NVIDIA's programs are pointed at already."""
     place = view.place
-    pointed = {
-        name
-        for policy in view.cluster_policies
-        for name in (policy.plugin_config_name, policy.mig_config_name)
-    } | ({view.plain.plugin_config_name} if view.plain is not None else set())
-    for name in (place.plugin_config_map, place.mig_config_map):
-        if "configmaps" in view.unread:
-            return
+    if "configmaps" in view.unread:
+        return
+    stacks = [*view.cluster_policies, *filter(None, [view.plain])]
+    pointed = {one.plugin_config_name for one in stacks} | {one.mig_config_name for one in stacks}
+    ours = place.plugin_config_map, place.mig_config_map
+    for name in [name for name in ours if view.installed or name in pointed]:
         found = view.config_maps.get(name)
-        if not view.installed and name not in pointed:
-            continue
         where = f"configmap {name} -n {place.gpu_operator_namespace}"
         if found is None or not found.keys:
             state = "does not exist" if found is None else "holds nothing"

@@ -34,12 +34,10 @@ def _expect(
             {**_whole_labels(plugin, count), names.LABEL_GPU_PRODUCT: product + shared}
             for product, count in Counter(products).items()
         )
-    common = _mig_labels(layouts, plugin)
+    common, suffix = _mig_labels(layouts, plugin), shared if whole else ""
     if plugin.mig_strategy == "single":
         profile = next(layout[0][0] for layout in layouts if layout)
         suffix = f"-MIG-{profile.replace('+', '.')}{shared}"
-    else:
-        suffix = shared if whole else ""
     shown = dict.fromkeys(whole or products)
     return tuple({**common, names.LABEL_GPU_PRODUCT: product + suffix} for product in shown)
 

@@ -340,29 +340,31 @@ def _legal(
         if layout is None or fitted == (layout, gpu.profiles):
             continue
         fitted = (layout, gpu.profiles)
-        if layout == ():
-            return Finding(
-                Reason.LAYOUT_EMPTY, f"{node} GPU {gpu.index}: MIG on without instances serves nothing"
-            )
-        if not gpu.profiles:
-            return Finding(
-                Reason.HARDWARE_UNKNOWN,
-                f"{node} GPU {gpu.index}: neither the driver nor our table says what {gpu.product} offers",
-            )
-        fit = find_fit(layout, gpu.profiles)
-        if not isinstance(fit, Legal):
-            known = {profile.name for profile in gpu.profiles}
-            unknown = any(name not in known for name, _ in layout)
-            reason = Reason.PROFILE_NOT_SUPPORTED if unknown else Reason.LAYOUT_DOES_NOT_FIT
-            return Finding(reason, f"{node} GPU {gpu.index} ({gpu.product}): {fit.message}")
-    if spec.mig is not None and spec.mig.strategy == "single":
-        kinds = {None if layout is None else tuple(name for name, _ in layout) for layout in layouts}
-        if len(kinds) != 1 or None in kinds or any(kind is not None and len(kind) != 1 for kind in kinds):
-            return Finding(
-                Reason.LAYOUT_NOT_UNIFORM,
-                f"{node}: spec.mig.strategy single needs one and the same profile on every GPU; use mixed",
-            )
+        if (refused := _find_unfit(layout, gpu)) is not None:
+            return replace(refused, message=f"{node} GPU {gpu.index}{refused.message}")
+    profiles = {tuple(name for name, _ in layout or ()) for layout in layouts}
+    uniform = len(profiles) == 1 and len(profiles.pop()) == 1
+    if spec.mig is not None and spec.mig.strategy == "single" and not uniform:
+        return Finding(
+            Reason.LAYOUT_NOT_UNIFORM,
+            f"{node}: spec.mig.strategy single needs one and the same profile on every GPU; use mixed",
+        )
     return layouts
+
+
+def _find_unfit(layout: Layout, gpu: CardView) -> Finding | None:
+    """Return why a card cannot have a layout; None if it can. The message is to follow the name of the GPU."""
+    if layout == ():
+        return Finding(Reason.LAYOUT_EMPTY, ": MIG on without instances serves nothing")
+    if not gpu.profiles:
+        said = f": neither the driver nor our table says what {gpu.product} offers"
+        return Finding(Reason.HARDWARE_UNKNOWN, said)
+    fit = find_fit(layout, gpu.profiles)
+    if isinstance(fit, Legal):
+        return None
+    unknown = not {name for name, _ in layout} <= {profile.name for profile in gpu.profiles}
+    reason = Reason.PROFILE_NOT_SUPPORTED if unknown else Reason.LAYOUT_DOES_NOT_FIT
+    return Finding(reason, f" ({gpu.product}): {fit.message}")
 
 
 def predict_resources(layouts: Sequence[Layout | None], plugin: PluginConfig) -> dict[str, int]:

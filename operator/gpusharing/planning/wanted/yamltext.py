@@ -145,6 +145,6 @@ def _check_size(document: object) -> None:
         if isinstance(value, dict):
             if odd := [key for key in value if not isinstance(key, str | int | float)]:
                 raise Unreadable(f"it has {odd[0]!r} as a key")
-            left.extend((item, depth + 1) for item in value.values())
-        elif isinstance(value, list | tuple | set):
+            value = list(value.values())
+        if isinstance(value, list | tuple | set):
             left.extend((item, depth + 1) for item in value)
