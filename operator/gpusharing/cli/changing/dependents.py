@@ -50,10 +50,8 @@ async def read_dependents(
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
         try:
-            async for page in pages_of(client, resource):
-                for raw in page.items:
-                    for name in _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ():
-                        found[name].add(f"{kind} {_ref(raw)}")
+            for name, ref in await _read_mentions(client, resource, vanishing, ignored):
+                found[name].add(f"{kind} {ref}")
         except KubeError as error:
             if await client.served(resource):  # RBAC refuses also kinds that are not installed
                 unread[resource.plural] = said(error)
@@ -65,6 +63,20 @@ async def read_dependents(
         lines.append("A ResourceQuota limits nothing under a name that no node offers")
     why = f"{', '.join(sorted(unread))} may name what vanishes and were not read: {min(unread.values(), default='')}"
     return tuple(lines), (why,) if unread else ()
+
+
+async def _read_mentions(
+    client: KubeClient, resource: Resource, vanishing: Set[str], ignored: str
+) -> list[tuple[str, str]]:
+    """Return each name of `vanishing` that an object of this kind mentions, with the namespace and name of the object.
+    Raises a KubeError."""
+    found: list[tuple[str, str]] = []
+    async for page in pages_of(client, resource):
+        for raw in page.items:
+            place = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
+            mentioned = _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ()
+            found += [(name, "/".join(filter(None, place))) for name in mentioned]
+    return found
 
 
 def _counts(raw: JSON, ignored: str) -> bool:
@@ -88,7 +100,3 @@ def _mentioned(value: object, vanishing: Set[str]) -> Iterator[str]:
             yield from _mentioned(item, vanishing)
     elif isinstance(value, str) and value in vanishing:
         yield value
-
-
-def _ref(raw: JSON) -> str:
-    return "/".join(filter(None, (text(raw, "metadata", "namespace"), text(raw, "metadata", "name"))))
