@@ -19,33 +19,27 @@ def public_classes(text: str) -> Iterator[str]:
             yield node.name
 
 
-def shared_names(modules: Mapping[str, str]) -> dict[str, list[str]]:
-    """By name of a class the modules that define one, where there are several."""
+def package_of(module: str) -> str:
+    """The package that a module's classes share: a room of the product such as `gpusharing/planning`, or a folder of
+    the tools or tests such as `hack/sim`."""
+    folders = module.split("/")[:-1]
+    return "/".join(folders[1:3] if folders[0] == "operator" else folders[:2])
+
+
+def shared_names(modules: Mapping[str, str]) -> dict[tuple[str, str], list[str]]:
+    """By package and name of a class the modules that define one, where there are several."""
     found = defaultdict(list)
     for module, text in modules.items():
         for name in public_classes(text):
-            found[name].append(module)
+            found[package_of(module), name].append(module)
     return {name: where for name, where in sorted(found.items()) if len(where) > 1}
 
 
-def test_no_two_classes_that_ship_have_one_name() -> None:
+def test_no_two_classes_of_a_package_have_one_name() -> None:
     """`Pool` was once four things, `Request` and `Source` three each: whoever read one file had to know the others."""
-    assert shared_names({name: PYTHON[name] for name in SHIPPED}) == {}
-
-
-def test_no_class_of_the_tools_has_the_name_of_another_one_or_of_one_that_ships() -> None:
-    """`State` was a folder of a control plane and a mapped file; `Workload` what the product recommends for, and the
-    pods that the simulator starts."""
-    tools = {name: text for name, text in PYTHON.items() if name.startswith("hack/")}
-    assert shared_names({**tools, **{name: PYTHON[name] for name in SHIPPED}}) == {}
-
-
-def test_no_two_helpers_of_the_tests_and_tools_have_one_name() -> None:
-    """`Outcome` was what a run of faults came to, and what a run of kills did; a test file is free to name its own."""
-    helpers = {
-        name: text for name, text in PYTHON.items() if not name.startswith("operator/") and is_shared(name)
-    }
-    assert shared_names(helpers) == {}
+    shared = {name: text for name, text in PYTHON.items() if is_shared(name)}
+    assert set(SHIPPED) <= set(shared)
+    assert shared_names(shared) == {}
 
 
 def is_shared(name: str) -> bool:
@@ -54,8 +48,21 @@ def is_shared(name: str) -> bool:
 
 
 def test_the_rule_sees_what_it_is_for() -> None:
-    modules = {"a.py": "class Pool: ...\nclass _Row: ...", "b.py": "class Pool(int): ...\nclass _Row: ..."}
-    assert shared_names(modules) == {"Pool": ["a.py", "b.py"]}
+    modules = {
+        "hack/sim/a.py": "class Pool: ...\nclass _Row: ...",
+        "hack/sim/b.py": "class Pool(int): ...\nclass _Row: ...",
+        "hack/bench/c.py": "class Pool: ...",
+        "operator/gpusharing/cli/pools/d.py": "class Pool: ...",
+        "operator/gpusharing/cli/setup/e.py": "class Pool: ...",
+        "operator/gpusharing/api/f.py": "class Pool: ...",
+    }
+    assert shared_names(modules) == {
+        ("gpusharing/cli", "Pool"): [
+            "operator/gpusharing/cli/pools/d.py",
+            "operator/gpusharing/cli/setup/e.py",
+        ],
+        ("hack/sim", "Pool"): ["hack/sim/a.py", "hack/sim/b.py"],
+    }
 
 
 def changelog_flaws(text: str) -> list[str]:
