@@ -12,6 +12,7 @@ from gpusharing.api.crd import Schema, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec, GPUNodeStatus
 from gpusharing.api.names import GPUNODES, GROUP, POLICIES, VERSION
 from gpusharing.api.policy import GPUSharingPolicySpec, GPUSharingPolicyStatus
+from gpusharing.api.records import WireRecord
 from gpusharing.api.rules import NAME_LENGTH, ApiRule, cel
 
 
@@ -53,9 +54,9 @@ class CustomResource:
     """What kubectl takes for the plural."""
     description: str
     """What the kind is for."""
-    spec: type[WireModel]
+    spec: type[WireModel | WireRecord]
     """The type of `spec`."""
-    status: type[WireModel]
+    status: type[WireModel | WireRecord]
     """The type of `status`, which is a subresource."""
     columns: Sequence[PrinterColumn]
     """In the order in which kubectl shows them."""

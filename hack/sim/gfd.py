@@ -11,7 +11,8 @@ share of the card without the few hundred MiB that the driver keeps.
 import re
 from collections.abc import Iterable, Mapping
 
-from gpusharing.agent.library import GPU, DriverProfile, Model, Reading
+from gpusharing.agent.library import Reading
+from gpusharing.api.gpunode import GPU, DriverProfile, Model
 from gpusharing.api.names import (
     LABEL_GFD_TIMESTAMP,
     LABEL_GPU_COUNT,

@@ -18,24 +18,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from gpusharing.agent import library
 from gpusharing.agent.library import (
-    GPU,
     UNKNOWN_PROCESS,
+    DeviceUse,
+    LibraryError,
+    ProcessUse,
+    Reading,
+    Use,
+    unreachable,
+)
+from gpusharing.api.gpunode import (
+    GPU,
     Access,
     ComputeMode,
-    DeviceUse,
-    DriverRemappedRows,
+    DriverProfile,
     Instance,
-    LibraryError,
     MigMode,
     Model,
     Process,
-    ProcessUse,
-    Reading,
     RecoveryAction,
-    Use,
-    unreachable,
+    RemappedRows,
 )
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from hack.cards import mig_mode_needs_reset
@@ -81,7 +83,7 @@ def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
 
 
 DRIVER_VERSION = "580.159.03"
-HEALTHY_ROWS = DriverRemappedRows()
+HEALTHY_ROWS = RemappedRows(0, 0, pending=False, failed=False)
 
 
 class DriverRefusal(Exception):
@@ -114,7 +116,7 @@ class _GPU:
     instances: list[Instance] = field(default_factory=list)
     processes: list[Process] = field(default_factory=list)
     ecc_uncorrected: int | None = 0
-    remapped_rows: DriverRemappedRows | None = HEALTHY_ROWS
+    remapped_rows: RemappedRows | None = HEALTHY_ROWS
     recovery_action: RecoveryAction | None = "None"
     access: Access = "Ok"
     error: str = ""
@@ -306,7 +308,7 @@ class SimulatedGPUs:
             for gpu in self._gpus:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
 
-    def set_health(self, index: int, ecc_uncorrected: int | None, rows: DriverRemappedRows | None) -> None:
+    def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
         """What the memory of a GPU reports."""
         with self._lock:
             self._gpus[index] = replace(
@@ -433,8 +435,8 @@ def _model(gpu: _GPU) -> Model:
     )
 
 
-def _profile(profile: Profile) -> library.DriverProfile:
-    return library.DriverProfile(
+def _profile(profile: Profile) -> DriverProfile:
+    return DriverProfile(
         name=profile.name,
         id=-1 if profile.profile_id is None else profile.profile_id,
         slices=profile.slices,

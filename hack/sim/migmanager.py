@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpusharing.agent.library import GPU, LibraryError, Reading
+from gpusharing.agent.library import LibraryError, Reading
+from gpusharing.api.gpunode import GPU
 from gpusharing.api.names import (
     DEPLOY_PAUSABLE,
     LABEL_DEPLOY_PREFIX,

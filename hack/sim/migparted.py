@@ -22,7 +22,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from gpusharing.agent.library import GPU, Reading
+from gpusharing.agent.library import Reading
+from gpusharing.api.gpunode import GPU
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout, generated_layouts, normalise
 from hack.sim.goyaml import GoError, to_json

@@ -11,9 +11,9 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from gpusharing.agent.library import DriverRemappedRows
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
+from gpusharing.api.gpunode import RemappedRows
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
 from hack.sim.agentpages import AgentPages, Pages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
@@ -330,7 +330,7 @@ FAULTS: dict[str, Callable[[SimNode], None]] = {
     "no-stray-process": lambda node: node.gpus.remove_process(STRAY_PID),
     "sick-gpu": lambda node: node.gpus.ask_recovery(0, "Reset"),
     "heal-gpu": lambda node: node.gpus.ask_recovery(0, "None"),
-    "broken-row": lambda node: node.gpus.set_health(0, 0, DriverRemappedRows(failed=True)),
+    "broken-row": lambda node: node.gpus.set_health(0, 0, RemappedRows(0, 0, pending=False, failed=True)),
     "lose-gpu": lambda node: node.gpus.lose(0),
     "find-gpu": lambda node: node.gpus.lose(0, "Ok"),
 }

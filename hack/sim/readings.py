@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from gpusharing.agent.background import in_daemon_thread
-from gpusharing.agent.library import Library, Model, NotLoaded, Reading
+from gpusharing.agent.library import Library, NotLoaded, Reading
+from gpusharing.api.gpunode import Model
 
 T = TypeVar("T")
 HANGING: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
@@ -165,7 +166,14 @@ def _second_model(reading: Reading) -> Reading:
     ada = replace(
         last, product="NVIDIA L40S", mig_mode="NotSupported", mig_mode_pending="NotSupported", instances=()
     )
-    model = Model("NVIDIA L40S", 46068, "8.9", mig_capable=False, mig_mode_change="Unknown", profiles=())
+    model = Model(
+        product="NVIDIA L40S",
+        memory_mib=46068,
+        compute_capability="8.9",
+        mig_capable=False,
+        mig_mode_change="Unknown",
+        profiles=(),
+    )
     return replace(reading, models=(*reading.models, model), gpus=(*others, ada))
 
 

@@ -8,6 +8,7 @@ from tests.fakes.gpus import FixedPods, OneNode
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.nvml import NVML
 from gpusharing.agent.podresources import Holdings
+from gpusharing.api.records import to_wire
 
 
 async def observe() -> object:
@@ -20,7 +21,7 @@ async def observe() -> object:
     observed = await node.answered("r1")
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    return observed.model_dump(mode="json", by_alias=True)
+    return to_wire(observed)
 
 
 if __name__ == "__main__":

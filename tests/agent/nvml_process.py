@@ -20,9 +20,9 @@ import pynvml
 from gpusharing.agent.background import Worker
 from gpusharing.agent.library import LibraryError
 from gpusharing.agent.nvml import NVML
-from gpusharing.agent.observation import AgentRequest
 from gpusharing.agent.processes import Processes
 from gpusharing.agent.reader import Reader
+from gpusharing.api.gpunode import Request
 
 COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4}  # NVML_COMPUTE_INSTANCE_PROFILE_<n>_SLICE
 LIBRARY = NVML()
@@ -80,7 +80,7 @@ def read(library: NVML = LIBRARY) -> object:
 async def hang() -> object:
     """Ask twice while NVML hangs."""
     reader = Reader(LIBRARY, 0.2, time.monotonic, lambda: None, Worker())
-    answers = [await reader.read(AgentRequest(id="r1")), await reader.read(AgentRequest(id="r2"))]
+    answers = [await reader.read(Request(id="r1")), await reader.read(Request(id="r2"))]
     return [{key: value for key, value in asdict(a).items() if key in ("outcome", "error")} for a in answers]
 
 

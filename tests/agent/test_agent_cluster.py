@@ -17,8 +17,11 @@ import pytest
 from hack.cluster.controlplane import ControlPlane
 from hack.cluster.tokens import service_account_token
 from hack.nvmlsim.simulator import Simulator
+from pydantic import TypeAdapter
 
 from gpusharing.api.gpunode import Observed
+
+REPORT = TypeAdapter(Observed)
 
 pytestmark = pytest.mark.cluster
 
@@ -55,7 +58,7 @@ class Agent:
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             found = self.gpunode().get("status", {}).get("observed")
-            if found and holds(observed := Observed.model_validate(found)):
+            if found and holds(observed := REPORT.validate_python(found)):
                 return observed
             time.sleep(0.02)
         raise AssertionError(f"not within {SECONDS:.0f} s; last: {json.dumps(found)}")

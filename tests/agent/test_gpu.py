@@ -10,10 +10,9 @@ import pytest
 from hack.cache import UnavailableError
 
 from gpusharing.agent.library import NotLoaded, Reading
-from gpusharing.agent.metrics import vitals
 from gpusharing.agent.nvml import NVML
 from gpusharing.planning.gpus.cards import find_card
-from gpusharing.planning.gpus.health import diagnose, is_healthy
+from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
 
 pytestmark = pytest.mark.gpu
 
@@ -103,7 +102,7 @@ def test_readings_are_stable_and_cheap(reading: Reading) -> None:
 def test_a_working_gpu_is_healthy_and_listening_for_xids_leaves_no_file_open(reading: Reading) -> None:
     for gpu in reading.gpus:
         assert (gpu.access, gpu.xid) == ("Ok", None)
-        assert is_healthy(diagnose([(gpu.index, vitals(gpu))])), gpu
+        assert is_healthy(diagnose([(gpu.index, vitals_of(gpu))])), gpu
     NVML().read()
     files = len(os.listdir("/proc/self/fd"))
     for _ in range(5):

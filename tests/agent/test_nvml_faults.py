@@ -10,7 +10,7 @@ import pytest
 from hack.nvmlsim.simulator import EVENT_XID, Simulator
 from tests.agent.nvml_machine import Agent, in_process, needs_compiler, read
 
-from gpusharing.agent.library import RecoveryAction
+from gpusharing.api.gpunode import RecoveryAction
 
 pytestmark = needs_compiler
 

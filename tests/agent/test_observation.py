@@ -1,15 +1,24 @@
-"""The agent's dataclasses and the wire types say the same, field by field."""
+"""What the agent reports is what the wire types allow, and what it reads is what it wrote."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hack.sim.gpu import SimulatedGPUs
+from pydantic import TypeAdapter
 
-from gpusharing.agent.library import DriverRemappedRows, Instance, Process, Reading, unreachable
-from gpusharing.agent.observation import AgentRequest, Observation, wire
+from gpusharing.agent.library import Reading, unreachable
+from gpusharing.agent.observation import Observation, requested
 from gpusharing.agent.podresources import Holdings
-from gpusharing.api.gpunode import GPUNodeSpec, Observed
+from gpusharing.api.gpunode import GPUNodeSpec, Instance, Observed, Process, RemappedRows, Request
+from gpusharing.api.records import to_wire
+
+OPERATOR = Path(__file__).parents[2] / "operator"
+REPORT = TypeAdapter(Observed)
+NOTHING_KNOWN = Observation.of({})
 
 
 @pytest.fixture
@@ -21,7 +30,7 @@ def reading() -> Reading:
     gpus.add_process(0, "python3", 42, device)
     with gpus.client():
         gpus.set_mig_mode(1, on=True)
-    gpus.set_health(1, 3, DriverRemappedRows(1, 2, True, True))
+    gpus.set_health(1, 3, RemappedRows(1, 2, True, True))
     gpus.set_health(2, None, None)
     return gpus.read()
 
@@ -29,7 +38,7 @@ def reading() -> Reading:
 @pytest.fixture
 def observation(reading: Reading) -> Observation:
     """The answer to a quiet request on that node."""
-    answer = Observation.after(AgentRequest("r1", quiet=True), reading, simulated=True)
+    answer = Observation.after(Request("r1", quiet=True), reading, simulated=True)
     return answer.held_by(Holdings({"nvidia.com/gpu": 2}, 1))
 
 
@@ -39,33 +48,39 @@ def node_with(observed: Any) -> dict[str, Any]:
 
 
 def test_what_goes_over_the_wire_is_exactly_the_wire_type(observation: Observation) -> None:
-    sent = wire(observation)
-    assert Observed.model_validate(sent, strict=False).model_dump(mode="json", by_alias=True) == sent
+    sent = to_wire(observation)
+    assert REPORT.dump_python(REPORT.validate_python(sent), mode="json", by_alias=True) == sent
     assert [gpu["remappedRows"] is None for gpu in sent["gpus"]] == [False, False, True]
     assert [gpu["migModePending"] for gpu in sent["gpus"]] == ["Enabled", "Enabled", "NotSupported"]
     assert sent["requestID"] == "r1"
 
 
+def test_the_agent_does_not_pay_for_pydantic() -> None:
+    """10 MiB on every GPU node: the records that it shares with the operator must not import it."""
+    code = "import sys, gpusharing.agent.main; sys.exit('pydantic' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(OPERATOR)})
+
+
 def test_the_defaults_are_a_valid_report_too() -> None:
-    sent = wire(Observation(error="NVMLNotLoaded: no driver"))
-    assert Observed.model_validate(sent).model_dump(mode="json", by_alias=True) == sent
+    sent = to_wire(NOTHING_KNOWN.failing("NVMLNotLoaded: no driver", simulated=False))
+    assert REPORT.dump_python(REPORT.validate_python(sent), mode="json", by_alias=True) == sent
 
 
 def test_what_was_sent_is_understood_after_a_restart(observation: Observation) -> None:
-    assert Observation.of(node_with(wire(observation))) == observation
+    assert Observation.of(node_with(to_wire(observation))) == observation
 
 
 def test_who_holds_devices_is_null_while_nobody_knows(observation: Observation) -> None:
     unknown = observation.held_by(None)
-    stored = wire(observation) | {"allocated": {"nvidia.com/gpu": 2}}
+    stored = to_wire(observation) | {"allocated": {"nvidia.com/gpu": 2}}
     patch = unknown.patch(node_with(stored))
     assert patch is not None
     assert (patch["status"]["observed"]["allocated"], patch["status"]["observed"]["pods"]) == (None, None)
-    assert unknown.patch(node_with(wire(unknown) | {"allocated": {"nvidia.com/gpu": 2}})) is not None
-    dropped = {key: value for key, value in wire(unknown).items() if value is not None}
+    assert unknown.patch(node_with(to_wire(unknown) | {"allocated": {"nvidia.com/gpu": 2}})) is not None
+    dropped = {key: value for key, value in to_wire(unknown).items() if value is not None}
     assert unknown.patch(node_with(dropped)) is None
     assert Observation.of(node_with(dropped)) == unknown
-    assert Observed.model_validate(dropped).allocated is None
+    assert REPORT.validate_python(dropped).allocated is None
 
 
 @pytest.mark.parametrize(
@@ -79,35 +94,34 @@ def test_who_holds_devices_is_null_while_nobody_knows(observation: Observation) 
     ids=["nothing", "an empty status", "a list", "wrong types"],
 )
 def test_a_status_that_makes_no_sense_is_nothing_known(node: dict[str, Any]) -> None:
-    assert Observation.of(node) == Observation()
+    assert Observation.of(node) == NOTHING_KNOWN
 
 
 def test_the_request_is_read_as_the_wire_type_has_it() -> None:
-    spec = GPUNodeSpec.model_validate({"request": {"id": "r7", "quiet": True}})
-    assert AgentRequest.of({"spec": spec.model_dump(by_alias=True)}) == AgentRequest("r7", quiet=True)
-    assert AgentRequest.of({}) == AgentRequest() == AgentRequest("", quiet=False)
+    spec = {"request": {"id": "r7", "quiet": True}}
+    assert TypeAdapter(GPUNodeSpec).validate_python(spec).request == requested({"spec": spec})
+    assert requested({"spec": spec}) == Request("r7", quiet=True)
+    assert requested({}) == Request() == Request("", quiet=False)
 
 
 def test_the_patch_names_every_key(observation: Observation) -> None:
     patch = observation.patch({})
     assert patch is not None
-    assert set(patch["status"]["observed"]) == {
-        info.alias or name for name, info in Observed.model_fields.items()
-    }
+    assert set(patch["status"]["observed"]) == set(REPORT.json_schema(by_alias=True)["properties"])
 
 
 def test_nothing_is_sent_when_the_server_has_it_with_its_nulls_dropped(observation: Observation) -> None:
-    stored = wire(observation)
+    stored = to_wire(observation)
     stored["gpus"][2] = {key: value for key, value in stored["gpus"][2].items() if value is not None}
     assert observation.patch(node_with(stored)) is None
 
 
 def test_what_somebody_else_wrote_in_another_shape_is_written_anew(observation: Observation) -> None:
-    assert observation.patch(node_with({**wire(observation), "pods": []})) is not None
+    assert observation.patch(node_with({**to_wire(observation), "pods": []})) is not None
 
 
 def test_a_resource_that_is_gone_is_named_with_null(observation: Observation) -> None:
-    stored = wire(observation) | {"allocated": {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": 7}}
+    stored = to_wire(observation) | {"allocated": {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": 7}}
     patch = observation.patch(node_with(stored))
     assert patch is not None
     assert patch["status"]["observed"]["allocated"] == {"nvidia.com/gpu": 2, "nvidia.com/mig-1g.10gb": None}
@@ -120,11 +134,11 @@ def test_an_error_keeps_what_was_known_and_is_never_quiet(observation: Observati
 
 @pytest.mark.parametrize(
     ("request_", "closed"),
-    [(AgentRequest("r1", True), True), (AgentRequest("r1", False), False), (AgentRequest("r2", True), False)],
+    [(Request("r1", True), True), (Request("r1", False), False), (Request("r2", True), False)],
     ids=["the quiet request that was answered", "the same one, no longer quiet", "another quiet one"],
 )
 def test_the_library_stays_closed_for_the_answered_quiet_request_only(
-    observation: Observation, request_: AgentRequest, closed: bool
+    observation: Observation, request_: Request, closed: bool
 ) -> None:
     assert observation.keeps_closed(request_) is closed
     failing = observation.failing("NVMLHung: x", simulated=True)
@@ -132,8 +146,8 @@ def test_the_library_stays_closed_for_the_answered_quiet_request_only(
 
 
 def test_wire_names_are_camel_case_with_the_units_of_the_api() -> None:
-    assert wire(Process(1, "a")) == {"pid": 1, "name": "a", "device": ""}
-    assert wire((Instance("1g.10gb", -1, 0, 3, ""),)) == [
+    assert to_wire(Process(1, "a")) == {"pid": 1, "name": "a", "device": ""}
+    assert to_wire((Instance("1g.10gb", -1, 0, 3, ""),)) == [
         {"profile": "1g.10gb", "start": -1, "size": 0, "id": 3, "uuid": ""}
     ]
 
@@ -148,33 +162,33 @@ def test_a_count_of_errors_that_only_grows_is_not_written_anew(
 ) -> None:
     def observed(errors: int | None) -> Observation:
         gpus = tuple(replace(gpu, ecc_uncorrected=errors) for gpu in reading.gpus)
-        return Observation.after(AgentRequest("r1"), replace(reading, gpus=gpus), simulated=True)
+        return Observation.after(Request("r1"), replace(reading, gpus=gpus), simulated=True)
 
-    patch = observed(after).patch(node_with(wire(observed(before))))
+    patch = observed(after).patch(node_with(to_wire(observed(before))))
     assert (patch is not None) is sent
 
 
 def test_a_lost_gpu_keeps_what_was_known_of_it_and_says_that_it_is_lost(reading: Reading) -> None:
-    before = Observation.after(AgentRequest("r1"), reading, simulated=True)
+    before = Observation.after(Request("r1"), reading, simulated=True)
     gone = replace(reading, gpus=(unreachable(0, "Lost"), *reading.gpus[1:]), models=reading.models[1:])
-    after = Observation.after(AgentRequest("r2"), gone, simulated=True, last=before)
-    assert after.gpus[0] == {**before.gpus[0], "access": "Lost"}
+    after = Observation.after(Request("r2"), gone, simulated=True, last=before)
+    assert after.gpus[0] == replace(before.gpus[0], access="Lost")
     assert after.gpus[1:] == before.gpus[1:]
-    assert {model["product"] for model in after.models} == {model["product"] for model in before.models}
-    assert Observed.model_validate(wire(after)).gpus[0].access == "Lost"
+    assert {model.product for model in after.models} == {model.product for model in before.models}
+    assert REPORT.validate_python(to_wire(after)).gpus[0].access == "Lost"
 
 
 def test_a_gpu_that_was_never_seen_is_reported_by_its_index(reading: Reading) -> None:
     gone = replace(reading, gpus=(unreachable(0, "ResetRequired"),), models=())
-    (gpu,) = Observed.model_validate(wire(Observation.after(AgentRequest("r1"), gone, simulated=True))).gpus
+    (gpu,) = REPORT.validate_python(to_wire(Observation.after(Request("r1"), gone, simulated=True))).gpus
     assert (gpu.index, gpu.uuid, gpu.product, gpu.access) == (0, "", "", "ResetRequired")
 
 
 def test_an_observation_in_which_nothing_changed_is_the_same_object(reading: Reading) -> None:
-    request, holdings = AgentRequest("r1"), Holdings({"nvidia.com/gpu": 1}, 1)
+    request, holdings = Request("r1"), Holdings({"nvidia.com/gpu": 1}, 1)
     before = Observation.after(request, reading, simulated=True).held_by(holdings)
     assert before.again(request).held_by(Holdings({"nvidia.com/gpu": 1}, 1)) is before
-    assert before.again(AgentRequest("r2")).request_id == "r2"
+    assert before.again(Request("r2")).request_id == "r2"
     assert before.held_by(Holdings({"nvidia.com/gpu": 2}, 1)).allocated == {"nvidia.com/gpu": 2}
     assert before.held_by(None).allocated is None
     assert before.failing("NVMLFailed: x", simulated=True).again(request).error == ""

@@ -16,12 +16,14 @@ from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.library import DeviceUse, DriverRemappedRows, unreachable
+from gpusharing.agent.library import DeviceUse, unreachable
 from gpusharing.agent.logs import JSONLines
 from gpusharing.agent.loop import AgentLoop, LoopSettings
-from gpusharing.agent.metrics import AgentCollector, vitals
+from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.probes import ProbeServer
+from gpusharing.api.gpunode import RemappedRows
+from gpusharing.planning.gpus.health import vitals_of
 
 
 class Health:
@@ -146,7 +148,6 @@ async def test_a_server_ends_beside_an_open_connection_and_its_port_is_free_at_o
 
 
 def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() -> None:
-    assert DriverRemappedRows() == DriverRemappedRows(0, 0, pending=False, failed=False)
     assert not unreachable(0, "Lost").instances_withheld
     device = DeviceUse(0, "GPU-0", "GPU-0", memory_used=None, memory=None)
     assert (device.all_seen, device.tells_sm) == (True, False)
@@ -154,9 +155,9 @@ def test_what_a_library_does_not_say_of_a_gpu_is_no_trouble_and_hides_nothing() 
 
 def test_rows_that_were_remapped_and_neither_wait_nor_failed_leave_a_gpu_healthy() -> None:
     gpus = SimulatedGPUs("gpu-01", ["NVIDIA H100 80GB HBM3"])
-    gpus.set_health(0, 0, DriverRemappedRows(1, 2, False, False))
+    gpus.set_health(0, 0, RemappedRows(1, 2, False, False))
     (gpu,) = gpus.read().gpus
-    assert (vitals(gpu).remap_pending, vitals(gpu).remap_failed) == (False, False)
+    assert (vitals_of(gpu).remap_pending, vitals_of(gpu).remap_failed) == (False, False)
 
 
 async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
@@ -165,7 +166,7 @@ async def test_metrics_tell_what_the_loop_did_and_saw() -> None:
     gpus.set_mig_mode(0, on=True)
     gpus.create(0, "3g.40gb")
     gpus.add_process(1, "python3", 42)
-    gpus.set_health(0, 3, DriverRemappedRows(0, 0, False, True))
+    gpus.set_health(0, 3, RemappedRows(0, 0, False, True))
     gpus.set_health(1, None, None)
     gpus.ask_recovery(0, "Reset")
     gpus.ask_recovery(1, None)

@@ -8,11 +8,12 @@ from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.fakes.gpus import FixedPods, OneNode, eventually
 
-from gpusharing.agent.library import DeviceUse, Instance, PodID, ProcessUse, Use
+from gpusharing.agent.library import DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import Held, Holdings
 from gpusharing.agent.usage import MOST_DEVICES, MOST_HOLDERS, MOST_RESOURCES, DeviceUsage, Sum, usage
 from gpusharing.agent.usagemetrics import UsageCollector
+from gpusharing.api.gpunode import Instance
 
 GIB = 1024**3
 GPU = DeviceUse(0, "GPU-0", "GPU-0", 30 * GIB, 80 * GIB, tells_sm=True)

@@ -10,6 +10,7 @@ import yaml
 from hack.cluster.api import Api
 from hack.cluster.controlplane import ControlPlane
 from hack.generate import ROOT
+from pydantic import TypeAdapter
 
 from gpusharing.api.gpunode import GPUNodeStatus
 
@@ -75,7 +76,7 @@ def test_two_writers_merge_patch_one_status(server: Api, gpu_node: str) -> None:
     server.merge_patch(f"{gpu_node}/status", {"status": {"transition": TRANSITION}})
     # The second observation replaces an array that exists, the first one made it: both must read the same.
     server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED}})
-    status = GPUNodeStatus.model_validate(server.get(gpu_node)["status"])
+    status = TypeAdapter(GPUNodeStatus).validate_python(server.get(gpu_node)["status"])
     assert status.observed is not None
     assert status.transition is not None
     assert status.observed.gpus[0].ecc_uncorrected is None
@@ -85,7 +86,7 @@ def test_two_writers_merge_patch_one_status(server: Api, gpu_node: str) -> None:
 def test_a_merge_patch_takes_values_away_again(server: Api, gpu_node: str) -> None:
     server.merge_patch(f"{gpu_node}/status", {"status": {"observed": OBSERVED, "transition": TRANSITION}})
     server.merge_patch(f"{gpu_node}/status", {"status": {"observed": None, "transition": {"since": None}}})
-    status = GPUNodeStatus.model_validate(server.get(gpu_node)["status"])
+    status = TypeAdapter(GPUNodeStatus).validate_python(server.get(gpu_node)["status"])
     assert status.observed is None
     assert status.transition is not None
     assert status.transition.since is None

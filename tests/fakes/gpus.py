@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import Callable
 
+from pydantic import TypeAdapter
 from tests.fakes.cluster import FakeCluster
 
 from gpusharing.agent.podresources import Holdings, PodResourcesUnavailable
 from gpusharing.api.gpunode import Observed
 from gpusharing.kube.client import GPUNODES, JSON
+
+REPORT = TypeAdapter(Observed)
 
 AGENT = "agent"
 DEADLINE = 60.0
@@ -49,7 +52,7 @@ class OneNode:
     def observed(self) -> Observed | None:
         """What the agent reported."""
         found = ((self._node or {}).get("status") or {}).get("observed")
-        return None if found is None else Observed.model_validate(found)
+        return None if found is None else REPORT.validate_python(found)
 
     @property
     def patches(self) -> list[JSON]:

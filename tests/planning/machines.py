@@ -15,8 +15,9 @@ from hack.sim import gfd
 from hack.sim.plugin import PluginError, advertised, choose_key, parse_config
 from tests.build import H100, make_gpu
 
-from gpusharing.agent.library import GPU, DriverProfile, Instance, MigMode, Model, Reading
+from gpusharing.agent.library import Reading
 from gpusharing.api import names
+from gpusharing.api.gpunode import GPU, DriverProfile, Instance, MigMode, Model
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.gpus.health import HEALTHY, Vitals
@@ -274,4 +275,11 @@ def _model(product: str) -> Model:
     )
     major, minor = card.compute_capability
     memory = card.memory_mib or card.memory_gb * 1024
-    return Model(product, memory, f"{major}.{minor}", bool(profiles), "Live", profiles)
+    return Model(
+        product=product,
+        memory_mib=memory,
+        compute_capability=f"{major}.{minor}",
+        mig_capable=bool(profiles),
+        mig_mode_change="Live",
+        profiles=profiles,
+    )

@@ -4,12 +4,13 @@ from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
+from pydantic import TypeAdapter
 from tests.build import NOW, at, make_gpu, make_stack, make_work
 from tests.planning.cases import FULL, MIXED, SINGLE, T4, assessed_of, make_case, quiet_report
 from tests.planning.changes import answering, changing
 from tests.planning.told import SYNCED
 
-from gpusharing.api.gpunode import NodeCondition, RecoveryValue
+from gpusharing.api.gpunode import NodeCondition, RecoveryAction
 from gpusharing.api.names import Phase
 from gpusharing.planning.gpus.health import (
     HEALTHY,
@@ -84,7 +85,7 @@ def test_the_gravest_fact_is_told_and_the_others_are_counted() -> None:
 
 
 def test_every_action_of_the_driver_has_an_advice() -> None:
-    assert {"None", *RECOVERIES} == set(get_args(RecoveryValue))
+    assert {"None", *RECOVERIES} == set(get_args(RecoveryAction))
     assert all(XIDS.values())
     assert set(XIDS) == {48, 64, 79, 95, 119, 120, 140, 143}, "as NVIDIA numbers them"
 
@@ -144,7 +145,7 @@ def test_the_condition_changes_its_time_only_with_its_status() -> None:
     unhealthy = Finding(Reason.ECC_UNCORRECTED, "GPU 0: errors")
     first = health_conditions(replace(SYNCED, health=unhealthy), [], NOW)
     (row,) = first
-    NodeCondition.model_validate(row)
+    TypeAdapter(NodeCondition).validate_python(row)
     assert (row["status"], row["reason"], row["message"]) == ("False", "ECCUncorrected", "GPU 0: errors")
     worse = replace(SYNCED, health=Finding(Reason.GPU_LOST, "GPU 0: lost"))
     assert health_conditions(worse, first, at(60))[0]["lastTransitionTime"] == row["lastTransitionTime"]

@@ -1,150 +1,15 @@
 """What the agent needs from a GPU library, in our words. NVML is one implementation, a simulation another.
 
 What a card or driver does not support is a value (NotSupported, None, an empty tuple), never an error; what NVML denies
-the agent's container is one too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS): unknown, not empty. Names and
-meaning of the fields are those of the wire types in `api/gpunode.py`; these are dataclasses because pydantic would take
-10 MiB of the agent's 45, and a test holds the two together.
+the agent's container is one too (None, Unknown, `instances_withheld`, UNKNOWN_PROCESS): unknown, not empty. GPUs and
+their models are the records of `api/gpunode.py`, as they are reported.
 """
 
 from dataclasses import field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
+from gpusharing.api.gpunode import GPU, Access, Instance, Model, Process
 from gpusharing.planning.vocabulary.values import value
-
-MigMode = Literal["Enabled", "Disabled", "NotSupported"]
-ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
-Virtualization = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
-Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
-RecoveryAction = Literal[
-    "None",
-    "Reset",
-    "Reboot",
-    "DrainP2P",
-    "DrainAndReset",
-    "RecoverIMEX",
-    "BusReset",
-    "SystemReboot",
-    "Unknown",
-]
-
-
-@value
-class DriverProfile:
-    """A MIG profile that the driver offers on a card; see ObservedProfile."""
-
-    name: str
-    """For example 1g.10gb+me."""
-    id: int
-    """GPU instance profile id."""
-    slices: int
-    """Compute slices."""
-    memory_gb: int
-    """GB, nominal: the number in the name."""
-    max_count: int
-    """How many instances of only this profile fit."""
-    starts: tuple[int, ...]
-    """Memory units at which an instance may start; empty where the driver does not report them."""
-    size: int
-    """Memory units that an instance covers; 0 where the driver does not report them."""
-
-
-@value
-class Model:
-    """A card model; see ObservedModel."""
-
-    product: str
-    """Name as NVML reports it."""
-    memory_mib: int | None
-    """Total memory; None where the driver does not report it."""
-    compute_capability: str
-    """For example 9.0; empty where the driver does not report it."""
-    mig_capable: bool
-    """Whether the card has MIG."""
-    mig_mode_change: Literal["Live", "Reset", "Unknown"]
-    """Whether switching MIG mode needs a GPU reset."""
-    profiles: tuple[DriverProfile, ...]
-    """MIG profiles offered; empty where the card has no MIG, or the driver lists none while MIG is off."""
-    virtualization: Virtualization = "Unknown"
-    """How the card is virtualized; Unknown where the driver does not report it."""
-
-
-@value
-class Instance:
-    """A MIG GPU instance; see ObservedInstance."""
-
-    profile: str
-    """For example 3g.40gb."""
-    start: int
-    """-1 where placements may not be read."""
-    size: int
-    """0 where placements may not be read."""
-    id: int
-    """GPU instance id."""
-    uuid: str
-    """UUID of its MIG device; empty while it has no compute instance."""
-
-
-@value
-class Process:
-    """A process that uses the GPU; see ObservedProcess."""
-
-    pid: int
-    """0 stands for processes that may not be listed."""
-    name: str
-    """Name of the program; empty where it cannot be told."""
-    device: str = ""
-    """UUID of the MIG device that it uses; empty for the whole GPU."""
-
-
-@value
-class DriverRemappedRows:
-    """Row remapping of a GPU's memory; see api.gpunode.RemappedRows."""
-
-    correctable: int = 0
-    """Rows remapped after correctable errors."""
-    uncorrectable: int = 0
-    """Rows remapped after uncorrectable errors."""
-    pending: bool = False
-    """Whether a remapping waits for a GPU reset."""
-    failed: bool = False
-    """Whether a remapping failed."""
-
-
-@value
-class GPU:
-    """One GPU; see ObservedGPU."""
-
-    index: int
-    """Index, as NVML counts."""
-    uuid: str
-    """UUID, GPU-..."""
-    product: str
-    """Product of its model."""
-    mig_mode: MigMode
-    """MIG mode in force."""
-    mig_mode_pending: MigMode
-    """MIG mode after the next reset."""
-    compute_mode: ComputeMode
-    """CUDA compute mode; Unknown where NVML refuses to report it."""
-    instances: tuple[Instance, ...]
-    """MIG instances that exist; with `instances_withheld` there may be more."""
-    processes: tuple[Process, ...]
-    """Processes that use it, UNKNOWN_PROCESS among them where some cannot be listed."""
-    ecc_uncorrected: int | None
-    """Uncorrected ECC errors since the driver was loaded; None where not supported."""
-    remapped_rows: DriverRemappedRows | None
-    """None where not supported."""
-    access: Access = "Ok"
-    """Otherwise only `index` is meaningful."""
-    recovery_action: RecoveryAction | None = None
-    """What the driver asks for; None where it does not say."""
-    xid: int | None = None
-    """The first critical XID heard since the agent started; None: none."""
-    error: str = ""
-    """What NVML answers where access is Failed."""
-    instances_withheld: bool = False
-    """Whether NVML does not list all MIG instances to this container."""
-
 
 UNKNOWN_PROCESS = Process(pid=0, name="")
 """Any processes that may exist: not all processes of a GPU could be listed. Counts as busy."""

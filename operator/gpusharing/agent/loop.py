@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from gpusharing.agent.background import Background, in_daemon_thread
 from gpusharing.agent.library import Library, Reading, Use
 from gpusharing.agent.meter import LAG, NO_OFFERS, Allotment, Meter, last_offers, standing
-from gpusharing.agent.observation import AgentRequest, Observation
+from gpusharing.agent.observation import Observation, requested
 from gpusharing.agent.own import OwnNode
 from gpusharing.agent.podresources import Holdings, PodResources, PodResourcesUnavailable
 from gpusharing.agent.reader import Outcome, Reader
+from gpusharing.api.gpunode import Request
 from gpusharing.api.names import Phase
 from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
@@ -169,7 +170,7 @@ class AgentLoop:
                 self.meter.turn(self._clock(), self._how_it_stands(await self._read_holdings()))
             return
         self._shown = _shown_by(node)
-        request = AgentRequest.of(node)
+        request = requested(node)
         last = self.observed or Observation.of(node)
         holdings = await self._read_holdings()
         used: Use | None = None
@@ -195,7 +196,7 @@ class AgentLoop:
                 async with asyncio.timeout(delay):
                     await self._wake.wait()
 
-    async def _read(self, request: AgentRequest, last: Observation) -> tuple[Observation, Use | None]:
+    async def _read(self, request: Request, last: Observation) -> tuple[Observation, Use | None]:
         answer = await self._reader.read(request)
         self.stats.readings[answer.outcome] += 1
         if answer.outcome == "ok":
@@ -283,4 +284,4 @@ class AgentLoop:
         return self._standing[1] == observed
 
     def _asked(self) -> str:
-        return "" if self._own.node is None else AgentRequest.of(self._own.node).id
+        return "" if self._own.node is None else requested(self._own.node).id

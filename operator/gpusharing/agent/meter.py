@@ -13,9 +13,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from gpusharing.agent.lagging import LaggingCounts
-from gpusharing.agent.library import GPU, Model, Reading
+from gpusharing.agent.library import Reading
 from gpusharing.agent.podresources import Holdings
 from gpusharing.agent.usage import base
+from gpusharing.api.gpunode import GPU, Model
 from gpusharing.planning.gpus.shares import WHOLE, Extent, shares
 from gpusharing.planning.vocabulary.values import value
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gpusharing.agent.library import GPU
 from gpusharing.agent.loop import AgentLoop
 from gpusharing.agent.observation import Observation
-from gpusharing.planning.gpus.health import Vitals, diagnose, is_healthy
+from gpusharing.api.gpunode import GPU
+from gpusharing.planning.gpus.health import diagnose, is_healthy, vitals_of
 
 PREFIX = "gpusharing_agent"
 
@@ -96,7 +96,7 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         "gpu_healthy",
         "1 while nothing that NVML reports makes the GPU unhealthy.",
         gpus,
-        lambda g: is_healthy(diagnose([(g.index, vitals(g))])),
+        lambda g: is_healthy(diagnose([(g.index, vitals_of(g))])),
     )
     yield _per_gpu(
         "gpu_row_remap_pending",
@@ -121,20 +121,6 @@ def _of_health(gpus: tuple[GPU, ...]) -> Iterable[Metric]:
         if gpu.recovery_action is not None:
             recovery.add_metric([str(gpu.index), gpu.recovery_action], 1)
     yield recovery
-
-
-def vitals(gpu: GPU) -> Vitals:
-    """The facts that decide whether a GPU is healthy."""
-    rows = gpu.remapped_rows
-    return Vitals(
-        access=gpu.access,
-        recovery=gpu.recovery_action,
-        ecc_errors=bool(gpu.ecc_uncorrected),
-        remap_pending=rows is not None and rows.pending,
-        remap_failed=rows is not None and rows.failed,
-        xid=gpu.xid,
-        error=gpu.error,
-    )
 
 
 def _per_gpu(

@@ -11,20 +11,7 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import (
-    GPU,
-    Access,
-    AccessLost,
-    ComputeMode,
-    LibraryError,
-    MigMode,
-    Model,
-    NotLoaded,
-    Reading,
-    Replaced,
-    Virtualization,
-    unreachable,
-)
+from gpusharing.agent.library import AccessLost, LibraryError, NotLoaded, Reading, Replaced, unreachable
 from gpusharing.agent.nvml_health import (
     REFUSED,
     Xids,
@@ -39,6 +26,7 @@ from gpusharing.agent.nvml_mig import divided, mig_devices, offered
 from gpusharing.agent.nvml_processes import ProcessLists
 from gpusharing.agent.nvml_use import UseOfGPUs
 from gpusharing.agent.processes import Processes
+from gpusharing.api.gpunode import GPU, Access, ComputeMode, MigMode, Model, Virtualization
 from gpusharing.planning.gpus.health import XIDS
 
 _MOST_PROCESSES = 1024  # what the CRD takes; the first ones suffice to say that a GPU is busy

@@ -10,7 +10,7 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import DriverRemappedRows, RecoveryAction
+from gpusharing.api.gpunode import RecoveryAction, RemappedRows
 
 _MOST_EVENTS = 256  # heard at one reading; the next one begins anew
 _REMAPPED_FIELDS = (
@@ -83,14 +83,14 @@ def recovery_action(handle: Any) -> RecoveryAction | None:
     return None if values is None else _RECOVERY.get(values[0], "Unknown")
 
 
-def remapped_rows(handle: Any) -> DriverRemappedRows | None:
+def remapped_rows(handle: Any) -> RemappedRows | None:
     """By the call, else by fields 142 to 145: the call is not supported while MIG instances are active
     (docs/design/hardware.md#remapped-rows)."""
     rows = maybe(None, pynvml.nvmlDeviceGetRemappedRows, handle) or fields(handle, *_REMAPPED_FIELDS)
     if rows is None:
         return None
     correctable, uncorrectable, pending, failed = rows
-    return DriverRemappedRows(
+    return RemappedRows(
         correctable=correctable, uncorrectable=uncorrectable, pending=bool(pending), failed=bool(failed)
     )
 

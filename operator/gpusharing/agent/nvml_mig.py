@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 
 import pynvml
 
-from gpusharing.agent.library import DriverProfile, Instance
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED, maybe, supported
+from gpusharing.api.gpunode import DriverProfile, Instance
 from gpusharing.planning.vocabulary.values import value
 
 _PROFILE_ENUM = range(18)  # NVML_GPU_INSTANCE_PROFILE_COUNT; a driver stops it earlier with INVALID_ARGUMENT

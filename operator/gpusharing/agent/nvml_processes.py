@@ -9,9 +9,10 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
+from gpusharing.agent.library import UNKNOWN_PROCESS, PodID
 from gpusharing.agent.nvml_health import REFUSED, UNSUPPORTED
 from gpusharing.agent.processes import Processes
+from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
 
 _ALWAYS = (pynvml.nvmlDeviceGetComputeRunningProcesses,)

@@ -11,9 +11,10 @@ from typing import Any
 
 import pynvml
 
-from gpusharing.agent.library import GPU, UNKNOWN_PROCESS, DeviceUse, Instance, PodID, ProcessUse, Use
+from gpusharing.agent.library import UNKNOWN_PROCESS, DeviceUse, PodID, ProcessUse, Use
 from gpusharing.agent.nvml_mig import MigDevice
 from gpusharing.agent.nvml_processes import Listed
+from gpusharing.api.gpunode import GPU, Instance
 
 MOST_XIDS = 64
 """Numbers of XIDs told apart on one GPU; NVIDIA's catalogue has fewer than 200, and a broken GPU raises a handful."""

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from gpusharing.agent.library import UNKNOWN_PROCESS, PodID, Process
+from gpusharing.agent.library import UNKNOWN_PROCESS, PodID
 from gpusharing.agent.podnames import PodNames
+from gpusharing.api.gpunode import Process
 from gpusharing.planning.vocabulary.values import value
 
 MPS_SERVER, MPS_CONTROL = "nvidia-cuda-mps-server", "nvidia-cuda-mps-control"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from gpusharing.agent.background import Background
 from gpusharing.agent.library import Library, LibraryError, Reading
-from gpusharing.agent.observation import AgentRequest
+from gpusharing.api.gpunode import Request
 
 Outcome = Literal["ok", "failed", "hung"]
 
@@ -16,7 +16,7 @@ Outcome = Literal["ok", "failed", "hung"]
 class Answer:
     """The result of asking the library."""
 
-    request: AgentRequest
+    request: Request
     """The request that was known before the reading began."""
     outcome: Outcome
     """`hung`: the library has not answered in time, and may yet."""
@@ -32,7 +32,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    request: AgentRequest
+    request: Request
     future: asyncio.Future[Reading]
     started: float
 
@@ -57,7 +57,7 @@ class Reader:
         self._attempt: _Attempt | None = None
         self._late: _Attempt | None = None
 
-    async def read(self, request: AgentRequest) -> Answer:
+    async def read(self, request: Request) -> Answer:
         """Read for this request, or collect the reading that is still under way for an earlier one.
 
         A second reading never starts beside one that hangs: it would hang too and leak a thread a turn.
@@ -75,7 +75,7 @@ class Reader:
             text = f"{error.reason}: {error}"
             return Answer(attempt.request, "failed", seconds, error=text, patience=error.patience)
 
-    def _begin(self, request: AgentRequest) -> _Attempt:
+    def _begin(self, request: Request) -> _Attempt:
         future = self._background(self._library.read, "nvml-reading")
         self._attempt = _Attempt(request, future, self._clock())
         return self._attempt

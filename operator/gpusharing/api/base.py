@@ -6,13 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from gpusharing.api import rules
+from gpusharing.api.records import Sentence, Time
 
-Line = Annotated[str, Field(max_length=1024)]
-"""A name or a few words."""
-Sentence = Annotated[str, Field(max_length=4096)]
-"""Text for people; writers shorten longer texts."""
-Time = Annotated[str, Field(max_length=64, json_schema_extra={"format": "date-time"})]
-"""RFC 3339 in UTC, to the second."""
 Duration = Annotated[
     str,
     Field(
@@ -28,8 +23,6 @@ Wait = Annotated[
     Field(pattern=rules.WAIT, min_length=2, max_length=16, json_schema_extra=rules.cel(rules.POSITIVE_WAIT)),
 ]
 """A Duration, or Never."""
-Counts = Annotated[dict[str, int], Field(max_length=128)]
-"""Numbers by name, for example by that of a resource."""
 
 
 class WireModel(BaseModel):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, NoDefault
 from pydantic_core import core_schema
 
@@ -44,7 +44,7 @@ class SchemaError(ValueError):
     """A type cannot be expressed as a structural schema; the message names the place and the key."""
 
 
-def structural_schema(model: type[BaseModel], *, written_by_us: bool = False) -> Schema:
+def structural_schema(model: type[object], *, written_by_us: bool = False) -> Schema:
     """The structural schema of a type.
 
     `written_by_us` is for status: null is kept where it has a meaning, and nothing is defaulted, because
@@ -53,7 +53,7 @@ def structural_schema(model: type[BaseModel], *, written_by_us: bool = False) ->
     Raises:
         SchemaError: the type uses something that a structural schema cannot say, or that is not known here.
     """
-    source = model.model_json_schema(by_alias=True, schema_generator=_Generator)
+    source = TypeAdapter(model).json_schema(by_alias=True, schema_generator=_Generator)
     schema = _Rewrite(source.pop("$defs", {}), keep_null=written_by_us).node(source, model.__name__)
     _assert_structural(schema, model.__name__)
     return schema

@@ -3,17 +3,16 @@
 `status.transition` is written by the operator for people; nothing is ever decided from it.
 """
 
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import Field
+from gpusharing.api.records import Counts, Limits, Line, SchemaKeys, Sentence, Time, WireRecord
 
-from gpusharing.api.base import Counts, Line, Sentence, Time, WireModel
-
-MigModeValue = Literal["Enabled", "Disabled", "NotSupported"]
-ComputeModeValue = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
-VirtualizationValue = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
-AccessValue = Literal["Ok", "Lost", "ResetRequired", "Failed"]
-RecoveryValue = Literal[
+MigMode = Literal["Enabled", "Disabled", "NotSupported"]
+ComputeMode = Literal["Default", "ExclusiveProcess", "Prohibited", "NotSupported", "Unknown"]
+Virtualization = Literal["None", "PassThrough", "VGPU", "HostVGPU", "HostVSGA", "Unknown"]
+Access = Literal["Ok", "Lost", "ResetRequired", "Failed"]
+RecoveryAction = Literal[
     "None",
     "Reset",
     "Reboot",
@@ -31,47 +30,51 @@ MAX_SLICES, MAX_UNITS = 8, 32
 trying placements, and a false report must not make that endless."""
 
 
-class Request(WireModel):
+@dataclass(frozen=True, slots=True)
+class Request(WireRecord):
     """What the operator asks of the agent."""
 
-    id: Annotated[str, Field(max_length=128)] = ""
+    id: Annotated[str, Limits(max_length=128)] = ""
     """Echoed by the agent: an observation proves something only when it carries the id that asked for it."""
     quiet: bool = False
     """Read once more, then close NVML and keep it closed: a MIG mode change needs every NVML client gone."""
 
 
-class GPUNodeSpec(WireModel):
+@dataclass(frozen=True, slots=True)
+class GPUNodeSpec(WireRecord):
     """Written by the operator only."""
 
-    request: Request = Field(default_factory=Request)
+    request: Request = field(default_factory=Request)
     """What the operator asks of the agent."""
 
 
-class ObservedProfile(WireModel):
+@dataclass(frozen=True, slots=True)
+class DriverProfile(WireRecord):
     """A MIG profile that the driver offers on this card (nvmlDeviceGetGpuInstanceProfileInfo)."""
 
     name: Line
     """For example 1g.10gb+me."""
     id: int
     """GPU instance profile id as `nvidia-smi mig -lgip` prints it."""
-    slices: Annotated[int, Field(ge=1, le=MAX_SLICES)]
+    slices: Annotated[int, Limits(ge=1, le=MAX_SLICES)]
     """Compute slices, the number before the g."""
-    memory_gb: Annotated[int, Field(alias="memoryGB", ge=0, le=100_000)]
+    memory_gb: Annotated[int, Limits(ge=0, le=100_000)]
     """Nominal memory in the name, GB."""
-    max_count: Annotated[int, Field(ge=0, le=MAX_UNITS)]
+    max_count: Annotated[int, Limits(ge=0, le=MAX_UNITS)]
     """How many instances of only this profile fit."""
-    starts: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_UNITS - 1)], ...], Field(max_length=64)]
+    starts: Annotated[tuple[Annotated[int, Limits(ge=0, le=MAX_UNITS - 1)], ...], Limits(max_length=64)]
     """Possible placement starts, in NVML placement units; empty when the driver does not report them."""
-    size: Annotated[int, Field(ge=0, le=MAX_UNITS)]
+    size: Annotated[int, Limits(ge=0, le=MAX_UNITS)]
     """Placement size in the same units."""
 
 
-class ObservedModel(WireModel):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(WireRecord):
     """A card model found in this node; GPUs refer to it by name."""
 
     product: Line
     """Name as NVML reports it, for example NVIDIA H100 80GB HBM3."""
-    memory_mib: Annotated[int | None, Field(alias="memoryMiB")] = None
+    memory_mib: int | None = None
     """Total memory, MiB; null when the driver does not report it, as to a container without rights when MIG is on."""
     compute_capability: Line
     """For example 9.0; empty when the driver does not report it."""
@@ -79,14 +82,15 @@ class ObservedModel(WireModel):
     """Whether the card has MIG."""
     mig_mode_change: Literal["Live", "Reset", "Unknown"]
     """Whether switching MIG mode needs a GPU reset (NVML field 184)."""
-    profiles: Annotated[tuple[ObservedProfile, ...], Field(max_length=64)]
+    profiles: Annotated[tuple[DriverProfile, ...], Limits(max_length=64)]
     """MIG profiles offered; empty when the card has no MIG or the driver lists none while MIG is off."""
-    virtualization: VirtualizationValue = "Unknown"
+    virtualization: Virtualization = "Unknown"
     """How the card is virtualized (nvmlDeviceGetVirtualizationMode); PassThrough in most virtual machines of clouds.
     Unknown when the driver does not report it, and in reports of older agents."""
 
 
-class ObservedInstance(WireModel):
+@dataclass(frozen=True, slots=True)
+class Instance(WireRecord):
     """A MIG GPU instance that exists now."""
 
     profile: Line
@@ -101,7 +105,8 @@ class ObservedInstance(WireModel):
     """UUID of its MIG device, empty while it has no compute instance."""
 
 
-class ObservedProcess(WireModel):
+@dataclass(frozen=True, slots=True)
+class Process(WireRecord):
     """A process that uses a GPU: for computing, as a client of MPS, or for graphics."""
 
     pid: int
@@ -113,7 +118,8 @@ class ObservedProcess(WireModel):
     """UUID of the MIG device it runs on; empty for the whole GPU."""
 
 
-class RemappedRows(WireModel):
+@dataclass(frozen=True, slots=True)
+class RemappedRows(WireRecord):
     """Row remapping of the GPU's memory (nvmlDeviceGetRemappedRows)."""
 
     correctable: int
@@ -126,7 +132,8 @@ class RemappedRows(WireModel):
     """A remapping failed: replace the card."""
 
 
-class ObservedGPU(WireModel):
+@dataclass(frozen=True, slots=True)
+class GPU(WireRecord):
     """One GPU."""
 
     index: int
@@ -135,23 +142,23 @@ class ObservedGPU(WireModel):
     """UUID, GPU-..."""
     product: Line
     """Product name of its model, as in models."""
-    mig_mode: MigModeValue
+    mig_mode: MigMode
     """MIG mode in force."""
-    mig_mode_pending: MigModeValue
+    mig_mode_pending: MigMode
     """MIG mode after the next reset."""
-    compute_mode: ComputeModeValue
+    compute_mode: ComputeMode
     """CUDA compute mode; ExclusiveProcess belongs to MPS. Unknown when NVML refuses to report it."""
-    instances: Annotated[tuple[ObservedInstance, ...], Field(max_length=64)]
+    instances: Annotated[tuple[Instance, ...], Limits(max_length=64)]
     """MIG instances that exist; see instancesWithheld."""
-    processes: Annotated[tuple[ObservedProcess, ...], Field(max_length=1024)]
+    processes: Annotated[tuple[Process, ...], Limits(max_length=1024)]
     """Processes that use it."""
     ecc_uncorrected: int | None = None
     """Uncorrected volatile ECC errors; null when not supported. Once above 0, an increase alone is not written."""
     remapped_rows: RemappedRows | None = None
     """Row remapping; null when not supported. Its counts are written as eccUncorrected is."""
-    access: AccessValue = "Ok"
+    access: Access = "Ok"
     """Whether NVML can talk to the GPU; unless Ok, everything else here is from an earlier reading."""
-    recovery_action: RecoveryValue | None = None
+    recovery_action: RecoveryAction | None = None
     """What the driver asks for (NVML field 230); null before R565."""
     xid: int | None = None
     """The first critical XID that the agent heard since it started; it hears only while it reads."""
@@ -161,10 +168,11 @@ class ObservedGPU(WireModel):
     """NVML does not list all MIG instances to the agent's container: there may be more than instances lists."""
 
 
-class Observed(WireModel):
+@dataclass(frozen=True, slots=True)
+class Observed(WireRecord):
     """What the agent read. The agent is its only writer, by JSON merge patches with every key present."""
 
-    request_id: Annotated[str, Field(alias="requestID", max_length=128)]
+    request_id: Annotated[str, Limits(max_length=128)]
     """The request that this observation answers: it was read after that request arrived."""
     quiet: bool
     """NVML is closed; gpus is the last reading, taken after the request arrived."""
@@ -174,9 +182,9 @@ class Observed(WireModel):
     """What keeps the agent from reading NVML, empty when nothing does."""
     driver_version: Line
     """NVIDIA driver version, empty when unknown."""
-    models: Annotated[tuple[ObservedModel, ...], Field(max_length=16)]
+    models: Annotated[tuple[Model, ...], Limits(max_length=16)]
     """Card models in this node."""
-    gpus: Annotated[tuple[ObservedGPU, ...], Field(max_length=64)]
+    gpus: Annotated[tuple[GPU, ...], Limits(max_length=64)]
     """GPUs by index."""
     allocated: Counts | None = None
     """Devices held by pods, by GPU resource name, from the kubelet's podresources; absent when it did not answer.
@@ -185,7 +193,8 @@ class Observed(WireModel):
     """Pods that hold a GPU device, by the same source as allocated."""
 
 
-class HistoryEntry(WireModel):
+@dataclass(frozen=True, slots=True)
+class HistoryEntry(WireRecord):
     """One past transition."""
 
     phase: Line
@@ -196,7 +205,8 @@ class HistoryEntry(WireModel):
     """When, RFC 3339."""
 
 
-class Transition(WireModel):
+@dataclass(frozen=True, slots=True)
+class Transition(WireRecord):
     """How far the node's change has come. For people: nothing is decided from it."""
 
     policy: Line = ""
@@ -228,20 +238,21 @@ class Transition(WireModel):
     node/gpu-07 or mig-manager; empty: nothing is waited for."""
     cordon: Line = ""
     """Whose cordon the node carries: ours, human, foreign or empty."""
-    blockers: Annotated[tuple[Sentence, ...], Field(max_length=5)] = ()
+    blockers: Annotated[tuple[Sentence, ...], Limits(max_length=5)] = ()
     """One line per blocking reason with pod and PodDisruptionBudget names."""
-    history: Annotated[tuple[HistoryEntry, ...], Field(max_length=20)] = ()
+    history: Annotated[tuple[HistoryEntry, ...], Limits(max_length=20)] = ()
     """The last 20 transitions, newest last."""
 
 
-class NodeCondition(WireModel):
+@dataclass(frozen=True, slots=True)
+class NodeCondition(WireRecord):
     """One aspect of the node's state. Without observedGeneration: it does not depend on the spec."""
 
     type: Literal["Healthy"]
     """Healthy: no GPU of the node needs a reset, a reboot or a person."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition is met."""
-    reason: Annotated[str, Field(max_length=128)]
+    reason: Annotated[str, Limits(max_length=128)]
     """One CamelCase word; docs/reference/reasons.md explains each."""
     message: Sentence
     """The most serious fact and what to do about it."""
@@ -249,7 +260,8 @@ class NodeCondition(WireModel):
     """When the status last changed, RFC 3339 in UTC, to the second."""
 
 
-class GPUNodeStatus(WireModel):
+@dataclass(frozen=True, slots=True)
+class GPUNodeStatus(WireRecord):
     """Has two writers: the agent writes `observed`, the operator everything else."""
 
     observed: Observed | None = None
@@ -258,9 +270,7 @@ class GPUNodeStatus(WireModel):
     """Written by the operator only."""
     conditions: Annotated[
         tuple[NodeCondition, ...],
-        Field(
-            max_length=8,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        ),
+        Limits(max_length=8),
+        SchemaKeys({"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
     """One condition, Healthy. Written by the operator only; nothing is decided from it."""

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from gpusharing.api import rules
-from gpusharing.api.base import Condition, Counts, Duration, Line, Sentence, Wait, WireModel
+from gpusharing.api.base import Condition, Duration, Wait, WireModel
 from gpusharing.api.names import Mode
+from gpusharing.api.records import Counts, Line, Sentence
 from gpusharing.api.rollout import Rollout
 from gpusharing.api.rules import cel
 

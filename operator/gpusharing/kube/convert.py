@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from sys import intern
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api import names
-from gpusharing.api.gpunode import Observed, ObservedGPU, ObservedModel
+from gpusharing.api.gpunode import GPU, Model, Observed
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON
 from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
@@ -25,7 +25,7 @@ from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, is_profile, normalise
-from gpusharing.planning.gpus.health import HEALTHY, Vitals
+from gpusharing.planning.gpus.health import vitals_of
 from gpusharing.planning.snapshot.records import Deferred, Fence, Verified
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView, PolicyView
@@ -33,6 +33,8 @@ from gpusharing.planning.stack.otherplugins import RESOURCES, find_other_plugin
 from gpusharing.planning.stack.requirements import READ
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.wanted.target import under_deletion
+
+_REPORT = TypeAdapter(Observed)
 
 
 def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> NodeView:
@@ -121,7 +123,7 @@ def gpunode_view(raw: JSON, known: ObservedView | None = None) -> GPUNodeView:
 def observed_view(raw: object) -> ObservedView:
     """The agent's report. An unreadable report proves nothing: no request id, no GPU."""
     try:
-        observed = Observed.model_validate(raw)
+        observed = _REPORT.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
@@ -227,7 +229,7 @@ class _Model:
     reset_in_guest: bool
 
 
-def _model(product: str, reported: ObservedModel | None) -> _Model:
+def _model(product: str, reported: Model | None) -> _Model:
     """Return what is known about a card model: from its agent's report, and from our table of cards where that is
     silent."""
     card = find_card(product)
@@ -236,7 +238,7 @@ def _model(product: str, reported: ObservedModel | None) -> _Model:
     return _Model(_profiles(reported, card), doubt, kind == ("Reset", "PassThrough"))
 
 
-def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
+def _gpu_view(gpu: GPU, model: _Model) -> GpuView:
     """Project a GPU of an agent's report, together with what is known about its card model."""
     return GpuView(
         index=gpu.index,
@@ -249,34 +251,19 @@ def _gpu_view(gpu: ObservedGPU, model: _Model) -> GpuView:
         profiles=model.profiles,
         doubt=model.doubt,
         processes=tuple(process.name for process in gpu.processes),
-        vitals=_vitals(gpu),
+        vitals=vitals_of(gpu),
         instances_withheld=gpu.instances_withheld,
         reset_in_guest=model.reset_in_guest,
     )
 
 
-def _vitals(gpu: ObservedGPU) -> Vitals:
-    """One object for all healthy GPUs, so that the planner need not examine it any further."""
-    rows = gpu.remapped_rows
-    vitals = Vitals(
-        access=gpu.access,
-        recovery=gpu.recovery_action,
-        ecc_errors=bool(gpu.ecc_uncorrected),
-        remap_pending=rows is not None and rows.pending,
-        remap_failed=rows is not None and rows.failed,
-        xid=gpu.xid,
-        error=gpu.error,
-    )
-    return HEALTHY if vitals == HEALTHY else vitals
-
-
-def _layout(gpu: ObservedGPU) -> Layout | None:
+def _layout(gpu: GPU) -> Layout | None:
     if gpu.mig_mode != "Enabled":
         return None
     return normalise(Counter(instance.profile for instance in gpu.instances))
 
 
-def _listed(model: ObservedModel) -> tuple[Profile, ...]:
+def _listed(model: Model) -> tuple[Profile, ...]:
     """The profiles as the driver lists them, without those whose name cannot be read: names go into the mig-parted
     file of all nodes, which would be refused as a whole."""
     return tuple(
@@ -286,7 +273,7 @@ def _listed(model: ObservedModel) -> tuple[Profile, ...]:
     )
 
 
-def _profiles(model: ObservedModel | None, card: Card | None) -> tuple[Profile, ...]:
+def _profiles(model: Model | None, card: Card | None) -> tuple[Profile, ...]:
     """What the card reports; the table if the driver lists none or is known to be wrong.
 
     Placements that the driver does not report are filled in from the same profile of the table.

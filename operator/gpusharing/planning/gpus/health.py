@@ -7,6 +7,7 @@ it. Its mode and layout stay as they are until a person has acted.
 
 from collections.abc import Callable, Iterable, Mapping
 
+from gpusharing.api.gpunode import GPU
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -36,6 +37,23 @@ class Vitals:
 
 
 HEALTHY = Vitals(recovery="None")
+
+
+def vitals_of(gpu: GPU) -> Vitals:
+    """Return the facts that decide whether a GPU is healthy. All healthy GPUs have the same object, so that the planner
+    need not examine it any further."""
+    rows = gpu.remapped_rows
+    vitals = Vitals(
+        access=gpu.access,
+        recovery=gpu.recovery_action,
+        ecc_errors=bool(gpu.ecc_uncorrected),
+        remap_pending=rows is not None and rows.pending,
+        remap_failed=rows is not None and rows.failed,
+        xid=gpu.xid,
+        error=gpu.error,
+    )
+    return HEALTHY if vitals == HEALTHY else vitals
+
 
 XIDS: Mapping[int, str] = {
     48: "double-bit ECC error",

@@ -1,0 +1,130 @@
+"""Records of GPUNode as plain dataclasses: how they are spelled in JSON, how they are written, and how they are read.
+
+The agent and `kubectl gpusharing status` use the records without pydantic, whose models would take 10 MiB of the
+agent's 45. Where an object has to be checked (kube/convert.py) or described (api/crd.py), pydantic reads the same
+classes (docs/adr/0072-one-record-for-gpunode.md).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+Record = TypeVar("Record")
+
+_SPELT_OTHERWISE = {"request_id": "requestID", "memory_gb": "memoryGB", "memory_mib": "memoryMiB"}
+"""Wire names that are not the plain camel case of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What pydantic checks of a number, a text or a list, and what the schema says of it."""
+
+    ge: int | None = None
+    """The least number; None: any."""
+    le: int | None = None
+    """The greatest number; None: any."""
+    max_length: int | None = None
+    """Most characters, items or keys; None: any number."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return the schema by which pydantic checks the type, with these limits."""
+        return {**handler(source), **{key: limit for key, limit in asdict(self).items() if limit is not None}}
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaKeys:
+    """Keys that the schema of a field has besides those that follow from its type."""
+
+    keys: Mapping[str, Any] = field(hash=False)
+    """The keys with their values."""
+
+    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Callable[[Any], Any]) -> dict[str, Any]:
+        """Return the schema that pydantic made, with these keys."""
+        return {**handler(core_schema), **self.keys}
+
+
+Line = Annotated[str, Limits(max_length=1024)]
+"""A name or a few words."""
+Sentence = Annotated[str, Limits(max_length=4096)]
+"""Text for people; writers shorten longer texts."""
+Time = Annotated[str, Limits(max_length=64), SchemaKeys({"format": "date-time"})]
+"""RFC 3339 in UTC, to the second."""
+Counts = Annotated[dict[str, int], Limits(max_length=128)]
+"""Numbers by name, for example by that of a resource."""
+
+
+def wire_name(name: str) -> str:
+    """Return the name that a field has in JSON."""
+    head, *tail = name.split("_")
+    return _SPELT_OTHERWISE.get(name) or head + "".join(word.capitalize() for word in tail)
+
+
+class WireRecord:
+    """Base of the dataclasses that are read from or written to the API server.
+
+    Unknown fields are ignored, as in WireModel: an older operator must be able to read a newer object.
+    """
+
+    __slots__ = ()
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {
+        "alias_generator": wire_name,
+        "validate_by_name": True,
+        "validate_by_alias": True,
+        "extra": "ignore",
+        "use_attribute_docstrings": True,
+    }
+
+
+def to_wire(given: Any) -> Any:
+    """Return the JSON of a record, of a tuple of records, or of a plain value."""
+    if names := _wire_names(type(given)):  # type: ignore[arg-type]  # mypy takes classes for unhashable
+        return {key: to_wire(getattr(given, name)) for name, key in names}
+    if isinstance(given, tuple | list):
+        return [to_wire(item) for item in given]
+    return given
+
+
+def from_wire(kind: type[Record], raw: object) -> Record:
+    """Return the record that a JSON object holds. A field that is missing or has another type gets its default, or the
+    empty value of its type where it has no default."""
+    given = raw if isinstance(raw, dict) else {}
+    readers = _readers(kind)  # type: ignore[arg-type]  # mypy takes classes for unhashable
+    return kind(**{name: read(given.get(key)) for name, key, read in readers})
+
+
+@cache
+def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
+    """Return the fields of a dataclass with their names in JSON; empty for other types."""
+    own = fields(kind) if is_dataclass(kind) else ()
+    return tuple((each.name, wire_name(each.name)) for each in own)
+
+
+@cache
+def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
+    """Return name, name in JSON, and reader of each field of a dataclass."""
+    hints = get_type_hints(kind)
+    return tuple(
+        (each.name, wire_name(each.name), _reader(hints[each.name], each.default)) for each in fields(kind)
+    )
+
+
+def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
+    """Return the function that makes a field of this type from a JSON value."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        (inner,) = (argument for argument in arguments if argument is not NoneType)
+        return _reader(inner, None)
+    plain = str if origin is Literal else origin or hint
+    if is_dataclass(plain):
+        empty = from_wire(plain, {}) if default is MISSING else default
+        return lambda raw: from_wire(plain, raw) if isinstance(raw, dict) else empty
+    empty = plain() if default is MISSING else default
+    if plain is tuple:
+        read = _reader(arguments[0])
+        expected = dict if is_dataclass(arguments[0]) else arguments[0]
+        return lambda raw: (
+            tuple(read(item) for item in raw if type(item) is expected) if isinstance(raw, list) else empty
+        )
+    return lambda raw: raw if type(raw) is plain else empty
