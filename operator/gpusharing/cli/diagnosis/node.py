@@ -1,12 +1,12 @@
 """Why a node is where it is: the operator's verdict, each source of proof, what blocks, the remedy. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from gpusharing.api.times import to_rfc3339
+from gpusharing.api.times import from_rfc3339, to_rfc3339
 from gpusharing.cli.live.cluster import Decided
-from gpusharing.cli.pools.fleet import PastStep, Seen, state_of
+from gpusharing.cli.pools.fleet import Seen, state_of
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -42,38 +42,8 @@ HISTORY = (Column("ENTERED"), Column("PHASE"), Column("REASON"))
 class NodeAnswer:
     """All that is known."""
 
-    name: str
-    """Name of the node."""
-    policy: str
-    """The policy that owns it; empty: none."""
-    phase: str
-    """Its phase."""
-    reason: str
-    """Why it is in this phase, in one CamelCase word."""
-    message: str
-    """A sentence with names and the next step."""
-    observed: str
-    """What each GPU is divided into now."""
-    wanted: str
-    """What each GPU is to be divided into."""
-    disruption: str
-    """Class of the change that is planned or under way."""
-    cordon: str
-    """Whose cordon it carries: ours, human, foreign or empty."""
-    attempt: int
-    """Number of the attempt; 0: nothing is in flight."""
-    step: str
-    """The step and how many there are; empty: nothing is in flight."""
-    since: datetime | None
-    """When the phase began; None: unknown."""
-    deadline: str
-    """When the clock ends the present wait, as the column DEADLINE has it."""
-    unhealthy: str
-    """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
-    blockers: tuple[str, ...] = ()
-    """One line for each reason that blocks."""
-    history: tuple[PastStep, ...] = ()
-    """The last transitions, newest last."""
+    node: Seen
+    """What was published about the node, or what is planned for it where nothing was."""
     proofs: tuple[Proof, ...] = ()
     """What each source of proof says, and should say."""
     unproven: str = ""
@@ -82,28 +52,27 @@ class NodeAnswer:
     """What could not be read, and what that makes uncertain."""
     remedy: str = ""
     """What to do; empty: nothing."""
-    simulated: bool = False
-    """Its GPUs are SIMULATED."""
 
     def as_data(self) -> dict[str, Any]:
         """For programs."""
+        node = self.node
         return {
-            "node": self.name,
-            "policy": self.policy,
-            "phase": self.phase,
-            "reason": self.reason,
-            "message": self.message,
+            "node": node.name,
+            "policy": node.policy,
+            "phase": node.phase,
+            "reason": node.reason,
+            "message": node.message,
             "remedy": self.remedy,
-            "observed": self.observed,
-            "wanted": self.wanted,
-            "disruption": self.disruption,
-            "cordon": self.cordon,
-            "attempt": self.attempt,
-            "step": self.step,
-            "since": _written(self.since),
-            "deadline": self.deadline,
-            "unhealthy": self.unhealthy,
-            "blockers": list(self.blockers),
+            "observed": node.observed,
+            "wanted": node.wanted,
+            "disruption": node.disruption,
+            "cordon": node.cordon,
+            "attempt": node.attempt,
+            "step": node.step,
+            "since": _written(node.since),
+            "deadline": node.deadline,
+            "unhealthy": node.unhealthy,
+            "blockers": list(node.blockers),
             "proofs": [
                 {
                     "source": str(one.source),
@@ -117,15 +86,17 @@ class NodeAnswer:
             ],
             "unproven": self.unproven,
             "history": [
-                {"at": _written(one.at), "phase": one.phase, "reason": one.reason} for one in self.history
+                {"at": _written(one.at), "phase": one.phase, "reason": one.reason} for one in node.history
             ],
-            "simulated": [self.name] if self.simulated else [],
+            "simulated": [node.name] if node.simulated else [],
             "notes": list(self.notes),
         }
 
 
-def _written(moment: datetime | None) -> str | None:
-    return None if moment is None else to_rfc3339(moment)
+def _written(moment: str | None) -> str | None:
+    """Return a moment as we write moments; None if it is not one."""
+    read = from_rfc3339(moment)
+    return None if read is None else to_rfc3339(read)
 
 
 def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: str) -> NodeAnswer:
@@ -135,60 +106,47 @@ def node_answer(name: str, seen: Seen | None, decided: Decided | None, trouble: 
     unproven = trouble
     if decided is not None:
         proofs, unproven = _proofs(name, decided)
-    # The operator knows what the server said to its evictions; this process has made none.
-    blockers = seen.blockers if seen is not None else ()
-    if not blockers and verdict is not None:
-        blockers = explain_blockers(verdict.blockers)
-    reason, message, phase = _said(seen, verdict)
+    node = _published_or_planned(seen or Seen(name=name), verdict)
     return NodeAnswer(
-        name=name,
-        policy=(seen.policy if seen is not None else "") or (verdict.policy if verdict is not None else ""),
-        phase=phase,
-        reason=reason,
-        message=message,
-        **_facts(seen, verdict),
-        cordon=_cordon(name, seen, decided),
-        since=None if seen is None else seen.since,
-        deadline="" if seen is None else seen.deadline,
-        unhealthy="" if seen is None else seen.unhealthy,
-        blockers=tuple(blockers),
-        history=() if seen is None else seen.history,
+        node=replace(
+            node,
+            cordon=_cordon(name, seen, decided),
+            simulated=node.simulated or bool(decided is not None and decided.simulated([name])),
+        ),
         proofs=proofs,
         unproven=unproven,
         notes=() if decided is None else decided.notes,
-        remedy=remedy_of(reason),
-        simulated=bool(seen is not None and seen.simulated)
-        or bool(decided is not None and decided.simulated([name])),
+        remedy=remedy_of(node.reason),
     )
 
 
-def _said(seen: Seen | None, verdict: Verdict | None) -> tuple[str, str, str]:
-    """Reason, message and phase: as published, or as planned where nothing is published."""
-    if seen is not None and seen.phase:
-        return seen.reason, seen.message, seen.phase
-    if verdict is not None:
-        return str(verdict.reason), verdict.message, str(verdict.phase)
-    return "", "no policy selects this node, so the operator does not change its GPUs", ""
+def _published_or_planned(seen: Seen, verdict: Verdict | None) -> Seen:
+    """Return the node as it was published, with what the verdict of the present plan says where nothing was."""
+    if verdict is None:
+        none = "no policy selects this node, so the operator does not change its GPUs"
+        return seen if seen.phase else replace(seen, message=none)
+    # The operator knows what the server said to its evictions; this process has made none.
+    blockers = seen.blockers or tuple(explain_blockers(verdict.blockers))
+    seen = replace(seen, policy=seen.policy or verdict.policy, blockers=blockers)
+    if seen.phase:
+        return seen
+    return replace(
+        seen,
+        phase=str(verdict.phase),
+        reason=str(verdict.reason),
+        message=verdict.message,
+        observed=verdict.observed,
+        wanted=verdict.wanted,
+        disruption=str(verdict.disruption),
+        attempt=verdict.attempt,
+        step=verdict.step,
+    )
 
 
 def remedy_of(word: str) -> str:
     """What to do about this reason; empty when there is nothing to do, or when an operator of another version gave
     it."""
     return BY_WORD[word].remedy if word in BY_WORD else ""
-
-
-def _facts(seen: Seen | None, verdict: Verdict | None) -> dict[str, Any]:
-    """From what both the published state and a verdict have: the former, unless there is none."""
-    fields = ("observed", "wanted", "disruption", "attempt", "step")
-    source: Any = seen if seen is not None and seen.phase else verdict
-    empty = {"attempt": 0}
-    return {
-        name: (empty.get(name, "") if source is None else _plain(getattr(source, name))) for name in fields
-    }
-
-
-def _plain(value: object) -> object:
-    return value if isinstance(value, int) else str(value)
 
 
 def _cordon(name: str, seen: Seen | None, decided: Decided | None) -> str:
@@ -219,20 +177,20 @@ def _proofs(name: str, decided: Decided) -> tuple[tuple[Proof, ...], str]:
 
 def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     """One screen."""
-    lines = describe_simulated([answer.name] if answer.simulated else [], paper)
+    lines = describe_simulated([answer.node.name] if answer.node.simulated else [], paper)
     lines += fold(_title(answer, now), paper)
-    lines += prose(answer.message, paper)
-    if answer.remedy and answer.remedy not in answer.message:
+    lines += prose(answer.node.message, paper)
+    if answer.remedy and answer.remedy not in answer.node.message:
         lines += prose(f"Remedy: {answer.remedy}", paper, ink=Ink.TITLE)
     if facts := _told(answer):
         lines += prose("; ".join(facts), paper, ink=Ink.FAINT)
-    if answer.unhealthy:
-        lines += prose(f"GPUs: {answer.unhealthy}", paper, ink=Ink.BAD)
+    if answer.node.unhealthy:
+        lines += prose(f"GPUs: {answer.node.unhealthy}", paper, ink=Ink.BAD)
     lines += [BLANK, *_proof_lines(answer, paper)]
-    if answer.blockers:
+    if answer.node.blockers:
         lines += [BLANK, line(TextSpan("What blocks", Ink.TITLE))]
-        lines += [one for text in answer.blockers for one in prose(text, paper, indent="  ", hang="  ")]
-    if answer.history:
+        lines += [one for text in answer.node.blockers for one in prose(text, paper, indent="  ", hang="  ")]
+    if answer.node.history:
         lines += [BLANK, *_history(answer, now, paper)]
     for note in answer.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
@@ -240,30 +198,30 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
 
 
 def _title(answer: NodeAnswer, now: datetime) -> Line:
-    since = age(answer.since, now)
+    since = age(answer.node.entered, now)
     when = f"  since {since}" if since else ""
-    until = f", until {_ENDS.get(answer.deadline, answer.deadline)}" if answer.deadline else ""
-    word = f"{answer.phase}: {answer.reason}" if answer.phase else "not ours"
+    until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
+    word = f"{answer.node.phase}: {answer.node.reason}" if answer.node.phase else "not ours"
     return line(
-        TextSpan(answer.name, Ink.TITLE),
-        f"  {answer.policy or 'no policy'}  ",
-        TextSpan(word, state_of(answer.phase).value.ink if answer.phase else Ink.FAINT),
+        TextSpan(answer.node.name, Ink.TITLE),
+        f"  {answer.node.policy or 'no policy'}  ",
+        TextSpan(word, state_of(answer.node.phase).value.ink if answer.node.phase else Ink.FAINT),
         f"{when}{until}",
     )
 
 
 def _told(answer: NodeAnswer) -> list[str]:
     facts = []
-    if answer.wanted and answer.wanted != answer.observed:
-        facts.append(f"{answer.observed or '?'} -> {answer.wanted}")
-    elif answer.observed:
-        facts.append(answer.observed)
-    if answer.disruption not in ("", "None"):
-        facts.append(f"class {answer.disruption}")
-    if answer.step:
-        facts.append(f"step {answer.step}, attempt {answer.attempt}")
-    if answer.cordon:
-        facts.append(f"cordon: {answer.cordon}")
+    if answer.node.wanted and answer.node.wanted != answer.node.observed:
+        facts.append(f"{answer.node.observed or '?'} -> {answer.node.wanted}")
+    elif answer.node.observed:
+        facts.append(answer.node.observed)
+    if answer.node.disruption not in ("", "None"):
+        facts.append(f"class {answer.node.disruption}")
+    if answer.node.step:
+        facts.append(f"step {answer.node.step}, attempt {answer.node.attempt}")
+    if answer.node.cordon:
+        facts.append(f"cordon: {answer.node.cordon}")
     return facts
 
 
@@ -287,6 +245,9 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
 
 
 def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
-    shown = answer.history if paper.wide else answer.history[-LAST:]
-    rows = [[TextSpan(f"{age(one.at, now)} ago"), TextSpan(one.phase), TextSpan(one.reason)] for one in shown]
+    shown = answer.node.history if paper.wide else answer.node.history[-LAST:]
+    rows = [
+        [TextSpan(f"{age(from_rfc3339(one.at), now)} ago"), TextSpan(one.phase), TextSpan(one.reason)]
+        for one in shown
+    ]
     return table(HISTORY, rows, paper)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
 
+from gpusharing.api.gpunode import HistoryEntry
 from gpusharing.api.names import Phase
-from gpusharing.cli.pools.fleet import PastStep, PoolStatus, Seen, State, known_phase
+from gpusharing.api.times import from_rfc3339
+from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase
 
 PERSON, OTHERS = "person", "others"
 """What the operator gives as the deadline of a wait that a person or others end (planning/report/transition.py)."""
@@ -56,12 +58,13 @@ def _began(seen: Seen) -> datetime | None:
     """When its current change began; None: it is in none, or that is unknown."""
     if seen.state is not State.MOVES:
         return None
-    began = seen.since
+    began = seen.entered
     for step in reversed(seen.history):
         phase = known_phase(step.phase)
-        if phase is None or not phase.in_flight or step.at is None:
+        entered = from_rfc3339(step.at)
+        if phase is None or not phase.in_flight or entered is None:
             break
-        began = step.at if began is None else min(began, step.at)
+        began = entered if began is None else min(began, entered)
     return began
 
 
@@ -70,15 +73,16 @@ def durations(members: Iterable[Seen]) -> list[timedelta]:
     return [took for seen in members for took in _changes(seen.history)]
 
 
-def _changes(history: Sequence[PastStep]) -> list[timedelta]:
+def _changes(history: Sequence[HistoryEntry]) -> list[timedelta]:
     found: list[timedelta] = []
     began: datetime | None = None
     for step in history:
         phase = known_phase(step.phase)
         if phase is not None and phase.in_flight:
-            began = step.at if began is None else began
+            began = from_rfc3339(step.at) if began is None else began
             continue
-        if phase is Phase.SYNCED and began is not None and (ended := step.at) is not None and ended >= began:
+        ended = from_rfc3339(step.at) if phase is Phase.SYNCED else None
+        if began is not None and ended is not None and ended >= began:
             found.append(ended - began)
         began = None
     return found

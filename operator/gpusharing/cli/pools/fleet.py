@@ -4,17 +4,19 @@ Everything here was written by the operator. A field that an older or newer one 
 that is not known here is shown as it comes.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import Phase
+from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.shell.drawing import Glyph, Ink
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, part, section, strings, text, whole
+from gpusharing.kube.raw import entries, part, section, text, whole
 
 
 class State(Enum):
@@ -47,71 +49,25 @@ def state_of(word: str) -> State:
 
 
 @dataclass(frozen=True, slots=True)
-class PastStep:
-    """One entry of a node's history."""
+class Seen(Transition):
+    """One GPUNode as people see it: its transition, and what its agent and its condition say. The phase is empty until
+    the operator has looked at the node."""
 
-    phase: str
-    """The phase that the node entered."""
-    reason: str
-    """Why, in one CamelCase word."""
-    written: str
-    """When it began, as it was written: of most entries nobody asks for it."""
-
-    @property
-    def at(self) -> datetime | None:
-        """When it began; None: unknown."""
-        return from_rfc3339(self.written)
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One GPUNode as people see it."""
-
-    name: str
+    name: str = ""
     """Name of the node."""
-    policy: str
-    """The policy that owns it; empty: none."""
-    phase: str
-    """Its phase; empty: the operator has not looked at it yet."""
-    reason: str
-    """Why it is in this phase, in one CamelCase word."""
-    message: str
-    """A sentence with names and the next step."""
-    since: datetime | None
-    """When the phase began; None: unknown."""
-    deadline: str
-    """A time of day."""
-    wanted: str
-    """What each GPU is to be divided into."""
-    observed: str
-    """What each GPU is divided into now."""
-    disruption: str
-    """Class of the change that is planned or under way."""
-    culprit: str
-    """What keeps the node; empty: nothing is waited for."""
-    cordon: str
-    """Whose cordon it carries: ours, human, foreign or empty."""
-    attempt: int
-    """Number of the attempt; 0: nothing is in flight."""
-    step: str
-    """The step and how many there are; empty: nothing is in flight."""
-    blockers: tuple[str, ...]
-    """One line for each reason that blocks."""
-    past: Sequence[JSON]
-    """The history as it was written: of a thousand nodes nobody asks for most of them."""
-    gpus: int
+    gpus: int = 0
     """How many GPUs its agent reports."""
-    pods: int | None
+    pods: int | None = None
     """Pods that hold a GPU; None: unknown."""
-    unhealthy: str
+    unhealthy: str = ""
     """What the condition Healthy says where it is False; empty: nothing is known to be wrong."""
-    simulated: bool
+    simulated: bool = False
     """Its agent says that the GPUs are SIMULATED."""
 
     @property
-    def history(self) -> tuple[PastStep, ...]:
-        """The last states, the newest one last."""
-        return tuple(PastStep(text(row, "phase"), text(row, "reason"), text(row, "at")) for row in self.past)
+    def entered(self) -> datetime | None:
+        """When the phase began; None: unknown."""
+        return from_rfc3339(self.since)
 
     @property
     def state(self) -> State:
@@ -205,31 +161,16 @@ def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
 
 def read_node(raw: JSON) -> Seen:
     """One GPUNode."""
-    told, observed = section(raw, "status", "transition"), section(raw, "status", "observed")
+    observed = section(raw, "status", "observed")
     healthy = next((row for row in entries(raw, "status", "conditions") if row.get("type") == "Healthy"), {})
-    pods = observed.get("pods")
-    return Seen(
-        name=text(raw, "metadata", "name"),
-        policy=text(told, "policy"),
-        phase=text(told, "phase"),
-        reason=text(told, "reason"),
-        message=text(told, "message"),
-        since=from_rfc3339(text(told, "since")),
-        deadline=text(told, "deadline"),
-        wanted=text(told, "wanted"),
-        observed=text(told, "observed"),
-        disruption=text(told, "disruption"),
-        culprit=text(told, "culprit"),
-        cordon=text(told, "cordon"),
-        attempt=whole(told, "attempt"),
-        step=text(told, "step"),
-        blockers=strings(told.get("blockers")),
-        past=entries(told, "history"),
-        gpus=len(entries(observed, "gpus")),
-        pods=pods if isinstance(pods, int) else None,
-        unhealthy=text(healthy, "message") if healthy.get("status") == "False" else "",
-        simulated=observed.get("simulated") is True,
-    )
+    beside = {
+        "name": text(raw, "metadata", "name"),
+        "gpus": len(entries(observed, "gpus")),
+        "pods": observed.get("pods"),
+        "unhealthy": text(healthy, "message") if healthy.get("status") == "False" else "",
+        "simulated": observed.get("simulated"),
+    }
+    return from_wire(Seen, section(raw, "status", "transition") | beside)
 
 
 def simulated_nodes(pools: Iterable[PoolStatus], loose: Iterable[Seen]) -> list[str]:

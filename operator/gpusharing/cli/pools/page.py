@@ -314,7 +314,7 @@ def _legend(texts: Iterable[str]) -> Markup:
 
 
 def _row(seen: Seen, now: datetime) -> list[Markup]:
-    since = "" if seen.since is None else _time(seen.since, age(seen.since, now))
+    since = "" if seen.entered is None else _time(seen.entered, age(seen.entered, now))
     said = [text for text in (seen.message, *seen.blockers, seen.unhealthy) if text]
     cells: list[Child] = [
         f"{MARKS[seen.state]} {seen.phase or '-'}",

@@ -160,7 +160,7 @@ def _row(seen: Seen, now: datetime, paper: Paper) -> list[TextSpan]:
         TextSpan(seen.reason),
         TextSpan("" if seen.pods is None else str(seen.pods)),
         TextSpan(seen.culprit),
-        TextSpan(age(seen.since, now), Ink.FAINT),
+        TextSpan(age(seen.entered, now), Ink.FAINT),
         TextSpan(seen.deadline),
     ]
     if not paper.wide:
@@ -222,7 +222,7 @@ def node_data(seen: Seen) -> Mapping[str, Any]:
         "phase": seen.phase,
         "reason": seen.reason,
         "message": seen.message,
-        "since": None if seen.since is None else to_rfc3339(seen.since),
+        "since": None if seen.entered is None else to_rfc3339(seen.entered),
         "deadline": seen.deadline,
         "disruption": seen.disruption,
         "wanted": seen.wanted,

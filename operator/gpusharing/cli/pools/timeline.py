@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import Phase
+from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase, state_of
 from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, TextSpan, bar, length, line, prose, shorten
 from gpusharing.planning.vocabulary.lengths import counted
@@ -84,7 +85,7 @@ def find_timeline(pool: PoolStatus, now: datetime) -> Timeline | None:
 
 def _last_change(seen: Seen, now: datetime) -> tuple[Stretch, ...]:
     """What the history shows after the state of rest before the last one; empty: nothing but rest."""
-    steps = [(step, step.at) for step in seen.history if step.at is not None]
+    steps = [(step, at) for step in seen.history if (at := from_rfc3339(step.at)) is not None]
     ends = [*(at for _, at in steps), now][1:]
     stretches = [
         Stretch(step.phase, step.reason, at, max(at, end))
