@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gpusharing.api.base import WireModel
 from gpusharing.api.crd import Schema, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec, GPUNodeStatus
 from gpusharing.api.names import GPUNODES, GROUP, POLICIES, VERSION
-from gpusharing.api.policy import GPUSharingPolicySpec, GPUSharingPolicyStatus
+from gpusharing.api.policy import GPUSharingPolicySpec, WireModel
+from gpusharing.api.policystatus import GPUSharingPolicyStatus
 from gpusharing.api.records import WireRecord
 from gpusharing.api.rules import NAME_LENGTH, ApiRule, cel
 

@@ -14,10 +14,9 @@ from hack.generate import ROOT
 from hack.generate_crds import chart_crds, crds
 from pydantic import BaseModel, Field
 
-from gpusharing.api.base import WireModel
 from gpusharing.api.crd import SchemaError, structural_schema
 from gpusharing.api.gpunode import GPUNodeSpec
-from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.api.policy import GPUSharingPolicySpec, WireModel
 from gpusharing.api.records import WireRecord, wire_name
 from gpusharing.api.validation import validate_policy
 

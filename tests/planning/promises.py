@@ -15,8 +15,7 @@ from tests.planning.pooling import is_away, is_newcomer, pool
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.rollout import Window
+from gpusharing.api.policy import GPUSharingPolicySpec, Window
 from gpusharing.api.validation import allowance, parse_duration
 from gpusharing.planning.pools.standstill import MOST
 from gpusharing.planning.rollout import RolloutPlan

@@ -5,7 +5,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from gpusharing.api.rollout import Window
+from gpusharing.api.policy import Window
 from gpusharing.planning.pools.calendar import find_flaw, find_spans
 from gpusharing.planning.pools.zones import find_zone
 

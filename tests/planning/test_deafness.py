@@ -19,7 +19,7 @@ from tests.planning.changes import (
 from tests.planning.drains import fenced, released
 
 from gpusharing.api.names import Phase
-from gpusharing.api.rollout import Rollout
+from gpusharing.api.policy import Rollout
 from gpusharing.planning.snapshot.actions import Actuate, UpdateFence
 from gpusharing.planning.snapshot.stackviews import MpsDaemonView, StackView
 from gpusharing.planning.snapshot.views import PolicyView

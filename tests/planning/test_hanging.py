@@ -14,7 +14,7 @@ from tests.planning.drains import FENCE, IDLE, released
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.rollout import Rollout
+from gpusharing.api.policy import Rollout
 from gpusharing.planning.gpus.drivers import HANGING, NOT_HANGING, find_hanging
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.views import PolicyView

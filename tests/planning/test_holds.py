@@ -11,8 +11,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
-from gpusharing.api.policy import Cost
-from gpusharing.api.rollout import Canary, Rollout
+from gpusharing.api.policy import Canary, Cost, Rollout
 from gpusharing.planning.pools.canary import find_canary, find_note
 from gpusharing.planning.pools.holds import HOLDS, find_hold
 from gpusharing.planning.pools.hours import ALWAYS

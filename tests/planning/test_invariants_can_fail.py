@@ -20,7 +20,7 @@ from tests.planning.world import World
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.rollout import Canary
+from gpusharing.api.policy import Canary
 from gpusharing.planning.snapshot.actions import (
     Action,
     Actuate,

@@ -20,7 +20,7 @@ from tests.planning.test_invariants_can_fail import ReachedError, call, fence, p
 from tests.planning.world import World
 
 from gpusharing.api import names
-from gpusharing.api.rollout import Canary
+from gpusharing.api.policy import Canary
 from gpusharing.planning.snapshot.actions import Action, Actuate, FenceNode, ForceDelete, Release, UpdateFence
 from gpusharing.planning.snapshot.views import PolicyView
 

@@ -16,6 +16,7 @@ from tests.planning.told import (
     PENDING,
     POOL,
     REFUSED,
+    STATUS,
     SYNCED,
     StatusInput,
     answers,
@@ -25,7 +26,6 @@ from tests.planning.told import (
 from tests.planning.world import World
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.policy import GPUSharingPolicyStatus
 from gpusharing.planning.report.status import MAX_LISTED, policy_status
 from gpusharing.planning.rollout import plan_rollout
 from gpusharing.planning.vocabulary.findings import Finding
@@ -223,7 +223,7 @@ def test_a_whole_change_is_told_without_flapping() -> None:
         snapshot, policy = world.snapshot(), world.policies[0]
         plan = plan_rollout(snapshot, world.now)
         status = policy_status(policy, plan, snapshot, status, world.now)
-        GPUSharingPolicyStatus.model_validate(status)
+        STATUS.validate_python(status)
         later = plan_rollout(snapshot, world.now + timedelta(milliseconds=1))
         if {n: (v.phase, v.reason) for n, v in later.verdicts.items()} == {
             n: (v.phase, v.reason) for n, v in plan.verdicts.items()

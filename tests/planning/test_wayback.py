@@ -33,7 +33,7 @@ from tests.planning.changes import (
 
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.rollout import Rollout
+from gpusharing.api.policy import Rollout
 from gpusharing.planning.snapshot.actions import UpdateFence
 from gpusharing.planning.snapshot.records import SpecVersion, Verified
 from gpusharing.planning.snapshot.stackviews import StackView

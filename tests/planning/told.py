@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pydantic import TypeAdapter
 from tests.build import NOW, make_gpunode, make_node, make_policy, make_snapshot, make_stack
 
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.api.policy import GPUSharingPolicyStatus
+from gpusharing.api.policystatus import GPUSharingPolicyStatus
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.report.status import policy_status
 from gpusharing.planning.rollout import RolloutPlan
@@ -18,6 +19,8 @@ from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, Policy
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
+
+STATUS = TypeAdapter(GPUSharingPolicyStatus)
 
 POOL = make_policy(generation=7)
 LAYOUT = "2x3g.40gb"
@@ -71,7 +74,7 @@ class StatusInput:
     def status(self, previous: Mapping[str, Any] | None = None, now: datetime = NOW) -> dict[str, Any]:
         """The status, which the CRD's types accept."""
         status = policy_status(self.policy, *self.found(now), previous or {}, now)
-        GPUSharingPolicyStatus.model_validate(status)
+        STATUS.validate_python(status)
         return status
 
     def found(self, now: datetime = NOW) -> tuple[RolloutPlan, ClusterSnapshot]:

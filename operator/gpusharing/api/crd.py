@@ -161,11 +161,7 @@ def _assert_structural(schema: Schema, at: str) -> None:
         raise SchemaError(f"{at}: type {kind!r}")
     if "properties" in schema and "additionalProperties" in schema:
         raise SchemaError(f"{at}: properties and additionalProperties exclude each other")
-    bound = {"array": "maxItems", "string": "maxLength"}.get(kind)
-    if kind == "object" and "properties" not in schema:
-        bound = "maxProperties"
-    if bound and bound not in schema and "enum" not in schema:
-        raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")
+    _assert_bounded(schema, at)
     for name, child in schema.get("properties", {}).items():
         if "description" not in child:
             raise SchemaError(f"{at}.{name}: description is missing")
@@ -173,3 +169,10 @@ def _assert_structural(schema: Schema, at: str) -> None:
     for key in ("items", "additionalProperties"):
         if key in schema:
             _assert_structural(schema[key], f"{at}[]")
+
+
+def _assert_bounded(schema: Schema, at: str) -> None:
+    """Check that a list, a text or a map has a greatest length."""
+    bound = {"array": "maxItems", "string": "maxLength", "object": "maxProperties"}.get(schema["type"])
+    if bound and bound not in schema and not {"enum", "properties"} & set(schema):
+        raise SchemaError(f"{at}: {bound} is missing; CEL and etcd need a bound")

@@ -2,15 +2,28 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
 
 from gpusharing.api import rules
-from gpusharing.api.base import Condition, Duration, Wait, WireModel
 from gpusharing.api.names import Mode
-from gpusharing.api.records import Counts, Line, Sentence
-from gpusharing.api.rollout import Rollout
 from gpusharing.api.rules import cel
 
+Duration = Annotated[
+    str,
+    Field(
+        pattern=rules.DURATION,
+        min_length=2,
+        max_length=16,
+        json_schema_extra=cel(rules.POSITIVE_DURATION),
+    ),
+]
+"""Hours, minutes and seconds, for example 1h30m."""
+Wait = Annotated[
+    str,
+    Field(pattern=rules.WAIT, min_length=2, max_length=16, json_schema_extra=cel(rules.POSITIVE_WAIT)),
+]
+"""A Duration, or Never."""
 MIN_REPLICAS, MAX_REPLICAS = 2, 1024
 Replicas = Annotated[int, Field(ge=MIN_REPLICAS, le=MAX_REPLICAS, json_schema_extra=cel(rules.REPLICAS))]
 ALL_ALONE = {"anyOf": [{"maxItems": 1}, {"items": {"properties": {"devices": {"not": {"enum": ["all"]}}}}}]}
@@ -33,17 +46,21 @@ Devices = Annotated[
 {maxItems: 0}` is true of non-empty lists alone); the chart's admission policy and validation.py check the rest."""
 
 
-class LabelSelectorRequirement(WireModel):
-    """One row of `matchExpressions`."""
+class WireModel(BaseModel):
+    """Base of every type that is read from or written to the API server.
 
-    model_config = ConfigDict(json_schema_extra=cel(rules.EXPRESSION_VALUES))
+    Unknown fields are ignored: an older operator must be able to read a newer object. A policy's spec is the exception
+    (`validation.py`): the operator must not act on a spec that it does not fully understand.
+    """
 
-    key: Annotated[LabelKey, Field(json_schema_extra=cel(rules.REWRITTEN_KEY))]
-    """Label key; not one that a mode change rewrites."""
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    """How the key relates to the values."""
-    values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = ()
-    """Values for In and NotIn; empty for Exists and DoesNotExist."""
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        frozen=True,
+        extra="ignore",
+        use_attribute_docstrings=True,
+    )
 
 
 class Requirement(WireModel):
@@ -56,6 +73,15 @@ class Requirement(WireModel):
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     """How the key relates to the values."""
     values: Annotated[tuple[LabelValue, ...], Field(max_length=16)] = ()
+    """Values for In and NotIn; empty for Exists and DoesNotExist."""
+
+
+class LabelSelectorRequirement(Requirement):
+    """One row of `matchExpressions`."""
+
+    key: Annotated[LabelKey, Field(json_schema_extra=cel(rules.REWRITTEN_KEY))]
+    """Label key; not one that a mode change rewrites."""
+    values: Annotated[tuple[LabelValue, ...], Field(max_length=64)] = ()
     """Values for In and NotIn; empty for Exists and DoesNotExist."""
 
 
@@ -223,6 +249,88 @@ class Cost(WireModel):
     """Currency code of three capital letters. Nothing is converted."""
 
 
+MAX_WINDOWS = 16
+"""How many windows, and how many blackouts, a policy may have: CEL needs a bound."""
+
+
+class Window(WireModel):
+    """A recurring time window."""
+
+    schedule: Annotated[str, Field(min_length=9, max_length=128, json_schema_extra=cel(rules.SCHEDULE))]
+    """When it begins, in cron syntax: minute, hour, day of month, month, day of week; for example "0 22 * * 1-5"."""
+    duration: Duration
+    """How long it lasts, in elapsed time, for example 6h."""
+    time_zone: Annotated[str, Field(min_length=1, max_length=64, json_schema_extra=cel(rules.TIME_ZONE))] = (
+        "UTC"
+    )
+    """Time zone of the schedule: a name of the IANA time zone database, for example Europe/Berlin."""
+
+
+Windows = Annotated[tuple[Window, ...], Field(max_length=MAX_WINDOWS)]
+
+
+class Canary(WireModel):
+    """The first nodes of a change, for which the others wait."""
+
+    nodes: Annotated[int, Field(ge=1, le=5000)] = 1
+    """How many nodes. If the pool has exactly as many, all are canaries and no node waits; if it has fewer, no node in
+    service starts."""
+    soak: Duration = "10m"
+    """How long they must have served since their proof before the next node starts."""
+
+
+class Timeouts(WireModel):
+    """How long the steps after the point of no return may take before a node counts as Failed."""
+
+    actuation: Duration = "30m"
+    """From the label change until mig-manager and the device plugin are done."""
+    verification: Duration = "10m"
+    """From then until NVML, the labels and the allocatable resources agree."""
+
+
+class Rollout(WireModel):
+    """How the change moves over the pool."""
+
+    max_unavailable: (
+        Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=rules.PERCENT, max_length=8)]
+    ) = Field(
+        default=1,
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 8,
+            **cel(rules.MAX_UNAVAILABLE),
+        },
+    )
+    """Nodes that may be unavailable at once: a number, or a percentage of the pool such as "25%"
+    (rounded down, at least 1; nodes without a GPU or of products left out do not count). 0 freezes the pool."""
+    paused: bool = False
+    """Start no further node."""
+    when_paused: Literal["Finish", "Hold", "Abort"] = "Finish"
+    """What happens to nodes in flight that are not past the point of no return. Finish: they go on. Hold: no further
+    pod is evicted, and the node waits cordoned until drain.timeout restores it, or longer with drain.onTimeout: Hold.
+    Abort: they are restored at once."""
+    windows: Windows = ()
+    """When nodes may start. A node starts only while enough of the window is left for drain.timeout and for the slowest
+    of the last 20 changes of the pool (15m before the first); nodes in flight finish. None: at any time."""
+    blackouts: Windows = ()
+    """When no node may start, whatever the windows say."""
+    canary: Canary | None = None
+    """Change some nodes first, and the others once these are proven and have served for a while."""
+    approval: Literal["Automatic", "Manual"] = "Automatic"
+    """Manual: no node starts before the annotation gpusharing.dev/approve of the policy has the hash of the plan
+    (status.plan.hash)."""
+    max_failures: Annotated[int, Field(ge=1, le=5000)] = 1
+    """When so many nodes have failed after the point of no return in one generation of the policy, no further node
+    starts. The annotation gpusharing.dev/resume with that generation lets the rollout go on until so many more have
+    failed, and with <generation>.2, .3 and so on until twice, three times as many have."""
+    on_failure: Literal["Hold", "Rollback"] = "Hold"
+    """What happens to a node that failed after the point of no return. Hold: it stays cordoned until a person retries
+    it or changes the policy. Rollback: it goes back to what was proven on it last, once per generation or retry, and
+    serves that; where nothing was proven, or going back fails too, it is held."""
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    """Limits for the steps that follow the drain."""
+
+
 class GPUSharingPolicySpec(WireModel):
     """What the pool is for, and how it may be changed."""
 
@@ -264,96 +372,3 @@ class GPUSharingPolicySpec(WireModel):
     cost: Cost | None = None
     """What a GPU of the pool costs. As every edit does, a new value ends a halt by rollout.maxFailures, voids an
     approval, and ends the waits of nodes for another attempt."""
-
-
-class Summary(WireModel):
-    """Flat values for the columns of `kubectl get`."""
-
-    mode: Line = ""
-    """Mode as shown: Full, MIG, MIG+TS (with time-slicing), MPS or TimeSlicing."""
-    layout: Line = ""
-    """What each GPU is divided into, for example 2x3g.40gb, 4x shared or 1x full."""
-    nodes: Line = ""
-    """Nodes that are verified and schedulable, of all nodes of the pool, for example 2/3."""
-    gpus: int = 0
-    """GPUs in the pool."""
-    used: Line = ""
-    """Devices held by pods, of all devices served, for example 27/32."""
-    pending_pods: int = 0
-    """Pending pods that ask for a resource of this pool or, with drain.strandedPods Allow, for one that no node
-    offers."""
-    strategy: Line = ""
-    """MIG strategy, empty for other modes."""
-    product: Line = ""
-    """Card models in the pool."""
-    next_window: Line = ""
-    """With rollout.windows or rollout.blackouts: when nodes may start next or, if they may now, until when; UTC."""
-    status: Line = ""
-    """One word: Synced, Draining, Blocked, Failed ..."""
-    message: Sentence = ""
-    """The most urgent sentence about the pool."""
-
-
-class Plan(WireModel):
-    """What is going to happen, shown beforehand."""
-
-    hash: Line
-    """Identifies the plan, for rollout.approval Manual; changes when the plan changes."""
-    disruption: Line
-    """Highest disruption class of the nodes that change."""
-    nodes: Annotated[tuple[Line, ...], Field(max_length=20)]
-    """Nodes that change, at most 20."""
-    node_count: int
-    """How many nodes change."""
-    pods: int
-    """Pods holding a GPU on these nodes."""
-    pod_names: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
-    """At most 20 of these pods that would be evicted: those of the first 20 nodes that have yet to begin. For nodes
-    that are being changed, see kubectl get gpunodes."""
-    budgets: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
-    """PodDisruptionBudgets that guard these pods, at most 20."""
-    gangs: Annotated[tuple[Sentence, ...], Field(max_length=10)] = ()
-    """Gangs that these pods belong to, how many members they have and where; at most 10."""
-    blockers: Annotated[tuple[Sentence, ...], Field(max_length=5)] = ()
-    """What would keep these pods from leaving, one line for each reason."""
-    shortages: Annotated[tuple[Sentence, ...], Field(max_length=20)] = ()
-    """Resource names of which pods, running or Pending, ask for more devices than the whole cluster will have, where
-    the pool gives up some: nvidia.com/mig-3g.40gb: 24 ask, 16 remain: 8 will wait. At most 20."""
-    windows: Annotated[tuple[Line, ...], Field(max_length=3)] = ()
-    """The next times at which nodes may start, from and to in UTC; empty: at any time."""
-    capacity_before: Counts
-    """Allocatable GPU resources of the pool now."""
-    capacity_after: Counts
-    """Predicted allocatable GPU resources of the pool afterwards."""
-
-
-class Failure(WireModel):
-    """One node that needs a person."""
-
-    node: Line
-    """Name of the node."""
-    reason: Line
-    """Why, in one CamelCase word; docs/reference/reasons.md explains each."""
-    message: Sentence
-    """What happened and what to do."""
-
-
-class GPUSharingPolicyStatus(WireModel):
-    """Recomputed from scratch on every pass; written only when it changed."""
-
-    observed_generation: int = 0
-    """The metadata.generation that this status describes."""
-    summary: Summary = Field(default_factory=Summary)
-    """Flat values for the columns of `kubectl get`."""
-    plan: Plan | None = None
-    """What is going to happen; absent when no node is to change."""
-    failures: Annotated[tuple[Failure, ...], Field(max_length=20)] = ()
-    """Nodes that need a person, at most 20."""
-    conditions: Annotated[
-        tuple[Condition, ...],
-        Field(
-            max_length=16,
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        ),
-    ] = ()
-    """Accepted, Ready, Reconciling and Stalled."""

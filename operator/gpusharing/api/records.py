@@ -7,7 +7,7 @@ classes (docs/adr/0072-one-record-for-gpunode.md).
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -105,8 +105,14 @@ def _wire_names(kind: type[object]) -> tuple[tuple[str, str], ...]:
 def _readers(kind: type[Any]) -> tuple[tuple[str, str, Callable[[Any], Any]], ...]:
     """Return name, name in JSON, and reader of each field of a dataclass."""
     hints = get_type_hints(kind)
+    made = {each.name: each.default_factory for each in fields(kind) if each.default_factory is not MISSING}
     return tuple(
-        (each.name, wire_name(each.name), _reader(hints[each.name], each.default)) for each in fields(kind)
+        (
+            each.name,
+            wire_name(each.name),
+            _reader(hints[each.name], made[each.name]() if each.name in made else each.default),
+        )
+        for each in fields(kind)
     )
 
 
@@ -116,15 +122,23 @@ def _reader(hint: Any, default: Any = MISSING) -> Callable[[Any], Any]:
     if origin in (Union, UnionType):
         (inner,) = (argument for argument in arguments if argument is not NoneType)
         return _reader(inner, None)
-    plain = str if origin is Literal else origin or hint
-    if is_dataclass(plain):
-        empty = from_wire(plain, {}) if default is MISSING else default
-        return lambda raw: from_wire(plain, raw) if isinstance(raw, dict) else empty
-    empty = plain() if default is MISSING else default
-    if plain is tuple:
-        read = _reader(arguments[0])
-        expected = dict if is_dataclass(arguments[0]) else arguments[0]
-        return lambda raw: (
-            tuple(read(item) for item in raw if type(item) is expected) if isinstance(raw, list) else empty
+    if origin is tuple:
+        return partial(
+            _read_tuple, dict if is_dataclass(arguments[0]) else arguments[0], _reader(arguments[0])
         )
-    return lambda raw: raw if type(raw) is plain else empty
+    kind = str if origin is Literal else origin or hint
+    if is_dataclass(kind):
+        return partial(_read_record, kind, default)
+    return partial(_read_plain, kind, kind() if default is MISSING else default)
+
+
+def _read_tuple(kind: type[Any], read: Callable[[Any], Any], raw: object) -> tuple[Any, ...]:
+    return tuple(read(item) for item in raw if type(item) is kind) if isinstance(raw, list) else ()
+
+
+def _read_record(kind: type[Any], default: Any, raw: object) -> Any:
+    return from_wire(kind, raw) if isinstance(raw, dict) or default is MISSING else default
+
+
+def _read_plain(kind: type[Any], default: Any, raw: object) -> Any:
+    return raw if type(raw) is kind else default

@@ -14,8 +14,7 @@ from pydantic import ValidationError
 
 from gpusharing.api import rules
 from gpusharing.api.names import REWRITTEN_LABELS, REWRITTEN_PREFIXES, Mode
-from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig
-from gpusharing.api.rollout import Rollout
+from gpusharing.api.policy import DrainRule, GPUSharingPolicySpec, LabelSelector, Mig, Rollout, Selector
 
 MAX_DURATION = timedelta(hours=rules.MAX_DURATION_HOURS)
 MAX_VALUE = 60
@@ -123,7 +122,7 @@ def _value_at(path: str, raw: Any) -> str:
 
 def find_problems(spec: GPUSharingPolicySpec) -> Iterator[Problem]:
     """What is wrong with a policy whose fields have the right types and bounds."""
-    yield from _selector_problems(spec.node_selector)
+    yield from _selector_problems("spec.nodeSelector", spec.node_selector, of_nodes=True)
     yield from _mode_problems(spec)
     if spec.mig is not None:
         yield from _mig_problems(spec.mig)
@@ -202,17 +201,19 @@ def _name_problems(raw: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem("metadata.name", rules.NAME_LENGTH.message)
 
 
-def _selector_problems(selector: LabelSelector) -> Iterator[Problem]:
-    at = "spec.nodeSelector"
-    if not selector.match_labels and not selector.match_expressions:
+def _selector_problems(
+    at: str, selector: LabelSelector | Selector, *, of_nodes: bool = False
+) -> Iterator[Problem]:
+    """What is wrong with a selector. One of nodes must not be empty, nor name a label that a mode change rewrites."""
+    if of_nodes and not (selector.match_labels or selector.match_expressions):
         yield Problem(at, rules.EMPTY_SELECTOR.message)
     for key in selector.match_labels:
         if not re.fullmatch(rules.LABEL_KEY, key):
             yield Problem(f"{at}.matchLabels", f"{key}: {rules.LABEL_KEYS.message}")
-        if is_rewritten(key):
+        if of_nodes and is_rewritten(key):
             yield Problem(f"{at}.matchLabels", f"{key}: {rules.REWRITTEN_LABEL.message}")
     for index, row in enumerate(selector.match_expressions):
-        if is_rewritten(row.key):
+        if of_nodes and is_rewritten(row.key):
             yield Problem(f"{at}.matchExpressions[{index}].key", rules.REWRITTEN_KEY.message)
         if bool(row.values) != (row.operator in ("In", "NotIn")):
             yield Problem(f"{at}.matchExpressions[{index}].values", rules.EXPRESSION_VALUES.message)
@@ -223,16 +224,8 @@ def _rule_problems(drain_rules: Iterable[DrainRule]) -> Iterator[Problem]:
         at = f"spec.drain.rules[{index}]"
         if rule.timeout is not None and rule.behavior != "WaitCompleted":
             yield Problem(f"{at}.timeout", rules.RULE_TIMEOUT.message)
-        selectors = {"namespaceSelector": rule.namespace_selector, "podSelector": rule.pod_selector}
-        for name, selector in selectors.items():
-            for key in selector.match_labels:
-                if not re.fullmatch(rules.LABEL_KEY, key):
-                    yield Problem(f"{at}.{name}.matchLabels", f"{key}: {rules.LABEL_KEYS.message}")
-            for number, row in enumerate(selector.match_expressions):
-                if bool(row.values) != (row.operator in ("In", "NotIn")):
-                    yield Problem(
-                        f"{at}.{name}.matchExpressions[{number}].values", rules.EXPRESSION_VALUES.message
-                    )
+        yield from _selector_problems(f"{at}.namespaceSelector", rule.namespace_selector)
+        yield from _selector_problems(f"{at}.podSelector", rule.pod_selector)
 
 
 def is_rewritten(label: str) -> bool:

@@ -5,13 +5,14 @@ that is not known here is shown as it comes.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Any
 
 from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import Phase
+from gpusharing.api.policystatus import Summary
 from gpusharing.api.records import from_wire
 from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.shell.drawing import Glyph, Ink
@@ -76,34 +77,15 @@ class Seen(Transition):
 
 
 @dataclass(frozen=True, slots=True)
-class PoolStatus:
-    """One policy with the nodes that it owns."""
+class PoolStatus(Summary):
+    """One policy as people see it: its summary, and the nodes that it owns. The status is empty until the operator has
+    looked at the policy."""
 
-    name: str
+    name: str = ""
     """Name of the policy."""
-    status: str
-    """One word; empty: the operator has not looked at it yet."""
-    message: str
-    """A sentence about the pool."""
-    mode: str
-    """As in the column MODE."""
-    layout: str
-    """As in the column LAYOUT."""
-    nodes: str
-    """As in the column NODES, such as 2/3."""
-    gpus: int
-    """How many GPUs the pool has."""
-    used: str
-    """As in the column USED, such as 5/12."""
-    pending_pods: int
-    """Pods that wait for a resource of the pool."""
-    product: str
-    """The product names of its cards."""
-    next_window: str
-    """When nodes may start next; empty: at any time, or nobody knows."""
-    unseen: int
+    unseen: int = 0
     """The generation that the operator has not looked at yet; 0: it has."""
-    members: tuple[Seen, ...]
+    members: tuple[Seen, ...] = ()
     """Its nodes, by name."""
     plan: Mapping[str, Any] = field(default_factory=dict)
     """`status.plan`; empty: there is none."""
@@ -137,20 +119,13 @@ def read_pools(
 
 def _pool(raw: JSON, nodes: Mapping[str, list[Seen]]) -> PoolStatus:
     name, status = text(raw, "metadata", "name"), section(raw, "status")
-    summary, generation = section(status, "summary"), whole(raw, "metadata", "generation")
+    generation = whole(raw, "metadata", "generation")
     limit = part(raw, "spec", "rollout", "maxUnavailable")
-    return PoolStatus(
+    summary = from_wire(PoolStatus, section(status, "summary"))
+    return replace(
+        summary,
         name=name,
-        status=text(summary, "status"),
-        message=text(summary, "message"),
-        mode=text(summary, "mode") or text(raw, "spec", "mode"),
-        layout=text(summary, "layout"),
-        nodes=text(summary, "nodes"),
-        gpus=whole(summary, "gpus"),
-        used=text(summary, "used"),
-        pending_pods=whole(summary, "pendingPods"),
-        product=text(summary, "product"),
-        next_window=text(summary, "nextWindow"),
+        mode=summary.mode or text(raw, "spec", "mode"),
         unseen=generation if whole(status, "observedGeneration") < generation else 0,
         members=tuple(sorted(nodes.get(name, ()), key=lambda seen: seen.name)),
         plan=section(status, "plan"),

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 from cronsim import CronSim, CronSimError
 
-from gpusharing.api.rollout import Window
+from gpusharing.api.policy import Window
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.zones import find_zone
 from gpusharing.planning.vocabulary.values import value

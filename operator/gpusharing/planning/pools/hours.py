@@ -10,8 +10,7 @@ from functools import lru_cache
 from heapq import nlargest
 from itertools import islice
 
-from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.rollout import Windows
+from gpusharing.api.policy import GPUSharingPolicySpec, Windows
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
 from gpusharing.planning.pools.calendar import Span, find_flaw, find_spans

@@ -6,7 +6,7 @@ Fences and proofs record it, so that a proven canary is still one after a pause 
 import json
 from hashlib import sha256
 
-from gpusharing.api.rollout import Rollout
+from gpusharing.api.policy import Rollout
 from gpusharing.planning.snapshot.records import Fence, Verified
 from gpusharing.planning.snapshot.views import PolicyView
 
