@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy
+from tests.build import make_cluster_policy, make_node, make_policy
 from tests.cli.asking import ask, operated
 from tests.cli.reported import reported
 from tests.embedded.scene import FULL
@@ -18,7 +18,6 @@ from gpusharing.cli.shell.troubles import DONE, FAILED
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, NODES, POLICIES
 from gpusharing.kube.errors import Forbidden
 from gpusharing.kube.installation import ACCESS_REVIEWS
-from gpusharing.planning.snapshot.views import PlanSettings
 from gpusharing.planning.stack.installationviews import ConfigMapState, InstallationView, Place, Topic, error
 from gpusharing.planning.stack.nodesymptoms import find_node_symptoms
 
@@ -30,11 +29,9 @@ PAUSED = {"nvidia.com/gpu.deploy.device-plugin": "paused-for-mig-change"}
 OLD = {"nvidia.com/mig.capable": "true", "nvidia.com/cuda.driver-version.full": "580.95.05"}
 
 
-def reasons(
-    labels: dict[str, str], view: InstallationView = VIEW, settings: PlanSettings = SETTINGS, **more: Any
-) -> list[str]:
+def reasons(labels: dict[str, str], view: InstallationView = VIEW, **more: Any) -> list[str]:
     node = replace(make_node("gpu-1", **more), labels=labels)
-    return [one.reason for one in find_node_symptoms(replace(view, nodes=(node,)), settings, {})]
+    return [one.reason for one in find_node_symptoms(replace(view, nodes=(node,)), {})]
 
 
 WRONG = {
@@ -43,12 +40,12 @@ WRONG = {
     "operands that are paused for nothing": ({STATE: "success", **PAUSED}, "OperandsPaused"),
     "a driver with the flaw": (OLD, "UnsafeDriver"),
 }
-FINE: dict[str, tuple[dict[str, str], InstallationView, PlanSettings]] = {
-    "a label that names a key": ({PLUGIN: "ts-4"}, VIEW, SETTINGS),
-    "a ConfigMap that cannot be read": ({PLUGIN: "ts-8"}, replace(VIEW, config_maps={}), SETTINGS),
-    "operands that are paused for a change": ({STATE: "pending", **PAUSED}, VIEW, SETTINGS),
-    "a driver of a card without MIG": ({**OLD, "nvidia.com/mig.capable": "false"}, VIEW, SETTINGS),
-    "a driver whose risk was accepted": (OLD, VIEW, replace(SETTINGS, refuse_unsafe_drivers=False)),
+FINE: dict[str, tuple[dict[str, str], InstallationView]] = {
+    "a label that names a key": ({PLUGIN: "ts-4"}, VIEW),
+    "a ConfigMap that cannot be read": ({PLUGIN: "ts-8"}, replace(VIEW, config_maps={})),
+    "operands that are paused for a change": ({STATE: "pending", **PAUSED}, VIEW),
+    "a driver of a card without MIG": ({**OLD, "nvidia.com/mig.capable": "false"}, VIEW),
+    "a driver whose risk was accepted": (OLD, replace(VIEW, place=Place(refuse_unsafe_drivers=False))),
 }
 
 
@@ -70,10 +67,10 @@ def test_a_change_of_ours_is_no_fault_of_the_node() -> None:
 def test_what_is_wrong_with_many_nodes_is_told_once() -> None:
     labels = {"nvidia.com/gpu.present": "true", PLUGIN: "ts-8"}
     nodes = tuple(replace(make_node(f"gpu-{number}"), labels=labels) for number in range(9))
-    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes), SETTINGS, {})
+    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes), {})
     assert "gpu-0, gpu-1, gpu-2 and 6 more names no key of ConfigMap time-slicing-config" in one.message
     assert one.command == f"kubectl get nodes -L {PLUGIN}", "there is no policy yet"
-    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)), SETTINGS, {})
+    (one,) = find_node_symptoms(replace(VIEW, nodes=nodes, policies=(make_policy(),)), {})
     assert one.command.startswith("kubectl label node gpu-0 gpu-1 ")
     assert one.command.endswith(" --overwrite nvidia.com/device-plugin.config=NAME")
 

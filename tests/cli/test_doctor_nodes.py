@@ -10,7 +10,7 @@ import pytest
 import yaml
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakefaults import EVER
-from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy
+from tests.build import make_cluster_policy, make_node, make_policy
 from tests.cli.asking import ME, Answered, ask, install, operated
 from tests.embedded.scene import FULL, MIXED
 from tests.fakes.virtualtime import virtually
@@ -51,7 +51,7 @@ def told(
 ) -> list[Symptom]:
     """What is wrong with the labels of these Nodes."""
     view = InstallationView(nodes=tuple(nodes), policies=policies, **more)
-    return list(find_node_symptoms(view, SETTINGS, entries))
+    return list(find_node_symptoms(view, entries))
 
 
 # --- switches ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.build import SETTINGS, make_cluster_policy, make_node, make_policy, make_stack
+from tests.build import make_cluster_policy, make_node, make_policy, make_stack
 from tests.planning.cases import MIXED, assessed_of, make_case
 
 from gpusharing.planning.stack.installationviews import InstallationView
@@ -127,6 +127,6 @@ def test_doctor_names_nodes_that_cluster_policy_gives_to_virtual_machines(label:
         policies=(make_policy(mode="Full", nodeSelector={"matchLabels": {"pool": "a"}}),),
         cluster_policies=(make_cluster_policy(switches=VIRTUAL),),
     )
-    found = [(one.reason, one.command) for one in find_node_symptoms(view, SETTINGS, {})]
+    found = [(one.reason, one.command) for one in find_node_symptoms(view, {})]
     told = [("WorkloadConfig", f"kubectl label node gpu-1 --overwrite {WORKLOAD}=container")]
     assert found == ([] if label else told)

@@ -24,10 +24,11 @@ WORKS, BROKEN, NO_ANSWER = 0, 1, 2
 
 def place_of(environment: Mapping[str, str]) -> Place:
     """Where to look; the chart's defaults apply to what is not set."""
-    known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in fields(Place)}
+    read = [item for item in fields(Place) if isinstance(item.default, str | bool)]
+    known = {item.name: environment.get(f"{PREFIX}{item.name.upper()}", "") for item in read}
     if not known["agent_namespace"] and known["namespace"] and f"{PREFIX}AGENT_NAMESPACE" in environment:
         known["agent_namespace"] = known["namespace"]
-    switches = {item.name for item in fields(Place) if item.default is False}
+    switches = {item.name for item in read if isinstance(item.default, bool)}
     given: dict[str, Any] = {
         name: value == "true" if name in switches else value for name, value in known.items() if value
     }

@@ -7,7 +7,7 @@ Before the operator is installed it leaves out what an installation brings.
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
@@ -96,7 +96,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
 async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
     """Read the installation and all Nodes, and find what is wrong with them. Also returns the view of the
     installation."""
-    place, settings, notes = await _place(client)
+    place, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)
     version = await _version(client)
@@ -106,7 +106,7 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         *find_symptoms(view),
         *_entry_symptoms(view, entries),
         *find_kubelet_symptoms(view, version),
-        *find_node_symptoms(view, settings, mig_entries),
+        *find_node_symptoms(view, mig_entries),
         *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
     ]
     told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
@@ -158,11 +158,11 @@ async def _servers(client: KubeClient) -> tuple[list[Server], Unseen]:
     return found, {}
 
 
-async def _place(client: KubeClient) -> tuple[Place, PlanSettings, tuple[str, ...]]:
-    """Read names and namespaces of this installation from the operator's Deployment. Where there is none, or it may not
-    be read, the chart's defaults hold and the GPU Operator is looked for in the cluster.
+async def _place(client: KubeClient) -> tuple[Place, tuple[str, ...]]:
+    """Read the settings of this installation from the operator's Deployment. Where there is none, or it may not be
+    read, the chart's defaults hold and the GPU Operator is looked for in the cluster.
 
-    Also returns the operator's settings, and notes about the Deployment, for people.
+    Also returns notes about the Deployment, for people.
     """
     place = Place()
     try:
@@ -171,25 +171,19 @@ async def _place(client: KubeClient) -> tuple[Place, PlanSettings, tuple[str, ..
         found = []
     if not found:
         namespace = await find_gpu_operator(client, place.gpu_operator_namespace)
-        return replace(place, gpu_operator_namespace=namespace), PlanSettings(), ()
+        return replace(place, gpu_operator_namespace=namespace), ()
     settings, notes = settings_of(found[0])
-    plan = settings.plan
     labels = texts(section(found[0], "metadata", "labels"))
     notes += find_difference(labels.get("app.kubernetes.io/version", ""))
     account = text(found[0], "spec", "template", "spec", "serviceAccountName")
     place = Place(
+        **{one.name: getattr(settings.plan, one.name) for one in fields(PlanSettings)},
         release=labels.get("app.kubernetes.io/instance", place.release),
-        namespace=plan.namespace,
         agent_namespace=settings.agent_namespace,
-        gpu_operator_namespace=plan.gpu_operator_namespace,
-        plugin_config_map=plan.plugin_config_map,
-        mig_config_map=plan.mig_config_map,
         admin_mig_config_map=settings.admin_maps.mig,
-        configure_gpu_operator=plan.configure_gpu_operator,
-        force_delete=plan.force_delete,
         operator_account=account or place.operator_account,
     )
-    return place, plan, notes
+    return place, notes
 
 
 async def _with_pointed(

@@ -7,7 +7,7 @@ from enum import StrEnum
 from gpusharing.api.names import LABEL_PLUGIN_CONFIG
 from gpusharing.api.policy import LabelSelector
 from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.rights import Right
 from gpusharing.planning.vocabulary.values import value
 
@@ -16,29 +16,17 @@ OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
 
 
 @value
-class Place:
-    """Where the release is, and the names that its values set."""
+class Place(PlanSettings):
+    """Where the release is, and the names that its values set: the operator's settings, and more."""
 
     release: str = "gpusharing"
     """Name of the Helm release."""
-    namespace: str = "gpusharing"
-    """The release's, in which the operator runs."""
     agent_namespace: str = "gpusharing-agent"
     """The namespace of the agents."""
-    gpu_operator_namespace: str = "gpu-operator"
-    """The namespace of the NVIDIA GPU Operator, in which our ConfigMaps are."""
-    plugin_config_map: str = "gpusharing-device-plugin"
-    """Name of our ConfigMap of device-plugin configurations."""
-    mig_config_map: str = "gpusharing-mig-parted"
-    """Name of our ConfigMap of mig-parted configurations."""
     admin_mig_config_map: str = ""
     """ConfigMap of the admin whose mig-parted entries are merged into ours; empty: none."""
-    configure_gpu_operator: bool = False
-    """The operator sets ClusterPolicy's pointers itself (chart value gpuOperator.configure)."""
     startup_gate: bool = False
     """Nodes will join behind the start-up taint (chart value gpuOperator.startupGate)."""
-    force_delete: bool = False
-    """The operator may delete pods at the end of a drain (chart value forceDelete)."""
     operator_account: str = OPERATOR
     """Name of the operator's service account."""
     agent_account: str = AGENT

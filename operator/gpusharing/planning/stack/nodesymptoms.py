@@ -48,9 +48,7 @@ def has_gpu_label(node: NodeView) -> bool:
     return node.labels.get(names.LABEL_GPU_PRESENT) == "true" or names.LABEL_GPU_PRODUCT in node.labels
 
 
-def find_node_symptoms(
-    view: InstallationView, settings: PlanSettings, mig_entries: Mapping[str, MigEntries]
-) -> tuple[Symptom, ...]:
+def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntries]) -> tuple[Symptom, ...]:
     """Report what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it. Nodes
     that the operator is changing are left out: such values are part of the change there.
 
@@ -80,7 +78,7 @@ def find_node_symptoms(
         *_unknown_mig([*entryless.values()], mig_entries),
         *_failed([one for one in nodes if one.name not in entryless], view),
         *_paused(nodes, view),
-        *_drivers(nodes, settings),
+        *_drivers(nodes, view.place),
     )
 
 
