@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpusharing.planning.vocabulary.reasonkinds import Mark, Passes
-from gpusharing.planning.vocabulary.reasons import BY_WORD, Reason, most_urgent, priority
+from gpusharing.planning.vocabulary.reasons import BY_WORD, Reason, most_urgent
 
 
 @pytest.mark.parametrize("reason", Reason)
@@ -37,7 +37,7 @@ def test_no_mark_of_a_reason_contradicts_another() -> None:
 def test_a_person_comes_first_then_what_lasts_longest() -> None:
     assert most_urgent([Reason.SYNCED, Reason.SETTLING, Reason.PDB, Reason.UNMANAGED]) is Reason.UNMANAGED
     assert most_urgent([Reason.SETTLING, Reason.PDB, Reason.SYNCED]) is Reason.PDB
-    assert sorted(Reason, key=priority)[-1].passes is Passes.DONE
+    assert sorted(Reason, key=lambda reason: reason.urgency)[-1].passes is Passes.DONE
 
 
 LONGEST_FIRST = {

@@ -7,7 +7,7 @@ from gpusharing.planning.rollout import RolloutPlan
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView, PolicyView
 from gpusharing.planning.transition.members import is_outside
 from gpusharing.planning.transition.verdict import Verdict
-from gpusharing.planning.vocabulary.reasons import Reason, priority
+from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.ownership import selects_node
 
@@ -92,7 +92,7 @@ def is_done(verdict: Verdict, node: NodeView) -> bool:
 
 def urgency(verdict: Verdict) -> tuple[tuple[int, int], str]:
     """Sorts verdicts: the one that a person should read first comes first."""
-    return priority(verdict.reason), verdict.node
+    return verdict.reason.urgency, verdict.node
 
 
 def tell_first(verdicts: Sequence[Verdict]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from gpusharing.planning.vocabulary.lengths import cut
-from gpusharing.planning.vocabulary.reasons import Reason, most_urgent, priority
+from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
 
 MAX_LINES = 5
@@ -57,7 +57,7 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
 
 def culprit(blockers: Iterable[Blocker]) -> str:
     """The first pod of the most urgent blocker and how many more block: `ns/pod +2`; "" when no pod does."""
-    with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (priority(b.reason), b.pods))
+    with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
     more = len({pod for blocker in with_pods for pod in blocker.pods}) - 1

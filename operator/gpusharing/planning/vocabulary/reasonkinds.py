@@ -80,6 +80,8 @@ class Worded(StrEnum):
     passes: Passes
     keeper: Keeper
     marks: frozenset[Mark]
+    urgency: tuple[Passes, int]
+    """Sorts what needs a person first, then what lasts longest; among equals the order of definition decides."""
     when: str
     """The situation in which it is used."""
     remedy: str
@@ -94,6 +96,7 @@ class Worded(StrEnum):
         member.passes = columns[2]
         member.keeper = columns[3]
         member.marks = frozenset(columns[4:])
+        member.urgency = columns[2], len(cls.__members__)
         member.when = when
         member.remedy = remedy
         return member

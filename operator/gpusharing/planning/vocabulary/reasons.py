@@ -2,7 +2,7 @@
 
 A reason is never removed or given a second meaning. `docs/reference/reasons.md` is generated from this file.
 Where several reasons apply and there is room for one, `most_urgent` decides: first what waits for a person,
-then what lasts longest. Among reasons with the same `passes` the order of definition decides, longest first.
+then what lasts longest. So reasons with the same `passes` stand in their order, longest first.
 """
 
 from collections.abc import Iterable
@@ -508,16 +508,10 @@ class Reason(Worded):
     # fmt: on
 
 
-_ORDER = {reason: (reason.passes, index) for index, reason in enumerate(Reason)}
 BY_WORD = {reason.value: reason for reason in Reason}
 """Every reason by its word; an operator of another version may have given a word that is not among them."""
 
 
-def priority(reason: Reason) -> tuple[int, int]:
-    """Sort key: what needs a person first, then what lasts longest."""
-    return _ORDER[reason]
-
-
 def most_urgent(reasons: Iterable[Reason]) -> Reason:
     """The reason to show where there is room for one. Raises ValueError when there is none."""
-    return min(reasons, key=priority)
+    return min(reasons, key=lambda reason: reason.urgency)
