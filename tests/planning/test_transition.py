@@ -13,10 +13,11 @@ from tests.planning.told import DRAINING, FAILED, SYNCED, verdict
 
 from gpusharing.api.gpunode import Transition
 from gpusharing.api.names import DisruptionClass, Phase
-from gpusharing.planning.report.transition import MAX_HISTORY, MAX_MESSAGE, transition
+from gpusharing.planning.report.transition import MAX_HISTORY, transition
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import MAX_LINES, Blocker
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT
 from gpusharing.planning.vocabulary.reasons import Reason
 
 NODE = make_node()
@@ -147,14 +148,12 @@ def test_the_longest_texts_fit_into_the_crd(blockers: list[Blocker], text: str) 
     after = replace(BLOCKED, blockers=tuple(blockers), message=text, wanted=text, observed=text)
     found = shown(after)
     assert len(found["blockers"]) <= MAX_LINES
-    assert (
-        max(len(part) for part in (found["message"], found["culprit"], *found["blockers"], "")) <= MAX_MESSAGE
-    )
+    assert max(len(part) for part in (found["message"], found["culprit"], *found["blockers"], "")) <= MAX_TEXT
 
 
 def test_a_text_that_is_cut_says_so() -> None:
     found = shown(verdict(Phase.FAILED, message="x" * 5000))
-    assert len(found["message"]) == MAX_MESSAGE
+    assert len(found["message"]) == MAX_TEXT
     assert found["message"].endswith("x...")
 
 

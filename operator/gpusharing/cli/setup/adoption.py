@@ -30,7 +30,6 @@ from gpusharing.planning.wanted.migfile import ALL_DISABLED, parse, parse_admin
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY
 
-ADOPTED = frozenset({Reason.ADOPTABLE, Reason.SYNCED})
 NO_LABEL = (
     "no label that names a pool distinguishes these nodes from others; give them one, such as"
     " gpusharing.dev/pool, and run import again"
@@ -206,7 +205,7 @@ def _refused(snapshot: ClusterSnapshot, proposed: Sequence[Proposed], now: datet
         for node in one.nodes
         if (verdict := plan.verdicts[node]).policy != one.name
         or verdict.disruption is not DisruptionClass.NONE
-        or verdict.reason not in ADOPTED
+        or verdict.reason not in (Reason.ADOPTABLE, Reason.SYNCED)
     }
 
 

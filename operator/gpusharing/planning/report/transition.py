@@ -14,12 +14,11 @@ from gpusharing.planning.gpus.health import is_healthy
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.blockers import culprit, explain_blockers
-from gpusharing.planning.vocabulary.lengths import cut
+from gpusharing.planning.vocabulary.lengths import MAX_TEXT, cut
 from gpusharing.planning.vocabulary.reasonkinds import Passes
 from gpusharing.planning.vocabulary.reasons import Reason
 
 MAX_HISTORY = 20
-MAX_MESSAGE = 1000
 PERSON, OTHERS = "person", "others"
 """What DEADLINE shows if no clock ends the wait."""
 DAY = timedelta(days=1)
@@ -39,19 +38,19 @@ def transition(
         history = [*history, {"phase": phase, "reason": reason, "at": moment}][-MAX_HISTORY:]
     return {
         "policy": verdict.policy,
-        "wanted": cut(verdict.wanted, MAX_MESSAGE),
+        "wanted": cut(verdict.wanted, MAX_TEXT),
         "phase": phase,
         "reason": reason,
-        "message": cut(verdict.message, MAX_MESSAGE),
+        "message": cut(verdict.message, MAX_TEXT),
         "since": since,
         "deadline": until_when(verdict, from_rfc3339(since) or now),
         "attempt": verdict.attempt,
         "step": verdict.step,
-        "observed": cut(verdict.observed, MAX_MESSAGE),
+        "observed": cut(verdict.observed, MAX_TEXT),
         "disruption": str(verdict.disruption),
-        "culprit": cut(who_keeps(verdict, node), MAX_MESSAGE),
+        "culprit": cut(who_keeps(verdict, node), MAX_TEXT),
         "cordon": whose_cordon(node),
-        "blockers": [cut(line, MAX_MESSAGE) for line in explain_blockers(verdict.blockers)],
+        "blockers": [cut(line, MAX_TEXT) for line in explain_blockers(verdict.blockers)],
         "history": history,
     }
 
@@ -107,7 +106,7 @@ def health_conditions(
             "type": "Healthy",
             "status": status,
             "reason": str(health.reason),
-            "message": cut(health.message, MAX_MESSAGE),
+            "message": cut(health.message, MAX_TEXT),
             "lastTransitionTime": earlier.get("lastTransitionTime") or to_rfc3339(now),
         }
     ]
