@@ -58,7 +58,14 @@ def tell_status(
         return policy_status(policy, plan, snapshot, previous, now)
     except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others are told (guard.py)
         found = plan.objections.get(policy.name) or of_policy(policy.name, error)
-        return _unjudged(policy, found, previous, now)
+    answers = {
+        ConditionType.ACCEPTED: (False, found.reason, found.message),
+        ConditionType.READY: (False, Reason.NOT_ACCEPTED, found.message),
+        ConditionType.RECONCILING: (False, found.reason, found.message),
+        ConditionType.STALLED: (True, found.reason, found.message),
+    }
+    told = [_condition(kind, answer, policy.generation, previous, now) for kind, answer in answers.items()]
+    return {**previous, "observedGeneration": policy.generation, "conditions": told}
 
 
 def policy_status(
@@ -90,22 +97,9 @@ def policy_status(
             for verdict in pool.failures
         ][:MAX_LISTED],
         "conditions": [
-            condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
+            _condition(kind, answer, policy.generation, previous, now) for kind, answer in conditions.items()
         ],
     }
-
-
-def _unjudged(
-    policy: PolicyView, found: Finding, previous: Mapping[str, Any], now: datetime
-) -> dict[str, Any]:
-    answers = {
-        ConditionType.ACCEPTED: (False, found.reason, found.message),
-        ConditionType.READY: (False, Reason.NOT_ACCEPTED, found.message),
-        ConditionType.RECONCILING: (False, found.reason, found.message),
-        ConditionType.STALLED: (True, found.reason, found.message),
-    }
-    told = [condition(kind, answer, policy.generation, previous, now) for kind, answer in answers.items()]
-    return {**previous, "observedGeneration": policy.generation, "conditions": told}
 
 
 def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> tuple[object, ...]:
@@ -140,7 +134,7 @@ def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
 Answer = tuple[bool, Reason, str]
 
 
-def condition(
+def _condition(
     kind: ConditionType, answer: Answer, generation: int, previous: Mapping[str, Any], now: datetime
 ) -> dict[str, Any]:
     """One condition: status, reason and message, with the time since when it has this status."""
