@@ -18,7 +18,7 @@ from gpusharing.kube.convert import has_condition
 from gpusharing.kube.gangkeys import gang_of
 from gpusharing.kube.podrequests import pod_requests
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
-from gpusharing.planning.drain.holders import group_names
+from gpusharing.planning.drain.holders import gpu_groups
 from gpusharing.planning.drain.rules import ANNOTATION_MARKS, LABEL_MARKS
 from gpusharing.planning.snapshot.podviews import Owner, PdbView, PodView
 
@@ -49,7 +49,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
         resources=resources,
         dra=_dra_use(raw, resource_claims),
         node_selector=interned(part(raw, "spec", "nodeSelector")),
-        node_terms=node_terms(raw) if resources or group_names(labels) else (),
+        node_terms=node_terms(raw) if resources or gpu_groups(labels) else (),
         deleted_at=_deleted_at(metadata),
         ready=has_condition(raw, "Ready"),
         finalizers=strings(metadata.get("finalizers")),

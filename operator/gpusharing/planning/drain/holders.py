@@ -29,14 +29,10 @@ LABELS = frozenset({"runai-gpu-group", "kai-gpu-group"})
 MultiGpuGroupLabelPrefix). The second name is the one that KAI's maintainers announced (NVIDIA/KAI-Scheduler#464)."""
 
 
-def group_names(labels: Mapping[str, str]) -> frozenset[str]:
-    """Return the groups that labels of a pod name; empty for a pod without KAI."""
+def gpu_groups(labels: Mapping[str, str]) -> frozenset[str]:
+    """Return the groups of the GPUs that a pod with these labels reserves or has a fraction of; empty for a pod without
+    KAI."""
     return frozenset(value for key, value in labels.items() if key.partition("/")[0] in LABELS and value)
-
-
-def gpu_groups(pod: PodView) -> frozenset[str]:
-    """Return the groups of the GPUs that the pod reserves or has a fraction of; empty for a pod without KAI."""
-    return group_names(pod.labels)
 
 
 def is_reservation(pod: PodView) -> bool:
@@ -44,7 +40,7 @@ def is_reservation(pod: PodView) -> bool:
 
     It is the only pod of a group that requests a whole GPU: KAI refuses fractions for pods that do.
     """
-    return pod.owner is None and RESOURCE_GPU in pod.resources and bool(gpu_groups(pod))
+    return pod.owner is None and RESOURCE_GPU in pod.resources and bool(gpu_groups(pod.labels))
 
 
 _DEPLOY_CLIENT = f"{LABEL_DEPLOY_PREFIX}client"
@@ -112,7 +108,7 @@ def gpu_resources(pod: PodView) -> tuple[str, ...]:
     """Return the GPU resource names that the pod requests, sorted; other names under nvidia.com/ are not GPUs (G1). A
     pod with a fraction from KAI-Scheduler requests none, and counts as using nvidia.com/gpu (G10)."""
     asked = sorted(name for name, count in pod.resources.items() if count > 0 and is_gpu_resource(name))
-    return tuple(asked) if asked or not gpu_groups(pod) else (RESOURCE_GPU,)
+    return tuple(asked) if asked or not gpu_groups(pod.labels) else (RESOURCE_GPU,)
 
 
 def holds_gpu(pod: PodView) -> bool:
@@ -132,7 +128,7 @@ def classify(pods: Iterable[PodView], options: Drain, scope: Scope) -> Classifie
     waited = set()
     pods = sorted(pods, key=by_ref)
     sharing = (pod for pod in pods if not has_finished(pod) and not is_reservation(pod))
-    scope = replace(scope, gpu_groups=frozenset(group for pod in sharing for group in gpu_groups(pod)))
+    scope = replace(scope, gpu_groups=frozenset(group for pod in sharing for group in gpu_groups(pod.labels)))
     for pod in pods:
         found = _filter_of(pod, options, scope)
         if found is None or found.decision == "hold":
@@ -234,7 +230,7 @@ def _without_gpu(pod: PodView, options: Drain, scope: Scope) -> bool:
 def _shared_out(pod: PodView, options: Drain, scope: Scope) -> bool:
     """Whether this is KAI's reservation pod of a GPU that pods on the node still share. Those are judged in its place,
     and KAI deletes it when they are gone (G10)."""
-    return is_reservation(pod) and not scope.gpu_groups.isdisjoint(gpu_groups(pod))
+    return is_reservation(pod) and not scope.gpu_groups.isdisjoint(gpu_groups(pod.labels))
 
 
 def _terminating(pod: PodView, options: Drain, scope: Scope) -> bool:

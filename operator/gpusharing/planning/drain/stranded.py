@@ -139,7 +139,7 @@ class Afterwards:
         node, only a resource name that no node would advertise is found."""
         wanted = _wanted(pod)
         if lost := [name for name in wanted if not self.find_demand(name).remain]:
-            of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod) else ""
+            of_kai = ", of which KAI-Scheduler gives it a fraction" if gpu_groups(pod.labels) else ""
             return f"No node would offer {', '.join(lost)}{of_kai}"
         if own is None or not wanted:
             return ""
