@@ -154,8 +154,7 @@ def find_keepers(
     """
     everywhere = replace(scope, all_pods=True, cordoned_at=None)
     for one in members:
-        blockers = classify((one.pod,), options, everywhere).blockers or find_ruled((one,), scope)
-        for blocker in blockers:
+        for blocker in classify((one.pod,), options, everywhere).blockers or find_ruled((one,), scope):
             yield one.node, blocker
 
 

@@ -30,9 +30,11 @@ def find_gang_blockers(
 
     Every member counts, with or without a GPU: what ends one of them ends them all.
     """
-    ending = ending_gangs(work, scope)
-    found = [Blocker(Reason.LIST_FAILED, message=unlisted(view)) for view in ending if view.error]
-    for view in (one for one in ending if not one.error):
+    found: list[Blocker] = []
+    for view in ending_gangs(work, scope):
+        if view.error:
+            found.append(Blocker(Reason.LIST_FAILED, message=unlisted(view)))
+            continue
         members = [one for one in view.members if one.node != node or not must_leave(one.pod, scope)]
         found += [name_gang(view, one) for one in _forbid(members, work, options, now, scope)]
     return merge(found)

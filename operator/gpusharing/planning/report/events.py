@@ -37,15 +37,12 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
     after its pods could not be listed for a while."""
     if before is None or before is after:
         return ()
-    told: list[Event] = []
+    told: list[Event | None] = []
     if _drain_started(before, after) and not drained:
         text = f"{after.node}: {counted(after.pods, 'GPU pod')} to evict before {after.wanted}"
         told.append(Event("Normal", "DrainStarted", text))
-    if (begun := _begun(before, after)) is not None:
-        told.append(begun)
     entered = _entered(before, after) if before.phase is not after.phase else None
-    if entered is not None:
-        told.append(entered)
+    told += [_begun(before, after), entered]
     if new := _newly_blocked(before, after):
         note = f"{after.node}: {explain_blockers(new)[0]}"
         told.append(Event("Warning", "PodEvictionBlocked", note))
@@ -58,9 +55,8 @@ def node_events(before: Verdict | None, after: Verdict, *, drained: bool = False
         told.append(Event("Warning", str(after.reason), f"{after.node}: {after.message}"))
     if _turns_back(after) and not _turns_back(before):
         told.append(Event("Warning", "RollingBack", f"{after.node}: {after.message}"))
-    if (news := _health(before, after)) is not None:
-        told.append(news)
-    return tuple(Event(event.type, event.reason, cut(event.note, MAX_NOTE)) for event in told)
+    told.append(_health(before, after))
+    return tuple(Event(one.type, one.reason, cut(one.note, MAX_NOTE)) for one in told if one is not None)
 
 
 def refusal_event(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
