@@ -128,7 +128,7 @@ class Embedded:
     @staticmethod
     def _policy_changed(loop: Loop, name: str, version: str) -> None:
         if loop.sources.policies.touch(name, version):
-            loop.wake()
+            loop.wake.set()
 
     async def kill_operator(self) -> None:
         """kill -9: the operator ends wherever it is, and its Lease runs until it expires."""

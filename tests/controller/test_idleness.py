@@ -49,7 +49,7 @@ async def test_a_server_that_is_away_is_said_once_and_its_return_too() -> None:
             stage.cluster.close_watches()
             for _ in range(300):
                 stage.loop.sources.policies.touch()
-                stage.loop.wake()
+                stage.loop.wake.set()
                 await asyncio.sleep(2)
             for fault in sick:
                 fault.lift()
@@ -77,7 +77,7 @@ async def test_a_server_that_asks_for_no_call_at_all_gets_none_and_that_is_said_
                         await stage.loop.calls.get(resource, f"gpu-{number}")
             for _ in range(29):
                 stage.loop.sources.policies.touch()
-                stage.loop.wake()
+                stage.loop.wake.set()
                 await asyncio.sleep(1)
             assert stage.cluster.calls.total() - before == 6, "nothing but what was refused"
             for fault in busy:
@@ -119,6 +119,6 @@ async def test_tasks_do_not_become_more_over_failed_passes() -> None:
         stage.cluster.faults.fail("patch", NODES, Unavailable("502"), times=EVER)
         for _ in range(60):
             stage.loop.sources.policies.touch()
-            stage.loop.wake()
+            stage.loop.wake.set()
             await asyncio.sleep(1)
         assert len(asyncio.all_tasks()) <= before

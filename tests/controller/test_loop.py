@@ -142,7 +142,7 @@ async def test_an_edit_is_answered_within_a_debounce_of_200_ms() -> None:
         begun = virtual_now()
         added = stage.cluster.add(POLICIES, POLICY)
         assert stage.loop.sources.policies.touch("pool-b", added["metadata"]["resourceVersion"])
-        stage.loop.wake()
+        stage.loop.wake.set()
         while not any(write.call.resource == POLICIES for write in stage.cluster.writes):
             await stage.cluster.changed()
         assert (virtual_now() - begun).total_seconds() <= 0.25
@@ -189,7 +189,7 @@ async def test_a_pass_that_the_server_ended_is_made_again_two_seconds_later(erro
         stage.cluster.add(POLICIES, POLICY)
         stage.cluster.faults.fail("list", POLICIES, error, times=3)
         stage.loop.sources.policies.touch()
-        stage.loop.wake()
+        stage.loop.wake.set()
         await asyncio.sleep(RETRY * 2)
         assert "status" not in stage.cluster.get(POLICIES, "pool-b")
         await asyncio.sleep(RETRY * 2)
@@ -202,7 +202,7 @@ async def test_status_that_could_not_be_written_is_written_when_the_server_is_ba
         stage.cluster.add(POLICIES, POLICY)
         stage.cluster.faults.fail("patch", POLICIES, Unavailable("no leader"), times=2)
         stage.loop.sources.policies.touch()
-        stage.loop.wake()
+        stage.loop.wake.set()
         await asyncio.sleep(30)
         assert stage.cluster.get(POLICIES, "pool-b")["status"]["observedGeneration"] == 1
 
@@ -212,7 +212,7 @@ async def test_a_mistake_of_ours_ends_the_process_and_is_not_swallowed() -> None
     async with running() as stage:
         stage.cluster.faults.fail("list", POLICIES, ZeroDivisionError("a bug"))
         stage.loop.sources.policies.touch()
-        stage.loop.wake()
+        stage.loop.wake.set()
         done, _ = await asyncio.wait({stage.task}, timeout=5)
         assert done
         with pytest.raises(ExceptionGroup) as caught:
@@ -280,7 +280,7 @@ async def test_a_plan_that_never_comes_to_rest_is_slowed_down() -> None:
     async with running() as stage:
         loop, client = stage.loop, stage.cluster.client("operator")
         loop.executor = Endless(client, loop.sources, stage.leader.set_claims, virtual_now)
-        loop.wake()
+        loop.wake.set()
         before = len(stage.observer.passes)
         await asyncio.sleep(60)
         assert 30 <= len(stage.observer.passes) - before <= 80

@@ -91,15 +91,12 @@ class Executor:
     """Writes the Lease."""
     now: Callable[[], datetime]
     jitter: Callable[[], float] = random.random
-    parallel: int = 16
+    crew: Crew = field(default_factory=lambda: Crew(16))
     eviction_wait: float = FIRST_WAIT
     """Seconds after the first refusal."""
     on_action: Callable[[Action, str], None] = lambda action, result: None
     """Called after each action: for metrics."""
-    on_late: Callable[[], None] = lambda: None
-    """Called when a call ends for which no pass waited."""
     calls: CallMemory = field(default_factory=CallMemory)
-    crew: Crew = field(init=False)
     _nodes: NodeWrites = field(init=False)
     _shared: SharedWrites = field(init=False)
     _evictor: Evictor = field(init=False)
@@ -107,7 +104,6 @@ class Executor:
 
     def __post_init__(self) -> None:
         """Create the parts."""
-        self.crew = Crew(self.parallel, self.on_late)
         self._nodes = NodeWrites(self.client, self.sources)
         self._shared = SharedWrites(self.client, self.sources, self.now)
         self._evictor = Evictor(

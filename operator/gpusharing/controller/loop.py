@@ -79,7 +79,7 @@ class Loop(LoopParts):
 
     async def _pass(self) -> datetime | None:
         """One round; returns when to look again at the latest."""
-        self.wake.event.clear()
+        self.wake.clear()
         if self._idleness.lasts():
             return self.now() + timedelta(seconds=RETRY / 4)
         if (left := self.calls.holds.left()) > 0:

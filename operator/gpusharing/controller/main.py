@@ -162,7 +162,7 @@ def _lease(client: HttpClient, settings: Settings, identity: str, clock: SteadyC
 
 def _touched(loop: Loop, name: str, version: str) -> None:
     if loop.sources.policies.touch(name, version):
-        loop.wake()
+        loop.wake.set()
 
 
 def _lost() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
@@ -25,21 +25,10 @@ RETRY = 2.0
 
 
 @dataclass(slots=True)
-class Wake:
-    """One signal for any number of events. It can be set at any time; the loop then looks at everything at once."""
-
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __call__(self) -> None:
-        """Something may have changed."""
-        self.event.set()
-
-
-@dataclass(slots=True)
 class Pace:
     """The rests between the passes of one loop."""
 
-    wake: Wake
+    wake: asyncio.Event
     debounce: float
     """Seconds from the first change to the pass that looks at all of them."""
     now: Callable[[], datetime]
@@ -55,7 +44,7 @@ class Pace:
         left = min(LOOK_EVERY, due - self.now()) if due is not None else LOOK_EVERY
         try:
             async with asyncio.timeout(max(0.0, left.total_seconds())):
-                await self.wake.event.wait()
+                await self.wake.wait()
         except TimeoutError:
             await self._slow_down(left)
             return

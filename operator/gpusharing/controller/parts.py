@@ -8,10 +8,10 @@ from gpusharing.controller.complaints import Complaints
 from gpusharing.controller.execute import Executor
 from gpusharing.controller.idleness import Leader
 from gpusharing.controller.observer import Observer
-from gpusharing.controller.pace import Wake
 from gpusharing.controller.publish import Publisher
 from gpusharing.controller.settings import Settings
 from gpusharing.kube.client import KubeClient
+from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.fanout import Fanout, Published
 from gpusharing.kube.gather import Gatherer
@@ -34,45 +34,27 @@ class LoopParts:
     ) -> None:
         """Nothing is called yet. `identity` is our name on the Lease."""
         self.leader, self.settings, self.observer, self.now = leader, settings, observer, now
-        self.identity, self.wake, self._complaints = identity, Wake(), Complaints()
-        self.calls = Fanout(client, parallel=min(settings.parallel, Limits().parallel))
+        self.wake, self._complaints = asyncio.Event(), Complaints()
+        """Set at any time, for any number of events: the loop then looks at everything at once."""
+        wake, limit = self.wake.set, Limits().parallel
+        self.calls = Fanout(client, parallel=min(settings.parallel, limit))
         """Every call of the loop goes through it; those of the Lease do not."""
-        self.sources = Sources(self.calls, settings.sources, self.wake, lambda: leader.restores)
-        self.publisher = self._make_publisher()
-        self.executor = self._make_executor()
-        self.gatherer = self._make_gatherer()
-
-    def _make_publisher(self) -> Publisher:
-        return Publisher(
-            Published(self.calls),
-            self.sources,
-            self.settings.publish_period,
-            self.identity,
-            on_verdict=self.observer.changed,
-            parallel=max(1, self.settings.parallel // 8),
-            on_late=self.wake,
+        self.sources = Sources(self.calls, settings.sources, wake, lambda: leader.restores)
+        crew = Crew(max(1, settings.parallel // 8), wake)
+        self.publisher = Publisher(
+            Published(self.calls), self.sources, settings.publish_period, identity, crew, observer.changed
         )
-
-    def _make_executor(self) -> Executor:
-        return Executor(
+        self.executor = Executor(
             self.calls,
             self.sources,
-            self.leader.set_claims,
-            self.now,
-            parallel=self.settings.parallel,
-            eviction_wait=self.settings.plan.eviction_wait,
+            leader.set_claims,
+            now,
+            crew=Crew(settings.parallel, wake),
+            eviction_wait=settings.plan.eviction_wait,
             on_action=self._acted,
-            on_late=self.wake,
         )
-
-    def _make_gatherer(self) -> Gatherer:
-        return Gatherer(
-            self.calls,
-            self.sources,
-            self.executor.calls,
-            parallel=max(1, min(self.settings.parallel, Limits().parallel) // 2),
-            on_late=self.wake,
-        )
+        crew = Crew(max(1, min(settings.parallel, limit) // 2), wake)
+        self.gatherer = Gatherer(self.calls, self.sources, self.executor.calls, crew)
 
     def _acted(self, action: Action, result: str) -> None:
         self.observer.acted(action, result)
@@ -90,7 +72,7 @@ class LoopParts:
         while True:
             await asyncio.sleep(self.settings.relist)
             self.sources.policies.touch()
-            self.wake()
+            self.wake.set()
 
     async def count_pending(self) -> None:
         """Count the pods that wait for a GPU by the clock, and wake the loop when their number has changed."""
@@ -101,7 +83,7 @@ class LoopParts:
                     before = pending.pods
                     await pending.count()
                     if pending.pods != before:
-                        self.wake()
+                        self.wake.set()
                     self._complaints.ends("pending pods")
                 except KubeError as error:
                     self._complaints.begins(

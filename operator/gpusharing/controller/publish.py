@@ -71,12 +71,9 @@ class Publisher:
     """Has the statuses as they were read or written last, and takes the server's answers."""
     period: float
     identity: str
-    parallel: int = 16
+    crew: Crew = field(default_factory=lambda: Crew(16))
     on_verdict: Callable[[Verdict | None, Verdict], None] = lambda before, after: None
     """Called for every verdict that changed: for metrics."""
-    on_late: Callable[[], None] = lambda: None
-    """Called when a write ends for which no round waited."""
-    crew: Crew = field(init=False)
     _told: dict[str, Verdict] = field(default_factory=dict)
     _drains: dict[str, str] = field(default_factory=dict)
     """By node: the change (`op` of its fence) whose drain was reported last."""
@@ -96,10 +93,6 @@ class Publisher:
     _serial: int = 0
     _round: asyncio.Task[datetime | None] | None = None
     """The latest round."""
-
-    def __post_init__(self) -> None:
-        """Create the writers."""
-        self.crew = Crew(self.parallel, self.on_late)
 
     def begin(self, plan: RolloutPlan, snapshot: ClusterSnapshot, now: datetime) -> None:
         """Begin to publish, concurrently with whatever comes next. Only after `ended`: there is one round at a time."""

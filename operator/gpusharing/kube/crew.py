@@ -18,10 +18,6 @@ LONGEST = 10.0
 Work = Callable[[str], Awaitable[None]]
 
 
-def _nobody() -> None:
-    """The default of `on_late`: do nothing."""
-
-
 @dataclass(slots=True)
 class _Round:
     """The work that has not begun yet, and how many workers do it."""
@@ -39,7 +35,7 @@ class Crew:
     """Some workers instead of a task for each object. Every task ends before `close` returns."""
 
     parallel: int
-    on_late: Callable[[], None] = _nobody
+    on_late: Callable[[], None] = lambda: None
     """Called when work ends for which its round did not wait."""
     busy: set[str] = field(default_factory=set)
     """Objects that are being worked on."""

@@ -1,6 +1,6 @@
 """reads → one frozen ClusterSnapshot. Inputs that did not change keep their identity, for the planner's memo."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -34,12 +34,9 @@ class Gatherer:
     sources: Sources
     calls: CallMemory = field(default_factory=CallMemory)
     """What the executor remembers of its calls."""
-    parallel: int = 16
-    on_late: Callable[[], None] = lambda: None
-    """Called when a LIST arrives for which no snapshot waited."""
+    crew: Crew = field(default_factory=lambda: Crew(16))
     silent: bool = False
     """Log nothing: it is part of a program whose output is an answer."""
-    crew: Crew = field(init=False)
     shared: Crew = field(init=False)
     """For reads that all nodes need: they must not wait until slow calls about single nodes free a worker."""
     pods: NodePods = field(init=False)
@@ -55,7 +52,7 @@ class Gatherer:
     def __post_init__(self) -> None:
         """Create the parts."""
         client, sources = self.client, self.sources
-        self.crew, self.shared = Crew(self.parallel, self.on_late), Crew(2, self.on_late)
+        self.shared = Crew(2, self.crew.on_late)
         self.pods = NodePods(client, sources, self.calls, self.crew, Budgets(client, self.shared))
         self.stack = StackReader(sources, self.calls, self.silent)
         self._logs, self.pending = ActuatorLogs(client), PendingPods(client)

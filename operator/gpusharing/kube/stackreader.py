@@ -90,7 +90,7 @@ class StackReader:
 
     sources: Sources
     calls: CallMemory
-    silent: bool = False
+    silent: bool
     """Log nothing: it is part of a program whose output is an answer."""
     _config_maps: OurConfigMaps = field(default_factory=OurConfigMaps)
     _view: StackView | None = None

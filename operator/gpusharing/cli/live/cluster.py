@@ -16,6 +16,7 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import INSTALL, Trouble, said, sentence
 from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
+from gpusharing.kube.crew import Crew
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
 from gpusharing.kube.gather import Gatherer
 from gpusharing.kube.reflector import Reflector
@@ -127,7 +128,7 @@ async def gathered(
         bare = missing and not await session.client.served(GPUNODES)
         client = Onlooker(session.client, proposed, beforehand=bare)
         sources = Sources(client, installed.settings, lambda: None)
-        gatherer = Gatherer(client, sources, parallel=8, silent=True)
+        gatherer = Gatherer(client, sources, crew=Crew(8), silent=True)
         async with asyncio.TaskGroup() as group:
             following = group.create_task(sources.run())
             try:
