@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 from gpusharing.cli.pools.fleet import read_pools
-from gpusharing.cli.pools.statustext import describe
+from gpusharing.cli.pools.status import describe
 from gpusharing.cli.setup.layouts import describe as describe_layouts
 from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, line

@@ -110,7 +110,6 @@ NEVER_ONE = {
     "{pool.card.key} shares": "no number: shares is the verb",
     "{'have' if len(mixed) > 1 else 'has'} GPUs": "no number",
     "{len(wanted)} nodes": "there are more than are listed",
-    "{len(nodes)} nodes": "there are more than three",
     "{len(found)} nodes": "others own some of them, but not all",
     "{holds.devices} GPUs": "one is called a full GPU",
     "{gpus} GPUs": "the need is larger than the card",

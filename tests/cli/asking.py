@@ -98,5 +98,5 @@ def alone(*words: str, width: int | None = None, stream: io.StringIO | None = No
     typed: Namespace = parse(words)
     stream = io.StringIO() if stream is None else stream
     terminal = Terminal(stream, getattr(typed, "output", "table"), width=width)
-    status = import_module(f"gpusharing.{typed.module}").tell(typed, terminal)
+    status = import_module(f"gpusharing.{typed.module}").run_offline(typed, terminal)
     return Answered(status, stream.getvalue())

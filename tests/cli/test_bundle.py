@@ -1,5 +1,4 @@
-"""`support-bundle`: what is in it, and that planted secrets are not (cli/diagnosis/bundle.py,
-cli/diagnosis/cleaning.py)."""
+"""`support-bundle`: what is in it, and that planted secrets are not (cli/diagnosis/bundle.py)."""
 
 import json
 import tarfile
@@ -14,8 +13,7 @@ from tests.cli.asking import ME, ask, operated, writes
 from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.diagnosis.bundle import AWAY, LINES, Bundle
-from gpusharing.cli.diagnosis.cleaning import REMOVED, cleaned, scrubbed
+from gpusharing.cli.diagnosis.bundle import AWAY, LINES, REMOVED, Bundle, cleaned, scrubbed
 from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import (

@@ -1,5 +1,5 @@
 """What may be typed for `cost`, which price counts, and how amounts are written (usage/cost.py, usage/say/cost.py,
-usage/prometheus/matchers.py, usage/read/meter.py, usage/read/meterqueries.py, usage/read/pricing.py,
+usage/prometheus/matchers.py, usage/read/meter.py, usage/read/queries.py, usage/read/pricing.py,
 cli/shell/drawing.py, usage/prometheus/windows.py)."""
 
 from argparse import Namespace
@@ -16,8 +16,8 @@ from gpusharing.usage.cost import wish_of
 from gpusharing.usage.prometheus.client import Series, place_of
 from gpusharing.usage.prometheus.matchers import of_others, selector_of, simulated_query
 from gpusharing.usage.prometheus.windows import days, seconds_of
-from gpusharing.usage.read.meterqueries import MeterQuery, label_of, queries_of
 from gpusharing.usage.read.pricing import Prices, read_prices
+from gpusharing.usage.read.queries import MeterQuery, label_of, queries_of
 from gpusharing.usage.reckon.bills import HOUR, Price
 from gpusharing.usage.say.cost import amount, hours_of, money
 
@@ -90,14 +90,14 @@ def test_labels_are_called_as_kube_state_metrics_calls_them() -> None:
 def test_what_selects_agents_selects_no_prices() -> None:
     assert of_others('cluster="a,b", job="x",replica=~"1|2"') == 'cluster="a,b",replica=~"1|2"'
     assert of_others('node="gpu-1"') == ""
-    queries = queries_of(MeterQuery(0, 86400, "team", 'job="x"'), 86400)
+    queries = list(queries_of(MeterQuery(0, 86400, "team", 'job="x"'), 86400).values())
     assert [query for query in queries if "job=" not in query] == [
         *queries[8:12], *queries[-3:]
     ]  # fmt: skip
 
 
 def test_what_selects_a_policy_selects_all_that_has_no_policy() -> None:
-    queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), 86400)
+    queries = queries_of(MeterQuery(0, 86400, "team", 'cluster="east",policy="a"'), 86400).values()
     assert all('cluster="east"' in query for query in queries)
     parted = [query.count("policy=") for query in queries]
     assert parted == [1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 0, 2, 0, 3, 0, 0, 0]

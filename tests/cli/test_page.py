@@ -1,4 +1,4 @@
-"""The page of `status -o html` (cli/pools/page.py, cli/pools/cards.py)."""
+"""The page of `status -o html` (cli/pools/page.py)."""
 
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -12,9 +12,20 @@ from tests.cli.desk import Desk
 from tests.cli.objects import fleet, gpunode, history, policy
 from tests.cli.window import Window, window
 
-from gpusharing.cli.pools.cards import Face, Slice, read_cards
 from gpusharing.cli.pools.fleet import State, read_pools
-from gpusharing.cli.pools.page import CSS, MARKS, View, card, document, page, style, tag
+from gpusharing.cli.pools.page import (
+    CSS,
+    MARKS,
+    Face,
+    Slice,
+    View,
+    card,
+    document,
+    page,
+    read_cards,
+    style,
+    tag,
+)
 from gpusharing.cli.shell.troubles import DONE, FAILED
 from hack import browser as browsers
 

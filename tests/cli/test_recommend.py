@@ -26,6 +26,7 @@ from tests.embedded.scene import FULL
 from tests.fakes.virtualtime import virtual_now, virtually
 from tests.planning.histories import H100
 
+from gpusharing.cli.changing.plan import Planned, as_data
 from gpusharing.cli.shell.arguments import parse
 from gpusharing.cli.shell.drawing import Paper, plain
 from gpusharing.cli.shell.session import Session
@@ -34,7 +35,7 @@ from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.usage.read.poolnodes import rows_of, scope_of, whole_fleet
 from gpusharing.usage.reckon.needs import GIB
 from gpusharing.usage.recommend import find_effect
-from gpusharing.usage.say.recommend import describe_effect, effect_data
+from gpusharing.usage.say.recommend import describe_effect
 
 
 @pytest.fixture
@@ -265,7 +266,8 @@ async def test_its_plan_is_what_plan_tells_of_the_file_and_nothing_is_written(
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, scope, proposed)
         assert writes(scene.e.cluster) == []
-    assert effect_data(effect) == {"plan": plan.data, "notPlanned": None}
+    assert isinstance(effect, Planned)
+    assert as_data(effect, "test") == plan.data
     text = plain(describe_effect(effect, Paper()))
     assert "7x1g.10gb" in text
     assert "ApprovalNeeded" in text
@@ -277,8 +279,8 @@ async def test_what_keeps_a_plan_from_being_made_is_told_and_no_error(proposed: 
     async with operated(1) as scene:
         session = Session(scene.e.cluster.client(ME), "context test", now=virtual_now)
         effect = await find_effect(session, whole_fleet(""), proposed)
-        assert effect.why_not.startswith("no node has the label that the policy selects by yet; set it")
-    assert effect_data(effect) == {"plan": None, "notPlanned": effect.why_not}
+        assert isinstance(effect, str)
+        assert effect.startswith("no node has the label that the policy selects by yet; set it")
 
 
 def test_with_an_address_of_prometheus_nothing_is_planned_and_it_says_so(fake: FakePrometheus) -> None:

@@ -8,7 +8,7 @@ from tests.integration.product import POLICIES
 
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.usage.read.poolnodes import whole_fleet
-from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Workload, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, recommend
 from gpusharing.usage.say.recommend import policy_of

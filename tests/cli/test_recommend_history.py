@@ -1,6 +1,6 @@
 """`recommend` and a real Prometheus with a SIMULATED past: every way in which dcgm-exporter and our agent are scraped,
 and what goes wrong (usage/recommend.py, usage/say/recommend.py,
-usage/read/usage.py, usage/read/usagequeries.py, usage/read/fold.py, usage/read/histories.py)."""
+usage/read/usage.py, usage/read/queries.py, usage/read/fold.py, usage/read/histories.py)."""
 
 import csv
 import io

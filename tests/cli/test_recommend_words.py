@@ -1,4 +1,4 @@
-"""Whose series they are, whose pods, and how a need is drawn (usage/read/series.py, usage/read/usagequeries.py,
+"""Whose series they are, whose pods, and how a need is drawn (usage/read/series.py, usage/read/queries.py,
 usage/say/recommend.py)."""
 
 import re
@@ -11,10 +11,10 @@ from hack.sim.dcgmexporter import DCGMValues, SetUp, samples
 
 from gpusharing.cli.shell.drawing import Paper
 from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.series import Device, Devices, PodOwners, Told, read_dcgm
-from gpusharing.usage.read.usage import part_of_card
-from gpusharing.usage.read.usagequeries import at_the_end, hourly, most_series, names, others_of, there
-from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.read.fold import part_of_card
+from gpusharing.usage.read.queries import hourly, latest, most_series, others_of, ownership, usage_count
+from gpusharing.usage.read.series import Device, DeviceLabels, PodOwners, devices_of, read_agent, read_dcgm
+from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
 from gpusharing.usage.say.recommend import now_of, sparkline
 
@@ -40,20 +40,22 @@ def test_a_device_and_its_holder_are_read_from_every_set_of_labels(
     held = DCGMValues(0, "GPU-a", 0.5, 100, "1g.10gb", "7", ("team-a", "llm-0"))
     for _, labels, _ in samples([held], setup):
         told = read_dcgm(series(labels), known)
-        assert told == Told(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01", "SIMULATED")
+        assert told == DeviceLabels(
+            Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01", "SIMULATED"
+        )
     for _, labels, _ in samples([DCGMValues(1, "GPU-b", 0, 0)], setup):
         assert read_dcgm(series(labels), known).pod is None, "the exporter's own pod"
 
 
 def test_the_agents_devices_are_those_of_dcgm() -> None:
     info = {"uuid": "MIG-1", "gpu_uuid": "GPU-a", "instance_id": "7"}
-    devices = Devices.of([series(info)])
+    devices = devices_of([series(info)])
     labels = {"uuid": "MIG-1", "profile": "1g.10gb", "node": "gpu-01", "namespace": "team-a", "pod": "llm-0"}
-    told = Told(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01")
-    assert devices.read_agent(series(labels)) == told
+    told = DeviceLabels(Device("GPU-a", "7"), ("team-a", "llm-0"), "1g.10gb", "gpu-01")
+    assert read_agent(series(labels), devices) == told
     renamed = {**labels, "exported_namespace": "team-b", "exported_pod": "x"}
-    assert devices.read_agent(series(renamed)).pod == ("team-b", "x")
-    assert devices.read_agent(series({**labels, "uuid": "GPU-b"})).device == Device("GPU-b")
+    assert read_agent(series(renamed), devices).pod == ("team-b", "x")
+    assert read_agent(series({**labels, "uuid": "GPU-b"}), devices).device == Device("GPU-b")
 
 
 @pytest.mark.parametrize(
@@ -102,14 +104,20 @@ def test_owners_are_followed_to_what_people_wrote() -> None:
 def test_what_chooses_devices_chooses_no_series_of_others() -> None:
     selector = 'cluster="east",modelName="x",UUID!="y",job="dcgm"'
     assert others_of(selector) == 'cluster="east"'
-    assert all(selector in query for query in hourly(selector))
-    owners = names(selector, 86400)[0]
+    assert all(selector in query for query in hourly(selector).values())
+    owners = ownership(selector, 86400)[0]
     assert 'kube_pod_owner{cluster="east"}[86400s]' in owners
-    assert not any("GPU_UTIL" in query for query in hourly(""))
+    assert not any("GPU_UTIL" in query for query in hourly("").values())
 
 
 def test_no_counter_is_asked_for_so_no_reset_of_one_misleads() -> None:
-    asked = (*hourly(""), *names("", 86400), *at_the_end(""), there(""), most_series("", 86400))
+    asked = (
+        *hourly("").values(),
+        *ownership("", 86400),
+        *latest(""),
+        usage_count(""),
+        most_series("", 86400),
+    )
     assert [query for query in asked if re.search(r"_total\b|\b(i?rate|increase|resets)\(", query)] == []
 
 

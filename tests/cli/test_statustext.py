@@ -10,7 +10,7 @@ from tests.cli.objects import ago, fleet, gpunode, history, policy
 
 from gpusharing.cli.pools.estimate import find_estimate
 from gpusharing.cli.pools.fleet import State, read_pools, state_of
-from gpusharing.cli.pools.statustext import as_data, describe
+from gpusharing.cli.pools.status import as_data, describe
 from gpusharing.cli.shell.drawing import Glyph, Ink, Paper, bar, length, plain
 from gpusharing.kube.client import JSON
 

@@ -11,9 +11,9 @@ from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.usage.prometheus.client import Series
 from gpusharing.usage.read.fold import Fold, HourAnswers, Record
-from gpusharing.usage.read.histories import find_seen
-from gpusharing.usage.read.series import Devices, PodOwners
-from gpusharing.usage.read.usage import Usage, know_gpus, part_of_card
+from gpusharing.usage.read.histories import find_pool
+from gpusharing.usage.read.series import PodOwners, devices_of
+from gpusharing.usage.read.usage import Usage, know_gpus
 from gpusharing.usage.reckon.needs import History
 
 HOURS = 100
@@ -33,20 +33,20 @@ def part(
     """What dcgm-exporter and the agents tell."""
     info = Series({"uuid": "MIG-1", "gpu_uuid": "GPU-1", "instance_id": "7"}, ((0.0, 1.0),))
     return HourAnswers(
-        used, live, (), own, held, (), PodOwners.of((), (), ()), {}, frozenset(), Devices.of((info,))
+        used, live, (), own, held, (), PodOwners.of((), (), ()), {}, frozenset(), devices_of((info,))
     )
 
 
 def folded(found: HourAnswers) -> Fold:
     """All of it in one stretch."""
-    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card)
+    fold = Fold(3600.0 * (HOURS - 1), HOURS)
     fold.add(found)
     return fold
 
 
 def histories(fold: Fold) -> tuple[History, ...]:
     """Of the workloads of the pool."""
-    return find_seen(Usage(fold, {}, {}, (), ()), "the pool").histories
+    return find_pool(Usage(fold, {}, {}, (), ()), "the pool").histories
 
 
 def test_a_pod_that_two_scrape_with_different_labels_shares_its_gpu_with_nobody() -> None:
@@ -143,8 +143,9 @@ def test_pods_of_mig_devices_share_no_gpu_where_agents_alone_tell() -> None:
         series(pod, hours, uuid=uuid, node="gpu-1", profile="1g.10gb")
         for pod, uuid in (("llm", "MIG-1"), ("chat", "GPU-1"))
     ]
-    seen = find_seen(Usage(folded(part(used, [], held=held)), {}, {}, (), ()), "the pool")
-    assert seen.divided == 1
+    fold = folded(part(used, [], held=held))
+    seen = find_pool(Usage(fold, {}, {}, (), ()), "the pool")
+    assert fold.gpus["GPU-1"].divided == HOURS - 1
     assert not seen.occupied
 
 
@@ -159,7 +160,7 @@ def test_pods_of_mig_devices_share_no_gpu_where_agents_alone_tell() -> None:
 )
 def test_pods_of_today_are_needed_today(before: int, at_the_end: tuple[int, ...], pods: int) -> None:
     counts = [before] * 300 + list(at_the_end)
-    fold = Fold(3600.0 * (len(counts) - 1), len(counts), part_of_card)
+    fold = Fold(3600.0 * (len(counts) - 1), len(counts))
     hours = dict.fromkeys(range(len(counts)), 6144.0)
     live = [
         series(f"llm-{index}", {hour: 6144.0 for hour in hours if index < counts[hour]}, UUID=f"GPU-{index}")
@@ -218,7 +219,7 @@ def beside(hours: int, **labels: str) -> Usage:
     """An H100 that a pod has, and a GPU of another model that was seen in the first hours; only H100s are asked for."""
     used = [series("llm", dict.fromkeys(range(HOURS), 6144.0))]
     used.append(series("", dict.fromkeys(range(hours), 0.0), UUID="GPU-2", modelName="NVIDIA A30", **labels))
-    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card, card=find_card("NVIDIA H100 80GB HBM3"))
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, card=find_card("NVIDIA H100 80GB HBM3"))
     fold.add(part(used, []))
     return Usage(fold, {}, {}, (), ())
 
@@ -228,12 +229,12 @@ def test_a_card_beside_another_model_on_its_node_gets_no_layout() -> None:
     with pytest.raises(
         Trouble, match=r"1 node of the pool \(gpu-1\) also has GPUs of another model \(NVIDIA"
     ):
-        find_seen(beside(HOURS), "the pool")
+        find_pool(beside(HOURS), "the pool")
 
 
 @pytest.mark.parametrize("usage", [beside(HOURS, Hostname="gpu-2"), beside(HOURS - 30)], ids=["far", "gone"])
 def test_another_model_elsewhere_or_before_is_no_hindrance(usage: Usage) -> None:
-    assert find_seen(usage, "the pool").nodes == (1,)
+    assert find_pool(usage, "the pool").nodes == (1,)
 
 
 # --- nodes that come and go --------------------------------------------------------------------------------------
@@ -254,7 +255,7 @@ def replaced(at: int) -> Fold:
     [(1, (2, 2), False), (2, (2,), True), (5, (2,), True), (23, (2,), True), (24, (2,), False)],
 )
 def test_a_node_that_was_replaced_today_counts_once(ago: int, nodes: tuple[int, ...], *, named: bool) -> None:
-    seen = find_seen(Usage(replaced(HOURS - ago), {}, {}, (), ()), "the pool")
+    seen = find_pool(Usage(replaced(HOURS - ago), {}, {}, (), ()), "the pool")
     assert (seen.nodes, seen.used) == (nodes, 2)
     assert [one.workload.name for one in seen.histories] == ["llm"]
     assert [one for one in seen.remarks if one.startswith(f"2 GPUs of old (not seen for {ago} h) are")] == (
@@ -264,7 +265,7 @@ def test_a_node_that_was_replaced_today_counts_once(ago: int, nodes: tuple[int, 
 
 
 def test_when_an_agent_reported_a_gpu_last_counts() -> None:
-    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card)
+    fold = Fold(3600.0 * (HOURS - 1), HOURS)
     told = {"GPU-1": 0, "GPU-2": 3599, "GPU-3": 3600, "GPU-4": 80_000, "GPU-5": -30}
     info = [
         Series({"node": "gpu-1", "uuid": uuid, "product": LABELS["modelName"]}, ((0.0, fold.end - ago),))
@@ -283,7 +284,7 @@ def test_a_cron_job_counts_whether_the_node_of_its_last_run_is_there_or_not(*, t
         series("train-1-x", dict.fromkeys(range(20, 60), 30_000.0), **elsewhere),
         *([series("", dict.fromkeys(range(HOURS), 0.0), **elsewhere)] if there else []),
     ]
-    seen = find_seen(Usage(folded(replace(part(used, used), owners=owners)), {}, {}, (), ()), "the pool")
+    seen = find_pool(Usage(folded(replace(part(used, used), owners=owners)), {}, {}, (), ()), "the pool")
     assert [one.workload.name for one in seen.histories] == ["train", "llm"]
     assert seen.nodes == ((1, 1) if there else (1,))
 
@@ -293,7 +294,7 @@ def test_what_ran_on_a_node_that_is_gone_is_named() -> None:
         series("llm", dict.fromkeys(range(HOURS), 6144.0)),
         series("chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", Hostname="gpu-9"),
     ]
-    seen = find_seen(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
+    seen = find_pool(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
     assert seen.remarks[-1] == "1 workload had no pod in the last day and is left out: a/chat"
 
 
@@ -304,7 +305,7 @@ def test_a_workload_of_another_model_that_is_gone_is_none_of_the_pools() -> None
             "chat", dict.fromkeys(range(60), 6144.0), UUID="GPU-9", modelName="NVIDIA A30", Hostname="gpu-9"
         ),
     ]
-    seen = find_seen(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
+    seen = find_pool(Usage(folded(part(used, used)), {}, {}, (), ()), "the pool")
     assert not any("left out" in one for one in seen.remarks)
 
 
@@ -320,9 +321,9 @@ def test_history_of_nodes_that_were_replaced_counts_or_is_said_to_be_left_out(
             ("chat-0", "other", range(HOURS), 6144.0),  # another pool's, which is there
         )
     ]
-    fold = Fold(3600.0 * (HOURS - 1), HOURS, part_of_card, nodes=chosen)
+    fold = Fold(3600.0 * (HOURS - 1), HOURS, nodes=chosen)
     fold.add(part(rows, rows))
-    seen = find_seen(Usage(fold, {}, {}, (), ()), "the pool")
+    seen = find_pool(Usage(fold, {}, {}, (), ()), "the pool")
     told = [
         one for one in seen.remarks if one.startswith("the history of 1 node with GPUs (old) is left out")
     ]

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from gpusharing.planning.gpus.cards import CARDS, Card
-from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import GIB, Goal, History, Holding, Need, Workload, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.planning.histories import BEGIN, H100, HOUR, QUARTER, WHOLE, each_hour, history
 
-from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import (
     GIB,
     LEVELS,

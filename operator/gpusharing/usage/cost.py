@@ -12,30 +12,27 @@ from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import span_of
 from gpusharing.usage.read.meter import read_metered
-from gpusharing.usage.read.meterqueries import POLICY, MeterQuery, refuse_parts
+from gpusharing.usage.read.queries import POLICY, MeterQuery, refuse_parts
 from gpusharing.usage.reckon.bills import make_bill
-from gpusharing.usage.say.cost import CostReport, as_csv, as_data, describe
+from gpusharing.usage.say.cost import CostReport, as_data, as_rows, describe
 
 
-def tell(typed: Namespace, terminal: Terminal) -> int:
-    """See Offline."""
-    return asyncio.run(_tell(place_named(typed), typed, terminal))
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """See VerbModule."""
+    return asyncio.run(_answer(place_named(typed), typed, terminal))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
     wish_of(typed, 0.0)  # a mistake is reported before anything is asked
-    return await _tell(await place_found(session, typed), typed, terminal)
+    return await _answer(await place_found(session, typed), typed, terminal)
 
 
-async def _tell(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
+async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal) -> int:
     wish_of(typed, 0.0)
     async with prometheus_at(place) as prometheus:
         answer = await find_answer(prometheus, typed)
-    if terminal.output == "csv":
-        terminal.write(as_csv(answer))
-    else:
-        terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper))
+    terminal.answer(lambda: as_data(answer), lambda paper: describe(answer, paper), lambda: as_rows(answer))
     return CHANGES if answer.missing else DONE
 
 

@@ -6,59 +6,47 @@ policy is shown too. Nothing is applied: `--write FILE` writes a policy that wai
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
-from gpusharing.cli.changing.plan import propose
+from gpusharing.cli.changing.plan import Planned, propose
 from gpusharing.cli.setup.layouts import pick
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, said
+from gpusharing.cli.shell.troubles import CHANGES, DONE, Trouble, error_text
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.usage.flags import place_found, place_named
 from gpusharing.usage.prometheus.client import Endpoint, Prometheus, prometheus_at
 from gpusharing.usage.prometheus.matchers import selector_of
 from gpusharing.usage.prometheus.windows import DAY, span_of
-from gpusharing.usage.read.histories import ObservedPool, find_seen
-from gpusharing.usage.read.poolnodes import NodeScope, ask_cluster, ask_prometheus, narrowed, rows_of
+from gpusharing.usage.read.histories import ObservedPool, find_pool
+from gpusharing.usage.read.poolnodes import NodeScope, find_in_cluster, find_in_prometheus, narrow, rows_of
 from gpusharing.usage.read.usage import UsageQuery, read_usage
 from gpusharing.usage.reckon.needs import MIN_POINTS, MIN_SPAN, Confidence, Doubt, Goal, Need, find_need
 from gpusharing.usage.reckon.recommendation import ModelPool, recommend
 from gpusharing.usage.say.recommend import (
-    Effect,
     RecommendReport,
-    as_csv,
     as_data,
     as_file,
+    as_rows,
     describe,
     policy_of,
 )
 
 MOST = round(30 * DAY)
 """Seconds of a window: what is older than some days has almost no weight."""
-Choose = Callable[[Prometheus, float], Awaitable[NodeScope]]
-"""The nodes that are meant, at the end of the window."""
 
 
-def tell(typed: Namespace, terminal: Terminal) -> int:
-    """See Offline."""
-
-    async def choose(prometheus: Prometheus, end: float) -> NodeScope:
-        return await ask_prometheus(prometheus, typed, selector_of(typed.selector), end)
-
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """See VerbModule."""
     _check(typed)
-    return asyncio.run(_tell(place_named(typed), typed, terminal, choose, None))
+    return asyncio.run(_answer(place_named(typed), typed, terminal, None))
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
-
-    async def choose(prometheus: Prometheus, end: float) -> NodeScope:
-        return await ask_cluster(session, typed)
-
     _check(typed)
-    return await _tell(await place_found(session, typed), typed, terminal, choose, session)
+    return await _answer(await place_found(session, typed), typed, terminal, session)
 
 
 def _check(typed: Namespace) -> None:
@@ -74,52 +62,52 @@ def _check(typed: Namespace) -> None:
     try:
         exists = bool(typed.write) and Path(typed.write).exists()
     except (OSError, ValueError) as error:
-        raise Trouble(f"--write {typed.write[:200]}: {said(error)}") from error
+        raise Trouble(f"--write {typed.write[:200]}: {error_text(error)}") from error
     if exists:
         raise Trouble(f"--write {typed.write}: the file exists already; name another")
 
 
-async def _tell(
-    place: Endpoint, typed: Namespace, terminal: Terminal, choose: Choose, session: Session | None
-) -> int:
+async def _answer(place: Endpoint, typed: Namespace, terminal: Terminal, session: Session | None) -> int:
     async with prometheus_at(place) as prometheus:
-        answer = await find_answer(prometheus, typed, choose)
+        answer = await find_answer(prometheus, typed, session)
     if answer.policy is not None and terminal.output != "csv":
-        answer = replace(answer, effect=await find_effect(session, answer.scope, answer.policy))
+        effect = await find_effect(session, answer.scope, answer.policy)
+        answer = replace(answer, effect=effect, context="" if session is None else session.name)
     if typed.write and answer.policy is not None:
         try:
             with Path(typed.write).open("x") as file:  # noqa: ASYNC230 - nothing else goes on here
                 file.write(as_file(answer))
         except OSError as error:
-            raise Trouble(f"--write {typed.write}: {said(error)}") from error
-    if terminal.output == "csv":
-        terminal.write(as_csv(answer))
-    else:
-        terminal.answer(
-            lambda: as_data(answer),
-            lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
-        )
+            raise Trouble(f"--write {typed.write}: {error_text(error)}") from error
+    terminal.answer(
+        lambda: as_data(answer),
+        lambda paper: describe(answer, paper, verbose=typed.verbose, written=typed.write),
+        lambda: as_rows(answer),
+    )
     if typed.write and answer.policy is None:
         why = "none has a place for any workload" if answer.found is not None else _unknown(answer.seen)
         raise Trouble(f"--write {typed.write}: there is no layout to write, because {why}")
     return CHANGES if answer.missing else DONE
 
 
-async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) -> RecommendReport:
-    """The recommendation. Raises Trouble, also where the history is too short to say anything."""
+async def find_answer(prometheus: Prometheus, typed: Namespace, session: Session | None) -> RecommendReport:
+    """The recommendation. `session`: the cluster that says which nodes are meant, or None if Prometheus does. Raises
+    Trouble, also where the history is too short to say anything."""
     start, end = span_of(typed, await prometheus.now(), MOST)
-    scope = await choose(prometheus, end)
+    selector = selector_of(typed.selector)
+    if session is None:
+        scope = await find_in_prometheus(prometheus, typed, selector, end)
+    else:
+        scope = await find_in_cluster(session, typed)
     card = pick(typed.card) if typed.card else None
-    usage = await read_usage(
-        prometheus, UsageQuery(start, end, selector_of(typed.selector), scope.nodes, card)
-    )
-    seen = find_seen(usage, scope.where)
+    usage = await read_usage(prometheus, UsageQuery(start, end, selector, scope.nodes, card))
+    seen = find_pool(usage, scope.where)
     if not seen.histories:
         raise Trouble(
             f"no pod used a GPU of {scope.where} in this window, or dcgm-exporter does not report which"
             " (DCGM_EXPORTER_KUBERNETES=true)"
         )
-    scope, unseen = narrowed(scope, len(seen.nodes), "" if card is None else card.key)
+    scope, unseen = narrow(scope, len(seen.nodes), "" if card is None else card.key)
     goal = Goal(typed.goal)
     missing, remarks = (
         list(usage.missing),
@@ -141,19 +129,16 @@ async def find_answer(prometheus: Prometheus, typed: Namespace, choose: Choose) 
     )
 
 
-async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Effect:
-    """What the policy would do, by the code of `plan -f`; whatever prevents a plan is reported, and is not an error."""
+async def find_effect(session: Session | None, scope: NodeScope, policy: dict[str, object]) -> Planned | str:
+    """Return what the policy would do, by the code of `plan -f`, or why that is unknown, as a clause."""
     if session is None:
-        return Effect(why_not="with --prometheus no cluster is asked; --service names a Prometheus in one")
+        return "with --prometheus no cluster is asked; --service names a Prometheus in one"
     if scope.unlabelled:
-        return Effect(
-            why_not="no node has the label that the policy selects by yet; set it, then run plan -f FILE"
-        )
+        return "no node has the label that the policy selects by yet; set it, then run plan -f FILE"
     try:
-        planned = await propose(session, (policy,), {scope.name})
+        return await propose(session, (policy,), {scope.name})
     except Trouble as trouble:
-        return Effect(why_not=str(trouble))
-    return Effect(planned, session.name)
+        return str(trouble)
 
 
 def _refuse_too_little(needs: tuple[Need, ...]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Set
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.live.cluster import Decided
 from gpusharing.cli.live.installed import DEPLOYMENTS
-from gpusharing.cli.shell.troubles import said
+from gpusharing.cli.shell.troubles import error_text
 from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient, Resource
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError
@@ -54,7 +54,7 @@ async def read_dependents(
                 found[name].add(f"{kind} {ref}")
         except KubeError as error:
             if await client.served(resource):  # RBAC refuses also kinds that are not installed
-                unread[resource.plural] = said(error)
+                unread[resource.plural] = error_text(error)
     lines = [
         f"{name} vanishes, and these name it: {some(sorted(refs), 20)}"
         for name, refs in sorted(found.items())

@@ -10,7 +10,7 @@ from typing import Any
 
 from gpusharing.api.names import Phase
 from gpusharing.cli.changing.dependents import find_vanishing, read_dependents
-from gpusharing.cli.live.cluster import Decided, gathered
+from gpusharing.cli.live.cluster import gathered
 from gpusharing.cli.live.files import read_policies
 from gpusharing.cli.shell.drawing import (
     BLANK,
@@ -98,8 +98,7 @@ def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
     shown = proposal.steps if paper.wide else proposal.steps[:MOST]
     if shown:
         lines += table(COLUMNS, [_row(step) for step in shown], paper, "  ")
-        if (more := len(proposal.steps) - len(shown)) > 0:
-            lines.append(line(TextSpan(f"  and {more} nodes more; -o wide lists all", Ink.FAINT)))
+        lines += _more(len(proposal.steps) - len(shown), "nodes")
         lines += _evicted(proposal, paper)
     lines += _resources(proposal, paper)
     for blocker in _blockers(proposal):
@@ -272,6 +271,10 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
     }
 
 
+def _more(count: int, what: str) -> list[Line]:
+    return [line(TextSpan(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
+
+
 def _step_data(step: Step) -> dict[str, Any]:
     verdict, preview = step.verdict, step.preview
     return {
@@ -311,20 +314,18 @@ async def propose(session: Session, proposed: tuple[JSON, ...], only: set[str]) 
     name that no policy has."""
     async with gathered(session, proposed) as cluster:
         decided = await cluster.decide(only or None)
-        told, ignored = tuple(tell(decided, only)), decided.snapshot.settings.gpu_operator_namespace
-        dependents, unread = await read_dependents(session.client, find_vanishing(told, decided), ignored)
+        ignored = decided.snapshot.settings.gpu_operator_namespace
+        proposals = tuple(
+            tell_proposal(policy, decided.plan, decided.snapshot, decided.now)
+            for policy in decided.snapshot.policies
+            if not only or policy.name in only
+        )
+        dependents, unread = await read_dependents(
+            session.client, find_vanishing(proposals, decided), ignored
+        )
     names = [policy.name for policy in decided.snapshot.policies]
     for name in sorted(only):
         if name not in names:
             raise Trouble(no_such(POLICIES, name, names, session.where))
-    nodes = {node for one in told for node in decided.plan.pools[one.policy].names}
-    return Planned(told, (*decided.notes, *unread), decided.simulated(nodes), dependents)
-
-
-def tell(decided: Decided, only: set[str]) -> list[Proposal]:
-    """Return the proposals for the policies named in `only`, or for all if it is empty, in the order of their names."""
-    return [
-        tell_proposal(policy, decided.plan, decided.snapshot, decided.now)
-        for policy in decided.snapshot.policies
-        if not only or policy.name in only
-    ]
+    nodes = {node for one in proposals for node in decided.plan.pools[one.policy].names}
+    return Planned(proposals, (*decided.notes, *unread), decided.simulated(nodes), dependents)

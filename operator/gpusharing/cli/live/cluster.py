@@ -13,7 +13,7 @@ from gpusharing.cli.live.installed import read_installed
 from gpusharing.cli.live.onlooker import Onlooker
 from gpusharing.cli.shell.drawing import length
 from gpusharing.cli.shell.session import Session
-from gpusharing.cli.shell.troubles import INSTALL, Trouble, said, sentence
+from gpusharing.cli.shell.troubles import INSTALL, Trouble, error_text, sentence
 from gpusharing.kube.client import GPUNODES, JSON
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.crew import Crew
@@ -136,7 +136,7 @@ async def gathered(
                 try:
                     await gatherer.pending.count()
                 except Forbidden as error:
-                    notes.append(f"pods that wait for a GPU are not counted: {said(error)}")
+                    notes.append(f"pods that wait for a GPU are not counted: {error_text(error)}")
                 claims, failed = dict(installed.claims), installed.failed_nodes
                 yield Cluster(gatherer, claims, notes, missing, session.now, failed)
             finally:
@@ -167,14 +167,14 @@ async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) ->
     if bare:
         del everything["gpunodes"]
     refused = {name: one.error for name, one in everything.items() if isinstance(one.error, Forbidden)}
-    needed = [said(error) for name, error in refused.items() if name not in MARKERS]
+    needed = [error_text(error) for name, error in refused.items() if name not in MARKERS]
     if needed:
         roles = "the rights that are named here" if missing else "ClusterRole gpusharing-planner"
         raise Trouble(
             f"you lack rights in {where} that a plan needs. Ask for view in all namespaces and {roles}:"
             f" {'; '.join(needed)}"
         )
-    return [f"{name} were not read: {said(error)}" for name, error in refused.items()]
+    return [f"{name} were not read: {error_text(error)}" for name, error in refused.items()]
 
 
 def _is_settled(source: Reflector[object]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from gpusharing.api.names import API_VERSION
-from gpusharing.cli.shell.troubles import Trouble, said
+from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, text
 
@@ -70,7 +70,7 @@ def _documents(name: str) -> Iterator[JSON]:
         content = sys.stdin.read() if name == "-" else Path(name).read_text()
         documents = list(yaml.load_all(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise Trouble(f"{name} cannot be read: {said(error)}") from error
+        raise Trouble(f"{name} cannot be read: {error_text(error)}") from error
     for document in documents:
         if document is None:
             continue

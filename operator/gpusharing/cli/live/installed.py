@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.cli.shell.arguments import own_version
-from gpusharing.cli.shell.troubles import said
+from gpusharing.cli.shell.troubles import error_text
 from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
@@ -55,7 +55,7 @@ async def read_installed(client: KubeClient) -> Installed:
     try:
         found = await list_of(client, DEPLOYMENTS, label_selector=SELECTOR)
     except (Forbidden, NotFound) as error:
-        return Installed(notes=(f"planned with the chart's default settings: {said(error)}",))
+        return Installed(notes=(f"planned with the chart's default settings: {error_text(error)}",))
     if not found:
         note = "no operator is installed: planned with the chart's default settings"
         where = await find_gpu_operator(client, PlanSettings().gpu_operator_namespace)
@@ -138,7 +138,7 @@ async def _written_claims(client: KubeClient, namespace: str) -> tuple[str, tupl
     except NotFound:
         return "", ()
     except (Forbidden, Invalid) as error:
-        return "", (_without_lease(said(error)),)
+        return "", (_without_lease(error_text(error)),)
     return texts(section(lease, "metadata", "annotations")).get(ANNOTATION_CLAIMS, ""), ()
 
 

@@ -7,12 +7,98 @@ from datetime import datetime
 from html import escape
 
 from gpusharing.api.times import to_rfc3339
-from gpusharing.cli.pools.cards import Cards, Face
 from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, simulated_nodes
-from gpusharing.cli.pools.statustext import facts
+from gpusharing.cli.pools.status import NOT_SEEN, facts, numbers
 from gpusharing.cli.pools.timeline import LETTERS, Timeline, Track, find_timeline, glyph_of, moment
 from gpusharing.cli.shell.drawing import age, length, simulated_sentence
+from gpusharing.kube.client import JSON
+from gpusharing.kube.raw import entries, section, text, whole
 from gpusharing.planning.vocabulary.lengths import counted
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One MIG instance on a card."""
+
+    profile: str
+    """For example 3g.40gb."""
+    start: int
+    """In memory units; -1: the agent may not read it."""
+    size: int
+    """Memory units that it covers; 0: the agent may not read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Face:
+    """How a card looks."""
+
+    product: str
+    """The card's product name."""
+    units: int
+    """Memory units of the whole card; 0: unknown, so nothing can be drawn to scale."""
+    slices: tuple[Slice, ...]
+    """From the first unit to the last."""
+    told: str
+    """What the operator calls it, where no instances are on it: `1x full`, `4x shared`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """Cards that look the same."""
+
+    face: Face
+    """How they look."""
+    gpus: int
+    """How many they are."""
+    nodes: tuple[str, ...]
+    """By name."""
+
+
+def read_cards(gpunodes: Iterable[JSON]) -> Mapping[str, tuple[Cards, ...]]:
+    """By policy: the looks that its cards have, what most of them have first."""
+    found: dict[str, dict[Face, list[str]]] = {}
+    for raw in gpunodes:
+        told = section(raw, "status", "transition")
+        faces = found.setdefault(text(told, "policy"), {})
+        for face in _faces(raw, text(told, "observed")):
+            faces.setdefault(face, []).append(text(raw, "metadata", "name"))
+    return {
+        policy: tuple(
+            Cards(face, len(nodes), tuple(sorted(set(nodes))))
+            for face, nodes in sorted(faces.items(), key=lambda item: (-len(item[1]), min(item[1])))
+        )
+        for policy, faces in found.items()
+    }
+
+
+def _faces(raw: JSON, told: str) -> list[Face]:
+    """Of each card of a node."""
+    observed = section(raw, "status", "observed")
+    units = {text(model, "product"): _units(model) for model in entries(observed, "models")}
+    faces = []
+    for gpu in entries(observed, "gpus"):
+        product = text(gpu, "product")
+        slices = tuple(
+            sorted(map(_read_slice, entries(gpu, "instances")), key=lambda one: (one.start, one.profile))
+        )
+        faces.append(Face(product, units.get(product, 0) if slices else 0, slices, "" if slices else told))
+    return faces
+
+
+def _read_slice(raw: JSON) -> Slice:
+    start = raw.get("start")
+    return Slice(text(raw, "profile"), start if isinstance(start, int) else -1, whole(raw, "size"))
+
+
+def _units(model: JSON) -> int:
+    """Where the last instance ends that the card can have."""
+    ends = [0]
+    for profile in entries(model, "profiles"):
+        starts = profile.get("starts")
+        found = [one for one in starts if isinstance(one, int)] if isinstance(starts, list) else []
+        ends += [one + whole(profile, "size") for one in found]
+    return max(ends)
+
 
 _LIGHT = """
 --ground:#ffffff;--raised:#f5f6f8;--text:#1c1e21;--faint:#5a6069;--line:#d5d9df;--accent:#0b57d0;
@@ -270,11 +356,7 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:
-        text = (
-            f"The operator has not looked at generation {pool.unseen} yet. If this persists, check that it is"
-            " running."
-        )
-        parts.append(tag("p", text, class_="alarm"))
+        parts.append(tag("p", NOT_SEEN.format(pool.unseen), class_="alarm"))
     if pool.message and pool.status != "Synced":
         parts.append(tag("p", pool.message))
     parts += [tag("p", text, class_="faint") for text in facts(pool, view.now)]
@@ -288,13 +370,8 @@ def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
 
 def _title(pool: PoolStatus, name: str) -> list[Markup]:
     what = " ".join(filter(None, (pool.mode, pool.layout)))
-    told = [f"{pool.nodes or '0/0'} nodes", counted(pool.gpus, "GPU")]
-    if pool.used:
-        told.append(f"{pool.used} used")
-    if pool.pending_pods:
-        told.append(f"{counted(pool.pending_pods, 'pod')} waiting")
     badge = tag("span", pool.status or "new", class_="badge")
-    line = (tag("h2", pool.name, id=name), tag("span", what), badge, tag("span", ", ".join(told)))
+    line = (tag("h2", pool.name, id=name), tag("span", what), badge, tag("span", numbers(pool)))
     product = [tag("p", pool.product, class_="faint")] if pool.product else []
     return [tag("div", *line, class_="title"), *product]
 
@@ -361,7 +438,11 @@ def _cards(cards: Sequence[Cards]) -> list[Markup]:
     rows = []
     for one in cards:
         few = len(one.nodes) <= 3
-        nodes = ", ".join(one.nodes) if few else f"{one.nodes[0]} to {one.nodes[-1]}, {len(one.nodes)} nodes"
+        nodes = (
+            ", ".join(one.nodes)
+            if few
+            else f"{one.nodes[0]} to {one.nodes[-1]}, {counted(len(one.nodes), 'node')}"
+        )
         cells = (tag("td", nodes), tag("td", one.face.product), tag("td", card(one.face)))
         rows.append([tag("th", counted(one.gpus, "GPU"), scope="row"), *cells])
     return [_table("Cards as they are now", "pictures", ("GPUs", "On", "Product", "Divided into"), rows)]

@@ -7,8 +7,8 @@ ClusterPolicy turns off. Flags that are missing are asked for at a terminal, and
 import re
 import sys
 from argparse import Namespace
-from dataclasses import dataclass, replace
-from typing import Any, TextIO
+from dataclasses import replace
+from typing import Any
 
 import yaml
 
@@ -49,11 +49,10 @@ QUESTIONS = {
 }
 
 
-def tell(typed: Namespace, terminal: Terminal) -> int:
-    """See Offline."""
-    desk = Desk(sys.stdin)
-    card = _card(typed.card or desk.ask(WHICH, "--card"))
-    return _tell(advise(_asked(typed, desk, card, None)), card, None, typed, terminal)
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """See VerbModule."""
+    card = _card(typed.card or _ask(WHICH, "--card"))
+    return _show(advise(_find_answers(typed, card, None)), card, None, typed, terminal)
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
@@ -63,19 +62,18 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
         raise Trouble(
             f"no pod in namespace {typed.namespace} of {session.where} asks for a GPU, or all have finished"
         )
-    desk = Desk(sys.stdin)
-    card = _card(typed.card or await _only_card(session) or desk.ask(WHICH, "--card"))
+    card = _card(typed.card or await _only_card(session) or _ask(WHICH, "--card"))
     if unknown := demand.unknown(card):
         raise Trouble(
             f"{card.key} does not have {', '.join(unknown)}, which the pods ask for: name their card with --card"
         )
     if (found := advise_for(demand, card)) is None:
-        asked = _asked(typed, desk, card, demand)
+        asked = _find_answers(typed, card, demand)
         if (found := advise(asked)).mode is Mode.MPS and asked.no_mps is None:
             found = advise(replace(asked, no_mps=await _deafness(session)))
     if obstacle := await _obstacle(session, found.mode):
         found = replace(found, but=f"{found.but}; {obstacle}")
-    return _tell(found, card, demand, typed, terminal)
+    return _show(found, card, demand, typed, terminal)
 
 
 async def _obstacle(session: Session, mode: Mode) -> str:
@@ -117,25 +115,26 @@ def _card(word: str) -> Card:
     return card
 
 
-def _asked(typed: Namespace, desk: "Desk", card: Card, demand: Demand | None) -> AdviceAnswers:
+def _find_answers(typed: Namespace, card: Card, demand: Demand | None) -> AdviceAnswers:
     """Collect the answers to all questions: from the flags, else from `demand`, else by asking the person at the
     terminal. Raises Trouble for a flag that cannot be read."""
     no_mps = find_deaf_release(typed.gpu_operator) if typed.gpu_operator else None
     if typed.gpu_operator and no_mps is None:
         raise Trouble(f"--gpu-operator {typed.gpu_operator}: write a version like v25.10.1")
     told = {} if demand is None else {"promise": demand.promised, "bursts": demand.bursts}
-    size = typed.memory or desk.ask(
+    size = typed.memory or _ask(
         "How much memory does one workload need at its peak, such as 15Gi?",
         "--memory" if demand is None else "--memory: the pods do not say how much memory they need",
     )
     answers = {
-        name: getattr(typed, name) or (told[name] if name in told else desk.agrees(question))
+        name: getattr(typed, name)
+        or (told[name] if name in told else sys.stdin.isatty() and agrees(question, sys.stdin))
         for name, question in QUESTIONS.items()
     }
     return AdviceAnswers(card, size_of(size), no_mps=no_mps, **answers)
 
 
-def _tell(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
+def _show(found: Advice, card: Card, demand: Demand | None, typed: Namespace, terminal: Terminal) -> int:
     policy = found.policy(typed.name, typed.pool)
     if terminal.output == "yaml":
         terminal.data(policy)
@@ -156,22 +155,11 @@ def size_of(text: str) -> float:
     return float(found[1]) * _GIB[found[2] or ""]
 
 
-@dataclass(frozen=True, slots=True)
-class Desk:
-    """The person who is asked for what was not typed."""
-
-    answers: TextIO
-    """Where the answers are read from."""
-
-    def ask(self, question: str, flag: str) -> str:
-        """An answer. Raises Trouble when there is no terminal."""
-        if not self.answers.isatty():
-            raise Trouble(f"advise needs {flag}")
-        return ask_line(question, self.answers)
-
-    def agrees(self, question: str) -> bool:
-        """Yes or no; no when there is no terminal."""
-        return self.answers.isatty() and agrees(question, self.answers)
+def _ask(question: str, flag: str) -> str:
+    """Return the answer of the person at the terminal. Raises Trouble when there is no terminal."""
+    if not sys.stdin.isatty():
+        raise Trouble(f"advise needs {flag}")
+    return ask_line(question, sys.stdin)
 
 
 def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper) -> list[Line]:

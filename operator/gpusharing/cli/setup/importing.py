@@ -19,7 +19,7 @@ from gpusharing.cli.shell.drawing import simulated_sentence
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble, sentence
-from gpusharing.kube.client import CONFIG_MAPS, JSON
+from gpusharing.kube.client import CONFIG_MAPS
 from gpusharing.kube.errors import KubeError, NotFound
 from gpusharing.kube.installation import find_namespaces
 from gpusharing.kube.raw import section, texts
@@ -51,7 +51,8 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     for remark in remarks:
         print(printable(remark), file=sys.stderr)
     if terminal.output == "json":
-        terminal.data(as_list(found.proposed))
+        manifests = [one.manifest for one in found.proposed]
+        terminal.data({"apiVersion": "v1", "kind": "List", "items": manifests})  # as kubectl apply takes it
     else:
         terminal.stream.write(as_yaml(found, remarks))
     if found.left_out:
@@ -109,11 +110,6 @@ def as_yaml(found: Import, remarks: Sequence[str]) -> str:
     parts = ["".join(map(comment, [*proven, *remarks]))]
     parts += [_document(one) for one in found.proposed]
     return "---\n".join(parts)
-
-
-def as_list(proposed: Sequence[Proposed]) -> JSON:
-    """Return the result as one object, which `kubectl apply` accepts too."""
-    return {"apiVersion": "v1", "kind": "List", "items": [one.manifest for one in proposed]}
 
 
 def _document(one: Proposed) -> str:

@@ -157,8 +157,8 @@ def as_data(answer: LegalLayouts) -> dict[str, Any]:
     }
 
 
-def tell(typed: Namespace, terminal: Terminal) -> int:
-    """See Offline."""
+def run_offline(typed: Namespace, terminal: Terminal) -> int:
+    """See VerbModule."""
     if not typed.product:
         terminal.answer(
             lambda: [card.key for card in CARDS if card.profiles], lambda paper: describe_cards(CARDS, paper)

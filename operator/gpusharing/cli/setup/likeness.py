@@ -86,14 +86,12 @@ def find_label(members: Sequence[str], nodes: Mapping[str, NodeView]) -> tuple[s
         common &= set(nodes[name].labels.items())
     for name in nodes.keys() - set(members):
         common -= set(nodes[name].labels.items())
-    usable = [(key, value) for key, value in common if _is_usable(key)]
+    usable = [
+        (key, value)
+        for key, value in common
+        if _POOL.fullmatch(key.rpartition("/")[2]) and not is_rewritten(key) and not _CHANCE.search(key)
+    ]
     return min(usable, key=lambda one: (one[0] != LABEL_POOL, one[0].endswith("id"), one), default=None)
-
-
-def _is_usable(key: str) -> bool:
-    if is_rewritten(key) or _CHANCE.search(key):
-        return False
-    return bool(_POOL.fullmatch(key.rpartition("/")[2]))
 
 
 def _by_name(members: Sequence[Handmade], nodes: Mapping[str, NodeView]) -> Mapping[str, Any] | None:

@@ -115,12 +115,12 @@ class Verb:
     flags: tuple[Flag, ...] = ()
     """What only this verb takes."""
     offline: bool = False
-    """It contacts no cluster, and is carried out by `tell`."""
+    """It contacts no cluster, and is carried out by `run_offline`."""
     asks_with: str = ""
     """The flag that makes an offline verb contact a cluster after all, by `run`."""
     asks_prometheus: bool = False
     """It asks a Prometheus for all namespaces: it takes PROMETHEUS, refuses -n, and can write CSV. With --prometheus it
-    does without a cluster, and is carried out by `tell`."""
+    does without a cluster, and is carried out by `run_offline`."""
     page: bool = False
     """Whether it can write a page of HTML."""
     one_file: bool = False

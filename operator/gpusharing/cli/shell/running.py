@@ -2,7 +2,7 @@
 
 import asyncio
 from argparse import Namespace
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gpusharing.cli.shell.arguments import CSV, PAGE
@@ -13,76 +13,63 @@ from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
 
 
 class VerbModule(Protocol):
-    """A module of this package that carries out a verb."""
+    """A module that carries out a verb; it has one of these functions, or both."""
 
     async def run(self, session: Session, typed: Namespace, terminal: Terminal) -> int:
-        """Ask, print, and return the exit status. Raises Trouble."""
+        """Ask a cluster, print, and return the exit status. Raises Trouble."""
         ...
 
-
-class Offline(Protocol):
-    """A module that carries out a verb without any cluster."""
-
-    def tell(self, typed: Namespace, terminal: Terminal) -> int:
-        """Print, and return the exit status. Raises Trouble."""
+    def run_offline(self, typed: Namespace, terminal: Terminal) -> int:
+        """Print without asking a cluster, and return the exit status. Raises Trouble."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Flags:
-    """Those of every verb, with their defaults."""
-
-    kubeconfig: str
-    """`--kubeconfig`; empty: as kubectl finds it."""
-    contexts: tuple[str, ...]
-    """Names of contexts, at least one; an empty name is the current one."""
-    terminal: Terminal
-    """Where the answer goes."""
-
-    @classmethod
-    def of(cls, typed: Namespace) -> "Flags":
-        """As they were typed. Raises Trouble where two contradict each other."""
-        given, verb = vars(typed), typed.row
-        context, contexts = given.get("context", ""), given.get("contexts", "")
-        if context and contexts:
-            raise Trouble("give --context or --contexts, not both")
-        names = tuple(name.strip() for name in contexts.split(",") if name.strip()) or (context,)
-        if len(names) > 1 and given.get("watch"):
-            raise Trouble("--watch follows one context: use --context")
-        if len(names) > 1 and verb.one_file:
-            raise Trouble(f"{typed.verb} writes a file for one cluster: use --context")
-        if verb.asks_prometheus and given.get("namespace"):
-            raise Trouble(f"-n does not work here: {typed.verb} always answers for all namespaces")
-        if given.get("output", "table") not in verb.outputs:
-            raise Trouble(f"-o {typed.output} does not work here; {typed.verb} has {', '.join(verb.outputs)}")
-        if given.get("output") == PAGE and (len(names) > 1 or given.get("watch")):
-            raise Trouble("-o html writes one page for one context: leave out --contexts and --watch")
-        if given.get("output") == CSV and len(names) > 1:
-            raise Trouble("-o csv writes one table for one context: leave out --contexts")
-        terminal = Terminal.of(given.get("output", "table"), color=not given.get("no_color", False))
-        return cls(given.get("kubeconfig", ""), names, terminal)
 
 
 def carry_out(verb: Any, typed: Namespace) -> int:
-    """The worst exit status of all contexts. Raises Trouble after the last one, where one could not be asked."""
-    flags = Flags.of(typed)
-    given, row = vars(typed), typed.row
-    if given.get("prometheus") or (row.offline and not given.get(row.asks_with)):
-        offline: Offline = verb
-        return offline.tell(typed, flags.terminal)
-    return asyncio.run(_everywhere(verb, typed, flags))
+    """The worst exit status of all contexts. Raises Trouble for flags that contradict each other, and after the last
+    context where one could not be asked."""
+    flags, row = vars(typed), typed.row
+    named = tuple(name.strip() for name in flags.get("contexts", "").split(",") if name.strip())
+    contexts = named or (flags.get("context", ""),)
+    if why := _find_contradiction(typed, several=len(contexts) > 1):
+        raise Trouble(why)
+    terminal = Terminal.of(flags.get("output", "table"), color=not flags.get("no_color", False))
+    if flags.get("prometheus") or (row.offline and not flags.get(row.asks_with)):
+        module: VerbModule = verb
+        return module.run_offline(typed, terminal)
+    return asyncio.run(_everywhere(verb, typed, contexts, terminal))
 
 
-async def _everywhere(verb: VerbModule, typed: Namespace, flags: Flags) -> int:
+def _find_contradiction(typed: Namespace, *, several: bool) -> str:
+    """Return what is wrong with the flags that every verb has; empty if nothing is. `several`: contexts were named."""
+    flags, verb = vars(typed), typed.row
+    output, watch = flags.get("output", "table"), flags.get("watch")
+    contradictions = {
+        "give --context or --contexts, not both": flags.get("context") and flags.get("contexts"),
+        "--watch follows one context: use --context": several and watch,
+        f"{typed.verb} writes a file for one cluster: use --context": several and verb.one_file,
+        f"-n does not work here: {typed.verb} always answers for all namespaces": (
+            verb.asks_prometheus and flags.get("namespace")
+        ),
+        f"-o {output} does not work here; {typed.verb} has {', '.join(verb.outputs)}": (
+            output not in verb.outputs
+        ),
+        "-o html writes one page for one context: leave out --contexts and --watch": (
+            output == PAGE and (several or watch)
+        ),
+        "-o csv writes one table for one context: leave out --contexts": output == CSV and several,
+    }
+    return next((text for text, holds in contradictions.items() if holds), "")
+
+
+async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str], terminal: Terminal) -> int:
     troubles: list[str] = []
     statuses: list[int] = []
-    several = len(flags.contexts) > 1
-    for context in flags.contexts:
-        if several and not flags.terminal.structured:
-            flags.terminal.show([BLANK, line(TextSpan(f"context {context}", Ink.TITLE))])
+    for context in contexts:
+        if len(contexts) > 1 and not terminal.structured:
+            terminal.show([BLANK, line(TextSpan(f"context {context}", Ink.TITLE))])
         try:
-            async with connected(flags.kubeconfig, context) as session:
-                statuses.append(await verb.run(session, typed, flags.terminal))
+            async with connected(getattr(typed, "kubeconfig", ""), context) as session:
+                statuses.append(await verb.run(session, typed, terminal))
         except Trouble as trouble:
             troubles.append(str(trouble))
     if troubles:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, nearest, said, sentence
+from gpusharing.cli.shell.troubles import INSTALL, Denied, Trouble, error_text, nearest, sentence
 from gpusharing.kube.client import JSON, KubeClient, Resource
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound, first_of
@@ -33,7 +33,7 @@ def find_context(files: Sequence[Path], name: str) -> tuple[str, str]:
         try:
             config = yaml.load(file.read_bytes(), loader)
         except (OSError, ValueError, yaml.YAMLError) as error:
-            raise Trouble(f"kubeconfig {file} cannot be read: {said(error)}") from error
+            raise Trouble(f"kubeconfig {file} cannot be read: {error_text(error)}") from error
         current = current or text(config, "current-context")
         for one in entries(config, "contexts"):
             known.setdefault(text(one, "name"), text(one, "context", "namespace"))
@@ -144,7 +144,7 @@ async def connected(
     try:
         await login.access()
     except KubeError as error:
-        raise Trouble(said(error)) from error
+        raise Trouble(error_text(error)) from error
     async with client:
         yield Session(client, where, namespace, login=login)
 

@@ -1,12 +1,13 @@
 """Where the text goes: a person's terminal in colour, or a pipe without; and questions to that person. rich is imported
 only for the terminal."""
 
+import csv
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -103,9 +104,17 @@ class Terminal:
         self._documents += 1
         self.stream.flush()  # a watch may write the next one in hours
 
-    def answer(self, data: Callable[[], object], lines: Callable[[Paper], Sequence[Line]]) -> None:
-        """Write an answer as it is wanted: `data` or `lines`, of which the other is not made."""
-        if self.structured:
+    def answer(
+        self,
+        data: Callable[[], object],
+        lines: Callable[[Paper], Sequence[Line]],
+        rows: Callable[[], Iterable[Iterable[object]]] = tuple,
+    ) -> None:
+        """Write an answer as it is wanted: `data`, `lines`, or for CSV `rows`, of which the others are not made."""
+        if self.output == "csv":
+            csv.writer(self.stream, lineterminator="\n").writerows(rows())
+            self.stream.flush()
+        elif self.structured:
             self.data(data())
         else:
             self.show(lines(self.paper))

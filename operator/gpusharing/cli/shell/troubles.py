@@ -33,23 +33,23 @@ class Denied(Trouble):
 def sentence(error: KubeError, where: str) -> str:
     """An error of the API server, or its silence, in words for the user. `where`: the context."""
     if isinstance(error, Unauthorized):
-        return f"{said(error)}. The credentials of {where} are expired or refused: log in again"
+        return f"{error_text(error)}. The credentials of {where} are expired or refused: log in again"
     if isinstance(error, Forbidden):
         tail = f"{VIEWER} is enough to look; ask" if error.group == GROUP else "Ask"
-        return f"you lack a right in {where}: {said(error)}. {tail} for what is named here"
+        return f"you lack a right in {where}: {error_text(error)}. {tail} for what is named here"
     if isinstance(error, Invalid):
-        return f"the API server of {where} refuses that: {said(error)}"
+        return f"the API server of {where} refuses that: {error_text(error)}"
     if isinstance(error, NotFound):
-        return f"not in {where}: {said(error)}"
+        return f"not in {where}: {error_text(error)}"
     if isinstance(error, Throttled):
-        return f"the API server of {where} is too busy to answer: {said(error)}. Try again in a moment"
+        return f"the API server of {where} is too busy to answer: {error_text(error)}. Try again in a moment"
     return (
-        f"the API server of {where} does not answer: {said(error)}. Check the context and the network path to"
+        f"the API server of {where} does not answer: {error_text(error)}. Check the context and the network path to"
         " the server"
     )
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What an error says, on one line and without a full stop; not what would help the operator."""
     if isinstance(error, Forbidden):
         error = KubeError(error.message)

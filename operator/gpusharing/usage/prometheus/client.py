@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gpusharing.cli.shell.troubles import Trouble, said
+from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized, first_of
 from gpusharing.kube.proxies import find_proxy
@@ -123,20 +123,15 @@ def unreachable(error: Exception, where: str, through: str) -> Trouble:
     if WANTS_CLIENT in str(error):
         return Trouble(f"{where} demands a client certificate: {NO_FLAG}")
     if isinstance(error, aiohttp.ClientSSLError | ssl.SSLError):
-        return Trouble(f"TLS with {where} failed: {said(error)}. Does it speak http://?")
+        return Trouble(f"TLS with {where} failed: {error_text(error)}. Does it speak http://?")
     if isinstance(error, aiohttp.InvalidURL):
         return Trouble(f"{where} is not an address; write one like http://127.0.0.1:9090")
     # The alert comes after our handshake, and is lost where the server hung up before we read it.
-    maybe = f"It may demand a client certificate: {NO_FLAG}. " if _hung_up(error, where) else ""
-    return Trouble(f"no Prometheus answers at {where}: {said(error)}. {maybe}{PORT_FORWARD}")
-
-
-def _hung_up(error: Exception, where: str) -> bool:
-    """A TLS connection was made and then ended without an answer."""
     ended = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError) or (
         isinstance(error, OSError) and error.errno in (errno.ECONNRESET, errno.EPIPE)
     )
-    return ended and where.startswith("https:")
+    maybe = f"It may demand a client certificate: {NO_FLAG}. " if ended and where.startswith("https:") else ""
+    return Trouble(f"no Prometheus answers at {where}: {error_text(error)}. {maybe}{PORT_FORWARD}")
 
 
 def _untrusted(error: Exception, where: str, through: str) -> Trouble:
@@ -155,7 +150,7 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
         remedy = "Give the authority that signed it: --ca-file FILE"
     else:
         remedy = "Have another one made for the server"
-    return Trouble(f"the certificate of {where} is not trusted: {said(error)}. {remedy}")
+    return Trouble(f"the certificate of {where} is not trusted: {error_text(error)}. {remedy}")
 
 
 def one_line(text: object) -> str:
@@ -289,7 +284,7 @@ class Prometheus:
             self.warnings.update(printable(str(one)) for one in answer.get("warnings") or ())
             return [_series(one) for one in answer["data"]["result"]]
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            what = f"its answer has no result that can be read: {said(error)}"
+            what = f"its answer has no result that can be read: {error_text(error)}"
             raise stranger(what, self.place.where) from error
 
     async def _ask(self, path: str, parameters: Mapping[str, str]) -> dict[str, Any]:
@@ -297,14 +292,11 @@ class Prometheus:
         place = self.place
         answer = await self._call(place, path, parameters)
         if answer.status == 401 and answer.of_api_server and place.renew is not None:
-            await self._renew(place)
+            async with self._renewing:
+                if self.place is place:
+                    self.place = await place.renew()
             answer = await self._call(self.place, path, parameters)
         return self._understood(answer)
-
-    async def _renew(self, rejected: Endpoint) -> None:
-        async with self._renewing:
-            if self.place is rejected and rejected.renew is not None:
-                self.place = await rejected.renew()
 
     async def _call(self, place: Endpoint, path: str, parameters: Mapping[str, str]) -> WebAnswer:
         """Send one request, without following redirects. Raises Trouble if there is no answer; an HTTP error is one."""
@@ -340,8 +332,9 @@ class Prometheus:
             return told
         if "errorType" not in told:
             raise no_prometheus(answer, where, through)
-        hint = f"; {LESS}" if _too_much(told) else ""
-        raise Trouble(f"{where} cannot answer: {one_line(told.get('error'))}{hint}")
+        error = told.get("error")
+        too_much = told["errorType"] in ("timeout", "canceled") or TOO_MUCH.search(str(error))
+        raise Trouble(f"{where} cannot answer: {one_line(error)}{f'; {LESS}' if too_much else ''}")
 
 
 @asynccontextmanager
@@ -375,7 +368,7 @@ def place_of(
             f"--token-file: anyone between here and {url} could read the token: use https://, or a"
             " port-forward to 127.0.0.1"
         )
-    authorization = ""
+    authorization, trust = "", None
     if token_file:
         token = _text(token_file, "--token-file")
         if not token.isascii() or not token.isprintable() or not token or " " in token:
@@ -383,20 +376,18 @@ def place_of(
                 f"--token-file {token_file}: it holds no token; it must have one line, the token and nothing else"
             )
         authorization = f"Bearer {token}"
-    trust = _trust(ca_file) if parts.scheme == "https" or ca_file else None
+    try:
+        if parts.scheme == "https" or ca_file:  # without a file, the authorities of this machine
+            trust = ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
+    except (ssl.SSLError, ValueError) as error:
+        raise Trouble(
+            f"--ca-file {ca_file}: there are no PEM certificates in it: {error_text(error)}"
+        ) from error
     try:
         proxy = find_proxy(url, None, environment)
     except Unauthorized as error:
-        raise Trouble(said(error)) from error
+        raise Trouble(error_text(error)) from error
     return Endpoint(url.rstrip("/"), url, authorization, trust, proxy=proxy)
-
-
-def _trust(ca_file: str) -> ssl.SSLContext:
-    """The authorities in the file; without a file, those of this machine."""
-    try:
-        return ssl.create_default_context(cadata=_text(ca_file, "--ca-file") if ca_file else None)
-    except (ssl.SSLError, ValueError) as error:
-        raise Trouble(f"--ca-file {ca_file}: there are no PEM certificates in it: {said(error)}") from error
 
 
 def _is_this_machine(host: str) -> bool:
@@ -410,7 +401,7 @@ def _text(name: str, flag: str) -> str:
     try:
         return Path(name).read_text().strip()
     except (OSError, ValueError) as error:
-        raise Trouble(f"{flag} {name} cannot be read: {said(error)}") from error
+        raise Trouble(f"{flag} {name} cannot be read: {error_text(error)}") from error
 
 
 async def _body(response: aiohttp.ClientResponse, place: Endpoint) -> bytes:
@@ -432,12 +423,6 @@ def _series(one: Any) -> Series:
     told = ((float(at), float(value)) for at, value in points)
     labels = {printable(name): printable(text) for name, text in one["metric"].items()}
     return Series(labels, tuple(told))
-
-
-def _too_much(answer: Mapping[str, Any]) -> bool:
-    return answer.get("errorType") in ("timeout", "canceled") or bool(
-        TOO_MUCH.search(str(answer.get("error")))
-    )
 
 
 async def side_by_side(*asked: Coroutine[Any, Any, list[Series]]) -> list[list[Series]]:

@@ -11,14 +11,13 @@ agent says that it cannot read its GPUs.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.client import CLOCKS, Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import OF_TARGETS, braced, labels_of, of_others
 from gpusharing.usage.prometheus.windows import DAY, days, duration, moment
-from gpusharing.usage.read.meterqueries import GPUS, POLICY, MeterQuery
+from gpusharing.usage.read.queries import GPUS, POLICY, MeterQuery
 
 POINT = 60.0
 """Seconds between the times at which a node is looked for."""
@@ -140,18 +139,11 @@ LATELY = 600
 LOOK = "kubectl get pods -A -o wide -l app.kubernetes.io/name=gpusharing-agent"
 
 
-@dataclass(slots=True)
-class Losses:
-    """What is known of time that was not metered."""
-
-    missing: list[str] = field(default_factory=list)
-    """Why the bill is incomplete."""
-    remarks: list[str] = field(default_factory=list)
-    """What may be missing."""
-
-
-async def find_losses(prometheus: Prometheus, wish: MeterQuery, metered: Set[str]) -> Losses:
-    """Of all nodes that were not seen for a while; of one policy, only of those of `metered`. Raises Trouble."""
+async def find_losses(
+    prometheus: Prometheus, wish: MeterQuery, metered: Set[str]
+) -> tuple[list[str], list[str]]:
+    """Return why the bill is incomplete, and what may be missing in it, for all nodes that were not seen for a while;
+    of one policy, only for those of `metered`. Raises Trouble."""
     absences = await find_absences(prometheus, wish)
     down = await _find_down(prometheus, wish)
     bare = await _find_bare(prometheus, wish)
@@ -160,34 +152,33 @@ async def find_losses(prometheus: Prometheus, wish: MeterQuery, metered: Set[str
     silent = {
         node: told for node in ours & down.keys() if (told := silence_of(node, absences, down[node])) > SHORT
     }
-    found = Losses(
-        describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})
-    )
+    missing = describe_absences({node: absences.seconds[node] for node in ours & absences.seconds.keys()})
+    remarks: list[str] = []
     if silent:
-        found.missing.append(
+        missing.append(
             f"Prometheus got no answer from the agent of {_nodes(silent, duration)}, or it could not read its GPUs:"
             f" what they did meanwhile is billed to nobody. See {LOOK}"
         )
     if bare > sum(1 for node in silent if down[node][1] > wish.end - LATELY):
         have = "have" if bare > 1 else "has"
-        found.missing.append(
+        missing.append(
             f"{counted(bare, 'node')} {have} no Ready agent at the end of the window"
             f" (gpusharing_policy_nodes_without_agent), and what such GPUs do is billed to nobody. See {LOOK}"
         )
     others = ours - silent.keys()
     if came := {node: absences.first[node] for node in others & absences.came(SHORT)}:
         names = _nodes(came, lambda at: f"from {moment(at)} on")
-        found.remarks.append(
+        remarks.append(
             f"nodes that were not seen from the beginning: {names}; what GPUs that were there earlier did until then"
             " is billed to nobody"
         )
     if left := {node: absences.last[node] for node in others & absences.left(SHORT)}:
         names = _nodes(left, lambda at: f"until {moment(at)}")
-        found.remarks.append(
+        remarks.append(
             f"nodes that were not seen until the end: {names}; what GPUs that are still there did since is billed to"
             " nobody"
         )
-    return found
+    return missing, remarks
 
 
 def _nodes(found: Mapping[str, float], show: Callable[[float], str]) -> str:

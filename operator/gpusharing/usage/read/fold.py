@@ -8,11 +8,12 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isnan, nan
 
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.usage.prometheus.client import Series
-from gpusharing.usage.read.series import MIB, Device, Devices, Pod, PodOwners, Told, read_dcgm
+from gpusharing.usage.read.series import MIB, Device, DeviceLabels, Pod, PodOwners, read_agent, read_dcgm
 from gpusharing.usage.reckon.needs import Workload
 
 MOST_MIB = 1 << 20
@@ -42,8 +43,8 @@ class HourAnswers:
     """Bytes, by the annotation."""
     exporters: frozenset[Pod]
     """Pods of dcgm-exporter, which are no workload."""
-    devices: Devices
-    """Which device the agent's UUIDs mean."""
+    devices: Mapping[str, Device]
+    """Which device each UUID of the agent means."""
     simulated: frozenset[str] = frozenset()
     """Nodes."""
 
@@ -86,7 +87,7 @@ class Record:
         none = array("I", [0]) * hours
         return cls(array("d", [nan]) * hours, array("f", [nan]) * hours, none, none[:])
 
-    def hold(self, told: Told, hour: int) -> None:
+    def hold(self, told: DeviceLabels, hour: int) -> None:
         """Remember the device that a pod of it held in this hour."""
         self.last, self.profile = hour, told.profile
         self.gpu, self.node = told.device.gpu, told.node
@@ -115,10 +116,8 @@ class Gpu:
     """The hour in which a pod held it last."""
 
 
-Reading = tuple[Told, Series]
+Reading = tuple[DeviceLabels, Series]
 """A series, and what its labels say."""
-Slices = Callable[[str, str], float | None]
-"""Part of its card's compute that a profile has, by model and profile; None: unknown."""
 
 
 @dataclass(slots=True)
@@ -127,7 +126,6 @@ class Fold:
 
     end: float
     hours: int
-    slices: Slices
     nodes: frozenset[str] | None = None
     """Only GPUs of these; None: of all."""
     card: Card | None = None
@@ -148,27 +146,24 @@ class Fold:
     def add(self, part: HourAnswers) -> None:
         """Answers for a stretch after those of before."""
         self._workloads.clear()
-        read_agent = part.devices.read_agent
-
-        def read_exporter(one: Series) -> Told:
-            return read_dcgm(one, part.exporters)
-
+        read_own = partial(read_agent, devices=part.devices)
+        read_exporter = partial(read_dcgm, exporters=part.exporters)
         scraped = [(read_exporter(one), one) for one in part.used]
         used = [(told, one) for told, one in scraped if self._is_ours(told)]
         for told, one in scraped:
             if told.model and self._is_there(told) and not self._is_ours(told):
                 self._see(self.others, told, one)
-        self._look_beyond([*scraped, *((read_agent(one), one) for one in part.held)])
+        self._look_beyond([*scraped, *((read_own(one), one) for one in part.held)])
         live = self._ours(part.live, read_exporter)
         for told, one in used:
             self._see(self.gpus, told, one)
-        own = self._ours(part.own, read_agent)
+        own = self._ours(part.own, read_own)
         crowded, split = self._crowded(live)
         self._add_memory(used, own, crowded, part)
         self._add_activity(
-            self._ours(part.active, read_exporter), self._ours(part.sm, read_agent), crowded, split, part
+            self._ours(part.active, read_exporter), self._ours(part.sm, read_own), crowded, split, part
         )
-        self._add_pods([*live, *self._ours(part.held, read_agent)], part)
+        self._add_pods([*live, *self._ours(part.held, read_own)], part)
         for told, one in (*used, *own):
             self._pass(told, one, part)
 
@@ -176,10 +171,10 @@ class Fold:
         """The place of a time in the arrays."""
         return self.hours - 1 - round((self.end - at) / 3600)
 
-    def _is_there(self, told: Told) -> bool:
+    def _is_there(self, told: DeviceLabels) -> bool:
         return bool(told.device.gpu) and (self.nodes is None or told.node in self.nodes)
 
-    def _is_ours(self, told: Told) -> bool:
+    def _is_ours(self, told: DeviceLabels) -> bool:
         if not self._is_there(told):
             return False
         if self.card is None:
@@ -187,7 +182,7 @@ class Fold:
         seen = self.gpus.get(told.device.gpu)
         return find_card(told.model or (seen.model if seen else "")) is self.card
 
-    def _ours(self, found: Iterable[Series], read: Callable[[Series], Told]) -> list[Reading]:
+    def _ours(self, found: Iterable[Series], read: Callable[[Series], DeviceLabels]) -> list[Reading]:
         return [(told, one) for one in found if self._is_ours(told := read(one))]
 
     def _look_beyond(self, found: Iterable[Reading]) -> None:
@@ -196,7 +191,7 @@ class Fold:
                 last = self.hour(one.points[-1][0])
                 self.beyond[told.node] = max(last, self.beyond.get(told.node, -1))
 
-    def _see(self, gpus: dict[str, Gpu], told: Told, one: Series) -> None:
+    def _see(self, gpus: dict[str, Gpu], told: DeviceLabels, one: Series) -> None:
         last = self.hour(one.points[-1][0]) if one.points else -1
         seen = gpus.get(told.device.gpu)
         if seen is None:
@@ -233,7 +228,7 @@ class Fold:
 
     def _values(
         self, found: Iterable[Reading], part: HourAnswers
-    ) -> Iterator[tuple[Pod, Told, Record, int, float]]:
+    ) -> Iterator[tuple[Pod, DeviceLabels, Record, int, float]]:
         """Each value of the series that are about a pod: the pod, what the labels say, the record of its workload, and
         the hour."""
         for told, one in found:
@@ -275,7 +270,7 @@ class Fold:
             self._most(record.activity, hour, min(1.0, max(0.0, value)))
             known.add((pod, hour))
         for told, one in active:
-            whole = self.slices(told.model, told.profile) if told.profile else 1.0
+            whole = part_of_card(told.model, told.profile) if told.profile else 1.0
             if whole is None or told.device in crowded:
                 continue
             for pod, _, record, hour, value in self._values([(told, one)], part):
@@ -304,7 +299,7 @@ class Fold:
             for device in those:
                 self._hold(device, hour, workload)
 
-    def _pass(self, told: Told, one: Series, part: HourAnswers) -> None:
+    def _pass(self, told: DeviceLabels, one: Series, part: HourAnswers) -> None:
         """A pod that comes and goes between the ends of two hours is in neither, yet existed."""
         if told.pod is None or not one.points:
             return
@@ -339,3 +334,12 @@ class Fold:
     def _most(values: "array[float]", hour: int, value: float) -> None:
         if isnan(values[hour]) or value > values[hour]:
             values[hour] = value
+
+
+def part_of_card(model: str, profile: str) -> float | None:
+    """The part of its card's compute that a profile has; None: the card or the profile is not known."""
+    card = find_card(model)
+    if card is None or not card.profiles:
+        return None
+    most = max(one.slices for one in card.profiles)
+    return next((one.slices / most for one in card.profiles if one.name == profile), None)

@@ -15,7 +15,7 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.read.fold import Fold, Gpu, Record
 from gpusharing.usage.read.series import RECURS
 from gpusharing.usage.read.usage import Usage
-from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import History, Holding, Workload
 from gpusharing.usage.reckon.recommendation import Occupied
 
@@ -41,8 +41,6 @@ class ObservedPool:
     """GPUs of each node, by the nodes' names."""
     used: int
     """GPUs that were held in the last hour, in whole or in part."""
-    divided: int
-    """GPUs that had MIG devices then."""
     histories: tuple[History, ...]
     """What each workload used, and holds."""
     occupied: tuple[Occupied, ...]
@@ -53,10 +51,11 @@ class ObservedPool:
     """The nodes whose GPUs are SIMULATED."""
 
 
-def find_seen(usage: Usage, where: str) -> ObservedPool:
+def find_pool(usage: Usage, where: str) -> ObservedPool:
     """The pool. Raises Trouble where there are no GPUs, or several models, also beside those of the chosen one."""
     fold = usage.fold
-    latest = _latest(fold)
+    seen: list[Record | Gpu] = [*fold.records.values(), *fold.gpus.values()]
+    latest = max((one.last for one in seen), default=-1)  # the last hour of which anything is known
     gpus = _gpus(fold, latest, where)
     _refuse_mixed(fold, gpus, latest, where)
     model = next(iter(gpus.values())).model
@@ -71,7 +70,15 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
         if record.last > latest - RECENT or whose.kind == RECURS
     }
     histories = tuple(
-        _history(usage, whose, record, _holding(usage, record, known[record.gpu], found))
+        History(
+            whose,
+            _pods(record),
+            _holding(usage, record, known[record.gpu], found),
+            tuple(_samples(fold, record.memory)),
+            tuple(_samples(fold, record.activity)) or None,
+            record.declared,
+            record.of_device,
+        )
         for whose, record in sorted(there.items())
     )
     return ObservedPool(
@@ -79,29 +86,16 @@ def find_seen(usage: Usage, where: str) -> ObservedPool:
         found,
         tuple(nodes[name] for name in sorted(nodes)),
         sum(1 for gpu in gpus.values() if gpu.held == latest),
-        sum(1 for gpu in gpus.values() if gpu.divided == latest),
         histories,
         tuple(_occupied(gpus, latest)),
         (
             *usage.remarks,
-            *_nameless(gpus.values()),
+            *_without_node(gpus.values()),
             *_away([gpu for uuid, gpu in known.items() if uuid not in gpus], latest),
             *_gone(ours.keys() - there.keys()),
             *_replaced(fold, latest),
         ),
         tuple(sorted(usage.simulated & {gpu.node for gpu in gpus.values()})),
-    )
-
-
-def _history(usage: Usage, whose: Workload, record: Record, holds: Holding) -> History:
-    return History(
-        whose,
-        _pods(record),
-        holds,
-        tuple(_samples(usage.fold, record.memory)),
-        tuple(_samples(usage.fold, record.activity)) or None,
-        record.declared,
-        record.of_device,
     )
 
 
@@ -138,7 +132,7 @@ def _refuse_mixed(fold: Fold, gpus: Mapping[str, Gpu], latest: int, where: str) 
         )
 
 
-def _nameless(gpus: Iterable[Gpu]) -> Iterator[str]:
+def _without_node(gpus: Iterable[Gpu]) -> Iterator[str]:
     if any(not gpu.node for gpu in gpus):
         yield "the node of some GPUs is unknown (label node, Hostname or hostname): each counts as a node of its own"
 
@@ -174,12 +168,6 @@ def _replaced(fold: Fold, latest: int) -> Iterator[str]:
             " are chosen by the labels of today. If such a node was of this pool, ask without -l and --policy, with"
             " --card where there are several models"
         )
-
-
-def _latest(fold: Fold) -> int:
-    """The last hour of which anything is known."""
-    found = [record.last for record in fold.records.values()] + [gpu.last for gpu in fold.gpus.values()]
-    return max(found, default=-1)
 
 
 def _pods(record: Record) -> int:

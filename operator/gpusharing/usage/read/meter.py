@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from shlex import quote
-from typing import NamedTuple
 
 from gpusharing.cli.shell.troubles import Trouble
 from gpusharing.planning.vocabulary.lengths import counted, some
@@ -19,7 +18,8 @@ from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import TARGET, braced, nodes_of
 from gpusharing.usage.prometheus.windows import days, find_gaps
 from gpusharing.usage.read.absences import find_losses
-from gpusharing.usage.read.meterqueries import (
+from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
+from gpusharing.usage.read.queries import (
     EXPORTED,
     GPUS,
     NAMESPACE,
@@ -29,7 +29,6 @@ from gpusharing.usage.read.meterqueries import (
     label_of,
     queries_of,
 )
-from gpusharing.usage.read.pricing import CHOOSE, MOST, NO_NUMBER, REMEDY, Prices, read_prices
 from gpusharing.usage.reckon.bills import MICROS, Basis, Cell, Part, Price
 
 
@@ -93,6 +92,9 @@ CHOSEN = frozenset(("container", "endpoint"))
 """Labels of a target that stay the same when an agent restarts, so that series can be chosen by them."""
 MISSED = 3600.0
 """GPU-seconds of a node that are worth reporting; a scrape interval at the end of each day is less."""
+COUNTED = (*Part, "gpus", "firsts", "lasts")
+"""Answers of `queries_of` that the meter counted: each Part of the GPU time, all of it, and the least and the most of a
+node's counters of it."""
 NodePool = tuple[str, str]
 """Name of a node, and of the policy that owned it."""
 
@@ -110,45 +112,12 @@ class MeteredPools:
     """Nodes that were metered and whose GPUs are SIMULATED."""
 
 
-class _Metered(NamedTuple):
-    """The first answers of a stretch, in the order of `queries_of`: what the meter counted."""
-
-    held: list[Series]
-    idle: list[Series]
-    stranded: list[Series]
-    transition: list[Series]
-    gpus: list[Series]
-    firsts: list[Series]
-    lasts: list[Series]
-    """The least and the most of a node's counters of GPU time."""
-
-    @property
-    def parts(self) -> tuple[list[Series], ...]:
-        """What each Part of the GPU time counted, in the order of Part."""
-        return self.held, self.idle, self.stranded, self.transition
-
-
-class _Others(NamedTuple):
-    """The answers after those, in that order."""
-
-    shared: list[Series]
-    opencost: list[Series]
-    policies: list[Series]
-    products: list[Series]
-    rivals: list[Series]
-    cards: list[Series]
-    twice: list[Series]
-    simulated: list[Series]
-    labels: Sequence[Series] = ()
-    rival_labels: Sequence[Series] = ()
-    """Only asked for where a label says whose a namespace is."""
-
-
 @dataclass(slots=True)
 class _Day:
     """Answers for one stretch of at most a day."""
 
-    metered: _Metered
+    counted: Mapping[str, list[Series]]
+    """What the meter counted, by COUNTED."""
     shared: Mapping[tuple[str, str], float]
     """By node and resource: the most slices of one device."""
     prices: Prices
@@ -173,12 +142,12 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         _add(found, day, wish.by, unpriced)
         faults = dict.fromkeys((*day.faults, *day.prices.faults))
         found.missing += [fault for fault in faults if fault not in found.missing]
-        _sum(parts, chain.from_iterable(day.metered.parts))
-        _sum(gpus, day.metered.gpus)
-        rivals |= day.teams.rivals & {namespace_of(one) for one in day.metered.held if one.value > 0}
-        found.simulated |= day.simulated & {node for node, _ in map(_node, day.metered.gpus)}
-        unseen.add(day.metered.gpus, day.metered.firsts, day.metered.lasts)
-        unlabelled += bool(label_of(wish.by) and day.metered.held and not day.teams.last)
+        _sum(parts, chain.from_iterable(day.counted[part] for part in Part))
+        _sum(gpus, day.counted["gpus"])
+        rivals |= day.teams.rivals & {namespace_of(one) for one in day.counted["held"] if one.value > 0}
+        found.simulated |= day.simulated & {node for node, _ in map(_node, day.counted["gpus"])}
+        unseen.add(day.counted["gpus"], day.counted["firsts"], day.counted["lasts"])
+        unlabelled += bool(label_of(wish.by) and day.counted["held"] and not day.teams.last)
         labelled |= bool(day.teams.last)
     if unlabelled and not labelled:
         raise Trouble(no_label(wish.by))
@@ -189,10 +158,10 @@ async def read_metered(prometheus: Prometheus, wish: MeterQuery) -> MeteredPools
         )
     found.missing += describe_rivals(rivals, wish.by)
     found.missing += _unpriced(unpriced)
-    found.missing += [*_lacking(parts, gpus, wish.end - wish.start), *unseen.told()]
-    lost = await find_losses(prometheus, wish, unseen.nodes)
-    found.missing += lost.missing
-    found.remarks += lost.remarks
+    found.missing += [*_lacking(parts, gpus, wish.end - wish.start), *unseen.describe()]
+    missing, remarks = await find_losses(prometheus, wish, unseen.nodes)
+    found.missing += missing
+    found.remarks += remarks
     found.missing += [f"Prometheus warns: {warning}" for warning in sorted(prometheus.warnings)]
     if any(OTHERS in (cell.tenant, cell.policy) for cell in found.cells):
         found.remarks.append(
@@ -208,23 +177,21 @@ def _sum(counts: dict[NodePool, float], found: Iterable[Series]) -> None:
 
 async def _read_day(prometheus: Prometheus, wish: MeterQuery, start: float, end: float) -> _Day:
     queries = queries_of(wish, round(end - start))
-    answers = await side_by_side(*(prometheus.instant_all(query, end) for query in queries))
-    ours = len(_Metered._fields)
-    others = _Others(*answers[ours:])
-    _refuse_doubles(others.twice)
+    found = await side_by_side(*(prometheus.instant_all(query, end) for query in queries.values()))
+    answers = dict(zip(queries, found, strict=True))
+    _refuse_doubles(answers["twice"])
     faults: list[str] = []
-    metered = _Metered(*(list(_credible(answer, faults)) for answer in answers[:ours]))
-    prices = others.opencost, others.policies, others.products, others.cards
+    prices = (answers[name] for name in ("opencost", "policies", "products", "cards"))
     return _Day(
-        metered,
+        {name: list(_credible(answers[name], faults)) for name in COUNTED},
         {
             (one.labels.get("node", ""), one.labels.get("resource", "")): one.value
-            for one in others.shared
+            for one in answers["shared"]
             if math.isfinite(one.value)
         },
-        read_prices(*prices, rivals=others.rivals, currency=wish.currency),
-        read_teams(others.labels, others.rival_labels, label_of(wish.by)),
-        nodes_of(others.simulated),
+        read_prices(*prices, rivals=answers["rivals"], currency=wish.currency),
+        read_teams(answers.get("labels", ()), answers.get("rival labels", ()), label_of(wish.by)),
+        nodes_of(answers["simulated"]),
         faults,
     )
 
@@ -241,8 +208,8 @@ def _credible(found: Iterable[Series], faults: list[str]) -> Iterator[Series]:
 
 
 def _add(found: MeteredPools, day: _Day, by: str, unpriced: dict[tuple[str, str], float]) -> None:
-    for part, answer in zip(Part, day.metered.parts, strict=True):
-        for one in answer:
+    for part in Part:
+        for one in day.counted[part]:
             node, policy = one.labels.get("node", ""), one.labels.get(POLICY, "")
             resource = one.labels.get("resource", "")
             price = day.prices.find(node, policy)
@@ -334,7 +301,7 @@ class _Unseen:
         """Those of which something was metered."""
         return {node for node, _ in self._seen}
 
-    def told(self) -> list[str]:
+    def describe(self) -> list[str]:
         """A sentence, if there is something to say."""
         lost = {
             key: count

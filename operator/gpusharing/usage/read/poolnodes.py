@@ -19,8 +19,8 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.ownership import Owners, find_contenders
 from gpusharing.usage.prometheus.client import Prometheus, Series
 from gpusharing.usage.prometheus.matchers import state_label
-from gpusharing.usage.read.series import told
-from gpusharing.usage.read.usagequeries import labels_of_nodes
+from gpusharing.usage.read.queries import labels_of_nodes
+from gpusharing.usage.read.series import exported_label
 
 _OF_THE_OLD = (ANNOTATION_APPROVE, ANNOTATION_RESUME, "kubectl.kubernetes.io/last-applied-configuration")
 _KEY = r"(?:[a-zA-Z0-9](?:[-a-zA-Z0-9.]*[a-zA-Z0-9])?/)?[a-zA-Z0-9](?:[-a-zA-Z0-9_.]*[a-zA-Z0-9])?"
@@ -102,7 +102,7 @@ def whole_fleet(card: str) -> NodeScope:
     return NodeScope(name, "what Prometheus sees", _of_label(name), unlabelled=True)
 
 
-def narrowed(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
+def narrow(scope: NodeScope, nodes: int, card: str) -> tuple[NodeScope, tuple[str, ...]]:
     """The scope, its selector narrowed to the `nodes` that have GPUs of `card` (empty: all models, and it stays), and
     remarks. Raises Trouble where a policy that is there selects others too: it has one layout for all its nodes."""
     others = 0 if scope.nodes is None else len(scope.nodes) - nodes
@@ -130,7 +130,7 @@ def _name(equal: Mapping[str, str]) -> str:
     return pool_name(equal.get(LABEL_POOL) or next(iter(equal.values()), "")) or "pool"
 
 
-async def ask_cluster(session: Session, typed: Namespace) -> NodeScope:
+async def find_in_cluster(session: Session, typed: Namespace) -> NodeScope:
     """By --policy or -l, at the API server; without either nothing is asked. Raises Trouble."""
     if typed.policy and typed.nodes:
         raise Trouble("give --policy or -l, not both")
@@ -191,7 +191,9 @@ def _chosen(nodes: Sequence[JSON], wanted: Mapping[str, str], rows: Sequence[Row
     )
 
 
-async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str, end: float) -> NodeScope:
+async def find_in_prometheus(
+    prometheus: Prometheus, typed: Namespace, selector: str, end: float
+) -> NodeScope:
     """By -l, from what kube-state-metrics reports about nodes. Raises Trouble."""
     if typed.policy:
         raise Trouble(
@@ -226,6 +228,6 @@ async def ask_prometheus(prometheus: Prometheus, typed: Namespace, selector: str
 
 def _labels(one: Series, named: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """Return the node that a series is about, and which of the labels in `named` it has."""
-    return told(one, "node"), {
+    return exported_label(one, "node"), {
         key: one.labels[label] for key, label in named.items() if one.labels.get(label)
     }

@@ -30,7 +30,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class DeviceLabels:
     """What the labels of a series say."""
 
     device: Device
@@ -47,8 +47,8 @@ class Told:
     """Resource name of the device, by our agent; empty: none is given."""
 
 
-def read_dcgm(one: Series, exporters: frozenset[Pod]) -> Told:
-    """Of dcgm-exporter. `exporters`: its own pods, which hold no GPU."""
+def read_dcgm(one: Series, exporters: frozenset[Pod]) -> DeviceLabels:
+    """Read the labels of a series of dcgm-exporter. `exporters`: its own pods, which hold no GPU."""
     labels = one.labels
     device = Device(labels.get("UUID") or labels.get("uuid", ""), labels.get("GPU_I_ID", ""))
     node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
@@ -58,7 +58,7 @@ def read_dcgm(one: Series, exporters: frozenset[Pod]) -> Told:
     if pod is not None and (pod in exporters or (not exporters and EXPORTER in pod[1])):
         pod = None
     profile = labels.get("GPU_I_PROFILE", "").removeprefix("MIG ")
-    return Told(device, pod, profile, node, labels.get("modelName", ""))
+    return DeviceLabels(device, pod, profile, node, labels.get("modelName", ""))
 
 
 def pod_of(labels: Mapping[str, str]) -> Pod | None:
@@ -70,42 +70,32 @@ def pod_of(labels: Mapping[str, str]) -> Pod | None:
     return None
 
 
-def told(one: Series, label: str) -> str:
+def exported_label(one: Series, label: str) -> str:
     """A label of a series of kube-state-metrics, renamed or not; empty: it has none."""
     return one.labels.get(f"exported_{label}") or one.labels.get(label, "")
 
 
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """Which device the agent's UUIDs mean."""
-
-    by_uuid: Mapping[str, Device]
-    """By UUID of a GPU or of a MIG device."""
-
-    @classmethod
-    def of(cls, infos: Iterable[Series]) -> "Devices":
-        """From `gpusharing_device_info`."""
-        return cls(
-            {
-                one.labels.get("uuid", ""): Device(
-                    one.labels.get("gpu_uuid") or one.labels.get("uuid", ""),
-                    one.labels.get("instance_id", ""),
-                )
-                for one in infos
-            }
+def devices_of(infos: Iterable[Series]) -> dict[str, Device]:
+    """Return which device the agent means by each UUID, of a GPU or of a MIG device, from `gpusharing_device_info`."""
+    return {
+        one.labels.get("uuid", ""): Device(
+            one.labels.get("gpu_uuid") or one.labels.get("uuid", ""), one.labels.get("instance_id", "")
         )
+        for one in infos
+    }
 
-    def read_agent(self, one: Series) -> Told:
-        """Of the agent."""
-        labels = one.labels
-        uuid = labels.get("uuid", "")
-        return Told(
-            self.by_uuid.get(uuid, Device(uuid)),
-            pod_of(labels),
-            labels.get("profile", ""),
-            labels.get("node", ""),
-            resource=labels.get("resource", ""),
-        )
+
+def read_agent(one: Series, devices: Mapping[str, Device]) -> DeviceLabels:
+    """Read the labels of a series of the agent. `devices`: which device each of its UUIDs means."""
+    labels = one.labels
+    uuid = labels.get("uuid", "")
+    return DeviceLabels(
+        devices.get(uuid, Device(uuid)),
+        pod_of(labels),
+        labels.get("profile", ""),
+        labels.get("node", ""),
+        resource=labels.get("resource", ""),
+    )
 
 
 # --- whose pods they are -------------------------------------------------------------------------------------------
@@ -135,8 +125,14 @@ class PodOwners:
         """By kube_pod_owner, kube_replicaset_owner and kube_job_owner."""
         return cls(
             {pod: _owner(one) for one in pods if (pod := pod_of(one.labels)) is not None},
-            {(told(one, "namespace"), one.labels.get("replicaset", "")): _owner(one) for one in replicasets},
-            {(told(one, "namespace"), told(one, "job_name")): _owner(one) for one in jobs},
+            {
+                (exported_label(one, "namespace"), one.labels.get("replicaset", "")): _owner(one)
+                for one in replicasets
+            },
+            {
+                (exported_label(one, "namespace"), exported_label(one, "job_name")): _owner(one)
+                for one in jobs
+            },
         )
 
     def find(self, pod: Pod) -> tuple[str, str]:

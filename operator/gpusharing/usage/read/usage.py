@@ -6,6 +6,7 @@ kube-state-metrics where it exists.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan
 
 from gpusharing.api.names import ANNOTATION_GPU_MEMORY
 from gpusharing.cli.shell.troubles import Trouble
@@ -16,19 +17,19 @@ from gpusharing.usage.prometheus.client import Prometheus, Series, side_by_side
 from gpusharing.usage.prometheus.matchers import braced, nodes_of
 from gpusharing.usage.prometheus.windows import DAY, MOST_POINTS, find_gaps
 from gpusharing.usage.read.fold import Fold, Gpu, HourAnswers
-from gpusharing.usage.read.series import MIB, Devices, Pod, PodOwners, pod_of, told
-from gpusharing.usage.read.usagequeries import (
+from gpusharing.usage.read.queries import (
     ACTIVE,
     ANNOTATION,
     HOUR,
     OWN,
     USED,
-    at_the_end,
     hourly,
+    latest,
     most_series,
-    names,
-    there,
+    ownership,
+    usage_count,
 )
+from gpusharing.usage.read.series import MIB, Pod, PodOwners, devices_of, exported_label, pod_of, read_dcgm
 
 MOST_SERIES = 100_000
 """At one time. Beyond that the user has to choose."""
@@ -79,7 +80,7 @@ async def read_usage(prometheus: Prometheus, asked: UsageQuery) -> Usage:
     series = await _series(prometheus, asked)
     missing = await find_gaps(
         prometheus,
-        there(asked.selector),
+        usage_count(asked.selector),
         asked.start,
         asked.end,
         nothing=f"{prometheus.place.where} has no GPU metrics in this window ({USED}, {OWN}){where}: does it scrape"
@@ -90,9 +91,9 @@ async def read_usage(prometheus: Prometheus, asked: UsageQuery) -> Usage:
     )
     hours = max(1, round((asked.end - asked.start) / HOUR))
     offered, infos, slices = await side_by_side(
-        *(prometheus.instant(query, asked.end) for query in at_the_end(asked.selector))
+        *(prometheus.instant(query, asked.end) for query in latest(asked.selector))
     )
-    fold = Fold(asked.end, hours, part_of_card, asked.nodes, asked.card)
+    fold = Fold(asked.end, hours, asked.nodes, asked.card)
     know_gpus(fold, infos)
     remarks: list[str] = []
     replicas: dict[str, int] = {}
@@ -136,26 +137,26 @@ async def _read_part(
 ) -> HourAnswers:
     hours = max(1, round((asked.end - asked.start) / HOUR))
     whole = (asked.end - (hours - 1) * HOUR, asked.end)
-    questions = [
-        prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
-        for query in hourly(asked.selector)
-    ]
-    questions += [prometheus.instant(query, end) for query in names(asked.selector, round(end - start))]
-    found = await side_by_side(*questions)
-    used, live, active, own, held, sm, pods, replicasets, jobs, annotated, exporters, infos, simulated = found
-    _refuse_clusters([*used, *own])
+    queries = hourly(asked.selector)
+    found = await side_by_side(
+        *(
+            prometheus.between(query, start + HOUR, end, float(HOUR), whole=whole)
+            for query in queries.values()
+        ),
+        *(prometheus.instant(query, end) for query in ownership(asked.selector, round(end - start))),
+    )
+    hours_of = dict(zip(queries, found, strict=False))
+    pods, replicasets, jobs, annotated, exporters, infos, simulated = found[len(queries) :]
+    _refuse_clusters([*hours_of["used"], *hours_of["own"]])
     return HourAnswers(
-        used,
-        live,
-        active,
-        own,
-        held,
-        sm,
-        PodOwners.of(pods, replicasets, jobs),
-        _declared(annotated, remarks),
-        frozenset((told(one, "namespace"), one.labels.get("pod", "")) for one in exporters),
-        Devices.of(infos),
-        nodes_of(simulated),
+        **hours_of,
+        owners=PodOwners.of(pods, replicasets, jobs),
+        declared=_declared(annotated, remarks),
+        exporters=frozenset(
+            (exported_label(one, "namespace"), one.labels.get("pod", "")) for one in exporters
+        ),
+        devices=devices_of(infos),
+        simulated=nodes_of(simulated),
     )
 
 
@@ -202,27 +203,17 @@ def _replicas(offered: Iterable[Series], used: Iterable[Series], fold: Fold) -> 
     """Nodes that offer more GPUs than they have, and how often each."""
     gpus: dict[str, set[str]] = {}
     for one in used:
-        labels = one.labels
-        node = labels.get("node") or labels.get("Hostname") or labels.get("hostname", "")
-        gpus.setdefault(node, set()).add(labels.get("UUID") or labels.get("uuid", ""))
+        told = read_dcgm(one, frozenset())
+        gpus.setdefault(told.node, set()).add(told.device.gpu)
     for uuid, gpu in fold.gpus.items():
         gpus.setdefault(gpu.node, set()).add(uuid)
     found: dict[str, int] = {}
     for one in offered:
-        node = told(one, "node")
+        node = exported_label(one, "node")
         times = int(one.value) // len(gpus[node]) if gpus.get(node) else 0
         if times > 1:
             found[node] = max(times, found.get(node, 0))
     return found
-
-
-def part_of_card(model: str, profile: str) -> float | None:
-    """The part of its card's compute that a profile has; None: the card or the profile is not known."""
-    card = find_card(model)
-    if card is None or not card.profiles:
-        return None
-    most = max(one.slices for one in card.profiles)
-    return next((one.slices / most for one in card.profiles if one.name == profile), None)
 
 
 def _remarks(fold: Fold) -> list[str]:
@@ -239,13 +230,9 @@ def _remarks(fold: Fold) -> list[str]:
             " take together: how much each took is unknown for these hours. The operator's agent reports it"
             " (docs/how-to/usage.md)"
         )
-    if fold.records and all(_empty(record.activity) for record in fold.records.values()):
+    if fold.records and all(isnan(one) for record in fold.records.values() for one in record.activity):
         told.append(
             f"how busy the GPUs were is unknown ({ACTIVE} of dcgm-exporter is among its default metrics, and"
             " needs profiling rights): the answer is based on memory alone"
         )
     return told
-
-
-def _empty(values: Iterable[float]) -> bool:
-    return all(value != value for value in values)

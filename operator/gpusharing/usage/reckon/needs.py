@@ -18,7 +18,7 @@ from math import ceil
 from gpusharing.planning.gpus.capacity import memory_of
 from gpusharing.planning.gpus.cards import Card
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.usage.reckon.decaying import ACTIVITY, MEMORY, Histogram, Sample, build
+from gpusharing.usage.reckon.histogram import ACTIVITY, MEMORY, Histogram, Sample, build
 
 GIB = 2**30
 MIN_POINTS = 24

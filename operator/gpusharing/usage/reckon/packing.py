@@ -102,13 +102,9 @@ class Packer:
         if not any(wanted):
             return ()
         largest = max(index for index, count in enumerate(wanted) if count)
-        found = [
-            one for one in self._legal if one[largest] and _within(one, wanted) and self._is_full(one, wanted)
-        ]
+        fits = {one for one in self._legal if _within(one, wanted)}
+        found = [one for one in fits if one[largest] and fits.isdisjoint(_one_more(one))]
         return tuple(sorted(found, key=lambda one: (-self._sum(one, "size"), -self._sum(one, "slices"), one)))
-
-    def _is_full(self, one: Counts, wanted: Counts) -> bool:
-        return not any(more in self._legal and _within(more, wanted) for more in _one_more(one))
 
     def _sum(self, counts: Counts, what: str) -> int:
         return sum(count * int(getattr(one, what)) for count, one in zip(counts, self.profiles, strict=True))

@@ -244,10 +244,8 @@ def recommend(
     )
 
 
-@lru_cache(maxsize=4)
-def _packer(card: Card) -> Packer:
-    """It remembers what it has worked out."""
-    return Packer(card)
+_packer = lru_cache(maxsize=4)(Packer)
+"""A packer remembers what it has worked out."""
 
 
 def _sizes(card: Card) -> tuple[Size, ...]:

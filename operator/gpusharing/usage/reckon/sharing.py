@@ -9,6 +9,7 @@ A policy gives all GPUs the same number of replicas, and the scheduler puts any 
   compute most. More than TURNS wait too long for their turn.
 """
 
+from collections.abc import Sequence
 from itertools import chain, repeat
 
 from gpusharing.api.names import Mode
@@ -18,6 +19,9 @@ from gpusharing.planning.vocabulary.values import value
 from gpusharing.usage.reckon.needs import GIB, Goal, Need
 from gpusharing.usage.reckon.recommendation import Recommendation
 from gpusharing.usage.reckon.templates import ROUNDING
+
+_Pods = tuple[float, ...]
+"""What each pod needs, the largest first."""
 
 
 @value
@@ -42,15 +46,6 @@ class Shared:
     """Likewise, of the compute of a whole card. None: not known for all pods."""
 
 
-@value
-class _Pods:
-    """What each needs, the largest first."""
-
-    memory: tuple[float, ...]
-    compute: tuple[float, ...] | None
-    """None: not known for all pods."""
-
-
 def find_shared(found: Recommendation) -> Shared | None:
     """The way to share whole GPUs that takes the fewest; None: none takes fewer than the layout, or the goal was room
     rather than price. Pods with whole GPUs of a card that has MIG keep them, and are not counted."""
@@ -58,47 +53,45 @@ def find_shared(found: Recommendation) -> Shared | None:
         return None
     card = found.pool.card
     sharing = [one for one in found.placed if one.profile or (not card.profiles and one.gpus == 1)]
-    pods = _pods([one.need for one in sharing])
+    needs = [one.need for one in sharing]
+    memory = _each_pod(needs, [float(need.memory or 0) for need in needs])
+    known = [need.compute for need in needs if need.compute is not None]
+    compute = _each_pod(needs, known) if len(known) == len(needs) else None
     keeping = sum(one.gpus * one.need.history.pods for one in found.placed if one not in sharing)
     instead = found.gpus - keeping
-    ways = [way for way in (_mps(card, pods, instead), _turns(card, pods, instead)) if way is not None]
+    ways = filter(None, (_mps(card, memory, compute, instead), _turns(card, memory, compute, instead)))
     return min((way for way in ways if way.gpus < instead), key=lambda way: way.gpus, default=None)
 
 
-def _pods(needs: list[Need]) -> _Pods:
-    def each(values: list[float]) -> tuple[float, ...]:
-        pairs = zip(values, needs, strict=True)
-        of_all = chain.from_iterable(repeat(value, need.history.pods) for value, need in pairs)
-        return tuple(sorted(of_all, reverse=True))
-
-    known = [need.compute for need in needs if need.compute is not None]
-    return _Pods(
-        each([float(need.memory or 0) for need in needs]), each(known) if len(known) == len(needs) else None
-    )
+def _each_pod(needs: Sequence[Need], values: Sequence[float]) -> _Pods:
+    """Return the value of each pod, where `values` are those of its workload; the largest first."""
+    pairs = zip(values, needs, strict=True)
+    of_all = chain.from_iterable(repeat(value, need.history.pods) for value, need in pairs)
+    return tuple(sorted(of_all, reverse=True))
 
 
-def _mps(card: Card, pods: _Pods, instead: int) -> Shared | None:
-    if not pods.memory or not pods.memory[0]:
+def _mps(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
+    if not memory or not memory[0]:
         return None
-    most = min(card.mps_max_clients, int(memory_of(card) * GIB // pods.memory[0]))
-    if pods.compute is not None and pods.compute[0] > 0:
-        most = min(most, int(1 / pods.compute[0] + ROUNDING))
+    most = min(card.mps_max_clients, int(memory_of(card) * GIB // memory[0]))
+    if compute is not None and compute[0] > 0:
+        most = min(most, int(1 / compute[0] + ROUNDING))
     if most < 2:
         return None
-    gpus, replicas = _spread(len(pods.memory), most)
+    gpus, replicas = _spread(len(memory), most)
     there = client_memory(card, replicas) * GIB
-    busy = None if pods.compute is None else pods.compute[0]
-    return Shared(Mode.MPS, replicas, len(pods.memory), gpus, instead, pods.memory[0], there, busy)
+    busy = None if compute is None else compute[0]
+    return Shared(Mode.MPS, replicas, len(memory), gpus, instead, memory[0], there, busy)
 
 
-def _turns(card: Card, pods: _Pods, instead: int) -> Shared | None:
+def _turns(card: Card, memory: _Pods, compute: _Pods | None, instead: int) -> Shared | None:
     whole = memory_of(card) * GIB
-    for most in range(min(TURNS, len(pods.memory)), 1, -1):
-        gpus, replicas = _spread(len(pods.memory), most)
-        needed = sum(pods.memory[:replicas])
-        busy = None if pods.compute is None else sum(pods.compute[:replicas])
+    for most in range(min(TURNS, len(memory)), 1, -1):
+        gpus, replicas = _spread(len(memory), most)
+        needed = sum(memory[:replicas])
+        busy = None if compute is None else sum(compute[:replicas])
         if needed <= whole and (busy is None or busy <= 1 + ROUNDING):
-            return Shared(Mode.TIME_SLICING, replicas, len(pods.memory), gpus, instead, needed, whole, busy)
+            return Shared(Mode.TIME_SLICING, replicas, len(memory), gpus, instead, needed, whole, busy)
     return None
 
 

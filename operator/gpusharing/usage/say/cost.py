@@ -1,7 +1,5 @@
 """A bill as text, data and CSV. Pure."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +17,7 @@ from gpusharing.cli.shell.drawing import (
     table,
 )
 from gpusharing.usage.prometheus.windows import duration, moment
-from gpusharing.usage.read.meterqueries import NAMESPACE, POLICY, MeterQuery
+from gpusharing.usage.read.queries import NAMESPACE, POLICY, MeterQuery
 from gpusharing.usage.reckon.bills import HOUR, Bill, Part, PoolBill, Price, Row, Total
 
 UNKNOWN = "unknown"
@@ -214,28 +212,15 @@ def _plain(cents: int | None) -> str | None:
     return None if cents is None else f"{cents // 100}.{cents % 100:02}"
 
 
-def as_csv(answer: CostReport) -> str:
-    """A line for each row, with a header; an amount that is not known is empty."""
-    wish = answer.wish
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in answer.bill.rows:
-        writer.writerow(
-            (
-                moment(wish.start),
-                moment(wish.end),
-                wish.by,
-                _whose(row, wish),
-                row.policy,
-                row.part,
-                row.resource,
-                row.basis,
-                f"{row.micros / HOUR:.6f}",
-                _plain(row.cents) or "",
-                row.currency,
-                "yes" if answer.missing else "no",
-                "yes" if answer.simulated else "no",
-            )
+def as_rows(answer: CostReport) -> list[tuple[object, ...]]:
+    """A header and a row for each row of the bill, for CSV; an amount that is not known is empty."""
+    wish, partial, simulated = answer.wish, answer.missing, answer.simulated
+    rows = [
+        (
+            moment(wish.start), moment(wish.end), wish.by, _whose(row, wish), row.policy, row.part, row.resource,
+            row.basis, f"{row.micros / HOUR:.6f}", _plain(row.cents), row.currency,
+            "yes" if partial else "no", "yes" if simulated else "no",
         )
-    return written.getvalue()
+        for row in answer.bill.rows
+    ]  # fmt: skip
+    return [COLUMNS, *rows]

@@ -1,9 +1,7 @@
 """A recommendation as text, as data, as CSV, and as a policy that waits for an approval. Pure; nothing is applied."""
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -32,7 +30,7 @@ from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.windows import duration, moment
 from gpusharing.usage.read.histories import ObservedPool
 from gpusharing.usage.read.poolnodes import NodeScope
-from gpusharing.usage.reckon.decaying import Sample
+from gpusharing.usage.reckon.histogram import Sample
 from gpusharing.usage.reckon.needs import GIB, LEVELS, Confidence, Doubt, History, Need, Workload
 from gpusharing.usage.reckon.recommendation import (
     Misplaced,
@@ -41,34 +39,6 @@ from gpusharing.usage.reckon.recommendation import (
     Unplaced,
 )
 from gpusharing.usage.reckon.sharing import Shared, find_shared
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """The plan of the policy, or why there is none."""
-
-    planned: Planned = field(default_factory=Planned)
-    """What the policy would do."""
-    where: str = ""
-    """Which cluster, for programs."""
-    why_not: str = ""
-    """As a clause; empty: it was planned."""
-
-
-def describe_effect(effect: Effect, paper: Paper) -> list[Line]:
-    """The plan, or why there is none."""
-    if effect.why_not:
-        return prose(f"Its plan is not shown: {effect.why_not}.", paper, hang="  ", ink=Ink.FAINT)
-    title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
-    return [BLANK, *title, *describe_plan(effect.planned, paper), BLANK]
-
-
-def effect_data(effect: Effect | None) -> dict[str, Any]:
-    """For programs: `plan` as `plan -f FILE -o json` has it, or null and the reason."""
-    if effect is None or effect.why_not:
-        return {"plan": None, "notPlanned": None if effect is None else effect.why_not}
-    return {"plan": as_plan_data(effect.planned, effect.where), "notPlanned": None}
-
 
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
@@ -103,8 +73,10 @@ class RecommendReport:
     """Why the answer is incomplete; empty: it is complete."""
     remarks: tuple[str, ...]
     """What else a reader should know."""
-    effect: Effect | None = None
-    """What the policy would do. None: that was not planned."""
+    effect: Planned | str | None = None
+    """What the policy would do, or why that is unknown, as a clause. None: nobody has asked."""
+    context: str = ""
+    """The context of the cluster in which that was planned."""
 
     @property
     def span(self) -> str:
@@ -162,12 +134,11 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
     if answer.found is not None:
         lines.append(BLANK)
         if answer.found.placed:
-            lines += _layout(answer.found, paper)
+            lines += _layouts(answer.found, paper)
         lines += prose(answer.packing, paper, hang="  ")
         if (shared := find_shared(answer.found)) is not None:
             lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
-        if answer.effect is not None:
-            lines += describe_effect(answer.effect, paper)
+        lines += describe_effect(answer.effect, paper)
         lines += _next(answer, paper, written)
     for text in answer.remarks:
         lines += prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)
@@ -308,16 +279,23 @@ def sparkline(samples: Sequence[Sample], top: float, paper: Paper) -> str:
     return "".join(" " if one is None else marks[round(one * (len(marks) - 1))] for one in parts)
 
 
-def _layout(found: Recommendation, paper: Paper) -> list[Line]:
+def describe_effect(effect: Planned | str | None, paper: Paper) -> list[Line]:
+    """What the policy would do, as `plan -f` shows it, or why that is not shown; empty if nobody has asked."""
+    if effect is None:
+        return []
+    if isinstance(effect, str):
+        return prose(f"Its plan is not shown: {effect}.", paper, hang="  ", ink=Ink.FAINT)
+    title = prose("Its plan, if it were applied now:", paper, hang="  ", ink=Ink.TITLE)
+    return [BLANK, *title, *describe_plan(effect, paper), BLANK]
+
+
+def _layouts(found: Recommendation, paper: Paper) -> list[Line]:
     lines: list[Line] = []
     for portion in found.portions:
-        told = "whole" if portion.layout is None else layout_text(portion.layout)
-        where = (
-            "every GPU"
-            if len(found.portions) == 1
-            else f"GPU {','.join(map(str, portion.indexes))} of each node"
-        )
-        lines += prose(f"Layout: {told} on {where}", paper, hang="  ", ink=Ink.TITLE)
+        layout = "whole" if portion.layout is None else layout_text(portion.layout)
+        indexes = f"GPU {','.join(map(str, portion.indexes))} of each node"
+        where = "every GPU" if len(found.portions) == 1 else indexes
+        lines += prose(f"Layout: {layout} on {where}", paper, hang="  ", ink=Ink.TITLE)
     return lines
 
 
@@ -461,7 +439,8 @@ def as_data(answer: RecommendReport) -> dict[str, Any]:
         ],
         "recommendation": None if answer.found is None else _found(answer.found),
         "policy": answer.policy,
-        **effect_data(answer.effect),
+        "plan": as_plan_data(answer.effect, answer.context) if isinstance(answer.effect, Planned) else None,
+        "notPlanned": answer.effect if isinstance(answer.effect, str) else None,
     }
 
 
@@ -524,23 +503,16 @@ def _found(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def as_csv(answer: RecommendReport) -> str:
-    """A line for each workload, with a header; what is not known is empty."""
+def as_rows(answer: RecommendReport) -> list[tuple[object, ...]]:
+    """A header and a row for each workload, for CSV; what is not known is empty."""
     data = as_data(answer)
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for one in data["workloads"]:
-        writer.writerow(
-            (
-                data["from"], data["until"], data["pool"], one["namespace"], one["kind"], one["name"], one["pods"],
-                one["now"], _plain(one["peakBytes"]), _plain(one["needBytes"]), _plain(one["active"]),
-                _plain(one["advice"]), one["confidence"], one["why"], one["samples"],
-                "yes" if data["partial"] else "no", "yes" if data["simulated"] else "no",
-            )
-        )  # fmt: skip
-    return written.getvalue()
-
-
-def _plain(value: object) -> object:
-    return "" if value is None else value
+    partial, simulated = ("yes" if data[name] else "no" for name in ("partial", "simulated"))
+    rows = [
+        (
+            data["from"], data["until"], data["pool"], one["namespace"], one["kind"], one["name"], one["pods"],
+            one["now"], one["peakBytes"], one["needBytes"], one["active"], one["advice"], one["confidence"],
+            one["why"], one["samples"], partial, simulated,
+        )
+        for one in data["workloads"]
+    ]  # fmt: skip
+    return [COLUMNS, *rows]

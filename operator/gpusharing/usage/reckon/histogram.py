@@ -102,7 +102,7 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
     last = max(one.at for one in found)
     weights: dict[int, list[float]] = {}
     for one in found:
-        weights.setdefault(scale.bucket(one.value), []).append(_weight(last - one.at))
+        weights.setdefault(scale.bucket(one.value), []).append(float(0.5 ** ((last - one.at) / HALF_LIFE)))
     return Histogram(
         scale,
         _kept({bucket: fsum(parts) for bucket, parts in weights.items()}),
@@ -112,10 +112,6 @@ def build(scale: Scale, samples: Iterable[Sample | tuple[datetime, float]]) -> H
         min(one.value for one in found),
         max(one.value for one in found),
     )
-
-
-def _weight(age: timedelta) -> float:
-    return float(0.5 ** (age / HALF_LIFE))
 
 
 def _kept(weights: Mapping[int, float]) -> tuple[tuple[int, float], ...]:
