@@ -1,7 +1,6 @@
 """Where the text goes: a person's terminal in colour, or a pipe without; and questions to that person. rich is imported
 only for the terminal."""
 
-import csv
 import json
 import os
 import shutil
@@ -112,6 +111,8 @@ class Terminal:
     ) -> None:
         """Write an answer as it is wanted: `data`, `lines`, or for CSV `rows`, of which the others are not made."""
         if self.output == "csv":
+            import csv  # which only two verbs write
+
             csv.writer(self.stream, lineterminator="\n").writerows(rows())
             self.stream.flush()
         elif self.structured:
