@@ -13,7 +13,7 @@ import json
 import re
 import tarfile
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -238,24 +238,7 @@ async def gather(session: Session, at: datetime) -> Bundle:
     plan = installed.settings.plan
     ours = {plan.namespace, installed.settings.agent_namespace}
     namespaces = sorted({*ours, plan.gpu_operator_namespace})
-    for file, resource, namespace in (
-        ("policies.json", kinds.POLICIES, None),
-        ("gpunodes.json", kinds.GPUNODES, None),
-        ("nodes.json", kinds.NODES, None),
-        ("clusterpolicies.json", kinds.CLUSTER_POLICIES, None),
-        ("poddisruptionbudgets.json", kinds.PDBS, None),
-        ("default/events.json", kinds.EVENTS, "default"),
-        *((f"{one}/deployments.json", DEPLOYMENTS, one) for one in sorted(ours)),
-        *(
-            (f"{one}/{kind}.json", resource, one)
-            for one in namespaces
-            for kind, resource in (
-                ("daemonsets", kinds.DAEMON_SETS),
-                ("pods", kinds.PODS),
-                ("events", kinds.EVENTS),
-            )
-        ),
-    ):
+    for file, resource, namespace in _lists(sorted(ours), namespaces):
         await bundle.read(file, partial(_all, client, resource, namespace))
     for name in (plan.plugin_config_map, plan.mig_config_map):
         await bundle.read(
@@ -277,6 +260,23 @@ async def gather(session: Session, at: datetime) -> Bundle:
     gaps = "".join(f"Not read: {gap}\n" for gap in (*installed.notes, *bundle.gaps))
     bundle.files["README.txt"] = (read_me + gaps).encode()
     return bundle
+
+
+def _lists(ours: Sequence[str], namespaces: Sequence[str]) -> Iterator[tuple[str, Resource, str | None]]:
+    """Yield each list that the bundle has: its file, the kind, and the namespace, or None for all. `ours`: namespaces
+    of our workloads; `namespaces`: these, and that of NVIDIA's."""
+    yield "policies.json", kinds.POLICIES, None
+    yield "gpunodes.json", kinds.GPUNODES, None
+    yield "nodes.json", kinds.NODES, None
+    yield "clusterpolicies.json", kinds.CLUSTER_POLICIES, None
+    yield "poddisruptionbudgets.json", kinds.PDBS, None
+    yield "default/events.json", kinds.EVENTS, "default"
+    for namespace in ours:
+        yield f"{namespace}/deployments.json", DEPLOYMENTS, namespace
+    for namespace in namespaces:
+        yield f"{namespace}/daemonsets.json", kinds.DAEMON_SETS, namespace
+        yield f"{namespace}/pods.json", kinds.PODS, namespace
+        yield f"{namespace}/events.json", kinds.EVENTS, namespace
 
 
 async def _one(client: KubeClient, resource: Resource, name: str, namespace: str) -> JSON:
