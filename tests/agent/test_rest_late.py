@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from gpusharing.agent.rest import _exchange, _Named, _Sent, _shut
+from gpusharing.agent.rest import _Exchange
 from gpusharing.kube.client import GPUNODES, ApiRequest
 from gpusharing.kube.login import Access
 
@@ -15,10 +15,10 @@ def test_a_write_that_was_given_up_before_it_had_a_connection_is_never_sent() ->
         host, port = server.getsockname()
         access = Access(f"http://{host}:{port}", None)
         request = ApiRequest("patch", GPUNODES, "status", name="gpu-01", body={})
-        sent = _Sent(request, access, _Named(host, port, access), None)
-        _shut(sent)
+        exchange = _Exchange(request, access, None)
+        exchange.shut()
         with pytest.raises(ConnectionAbortedError):
-            _exchange(sent)
+            exchange.answer()
         connection, _ = server.accept()
         with connection:
             assert connection.recv(100) == b""

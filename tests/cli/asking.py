@@ -15,11 +15,11 @@ from hack.sim.fakecluster import FakeCluster
 from tests.embedded.scene import Scene, nodes, open_scene
 from tests.fakes.virtualtime import virtual_now
 
-from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.shell.arguments import parse
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
-from gpusharing.kube.client import KubeClient
+from gpusharing.kube.client import DEPLOYMENTS, KubeClient
 
 ME = "a-person"
 

@@ -13,8 +13,17 @@ from dataclasses import dataclass, field, replace
 from tests.cli.asking import install
 from tests.embedded.scene import Scene
 
-from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
-from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, POLICIES
+from gpusharing.cli.live.installed import OPERATOR
+from gpusharing.kube.client import (
+    CLUSTER_POLICIES,
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    GPUNODES,
+    JSON,
+    NODES,
+    PODS,
+    POLICIES,
+)
 
 QUIET = 400.0
 """Seconds after which NVIDIA's programs, operator and agents have nothing more to do."""

@@ -14,12 +14,13 @@ from tests.embedded.scene import FULL, H100, MIXED, Scene
 from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.diagnosis.bundle import AWAY, LINES, REMOVED, Bundle, cleaned, scrubbed
-from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.shell.troubles import DONE, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
+    DEPLOYMENTS,
     EVENTS,
     NODES,
     PODS,

@@ -24,7 +24,7 @@ from tests.fakes.virtualtime import virtually
 from tests.recipes import DOCUMENTED, MIG, NOS, PLUGIN, RECIPES, Recipe, RecipePool
 
 from gpusharing.api import names
-from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.setup.handmade import presume
 from gpusharing.cli.setup.importing import PROVEN
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
@@ -32,6 +32,7 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
+    DEPLOYMENTS,
     GPUNODES,
     JSON,
     NODES,

@@ -12,11 +12,11 @@ from tests.cli.asking import ME, ask, install, operated, writes, written
 from tests.embedded.scene import FULL, MIXED, SINGLE, SLICED, at_once, gpu_pod, nodes, open_scene, pdb, policy
 from tests.fakes.virtualtime import virtually
 
-from gpusharing.cli.live.installed import DEPLOYMENTS
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble
 from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
+    DEPLOYMENTS,
     GPUNODES,
     JSON,
     LEASES,

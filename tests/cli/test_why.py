@@ -15,9 +15,9 @@ from tests.fakes.virtualtime import virtually
 from gpusharing.cli.diagnosis.node import remedy_of
 from gpusharing.cli.diagnosis.pod import CONCLUSIONS
 from gpusharing.cli.diagnosis.why import find_subject
-from gpusharing.cli.live.installed import DEPLOYMENTS, OPERATOR
+from gpusharing.cli.live.installed import OPERATOR
 from gpusharing.cli.shell.troubles import DONE, Trouble
-from gpusharing.kube.client import NODES, PODS
+from gpusharing.kube.client import DEPLOYMENTS, NODES, PODS
 from gpusharing.kube.errors import Forbidden
 
 

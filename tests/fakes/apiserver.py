@@ -24,9 +24,7 @@ from gpusharing.kube.errors import (
     NotFound,
 )
 
-NAMESPACES = Resource("", "v1", "namespaces")
-CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions")
-KINDS = (*(value for value in vars(kinds).values() if isinstance(value, Resource)), NAMESPACES, CRDS)
+KINDS = tuple(value for value in vars(kinds).values() if isinstance(value, Resource))
 """What we use, and what kopf looks for before it follows anything."""
 VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
 CODES: dict[type[KubeError], tuple[int, str]] = {

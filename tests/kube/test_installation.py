@@ -12,19 +12,15 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
+    DEPLOYMENTS,
     GPUNODES,
+    NAMESPACES,
     NODES,
     PODS,
     POLICIES,
 )
 from gpusharing.kube.errors import Forbidden, Unauthorized
-from gpusharing.kube.installation import (
-    ACCESS_REVIEWS,
-    DEPLOYMENTS,
-    NAMESPACES,
-    RUNTIME_CLASSES,
-    gather_installation,
-)
+from gpusharing.kube.installation import ACCESS_REVIEWS, RUNTIME_CLASSES, gather_installation
 from gpusharing.planning.stack.installation import find_symptoms
 from gpusharing.planning.stack.installationviews import InstallationView, Place, PodState
 from gpusharing.planning.stack.requirements import has_driver

@@ -156,6 +156,16 @@ async def test_a_place_that_the_server_has_forgotten_is_no_error_to_tell() -> No
 
 
 @virtually
+async def test_a_list_that_fails_after_the_server_has_forgotten_our_place_is_an_error() -> None:
+    cluster = FakeCluster()
+    async with watched(cluster) as seen:
+        cluster.faults.fail("list", NODES, errors.Unavailable("503"), times=EVER)
+        cluster.expire()
+        await asyncio.sleep(60)
+        assert kind_of_error(seen.reflector) is errors.Unavailable
+
+
+@virtually
 async def test_a_watch_without_bookmarks_that_goes_on_ends_the_error_of_the_one_that_broke() -> None:
     cluster, told = FakeCluster(), list[str]()
     async with watched(cluster, EVENTS, namespace="x", on_error=told.append) as seen:

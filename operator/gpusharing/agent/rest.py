@@ -9,8 +9,6 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlencode, urlsplit
 
@@ -33,16 +31,6 @@ CALL_TIMEOUT = 15.0
 """Seconds for any step of a short call, and for each step until a watch is open."""
 TOTAL_TIMEOUT = 30.0
 """Seconds for all steps of a short call: each byte of an answer is a step."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """One request, ready for a thread."""
-
-    request: ApiRequest
-    access: Access
-    connection: "_Named"
-    token: str | None
 
 
 class RestClient(KubeClient):
@@ -68,41 +56,39 @@ class RestClient(KubeClient):
     async def call(self, request: ApiRequest) -> JSON:
         """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
         for last in (False, True):
-            sent = await self._prepared(request)
+            exchange = await self._prepared(request)
             try:
                 async with asyncio.timeout(TOTAL_TIMEOUT):
-                    raw = await in_daemon_thread(partial(_exchange, sent), f"kube-{request.verb}")
+                    raw = await in_daemon_thread(exchange.answer, f"kube-{request.verb}")
                 return answer_of(request, raw)
             except Unauthorized:
                 if last:
                     raise
                 await self._login.renew()
             except (OSError, HTTPException, ValueError) as error:
-                raise _unavailable(sent, error) from error
+                raise exchange.failure(error) from error
             finally:
-                _shut(sent)
+                exchange.shut()
         raise AssertionError("the second call returns or raises")
 
-    async def _prepared(self, request: ApiRequest) -> _Sent:
+    async def _prepared(self, request: ApiRequest) -> "_Exchange":
         access = await self._login.access()
         if access.proxy:
             raise Unauthorized(
                 "the agent reaches the API server directly: take proxy-url out of the kubeconfig"
             )
-        server = urlsplit(access.server)
-        connection = _Named(server.hostname or "", server.port, access)
-        return _Sent(request, access, connection, await self._login.token())
+        return _Exchange(request, access, await self._login.token())
 
 
 class _Stream:
     """Lines of one watch, read in a thread and handed to the event loop; None ends them, whatever ended the thread."""
 
-    def __init__(self, sent: _Sent) -> None:
+    def __init__(self, exchange: "_Exchange") -> None:
         self.lines: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.error: BaseException | None = None
         """What ended the watch; also a fault of our own, which then ends whatever awaits it."""
         self._loop = asyncio.get_running_loop()
-        self._sent = sent
+        self._exchange = exchange
         self._stopped = False
 
     def start(self) -> None:
@@ -112,19 +98,19 @@ class _Stream:
     def stop(self) -> None:
         """Make the thread return, whatever it waits for."""
         self._stopped = True
-        _shut(self._sent)
+        self._exchange.shut()
 
     def _read(self) -> None:
         try:
-            response = _send(self._sent, INACTIVITY)
+            response = self._exchange.send_off(INACTIVITY)
             try:
                 while not self._stopped and (line := response.readline()):
                     if line.strip():
                         self._hand_over(line)
             finally:
-                self._sent.connection.close()
+                self._exchange.close()
         except (OSError, HTTPException, ValueError) as error:
-            self.error = _unavailable(self._sent, error)
+            self.error = self._exchange.failure(error)
         except BaseException as error:  # noqa: BLE001 - told to the one who awaits
             self.error = error
         finally:
@@ -137,15 +123,17 @@ class _Stream:
             self._stopped = True  # the event loop is closed
 
 
-class _Named(HTTPSConnection):
-    """A connection to a server whose name differs from its address (tls-server-name of a kubeconfig)."""
+class _Exchange(HTTPSConnection):
+    """One request and a connection of its own, to a server whose name may differ from its address (tls-server-name of a
+    kubeconfig). `send_off` and `answer` run in a thread."""
 
     unwanted = False
     """Nobody waits for the answer any more: a write that comes so late may undo a newer one."""
 
-    def __init__(self, host: str, port: int | None, access: Access) -> None:
-        super().__init__(host, port, timeout=CALL_TIMEOUT, context=access.tls)
-        self._access = access
+    def __init__(self, asked: ApiRequest, access: Access, token: str | None) -> None:
+        server = urlsplit(access.server)
+        super().__init__(server.hostname or "", server.port, timeout=CALL_TIMEOUT, context=access.tls)
+        self.asked, self._access, self._token = asked, access, token
 
     def connect(self) -> None:
         """TCP, then TLS under that name."""
@@ -156,47 +144,44 @@ class _Named(HTTPSConnection):
             name = self._access.tls_server_name or self.host
             self.sock = self._access.tls.wrap_socket(self.sock, server_hostname=name)
 
+    def send_off(self, timeout: float) -> HTTPResponse:
+        """Connect and send; the response is 2xx and unread, and may take `timeout` for each read. The caller closes."""
+        asked = self.asked
+        data, headers = content(asked)
+        headers |= {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent"}
+        if self._token:
+            headers["Authorization"] = self._token
+        target = f"{asked.path}?{urlencode(asked.query)}" if asked.query else asked.path
+        try:
+            self.connect()
+            self.sock.settimeout(timeout)
+            self.request(METHODS[asked.verb], target, data, headers)
+            response = self.getresponse()
+            if response.status >= 300:
+                retry_after = response.getheader("Retry-After")
+                raise refusal(asked, response.status, response.read(), retry_after)
+        except BaseException:
+            self.close()
+            raise
+        return response
 
-def _unavailable(sent: _Sent, error: Exception) -> KubeError:
-    reason = str(error) or type(error).__name__
-    return Unavailable(f"cannot {sent.request.what} at {sent.access.server}: {reason}")
+    def answer(self) -> bytes:
+        """Send, and return the body of the answer."""
+        response = self.send_off(CALL_TIMEOUT)
+        try:
+            return response.read()
+        finally:
+            self.close()
 
+    def shut(self) -> None:
+        """Make the thread that uses the connection return, unless it has; one without a socket does once it has one."""
+        self.unwanted = True
+        if (sock := self.sock) is not None:
+            # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
+            with suppress(OSError):  # closed already
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-def _exchange(sent: _Sent) -> bytes:
-    """Runs in a thread."""
-    response = _send(sent, CALL_TIMEOUT)
-    try:
-        return response.read()
-    finally:
-        sent.connection.close()
-
-
-def _shut(sent: _Sent) -> None:
-    """Make the thread that uses the connection return, unless it has; one without a socket does once it has one."""
-    sent.connection.unwanted = True
-    if (sock := sent.connection.sock) is not None:
-        # Not SSLSocket.shutdown, which would take the TLS state away from the thread that reads.
-        with suppress(OSError):  # closed already
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def _send(sent: _Sent, timeout: float) -> HTTPResponse:
-    """Connect and send; the response is 2xx and unread, and may take `timeout` for each read. The caller closes."""
-    request, connection = sent.request, sent.connection
-    data, described = content(request)
-    headers = {"Accept": JSON_TYPE, "User-Agent": "gpusharing-agent", **described}
-    if sent.token:
-        headers["Authorization"] = sent.token
-    target = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
-    try:
-        connection.connect()
-        connection.sock.settimeout(timeout)
-        connection.request(METHODS[request.verb], target, data, headers)
-        response = connection.getresponse()
-        if response.status >= 300:
-            retry_after = response.getheader("Retry-After")
-            raise refusal(request, response.status, response.read(), retry_after)
-    except BaseException:
-        connection.close()
-        raise
-    return response
+    def failure(self, error: Exception) -> KubeError:
+        """What the caller is told of an error of the network or of an answer that is not HTTP."""
+        reason = str(error) or type(error).__name__
+        return Unavailable(f"cannot {self.asked.what} at {self._access.server}: {reason}")

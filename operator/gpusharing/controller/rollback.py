@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from gpusharing.api.crd import structural_schema
-from gpusharing.api.names import GROUP, VERSION
+from gpusharing.api.names import VERSION
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.kube.client import CUSTOM_RESOURCE_DEFINITIONS, JSON, POLICIES, KubeClient
 from gpusharing.kube.errors import KubeError, NotFound
@@ -22,7 +22,7 @@ from gpusharing.planning.stack.hooks import HookAnswer, Schemas, explain_unblock
 
 REFUSED = 1
 """Exit status that keeps Helm from rolling back."""
-CRD = f"{POLICIES.plural}.{GROUP}"
+CRD = POLICIES.full_name
 
 
 async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:

@@ -45,6 +45,11 @@ class Resource:
         """`v1`, or `group/version`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
+    @property
+    def full_name(self) -> str:
+        """`nodes`, or `gpunodes.gpusharing.dev`, as kubectl names the kind."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
@@ -66,6 +71,7 @@ EVENTS = Resource("events.k8s.io", "v1", "events", namespaced=True, bookmarks=Fa
 LEASES = Resource("coordination.k8s.io", "v1", "leases", namespaced=True)
 NAMESPACES = Resource("", "v1", "namespaces")
 PDBS = Resource("policy", "v1", "poddisruptionbudgets", namespaced=True)
+DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
 DAEMON_SETS = Resource("apps", "v1", "daemonsets", namespaced=True)
 RESOURCE_CLAIMS = Resource("resource.k8s.io", "v1", "resourceclaims", namespaced=True)
 POLICIES = Resource("gpusharing.dev", "v1alpha1", "gpusharingpolicies")

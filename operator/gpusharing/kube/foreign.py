@@ -114,25 +114,31 @@ def find_marker(node: JSON, keys: frozenset[str] = frozenset()) -> Marker:
     and of these the ones that have certainly not begun."""
     metadata = section(node, "metadata")
     labels, annotations = texts(metadata.get("labels")), texts(metadata.get("annotations"))
-    waiting = Marker()
-    for who, present in METADATA_MARKERS:
-        if not present(labels, annotations):
-            continue
-        if who not in WAITING or not WAITING[who](labels, annotations):
-            return Marker(who)
-        queued = who in QUEUED and QUEUED[who](labels, annotations)
-        if not waiting.who or (waiting.queued and not queued):
-            waiting = Marker(who, waits=True, queued=queued)
     taints = [str(taint.get("key")) for taint in entries(node, "spec", "taints")]
-    for taint in taints:
-        if who := TAINT_MARKERS.get(taint, ""):
-            return Marker(who)
-    for condition in entries(node, "status", "conditions"):
-        if condition.get("status") == "True" and (
-            who := CONDITION_MARKERS.get(str(condition.get("type")), "")
-        ):
-            return Marker(who)
-    for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints)):
-        if mark := min((key for key in keys if key in there), default=""):
-            return Marker(f"somebody ({kind} {mark})")
-    return waiting
+    conditions = [
+        str(condition.get("type"))
+        for condition in entries(node, "status", "conditions")
+        if condition.get("status") == "True"
+    ]
+    markers = [
+        _metadata_marker(who, labels, annotations)
+        for who, present in METADATA_MARKERS
+        if present(labels, annotations)
+    ]
+    working = [marker.who for marker in markers if not marker.waits]
+    working += [TAINT_MARKERS[taint] for taint in taints if taint in TAINT_MARKERS]
+    working += [CONDITION_MARKERS[kind] for kind in conditions if kind in CONDITION_MARKERS]
+    working += [
+        f"somebody ({kind} {min(marks)})"
+        for kind, there in (("label", labels), ("annotation", annotations), ("taint", taints))
+        if (marks := keys.intersection(there))
+    ]
+    if working:
+        return Marker(working[0])
+    return min(markers, key=lambda marker: marker.queued, default=Marker())
+
+
+def _metadata_marker(who: str, labels: Mapping[str, str], annotations: Mapping[str, str]) -> Marker:
+    """The marker of a row of METADATA_MARKERS that is present."""
+    waits = who in WAITING and WAITING[who](labels, annotations)
+    return Marker(who, waits, waits and who in QUEUED and QUEUED[who](labels, annotations))

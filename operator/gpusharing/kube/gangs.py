@@ -100,17 +100,22 @@ class Gangs:
         views = []
         for query, gangs in sorted(_queries(wanted).items()):
             async with self._locks[query]:
-                known = self._known.get(query)
-                kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
-                if known is None or now - known.listed >= kept or not known.serves(gangs):
-                    found = await self._list(query, now)
-                    if known is not None and found.error and not anew and known.serves(gangs):
-                        found = replace(known, listed=now)
-                    known = self._known[query] = found
+                known = self._known[query] = await self._current(query, gangs, now, anew=anew)
                 known.used = now
                 views += [known.view(gang, labels[gang.namespace]) for gang in gangs]
         self._forget(now)
         return tuple(sorted(views, key=lambda view: (view.gang.ref, view.gang.labels)))
+
+    async def _current(self, query: _Query, gangs: Sequence[Gang], now: datetime, *, anew: bool) -> _Known:
+        """The last LIST, if it is new enough for these gangs, else a new one. See `find`."""
+        known = self._known.get(query)
+        kept = KEPT if anew or known is None or known.error else KEPT_IN_DRAIN
+        if known is not None and now - known.listed < kept and known.serves(gangs):
+            return known
+        found = await self._list(query, now)
+        if known is not None and found.error and not anew and known.serves(gangs):
+            return replace(known, listed=now)
+        return found
 
     async def _list(self, query: _Query, now: datetime) -> _Known:
         members: defaultdict[Gang, list[GangMember]] = defaultdict(list)

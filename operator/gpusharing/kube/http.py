@@ -27,7 +27,6 @@ from gpusharing.kube.wire import (
     event_of,
     lasting,
     refusal,
-    watch_seconds,
 )
 
 OnCall = Callable[[ApiRequest, int], None]
@@ -135,7 +134,7 @@ class HttpClient(KubeClient):
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
         """See KubeClient. After a 401 the credentials are renewed and the request is sent once more."""
         limits = self._limits
-        request = lasting(request, watch_seconds(request.resource, limits.watch, limits.inactivity))
+        request = lasting(request, limits.watch, limits.inactivity)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=limits.connect, sock_read=limits.inactivity)
         for last in (False, True):
             token = await self._login.token()

@@ -10,9 +10,11 @@ from gpusharing.kube.client import (
     CLUSTER_POLICIES,
     CONFIG_MAPS,
     DAEMON_SETS,
+    DEPLOYMENTS,
     GPU_CLUSTERS,
     GPUNODES,
     JSON,
+    NAMESPACES,
     NODES,
     PODS,
     POLICIES,
@@ -39,8 +41,6 @@ from gpusharing.planning.stack.installationviews import (
 from gpusharing.planning.stack.otherplugins import has_system_plugin
 from gpusharing.planning.stack.rights import Right
 
-DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
-NAMESPACES = Resource("", "v1", "namespaces")
 RUNTIME_CLASSES = Resource("node.k8s.io", "v1", "runtimeclasses")
 ACCESS_REVIEWS = Resource("authorization.k8s.io", "v1", "subjectaccessreviews")
 NAME = "app.kubernetes.io/name"
@@ -61,9 +61,9 @@ class _Reader:
             raise
         except NotFound:
             if resource in (POLICIES, GPUNODES):
-                self.not_served.add(_kind(resource))
+                self.not_served.add(resource.full_name)
         except KubeError as error:
-            self.unread[_kind(resource)] = str(error)
+            self.unread[resource.full_name] = str(error)
         return []
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
@@ -75,7 +75,7 @@ class _Reader:
         except NotFound:
             return None
         except KubeError as error:
-            self.unread[_kind(resource)] = str(error)
+            self.unread[resource.full_name] = str(error)
             return None
 
     async def pods(self, namespace: str, name: str) -> tuple[PodState, ...]:
@@ -110,7 +110,7 @@ class _Reader:
         except (Unauthorized, Unavailable):
             raise
         except KubeError as error:
-            self.unread[_kind(NODES)] = str(error)
+            self.unread[NODES.full_name] = str(error)
             return {}
         return found
 
@@ -126,7 +126,7 @@ class _Reader:
         exists = None
         if runtime_class:
             exists = await self.one(RUNTIME_CLASSES, runtime_class) is not None
-            if _kind(RUNTIME_CLASSES) in self.unread:
+            if RUNTIME_CLASSES.full_name in self.unread:
                 exists = None
         namespace = await self.one(NAMESPACES, where)
         return AgentsState(

@@ -79,7 +79,8 @@ class LeaderLease:
         self._now = now
         self._lock = asyncio.Lock()
         self._version = ""
-        self._claims: Mapping[str, Claim] = {}
+        self.claims: Mapping[str, Claim] = {}
+        """The claims on the Lease by node name, including those of a predecessor."""
         self.failed_nodes: Mapping[str, FailedNode] = {}
         """The failures on record by UID of the Node, including those that a predecessor wrote."""
         self.restores = 0
@@ -94,11 +95,6 @@ class LeaderLease:
         """We have tried to take the Lease. Until the answer arrives, it may be ours without our knowledge."""
         self._seen: tuple[object, float] = (None, float("-inf"))
         """The spec and claims of another holder's Lease, and when this process first saw them."""
-
-    @property
-    def claims(self) -> Mapping[str, Claim]:
-        """The claims on the Lease by node name, including those of a predecessor."""
-        return self._claims
 
     @property
     def is_leader(self) -> bool:
@@ -283,7 +279,7 @@ class LeaderLease:
             "metadata": {
                 "name": self._name,
                 "annotations": annotations
-                or {ANNOTATION_CLAIMS: claims_text(self._claims, self._claims_before, self.failed_nodes)},
+                or {ANNOTATION_CLAIMS: claims_text(self.claims, self._claims_before, self.failed_nodes)},
             },
             "spec": {
                 "holderIdentity": self.identity,
@@ -312,9 +308,9 @@ class LeaderLease:
         """Take over version and claims from the Lease as the server has it."""
         self._version = text(lease, "metadata", "resourceVersion")
         written = _claims_of(lease)
-        self._claims, self.failed_nodes, self.claims_error = {}, {}, ""
+        self.claims, self.failed_nodes, self.claims_error = {}, {}, ""
         if written is not None:
-            self._claims, error = parse_claims(written)
+            self.claims, error = parse_claims(written)
             self.failed_nodes, failed_error = parse_failed_nodes(written)
             self.claims_error = error or failed_error
         self._claims_before = written or ""

@@ -31,6 +31,9 @@ PAGE = 500
 PATIENCE = 90.0
 """Seconds for which one page may fail before `pages_of` gives up its list. A hold lasts for 60 s at most."""
 
+LASTING = (Forbidden, NotFound, Invalid)
+"""Errors that do not pass by themselves."""
+
 Ask = Callable[[int, str], Awaitable[Page]]
 """Makes one call for a page: of at most so many objects (0: all) and from this token on (empty: from the beginning)."""
 
@@ -93,13 +96,11 @@ async def whole_list(
         except Expired as error:
             if expired or not after:
                 raise
-            after, limit, expired = error.rest, limit if error.rest else 0, True
+            after, limit, expired = *_resumed(error, limit), True
             continue
-        except (Forbidden, NotFound, Invalid):
-            raise
         except KubeError as error:
             failing = min(failing, began)
-            if not limit or clock() - failing > TOKEN_LIVES:
+            if not limit or isinstance(error, LASTING) or clock() - failing > TOKEN_LIVES:
                 raise
             on_error(error)
             limit = size
@@ -110,6 +111,15 @@ async def whole_list(
         if not page.more:
             return
         pause.success()
-        if SLOW < took < SLOWEST:
-            limit = max(limit, min(2 * limit, MOST_OBJECTS))
+        limit = _next_limit(limit, took)
         after, expired, failing = page.more, False, inf
+
+
+def _next_limit(limit: int, took: float) -> int:
+    """How many objects the page after one of `limit` objects has, which `took` so many seconds; see SLOW."""
+    return max(limit, min(2 * limit, MOST_OBJECTS)) if SLOW < took < SLOWEST else limit
+
+
+def _resumed(error: Expired, limit: int) -> tuple[str, int]:
+    """The token and the number of objects with which a list goes on whose token has expired; see `whole_list`."""
+    return error.rest, limit if error.rest else 0

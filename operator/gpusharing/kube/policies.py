@@ -25,18 +25,14 @@ class PolicyCache:
         self._restores, self._restores_seen, self._doubted = restores, restores(), False
         """`restores` as of the last list that was believed, and whether one has been refused since."""
         self._raw: dict[str, JSON] = {}
-        self._views: tuple[PolicyView, ...] = ()
+        self.views: tuple[PolicyView, ...] = ()
+        """The policies as last listed, sorted by name."""
         self._dirty = True
         self._listing = False
         self._newest = ""
         """The highest resourceVersion that the server has shown of policies: in a list, an event or an answer."""
         self.listed = False
         """Listed at least once."""
-
-    @property
-    def views(self) -> tuple[PolicyView, ...]:
-        """As last listed, sorted by name."""
-        return self._views
 
     @property
     def stale(self) -> bool:
@@ -72,7 +68,7 @@ class PolicyCache:
                 self._listing = False
             self.listed = True
             self._rebuild()
-        return self._views
+        return self.views
 
     async def _list(self) -> dict[str, JSON]:
         """The policies by name as the server has them now."""
@@ -110,16 +106,16 @@ class PolicyCache:
             self._newest = version
 
     def _rebuild(self) -> None:
-        before = {view.name: view for view in self._views}
+        before = {view.name: view for view in self.views}
         views = []
         for name in sorted(self._raw):
             view = policy_view(self._raw[name])
             views.append(before[name] if before.get(name) == view else view)
-        same = len(views) == len(self._views) and all(
-            new is old for new, old in zip(views, self._views, strict=True)
+        same = len(views) == len(self.views) and all(
+            new is old for new, old in zip(views, self.views, strict=True)
         )
         if not same:
-            self._views = tuple(views)
+            self.views = tuple(views)
 
     def finalizers(self, policy: str) -> tuple[str, tuple[str, ...]]:
         """(resourceVersion, finalizers) as last read."""

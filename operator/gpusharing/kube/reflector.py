@@ -249,21 +249,22 @@ class Reflector(Generic[View]):
         pause = Backoff(BACKOFF_FIRST, BACKOFF_MOST)
         while True:
             await self._placed.wait()
-            self._watched, began, error = False, self._clock(), None
+            self._watched, began = False, self._clock()
+            error: KubeError | None = None
             try:
                 await self._watch()
+            except Expired as caught:
+                error = caught
             except KubeError as caught:
                 error = caught
+                self._fails(caught)
             # The list that follows heals the gap; or the kind was installed meanwhile, or the right granted.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
             self._refused = isinstance(error, Forbidden)
-            if lost:
-                self._whole = False
+            self._whole = self._whole and not lost
             # A refused watch began nowhere, so a list may go on from its own place.
             if lost and not self._refused:
                 self._move("")
-            if error is not None and not isinstance(error, Expired):
-                self._fails(error)
             lasted = self._clock() - began
             # Only a watch that lasts for a while is progress: a server that expires, breaks or closes every watch,
             # even after sending something, is not pestered. Nothing may have happened during a long watch.

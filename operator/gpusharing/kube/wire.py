@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 from gpusharing.kube.answers import error_of, error_of_event
-from gpusharing.kube.client import JSON, LOG, ApiRequest, Resource, WatchEvent
+from gpusharing.kube.client import JSON, LOG, ApiRequest, WatchEvent
 from gpusharing.kube.errors import KubeError, Unavailable
 from gpusharing.kube.raw import part
 
@@ -37,13 +37,10 @@ def content(request: ApiRequest) -> tuple[bytes | None, dict[str, str]]:
     return json.dumps(request.body, separators=(",", ":")).encode(), {"Content-Type": kind}
 
 
-def watch_seconds(resource: Resource, most: float, inactivity: float) -> float:
-    """The duration to request for a watch: without bookmarks to show that it lives, less than it may be silent."""
-    return most if resource.bookmarks else min(most, 0.8 * inactivity)
-
-
-def lasting(request: ApiRequest, seconds: float = WATCH_SECONDS) -> ApiRequest:
-    """The request of a watch, asking for bookmarks and for its end after 80 to 100 % of `seconds`."""
+def lasting(request: ApiRequest, most: float = WATCH_SECONDS, inactivity: float = INACTIVITY) -> ApiRequest:
+    """The request of a watch with bookmarks that ends after 80 to 100 % of `most` seconds. Without bookmarks to show
+    that it lives, it ends before it may be silent for `inactivity`."""
+    seconds = most if request.resource.bookmarks else min(most, 0.8 * inactivity)
     terms = {
         "watch": "true",
         "allowWatchBookmarks": "true",

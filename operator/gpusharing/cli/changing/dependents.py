@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Set
 
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.live.cluster import Decided
-from gpusharing.cli.live.installed import DEPLOYMENTS
 from gpusharing.cli.shell.troubles import error_text
-from gpusharing.kube.client import DAEMON_SETS, JSON, KubeClient, Resource
+from gpusharing.kube.client import DAEMON_SETS, DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.paging import pages_of

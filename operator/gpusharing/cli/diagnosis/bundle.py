@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpusharing.cli.live.installed import DEPLOYMENTS, Installed, read_installed
+from gpusharing.cli.live.installed import Installed, read_installed
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.arguments import own_version
 from gpusharing.cli.shell.drawing import Ink, TextSpan, fold, line, prose, simulated_sentence
@@ -28,7 +28,7 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube import client as kinds
-from gpusharing.kube.client import JSON, KubeClient, Resource
+from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
 from gpusharing.kube.paging import list_of

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.cli.shell.arguments import own_version
 from gpusharing.cli.shell.troubles import error_text
-from gpusharing.kube.client import JSON, LEASES, PODS, KubeClient, Resource
+from gpusharing.kube.client import DEPLOYMENTS, JSON, LEASES, PODS, KubeClient
 from gpusharing.kube.errors import Forbidden, Invalid, NotFound
 from gpusharing.kube.fence import parse_claims, parse_failed_nodes
 from gpusharing.kube.paging import list_of
@@ -24,7 +24,6 @@ from gpusharing.planning.snapshot.views import PlanSettings
 
 OPERATOR = "gpusharing-operator"
 SELECTOR = f"app.kubernetes.io/name={OPERATOR}"
-DEPLOYMENTS = Resource("apps", "v1", "deployments", namespaced=True)
 PREFIX = "GPUSHARING_"
 _PLAN = TypeAdapter(PlanSettings)
 DEFAULTS = SourceSettings(agent_namespace="gpusharing-agent")

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
-from gpusharing.cli.live.installed import DEPLOYMENTS, SELECTOR, find_difference, settings_of
+from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of
 from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, describe_simulated, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
 from gpusharing.kube.answers import HINT
-from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, GPUNODES, KubeClient
+from gpusharing.kube.client import CONFIG_MAPS, DAEMON_SETS, DEPLOYMENTS, GPUNODES, KubeClient
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
 from gpusharing.kube.installation import find_namespaces, gather_installation
 from gpusharing.kube.paging import list_of, pages_of

@@ -83,9 +83,8 @@ class Session:
             async for page in pages_of(self.client, resource, namespace=namespace, field_selector=fields):
                 yield page.items
         except NotFound as error:
-            kind = f"{resource.plural}.{resource.group}" if resource.group else resource.plural
             raise Trouble(
-                f"{self.where} has no {kind} in version {resource.version}: the operator is not installed"
+                f"{self.where} has no {resource.full_name} in version {resource.version}: the operator is not installed"
                 f" there, or this plugin does not know its version. To install: {INSTALL}"
             ) from error
         except Forbidden as error:
