@@ -85,8 +85,8 @@ def config_map(name: str, **metadata: Any) -> JSON:
     }
 
 
-class NodeAPIContract:
-    """Listing, watching, patching."""
+class ObjectContract:
+    """Objects of any kind: every verb but the eviction of a pod."""
 
     async def test_discovery_tells_an_installed_kind_from_one_that_is_not(self, server: Server) -> None:
         assert await server.client.served(NODES)
@@ -207,10 +207,6 @@ class NodeAPIContract:
         await server.forget_history()
         with pytest.raises(errors.Expired):
             await take(server.client.watch(GPUNODES, "1"), 1)
-
-
-class ObjectContract(NodeAPIContract):
-    """The other verbs."""
 
     async def test_what_is_not_there_is_not_found_by_any_verb(self, server: Server) -> None:
         client, ns = server.client, server.name
