@@ -28,6 +28,7 @@ from gpusharing.planning.snapshot.views import (
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.migfile import parse as parse_mig_file
+from gpusharing.planning.wanted.target import Wish, find_wish
 
 NOW = datetime(2026, 11, 20, 10, 0, tzinfo=UTC)
 H100 = "NVIDIA H100 80GB HBM3"
@@ -303,6 +304,11 @@ def make_cluster_policy(
     )
 
 
+def wishes_of(policies: Iterable[PolicyView]) -> list[Wish]:
+    """What these policies ask for, without those whose spec cannot be read."""
+    return [find_wish(one.name, one.spec) for one in policies if one.spec is not None]
+
+
 def make_stack(
     *policies: PolicyView,
     cluster_policy: ClusterPolicyView | None = DEFAULT_CLUSTER_POLICY,
@@ -321,7 +327,9 @@ def make_stack(
         serves_our_mig_file=ours,
     )
     cards = {gpu.product: gpu for gpu in (models if models is not None else (make_gpu(),))}
-    change, _ = plan_config(policies, (), cards, plugins_of(policies, cards.values(), empty), empty)
+    change, _ = plan_config(
+        wishes_of(policies), (), cards, plugins_of(policies, cards.values(), empty), empty
+    )
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, written_at or at(-86400))

@@ -163,7 +163,8 @@ def _stack(policies: list[PolicyView]) -> StackView:
         target = targets.find("gpu-0000", Hardware.of((gpu,)))
         assert isinstance(target, Target), "an H100 can do what the bench asks for"
         plugins[target.plugin_key] = target.plugin
-    change, _ = plan_config(policies, (), {PRODUCT: gpu}, plugins, empty)
+    wishes = [find_wish(one.name, one.spec) for one in policies if one.spec is not None]
+    change, _ = plan_config(wishes, (), {PRODUCT: gpu}, plugins, empty)
     assert change is not None, "an empty stack lacks everything"
     keys = [*change.plugin_configs, *parse_mig_file(change.mig_file)]
     written = dict.fromkeys(keys, NOW - timedelta(days=1))

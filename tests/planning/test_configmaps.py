@@ -1,6 +1,6 @@
 """What the two ConfigMaps hold: every policy's entries before any label, and none that a Node still names goes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,15 +15,16 @@ from tests.build import (
     make_node,
     make_policy,
     make_stack,
+    wishes_of,
 )
 from tests.planning.cases import pair_of
 
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.stackviews import PlainStackView, StackView
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.wanted import migfile
-from gpusharing.planning.wanted.configmaps import plan_config, referenced
+from gpusharing.planning.snapshot.views import GpuView, NodeView, PolicyView
+from gpusharing.planning.wanted import configmaps, migfile
+from gpusharing.planning.wanted.configmaps import referenced
 from gpusharing.planning.wanted.pluginconfig import (
     NEUTRAL,
     NEUTRAL_KEY,
@@ -38,6 +39,17 @@ MODELS = {H100: make_gpu()}
 OLD, NEW = make_policy(), make_policy(mode="TimeSlicing", generation=2)
 WHOLE = [{"devices": "all", "mig-enabled": False}]
 PLUGIN, MIG = "nvidia.com/device-plugin.config", "nvidia.com/mig.config"
+
+
+def plan_config(
+    policies: Iterable[PolicyView],
+    nodes: Iterable[NodeView],
+    models: Mapping[str, GpuView],
+    plugins: Mapping[str, PluginConfig],
+    stack: StackView,
+) -> tuple[WriteConfig | None, bool]:
+    """The plan for what these policies ask for."""
+    return configmaps.plan_config(wishes_of(policies), nodes, models, plugins, stack)
 
 
 def keys(policy: PolicyView) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gpusharing.planning.stack.hooks import SHOWN, HookAnswer, Schemas, find_retreat
+from gpusharing.planning.stack.hooks import SHOWN, HookAnswer, find_retreat
 
 OWN: dict[str, Any] = {
     "type": "object",
@@ -54,7 +54,7 @@ BY_DEFAULT = {"zone": "UTC", "hours": [{"from": "00:00"}]}
 
 
 def asked(**specs: object) -> HookAnswer:
-    return find_retreat(specs, Schemas(SERVED, OWN), "share", "gpus")
+    return find_retreat(specs, SERVED, OWN, "share", "gpus")
 
 
 KNOWN: dict[str, Any] = {

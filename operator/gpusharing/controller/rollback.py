@@ -18,7 +18,7 @@ from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import environment_login
 from gpusharing.kube.paging import list_of
 from gpusharing.kube.raw import entries, section, text
-from gpusharing.planning.stack.hooks import HookAnswer, Schemas, explain_unblock, find_retreat
+from gpusharing.planning.stack.hooks import HookAnswer, explain_unblock, find_retreat
 
 REFUSED = 1
 """Exit status that keeps Helm from rolling back."""
@@ -39,8 +39,7 @@ async def ask(client: KubeClient, release: str, namespace: str) -> HookAnswer:
             f" {error}\n{explain_unblock(release, namespace)}",
         )
     specs = {text(raw, "metadata", "name"): raw.get("spec") for raw in policies}
-    schemas = Schemas(_served(crd), structural_schema(GPUSharingPolicySpec))
-    return find_retreat(specs, schemas, release, namespace)
+    return find_retreat(specs, _served(crd), structural_schema(GPUSharingPolicySpec), release, namespace)
 
 
 def _served(crd: JSON) -> JSON:

@@ -330,12 +330,8 @@ def _configure(
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
     """See `plan_config`."""
-
-    def wish(policy: PolicyView) -> Wish | None:
-        found = wishes.get(policy.name)
-        return found if isinstance(found, Wish) else None
-
-    return plan_config(policies, nodes.values(), models, plugins, stack, wish_of=wish)
+    readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
+    return plan_config(readable, nodes.values(), models, plugins, stack)
 
 
 def _is_settled(found: tuple[WriteConfig | None, bool]) -> bool:

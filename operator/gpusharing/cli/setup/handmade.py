@@ -15,7 +15,7 @@ from gpusharing.planning.gpus.geometry import Layout, generated_layouts
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import GPUNodeView, GpuView, NodeView, ObservedView
 from gpusharing.planning.stack.nodesymptoms import PluginEntries
-from gpusharing.planning.wanted.migfile import Unresolved, resolve_name, well_known
+from gpusharing.planning.wanted.migfile import resolve_name, well_known
 from gpusharing.planning.wanted.pluginconfig import NEUTRAL_KEY, PluginConfig, Sharing, find_flaws
 from gpusharing.planning.wanted.target import describe_layouts, predict_resources
 from gpusharing.planning.wanted.verify import (
@@ -146,8 +146,8 @@ def _contradiction(node: NodeView, gpus: Sequence[GpuView], stack: StackView) ->
         return ""
     label = f"{names.LABEL_MIG_CONFIG} is {config}"
     meaning = resolve_name(config, node.name, gpus, stack)
-    if isinstance(meaning, Unresolved):
-        return f"{label}, which is not a known configuration: {meaning.why}"
+    if isinstance(meaning, str):
+        return f"{label}, which is not a known configuration: {meaning}"
     if meaning != found:
         return (
             f"{label}, which means {describe_layouts(meaning)}, but its GPUs have {describe_layouts(found)}:"
@@ -369,7 +369,7 @@ def _told_layouts(
         divided = INSTANCE in node.labels.get(names.LABEL_GPU_PRODUCT, "")
         return None if divided else (None,) * len(gpus)
     found = resolve_name(config, node.name, gpus, stack)
-    return None if isinstance(found, Unresolved) else found
+    return None if isinstance(found, str) else found
 
 
 def _presumed_reading(

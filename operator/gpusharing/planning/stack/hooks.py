@@ -133,26 +133,19 @@ def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[st
 Schema = Mapping[str, Any]
 
 
-@value
-class Schemas:
-    """Structural schemas of a policy's spec. `served`: of the CRD in the cluster; `own`: of the one to roll back to."""
-
-    served: Schema
-    """That of the CRD in the cluster."""
-    own: Schema
-    """That of the version to go back to."""
-
-
-def find_retreat(specs: Mapping[str, object], schemas: Schemas, release: str, namespace: str) -> HookAnswer:
+def find_retreat(
+    specs: Mapping[str, object], served: Schema, own: Schema, release: str, namespace: str
+) -> HookAnswer:
     """Would a rollback drop fields of stored policies? Helm puts the older CRDs back, and the API server then drops
     what they do not know: a policy that may drain at night only would drain by day. GPUNodes do not matter: operator
     and agent write them again.
 
     Refused while a policy has a field that the older CRD lacks, unless it only has the newer one's default.
 
-    `specs`: spec by name of the policy, as the API server serves it; `release` and `namespace`: Helm's.
+    `specs`: spec by name of the policy, as the API server serves it; `served`, `own`: the structural schemas of a spec
+    in the CRD of the cluster and in the one to go back to; `release` and `namespace`: Helm's.
     """
-    lost = {name: tuple(_lost(specs[name], schemas.served, schemas.own, "spec")) for name in sorted(specs)}
+    lost = {name: tuple(_lost(specs[name], served, own, "spec")) for name in sorted(specs)}
     lost = {name: paths for name, paths in lost.items() if paths}
     if not lost:
         return HookAnswer(True, "No policy has a field that the older version does not know.")

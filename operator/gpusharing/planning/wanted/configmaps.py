@@ -5,37 +5,33 @@ label, fence or last verified pair names it: a missing key crash-loops the devic
 neutral entry never goes: a ConfigMap without any entry does the same.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from gpusharing.api import names
 from gpusharing.planning.snapshot.actions import WriteConfig
 from gpusharing.planning.snapshot.stackviews import StackView
-from gpusharing.planning.snapshot.views import GpuView, NodeView, PolicyView
+from gpusharing.planning.snapshot.views import GpuView, NodeView
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
-from gpusharing.planning.wanted.target import Wish, find_wish
-
-
-def _wish(policy: PolicyView) -> Wish | None:
-    return find_wish(policy.name, policy.spec) if policy.spec is not None else None
+from gpusharing.planning.wanted.target import Wish
 
 
 def plan_config(
-    policies: Iterable[PolicyView],
+    wishes: Iterable[Wish],
     nodes: Iterable[NodeView],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
-    *,
-    wish_of: Callable[[PolicyView], Wish | None] = _wish,
 ) -> tuple[WriteConfig | None, bool]:
     """The ConfigMaps as they should be (None when they are already, or are somebody else's), and whether they hold
-    entries that only Nodes keep, so that a later look may find them free. `models`: one GPU per card model present;
-    `plugins`: what the targets of nodes need, by key.
+    entries that only Nodes keep, so that a later look may find them free.
+
+    `wishes`: of the policies; `models`: one GPU per card model present; `plugins`: what the targets of nodes need, by
+    key.
     """
     if stack.foreign_map:
         return None, False
-    plugin, entries = _wanted(policies, models, plugins, stack, wish_of)
+    plugin, entries = _wanted(wishes, models, plugins, stack)
     present = migfile.parse(stack.mig_file)
     neutral = {pluginconfig.NEUTRAL_KEY}
     unclaimed = (stack.plugin_configs.keys() - plugin.keys() - neutral) | (present.keys() - entries.keys())
@@ -54,11 +50,10 @@ def plan_config(
 
 
 def _wanted(
-    policies: Iterable[PolicyView],
+    wishes: Iterable[Wish],
     models: Mapping[str, GpuView],
     plugins: Mapping[str, PluginConfig],
     stack: StackView,
-    wish_of: Callable[[PolicyView], Wish | None],
 ) -> tuple[dict[str, str], dict[str, migfile.Entry]]:
     """What policies, the admin and the cards present need: plugin configurations and mig-parted entries."""
     plugin = dict(stack.admin_plugin_configs)
@@ -68,9 +63,7 @@ def _wanted(
     entries[migfile.ALL_DISABLED] = well_known[
         migfile.ALL_DISABLED
     ]  # every mode but MIG means it by this name
-    for policy in policies:
-        if (wish := wish_of(policy)) is None:
-            continue
+    for wish in wishes:
         plugin |= wish.plugins
         if wish.entry is not None:
             entries[wish.mig_config] = wish.entry

@@ -35,14 +35,6 @@ _PROFILE = re.compile(
 _FILTER = re.compile(r"0x[0-9A-Fa-f]{1,8}(?::0x[0-9A-Fa-f]{1,8})?")
 
 
-@value
-class Unresolved:
-    """A configuration name that means nothing, or not enough, on these GPUs; `why` is a clause for people."""
-
-    why: str
-    """Why it means nothing, as a clause for people."""
-
-
 def entry_of(layouts: Iterable[MigLayout]) -> Entry:
     """Our own entry for the layouts of a policy."""
     return [
@@ -237,15 +229,15 @@ def _filters(row: Mapping[str, Any]) -> list[Any]:
 
 def resolve_name(
     name: str, node: str, gpus: Sequence[CardView], stack: StackView
-) -> tuple[Layout | None, ...] | Unresolved:
+) -> tuple[Layout | None, ...] | str:
     """Return the layout of each GPU that a mig.config name means on a node, by the admin's entries, our file, or the
-    file that mig-manager generated; Unresolved if it means none."""
+    file that mig-manager generated; or why it means none, as a clause for people."""
     return find_meaning(name, node, stack, gpus, stack.generated_mig_file(node))
 
 
 def find_meaning(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
-) -> tuple[Layout | None, ...] | Unresolved:
+) -> tuple[Layout | None, ...] | str:
     """See `resolve_name`. `generated`: what mig-manager generated for the node; it counts where our file does not."""
     if not stack.serves_our_mig_file:
         return _generated_name(name, node, gpus, generated)
@@ -254,28 +246,26 @@ def find_meaning(
         if entry := entries.get(name):
             return resolve(entry, gpus)
     found = well_known(gpus, name)
-    if isinstance(found, Unresolved) and admin.problem:
-        return Unresolved(f"{found.why}; of the ConfigMap with your own entries, {admin.problem}")
+    if isinstance(found, str) and admin.problem:
+        return f"{found}; of the ConfigMap with your own entries, {admin.problem}"
     return found
 
 
 def _generated_name(
     name: str, node: str, gpus: Sequence[CardView], generated: str
-) -> tuple[Layout | None, ...] | Unresolved:
+) -> tuple[Layout | None, ...] | str:
     entries = parse(generated)
     if not entries:
-        return Unresolved(
-            f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
-        )
+        return f"ConfigMap {node}-mig-config, where mig-manager lists its configurations, does not exist"
     if name not in entries:
-        return Unresolved(f"mig-manager on {node} offers {', '.join(sorted(entries))}")
+        return f"mig-manager on {node} offers {', '.join(sorted(entries))}"
     return resolve(entries[name], gpus)
 
 
-def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | Unresolved:
+def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...] | str:
     """What an entry makes of each GPU, in the order of `gpus`.
 
-    mig-parted's assert never succeeds on a GPU that no row covers, so such an entry is Unresolved (R6).
+    mig-parted's assert never succeeds on a GPU that no row covers, so such an entry has no meaning (R6).
     """
     found: dict[int, Layout | None] = {}
     for row in entry:
@@ -283,7 +273,7 @@ def resolve(entry: Entry, gpus: Sequence[CardView]) -> tuple[Layout | None, ...]
         found |= {gpu.index: layout for gpu in gpus if _covers(row, gpu)}
     missing = [str(gpu.index) for gpu in gpus if gpu.index not in found]
     if missing:
-        return Unresolved(f"it does not cover GPU {', '.join(missing)}")
+        return f"it does not cover GPU {', '.join(missing)}"
     return tuple(found[gpu.index] for gpu in gpus)
 
 
@@ -309,7 +299,7 @@ def _covers(row: Mapping[str, Any], gpu: CardView) -> bool:
 _generated = lru_cache(maxsize=64)(generated_layouts)
 
 
-def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | Unresolved:
+def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...] | str:
     """What a name that mig-manager generates from the hardware means on these GPUs (a.10)."""
     layouts: list[Layout | None] = []
     profiles, offered = None, {}
@@ -317,7 +307,7 @@ def well_known(gpus: Sequence[CardView], name: str) -> tuple[Layout | None, ...]
         if gpu.profiles is not profiles:
             profiles, offered = gpu.profiles, _generated(gpu.profiles)
         if name not in offered:
-            return Unresolved(f"{gpu.product} has {', '.join(sorted(offered))}")
+            return f"{gpu.product} has {', '.join(sorted(offered))}"
         layouts.append(offered[name])
     return tuple(layouts)
 

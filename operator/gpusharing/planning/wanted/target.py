@@ -33,7 +33,6 @@ from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import migfile, pluginconfig, toolversions
-from gpusharing.planning.wanted.migfile import Unresolved
 from gpusharing.planning.wanted.pluginconfig import PluginConfig, Sharing
 
 CLOCKS_APART = 2 * CLOCK_ERROR
@@ -306,8 +305,8 @@ def _named(
     name: str, node: str, stack: StackView, gpus: Sequence[CardView], generated: str
 ) -> tuple[Layout | None, ...] | Finding:
     found = migfile.find_meaning(name, node, stack, gpus, generated)
-    if isinstance(found, migfile.Unresolved):
-        return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found.why}")
+    if isinstance(found, str):
+        return Finding(Reason.CONFIG_UNKNOWN, f"{node}: spec.mig.config {name} is not usable: {found}")
     return found
 
 
@@ -323,10 +322,10 @@ def _own(
             f"{node} has {counted(len(gpus), 'GPU')}, but spec.mig.layouts names GPU {', '.join(map(str, beyond))}",
         )
     found = migfile.resolve(entry, gpus)
-    if isinstance(found, migfile.Unresolved):
+    if isinstance(found, str):
         return Finding(
             Reason.LAYOUT_INCOMPLETE,
-            f"{node}: spec.mig.layouts must name every GPU, {found.why}; add for example "
+            f"{node}: spec.mig.layouts must name every GPU, {found}; add for example "
             "{devices: [" + ", ".join(map(str, sorted(here - named))) + "], profiles: {}}",
         )
     return found
@@ -485,8 +484,8 @@ def find_last_proven(node: NodeView, observed: ObservedView, stack: StackView) -
     if plugin is None:
         return f"the device plugin's configuration {record.plugin_config} no longer exists"
     layouts = _find_layouts(record, node, observed, stack)
-    if isinstance(layouts, Unresolved):
-        return f"the mig-parted configuration {record.mig_config} is no longer usable: {layouts.why}"
+    if isinstance(layouts, str):
+        return f"the mig-parted configuration {record.mig_config} is no longer usable: {layouts}"
     text = describe_layouts(layouts, plugin.sharing.replicas[0][1] if plugin.sharing else 1)
     if text != record.layout:
         return f"{record.mig_config or 'what is recorded'} now means {text}, but {record.layout} was proven"
@@ -516,14 +515,14 @@ def _find_plugin(key: str, stack: StackView) -> tuple[str, PluginConfig | None]:
 
 def _find_layouts(
     record: Verified, node: NodeView, observed: ObservedView, stack: StackView
-) -> tuple[Layout | None, ...] | Unresolved:
+) -> tuple[Layout | None, ...] | str:
     whole = (None,) * len(observed.gpus)
     if record.mig_config == migfile.ALL_DISABLED:
         return whole
     if record.mig_config:
         return migfile.resolve_name(record.mig_config, node.name, observed.gpus, stack)
     if observed.hardware.layouts != whole:
-        return Unresolved("MIG is on, and no recorded mig-manager configuration would switch it off")
+        return "MIG is on, and no recorded mig-manager configuration would switch it off"
     return whole
 
 

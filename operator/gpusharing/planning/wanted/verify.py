@@ -29,7 +29,7 @@ from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted import toolversions
 from gpusharing.planning.wanted.gfdlabels import expected_gfd_labels
-from gpusharing.planning.wanted.migfile import Unresolved, resolve_name
+from gpusharing.planning.wanted.migfile import resolve_name
 from gpusharing.planning.wanted.pluginconfig import (
     STRATEGIES,
     PluginConfig,
@@ -176,7 +176,7 @@ def _mig_config(compared: Comparison) -> str:
         )
         return unset if compared.target.with_mig else ""
     meaning = resolve_name(config, compared.node.name, compared.observed.gpus, compared.stack)
-    same = not isinstance(meaning, Unresolved) and meaning == compared.target.layouts
+    same = meaning == compared.target.layouts
     return "" if same else f"{names.LABEL_MIG_CONFIG} is {config}, wanted {wanted}"
 
 
