@@ -237,8 +237,10 @@ def find_steps(
 ) -> Iterator[AdoptionStep]:
     """The steps that bring the cluster there. A device plugin whose Node names an entry that our ConfigMap lacks does
     not start, so the pointers move last."""
-    if command := _merge(snapshot, given, merged):
-        yield AdoptionStep(command, "Merge the entries that Nodes name into the operator's ConfigMaps")
+    if values := ",".join(_values(given, merged)):
+        upgrade = f"helm upgrade gpusharing CHART -n {snapshot.settings.namespace} --reset-then-reuse-values"
+        about = "Merge the entries that Nodes name into the operator's ConfigMaps"
+        yield AdoptionStep(f"{upgrade} --set {values}", about)
     if command := _point(snapshot, given):
         if waiting := _wait(snapshot, given):
             yield AdoptionStep(waiting, "Wait until the operator has written its ConfigMaps")
@@ -271,15 +273,6 @@ def first_steps(
     yield AdoptionStep(
         again, "Run import again before you apply anything: by then the agents have read the GPUs"
     )
-
-
-def _merge(snapshot: ClusterSnapshot, given: AdminConfigMaps, merged: AdminMaps) -> str:
-    """Return the command that makes the operator merge the entries of the admin's ConfigMaps; empty if it does so."""
-    missing = _values(given, merged)
-    if not missing:
-        return ""
-    where = snapshot.settings.namespace
-    return f"helm upgrade gpusharing CHART -n {where} --reset-then-reuse-values --set {','.join(missing)}"
 
 
 def _values(given: AdminConfigMaps, merged: AdminMaps) -> list[str]:

@@ -355,7 +355,11 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
         ]
         layouts = _told_layouts(node, gpus, stack)
         if layouts is not None and predict_resources(layouts, config) == served(node):
-            return _presumed_reading(node, gpus, layouts)
+            divided = tuple(
+                replace(gpu, mig_enabled=layout is not None, layout=layout)
+                for gpu, layout in zip(gpus, layouts, strict=True)
+            )
+            return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", divided))
     return None
 
 
@@ -370,13 +374,3 @@ def _told_layouts(
         return None if divided else (None,) * len(gpus)
     found = resolve_name(config, node.name, gpus, stack)
     return None if isinstance(found, str) else found
-
-
-def _presumed_reading(
-    node: NodeView, gpus: Sequence[GpuView], layouts: Sequence[Layout | None]
-) -> GPUNodeView:
-    divided = tuple(
-        replace(gpu, mig_enabled=layout is not None, layout=layout)
-        for gpu, layout in zip(gpus, layouts, strict=True)
-    )
-    return GPUNodeView(node.name, node.uid, "", False, ObservedView("", False, "", divided))

@@ -122,27 +122,19 @@ _KEEPS_ALL = Drain.model_validate({"rules": [{"behavior": "Block"}]})
 """What is assumed of a policy that cannot be read."""
 
 
-@value
-class KeptGangs:
-    """The gangs of a node of which no pod may be evicted or deleted now."""
-
-    gangs: frozenset[Gang] = frozenset()
-    """Those gangs."""
-    blockers: tuple[Blocker, ...] = ()
-    """What keeps them, as far as no blocker of the node's own pods says it."""
-
-
 def find_kept_gangs(
     work: NodeWork, found: Classified, gangs: AbstractSet[Gang], options: Drain, scope: Scope
-) -> KeptGangs:
-    """`found`: the pods of the node itself. `gangs`: those of which a pod is still to leave the node."""
+) -> tuple[frozenset[Gang], tuple[Blocker, ...]]:
+    """Return the gangs of a node of which no pod may be evicted or deleted now, and what keeps them, as far as no
+    blocker of the node's own pods says it. `found`: the pods of the node itself. `gangs`: those of which a pod is still
+    to leave the node."""
     kept = {pod.gang for pod in found.blocked} if gangs else set()
     blockers: list[Blocker] = []
     for view in work.gangs:
         here = list(_keepers(view, work, found, options, scope)) if view.gang in gangs else []
         blockers += here
         kept |= {view.gang} if here else set()
-    return KeptGangs(frozenset(gang for gang in kept if gang is not None), merge(blockers))
+    return frozenset(gang for gang in kept if gang is not None), merge(blockers)
 
 
 def find_keepers(

@@ -19,7 +19,7 @@ from gpusharing.planning.drain.evictions import (
     is_seen,
     throttled_until,
 )
-from gpusharing.planning.drain.gangkeepers import GangWait, KeptGangs, find_gang_waits, find_kept_gangs
+from gpusharing.planning.drain.gangkeepers import GangWait, find_gang_waits, find_kept_gangs
 from gpusharing.planning.drain.holders import Classified, Scope, classify
 from gpusharing.planning.drain.rules import Tier, patience, tier_of
 from gpusharing.planning.snapshot.podviews import EvictionMemory, Gang, NodeWork, PdbView, PodView
@@ -140,14 +140,14 @@ def find_standings(
         known = _in_turn([_waited(one, found, options, scope, now=now, gangs=waits) for one in known], front)
     # Gangs of which a pod has still to be evicted may have to stay.
     gangs = {one.pod.gang for one in known if one.pod.gang is not None and not one.leaves}
-    kept = find_kept_gangs(work, found, gangs, options, scope) if cordoned else KeptGangs()
-    known = [replace(one, kept=True, due=False) if one.pod.gang in kept.gangs else one for one in known]
+    kept, why = find_kept_gangs(work, found, gangs if cordoned else frozenset(), options, scope)
+    known = [replace(one, kept=True, due=False) if one.pod.gang in kept else one for one in known]
     return Standings(
         work.listed_at,
         leaving=tuple(one for one in known if one.leaves),
         staying=tuple(one for one in known if not one.leaves),
         blocked=len(found.blocked),
-        blockers=merge((*found.blockers, *kept.blockers)) if kept.blockers else found.blockers,
+        blockers=merge((*found.blockers, *why)) if why else found.blockers,
         front=front,
         asked=asked_lately(memories, now),
         throttled_until=throttled_until(memories, now),

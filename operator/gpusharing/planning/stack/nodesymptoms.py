@@ -382,12 +382,9 @@ def find_rival_symptoms(
     if not plugins:
         return ()
     main, *others = plugins
-    found: list[Symptom] = []
-    for other in others:
-        found += _second(main, other, _shared(main, other, nodes))
-    for other in (one for one in running if one.dra):
-        found += _driver(other, _shared(main, other, nodes))
-    return tuple(found)
+    seconds = (_second(main, other, found) for other in others if (found := _shared(main, other, nodes)))
+    drivers = (one for one in running if one.dra)
+    return (*seconds, *(_driver(one, found) for one in drivers if (found := _shared(main, one, nodes))))
 
 
 def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
@@ -400,32 +397,29 @@ def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]
     return sorted(one.name for one in either if takes(main, one) and takes(other, one))
 
 
-def _second(main: Server, other: Server, nodes: list[str]) -> Symptoms:
+def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
     again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
-    if nodes:
-        yield warning(
-            Topic.NODES,
-            "TwoDevicePlugins",
-            f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet takes"
-            " a resource from whichever of the two registered last, and only one of them reads our configuration."
-            " Remove the superfluous one and restart the other, so that it registers again",
-            other.removal if other.owned and not other.release else f"{other.removal} && {again}",
-        )
+    return warning(
+        Topic.NODES,
+        "TwoDevicePlugins",
+        f"{other.where} runs a device plugin beside {main.where}, and both select {some(nodes)}: the kubelet takes"
+        " a resource from whichever of the two registered last, and only one of them reads our configuration."
+        " Remove the superfluous one and restart the other, so that it registers again",
+        other.removal if other.owned and not other.release else f"{other.removal} && {again}",
+    )
 
 
-def _driver(driver: Server, nodes: list[str]) -> Symptoms:
-    if nodes:
-        less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
-        release = f"{driver.release} CHART -n {driver.release_namespace}"
-        how = f"helm upgrade {release} {less}" if driver.release else driver.removal
-        yield warning(
-            Topic.NODES,
-            "DRADriverServesGPUs",
-            f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
-            " plugin does: a GPU may be given to a ResourceClaim and to a pod at once, and drains do not see GPUs that"
-            " are held through ResourceClaims",
-            how,
-        )
+def _driver(driver: Server, nodes: list[str]) -> Symptom:
+    less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
+    release = f"{driver.release} CHART -n {driver.release_namespace}"
+    return warning(
+        Topic.NODES,
+        "DRADriverServesGPUs",
+        f"{driver.where} is NVIDIA's DRA driver with GPUs enabled, and it selects {some(nodes)} as the device"
+        " plugin does: a GPU may be given to a ResourceClaim and to a pod at once, and drains do not see GPUs that"
+        " are held through ResourceClaims",
+        f"helm upgrade {release} {less}" if driver.release else driver.removal,
+    )
 
 
 # --- the device plugin's ConfigMap ---------------------------------------------------------------------

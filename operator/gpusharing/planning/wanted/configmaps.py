@@ -80,7 +80,9 @@ def _retain(
     unclaimed = (old_plugin.keys() - plugin.keys()) | (old_entries.keys() - entries.keys())
     if not unclaimed:
         return
-    kept = unclaimed & (referenced(nodes) | _default(stack))
+    # The entry of nodes without the label, or their plugin would not start (b.4). NVIDIA's own chart uses the neutral
+    # entry's name for it: a merged one must not become neutral under running pods.
+    kept = unclaimed & {*referenced(nodes), pluginconfig.default_entry(stack)}
     if migfile.parse_admin(stack.admin_mig_file).problem:
         # An entry that cannot be read now was right when it was merged; a typing error removes no entry.
         kept |= present.keys()
@@ -88,17 +90,6 @@ def _retain(
         plugin[key] = old_plugin[key]
     for name in kept & (old_entries.keys() - entries.keys()):
         entries[name] = old_entries[name]
-
-
-def _default(stack: StackView) -> set[str]:
-    """The device plugin's configuration on nodes without the label; without it their plugin would not start (b.4).
-
-    NVIDIA's own chart uses the neutral entry's name for it: a merged one must not become neutral under running pods.
-    """
-    policy = stack.cluster_policy
-    if policy is None:
-        return set()
-    return {policy.plugin_default or (pluginconfig.NEUTRAL_KEY if policy.plain is not None else "")}
 
 
 def referenced(nodes: Iterable[NodeView]) -> set[str]:

@@ -53,13 +53,13 @@ class Contender:
 
 def find_contenders(policies: Iterable[PolicyView]) -> tuple[Contender, ...]:
     """The policies that may own nodes: all but those that are being deleted."""
-    return tuple([_contender(policy) for policy in policies if not policy.deleting])
-
-
-def _contender(policy: PolicyView) -> Contender:
-    if (spec := policy.spec) is None:
-        return Contender(policy.name, policy.created, None, 0)
-    return Contender(policy.name, policy.created, spec.node_selector, spec.priority, policy.resetting)
+    return tuple(
+        Contender(one.name, one.created, None, 0)
+        if one.spec is None
+        else Contender(one.name, one.created, one.spec.node_selector, one.spec.priority, one.resetting)
+        for one in policies
+        if not one.deleting
+    )
 
 
 class Owners:
@@ -87,7 +87,7 @@ class Owners:
 
     def owner(self, node: NodeView) -> str:
         """The policy that owns the node; empty when none does."""
-        present = _holder(node)
+        present = node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
         return present if present in self._unreadable else _choose(present, self.selecting(node))
 
     def selecting(self, node: NodeView) -> list[Contender]:
@@ -112,11 +112,6 @@ def find_coming(owners: Mapping[str, str], fences: Mapping[str, Fence]) -> dict[
         if (owner := owners.get(name, "")) not in ("", fences[name].policy):
             coming[owner].append(name)
     return {owner: tuple(nodes) for owner, nodes in coming.items()}
-
-
-def _holder(node: NodeView) -> str:
-    """The policy that has the node now; empty when none does."""
-    return node.fence.policy if node.fence is not None else node.labels.get(names.LABEL_POLICY, "")
 
 
 def _choose(present: str, selecting: Sequence[Contender]) -> str:
