@@ -169,11 +169,14 @@ def policy_view(raw: JSON) -> PolicyView:
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
     """NVIDIA's ClusterPolicy."""
     spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
+    annotations = texts(part(raw, "metadata", "annotations"))
     return ClusterPolicyView(
         plugin_config_name=text(spec, "devicePlugin", "config", "name"),
         mig_strategy=text(spec, "mig", "strategy"),
         mig_config_name=text(spec, "migManager", "config", "name"),
-        switches=_switches(spec),
+        switches={
+            path: held for path in READ if isinstance(held := part(spec, *path.split(".")), bool | str)
+        },
         plugin_default=text(spec, "devicePlugin", "config", "default"),
         plugin_version=text(spec, "devicePlugin", "version"),
         mig_manager_version=text(spec, "migManager", "version"),
@@ -183,7 +186,7 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
         namespace=text(raw, "status", "namespace"),
         plugin_config_setter=setter(raw, "spec", "devicePlugin", "config", "name"),
         mig_config_setter=setter(raw, "spec", "migManager", "config", "name"),
-        configured=frozenset(filter(None, _configured(raw).split(","))),
+        configured=frozenset(filter(None, annotations.get(names.ANNOTATION_CONFIGURED, "").split(","))),
         tolerates_gate=tolerates(tolerations),
         tolerations=tolerations_text(tolerations),
         with_reboot=any(
@@ -191,16 +194,6 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
             for variable in entries(spec, "migManager", "env")
         ),
     )
-
-
-def _switches(spec: JSON) -> dict[str, bool | str]:
-    """Return the fields of READ that are set to a boolean or a text, by their path; all others are left out."""
-    found = {path: part(spec, *path.split(".")) for path in READ}
-    return {path: held for path, held in found.items() if isinstance(held, bool | str)}
-
-
-def _configured(raw: JSON) -> str:
-    return texts(part(raw, "metadata", "annotations")).get(names.ANNOTATION_CONFIGURED, "")
 
 
 def _fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:

@@ -266,8 +266,5 @@ def find_unseen(view: InstallationView) -> Unseen:
 
 def joined(*parts: Unseen) -> Unseen:
     """What several of these say about each topic."""
-    return {topic: "; ".join(clauses) for topic in Topic if (clauses := list(_of(topic, parts)))}
-
-
-def _of(topic: Topic, parts: Iterable[Unseen]) -> Iterable[str]:
-    return (part[topic] for part in parts if topic in part)
+    found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
+    return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}

@@ -67,7 +67,8 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
     entryless = {
         one.name: one
         for one in nodes
-        if one.name not in selected and _names_no_entry(one, mig_entries.get(one.name))
+        if one.name in mig_entries.keys() - selected
+        and one.labels.get(names.LABEL_MIG_CONFIG, "") not in ("", *mig_entries[one.name].names)
     }
     return (
         *_unknown_configs(nodes, view),
@@ -201,11 +202,6 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
             " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
             f"kubectl label node {_all(alike)} --overwrite {label}=NAME",
         )
-
-
-def _names_no_entry(node: NodeView, entries: MigEntries | None) -> bool:
-    name = node.labels.get(names.LABEL_MIG_CONFIG)
-    return bool(name) and entries is not None and name not in entries.names
 
 
 def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
