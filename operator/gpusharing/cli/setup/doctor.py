@@ -67,35 +67,32 @@ NO_SERVERS: Unseen = {
 class Examined:
     """What was found."""
 
+    view: InstallationView
+    """What was read of the installation."""
     symptoms: Sequence[Symptom] = ()
     """What is wrong."""
     notes: tuple[str, ...] = ()
     """What could not be found out about the installation, and why."""
     unseen: Unseen = field(default_factory=dict)
     """Why something could not be checked, by topic."""
-    simulated: Sequence[str] = ()
-    """Nodes whose GPUs are SIMULATED."""
-    installed: bool = True
-    """Whether the operator is installed."""
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     """See Verb."""
     try:
-        view, found = await _examine(session.client)
+        found = await _examine(session.client)
     except KubeError as error:
         raise Trouble(sentence(error, session.where)) from error
-    blind = sorted(NEEDED & view.unread.keys())
+    blind = sorted(NEEDED & found.view.unread.keys())
     if blind and not any(one.severity is Severity.ERROR for one in found.symptoms):
-        why = view.unread[blind[0]].replace(f" ({HINT})", "")
+        why = found.view.unread[blind[0]].replace(f" ({HINT})", "")
         raise Trouble(f"doctor cannot tell: you may not read {', '.join(blind)} in {session.where}: {why}")
     terminal.answer(lambda: as_data(found, session.name), lambda paper: describe(found, paper))
     return FAILED if any(one.severity is Severity.ERROR for one in found.symptoms) else DONE
 
 
-async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
-    """Read the installation and all Nodes, and find what is wrong with them. Also returns the view of the
-    installation."""
+async def _examine(client: KubeClient) -> Examined:
+    """Read the installation and all Nodes, and find what is wrong with them."""
     place, notes = await _place(client)
     view = await _as_installed(client, await gather_installation(client, place))
     view, entries = await _with_pointed(client, view)
@@ -110,14 +107,8 @@ async def _examine(client: KubeClient) -> tuple[InstallationView, Examined]:
         *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
     ]
     told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    examined = Examined(
-        told,
-        notes,
-        joined(find_unseen(view), {} if version else NO_VERSION, unlisted),
-        sorted(view.simulated),
-        view.installed,
-    )
-    return view, examined
+    unseen = joined(find_unseen(view), {} if version else NO_VERSION, unlisted)
+    return Examined(view, told, notes, unseen)
 
 
 def _entry_symptoms(view: InstallationView, entries: PluginEntries | None) -> Symptoms:
@@ -251,11 +242,11 @@ async def _mig_maps(client: KubeClient, namespace: str, name: str) -> dict[str, 
 def describe(found: Examined, paper: Paper) -> list[Line]:
     """A line for each topic without a problem; for the others what is wrong, with its command. Commands are never
     wrapped."""
-    lines: list[Line] = describe_simulated(found.simulated, paper)
-    if not found.installed:
+    lines: list[Line] = describe_simulated(sorted(found.view.simulated), paper)
+    if not found.view.installed:
         text = "The operator is not installed. This is what an installation would find here."
         lines += [*prose(text, paper, ink=Ink.WAITING), BLANK]
-    asked = frozenset(Topic) if found.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
+    asked = frozenset(Topic) if found.view.installed else ASKED_BY_PEOPLE | {Topic.CLUSTER_POLICY}
     inks = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
     for word, text, command in report_topics(found.symptoms, found.unseen, asked):
         told = prose(text, paper, indent="         ")
@@ -265,7 +256,7 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)
     count = Counter(one.severity for one in found.symptoms)
     errors, warnings = count[Severity.ERROR], count[Severity.WARNING]
-    what = "installation" if found.installed else "cluster"
+    what = "installation" if found.view.installed else "cluster"
     state = conclude(what, unseen=bool(found.unseen), errors=errors)
     title = f"{state}: errors {errors}, warnings {warnings}."
     return [*lines, BLANK, *prose(title, paper, ink=Ink.BAD if errors else Ink.GOOD)]
@@ -275,9 +266,9 @@ def as_data(found: Examined, where: str) -> dict[str, Any]:
     """Return the result as plain data, for JSON and YAML."""
     return {
         "context": where,
-        "installed": found.installed,
+        "installed": found.view.installed,
         "symptoms": [{key: str(held) for key, held in asdict(one).items()} for one in found.symptoms],
         "unknown": {str(topic): why for topic, why in found.unseen.items()},
-        "simulated": list(found.simulated),
+        "simulated": sorted(found.view.simulated),
         "notes": list(found.notes),
     }
