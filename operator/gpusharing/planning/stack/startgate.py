@@ -62,26 +62,19 @@ def find_untolerated_finder(
     finders: Iterable[FinderState], namespace: str, *, plain: bool
 ) -> Untolerated | None:
     """The first worker of Node Feature Discovery that is kept off; None: none was seen. Without it the labels of GPU
-    Feature Discovery do not come either. `namespace`: theirs; `plain`: see `finder_command`."""
-    for finder in finders:
-        if not finder.tolerates_gate:
-            return Untolerated(
-                f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
-                "its pods",
-                finder_command(finder.release, finder.tolerations, namespace, plain=plain),
-            )
-    return None
-
-
-def finder_command(release: str, tolerations: str, namespace: str, *, plain: bool) -> str:
-    """The command that lets the worker of Node Feature Discovery, installed with NVIDIA's chart, run behind the
-    taint."""
+    Feature Discovery do not come either. `namespace`: theirs; `plain`: it was installed with NVIDIA's device-plugin
+    chart, and not with the GPU Operator's."""
+    finder = next((one for one in finders if not one.tolerates_gate), None)
+    if finder is None:
+        return None
     chart, value = (
         ("nvdp/nvidia-device-plugin", "nfd") if plain else ("nvidia/gpu-operator", "node-feature-discovery")
     )
-    return (
-        f"helm upgrade {release or 'RELEASE'} {chart} -n {namespace} --reuse-values"
-        f" --set-json '{value}.worker.tolerations={_dump(widened(tolerations))}'"
+    return Untolerated(
+        f"DaemonSet {finder.name} of Node Feature Discovery does not tolerate {names.TAINT_UNPROVEN}",
+        "its pods",
+        f"helm upgrade {finder.release or 'RELEASE'} {chart} -n {namespace} --reuse-values"
+        f" --set-json '{value}.worker.tolerations={_dump(widened(finder.tolerations))}'",
     )
 
 
