@@ -1,10 +1,13 @@
-"""Runs the machine's C compiler. If it is missing, or lacks a header or library, the error says what to install."""
+"""Runs the machine's C compiler and `go build`. Errors say what is missing or why a build failed, and what to do."""
 
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from hack.cache import UnavailableError
+from hack.cache import UnavailableError, say
 
 INSTALL = "apt-get install --yes gcc libc6-dev"
 """Installs on Debian what a C program is built with."""
@@ -44,3 +47,80 @@ def compile_c(what: str, *arguments: str) -> None:
     if absent := re.search(r"\S+\.h: No such file or directory|cannot find -l\w+", done.stderr):
         raise UnavailableError(f"{what} cannot be built, because {program} says {absent[0]!r}: {INSTALL}")
     raise UnavailableError(f"{what} cannot be built, because {program} refuses it:\n{done.stderr.strip()}")
+
+
+OLDEST_GO = (1, 21)
+"""The first Go that automatically fetches the toolchain that a go.mod asks for."""
+CAUSES = (
+    (
+        r"no space left on device|disk quota exceeded",
+        "make room in our cache, in the temporary folder, and in those that `go env GOCACHE GOMODCACHE` names",
+    ),
+    (
+        r'dial tcp[^"\n]*|lookup .*: no such host|proxyconnect.*|i/o timeout|TLS handshake.*|Client\.Timeout.*'
+        r"|reading https?://\S+: [45]\d\d.*|module lookup disabled.*",
+        "a first build fetches Go modules, so check the network and `go env GOPROXY`",
+    ),
+    (
+        r"requires go >= [^;]*running go.*",
+        "let Go fetch the toolchain that the module asks for (export GOTOOLCHAIN=auto), or install that one",
+    ),
+    (
+        r"\S+: (?:read-only file system|permission denied)",
+        "make the folders that `go env GOCACHE GOMODCACHE` names writable, or name others",
+    ),
+)
+"""What Go says in its last lines, and what helps; the first match wins."""
+TAIL = 12
+"""Lines of Go's output that are shown where none of the causes matches."""
+
+
+def find_go(what: str) -> str:
+    """Return the path of the go command. `what`, the thing to be built, is named in the error.
+
+    Raises:
+        UnavailableError: there is no go on PATH, or it is too old to fetch the toolchain that a module asks for.
+    """
+    need = f"{what} must be built with Go >= {OLDEST_GO[0]}.{OLDEST_GO[1]}"
+    remedy = "install Go from https://go.dev/dl and put it first on PATH."
+    go = shutil.which("go")
+    if go is None:
+        raise UnavailableError(f"{need}, and there is no `go` on PATH: {remedy}")
+    asked = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False)
+    version = asked.stdout.strip()
+    found = re.match(r"go(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_GO:
+        raise UnavailableError(f"{need}, but {go} is {version or 'of unknown version'}: {remedy}")
+    return go
+
+
+def run_go(
+    what: str, command: Sequence[str], cwd: Path, environ: Mapping[str, str], *, minutes: int, again: str
+) -> None:
+    """Run `go` with the arguments `command` in folder `cwd`, and report on stderr that `what` is being built.
+
+    `minutes` is the time that the build takes on two cores, for that report. `again` is the shell command that the
+    error tells the user to run when the cause has been removed.
+
+    Raises:
+        UnavailableError: Go is missing or too old, or the build failed.
+    """
+    go = find_go(what)
+    say(f"building {what} once, about {minutes} min on 2 cores ...")
+    begin = time.monotonic()
+    done = subprocess.run([go, *command], cwd=cwd, env=environ, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise failure(f"{what} cannot be built", done.stderr, again)
+    say(f"built {what} in {time.monotonic() - begin:.0f} s")
+
+
+def failure(what: str, output: str, again: str) -> UnavailableError:
+    """Return the error for a failed build, with the statement `what`, the cause, its remedy and the command `again`.
+
+    Only the last TAIL lines of Go's output are searched for a cause of CAUSES. If none matches, the error quotes them.
+    """
+    lines = [line for line in output.splitlines() if line and not line.startswith("go: downloading")][-TAIL:]
+    for pattern, remedy in CAUSES:
+        if found := re.search(pattern, "\n".join(lines)):
+            return UnavailableError(f"{what}: {found[0]}; {remedy}, then run: {again}")
+    return UnavailableError("\n  ".join([f"{what}: mend what Go says, then run: {again}", *lines]))

@@ -337,6 +337,7 @@ FOLDER = "deploy/helm/gpu-sharing-operator/files/dashboards"
 COLUMNS = 24
 HEIGHT = 8
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+DATA_SOURCE = {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
 VALUES: dict[str, str] = {
     "cluster": "label_values(gpusharing_leader, cluster)",
     "policy": "label_values(gpusharing_policy_nodes, policy)",
@@ -363,14 +364,10 @@ def _model(dashboard: Dashboard) -> dict[str, Any]:
         "refresh": "30s",
         "time": {"from": "now-6h", "to": "now"},
         "links": [{"type": "dashboards", "tags": ["gpusharing"], "title": "GPU sharing", "keepTime": True}],
-        "templating": {"list": [_data_source(), *variables]},
+        "templating": {"list": [DATA_SOURCE, *variables]},
         "annotations": {"list": []},
         "panels": _placed(dashboard.panels),
     }
-
-
-def _data_source() -> dict[str, Any]:
-    return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"}
 
 
 def _variable(name: Variable) -> dict[str, Any]:

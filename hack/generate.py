@@ -12,12 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from hack.customresources import chart_crds, crds
 from hack.dashboards import dashboard
-from hack.generate_crds import chart_crds, crds
 from hack.generate_pages import pages
-from hack.generate_picture import picture
+from hack.generate_picture import picture, screenshot
 from hack.generate_reference import api_reference
-from hack.generate_screenshot import screenshot
 from hack.generate_values import values
 from hack.krew import krew
 

@@ -147,12 +147,8 @@ def settings() -> str:
         "controller/settings.py and planning/snapshot/views.py",
         "Operator settings",
         text,
-        _settings_table(rows),
+        _table(("Variable", "Default", "Meaning"), sorted(rows)),
     )
-
-
-def _settings_table(rows: Iterable[tuple[str, str, str]]) -> list[str]:
-    return _table(("Variable", "Default", "Meaning"), sorted(rows))
 
 
 def _field_docs(path: str, name: str) -> dict[str, str]:

@@ -43,7 +43,7 @@ def reference(resource: CustomResource) -> str:
 
 def _column(column: dict[str, Any]) -> str:
     wide = " (`-o wide`)" if column.get("priority") else ""
-    return f"| {column['name'].upper()}{wide} | {_cell(column['description'])} |"
+    return f"| {column['name'].upper()}{wide} | {cell(column['description'])} |"
 
 
 def _sections(path: str, schema: Schema) -> Iterator[str]:
@@ -55,7 +55,7 @@ def _sections(path: str, schema: Schema) -> Iterator[str]:
     required = schema.get("required", ())
     for name, child in schema["properties"].items():
         default = "**required**" if name in required else _default(child)
-        yield f"| `{name}` | {_type(child)} | {default} | {_cell(child['description'])} |"
+        yield f"| `{name}` | {_type(child)} | {default} | {cell(child['description'])} |"
     yield ""
     yield from _rules(schema)
     for name, child in schema["properties"].items():
@@ -100,5 +100,6 @@ def _type(schema: Schema) -> str:
     return kind + (", or null" if schema.get("nullable") else "")
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """The text as a cell of a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;")

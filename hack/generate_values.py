@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from hack.generate_reference import cell
+
 CHART = Path(__file__).resolve().parent.parent / "deploy" / "helm" / "gpu-sharing-operator"
 PAGE = "docs/reference/values.md"
 README = "deploy/helm/gpu-sharing-operator/README.md"
@@ -80,7 +82,7 @@ def _mapping(
         if not comment:
             raise ValueError(f"values.yaml: {'.'.join(name)} has no comment")
         default = json.dumps(yaml.safe_load(yaml.serialize(value)))
-        yield f"| `{'.'.join(name)}` | `{default}` | {_cell(comment)} |"
+        yield f"| `{'.'.join(name)}` | `{default}` | {cell(comment)} |"
 
 
 def _resolved(schema: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +104,3 @@ def _comment(lines: Sequence[str], line: int) -> str:
             break
         found.insert(0, text.strip().removeprefix("# "))
     return " ".join(found)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")

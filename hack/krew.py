@@ -188,10 +188,10 @@ def main(arguments: list[str] | None = None) -> int:
 # --- what is needed --------------------------------------------------------------------------------------------
 
 
-def needed(name: str = PROJECT, extras: Iterable[str] = (EXTRA,)) -> set[str]:
+def needed(name: str = PROJECT) -> set[str]:
     """The distributions that the plugin imports on any platform, itself left out, by what is installed here."""
     found: set[str] = set()
-    todo = [(name, frozenset(extras))]
+    todo = [(name, frozenset([EXTRA]))]
     while todo:
         one, wanted = todo.pop()
         try:

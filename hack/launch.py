@@ -13,9 +13,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hack.cluster.api import Api
-from hack.cluster.kubeconfig import open_api
+from hack.cluster.kubeconfig import open_api, service_account_token, write_token_kubeconfig
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import service_account_token, write_token_kubeconfig
 from hack.cluster.toolchain import program
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,15 +128,15 @@ def write_account(folder: Path, door: Door, token: str) -> dict[str, str]:
     }
 
 
-def operator_environment(factor: float, *, probe_port: int = 0, metrics_port: int = 0) -> dict[str, str]:
+def operator_environment(factor: float) -> dict[str, str]:
     """Settings of an operator beside hardware that runs `factor` times as fast as we assume the real one to."""
     waits = {f"GPUSHARING_{name}": str(seconds / factor) for name, seconds in WAITS.items()}
     return waits | {
         "GPUSHARING_NAMESPACE": NAMESPACE,
         "GPUSHARING_AGENT_NAMESPACE": AGENT_NAMESPACE,
         "GPUSHARING_LISTEN": "127.0.0.1",
-        "GPUSHARING_PROBE_PORT": str(probe_port),
-        "GPUSHARING_METRICS_PORT": str(metrics_port),
+        "GPUSHARING_PROBE_PORT": "0",
+        "GPUSHARING_METRICS_PORT": "0",
         "GPUSHARING_PENDING_PERIOD": str(max(60.0 / factor, 2.0)),
         "GPUSHARING_PUBLISH_PERIOD": str(2.0 / factor),
     }

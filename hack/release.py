@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from hack.krew import ROOT, version
+
 CHART = ROOT / "deploy" / "helm" / "gpu-sharing-operator"
 CHANGELOG = ROOT / "CHANGELOG.md"
 TARGET = ROOT / "build" / "chart" / CHART.name
@@ -41,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not DIGEST.fullmatch(options.digest):
         print(f"{options.digest} is not a digest; write one like sha256:{'0' * 64}", file=sys.stderr)
         return 2
-    version = _version()
-    changes = read_changes(options.changelog.read_text(), version)
+    released = version()
+    changes = read_changes(options.changelog.read_text(), released)
     if not changes:
-        needed = f"needed: a section ## {version} with a line per change"
-        print(f"{options.changelog.name} says nothing about {version}; {needed}", file=sys.stderr)
+        needed = f"needed: a section ## {released} with a line per change"
+        print(f"{options.changelog.name} says nothing about {released}; {needed}", file=sys.stderr)
         return 1
     print(write_chart(options.target, options.repository, options.digest, changes, options.source))
     return 0
@@ -62,12 +63,6 @@ def read_changes(text: str, version: str) -> list[dict[str, str]]:
         entries = [entry.split("\n\n")[0] for entry in re.split(r"^- ", body, flags=re.MULTILINE)[1:]]
         changes += [{"kind": kind.lower(), "description": " ".join(entry.split())} for entry in entries]
     return changes
-
-
-def _version() -> str:
-    found = re.search(r"^version: (\S+)$", (CHART / "Chart.yaml").read_text(), re.MULTILINE)
-    assert found is not None
-    return found[1]
 
 
 def write_chart(
@@ -96,7 +91,7 @@ def write_chart(
 
 def _addresses(source: str) -> list[str]:
     """Links and the picture, of the tag that is released, as the workflow's host serves them."""
-    tag = f"v{_version()}"
+    tag = f"v{version()}"
     links = [
         {"name": "source", "url": source},
         {"name": "documentation", "url": f"{source}/tree/{tag}/docs"},

@@ -6,7 +6,7 @@ with the same message are skipped instead, so that a run (with `-n`, each worker
 """
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 
 import pytest
 
@@ -37,13 +37,13 @@ class PartUnavailableError(UnavailableError):
         self.part = part
 
 
-def left_out(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
+def left_out() -> frozenset[str]:
     """Return the parts that LEAVE_OUT names, separated by blanks or commas.
 
     Raises:
         UnavailableError: one of the names is not a part.
     """
-    names = frozenset(environ.get("LEAVE_OUT", "").replace(",", " ").split())
+    names = frozenset(os.environ.get("LEAVE_OUT", "").replace(",", " ").split())
     if unknown := sorted(names - PARTS.keys()):
         raise UnavailableError(f"LEAVE_OUT names {unknown[0]!r}: choose from {', '.join(PARTS)}")
     return names

@@ -25,8 +25,8 @@ from hack.bench.divide import INSTANCES
 from hack.bench.machine import cpu_ms, read_metric, read_metrics, rss_mib
 from hack.bench.results import Measured
 from hack.bench.testbed import GPUNODES, Testbed
+from hack.cluster.kubeconfig import node_bound_token
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import node_bound_token
 from hack.nvmlsim.simulator import Simulator
 from hack.realnode import cgroups
 from hack.sim import kubeletsocket

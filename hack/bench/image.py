@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hack import launch
 from hack.cluster.api import Api
-from hack.cluster.tokens import service_account_token
+from hack.cluster.kubeconfig import service_account_token
 
 LOCK = launch.ROOT / "requirements.lock"
 DOCKERFILE = launch.ROOT / "deploy" / "Dockerfile"

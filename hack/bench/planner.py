@@ -54,7 +54,12 @@ def fleet(count: int, **spec: object) -> ClusterSnapshot:
         policies=tuple(policies),
         stack=_stack(policies),
         agents=frozenset(node.name for node in nodes),
-        mig_managers={node.name: _mig_manager(node.name) for node in nodes},
+        mig_managers={
+            node.name: Operand(
+                "gpu-operator", f"nvidia-mig-manager-{node.name}", f"uid-mig-{node.name}", ready=True
+            )
+            for node in nodes
+        },
         claims={},
         work={},
     )
@@ -139,10 +144,6 @@ def _gpunode(name: str) -> GPUNodeView:
         pods=0,
     )
     return GPUNodeView(name, f"uid-gpunode-{name}", request_id="", quiet=False, observed=report)
-
-
-def _mig_manager(node: str) -> Operand:
-    return Operand("gpu-operator", f"nvidia-mig-manager-{node}", f"uid-mig-{node}", ready=True)
 
 
 def _stack(policies: list[PolicyView]) -> StackView:

@@ -200,9 +200,9 @@ class Api:
         )
 
 
-def in_parallel(work: Callable[[T], R], items: Iterable[T], threads: int = 8) -> list[R]:
+def in_parallel(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Call `work` for every item on a few threads and return the results in order; an error is raised."""
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(8) as pool:
         return list(pool.map(work, items))
 
 

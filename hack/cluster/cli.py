@@ -18,9 +18,8 @@ from hack.cache import UnavailableError, private_directory, state_root
 from hack.cluster import install, kind, nodes, state, toolchain
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api
+from hack.cluster.kubeconfig import KubeconfigError, kubeconfig_path, open_api, write_token_kubeconfig
 from hack.cluster.process import ComponentError
-from hack.cluster.tokens import write_token_kubeconfig
 
 EXPECTED = (UnavailableError, ComponentError, KubeconfigError, kind.KindError, TimeoutError)
 """Errors whose text is meant for the user."""

@@ -12,15 +12,16 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 from hack.cache import private_directory, state_root
-from hack.cluster import commands, process, state, tokens, toolchain
+from hack.cluster import commands, process, state, toolchain
 from hack.cluster.api import Api, ApiError, Credentials
 from hack.cluster.certs import SERVICE_ADDRESS, create_pki, kubelet_user
 from hack.cluster.commands import Layout
-from hack.cluster.kubeconfig import write_kubeconfig
+from hack.cluster.kubeconfig import write_kubeconfig, write_token_kubeconfig
 from hack.cluster.process import Component, ComponentError, wait_until
 
 READY_SECONDS = 120.0
@@ -41,7 +42,6 @@ class Options:
     kwok: bool = True
     """Let kwok play the kubelet of every node with the annotation `kwok.x-k8s.io/node: fake`."""
     scheduler: bool = True
-    controller_manager: bool = True
     audit: bool = False
     """Log every request (who, verb, resource, when; no bodies) to `audit_log`."""
     address: str = commands.HOST
@@ -70,7 +70,6 @@ class ControlPlane:
         self._api: Api | None = None
         self._components: dict[str, Component] = {}
         self._commands: dict[str, list[str]] = {}
-        self._programs: toolchain.Programs | None = None
 
     def __enter__(self) -> Self:
         """Start it and wait until it is ready."""
@@ -129,7 +128,7 @@ class ControlPlane:
     @property
     def kubectl_program(self) -> Path:
         """The kubectl that belongs to this control plane."""
-        return self._program().kubectl
+        return self._programs.kubectl
 
     def pids(self) -> dict[str, int]:
         """Process ids by component name."""
@@ -166,7 +165,7 @@ class ControlPlane:
     def service_account_kubeconfig(self, namespace: str, name: str) -> Path:
         """A kubeconfig that acts as an existing service account, under its RBAC."""
         path = self.directory / f"{namespace}-{name}.kubeconfig"
-        return tokens.write_token_kubeconfig(self.api, path, namespace, name)
+        return write_token_kubeconfig(self.api, path, namespace, name)
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -177,7 +176,7 @@ class ControlPlane:
             UnavailableError: a program is missing and cannot be built.
             ComponentError: a program ended or did not get ready; the text has its last log lines.
         """
-        self._program()
+        programs = self._programs
         kwok = toolchain.program("kwok") if self.options.kwok else None
         directory = self._make_directory()
         options = self.options
@@ -188,7 +187,7 @@ class ControlPlane:
             etcd, peer, apiserver = process.free_ports(3)
             self._layout = Layout(directory, etcd, peer, apiserver, options.address)
             self._prepare_clients()
-            self._commands = self._command_lines(kwok)
+            self._commands = self._command_lines(programs, kwok)
             try:
                 self._start_all()
                 return
@@ -212,12 +211,9 @@ class ControlPlane:
         if self._given is None:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def stop_component(self, name: str, *, kill: bool = False) -> None:
-        """Stop one program, for tests of what happens without it; `kill` ends it as a crash would.
-
-        The API server takes ten seconds to stop in order while others watch it: kill it.
-        """
-        self._components.pop(name).stop(kill=kill)
+    def kill_component(self, name: str) -> None:
+        """End one program as a crash would, for tests of what happens without it."""
+        self._components.pop(name).stop(kill=True)
         self.api.close()
 
     def start_component(self, name: str) -> None:
@@ -229,9 +225,8 @@ class ControlPlane:
     def wait_ready(self) -> None:
         """Wait until the API server answers /readyz and the `default` service account exists."""
         self._await("the API server", self._answers("/readyz"), "kube-apiserver")
-        if self.options.controller_manager:
-            path = "/api/v1/namespaces/default/serviceaccounts/default"
-            self._await("the default service account", self._answers(path), "kube-controller-manager")
+        path = "/api/v1/namespaces/default/serviceaccounts/default"
+        self._await("the default service account", self._answers(path), "kube-controller-manager")
 
     def check(self) -> None:
         """Raise ComponentError when a program has ended on its own."""
@@ -240,10 +235,9 @@ class ControlPlane:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    def _program(self) -> toolchain.Programs:
-        if self._programs is None:
-            self._programs = toolchain.control_plane_programs()
-        return self._programs
+    @cached_property
+    def _programs(self) -> toolchain.Programs:
+        return toolchain.control_plane_programs()
 
     def _make_directory(self) -> Path:
         if self._given is not None:
@@ -261,17 +255,16 @@ class ControlPlane:
             write_kubeconfig(layout.kubeconfig(user), layout.url, ca_pem, user, credentials)
         self._api = Api(layout.url, ca_pem, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
 
-    def _command_lines(self, kwok: Path | None) -> dict[str, list[str]]:
-        programs, layout, options = self._program(), self.layout, self.options
+    def _command_lines(self, programs: toolchain.Programs, kwok: Path | None) -> dict[str, list[str]]:
+        layout, options = self.layout, self.options
         access = commands.kubelet_access(layout) if options.kubelets else []
         lines = {
             "etcd": commands.etcd(programs, layout),
             "kube-apiserver": commands.apiserver(
                 programs, layout, audit=options.audit, extra=(*access, *options.apiserver_flags)
             ),
+            "kube-controller-manager": commands.controller_manager(programs, layout),
         }
-        if options.controller_manager:
-            lines["kube-controller-manager"] = commands.controller_manager(programs, layout)
         if options.scheduler:
             lines["kube-scheduler"] = commands.scheduler(programs, layout)
         if kwok is not None:

@@ -181,7 +181,7 @@ def text_of(file: Path) -> str:
         return ""
 
 
-def tail(log: Path, lines: int = LOG_TAIL_LINES) -> str:
+def tail(log: Path) -> str:
     """The last lines of a log file."""
     text = text_of(log)
-    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (nothing)"
+    return "\n".join(f"  {line}" for line in text.splitlines()[-LOG_TAIL_LINES:]) or "  (nothing)"

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hack.cache import UnavailableError, cache_root, make_once, say
-from hack.compiler import need_compiler
-from hack.golang import run_go
+from hack.compiler import need_compiler, run_go
 
 KWOK_VERSION = "v0.8.0"
 HELM_VERSION = "v4.3.1"
@@ -24,10 +23,8 @@ HELM3_VERSION = "v3.22.0"
 KIND_VERSION = "v0.32.0"
 """Its default node image has the minor version of Kubernetes that we build; hack/kind.yaml names that image."""
 ACTIONLINT_VERSION = "v1.7.12"
-CONTROLPLANE_SOURCE = Path(__file__).resolve().parent.parent / "controlplane"
-KUBELET_SOURCE = CONTROLPLANE_SOURCE.parent / "kubelet"
-CHARTTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "charttools"
-KREWTOOLS_SOURCE = CONTROLPLANE_SOURCE.parent / "krewtools"
+SOURCES = Path(__file__).resolve().parent.parent
+CONTROLPLANE_SOURCE = SOURCES / "controlplane"
 CONTROLPLANE_CALLS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 
 
@@ -91,17 +88,18 @@ def version_flags(version: str) -> str:
     )
 
 
-def controlplane_recipe(source: Path = CONTROLPLANE_SOURCE) -> ToolRecipe:
+def controlplane_recipe() -> ToolRecipe:
     """Build etcd, the control plane and kubectl as one program: one link instead of five."""
-    return _kubernetes_recipe("controlplane", source, 5, CONTROLPLANE_CALLS)
+    return _kubernetes_recipe("controlplane", 5, CONTROLPLANE_CALLS)
 
 
-def kubelet_recipe(source: Path = KUBELET_SOURCE) -> ToolRecipe:
+def kubelet_recipe() -> ToolRecipe:
     """Build the kubelet apart: only rung 4 runs it, and its module names things that no other program needs."""
-    return _kubernetes_recipe("kubelet", source, 2, ())
+    return _kubernetes_recipe("kubelet", 2, ())
 
 
-def _kubernetes_recipe(name: str, source: Path, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
+def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
+    source = SOURCES / name
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])
     flags = ("-trimpath", f"-ldflags={version_flags(version)}")
@@ -142,16 +140,6 @@ def module_recipe(source: Path, leading: str, programs: tuple[str, ...]) -> Tool
     return ToolRecipe(source.name, version[1], files, command, programs, source)
 
 
-def charttools_recipe(source: Path = CHARTTOOLS_SOURCE) -> ToolRecipe:
-    """Build helm-unittest and chart-testing: `go install` refuses what replaces a module."""
-    return module_recipe(source, "helm.sh/helm/v3", ("helm-unittest", "ct"))
-
-
-def krewtools_recipe(source: Path = KREWTOOLS_SOURCE) -> ToolRecipe:
-    """Build krew and the validator of its manifests."""
-    return module_recipe(source, "sigs.k8s.io/krew", ("krew", "validate-krew-manifest"))
-
-
 RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     "controlplane": controlplane_recipe,
     "kwok": lambda: install_recipe("kwok", KWOK_VERSION, "sigs.k8s.io/kwok/cmd/kwok"),
@@ -162,8 +150,11 @@ RECIPES: Mapping[str, Callable[[], ToolRecipe]] = {
     "actionlint": lambda: install_recipe(
         "actionlint", ACTIONLINT_VERSION, "github.com/rhysd/actionlint/cmd/actionlint"
     ),
-    "charttools": charttools_recipe,
-    "krewtools": krewtools_recipe,
+    # `go install` refuses what replaces a module.
+    "charttools": lambda: module_recipe(SOURCES / "charttools", "helm.sh/helm/v3", ("helm-unittest", "ct")),
+    "krewtools": lambda: module_recipe(
+        SOURCES / "krewtools", "sigs.k8s.io/krew", ("krew", "validate-krew-manifest")
+    ),
 }
 WITHOUT_A_NAME = ("controlplane", "kwok", "helm")
 """What the lower rungs need."""

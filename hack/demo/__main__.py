@@ -39,7 +39,6 @@ def arguments() -> argparse.Namespace:
         "--driver", default=os.environ.get("DRIVER") or "embedded", help=f"or $DRIVER: {', '.join(TRY_NEXT)}"
     )
     parser.add_argument("--quiet", action="store_true", help="only headings and checks")
-    parser.add_argument("--verbose", action="store_true", help="the operator's log on the screen too")
     parser.add_argument("--no-color", action="store_true", help="or $NO_COLOR")
     parser.add_argument(
         "--record", type=Path, metavar="FILE", help="write what the README's picture is drawn from"
@@ -64,11 +63,11 @@ async def run(options: argparse.Namespace, screen: Screen) -> None:
     if options.driver == "cluster":
         from hack.demo.cluster import cluster_stage
 
-        stages = cluster_stage(screen, verbose=options.verbose)
+        stages = cluster_stage(screen)
     else:
         from hack.demo.embedded import embedded_stage
 
-        stages = embedded_stage(verbose=options.verbose)
+        stages = embedded_stage()
     async with stages as stage:
         screen.banner(stage.simulated)
         screen.say(f"The operator's log: {LOG.relative_to(ROOT)}")
@@ -87,7 +86,7 @@ def main() -> int:
         if options.driver == "nvidia":
             from hack.demo.nvidia import play_on_real_parts
 
-            play_on_real_parts(screen, verbose=options.verbose)
+            play_on_real_parts(screen)
         else:
             asyncio.run(run(options, screen))
     except DemoFailed as failure:

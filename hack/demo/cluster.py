@@ -126,14 +126,18 @@ def deployment(workload: SimWorkload) -> JSON:
 
 
 @asynccontextmanager
-async def cluster_stage(screen: Screen, *, verbose: bool = False) -> AsyncIterator[ClusterStage]:
+async def cluster_stage(screen: Screen) -> AsyncIterator[ClusterStage]:
     """A control plane of its own with everything on it but the operator; all of it ends with the context."""
     empty_log()
     plane = ControlPlane(options=Options(audit=True))
     try:
         _step(screen, "etcd, API server, controller-manager, scheduler, kwok", plane.start)
         _step(screen, "stand-ins for the GPU Operator's CRDs and ClusterPolicy", partial(_prepare, plane))
-        _step(screen, "our chart, by helm install", partial(_install, plane))
+        _step(
+            screen,
+            "our chart, by helm install",
+            partial(product.install_chart, plane.kubeconfig, "--set", "operator.replicas=0"),
+        )
         _step(screen, f"{len(fleet.nodes())} SIMULATED nodes", partial(_populate, plane))
         software = product.node_software(plane.kubeconfig, plane.directory, FACTOR, "--agent-interval", "1")
         with software:
@@ -143,8 +147,6 @@ async def cluster_stage(screen: Screen, *, verbose: bool = False) -> AsyncIterat
                     yield stage
                 finally:
                     await stage.stop()
-                    if verbose:
-                        screen.output(LOG.read_text())
     finally:
         plane.stop()
 
@@ -160,10 +162,6 @@ def _prepare(plane: ControlPlane) -> None:
     for name in fleet.NAMESPACES:
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         plane.api.create("/api/v1/namespaces", namespace)
-
-
-def _install(plane: ControlPlane) -> None:
-    product.install_chart(plane.kubeconfig, "--set", "operator.replicas=0")
 
 
 def _populate(plane: ControlPlane) -> None:

@@ -89,22 +89,21 @@ class EmbeddedStage:
 
 
 @asynccontextmanager
-async def embedded_stage(*, verbose: bool = False) -> AsyncIterator[EmbeddedStage]:
-    """A running stage; its operators log into a file unless `verbose`."""
+async def embedded_stage() -> AsyncIterator[EmbeddedStage]:
+    """A running stage; its operators log into a file."""
     fleet = nodes()
     for node in fleet:
         node["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
     with empty_log().open("w") as file:
-        if not verbose:
-            structlog.configure(
-                processors=[
-                    structlog.processors.add_log_level,
-                    structlog.processors.TimeStamper(fmt="iso", utc=True),
-                    structlog.processors.format_exc_info,
-                    structlog.processors.JSONRenderer(),
-                ],
-                logger_factory=structlog.WriteLoggerFactory(file=file),
-            )
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ],
+            logger_factory=structlog.WriteLoggerFactory(file=file),
+        )
         try:
             async with embedded(fleet, sim={"agent_interval": 0.5}, lease_timing=LEASE) as environment:
                 yield EmbeddedStage(environment)

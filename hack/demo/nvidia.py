@@ -21,7 +21,7 @@ SIMULATED = (
 FAULTY = "two"
 
 
-def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
+def play_on_real_parts(screen: Screen) -> None:
     """The whole story.
 
     Raises:
@@ -42,9 +42,6 @@ def play_on_real_parts(screen: Screen, *, verbose: bool = False) -> None:
             raise LaunchError(str(error)) from error
         except TimeoutError as error:
             raise DemoFailed(str(error)) from error
-        finally:
-            if verbose:
-                screen.output(LOG.read_text())
 
 
 def _play(screen: Screen, loop: NvidiaLoop) -> None:

@@ -146,11 +146,7 @@ def needed(data: bytes) -> list[str]:
         for address, offset, length in loads
         if address <= tables[0] < address + length
     )
-    return [_string(data, strings + value) for tag, value in entries if tag == NEEDED]
-
-
-def _string(data: bytes, at: int) -> str:
-    return data[at : data.index(b"\0", at)].decode()
+    return [data[strings + value :].partition(b"\0")[0].decode() for tag, value in entries if tag == NEEDED]
 
 
 def missing(trees: list[Path]) -> list[str]:
@@ -197,17 +193,15 @@ def by_kind(trees: Sequence[Path]) -> dict[str, tuple[int, int, int]]:
         count = size = packed = 0
         for tree in trees:
             paths = [
-                path for path in walk(tree) if _is_file(path) and kind(str(path.relative_to(tree))) == name
+                path
+                for path in walk(tree)
+                if path.is_file() and not path.is_symlink() and kind(str(path.relative_to(tree))) == name
             ]
             if paths:
                 count, size = count + len(paths), size + sum(path.stat().st_size for path in paths)
                 packed += len(compress(pack_tar(tree, paths, 0)))
         found[name] = (count, size, packed)
     return found
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
 
 
 def table(found: Mapping[str, tuple[int, int, int]], whole: int) -> str:

@@ -1,21 +1,123 @@
-"""Build deploy/Dockerfile with Docker or buildah, where a registry serves its base.
+"""Build deploy/Dockerfile with Docker or buildah, where a registry serves its base, and read the saved image back.
 
 `python -m hack.images.registry` prints what a builder must be told besides, as outputs of a step of a hosted workflow:
 `epoch`, and the labels, one in a line.
 """
 
+import gzip
+import hashlib
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from hack.generate import ROOT
-from hack.images.contents import PREFIX, Image, Origin, labels, read_origin
-from hack.images.saved import read
+from hack.images.contents import (
+    PREFIX,
+    PYTHON_ITSELF,
+    Image,
+    ImagePart,
+    Origin,
+    debian_parts,
+    labels,
+    read_origin,
+    wheel_parts,
+)
+from hack.images.layers import compress
 from hack.images.wheels import native
+
+STATUS = re.compile(r"var/lib/dpkg/status(\.d/[^/]+)?$")
+METADATA = re.compile(r".*/(?:site|dist)-packages/[^/]+\.dist-info/METADATA$")
+VENV = "opt/venv/pyvenv.cfg"
+BUILT = "/usr/local/bin"
+"""Where a Python lies that is of no Debian package, as in the base of deploy/Dockerfile."""
+
+
+class ArchiveError(ValueError):
+    """The archive is none that we can read. The text says why."""
+
+
+def read(path: Path) -> Image:
+    """The image in a docker-archive.
+
+    Raises:
+        ArchiveError: it is none, or holds several images.
+    """
+    with tarfile.open(path) as tar:
+        try:
+            (manifest,) = json.loads(_member(tar, "manifest.json"))
+        except (KeyError, ValueError) as error:
+            raise ArchiveError(
+                f"{path} is not an archive of one image, as `docker save` writes it: {error}"
+            ) from error
+        raw = _member(tar, manifest["Config"])
+        files: dict[str, bytes] = {}
+        size = compiled = 0
+        for name in manifest["Layers"]:
+            layer = _member(tar, name)
+            size += len(layer if layer.startswith(b"\x1f\x8b") else compress(layer))
+            found, modules = _kept(layer)
+            files |= found
+            compiled += modules
+    config = json.loads(raw)
+    digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    reference, architecture = manifest["RepoTags"][0], config["architecture"]
+    parts = tuple(sorted(_parts(files)))
+    return Image(path, reference, architecture, digest, size, compiled, parts, config["config"])
+
+
+def _member(tar: tarfile.TarFile, name: str) -> bytes:
+    file = tar.extractfile(name)
+    if file is None:
+        raise KeyError(f"{name} is no file")
+    return file.read()
+
+
+def _kept(layer: bytes) -> tuple[dict[str, bytes], int]:
+    """The files of a layer that say what is in the image, and the number of compiled modules."""
+    raw = gzip.decompress(layer) if layer.startswith(b"\x1f\x8b") else layer
+    found, compiled = {}, 0
+    with tarfile.open(fileobj=io.BytesIO(raw)) as tar:
+        for member in tar:
+            name = member.name.removeprefix("./")
+            compiled += name.endswith(".pyc")
+            if STATUS.match(name) or METADATA.match(name) or name == VENV:
+                file = tar.extractfile(member)
+                assert file is not None
+                found[name] = file.read()
+    return found, compiled
+
+
+def _parts(files: Mapping[str, bytes]) -> Iterator[ImagePart]:
+    texts = {name: data.decode() for name, data in files.items()}
+    status = [
+        paragraph
+        for name, text in texts.items()
+        if STATUS.match(name)
+        for paragraph in text.split("\n\n")
+        if paragraph.strip() and "\nStatus: deinstall" not in paragraph
+    ]
+    yield from debian_parts(status, ())
+    yield from wheel_parts([text for name, text in texts.items() if METADATA.match(name)], {})
+    told = dict(re.findall(r"^(\w+) = (.*)$", texts.get(VENV, ""), re.MULTILINE))
+    if told.get("home") == BUILT and (version := told.get("version")):
+        yield ImagePart(
+            PYTHON_ITSELF,
+            "python",
+            version,
+            f"pkg:generic/python@{version}",
+            "python",
+            version,
+            "Python-2.0.1",
+            "https://www.python.org",
+        )
+
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 OUT = ROOT / "build" / "images"
@@ -53,7 +155,7 @@ def find_builder(path: str | None = None) -> str:
     """`docker` when its daemon answers, else `buildah`, else nothing."""
     if (
         shutil.which("docker", path=path)
-        and _quiet("docker", "version", "--format", "{{.Server.Version}}") == 0
+        and subprocess.run(["docker", "version"], capture_output=True, check=False).returncode == 0
     ):
         return "docker"
     if shutil.which("buildah", path=path):
@@ -147,10 +249,6 @@ def save(builder: str, reference: str, target: Path) -> list[str]:
     if builder == "docker":
         return ["docker", "save", "--output", str(target), reference]
     return ["buildah", "push", "--quiet", reference, f"docker-archive:{target}:{reference}"]
-
-
-def _quiet(*arguments: str) -> int:
-    return subprocess.run(arguments, capture_output=True, check=False).returncode
 
 
 def main() -> int:

@@ -22,8 +22,8 @@ from hack import launch
 from hack.bench.machine import cpu_ms
 from hack.cluster import install
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import free_ports
-from hack.cluster.tokens import service_account_token
 from hack.images import local
 from hack.images.contents import Image
 

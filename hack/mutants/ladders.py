@@ -7,6 +7,7 @@ which pins the order of a ladder is no proof that anybody would miss the row.
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from importlib import import_module
 from types import FunctionType
 from typing import Any
@@ -27,16 +28,6 @@ class Ladder:
     """What it answers when it does not."""
     tests: tuple[str, ...]
     """Files of tests/planning where a killer is looked for."""
-
-    @property
-    def id(self) -> str:
-        """Names the ladder in tests/mutants/killers.yaml."""
-        return f"{self.module}.{self.name}"
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Their paths."""
-        return tuple(f"tests/planning/test_{name}.py" for name in self.tests)
 
     def rows(self) -> tuple[Any, ...]:
         """As the product has them."""
@@ -100,24 +91,23 @@ LADDERS = (
 
 @dataclass(frozen=True, slots=True)
 class LadderRow:
-    """One row of a ladder."""
+    """One row of a ladder, as a mutant without it."""
 
-    ladder: Ladder
-    name: str
-
-    @property
-    def look(self) -> tuple[str, ...]:
-        """Files where a killer is looked for."""
-        return self.ladder.files
-
-    def plant(self) -> None:
-        """See Ladder."""
-        self.ladder.plant(self.name)
+    look: tuple[str, ...]
+    """Files where a killer is looked for."""
+    plant: Callable[[], None]
+    """See Ladder."""
 
 
 def read_rows() -> Mapping[str, LadderRow]:
     """Every row of all ladders, by its id."""
-    return {f"{ladder.id}: {name}": LadderRow(ladder, name) for ladder in LADDERS for name in ladder.names()}
+    return {
+        f"{ladder.module}.{ladder.name}: {name}": LadderRow(
+            tuple(f"tests/planning/test_{test}.py" for test in ladder.tests), partial(ladder.plant, name)
+        )
+        for ladder in LADDERS
+        for name in ladder.names()
+    }
 
 
 def find_strays(ladders: Iterable[Ladder] = LADDERS) -> list[str]:

@@ -175,12 +175,11 @@ def _collect(arguments: Sequence[str], play: Callable[[Items], object]) -> objec
 def _expand(candidates: Sequence[str], items: Items) -> Iterator[str]:
     """Yield the ids of the collected tests that are candidates, or are in a file or folder that is one."""
     for candidate in candidates:
-        yield from (test for test in items if test == candidate or _is_in(test.partition("::")[0], candidate))
-
-
-def _is_in(file: str, place: str) -> bool:
-    """Return whether the path of a test file is `place`, or is below the folder `place`."""
-    return Path(file).is_relative_to(place)
+        yield from (
+            test
+            for test in items
+            if test == candidate or Path(test.partition("::")[0]).is_relative_to(candidate)
+        )
 
 
 def _notices(item: pytest.Item, mutant: Mutant) -> bool:

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from hack.cache import UnavailableError, cache_root, say
 from hack.cluster.toolchain import ToolRecipe, build_environment, build_once
-from hack.compiler import need_compiler
-from hack.golang import failure, find_go
+from hack.compiler import failure, find_go, need_compiler
 
 HERE = Path(__file__).resolve().parent
 WHAT = "NVIDIA's programs"

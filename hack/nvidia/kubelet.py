@@ -84,7 +84,7 @@ class DeviceManager:
         before = len(self._held)
         for uid in [uid for uid in self._held if not _runs(pods.get(uid))]:
             self._end_processes(uid)
-            if uid not in pods or _ended(pods[uid]):
+            if uid not in pods or pods[uid].get("status", {}).get("phase") in ("Succeeded", "Failed"):
                 del self._held[uid]
         changed = len(self._held) != before
         for uid, pod in pods.items():
@@ -136,10 +136,6 @@ def _runs(pod: Object | None) -> bool:
     if pod is None or "deletionTimestamp" in pod["metadata"]:
         return False
     return bool(pod.get("status", {}).get("phase") == "Running")
-
-
-def _ended(pod: Object) -> bool:
-    return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
 
 def gfd_labels_in(file: Path) -> dict[str, str]:

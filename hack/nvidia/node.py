@@ -90,10 +90,10 @@ class RealNode:
             if _app(pod) == app and (found := self._pods.get(pod["metadata"]["uid"])):
                 found.kill()
 
-    def manifest(self, pool: str) -> Object:
+    def manifest(self) -> Object:
         """The Node as the GPU Operator leaves a fresh one; GFD's labels and GPU resources come from the programs."""
         product = find_model(self.models[0]).products[0]
-        manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool=pool)
+        manifest = node_manifest(self.name, product=product, gpus=len(self.models), pool="real")
         kept = (names.LABEL_GPU_PRESENT, names.LABEL_MIG_CONFIG, names.LABEL_DEPLOY_PREFIX)
         labels = manifest["metadata"]["labels"]
         manifest["metadata"]["labels"] = {
@@ -180,7 +180,7 @@ def _app(pod: Object) -> str:
 
 @contextlib.contextmanager
 def real_nodes(
-    kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path, *, pool: str = "real"
+    kubeconfig: Path, machines: Mapping[str, Sequence[str]], folder: Path
 ) -> Iterator[dict[str, RealNode]]:
     """Nodes by name, with the models of their GPUs, on the control plane; their programs end with the context."""
     with contextlib.ExitStack() as stack, open_api(kubeconfig) as api:
@@ -189,7 +189,7 @@ def real_nodes(
         for name, models in machines.items():
             (folder / name).mkdir(parents=True, exist_ok=True)
             made[name] = RealNode(kubeconfig, name, models, folder / name)
-            api.create("/api/v1/nodes", made[name].manifest(pool))
+            api.create("/api/v1/nodes", made[name].manifest())
         wait_nodes_ready(api, list(made))
         for node in made.values():
             stack.callback(node.stop)

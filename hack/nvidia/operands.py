@@ -10,8 +10,7 @@ from gpusharing.api.names import LABEL_DEPLOY_PREFIX
 from gpusharing.kube.raw import section, text
 from hack.cluster.api import Api, ApiError, Credentials, Object
 from hack.cluster.install import GPU_OPERATOR_NAMESPACE
-from hack.cluster.kubeconfig import write_kubeconfig
-from hack.cluster.tokens import pod_bound_token
+from hack.cluster.kubeconfig import pod_bound_token, write_kubeconfig
 from hack.launch import LaunchedProcess
 from hack.nvidia import build
 from hack.nvidia.kubelet import Mount

@@ -92,7 +92,7 @@ class Machine:
         entered.unlink(missing_ok=True)
         self.cgroup = cgroups.make(self.name)
         settings = [setting for setting in stand_ins if Path("/proc/sys", setting).exists()]
-        unshare = (
+        unshare = [
             "unshare",
             "--mount",
             "--propagation",
@@ -101,19 +101,9 @@ class Machine:
             "--net",
             "--fork",
             "--kill-child",
-        )
-        command = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            *unshare,
-            "sh",
-            "-c",
-            _INIT,
-            "machine",
-            str(self.folder),
-            *settings,
         ]
+        init = ["sh", "-c", _INIT, "machine", str(self.folder), *settings]
+        command = ["setpriv", "--pdeathsig", "KILL", *unshare, *init]
         self._keeper = process.start(f"machine {self.name}", command, self.folder / "machine.log")
         wait_until(entered.exists, READY_SECONDS, f"machine {self.name}", self._keeper.check)
         self._first = self._children()[0]

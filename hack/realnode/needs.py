@@ -10,8 +10,7 @@ from pathlib import Path
 from hack.apt import install
 from hack.cache import UnavailableError
 from hack.cluster.toolchain import kubelet_recipe
-from hack.compiler import INSTALL, find_compiler
-from hack.golang import find_go
+from hack.compiler import INSTALL, find_compiler, find_go
 from hack.required import left_out
 
 PROGRAMS = {

@@ -293,9 +293,9 @@ class KubeletNode:
         ]
         self._programs["kubelet"] = self.machine.spawn("kubelet", command)
 
-    def stop_program(self, name: str, *, kill: bool = False) -> None:
-        """End `kubelet` or `containerd`; the pods go on."""
-        self._programs.pop(name).stop(kill=kill)
+    def kill_program(self, name: str) -> None:
+        """End `kubelet` or `containerd` as a crash would; the pods go on."""
+        self._programs.pop(name).stop(kill=True)
 
     def wait_ready(self) -> None:
         """Until the Node is Ready, as the kubelet says that was started last.

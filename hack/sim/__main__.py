@@ -7,7 +7,6 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from gpusharing.agent.meter import LAG
 from gpusharing.kube.errors import KubeError
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import OfficialLogin
@@ -24,63 +23,41 @@ BANNER = (
 HINT = f"Let something go wrong: kubectl annotate node NAME sim.gpusharing.dev/inject=FAULT; FAULT: {', '.join(FAULTS)}"
 
 
+OPTIONS = {
+    "time_factor": (float, "simulated seconds per second"),
+    "seed": (int, "of the jitter"),
+    "agent_interval": (float, "seconds between an agent's readings"),
+    "agent_hung_after": (float, "seconds after which an agent reports that a reading hangs"),
+    "agent_port": (int, "serve the agents' metrics there, as /NODE/metrics; 0: a free port"),
+    "meter_lag": (float, "seconds for which a new counter of a meter is 0"),
+}
+"""Settings that the command line can change, by their names in SimSettings."""
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m hack.sim", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG")
-    parser.add_argument("--time-factor", type=float, default=1.0, help="simulated seconds per second")
     parser.add_argument("--agents", action="store_true", help="run the shipped agent loop for every node too")
-    parser.add_argument(
-        "--agent-interval", type=float, default=30.0, help="seconds between an agent's readings"
-    )
-    parser.add_argument(
-        "--agent-hung-after",
-        type=float,
-        default=SimSettings().agent_hung_after,
-        help="seconds after which an agent reports that a reading hangs",
-    )
     parser.add_argument(
         "--agent-account",
         default="",
         help="NAMESPACE/NAME of the service account whose rights the agents have; default: those of the kubeconfig",
     )
+    parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     parser.add_argument(
-        "--agent-port", type=int, help="serve the agents' metrics there, as /NODE/metrics; 0: a free port"
+        "--apply", type=float, default=Times().apply, help="seconds for dividing a node's GPUs"
     )
-    parser.add_argument(
-        "--meter-lag", type=float, default=LAG, help="seconds for which a new counter of a meter is 0"
-    )
-    parser.add_argument("--mig-manager", choices=("0.13.1", "0.15.0"), default="0.15.0")
-    parser.add_argument("--plugin", choices=("0.19.3", "0.20.0"), default="0.20.0")
-    parser.add_argument(
-        "--with-parent",
-        action="store_true",
-        help="end when standard input ends: whoever started this is gone",
-    )
-    parser.add_argument(
-        "--apply",
-        type=float,
-        default=Times().apply,
-        help="seconds in which mig-manager divides a node's GPUs",
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the jitter")
+    for name, (kind, text) in OPTIONS.items():
+        default = getattr(SimSettings(), name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     return parser.parse_args()
 
 
 def settings_of(options: argparse.Namespace) -> SimSettings:
     """The command line as settings."""
-    return SimSettings(
-        time_factor=options.time_factor,
-        seed=options.seed,
-        mig_manager=options.mig_manager,
-        plugin=options.plugin,
-        agents=options.agents,
-        agent_interval=options.agent_interval,
-        agent_hung_after=options.agent_hung_after,
-        agent_port=options.agent_port,
-        meter_lag=options.meter_lag,
-        times=Times(apply=options.apply),
-    )
+    named = {name: getattr(options, name) for name in OPTIONS}
+    return SimSettings(agents=options.agents, times=Times(apply=options.apply), **named)
 
 
 async def play(

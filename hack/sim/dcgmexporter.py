@@ -47,7 +47,8 @@ class SetUp:
 def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, dict[str, str], float]]:
     """Name, labels as Prometheus stores them, and value. The model's name says SIMULATED."""
     for device in devices:
-        labels = _stored(_told(device, setup), setup)
+        target = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}  # of the scrape
+        labels = scraped(_told(device, setup), target, honor=setup.honor_labels)
         yield ACTIVE, labels, device.active
         yield USED, labels, float(device.memory_mib)
 
@@ -83,11 +84,6 @@ class MetricsPage(Collector):
                 value = device.active if name == ACTIVE else float(device.memory_mib)
                 family.add_sample(name, _told(device, self._setup), value)
             yield family
-
-
-def _stored(told: Mapping[str, str], setup: SetUp) -> dict[str, str]:
-    """What the scrape makes of the labels: the target has a namespace and a pod of its own."""
-    return scraped(told, {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}, honor=setup.honor_labels)
 
 
 def scraped(told: Mapping[str, str], target: Mapping[str, str], *, honor: bool) -> dict[str, str]:

@@ -69,7 +69,10 @@ class Handout:
             self._compute(uid, pod, first)
 
     def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
-        index = next(gpu.index for gpu in self._gpus.look() if device in _uuids(gpu))
+        gpus = self._gpus.look()
+        index = next(
+            gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances))
+        )
         pid = self._pids[uid] = next(self._next_pid)
         owner = PodID(uid, pod.namespace, pod.name)
         self._gpus.uses[pid] = ProcessUse(pid, device, pod.memory_gib * GIB, None, owner)
@@ -118,7 +121,3 @@ def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
         for instance in gpu.instances
         if resource in (RESOURCE_GPU, resource_name(instance.profile))
     ]
-
-
-def _uuids(gpu: GPU) -> tuple[str, ...]:
-    return gpu.uuid, *(instance.uuid for instance in gpu.instances)

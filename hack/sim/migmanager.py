@@ -5,8 +5,7 @@ for the operands returns without a state, and after the first full run a failure
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,14 +107,6 @@ class _NeedsReboot(ApplyError):
     """The mode change failed as it was asked to; WITH_REBOOT counts as on."""
 
 
-@contextmanager
-def _reboot_instead() -> Iterator[None]:
-    try:
-        yield
-    except ApplyError as error:
-        raise _NeedsReboot(str(error)) from None
-
-
 class MigManager:
     """The process of one mig-manager pod. A new pod is a new object; killing the pod cancels `run`."""
 
@@ -202,11 +193,11 @@ class MigManager:
         await self._clock.sleep(self._times.apply / 2)
         reboot, self._faults.reboot = self._faults.reboot, False
         if reboot:
-            with (
-                self._gpus.client(),
-                _reboot_instead(),
-            ):  # a foreign NVML client makes mode change and reset fail
-                apply_mode(items, gpus, self._gpus)
+            with self._gpus.client():  # a foreign NVML client makes mode change and reset fail
+                try:
+                    apply_mode(items, gpus, self._gpus)
+                except ApplyError as error:
+                    raise _NeedsReboot(str(error)) from None
         apply_mode(items, await self._read(), self._gpus)
         if not mode_applied(items, await self._read()):
             raise ApplyError("MIG mode is pending a reset")

@@ -245,7 +245,9 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
         ApplyError: something is in use. Modes that are pending stay pending.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
-    if all((target is not None) == _mig(gpu) == _mig_pending(gpu) for gpu, target in wanted):
+    if all(
+        (target is not None) == _mig(gpu) == (gpu.mig_mode_pending == "Enabled") for gpu, target in wanted
+    ):
         return
     try:
         for gpu, _ in wanted:
@@ -276,7 +278,7 @@ def apply_layout(
 def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unknown: bool) -> None:
     try:
         driver.destroy_all(index)
-        for ordering in _orderings(layout):
+        for ordering in islice(_arrange(dict(layout)), _MOST_ORDERINGS):
             try:
                 for profile in ordering:
                     driver.create(index, profile)
@@ -294,12 +296,8 @@ def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unkn
     raise ApplyError(f"GPU {index}: all orderings failed")
 
 
-def _orderings(layout: Layout) -> Iterator[tuple[str, ...]]:
-    """Distinct orderings of the instances, large first at the start."""
-    return islice(_arrange(dict(layout)), _MOST_ORDERINGS)
-
-
 def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
+    """Distinct orderings of the instances, large first at the start."""
     left = [name for name, count in counts.items() if count]
     if not left:
         yield ()
@@ -310,7 +308,3 @@ def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
 
 def _mig(gpu: GPU) -> bool:
     return gpu.mig_mode == "Enabled"
-
-
-def _mig_pending(gpu: GPU) -> bool:
-    return gpu.mig_mode_pending == "Enabled"

@@ -124,7 +124,10 @@ class SimNode:
         self._gfd = FeatureDiscovery(cluster, self.object, gpus)
         self.operands = tuple(
             PlayedOperand(port.operand, port, cluster.clock, cluster.settings.times, self.log)
-            for port in (DevicePlugin(cluster, self.object, gpus, self._mps_serves), self._gfd)
+            for port in (
+                DevicePlugin(cluster, self.object, gpus, lambda: self.mps.clients is not None),
+                self._gfd,
+            )
         )
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pod: JSON | None = None
@@ -203,9 +206,6 @@ class SimNode:
     def _wake_operands(self) -> None:
         for operand in self.operands:
             operand.wake()
-
-    def _mps_serves(self) -> bool:
-        return self.mps.clients is not None
 
     def _note_mig_config(self) -> None:
         """mig-manager's informer."""

@@ -15,7 +15,7 @@ from gpusharing.agent.loop import AgentLoop, LoopSettings
 from gpusharing.agent.podresources import PodResources
 from gpusharing.api.gpunode import RemappedRows
 from gpusharing.kube.client import CLUSTER_POLICIES, CONFIG_MAPS, GPUNODES, JSON, NODES, PODS, KubeClient
-from hack.sim.agentpages import AgentPages, Pages
+from hack.sim.agentpages import ANNOTATION_LAPSE, LAPSING, AgentPages, Lapse, Pages
 from hack.sim.agents import AgentAPI, SharedGPUNodes, run_again
 from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
@@ -23,7 +23,6 @@ from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
 from hack.sim.gpuoperator import ClusterPolicy, chosen, cluster_policy
 from hack.sim.handout import Handout
-from hack.sim.lapse import ANNOTATION_LAPSE, LAPSING, Lapse
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import SimCluster
 from hack.sim.pods import PodBook, PodBookResources

@@ -12,7 +12,7 @@ tests/foreign/device-plugin.yaml; the product has a reader of its own (planning/
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -38,28 +38,31 @@ class PluginError(Exception):
     """The plugin exits with an error: bad configuration, or a layout that its strategy cannot serve."""
 
 
-@dataclass(frozen=True)
-class SharedFile:
-    """A block under `sharing`."""
-
-    kind: Literal["mps", "time-slicing"]
-    replicas: Mapping[str, int]
-    """By the whole name of the resource."""
-    rename: bool
-    fails: bool
+MigStrategy = Literal["none", "single", "mixed"]
+STRATEGIES: tuple[MigStrategy, ...] = ("none", "single", "mixed")
 
 
-@dataclass(frozen=True)
-class ReadFile:
-    """What matters here of a configuration that the plugin takes."""
+@dataclass(frozen=True, slots=True)
+class SimPluginConfig:
+    """A device plugin configuration (version v1), as far as it decides about names and counts."""
 
-    strategy: str
-    """flags.migStrategy; empty: not set."""
-    shared: SharedFile | None
+    mig_strategy: MigStrategy = "none"
+    sharing: Literal["none", "time-slicing", "mps"] = "none"
+    replicas: Mapping[str, int] | None = None
+    """Resource name to replicas."""
+    rename: bool = False
+    """renameByDefault: a shared resource ends in `.shared`."""
+
+    @property
+    def clients(self) -> int | None:
+        """Clients of MPS per GPU; None without MPS."""
+        return (self.replicas or {}).get(RESOURCE_GPU) if self.sharing == "mps" else None
 
 
-def read(text: str) -> ReadFile:
-    """Return what the plugin makes of a configuration. Raises PluginError if the plugin would end with an error."""
+@lru_cache(maxsize=256)
+def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
+    """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
+    mig.strategy, which beats the file (b.2). Raises PluginError if the plugin would end with an error."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -74,10 +77,16 @@ def read(text: str) -> ReadFile:
     for channel in _list(_field(imex, "channelIDs")):
         _whole(channel)
     _bool(_field(imex, "required"))
-    slices = _block(_field(sharing, "timeSlicing"), "time-slicing") if _has(sharing, "timeSlicing") else None
-    mps = _field(sharing, "mps")
-    shared = _block(mps, "mps") if mps is not None else slices
-    return ReadFile(_text(_field(flags, "migStrategy")), shared)
+    config = SimPluginConfig()
+    if any(key.lower() == "timeslicing" for key in sharing or {}):
+        config = _block(_field(sharing, "timeSlicing"), "time-slicing")
+    if (mps := _field(sharing, "mps")) is not None:
+        config = _block(mps, "mps")
+    wanted = strategy or _text(_field(flags, "migStrategy")) or "none"
+    found = next((known for known in STRATEGIES if known == wanted), None)
+    if found is None:
+        raise PluginError(f"invalid migStrategy {wanted!r}")
+    return replace(config, mig_strategy=found)
 
 
 def _flags(flags: JSONValue) -> None:
@@ -103,16 +112,17 @@ def _flags(flags: JSONValue) -> None:
         raise PluginError(f"invalid duration {interval!r}")
 
 
-def _block(found: JSONValue, kind: Literal["mps", "time-slicing"]) -> SharedFile:
+def _block(found: JSONValue, kind: Literal["mps", "time-slicing"]) -> SimPluginConfig:
     """Read `sharing.mps` or `sharing.timeSlicing`, whose keys count only as they are written. Raises PluginError."""
     if not isinstance(found, dict | None):
         raise PluginError(f"cannot unmarshal {found!r} into a map")
     block = found or {}
-    rename, fails = _bool(block.get("renameByDefault")), _bool(block.get("failRequestsGreaterThanOne"))
+    _bool(block.get("failRequestsGreaterThanOne"))
+    rename = _bool(block.get("renameByDefault"))
     rows = _list(block.get("resources"))
     if not rows:
         raise PluginError("no resources specified")
-    return SharedFile(kind, dict(map(_row, rows)), rename, fails)
+    return SimPluginConfig("none", kind, dict(map(_row, rows)), rename)
 
 
 def _row(found: JSONValue) -> tuple[str, int]:
@@ -172,10 +182,6 @@ def _struct(found: JSONValue) -> JSONValue:
     return found
 
 
-def _has(found: JSONValue, name: str) -> bool:
-    return any(key.lower() == name.lower() for key in found or {})
-
-
 def _field(found: JSONValue, name: str) -> JSONValue:
     """The last of the fields with this name, in any case; None without one."""
     values = [value for key, value in sorted((_struct(found) or {}).items()) if key.lower() == name.lower()]
@@ -206,41 +212,6 @@ def _whole(found: JSONValue) -> int:
     if type(found) is not int or not -(2**63) <= found < 2**63:
         raise PluginError(f"cannot unmarshal {found!r} into an int")
     return found
-
-
-MigStrategy = Literal["none", "single", "mixed"]
-STRATEGIES: tuple[MigStrategy, ...] = ("none", "single", "mixed")
-
-
-@dataclass(frozen=True, slots=True)
-class SimPluginConfig:
-    """A device plugin configuration (version v1), as far as it decides about names and counts."""
-
-    mig_strategy: MigStrategy = "none"
-    sharing: Literal["none", "time-slicing", "mps"] = "none"
-    replicas: Mapping[str, int] | None = None
-    """Resource name to replicas."""
-    rename: bool = False
-    """renameByDefault: a shared resource ends in `.shared`."""
-
-    @property
-    def clients(self) -> int | None:
-        """Clients of MPS per GPU; None without MPS."""
-        return (self.replicas or {}).get(RESOURCE_GPU) if self.sharing == "mps" else None
-
-
-@lru_cache(maxsize=256)
-def parse_config(text: str, strategy: str = "") -> SimPluginConfig:
-    """Parse a configuration; unknown keys are ignored, as the plugin does. `strategy` is ClusterPolicy's
-    mig.strategy, which beats the file (b.2). Raises PluginError."""
-    file = read(text)
-    wanted = strategy or file.strategy or "none"
-    found = next((known for known in STRATEGIES if known == wanted), None)
-    if found is None:
-        raise PluginError(f"invalid migStrategy {wanted!r}")
-    if file.shared is None:
-        return SimPluginConfig(found)
-    return SimPluginConfig(found, file.shared.kind, file.shared.replicas, file.shared.rename)
 
 
 def choose_key(label: str | None, keys: Sequence[str], default: str) -> str | None:

@@ -8,8 +8,7 @@ from gpusharing.kube.errors import NotFound, Unavailable
 from gpusharing.kube.http import HttpClient
 from gpusharing.kube.login import Access
 from hack.cluster.api import Api, ApiError
-from hack.cluster.kubeconfig import open_api
-from hack.cluster.tokens import node_bound_token
+from hack.cluster.kubeconfig import node_bound_token, open_api
 
 
 class NodeLogin:

@@ -123,7 +123,7 @@ class Clock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait about that many simulated seconds."""
-        await asyncio.sleep(self._real(seconds))
+        await asyncio.sleep(seconds * self._random.uniform(0.85, 1.15) / self._factor)
 
     async def wait_for(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event for at most that long; False when it did not come."""
@@ -134,6 +134,3 @@ class Clock:
         except TimeoutError:
             return False
         return True
-
-    def _real(self, seconds: float) -> float:
-        return seconds * self._random.uniform(0.85, 1.15) / self._factor

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from hack.cluster.controlplane import ControlPlane
-from hack.cluster.tokens import service_account_token
+from hack.cluster.kubeconfig import service_account_token
 from hack.nvmlsim.simulator import Simulator
 from pydantic import TypeAdapter
 

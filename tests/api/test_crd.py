@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import pytest
 import yaml
-from hack.customresources import GPUNODE, POLICY, RESOURCES, CustomResource
+from hack.customresources import GPUNODE, POLICY, RESOURCES, CustomResource, chart_crds, crds
 from hack.generate import ROOT
-from hack.generate_crds import chart_crds, crds
 from pydantic import BaseModel, Field
 
 from gpusharing.api.crd import SchemaError, structural_schema

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hack.cluster import install, nodes, tokens
+from hack.cluster import install, nodes
 from hack.cluster.api import MERGE_PATCH, Api, ApiError
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.kubeconfig import node_bound_token, service_account_token
 from hack.cluster.process import wait_until
 from tests.chart.charts import CHART, IMAGE, NAMESPACE, Helm
 
@@ -69,20 +70,16 @@ class Installed:
 
     def operator(self) -> Api:
         """The operator's service account."""
-        token = tokens.service_account_token(self.admin, NAMESPACE, "gpusharing-operator")
+        token = service_account_token(self.admin, NAMESPACE, "gpusharing-operator")
         return self.admin.as_token(token)
 
     def agent(self, node: str) -> Api:
         """The agent's service account, with the token that its pod on `node` has."""
-        return self.admin.as_token(
-            tokens.node_bound_token(self.admin, AGENT_NAMESPACE, "gpusharing-agent", node)
-        )
+        return self.admin.as_token(node_bound_token(self.admin, AGENT_NAMESPACE, "gpusharing-agent", node))
 
     def agent_of_no_node(self) -> Api:
         """The agent's service account, with a token that somebody made by hand."""
-        return self.admin.as_token(
-            tokens.service_account_token(self.admin, AGENT_NAMESPACE, "gpusharing-agent")
-        )
+        return self.admin.as_token(service_account_token(self.admin, AGENT_NAMESPACE, "gpusharing-agent"))
 
     def run_helm(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run helm against the control plane in the release's namespace; it may fail."""

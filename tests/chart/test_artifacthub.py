@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hack.generate_screenshot import PATH, TIMES, screenshot, without_times
+from hack.generate_picture import SCREENSHOT_PATH, TIMES, screenshot, without_times
 from hack.release import write_chart
 from tests.chart.charts import CHART, NAMESPACE, ROOT, Helm
 from tests.chart.cluster import Installed, refusal
@@ -137,12 +137,12 @@ def test_links_and_screenshot_are_of_the_tag_that_is_released(published: Path) -
         assert link["url"].startswith(SOURCE)
     (shown,) = told["screenshots"]
     assert "SIMULATED" in shown["title"]
-    assert shown["url"] == f"{SOURCE}/raw/v{version}/{PATH}"
-    assert (ROOT / PATH).is_file()
+    assert shown["url"] == f"{SOURCE}/raw/v{version}/{SCREENSHOT_PATH}"
+    assert (ROOT / SCREENSHOT_PATH).is_file()
 
 
 def test_the_screenshot_shows_the_golden_output_without_times() -> None:
-    text = screenshot()[PATH]
+    text = screenshot()[SCREENSHOT_PATH]
     for word in ("pool-b", "2x3g.40gb", "AlreadyCordoned", "kubectl get gpunodes", "SIMULATED"):
         assert word in text
     assert all(f"{name}<" not in text and f" {name} " not in text for name in TIMES)

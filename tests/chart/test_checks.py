@@ -12,9 +12,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from hack.cluster import install, tokens
+from hack.cluster import install
 from hack.cluster.api import Object, selector
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from tests.chart.charts import NAMESPACE, Helm, Manifest, find
 from tests.chart.cluster import AGENT_NAMESPACE, SECONDS, Installed, set_up
@@ -48,7 +49,7 @@ def checks(
     """The hook's variables, its account on the server, both ConfigMaps as the operator writes them."""
     admin, folder = installed.admin, tmp_path_factory.mktemp("checks")
     install.apply_documents(admin, [one for one in hooks if one["kind"] != "Pod"])
-    (folder / "token").write_text(tokens.service_account_token(admin, NAMESPACE, ACCOUNT))
+    (folder / "token").write_text(service_account_token(admin, NAMESPACE, ACCOUNT))
     (folder / "ca.crt").write_text(admin.ca_pem)
     server = urlsplit(admin.url)
     container = find(hooks, "Pod", ACCOUNT)["spec"]["containers"][0]

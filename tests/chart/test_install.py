@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Iterator
 
 import pytest
-from hack.cluster import tokens
 from hack.cluster.api import Api, ApiError, Object, selector
+from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
 from tests.chart.charts import CHART, NAMESPACE, ROOT
 from tests.chart.cluster import (
@@ -102,9 +102,7 @@ def test_the_api_server_puts_the_operators_lease_calls_into_their_own_priority_l
             lambda: classified(operator, lease) == (uid, level), SECONDS, "the Lease's calls to be sorted"
         )
         assert classified(operator, NODES)[0] not in ("", uid)
-    with installed.admin.as_token(
-        tokens.service_account_token(installed.admin, NAMESPACE, "default")
-    ) as another:
+    with installed.admin.as_token(service_account_token(installed.admin, NAMESPACE, "default")) as another:
         assert classified(another, lease)[0] not in ("", uid)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from hack.cluster.api import ApiError, Object, selector
 from hack.cluster.controlplane import ControlPlane
+from hack.cluster.kubeconfig import write_token_kubeconfig
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import write_token_kubeconfig
 from tests.chart.charts import CHART, NAMESPACE, Helm
 from tests.chart.cluster import GPUNODES, POLICIES, POLICY, SECONDS, Installed, refusal, set_up
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hack.cluster import tokens
 from hack.cluster.api import MERGE_PATCH
+from hack.cluster.kubeconfig import write_token_kubeconfig
 from tests.build import make_fence
 from tests.chart.charts import NAMESPACE, Helm, find
 from tests.chart.cluster import NODES, POLICIES, POLICY, Installed
@@ -27,7 +27,7 @@ def asked(
     )
     pod = job["spec"]["template"]["spec"]
     container = pod["containers"][0]
-    kubeconfig = tokens.write_token_kubeconfig(
+    kubeconfig = write_token_kubeconfig(
         installed.admin, folder / "kubeconfig", NAMESPACE, account or pod["serviceAccountName"]
     )
     environment = {"KUBECONFIG": str(kubeconfig), **{one["name"]: one["value"] for one in container["env"]}}

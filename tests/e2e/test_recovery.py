@@ -151,8 +151,8 @@ def test_the_operators_pod_is_killed_in_the_middle_of_a_change(one: Incident) ->
 def test_kubelet_and_containerd_are_restarted_in_the_middle_of_a_change(one: Incident) -> None:
     one.begin(next(CHANGES))
     for node in one.walk.site.nodes.values():
-        node.stop_program("containerd", kill=True)
-        node.stop_program("kubelet", kill=True)
+        node.kill_program("containerd")
+        node.kill_program("kubelet")
         node.start_containerd()
         node.start_kubelet()
         node.wait_ready()

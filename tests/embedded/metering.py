@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hack.sim.agentpages import Lapse
 from hack.sim.fakecluster import FakeCluster
 from hack.sim.fakestore import StoredChange
-from hack.sim.lapse import Lapse
 from prometheus_client.registry import CollectorRegistry
 
 from gpusharing.agent.loop import AgentLoop

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hack.cluster import audit, install, nodes, process, tokens
+from hack.cluster import audit, install, nodes, process
 from hack.cluster.api import Api, ApiError
 from hack.cluster.controlplane import ControlPlane, Options
-from hack.cluster.kubeconfig import open_api
+from hack.cluster.kubeconfig import node_bound_token, open_api, pod_bound_token, service_account_token
 from hack.cluster.process import ComponentError, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -61,7 +61,7 @@ def refusal(api: Api, path: str) -> int:
 
 
 def test_nobody_and_a_service_account_without_a_role_are_denied(plane: ControlPlane) -> None:
-    token = tokens.service_account_token(plane.api, "gpusharing", "default")
+    token = service_account_token(plane.api, "gpusharing", "default")
     assert refusal(plane.api.as_nobody(), "/api/v1/nodes") == 403
     assert refusal(plane.api.as_token(token), "/api/v1/nodes") == 403
     assert refusal(plane.api.as_token("made-up"), "/api/v1/nodes") == 401
@@ -87,8 +87,8 @@ def node_name_seen(api: Api) -> list[str]:
 def test_tokens_bound_to_a_node_or_to_its_pod_carry_the_node_s_name(plane: ControlPlane) -> None:
     plane.api.create(PODS, a_pod("bound") | {"spec": a_pod("bound")["spec"] | {"nodeName": "gpu-02"}})
     wait_running(plane.api, "bound")
-    with_node = tokens.node_bound_token(plane.api, "default", "default", "gpu-02")
-    with_pod = tokens.pod_bound_token(plane.api, "default", "bound")
+    with_node = node_bound_token(plane.api, "default", "default", "gpu-02")
+    with_pod = pod_bound_token(plane.api, "default", "bound")
     assert node_name_seen(plane.api.as_token(with_node)) == ["gpu-02"]
     assert node_name_seen(plane.api.as_token(with_pod)) == ["gpu-02"]
 
@@ -138,7 +138,7 @@ def test_the_gpu_operator_s_stand_ins_are_what_the_operator_checks(plane: Contro
 
 def test_the_audit_log_tells_who_did_what_how_often(plane: ControlPlane) -> None:
     user = "system:serviceaccount:gpu-operator:default"
-    api = plane.api.as_token(tokens.service_account_token(plane.api, "gpu-operator", "default"))
+    api = plane.api.as_token(service_account_token(plane.api, "gpu-operator", "default"))
     assert [refusal(api, path) for path in (PODS, PODS, f"{PODS}/x/log")] == [403, 403, 403]
     audit.wait_logged(plane.audit_log, plane.api)
     seen = list(audit.read_requests(plane.audit_log, user))
@@ -155,7 +155,7 @@ def test_it_survives_its_api_server_reports_a_crash_and_leaves_nothing_behind() 
             told = [(PROC / str(pid) / "environ").read_bytes().split(b"\0") for pid in small.pids().values()]
             assert [environment.count(b"GOGC=300") for environment in told] == [1] * len(told)
         small.api.create("/api/v1/namespaces", {"metadata": {"name": "kept"}})
-        small.stop_component("kube-apiserver", kill=True)
+        small.kill_component("kube-apiserver")
         with pytest.raises(OSError, match="refused"):
             small.api.get("/readyz")
         small.start_component("kube-apiserver")

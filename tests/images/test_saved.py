@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hack.images.contents import DEBIAN, PYPI, PYTHON_ITSELF
-from hack.images.saved import ArchiveError, read
+from hack.images.registry import ArchiveError, read
 from tests.images.spdx import problems
 from tests.images.test_sbom import ORIGIN
 

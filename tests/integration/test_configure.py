@@ -10,8 +10,8 @@ import pytest
 from hack.cluster import install
 from hack.cluster.api import MERGE_PATCH, Api, ApiError, Object
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import service_account_token
 from hack.faultproxy import FaultProxy
 from tests.fakes.tls import Identity
 from tests.integration.crash import Scenario, Theatre

@@ -195,7 +195,7 @@ def test_the_api_server_may_lose_its_history(theatre: FaultTheatre, product: Pro
 
     def lose(pool: Pool, lives: Lives) -> None:
         began = datetime.now(UTC)
-        product.plane.stop_component("kube-apiserver", kill=True)
+        product.plane.kill_component("kube-apiserver")
         compact(product.plane)
         product.plane.start_component("kube-apiserver")
         product.plane.wait_ready()

@@ -10,8 +10,8 @@ from hack.cluster import install
 from hack.cluster.api import Api, ApiError, Object
 from hack.cluster.audit import AuditedRequest
 from hack.cluster.controlplane import ControlPlane, Options
+from hack.cluster.kubeconfig import service_account_token
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import service_account_token
 from hack.sim.manifests import daemon_set
 from tests.integration.product import AGENT, FACTOR, H100, SECONDS, SLICED, Pool, Product
 from tests.integration.workloads import PODS, Workload, guard

@@ -1,8 +1,9 @@
 """An hour of the meter in a real Prometheus, which scrapes the agents of SIMULATED nodes; `cost` adds it up.
 
 The hour is SIMULATED too, and no second of it is left out: the agents' clock goes on by 30 s when each of them has made
-a turn and Prometheus has what it told (hack/sim/lapse.py), and each sample has the time of that clock. So Prometheus
-holds an hour of samples with 30 s between them, as of any other hour, whether that took half a minute or five.
+a turn and Prometheus has what it told (hack/sim/agentpages.py), and each sample has the time of that clock. So
+Prometheus holds an hour of samples with 30 s between them, as of any other hour, whether that took half a minute or
+five.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ import pytest
 from hack.cluster.api import Object
 from hack.cluster.process import wait_until
 from hack.launch import PYTHONPATH
-from hack.sim.lapse import ANNOTATION_LAPSE, STEP
+from hack.sim.agentpages import ANNOTATION_LAPSE, STEP
 from tests.integration.product import FULL, GPUNODES, H100, HELD, NODES, SECONDS, Pool, Product
 from tests.integration.prometheus import AskedPrometheus, asked
 from tests.integration.workloads import pod_spec

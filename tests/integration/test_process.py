@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from hack.cluster.api import Api
+from hack.cluster.kubeconfig import write_token_kubeconfig
 from hack.cluster.process import free_ports, wait_until
-from hack.cluster.tokens import write_token_kubeconfig
 from tests.integration.product import FULL, HELD, LEASE, MIXED, NODES, SECONDS, SLICED, Product
 
 from hack import launch
@@ -238,7 +238,7 @@ def test_the_api_server_may_go_away_in_the_middle_of_a_change(product: Product) 
         pool.apply(MIXED)
         pool.wait_held()
         began = datetime.now(UTC)
-        product.plane.stop_component("kube-apiserver", kill=True)
+        product.plane.kill_component("kube-apiserver")
         assert "kube-apiserver" not in product.plane.pids()
         time.sleep(5)  # the outage itself
         assert watched.get("/healthz")[0] == 200, "a restart would not help"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from hack.cluster.audit import AuditedRequest
+from hack.cluster.kubeconfig import node_bound_token
 from hack.cluster.process import wait_until
-from hack.cluster.tokens import node_bound_token
 from hack.nvmlsim.simulator import Simulator
 from hack.sidebyside import LOOKED_BACK_AT
 from tests.chart.rbac import golden

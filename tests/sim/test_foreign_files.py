@@ -33,16 +33,18 @@ def test_the_simulated_mig_parted_reads_a_file_as_the_real_one_does(file: Foreig
 def test_the_simulated_device_plugin_reads_a_configuration_as_the_real_one_does(file: ForeignFile) -> None:
     if file.error:
         with pytest.raises(plugin.PluginError):
-            plugin.read(file.text)
+            plugin.parse_config(file.text, "none")
         return
-    found, sharing = plugin.read(file.text), file.read.get("sharing", {})
+    strategy, sharing = file.read.get("flags", {}).get("migStrategy") or "none", file.read.get("sharing", {})
+    known = strategy in plugin.STRATEGIES
+    found = plugin.parse_config(file.text, "" if known else "none")
     block = sharing.get("mps") or sharing.get("timeSlicing")
-    assert found.strategy == file.read.get("flags", {}).get("migStrategy", "")
-    assert (found.shared is None) == (block is None)
-    if found.shared is not None:
-        assert found.shared.kind == ("mps" if "mps" in sharing else "time-slicing")
-        assert dict(found.shared.replicas) == {row["name"]: row["replicas"] for row in block["resources"]}
-        assert found.shared.rename == block.get("renameByDefault", False)
+    assert found.mig_strategy == (strategy if known else "none")
+    assert (found.replicas is None) == (block is None)
+    if found.replicas is not None:
+        assert found.sharing == ("mps" if "mps" in sharing else "time-slicing")
+        assert dict(found.replicas) == {row["name"]: row["replicas"] for row in block["resources"]}
+        assert found.rename == block.get("renameByDefault", False)
 
 
 def test_the_corpus_is_text_that_a_configmap_can_hold() -> None:

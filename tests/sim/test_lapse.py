@@ -1,6 +1,6 @@
-"""The SIMULATED clock that goes on when every agent has turned and was seen (hack/sim/lapse.py)."""
+"""The SIMULATED clock that goes on when every agent has turned and was seen (hack/sim/agentpages.py)."""
 
-from hack.sim.lapse import STEP, Lapse
+from hack.sim.agentpages import STEP, Lapse
 
 
 def test_a_step_waits_for_every_agent_and_for_whoever_looks() -> None:
