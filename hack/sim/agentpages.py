@@ -150,9 +150,6 @@ class _Timed(Collector):
             metric.samples = [sample._replace(timestamp=at) for sample in metric.samples]
             yield metric
 
-    def describe(self) -> Iterable[Metric]:
-        return []
-
 
 class _Server(ThreadingTCPServer):
     """Not ThreadingHTTPServer: that one asks the DNS for its own name before it listens."""

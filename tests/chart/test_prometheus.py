@@ -75,10 +75,6 @@ class Scrapes(Collector):
         self.seconds += 1
         return ()
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: being registered is no scrape."""
-        return ()
-
 
 class Node:
     """A node whose agent can be restarted."""

@@ -162,6 +162,22 @@ def _offered(holdings: Holdings) -> dict[str, Counter[str]]:
 
 def _devices(reading: Reading, holdings: Holdings, known: Offers) -> Iterable[_Slices]:
     offered = _offered(holdings)
+    held, whole = _held(holdings, offered, known)
+    cards = {model.product: model for model in reading.models}
+    for gpu in reading.gpus:
+        for uuid, share in _under_holder(gpu, _shares(gpu, cards.get(gpu.product)), held):
+            if uuid in whole:  # nothing of it is idle
+                yield _Slices(share, {}, {}, held[uuid])
+            else:
+                here: Mapping[str, int] = offered.get(uuid, {})
+                yield _Slices(share, here, here or known.get(uuid, {}), held.get(uuid, {}))
+
+
+def _held(
+    holdings: Holdings, offered: Offers, known: Offers
+) -> tuple[dict[str, Counter[tuple[str, str]]], set[str]]:
+    """Return how many slices of each device each namespace holds of each resource, and the devices that were shared
+    under the holder of the whole."""
     held: dict[str, Counter[tuple[str, str]]] = {}
     whole: set[str] = set()
     for each in holdings.held:
@@ -173,14 +189,7 @@ def _devices(reading: Reading, holdings: Holdings, known: Offers) -> Iterable[_S
             else:
                 slices = 1
             held.setdefault(uuid, Counter())[each.namespace, each.resource] += slices
-    cards = {model.product: model for model in reading.models}
-    for gpu in reading.gpus:
-        for uuid, share in _under_holder(gpu, _shares(gpu, cards.get(gpu.product)), held):
-            if uuid in whole:  # nothing of it is idle
-                yield _Slices(share, {}, {}, held[uuid])
-            else:
-                here: Mapping[str, int] = offered.get(uuid, {})
-                yield _Slices(share, here, here or known.get(uuid, {}), held.get(uuid, {}))
+    return held, whole
 
 
 def _under_holder(
@@ -198,21 +207,15 @@ def _shares(gpu: GPU, model: Model | None) -> Sequence[tuple[str, Fraction]]:
     """UUID and share of each device of a GPU."""
     if gpu.mig_mode != "Enabled":
         return ((gpu.uuid, WHOLE),) if gpu.uuid else ()
-    profiles = {} if model is None else {profile.name: profile for profile in model.profiles}
+    profiles = () if model is None else model.profiles
     # Sizes are withheld from a container without rights.
-    placed = all(profile.size for profile in profiles.values())
-
-    def extent(name: str) -> Extent:
-        profile = profiles.get(name)
-        if profile is None:
-            return Extent(0, 0)
-        return Extent(profile.slices, profile.size if placed else profile.memory_gb)
-
-    every = [extent(name) for name in profiles]
+    placed = all(profile.size for profile in profiles)
+    extents = {each.name: Extent(each.slices, each.size if placed else each.memory_gb) for each in profiles}
     card = Extent(
-        max((each.slices for each in every), default=0), max((each.memory for each in every), default=0)
+        max((each.slices for each in extents.values()), default=0),
+        max((each.memory for each in extents.values()), default=0),
     )
-    parts = shares([extent(instance.profile) for instance in gpu.instances], card)
+    parts = shares([extents.get(instance.profile, Extent(0, 0)) for instance in gpu.instances], card)
     return tuple((instance.uuid, part) for instance, part in zip(gpu.instances, parts, strict=True))
 
 

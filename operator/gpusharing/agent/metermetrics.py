@@ -54,10 +54,6 @@ class MeterCollector(Collector):
                 family.add_metric([policy], seconds)
             yield family
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry need not collect at registration."""
-        return []
-
 
 def _family(name: str, text: str, *labels: str) -> CounterMetricFamily:
     return CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)

@@ -47,10 +47,6 @@ class AgentCollector(Collector):
             yield from _of_gpus(self._loop.reading.gpus)
             yield from _of_health(self._loop.reading.gpus)
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry need not collect at registration."""
-        return []
-
 
 def _of_observation(observed: Observation) -> Iterable[Metric]:
     yield _gauge("quiet", "1 while the GPU library is kept closed at the operator's request.", observed.quiet)

@@ -112,20 +112,10 @@ class NVML:
         """Read all GPUs. One that fails is reported as unreachable and does not stop the others, unless the error is
         one of the whole node, or all GPUs fail because the agent lacks access."""
         cards = dict(self._cards)
-        gpus: list[GPU] = []
-        errors: list[Any] = []
         self._lists.begin()
         self._use.begin()
         with Xids() as listening:
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                try:
-                    gpus.append(self._gpu_at(index, cards, listening))
-                except pynvml.NVMLError as error:
-                    if error.value in _OF_THE_NODE:
-                        raise
-                    errors.append(error)
-                    access = _UNREACHABLE.get(error.value, "Failed")
-                    gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
+            gpus, errors = self._gpus(cards, listening)
             for index, xid in listening.heard():
                 self._use.hear(index, xid)
                 if xid in XIDS:
@@ -139,6 +129,21 @@ class NVML:
         present = dict.fromkeys(gpu.product for gpu in gpus if gpu.product)
         models = tuple(cards[product].model for product in present)
         return Reading(maybe("", pynvml.nvmlSystemGetDriverVersion), models, told, self._use.so_far())
+
+    def _gpus(self, cards: dict[str, _Card], xids: "Xids") -> tuple[list[GPU], list[Any]]:
+        """Return all GPUs, and the errors of those that cannot be read. Raises an error of the whole node."""
+        gpus: list[GPU] = []
+        errors: list[Any] = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                gpus.append(self._gpu_at(index, cards, xids))
+            except pynvml.NVMLError as error:
+                if error.value in _OF_THE_NODE:
+                    raise
+                errors.append(error)
+                access = _UNREACHABLE.get(error.value, "Failed")
+                gpus.append(unreachable(index, access, str(error) if access == "Failed" else ""))
+        return gpus, errors
 
     def _gpu_at(self, index: int, cards: dict[str, _Card], xids: "Xids") -> GPU:
         """Read one GPU and subscribe `xids` to its errors. Adds its model to `cards` if that is not there yet, and

@@ -66,9 +66,7 @@ class ProcessLists:
         known: dict[int, int | None] = {UNKNOWN_PROCESS.pid: None} if hidden or self._processes.blind else {}
         for call in (*_ALWAYS, *_WHERE_SUPPORTED):
             try:
-                for process in call(handle):
-                    told, memory = process.usedGpuMemory, known.get(process.pid)
-                    known[process.pid] = told if memory is None else max(memory, told or 0)
+                _add(known, call(handle))
             except pynvml.NVMLError as error:
                 if error.value not in (REFUSED, *UNSUPPORTED):
                     raise
@@ -82,6 +80,13 @@ class ProcessLists:
     def pod_of(self, pid: int) -> PodID | None:
         """See Processes."""
         return self._processes.pod_of(pid)
+
+
+def _add(known: dict[int, int | None], processes: Iterable[Any]) -> None:
+    """Add the processes of one list to the memory by pid; None is memory that the driver does not report."""
+    for process in processes:
+        told, memory = process.usedGpuMemory, known.get(process.pid)
+        known[process.pid] = told if memory is None else max(memory, told or 0)
 
 
 def _reported(pid: int) -> str:

@@ -164,23 +164,24 @@ def _messages(message: bytes, number: int) -> Iterator[bytes]:
     while at < size:
         key = message[at]
         key, at = (key, at + 1) if key < 0x80 else _varint(message, at)
-        wire_type = key & 7
-        if wire_type == _VARINT:
-            _, at = _varint(message, at)
-            continue
-        if wire_type == _LENGTH_DELIMITED:
-            short = at < size and message[at] < 0x80
-            length, at = (message[at], at + 1) if short else _varint(message, at)
-        elif wire_type in (_FIXED64, _FIXED32):
-            length = 8 if wire_type == _FIXED64 else 4
-        else:
-            raise ValueError(f"protobuf wire type {wire_type} at byte {at}")
-        end = at + length
-        if end > size:
-            raise ValueError(f"protobuf field {key >> 3} ends {end - size} bytes past its message")
-        if wire_type == _LENGTH_DELIMITED and key >> 3 == number:
-            yield message[at:end]
-        at = end
+        begin, at = _extent(message, at, key & 7)
+        if at > size:
+            raise ValueError(f"protobuf field {key >> 3} ends {at - size} bytes past its message")
+        if key & 7 == _LENGTH_DELIMITED and key >> 3 == number:
+            yield message[begin:at]
+
+
+def _extent(message: bytes, at: int, wire_type: int) -> tuple[int, int]:
+    """Return where the contents of a field begin and end, whose key ends at `at`."""
+    if wire_type == _VARINT:
+        return at, _varint(message, at)[1]
+    if wire_type == _LENGTH_DELIMITED:
+        short = at < len(message) and message[at] < 0x80
+        length, at = (message[at], at + 1) if short else _varint(message, at)
+        return at, at + length
+    if wire_type in (_FIXED64, _FIXED32):
+        return at, at + (8 if wire_type == _FIXED64 else 4)
+    raise ValueError(f"protobuf wire type {wire_type} at byte {at}")
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

@@ -47,10 +47,6 @@ class UsageCollector(Collector):
         left_out.add_metric([], known.left_out)
         yield left_out
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry need not collect at registration."""
-        return []
-
 
 def _device_info(devices: Iterable[DeviceUse]) -> Metric:
     info = _family(

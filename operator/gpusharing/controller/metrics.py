@@ -235,10 +235,6 @@ class _AtEachScrape(Collector):
         self._count()
         return []
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the registry need not collect at registration."""
-        return []
-
 
 def _is_drifted(member: Member) -> bool:
     found = member.assessment
