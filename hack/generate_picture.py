@@ -16,7 +16,7 @@ from gpusharing.cli.pools.fleet import read_pools
 from gpusharing.cli.pools.status import describe
 from gpusharing.cli.setup.layouts import describe as describe_layouts
 from gpusharing.cli.setup.layouts import find_answer, pick, wanted_of
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, line
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, Span, line
 from hack.demo.record import RECORD
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def screenshot() -> Mapping[str, str]:
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())
-        lines += [line(TextSpan(f"$ {command}", Ink.GOOD)), *map(line, table), BLANK]
+        lines += [line(Span(f"$ {command}", Ink.GOOD)), *map(line, table), BLANK]
     return {SCREENSHOT_PATH: svg(lines[:-1], SCREENSHOT_TITLE, "tests/integration/golden")}
 
 
@@ -82,7 +82,7 @@ def without_times(table: list[str]) -> list[str]:
 
 
 def _command(text: str) -> Line:
-    return line(TextSpan("$ ", Ink.FAINT), TextSpan(text, Ink.TITLE))
+    return line(Span("$ ", Ink.FAINT), Span(text, Ink.TITLE))
 
 
 def svg(lines: Sequence[Line], title: str, source: str) -> str:

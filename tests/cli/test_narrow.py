@@ -12,7 +12,7 @@ from tests.fakes.virtualtime import virtually
 
 from gpusharing.cli.setup.layouts import describe, find_answer, pick, wanted_of
 from gpusharing.cli.shell.arguments import VERBS
-from gpusharing.cli.shell.drawing import Ink, Paper, TextSpan, fold, line, plain
+from gpusharing.cli.shell.drawing import Ink, Paper, Span, fold, line, plain
 from gpusharing.kube.client import JSON, NODES, PODS
 
 WIDTH = 40
@@ -174,10 +174,8 @@ def test_no_layout_is_told_in_a_line_that_does_not_fit(fits: str) -> None:
 
 
 def test_a_line_of_several_inks_is_broken_between_words_and_keeps_them() -> None:
-    one = line(
-        TextSpan("gpu-1", Ink.TITLE), "  pool-b  ", TextSpan("Draining", Ink.BUSY), ", until 10:11:00Z"
-    )
+    one = line(Span("gpu-1", Ink.TITLE), "  pool-b  ", Span("Draining", Ink.BUSY), ", until 10:11:00Z")
     assert fold(one, Paper(80)) == [one]
     folded = fold(one, Paper(24))
     assert plain(folded) == "gpu-1 pool-b Draining,\nuntil 10:11:00Z\n"
-    assert TextSpan("Draining", Ink.BUSY) in folded[0]
+    assert Span("Draining", Ink.BUSY) in folded[0]

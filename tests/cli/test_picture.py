@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 from hack.generate_picture import COLORS, PATH, picture, svg
 
-from gpusharing.cli.shell.drawing import Ink, TextSpan, line
+from gpusharing.cli.shell.drawing import Ink, Span, line
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -25,7 +25,7 @@ def test_every_word_of_the_status_is_in_the_picture_and_it_says_that_it_is_simul
 
 
 def test_a_piece_of_text_stands_where_a_terminal_has_it() -> None:
-    text = svg([line(TextSpan("ab", Ink.GOOD), "   ", TextSpan("<c>", Ink.BAD))], "", "")
+    text = svg([line(Span("ab", Ink.GOOD), "   ", Span("<c>", Ink.BAD))], "", "")
     places = re.findall(r'x="([\d.]+)" y="60"[^>]*textLength="([\d.]+)"[^>]*fill="(#\w+)">([^<]*)<', text)
     assert places == [
         ("20.0", "16.8", COLORS[Ink.GOOD], "ab"),

@@ -18,7 +18,7 @@ from gpusharing.cli.shell.drawing import (
     Ink,
     Line,
     Paper,
-    TextSpan,
+    Span,
     describe_simulated,
     fold,
     line,
@@ -77,7 +77,7 @@ def describe(planned: Planned, paper: Paper) -> list[Line]:
     total = f"{counted(len(steps), 'node')} will change and {counted(pods, 'pod')} will be evicted."
     if refused:
         total = f"{counted(refused, 'policy', 'policies')} refused. {total}"
-    return [*lines, *fold(line(TextSpan(total, Ink.TITLE), " Nothing was changed."), paper)]
+    return [*lines, *fold(line(Span(total, Ink.TITLE), " Nothing was changed."), paper)]
 
 
 def _describe(proposal: Proposal, paper: Paper) -> list[Line]:
@@ -126,12 +126,12 @@ def _title(proposal: Proposal) -> Line:
     size = count + len(proposal.left_out) + len(proposal.adopted) + proposal.settled
     changes = f"{count} of {counted(size, 'node')} {'changes' if count == 1 else 'change'}"
     if not proposal.accepted:
-        return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan(proposal.reason, Ink.BAD))
+        return line(Span(proposal.policy, Ink.TITLE), "  ", Span(proposal.reason, Ink.BAD))
     if not proposal.changes:
-        return line(TextSpan(proposal.policy, Ink.TITLE), "  ", TextSpan("nothing to change", Ink.GOOD))
+        return line(Span(proposal.policy, Ink.TITLE), "  ", Span("nothing to change", Ink.GOOD))
     kinds = sorted({(s.verdict.observed or "?", s.verdict.wanted or "?") for s in proposal.steps})
     ways = ", ".join(f"{now} -> {after}" for now, after in kinds[:2]) + (" ..." if len(kinds) > 2 else "")
-    return line(TextSpan(proposal.policy, Ink.TITLE), f"  {ways}  ", TextSpan(changes, Ink.BUSY))
+    return line(Span(proposal.policy, Ink.TITLE), f"  {ways}  ", Span(changes, Ink.BUSY))
 
 
 def _summary(proposal: Proposal) -> str:
@@ -142,16 +142,16 @@ def _summary(proposal: Proposal) -> str:
     return "; ".join(facts)
 
 
-def _row(step: Step) -> list[TextSpan]:
+def _row(step: Step) -> list[Span]:
     verdict, preview = step.verdict, step.preview
     return [
-        TextSpan(verdict.node),
-        TextSpan(str(verdict.disruption)),
-        TextSpan(verdict.observed),
-        TextSpan(verdict.wanted),
-        TextSpan("?" if preview is None else str(len(preview.pods))),
-        TextSpan("" if preview is None else ", ".join(preview.budgets)),
-        TextSpan(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
+        Span(verdict.node),
+        Span(str(verdict.disruption)),
+        Span(verdict.observed),
+        Span(verdict.wanted),
+        Span("?" if preview is None else str(len(preview.pods))),
+        Span("" if preview is None else ", ".join(preview.budgets)),
+        Span(_when(step), Ink.GOOD if step.starts else Ink.WAITING),
     ]
 
 
@@ -188,7 +188,7 @@ def _resources(proposal: Proposal, paper: Paper) -> list[Line]:
         if now == then:
             continue
         sign, ink = ("-", Ink.BAD) if then < now else ("+", Ink.GOOD)
-        lines.append(line("  ", TextSpan(f"{sign} {name}: {now} -> {then}", ink)))
+        lines.append(line("  ", Span(f"{sign} {name}: {now} -> {then}", ink)))
         if (found := asked.get(name)) is not None and (who := _who_asks(found)):
             lines += prose(who, paper, indent="    ", hang="  ")
     if proposal.single_keeps_name:
@@ -272,7 +272,7 @@ def _proposal_data(proposal: Proposal) -> dict[str, Any]:
 
 
 def _more(count: int, what: str) -> list[Line]:
-    return [line(TextSpan(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
+    return [line(Span(f"  and {count} {what} more; -o wide lists all", Ink.FAINT))] if count > 0 else []
 
 
 def _step_data(step: Step) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, read_fence
 from gpusharing.cli.live.installed import is_missing
-from gpusharing.cli.shell.drawing import Ink, TextSpan, line, prose
+from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, agrees
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
@@ -44,14 +44,14 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
             kind = verb.resource.plural
             terminal.data({"kind": kind, "name": typed.name, "patch": change.body, "done": done})
         elif message == DID:
-            terminal.show([line(TextSpan(message, Ink.GOOD))])
+            terminal.show([line(Span(message, Ink.GOOD))])
         else:
             terminal.show(prose(message, terminal.paper, ink=Ink.WAITING if done else Ink.FAINT))
         return DONE
 
     if not terminal.structured:
         patch = json.dumps(change.body, separators=(",", ":"))
-        head = line(TextSpan(_reference(verb.resource, typed.name), Ink.TITLE), f"  {patch}")
+        head = line(Span(_reference(verb.resource, typed.name), Ink.TITLE), f"  {patch}")
         terminal.show([head, *prose(f"{change.means[:1].upper()}{change.means[1:]}.", terminal.paper)])
     if typed.dry_run:
         return end("Nothing was changed.")

@@ -23,7 +23,7 @@ from typing import Any
 from gpusharing.cli.live.installed import Installed, read_installed
 from gpusharing.cli.pools.fleet import read_node
 from gpusharing.cli.shell.arguments import own_version
-from gpusharing.cli.shell.drawing import Ink, TextSpan, fold, line, prose, simulated_sentence
+from gpusharing.cli.shell.drawing import Ink, Span, fold, line, prose, simulated_sentence
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
@@ -216,9 +216,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     if terminal.structured:
         terminal.data({"file": str(path), "files": sorted(bundle.files), "gaps": bundle.gaps})
         return DONE
-    lines = fold(
-        line(TextSpan(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper
-    )
+    lines = fold(line(Span(str(path), Ink.TITLE), f"  {counted(len(bundle.files), 'file')}"), terminal.paper)
     for gap in bundle.gaps:
         lines += prose(f"Left out: {gap}", terminal.paper, hang="  ", ink=Ink.WAITING)
     terminal.show(lines)

@@ -13,7 +13,7 @@ from gpusharing.cli.shell.drawing import (
     Ink,
     Line,
     Paper,
-    TextSpan,
+    Span,
     age,
     describe_simulated,
     fold,
@@ -188,7 +188,7 @@ def describe_node(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]
         lines += prose(f"GPUs: {answer.node.unhealthy}", paper, ink=Ink.BAD)
     lines += [BLANK, *_proof_lines(answer, paper)]
     if answer.node.blockers:
-        lines += [BLANK, line(TextSpan("What blocks", Ink.TITLE))]
+        lines += [BLANK, line(Span("What blocks", Ink.TITLE))]
         lines += [one for text in answer.node.blockers for one in prose(text, paper, indent="  ", hang="  ")]
     if answer.node.history:
         lines += [BLANK, *_history(answer, now, paper)]
@@ -203,9 +203,9 @@ def _title(answer: NodeAnswer, now: datetime) -> Line:
     until = f", until {_ENDS.get(answer.node.deadline, answer.node.deadline)}" if answer.node.deadline else ""
     word = f"{answer.node.phase}: {answer.node.reason}" if answer.node.phase else "not ours"
     return line(
-        TextSpan(answer.node.name, Ink.TITLE),
+        Span(answer.node.name, Ink.TITLE),
         f"  {answer.node.policy or 'no policy'}  ",
-        TextSpan(word, state_of(answer.node.phase).value.ink if answer.node.phase else Ink.FAINT),
+        Span(word, state_of(answer.node.phase).value.ink if answer.node.phase else Ink.FAINT),
         f"{when}{until}",
     )
 
@@ -233,7 +233,7 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
     for one in answer.proofs:
         ink = Ink.GOOD if one.disagrees is None else Ink.BAD
         mark = good if one.disagrees is None else bad
-        rows.append([TextSpan(f"{mark} {one.source}", ink), TextSpan(one.says), TextSpan(one.should)])
+        rows.append([Span(f"{mark} {one.source}", ink), Span(one.says), Span(one.should)])
     drawn = table(PROOF, rows, paper)
     lines = list(drawn)
     for one, row in zip(answer.proofs, drawn[1:], strict=True):
@@ -247,7 +247,6 @@ def _proof_lines(answer: NodeAnswer, paper: Paper) -> list[Line]:
 def _history(answer: NodeAnswer, now: datetime, paper: Paper) -> list[Line]:
     shown = answer.node.history if paper.wide else answer.node.history[-LAST:]
     rows = [
-        [TextSpan(f"{age(from_rfc3339(one.at), now)} ago"), TextSpan(one.phase), TextSpan(one.reason)]
-        for one in shown
+        [Span(f"{age(from_rfc3339(one.at), now)} ago"), Span(one.phase), Span(one.reason)] for one in shown
     ]
     return table(HISTORY, rows, paper)

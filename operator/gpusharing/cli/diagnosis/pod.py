@@ -13,7 +13,7 @@ from gpusharing.cli.shell.drawing import (
     Ink,
     Line,
     Paper,
-    TextSpan,
+    Span,
     describe_simulated,
     fold,
     line,
@@ -332,7 +332,7 @@ def describe_pod(answer: PodAnswer, paper: Paper) -> list[Line]:
     asked = ", ".join(f"{count} {name}" for name, count in sorted(answer.asks.items()))
     asks = answer.fraction or asked or "no GPU"
     ink = Ink.GOOD if answer.node else Ink.WAITING
-    title = line(TextSpan(answer.pod, Ink.TITLE), "  ", TextSpan(answer.phase, ink), f"  asks for {asks}")
+    title = line(Span(answer.pod, Ink.TITLE), "  ", Span(answer.phase, ink), f"  asks for {asks}")
     lines = [*describe_simulated(answer.simulated, paper), *fold(title, paper)]
     for whose, said in (("Status", answer.status), ("Scheduler", answer.scheduler)):
         lines += prose(f"{whose}: {said}", paper, hang="  ") if said else []
@@ -351,13 +351,13 @@ def _service_lines(services: Sequence[Service], paper: Paper) -> list[Line]:
     nodes of a pool from which the pod is kept while other nodes of it are open."""
     rows = [
         [
-            TextSpan(one.pool or "no policy"),
-            TextSpan(one.node or "-"),
-            TextSpan(one.resource),
-            TextSpan(str(one.now)),
-            TextSpan("?" if one.free is None else str(one.free)),
-            TextSpan(str(one.after)),
-            TextSpan(one.but, Ink.WAITING),
+            Span(one.pool or "no policy"),
+            Span(one.node or "-"),
+            Span(one.resource),
+            Span(str(one.now)),
+            Span("?" if one.free is None else str(one.free)),
+            Span(str(one.after)),
+            Span(one.but, Ink.WAITING),
         ]
         for one in services
     ]

@@ -24,7 +24,7 @@ from gpusharing.cli.shell.drawing import (
     Ink,
     Line,
     Paper,
-    TextSpan,
+    Span,
     age,
     bar,
     describe_simulated,
@@ -103,14 +103,14 @@ def describe_pool(pool: PoolStatus, now: datetime, paper: Paper) -> list[Line]:
         columns = COLUMNS + (WIDE if paper.wide else ())
         lines += table(columns, [_row(seen, now, paper) for seen in shown], paper, "  ")
     if (more := len(pool.changing) - len(shown)) > 0:
-        lines.append(line(TextSpan(f"  and {more} more; -o wide lists all", Ink.FAINT)))
+        lines.append(line(Span(f"  and {more} more; -o wide lists all", Ink.FAINT)))
     return lines
 
 
 def _title(pool: PoolStatus, paper: Paper) -> list[Line]:
     ink = Ink.GOOD if pool.status == "Synced" else Ink.BUSY if pool.status else Ink.FAINT
     what = " ".join(filter(None, (pool.mode, pool.layout)))
-    head = line(TextSpan(pool.name, Ink.TITLE), f"  {what}  ", TextSpan(pool.status or "new", ink))
+    head = line(Span(pool.name, Ink.TITLE), f"  {what}  ", Span(pool.status or "new", ink))
     tail = numbers(pool)
     if sum(len(span.text) for span in head) + len(tail) + 2 > paper.room:
         return [head, line(tail)]
@@ -132,11 +132,11 @@ def _bar(pool: PoolStatus, paper: Paper) -> list[Line]:
     if not pool.members:
         return []
     states = Counter(seen.state for seen in pool.members)
-    legend: list[TextSpan | str] = []
+    legend: list[Span | str] = []
     for state in State:
         if count := states[state]:
             glyph = state.value
-            legend += ["  ", TextSpan(f"{glyph.on(paper)} {count} {glyph.word}", glyph.ink)]
+            legend += ["  ", Span(f"{glyph.on(paper)} {count} {glyph.word}", glyph.ink)]
     order = sorted(pool.members, key=lambda seen: list(State).index(seen.state))
     # The legend stands on a line of its own where the bar leaves it no room.
     cells = bar([seen.state.value for seen in order], paper, min(60, paper.room))
@@ -166,22 +166,22 @@ def facts(pool: PoolStatus, now: datetime) -> list[str]:
     return facts
 
 
-def _row(seen: Seen, now: datetime, paper: Paper) -> list[TextSpan]:
+def _row(seen: Seen, now: datetime, paper: Paper) -> list[Span]:
     ink = seen.state.value.ink
     cells = [
-        TextSpan(seen.name),
-        TextSpan(_way(seen, paper), ink),
-        TextSpan(seen.phase or "-", ink),
-        TextSpan(seen.reason),
-        TextSpan("" if seen.pods is None else str(seen.pods)),
-        TextSpan(seen.culprit),
-        TextSpan(age(seen.entered, now), Ink.FAINT),
-        TextSpan(seen.deadline),
+        Span(seen.name),
+        Span(_way(seen, paper), ink),
+        Span(seen.phase or "-", ink),
+        Span(seen.reason),
+        Span("" if seen.pods is None else str(seen.pods)),
+        Span(seen.culprit),
+        Span(age(seen.entered, now), Ink.FAINT),
+        Span(seen.deadline),
     ]
     if not paper.wide:
         return cells
     more = (seen.step, seen.wanted, seen.observed, seen.cordon, seen.unhealthy)
-    return [*cells, *(TextSpan(text) for text in more)]
+    return [*cells, *(Span(text) for text in more)]
 
 
 def _way(seen: Seen, paper: Paper) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from gpusharing.api.names import Phase
 from gpusharing.api.times import from_rfc3339
 from gpusharing.cli.pools.fleet import PoolStatus, Seen, State, known_phase, state_of
-from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, TextSpan, bar, length, line, prose, shorten
+from gpusharing.cli.shell.drawing import Glyph, Ink, Line, Paper, Span, bar, length, line, prose, shorten
 from gpusharing.planning.vocabulary.lengths import counted
 
 REST = timedelta(days=1)
@@ -179,10 +179,10 @@ def describe_timeline(pool: PoolStatus, now: datetime, paper: Paper) -> list[Lin
     lines = prose(f"{period}; a cell is {length(cell)}", paper, indent="  ", ink=Ink.FAINT)
     for track in tracks:
         drawn = _cells(track, found.begin, cell, cells, paper)
-        row: list[str | TextSpan] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
-        lines.append(line(*row, "  ", TextSpan(ends[track.node], Ink.FAINT)) if tail else line(*row))
+        row: list[str | Span] = ["  ", shorten(track.node, name).ljust(name), "  ", *drawn]
+        lines.append(line(*row, "  ", Span(ends[track.node], Ink.FAINT)) if tail else line(*row))
     if (more := len(found.tracks) - len(tracks)) > 0:
-        lines.append(line(TextSpan(f"  and {counted(more, 'more node')}; -o wide draws all", Ink.FAINT)))
+        lines.append(line(Span(f"  and {counted(more, 'more node')}; -o wide draws all", Ink.FAINT)))
     return [*lines, *prose(_legend(tracks, paper), paper, indent="  ", ink=Ink.FAINT)]
 
 

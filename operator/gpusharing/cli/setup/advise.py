@@ -23,7 +23,7 @@ from gpusharing.cli.setup.advice import (
     read_demand,
 )
 from gpusharing.cli.setup.layouts import draw, pick
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, fold, line, prose
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, Span, fold, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal, agrees, ask_line
 from gpusharing.cli.shell.troubles import DONE, Trouble
@@ -168,7 +168,7 @@ def describe(card: Card, found: Advice, policy: dict[str, object], paper: Paper)
     what = f"{found.mode}, {layout_text(layout)} on each GPU" if layout else str(found.mode)
     if not layout and found.shares > 1:
         what = f"{found.mode}, {counted(found.shares, 'share')} of each GPU"
-    lines = fold(line(TextSpan(what, Ink.TITLE)), paper)
+    lines = fold(line(Span(what, Ink.TITLE)), paper)
     if layout and (drawn := draw(layout, card.profiles, paper)):
         lines.append(line("  ", *drawn))
     for reason in found.why:

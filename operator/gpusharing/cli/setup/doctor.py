@@ -12,7 +12,7 @@ from typing import Any
 
 from gpusharing.api.names import LABEL_MIG_CAPABLE, LABEL_MIG_CONFIG
 from gpusharing.cli.live.installed import SELECTOR, find_difference, settings_of
-from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, TextSpan, describe_simulated, line, prose
+from gpusharing.cli.shell.drawing import BLANK, Ink, Line, Paper, Span, describe_simulated, line, prose
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, sentence
@@ -250,7 +250,7 @@ def describe(found: Examined, paper: Paper) -> list[Line]:
     inks = {"ok": Ink.GOOD, "ERROR": Ink.BAD}
     for word, text, command in report_topics(found.symptoms, found.unseen, asked):
         told = prose(text, paper, indent="         ")
-        lines += [line(TextSpan(f"{word:8} ", inks.get(word, Ink.WAITING)), told[0][0].text[9:]), *told[1:]]
+        lines += [line(Span(f"{word:8} ", inks.get(word, Ink.WAITING)), told[0][0].text[9:]), *told[1:]]
         lines += [line(f"         -> {command}")] if command else []
     for note in found.notes:
         lines += prose(f"Note: {note}", paper, hang="  ", ink=Ink.FAINT)

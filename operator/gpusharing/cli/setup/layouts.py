@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, TextSpan, line, prose, table
+from gpusharing.cli.shell.drawing import BLANK, Column, Ink, Line, Paper, Span, line, prose, table
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble, nearest
 from gpusharing.planning.gpus.cards import CARDS, Card, Profile, find_card
@@ -59,9 +59,7 @@ def describe(answer: LegalLayouts, paper: Paper) -> list[Line]:
         if paper.width is not None and name + CARD_WIDTH + len(used) + 4 > paper.width:
             lines += [*prose(f"{layout_text(layout)} {used}", paper), line("  ", *picture)]
         else:
-            lines.append(
-                line(layout_text(layout).ljust(name), "  ", *picture, "  ", TextSpan(used, Ink.FAINT))
-            )
+            lines.append(line(layout_text(layout).ljust(name), "  ", *picture, "  ", Span(used, Ink.FAINT)))
     return [*lines, *_notes(answer, paper)]
 
 
@@ -91,18 +89,18 @@ def draw(layout: Layout, profiles: Sequence[Profile], paper: Paper) -> Line:
         return ()
     room = CARD_WIDTH if paper.width is None else min(CARD_WIDTH, paper.width - 2)
     cell = max(3, room // units)
-    spans: list[TextSpan] = []
+    spans: list[Span] = []
     free = "·" if paper.glyphs else "."
     at = 0
     for number, (name, start) in enumerate(sorted(fit.placements, key=lambda placed: placed[1])):
         if start > at:
-            spans.append(TextSpan(free * ((start - at) * cell), Ink.FAINT))
+            spans.append(Span(free * ((start - at) * cell), Ink.FAINT))
         width = sizes[name] * cell - 2
         label = next((one for one in (name, name.partition(".")[0]) if len(one) <= width), "")
-        spans.append(TextSpan(f"[{label.center(width)}]", _INKS[number % len(_INKS)]))
+        spans.append(Span(f"[{label.center(width)}]", _INKS[number % len(_INKS)]))
         at = start + sizes[name]
     if at < units:
-        spans.append(TextSpan(free * ((units - at) * cell), Ink.FAINT))
+        spans.append(Span(free * ((units - at) * cell), Ink.FAINT))
     return tuple(spans)
 
 
@@ -125,7 +123,7 @@ def describe_cards(cards: Iterable[Card], paper: Paper) -> list[Line]:
             )
             product = card.products[0] if card.products else ""
             most = f"{small.name} (max {small.max_count})"
-            rows.append([TextSpan(card.key), TextSpan(product), TextSpan(large.name), TextSpan(most)])
+            rows.append([Span(card.key), Span(product), Span(large.name), Span(most)])
     return [
         *prose("Cards with MIG; kubectl gpusharing layouts CARD draws one:", paper),
         *table(CARDS_TABLE, rows, paper),

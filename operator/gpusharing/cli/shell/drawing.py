@@ -32,7 +32,7 @@ class Ink(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class TextSpan:
+class Span:
     """A piece of text in one ink."""
 
     text: str
@@ -41,7 +41,7 @@ class TextSpan:
     """How they are coloured."""
 
 
-Line = tuple[TextSpan, ...]
+Line = tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +71,9 @@ class Paper:
         return max(NARROW, min(self.width or 110, 140))
 
 
-def line(*parts: str | TextSpan) -> Line:
+def line(*parts: str | Span) -> Line:
     """A line of these parts; what is plain text has plain ink."""
-    return tuple(part if isinstance(part, TextSpan) else TextSpan(part) for part in parts)
+    return tuple(part if isinstance(part, Span) else Span(part) for part in parts)
 
 
 BLANK: Line = ()
@@ -93,31 +93,31 @@ def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink
         subsequent_indent=indent + hang,
         break_on_hyphens=False,
     )
-    return [line(TextSpan(one, ink)) for one in wrapped]
+    return [line(Span(one, ink)) for one in wrapped]
 
 
 def fold(one: Line, paper: Paper) -> list[Line]:
     """A line of several inks; if it is too long, broken into lines between words."""
     if sum(len(span.text) for span in one) <= paper.room:
         return [one]
-    pieces = [TextSpan(piece, span.ink) for span in one for piece in re.findall(r"\s+|\S+", span.text)]
+    pieces = [Span(piece, span.ink) for span in one for piece in re.findall(r"\s+|\S+", span.text)]
     words = [
         list(word) for blank, word in groupby(pieces, key=lambda piece: piece.text.isspace()) if not blank
     ]
-    lines: list[list[TextSpan]] = [[]]
+    lines: list[list[Span]] = [[]]
     taken = 0
     for word in words:
         length = sum(len(span.text) for span in word)
         if lines[-1] and taken + 1 + length > paper.room:
             lines.append([])
             taken = 0
-        lines[-1] += [TextSpan(" "), *word] if lines[-1] else word
+        lines[-1] += [Span(" "), *word] if lines[-1] else word
         taken += length + (taken > 0)
     return [tuple(one) for one in lines]
 
 
 def table(
-    columns: Sequence[Column], rows: Sequence[Sequence[TextSpan]], paper: Paper, indent: str = ""
+    columns: Sequence[Column], rows: Sequence[Sequence[Span]], paper: Paper, indent: str = ""
 ) -> list[Line]:
     """Rows under a header. Columns without any text are left out, and so are those that do not fit; then texts are
     cut."""
@@ -130,7 +130,7 @@ def table(
         kept = _fitting(columns, kept, widths, room)
         widths = _cut(kept, widths, room)
     drawn = [
-        line(indent, *_row([TextSpan(columns[i].title, Ink.FAINT) for i in kept], [widths[i] for i in kept]))
+        line(indent, *_row([Span(columns[i].title, Ink.FAINT) for i in kept], [widths[i] for i in kept]))
     ]
     drawn += [line(indent, *_row([row[i] for i in kept], [widths[i] for i in kept])) for row in rows]
     return drawn
@@ -161,12 +161,12 @@ def _total(kept: Sequence[int], widths: dict[int, int]) -> int:
     return sum(widths[index] for index in kept) + len(GAP) * max(0, len(kept) - 1)
 
 
-def _row(cells: Sequence[TextSpan], widths: Sequence[int]) -> list[TextSpan]:
-    spans: list[TextSpan] = []
+def _row(cells: Sequence[Span], widths: Sequence[int]) -> list[Span]:
+    spans: list[Span] = []
     for number, (cell, width) in enumerate(zip(cells, widths, strict=True)):
         if number:
-            spans.append(TextSpan(GAP))
-        spans.append(TextSpan(shorten(cell.text, width).ljust(width), cell.ink))
+            spans.append(Span(GAP))
+        spans.append(Span(shorten(cell.text, width).ljust(width), cell.ink))
     return spans
 
 
@@ -209,7 +209,7 @@ def bar(glyphs: Sequence[Glyph], paper: Paper, room: int) -> Line:
         parts = [glyphs[int(i * share) : max(int(i * share) + 1, int((i + 1) * share))] for i in range(most)]
         glyphs = [max(part, key=lambda glyph: _BADNESS.index(glyph.ink)) for part in parts]
     return tuple(
-        TextSpan("".join(glyph.on(paper) for glyph in alike), ink)
+        Span("".join(glyph.on(paper) for glyph in alike), ink)
         for ink, alike in groupby(glyphs, key=attrgetter("ink"))
     )
 

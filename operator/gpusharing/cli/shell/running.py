@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gpusharing.cli.shell.arguments import CSV, PAGE
-from gpusharing.cli.shell.drawing import BLANK, Ink, TextSpan, line
+from gpusharing.cli.shell.drawing import BLANK, Ink, Span, line
 from gpusharing.cli.shell.session import Session, connected
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import DONE, FAILED, Trouble
@@ -66,7 +66,7 @@ async def _everywhere(verb: VerbModule, typed: Namespace, contexts: Sequence[str
     statuses: list[int] = []
     for context in contexts:
         if len(contexts) > 1 and not terminal.structured:
-            terminal.show([BLANK, line(TextSpan(f"context {context}", Ink.TITLE))])
+            terminal.show([BLANK, line(Span(f"context {context}", Ink.TITLE))])
         try:
             async with connected(getattr(typed, "kubeconfig", ""), context) as session:
                 statuses.append(await verb.run(session, typed, terminal))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal, TextIO
 
-from gpusharing.cli.shell.drawing import Ink, Line, Paper, TextSpan, line, plain, shorten
+from gpusharing.cli.shell.drawing import Ink, Line, Paper, Span, line, plain, shorten
 
 
 def ask_line(question: str, answers: TextIO) -> str:
@@ -178,7 +178,7 @@ def _fitting(lines: Sequence[Line], size: os.terminal_size, hint: str, console: 
     shown = sum(until < size.lines for until in taken)
     left = len(lines) - shown
     more = f"and {left} more {'line' if left == 1 else 'lines'}{hint}"
-    return [*lines[:shown], line(TextSpan(shorten(more, size.columns), Ink.FAINT))]
+    return [*lines[:shown], line(Span(shorten(more, size.columns), Ink.FAINT))]
 
 
 def _rich(lines: Sequence[Line]) -> Any:

@@ -11,7 +11,7 @@ from gpusharing.cli.shell.drawing import (
     Ink,
     Line,
     Paper,
-    TextSpan,
+    Span,
     describe_simulated,
     prose,
     table,
@@ -73,12 +73,12 @@ def _of_rows(answer: CostReport, paper: Paper) -> list[Line]:
     costs = _right([money(row.cents, row.currency) for row in rows])
     told = [
         [
-            TextSpan(name_of(row, wish), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
-            TextSpan(f"({row.part})" if wish.by == POLICY and row.part is not Part.HELD else row.resource),
-            TextSpan(hours[index]),
-            TextSpan(parts[index], Ink.FAINT),
-            TextSpan(costs[index], Ink.PLAIN if row.currency else Ink.WAITING),
-            TextSpan(row.basis, Ink.FAINT),
+            Span(name_of(row, wish), Ink.PLAIN if row.part is Part.HELD else Ink.FAINT),
+            Span(f"({row.part})" if wish.by == POLICY and row.part is not Part.HELD else row.resource),
+            Span(hours[index]),
+            Span(parts[index], Ink.FAINT),
+            Span(costs[index], Ink.PLAIN if row.currency else Ink.WAITING),
+            Span(row.basis, Ink.FAINT),
         ]
         for index, row in enumerate(rows)
     ]
@@ -98,10 +98,10 @@ def _of_pools(pools: Sequence[PoolBill], paper: Paper) -> list[Line]:
     costs = _right([money(pool.cents, pool.currency) for pool in pools])
     told = [
         [
-            TextSpan(pool.policy or "(no policy)"),
-            TextSpan(hours[index]),
-            TextSpan(_priced(pool.prices)),
-            TextSpan(costs[index], Ink.PLAIN if pool.currency else Ink.WAITING),
+            Span(pool.policy or "(no policy)"),
+            Span(hours[index]),
+            Span(_priced(pool.prices)),
+            Span(costs[index], Ink.PLAIN if pool.currency else Ink.WAITING),
         ]
         for index, pool in enumerate(pools)
     ]

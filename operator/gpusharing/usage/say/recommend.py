@@ -16,7 +16,7 @@ from gpusharing.cli.shell.drawing import (
     Ink,
     Line,
     Paper,
-    TextSpan,
+    Span,
     describe_simulated,
     fold,
     length,
@@ -149,22 +149,22 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
     placed = placed_of(answer.found)
-    rows: list[list[TextSpan]] = []
+    rows: list[list[Span]] = []
     for history in answer.seen.histories:
         whose = history.workload
         need = next((one for one in answer.needs if one.workload == whose), None)
         sure = Confidence.NONE if need is None else need.confidence
         rows.append(
             [
-                TextSpan(whose.namespace),
-                TextSpan(f"{whose.kind}/{whose.name}"),
-                TextSpan(str(history.pods)),
-                TextSpan(now_of(history), Ink.FAINT),
-                TextSpan(_size(need.peak) if need and need.samples else UNKNOWN),
-                TextSpan(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
-                TextSpan(advice_of(placed.get(whose)), Ink.TITLE),
-                TextSpan(str(sure), _INKS.get(sure, Ink.PLAIN)),
-                TextSpan(why_of(need, placed.get(whose)), Ink.FAINT),
+                Span(whose.namespace),
+                Span(f"{whose.kind}/{whose.name}"),
+                Span(str(history.pods)),
+                Span(now_of(history), Ink.FAINT),
+                Span(_size(need.peak) if need and need.samples else UNKNOWN),
+                Span(UNKNOWN if need is None or need.compute is None else f"{need.compute:.0%}"),
+                Span(advice_of(placed.get(whose)), Ink.TITLE),
+                Span(str(sure), _INKS.get(sure, Ink.PLAIN)),
+                Span(why_of(need, placed.get(whose)), Ink.FAINT),
             ]
         )
     level = "P95" if answer.found is None else f"P{LEVELS[answer.found.goal].activity * 100:.0f}"
@@ -238,13 +238,13 @@ def _evidence(need: Need, paper: Paper) -> Iterator[Line]:
     """With -v: the samples, as far as they can be drawn, and what follows from them."""
     whose, history = need.workload, need.history
     yield BLANK
-    yield from fold(line(TextSpan(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE)), paper)
+    yield from fold(line(Span(f"{whose.namespace}  {whose.kind}/{whose.name}", Ink.TITLE)), paper)
     for name, samples, top in (
         ("memory  ", history.memory, need.highest),
         ("activity", history.activity or (), 1.0),
     ):
         if samples:
-            yield line("  ", TextSpan(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
+            yield line("  ", Span(f"{name}  ", Ink.FAINT), sparkline(samples, top, paper))
     if history.activity and history.of_device:
         told = "activity is of the whole device, which other pods held too: how much of it this one took is unknown"
         yield from prose(told, paper, indent="  ", hang="  ", ink=Ink.WAITING)
