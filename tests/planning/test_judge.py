@@ -20,7 +20,9 @@ from gpusharing.api.names import (
 from gpusharing.planning.snapshot.actions import Action, EnsureGPUNode, LabelNode, Release, UpdateFence
 from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
-from gpusharing.planning.transition.judge import is_lasting, is_told_apart, judge
+from gpusharing.planning.transition.judge import is_told_apart, judge
+from gpusharing.planning.transition.members import find_member
+from gpusharing.planning.transition.nodefacts import keeps_verdict
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasons import Reason
 
@@ -42,7 +44,7 @@ LASTING: dict[str, tuple[Verdict, NodeView, bool]] = {
 
 @pytest.mark.parametrize(("verdict", "node", "lasts"), LASTING.values(), ids=LASTING)
 def test_a_verdict_holds_whatever_the_time_when(verdict: Verdict, node: NodeView, lasts: bool) -> None:
-    assert is_lasting(verdict, node) is lasts
+    assert keeps_verdict(find_member(verdict, node, None)) is lasts
 
 
 DIVIDED = make_gpunode(gpus=(make_gpu(layout=(("3g.40gb", 2),)),))

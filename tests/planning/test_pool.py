@@ -24,8 +24,9 @@ from tests.planning.drainpass import roomy
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
+from gpusharing.planning.pools.candidates import Selection
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, Selection, select
+from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, select
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look, find_due
 from gpusharing.planning.snapshot.podviews import NodeWork
@@ -63,7 +64,13 @@ def chosen(
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
     pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
-    return select(pool.ask_windows(NOW), cap, ledger or Ledger(OFFERED, NOW))
+    return with_waits(select(pool.ask_windows(NOW), cap, ledger or Ledger(OFFERED, NOW)))
+
+
+def with_waits(selection: Selection) -> Selection:
+    """The selection with the verdicts of the candidates that wait, as `choose` adds them."""
+    waits = {case.node.name: wait.verdict(case) for wait, cases in selection.waiting for case in cases}
+    return replace(selection, verdicts={**waits, **selection.verdicts})
 
 
 def fenced(selection: Selection) -> list[str]:
@@ -382,7 +389,7 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     cases = [failed("n1"), candidate("n2")]
     members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
     pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).ask_windows(NOW)
-    return select(pool, 100, Ledger(OFFERED, NOW))
+    return with_waits(select(pool, 100, Ledger(OFFERED, NOW)))
 
 
 @pytest.mark.parametrize("failed", [went_back, gave_up])

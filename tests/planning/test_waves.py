@@ -24,14 +24,14 @@ from tests.build import (
 from tests.planning.cases import make_member, pair_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_budget import LABELS_OF_C, shared_c
-from tests.planning.test_pool import OFFERED, candidate, chosen, fenced
+from tests.planning.test_pool import OFFERED, candidate, chosen, fenced, with_waits
 from tests.planning.told import verdict
 
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.times import NEVER as FOREVER
-from gpusharing.planning.pools.candidates import op_of
+from gpusharing.planning.pools.candidates import Selection, op_of
 from gpusharing.planning.pools.ledger import Ledger, find_mates
-from gpusharing.planning.pools.pool import Pool, Selection, select
+from gpusharing.planning.pools.pool import Pool, select
 from gpusharing.planning.pools.waves import find_waves
 from gpusharing.planning.rollout import RolloutPlan, plan_rollout
 from gpusharing.planning.snapshot.actions import FenceNode
@@ -238,7 +238,7 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members += [make_member(make_node(name), verdict(Phase.SYNCED)) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
     pool = Pool(policy, names, 0, list(cases), members=members).ask_windows(NOW)
-    return select(pool, 100, Ledger(OFFERED, NOW))
+    return with_waits(select(pool, 100, Ledger(OFFERED, NOW)))
 
 
 def test_canaries_are_looked_for_among_nodes_that_share_no_gang_first() -> None:

@@ -37,7 +37,7 @@ from functools import partial
 from gpusharing.api.names import LABEL_POLICY, Phase
 from gpusharing.planning.drain.stranded import Afterwards
 from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
-from gpusharing.planning.pools.choice import Choice, choose
+from gpusharing.planning.pools.choice import choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
 from gpusharing.planning.pools.objections import asked, find_objections
@@ -47,6 +47,7 @@ from gpusharing.planning.pools.returning import hold_together
 from gpusharing.planning.pools.slots import fences_of, find_resumed, share
 from gpusharing.planning.pools.standstill import count_vain
 from gpusharing.planning.snapshot.actions import Action, WriteConfig
+from gpusharing.planning.snapshot.looks import Look
 from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.passmemory import PassMemory
 from gpusharing.planning.snapshot.stackviews import StackView
@@ -132,7 +133,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept
     afterwards = find_afterwards(snapshot, members)
-    choice = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept))
+    choice, crowd_known = choose(snapshot, now, pools, verdicts, afterwards, held=len(kept), memo=memo)
     old = snapshot.old_views and f"what is known of {snapshot.old_views} is old"
     if why := snapshot.policies_error or old:
         choice = replace(choice, verdicts=failing.keep_back(choice.verdicts, why), claims={})
@@ -144,6 +145,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     config = configure(snapshot, targets.values(), known.models, known.wishes, memo)
     shared = share(snapshot, config, {**choice.claims, **kept}, pools, verdicts, failed_nodes=failed_nodes)
     failing.name(verdicts)
+    vain = count_vain(pools, verdicts, choice.looks, snapshot) if crowd_known else {}
     return RolloutPlan(
         verdicts=verdicts,
         pools=pools,
@@ -152,7 +154,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
         targets={
             name: one.resources for name, one in targets.items() if not is_skipped(snapshot.nodes[name])
         },
-        memory=_remember(snapshot, pools, members, verdicts, choice, previews, now),
+        memory=_remember(snapshot, members, verdicts, choice.looks, vain, previews, now),
         afterwards=afterwards,
         coming=find_coming(known.owners, fences_of(snapshot)),
         wake_at=_wake(verdicts, pools, previews, now),
@@ -161,10 +163,10 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
 
 def _remember(
     snapshot: ClusterSnapshot,
-    pools: Mapping[str, Pool],
     members: Mapping[str, Member],
     verdicts: Mapping[str, Verdict],
-    choice: Choice,
+    looks: Mapping[str, Look],
+    vain_passes: Mapping[str, int],
     previews: Previews,
     now: datetime,
 ) -> PassMemory:
@@ -175,9 +177,9 @@ def _remember(
         wants_pods=previews.wants_pods.union(one.node for one in verdicts.values() if one.wants_pods),
         proving=frozenset(one.node for one in proving if one.reason is Reason.SETTLING),
         drifting_since={name: since.get(name, now) for name, one in members.items() if one.differs},
-        looks=choice.looks,
+        looks=looks,
         previews=previews.known,
-        vain_passes=count_vain(pools, verdicts, choice.looks, snapshot) if choice.crowd_known else {},
+        vain_passes=vain_passes,
     )
 
 

@@ -1,6 +1,7 @@
 """One candidate of a pool: what its pods allow, and what starting it takes."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
@@ -12,6 +13,7 @@ from gpusharing.planning.drain.gangs import with_gangs
 from gpusharing.planning.drain.holders import has_finished, holds_gpu
 from gpusharing.planning.drain.plan import budget_room, crowding, preflight
 from gpusharing.planning.drain.standing import Standings, find_standings
+from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger, standing_look
 from gpusharing.planning.snapshot.actions import FenceNode
 from gpusharing.planning.snapshot.looks import Look
@@ -73,12 +75,58 @@ class Candidate:
         Of the rest of a gang those nodes come first whose pods are known. Each look at such a node keeps a slot and
         shows that it costs more than was thought, so the others would be looked at in turn, and none would start.
         """
-        case, policy = self.case, self.policy
-        shuffle = _shuffle(case.node.uid, policy.uid, policy.generation)
-        pods = self.assessed.observed.pods
-        cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
+        unclaimed, cost, shuffle = find_place(self.case, self.policy)
         unknown = self.follows and self.needs_list
-        return (not case.claimed, self.look is not None, not self.follows, unknown, cost, shuffle)
+        return (unclaimed, self.look is not None, not self.follows, unknown, cost, shuffle)
+
+
+def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
+    """The order among candidates that nothing blocks and that are not the rest of a gang; the smallest comes first."""
+    observed = case.gpunode.observed if case.gpunode is not None else None
+    pods = observed.pods if observed is not None else None
+    cost = UNKNOWN_PODS if pods is None else find_cost(case, pods)
+    return not case.claimed, cost, _shuffle(case.node.uid, policy.uid, policy.generation)
+
+
+def is_unknown(case: NodeCase, ledger: Ledger) -> bool:
+    """Whether the pods of the node must be known before it may start, and nothing is known of them yet. A newcomer is
+    left out: it takes no slot of its policy's budget."""
+    assessed = case.assessment
+    cordons = isinstance(assessed, Assessed) and assessed.disruption.cordons
+    listed = case.work is not None or case.node.name in ledger.looks
+    return cordons and not listed and not is_newcomer(case.node, case.gpunode)
+
+
+@dataclass(slots=True)
+class Selection:
+    """Which candidates start in this pass, and what becomes of the others."""
+
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+    """By node: of all candidates that are not in `waiting`."""
+    claims: dict[str, Claim] = field(default_factory=dict)
+    """By node, for those that start: the slot that each takes."""
+    looks: dict[str, Look] = field(default_factory=dict)
+    """What is to be remembered of the pods of candidates."""
+    waiting: list[tuple[Wait, Sequence[NodeCase]]] = field(default_factory=list)
+    """The candidates that wait for the same, without a look at the pods of any."""
+
+    def put(self, case: NodeCase, verdict: Verdict, look: Look | None = None) -> bool:
+        """Add the verdict of a candidate and what is to be remembered of its pods. Return whether it starts."""
+        name = case.node.name
+        self.verdicts[name] = verdict
+        if look is not None:
+            self.looks[name] = look
+        begun = next((action.fence for action in verdict.actions if isinstance(action, FenceNode)), None)
+        if begun is not None:
+            self.claims[name] = Claim.of(case.node.uid, begun)
+        return begun is not None
+
+    def add(self, other: "Selection") -> None:
+        """Add what another pool has selected."""
+        self.verdicts |= other.verdicts
+        self.claims |= other.claims
+        self.looks |= other.looks
+        self.waiting += other.waiting
 
 
 @lru_cache(maxsize=16384)
@@ -161,12 +209,6 @@ def begin(candidate: Candidate, wave: str = "", mates: tuple[str, ...] = ()) -> 
     action = _fence(candidate)
     verdict = replace(verdict, deadline=action.fence.deadline)
     return verdict.then(replace(action, fence=replace(action.fence, wave=wave, mates=mates)))
-
-
-def claim_of(verdict: Verdict, case: NodeCase) -> Claim | None:
-    """The slot that a start takes; None: the node does not start."""
-    begun = [action.fence for action in verdict.actions if isinstance(action, FenceNode)]
-    return Claim.of(case.node.uid, begun[0]) if begun else None
 
 
 def looking(case: NodeCase) -> Verdict:

@@ -7,30 +7,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from gpusharing.planning.drain.stranded import Afterwards
+from gpusharing.planning.pools.candidates import Selection
+from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger
-from gpusharing.planning.pools.pool import Pool, Selection, select
+from gpusharing.planning.pools.pool import Pool, select
 from gpusharing.planning.pools.slots import fences_of
 from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.snapshot.records import Claim
+from gpusharing.planning.snapshot.memo import Memo
 from gpusharing.planning.snapshot.views import ClusterSnapshot, PolicyView
+from gpusharing.planning.transition.guard import not_judged
 from gpusharing.planning.transition.requests import with_gpunode
 from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
-from gpusharing.planning.vocabulary.values import value
-
-
-@value
-class Choice:
-    """The nodes that begin now."""
-
-    verdicts: Mapping[str, Verdict]
-    """Of all candidates."""
-    claims: Mapping[str, Claim]
-    """Of those that begin."""
-    looks: Mapping[str, Look]
-    """What was found at nodes whose pods block."""
-    crowd_known: bool = True
-    """Whether the pods of every node in flight were listed; candidates that share a budget with them wait for that."""
 
 
 def choose(
@@ -41,39 +29,64 @@ def choose(
     afterwards: Afterwards,
     *,
     held: int,
-) -> Choice:
+    memo: Memo,
+) -> tuple[Selection, bool]:
     """Let every pool choose its next nodes within its allowance and the operator-wide cap, of which `held` slots are
-    kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done.
+    kept for nodes without a fence. `afterwards`: the cluster when all planned changes are done. `memo` keeps the
+    verdicts of the nodes that wait.
+
+    Return the verdicts of all candidates, and whether the pods of every node in flight were listed: candidates that
+    share a budget with them wait for that.
     """
-    chosen: dict[str, Verdict] = {}
-    claims: dict[str, Claim] = {}
-    looks: dict[str, Look] = {}
+    chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
     if not waiting:
-        return Choice(chosen, claims, looks)
+        memo.each(Wait.verdict, ())  # so that nothing is kept of nodes that waited before
+        return chosen, True
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
-    ledger = Ledger.of(snapshot, now, afterwards, list(_able_to_begin(waiting)))
+    ledger = Ledger.of(snapshot, now, afterwards, list(_able_to_begin(waiting, snapshot.memory.looks)))
     for name in sorted(in_flight):
         if (look := ledger.add_in_flight(snapshot, verdicts[name])) is not None:
-            looks[name] = look
+            chosen.looks[name] = look
     for pool in waiting:
-        taken = len(in_flight) + held + len(claims)
-        try:
-            selection = select(pool, snapshot.settings.max_in_flight - taken, ledger)
-        except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
-            selection = Selection.none(pool, error)
-        claims |= selection.claims
-        looks |= selection.looks
-        for case in pool.candidates:
-            name, verdict = case.node.name, selection.verdicts[case.node.name]
-            # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
-            chosen[name] = with_gpunode(verdict, case) if verdicts[name].actions else verdict
-    return Choice(chosen, claims, looks, ledger.crowd_known)
+        taken = len(in_flight) + held + len(chosen.claims)
+        chosen.add(_select(pool, snapshot.settings.max_in_flight - taken, ledger))
+    chosen.verdicts |= _find_waits(chosen, memo)
+    for case in (case for pool in waiting for case in pool.candidates):
+        # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
+        if verdicts[case.node.name].actions:
+            chosen.verdicts[case.node.name] = with_gpunode(chosen.verdicts[case.node.name], case)
+    return chosen, ledger.crowd_known
 
 
-def _able_to_begin(waiting: Iterable[Pool]) -> Iterator[tuple[NodeCase, PolicyView]]:
-    """The candidates of pools with room in their allowance, and newcomers of the others, which take none of it."""
+def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
+    """The verdicts of the candidates that wait without a look at them."""
+    waits = [
+        (memo.same(f"wait {number}", wait), cases) for number, (wait, cases) in enumerate(chosen.waiting)
+    ]
+    rows = ((case.node.name, (wait, case)) for wait, cases in waits for case in cases)
+    return memo.each(Wait.verdict, rows)
+
+
+def _select(pool: Pool, cap: int, ledger: Ledger) -> Selection:
+    """Choose in one pool. If its candidates cannot be compared none starts; the fault may be on any of its nodes."""
+    try:
+        return select(pool, cap, ledger)
+    except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
+        stopped = Selection()
+        for case in pool.candidates:
+            stopped.put(case, not_judged(case.node, pool.policy.name, error))
+        return stopped
+
+
+def _able_to_begin(
+    waiting: Iterable[Pool], looks: Mapping[str, Look]
+) -> Iterator[tuple[NodeCase, PolicyView]]:
+    """Yield the candidates that were looked at: those of pools with room in their allowance, and newcomers of the
+    others, which take none of it."""
     for pool in waiting:
         for case in pool.candidates:
+            if case.node.name not in looks:
+                continue
             if pool.limit > pool.used or is_newcomer(case.node, case.gpunode):
                 yield case, pool.policy

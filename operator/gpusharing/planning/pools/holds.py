@@ -5,6 +5,7 @@ Asked once per pool and pass, and only while some node could start. Nodes in fli
 
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -15,6 +16,7 @@ from gpusharing.planning.pools.resuming import explain_halt
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import failed_in
 from gpusharing.planning.transition.members import Member
+from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
@@ -36,7 +38,7 @@ def _frozen(pooled: Pooled) -> str:
 
 def _halted(pooled: Pooled) -> str:
     policy = pooled.policy
-    failing = (one.node.name for one in pooled.members if has_failed(one, policy))
+    failing = (one.node.name for one in pooled.members if one.marked and has_failed(one, policy))
     failed = sorted({*failing, *pooled.failed_before})
     return explain_halt(policy, failed, pooled.spec.rollout.max_failures)
 
@@ -113,3 +115,26 @@ def find_hold(pooled: Pooled, past: AbstractSet[Reason] = frozenset()) -> Findin
         if found := hold.find(pooled):
             return Finding.of(found, hold.reason)
     return None
+
+
+@value
+class Wait:
+    """What many candidates of a pool wait for, and how their verdicts say so."""
+
+    reason: Finding
+    """The reason and the message, and who or what holds them back."""
+    phase: Phase = Phase.PENDING
+    """The phase of these nodes."""
+    for_room: bool = True
+    """Whether they wait only for a slot; False: a hold of their pool keeps them from starting."""
+
+    @staticmethod
+    def held(hold: Finding) -> "Wait":
+        """The wait of candidates whose pool is held."""
+        return Wait(hold, hold.reason.waiting_phase, for_room=False)
+
+    def verdict(self, case: NodeCase) -> Verdict:
+        """The verdict of a candidate that waits for this. It follows from the two alone, so the memo may keep it."""
+        reason, ends = self.reason, None if self.for_room else self.reason.until
+        found = case.verdict(self.phase, reason.reason, reason.message, wake=ends, candidate=self.for_room)
+        return replace(found, deadline=ends, keeper=reason.keeper, stands=reason.stands)

@@ -48,7 +48,8 @@ class Ledger:
         afterwards: Afterwards,
         cases: Sequence[tuple[NodeCase, PolicyView]],
     ) -> "Ledger":
-        """What is known before any node starts. `cases`: candidates of pools with room, each with its policy."""
+        """What is known before any node starts. `cases`: candidates of pools with room that were looked at before, each
+        with its policy."""
         poll = snapshot.settings.poll
         last = [
             (case.node.name, look)

@@ -15,24 +15,31 @@ waves      nodes that share a gang start in one pass, and wait for room enough w
 crowd      while nodes in flight use up the room of a PodDisruptionBudget, no other node that it guards starts
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from heapq import nsmallest
+from itertools import chain
 
-from gpusharing.api.names import Phase
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.canary import find_canary, is_proven, wait_for_canaries
-from gpusharing.planning.pools.candidates import Candidate, claim_of, find_candidate, try_start
-from gpusharing.planning.pools.holds import find_hold
+from gpusharing.planning.pools.candidates import (
+    Candidate,
+    Selection,
+    find_candidate,
+    find_place,
+    is_unknown,
+    try_start,
+)
+from gpusharing.planning.pools.holds import Wait, find_hold
 from gpusharing.planning.pools.hours import ALWAYS, Hours, find_hours
 from gpusharing.planning.pools.keepers import explain_keepers, first_keeper, goes_on, is_for_a_person
-from gpusharing.planning.pools.ledger import Ledger
+from gpusharing.planning.pools.ledger import Ledger, find_mates
 from gpusharing.planning.pools.places import LAST_PLACE, becomes_place
 from gpusharing.planning.pools.pooled import Pooled
 from gpusharing.planning.pools.waves import find_following, group, try_wave
 from gpusharing.planning.snapshot.looks import FIRST_LOOKS, Look
-from gpusharing.planning.snapshot.records import Claim
 from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.attempts import is_tried_again
 from gpusharing.planning.transition.guard import not_judged
@@ -42,7 +49,6 @@ from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasons import Reason
-from gpusharing.planning.vocabulary.values import value
 
 LOOKAHEAD = 2
 """Candidates whose pods are listed beyond the room, so that a blocked node does not stop the pool."""
@@ -141,75 +147,41 @@ class Pool:
         return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
 
-@value
-class Selection:
-    """Which candidates start in this pass, and the verdicts of all candidates."""
-
-    verdicts: Mapping[str, Verdict]
-    """By node: of all candidates."""
-    claims: Mapping[str, Claim]
-    """By node, for those that start: the slot that each takes."""
-    looks: Mapping[str, Look]
-    """What is to be remembered of blocked candidates."""
-
-    @staticmethod
-    def none(pool: Pool, error: Exception) -> "Selection":
-        """No node starts in a pool whose candidates cannot be compared; the fault may be on any of its nodes."""
-        told = {case.node.name: not_judged(case.node, pool.policy.name, error) for case in pool.candidates}
-        return Selection(told, {}, {})
-
-
 def select(pool: Pool, cap: int, ledger: Ledger) -> Selection:
     """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
-        return Selection({}, {}, {})
+        return Selection()
     return _select(pool, pooled, cap, ledger, frozenset())
 
 
 def _choose(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
     """Among the candidates of a pool that nothing holds."""
-    found = _find_room(pool, pooled, cap, ledger)
-    room, cap = found.room, found.cap
-    verdicts: dict[str, Verdict] = {}
-    claims: dict[str, Claim] = {}
-    looks: dict[str, Look] = {}
-    listed, hold = 0, ledger.recent >= FIRST_LOOKS
-    candidates = _in_order(pool, ledger, verdicts)
-    waves = group(candidates) if room > 0 else {}
+    left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
+    candidates = _in_order(pool, ledger, left, chosen)
+    waves = group(candidates) if left.room > 0 else {}
     for candidate in candidates:
-        case, look = candidate.case, candidate.look
-        slots = cap if candidate.newcomer else room
-        if case.node.name in verdicts:
+        case = candidate.case
+        if case.node.name in chosen.verdicts:
             continue  # it went with its wave
-        if room > 0 and (wave := waves.get(case.node.name)):
-            went = try_wave(wave, room, found.most, found.full, ledger)
-            room, cap = room - went.taken, cap - went.taken
-            verdicts, claims, looks = verdicts | went.verdicts, claims | went.claims, looks | went.looks
+        if left.room > 0 and (wave := waves.get(case.node.name)):
+            taken = try_wave(wave, left.room, left.most, left.full, ledger=ledger, chosen=chosen)
+            left.room, left.cap = left.room - taken, left.cap - taken
             continue
-        if slots <= 0 or (candidate.needs_list and (hold or listed >= slots + LOOKAHEAD)):
-            wait = found.capped if candidate.newcomer else found.full
-            verdict = case.verdict(Phase.PENDING, wait.reason, wait.message, candidate=True).waits_for(wait)
-        else:
-            verdict, look = try_start(candidate, ledger)
-            listed += candidate.needs_list and verdict.wants_pods
-            if (claim := claim_of(verdict, case)) is not None:
-                cap -= 1
-                room = min(room - (not candidate.newcomer), cap)
-                claims[case.node.name] = claim
-        if candidate.follows and not candidate.newcomer and look is None and case.node.name not in claims:
-            room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
-        verdicts[case.node.name] = verdict
-        if look is not None:
-            looks[case.node.name] = look
+        verdict, look = _try(candidate, left, ledger)
+        if chosen.put(case, verdict, look):
+            left.cap -= 1
+            left.room = min(left.room - (not candidate.newcomer), left.cap)
+        elif candidate.follows and not candidate.newcomer and look is None:
+            left.room -= 1  # nobody takes the slot of the rest of a gang while its pods are looked at
     if ledger.places is not None:
-        ledger.places.close(claims)
-    return Selection(verdicts, claims, looks)
+        ledger.places.close(chosen.claims)
+    return chosen
 
 
-@value
+@dataclass(slots=True)
 class Room:
-    """How many candidates of a pool may start."""
+    """How many candidates of a pool may still start or be looked at."""
 
     room: int
     """Now, not counting newcomers."""
@@ -221,6 +193,32 @@ class Room:
     """The finding for nodes for which there is no room."""
     capped: Finding
     """The finding for newcomers for which there is no room."""
+    lookahead: int | None = LOOKAHEAD
+    """Candidates whose pods are listed beyond the room; None: no further ones are listed now."""
+    listed: int = 0
+    """Candidates whose pods the next pass needs."""
+
+    @property
+    def looks(self) -> int:
+        """The most candidates of the policy's own budget whose pods may still be listed."""
+        return 0 if self.lookahead is None or self.room <= 0 else self.room + self.lookahead
+
+    def find_wait(self, candidate: Candidate) -> Wait | None:
+        """Why a candidate does not even try to start; None: there is room for it, and for a look at its pods."""
+        slots = self.cap if candidate.newcomer else self.room
+        beyond = self.lookahead is None or self.listed >= slots + self.lookahead
+        if slots <= 0 or (candidate.needs_list and beyond):
+            return Wait(self.capped if candidate.newcomer else self.full)
+        return None
+
+
+def _try(candidate: Candidate, left: Room, ledger: Ledger) -> tuple[Verdict, Look | None]:
+    """Return the verdict of a candidate that is no part of a wave, and what to remember of its pods."""
+    if (wait := left.find_wait(candidate)) is not None:
+        return wait.verdict(candidate.case), candidate.look
+    verdict, look = try_start(candidate, ledger)
+    left.listed += candidate.needs_list and verdict.wants_pods
+    return verdict, look
 
 
 def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
@@ -245,7 +243,7 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
         room, full = spare, Finding(Reason.BUDGET_FULL, LAST_PLACE)
     if spare is not None:
         most = min(most, max(1, spare + pool.opening))
-    return Room(room, most, cap, full, capped)
+    return Room(room, most, cap, full, capped, None if ledger.recent >= FIRST_LOOKS else LOOKAHEAD)
 
 
 def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
@@ -256,24 +254,12 @@ def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: Abstract
     passes = _PASSES.get(hold.reason)
     free = [] if passes is None else [case for case in pool.candidates if passes(case, pool.policy)]
     if not free:
-        return _held(pool, hold)
+        return Selection(waiting=[(Wait.held(hold), pool.candidates)])
     names = {case.node.name for case in free}
     others = [case for case in pool.candidates if case.node.name not in names]
-    held = _held(replace(pool, candidates=others), hold)
     chosen = _select(replace(pool, candidates=free), pooled, cap, ledger, past | {hold.reason})
-    return Selection({**held.verdicts, **chosen.verdicts}, chosen.claims, chosen.looks)
-
-
-def _held(pool: Pool, hold: Finding) -> Selection:
-    """Return that no candidate of the pool starts because of `hold`, and that their pods are not listed."""
-    phase, wake = hold.reason.waiting_phase, hold.until
-    verdicts = {
-        case.node.name: replace(
-            case.verdict(phase, hold.reason, hold.message, wake=wake), deadline=wake
-        ).waits_for(hold)
-        for case in pool.candidates
-    }
-    return Selection(verdicts, {}, {})
+    chosen.waiting.append((Wait.held(hold), others))
+    return chosen
 
 
 def _find_capped(ledger: Ledger) -> Finding:
@@ -302,15 +288,28 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     return Finding(Reason.BUDGET_FULL, message, keeper=first_keeper(pool.keepers), stands=stands)
 
 
-def _in_order(pool: Pool, ledger: Ledger, verdicts: dict[str, Verdict]) -> list[Candidate]:
-    """Return the candidates, best first. One whose pods make the planner fail is left out and gets a verdict that says
-    so, in `verdicts`, and does not stop the others."""
-    found = []
-    following = find_following(pool.policy, pool.members, [case.node for case in pool.candidates])
-    for case in pool.candidates:
-        try:
-            candidate = find_candidate(case, pool.policy, ledger, follows=case.node.name in following)
-            found.append((candidate.order, candidate))
-        except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
-            verdicts[case.node.name] = not_judged(case.node, pool.policy.name, error)
-    return [candidate for _, candidate in sorted(found, key=lambda row: row[0])]
+def _in_order(pool: Pool, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
+    """Return the candidates that may start or be looked at, best first.
+
+    Left out, with what becomes of them in `chosen`: candidates of which nothing is known and that would be looked at
+    after all that may be; and those whose pods make the planner fail, which do not stop the others.
+    """
+    policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
+    following = find_following(policy, pool.members, [case.node for case in pool.candidates])
+    unknown = {name for name, case in cases.items() if is_unknown(case, ledger)} - following
+
+    def find(names: Iterable[str]) -> Iterator[Candidate]:
+        for name in names:
+            try:
+                yield find_candidate(cases[name], policy, ledger, follows=name in following)
+            except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
+                chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
+
+    found = list(find(name for name in cases if name not in unknown))
+    listed = (one.case for one in found if one.pods is not None)
+    looked_at = unknown.intersection(chain.from_iterable(map(find_mates, listed)))
+    looked_at.update(nsmallest(left.looks, unknown, key=lambda name: find_place(cases[name], policy)))
+    found += find(sorted(looked_at))
+    rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
+    chosen.waiting.append((Wait(left.full), rest))
+    return sorted(found, key=lambda one: one.order)

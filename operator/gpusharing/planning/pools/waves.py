@@ -4,24 +4,24 @@ Specification: docs/design/drain.md#waves.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.drain.plan import budget_room, crowding
 from gpusharing.planning.pools.candidates import (
     Candidate,
+    Selection,
     begin,
     begun_look,
     blocked,
-    claim_of,
     look_at,
     looking,
     op_of,
 )
+from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger, find_mates
-from gpusharing.planning.snapshot.looks import Look
-from gpusharing.planning.snapshot.records import Claim, Verified
+from gpusharing.planning.snapshot.records import Verified
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import Verdict
@@ -67,7 +67,9 @@ def _reached(first: str, linked: Mapping[str, set[str]]) -> set[str]:
 def group(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     """By the first of them: candidates that share gangs. If no gang was seen this costs next to nothing."""
     mates = {
-        one.case.node.name: found for one in candidates if one.cordons and (found := find_mates(one.case))
+        one.case.node.name: found
+        for one in candidates
+        if one.pods is not None and one.cordons and (found := find_mates(one.case))
     }
     if not mates:
         return {}
@@ -82,22 +84,19 @@ def find_following(
     """The candidates that share a gang with another node of the pool for which there was no room at its start: while
     that one is in flight, and after its proof until they were changed too. An edit of the policy ends that, as all its
     nodes begin anew."""
-    proofs: list[Verified] = []
-    found: set[str] = set()
-    for node in (member.node for member in members):
-        if node.fence is not None:
-            found.update(node.fence.mates)
-        if node.verified is not None and node.verified.mates:
-            proofs.append(node.verified)
-    if proofs:
-        revision = find_revision(policy)
-        proofs = [proof for proof in proofs if is_of(proof, policy, revision)]
-    return frozenset(
-        node.name
-        for node in candidates
-        if node.name in found
-        or any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
-    )
+    begun = {mate for one in members if (fence := one.node.fence) is not None for mate in fence.mates}
+    verified = (one.node.verified for one in members)
+    proofs = [proof for proof in verified if proof is not None and proof.mates]
+    if not begun and not proofs:
+        return frozenset()
+    revision = find_revision(policy)
+    standing = [proof for proof in proofs if is_of(proof, policy, revision)]
+    return frozenset(node.name for node in candidates if node.name in begun or _is_left(node, standing))
+
+
+def _is_left(node: NodeView, proofs: Iterable[Verified]) -> bool:
+    """Whether one of these proofs of other nodes names this one as left behind, and it was not changed since."""
+    return any(node.name in proof.mates and not _is_later(node, proof) for proof in proofs)
 
 
 def _is_later(node: NodeView, proof: Verified) -> bool:
@@ -109,48 +108,34 @@ def _is_later(node: NodeView, proof: Verified) -> bool:
 # --- how they start ----------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class Wave:
-    """The result of one wave in this pass."""
-
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    claims: dict[str, Claim] = field(default_factory=dict)
-    looks: dict[str, Look] = field(default_factory=dict)
-    taken: int = 0
-    """The slots that it takes, or that are kept for it until it can start."""
-
-
-def try_wave(wave: Sequence[Candidate], room: int, most: int, full: Finding, ledger: Ledger) -> Wave:
-    """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none.
+def try_wave(
+    wave: Sequence[Candidate], room: int, most: int, full: Finding, *, ledger: Ledger, chosen: Selection
+) -> int:
+    """Start as many nodes of a wave as can ever go at once (`most`), all of them in one pass or none. What becomes of
+    them is added to `chosen`; return the slots that the wave takes, or that are kept for it until it can start.
 
     `full`: the finding for nodes for which there will be no room. Blocked nodes stay behind; before the others start
     without them, their pods are listed once more.
     """
-    went = Wave()
     free = sorted((one for one in wave if one.look is None), key=_listed_first)[: max(1, most)]
     stale = [one for one in wave if one.look is not None and one.pods is None][: max(0, most - len(free))]
     going = frozenset(one.case.node.name for one in free)
     wait = _find_wait(free, room, ledger)
+    starts = bool(free) and wait is None and not stale
     again = frozenset(one.case.node.name for one in stale) if wait is None and free else ledger.due
     for one in wave:
         name = one.case.node.name
         if one.look is not None:
-            went.looks[name] = one.look
-            went.verdicts[name] = blocked(one.case, one.look, again=one.pods is None and name in again)
+            chosen.put(
+                one.case, blocked(one.case, one.look, again=one.pods is None and name in again), one.look
+            )
         elif name not in going:
-            verdict = one.case.verdict(Phase.PENDING, full.reason, full.message, candidate=True)
-            went.verdicts[name] = verdict.waits_for(full)
-        elif wait is not None or stale:
-            went.verdicts[name] = (wait or _look_first)(one)
-    went.taken = min(room, len(free))
-    if free and wait is None and not stale:
-        left = tuple(one.case.node.name for one in wave if one.case.node.name not in going)
-        first = free[0]
-        begun = next(filter(None, (ledger.resumed_wave(one.case) for one in free)), "")
-        anew = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
-        for one in free:
-            _start(went, one, begun or anew, left[:MAX_MATES], ledger)
-    return went
+            chosen.put(one.case, Wait(full).verdict(one.case))
+        elif not starts:
+            chosen.put(one.case, (wait or _look_first)(one))
+    if starts:
+        _start(free, [one for one in wave if one.case.node.name not in going], ledger, chosen)
+    return min(room, len(free))
 
 
 def _listed_first(one: Candidate) -> tuple[bool, ...]:
@@ -192,12 +177,13 @@ def _gathering(one: Candidate, size: int) -> Verdict:
     return replace(verdict, wants_pods=True)
 
 
-def _start(went: Wave, one: Candidate, wave: str, left: tuple[str, ...], ledger: Ledger) -> None:
-    """Start one node of a wave. Within a wave the server decides which pod goes first under a budget."""
-    assert one.pods is not None, "all nodes of a wave that starts were looked at"
-    name, needed = one.case.node.name, budget_room(one.pods)
-    ledger.crowd.update(needed)
-    went.verdicts[name] = begun = begin(one, wave, left)
-    if (claim := claim_of(begun, one.case)) is not None:
-        went.claims[name] = claim
-    went.looks[name] = begun_look(one, one.pods)
+def _start(free: Sequence[Candidate], behind: Sequence[Candidate], ledger: Ledger, chosen: Selection) -> None:
+    """Start these nodes of a wave, and leave the others behind. Within a wave the server decides which pod goes first
+    under a budget."""
+    left, first = tuple(one.case.node.name for one in behind)[:MAX_MATES], free[0]
+    begun = next(filter(None, (ledger.resumed_wave(one.case) for one in free)), "")
+    anew = f"{op_of(first.case, first.policy)}.{first.case.node.name}" if len(free) > 1 else ""
+    for one in free:
+        assert one.pods is not None, "all nodes of a wave that starts were looked at"
+        ledger.crowd.update(budget_room(one.pods))
+        chosen.put(one.case, begin(one, begun or anew, left), begun_look(one, one.pods))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.planning.snapshot.actions import LabelNode, Release, UpdateFence
-from gpusharing.planning.snapshot.views import NodeView, PolicyView
+from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
@@ -32,11 +32,6 @@ def judge(case: NodeCase) -> Verdict | None:
     if case.assessment is None:
         return _unowned(case)
     return with_gpunode(_unfenced(case, case.assessment), case)
-
-
-def is_lasting(verdict: Verdict, node: NodeView) -> bool:
-    """Whether the node gets the same verdict until something other than the time changes."""
-    return node.fence is None and not node.fence_error and verdict.wake is None and not verdict.actions
 
 
 def is_told_apart(case: NodeCase) -> bool:

@@ -12,8 +12,8 @@ from datetime import datetime
 from gpusharing.planning.gpus.cards import Profile
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
 from gpusharing.planning.stack.acceptance import Terms
-from gpusharing.planning.transition.judge import is_lasting, is_told_apart, judge
-from gpusharing.planning.transition.members import Member, find_member
+from gpusharing.planning.transition.judge import is_told_apart, judge
+from gpusharing.planning.transition.members import Member, find_member, is_begun
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.assess import assess
 
@@ -84,7 +84,9 @@ def judge_case(case: NodeCase, terms: Terms | None) -> Member | None:
 
 def keeps_verdict(member: Member | None) -> bool:
     """Whether a node gets the same answer of `judge_case` until something other than the time changes."""
-    return member is None or is_lasting(member.verdict, member.node)
+    if member is None:
+        return True
+    return not is_begun(member.node) and member.verdict.wake is None and not member.verdict.actions
 
 
 def find_models(gpunodes: Iterable[GPUNodeView | None]) -> dict[str, GpuView]:

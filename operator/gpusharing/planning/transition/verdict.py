@@ -74,10 +74,6 @@ class Verdict:
     stands: bool = False
     """Whether only a person ends the wait, although the reason also has an end that comes by itself."""
 
-    def waits_for(self, found: Finding) -> "Verdict":
-        """The same verdict with who or what the finding names."""
-        return replace(self, keeper=found.keeper, stands=found.stands)
-
     def then(self, *actions: Action) -> "Verdict":
         """The same verdict with actions."""
         return replace(self, actions=actions)
