@@ -258,8 +258,8 @@ def _layout(gpu: GPU) -> Layout | None:
 
 def _listed(model: Model) -> tuple[Profile, ...]:
     """The profiles as the driver lists them, without those whose name cannot be read and those of which no instance
-    fits: each has an entry in the mig-parted file of all nodes, and mig-parted refuses the whole file for a name that it
-    cannot read and for an entry whose counts are all 0."""
+    fits: each has an entry in the mig-parted file of all nodes, and mig-parted refuses the whole file for a name that
+    it cannot read and for an entry whose counts are all 0."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles

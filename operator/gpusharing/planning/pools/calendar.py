@@ -116,18 +116,14 @@ class _Times:
 def _first(allowed: Sequence[_Times], forbidden: Sequence[_Times], moment: datetime) -> datetime | None:
     """The first moment from this one on at which a node may start; None: never, as far as can be foreseen."""
     for _ in range(STEPS):
+        after: datetime | None = moment
         if any(one.until(moment) > moment for one in forbidden):
-            end = _end(forbidden, moment, FAR)
-            if end is None:
-                return None
-            moment = end
+            after = _end(forbidden, moment, FAR)
         elif allowed and all(one.until(moment) <= moment for one in allowed):
-            starts = [start for one in allowed if (start := one.next(moment)) is not None]
-            if not starts:
-                return None
-            moment = min(starts)
-        else:
-            return moment
+            after = min((start for one in allowed if (start := one.next(moment)) is not None), default=None)
+        if after is None or after == moment:
+            return after
+        moment = after
     return None
 
 

@@ -35,8 +35,7 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     nodes, revision = canary.nodes, find_revision(policy)
     if outnumbers(pooled):
         nodes, members = 1, [one for one in members if not _is_apart(one, policy, revision)]
-    proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
-    proven = sorted((at, name, one) for at, name, one in proofs if at is not None)
+    proven = _find_proven(members, policy, revision)
     end = proven[nodes - 1][0] + parse_duration(canary.soak) if len(proven) >= nodes else None
     canaries = [one for _, _, one in proven[:nodes]]
     if broken := _broken(pooled, canaries, members, end):
@@ -44,12 +43,19 @@ def find_canary(pooled: Pooled) -> int | Finding | None:
     if end is not None:
         return None if pooled.now >= end else _soaks(nodes, canary.soak, end)
     begun = _find_begun(members, policy, revision)
-    left = nodes - len(proven) - len(begun)
-    if left <= 0:
-        return _unproven(
-            f"waiting for the first {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
-        )
-    return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
+    if (left := nodes - len(proven) - len(begun)) > 0:
+        return _too_large(pooled, canary.nodes, canary.soak) if outnumbers(pooled) else left
+    return _unproven(
+        f"waiting for the first {counted(nodes, 'node')} (spec.rollout.canary) to be proven", begun
+    )
+
+
+def _find_proven(
+    members: Sequence[Member], policy: PolicyView, revision: str
+) -> list[tuple[datetime, str, Member]]:
+    """Return the nodes on which a change to this revision was proven: when, the name, and the node; oldest first."""
+    proofs = ((proven_at(one.node, policy, revision), one.node.name, one) for one in members)
+    return sorted((at, name, one) for at, name, one in proofs if at is not None)
 
 
 def outnumbers(pooled: Pooled) -> bool:

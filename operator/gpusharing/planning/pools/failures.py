@@ -1,6 +1,6 @@
 """Which failures of a generation are on record, so that no node takes its failure with it when it goes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from gpusharing.api.names import Phase
 from gpusharing.planning.pools.holds import has_failed
@@ -36,17 +36,25 @@ def count_failures(
     recorded = {**gone, **recorded}
     found: dict[str, FailedNode] = {}
     for pool in pools:
-        policy = pool.policy
-        failing = {one.node.uid: one.node for one in pool.members if one.marked and has_failed(one, policy)}
-        known = ((uid, one) for uid, one in recorded.items() if one.version == policy.version)
-        lost = {uid: one for uid, one in known if uid not in failing}
-        if lost:
-            proven = {one.node.uid for one in pool.members if _is_proven(one)}
-            lost = {uid: one for uid, one in lost.items() if uid not in proven}
+        version = pool.policy.version
+        marked = (one for one in pool.members if one.marked)
+        failing = {one.node.uid: one.node for one in marked if has_failed(one, pool.policy)}
+        lost = _find_lost(pool, recorded, failing)
         pool.failed_before = tuple(sorted(one.told for one in lost.values()))
-        seen = {uid: FailedNode(node.name, policy.version) for uid, node in failing.items()}
+        seen = {uid: FailedNode(node.name, version) for uid, node in failing.items()}
         found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
     return found
+
+
+def _find_lost(
+    pool: Pool, recorded: Mapping[str, FailedNode], failing: Container[str]
+) -> dict[str, FailedNode]:
+    """Return the recorded failures of the pool's generation, by UID, of Nodes that neither show the failure themselves
+    (`failing`) nor were proven since."""
+    version = pool.policy.version
+    lost = {uid: one for uid, one in recorded.items() if one.version == version and uid not in failing}
+    proven = {one.node.uid for one in pool.members if _is_proven(one)} if lost else set()
+    return {uid: one for uid, one in lost.items() if uid not in proven}
 
 
 def _is_proven(member: Member) -> bool:

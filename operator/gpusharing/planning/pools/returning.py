@@ -29,24 +29,35 @@ def hold_together(
     They wait until all are proven, at most `timeouts.verification` from the first proof on, and not at all once a
     member is Failed: the gang could not come back whole.
     """
-    waves: dict[str, list[str]] = {}
-    for name, fence in fences.items():
-        if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid and name in verdicts:
-            waves.setdefault(fence.wave, []).append(name)
+    waves = _find_waves({name: fence for name, fence in fences.items() if name in verdicts}, nodes)
     if not waves:
         return {}
     by_name = {policy.name: policy for policy in policies}
     held: dict[str, Verdict] = {}
     for names in waves.values():
         proven = [name for name in names if is_proven(verdicts[name])]
-        open_ones = sorted(name for name in names if not _is_leaving(verdicts[name]))
-        until = _until(proven, fences, by_name, now) if proven and open_ones else now
-        if until > now and not any(_will_not_come(verdicts[name], fences[name]) for name in open_ones):
-            held |= {
-                name: _held(verdicts[name], nodes[name], fences[name], others=open_ones, until=until, now=now)
-                for name in proven
-            }
+        others = _find_awaited(names, verdicts, fences)
+        until = _until(proven, fences, by_name, now) if others else now
+        for name in proven if until > now else ():
+            held[name] = _held(verdicts[name], nodes[name], fences[name], others=others, until=until, now=now)
     return held
+
+
+def _find_awaited(
+    names: Iterable[str], verdicts: Mapping[str, Verdict], fences: Mapping[str, Fence]
+) -> list[str]:
+    """Return the nodes of a wave that are not proven yet, sorted; empty once one of them has failed."""
+    others = sorted(name for name in names if not _is_leaving(verdicts[name]))
+    return [] if any(_will_not_come(verdicts[name], fences[name]) for name in others) else others
+
+
+def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> dict[str, list[str]]:
+    """Return the names of the nodes of each wave whose change is not over. A Node that was made anew is in no wave."""
+    waves: dict[str, list[str]] = {}
+    for name, fence in fences.items():
+        if fence.wave and fence.stage != "yielded" and fence.node_uid == nodes[name].uid:
+            waves.setdefault(fence.wave, []).append(name)
+    return waves
 
 
 def is_proven(verdict: Verdict) -> bool:

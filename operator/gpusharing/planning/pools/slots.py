@@ -109,14 +109,21 @@ def plan_finalizers(
     claiming = {claim.policy for claim in claims}
     for name, pool in sorted(pools.items()):
         policy = pool.policy
-        wanted = name in claiming or (policy.finalizer and bool(pool.candidates)) or _resets(policy)
-        if policy.resetting:
-            wanted = name in claiming or bool(pool.names)
         if policy.deleting:
             wanted = any(_holds_up(node, name, verdicts[node.name]) for node in fenced)
+        else:
+            wanted = name in claiming or _keeps_finalizer(pool)
         if wanted != policy.finalizer and not (wanted and policy.going):
             actions.append(SetFinalizer(name, wanted, policy.uid))
     return actions
+
+
+def _keeps_finalizer(pool: Pool) -> bool:
+    """Whether a policy that is not about to go needs the finalizer although none of its nodes has a claim: while it
+    resets its nodes, while candidates wait, and from the start if it is to reset them one day."""
+    if pool.policy.resetting:
+        return bool(pool.names)
+    return (pool.policy.finalizer and bool(pool.candidates)) or _resets(pool.policy)
 
 
 def _resets(policy: PolicyView) -> bool:

@@ -98,13 +98,7 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
     while what is known of the cluster is old, because somebody may have lifted the cordon since."""
     reason = main_reason(plan.blockers) or Reason.PODS_LEAVING
     lines = explain_blockers(plan.blockers)
-    said = f"{counted(plan.holders, 'GPU pod')} left to go"
-    if plan.jobs:
-        said += (
-            f", of which {len(plan.jobs)} may end by {'themselves' if len(plan.jobs) > 1 else 'itself'} first"
-        )
-    if case.gangs:
-        said += f"; with them {explain_gangs(case.gangs)}"
+    said = _tell_left(case, plan)
     if outlasts(case) and not plan.jobs:
         said = f"drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned; {said}"
         reason = Reason.DRAIN_HELD
@@ -130,6 +124,15 @@ def _drain(case: FencedCase, plan: DrainPlan) -> Verdict:
         wants_pods=True,
         actions=tuple(actions),
     )
+
+
+def _tell_left(case: FencedCase, plan: DrainPlan) -> str:
+    """How many pods are left to go, which of them may end by themselves, and which gangs end with them, as a clause."""
+    said = f"{counted(plan.holders, 'GPU pod')} left to go"
+    if plan.jobs:
+        alone = "themselves" if len(plan.jobs) > 1 else "itself"
+        said += f", of which {len(plan.jobs)} may end by {alone} first"
+    return f"{said}; with them {explain_gangs(case.gangs)}" if case.gangs else said
 
 
 def _prove(case: FencedCase, work: NodeWork, *, any_event: bool, step_proven: bool) -> Verdict | None:
