@@ -225,13 +225,6 @@ def test_a_profile_without_a_readable_name_and_a_place_that_is_told_twice_are_le
     assert [(profile.name, profile.starts) for profile in gpu.profiles] == [("1g.99gb", (3, 0))]
 
 
-def test_a_profile_of_which_a_card_can_have_none_is_left_out() -> None:
-    """mig-parted refuses a whole file for an entry whose counts are all 0."""
-    none = {**PROFILE, "name": "2g.99gb", "maxCount": 0}
-    (gpu,) = convert.observed_view(observed(observed_gpu(), profiles=[none, PROFILE])).gpus
-    assert [profile.name for profile in gpu.profiles] == ["1g.99gb"]
-
-
 def test_a_card_that_nobody_knows_offers_no_profiles() -> None:
     unknown = observed(observed_gpu(product="NVIDIA X1"), models=[])
     (gpu,) = convert.observed_view(unknown).gpus

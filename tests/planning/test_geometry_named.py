@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,15 @@ def test_generated_layouts_are_legal_and_cover_every_profile(card: Card) -> None
         assert found["all-" + p.name.replace("+", ".")] == ((p.name, p.max_count),)
     assert all(isinstance(find_fit(one, card.profiles), Legal) for one in found.values() if one is not None)
     assert len(found) == len(card.profiles) + 2 + ("all-balanced" in found)
+
+
+def test_a_profile_of_which_a_card_reports_no_instance_has_no_configuration() -> None:
+    """mig-parted refuses a whole file for an entry whose counts are all 0 (docs/design/nvidia.md#a10)."""
+    whole, *others = BY_KEY["h100-80gb"].profiles
+    layouts = generated_layouts([replace(whole, max_count=0), *others])
+    assert layouts.keys() == generated_layouts(others).keys()
+    assert all(count > 0 for layout in layouts.values() for _, count in layout or ())
+    assert generated_layouts([replace(whole, max_count=0)]) == {}
 
 
 def test_balanced_depends_on_the_compute_slices() -> None:

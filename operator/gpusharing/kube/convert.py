@@ -167,7 +167,7 @@ def policy_view(raw: JSON) -> PolicyView:
 
 
 def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
-    """NVIDIA's ClusterPolicy."""
+    """Project NVIDIA's ClusterPolicy; missing or malformed fields become empty values."""
     spec, tolerations = section(raw, "spec"), operand_tolerations(raw)
     annotations = texts(part(raw, "metadata", "annotations"))
     return ClusterPolicyView(
@@ -223,8 +223,9 @@ class _Model:
 
 
 def _model(product: str, reported: Model | None) -> _Model:
-    """Return what is known about a card model: from its agent's report, and from our table of cards where that is
-    silent."""
+    """Return the profiles of a card model, how report and table differ, and whether a MIG change needs a reset inside
+    a guest. The profiles come from the report; the table replaces them if the report has none, or if NVML is known
+    to be wrong for this card."""
     card = find_card(product)
     doubt = find_doubt(product, _listed(reported)) if reported and reported.mig_capable else None
     kind = (reported.mig_mode_change, reported.virtualization) if reported else ()
@@ -257,13 +258,12 @@ def _layout(gpu: GPU) -> Layout | None:
 
 
 def _listed(model: Model) -> tuple[Profile, ...]:
-    """The profiles as the driver lists them, without those whose name cannot be read and those of which no instance
-    fits: each has an entry in the mig-parted file of all nodes, and mig-parted refuses the whole file for a name that
-    it cannot read and for an entry whose counts are all 0."""
+    """The profiles as the driver lists them, without those whose name cannot be read: names go into the mig-parted
+    file of all nodes, which would be refused as a whole."""
     return tuple(
         Profile(p.name, tuple(dict.fromkeys(p.starts)), p.size, p.max_count, p.slices, p.memory_gb, p.id)
         for p in model.profiles
-        if is_profile(p.name) and p.max_count > 0
+        if is_profile(p.name)
     )
 
 

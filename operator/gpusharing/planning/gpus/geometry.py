@@ -175,8 +175,10 @@ _BALANCED = {7: {1: 2, 2: 1, 3: 1}, 4: {1: 2, 2: 1}}
 def generated_layouts(profiles: Sequence[Profile]) -> dict[str, Layout | None]:
     """The named configurations that mig-manager from v0.14 generates on a node of this card.
 
-    None means MIG off. Empty for a card without profiles.
+    None means MIG off. Empty for a card without profiles. A profile of which the card reports no instance has no
+    configuration: mig-parted refuses a whole file for an entry whose counts are all 0.
     """
+    profiles = [profile for profile in profiles if profile.max_count > 0]
     if not profiles:
         return {}
     layouts: dict[str, Layout | None] = {"all-disabled": None, "all-enabled": ()}
