@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gpusharing.controller.execute import FATAL
@@ -147,4 +148,6 @@ class Loop(LoopParts):
 
     async def _gather(self, wanted: frozenset[str], now: datetime) -> ClusterSnapshot:
         leader = self.leader
-        return await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
+        snapshot = await self.gatherer.snapshot(wanted, self.memory, leader.claims, leader.failed_nodes, now)
+        # A write of an earlier pass may have ended meanwhile.
+        return replace(snapshot, failed_nodes=leader.failed_nodes)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
 from hashlib import sha256
+from typing import TypeAlias
 
 from gpusharing.api import names
 from gpusharing.api.names import Phase
@@ -33,6 +34,8 @@ MAX_NAME = 40
 """The most characters of a policy's name in the id of its changes."""
 UNKNOWN_PODS = 1000
 """A node whose pods cannot be counted comes after all others."""
+Order: TypeAlias = tuple[bool, bool, bool, bool, int, str]
+"""The sort key of a candidate; the smaller starts first."""
 
 
 @value
@@ -59,7 +62,8 @@ class Candidate:
 
     @property
     def newcomer(self) -> bool:
-        """It needs no slot of the policy's budget."""
+        """Whether the node takes no slot of the policy's budget: `is_newcomer` holds, and its pods were not listed in
+        this pass or none of them holds a GPU."""
         empty = self.pods is None or self.pods.holders == 0
         return empty and is_newcomer(self.case.node, self.case.gpunode)
 
@@ -69,7 +73,7 @@ class Candidate:
         return self.cordons and self.pods is None and self.look is None
 
     @property
-    def order(self) -> tuple[bool, bool, bool, bool, int, str]:
+    def order(self) -> Order:
         """Smaller comes first.
 
         Of the rest of a gang those nodes come first whose pods are known. Each look at such a node keeps a slot and
@@ -136,8 +140,9 @@ def _shuffle(node_uid: str, policy_uid: str, generation: int) -> str:
 
 
 def find_cost(case: NodeCase, pods: int) -> int:
-    """How many pods a change of this node ends. `pods`: those on the node that hold a GPU. A gang counts as a whole; a
-    pod that has finished does not count."""
+    """Return how many pods the change of this node ends. Without a gang that is `pods`, the number of pods on the node
+    that hold a GPU. With gangs, their members and the node's GPU pods are counted once each, without finished ones,
+    and `pods` is ignored."""
     if case.work is None or not (gangs := case.gangs):
         return pods
     ended = {one.pod.uid for view in gangs for one in view.members if not has_finished(one.pod)}
@@ -146,8 +151,12 @@ def find_cost(case: NodeCase, pods: int) -> int:
 
 
 def find_candidate(case: NodeCase, policy: PolicyView, ledger: Ledger, *, follows: bool = False) -> Candidate:
-    """The candidate with what would keep its drain from succeeding, as far as its pods were listed. `case` may be of an
-    earlier pass: it is taken at the time of this one."""
+    """Return the candidate with the blockers that its pods show. If its pods were not listed in this pass, it has the
+    last look for this same change, or none.
+
+    `case` may come from an earlier pass: its time is set to that of this one. It must have a target. `follows`: it is
+    the rest of a gang that has begun.
+    """
     case = case.at(ledger.now)
     assessed, before = case.assessment, standing_look(case, policy, ledger.looks)
     assert isinstance(assessed, Assessed), "candidates have a target"
@@ -237,6 +246,8 @@ def op_of(case: NodeCase, policy: PolicyView) -> str:
 
 
 def _fence(candidate: Candidate) -> FenceNode:
+    """Return the action that fences the candidate. It records the planned change and its deadline, and adds the labels
+    and annotations that the node lacks. If the change cordons the node, the routing label is removed."""
     case, assessed, policy = candidate.case, candidate.assessed, candidate.policy
     node, timeout = case.node, parse_duration(assessed.spec.drain.timeout)
     cordon = assessed.disruption.cordons

@@ -60,12 +60,18 @@ def choose(
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
-    """The verdicts of the candidates that wait without a look at them."""
+    """Return the verdicts of the candidates that wait without a look at them. A node whose verdict cannot be made gets
+    one that says so, and the others are not stopped."""
     waits = [
         (memo.same(f"wait {number}", wait), cases) for number, (wait, cases) in enumerate(chosen.waiting)
     ]
-    rows = ((case.node.name, (wait, case)) for wait, cases in waits for case in cases)
-    return memo.each(Wait.verdict, rows)
+    rows = {case.node.name: (wait, case) for wait, cases in waits for case in cases}
+    failed: dict[str, Exception] = {}
+    found = memo.each(Wait.verdict, rows.items(), failed=failed)
+    for name, error in failed.items():
+        _, case = rows[name]
+        found[name] = not_judged(case.node, case.owner_name, error)
+    return found
 
 
 def _select(pool: Pool, cap: int, ledger: Ledger) -> Selection:

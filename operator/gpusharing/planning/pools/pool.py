@@ -26,6 +26,7 @@ from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.canary import find_canary, is_proven, wait_for_canaries
 from gpusharing.planning.pools.candidates import (
     Candidate,
+    Order,
     Selection,
     find_candidate,
     find_place,
@@ -298,18 +299,19 @@ def _in_order(pool: Pool, ledger: Ledger, left: Room, chosen: Selection) -> list
     following = find_following(policy, pool.members, [case.node for case in pool.candidates])
     unknown = {name for name, case in cases.items() if is_unknown(case, ledger)} - following
 
-    def find(names: Iterable[str]) -> Iterator[Candidate]:
+    def find(names: Iterable[str]) -> Iterator[tuple[Order, Candidate]]:
         for name in names:
             try:
-                yield find_candidate(cases[name], policy, ledger, follows=name in following)
+                candidate = find_candidate(cases[name], policy, ledger, follows=name in following)
+                yield candidate.order, candidate
             except Exception as error:  # noqa: BLE001 - whatever one node holds, the others are chosen from (guard.py)
                 chosen.put(cases[name], not_judged(cases[name].node, policy.name, error))
 
     found = list(find(name for name in cases if name not in unknown))
-    listed = (one.case for one in found if one.pods is not None)
+    listed = (one.case for _, one in found if one.pods is not None)
     looked_at = unknown.intersection(chain.from_iterable(map(find_mates, listed)))
     looked_at.update(nsmallest(left.looks, unknown, key=lambda name: find_place(cases[name], policy)))
     found += find(sorted(looked_at))
     rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
     chosen.waiting.append((Wait(left.full), rest))
-    return sorted(found, key=lambda one: one.order)
+    return [one for _, one in sorted(found, key=lambda row: row[0])]
