@@ -1,4 +1,4 @@
-"""Which rule keeps a pod from a node (cli/diagnosis/placement.py), and what `why` says of it (cli/diagnosis/pod.py)."""
+"""Which rule keeps a pod from a node (cli/diagnosis/rooms.py), and what `why` says of it (cli/diagnosis/pod.py)."""
 
 from typing import Any
 
@@ -77,6 +77,10 @@ FAILS = {
     "Gt of no number": (affine(labels(row("zone", "Gt", "1"))), f"{AFFINITY} zone Gt 1"),
     "Gt of no label": (affine(labels(row("none", "Gt", "1"))), f"{AFFINITY} none Gt 1"),
     "Lt of its own": (affine(labels(row("rank", "Lt", "7"))), f"{AFFINITY} rank Lt 7"),
+    "its name, asked for as a label": (
+        affine(labels(row("metadata.name", "In", "gpu-1"))),
+        f"{AFFINITY} metadata.name In gpu-1",
+    ),
     "another name": (
         affine(names(row("metadata.name", "In", "gpu-2"))),
         f"{AFFINITY} metadata.name In gpu-2",

@@ -12,7 +12,7 @@ from tests.kube.objects import pdb, pod
 from tests.kube.test_convert import JUNK, paths, with_junk
 from tests.planning.drainpass import drain_pass, foreseen
 
-from gpusharing.api.selectors import matches
+from gpusharing.api.selectors import FIELD, matches
 from gpusharing.kube.convert_pods import (
     NO_END,
     pdb_view,
@@ -132,7 +132,7 @@ def test_the_required_node_affinity_of_a_pod_that_asks_for_a_gpu_is_kept() -> No
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     spec = {"containers": [gpus("1")], "affinity": {"nodeAffinity": required}}
     product = ("nvidia.com/gpu.product", "In", ("NVIDIA-L40S",))
-    name = ("metadata.name", "In", ("gpu-1",))
+    name = (f"{FIELD}metadata.name", "In", ("gpu-1",))
     assert pod_view(pod(spec=spec), {}).node_terms == (
         (product, name),
         (("nvidia.com/gpu.product", "In", ()),),
@@ -148,7 +148,7 @@ def test_a_required_node_affinity_without_any_requirement_matches_no_node() -> N
     required: JSON = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{}]}}
     spec = {"containers": [gpus("1")], "affinity": {"nodeAffinity": required}}
     (term,) = pod_view(pod(spec=spec), {}).node_terms
-    assert not matches({"metadata.name": "gpu-1"}, {}, term)
+    assert not matches({f"{FIELD}metadata.name": "gpu-1"}, {}, term)
 
 
 def test_only_the_controller_is_the_owner() -> None:

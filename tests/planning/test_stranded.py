@@ -23,6 +23,7 @@ from tests.planning.test_gfdlabels import futures_of
 from tests.planning.test_guard import PoisonedPods
 
 from gpusharing.api import names
+from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.report.proposal import tell_proposal
 from gpusharing.planning.report.status import policy_status, tell_status
@@ -321,7 +322,7 @@ ROWS: dict[str, tuple[tuple[str, str, tuple[str, ...]], bool]] = {
     "Lt of more than the replicas": ((names.LABEL_GPU_REPLICAS, "Lt", ("5",)), True),
     "the sharing strategy": ((names.LABEL_SHARING_STRATEGY, "In", ("none",)), False),
     "our own label": ((names.LABEL_MODE, "In", ("full",)), False),
-    "its node's name": (("metadata.name", "In", ("gpu-07",)), True),
+    "its node's name": ((f"{FIELD}metadata.name", "In", ("gpu-07",)), True),
 }
 
 

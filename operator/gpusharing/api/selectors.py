@@ -7,6 +7,8 @@ from gpusharing.api.policy import LabelSelector, Selector
 
 Row = tuple[str, str, tuple[str, ...]]
 """One row of matchExpressions: key, operator, values."""
+FIELD = "field "
+"""What stands before the key in a row about a field of a Node, such as its name. No label can have such a key."""
 
 MOST_DIGITS = 19
 """Digits of the largest number of 64 bits."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from sys import intern
 from typing import Literal
 
-from gpusharing.api.selectors import Row
+from gpusharing.api.selectors import FIELD, Row
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert import has_condition
@@ -34,8 +34,9 @@ _FAR_FUTURE = datetime.max.replace(tzinfo=UTC)
 
 
 def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodView:
-    """Project a Pod. Its node affinity is read only if it requests GPUs. `resource_claims`: what the claims that
-    `resource_claim_names` returns are used for, by `namespace/name`."""
+    """Project a Pod. Its node affinity is read only if it requests GPUs or has labels of KAI's GPU groups.
+    `resource_claims` maps `namespace/name` to what a claim is used for; a claim that is missing there counts as
+    unresolved."""
     metadata, resources = section(raw, "metadata"), _gpu_requests(raw)
     labels = interned(metadata.get("labels"))
     return PodView(
@@ -165,7 +166,7 @@ def _gpu_requests(raw: JSON) -> Mapping[str, int]:
     return dict(sorted(pod_requests(raw).items()))
 
 
-NO_NODE: Row = ("metadata.name", "In", ())
+NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())
 """A requirement that no node meets."""
 
 
@@ -174,14 +175,18 @@ def node_terms(raw: JSON) -> tuple[tuple[Row, ...], ...]:
     and is left out; if there is no other, one with NO_NODE is returned."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     terms = entries(required, "nodeSelectorTerms")
-    rows = (_rows((*entries(term, "matchExpressions"), *entries(term, "matchFields"))) for term in terms)
+    rows = (
+        (*_rows(entries(term, "matchExpressions")), *_rows(entries(term, "matchFields"), prefix=FIELD))
+        for term in terms
+    )
     return tuple(filter(None, rows)) or (() if required is None else ((NO_NODE,),))
 
 
-def _rows(written: Iterable[JSON]) -> tuple[Row, ...]:
-    """Convert matchExpressions or matchFields. What a row lacks, or holds with another type, is empty."""
+def _rows(written: Iterable[JSON], *, prefix: str = "") -> tuple[Row, ...]:
+    """Convert matchExpressions, or matchFields with `prefix` before each key. What a row lacks, or holds with another
+    type, is empty."""
     return tuple(
-        (intern(text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
+        (intern(prefix + text(row, "key")), intern(text(row, "operator")), strings(row.get("values")))
         for row in written
     )
 

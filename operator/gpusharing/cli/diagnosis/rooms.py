@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gpusharing.api.names import TAINT_UNPROVEN, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
-from gpusharing.api.selectors import Row, holds, parse_int
+from gpusharing.api.selectors import FIELD, Row, holds, parse_int
 from gpusharing.cli.live.cluster import Decided
 from gpusharing.kube.client import JSON
 from gpusharing.kube.convert_pods import NO_NODE, node_terms
@@ -23,7 +23,7 @@ from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.wanted.target import is_plugin_resource, plugin_config
 
-_NODE_AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _KEEPS_OUT = ("NoSchedule", "NoExecute")
 _OPERATORS = frozenset({"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"})
 TOLD_APART = frozenset(
@@ -36,8 +36,8 @@ TOLD_APART = frozenset(
 )
 """Taints that go by themselves, with a cordon, a condition or our proof: a node that has one is called closed."""
 _NOT_LOOKED_AT = {
-    "spec.affinity.podAffinity": ("affinity", "podAffinity", _NODE_AFFINITY),
-    "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _NODE_AFFINITY),
+    "spec.affinity.podAffinity": ("affinity", "podAffinity", _REQUIRED),
+    "spec.affinity.podAntiAffinity": ("affinity", "podAntiAffinity", _REQUIRED),
     "spec.resourceClaims": ("resourceClaims",),
 }
 
@@ -53,7 +53,7 @@ def find_obstacle(pod: JSON, node: JSON, labels: Mapping[str, str] | None = None
     for key, value in sorted(texts(spec.get("nodeSelector")).items()):
         if labels.get(key) != value:
             return f"spec.nodeSelector of the pod requires {key}={value}"
-    named = {**labels, "metadata.name": text(node, "metadata", "name")}
+    named = {**labels, f"{FIELD}metadata.name": text(node, "metadata", "name")}
     if (terms := node_terms(pod)) and (why := _outside(terms, named)):
         return f"spec.affinity.nodeAffinity of the pod requires {why}"
     tolerations = entries(spec, "tolerations")
@@ -90,7 +90,7 @@ def _outside(terms: Sequence[Sequence[Row]], labels: Mapping[str, str]) -> str:
         if not missing:
             return ""
         key, operator, values = missing[0]
-        said = " ".join(filter(None, (key, operator, ",".join(values))))
+        said = " ".join(filter(None, (key.removeprefix(FIELD), operator, ",".join(values))))
         wanted.append("something that no node has" if missing[0] == NO_NODE else said)
     return " or ".join(dict.fromkeys(wanted))
 

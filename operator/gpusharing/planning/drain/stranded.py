@@ -40,7 +40,7 @@ class FutureNode:
 
     @cached_property
     def labels(self) -> tuple[Mapping[str, str], ...]:
-        """The labels of the node afterwards, with its name as `metadata.name`. If there are several sets, the node will
+        """The labels of the node afterwards, with its name as a field (FIELD). If there are several sets, the node will
         have one of them, and it is unknown which."""
         return self.find_labels()
 

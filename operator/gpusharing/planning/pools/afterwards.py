@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from gpusharing.api.names import LABEL_MODE, LABEL_POLICY, LABEL_SKIP, Phase
+from gpusharing.api.selectors import FIELD
 from gpusharing.planning.drain.holders import has_finished
 from gpusharing.planning.drain.stranded import Afterwards, FutureNode
 from gpusharing.planning.snapshot.views import ClusterSnapshot, NodeView
@@ -84,7 +85,7 @@ def _labels(node: NodeView, assessed: Assessed | None) -> tuple[Mapping[str, str
             found = ({**node.labels, LABEL_MODE: target.routing, LABEL_POLICY: policy},)
         else:
             found = future_labels(node, target, assessed.observed, policy)
-    return tuple({**labels, "metadata.name": node.name} for labels in found)
+    return tuple({**labels, f"{FIELD}metadata.name": node.name} for labels in found)
 
 
 def find_held(
