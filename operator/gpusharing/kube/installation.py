@@ -67,7 +67,8 @@ class _Reader:
         return []
 
     async def one(self, resource: Resource, name: str, namespace: str | None = None) -> JSON | None:
-        """One object; None if there is none, or if it cannot be read, which is then remembered."""
+        """Return one object, or None if it does not exist or cannot be read; the latter is noted in `unread`. Raises
+        Unauthorized and Unavailable."""
         try:
             return await self.client.get(resource, name, namespace=namespace)
         except (Unauthorized, Unavailable):
@@ -227,10 +228,6 @@ async def gather_installation(client: KubeClient, place: Place) -> InstallationV
         unread=dict(reader.unread),
         not_served=frozenset(reader.not_served),
     )
-
-
-def _kind(resource: Resource) -> str:
-    return f"{resource.plural}.{resource.group}" if resource.group else resource.plural
 
 
 def _pod(raw: JSON) -> PodState:

@@ -2,7 +2,7 @@
 of workloads. Read with the rights of the user, and only here: the operator needs no right to them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import AsyncIterator, Iterable, Iterator, Set
 
 from gpusharing.api.validation import is_rewritten
 from gpusharing.cli.live.cluster import Decided
@@ -49,7 +49,7 @@ async def read_dependents(
     unread: dict[str, str] = {}
     for kind, resource in KINDS if vanishing else ():
         try:
-            for name, ref in await _read_mentions(client, resource, vanishing, ignored):
+            async for name, ref in _read_mentions(client, resource, vanishing, ignored):
                 found[name].add(f"{kind} {ref}")
         except KubeError as error:
             if await client.served(resource):  # RBAC refuses also kinds that are not installed
@@ -66,16 +66,14 @@ async def read_dependents(
 
 async def _read_mentions(
     client: KubeClient, resource: Resource, vanishing: Set[str], ignored: str
-) -> list[tuple[str, str]]:
-    """Return each name of `vanishing` that an object of this kind mentions, with the namespace and name of the object.
-    Raises a KubeError."""
-    found: list[tuple[str, str]] = []
+) -> AsyncIterator[tuple[str, str]]:
+    """Yield each name of `vanishing` that an object of this kind mentions, with the namespace and name of the object,
+    page by page. Raises a KubeError."""
     async for page in pages_of(client, resource):
         for raw in page.items:
             place = text(raw, "metadata", "namespace"), text(raw, "metadata", "name")
-            mentioned = _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ()
-            found += [(name, "/".join(filter(None, place))) for name in mentioned]
-    return found
+            for name in _mentioned(raw.get("spec"), vanishing) if _counts(raw, ignored) else ():
+                yield name, "/".join(filter(None, place))
 
 
 def _counts(raw: JSON, ignored: str) -> bool:

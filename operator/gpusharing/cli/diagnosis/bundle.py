@@ -31,7 +31,7 @@ from gpusharing.kube import client as kinds
 from gpusharing.kube.client import DEPLOYMENTS, JSON, KubeClient, Resource
 from gpusharing.kube.convert import has_condition
 from gpusharing.kube.errors import KubeError, Unauthorized, Unavailable
-from gpusharing.kube.paging import list_of
+from gpusharing.kube.paging import list_of, pages_of
 from gpusharing.kube.raw import text
 from gpusharing.planning.vocabulary.lengths import counted
 
@@ -201,7 +201,7 @@ class Bundle:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     at = session.now()
     folder = f"gpusharing-support-{at:%Y%m%dT%H%M%SZ}"
     path = Path(typed.file or f"{folder}.tar.gz")
@@ -284,7 +284,8 @@ async def _one(client: KubeClient, resource: Resource, name: str, namespace: str
 
 async def _all(client: KubeClient, resource: Resource, namespace: str | None) -> list[JSON]:
     clean = node_facts if resource == kinds.NODES else cleaned
-    return [clean(raw) for raw in await list_of(client, resource, namespace=namespace)]
+    pages = pages_of(client, resource, namespace=namespace)
+    return [clean(raw) async for page in pages for raw in page.items]
 
 
 async def _logs(session: Session, bundle: Bundle, namespace: str) -> None:
