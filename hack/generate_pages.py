@@ -29,7 +29,6 @@ def pages() -> dict[str, str]:
     """Path to content."""
     return {
         "docs/reference/reasons.md": reasons(),
-        "docs/reference/troubleshooting.md": troubleshooting(),
         "docs/reference/settings.md": settings(),
         "docs/reference/metrics.md": metrics(),
         "docs/reference/gpus.md": gpus(),
@@ -46,19 +45,6 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     header = list(header)
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     return [*lines, *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)]
-
-
-def reasons() -> str:
-    """Every reason, by group."""
-    body: list[str] = []
-    groups = dict.fromkeys(reason.group for reason in Reason)
-    for group in groups:
-        rows = [
-            (f"`{reason}`", reason.when, reason.remedy or "–") for reason in Reason if reason.group == group
-        ]
-        body += [f"## {group}", "", *_table(("Reason", "When it is used", "What to do"), rows), ""]
-    text = "Each GPUNode and condition shows one of these. Where several apply, it is the first that needs a person."
-    return _page("operator/gpusharing/planning/vocabulary/reasons.py", "Reasons", text, body[:-1])
 
 
 _PATIENCE = {
@@ -81,7 +67,7 @@ _SEEN = {
 }
 
 
-def troubleshooting() -> str:
+def reasons() -> str:
     """Every reason, by whom it waits for, in alphabetical order."""
     body: list[str] = []
     for passes, (title, text) in _PATIENCE.items():
@@ -105,12 +91,13 @@ def troubleshooting() -> str:
         body += [""]
     text = (
         "You have a word in the column REASON or STATUS, or in a condition. Find it here; the message beside it names\n"
-        "the objects. More on pods that do not leave: [fix a blocked node](../how-to/fix-a-blocked-node.md); on a\n"
-        "change that failed: [retry a failed node](../how-to/retry-a-failed-node.md). No word at all, or nothing\n"
-        "happens: `helm test gpusharing -n gpusharing --logs` says whether the installation can work."
+        "the objects. Where several apply, the word is that of the first which needs a person. More on pods that do\n"
+        "not leave: [fix a blocked node](../how-to/fix-a-blocked-node.md); on a change that failed: [retry a failed\n"
+        "node](../how-to/retry-a-failed-node.md). No word at all, or nothing happens: `helm test gpusharing -n\n"
+        "gpusharing --logs` says whether the installation can work."
     )
     return _page(
-        "operator/gpusharing/planning/vocabulary/reasons.py", "Troubleshooting by reason", text, body[:-1]
+        "operator/gpusharing/planning/vocabulary/reasons.py", "Reasons, and what to do", text, body[:-1]
     )
 
 

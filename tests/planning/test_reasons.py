@@ -54,13 +54,13 @@ def test_of_two_reasons_the_one_that_lasts_longer_is_shown_where(longer: Reason,
     assert most_urgent([shorter, longer]) is longer
 
 
-# --- docs/reference/troubleshooting.md -------------------------------------------------------------
+# --- docs/reference/reasons.md -------------------------------------------------------------
 
-TROUBLESHOOTING = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "troubleshooting.md"
+REASONS_PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "reasons.md"
 
 
-def test_the_page_on_troubleshooting_has_a_row_for_every_reason_and_each_says_what_to_do() -> None:
-    lines = [line for line in TROUBLESHOOTING.read_text().splitlines() if line.startswith("| `")]
+def test_the_page_of_reasons_has_a_row_for_every_reason_and_each_says_what_to_do() -> None:
+    lines = [line for line in REASONS_PAGE.read_text().splitlines() if line.startswith("| `")]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     assert sorted(row[0].strip("`") for row in rows) == sorted(reason.value for reason in Reason)
     assert [row for row in rows if len(row) != 4 or not all(row)] == []

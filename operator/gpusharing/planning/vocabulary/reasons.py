@@ -500,8 +500,8 @@ class Reason(Worded):
         "Remove what blocks.")
     NO_PROGRESS = (("NoProgress", "Stalled", _PERSON, "operator"),
         "The planner looks at the pods of nodes that might start in pass after pass, and starts none.",
-        "Report the bug, with the output of kubectl gpusharing bundle. Deleting the operator's pod, or a greater "
-        "rollout.maxUnavailable, may let the rollout go on.")
+        "Report the bug, with the output of kubectl gpusharing support-bundle. Deleting the operator's pod, or a "
+        "greater rollout.maxUnavailable, may let the rollout go on.")
     PROGRESSING = (("Progressing", "Stalled", _DONE, "operator"),
         "Nothing needs a person.")
 
