@@ -23,7 +23,9 @@ from hack.results import Results
 from hack.verbs import RUNGS, MakeVerb, add_markers, find_rung, find_verb, folder_of, is_elsewhere
 
 PROPERTY = "what happened in the random world"
+"""The name of pytest's `user_properties` under which a test leaves its counts, as a mapping."""
 WIDTH = 110
+"""The most characters of a line of counts."""
 
 
 def happened(properties: Iterable[tuple[str, object]]) -> Iterator[str]:

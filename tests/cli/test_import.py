@@ -1,5 +1,5 @@
 """`import` on SIMULATED fleets that somebody configured by hand (cli/setup/importing.py,
-cli/setup/adoption.py, cli/setup/presumed.py)."""
+cli/setup/adoption.py, cli/setup/handmade.py)."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping

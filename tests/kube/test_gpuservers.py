@@ -1,4 +1,4 @@
-"""Which DaemonSets serve GPUs (kube/gpuservers.py)."""
+"""Which DaemonSets serve GPUs (kube/plainstack.py)."""
 
 import pytest
 from hack.sim.fakecluster import FakeCluster

@@ -1,6 +1,6 @@
 """A gang's rule is that of its strictest member, wherever that one runs; texts name the gang and where it is.
 
-How long a drain waits for its members is told by drain/gangwaits.py.
+How long a drain waits for its members is told by drain/gangkeepers.py.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is said of MIG modes that a virtual machine may be unable to switch (planning/wanted/guests.py)."""
+"""What is said of MIG modes that a virtual machine may be unable to switch (planning/wanted/verify.py)."""
 
 from dataclasses import replace
 

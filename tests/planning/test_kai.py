@@ -1,5 +1,5 @@
-"""planning/drain/kai.py: pods with a fraction of a GPU through KAI-Scheduler hold the GPU, and KAI's reservation pod
-goes by itself. Reports: NVIDIA/KAI-Scheduler#848, #464, #65."""
+"""planning/drain/holders.py: pods with a fraction of a GPU through KAI-Scheduler hold the GPU, and KAI's reservation
+pod goes by itself. Reports: NVIDIA/KAI-Scheduler#848, #464, #65."""
 
 from datetime import datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Somebody else keeps a label by which a node is changed (wanted/labelowners.py), at each door to a change."""
+"""Somebody else keeps a label by which a node is changed (wanted/assess.py), at each door to a change."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What could not be looked at is never called ok (stack/unseen.py)."""
+"""What could not be looked at is never called ok (stack/installationviews.py)."""
 
 from dataclasses import replace
 

@@ -94,7 +94,8 @@ _COUNTS = frozenset({"eccUncorrected", "correctable", "uncorrectable"})
 
 
 def _same(present: Any, wanted: Any) -> bool:
-    """The API server may drop null fields when it stores an object; absent and null mean the same to us."""
+    """Whether two JSON values are equal, where an absent key equals null, because the API server may drop null fields
+    when it stores an object. Error counts (_COUNTS) are equal if both are zero, both positive or both unknown."""
     if present == wanted:
         return True
     if isinstance(present, dict) and isinstance(wanted, dict):

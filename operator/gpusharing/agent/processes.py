@@ -170,6 +170,7 @@ class Processes:
         return told
 
     def _read(self, pid: int, name: str) -> bytes:
+        """Return the content of /proc/<pid>/<name>; empty if it cannot be read."""
         try:
             file = os.open(f"{self._proc}/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

@@ -81,6 +81,8 @@ class Reader:
         return self._attempt
 
     def _hung(self, attempt: _Attempt, seconds: float) -> Answer:
+        """Return an answer with outcome `hung`, and have `on_late` called once if the reading returns after all. The
+        text of the error omits the elapsed seconds, so that repeated reports are equal."""
         if self._late is not attempt:
             self._late = attempt
             attempt.future.add_done_callback(lambda _: self._on_late())

@@ -108,7 +108,8 @@ class Holds:
         return until - self.clock()
 
     def ends(self, now: datetime) -> datetime | None:
-        """When the next hold of an object ends about which something is decided, or None without one."""
+        """Return when the next back-off of a single object ends, or None if there is none. Calls that only publish
+        statuses or Events are ignored."""
         lasts = [until - self.clock() for target, until in self.objects.items() if not target.published]
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 

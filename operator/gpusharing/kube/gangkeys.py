@@ -161,7 +161,7 @@ LADDER: tuple[GangKey, ...] = (
 
 
 def gang_of(raw: JSON) -> Gang | None:
-    """The gang of a Pod; None: it works by itself."""
+    """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang."""
     for key in LADDER:
         if (found := key.find(raw)) is not None:
             name, labels = found

@@ -188,6 +188,8 @@ class HttpClient(KubeClient):
             raise Unavailable(f"cannot {request.what} at {access.server}: {reason}") from error
 
     def _opened(self) -> aiohttp.ClientSession:
+        """Return the session, which is created at the first use: no limit of connections, no compression, no silent
+        retries."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # Watches hold a connection each, so the limit of calls is ours (`_slots`), not the connector's.

@@ -87,7 +87,9 @@ class NodePods:
         self._lists.clear()
 
     async def _take(self, lists: Mapping[str, tuple[NodeWork, Scope]]) -> None:
-        """Add LISTs to the work, with the budgets where one of the pods may have to leave."""
+        """Store finished LISTs in `work`, with the PodDisruptionBudgets for nodes where a pod may have to leave. If
+        the budgets have no answer yet, such a node's LIST goes back to `_lists` for the next round. If they cannot
+        be listed, the node's `error` says why."""
         guarded = {
             node
             for node, (work, scope) in lists.items()
@@ -126,10 +128,12 @@ class NodePods:
         return [name for name in wanted if name not in self._lists and is_due(name)]
 
     def _urgency(self, name: str, proving: frozenset[str]) -> tuple[bool, float, str]:
-        """On a slow server a round ends before its work is done, and the next one begins with the most urgent.
+        """Return the sort key of a node whose pods are to be listed; smaller comes first. On a slow server a round
+        ends before its work is done, and the next one begins with the most urgent.
 
-        These are the nodes whose agent has closed NVML: their proof grows old. Always in the same order, so that the
-        first of them are proven if there is no time for all. Then the others, by how long ago they were looked at.
+        Nodes in `proving` come first, the oldest fence first, because their proof grows old and the first of them
+        should be proven if there is no time for all. The others follow by the time of their last LIST; a node without
+        one precedes those.
         """
         node, work = self.sources.nodes.items.get(name), self.work.get(name)
         if name in proving and node is not None and node.fence is not None:

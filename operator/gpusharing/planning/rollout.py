@@ -219,7 +219,8 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
 
 
 def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> dict[str, str]:
-    """The policy that owns each node by its selectors, in the order of the nodes' names; empty: none."""
+    """Return the name of the policy that owns each node, by node name and in the order of the names; it is empty if no
+    policy owns the node. A node whose owner cannot be determined is left out, and its error is added to `failed`."""
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
     return memo.each(Owners.owner, ((name, (owners, nodes[name])) for name in sorted(nodes)), failed=failed)
@@ -331,7 +332,8 @@ def _configure(
     *,
     nodes: Mapping[str, NodeView],
 ) -> tuple[WriteConfig | None, bool]:
-    """See `plan_config`."""
+    """Return the answer of `plan_config` for the wishes of these policies that could be read, in their order: the
+    ConfigMaps to write, or None, and whether they hold entries that only Nodes retain."""
     readable = [found for one in policies if isinstance(found := wishes.get(one.name), Wish)]
     return plan_config(readable, nodes.values(), models, plugins, stack)
 

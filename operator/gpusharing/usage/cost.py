@@ -23,7 +23,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     wish_of(typed, 0.0)  # a mistake is reported before anything is asked
     return await _answer(await place_found(session, typed), typed, terminal)
 

@@ -44,7 +44,7 @@ def run_offline(typed: Namespace, terminal: Terminal) -> int:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     _check(typed)
     return await _answer(await place_found(session, typed), typed, terminal, session)
 

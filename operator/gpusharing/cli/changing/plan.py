@@ -293,7 +293,7 @@ def _step_data(step: Step) -> dict[str, Any]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     proposed, others = read_policies(typed.filename)
     only = {text(raw, "metadata", "name") for raw in proposed}
     if typed.policy:

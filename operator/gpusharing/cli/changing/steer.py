@@ -26,7 +26,7 @@ TRIES = 5
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     verb, flags = STEERING[typed.verb], vars(typed)
     shown = await session.one(verb.resource, typed.name)
     absent = await _find_absence(session, typed, lasts=verb.lasts)

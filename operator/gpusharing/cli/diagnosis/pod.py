@@ -145,7 +145,9 @@ def _services(asks: Mapping[str, int], rooms: Sequence[NodeRoom], decided: Decid
 def _services_of(
     pool: str, status: str, asks: Mapping[str, int], members: Sequence[NodeRoom]
 ) -> Iterator[Service]:
-    """Yield what the best node of one pool has of each requested resource. `status`: of the policy, for people."""
+    """Yield, for each requested resource that a member has or will have, what the best node of the pool offers. The
+    best node is chosen once for the whole request. If no member has any resource now or later, the node's name is
+    empty and the counts are 0. `status`: the policy's status as shown to people."""
     reached = (room for room in members if room.now or room.after)
     none = NodeRoom("", pool, {}, {}, {}, "", "", "", {}, frozenset())
     best = max(reached, key=lambda room: room.rank(asks), default=none)

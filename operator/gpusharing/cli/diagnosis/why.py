@@ -38,7 +38,7 @@ def find_subject(word: str, namespace: str) -> tuple[str, str | None]:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     name, namespace = find_subject(typed.subject, getattr(typed, "namespace", session.namespace))
     if namespace is not None:
         pod = await session.one(PODS, name, namespace)

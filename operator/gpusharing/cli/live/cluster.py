@@ -69,7 +69,7 @@ class Cluster:
     failed_nodes: Mapping[str, FailedNode] = field(default_factory=dict)
     """The failures on the Lease, by UID of the Node."""
     memory: PassMemory = field(default_factory=PassMemory)
-    """What was seen by an earlier `decide`."""
+    """Since when nodes differ, set back by the drift grace: a leader would have seen it for that long (ADR 73)."""
 
     async def decide(self, policies: Iterable[str] | None = None, nodes: Iterable[str] = ()) -> Decided:
         """Plan as a fresh leader would. Lists the pods of all nodes that change under these policies (None: under
@@ -150,8 +150,12 @@ async def gathered(
 
 
 async def _listed(sources: Sources, where: str, *, missing: bool, bare: bool) -> list[str]:
-    """Wait until everything is listed; returns what may not be listed. Raises Trouble when that is required. `missing`:
-    our ClusterRoles need not exist; `bare`: nor need our own kinds."""
+    """Wait until every source is listed or has failed. Return a sentence for each optional kind that may not be read.
+    Raises Trouble after PATIENCE seconds, without a right that a plan needs, or if GPUNodes are not served and
+    `missing` is false.
+
+    `missing`: the operator need not be installed. `bare`: errors about GPUNodes are ignored.
+    """
     everything = {**sources.required, **sources.optional}
     try:
         async with asyncio.timeout(PATIENCE):

@@ -35,7 +35,8 @@ _PHASES: Mapping[str, Phase] = {str(phase): phase for phase in Phase}
 
 
 def known_phase(word: str) -> Phase | None:
-    """None: an operator of another version gave it."""
+    """Return the phase of this name, or None if this version does not know it because another version of the operator
+    gave it."""
     return _PHASES.get(word)
 
 

@@ -353,6 +353,7 @@ def page(view: View) -> str:
 
 
 def _pool(pool: PoolStatus, number: int, view: View) -> Markup:
+    """Return the section of one pool; `number` makes its id unique."""
     name = f"pool-{number}"
     parts = [*_title(pool, name), *_bar(pool)]
     if pool.unseen:

@@ -257,7 +257,7 @@ ENOUGH = 2
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     policies, nodes = await session.lists(POLICIES, GPUNODES)
     picture = Picture(session, typed.policy, terminal, typed.timeline)
     if typed.watch:

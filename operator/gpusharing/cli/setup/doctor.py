@@ -78,7 +78,7 @@ class Examined:
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     try:
         found = await _examine(session.client)
     except KubeError as error:

@@ -353,7 +353,7 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
             )
             for index in range(count)
         ]
-        layouts = _told_layouts(node, gpus, stack)
+        layouts = _labeled_layouts(node, gpus, stack)
         if layouts is not None and predict_resources(layouts, config) == served(node):
             divided = tuple(
                 replace(gpu, mig_enabled=layout is not None, layout=layout)
@@ -363,10 +363,12 @@ def presume(node: NodeView, stack: StackView) -> GPUNodeView | None:
     return None
 
 
-def _told_layouts(
+def _labeled_layouts(
     node: NodeView, gpus: Sequence[GpuView], stack: StackView
 ) -> tuple[Layout | None, ...] | None:
-    """What the label tells mig-manager to apply; None: that means nothing on these GPUs."""
+    """Return the layout of each GPU that the label nvidia.com/mig.config stands for. Without the label, or if the
+    first GPU cannot do MIG, each layout is None (no MIG). The whole result is None if the product label shows MIG
+    instances all the same, or if the label's value means nothing on these GPUs."""
     config = node.labels.get(names.LABEL_MIG_CONFIG, "")
     if not config or not gpus[0].mig_capable:
         # Under strategy single instances are called nvidia.com/gpu, as whole GPUs are; the product tells them apart.

@@ -39,7 +39,7 @@ MOST = 8
 
 
 async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
-    """See Verb."""
+    """See VerbModule."""
     async with gathered(session, beforehand=True) as cluster:
         decided = await cluster.decide(())
         given = await read_given(session, decided.snapshot)

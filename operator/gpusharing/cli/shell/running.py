@@ -40,7 +40,8 @@ def carry_out(verb: Any, typed: Namespace) -> int:
 
 
 def _find_contradiction(typed: Namespace, *, several: bool) -> str:
-    """Return what is wrong with the flags that every verb has; empty if nothing is. `several`: contexts were named."""
+    """Return what is wrong with the flags that every verb has; empty if nothing is. `several`: more than one context is
+    asked."""
     flags, verb = vars(typed), typed.row
     output, watch = flags.get("output", "table"), flags.get("watch")
     contradictions = {

@@ -50,7 +50,8 @@ def sentence(error: KubeError, where: str) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """What an error says, on one line and without a full stop; not what would help the operator."""
+    """Return the text of an error on one line without a final full stop, or its type if it has no text. The hint of a
+    Forbidden error is left out, because it addresses the operator."""
     if isinstance(error, Forbidden):
         error = KubeError(error.message)
     return " ".join((str(error) or type(error).__name__).split()).rstrip(". ")

@@ -52,7 +52,9 @@ def _row_on_record(policy: PolicyView, node: NodeView) -> tuple[str, str, str] |
 
 
 def _planned(policy: PolicyView, member: Member, found: Assessed) -> DisruptionClass | None:
-    """The class that the plan shows for a node; None: none, because the node is as wanted and was not changed."""
+    """Return the disruption class that the plan shows for a node: that of its fence for this generation, else that of
+    its proof for this generation. If the node is not as wanted and has no such fence, the present class replaces a
+    missing record, or a milder one. None if the node is as wanted and this generation did not change it."""
     fence, verified = member.node.fence, member.node.verified
     if fence is not None and _is_of(policy, fence):
         return fence.planned

@@ -92,8 +92,9 @@ def _find_begun(members: Sequence[Member], policy: PolicyView, revision: str) ->
 
 
 def _has_begun(member: Member, policy: PolicyView, revision: str) -> bool:
-    """It is in flight for this revision; a change of an earlier revision that goes on switches to this one with its
-    next run."""
+    """Whether a change of this policy is under way on the node that will prove this revision: its fence is for this
+    revision, or for another one in a phase from which its next run switches to this one. False if the node was left
+    to somebody else's maintenance, or if this revision is proven there already."""
     fence, phase = member.node.fence, member.verdict.phase
     if fence is None or fence.stage == "yielded" or fence.version.uid != policy.uid:
         return False
@@ -192,6 +193,7 @@ def _unproven(message: str, begun: Sequence[Member]) -> Finding:
 
 
 def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
+    """Return the finding that the canary is larger than the pool, with the value to set."""
     total = len(pooled.members)
     message = (
         f"policy {pooled.policy.name}: {_said(pooled, nodes)}, so no node in service starts. Set it to {total} or"
@@ -209,7 +211,9 @@ def wait_for_canaries(pooled: Pooled) -> Finding:
 
 
 def find_note(pooled: Pooled) -> str:
-    """What is odd about the canary; empty: nothing."""
+    """Return a note if the canary is as large as the pool or larger: the whole pool is the canary, the canary is too
+    large, or only the first remaining node is one by now. Empty if it is smaller, or if there is no canary or no
+    member."""
     canary, total = pooled.spec.rollout.canary, len(pooled.members)
     if canary is None or not total or canary.nodes < total:
         return ""

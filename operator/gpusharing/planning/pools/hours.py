@@ -43,7 +43,8 @@ class Hours:
 
     @property
     def next_window(self) -> str:
-        """For a column: when nodes may start next, or until when they may."""
+        """Return the text of a status column: the time at which the next window opens, `open until <time>`, or `open`
+        for a window without an end. Empty if nodes may start at any time, or never."""
         if not self.spans:
             return ""
         span = self.spans[0]
@@ -141,6 +142,7 @@ def _long(windows: Windows, needed: timedelta) -> Windows:
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:
+    """Return the finding's text that no window lasts `needed`; `longest` is zero if none opens."""
     left = f"for {_text(longest)} at most" if longest else "at no time"
     return (
         f"{_needs(needed)}, but spec.rollout.windows, less spec.rollout.blackouts, are open {left}: lengthen a window,"

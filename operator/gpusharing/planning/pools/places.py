@@ -56,7 +56,7 @@ def becomes_place(node: NodeView) -> bool:
 
 
 def is_open(node: NodeView) -> bool:
-    """Whether it takes pods now, but for its taints."""
+    """Whether the node is Ready and not cordoned; other taints are not considered."""
     return node.ready and not node.unschedulable
 
 

@@ -25,8 +25,8 @@ def find_batches(policy: PolicyView) -> int:
 
 
 def explain_halt(policy: PolicyView, failed: Sequence[str], most: int) -> str:
-    """Why no further node starts; empty: nodes may. `failed`: in this generation, as a message names them; `most`:
-    maxFailures."""
+    """Return why no further node starts, or an empty text if nodes may. `failed` lists the failed nodes of this
+    generation as shown to people; `most` is maxFailures."""
     batches = find_batches(policy)
     if len(failed) < most * (1 + batches):
         return ""

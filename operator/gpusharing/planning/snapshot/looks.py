@@ -63,8 +63,8 @@ class Preview:
 
 
 def find_due(looks: Iterable[tuple[str, Look]], now: datetime, poll: float) -> frozenset[str]:
-    """The nodes to look at again now: those that have waited longest, as many as the looks of the last poll leave room
-    for."""
+    """Return the nodes whose pods are due to be listed again, those with the oldest look first. At most LOOKS nodes
+    are listed within one poll, including those that were listed already."""
     known = list(looks)
     left = LOOKS - count_recent((look for _, look in known), now, poll)
     due = sorted((look.at, name) for name, look in known if look.due(poll) <= now)

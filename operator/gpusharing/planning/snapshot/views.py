@@ -124,7 +124,7 @@ class GpuView(CardView):
     mig_pending: bool
     """Whether the MIG mode after the next reset differs from the mode in force."""
     compute_mode: str
-    """CUDA compute mode, as in `ObservedGPU`."""
+    """CUDA compute mode, as in `api.gpunode.GPU`."""
     layout: Layout | None
     """Instances that exist; None while MIG is off."""
     processes: tuple[str, ...] = ()

@@ -172,6 +172,8 @@ def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: 
 
 
 def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
+    """Yield an error for each reason why no agent pod can be created: its RuntimeClass does not exist, or its
+    namespace enforces PodSecurity baseline or restricted."""
     place = view.place
     if agents.runtime_class and agents.runtime_class_exists is False:
         yield error(
@@ -547,7 +549,9 @@ def report_topics(
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
-    """One screen for people: one line per topic without a fault, the symptoms of the others with their commands."""
+    """Return the report as lines: `ok` or `UNKNOWN` for each topic without a symptom or not examined, each symptom
+    with its command, and a last line with the conclusion and the counts. Topics that only people ask about appear
+    only with a symptom."""
     found = list(symptoms)
     lines = []
     for word, text, command in report_topics(found, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):

@@ -289,6 +289,7 @@ def find_exclusive(hardware: Hardware) -> str | Finding:
 
 
 def _gfd_not_restarted(compared: Comparison) -> str:
+    """Return that GPU Feature Discovery has not restarted since the change; empty if it has, or need not."""
     before = compared.gfd_timestamp
     if not before or compared.node.labels.get(names.LABEL_GFD_TIMESTAMP) != before:
         return ""

@@ -83,7 +83,8 @@ def answer_of(status: int, kind: str, body: bytes) -> WebAnswer:
 
 
 def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """A 401 or a 403."""
+    """Return the Trouble for HTTP 401 or 403. `where`: the address of Prometheus as a person knows it; `through`: the
+    context whose API server passed the query on, empty if Prometheus was asked directly."""
     if not through:
         remedy = "give a token that it accepts: --token-file FILE"
     elif not answer.of_api_server:
@@ -99,7 +100,7 @@ def refused(answer: WebAnswer, where: str, through: str) -> Trouble:
 
 
 def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
-    """An answer that is not Prometheus'."""
+    """Return the Trouble for an answer that is not Prometheus' own; `where` and `through` as for `refused`."""
     if answer.wants_tls:
         secure = f"--prometheus {where.replace('http:', 'https:', 1)}"
         remedy = "--service NAMESPACE/https:NAME:PORT" if through else secure
@@ -109,7 +110,7 @@ def no_prometheus(answer: WebAnswer, where: str, through: str) -> Trouble:
 
 
 def stranger(what: str, where: str) -> Trouble:
-    """Another program, by what it did."""
+    """Return the Trouble for an answer of another program than Prometheus; `what`: what it answered."""
     return Trouble(
         f"{where} does not answer as Prometheus does ({what}). Give the address that serves"
         " /api/v1/query, such as http://127.0.0.1:9090"
@@ -117,7 +118,7 @@ def stranger(what: str, where: str) -> Trouble:
 
 
 def unreachable(error: Exception, where: str, through: str) -> Trouble:
-    """No answer at all."""
+    """Return the Trouble for a query that got no answer at all; `where` and `through` as for `refused`."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _untrusted(error.certificate_error, where, through)
     if WANTS_CLIENT in str(error):

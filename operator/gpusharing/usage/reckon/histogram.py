@@ -41,7 +41,8 @@ class Scale:
     """Larger values are reported as this."""
 
     def bucket(self, value: float) -> int:
-        """Bucket n > 0 has values above first x GROWTH^(n-1), up to first x GROWTH^n."""
+        """Return the number of the bucket for `value`: 0 up to `first`, else n for values above first x GROWTH^(n-1),
+        up to first x GROWTH^n. Values above `last` count as `last`."""
         if value <= self.first:
             return 0
         index = ceil(log(min(value, self.last) / self.first) / log(GROWTH) - 1e-9)
