@@ -65,12 +65,12 @@ def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
     waits = [
         (memo.same(f"wait {number}", wait), cases) for number, (wait, cases) in enumerate(chosen.waiting)
     ]
-    rows = {case.node.name: (wait, case) for wait, cases in waits for case in cases}
+    rows = ((case.node.name, (wait, case)) for wait, cases in waits for case in cases)
     failed: dict[str, Exception] = {}
-    found = memo.each(Wait.verdict, rows.items(), failed=failed)
-    for name, error in failed.items():
-        _, case = rows[name]
-        found[name] = not_judged(case.node, case.owner_name, error)
+    found = memo.each(Wait.verdict, rows, failed=failed)
+    for case in (case for _, cases in waits for case in cases) if failed else ():
+        if (error := failed.get(case.node.name)) is not None:
+            found[case.node.name] = not_judged(case.node, case.owner_name, error)
     return found
 
 
