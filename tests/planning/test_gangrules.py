@@ -17,7 +17,7 @@ from tests.build import (
 from tests.planning.cases import FULL, pass_time, pool_of
 from tests.planning.ganging import make_gang, make_gang_view
 from tests.planning.test_guard import Poisoned
-from tests.planning.test_nodefacts import PAUSED, STACK, terms
+from tests.planning.test_nodecases import PAUSED, STACK, terms
 from tests.planning.world import World
 
 from gpusharing.api.names import Phase

@@ -54,10 +54,10 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.transition.callverdicts import Failing
+from gpusharing.planning.transition.cases import find_cases, find_models, judge_case, keeps_verdict
 from gpusharing.planning.transition.gangrules import with_rules
 from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged
 from gpusharing.planning.transition.members import Member, find_member
-from gpusharing.planning.transition.nodefacts import find_cases, find_models, judge_case, keeps_verdict
 from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason

@@ -24,14 +24,14 @@ from gpusharing.api.names import DisruptionClass
 from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
-from gpusharing.planning.transition.members import Member
-from gpusharing.planning.transition.nodefacts import (
+from gpusharing.planning.transition.cases import (
     compare,
     find_cases,
     find_models,
     judge_case,
     keeps_verdict,
 )
+from gpusharing.planning.transition.members import Member
 from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.vocabulary.reasons import Reason
 
