@@ -17,7 +17,7 @@ from gpusharing.api import names
 from gpusharing.api.gpunode import GPU, Model, Observed
 from gpusharing.api.validation import validate_policy
 from gpusharing.kube.client import JSON
-from gpusharing.kube.fence import parse_deferred, parse_fence, parse_verified
+from gpusharing.kube.fence import parse_deferred, parse_verified, read_fence
 from gpusharing.kube.foreign import find_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
@@ -41,7 +41,7 @@ def node_view(raw: JSON, maintenance_keys: frozenset[str] = frozenset()) -> Node
     """Project a Node. Heartbeats, images, addresses and resourceVersion are left out."""
     metadata = section(raw, "metadata")
     annotations = texts(metadata.get("annotations"))
-    (fence, fence_error), verified = _fence(annotations), _verified(annotations)
+    (fence, fence_error), verified = read_fence(annotations), _verified(annotations)
     foreign = find_marker(raw, maintenance_keys)
     return NodeView(
         name=intern(text(metadata, "name")),
@@ -194,11 +194,6 @@ def cluster_policy_view(raw: JSON) -> ClusterPolicyView:
             for variable in entries(spec, "migManager", "env")
         ),
     )
-
-
-def _fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
-    recorded = annotations.get(names.ANNOTATION_FENCE)
-    return (None, "") if recorded is None else parse_fence(recorded)
 
 
 def _deferred(annotations: Mapping[str, str]) -> Deferred | None:

@@ -50,6 +50,13 @@ def _waits(record: Fence | Deferred | Verified) -> bool:
     return isinstance(record, Fence) and record.jobs
 
 
+def read_fence(annotations: Mapping[str, str]) -> tuple[Fence | None, str]:
+    """Return the fence among the annotations of a Node, or None if it has none; and why it cannot be read, empty if it
+    can."""
+    recorded = annotations.get(names.ANNOTATION_FENCE)
+    return (None, "") if recorded is None else parse_fence(recorded)
+
+
 def parse_fence(text: str) -> tuple[Fence | None, str]:
     """The fence, or None and why it cannot be read."""
     return _parse(Fence, names.ANNOTATION_FENCE, text)

@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TextIO
 
-from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, read_fence
+from gpusharing.cli.changing.steering import STEERING, Change, SteeringRequest, annotations_of
 from gpusharing.cli.live.installed import is_missing
 from gpusharing.cli.shell.drawing import Ink, Span, line, prose
 from gpusharing.cli.shell.session import Session
@@ -18,6 +18,7 @@ from gpusharing.cli.shell.terminal import Terminal, agrees
 from gpusharing.cli.shell.troubles import DONE, FAILED, INSTALL, Trouble, sentence
 from gpusharing.kube.client import JSON, NODES, Resource
 from gpusharing.kube.errors import Conflict, KubeError
+from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import section, text, whole
 
 DID = "Done."
@@ -110,7 +111,7 @@ async def _send(
 def _decided_on(raw: JSON) -> tuple[str, int, str]:
     """What a person decides about: this very object, the generation of a policy, the change of a node and how far it
     is."""
-    fence, damage = read_fence(raw)
+    fence, damage = read_fence(annotations_of(raw))
     stands = f"{fence.op} {fence.stage}" if fence is not None else damage
     return text(raw, "metadata", "uid"), whole(raw, "metadata", "generation"), stands
 

@@ -15,10 +15,9 @@ from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.troubles import Trouble, sentence
 from gpusharing.kube.client import GPUNODES, JSON, NODES, POLICIES, Resource
 from gpusharing.kube.errors import Forbidden, KubeError, NotFound
-from gpusharing.kube.fence import parse_fence
+from gpusharing.kube.fence import read_fence
 from gpusharing.kube.raw import part, section, text, texts, whole
 from gpusharing.planning.pools.resuming import read_value
-from gpusharing.planning.snapshot.records import Fence
 from gpusharing.planning.vocabulary.lengths import counted
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.reasons import Reason
@@ -147,7 +146,7 @@ def _find_wait(node: JSON, seen: Seen) -> str:
     refusal = f"there is nothing to try again on {seen.name}: it is {stands}"
     if (remedy := _NOT_RETRIED.get(seen.reason)) is not None:
         raise Trouble(f"{refusal}. {remedy}")
-    fence, _ = read_fence(node)
+    fence, _ = read_fence(annotations_of(node))
     phase = known_phase(seen.phase)
     # After a failure, a retry reverses the way back to what was proven on the node last.
     if phase is None or seen.reason in _RETRIED or (fence is not None and fence.rolls_back):
@@ -166,7 +165,7 @@ def _find_wait(node: JSON, seen: Seen) -> str:
 def _abort(node: JSON, request: SteeringRequest) -> Change:
     """Give up the change that is in flight. Refused where none is, or it cannot be given up any more."""
     name = text(node, "metadata", "name")
-    fence, damage = read_fence(node)
+    fence, damage = read_fence(annotations_of(node))
     if damage:
         raise Trouble(f"the fence of {name} cannot be read: {damage}")
     if fence is None:
@@ -228,10 +227,9 @@ STEERING: Mapping[str, SteeringVerb] = {
 }
 
 
-def read_fence(node: JSON) -> tuple[Fence | None, str]:
-    """Return the fence of a Node, or None if it has none; and why it cannot be read, empty if it can."""
-    recorded = texts(section(node, "metadata", "annotations")).get(names.ANNOTATION_FENCE)
-    return (None, "") if recorded is None else parse_fence(recorded)
+def annotations_of(node: JSON) -> Mapping[str, str]:
+    """Return the annotations of an object; those that are no text are left out."""
+    return texts(section(node, "metadata", "annotations"))
 
 
 def _annotation(key: str, value: str) -> JSON:

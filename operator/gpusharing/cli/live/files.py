@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from gpusharing.api.names import API_VERSION
+from gpusharing.cli.shell.drawing import printable
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, text
@@ -48,12 +49,7 @@ def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> J
 def comment(text: str) -> str:
     """A line of comment in a file of policies, with nothing in it that YAML or a terminal would stumble over: others
     wrote parts of the text."""
-    return f"# {printable(text)}\n"
-
-
-def printable(text: str) -> str:
-    """The text on one line, with ? in place of every character that cannot be printed."""
-    return "".join(one if one.isprintable() else "?" for one in " ".join(text.splitlines()))
+    return f"# {printable(' '.join(text.splitlines()))}\n"
 
 
 def _check(document: JSON, name: str) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpusharing.cli.live.cluster import gathered
-from gpusharing.cli.live.files import comment, printable
+from gpusharing.cli.live.files import comment
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
 from gpusharing.cli.setup.likeness import Proposed
-from gpusharing.cli.shell.drawing import simulated_sentence
+from gpusharing.cli.shell.drawing import printable, simulated_sentence
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble, sentence
@@ -49,7 +49,7 @@ async def run(session: Session, typed: Namespace, terminal: Terminal) -> int:
     unsure = [PRESUMED] if found.presumed else decided.notes
     remarks = [*filter(None, [simulated_sentence(decided.simulated())]), *unsure, *find_remarks(found)]
     for remark in remarks:
-        print(printable(remark), file=sys.stderr)
+        print(printable(" ".join(remark.splitlines())), file=sys.stderr)
     if terminal.output == "json":
         manifests = [one.manifest for one in found.proposed]
         terminal.data({"apiVersion": "v1", "kind": "List", "items": manifests})  # as kubectl apply takes it

@@ -84,6 +84,11 @@ def plain(lines: Iterable[Line]) -> str:
     return "".join("".join(span.text for span in one).rstrip() + "\n" for one in lines)
 
 
+def printable(text: str) -> str:
+    """Return the text with ? in place of every character that cannot be printed: others wrote parts of it."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
+
+
 def prose(text: str, paper: Paper, *, indent: str = "", hang: str = "", ink: Ink = Ink.PLAIN) -> list[Line]:
     """A text in lines; all but the first also begin with `hang`."""
     wrapped = textwrap.wrap(

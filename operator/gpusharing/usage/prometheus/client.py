@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gpusharing.cli.shell.drawing import printable
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.aio import aiohttp
 from gpusharing.kube.errors import Unauthorized, first_of
@@ -157,11 +158,6 @@ def _untrusted(error: Exception, where: str, through: str) -> Trouble:
 def one_line(text: object) -> str:
     """A stranger's words, as much of them as is shown."""
     return printable(" ".join(str(text or "").split())[:MOST_CHARACTERS].rstrip(". "))
-
-
-def printable(text: str) -> str:
-    """Without control characters: a scraped program may put anything into a label."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else "?" for one in text)
 
 
 SECONDS = 150.0

@@ -1,6 +1,6 @@
 """A bill as text, data and CSV. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -58,9 +58,13 @@ def describe(answer: CostReport, paper: Paper) -> list[Line]:
             lines += prose(_sentence(total), paper, hang="  ")
     else:
         lines += prose("No GPU was metered.", paper)
-    for text in answer.remarks:
-        lines += prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)
-    for text in answer.missing:
+    return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
+
+
+def describe_doubts(remarks: Iterable[str], missing: Iterable[str], paper: Paper) -> list[Line]:
+    """Draw what is worth knowing about an answer, then why a part of it is unknown (PARTIAL)."""
+    lines = [one for text in remarks for one in prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)]
+    for text in missing:
         lines += prose(f"PARTIAL: {text}.", paper, hang="  ", ink=Ink.WAITING)
     return lines
 

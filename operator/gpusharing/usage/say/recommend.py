@@ -39,6 +39,7 @@ from gpusharing.usage.reckon.recommendation import (
     Unplaced,
 )
 from gpusharing.usage.reckon.sharing import Shared, find_shared
+from gpusharing.usage.say.cost import describe_doubts
 
 UNKNOWN = "?"
 SPARKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*%#"
@@ -140,11 +141,7 @@ def describe(answer: RecommendReport, paper: Paper, *, verbose: bool, written: s
             lines += prose(f"{shared_of(shared)}.", paper, hang="  ", ink=Ink.WAITING)
         lines += describe_effect(answer.effect, paper)
         lines += _next(answer, paper, written)
-    for text in answer.remarks:
-        lines += prose(f"{text}.", paper, hang="  ", ink=Ink.FAINT)
-    for text in answer.missing:
-        lines += prose(f"PARTIAL: {text}.", paper, hang="  ", ink=Ink.WAITING)
-    return lines
+    return [*lines, *describe_doubts(answer.remarks, answer.missing, paper)]
 
 
 def _table(answer: RecommendReport, paper: Paper) -> list[Line]:
