@@ -222,6 +222,7 @@ def chart_crds() -> dict[str, str]:
 
 
 def _manifests() -> dict[str, str]:
+    """Return each CustomResourceDefinition as YAML, by the plural of its kind."""
     manifests = (custom_resource_definition(resource) for resource in RESOURCES)
     return {
         manifest["metadata"]["name"].split(".")[0]: yaml.dump(

@@ -63,7 +63,7 @@ def status(record: Path) -> list[Line]:
 
 
 def screenshot() -> Mapping[str, str]:
-    """{path: SVG}."""
+    """Return the pictures of kubectl's answers, as SVG by path."""
     lines: list[Line] = []
     for command, file in COMMANDS.items():
         table = without_times((GOLDEN / file).read_text().splitlines())

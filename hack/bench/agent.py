@@ -54,7 +54,7 @@ class Tenant:
 
     @property
     def uid(self) -> str:
-        """Of the pod."""
+        """The UID of the pod; it follows from the pod's namespace and name."""
         return str(uuid5(NAMESPACE_OID, f"{self.namespace}/{self.pod}"))
 
 
@@ -154,7 +154,7 @@ def _computing(machine: Simulator, tenants: Sequence[Tenant]) -> Iterator[bool]:
 
 
 def _make_cgroup() -> str:
-    """Its path; empty where we may not."""
+    """Make a cgroup for the processes of the bench and return its path; empty if this machine does not let us."""
     with suppress(OSError):
         return cgroups.make("bench")
     return ""

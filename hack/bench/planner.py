@@ -119,6 +119,7 @@ def _node(index: int, owner: PolicyView) -> NodeView:
 
 
 def _gpu(index: int) -> GpuView:
+    """Return one healthy GPU of the fleet's card, with MIG off, as its agent reports it."""
     row = card()
     return GpuView(
         index=index,

@@ -190,7 +190,7 @@ class Testbed:
         return Spent(size, claim_writes(self.metrics_port), time.monotonic())
 
     def requests(self, span: Spent, user: str | None = OPERATOR) -> list[AuditedRequest]:
-        """Requests since then."""
+        """Return the requests in the audit log since the beginning of the span, of all users if `user` is None."""
         return list(read_requests(self.plane.audit_log, user, start=span.start_bytes))
 
     def counts(self, span: Spent) -> Counts:

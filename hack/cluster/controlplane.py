@@ -77,7 +77,7 @@ class ControlPlane:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it."""
+        """Stop the control plane, whatever ended the block."""
         self.stop()
 
     # --- what callers use ------------------------------------------------------------------------------
@@ -256,6 +256,7 @@ class ControlPlane:
         self._api = Api(layout.url, ca_pem, Credentials(cert=pki.cert("admin"), key=pki.key("admin")))
 
     def _command_lines(self, programs: toolchain.Programs, kwok: Path | None) -> dict[str, list[str]]:
+        """Return the command line of each program of the control plane, by its name."""
         layout, options = self.layout, self.options
         access = commands.kubelet_access(layout) if options.kubelets else []
         lines = {

@@ -99,6 +99,8 @@ def kubelet_recipe() -> ToolRecipe:
 
 
 def _kubernetes_recipe(name: str, minutes: int, calls: tuple[str, ...]) -> ToolRecipe:
+    """Return how a program of Kubernetes is built from our go.mod, which names its version. `minutes`: about how long
+    that takes on two cores."""
     source = SOURCES / name
     files = {file: (source / file).read_text() for file in ("go.mod", "go.sum", "main.go")}
     version = kubernetes_version(files["go.mod"])

@@ -39,7 +39,7 @@ class Relay:
     """All streams that are open."""
 
     def __init__(self) -> None:
-        """None is."""
+        """No stream is open yet."""
         self._open: set[Lines] = set()
 
     def look(self) -> None:
@@ -79,6 +79,8 @@ class Relay:
 
 
 async def _read(found: aiohttp.ClientResponse, lines: Lines) -> None:
+    """Put each whole line of an answer into `lines`, with the time at which it came, and END after the last. A stream
+    that breaks off only ends."""
     loop = asyncio.get_running_loop()
     try:
         async for line in split(found.content.iter_any()):

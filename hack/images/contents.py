@@ -48,7 +48,7 @@ class Origin:
 
     @property
     def created(self) -> str:
-        """RFC 3339."""
+        """When the sources were committed, as RFC 3339."""
         return f"{datetime.fromtimestamp(self.epoch, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 

@@ -125,7 +125,7 @@ class Package:
     sha256: str
 
     def line(self) -> str:
-        """As it is written in the lock."""
+        """Return the line for this package in the lock."""
         return " ".join(
             (self.architecture, self.name, self.version, self.archive, self.path, f"sha256:{self.sha256}")
         )
