@@ -56,6 +56,7 @@ Opened = AbstractContextManager[Testbed]
 PLANNED = (
     "plan_5000_nodes_full_ms",
     "plan_5000_nodes_incremental_ms",
+    "plan_5000_nodes_incremental_rolling_ms",
     "plan_5000_nodes_windows_full_ms",
     "plan_5000_nodes_windows_incremental_ms",
     "layout_fit_ms",
