@@ -31,7 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Count rungs and seconds, and hear Ctrl-C.
 
-    A script that starts us with `&`, as .ci/run does, makes us and all that we start deaf to it: what a test ends by
+    A shell script that starts us with `&` makes us and all that we start ignore it: what a test ends by
     Ctrl-C would end by kill -9 only, half a minute later.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

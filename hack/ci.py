@@ -1,0 +1,206 @@
+"""Play every part of the project's check for `.ci/run`, and print a table of their status and seconds at the end.
+
+All parts are played, and the run fails when one of them fails or cannot run. LEAVE_OUT leaves a rung out on purpose
+(hack/required.py); CI sets it for nothing. The last line counts the tests of all parts.
+
+Rungs 3 and 4 wait for programs most of the time, so each runs beside other parts. Tests that compute have as many
+workers as there are cores; those that wait for a control plane have more. The fault matrix comes last and alone, and
+always plays the same sample: no commit fails for a fault that the commit before would have met as well. A machine so
+slow that an hour has passed plays a third of it.
+
+The system's Python runs this file before .venv exists, so it imports nothing but the standard library.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import IO
+
+PYTHON = ".venv/bin/python"
+BUILD = Path("build")
+TOOLS = ["controlplane", "kwok", "helm", "helm3", "kind", "actionlint", "charttools", "krewtools"]
+"""What tests of rung 2 need and `hack.cluster.toolchain` builds."""
+STOPPED, NOT_FOUND = 143, 127
+"""The statuses that a shell gives to a process ended by SIGTERM and to a program that does not exist."""
+OUT_OF_TIME = (124, 137)
+"""The statuses with which `timeout` reports that it ended a command, the second one by SIGKILL."""
+AN_HOUR = 60 * 60
+Parts = Callable[[IO[str]], Awaitable[int]]
+"""Parts that write to a log and return a status."""
+
+
+class Checks:
+    """One run of all parts. SIGTERM and SIGINT end the running parts, and no further one starts."""
+
+    def __init__(self) -> None:
+        """Start the clock. CI_ELAPSED_S, from the environment, counts as seconds that have passed already."""
+        self._begin = time.monotonic() - float(os.environ.get("CI_ELAPSED_S", "0"))
+        self._running: set[asyncio.subprocess.Process] = set()
+        self._stopped = False
+        self._failed = False
+        self._table: list[str] = []
+
+    async def run(self) -> int:
+        """Play all parts and print the table. Return 0, 1 if a part failed, or 143 if the run was told to end."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        if status := await self._part("setup", "make", "setup"):
+            return status
+        programs = self._beside("programs", self._programs)
+        await self._verb("verify", PYTHON, "-m", "hack.verify", "--without-tests")
+        await self._verb("docs", "make", "docs")
+        await programs  # A program that could not be built fails the tests that need it, which say so.
+        rung3 = self._beside("test-nvidia", self._rung3)
+        for name in ("test", "test-long", "test-hack"):
+            await self._verb(name, "make", name, "WORKERS=logical")
+        self._failed |= bool(await rung3)
+        rung4 = self._beside("e2e", self._rung4)
+        # Processes are killed in several scenarios side by side (hack/sidebyside.py); each waits a third of its time.
+        await self._verb("test-crash", "make", "test-crash", "WORKERS=4")
+        await self._verb("test-cluster", "make", "test-cluster", "WORKERS=auto")
+        self._failed |= bool(await rung4)
+        slow = await self._faults()
+        if self._stopped:
+            return STOPPED
+        return self._report(slow)
+
+    def _stop(self) -> None:
+        """Send SIGTERM to each running part, and let no further one start."""
+        self._stopped = True
+        for process in self._running:
+            _terminate(process)
+
+    def _seconds(self) -> int:
+        return int(time.monotonic() - self._begin)
+
+    async def _part(self, name: str, *command: str, out: IO[str] | None = None, cleanup: bool = False) -> int:
+        """Run a command, add its row to the table, and return its status.
+
+        Its output goes to `out`, or to ours. A run that was told to end starts it only if it is a cleanup, and lets a
+        cleanup finish.
+        """
+        if self._stopped and not cleanup:
+            return STOPPED
+        begin = self._seconds()
+        print(f"== {name}", file=out, flush=True)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=out
+            )
+        except OSError as error:
+            print(f"!! {name}: {error}", file=out, flush=True)
+            status = NOT_FOUND
+        else:
+            status = await self._status(process, cleanup=cleanup)
+        self._table.append(f"{name:<14} {status:6} {self._seconds() - begin:6} s, from {begin:4} s on")
+        return status
+
+    async def _status(self, process: asyncio.subprocess.Process, *, cleanup: bool) -> int:
+        """Wait for the process and return its status as a shell counts it; 143 if the run was told to end meanwhile."""
+        if not cleanup:
+            self._running.add(process)
+            if self._stopped:  # The signal came while the process was being started.
+                _terminate(process)
+        status = await process.wait()
+        self._running.discard(process)
+        if status == 0 and self._stopped and not cleanup:
+            return STOPPED
+        return 128 - status if status < 0 else status
+
+    async def _verb(self, name: str, *command: str) -> None:
+        """Play a part whose failure fails the run at its end."""
+        self._failed |= bool(await self._part(name, *command))
+
+    def _beside(self, name: str, parts: Parts) -> asyncio.Task[int]:
+        """Start parts that run beside others. The task returns their status and prints what they wrote."""
+        return asyncio.create_task(self._logged(BUILD / f"{name}.log", parts))
+
+    async def _logged(self, path: Path, parts: Parts) -> int:
+        with path.open("w+", errors="replace") as out:
+            status = await parts(out)
+            out.seek(0)
+            print(out.read(), end="", flush=True)
+        return status
+
+    async def _programs(self, out: IO[str]) -> int:
+        """Build or fetch what tests of rung 2 need; the first program that fails leaves out the rest."""
+        return (
+            await self._part("toolchain", PYTHON, "-m", "hack.cluster.toolchain", *TOOLS, out=out)
+            or await self._part("promtool", PYTHON, "-m", "hack.promtool", "--install", out=out)
+            or await self._part("browser", PYTHON, "-m", "hack.browser", out=out)
+        )
+
+    async def _rung3(self, out: IO[str]) -> int:
+        return await self._part("test-nvidia", "make", "test-nvidia", out=out)
+
+    async def _rung4(self, out: IO[str]) -> int:
+        """Play rung 4, for at most 35 minutes. `make e2e` takes its nodes down; what a killed one left is swept."""
+        if status := await self._part("needs", PYTHON, "-m", "hack.realnode.needs", "--install", out=out):
+            return status
+        status = await self._part("e2e", "timeout", "--kill-after=90", "35m", "make", "e2e", out=out)
+        if status in OUT_OF_TIME:
+            print("!! rung 4 was ended after 35 minutes", file=out, flush=True)
+        swept = await self._part("sweep", PYTHON, "-m", "hack.realnode.sweep", out=out, cleanup=True)
+        return status or swept
+
+    async def _faults(self) -> str:
+        """Play the fault matrix. Return a sentence if time allowed only a third of it, else an empty text."""
+        seconds = self._seconds()
+        if seconds < AN_HOUR:
+            await self._verb("test-faults", "make", "test-faults", "SEED=1")
+            return ""
+        await self._verb("test-faults", "make", "test-faults", "SEED=1", "RUNS=50")
+        return (
+            f"50 OF 150 FAULT RUNS: all before them took {seconds // 60} minutes. "
+            "All of them: make test-faults SEED=1"
+        )
+
+    def _report(self, slow: str) -> int:
+        """Print the table, what was left out, and the number of tests. Return 0, or 1 if the run failed."""
+        print(f"\n{'part':<14} status  seconds", *self._table, f"in all: {self._seconds()} s", sep="\n")
+        if slow:
+            print(f"!! {slow}")
+        if left_out := os.environ.get("LEAVE_OUT"):
+            print(f"!! LEFT OUT ON PURPOSE, so this is no full check: {left_out}")
+        if tests := count_tests():
+            print(f"tests: {tests['passed']} passed, {tests['failed']} failed, {tests['skipped']} skipped")
+        else:
+            print("!! no test was played")
+            self._failed = True
+        return int(self._failed)
+
+
+def count_tests() -> Counter[str]:
+    """Return how many tests passed, failed and were skipped, summed over the first lines of all reports in build/."""
+    total: Counter[str] = Counter()
+    for path in BUILD.glob("report-*.txt"):
+        line = path.read_text().partition("\n")[0]
+        for number, outcome in re.findall(r"(\d+) (passed|failed|skipped)", line):
+            total[outcome] += int(number)
+    return total
+
+
+def _terminate(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # It has ended by itself.
+        process.terminate()
+
+
+def main() -> int:
+    """Play all parts in the root of the checkout. Return the exit status of the run."""
+    os.chdir(Path(__file__).resolve().parent.parent)
+    os.environ["CI"] = "true"
+    BUILD.mkdir(exist_ok=True)
+    for path in BUILD.glob("report-*.txt"):
+        path.unlink()
+    return asyncio.run(Checks().run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
