@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 from hack.generate import MARK, ROOT
-from hack.verbs import MakeVerb
 
 from gpusharing.api import names
 from gpusharing.api.policy import GPUSharingPolicySpec
@@ -21,7 +20,6 @@ MAX_MODULE = 600
 MAX_FUNCTION = 50
 MAX_POSITIONAL = 5
 """Parameters of a public function that a caller may give without their names."""
-CI = (ROOT / ".ci" / "run").read_text()
 MAX_README = 150
 MAX_DECISION = 40
 MAX_SUBJECT = 72
@@ -278,13 +276,6 @@ def test_what_a_verb_runs_is_there() -> None:
     modules = set(re.findall(r"-m (hack[.\w]*)", MAKEFILE)) - {"hack."}
     modules |= {f"hack.{one}" for one in re.findall(r"call BUILD,([.\w]+)", MAKEFILE)}
     assert [module for module in sorted(modules) if not is_runnable(module)] == []
-
-
-def test_ci_calls_every_verb_that_plays_tests_once() -> None:
-    played = re.findall(r"make (test[a-z-]*|e2e)\b", re.sub(r"(?m)^ *(#|slow=).*$", "", CI))
-    # The fault matrix stands there twice: whole, or a third of it.
-    assert sorted(set(played)) == sorted({*MakeVerb} - {MakeVerb.GPU})
-    assert [verb for verb in set(played) if played.count(verb) != (2 if verb == MakeVerb.FAULTS else 1)] == []
 
 
 def is_runnable(module: str) -> bool:

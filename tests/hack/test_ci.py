@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hack.cluster.process import pid_exists, text_of, wait_until
 from hack.generate import ROOT
+from hack.verbs import MakeVerb
 
 NEEDS, SWEEP = "hack.realnode.needs", "hack.realnode.sweep"
 E2E = "make e2e"
@@ -91,6 +92,12 @@ def test_rung_4_runs_beside_rung_2_and_what_it_leaves_is_swept(notes: Path) -> N
     assert done.status == 0
     assert {NEEDS, E2E, SWEEP, RUNG2} <= set(done.calls[done.calls.index("make test-nvidia") :])
     assert [call for call in done.calls if call in (NEEDS, E2E, SWEEP)] == [NEEDS, E2E, SWEEP]
+
+
+def test_every_verb_that_plays_tests_is_called_once(notes: Path) -> None:
+    done = run(notes)
+    verbs = [call.split()[1] for call in done.calls if call.startswith("make ")]
+    assert sorted(verbs) == sorted({"setup", "docs", *MakeVerb} - {MakeVerb.GPU})
 
 
 def test_what_is_left_out_on_purpose_is_said_at_the_end(notes: Path) -> None:
