@@ -8,7 +8,7 @@ from hack.generate import ROOT
 from gpusharing.cli.shell.arguments import VERBS
 
 PAGE = (ROOT / "docs" / "design" / "cli.md").read_text().splitlines()
-REFUSED = (ROOT / "docs" / "adr" / "0054-what-the-plugin-leaves-out.md").read_text()
+REFUSED = (ROOT / "docs" / "explanation" / "not-built.md").read_text()
 ROWS = [line.strip("| ").split(" | ") for line in PAGE if re.match(r"\| \d+ \|", line)]
 BY_VERB = [line.strip("| ").split(" | ") for line in PAGE if re.match(r"\| `[a-z-]+` \|", line)]
 
