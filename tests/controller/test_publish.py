@@ -87,7 +87,7 @@ class Publishing:
         node = make_node(verdict.node, resources=resources, fence=fence)
         reports = [make_gpunode(verdict.node)] if gpunodes else []
         snapshot = make_snapshot([node], [policy], gpunodes=reports)
-        pool = Pool(policy, names=[verdict.node]).ask_windows(NOW)
+        pool = Pool(policy, names=[verdict.node]).with_hours(NOW)
         plan = RolloutPlan(
             {verdict.node: verdict},
             {policy.name: pool},
@@ -351,7 +351,7 @@ async def test_an_event_that_the_server_never_takes_makes_room_for_the_next() ->
 async def test_a_node_that_vanished_and_comes_back_is_told_about_as_new() -> None:
     stage = Publishing()
     await stage.publish(SYNCED)
-    empty = RolloutPlan({}, {"pool-b": Pool(POLICY).ask_windows(NOW)}, {}, (), {}, PassMemory(), None)
+    empty = RolloutPlan({}, {"pool-b": Pool(POLICY).with_hours(NOW)}, {}, (), {}, PassMemory(), None)
     await stage.publisher.publish(empty, make_snapshot([], [POLICY]), at(1))
     await stage.publish(SYNCED, 2)
     assert [before for before, _ in stage.changes] == [None, None]

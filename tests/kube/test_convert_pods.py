@@ -21,7 +21,7 @@ from gpusharing.kube.convert_pods import (
     resource_claim_use,
 )
 from gpusharing.planning.drain.holders import Scope, has_finished
-from gpusharing.planning.drain.pdb import asked
+from gpusharing.planning.drain.pdb import binding_budgets
 from gpusharing.planning.snapshot.podviews import Owner
 
 JSON = dict[str, Any]
@@ -212,7 +212,7 @@ def test_a_pod_without_a_phase_counts_as_unknown() -> None:
     budget = pdb_view({"metadata": {"name": "b", "namespace": "team-a"}, "spec": {"selector": {}}})
     assert view.phase == "Unknown"
     assert not has_finished(view)
-    assert asked(view, [budget]) == (budget,)
+    assert binding_budgets(view, [budget]) == (budget,)
 
 
 CLAIMS: list[tuple[str, JSON, JSON, str]] = [

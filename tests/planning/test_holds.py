@@ -380,7 +380,7 @@ def test_a_canary_that_becomes_too_large_in_the_middle_freezes_the_nodes_that_ha
 
 
 def test_a_policy_without_a_readable_spec_moves_nothing() -> None:
-    pool = Pool(replace(POOL, spec=None), ["a", "b"]).ask_windows(NOW)
+    pool = Pool(replace(POOL, spec=None), ["a", "b"]).with_hours(NOW)
     assert (pool.limit, pool.hours, pool.pooled(NOW)) == (0, ALWAYS, None)
 
 

@@ -45,7 +45,7 @@ def waiting(members: Sequence[Member]) -> Verdict:
         pool.count(member)
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    return with_waits(select(pool.ask_windows(NOW), 100, Ledger(OFFERED, NOW))).verdicts["z"]
+    return with_waits(select(pool.with_hours(NOW), 100, Ledger(OFFERED, NOW))).verdicts["z"]
 
 
 def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
@@ -53,7 +53,7 @@ def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
         "_failed",
         "_calls_fail",
         "_yielded",
-        "_held",
+        "_is_held",
         "going",
         "unready",
         "cordoned",
@@ -119,7 +119,7 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
     for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
         node = make_node(name, fence=make_fence(policy="another"))
         ledger.add_in_flight(make_snapshot([node]), away(name, phase, deadline=at(60)).verdict)
-    told = with_waits(select(pool.ask_windows(NOW), 0, ledger)).verdicts["z"]
+    told = with_waits(select(pool.with_hours(NOW), 0, ledger)).verdicts["z"]
     assert told.message == (
         "the cap on nodes in flight (chart value operator.maxInFlight) is reached (a has failed); waiting for a slot"
     )

@@ -54,15 +54,15 @@ def test_a_budget_selects_as_kubernetes_does(budget: PdbView, selected: bool) ->
     ],
 )
 def test_who_is_up_to_a_budget(pod: PodView, budget: PdbView, asked: bool) -> None:
-    assert pdb.asked(pod, [budget]) == ((budget,) if asked else ())
+    assert pdb.binding_budgets(pod, [budget]) == ((budget,) if asked else ())
 
 
 def test_two_budgets_conflict_for_a_running_pod_even_an_unready_one() -> None:
     both = [make_pdb("b"), make_pdb("a")]
-    assert [budget.name for budget in pdb.asked(make_pod(ready=False), both)] == ["a", "b"]
-    assert [budget.name for budget in pdb.asked(make_pod(), both)] == ["a", "b"]
-    assert pdb.asked(make_pod(phase="Pending"), both) == ()
-    assert pdb.asked(make_pod(), both[:1]) == (both[0],)
+    assert [budget.name for budget in pdb.binding_budgets(make_pod(ready=False), both)] == ["a", "b"]
+    assert [budget.name for budget in pdb.binding_budgets(make_pod(), both)] == ["a", "b"]
+    assert pdb.binding_budgets(make_pod(phase="Pending"), both) == ()
+    assert pdb.binding_budgets(make_pod(), both[:1]) == (both[0],)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def chosen(
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
     pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
-    return with_waits(select(pool.ask_windows(NOW), cap, ledger or Ledger(OFFERED, NOW)))
+    return with_waits(select(pool.with_hours(NOW), cap, ledger or Ledger(OFFERED, NOW)))
 
 
 def with_waits(selection: Selection) -> Selection:
@@ -388,7 +388,7 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     policy = replace(MIXED, spec=MIXED.spec.model_copy(update={"rollout": rollout}))
     cases = [failed("n1"), candidate("n2")]
     members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
-    pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).ask_windows(NOW)
+    pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).with_hours(NOW)
     return with_waits(select(pool, 100, Ledger(OFFERED, NOW)))
 
 

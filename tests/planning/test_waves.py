@@ -237,7 +237,7 @@ def with_canaries(nodes: int, *cases: NodeCase) -> Selection:
     members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
     members += [make_member(make_node(name), verdict(Phase.SYNCED)) for name in ("done-1", "done-2")]
     names = [member.node.name for member in members]
-    pool = Pool(policy, names, 0, list(cases), members=members).ask_windows(NOW)
+    pool = Pool(policy, names, 0, list(cases), members=members).with_hours(NOW)
     return with_waits(select(pool, 100, Ledger(OFFERED, NOW)))
 
 

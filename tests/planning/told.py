@@ -82,7 +82,7 @@ class StatusInput:
         own = [one.node for one in self.verdicts if one.policy == self.policy.name]
         plan = RolloutPlan(
             verdicts={one.node: one for one in self.verdicts},
-            pools={self.policy.name: Pool(self.policy, names=own).ask_windows(now)},
+            pools={self.policy.name: Pool(self.policy, names=own).with_hours(now)},
             objections={self.policy.name: self.objection} if self.objection else {},
             shared=(),
             targets=self.targets,

@@ -40,7 +40,7 @@ from gpusharing.planning.pools.afterwards import find_afterwards, is_skipped
 from gpusharing.planning.pools.choice import choose
 from gpusharing.planning.pools.failures import count_failures, find_gone
 from gpusharing.planning.pools.forgetting import find_forgotten
-from gpusharing.planning.pools.objections import asked, find_objections
+from gpusharing.planning.pools.objections import find_objections, judge_windows
 from gpusharing.planning.pools.pool import Pool
 from gpusharing.planning.pools.previews import Previews, find_previews
 from gpusharing.planning.pools.returning import hold_together
@@ -128,7 +128,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
     counted = _pools(snapshot, members, failing)
-    pools = {name: asked(pool, now) for name, pool in counted.items()}
+    pools = {name: judge_windows(pool, now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
     kept = find_resumed(snapshot.claims, snapshot.nodes, verdicts, now) | failing.kept

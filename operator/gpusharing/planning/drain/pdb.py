@@ -20,7 +20,7 @@ def selecting(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     return tuple(sorted((pdb for pdb in pdbs if _selects(pdb, pod)), key=ref))
 
 
-def asked(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
+def binding_budgets(pod: PodView, pdbs: Iterable[PdbView]) -> tuple[PdbView, ...]:
     """The budgets that the server will check for an eviction of the pod, sorted by name.
 
     None: the eviction is not up to a budget. One decides. Two or more make every eviction of the pod fail, even of an

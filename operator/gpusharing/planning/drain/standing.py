@@ -215,7 +215,7 @@ def _stand(
 ) -> Standing:
     """Return the standing of a pod by the last answer to its eviction and by its budgets: whether it is leaving
     already, and whether its eviction is due now. Nothing is due on a node that is silent."""
-    budgets = pdb.asked(pod, work.pdbs)
+    budgets = pdb.binding_budgets(pod, work.pdbs)
     leaves = pod.deleted_at is not None or _is_answered(memory, work)
     # A pod that was evicted since the LIST began is left alone: an eviction whose answer was lost may have been
     # accepted. With two budgets the server always refuses.

@@ -196,7 +196,7 @@ def _too_large(pooled: Pooled, nodes: int, soak: str) -> Finding:
     """Return the finding that the canary is larger than the pool, with the value to set."""
     total = len(pooled.members)
     message = (
-        f"policy {pooled.policy.name}: {_said(pooled, nodes)}, so no node in service starts. Set it to {total} or"
+        f"policy {pooled.policy.name}: {_sizes(pooled, nodes)}, so no node in service starts. Set it to {total} or"
         f" fewer, for example canary: {{nodes: 1, soak: {soak}}}"
     )
     return Finding(Reason.CANARY_TOO_LARGE, message)
@@ -218,12 +218,12 @@ def find_note(pooled: Pooled) -> str:
     if canary is None or not total or canary.nodes < total:
         return ""
     if canary.nodes == total:
-        return f"{_said(pooled, total)}: the whole pool is the canary"
+        return f"{_sizes(pooled, total)}: the whole pool is the canary"
     found = find_canary(pooled)
     if isinstance(found, Finding) and found.reason is Reason.CANARY_TOO_LARGE:
         return found.message
-    return f"{_said(pooled, canary.nodes)} by now: the first of the remaining nodes is its canary"
+    return f"{_sizes(pooled, canary.nodes)} by now: the first of the remaining nodes is its canary"
 
 
-def _said(pooled: Pooled, nodes: int) -> str:
+def _sizes(pooled: Pooled, nodes: int) -> str:
     return f"spec.rollout.canary.nodes is {nodes} and the pool has {counted(len(pooled.members), 'node')}"

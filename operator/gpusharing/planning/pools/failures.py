@@ -40,7 +40,7 @@ def count_failures(
         marked = (one for one in pool.members if one.marked)
         failing = {one.node.uid: one.node for one in marked if has_failed(one, pool.policy)}
         lost = _find_lost(pool, recorded, failing)
-        pool.failed_before = tuple(sorted(one.told for one in lost.values()))
+        pool.failed_before = tuple(sorted(one.display_name for one in lost.values()))
         seen = {uid: FailedNode(node.name, version) for uid, node in failing.items()}
         found |= dict(sorted((lost | seen).items())[: MOST - len(found)])
     return found

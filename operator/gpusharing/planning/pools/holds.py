@@ -129,7 +129,7 @@ class Wait:
     """Whether they wait only for a slot; False: a hold of their pool keeps them from starting."""
 
     @staticmethod
-    def held(hold: Finding) -> "Wait":
+    def for_hold(hold: Finding) -> "Wait":
         """The wait of candidates whose pool is held."""
         return Wait(hold, hold.reason.waiting_phase, for_room=False)
 

@@ -74,7 +74,7 @@ def _yielded(member: Member) -> bool:
     return fence is not None and fence.stage == "yielded" and member.node.foreign_works
 
 
-def _held(member: Member) -> bool:
+def _is_held(member: Member) -> bool:
     """What is fenced, keeps its slot and has not failed is a change that does not go on by itself."""
     return member.node.fence is not None
 
@@ -83,7 +83,7 @@ KEEPERS: tuple[MemberState, ...] = (
     MemberState(_failed, "{name} has failed"),
     MemberState(_calls_fail, "the calls about {name} fail"),
     MemberState(_yielded, "{work}"),
-    MemberState(_held, "the change of {name} is held"),
+    MemberState(_is_held, "the change of {name} is held"),
     MemberState(going, "{name} is being deleted"),
     MemberState(unready, "{name} is not Ready"),
     MemberState(cordoned, "{name} is cordoned"),

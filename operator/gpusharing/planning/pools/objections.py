@@ -12,12 +12,12 @@ from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 
 
-def asked(pool: Pool, now: datetime) -> Pool:
+def judge_windows(pool: Pool, now: datetime) -> Pool:
     """The same pool with what its windows say; where nobody can follow them, none of its nodes starts."""
     try:
-        return pool.ask_windows(now)
+        return pool.with_hours(now)
     except Exception as error:  # noqa: BLE001 - whatever one policy holds, the others go on (guard.py)
-        return replace(pool, asked=Hours(closed=of_policy(pool.policy.name, error)))
+        return replace(pool, judged_hours=Hours(closed=of_policy(pool.policy.name, error)))
 
 
 def find_objections(

@@ -88,7 +88,7 @@ class Pool:
     failed_before: tuple[str, ...] = ()
     """Nodes whose failure only the record knows, as a message names them: they are gone, or lost their fence; see
     `count_failures`."""
-    asked: Hours | None = None
+    judged_hours: Hours | None = None
     """What the windows say, once they were asked; see `hours`."""
 
     @property
@@ -114,18 +114,18 @@ class Pool:
             if member.away and not moves:
                 self.keepers.append(member)
 
-    def ask_windows(self, now: datetime) -> "Pool":
+    def with_hours(self, now: datetime) -> "Pool":
         """The same pool with what its windows say, for which all its nodes have to be counted."""
         spec = self.policy.spec
         hours = ALWAYS if spec is None else find_hours(spec, [one.node for one in self.members], now)
-        return replace(self, asked=hours)
+        return replace(self, judged_hours=hours)
 
     @property
     def hours(self) -> Hours:
         """What the windows of the policy say. Raises ValueError where nobody asked them."""
-        if self.asked is None:
+        if self.judged_hours is None:
             raise ValueError(f"policy {self.policy.name}: its windows were not asked")
-        return self.asked
+        return self.judged_hours
 
     def pooled(self, now: datetime) -> Pooled | None:
         """All that may keep its nodes from starting; None: the policy cannot be read, and has no candidates."""
@@ -255,11 +255,11 @@ def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: Abstract
     passes = _PASSES.get(hold.reason)
     free = [] if passes is None else [case for case in pool.candidates if passes(case, pool.policy)]
     if not free:
-        return Selection(waiting=[(Wait.held(hold), pool.candidates)])
+        return Selection(waiting=[(Wait.for_hold(hold), pool.candidates)])
     names = {case.node.name for case in free}
     others = [case for case in pool.candidates if case.node.name not in names]
     chosen = _select(replace(pool, candidates=free), pooled, cap, ledger, past | {hold.reason})
-    chosen.waiting.append((Wait.held(hold), others))
+    chosen.waiting.append((Wait.for_hold(hold), others))
     return chosen
 
 

@@ -39,7 +39,9 @@ def hold_together(
         others = _find_awaited(names, verdicts, fences)
         until = _until(proven, fences, by_name, now) if others else now
         for name in proven if until > now else ():
-            held[name] = _held(verdicts[name], nodes[name], fences[name], others=others, until=until, now=now)
+            held[name] = _await_wave(
+                verdicts[name], nodes[name], fences[name], others=others, until=until, now=now
+            )
     return held
 
 
@@ -84,7 +86,7 @@ def _until(
     return now if spec is None else first + parse_duration(spec.rollout.timeouts.verification)
 
 
-def _held(
+def _await_wave(
     verdict: Verdict, node: NodeView, fence: Fence, *, others: Sequence[str], until: datetime, now: datetime
 ) -> Verdict:
     kept = tuple(action for action in verdict.actions if not isinstance(action, Release))

@@ -253,7 +253,7 @@ class FailedNode:
     """Whether the Node was deleted before its change was proven or found to have failed."""
 
     @property
-    def told(self) -> str:
+    def display_name(self) -> str:
         """The node, for a message."""
         return f"{self.node} (deleted in the middle of its change)" if self.gone else self.node
 

@@ -24,7 +24,7 @@ from gpusharing.planning.transition.actuation import run
 from gpusharing.planning.transition.attempts import next_deferral, owed_for, proof_time, remembered
 from gpusharing.planning.transition.cordon import may_uncordon
 from gpusharing.planning.transition.gates import AIM, find_gate
-from gpusharing.planning.transition.idle import JOBS_PACE, holds, next_poll, outlasts, rise
+from gpusharing.planning.transition.idle import JOBS_PACE, holds, next_poll, outlasts, raise_class
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.requests import last_busy
 from gpusharing.planning.transition.verdict import FencedCase, Verdict
@@ -60,7 +60,7 @@ def _next_step(case: FencedCase) -> Verdict:
         return _held_up(case, Reason.PAUSED, message)
     if not case.fence.disruption.cordons:
         return run(case, assessment)
-    if (risen := rise(case)) is not None:
+    if (risen := raise_class(case)) is not None:
         return risen
     settled = case.fence.since + timedelta(seconds=case.settings.settle)
     if case.now < settled:

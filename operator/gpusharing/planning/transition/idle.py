@@ -40,7 +40,7 @@ def way_to_idle(
 
     `waiting`: what the run needs and does not have yet. `any_event`: the reading may be older than the last event.
     """
-    if (risen := rise(case)) is not None:
+    if (risen := raise_class(case)) is not None:
         return risen
     work, plan = case.work, case.drain
     if work is None or plan is None or work.error:
@@ -54,7 +54,7 @@ def way_to_idle(
     return _prove(case, work, any_event=any_event, step_proven=step_proven)
 
 
-def rise(case: FencedCase) -> Verdict | None:
+def raise_class(case: FencedCase) -> Verdict | None:
     """Record that the change disturbs more than was known: the worst class seen decides which pods must leave.
 
     Pods that it did not concern so far have all of `drain.timeout` from now on; the wait for jobs comes first.
