@@ -11,6 +11,7 @@ from tests.configs import plugins_of
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass
 from gpusharing.api.policy import GPUSharingPolicySpec
+from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.gpus.geometry import Layout
 from gpusharing.planning.snapshot.podviews import EvictionMemory, NodeWork, Owner, PdbView, PodView
@@ -273,6 +274,7 @@ def make_policy(
     **fields: Any,
 ) -> PolicyView:
     """A policy; further keywords are fields of its spec as on the wire: `rollout={"paused": True}`."""
+    spec = make_spec(mode, **fields)
     return PolicyView(
         name=name,
         uid=uid if uid is not None else f"uid-{name}",
@@ -281,7 +283,8 @@ def make_policy(
         deleting=deleting,
         finalizer=finalizer,
         force_release=force_release,
-        spec=make_spec(mode, **fields),
+        spec=spec,
+        zones=find_zones(spec),
     )
 
 

@@ -18,7 +18,7 @@ MOST_LOOP_LINES = 200
 CACHED = {
     "drain/stranded.py",
     "gpus/doubts.py", "gpus/geometry.py",
-    "pools/candidates.py", "pools/hours.py", "pools/zones.py", "snapshot/views.py", "wanted/gfdlabels.py",
+    "pools/candidates.py", "pools/hours.py", "snapshot/views.py", "wanted/gfdlabels.py",
     "wanted/migfile.py", "wanted/pluginconfig.py", "wanted/target.py", "transition/verdict.py",
 }  # fmt: skip
 """Modules that keep the answer of a pure function of a few values, such as a layout, a version or a text. None holds a
@@ -32,6 +32,73 @@ def sources() -> dict[str, ast.Module]:
         str(path.relative_to(PLANNING)): ast.parse(path.read_text())
         for path in sorted(PLANNING.rglob("*.py"))
     }
+
+
+PURE = {
+    "collections", "contextlib", "cronsim", "dataclasses", "datetime", "enum", "fractions", "functools", "hashlib",
+    "heapq", "itertools", "json", "pydantic", "pydantic_core", "re", "types", "typing", "yaml",
+}  # fmt: skip
+"""What `planning` and `api` may import from outside: packages that reckon with values, and read no file, clock or
+environment. Time zones, for example, come with the policy (docs/adr/0074-zones-as-values.md)."""
+READERS = {
+    "open",
+    "read_text",
+    "read_bytes",
+    "input",
+    "print",
+    "__import__",
+    "exec",
+    "now",
+    "today",
+    "utcnow",
+}
+"""Names that read a file, a module or the clock when they are called, wherever they come from."""
+
+
+def impurities(module: ast.Module) -> set[str]:
+    """What of a module is not pure: packages that it imports without being in PURE, and calls of READERS."""
+    found = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or ".")
+        elif isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            found |= {f"{name}()"} if name in READERS else set()
+    ours = re.compile(r"gpusharing\.(api|planning)(\.|$)")
+    return {name for name in found if name.split(".")[0] not in PURE and not ours.match(name)}
+
+
+def test_what_decides_reads_no_file_and_no_clock() -> None:
+    found = {
+        str(path.relative_to(PRODUCT)): impure
+        for package in ("planning", "api")
+        for path in sorted((PRODUCT / package).rglob("*.py"))
+        if (impure := impurities(ast.parse(path.read_text())))
+    }
+    assert found == {}, "hand it in as a value: see PURE"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from importlib import resources",
+        "import os.path",
+        "from zoneinfo import ZoneInfo",
+        "from pathlib import Path",
+        "from gpusharing.kube import zones",
+        "x = open('/etc/localtime')",
+        "x = place.joinpath('zones').read_text()",
+        "x = datetime.now(UTC)",
+    ],
+)
+def test_what_reads_a_file_or_a_clock_is_known_by_its_imports_and_calls(text: str) -> None:
+    assert len(impurities(ast.parse(text))) == 1
+    assert (
+        impurities(ast.parse("from gpusharing.api import names\nimport re\nx = re.compile('a').match('b')"))
+        == set()
+    )
 
 
 def is_narrowing(node: ast.AST) -> bool:

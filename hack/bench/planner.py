@@ -15,6 +15,7 @@ from gpusharing.api import names
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.controller.main import settle_heap
+from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, find_card
 from gpusharing.planning.gpus.geometry import find_fit, normalise
 from gpusharing.planning.rollout import plan_rollout
@@ -76,6 +77,7 @@ def _policy(index: int, **spec: object) -> PolicyView:
     """One of the policies, for a pool of its own."""
     name = f"pool-{index:02}"
     wire = {"nodeSelector": {"matchLabels": {LABEL_POOL: name}}, **spec}
+    parsed = GPUSharingPolicySpec.model_validate(wire)
     return PolicyView(
         name=name,
         uid=f"uid-{name}",
@@ -84,7 +86,8 @@ def _policy(index: int, **spec: object) -> PolicyView:
         deleting=False,
         finalizer=False,
         force_release=False,
-        spec=GPUSharingPolicySpec.model_validate(wire),
+        spec=parsed,
+        zones=find_zones(parsed),
     )
 
 

@@ -41,9 +41,9 @@ def test_how_many_more_nodes_start(case: dict[str, Any]) -> None:
 def test_whether_nodes_may_start_now(case: dict[str, Any]) -> None:
     assert case.keys() <= {"id", "windows", "blackouts", "now", "closed", "delta"}
     rollout = {field: case[field] for field in ("windows", "blackouts") if field in case}
-    spec = make_policy(rollout=rollout).spec
-    assert spec is not None
-    closed = find_hours(spec, (), datetime.fromisoformat(case["now"])).closed
+    policy = make_policy(rollout=rollout)
+    assert policy.spec is not None
+    closed = find_hours(policy.spec, policy.zones, (), datetime.fromisoformat(case["now"])).closed
     assert (None if closed is None else str(closed.reason)) == case.get("closed")
 
 

@@ -20,9 +20,9 @@ def at(hour: int, minute: int = 0, second: int = 0) -> datetime:
 
 
 def hours(now: datetime, *nodes: NodeView, timeout: str = "15m", **rollout: Any) -> Hours:
-    spec = make_policy(rollout=rollout, drain={"timeout": timeout}).spec
-    assert spec is not None
-    return find_hours(spec, nodes, now)
+    policy = make_policy(rollout=rollout, drain={"timeout": timeout})
+    assert policy.spec is not None
+    return find_hours(policy.spec, policy.zones, nodes, now)
 
 
 def reason(found: Hours) -> Reason | None:

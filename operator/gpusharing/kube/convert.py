@@ -22,6 +22,7 @@ from gpusharing.kube.foreign import find_marker
 from gpusharing.kube.quantity import count
 from gpusharing.kube.raw import entries, interned, part, section, strings, text, texts, whole
 from gpusharing.kube.startgate import operand_tolerations, start_gate, tolerates, tolerations_text
+from gpusharing.kube.zones import find_zones
 from gpusharing.planning.gpus.cards import Card, Profile, find_card
 from gpusharing.planning.gpus.doubts import find_doubt
 from gpusharing.planning.gpus.geometry import Layout, is_profile, normalise
@@ -162,6 +163,7 @@ def policy_view(raw: JSON) -> PolicyView:
         problems=checked if isinstance(checked, tuple) else (),
         approved=annotations.get(names.ANNOTATION_APPROVE, ""),
         resumed=annotations.get(names.ANNOTATION_RESUME, ""),
+        zones={} if isinstance(checked, tuple) else find_zones(checked),
     )
     return under_deletion(view, resets=text(raw, "spec", "deletionPolicy") == "Reset")
 

@@ -6,14 +6,13 @@ start      as Debian's cron has it (cronsim): a start that does not exist on the
            next minute that does, and one that is there twice is the first of the two
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 
 from cronsim import CronSim, CronSimError
 
-from gpusharing.api.policy import Window
+from gpusharing.api.policy import Window, Windows
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.pools.zones import find_zone
 from gpusharing.planning.vocabulary.values import value
 
 HORIZON = timedelta(days=8)
@@ -42,12 +41,27 @@ class Span:
         return self.closes is None or self.closes - max(self.opens, now) >= needed
 
 
-def find_flaw(window: Window) -> tuple[str, str] | None:
-    """The invalid field of a window, and why it is invalid; None: there is none."""
-    if find_zone(window.time_zone) is None:
+@value
+class ZonedWindow:
+    """A window of a policy together with its time zone, which the planner cannot look up."""
+
+    window: Window
+    """The window as the policy has it."""
+    zone: tzinfo | None
+    """The time zone that it names, or None if the time zone database has no such name."""
+
+
+def add_zones(windows: Windows, zones: Mapping[str, tzinfo]) -> tuple[ZonedWindow, ...]:
+    """Return the windows in their order, each with its zone from `zones`, which has the known ones by name."""
+    return tuple(ZonedWindow(window, zones.get(window.time_zone)) for window in windows)
+
+
+def find_flaw(zoned: ZonedWindow) -> tuple[str, str] | None:
+    """Return the invalid field of a window and why it is invalid, or None if the window is valid."""
+    if zoned.zone is None:
         return "timeZone", "the time zone database has no such name; use one such as Europe/Berlin"
     try:
-        next(CronSim(window.schedule, _BEGIN))
+        next(CronSim(zoned.window.schedule, _BEGIN))
     except CronSimError as error:
         return "schedule", f'it is not a cron schedule: {error}; use one such as "0 22 * * 1-5"'
     except StopIteration:
@@ -59,7 +73,9 @@ _SECOND = timedelta(seconds=1)
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def find_spans(windows: Sequence[Window], blackouts: Sequence[Window], after: datetime) -> Iterator[Span]:
+def find_spans(
+    windows: Sequence[ZonedWindow], blackouts: Sequence[ZonedWindow], after: datetime
+) -> Iterator[Span]:
     """The times from then on in which nodes may start, in order; each window must be without a flaw.
 
     Without windows that is always, except in blackouts.
@@ -87,8 +103,8 @@ class _Times:
     """How far from a moment the search for a start has to begin."""
 
     @staticmethod
-    def of(window: Window) -> "_Times":
-        zone = find_zone(window.time_zone)
+    def of(zoned: ZonedWindow) -> "_Times":
+        window, zone = zoned.window, zoned.zone
         assert zone is not None, "a window without a flaw"
         named = zone is not UTC and not any(field.startswith("*") for field in window.schedule.split()[:2])
         shift = SHIFT if named else timedelta(0)

@@ -4,16 +4,16 @@ A start needs as much of its window as the change may take: drain.timeout, and t
 the pool. A change that has begun may finish.
 """
 
-from collections.abc import Iterable
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta, tzinfo
 from functools import lru_cache
 from heapq import nlargest
 from itertools import islice
 
-from gpusharing.api.policy import GPUSharingPolicySpec, Windows
+from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
 from gpusharing.api.validation import parse_duration
-from gpusharing.planning.pools.calendar import Span, find_flaw, find_spans
+from gpusharing.planning.pools.calendar import Span, ZonedWindow, add_zones, find_flaw, find_spans
 from gpusharing.planning.snapshot.views import NodeView
 from gpusharing.planning.transition.attempts import actuation_limit
 from gpusharing.planning.vocabulary.findings import Finding
@@ -74,23 +74,27 @@ def needed_time(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView]) -> timede
     return parse_duration(spec.drain.timeout) + min(slowest, limit)
 
 
-def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datetime) -> Hours:
-    """What the windows say now. `nodes`: those of the policy."""
+def find_hours(
+    spec: GPUSharingPolicySpec, zones: Mapping[str, tzinfo], nodes: Iterable[NodeView], now: datetime
+) -> Hours:
+    """Return what the windows of a policy allow now. `zones`: the known time zones by name; `nodes`: the nodes of the
+    policy."""
     rollout = spec.rollout
     if not rollout.windows and not rollout.blackouts:
         return ALWAYS
-    if flaw := _flaw(rollout.windows, rollout.blackouts):
+    windows, blackouts = add_zones(rollout.windows, zones), add_zones(rollout.blackouts, zones)
+    if flaw := _flaw(windows, blackouts):
         return Hours(closed=Finding(Reason.INVALID_WINDOW, flaw))
     needed = needed_time(spec, nodes)
     minute = now.replace(second=0, microsecond=0)
-    found, longest = _spans(rollout.windows, rollout.blackouts, needed, minute)
-    if not found and (long_ones := _long(rollout.windows, needed)):
+    found, longest = _spans(windows, blackouts, needed, minute)
+    if not found and (long_ones := _long(windows, needed)):
         # More short spans may come first than are looked at.
-        found, _ = _spans(long_ones, rollout.blackouts, needed, minute)
+        found, _ = _spans(long_ones, blackouts, needed, minute)
     spans = tuple(span for span in found if span.lasts(needed, now))[:SHOWN]
     if not spans:
-        without, _ = _spans(rollout.windows, (), needed, minute)
-        why = _blacked_out if rollout.blackouts and without else _too_short
+        without, _ = _spans(windows, (), needed, minute)
+        why = _blacked_out if blackouts and without else _too_short
         return Hours(closed=Finding(Reason.WINDOW_TOO_SHORT, why(needed, longest)))
     first = spans[0]
     if first.opens <= now:
@@ -104,11 +108,13 @@ def find_hours(spec: GPUSharingPolicySpec, nodes: Iterable[NodeView], now: datet
 
 ALWAYS = Hours()
 _MOMENT = timedelta(seconds=1)
+Zoned = tuple[ZonedWindow, ...]
+"""Windows or blackouts of a policy, in its order."""
 
 
 @lru_cache(maxsize=512)
 def _spans(
-    windows: Windows, blackouts: Windows, needed: timedelta, minute: datetime
+    windows: Zoned, blackouts: Zoned, needed: timedelta, minute: datetime
 ) -> tuple[tuple[Span, ...], timedelta]:
     """The next spans that are long enough, and the length of the longest one examined. No schedule has seconds, so
     each minute is computed once.
@@ -125,20 +131,20 @@ def _spans(
 
 
 @lru_cache(maxsize=512)
-def _flaw(windows: Windows, blackouts: Windows) -> str:
+def _flaw(windows: Zoned, blackouts: Zoned) -> str:
     """The first invalid window, by its field and value; empty: there is none."""
     for field, listed in (("windows", windows), ("blackouts", blackouts)):
-        for index, window in enumerate(listed):
-            if (flaw := find_flaw(window)) is not None:
-                name, why = flaw
+        for index, zoned in enumerate(listed):
+            if (flaw := find_flaw(zoned)) is not None:
+                (name, why), window = flaw, zoned.window
                 value = window.time_zone if name == "timeZone" else window.schedule
                 return f'spec.rollout.{field}[{index}].{name} "{value}": {why}. Nothing starts until it is corrected'
     return ""
 
 
-def _long(windows: Windows, needed: timedelta) -> Windows:
+def _long(windows: Zoned, needed: timedelta) -> Zoned:
     """Those that are long enough by themselves."""
-    return tuple(one for one in windows if parse_duration(one.duration) >= needed)
+    return tuple(one for one in windows if parse_duration(one.window.duration) >= needed)
 
 
 def _too_short(needed: timedelta, longest: timedelta) -> str:

@@ -117,7 +117,11 @@ class Pool:
     def with_hours(self, now: datetime) -> "Pool":
         """The same pool with what its windows say, for which all its nodes have to be counted."""
         spec = self.policy.spec
-        hours = ALWAYS if spec is None else find_hours(spec, [one.node for one in self.members], now)
+        hours = (
+            ALWAYS
+            if spec is None
+            else find_hours(spec, self.policy.zones, [one.node for one in self.members], now)
+        )
         return replace(self, judged_hours=hours)
 
     @property

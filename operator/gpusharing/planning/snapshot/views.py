@@ -6,7 +6,7 @@ verdicts are memoised by identity. The executor takes the resourceVersion from t
 
 from collections.abc import Mapping
 from dataclasses import field, replace
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from functools import cached_property, lru_cache
 
 from gpusharing.api.names import LABEL_DEPLOY_PREFIX, Mode
@@ -254,6 +254,9 @@ class PolicyView:
     resumed: str = ""
     """Of which generation failures need not keep further nodes from starting, and how many; see
     `pools/resuming.py`. Empty: nobody said so."""
+    zones: Mapping[str, tzinfo] = field(default_factory=lambda: {"UTC": UTC})
+    """The time zones that its windows name, by IANA name, read where the policy was converted. A name that the time
+    zone database does not have is missing."""
     resetting: bool = False
     """Whether it is being deleted and first changes its nodes to whole GPUs, which `spec` asks for (no `deleting`)."""
 
