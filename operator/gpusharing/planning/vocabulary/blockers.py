@@ -9,9 +9,11 @@ from gpusharing.planning.vocabulary.reasons import Reason, most_urgent
 from gpusharing.planning.vocabulary.values import value
 
 MAX_LINES = 5
+"""The most lines that are shown about the blockers of one node."""
 MAX_PODS = 3
+"""The most pods that one line names."""
 MAX_MESSAGE = 400
-"""Characters of a message; server texts can be long."""
+"""The most characters of a blocker's particulars in its line, because the texts of a server can be long."""
 
 
 @value
@@ -19,19 +21,19 @@ class Blocker:
     """One reason why some pods do not leave."""
 
     reason: Reason
-    """Why they do not leave."""
+    """Why these pods do not leave."""
     pods: tuple[str, ...] = ()
-    """`namespace/name`, sorted."""
+    """The pods that it keeps, as `namespace/name`, sorted."""
     pdb: str = ""
-    """`namespace/name` of the PodDisruptionBudget; several are joined by a comma."""
+    """The PodDisruptionBudget that refuses, as `namespace/name`; several are joined by a comma."""
     message: str = ""
-    """The particulars; it quotes what the API server said verbatim, after `Server:`."""
+    """The particulars. What the API server said is quoted verbatim, after `Server:`."""
     until: datetime | None = None
-    """When the clock alone ends it; None: the clock does not."""
+    """When the clock alone ends it, or None if the clock does not."""
 
 
 def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
-    """Blockers that differ only in their pods become one; sorted by reason, then pods."""
+    """Return the blockers with those that differ only in their pods merged into one, sorted by reason, then by pods."""
     pods: dict[tuple[Reason, str, str, datetime | None], set[str]] = {}
     for blocker in blockers:
         alike = (blocker.reason, blocker.pdb, blocker.message, blocker.until)
@@ -44,9 +46,10 @@ def merge(blockers: Iterable[Blocker]) -> tuple[Blocker, ...]:
 
 
 def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
-    """One line per reason: budget, at most three pods, particulars, remedy. At most five lines.
+    """Return one line per reason, with its budget, at most three pods, particulars and remedy. There are at most
+    five lines; the last says how many reasons are left out, if any are.
 
-    Equal blockers in any order give equal lines: status must not change while nothing does.
+    Equal blockers in any order give equal lines, because status must not change while nothing does.
     """
     ordered = merge(blockers)
     if len(ordered) <= MAX_LINES:
@@ -56,7 +59,8 @@ def explain_blockers(blockers: Iterable[Blocker]) -> tuple[str, ...]:
 
 
 def culprit(blockers: Iterable[Blocker]) -> str:
-    """The first pod of the most urgent blocker and how many more block: `ns/pod +2`; "" when no pod does."""
+    """Return the first pod of the most urgent blocker and how many more pods block, as `ns/pod +2`. Empty if no
+    blocker names a pod."""
     with_pods = sorted((b for b in blockers if b.pods), key=lambda b: (b.reason.urgency, b.pods))
     if not with_pods:
         return ""
@@ -65,14 +69,15 @@ def culprit(blockers: Iterable[Blocker]) -> str:
 
 
 def ends_at(blockers: Iterable[Blocker]) -> datetime | None:
-    """When the clock will have ended all of them; None: some need more than the clock, or there are none."""
+    """Return when the clock alone will have ended all blockers. None if one of them needs more than the clock, or if
+    there are none."""
     ends = [blocker.until for blocker in blockers]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
 
 
 def main_reason(blockers: Iterable[Blocker]) -> Reason | None:
-    """The reason to show where there is room for one; None when nothing blocks."""
+    """Return the most urgent reason of the blockers, to show where there is room for only one. None if nothing blocks."""
     reasons = [blocker.reason for blocker in blockers]
     return most_urgent(reasons) if reasons else None
 
@@ -82,6 +87,7 @@ def _order(blocker: Blocker) -> tuple[str, tuple[str, ...], str, str]:
 
 
 def _line(blocker: Blocker) -> str:
+    """Return the line that people read about one blocker: reason and budget, pods, particulars, remedy."""
     parts = [f"{blocker.reason} {blocker.pdb}".rstrip()]
     if blocker.pods:
         parts[0] += f": {_pods(blocker.pods)}."

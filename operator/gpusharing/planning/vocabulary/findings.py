@@ -1,4 +1,4 @@
-"""Why something is not, or not yet, as it should be: an expected "no" is a value."""
+"""Why something is not, or not yet, as it should be: an expected "no" is a value and no exception."""
 
 from datetime import datetime
 
@@ -13,15 +13,16 @@ class Finding:
     reason: Reason
     """The word for tools; it never changes its meaning."""
     message: str
-    """What is the case, and what to do about it; the same text as long as nothing changes."""
+    """What is wrong and what to do about it. The text stays the same as long as nothing changes."""
     until: datetime | None = None
-    """When the clock alone may end it; None: it ends only when something changes."""
+    """When the clock alone may end it, or None if it ends only when something else changes."""
     keeper: str = ""
-    """The object that keeps the node, as a culprit is shown; empty: the reason says it."""
+    """The object that keeps the node waiting, as a culprit is shown. Empty if the keeper of the reason says enough."""
     stands: bool = False
-    """Whether only a person ends it, although the reason also has an end that comes by itself."""
+    """Whether only a person can end it in this case, although its reason may otherwise end by itself."""
 
     @staticmethod
-    def of(found: "str | Finding", reason: Reason) -> "Finding":
-        """What one row of a ladder found: a text gets the row's reason, a finding keeps its own."""
-        return found if isinstance(found, Finding) else Finding(reason, found)
+    def of(result: "str | Finding", reason: Reason) -> "Finding":
+        """Return what one row of a ladder of checks found as a Finding: a text gets the reason of the row, a Finding
+        keeps its own."""
+        return result if isinstance(result, Finding) else Finding(reason, result)

@@ -20,11 +20,12 @@ class Reason(Worded):
     # --- Node: why a node is where it is
     FENCE_UNREADABLE = (("FenceUnreadable", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
         "The annotation gpusharing.dev/fence on the Node cannot be read, so the node is left exactly as it is.",
-        "Check the GPUs, then remove the annotation and uncordon the node.")
+        "Check the GPUs of the node. Then remove the annotation gpusharing.dev/fence and uncordon the node.")
     ORPHAN_FENCE = (("OrphanFence", "Node", _PERSON, "node", Mark.EVENT, Mark.NOT_RETRIED),
-        "The node was past the point of no return when its policy vanished or the Node was recreated; it stays "
+        "The node was past the point of no return when its policy was deleted or its Node was recreated. It stays "
         "cordoned because its layout is unproven.",
-        "Create a policy that selects the node, or check the GPUs, remove the fence annotation and uncordon.")
+        "Create a policy that selects the node. Or check its GPUs, remove the annotation gpusharing.dev/fence and "
+        "uncordon it.")
     ACTUATOR_FAILED = (("ActuatorFailed", "Node", _PERSON, "mig-manager", Mark.TURNS_BACK),
         "mig-manager reported that it could not apply the configuration; the node stays cordoned.",
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
@@ -32,16 +33,16 @@ class Reason(Worded):
         "mig-manager or the device plugin did not finish in time, and restarting the pod did not help.",
         "Read the log of the mig-manager pod on the node, then set a new value of gpusharing.dev/retry on the Node.")
     INTERNAL_ERROR = (("InternalError", "Node", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
-        "The API server refused a request of ours as malformed. It is not repeated blindly.",
-        "Report it with the message; it is a bug in this operator or in an admission webhook.")
+        "The API server refused a request of the operator as malformed. It is not repeated blindly.",
+        "Report the message: it is a bug in this operator or in an admission webhook.")
     NODE_NOT_JUDGED = (("NodeNotJudged", "Node", _PERSON, "node"),
-        "Something on this node made the planner fail. The node is left exactly as it is; the others go on.",
+        "Something on this node made the planner fail. The node is left exactly as it is; the other nodes go on.",
         "Report the message: it is a bug in this operator. Undoing the last edit of the node may help.")
     FOREIGN_MAINTENANCE = (("ForeignMaintenance", "Node", _PERSON, "foreign"),
         "Another controller maintains the node, or has been asked to: its marker or NodeMaintenance was there first.",
         "Let that maintenance finish; the change starts automatically when the marker or object is gone.")
     ALREADY_CORDONED = (("AlreadyCordoned", "Node", _PERSON, "node"),
-        "Somebody else cordoned the node; it is not touched.",
+        "Somebody else cordoned the node, so the operator does not touch it.",
         "Uncordon the node when it may be changed.")
     UNSAFE_DRIVER = (("UnsafeDriver", "Node", _PERSON, "GPUs", Mark.TURNS_BACK),
         "Repartitioning GPUs under the node's driver can corrupt data or hang a GPU (CVE-2026-24197), the driver hangs "
@@ -74,22 +75,23 @@ class Reason(Worded):
         "No ready agent pod runs on the node, so nothing could prove the change. No change starts.",
         "Check the pod of the gpu-sharing-operator agent on the node.")
     AGENT_REFUSED = (("AgentRefused", "Node", _PERSON, "agent"),
-        "The API server refuses the pods of the agent's DaemonSet: PodSecurity, no RuntimeClass, a quota or a webhook. "
-        "Its words are in the message. No change starts.",
+        "The API server refuses the pods of the agent's DaemonSet: PodSecurity, no RuntimeClass, a quota or a "
+        "webhook. The message quotes its answer. No change starts.",
         "Run the command in the message, or correct what it says.")
     AGENT_NOT_STARTED = (("AgentNotStarted", "Node", _PERSON, "agent"),
-        "The agent's pod is on the node and does not start: its image cannot be pulled or is for another architecture, "
-        "the runtime refuses it, or it ends at once. No change starts.",
+        "The agent's pod on the node does not start: its image cannot be pulled or is for another architecture, the "
+        "runtime refuses it, or it ends at once. No change starts.",
         "Correct what the message names.")
     AGENT_ERROR = (("AgentError", "Node", _PERSON, "agent"),
-        "The agent runs but cannot read the GPUs; its words are in the message.",
-        "Check the NVIDIA driver on the node.")
+        "The agent runs but cannot read the GPUs; the message quotes the error.",
+        "Check the NVIDIA driver on the node, for example with nvidia-smi.")
     AGENT_LACKS_RIGHTS = (("AgentLacksRights", "Node", _PERSON, "agent"),
         "NVML does not let the agent's container read what the proof needs, MIG instances or the compute mode.",
         "Give the agent's container the rights of NVIDIA's own operands (docs/reference/agent-fields.md).")
     CONFIG_NOT_WRITTEN = (("ConfigNotWritten", "Node", _PERSON, "ConfigMap"),
-        "The API server refuses to let us write the ConfigMap that the node needs; its words are in the message.",
-        "Grant the right that the message names, or correct what it says.")
+        "The API server does not let the operator write the ConfigMap that the node needs; the message quotes its "
+        "answer.",
+        "Grant the right that the message names, or correct what it complains about.")
     SUPERSEDED = (("Superseded", "Node", _PERSON, "policy"),
         "The policy does not own the node, or no longer does: another one has a higher priority or owned it first, or "
         "the selector no longer matches.",
@@ -103,7 +105,7 @@ class Reason(Worded):
     HALTED = (("Halted", "Node", _PERSON, "policy"),
         "The number of nodes that failed after the point of no return in this generation of the policy has reached "
         "rollout.maxFailures. No further node starts.",
-        "Find out why (status.failures); then run the command in the message, or change the policy.")
+        "Find out why they failed (status.failures). Then run the command in the message, or change the policy.")
     APPROVAL_NEEDED = (("ApprovalNeeded", "Node", _PERSON, "policy", Mark.PENDING),
         "rollout.approval is Manual, and the current plan is not approved.",
         "Look at status.plan, then run the command in the message.")
@@ -121,7 +123,8 @@ class Reason(Worded):
     NEEDS_ATTENTION = (("NeedsAttention", "Node", _PERSON, "node", Mark.RETRIED),
         "Five attempts or more were given up before anything changed. The next one follows after a wait; other nodes "
         "go on.",
-        "Remove what blocked (see the message); gpusharing.dev/retry on the Node starts the next attempt at once.")
+        "Remove what blocked the node (see the message). A new value of gpusharing.dev/retry on the Node starts the "
+        "next attempt at once.")
     INVALID_WINDOW = (("InvalidWindow", "Node", _PERSON, "policy"),
         "A schedule or time zone of rollout.windows or rollout.blackouts cannot be followed, so no node may start.",
         "Correct the field that the message names.")
@@ -146,40 +149,44 @@ class Reason(Worded):
         "another controller needs it, gpusharing.dev/hold-cordon keeps it, or gpusharing.dev/force-release left it.",
         "Uncordon the node when nobody else needs the cordon.")
     CALL_FAILED = (("CallFailed", "Node", _LATER, "kube-apiserver", Mark.EVENT, Mark.NO_BLOCKER_EVENT),
-        "A call to the API server about this node fails; the server's words are in the message. This node waits, "
-        "the others go on. After the point of no return the node is Failed once its time is up.",
-        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is "
-        "retried automatically.")
+        "A call to the API server about this node fails; the message quotes the answer. This node waits, the others "
+        "go on. After the point of no return the node is Failed once its time is up.",
+        "Remove what the message names: an admission webhook, a missing right, a damaged object. The call is retried "
+        "automatically.")
     NODE_UNREACHABLE = (("NodeUnreachable", "Node", _LATER, "kubelet"),
-        "The kubelet does not answer, so nobody knows whether the pods still run.",
+        "The kubelet does not answer, so it is unknown whether the pods of the node still run.",
         "Bring the node back, or delete the Node object if the machine is gone.")
     NODE_NOT_READY = (("NodeNotReady", "Node", _LATER, "kubelet"),
         "The node is not Ready, or its Node is being deleted; a change does not start on it and is not proven on it.",
         "Find out why with kubectl describe node.")
     UNCORDONED_EXTERNALLY = (("UncordonedExternally", "Node", _LATER, "node"),
         "Somebody lifted our cordon before the point of no return, so the change was given up and the node restored.",
-        "Nothing, if that was intended; the next attempt follows after a wait. gpusharing.dev/retry starts it at once.")
+        "Nothing, if that was intended. The next attempt follows after a wait, or at once with a new value of "
+        "gpusharing.dev/retry on the Node.")
     CORDON_RESTORED = (("CordonRestored", "Node", _SOON, "operator", Mark.EVENT, Mark.PAST_RETURN),
         "Somebody lifted our cordon after the point of no return; it was put back, because the layout is unproven.",
         "Wait for the proof; then the node is uncordoned. A cordon that is lifted again is put back again.")
     DRAIN_TIMEOUT = (("DrainTimeout", "Node", _LATER, "pods"),
-        "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they went.",
-        "Remove what blocked (see the message); the next attempt follows after a wait.")
+        "The drain took longer than drain.timeout; the node was restored. Pods that were evicted stay where they "
+        "went.",
+        "Remove what blocked the drain (see the message). The next attempt follows automatically after a wait.")
     JOBS_TIMEOUT = (("JobsTimeout", "Node", _LATER, "pods"),
         "Pods that were to run to completion took longer than jobs.timeout or the timeout of their rule; the node was "
         "restored.",
-        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end the pods yourself; the next attempt follows "
-        "later.")
+        "Raise the timeout, set drain.jobs.onTimeout to Evict, or end the pods yourself. The next attempt follows "
+        "automatically after a wait.")
     GPU_STILL_BUSY = (("GPUStillBusy", "Node", _LATER, "GPUs", Mark.EVENT),
-        "No pod holds a GPU any more, but a process is still using one.",
-        "End the process on the node; it belongs to no pod that asked for a GPU.")
+        "No pod holds a GPU any more, but a process on the node is still using one.",
+        "End the process on the node. It belongs to no pod that asked for a GPU.")
     ROLLING_BACK = (("RollingBack", "Node", _LATER, "mig-manager", Mark.PAST_RETURN),
         "The change failed after the point of no return, and the node goes back to what was proven on it last "
         "(rollout.onFailure Rollback). It stays cordoned until that is proven again.",
-        "Nothing; when it fails too, the node is held as Failed, and its message has the command for another try.")
+        "Nothing. If the way back fails too, the node stays cordoned as Failed, and its message has the command for "
+        "another attempt.")
     DEFERRED = (("Deferred", "Node", _LATER, "node", Mark.PENDING, Mark.RETRIED),
-        "An earlier attempt was given up before anything changed; the next one waits.",
-        "Remove what blocked; gpusharing.dev/retry on the Node starts the next attempt at once.")
+        "An earlier attempt was given up before anything changed. The next one follows after a wait.",
+        "Remove what blocked the node (see the message). A new value of gpusharing.dev/retry on the Node starts the "
+        "next attempt at once.")
     BUDGET_FULL = (("BudgetFull", "Node", _LATER, "policy"),
         "No further node may be unavailable: rollout.maxUnavailable or the operator-wide cap is reached, or the "
         "operator's own pod needs the last nodes.",
@@ -190,10 +197,10 @@ class Reason(Worded):
     ABORT_REQUESTED = (("AbortRequested", "Node", _LATER, "node"),
         "A person asked for this change to be given up before the point of no return (gpusharing.dev/abort on the "
         "Node).",
-        "Nothing; the next attempt follows after a wait. gpusharing.dev/skip=true on the Node keeps it from starting.")
+        "Nothing. The next attempt follows after a wait; the label gpusharing.dev/skip=true on the Node prevents it.")
     CANARY_SOAK = (("CanarySoak", "Node", _LATER, "policy", Mark.PENDING),
         "The first nodes of the change (rollout.canary) are not all proven yet, or have not served for the soak time.",
-        "Wait for them.")
+        "Wait until they are proven and have served for the soak time.")
     WINDOW_CLOSED = (("WindowClosed", "Node", _LATER, "policy", Mark.PENDING),
         "No node starts now: it is outside rollout.windows, in rollout.blackouts, or too little of the window is left.",
         "Wait until the time in the message, or change rollout.windows.")
@@ -206,10 +213,10 @@ class Reason(Worded):
     ACTUATION_IN_PROGRESS = (("ActuationInProgress", "Node", _SOON, "mig-manager"),
         "The labels are written; mig-manager or the device plugin is applying them.")
     OBSERVATION_PENDING = (("ObservationPending", "Node", _SOON, "agent", Mark.PENDING),
-        "The agent has not yet answered the latest request; older readings prove nothing. Or the operator has heard "
-        "nothing of the cluster for more than 150 s.")
+        "The agent has not yet answered the latest request; older readings prove nothing. Or what the operator knows "
+        "of the cluster is more than 150 s old.")
     SETTLING = (("Settling", "Node", _SOON, "operator"),
-        "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear; or its "
+        "The node was cordoned a moment ago, and pods that the scheduler was just binding may still appear. Or its "
         "pods are listed once more before they count as gone.")
     ADOPTABLE = (("Adoptable", "Node", _SOON, "operator"),
         "The node is already as wanted; it is taken over without disruption.")
@@ -290,16 +297,17 @@ class Reason(Worded):
     ROW_REMAP_PENDING = (("RowRemapPending", "Health", _PERSON, "GPUs"),
         "A remapped memory row waits for a GPU reset.", "Drain the node, then reset the GPU or reboot.")
     XID_SEEN = (("XIDSeen", "Health", _PERSON, "GPUs"),
-        "The agent heard a critical XID, and the driver is too old (before R565) to say what to do about it.",
+        "The agent received a critical XID error, and the driver is too old (before R565) to say what to do about it.",
         "Drain the node, reset the GPU or reboot, then delete the agent's pod.")
     ECC_UNCORRECTED = (("ECCUncorrected", "Health", _PERSON, "GPUs"),
-        "Uncorrected ECC errors since the driver was loaded.", "Drain the node, then reset the GPU or reboot.")
+        "A GPU has had uncorrected ECC errors since the driver was loaded.",
+        "Drain the node, then reset the GPU or reboot.")
     NO_TROUBLE = (("NoTrouble", "Health", _DONE, ""), "NVML reports nothing that makes a GPU of the node unhealthy.")
 
     # --- Proof: what does not agree yet after a change, or no longer does
     OPERANDS_PAUSED = (("OperandsPaused", "Proof", _LATER, "mig-manager", Mark.TURNS_BACK),
         "mig-manager left NVIDIA's operands paused (label nvidia.com/gpu.deploy.* = paused-for-mig-change).",
-        "Usually cured by the restart of mig-manager, which follows automatically.")
+        "Wait: the operator restarts mig-manager, which usually ends it.")
     MPS_NOT_RUNNING = (("MPSNotRunning", "Proof", _LATER, "mps-control-daemon", Mark.TURNS_BACK, Mark.ENDS_MPS),
         "The GPUs are not in compute mode EXCLUSIVE_PROCESS, so the MPS control daemon does not serve them.",
         "If it lasts, look at the pods with label app=nvidia-device-plugin-mps-control-daemon.")
@@ -321,7 +329,7 @@ class Reason(Worded):
         "The PodDisruptionBudget allows no disruption even when every pod is healthy.",
         "Scale the workload up, or set its maxUnavailable to at least 1.")
     UNMANAGED = (("Unmanaged", "Drain", _PERSON, "pods"),
-        "The pod has no controller that would start it elsewhere.",
+        "The pod has no controller that would start it elsewhere, so an eviction would delete it for good.",
         "Delete the pod yourself, or set drain.unmanagedPods to Evict.")
     GPU_DAEMON_SET = (("GPUDaemonSet", "Drain", _PERSON, "pods"),
         "A DaemonSet that is not part of the GPU Operator holds a GPU; an evicted pod would come straight back.",
@@ -362,24 +370,25 @@ class Reason(Worded):
     DRAIN_HELD = (("DrainHeld", "Drain", _PERSON, "pods", Mark.STALLS, Mark.EVENT),
         "drain.timeout is over and drain.onTimeout is Hold: the node stays cordoned and keeps its slot, and the drain "
         "goes on.",
-        "Remove what keeps the pods (see Blockers), or lift the cordon to give the change up.")
+        "Remove what keeps the pods (see status.transition.blockers), or uncordon the node to give the change up.")
     FORCE_DELETE_FAILED = (("ForceDeleteFailed", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
-        "drain.onTimeout is ForceDelete, and the API server did not carry out the deletion of the pod; its words are "
-        "in the message. The operator tries again for as long as the pod's grace period can still end with the drain.",
-        "Check the message: a webhook or an admission policy may refuse it.")
+        "drain.onTimeout is ForceDelete, and the API server did not delete the pod; the message quotes its answer. "
+        "The operator tries again for as long as the pod's grace period can still end with the drain.",
+        "Read the message: a webhook or an admission policy may refuse the deletion.")
     TERMINATING_STUCK = (("TerminatingStuck", "Drain", _PERSON, "pods"),
         "The pod should have ended more than 60 s ago and still exists; it may still hold the GPU.",
         "Find out what should remove the finalizers in the message, or why the kubelet cannot end the container.")
     FORBIDDEN = (("Forbidden", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.DENIED),
-        "The API server does not let us evict the pod.",
+        "The API server does not let the operator evict the pod.",
         "Grant the right that the message names, or remove the policy that refuses.")
     LIST_FAILED = (("ListFailed", "Drain", _PERSON, "kube-apiserver"),
-        "The pods of the node or their PodDisruptionBudgets could not be listed; nothing is decided without them.",
-        "Check the message; the next pass tries again.")
+        "The pods of the node or their PodDisruptionBudgets could not be listed, and the operator decides nothing "
+        "without them.",
+        "Read the API server's answer in the message. The operator lists them again in the next pass.")
     EVICTION_ERROR = (("EvictionError", "Drain", _PERSON, "kube-apiserver", Mark.ANSWER, Mark.FORCIBLE),
-        "The API server could not decide on the eviction; its words are in the message. The drain goes on trying, and "
-        "keeps its slot until drain.timeout.",
-        "Check the PodDisruptionBudget of the pod and the API server's message.")
+        "The API server could not decide on the eviction; the message quotes its answer. The drain goes on trying, "
+        "and keeps its slot until drain.timeout.",
+        "Check the PodDisruptionBudget of the pod and the API server's answer.")
     DO_NOT_DISRUPT = (("DoNotDisrupt", "Drain", _LATER, "pods"),
         "A mark on the pod asks not to disturb it: do-not-disrupt, safe-to-evict or cluster.x-k8s.io/drain. The node "
         "is not cordoned meanwhile.",
@@ -421,10 +430,11 @@ class Reason(Worded):
         "Something in this policy made the planner fail. Its nodes are left exactly as they are; other policies go on.",
         "Report the message: it is a bug in this operator. Undoing the last edit of the policy may help.")
     UNSUPPORTED_STACK = (("UnsupportedStack", "Accepted", _PERSON, "ClusterPolicy"),
-        "NVIDIA's DRA stack (GPUCluster) serves the GPUs here; our labels would have no effect.",
-        "Use this operator with the device plugin of the GPU Operator.")
+        "NVIDIA's DRA stack (GPUCluster) serves the GPUs here, so the labels of this operator would have no effect.",
+        "Use this operator where the device plugin of the GPU Operator serves the GPUs.")
     CLUSTER_POLICY_MISSING = (("ClusterPolicyMissing", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
-        "There is no ClusterPolicy, and no device plugin of NVIDIA's chart: neither is installed or visible to us.",
+        "There is no ClusterPolicy and no device plugin of NVIDIA's chart: neither is installed, or the operator "
+        "cannot see it.",
         "Install the NVIDIA GPU Operator, or name the namespace of NVIDIA's device-plugin chart.")
     SEVERAL_CLUSTER_POLICIES = (("SeveralClusterPolicies", "Accepted", _PERSON, "ClusterPolicy", Mark.MOMENTARY),
         "There are several ClusterPolicies, and the GPU Operator has not said which of them it ignores.",
@@ -484,7 +494,7 @@ class Reason(Worded):
     # --- Ready and Reconciling
     NOT_ACCEPTED = (("NotAccepted", "Ready", _PERSON, "policy"),
         "The policy cannot be carried out; the condition Accepted says why.",
-        "Correct what the condition Accepted names.")
+        "Correct what the message of the condition Accepted names.")
     ROLLOUT_IN_PROGRESS = (("RolloutInProgress", "Ready", _SOON, "operator"),
         "Nodes are being changed, or wait for their turn.")
     DELETING = (("Deleting", "Ready", _SOON, "policy"),
@@ -494,10 +504,10 @@ class Reason(Worded):
     # --- Stalled: no progress without a person
     NODES_FAILED = (("NodesFailed", "Stalled", _PERSON, "node"),
         "Nodes failed past the point of no return; they stay cordoned and keep their slots.",
-        "See status.failures; set gpusharing.dev/retry on the Node when the cause is gone.")
+        "Read status.failures. When the cause is gone, set a new value of gpusharing.dev/retry on the Node.")
     BLOCKED = (("Blocked", "Stalled", _PERSON, "node"),
         "Every node that is left to change is blocked; kubectl get gpunodes shows by what.",
-        "Remove what blocks.")
+        "Remove what blocks them; the message of each node says what to do.")
     NO_PROGRESS = (("NoProgress", "Stalled", _PERSON, "operator"),
         "The planner looks at the pods of nodes that might start in pass after pass, and starts none.",
         "Report the bug, with the output of kubectl gpusharing support-bundle. Deleting the operator's pod, or a "
@@ -509,9 +519,10 @@ class Reason(Worded):
 
 
 BY_WORD = {reason.value: reason for reason in Reason}
-"""Every reason by its word; an operator of another version may have given a word that is not among them."""
+"""Every reason by its word. A word that an operator of another version wrote may be missing here."""
 
 
 def most_urgent(reasons: Iterable[Reason]) -> Reason:
-    """The reason to show where there is room for one. Raises ValueError when there is none."""
+    """Return the most urgent of these reasons, to show where there is room for only one. Raises ValueError if there
+    are none."""
     return min(reasons, key=lambda reason: reason.urgency)
