@@ -108,7 +108,7 @@ async def test_a_node_that_another_object_speaks_of_meanwhile_is_left_to_the_nex
         "metadata": {"name": "nm", "uid": "nm", "resourceVersion": "1"},
         "spec": {"nodeName": "gpu-07"},
     }
-    stage.sources.medik8s_maintenances.accept(maintenance)
+    stage.sources.optional["medik8s nodemaintenances"].accept(maintenance)
     outcome = await stage.executor.execute(plan, snapshot)
     assert (outcome.done, stage.failures()) == (0, {})
     assert stage.view().fence is None

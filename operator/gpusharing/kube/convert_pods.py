@@ -37,7 +37,7 @@ def pod_view(raw: JSON, resource_claims: Mapping[str, ResourceClaimUse]) -> PodV
     """Project a Pod. Its node affinity is read only if it requests GPUs or has labels of KAI's GPU groups.
     `resource_claims` maps `namespace/name` to what a claim is used for; a claim that is missing there counts as
     unresolved."""
-    metadata, resources = section(raw, "metadata"), _gpu_requests(raw)
+    metadata, resources = section(raw, "metadata"), dict(sorted(pod_requests(raw).items()))
     labels = interned(metadata.get("labels"))
     return PodView(
         namespace=intern(text(metadata, "namespace")),
@@ -159,11 +159,6 @@ def _marks(metadata: JSON) -> tuple[tuple[str, str], ...]:
 def _is_local(volume: JSON) -> bool:
     """An emptyDir on the disk of the node; one in memory keeps nothing beyond its pod (P8)."""
     return "emptyDir" in volume and not text(volume, "emptyDir", "medium")
-
-
-def _gpu_requests(raw: JSON) -> Mapping[str, int]:
-    """The GPU devices that the pod takes, as the scheduler counts them (G2)."""
-    return dict(sorted(pod_requests(raw).items()))
 
 
 NO_NODE: Row = (f"{FIELD}metadata.name", "In", ())

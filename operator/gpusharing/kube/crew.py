@@ -56,11 +56,20 @@ class Crew:
             round_.workers += 1
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+        clock = asyncio.get_running_loop().time
+        end = clock() + LONGEST
         try:
-            await self._wait(round_, patience)
+            while round_.workers and not self._errors:
+                round_.moved.clear()
+                async with asyncio.timeout_at(min(clock() + patience, end)):
+                    await round_.moved.wait()
+        except TimeoutError:
+            pass  # what is under way goes on by itself
         except BaseException:
             await self.close()
             raise
+        round_.queue.clear()
+        round_.left = True
         await self._raise()
 
     async def close(self) -> None:
@@ -71,23 +80,18 @@ class Crew:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _wait(self, round_: _Round, patience: float) -> None:
-        clock = asyncio.get_running_loop().time
-        end = clock() + LONGEST
-        while round_.workers and not self._errors:
-            round_.moved.clear()
-            try:
-                async with asyncio.timeout_at(min(clock() + patience, end)):
-                    await round_.moved.wait()
-            except TimeoutError:
-                break
-        round_.queue.clear()
-        round_.left = True
-
     async def _work(self, round_: _Round) -> None:
         try:
             while round_.queue:
-                await self._work_on(round_.queue.popleft(), round_)
+                key = round_.queue.popleft()
+                self.busy.add(key)
+                try:
+                    await round_.work(key)
+                finally:
+                    self.busy.discard(key)
+                    round_.moved.set()
+                    if round_.left:
+                        self.on_late()
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - raised by `each`, whatever it is
@@ -95,16 +99,6 @@ class Crew:
         finally:
             round_.workers -= 1
             round_.moved.set()
-
-    async def _work_on(self, key: str, round_: _Round) -> None:
-        self.busy.add(key)
-        try:
-            await round_.work(key)
-        finally:
-            self.busy.discard(key)
-            round_.moved.set()
-            if round_.left:
-                self.on_late()
 
     async def _raise(self) -> None:
         if self._errors:

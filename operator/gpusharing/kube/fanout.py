@@ -101,8 +101,18 @@ class Holds:
     """The objects that were refused at each door since its last answer."""
 
     def left(self, target: CallTarget | None = None) -> float:
-        """Seconds until a call about `target` may be sent, or without one, any call; 0 or less if it may now."""
-        until = self._everything()
+        """Seconds until a call about `target` may be sent, or without one, any call; 0 or less if it may now.
+
+        No call at all is sent as long as calls about Nodes and others that decide are both refused.
+        """
+        never = float("-inf")
+        of_nodes, others = never, never
+        for (published, _, kind), held_until in self.doors.items():
+            if kind == NODES.plural:
+                of_nodes = max(of_nodes, held_until)
+            elif not published:
+                others = max(others, held_until)
+        until = min(of_nodes, others)
         if target is not None:
             until = max(until, self.doors.get(target.door, until), self.objects.get(target, until))
         return until - self.clock()
@@ -112,17 +122,6 @@ class Holds:
         statuses or Events are ignored."""
         lasts = [until - self.clock() for target, until in self.objects.items() if not target.published]
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
-
-    def _everything(self) -> float:
-        """Until when no call at all is sent: as long as calls about Nodes and others that decide are both refused."""
-        never = float("-inf")
-        of_nodes, others = never, never
-        for (published, _, kind), until in self.doors.items():
-            if kind == NODES.plural:
-                of_nodes = max(of_nodes, until)
-            elif not published:
-                others = max(others, until)
-        return min(of_nodes, others)
 
     def answered(self, target: CallTarget) -> None:
         """The server carried out a call, or refused it because of its contents."""

@@ -5,11 +5,12 @@ widest unit to the narrowest: a unit that restarts a whole workload when one pod
 scheduled together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpusharing.kube.client import JSON
-from gpusharing.kube.raw import entries, section, text
+from gpusharing.kube.raw import entries, section, text, texts
 from gpusharing.planning.snapshot.podviews import Gang
 
 JOBSET = "jobset.sigs.k8s.io/jobset-name"
@@ -27,25 +28,40 @@ KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 JOB_NAMES = ("batch.kubernetes.io/job-name", "job-name")
 
 
+class PodMarks(NamedTuple):
+    """What pods say of their gangs with."""
+
+    labels: Mapping[str, str]
+    """Labels of the pod."""
+    annotations: Mapping[str, str]
+    """Annotations of the pod."""
+    raw: JSON
+    """The whole Pod."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether Kueue queues the pod itself, not what created it."""
+        return self.labels.get(KUEUE_MANAGED) == "true"
+
+
 @dataclass(frozen=True, slots=True)
 class GangKey:
     """One way in which pods say that they belong together."""
 
     kind: str
     """The name of its kind, for people."""
-    find: Callable[[JSON], tuple[str, str] | None]
-    """Name of the gang, and a label selector that all of its pods match; empty: there is none. None: the pod does not
-    say."""
+    find: Callable[[PodMarks], tuple[str, str] | None]
+    """Return the name of the gang and a label selector that all of its pods match, empty if there is none; or None if
+    the pod does not say."""
     source: str
     """The source of the key, and why its pods share one fate."""
 
 
-def _labels(*keys: str) -> Callable[[JSON], tuple[str, str] | None]:
-    """All of these labels, and none of them empty."""
+def _labels(*keys: str) -> Callable[[PodMarks], tuple[str, str] | None]:
+    """Return a function that finds the gang of pods that have all of these labels, and none of them empty."""
 
-    def find(raw: JSON) -> tuple[str, str] | None:
-        labels = section(raw, "metadata", "labels")
-        values = [text(labels, key) for key in keys]
+    def find(pod: PodMarks) -> tuple[str, str] | None:
+        values = [pod.labels.get(key, "") for key in keys]
         if not all(values):
             return None
         return "/".join(values), ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True))
@@ -53,58 +69,55 @@ def _labels(*keys: str) -> Callable[[JSON], tuple[str, str] | None]:
     return find
 
 
-def _volcano(raw: JSON) -> tuple[str, str] | None:
-    name = text(section(raw, "metadata", "annotations"), VOLCANO)
+def _volcano(pod: PodMarks) -> tuple[str, str] | None:
+    name = pod.annotations.get(VOLCANO)
     return (name, "") if name else None
 
 
-def _scheduling_group(raw: JSON) -> tuple[str, str] | None:
-    name = text(raw, "spec", "schedulingGroup", "podGroupName")
+def _scheduling_group(pod: PodMarks) -> tuple[str, str] | None:
+    name = text(pod.raw, "spec", "schedulingGroup", "podGroupName")
     return (name, "") if name else None
 
 
-def _workload_ref(raw: JSON) -> tuple[str, str] | None:
-    parts = [text(raw, "spec", "workloadRef", key) for key in ("name", "podGroup", "podGroupReplicaKey")]
+def _workload_ref(pod: PodMarks) -> tuple[str, str] | None:
+    """Return the gang that `spec.workloadRef` names; a replica of a group of pods is a gang of its own."""
+    reference = section(pod.raw, "spec", "workloadRef")
+    parts = [text(reference, key) for key in ("name", "podGroup", "podGroupReplicaKey")]
     return ("/".join(filter(None, parts)), "") if parts[0] and parts[1] else None
 
 
-def _kueue_group(raw: JSON) -> tuple[str, str] | None:
-    """Since Kueue 0.18 the name of a group is an annotation."""
-    name = text(section(raw, "metadata", "annotations"), KUEUE_GROUP)
-    return (name, f"{KUEUE_MANAGED}=true" if _is_plain(raw) else "") if name else None
+def _kueue_group(pod: PodMarks) -> tuple[str, str] | None:
+    """Return the group that the pod is in; since Kueue 0.18 its name is an annotation."""
+    name = pod.annotations.get(KUEUE_GROUP)
+    return (name, f"{KUEUE_MANAGED}=true" if pod.plain else "") if name else None
 
 
-def _kueue_workload(raw: JSON) -> tuple[str, str] | None:
-    """A plain pod without a group is a Workload of its own. The slices of an elastic job are one."""
-    annotations = section(raw, "metadata", "annotations")
-    name = text(annotations, KUEUE_SLICES) or text(annotations, KUEUE_WORKLOAD)
-    if not name or _is_plain(raw):
+def _kueue_workload(pod: PodMarks) -> tuple[str, str] | None:
+    """Return the Workload that the pod is part of; the slices of an elastic job are one. None for a plain pod, which is
+    a Workload of its own if it has no group."""
+    name = pod.annotations.get(KUEUE_SLICES) or pod.annotations.get(KUEUE_WORKLOAD)
+    if not name or pod.plain:
         return None
-    return name, KUEUE_PODSET if KUEUE_PODSET in section(raw, "metadata", "labels") else ""
+    return name, KUEUE_PODSET if KUEUE_PODSET in pod.labels else ""
 
 
-def _kueue_job(raw: JSON) -> tuple[str, str] | None:
-    """Its name begins like that of its Workload, which ends with a hash that no pod has."""
-    labels, job = section(raw, "metadata", "labels"), _controller(raw)
+def _kueue_job(pod: PodMarks) -> tuple[str, str] | None:
+    """Return the job that controls the pod, if Kueue queues that job. It is named by its kind and its own name, with
+    which the name of its Workload begins; the hash behind that is on no pod."""
+    labels = pod.labels
+    if pod.plain or not labels.keys() & {KUEUE_PODSET, KUEUE_QUEUE}:
+        return None
+    owners = entries(pod.raw, "metadata", "ownerReferences")
+    job = next((owner for owner in owners if owner.get("controller") is True), {})
     is_job = text(job, "kind") == "Job" and text(job, "apiVersion").startswith("batch/")
-    if not job or _is_plain(raw) or not (KUEUE_PODSET in labels or (KUEUE_QUEUE in labels and is_job)):
+    if not job or not (KUEUE_PODSET in labels or is_job):
         return None
     name = f"{text(job, 'kind').lower()}-{text(job, 'name')}"
-    own = next((key for key in JOB_NAMES if is_job and text(labels, key) == text(job, "name")), None)
+    own = next((key for key in JOB_NAMES if is_job and labels.get(key, "") == text(job, "name")), None)
     return (
         name,
         f"{own}={text(job, 'name')}" if own else KUEUE_PODSET if KUEUE_PODSET in labels else KUEUE_QUEUE,
     )
-
-
-def _is_plain(raw: JSON) -> bool:
-    """Kueue queues the pod itself, not what created it."""
-    return text(section(raw, "metadata", "labels"), KUEUE_MANAGED) == "true"
-
-
-def _controller(raw: JSON) -> JSON:
-    owners = entries(section(raw, "metadata"), "ownerReferences")
-    return next((owner for owner in owners if owner.get("controller") is True), {})
 
 
 LADDER: tuple[GangKey, ...] = (
@@ -162,8 +175,10 @@ LADDER: tuple[GangKey, ...] = (
 
 def gang_of(raw: JSON) -> Gang | None:
     """Return the gang of a Pod by the first row of LADDER that matches, or None if it has no gang."""
+    metadata = section(raw, "metadata")
+    pod = PodMarks(texts(metadata.get("labels")), texts(metadata.get("annotations")), raw)
     for key in LADDER:
-        if (found := key.find(raw)) is not None:
+        if (found := key.find(pod)) is not None:
             name, labels = found
             scheduler = "" if labels else text(raw, "spec", "schedulerName")
             fields = f"spec.schedulerName={scheduler}" if scheduler else ""

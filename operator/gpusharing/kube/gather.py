@@ -44,6 +44,7 @@ class Gatherer:
     stack: StackReader = field(init=False)
     _logs: ActuatorLogs = field(init=False)
     _at_work_since: dict[str, datetime] = field(default_factory=dict)
+    """By node: since when mig-manager has been working there, as seen by this process."""
     _ready_since: dict[str, datetime] = field(default_factory=dict)
     """By UID of a mig-manager pod on a fenced node."""
     _policies_error: str = ""
@@ -86,6 +87,8 @@ class Gatherer:
         await self.pods.look(wanted, memory.proving, now, began)
         sources, mig_managers = self.sources, self._mig_managers(now)
         failures = await self._logs.read(sources.nodes.items, mig_managers, now, self.crew)
+        working = (name for name, node in sources.nodes.items.items() if is_at_work(node))
+        self._at_work_since = {name: self._at_work_since.get(name, now) for name in working}
         return ClusterSnapshot(
             nodes=sources.node_views(),
             gpunodes=dict(sources.gpunodes.items),
@@ -102,7 +105,7 @@ class Gatherer:
             work=dict(self.pods.work),
             pending=self.pending.pods,
             pending_devices=self.pending.devices,
-            at_work_since=self._look_for_work(now),
+            at_work_since=dict(self._at_work_since),
             call_failures={**self.calls.failures, **self._listing},
             view_ages={name: source.age for name, source in sources.required.items()},
             memory=memory,
@@ -135,13 +138,6 @@ class Gatherer:
         if message and not cache.listed:
             raise Unavailable(message)
         return message
-
-    def _look_for_work(self, now: datetime) -> dict[str, datetime]:
-        """Since when mig-manager works on each node, as seen by this process."""
-        before, nodes = self._at_work_since, self.sources.nodes.items
-        working = (name for name, node in nodes.items() if is_at_work(node))
-        self._at_work_since = {name: before.get(name, now) for name in working}
-        return dict(self._at_work_since)
 
     def _mig_managers(self, now: datetime) -> dict[str, Operand]:
         """The mig-manager pods; for those on fenced nodes also since when they are Ready."""

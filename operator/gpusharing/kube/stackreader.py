@@ -11,9 +11,10 @@ import structlog
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_PLUGIN_CONFIG
 from gpusharing.api.times import from_rfc3339
 from gpusharing.kube.callmemory import CallMemory
+from gpusharing.kube.plainstack import plain_stack, with_mps_daemon
 from gpusharing.kube.sources import MIG_KEY, NODE_CONFIG_SUFFIX, ConfigMapView, Sources
 from gpusharing.planning.snapshot.callfailures import CLUSTER_POLICY
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView
+from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, StackView, find_active
 from gpusharing.planning.wanted import migfile, pluginconfig
 from gpusharing.planning.wanted.target import known_times
 
@@ -69,11 +70,6 @@ class OurConfigMaps:
             for key, moment in parse_written(found.annotations.get(ANNOTATION_WRITTEN, "")).items()
         }
 
-    @property
-    def marked(self) -> bool:
-        """Our label is on both, as far as they exist."""
-        return all(found.labelled for found in (self.plugin, self.mig) if found.uid)
-
     @staticmethod
     def is_foreign(found: ConfigMapView) -> bool:
         """Somebody else created it: it is not empty, and as far as known never had a mark of ours."""
@@ -103,7 +99,12 @@ class StackReader:
         theirs = self.sources.settings.admin_maps
         admin, admin_plugin = maps.get(theirs.mig), maps.get(theirs.plugin)
         named = {theirs.plugin, theirs.mig} - {""}
-        cluster_policy = self.sources.cluster_policy
+        active, rivals = find_active(self.sources.cluster_policies.items.values())
+        sets, agents = self.sources.daemon_sets.items.values(), self.sources.agents.items.values()
+        cluster_policy = plain_stack(sets) if active is None else with_mps_daemon(active, sets)
+        finders = [daemon_set.finder for daemon_set in sets if daemon_set.finder is not None]
+        intolerant = not any(pod.tolerates_gate for pod in agents)
+        pointing = self.calls.failures.get(CLUSTER_POLICY)
         view = StackView(
             cluster_policy=cluster_policy,
             gpu_cluster=bool(self.sources.gpu_clusters.items),
@@ -118,12 +119,12 @@ class StackReader:
             plugin_map_exists=bool(ours.plugin.uid),
             serves_our_mig_file=cluster_policy is not None
             and cluster_policy.mig_config_name == settings.mig_config_map,
-            marked=ours.marked,
+            marked=all(config_map.labelled for config_map in (ours.plugin, ours.mig) if config_map.uid),
             write_error=self.calls.write_error,
-            rival_policies=self.sources.rival_policies,
-            finders=self.sources.finders,
-            intolerant_agents=self.sources.intolerant_agents,
-            pointer_error=self._pointer_error(),
+            rival_policies=rivals,
+            finders=tuple(sorted(finders, key=lambda finder: finder.name)),
+            intolerant_agents=next((pod.namespace for pod in agents if intolerant), ""),
+            pointer_error=pointing.message if pointing is not None and pointing.lasts else "",
             foreign_map=self._foreign_map(),
             seen_plugin_configs=ours.seen_plugin_configs,
             seen_mig_entries=ours.seen_mig_entries,
@@ -147,10 +148,6 @@ class StackReader:
             return ()  # no pointer to move; a Node that names a missing entry is reported on its own
         told = {node.labels.get(LABEL_PLUGIN_CONFIG, "") for node in self.sources.nodes.items.values()}
         return tuple(sorted(told - {"", *held}))
-
-    def _pointer_error(self) -> str:
-        failure = self.calls.failures.get(CLUSTER_POLICY)
-        return failure.message if failure is not None and failure.lasts else ""
 
     def _foreign_map(self) -> str:
         ours, settings = self._config_maps, self.sources.settings.plan
