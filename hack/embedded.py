@@ -25,7 +25,7 @@ from gpusharing.kube.client import (
 )
 from gpusharing.kube.clock import wall_time
 from gpusharing.kube.lease import LeaderLease, Timing
-from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.views import PlanSettings
 from hack.sim.agentpages import Pages
 from hack.sim.daemons import played_daemon_sets
@@ -102,8 +102,7 @@ class Embedded:
             self.settings.lease_name,
             identity,
             on_lost=client.die,
-            timing=self.lease_timing,
-            clock=asyncio.get_running_loop().time,
+            timing=replace(self.lease_timing, clock=asyncio.get_running_loop().time),
             now=self.now,
         )
         loop = Loop(client, lease, self.settings, Observer(), identity=identity, now=self.now)
@@ -112,7 +111,7 @@ class Embedded:
             POLICIES,
             lambda raw: str(raw["metadata"]["resourceVersion"]),
             on_change=lambda name: self._policy_changed(loop, name, policies.resource_version(name)),
-            restores=lambda: lease.restores,
+            settings=CacheSettings(restores=lambda: lease.restores),
         )
 
         async def process() -> None:

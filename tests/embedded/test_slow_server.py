@@ -52,7 +52,9 @@ async def test_a_renewal_waits_for_no_other_call(lists: int, seconds: float, apa
     cluster = FakeCluster()
     client = SlowClient(cluster.client("operator"), seconds, apart=apart)
     lost = asyncio.Event()
-    lease = LeaderLease(client, "gpusharing", "leader", "us", on_lost=lost.set, clock=loop_time)
+    lease = LeaderLease(
+        client, "gpusharing", "leader", "us", on_lost=lost.set, timing=Timing(clock=loop_time)
+    )
     leading = asyncio.create_task(lease.run())
     await lease.acquired.wait()
 

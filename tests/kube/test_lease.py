@@ -14,7 +14,7 @@ from gpusharing.api.names import ANNOTATION_CLAIMS
 from gpusharing.kube import errors
 from gpusharing.kube.client import JSON, LEASES, ApiRequest, KubeClient
 from gpusharing.kube.errors import NotFound
-from gpusharing.kube.lease import LeaderLease, LeaseLost
+from gpusharing.kube.lease import LeaderLease, LeaseLost, Timing
 from gpusharing.planning.snapshot.records import Claim, FailedNode, SpecVersion
 
 CLAIMS = {"gpu-07": Claim("u7", "pool-b", "op-1")}
@@ -34,7 +34,7 @@ class Contender:
             "leader",
             identity,
             on_lost=self.lost.set,
-            clock=lambda: loop.time() + self.stood_still,
+            timing=Timing(clock=lambda: loop.time() + self.stood_still),
         )
         self.task = asyncio.create_task(self.lease.run())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from gpusharing.kube.client import GPUNODES, JSON, KubeClient
 from gpusharing.kube.raw import newer
-from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.reflector import CacheSettings, Reflector
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +30,12 @@ class OwnNode:
             api,
             GPUNODES,
             lambda raw: raw,
-            field_selector=f"metadata.name={name}",
             on_change=self._changed,
             on_error=self._tell,
-            relist_after=LIST_AGAIN,
-            remembered=REMEMBERED,
-            restores=lambda: self._restores,
+            settings=CacheSettings(
+                relist_after=LIST_AGAIN, remembered=REMEMBERED, restores=lambda: self._restores
+            ),
+            field_selector=f"metadata.name={name}",
         )
         self.follow = self._cache.run
         """Keep `node` current for ever; a server that is away is asked again with back-off."""

@@ -45,6 +45,8 @@ class Timing:
     """How long we go on without a successful renewal. Must leave time before `duration`."""
     retry: float = 2.0
     """Between two renewals, and between two attempts to acquire."""
+    clock: Callable[[], float] = boot_time
+    """Returns the seconds by which all of this is measured; it must advance while the machine sleeps, too."""
 
 
 class LeaderLease:
@@ -59,7 +61,6 @@ class LeaderLease:
         *,
         on_lost: Callable[[], None],
         timing: Timing | None = None,
-        clock: Callable[[], float] = boot_time,
         now: Callable[[], datetime] = wall_time,
     ) -> None:
         """`identity` must differ between processes, a restarted one included. `now` is only shown to people."""
@@ -75,7 +76,9 @@ class LeaderLease:
         self._name = name
         self._on_lost = on_lost
         self._timing = timing or Timing()
-        self._clock = clock
+        self._clock = self._timing.clock
+        self._patience = self._timing.deadline / 2
+        """Seconds for one write: half the deadline, so that a hung request leaves time for another attempt."""
         self._now = now
         self._lock = asyncio.Lock()
         self._version = ""
@@ -150,11 +153,6 @@ class LeaderLease:
         except TimeoutError as error:
             raise Unavailable(f"writing claims to the Lease {self._name} took too long") from error
         raise Conflict(f"the Lease {self._name} changed {CLAIM_ATTEMPTS} times while claims were written")
-
-    @property
-    def _patience(self) -> float:
-        """Seconds for one write: half the deadline, so that a hung request leaves time for another attempt."""
-        return self._timing.deadline / 2
 
     async def _attempt(self, step: Callable[[], Awaitable[bool]], limit: Callable[[], float]) -> bool:
         """One step within `limit` seconds, evaluated when its turn comes: written claims renew the Lease.

@@ -22,7 +22,8 @@ import asyncio
 import random
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
-from typing import Generic
+from dataclasses import dataclass
+from typing import Generic, Unpack
 
 from gpusharing.kube.backoff import Backoff
 from gpusharing.kube.client import JSON, Filters, KubeClient, Page, Resource, WatchEvent
@@ -32,7 +33,6 @@ from gpusharing.kube.paging import BACKOFF_FIRST, BACKOFF_MOST, whole_list
 from gpusharing.kube.raw import newer
 from gpusharing.kube.views import View, Views
 
-REMEMBERED_DELETIONS = 1024
 BRIEF = 1.0
 """Seconds. A watch that ends sooner is not progress, whatever it brought: the next one waits."""
 GONE_AFTER = 30.0
@@ -42,6 +42,26 @@ DOUBTED = 30.0
 SILENT = 120.0
 """Seconds after which a view that is not known to be current is listed, before it is an OLD_VIEW. Where the store went
 back a watch is silent and nothing fails; the bookmarks of a quiet kind may stay behind its lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """How a cache is kept up to date."""
+
+    page_size: int = 25
+    """The most objects of one page of a list. Small pages keep the peak of memory low: the raw objects of one page are
+    all that is held besides the views."""
+    relist_after: float = 600.0
+    """Seconds until the kind is listed again although nothing failed."""
+    remembered: int = 1024
+    """The most deleted objects whose late events are ignored."""
+    clock: Callable[[], float] = loop_time
+    """Returns the present time in seconds, and never goes back."""
+    restores: Callable[[], int] = int
+    """Returns how often a write has proven that the store went back, see LeaderLease."""
+
+
+DEFAULTS = CacheSettings()
 
 
 def _ignore(_: str) -> None:
@@ -68,36 +88,28 @@ class Reflector(Generic[View]):
         resource: Resource,
         project: Callable[[JSON], View],
         *,
-        namespace: str | None = None,
-        label_selector: str = "",
-        field_selector: str = "",
         on_change: Callable[[str], None] = _ignore,
         on_error: Callable[[str], None] = _ignore,
-        page_size: int = 25,
-        relist_after: float = 600.0,
-        remembered: int = REMEMBERED_DELETIONS,
-        clock: Callable[[], float] = loop_time,
-        restores: Callable[[], int] = int,
+        settings: CacheSettings = DEFAULTS,
+        **where: Unpack[Filters],
     ) -> None:
-        """`on_change` is told the name of an object that came, went or changed in its projection;
-        `on_error` why the server cannot be followed, when that changes, and the empty text when it can (again).
+        """Prepare the cache of the objects that `where` selects; nothing is called before `run`.
 
-        Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`. Pages of
-        25 keep the peak of memory low: the raw objects of one page are all that is held besides the views. `restores`:
-        how often a write has proven that the store went back, see LeaderLease.
+        `on_change` is called with the name of an object that came, went or changed in its projection; `on_error` with
+        the reason why the server cannot be followed, when that changes, and with the empty text when it can (again).
+
+        Objects are stored by name; those of a namespaced kind over all namespaces by `namespace/name`.
         """
         self.synced, self.error, self.doubted = asyncio.Event(), None, False
         self.last_contact = self._current_at = float("-inf")
         self._client, self._resource = client, resource
-        self._where = Filters(
-            namespace=namespace, label_selector=label_selector, field_selector=field_selector
-        )
+        self._where = where
         self._on_error = on_error
         self._told: str | None = None
-        self._page_size, self._relist_after = page_size, relist_after
-        self._clock, self._restores = clock, restores
-        long_names = resource.namespaced and namespace is None
-        self._views = Views(project, on_change, long_names=long_names, remembered=remembered)
+        self._page_size, self._relist_after = settings.page_size, settings.relist_after
+        self._clock, self._restores = settings.clock, settings.restores
+        long_names = resource.namespaced and where.get("namespace") is None
+        self._views = Views(project, on_change, long_names=long_names, remembered=settings.remembered)
         self.items = self._views.items
         self._place, self._placed = "", asyncio.Event()
         """The version from which to watch; empty until a list has given one."""
@@ -106,7 +118,7 @@ class Reflector(Generic[View]):
         self._list_due, self._relist_at, self._watched = asyncio.Event(), float("-inf"), False
         self._asked = float("-inf"), ""
         """When the first page of the last list was asked for, and the highest version that was known then."""
-        self._restores_seen = restores()
+        self._restores_seen = settings.restores()
         """`restores` as of the last complete list that was not older than the cache."""
         self._following: asyncio.Timeout | None = None
         """Ends the watch that is open; None while there is none."""
@@ -237,9 +249,9 @@ class Reflector(Generic[View]):
             self._list_due.set()
 
     def _list_failed(self, error: KubeError) -> None:
-        """Tell why a list does not go on, unless the watch keeps the cache up to date."""
+        """Note why a list does not go on, unless the watch keeps the cache up to date."""
         if not self._whole:
-            self._fails(error)
+            self._note(error)
 
     # --- the watch -----------------------------------------------------------------------------------------
 
@@ -257,7 +269,7 @@ class Reflector(Generic[View]):
                 error = caught
             except KubeError as caught:
                 error = caught
-                self._fails(caught)
+                self._note(caught)
             # The list that follows heals the gap; or the kind was installed meanwhile, or the right granted.
             lost = isinstance(error, Expired | Forbidden | NotFound | Invalid)
             self._refused = isinstance(error, Forbidden)
@@ -270,7 +282,8 @@ class Reflector(Generic[View]):
             # even after sending something, is not pestered. Nothing may have happened during a long watch.
             if error is None and lasted >= (BRIEF if self._watched else BACKOFF_MOST):
                 pause.success()
-                self._clear(follows=self._whole)
+                if self._whole:
+                    self._note(None)
             else:
                 await asyncio.sleep(pause.after_failure())
             if lost:
@@ -329,20 +342,12 @@ class Reflector(Generic[View]):
     def _contacted(self, *, follows: bool) -> None:
         """The server has answered; `follows`: so the cache is up to date, as far as we know."""
         self.last_contact = self._clock()
-        self._clear(follows=follows)
-
-    def _clear(self, *, follows: bool) -> None:
-        """Forget the error and report its end, if the cache `follows` the server."""
         if follows:
-            self.error = None
-            self._tell("")
+            self._note(None)
 
-    def _fails(self, error: KubeError) -> None:
-        """Record why the cache does not follow the server, and call `on_error` when the text changes."""
-        self.error = error
-        self._tell(str(error) or repr(error))
-
-    def _tell(self, error: str) -> None:
-        if error != self._told:
-            self._told = error
-            self._on_error(error)
+    def _note(self, error: KubeError | None) -> None:
+        """Record why the cache does not follow the server, or None if it does. Calls `on_error` if the text changes."""
+        self.error, text = error, "" if error is None else str(error) or repr(error)
+        if text != self._told:
+            self._told = text
+            self._on_error(text)

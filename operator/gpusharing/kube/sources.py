@@ -5,7 +5,8 @@ import json
 import marshal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, Unpack
 
 from gpusharing.api.names import ANNOTATION_WRITTEN, LABEL_MANAGED_BY, MANAGED_BY
 from gpusharing.kube.agentpods import AGENT, agent_pod, agent_warning
@@ -21,18 +22,19 @@ from gpusharing.kube.client import (
     NODES,
     NVIDIA_MAINTENANCES,
     PODS,
+    Filters,
     KubeClient,
     Resource,
 )
 from gpusharing.kube.convert import cluster_policy_view, gpunode_view, has_condition, node_view
 from gpusharing.kube.errors import Forbidden, NotFound
 from gpusharing.kube.maintenance import Maintained, medik8s_maintenance, nvidia_maintenance
-from gpusharing.kube.plainstack import daemon_set_view, plain_stack, with_mps_daemon
+from gpusharing.kube.plainstack import daemon_set_view
 from gpusharing.kube.policies import PolicyCache
 from gpusharing.kube.raw import entries, part, section, text
-from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.snapshot.agents import AgentTroubles, find_troubles
-from gpusharing.planning.snapshot.stackviews import ClusterPolicyView, FinderState, Operand, find_active
+from gpusharing.planning.snapshot.stackviews import Operand
 from gpusharing.planning.snapshot.views import GPUNodeView, NodeView, PlanSettings
 
 View = TypeVar("View")
@@ -138,63 +140,58 @@ class Sources:
         self._reports: dict[str, int] = {}
         """By GPUNode: a hash of the agent's report, which most versions of the object share with the one before."""
         self.policies = PolicyCache(client, restores)
+        self._node = partial(node_view, maintenance_keys=settings.maintenance_keys)
         self.nodes = self._follow(NODES, self._node)
-        self.gpunodes = self._follow(GPUNODES, self._gpunode, on_change=self._gpunode_changed)
-        self.agents = self._follow(PODS, agent_pod, pods, AGENT_SELECTOR)
-        self.agent_warnings = self._follow(EVENTS, agent_warning, pods, field_selector="type=Warning")
+        self.gpunodes = self._follow(GPUNODES, self._gpunode, self._gpunode_changed)
+        self.agents = self._follow(PODS, agent_pod, namespace=pods, label_selector=AGENT_SELECTOR)
+        self.agent_warnings = self._follow(
+            EVENTS, agent_warning, namespace=pods, field_selector="type=Warning"
+        )
         """Nothing waits for them: they only explain."""
-        self.operands = self._follow(PODS, _pod_place, namespace, OPERAND_SELECTOR)
-        self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace)
+        self.operands = self._follow(PODS, _pod_place, namespace=namespace, label_selector=OPERAND_SELECTOR)
+        self.config_maps = self._follow(CONFIG_MAPS, self._config_map, namespace=namespace)
         self.cluster_policies = self._follow(CLUSTER_POLICIES, cluster_policy_view)
-        self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, namespace)
+        self.daemon_sets = self._follow(DAEMON_SETS, daemon_set_view, namespace=namespace)
         self.gpu_clusters = self._follow(GPU_CLUSTERS, lambda raw: str(raw["metadata"]["name"]))
-        self.medik8s_maintenances = self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
-        self.nvidia_maintenances = self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
-        self._maintained = Maintained(self.medik8s_maintenances.items, self.nvidia_maintenances.items)
+        medik8s = self._follow(MEDIK8S_MAINTENANCES, medik8s_maintenance)
+        nvidia = self._follow(NVIDIA_MAINTENANCES, nvidia_maintenance)
+        self._maintained = Maintained(medik8s.items, nvidia.items)
+        self.required: Mapping[str, Reflector[Any]] = {
+            "nodes": self.nodes,
+            "gpunodes": self.gpunodes,
+            "agent pods": self.agents,
+            "operand pods": self.operands,
+            "configmaps": self.config_maps,
+        }
+        """The reflectors without which nothing may be decided."""
+        self.optional: Mapping[str, Reflector[Any]] = {
+            "clusterpolicies": self.cluster_policies,
+            "gpuclusters": self.gpu_clusters,
+            "daemonsets": self.daemon_sets,
+            "medik8s nodemaintenances": medik8s,
+            "nvidia nodemaintenances": nvidia,
+        }
+        """The reflectors of other programs' kinds. If a kind is not installed, or we may not read it, it counts as
+        empty."""
 
     def _follow(
         self,
         resource: Resource,
         project: Callable[[JSON], View],
-        namespace: str | None = None,
-        labels: str = "",
-        **more: Any,
+        on_change: Callable[[str], None] | None = None,
+        **where: Unpack[Filters],
     ) -> Reflector[View]:
-        more = {"on_change": lambda _: self._wake(), "restores": self._restores, **more}
-        return Reflector(self._client, resource, project, namespace=namespace, label_selector=labels, **more)
+        """Return a reflector of the objects that `where` selects; its changes call `on_change`, or else wake the
+        loop."""
+        on_change = on_change or (lambda _: self._wake())
+        settings = CacheSettings(restores=self._restores)
+        return Reflector(self._client, resource, project, on_change=on_change, settings=settings, **where)
 
     def _gpunode_changed(self, name: str) -> None:
         if name not in self.gpunodes.items:
             self._shown.pop(name, None)
             self._reports.pop(name, None)
         self._wake()
-
-    @property
-    def cluster_policy(self) -> ClusterPolicyView | None:
-        """What configures NVIDIA's components: ClusterPolicy, else the DaemonSets of the plain stack."""
-        active, _ = find_active(self.cluster_policies.items.values())
-        sets = self.daemon_sets.items.values()
-        return plain_stack(sets) if active is None else with_mps_daemon(active, sets)
-
-    @property
-    def finders(self) -> tuple[FinderState, ...]:
-        """Workers of Node Feature Discovery beside NVIDIA's components, by name."""
-        found = [one.finder for one in self.daemon_sets.items.values() if one.finder is not None]
-        return tuple(sorted(found, key=lambda one: one.name))
-
-    @property
-    def intolerant_agents(self) -> str:
-        """Namespace of the agent's pods if none of them tolerates the start-up taint; empty: some do, or none exist."""
-        pods = self.agents.items.values()
-        return "" if any(pod.tolerates_gate for pod in pods) else next((pod.namespace for pod in pods), "")
-
-    @property
-    def rival_policies(self) -> tuple[str, ...]:
-        """ClusterPolicies among which the active one is unknown."""
-        return find_active(self.cluster_policies.items.values())[1]
-
-    def _node(self, raw: JSON) -> NodeView:
-        return node_view(raw, self.settings.maintenance_keys)
 
     def node_view(self, raw: JSON) -> NodeView:
         """A Node as the planner sees it, with what other objects say about it."""
@@ -251,28 +248,6 @@ class Sources:
             return {}, []
         transition, conditions = json.loads(self._shown[node])
         return transition, conditions
-
-    @property
-    def required(self) -> Mapping[str, Reflector[Any]]:
-        """The reflectors without which nothing may be decided."""
-        return {
-            "nodes": self.nodes,
-            "gpunodes": self.gpunodes,
-            "agent pods": self.agents,
-            "operand pods": self.operands,
-            "configmaps": self.config_maps,
-        }
-
-    @property
-    def optional(self) -> Mapping[str, Reflector[Any]]:
-        """Kinds of other programs may not be installed, or we may not be allowed to read them; that means: none."""
-        return {
-            "clusterpolicies": self.cluster_policies,
-            "gpuclusters": self.gpu_clusters,
-            "daemonsets": self.daemon_sets,
-            "medik8s nodemaintenances": self.medik8s_maintenances,
-            "nvidia nodemaintenances": self.nvidia_maintenances,
-        }
 
     async def run(self) -> None:
         """Follow everything until cancelled."""

@@ -39,7 +39,7 @@ from gpusharing.cli.shell.troubles import DONE, Trouble, error_text, sentence
 from gpusharing.kube.client import GPUNODES, JSON, POLICIES
 from gpusharing.kube.errors import KubeError, first_of
 from gpusharing.kube.paging import PAGE
-from gpusharing.kube.reflector import Reflector
+from gpusharing.kube.reflector import CacheSettings, Reflector
 from gpusharing.planning.vocabulary.lengths import counted
 
 MOST = 20
@@ -349,7 +349,7 @@ async def _watch(session: Session, picture: Picture, first: tuple[Sequence[JSON]
     """Draw at every change and every TICK, until Ctrl-C. `first`: policies and nodes, as they are before the watch."""
     gc.enable()  # this may go on for days
     policies, nodes = (
-        Reflector(session.client, resource, lambda raw: raw, page_size=PAGE)
+        Reflector(session.client, resource, lambda raw: raw, settings=CacheSettings(page_size=PAGE))
         for resource in (POLICIES, GPUNODES)
     )
     notices = Notices(session, picture.terminal)
