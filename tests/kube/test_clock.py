@@ -29,7 +29,7 @@ class Machines:
         """One call, answered by the server at its end."""
         asked_at = self.clock.steady()
         self.passes(latency)
-        self.clock.heard(format_datetime(self.server, usegmt=True), asked_at)
+        self.clock.note_date(format_datetime(self.server, usegmt=True), asked_at)
 
     def error(self) -> float:
         """Seconds that our clock is ahead of NOON and what passed since."""
@@ -107,7 +107,7 @@ def test_a_slow_answer_says_less_and_moves_nothing() -> None:
 )
 def test_a_header_that_is_no_date_is_ignored(date: str) -> None:
     machines = Machines()
-    machines.clock.heard(date, machines.clock.steady())
+    machines.clock.note_date(date, machines.clock.steady())
     assert machines.error() == 0
     machines.server += timedelta(days=1)
     machines.ask()

@@ -1,7 +1,7 @@
-"""Why mig-manager failed. Its labels do not say why (docs/design/nvidia.md#a3); only the log of its pod does.
+"""Why mig-manager failed, read from the log of its pod: its labels do not say why (docs/design/nvidia.md#a3).
 
-Read once per failure, and only then. Without the right, or with a kubelet that does not answer, only the reason is
-lost: the verdict points to the log instead.
+A log is read once per failure, and again after a growing wait if it gave no reason. Without the right to read logs, or
+with a kubelet that does not answer, only the reason is missing: the verdict points to the log instead.
 """
 
 import asyncio
@@ -20,24 +20,27 @@ from gpusharing.planning.snapshot.views import NodeView
 LINES = 200
 """More lines than one run of mig-parted writes for eight GPUs after its first error."""
 PATIENCE = 2.0
-"""Seconds: the API server asks the kubelet, which may be gone, and the pass waits."""
+"""Seconds to wait for a log. The API server asks the kubelet, which may be gone, and the pass waits meanwhile."""
 RETRY = timedelta(seconds=30)
 """The wait until a log that gave no reason is read again; doubles each time."""
 LONGEST = timedelta(minutes=10)
-"""A Failed node may wait for a person for weeks."""
+"""The longest wait between two reads: a Failed node may wait for a person for weeks."""
 MAX_TEXT = 400
+"""The most characters of a reason."""
 
 _LINE = re.compile(r'level=(error|fatal) msg="((?:[^"\\]|\\.)*)"')
 _RUN = "Updating to MIG config"
 """mig-manager's first line of a run."""
 _SUM = "Error: failed to apply MIG configuration"
-"""mig-manager's own line after mig-parted's: says nothing more."""
+"""mig-manager's own summary after mig-parted's last line, which adds nothing."""
 
 
 def failure_in(log: str) -> str:
-    """mig-parted's first error and its last line in the last run; empty when the log has none.
+    """Return the first error in the last run of `log`, and after "; " its last error or fatal line if that is another
+    one. mig-manager's own summary counts only if there is no other line. Cut to MAX_TEXT characters; empty if the
+    log has no such line.
 
-    The cause comes first, with the name of NVML's code; the last line sums up ("...: all orderings failed").
+    The first error is the cause, with the name of NVML's code; the last line sums up ("...: all orderings failed").
     """
     found = _LINE.findall(log.rpartition(_RUN)[2])
     rows = [(level, text.replace('\\"', '"').replace("\\n", " ").strip()) for level, text in found]
@@ -51,20 +54,21 @@ def failure_in(log: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What the log of a pod said about an attempt."""
+    """What reading the log of a pod gave for one attempt."""
 
     key: str
-    """Which pod and attempt."""
+    """UID of the pod and number of the attempt, with a slash between."""
     text: str
-    """The reason; empty: none was found, or there was no answer."""
+    """The reason; empty if the log has none or could not be read."""
     tries: int
+    """How often the log was read for this attempt."""
     again: datetime
-    """When to ask again if there is no reason."""
+    """When to read the log again, if there is no reason."""
 
 
 @dataclass(slots=True)
 class ActuatorLogs:
-    """The reasons of the present failures, by node."""
+    """Reads, and remembers by node, why mig-manager fails at present."""
 
     client: KubeClient
     _known: dict[str, _Known] = field(default_factory=dict)
@@ -73,10 +77,13 @@ class ActuatorLogs:
     async def read(
         self, nodes: Mapping[str, NodeView], pods: Mapping[str, Operand], now: datetime, crew: Crew
     ) -> dict[str, str]:
-        """Read the logs of nodes where mig-manager says `failed` in a change of ours and the reason is not known yet.
+        """Return the reasons known so far, by node, for fenced nodes whose label says that mig-manager failed. Nodes
+        without a known reason are left out.
 
-        Raises:
-            ExceptionGroup: what ends a pass, see Crew.
+        Logs that are due are read first, by `crew`; a slow one may end after this call, and a later call returns its
+        reason. `pods`: mig-manager's pod of each node; a node without one is ignored.
+
+        Raises: ExceptionGroup: an error that ends a pass, see Crew.
         """
         failed = {
             name: f"{pods[name].uid}/{node.fence.attempt}"
@@ -96,15 +103,21 @@ class ActuatorLogs:
         return {name: known.text for name, known in self._known.items() if known.text}
 
     def _is_due(self, name: str, key: str, now: datetime) -> bool:
+        """Whether the log of `name` has to be read: never read for this `key`, or it gave no reason and the wait is
+        over."""
         known = self._known.get(name)
         return known is None or known.key != key or (not known.text and now >= known.again)
 
     def _next(self, name: str, key: str, text: str, now: datetime) -> _Known:
+        """Return what to remember of a node whose log gave `text`: the wait before the next read doubles with each
+        read for the same `key`, up to LONGEST."""
         known = self._known.get(name)
         tries = known.tries + 1 if known is not None and known.key == key else 1
         return _Known(key, text, tries, now + min(LONGEST, RETRY * 2 ** min(tries - 1, 10)))
 
     async def _read(self, pod: Operand) -> str:
+        """Return the reason in the log of `pod`. Empty if there is none, or if the log cannot be read within PATIENCE;
+        only Unauthorized and ServerAway are raised."""
         try:
             async with asyncio.timeout(PATIENCE):
                 return failure_in(await self.client.log(pod.namespace, pod.name, LINES))

@@ -1,4 +1,4 @@
-"""The agent's pods, and the Warnings of Kubernetes about those that do not come up."""
+"""The agent's pods, and the Kubernetes Warning events about those that do not come up."""
 
 from dataclasses import replace
 from datetime import datetime
@@ -13,12 +13,13 @@ from gpusharing.planning.snapshot.agents import AgentPod, AgentWarning
 
 AGENT = "gpusharing-agent"
 _OF_PODS = frozenset({"FailedCreatePodSandBox", "FailedMount"})
-"""Why a container is only "ContainerCreating": a RuntimeClass whose handler the node lacks, a missing folder. The
-other Warnings of pods repeat what their status says."""
+"""Reasons of Warning events that say why a container is only "ContainerCreating": a RuntimeClass whose handler the node
+lacks, a missing folder. Other Warning events of pods repeat what their status says."""
 
 
 def agent_pod(raw: JSON) -> AgentPod:
-    """One pod of the DaemonSet; for a Ready one nothing else is kept."""
+    """Project one pod of the agent's DaemonSet. Why it does not run is read only if it is neither Ready nor being
+    deleted."""
     metadata = section(raw, "metadata")
     deleting = "deletionTimestamp" in metadata
     pod = AgentPod(
@@ -34,7 +35,8 @@ def agent_pod(raw: JSON) -> AgentPod:
 
 
 def agent_warning(raw: JSON) -> AgentWarning | None:
-    """What a Warning (events.k8s.io/v1) says about the DaemonSet or about a pod's start; None if it is about others."""
+    """Project a Warning event (events.k8s.io/v1) that says why the DaemonSet cannot create a pod, or why one of its
+    pods cannot start. Return None for every other event."""
     namespace, kind, name, reason = (
         text(raw, *path)
         for path in (
@@ -47,7 +49,7 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
     if kind == "DaemonSet" and name == AGENT and reason == "FailedCreate":
         return AgentWarning(namespace, "", text(raw, "note"), _last_seen(raw))
     if kind == "Pod" and name.startswith(f"{AGENT}-") and reason in _OF_PODS:
-        # Not the last time, which changes with every attempt and must not wake the loop.
+        # The first time: the last one changes with every attempt, and would wake the loop each time.
         return AgentWarning(
             namespace, name, text(raw, "note"), from_rfc3339(part(raw, "metadata", "creationTimestamp"))
         )
@@ -55,7 +57,8 @@ def agent_warning(raw: JSON) -> AgentWarning | None:
 
 
 def _last_seen(raw: JSON) -> datetime | None:
-    """Core events keep it in a deprecated field, new ones in their series."""
+    """Return when the event was last seen, or None if it holds no readable time. Core events have that in a deprecated
+    field, new ones in their series."""
     written = (
         part(raw, "series", "lastObservedTime")
         or raw.get("deprecatedLastTimestamp")
@@ -66,7 +69,8 @@ def _last_seen(raw: JSON) -> datetime | None:
 
 
 def _meant_for(raw: JSON) -> str:
-    """The node of a DaemonSet's pod that is not bound yet: its controller writes it into the affinity."""
+    """Return the node of a DaemonSet's pod that is not bound yet, from the affinity that the DaemonSet controller
+    writes; empty if there is none."""
     required = part(raw, "spec", "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
     for term in entries(required, "nodeSelectorTerms"):
         for row in entries(term, "matchFields"):
@@ -77,8 +81,10 @@ def _meant_for(raw: JSON) -> str:
 
 
 def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
+    """Return `pod` with why it does not run: whether the scheduler found a place, what its container waits for, and
+    how it ended last unless it has started since."""
     statuses = entries(raw, "status", "containerStatuses")
-    status = next((one for one in statuses if text(one, "name") == "agent"), {})
+    status = next((status for status in statuses if text(status, "name") == "agent"), {})
     containers = entries(raw, "spec", "containers")
     waiting = section(status, "state", "waiting")
     ended: JSON = {}
@@ -93,7 +99,7 @@ def _with_trouble(pod: AgentPod, raw: JSON) -> AgentPod:
     return replace(
         pod,
         scheduled=not unplaced,
-        image=next((text(one, "image") for one in containers if text(one, "name") == "agent"), ""),
+        image=next((text(row, "image") for row in containers if text(row, "name") == "agent"), ""),
         waiting=text(waiting, "reason"),
         message=text(waiting, "message"),
         ended=f"{text(ended, 'reason')}, exit code {whole(ended, 'exitCode')}" if ended else "",

@@ -1,11 +1,12 @@
 """aiohttp, imported without the certificate authorities of this machine.
 
-As it is imported it makes two TLS contexts, for calls that name none, and reads all authorities for each
+On import aiohttp makes two TLS contexts, for calls that name none, and reads all authorities for each
 (aiohttp/connector.py: `_SSL_CONTEXT_VERIFIED`, `_SSL_CONTEXT_UNVERIFIED`, 3.14): 100 ms of CPU, and 2 MiB for as long
 as the process lives. Every call of ours names its own context (`Access.tls`, `Place.tls`); one that forgot it would
 trust nobody, and fail. Code that asks for the machine's authorities later still gets them.
 
-Whoever imports aiohttp first decides, so `gpusharing.controller` imports this module before anything else, kopf too.
+The first import of aiohttp in a process decides, so `gpusharing.controller` imports this module before anything else,
+kopf included.
 """
 
 import os
@@ -18,6 +19,8 @@ _TRUST = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 @contextmanager
 def _no_authorities() -> Iterator[None]:
+    """Hide this machine's certificate authorities from OpenSSL inside the block, by two environment variables that are
+    restored at its end."""
     before = {name: os.environ.get(name) for name in _TRUST}
     os.environ.update(dict.fromkeys(_TRUST, os.devnull))
     try:

@@ -51,24 +51,31 @@ def error_of(request: ApiRequest, status: int, answer: object, retry_after: str 
 
 
 def error_of_event(request: ApiRequest, status_object: object) -> KubeError:
-    """The error for an ERROR event of a watch, whose object is a Status."""
+    """The error for an ERROR event of a watch, whose object is a Status. One without a code counts as 500."""
     code = part(status_object, "code")
     return error_of(request, code if isinstance(code, int) else 500, status_object)
 
 
 HINT = "the chart grants what is needed when rbac.create is true"
+"""What grants the operator the right that it lacks; see `Forbidden.hint`."""
 
 
 def _forbidden(request: ApiRequest, answer: object, message: str) -> Forbidden:
+    """Return Forbidden with the hint, or without it if the namespace is being deleted, because then no right is
+    missing."""
     if "NamespaceTerminating" in _causes(answer):
         return Forbidden(message, namespace_terminating=True)
     return Forbidden(f"no right to {request.what}: {message}", hint=HINT, group=request.resource.group)
 
 
 def _too_many(request: ApiRequest, answer: object, message: str, seconds: float | None) -> KubeError:
-    """A request to all clients to slow down has a time, or is plain text (apiserver v0.36.3 pkg/server/filters,
-    maxinflight.go and priority-and-fairness.go). A Status without a time is somebody's answer about this pod (E11):
-    KubeVirt's webhook refuses this way while it moves a machine."""
+    """Return the error for a 429: EvictionBlocked if a PodDisruptionBudget is the cause, EvictionFailed for an
+    eviction that a Status refuses without a time to wait, else Throttled.
+
+    A request to all clients to slow down has a time, or is plain text (apiserver v0.36.3 pkg/server/filters,
+    maxinflight.go and priority-and-fairness.go). A Status without a time is an answer about this pod (E11): KubeVirt's
+    webhook refuses this way while it moves a machine.
+    """
     causes = _causes(answer)
     if "DisruptionBudget" in causes:
         return EvictionBlocked(causes["DisruptionBudget"] or message, seconds)
@@ -80,10 +87,12 @@ def _too_many(request: ApiRequest, answer: object, message: str, seconds: float 
 def _eviction_error(
     request: ApiRequest, status: int, answer: object, message: str, retry_after: str | None
 ) -> KubeError:
-    """With a time to wait, the server only lost a race over the budget (E14); without one, a 500 will never succeed.
+    """Return the error for a 500 or 504 to an eviction. With a time to wait, the server only lost a race over the
+    budget (E14): EvictionBlocked. A 500 without one will never succeed: EvictionFailed. Any other 504 is a call
+    that failed: Unavailable.
 
     The race ends as NewTimeoutError of apimachinery: 504, reason Timeout, retryAfterSeconds 10 (kubernetes v1.36.3
-    pkg/registry/core/pod/storage/eviction.go). Any other 504 is a call that failed.
+    pkg/registry/core/pod/storage/eviction.go).
     """
     seconds = _seconds(answer, retry_after)
     if status == 500:
@@ -94,12 +103,14 @@ def _eviction_error(
 
 
 def _causes(answer: object) -> dict[str, str]:
-    """reason -> message of the Status' causes."""
+    """Return the message of each cause in the details of a Status, by the cause's reason."""
     return {text(cause, "reason"): text(cause, "message") for cause in entries(answer, "details", "causes")}
 
 
 def _seconds(answer: object, retry_after: str | None) -> float | None:
+    """Return how many seconds the server asks to wait, at most MOST_SECONDS: the header's number, else that of the
+    Status. None if neither has one; a date in the header is ignored."""
     if retry_after and retry_after.isdecimal():
         return min(float(retry_after), MOST_SECONDS)
-    told = part(answer, "details", "retryAfterSeconds")
-    return float(min(told, MOST_SECONDS)) if isinstance(told, int) and told > 0 else None
+    seconds = part(answer, "details", "retryAfterSeconds")
+    return float(min(seconds, MOST_SECONDS)) if isinstance(seconds, int) and seconds > 0 else None

@@ -1,11 +1,11 @@
-"""How long to wait after failures in a row, for every part of both shells."""
+"""How long to wait after failures in a row, for all loops of the operator and the agent."""
 
 import random
 from collections.abc import Callable
 
 
 def half_to_one_and_a_half() -> float:
-    """The spread of waits: many clients that failed together do not come back together."""
+    """Return a random factor for a wait, so that clients which failed together do not come back together."""
     return random.uniform(0.5, 1.5)
 
 
@@ -21,7 +21,8 @@ class Backoff:
         self._jitter = jitter
 
     def after_failure(self) -> float:
-        """How long to wait now."""
+        """Return the seconds to wait after this failure; the wait after the next one is twice as long, up to the
+        limit."""
         delay, self._next = self._next, min(self._next * 2, self._last)
         return delay * self._jitter()
 

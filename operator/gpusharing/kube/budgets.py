@@ -1,4 +1,5 @@
-"""The PodDisruptionBudgets of the cluster as last listed. A node waits for a pending answer: that is not an error."""
+"""The PodDisruptionBudgets of the cluster as last listed. While an answer is pending, nodes that need it wait; that is
+no error."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,12 +12,12 @@ from gpusharing.kube.errors import HeldBack, KubeError, ServerAway, Throttled, U
 from gpusharing.kube.paging import list_of
 from gpusharing.planning.snapshot.podviews import PdbView
 
-KEPT = 15.0
-"""Seconds for which a list is valid; the eviction itself checks the present budget."""
-KEPT_THROTTLED = timedelta(minutes=2)
-"""For how long lists of budgets, and of the pods of a node, are valid while the API server refuses new ones by 429."""
+LIST_VALID = 15.0
+"""Seconds for which a list is valid. The API server checks the present budget at each eviction."""
+LIST_VALID_THROTTLED = timedelta(minutes=2)
+"""How long a list of budgets, or of the pods of a node, is valid while the API server refuses new ones with 429."""
 PATIENCE = 30.0
-"""Seconds to wait for a first answer, and for which an error stays while we wait for the next one."""
+"""Seconds to wait for a first answer, and for which an error is reported while we wait for the next answer."""
 
 _KEY = "/budgets"
 """The crew's key for the list; no node has this name."""
@@ -24,14 +25,14 @@ _KEY = "/budgets"
 
 @dataclass(slots=True)
 class Budgets:
-    """Lists them when asked; one list at a time."""
+    """Lists all PodDisruptionBudgets on request, one LIST at a time."""
 
     client: KubeClient
     crew: Crew
     _pdbs: tuple[PdbView, ...] = ()
     _listed: float = float("-inf")
-    """When, by the loop's clock."""
-    _kept: float = KEPT
+    """When they were listed, by the loop's clock."""
+    _valid: float = LIST_VALID
     """Seconds for which the last list is valid."""
     _error: str = ""
     """The error of the last list; empty when it was answered."""
@@ -41,37 +42,41 @@ class Budgets:
     """Since when we have been waiting for an answer."""
 
     async def find(self) -> tuple[PdbView, ...] | str | None:
-        """All of them; why they cannot be listed; or None: the server has not answered yet, ask again.
+        """List anew, and return all PodDisruptionBudgets; or a text that says why they cannot be listed; or None if
+        the server has not answered yet and the caller has to ask again.
 
-        On a slow server an answer comes after its round is over: the next round has it then.
+        The last list is returned while it is valid, whether or not the new LIST was answered. An answer that comes
+        after the end of its round serves the next call.
 
-        Raises:
-            ServerAway, Unauthorized: also in a group.
+        Raises: ServerAway, Unauthorized: also in a group.
         """
-        asked = loop_time()
+        now = loop_time()
         if self._waits_since is None:
-            self._waits_since = asked
+            self._waits_since = now
         await self.crew.each([_KEY], self._read)
-        if asked - self._listed <= self._kept:
+        if now - self._listed <= self._valid:
             return self._pdbs
-        if self._error and asked - self._failed <= PATIENCE:
+        if self._error and now - self._failed <= PATIENCE:
             return f"the PodDisruptionBudgets cannot be listed: {self._error}"
-        if self._waits_since is None or asked - self._waits_since <= PATIENCE:
+        if self._waits_since is None or now - self._waits_since <= PATIENCE:
             return None
         return f"the PodDisruptionBudgets cannot be listed: no answer within {PATIENCE:.0f} s"
 
     async def _read(self, _: str) -> None:
+        """List the PodDisruptionBudgets, and record them or the error, with the time. A list that was recorded before
+        serves for longer after a 429 and while the call is on hold. A call on hold says nothing new: the wait goes
+        on, and an error on record counts as fresh. Raises Unauthorized and ServerAway."""
         try:
             raws = await list_of(self.client, PDBS)
         except HeldBack:  # not sent: the wait goes on, and the server's last answer stays valid
-            self._kept = KEPT_THROTTLED.total_seconds()
+            self._valid = LIST_VALID_THROTTLED.total_seconds()
             self._failed = loop_time() if self._error else self._failed
         except (Unauthorized, ServerAway):
             self._waits_since = None
             raise
         except KubeError as error:
-            self._kept = KEPT_THROTTLED.total_seconds() if isinstance(error, Throttled) else KEPT
+            self._valid = LIST_VALID_THROTTLED.total_seconds() if isinstance(error, Throttled) else LIST_VALID
             self._error, self._failed, self._waits_since = str(error), loop_time(), None
         else:
             self._pdbs, self._listed = tuple(map(pdb_view, raws)), loop_time()
-            self._kept, self._error, self._waits_since = KEPT, "", None
+            self._valid, self._error, self._waits_since = LIST_VALID, "", None

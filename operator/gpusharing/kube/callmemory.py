@@ -8,12 +8,13 @@ from gpusharing.planning.snapshot.podviews import EvictionMemory
 
 @dataclass(slots=True)
 class CallMemory:
-    """Kept up to date by the executor, also while no pass waits for a call, and read into every snapshot."""
+    """What became of our calls. The executor keeps it up to date, also while no pass waits for a call, and every
+    snapshot includes it."""
 
     evictions: dict[str, dict[str, EvictionMemory]] = field(default_factory=dict)
-    """By node and pod UID: the last answer to an eviction or a forced deletion."""
+    """The last answer to an eviction or a forced deletion, by node and pod UID."""
     failures: dict[str, CallFailure] = field(default_factory=dict)
-    """By node, or by subject of a shared write."""
+    """Failed calls, by node, or by subject of a write that all nodes share."""
     unsure: set[str] = field(default_factory=set)
     """Nodes whose pods must be listed again, because a call got no answer and only a new LIST shows whether a pod was
     evicted. A node is removed when its LIST begins."""

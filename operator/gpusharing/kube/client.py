@@ -26,7 +26,7 @@ JSON = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A kind of object as its URL names it."""
+    """A kind of object, as URLs of the API name it."""
 
     group: str
     """API group; empty for the core group."""
@@ -37,24 +37,24 @@ class Resource:
     namespaced: bool = False
     """Whether its objects are in namespaces."""
     bookmarks: bool = True
-    """A quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache
+    """Whether a quiet watch gets a bookmark each minute. Not for Events, for which the API server keeps no watch cache
     (kubernetes pkg/kubeapiserver/default_storage_factory_builder.go, DefaultWatchCacheSizes, v1.36.3)."""
 
     @property
     def api_version(self) -> str:
-        """`v1`, or `group/version`."""
+        """Return `v1` for the core group, else `group/version`."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
     def full_name(self) -> str:
-        """`nodes`, or `gpunodes.gpusharing.dev`, as kubectl names the kind."""
+        """Return the kind as kubectl names it: `nodes`, or `gpunodes.gpusharing.dev`."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
-        """URL path of the collection, one object, or a subresource of it; of a page without a version, such as
-        `/version`, the page."""
+        """Return the URL path of a collection, of one object, or of a subresource of it. For a page without a version,
+        such as `/version`, the arguments are ignored."""
         if not self.version:
             return f"/{self.plural}"
         parts = ["/apis", self.group, self.version] if self.group else ["/api", self.version]
@@ -89,13 +89,13 @@ EVICTION, LOG = "eviction", "log"
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list; `resource_version` is the list's, the place to watch from."""
+    """One page of a list, and where to go on."""
 
     items: list[JSON]
     """The objects, as the server sent them."""
     resource_version: str
-    """The version of the whole list, the same on each page; a watch goes on from there. After a token for the rest of
-    an expired list, it is that of the rest."""
+    """The version of the whole list, the same on each page; a watch goes on from there. Where an expired list went on
+    with a token for its rest, it is the version of that rest."""
     more: str = ""
     """The token for the next page; empty on the last one."""
 
@@ -105,20 +105,20 @@ class WatchEvent:
     """One event of a watch. BOOKMARK carries only metadata.resourceVersion."""
 
     type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]
-    """What happened. After DELETED, `object` is as it was last."""
+    """What happened to the object."""
     object: JSON
-    """The object as it is since the event; of a BOOKMARK, only its resourceVersion."""
+    """The object after the event, or as it was last if it was deleted; of a BOOKMARK, only a resourceVersion."""
 
 
 class Filters(TypedDict, total=False):
     """Which objects of a kind are meant. A key that is left out restricts nothing."""
 
     namespace: str | None
-    """The namespace they are in; None: any."""
+    """The namespace that the objects are in, or None for any."""
     label_selector: str
-    """What their labels match, as `kubectl --selector` writes it; empty: any labels."""
+    """A selector for their labels, as `kubectl --selector` takes it; an empty one matches all."""
     field_selector: str
-    """What their fields match, as `kubectl --field-selector` writes it; empty: any fields."""
+    """A selector for their fields, as `kubectl --field-selector` takes it; an empty one matches all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +126,13 @@ class ApiRequest:
     """One request to the API server, in terms of RBAC: an eviction is `create` of `pods/eviction`."""
 
     verb: str
-    """As RBAC names it: get, list, watch, create, patch or delete."""
+    """The verb of RBAC: get, list, watch, create, patch or delete."""
     resource: Resource
-    """The kind that it is about. Without a plural: discovery, which lists the kinds of that group and version."""
+    """The kind of the object. One without a plural asks discovery for all kinds of that group and version."""
     subresource: str | None = None
     """For example status or eviction, or None for the object itself."""
     namespace: str | None = None
-    """The namespace of the object or collection, or None: all namespaces, or a kind that is in none."""
+    """The namespace of the object or collection, or None for all namespaces and for kinds that are in none."""
     name: str = ""
     """The object's name, or the plural for which discovery is asked. Empty for a collection, and for an object that is
     created: its name is in the body."""
@@ -143,30 +143,32 @@ class ApiRequest:
 
     @property
     def path(self) -> str:
-        """URL path, without the query."""
+        """Return the URL path, without the query."""
         name = self.name if self.resource.plural else ""
         return self.resource.path(self.namespace, name, self.subresource)
 
     @property
     def kind(self) -> str:
-        """For example `gpunodes/status`; `gpusharing.dev/v1alpha1` where discovery is asked for its kinds."""
+        """Return the kind and subresource, for example `gpunodes/status`; `gpusharing.dev/v1alpha1` for discovery of
+        the kinds of that version."""
         plural = self.resource.plural or self.resource.api_version
         return f"{plural}/{self.subresource}" if self.subresource else plural
 
     @property
     def what(self) -> str:
-        """For example `patch gpunodes/status in gpusharing.dev`."""
+        """Return the request in words, for example `patch gpunodes/status in gpusharing.dev`."""
         return f"{self.verb} {self.kind}" + (f" in {self.resource.group}" if self.resource.group else "")
 
     @property
     def full_name(self) -> str:
-        """`namespace/name` of the object. A list has its selectors in place of the name, or an empty text."""
+        """Return `namespace/name` of the object. A list has its selectors in place of the name, or an empty text."""
         name = self.name or text(self.body, "metadata", "name") or self.selectors
         return f"{self.namespace}/{name}" if self.namespace else name
 
     @property
     def selectors(self) -> str:
-        """The label selector and the field selector of a list or watch, with a space between; empty without any."""
+        """Return the label selector and the field selector of a list or watch, with a space between; empty without
+        any."""
         return " ".join(self.query[key] for key in ("labelSelector", "fieldSelector") if key in self.query)
 
 
@@ -197,8 +199,8 @@ class KubeClient(ABC):
     ) -> Page:
         """Read one page of a list; `kube/paging.py` reads all of them. The pages of a list show one moment.
 
-        `limit`: the most objects of the page; 0: all. `after`: the token of the page after which to go on; empty: from
-        the beginning. Raises Expired when the list took longer than the server keeps its moment.
+        `limit`: the most objects of the page, or 0 for all. `after`: the token that the page before gave; an empty one
+        reads from the beginning. Raises Expired when the list took longer than the server keeps its moment.
         """
         query = _selectors(filters)
         if limit:
@@ -213,8 +215,8 @@ class KubeClient(ABC):
     def watch(
         self, resource: Resource, resource_version: str, **filters: Unpack[Filters]
     ) -> AsyncGenerator[WatchEvent, None]:
-        """Follow changes with bookmarks; ends quietly when the server closes. Raises Expired on 410, and Unavailable
-        when the stream breaks or is silent for too long."""
+        """Yield changes since `resource_version`, with bookmarks. Ends without an error when the server closes the
+        watch. Raises Expired on 410, and Unavailable when the stream breaks or is silent for too long."""
         query = {"resourceVersion": resource_version, **_selectors(filters)}
         return self.stream(ApiRequest("watch", resource, namespace=filters.get("namespace"), query=query))
 
@@ -235,7 +237,8 @@ class KubeClient(ABC):
         return text(await self.call(ApiRequest("get", VERSION)), "gitVersion")
 
     async def create(self, resource: Resource, body: JSON, *, namespace: str | None = None) -> JSON:
-        """Create one object; AlreadyExists when it exists. Without a `namespace` it is created in that of its body."""
+        """Create one object and return it as the server stored it. Raises AlreadyExists if it exists. Without a
+        `namespace` it is created in that of its body."""
         where = namespace or text(body, "metadata", "namespace")
         return await self.call(ApiRequest("create", resource, namespace=where, body=body))
 
@@ -248,8 +251,8 @@ class KubeClient(ABC):
         namespace: str | None = None,
         subresource: str | None = None,
     ) -> JSON:
-        """Send a JSON merge patch, and return the object as it is now. With metadata.resourceVersion in the body it is
-        conditional (Conflict)."""
+        """Send a JSON merge patch, and return the object as it is now. With metadata.resourceVersion in the body, the
+        patch is conditional and raises Conflict when the object has changed since."""
         request = ApiRequest("patch", resource, subresource, namespace=namespace, name=name, body=body)
         return await self.call(request)
 
@@ -262,14 +265,15 @@ class KubeClient(ABC):
         uid: str,
         grace: int | None = None,
     ) -> None:
-        """Delete this very object (precondition uid). `grace` is in seconds; None: its own grace period."""
+        """Delete this very object: the server answers Conflict if `uid` is another one's. `grace` is in seconds;
+        without it the object's own grace period applies."""
         options: JSON = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
         await self.call(ApiRequest("delete", resource, namespace=namespace, name=name, body=options))
 
     async def log(self, namespace: str, name: str, lines: int) -> str:
-        """Return the last lines of a pod's log; Unavailable if its kubelet cannot be asked."""
+        """Return the last `lines` lines of a pod's log. Raises Unavailable if its kubelet cannot be asked."""
         query = {"tailLines": str(lines)}
         answer = await self.call(ApiRequest("get", PODS, LOG, namespace=namespace, name=name, query=query))
         return text(answer, LOG)
@@ -277,8 +281,8 @@ class KubeClient(ABC):
     async def evict(self, namespace: str, name: str, uid: str) -> None:
         """Evict a pod with a UID precondition and its own grace period (docs/design/drain.md#rule-1).
 
-        NotFound and Conflict mean that the pod is gone or replaced. The answer is a Status without information
-        (docs/design/drain.md#e1).
+        Raises NotFound or Conflict if the pod is gone or replaced. The answer is a Status without information
+        (docs/design/drain.md#e1), so nothing is returned.
         """
         eviction = {
             "apiVersion": "policy/v1",
@@ -290,6 +294,9 @@ class KubeClient(ABC):
 
 
 def _selectors(filters: Filters) -> dict[str, str]:
-    """The selectors that are given, as parameters of a URL."""
-    given = {"labelSelector": filters.get("label_selector"), "fieldSelector": filters.get("field_selector")}
-    return {key: value for key, value in given.items() if value}
+    """Return the selectors that are not empty, as parameters of a URL."""
+    selectors = {
+        "labelSelector": filters.get("label_selector"),
+        "fieldSelector": filters.get("field_selector"),
+    }
+    return {key: value for key, value in selectors.items() if value}

@@ -31,12 +31,13 @@ SLEW = 0.0005
 
 
 def loop_time() -> float:
-    """The monotonic clock of the running event loop, in seconds; virtual in tests. For ages within a process."""
+    """Return the seconds of the running event loop's monotonic clock, which is virtual in tests. Used for ages within
+    a process."""
     return asyncio.get_running_loop().time()
 
 
 def boot_time() -> float:
-    """Seconds of a clock that cannot be set and that advances while the machine sleeps, where there is one.
+    """Return the seconds of a clock that cannot be set and that advances while the machine sleeps, where there is one.
 
     Linux: CLOCK_BOOTTIME (clock_gettime(2)). macOS: CLOCK_MONOTONIC, which there goes on in sleep, unlike the
     mach_absolute_time behind Python's `time.monotonic` (its clock_gettime(3)). Elsewhere: `time.monotonic`, of which
@@ -50,12 +51,13 @@ def boot_time() -> float:
 
 
 def wall_time() -> datetime:
-    """The time according to this machine."""
+    """Return the time according to this machine."""
     return datetime.now(UTC)
 
 
 class SteadyClock:
-    """Call it for the time of day. See the module's text."""
+    """A time of day that is never set: an object is called to read it. The module's docstring says how it follows the
+    API server."""
 
     def __init__(
         self, steady: Callable[[], float] = boot_time, wall: Callable[[], datetime] = wall_time
@@ -64,33 +66,32 @@ class SteadyClock:
         self._steady = steady
         self._offset = wall().timestamp() - steady()
         """Seconds to add to the steady clock."""
-        self._heard_at: float | None = None
+        self._dated_at: float | None = None
         self._shown = float("-inf")
 
     def __call__(self) -> datetime:
-        """The time of day; once the API server has reported it, it never goes back."""
+        """Return the time of day in UTC. Once the API server has reported its time, the result never goes back."""
         self._shown = max(self._shown, self._steady() + self._offset)
         return datetime.fromtimestamp(self._shown, UTC)
 
     def steady(self) -> float:
-        """The clock beneath, in seconds: for `asked_at` of `heard`."""
+        """Return the seconds of the clock beneath, for `sent_at` of `note_date`."""
         return self._steady()
 
-    def heard(self, date: str, asked_at: float) -> None:
-        """An answer with this `Date` has just arrived, to a request of `asked_at` (steady).
-
-        A header that is missing or not a date (RFC 9110, 5.6.7) is ignored.
+    def note_date(self, date: str, sent_at: float) -> None:
+        """Follow the server's time: an answer with this `Date` has just arrived, to a request sent at `sent_at` by the
+        clock beneath. A header that is missing or not a date (RFC 9110, 5.6.7) is ignored.
         """
         try:
-            told = parsedate_to_datetime(date).timestamp()
+            server_time = parsedate_to_datetime(date).timestamp()
         except (ValueError, TypeError, OverflowError):
             return
         now = self._steady()
-        earliest, latest = told - now, told + 1 - asked_at
-        if self._heard_at is None:
+        earliest, latest = server_time - now, server_time + 1 - sent_at
+        if self._dated_at is None:
             self._offset, self._shown = (earliest + latest) / 2, float("-inf")
         else:
-            most = SLEW * (now - self._heard_at)
+            most = SLEW * (now - self._dated_at)
             wanted = min(max(self._offset, earliest), latest)
             self._offset += min(max(wanted - self._offset, -most), most)
-        self._heard_at = now
+        self._dated_at = now

@@ -23,20 +23,26 @@ class _Round:
     """The work that has not begun yet, and how many workers do it."""
 
     queue: deque[str]
+    """The keys whose work has not begun."""
     work: Work
+    """What to do with a key."""
     workers: int = 0
+    """How many workers the round still has."""
     moved: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever a piece of work or a worker ends."""
     left: bool = False
     """Whether nobody waits for the round any more."""
 
 
 @dataclass(slots=True)
 class Crew:
-    """Some workers instead of a task for each object. Every task ends before `close` returns."""
+    """A limited number of workers for many objects, each object named by a key. Every task ends before `close`
+    returns."""
 
     parallel: int
+    """The most pieces of work at once."""
     on_late: Callable[[], None] = lambda: None
-    """Called when work ends for which its round did not wait."""
+    """Called when a piece of work ends that its round no longer waited for."""
     busy: set[str] = field(default_factory=set)
     """Objects that are being worked on."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -73,7 +79,7 @@ class Crew:
         await self._raise()
 
     async def close(self) -> None:
-        """End all work; returns when it has ended."""
+        """Cancel all work, and return when it has ended."""
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
@@ -81,6 +87,8 @@ class Crew:
             await asyncio.wait(tasks)
 
     async def _work(self, round_: _Round) -> None:
+        """Work on the keys of the round one after the other. An error is kept in `_errors` for `each`; only a
+        cancellation is raised."""
         try:
             while round_.queue:
                 key = round_.queue.popleft()
@@ -101,6 +109,7 @@ class Crew:
             round_.moved.set()
 
     async def _raise(self) -> None:
+        """End all work and raise the errors of workers as one group; without errors, do nothing."""
         if self._errors:
             await self.close()
             errors, self._errors = self._errors, []

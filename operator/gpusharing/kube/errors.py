@@ -13,7 +13,7 @@ class KubeError(Exception):
 
 @dataclass
 class _Worded(KubeError):
-    """Base of errors that are equal if they say the same."""
+    """Base of errors that are equal if their texts and fields are."""
 
     message: str
     """What is wrong, on which object."""
@@ -31,7 +31,7 @@ class Conflict(KubeError):
 
 
 class AlreadyExists(KubeError):
-    """409 on create: somebody else was first; read the object."""
+    """409 on create: the object exists already; read it."""
 
 
 @dataclass
@@ -52,14 +52,16 @@ class Unauthorized(KubeError):
 
 @dataclass
 class Forbidden(KubeError):
-    """403: we lack a right; the message names verb and resource. `namespace_terminating` is no lack of rights."""
+    """403: we lack a right; the message names verb and resource."""
 
     message: str
+    """What is not allowed, with verb and resource."""
     namespace_terminating: bool = False
+    """Whether no right is missing: the namespace is being deleted."""
     hint: str = ""
     """What grants the right to the operator; useless for other programs."""
     group: str = ""
-    """The API group of the request; empty: the core group, or unknown."""
+    """The API group of the request; empty for the core group and where it is unknown."""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -67,7 +69,7 @@ class Forbidden(KubeError):
 
 @dataclass
 class EvictionBlocked(_Worded):
-    """429 with cause DisruptionBudget: a PodDisruptionBudget says no (docs/design/drain.md#e5, E6).
+    """429 with cause DisruptionBudget: a PodDisruptionBudget refuses for now (docs/design/drain.md#e5, E6).
 
     `retry_after` is in seconds; None when the server gave none, as it usually does for a plain refusal by a budget.
     """
@@ -109,7 +111,7 @@ class EvictionFailed(_Worded):
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group, however deep."""
+    """Return the first error of a group, however deeply groups are nested."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

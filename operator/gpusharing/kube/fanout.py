@@ -1,10 +1,11 @@
 """Fanout: all calls of the operator pass through here, except those of its Lease.
 
 It bounds how many are under way at once, waits as long as the API server asks us to, and decides whether one call
-failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It repeats nothing and does not sleep: a call
-that has to wait is refused with HeldBack, and its caller decides again when the time has come.
+failed or the server is away (docs/adr/0060-the-scope-of-a-refusal.md). It neither retries nor sleeps: a call that has
+to wait is refused with HeldBack, and its caller decides again when the time has come.
 
-A door is a verb and a kind in one flow; the flows are what decides, and what is only published for people.
+Calls belong to one of two flows: those that decisions depend on, and those that only publish something for people. A
+door is one verb on one kind in one flow.
 """
 
 import asyncio
@@ -38,25 +39,26 @@ Door = tuple[bool, str, str]
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """What a call is about."""
+    """What a call does, to which object."""
 
     verb: str
-    """As RBAC names it, for example patch."""
+    """The verb of RBAC, for example patch."""
     kind: str
-    """See `ApiRequest.kind`."""
+    """Kind and subresource, as `ApiRequest.kind` writes them."""
     name: str
-    """See `ApiRequest.full_name`."""
+    """Namespace and name, or selectors of a list, as `ApiRequest.full_name` writes them."""
     published: bool
     """Whether the call only publishes something for people (see `Published`)."""
 
     @property
     def door(self) -> Door:
-        """The door that the call goes through."""
+        """Return the door that the call goes through."""
         return self.published, self.verb, self.kind
 
     @property
     def subject(self) -> str:
-        """Node, GPUNode and pods of one node are one subject; a list of everything is a subject per kind."""
+        """Return the name by which failures are counted: a Node, its GPUNode and the list of its pods are one subject;
+        a list of all objects is one per kind."""
         return self.name.removeprefix("spec.nodeName=") or self.kind
 
 
@@ -70,18 +72,20 @@ class Reachability:
     """Calls that failed since the last answer, with the reasons."""
 
     def answered(self) -> None:
-        """The server answered."""
+        """Note that the server has answered a call, and forget the failures before."""
         self.successes += 1
         self.failed.clear()
 
     def failing(self, target: CallTarget, began: int, error: Unavailable) -> None:
-        """A call that began after `began` answers failed. Raises ServerAway if it was one failure too many."""
+        """Note that a call which began after `began` answers has failed; ignored if an answer came since. Raises
+        ServerAway if calls of this flow about AWAY_OBJECTS subjects at AWAY_DOORS doors have failed since the last
+        answer."""
         if began != self.successes:
             return
         self.failed[target] = str(error)
-        alike = [seen for seen in self.failed if seen.published == target.published]
-        subjects = {seen.subject for seen in alike}
-        doors = {seen.door for seen in alike}
+        alike = [other for other in self.failed if other.published == target.published]
+        subjects = {other.subject for other in alike}
+        doors = {other.door for other in alike}
         if len(subjects) >= AWAY_OBJECTS and len(doors) >= AWAY_DOORS:
             raise ServerAway(f"the API server is unavailable: {error}") from error
 
@@ -124,7 +128,8 @@ class Holds:
         return min((now + timedelta(seconds=left) for left in lasts if left > 0), default=None)
 
     def answered(self, target: CallTarget) -> None:
-        """The server carried out a call, or refused it because of its contents."""
+        """Note that the server carried out a call, or refused it because of its contents. The back-off of this object
+        ends, and refusals at its door are counted from 0 again; a hold of the whole door goes on."""
         self.refused.pop(target.door, None)
         if target in self.tries:
             del self.tries[target]
@@ -170,20 +175,21 @@ class Fanout(PassingClient):
         self.holds = Holds()
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient."""
+        """Yield the events of a watch, each of which counts as an answer of the server."""
         async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self.reachability.answered()
                 yield event
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request in the flow of what decides; see `send`."""
+        """Send a request in the flow that decisions depend on; see `send`."""
         return await self.send(request, published=False)
 
     async def send(self, request: ApiRequest, *, published: bool) -> JSON:
-        """Send a request in its slot, and note what its result says about the others.
+        """Wait for a slot, send a request and return the answer. Its result is noted: an answer, a failure or a
+        refusal may hold back or release other calls.
 
-        Raises HeldBack instead while the call is on hold.
+        Raises HeldBack, without sending, while the call is on hold, and ServerAway if this failure is one too many.
         """
         target = CallTarget(request.verb, request.kind, request.full_name, published)
         async with self._slots:
@@ -211,10 +217,10 @@ class Fanout(PassingClient):
 
 
 class Published(PassingClient):
-    """The calls that only publish something for people: statuses and Events.
+    """A client for calls that only publish something for people: statuses and Events.
 
-    They share the slots of the others, and what an answer says about the server. But their refusals and failures
-    neither hold nor end what is decided.
+    They share the slots of all other calls, and their answers show that the server is there. But their refusals and
+    failures neither hold back nor end what decisions depend on.
     """
 
     def __init__(self, fanout: Fanout) -> None:
@@ -222,5 +228,5 @@ class Published(PassingClient):
         self._fanout = fanout
 
     async def call(self, request: ApiRequest) -> JSON:
-        """Send a request through the Fanout, in the flow of what is only published."""
+        """Send a request through the Fanout, in the flow that only publishes."""
         return await self._fanout.send(request, published=True)

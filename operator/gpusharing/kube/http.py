@@ -154,7 +154,7 @@ class HttpClient(KubeClient):
         access = await self._login.access()
         session = self._opened()
         status = 0
-        asked_at = self._clock.steady() if self._clock else 0.0
+        sent_at = self._clock.steady() if self._clock else 0.0
         method = METHODS[request.verb]
         data, headers = content(request)
         query = {"fieldManager": self._name} if method in ("POST", "PATCH") else {}
@@ -174,7 +174,7 @@ class HttpClient(KubeClient):
                 status = response.status
                 self._on_call(request, status)
                 if self._clock:
-                    self._clock.heard(response.headers.get("Date", ""), asked_at)
+                    self._clock.note_date(response.headers.get("Date", ""), sent_at)
                 try:
                     yield response
                 finally:

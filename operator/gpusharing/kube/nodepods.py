@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from gpusharing.api.names import DisruptionClass
-from gpusharing.kube.budgets import KEPT_THROTTLED, Budgets
+from gpusharing.kube.budgets import LIST_VALID_THROTTLED, Budgets
 from gpusharing.kube.callmemory import CallMemory
 from gpusharing.kube.client import PODS, KubeClient
 from gpusharing.kube.clock import loop_time
@@ -162,7 +162,7 @@ class NodePods:
             raise
         except KubeError as error:
             before = self.work.get(node)
-            if isinstance(error, Throttled) and before and now - before.listed_at < KEPT_THROTTLED:
+            if isinstance(error, Throttled) and before and now - before.listed_at < LIST_VALID_THROTTLED:
                 raise
             return (), f"the pods of the node cannot be listed: {error}"
 
