@@ -5,10 +5,11 @@ No gate touches the node: it is not cordoned while it waits here.
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from gpusharing.api import names
 from gpusharing.api.names import Mode
-from gpusharing.planning.gpus.drivers import find_flaw, find_hanging
+from gpusharing.planning.gpus.drivers import find_driver_flaw, find_hanging
 from gpusharing.planning.snapshot.stackviews import MIG_MANAGER_SWITCH
 from gpusharing.planning.stack.otherplugins import explain_plugin
 from gpusharing.planning.stack.requirements import find_bare_host, find_disabled, find_other_workload
@@ -42,7 +43,7 @@ from gpusharing.planning.wanted.verify import (
 class Gate:
     """What keeps a change of a node from beginning."""
 
-    find: Callable[[NodeCase, Assessed], str | Finding]
+    find: Callable[[NodeCase, Any], str | Finding]
     """The message, or a Finding if the clock opens the gate or it has a reason of its own; empty: it is open."""
     reason: Reason
     """Why the change does not begin, unless its Finding has a reason of its own."""
@@ -79,29 +80,6 @@ def _at_work(case: NodeCase, assessed: Assessed) -> str | Finding:
     return find_quiet(case) or ""
 
 
-def find_switched_off(case: NodeCase) -> Finding | None:
-    """Return why a change of the node could be neither served nor proven: another device plugin serves it, NVIDIA's
-    programs are kept off it (docs/design/nvidia.md#d2), or its host lacks them. None if nothing is known to be in the
-    way."""
-    if plugin := case.node.other_plugin:
-        return Finding(Reason.FOREIGN_DEVICE_PLUGIN, explain_plugin(plugin, [case.node.name]))
-    if workload := find_other_workload(case.node, case.stack.cluster_policy):
-        return Finding(Reason.WORKLOAD_CONFIG, workload)
-    if disabled := find_disabled(case.node):
-        return Finding(Reason.OPERANDS_DISABLED, disabled)
-    return _find_bare(case)
-
-
-def _find_bare(case: NodeCase) -> Finding | None:
-    """Return which program the host lacks; None if it is not known to lack any. Judged by what Kubernetes says about
-    the agent's pod, or else by the error that a Ready agent reports."""
-    observed = case.gpunode.observed if case.gpunode else None
-    words = observed.error if observed and case.agent_ready else ""
-    if case.agent_trouble is not None:
-        words = case.agent_trouble.message
-    return find_bare_host(case.node, words, case.stack.cluster_policy)
-
-
 def _served_by_others(case: NodeCase, assessed: Assessed) -> str:
     return explain_plugin(case.node.other_plugin, [case.node.name]) if case.node.other_plugin else ""
 
@@ -115,7 +93,13 @@ def _switched_off(case: NodeCase, assessed: Assessed) -> str:
 
 
 def _bare_host(case: NodeCase, assessed: Assessed) -> str | Finding:
-    return _find_bare(case) or ""
+    """Closed if the host is known to lack a program of NVIDIA's: by what Kubernetes says about the agent's pod, or else
+    by the error that a Ready agent reports."""
+    observed = case.gpunode.observed if case.gpunode else None
+    words = observed.error if observed and case.agent_ready else ""
+    if case.agent_trouble is not None:
+        words = case.agent_trouble.message
+    return find_bare_host(case.node, words, case.stack.cluster_policy) or ""
 
 
 def _no_agent(case: NodeCase, assessed: Assessed) -> str | Finding:
@@ -156,7 +140,7 @@ def _unsafe_driver(case: NodeCase, assessed: Assessed) -> str:
     settings = case.settings
     if found_layouts(case) == assessed.target.layouts:
         return ""
-    return find_flaw(
+    return find_driver_flaw(
         assessed.observed.driver_version,
         settings.unsafe_drivers,
         refuse_affected=settings.refuse_unsafe_drivers,
@@ -345,6 +329,15 @@ AIM = (
 """What speaks against the target. Checked before a change, in a drain and before every run: since the change began the
 policy may have been edited, the driver replaced, the GPU Operator upgraded, or a NodeFeatureRule added."""
 
+SERVABLE = (
+    Gate(_served_by_others, Reason.FOREIGN_DEVICE_PLUGIN),  # an admin may have switched operands off for it
+    Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
+    Gate(_switched_off, Reason.OPERANDS_DISABLED),
+    Gate(_bare_host, Reason.DRIVER_DISABLED),  # or another program that the host lacks
+)
+"""Closed where a change could be neither served nor proven (docs/design/nvidia.md#d2). These gates need no assessment,
+so they also explain why a node has none."""
+
 GATES = (
     Gate(_skipped, Reason.SKIP_LABEL),
     Gate(_going, Reason.NODE_NOT_READY),
@@ -352,10 +345,7 @@ GATES = (
     Gate(_foreign, Reason.FOREIGN_MAINTENANCE),
     Gate(_cordoned, Reason.ALREADY_CORDONED),
     Gate(_at_work, Reason.ACTUATOR_BUSY),  # a driver upgrade is reported as foreign maintenance
-    Gate(_served_by_others, Reason.FOREIGN_DEVICE_PLUGIN),  # an admin may have switched operands off for it
-    Gate(_not_for_containers, Reason.WORKLOAD_CONFIG),
-    Gate(_switched_off, Reason.OPERANDS_DISABLED),
-    Gate(_bare_host, Reason.DRIVER_DISABLED),  # or another program that the host lacks
+    *SERVABLE,
     Gate(_no_agent, Reason.AGENT_NOT_READY),  # or why none is
     Gate(_unread, Reason.OBSERVATION_PENDING),
     Gate(_unreadable, Reason.AGENT_ERROR),
@@ -380,9 +370,9 @@ GATES = (
 whether the change could be made and proven, then whether it should be made now."""
 
 
-def find_gate(case: NodeCase, assessed: Assessed, gates: Sequence[Gate] = GATES) -> Finding | None:
-    """Return why the first closed gate is closed, or None if the node may start. `assessed`: the assessment of
-    `case`."""
+def find_gate(case: NodeCase, assessed: Assessed | None, gates: Sequence[Gate] = GATES) -> Finding | None:
+    """Return why the first closed gate is closed, or None if all are open. `assessed`: the assessment of `case`, which
+    only SERVABLE can do without."""
     for gate in gates:
         if closed := gate.find(case, assessed):
             return Finding.of(closed, gate.reason)

@@ -9,7 +9,7 @@ from gpusharing.planning.snapshot.views import PolicyView
 from gpusharing.planning.transition.after import after_pnr
 from gpusharing.planning.transition.attempts import adopted, note_failure, was_rolled_back
 from gpusharing.planning.transition.before import before_pnr
-from gpusharing.planning.transition.gates import find_gate, find_switched_off
+from gpusharing.planning.transition.gates import SERVABLE, find_gate
 from gpusharing.planning.transition.marks import routing_before, unmarked
 from gpusharing.planning.transition.quiet import find_quiet
 from gpusharing.planning.transition.requests import with_gpunode
@@ -118,9 +118,7 @@ def _unfenced(case: NodeCase, assessment: Assessment) -> Verdict:
 
 
 def _not_observed(case: NodeCase, pending: Finding) -> Verdict:
-    if (
-        gate := find_switched_off(case)
-    ) is not None:  # why nobody reads the GPUs of a node for virtual machines
+    if (gate := find_gate(case, None, SERVABLE)) is not None:  # why nobody reads the GPUs
         return _gated(case, gate)
     if (closed := find_closed(case)) is not None:
         return _blocked(case, closed)
