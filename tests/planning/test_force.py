@@ -13,7 +13,7 @@ from tests.planning.told import SYNCED, StatusInput
 
 from gpusharing.api.names import Phase
 from gpusharing.api.policy import Drain
-from gpusharing.planning.drain.force import find_note
+from gpusharing.planning.drain.force import find_force_note
 from gpusharing.planning.drain.plan import DrainPlan, plan_drain, preflight
 from gpusharing.planning.drain.standing import find_standings
 from gpusharing.planning.report.events import node_events
@@ -340,11 +340,11 @@ def test_idle_after_a_deletion_the_node_goes_on_to_its_proof() -> None:
 
 
 def test_a_policy_that_asks_for_what_the_operator_may_not_do_says_so_with_the_command() -> None:
-    note = find_note(Drain.model_validate(FORCED), granted=False, namespace="ours")
+    note = find_force_note(Drain.model_validate(FORCED), granted=False, namespace="ours")
     assert note is not None
     assert (note.reason, "-n ours" in note.message) == (Reason.FORCE_DELETE_OFF, True)
-    assert find_note(Drain.model_validate(FORCED), granted=True, namespace="ours") is None
-    assert find_note(Drain(), granted=False, namespace="ours") is None
+    assert find_force_note(Drain.model_validate(FORCED), granted=True, namespace="ours") is None
+    assert find_force_note(Drain(), granted=False, namespace="ours") is None
     accepted = StatusInput([SYNCED], make_policy(drain=FORCED)).status()["conditions"][0]
     assert (accepted["type"], accepted["status"], accepted["reason"]) == (
         "Accepted",

@@ -6,19 +6,25 @@ import pytest
 from tests.planning.test_installation import GOOD
 
 from gpusharing.planning.stack.installation import find_symptoms, render
-from gpusharing.planning.stack.installationviews import ASKED_BY_PEOPLE, LOOKED_AT, Topic, find_unseen, joined
+from gpusharing.planning.stack.installationviews import (
+    ASKED_BY_PEOPLE,
+    LOOKED_AT,
+    Topic,
+    find_unread_topics,
+    joined,
+)
 
 EVERY_KIND = sorted({kind for kinds in LOOKED_AT.values() for kind in kinds})
 
 
 def test_where_everything_could_be_read_nothing_is_unknown() -> None:
-    assert find_unseen(GOOD) == {}
+    assert find_unread_topics(GOOD) == {}
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_no_topic_is_ok_that_is_judged_by(kind: str) -> None:
     blind = replace(GOOD, unread={kind: "forbidden"})
-    unseen = find_unseen(blind)
+    unseen = find_unread_topics(blind)
     assert {topic for topic, kinds in LOOKED_AT.items() if kind in kinds} == unseen.keys()
     lines = render(find_symptoms(blind), unseen)
     told = {topic for topic in unseen if topic not in ASKED_BY_PEOPLE}

@@ -37,7 +37,7 @@ from gpusharing.planning.stack.installationviews import (
     Symptoms,
     Topic,
     Unseen,
-    find_unseen,
+    find_unread_topics,
     joined,
 )
 from gpusharing.planning.stack.nodesymptoms import (
@@ -107,7 +107,7 @@ async def _examine(client: KubeClient) -> Examined:
         *find_rival_symptoms(servers, view.nodes, place.gpu_operator_namespace),
     ]
     told = [replace(one, message=one.message.replace(f" ({HINT})", "")) for one in symptoms]
-    unseen = joined(find_unseen(view), {} if version else NO_VERSION, unlisted)
+    unseen = joined(find_unread_topics(view), {} if version else NO_VERSION, unlisted)
     return Examined(view, told, notes, unseen)
 
 

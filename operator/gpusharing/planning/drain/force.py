@@ -21,7 +21,7 @@ SLACK = timedelta(seconds=10)
 drain."""
 
 
-def find_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
+def find_force_note(options: Drain, *, granted: bool, namespace: str) -> Finding | None:
     """The note on a policy that asks for what the operator may not do; None: there is none. `namespace`: our own."""
     if granted or not asks_for_force(options):
         return None

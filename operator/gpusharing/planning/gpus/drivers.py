@@ -34,7 +34,7 @@ DriverVersions = Annotated[tuple[str, ...], listed(_find_no_version)]
 """Versions of the driver, or their beginnings: `570`, `570.86`."""
 
 
-def find_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
+def find_driver_flaw(version: str, named: Iterable[str], *, refuse_affected: bool) -> str:
     """Why no GPU may be repartitioned under this driver; empty when nothing is known against it.
 
     `version` as NVML reports it. `named`: versions or their beginnings (`570`, `570.86`) that an admin refuses.

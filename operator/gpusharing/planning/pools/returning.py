@@ -35,7 +35,7 @@ def hold_together(
     by_name = {policy.name: policy for policy in policies}
     held: dict[str, Verdict] = {}
     for names in waves.values():
-        proven = [name for name in names if is_proven(verdicts[name])]
+        proven = [name for name in names if returns_proven(verdicts[name])]
         others = _find_awaited(names, verdicts, fences)
         until = _until(proven, fences, by_name, now) if others else now
         for name in proven if until > now else ():
@@ -62,7 +62,7 @@ def _find_waves(fences: Mapping[str, Fence], nodes: Mapping[str, NodeView]) -> d
     return waves
 
 
-def is_proven(verdict: Verdict) -> bool:
+def returns_proven(verdict: Verdict) -> bool:
     """The node is given back in this pass, with its new layout proven."""
     given = (action.verified for action in verdict.actions if isinstance(action, Release))
     return any(record is not None and not record.rolled_back for record in given)

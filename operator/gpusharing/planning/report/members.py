@@ -63,7 +63,7 @@ class Members:
 def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) -> Members:
     """Collect what a policy's status is about."""
     mine = [plan.verdicts[name] for name in sorted(plan.pools[policy.name].names)]
-    skipped = tuple(verdict for verdict in mine if is_skipped(verdict, snapshot.nodes[verdict.node]))
+    skipped = tuple(verdict for verdict in mine if is_product_skipped(verdict, snapshot.nodes[verdict.node]))
     names = {verdict.node for verdict in skipped}
     counted = tuple(verdict for verdict in mine if verdict.node not in names)
     nodes = tuple(snapshot.nodes[verdict.node] for verdict in counted)
@@ -72,7 +72,7 @@ def members(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapshot) ->
     return Members(policy, counted, nodes, skipped, lost, coming)
 
 
-def is_skipped(verdict: Verdict, node: NodeView) -> bool:
+def is_product_skipped(verdict: Verdict, node: NodeView) -> bool:
     """Whether the node is left alone on purpose; one whose change had begun before is not, until it is given back."""
     return verdict.reason is Reason.PRODUCT_SKIPPED and is_outside(verdict, node)
 

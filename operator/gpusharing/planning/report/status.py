@@ -11,7 +11,7 @@ from typing import Any
 from gpusharing.api.names import ConditionType, DisruptionClass, Mode, Phase
 from gpusharing.api.policy import GPUSharingPolicySpec
 from gpusharing.api.times import to_rfc3339
-from gpusharing.planning.drain.force import find_note as find_force_note
+from gpusharing.planning.drain.force import find_force_note
 from gpusharing.planning.pools.approval import plan_hash
 from gpusharing.planning.pools.canary import find_note
 from gpusharing.planning.pools.hours import ALWAYS, Hours
@@ -21,7 +21,7 @@ from gpusharing.planning.report.headline import Headline, find_headline, tell_co
 from gpusharing.planning.report.members import (
     Members,
     is_done,
-    is_skipped,
+    is_product_skipped,
     members,
     tell_first,
     urgency,
@@ -117,7 +117,7 @@ def find_grounds(policy: PolicyView, plan: RolloutPlan, snapshot: ClusterSnapsho
 def bearing(verdict: Verdict, node: NodeView) -> tuple[bool, ...]:
     """Everything about one node that decides the statuses of the conditions. Texts need more."""
     return (
-        is_skipped(verdict, node),
+        is_product_skipped(verdict, node),
         Mark.UNSUPPORTED in verdict.reason.marks,
         is_done(verdict, node),
         verdict.phase is Phase.FAILED,

@@ -258,7 +258,7 @@ Unseen = Mapping[Topic, str]
 """The parts of a topic that could not be read, as a clause."""
 
 
-def find_unseen(view: InstallationView) -> Unseen:
+def find_unread_topics(view: InstallationView) -> Unseen:
     """By topic, in the order of the output."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from gpusharing.api import names
-from gpusharing.planning.gpus.drivers import find_flaw
+from gpusharing.planning.gpus.drivers import find_driver_flaw
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings
 from gpusharing.planning.stack.installationviews import (
     InstallationView,
@@ -245,7 +245,7 @@ def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
         for one in nodes
         if one.labels.get(names.LABEL_MIG_CAPABLE) == "true"
         and (
-            flaw := find_flaw(
+            flaw := find_driver_flaw(
                 one.labels.get(LABEL_DRIVER, ""),
                 settings.unsafe_drivers,
                 refuse_affected=settings.refuse_unsafe_drivers,
