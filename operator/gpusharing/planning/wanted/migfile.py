@@ -19,7 +19,7 @@ from gpusharing.planning.snapshot.views import CardView
 from gpusharing.planning.vocabulary.lengths import some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.pluginconfig import is_named_after
-from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, parse_yaml
+from gpusharing.planning.wanted.yamltext import Unreadable, dump_yaml, is_whole, parse_yaml
 
 ALL_DISABLED = "all-disabled"
 Entry = list[dict[str, Any]]
@@ -159,14 +159,9 @@ def _bad_devices(row: Mapping[str, Any]) -> str:
     """Return that `devices` is neither `all` nor a list of indexes. A boolean is no index, although it is an int in
     Python."""
     devices = row.get("devices")
-    if devices == "all" or (isinstance(devices, list) and all(map(_is_whole, devices))):
+    if devices == "all" or (isinstance(devices, list) and all(map(is_whole, devices))):
         return ""
     return "devices is neither all nor a list of GPU indexes"
-
-
-def _is_whole(number: object) -> bool:
-    """Whether Go reads the number into an int."""
-    return type(number) is int and -(2**63) <= number < 2**63
 
 
 def _bad_switch(row: Mapping[str, Any]) -> str:
@@ -195,7 +190,7 @@ def _bad_instances(row: Mapping[str, Any]) -> str:
     if not isinstance(counts, dict):
         return "mig-devices is not a map of profiles and counts"
     for name, count in counts.items():
-        if not _PROFILE.fullmatch(str(name)) or not _is_whole(count) or count < 0:
+        if not _PROFILE.fullmatch(str(name)) or not is_whole(count) or count < 0:
             return f"{name}: {count} in mig-devices is not a profile with a count"
     return "all counts in mig-devices are 0" if counts and not any(counts.values()) else ""
 

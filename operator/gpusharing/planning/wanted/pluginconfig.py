@@ -20,7 +20,7 @@ import yaml
 from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.vocabulary.lengths import cut
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.yamltext import Unreadable, parse_yaml
+from gpusharing.planning.wanted.yamltext import Unreadable, is_whole, parse_yaml
 
 _NAME = re.compile(
     r"(nvidia\.com/)?(?=.{1,52}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
@@ -62,17 +62,12 @@ def field_of(found: object, name: str) -> Any:
     return next((fields[key] for key in fields if str(key).lower() == name.lower()), None)
 
 
-def _is_whole(found: object) -> bool:
-    """Whether Go reads the value into an int."""
-    return type(found) is int and -(2**63) <= found < 2**63
-
-
 def _is_choice(found: Any) -> bool:
     """Whether the plugin can read `devices` of a row: `all`, a positive number, or a list of devices. It shares all
     devices in any case."""
     if isinstance(found, list):
-        return all(_is_whole(one) or (isinstance(one, str) and _DEVICE.fullmatch(one)) for one in found)
-    return found == "all" or (_is_whole(found) and found > 0)
+        return all(is_whole(one) or (isinstance(one, str) and _DEVICE.fullmatch(one)) for one in found)
+    return found == "all" or (is_whole(found) and found > 0)
 
 
 def _is_text(found: object, pattern: str | re.Pattern[str] = "") -> bool:
@@ -84,7 +79,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "flag": (lambda found: isinstance(found, bool | None), "true or false, without quotes"),
     "text": (lambda found: found is None or _is_text(found), "a text, in quotes"),
     "texts": (lambda found: all(map(_is_text, found if isinstance(found, list) else [found or ""])), "texts"),
-    "number": (lambda found: found is None or _is_whole(found), "a whole number, without quotes"),
+    "number": (lambda found: found is None or is_whole(found), "a whole number, without quotes"),
     "duration": (
         lambda found: type(found) in (int, float) or _is_text(found or "0", _DURATION),
         "such as 60s",
@@ -92,7 +87,7 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "version": (lambda found: found in (None, "", "v1"), "v1"),
     "strategy": (lambda found: found in (None, "", "none", "single", "mixed"), "none, single or mixed"),
     "resource": (lambda found: _is_text(found, _NAME), "the name of a resource of nvidia.com"),
-    "replicas": (lambda found: _is_whole(found) and found > 1, "a number of at least 2, without quotes"),
+    "replicas": (lambda found: is_whole(found) and found > 1, "a number of at least 2, without quotes"),
     "devices": (_is_choice, "all, a number or a list of devices"),
 }
 """What a value has to be, and how a message says that."""

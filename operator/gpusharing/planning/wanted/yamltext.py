@@ -131,6 +131,11 @@ def parse_yaml(text: str) -> object:
     return document
 
 
+def is_whole(value: object) -> bool:
+    """Whether Go reads the value into an int64. False for a boolean, which Python counts as an int."""
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
 def _check_size(document: object) -> None:
     """Raise Unreadable for a document that is too deep or too large, or that has a key which JSON cannot have. Walks
     without recursion, so that neither deep nesting nor a loop of aliases can crash the process."""
