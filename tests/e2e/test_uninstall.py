@@ -97,7 +97,7 @@ def test_without_one_it_says_what_stays_and_it_can_be_installed_again(walk: Walk
         status, said = uninstall(site)
         assert status == 0, said
         assert "delete configmap gpusharing-device-plugin gpusharing-mig-parted" in said, said
-        assert f"{len(NODES)} node(s) name an entry of these ConfigMaps" in said, said
+        assert f"{len(NODES)} nodes need an entry of these ConfigMaps" in said, said
         assert not is_there(site, OPERATOR)
         assert [path for path in STAY if not is_there(site, path)] == []
         assert served(walk) == before

@@ -49,14 +49,14 @@ def test_with_nothing_in_flight_it_goes_and_says_what_stays_and_how_to_take_it_a
     named = make_node("gpu-07", labels={"nvidia.com/device-plugin.config": "pool-b-3f9c2a1"})
     farewell = find_farewell([named, make_node("cpu-01", labels={})], SETTINGS)
     assert farewell.allowed
-    assert "1 node(s) name an entry of these ConfigMaps (gpu-07)" in farewell.text
+    assert "1 node needs an entry of these ConfigMaps (gpu-07)" in farewell.text
     assert "kubectl -n nvidia delete configmap plugin-map mig-map" in farewell.text
 
 
 def test_nodes_without_our_configuration_are_not_mentioned() -> None:
     farewell = find_farewell([make_node("cpu-01", labels={})], SETTINGS)
     assert farewell.allowed
-    assert "node(s) name an entry" not in farewell.text
+    assert "an entry of these ConfigMaps" not in farewell.text
 
 
 @pytest.mark.parametrize(("names", "told"), [(["gpu-cluster-policy"], "gpu-cluster-policy"), ([], "NAME")])
@@ -73,7 +73,7 @@ def test_no_rest_is_counted_where_every_node_is_shown(count: int) -> None:
     naming = [make_node(f"gpu-{number:03}", labels=label) for number in range(count)]
     text = find_farewell(naming, SETTINGS).text
     assert (" more" in text) is (count > SHOWN)
-    assert f"{count} node(s) name an entry" in text
+    assert f"{count} nodes need an entry" in text
     assert ("and 1 more" in text) is (count == SHOWN + 1)
 
 
@@ -112,7 +112,7 @@ def test_a_node_in_the_middle_of_a_change_is_told_before_the_policy_that_it_hold
     farewell = find_farewell(
         [make_node("gpu-07", fence=make_fence())], SETTINGS, (), [make_policy(finalizer=True)]
     )
-    assert "1 node(s) are in the middle of a change" in farewell.text
+    assert "1 node is in the middle of a change" in farewell.text
 
 
 @pytest.mark.parametrize("count", [SHOWN, SHOWN + 1])

@@ -1,6 +1,7 @@
-"""Can a policy be carried out in this cluster at all? OBJECTIONS, in order; the first that applies is the answer.
+"""Can a policy be carried out in this cluster at all? OBJECTIONS are checked in order; the first that applies is the
+answer.
 
-What depends on the card of a node is not decided here but in target.py, node by node.
+What depends on the card of a node is decided node by node in `wanted/target.py`.
 """
 
 from collections.abc import Callable
@@ -26,35 +27,36 @@ class Objection:
     """An obstacle to a policy."""
 
     find: Callable[[PolicyView, StackView, PlanSettings], str]
-    """The message; empty: it does not apply."""
+    """Returns the message, or an empty text if the objection does not apply."""
     reason: Reason
-    """Why the policy is then not accepted."""
+    """The reason with which the policy is then refused."""
 
 
 @value
 class WrongField:
     """A field of ClusterPolicy that overrides what a policy asks for."""
 
-    said: str
-    """What it says and what it overrides, for people."""
+    message: str
+    """What it is set to and what that overrides, for people."""
     patch: Fields
-    """The fields to set, below `spec`."""
+    """The fields to set, below `spec`; empty if they must not be set yet."""
     hint: str = ""
-    """Appended to the command."""
+    """What is appended to the command, such as how to do the same with Helm."""
 
 
 @value
 class FieldCheck:
-    """A look at one field of the one ClusterPolicy."""
+    """A check of one field of the ClusterPolicy that the GPU Operator follows."""
 
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], WrongField | None]
-    """How the field is in the way of a spec; None: it is not."""
+    """Returns how the field prevents a spec from taking effect, or None if it does not."""
     reason: Reason
-    """That of the objection which this field raises."""
+    """The reason with which a policy is refused because of this field."""
 
 
 def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings) -> Finding | None:
-    """The first in the order of OBJECTIONS; None: accepted."""
+    """Return why the policy cannot be carried out in this cluster, by the first objection that applies, or None if it
+    is accepted."""
     for objection in OBJECTIONS:
         if message := objection.find(policy, stack, settings):
             return Finding(objection.reason, message)
@@ -62,7 +64,7 @@ def find_objection(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
-    """Return the spec of the policy, or why it cannot be read."""
+    """Return the spec of the policy, or a Finding with its first three problems if the spec cannot be read."""
     if policy.spec is not None:
         return policy.spec
     text = "; ".join(map(str, policy.problems[:3]))
@@ -72,8 +74,8 @@ def find_spec(policy: PolicyView) -> GPUSharingPolicySpec | Finding:
 def _against(
     find: Callable[[GPUSharingPolicySpec, ClusterPolicyView, StackView, PlanSettings], str],
 ) -> Callable[[PolicyView, StackView, PlanSettings], str]:
-    """Turn a check of the spec against the ClusterPolicy into one that finds nothing if either is missing, because an
-    earlier row of OBJECTIONS has said so."""
+    """Turn a check of the spec against the ClusterPolicy into one that returns an empty text if either is missing: an
+    earlier row of OBJECTIONS reports that."""
 
     @wraps(find)
     def both(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -85,8 +87,8 @@ def _against(
 
 
 def _readable(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
-    found = find_spec(policy)
-    return found.message if isinstance(found, Finding) else ""
+    spec = find_spec(policy)
+    return spec.message if isinstance(spec, Finding) else ""
 
 
 def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
@@ -95,8 +97,8 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
     if policy.spec is None or not settings.neighbour_labels:
         return ""
     ours = {entry.partition("=")[0] for entry in settings.neighbour_labels}
-    asked = policy.spec.node_selector
-    keys = sorted(ours & {*asked.match_labels, *(row.key for row in asked.match_expressions)})
+    selector = policy.spec.node_selector
+    keys = sorted(ours & {*selector.match_labels, *(row.key for row in selector.match_expressions)})
     if not keys:
         return ""
     return (
@@ -107,6 +109,7 @@ def _selector(policy: PolicyView, stack: StackView, settings: PlanSettings) -> s
 
 
 def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Refuse every policy where NVIDIA's DRA stack serves the GPUs."""
     if not stack.gpu_cluster:
         return ""
     return (
@@ -116,6 +119,7 @@ def _device_plugin(policy: PolicyView, stack: StackView, settings: PlanSettings)
 
 
 def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Refuse every policy where there is neither a ClusterPolicy nor NVIDIA's device-plugin chart."""
     if stack.cluster_policy is not None:
         return ""
     return (
@@ -126,6 +130,7 @@ def _cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings
 
 
 def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Refuse every policy while it is unknown which of several ClusterPolicies the GPU Operator follows."""
     if not stack.rival_policies:
         return ""
     return (
@@ -139,46 +144,54 @@ def _one_cluster_policy(policy: PolicyView, stack: StackView, settings: PlanSett
 def _plugin_config(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    """Return why the device plugin does not read our ConfigMap, and what to do about that; empty if it does."""
+    """Return why the device plugin does not read our ConfigMap and what to do about that; empty if it reads ours. With
+    a ClusterPolicy, the fields of FIELDS after this one are named too."""
     ours = settings.plugin_config_map
-    if told := elsewhere(cluster_policy, settings.gpu_operator_namespace):
-        return told
+    if apart := elsewhere(cluster_policy, settings.gpu_operator_namespace):
+        return apart
     if cluster_policy.plugin_config_name == ours:
         return ""
     if (plain := cluster_policy.plain) is not None:
         pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
-        said = (
+        message = (
             f"DaemonSet {plain.daemon_set}: config.name of NVIDIA's device-plugin chart is"
             f" {pointer.now or 'not set'}, so {ours} is not read{_unmerged(pointer, stack)}"
         )
         if pointer.stops:
-            return said
-        return f"{said}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
-    return _told(Reason.PLUGIN_CONFIG_NOT_OURS, spec, cluster_policy, stack, settings)
+            return message
+        return (
+            f"{message}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, f'config.name={ours}')}"
+        )
+    return _explain_from(Reason.PLUGIN_CONFIG_NOT_OURS, spec, cluster_policy, stack, settings)
 
 
 def _why_not_set(
     pointer: Pointer, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> str:
-    asked = settings.configure_gpu_operator
-    return why_not_set(pointer, cluster_policy, asked=asked, error=stack.pointer_error)
+    """Return why the operator has not set this pointer itself, as a clause after a semicolon; empty if chart value
+    gpuOperator.configure is off."""
+    configure = settings.configure_gpu_operator
+    return why_not_set(pointer, cluster_policy, configure=configure, error=stack.pointer_error)
 
 
 def _plugin_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
+    """Return the device plugin's pointer if it does not name our ConfigMap, or None if it does. The patch is empty if
+    device plugins could not start with the pointer at ours."""
     ours = settings.plugin_config_map
     if cluster_policy.plugin_config_name == ours:
         return None
     pointer = plugin_pointer(cluster_policy, ours, stack.plugin_configs, stack.missing_entries)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
-    said = f"ClusterPolicy {pointer.field} is {pointer.said}, so {ours} is not read{why}{_unmerged(pointer, stack)}"
-    return WrongField(said, {} if pointer.stops else pointer.patch)
+    message = f"ClusterPolicy {pointer.field} is {pointer.text}, so {ours} is not read{why}{_unmerged(pointer, stack)}"
+    return WrongField(message, {} if pointer.stops else pointer.patch)
 
 
 def _unmerged(pointer: Pointer, stack: StackView) -> str:
-    """What has to be done before the pointer moves: entries of somebody else's ConfigMap that Nodes name, or may
-    name."""
+    """Return what has to be done before the pointer may name our ConfigMap, as clauses that each follow a semicolon;
+    empty if nothing has to be. These are entries of the admin's own ConfigMap that Nodes name, or may name, and
+    ConfigMaps that a chart value names but that do not exist."""
     absent = "".join(
         f"; there is no ConfigMap {name}, which a chart value names" for name in stack.missing_maps
     )
@@ -195,15 +208,16 @@ def _unmerged(pointer: Pointer, stack: StackView) -> str:
 def _not_in_chart(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, settings: PlanSettings
 ) -> str:
-    """Say that NVIDIA's device-plugin chart does not run the program of this row although the policy's mode needs it;
-    empty if it runs, if the mode does not need it, or if there is a ClusterPolicy in place of the chart."""
+    """Return that NVIDIA's device-plugin chart does not run the program of this row although the policy's mode needs
+    it, and how to change that. Empty if the program runs, if the mode does not need it, or if there is a
+    ClusterPolicy in place of the chart."""
     plain = cluster_policy.plain
     if plain is None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return ""
-    said = tell_off(row, cluster_policy)
+    message = tell_off(row, cluster_policy)
     if row.helm_value:
-        return f"{said}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)}"
-    return f"{said}: install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS"
+        return f"{message}; run: {plain_upgrade(plain, settings.gpu_operator_namespace, row.helm_value)}"
+    return f"{message}: install the NVIDIA GPU Operator in place of that chart, or use mode Full, TimeSlicing or MPS"
 
 
 def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
@@ -214,6 +228,7 @@ def _in_chart(row: NeededProgram, missing: Reason) -> Objection:
 
 
 def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -> str:
+    """Refuse every policy while somebody else's ConfigMap with entries has the name of one of ours."""
     if not stack.foreign_map:
         return ""
     where = f"configmap {stack.foreign_map} -n {settings.gpu_operator_namespace}"
@@ -227,8 +242,8 @@ def _config_maps(policy: PolicyView, stack: StackView, settings: PlanSettings) -
 def _off_field(
     row: NeededProgram, spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView
 ) -> WrongField | None:
-    """Return the field with which ClusterPolicy turns off the program of this row; None if it does not, or if the
-    policy's mode does not need the program."""
+    """Return the field with which ClusterPolicy turns off the program of this row. None if it does not, if the
+    policy's mode does not need the program, or if there is NVIDIA's chart in place of ClusterPolicy."""
     if cluster_policy.plain is not None or spec.mode not in row.modes or not row.is_off(cluster_policy):
         return None
     return WrongField(tell_off(row, cluster_policy), row.patch)
@@ -242,24 +257,25 @@ def _switched_off(row: NeededProgram) -> FieldCheck:
 def _strategy_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return ClusterPolicy's MIG strategy if it overrides the one of the policy."""
+    """Return ClusterPolicy's MIG strategy if it overrides the one of the policy, or None if it does not."""
     fixed = cluster_policy.mig_strategy
     if spec.mig is None or not fixed or fixed == spec.mig.strategy:
         return None
-    said = f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
-    return WrongField(said, {"mig": {"strategy": None}}, " (helm: --set mig.strategy=)")
+    message = f"ClusterPolicy mig.strategy is {fixed} and overrides spec.mig.strategy {spec.mig.strategy} on every node"
+    return WrongField(message, {"mig": {"strategy": None}}, " (helm: --set mig.strategy=)")
 
 
 def _layouts_field(
     spec: GPUSharingPolicySpec, cluster_policy: ClusterPolicyView, stack: StackView, settings: PlanSettings
 ) -> WrongField | None:
-    """Return the pointer to mig-manager's ConfigMap if the policy has layouts and the pointer does not name ours."""
+    """Return the pointer to mig-manager's ConfigMap if the policy has layouts and mig-manager does not read our
+    ConfigMap; None otherwise."""
     if spec.mig is None or spec.mig.layouts is None or stack.serves_our_mig_file:
         return None
     pointer = mig_pointer(cluster_policy, settings.mig_config_map)
     why = _why_not_set(pointer, cluster_policy, stack, settings)
-    said = f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.said}){why}"
-    return WrongField(said, pointer.patch)
+    message = f"spec.mig.layouts needs ClusterPolicy {pointer.field}={pointer.ours} (now {pointer.text}){why}"
+    return WrongField(message, pointer.patch)
 
 
 _PLUGIN, _DISCOVERY, _MIG_MANAGER = OPERANDS
@@ -276,32 +292,34 @@ FIELDS = (
 all are named, with one command for all."""
 
 
-def _told(
+def _explain_from(
     first: Reason,
     spec: GPUSharingPolicySpec,
     cluster_policy: ClusterPolicyView,
     stack: StackView,
     settings: PlanSettings,
 ) -> str:
-    """Return what is wrong with the field of this reason and with those after it, and one command that corrects all;
-    empty if the field of this reason is not in the way."""
+    """Return what is wrong with the field of this reason and with the fields after it in FIELDS, and one command that
+    corrects all of them. Empty if the field of this reason is right. The description is truncated to MAX_TEXT, the
+    command never."""
     rows = dropwhile(lambda row: row.reason is not first, FIELDS)
-    found = [row.find(spec, cluster_policy, stack, settings) for row in rows]
-    if found[0] is None:
+    answers = [row.find(spec, cluster_policy, stack, settings) for row in rows]
+    if answers[0] is None:
         return ""
-    wrong = [one for one in found if one is not None]
-    said = "; ".join(one.said for one in wrong)
-    hints = "".join(one.hint for one in wrong)
-    patches = [one.patch for one in wrong if one.patch]
+    wrong = [field for field in answers if field is not None]
+    message = "; ".join(field.message for field in wrong)
+    hints = "".join(field.hint for field in wrong)
+    patches = [field.patch for field in wrong if field.patch]
     command = f"; run: {kubectl_patch(cluster_policy.name, *patches)}{hints}" if patches else ""
     # A truncated command could be pasted nevertheless: the text before it is cut instead.
-    return cut(said, MAX_TEXT - len(command)) + command
+    return cut(message, MAX_TEXT - len(command)) + command
 
 
 def _to_field(reason: Reason) -> Objection:
-    """Return the objection to the field of this reason, which also names the wrong fields after it."""
+    """Return the objection to the field of this reason. Its message also names the wrong fields after it in FIELDS."""
     return Objection(
-        _against(lambda spec, cluster_policy, *read: _told(reason, spec, cluster_policy, *read)), reason
+        _against(lambda spec, cluster_policy, *read: _explain_from(reason, spec, cluster_policy, *read)),
+        reason,
     )
 
 
@@ -326,22 +344,25 @@ OBJECTIONS = (
 
 @value(eq=False)
 class Terms:
-    """What one policy offers."""
+    """One policy and the targets that its nodes get in this cluster."""
 
     policy: PolicyView
-    """The policy."""
+    """The policy whose targets these are."""
     targets: Targets | Finding
-    """Or why the policy is not accepted."""
+    """The targets by hardware, or why the policy is not accepted."""
 
 
 def wish_of(policy: PolicyView) -> Wish | Finding:
-    """What a policy asks for, or why it cannot be read."""
+    """Return what a policy asks of every node, or a Finding if its spec cannot be read."""
     spec = find_spec(policy)
     return spec if isinstance(spec, Finding) else find_wish(policy.name, spec)
 
 
-def find_terms(policy: PolicyView, wish: Wish | Finding, stack: StackView, settings: PlanSettings) -> Terms:
-    """What a policy with this wish offers in this cluster."""
-    if isinstance(wish, Finding):
-        return Terms(policy, wish)
-    return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, wish, stack))
+def find_terms(
+    policy: PolicyView, request: Wish | Finding, stack: StackView, settings: PlanSettings
+) -> Terms:
+    """Return the policy with its targets in this cluster, or with the objection for which it is not accepted. A
+    Finding as `request` is that objection."""
+    if isinstance(request, Finding):
+        return Terms(policy, request)
+    return Terms(policy, find_objection(policy, stack, settings) or Targets(policy, request, stack))

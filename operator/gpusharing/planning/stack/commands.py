@@ -1,4 +1,4 @@
-"""Commands that messages tell people to run."""
+"""Commands that messages tell people to run, as text."""
 
 import json
 from collections import defaultdict
@@ -9,7 +9,7 @@ Fields = Mapping[str, Mapping[str, object]]
 
 
 def kubectl_patch(cluster_policy: str, *parts: Fields) -> str:
-    """The command that sets these fields of the ClusterPolicy of this name."""
+    """Return the kubectl command that sets these fields of the ClusterPolicy of this name, all in one patch."""
     spec: defaultdict[str, dict[str, object]] = defaultdict(dict)
     for part in parts:
         for block, fields in part.items():

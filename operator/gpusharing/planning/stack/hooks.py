@@ -7,22 +7,22 @@ from gpusharing.api import names
 from gpusharing.api.times import to_rfc3339
 from gpusharing.planning.snapshot.views import NodeView, PlanSettings, PolicyView
 from gpusharing.planning.stack.commands import kubectl_patch
-from gpusharing.planning.vocabulary.lengths import some
+from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.planning.vocabulary.values import value
 from gpusharing.planning.wanted.configmaps import referenced
 
 SHOWN = 20
-"""The most nodes or policies named one by one; the rest are counted."""
+"""The most nodes or policies that a message lists; it only counts the others."""
 
 
 @value
 class HookAnswer:
-    """The answer for the person who uninstalls or rolls back."""
+    """The answer to the person who uninstalls or rolls back."""
 
     allowed: bool
     """Whether Helm may go on."""
     text: str
-    """Why, for the person, with what would be lost, what stays behind, or what has to be done first."""
+    """What the person reads: what would be lost, what stays behind, or what has to be done first."""
 
 
 def find_farewell(
@@ -31,33 +31,37 @@ def find_farewell(
     cluster_policies: Sequence[str] = (),
     policies: Collection[PolicyView] = (),
 ) -> HookAnswer:
-    """Refused while a node carries our fence: it would stay cordoned, with nothing left to finish its change. And
-    while a policy carries our finalizer, as every idle one with deletionPolicy Reset does: neither it nor its CRD
-    could be deleted any more.
+    """Return whether the operator may be uninstalled, with what stays behind or what has to be done first.
 
-    `cluster_policies`: their names; none if they cannot be read, or if NVIDIA's GPU Operator is not installed.
+    Refused while a node carries our fence: it would stay cordoned, and nothing would finish its change. Also refused
+    while a policy carries our finalizer, as every idle one with deletionPolicy Reset does: neither the policy nor its
+    CRD could be deleted any more.
+
+    `cluster_policies`: their names; empty if they cannot be read, or if NVIDIA's GPU Operator is not installed.
     """
     fenced = sorted((node for node in nodes if node.fence or node.fence_error), key=lambda node: node.name)
     if fenced:
-        return HookAnswer(False, _refusal(fenced))
-    if held := sorted(policy.name for policy in policies if policy.finalizer):
-        return HookAnswer(False, _held(held))
-    return HookAnswer(True, _what_stays(nodes, settings, cluster_policies))
+        return HookAnswer(False, _refuse_fences(fenced))
+    if finalized := sorted(policy.name for policy in policies if policy.finalizer):
+        return HookAnswer(False, _refuse_finalizers(finalized))
+    return HookAnswer(True, _explain_remains(nodes, settings, cluster_policies))
 
 
-def _refusal(fenced: list[NodeView]) -> str:
-    lines = [f"  {_fence_of(node)}" for node in fenced[:SHOWN]]
+def _refuse_fences(fenced: list[NodeView]) -> str:
+    """Return the text that refuses to uninstall because of these nodes: each with its change, at most SHOWN of them,
+    and the commands that pause the policies."""
+    lines = [f"  {_describe_fence(node)}" for node in fenced[:SHOWN]]
     if len(fenced) > SHOWN:
         lines.append(f"  and {len(fenced) - SHOWN} more")
     policies = sorted({node.fence.policy for node in fenced if node.fence})
+    are = f"{counted(len(fenced), 'node')} {'is' if len(fenced) == 1 else 'are'}"
     pause = [
         f'  kubectl patch gsp {name} --type merge -p \'{{"spec":{{"rollout":{{"paused":true}}}}}}\''
         for name in policies
     ]
     return "\n".join(
         [
-            f"NOT UNINSTALLED: {len(fenced)} node(s) are in the middle of a change and would stay as they are now,"
-            " with nothing left to finish it:",
+            f"NOT UNINSTALLED: {are} in the middle of a change, and nothing would be left to finish it:",
             *lines,
             "Pause the policies, wait until these nodes are Synced or given back (kubectl get gpun), then try again:",
             *pause,
@@ -68,7 +72,9 @@ def _refusal(fenced: list[NodeView]) -> str:
     )
 
 
-def _held(policies: Sequence[str]) -> str:
+def _refuse_finalizers(policies: Sequence[str]) -> str:
+    """Return the text that refuses to uninstall because the policies of these names carry our finalizer, with the
+    commands that delete the policies or release their nodes. At most SHOWN of them are named."""
     shown, more = policies[:SHOWN], len(policies) - SHOWN
     retain = '{"spec":{"deletionPolicy":"Retain"}}'
     finalizers = '{"metadata":{"finalizers":null}}'
@@ -92,7 +98,9 @@ def _held(policies: Sequence[str]) -> str:
     )
 
 
-def _fence_of(node: NodeView) -> str:
+def _describe_fence(node: NodeView) -> str:
+    """Return the node with its policy, its change and the stage that the change is in, or with why its fence cannot be
+    read."""
     if node.fence is None:
         return f"{node.name}: {node.fence_error}"
     fence = node.fence
@@ -100,7 +108,11 @@ def _fence_of(node: NodeView) -> str:
     return f"{node.name}: policy {fence.policy}, {fence.from_layout} to {fence.to_layout}, {fence.stage} since {since}"
 
 
-def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str]) -> str:
+def _explain_remains(
+    nodes: Collection[NodeView], settings: PlanSettings, cluster_policies: Sequence[str]
+) -> str:
+    """Return what stays in the cluster after the operator is uninstalled, which nodes still need it, and how to remove
+    that too."""
     naming = sorted(node.name for node in nodes if referenced([node]) - {""})
     maps = f"{settings.plugin_config_map} {settings.mig_config_map}"
     lines = [
@@ -108,14 +120,17 @@ def _what_stays(nodes: Collection[NodeView], settings: PlanSettings, cluster_pol
         f" {maps} in namespace {settings.gpu_operator_namespace} and ClusterPolicy's pointers to them."
     ]
     if naming:
+        need = f"{counted(len(naming), 'node')} {'needs' if len(naming) == 1 else 'need'}"
         lines.append(
-            f"{len(naming)} node(s) name an entry of these ConfigMaps ({some(naming, SHOWN)}): without it their"
-            " device plugin or mig-manager cannot start. Keep both ConfigMaps until none does."
+            f"{need} an entry of these ConfigMaps ({some(naming, SHOWN)}): without it the device plugin or mig-manager"
+            " cannot start there. Keep both ConfigMaps until no node needs them."
         )
-    return "\n".join([*lines, *_afterwards(maps, settings, cluster_policies)])
+    return "\n".join([*lines, *_explain_removal(maps, settings, cluster_policies)])
 
 
-def _afterwards(maps: str, settings: PlanSettings, cluster_policies: Sequence[str]) -> list[str]:
+def _explain_removal(maps: str, settings: PlanSettings, cluster_policies: Sequence[str]) -> list[str]:
+    """Return the commands that remove what stays behind, in order, as lines under a heading. NODE and NAME are for the
+    person to fill in. `maps`: the names of our ConfigMaps, separated by a space."""
     pointers = {block: {"config": {"name": ""}} for block in ("devicePlugin", "migManager")}
     return [
         "To remove those too, in this order:",
@@ -136,14 +151,14 @@ Schema = Mapping[str, Any]
 def find_retreat(
     specs: Mapping[str, object], served: Schema, own: Schema, release: str, namespace: str
 ) -> HookAnswer:
-    """Would a rollback drop fields of stored policies? Helm puts the older CRDs back, and the API server then drops
-    what they do not know: a policy that may drain at night only would drain by day. GPUNodes do not matter: operator
-    and agent write them again.
+    """Return whether the release may be rolled back without dropping fields of stored policies.
 
-    Refused while a policy has a field that the older CRD lacks, unless it only has the newer one's default.
+    Helm puts the older CRDs back, and the API server then drops the fields that they do not know: a policy that may
+    drain at night only would drain by day. Refused while a policy has a field that the older CRD lacks, unless the
+    field only has the newer CRD's default. GPUNodes are not checked, because operator and agent write them again.
 
-    `specs`: spec by name of the policy, as the API server serves it; `served`, `own`: the structural schemas of a spec
-    in the CRD of the cluster and in the one to go back to; `release` and `namespace`: Helm's.
+    `specs`: spec by name of the policy, as the API server serves it; `served` and `own`: the structural schemas of a
+    spec in the CRD of the cluster and in the older CRD; `release` and `namespace`: Helm's.
     """
     lost = {name: tuple(_lost(specs[name], served, own, "spec")) for name in sorted(specs)}
     lost = {name: paths for name, paths in lost.items() if paths}
@@ -153,7 +168,7 @@ def find_retreat(
 
 
 def explain_unblock(release: str, namespace: str) -> str:
-    """What to do about the release after a refusal, and how to override one: a line for each command."""
+    """Return what to do about the Helm release after a refusal, and how to override the refusal, as lines of text."""
     return "\n".join(
         [
             "Nothing was changed. Helm marks the release as pending-rollback and refuses to upgrade it until you run:",
@@ -164,6 +179,8 @@ def explain_unblock(release: str, namespace: str) -> str:
 
 
 def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace: str) -> str:
+    """Return the text that refuses to roll back, with the fields that would be lost by policy, for at most SHOWN
+    policies. `lost`: the paths of these fields by name of the policy."""
     lines = [f"  {name}: {', '.join(paths)}" for name, paths in list(lost.items())[:SHOWN]]
     if len(lost) > SHOWN:
         lines.append(f"  and {len(lost) - SHOWN} more")
@@ -180,7 +197,8 @@ def _refuse_rollback(lost: Mapping[str, Sequence[str]], release: str, namespace:
 
 
 def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
-    """Yield the paths of what `own` would prune from `value`, in the order of the value."""
+    """Yield the paths of the fields that a schema `own` would prune from `value` and `served` would not set again by
+    default, in the order of the value. `at` is the path of the value itself."""
     if own.get("x-kubernetes-preserve-unknown-fields"):
         return
     if isinstance(value, list):
@@ -201,7 +219,7 @@ def _lost(value: object, served: Schema, own: Schema, at: str) -> Iterator[str]:
 
 
 def _filled(value: object, schema: Schema) -> object:
-    """The value with the defaults below it, as the API server fills them in."""
+    """Return the value with the defaults below it filled in, as the API server does."""
     if isinstance(value, list):
         return [_filled(item, schema.get("items", {})) for item in value]
     if not isinstance(value, dict):

@@ -1,6 +1,7 @@
-"""Can this installation work? Pure: what was read from a cluster goes in, faults and their remedies come out.
+"""Can this installation work? Pure: takes what was read from a cluster and returns symptoms, each with the command
+that corrects it.
 
-`helm test` prints them; everything else that asks the same question must call this too, so that there is one answer.
+`helm test` and `kubectl gpusharing doctor` both ask here, so that they give the same answer.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
@@ -57,8 +58,8 @@ from gpusharing.planning.vocabulary.values import value
 
 
 def start(view: InstallationView) -> str:
-    """Return the command that makes the operator run and write its ConfigMaps, or that shows why it does not. Before
-    the installation, that is the one that installs the chart, with the values that fit this cluster."""
+    """Return the command that makes the operator run and write its ConfigMaps, or one that shows why it does not.
+    Before the installation, return the command that installs the chart with the values that fit this cluster."""
     place, stack = view.place, view.followed
     if not view.installed:
         maps = {"Plugin": stack.plugin_config_name, "Mig": stack.mig_config_name} if stack is not None else {}
@@ -74,17 +75,17 @@ def start(view: InstallationView) -> str:
 
 
 def _is_admins(view: InstallationView, name: str) -> bool:
-    """Whether `name`, to which a pointer of ClusterPolicy is set, is a ConfigMap of the admin that may have entries."""
+    """Whether `name`, which a pointer of ClusterPolicy names, is a ConfigMap of the admin that may have entries."""
     place = view.place
     others = ("", place.plugin_config_map, place.mig_config_map, UPSTREAM_MIG_CONFIG)
     return name not in others and not view.is_void(name)
 
 
 def point(view: InstallationView, stack: ClusterPolicyView, pointer: Pointer, last: str) -> str:
-    """Return the next command on the way to a pointer that names our ConfigMap: one that first starts the operator,
-    moves the ConfigMaps or merges entries, else `last`, which sets the pointer."""
-    held = view.config_maps.get(pointer.ours)
-    if not view.installed or held is None or not held.keys:
+    """Return the next command on the way to a pointer that names our ConfigMap. That is a command that starts the
+    operator, moves our ConfigMaps or merges entries, as far as one is needed; else `last`, which sets the pointer."""
+    config_map = view.config_maps.get(pointer.ours)
+    if not view.installed or config_map is None or not config_map.keys:
         return start(view)
     return move(view, stack) or _merge(view, pointer) or last
 
@@ -109,7 +110,7 @@ def _merge(view: InstallationView, pointer: Pointer) -> str:
 
 def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *, needed: bool) -> str:
     """Return the command that patches ClusterPolicy if a policy needs that (`needed`). If none does, return one that
-    only shows ClusterPolicy, because the patch would change nothing but what nodes without a policy serve. Before the
+    only shows ClusterPolicy, because the patch would only change what nodes without a policy serve. Before the
     installation, return the command that installs the operator."""
     if not view.installed:
         return start(view)
@@ -117,8 +118,9 @@ def correct(view: InstallationView, policy: ClusterPolicyView, patch: Fields, *,
 
 
 def find_agent_symptoms(view: InstallationView) -> Symptoms:
-    """Report what keeps the agents from running or from reading GPUs, and device plugins that must not run on their
-    nodes. Yields nothing if that could not be read."""
+    """Yield what keeps the agents from running or from reading GPUs, and device plugins that must not run on their
+    nodes. If Nodes or pods could not be read, only an absent DaemonSet is reported; if DaemonSets could not be
+    read, nothing is."""
     agents = view.agents
     if agents is None and "daemonsets.apps" not in view.unread:
         message = f"there is no DaemonSet gpusharing-agent in namespace {view.place.agent_namespace}"
@@ -140,7 +142,8 @@ def find_agent_symptoms(view: InstallationView) -> Symptoms:
 
 
 def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: InstallationView) -> Symptoms:
-    """Report those of `nodes` that have no Ready agent, and those whose agent cannot read the GPUs."""
+    """Yield a symptom for those of `nodes` that have no Ready agent (an error if that is all of them), and one for
+    those whose Ready agent cannot read the GPUs."""
     without = {one.name for one in nodes} - {pod.node for pod in agents.pods if pod.ready}
     if without:
         problem = next((f" ({pod.problem})" for pod in agents.pods if pod.problem and not pod.ready), "")
@@ -157,7 +160,12 @@ def _failing_agents(agents: AgentsState, nodes: Sequence[NodeView], view: Instal
 
 
 def _blind_agents(troubled: Mapping[str, str], nodes: Sequence[NodeView], view: InstallationView) -> Symptom:
-    """Report agents that cannot read the GPUs. `troubled`: by node, why; `nodes`: all with agents."""
+    """Return the error that these agents cannot read the GPUs. If ClusterPolicy keeps the GPU Operator from installing
+    a program that the first host lacks, the error says so. Its command then installs the program, unless other
+    hosts bring their own.
+
+    `troubled`: by node, what its agent reports; `nodes`: all nodes with agents.
+    """
     first = min(troubled)
     message = f"the agent cannot read the GPUs of {some(sorted(troubled))}; {first}: {troubled[first]}"
     show = f"kubectl describe gpunode {first}"
@@ -193,7 +201,9 @@ def _agents_kept_out(agents: AgentsState, view: InstallationView) -> Symptoms:
 
 
 def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptoms:
-    if cloud := sorted(one.name for one in nodes if one.other_plugin == GKE):
+    """Yield an error for the nodes on which GKE runs its own device plugin, and a warning for those whose Bottlerocket
+    may run one. `system_plugins`: the names of the latter."""
+    if cloud := sorted(node.name for node in nodes if node.other_plugin == GKE):
         yield error(
             Topic.AGENTS,
             "TwoDevicePlugins",
@@ -201,7 +211,7 @@ def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptom
             " nvidia.com/gpu from whichever of the two registered last; label its node pool too",
             f"kubectl label node -l {GKE_GPU} {GKE_WITHOUT_PLUGIN}=true",
         )
-    if system := sorted(one.name for one in nodes if one.name in system_plugins):
+    if system := sorted(node.name for node in nodes if node.name in system_plugins):
         yield warning(
             Topic.AGENTS,
             "TwoDevicePlugins",
@@ -214,29 +224,32 @@ def _two_plugins(nodes: Sequence[NodeView], system_plugins: Set[str]) -> Symptom
 
 @value
 class Inspection:
-    """What is looked at in an installation."""
+    """One check of an installation."""
 
     find: Callable[[InstallationView], Symptoms]
-    """Everything that is wrong; nothing: it is in order."""
+    """Yields everything that is wrong; nothing if all is well."""
     topic: Topic
-    """The topic of all its symptoms."""
+    """The topic of all symptoms that it yields."""
     of_chart: bool = False
-    """Whether the chart brings what it looks for: it says nothing before the installation."""
+    """Whether it checks what the chart installs, so that it is left out before the installation."""
 
 
 def find_symptoms(view: InstallationView) -> tuple[Symptom, ...]:
-    """Return everything that is wrong, in the order of the topics, and errors first within a topic. Without an error,
-    the installation can work. Before it is installed, its own parts are not checked."""
+    """Return everything that is wrong, in the order of the topics and with errors first within a topic. The
+    installation can work if there is no error. Before it is installed, its own parts are not checked."""
     rows = (row for row in INSPECTIONS if view.installed or not row.of_chart)
-    found = [one for row in rows for one in row.find(view)]
+    symptoms = [symptom for row in rows for symptom in row.find(view)]
     order = list(Topic)
-    return tuple(sorted(found, key=lambda one: (order.index(one.topic), one.severity is not Severity.ERROR)))
+    return tuple(
+        sorted(symptoms, key=lambda each: (order.index(each.topic), each.severity is not Severity.ERROR))
+    )
 
 
 # --- API, rights, operator -----------------------------------------------------------------------------------
 
 
 def _served(view: InstallationView) -> Symptoms:
+    """Yield an error for each of our kinds that the API server does not serve."""
     for kind in sorted(view.not_served):
         yield error(
             Topic.API,
@@ -247,6 +260,7 @@ def _served(view: InstallationView) -> Symptoms:
 
 
 def _unread(view: InstallationView) -> Symptoms:
+    """Yield a warning for each kind that could not be read."""
     for what, why in sorted(view.unread.items()):
         yield warning(
             Topic.RIGHTS,
@@ -257,7 +271,8 @@ def _unread(view: InstallationView) -> Symptoms:
 
 
 def _rights(view: InstallationView) -> Symptoms:
-    """Report rights that the service accounts of operator and agent lack, or of which that is unknown."""
+    """Yield an error if the service account of the operator or of the agent lacks rights, and a warning if that could
+    not be found out for some of them."""
     for subject in (OPERATOR, AGENT):
         of_it = [state for state in view.rights if state.subject == subject]
         lacking = [state.text for state in of_it if state.allowed is False]
@@ -279,6 +294,8 @@ def _rights(view: InstallationView) -> Symptoms:
 
 
 def _operator(view: InstallationView) -> Symptoms:
+    """Yield an error if the operator's Deployment does not exist, is scaled to 0, or has no Ready pod. Yields nothing
+    if the Deployment could not be read."""
     namespace = view.place.namespace
     if view.operator_replicas is None:
         if not view.installed and not view.not_served:
@@ -300,8 +317,8 @@ _INSTALL_GPU_OPERATOR = "helm install gpu-operator nvidia/gpu-operator -n gpu-op
 
 
 def _stack(view: InstallationView) -> Symptoms:
-    """Report a stack of NVIDIA's that cannot be used: DRA, no ClusterPolicy and no chart, several ClusterPolicies, or
-    NVIDIA's pods in a namespace where they cannot mount our ConfigMaps."""
+    """Yield a symptom for a stack of NVIDIA's that cannot be used: DRA, neither ClusterPolicy nor chart, several
+    ClusterPolicies, or NVIDIA's pods in a namespace where they cannot mount our ConfigMaps."""
     if view.gpu_cluster:
         yield error(
             Topic.CLUSTER_POLICY,
@@ -321,7 +338,7 @@ def _stack(view: InstallationView) -> Symptoms:
         )
     if len(policies) > 1:
         active, rivals = find_active(policies)
-        ignored = next((one.name for one in policies if one.ignored), "NAME")
+        ignored = next((policy.name for policy in policies if policy.ignored), "NAME")
         heeded = (
             f"{', '.join(rivals)} cannot be told apart"
             if rivals
@@ -330,18 +347,19 @@ def _stack(view: InstallationView) -> Symptoms:
         yield (error if rivals else warning)(
             Topic.CLUSTER_POLICY,
             "SeveralClusterPolicies",
-            f"there are {len(policies)} ClusterPolicies ({some(sorted(one.name for one in policies))}), of which the"
-            f" GPU Operator ignores all but one: {heeded}",
+            f"there are {len(policies)} ClusterPolicies ({some(sorted(policy.name for policy in policies))}), of which"
+            f" the GPU Operator ignores all but one: {heeded}",
             f"kubectl delete clusterpolicy {ignored}",
         )
     stack = view.followed
     if stack is not None and view.installed and (command := move(view, stack)):
-        told = elsewhere(stack, view.place.gpu_operator_namespace)
-        yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", told, command)
+        apart = elsewhere(stack, view.place.gpu_operator_namespace)
+        yield error(Topic.CLUSTER_POLICY, "GPUOperatorElsewhere", apart, command)
 
 
 def _plain(view: InstallationView) -> Symptoms:
-    """The same questions for NVIDIA's device-plugin chart alone."""
+    """Yield an error if the device plugin of NVIDIA's chart does not read our ConfigMap. Yields nothing if there is a
+    ClusterPolicy."""
     stack = view.plain
     if stack is None or stack.plain is None:
         return
@@ -358,21 +376,25 @@ def _plain(view: InstallationView) -> Symptoms:
 
 
 def _operands(view: InstallationView) -> Symptoms:
-    """Report NVIDIA's programs that a mode needs and that the installation does not run. If no policy has such a mode,
-    that is a warning, or nothing with NVIDIA's chart."""
+    """Yield a symptom for each of NVIDIA's programs that a mode needs and the installation does not run. If no policy
+    has such a mode, that is a warning, or nothing with NVIDIA's chart alone."""
     for stack in _followed(view):
         for row in find_off(stack):
             yield from _operand(row, stack, view)
 
 
 def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationView) -> Symptoms:
+    """Yield a symptom for the program of this row, which `stack` does not run. With NVIDIA's chart alone, yields
+    nothing if no policy needs the program."""
     every = row.modes == EVERY_MODE
-    needed = every or any(one.spec is not None and one.spec.mode in row.modes for one in view.policies)
+    needed = every or any(
+        policy.spec is not None and policy.spec.mode in row.modes for policy in view.policies
+    )
     if stack.plain is None:
         refused = "every policy is" if every else f"policies of mode {', '.join(sorted(row.modes))} are"
         message = f"{stack.name}: {tell_off(row, stack)}, and {refused} refused"
         # Beside the plugin of somebody else, NVIDIA's would serve the same GPUs once more.
-        doubles = row.disabled is Reason.PLUGIN_DISABLED and any(one.other_plugin for one in view.nodes)
+        doubles = row.disabled is Reason.PLUGIN_DISABLED and any(node.other_plugin for node in view.nodes)
         command = correct(view, stack, row.patch, needed=needed and not doubles)
         yield (error if needed else warning)(Topic.CLUSTER_POLICY, str(row.disabled), message, command)
     elif row.missing is not None and needed:
@@ -383,12 +405,13 @@ def _operand(row: NeededProgram, stack: ClusterPolicyView, view: InstallationVie
 
 
 def _followed(view: InstallationView) -> list[ClusterPolicyView]:
-    """Return the ClusterPolicies that the GPU Operator does not ignore, or else what NVIDIA's chart says; empty if
-    there is neither."""
+    """Return the ClusterPolicies that the GPU Operator does not ignore, or else what NVIDIA's chart says, as the only
+    item. Empty if there is neither."""
     return [one for one in view.cluster_policies if not one.ignored] or ([view.plain] if view.plain else [])
 
 
 def _pointers(view: InstallationView) -> Symptoms:
+    """Yield what is wrong with the pointers of each ClusterPolicy that the GPU Operator does not ignore."""
     for policy in view.cluster_policies:
         if not policy.ignored:
             yield from _plugin_pointer(view, policy)
@@ -396,15 +419,16 @@ def _pointers(view: InstallationView) -> Symptoms:
 
 
 def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Report a device plugin that does not read our ConfigMap, or one whose default entry our ConfigMap lacks."""
+    """Yield an error if the device plugin does not read our ConfigMap, or if our ConfigMap lacks the entry that
+    ClusterPolicy names as the default."""
     place, pointer = view.place, _plugin_pointer_of(view, policy)
     if pointer.now != pointer.ours:
         yield error(
             Topic.CLUSTER_POLICY,
             "PluginConfigNotOurs",
-            f"{policy.name}: {pointer.field} is {pointer.said},"
+            f"{policy.name}: {pointer.field} is {pointer.text},"
             f" {_effect(view, pointer, 'no mode takes effect on any node')}"
-            f"{why_not_set(pointer, policy, asked=place.configure_gpu_operator)}{_unmerged(view, pointer)}",
+            f"{why_not_set(pointer, policy, configure=place.configure_gpu_operator)}{_unmerged(view, pointer)}",
             point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
     elif pointer.without_default:
@@ -418,17 +442,19 @@ def _plugin_pointer(view: InstallationView, policy: ClusterPolicyView) -> Sympto
 
 
 def _plugin_pointer_of(view: InstallationView, policy: ClusterPolicyView) -> Pointer:
+    """Return the device plugin's pointer, with the entries that Nodes name and our ConfigMap lacks. If our ConfigMap
+    does not exist, only the default counts as being in it."""
     ours = view.place.plugin_config_map
     config_map = view.config_maps.get(ours)
-    held = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
-    theirs = view.config_maps.get(policy.plugin_config_name)
-    missing = tuple(sorted(view.named - {"", *held}))
-    return plugin_pointer(policy, ours, held, missing, None if theirs is None else theirs.keys)
+    our_keys = frozenset({policy.plugin_default}) if config_map is None else config_map.keys
+    named = view.config_maps.get(policy.plugin_config_name)
+    missing = tuple(sorted(view.named - {"", *our_keys}))
+    return plugin_pointer(policy, ours, our_keys, missing, None if named is None else named.keys)
 
 
 def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
-    """Return what follows from a pointer that names another ConfigMap than ours, as the end of a sentence. `otherwise`:
-    what follows if that ConfigMap exists and has entries."""
+    """Return, as the end of a sentence, what follows from a pointer that does not name our ConfigMap. `otherwise`:
+    what follows if the ConfigMap that it names exists and has entries."""
     if not view.is_void(pointer.now):
         return f"so {otherwise}"
     where = view.place.gpu_operator_namespace
@@ -436,15 +462,16 @@ def _effect(view: InstallationView, pointer: Pointer, otherwise: str) -> str:
 
 
 def _unmerged(view: InstallationView, pointer: Pointer) -> str:
-    """Return what has to be done before the pointer may name our ConfigMap; empty if nothing has to be."""
+    """Return what has to be done before the pointer may name our ConfigMap, as the end of a sentence; empty if nothing
+    has to be."""
     if pointer.stops or not pointer.now or view.is_void(pointer.now):
         return pointer.merge_first
     return ". Its entries that Nodes name must be in ours first: see kubectl gpusharing import"
 
 
 def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
-    """Report that mig-manager does not read our ConfigMap, or that ClusterPolicy overrides the policies' MIG strategy.
-    Each is only a warning as long as no policy needs it otherwise."""
+    """Yield a symptom if mig-manager does not read our ConfigMap, and one if ClusterPolicy overrides the policies' MIG
+    strategy. Each is only a warning if no policy is refused because of it."""
     wanted = [one.spec for one in view.policies if one.spec is not None and one.spec.mode is Mode.MIG]
     wants_layouts = any(spec.mig is not None and spec.mig.layouts is not None for spec in wanted)
     pointer = mig_pointer(policy, view.place.mig_config_map)
@@ -452,9 +479,9 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
         yield (error if wants_layouts or view.is_void(pointer.now) else warning)(
             Topic.CLUSTER_POLICY,
             "MigConfigNotOurs",
-            f"{policy.name}: {pointer.field} is {pointer.said},"
+            f"{policy.name}: {pointer.field} is {pointer.text},"
             f" {_effect(view, pointer, 'spec.mig.layouts is refused')}"
-            f"{why_not_set(pointer, policy, asked=view.place.configure_gpu_operator)}",
+            f"{why_not_set(pointer, policy, configure=view.place.configure_gpu_operator)}",
             point(view, policy, pointer, kubectl_patch(policy.name, pointer.patch)),
         )
     fixed = policy.mig_strategy
@@ -469,8 +496,8 @@ def _mig_pointer(view: InstallationView, policy: ClusterPolicyView) -> Symptoms:
 
 
 def _start_gate(view: InstallationView) -> Symptoms:
-    """Report pods that cannot run behind the start-up taint although they have to prove the nodes that wait there.
-    Yields nothing if the taint is not used."""
+    """Yield an error for each DaemonSet whose pods cannot run behind the start-up taint although they have to prove
+    the nodes that wait there. Yields nothing if the taint is not used."""
     gated = sorted(one.name for one in view.nodes if one.gate is not None)
     if not (gated or view.place.startup_gate):
         return
@@ -479,17 +506,17 @@ def _start_gate(view: InstallationView) -> Symptoms:
     tail = f"{waiting}; the command restarts those pods on every node, so run it before nodes are in use"
     for stack in _followed(view):
         if (missing := find_untolerated(stack, namespace)) is not None:
-            message = f"{missing.said}: {tail}"
+            message = f"{missing.message}: {tail}"
             yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", message, missing.command)
     for finder in view.finders:
         found = find_untolerated_finder([finder], namespace, plain=view.plain is not None)
         if found is not None:
-            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{found.said}: {tail}", found.command)
+            yield error(Topic.CLUSTER_POLICY, "TaintNotTolerated", f"{found.message}: {tail}", found.command)
 
 
 def _config_maps(view: InstallationView) -> Symptoms:
-    """Report each of our two ConfigMaps that is absent, empty or somebody else's. Before the installation, only those
-    that NVIDIA's programs are pointed at already."""
+    """Yield a symptom for each of our two ConfigMaps that is absent, empty or somebody else's. Before the
+    installation, only those that NVIDIA's programs are pointed at already are checked."""
     place = view.place
     if "configmaps" in view.unread:
         return
@@ -497,10 +524,10 @@ def _config_maps(view: InstallationView) -> Symptoms:
     pointed = {one.plugin_config_name for one in stacks} | {one.mig_config_name for one in stacks}
     ours = place.plugin_config_map, place.mig_config_map
     for name in [name for name in ours if view.installed or name in pointed]:
-        found = view.config_maps.get(name)
+        config_map = view.config_maps.get(name)
         where = f"configmap {name} -n {place.gpu_operator_namespace}"
-        if found is None or not found.keys:
-            state = "does not exist" if found is None else "holds nothing"
+        if config_map is None or not config_map.keys:
+            state = "does not exist" if config_map is None else "holds nothing"
             follows = ", and NVIDIA's pods that mount it cannot start" if name in pointed else ""
             yield (error if name in pointed else warning)(
                 Topic.CONFIG_MAPS,
@@ -508,7 +535,7 @@ def _config_maps(view: InstallationView) -> Symptoms:
                 f"{name} {state} in namespace {place.gpu_operator_namespace}: the operator has not written it{follows}",
                 start(view),
             )
-        elif not found.ours:
+        elif not config_map.ours:
             label = f"kubectl label {where} --overwrite {names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
             yield error(
                 Topic.CONFIG_MAPS,
@@ -531,38 +558,39 @@ INSPECTIONS = (
     Inspection(_config_maps, Topic.CONFIG_MAPS),
     Inspection(find_agent_symptoms, Topic.AGENTS, of_chart=True),
 )
-"""All are made, in the order of the topics; a test pins it."""
+"""All checks, in the order of their topics; a test pins the order."""
 
 
 def report_topics(
-    symptoms: Sequence[Symptom], unseen: Unseen, asked: Container[Topic]
+    symptoms: Sequence[Symptom], unseen: Unseen, topics: Container[Topic]
 ) -> Iterator[tuple[str, str, str]]:
-    """Yield a word, a text and a command for each symptom, and a word and a text without a command for each topic of
-    `asked` that has no symptom or could not be examined."""
+    """Yield a word, a text and a command for each symptom, in the order of the topics. For each of `topics` that has
+    no symptom, or that could not be examined, yield `ok` or `UNKNOWN` with a text and an empty command."""
     for topic in Topic:
-        of_it = [one for one in symptoms if one.topic is topic]
-        if topic in asked and topic in unseen:
+        of_it = [symptom for symptom in symptoms if symptom.topic is topic]
+        if topic in topics and topic in unseen:
             yield "UNKNOWN", f"{topic}: {unseen[topic]}", ""
-        elif topic in asked and not of_it:
+        elif topic in topics and not of_it:
             yield "ok", str(topic), ""
-        yield from ((one.severity, f"{topic}: {one.message}", one.command) for one in of_it)
+        yield from ((symptom.severity, f"{topic}: {symptom.message}", symptom.command) for symptom in of_it)
 
 
 def render(symptoms: Iterable[Symptom], unseen: Unseen) -> list[str]:
     """Return the report as lines: `ok` or `UNKNOWN` for each topic without a symptom or not examined, each symptom
-    with its command, and a last line with the conclusion and the counts. Topics that only people ask about appear
-    only with a symptom."""
-    found = list(symptoms)
+    with its command, and a last line with the conclusion and the counts. The topics in ASKED_BY_PEOPLE appear only
+    with a symptom."""
+    listed = list(symptoms)
     lines = []
-    for word, text, command in report_topics(found, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
+    for word, text, command in report_topics(listed, unseen, frozenset(Topic) - ASKED_BY_PEOPLE):
         lines += [f"{word:8} {text}", *([f"         -> {command}"] if command else [])]
-    errors = sum(one.severity is Severity.ERROR for one in found)
+    errors = sum(symptom.severity is Severity.ERROR for symptom in listed)
     state = conclude("installation", unseen=bool(unseen), errors=errors)
-    return [*lines, "", f"{state}: errors {errors}, warnings {len(found) - errors}."]
+    return [*lines, "", f"{state}: errors {errors}, warnings {len(listed) - errors}."]
 
 
 def conclude(what: str, *, unseen: bool, errors: int) -> str:
-    """Whether it can work; `unseen` when a part of it could not be read."""
+    """Return the conclusion as a clause without its full stop: whether the thing called `what` can work. `unseen`:
+    whether a part of it could not be read."""
     if errors:
         return f"This {what} cannot work as it is"
     return f"As far as could be checked, this {what} can work" if unseen else f"This {what} can work"

@@ -1,4 +1,4 @@
-"""What is read from a cluster to check an installation, and what a check says about it: plain values."""
+"""What is read from a cluster to check an installation, and the symptoms that a check returns: plain values."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import field
@@ -17,14 +17,14 @@ OPERATOR, AGENT = "gpusharing-operator", "gpusharing-agent"
 
 @value
 class Place(PlanSettings):
-    """Where the release is, and the names that its values set: the operator's settings, and more."""
+    """Where the release is installed, and the names that its values set: the operator's settings, and more."""
 
     release: str = "gpusharing"
     """Name of the Helm release."""
     agent_namespace: str = "gpusharing-agent"
     """The namespace of the agents."""
     admin_mig_config_map: str = ""
-    """ConfigMap of the admin whose mig-parted entries are merged into ours; empty: none."""
+    """ConfigMap of the admin whose mig-parted entries are merged into ours; empty if there is none."""
     startup_gate: bool = False
     """Nodes will join behind the start-up taint (chart value gpuOperator.startupGate)."""
     operator_account: str = OPERATOR
@@ -33,7 +33,7 @@ class Place(PlanSettings):
     """Service accounts, if the values name others."""
 
     def account(self, subject: str) -> str:
-        """namespace/name of the service account of OPERATOR or AGENT."""
+        """Return the service account of OPERATOR or AGENT as namespace/name."""
         if subject == AGENT:
             return f"{self.agent_namespace}/{self.agent_account}"
         return f"{self.namespace}/{self.operator_account}"
@@ -41,12 +41,12 @@ class Place(PlanSettings):
 
 @value
 class PodState:
-    """One pod of ours."""
+    """One pod of the operator or of the agent."""
 
     name: str
     """Name of the pod."""
     node: str
-    """Name of its node; empty: it is not scheduled."""
+    """Name of its node; empty if the pod is not scheduled."""
     ready: bool
     """Whether its condition Ready is True."""
     problem: str = ""
@@ -58,29 +58,29 @@ class RightState:
     """Whether a service account has a right."""
 
     subject: str
-    """OPERATOR or AGENT: whose service account it is."""
+    """OPERATOR or AGENT: the program whose service account it is."""
     right: Right
     """What it must be allowed to do."""
     allowed: bool | None
-    """None: unknown."""
+    """Whether it is allowed, or None if that is unknown."""
     why: str = ""
-    """Why it is unknown."""
+    """Why that is unknown; empty if it is known."""
 
     @property
     def text(self) -> str:
-        """The right, with its namespace if it has one."""
+        """The right as kubectl writes it, with its namespace if it has one."""
         scope = self.right.scope
         return self.right.text if scope == "cluster" else f"{self.right.text} (namespace: {scope})"
 
 
 @value
 class ConfigMapState:
-    """One of our two ConfigMaps, or the one that the device plugin is pointed at."""
+    """One of our two ConfigMaps, or one that ClusterPolicy names instead."""
 
     keys: frozenset[str]
     """The keys of its data."""
     ours: bool
-    """It carries our label or our record of writes."""
+    """Whether it carries our label or our record of writes."""
 
 
 @value
@@ -88,54 +88,55 @@ class AgentsState:
     """The agent's DaemonSet and what it needs."""
 
     selector: Mapping[str, str]
-    """Its node selector."""
+    """The node selector of its pods."""
     pods: tuple[PodState, ...]
     """The agents' pods."""
     runtime_class: str = ""
-    """The RuntimeClass that they ask for; empty: none."""
+    """The RuntimeClass that they ask for; empty if they ask for none."""
     runtime_class_exists: bool | None = None
-    """None: unknown."""
+    """Whether that RuntimeClass exists, or None if that is unknown."""
     enforced: str = ""
     """PodSecurity level that its namespace enforces; empty when it enforces none."""
     reports: Mapping[str, str] = field(default_factory=dict)
-    """By node: what keeps the agent from reading the GPUs, in its own words."""
+    """What keeps the agent from reading the GPUs, in its own words, by node; an empty text if nothing does."""
 
 
 @value
 class InstallationView:
-    """Everything that the question depends on, read once."""
+    """Everything in a cluster on which the answer depends, read once."""
 
     place: Place = Place()
     """Where the release is."""
     unread: Mapping[str, str] = field(default_factory=dict)
-    """By kind, as kubectl takes it: why it could not be read."""
+    """Why a kind could not be read, by the name of the kind as kubectl takes it."""
     not_served: frozenset[str] = frozenset()
     """Kinds of ours that the API server does not serve."""
     rights: tuple[RightState, ...] = ()
-    """Of both service accounts, each right that the roles of the chart should grant."""
+    """Each right that the roles of the chart should grant, for both service accounts."""
     operator_replicas: int | None = None
-    """None: there is no Deployment, or it could not be read."""
+    """Replicas that its Deployment asks for. None if there is no Deployment, or if it could not be read."""
     operator_pods: tuple[PodState, ...] = ()
     """The operator's pods."""
     cluster_policies: tuple[ClusterPolicyView, ...] = ()
     """Every ClusterPolicy."""
     finders: tuple[FinderState, ...] = ()
-    """Those in the GPU Operator's namespace."""
+    """Workers of Node Feature Discovery in the GPU Operator's namespace."""
     nodes: tuple[NodeView, ...] = ()
     """Every Node; empty if they could not be read."""
     kubelets: Mapping[str, str] = field(default_factory=dict)
-    """By node: the version of its kubelet, as `v1.36.3`; empty: unknown."""
+    """The version of the kubelet by node, such as `v1.36.3`; empty if it is unknown."""
     system_plugins: frozenset[str] = frozenset()
     """Nodes whose operating system includes a device plugin, which is on unless its settings disable it."""
     plain: ClusterPolicyView | None = None
-    """There is no ClusterPolicy: what NVIDIA's device-plugin chart says instead; None: it does not exist either."""
+    """What NVIDIA's device-plugin chart says in place of a ClusterPolicy. None if there is a ClusterPolicy,
+    or no chart."""
     gpu_cluster: bool = False
     """Whether NVIDIA's DRA stack is installed: our labels would have no effect."""
     config_maps: Mapping[str, ConfigMapState] = field(default_factory=dict)
-    """Ours, as far as they exist, and those that ClusterPolicy names instead, as far as they could be read: one that
-    does not exist holds nothing."""
+    """Our ConfigMaps that exist, and those that ClusterPolicy names instead, as far as they could be read. One that is
+    named and does not exist has no keys."""
     agents: AgentsState | None = None
-    """None: there is no DaemonSet, or it could not be read."""
+    """The agent's DaemonSet. None if there is none, or if it could not be read."""
     simulated: frozenset[str] = frozenset()
     """Nodes whose agents say that their GPUs are SIMULATED."""
     policies: tuple[PolicyView, ...] = ()
@@ -143,13 +144,13 @@ class InstallationView:
 
     @property
     def named(self) -> frozenset[str]:
-        """Entries of the device plugin's ConfigMap that Nodes name."""
+        """The entries of the device plugin's ConfigMap that Nodes name."""
         return frozenset(one.labels.get(LABEL_PLUGIN_CONFIG, "") for one in self.nodes) - {""}
 
     @property
     def selectors(self) -> tuple[LabelSelector, ...] | None:
-        """The node selectors of the policies. None if there is no policy; empty if policies may not be read, because
-        nothing is said about their nodes then."""
+        """The node selectors of the policies that are not being deleted. None if there is no policy. Empty if policies
+        could not be read: then nothing is reported about their nodes."""
         if "gpusharingpolicies.gpusharing.dev" in self.unread:
             return ()
         specs = (one.spec for one in self.policies if not one.deleting)
@@ -168,8 +169,7 @@ class InstallationView:
         return next((one for one in self.cluster_policies if not one.ignored), self.plain)
 
     def is_void(self, name: str) -> bool:
-        """Whether it is known that the ConfigMap of this name is empty, or that ClusterPolicy names it and it does not
-        exist."""
+        """Whether the ConfigMap of this name is known to be empty, or to be named by ClusterPolicy and not to exist."""
         held = self.config_maps.get(name)
         return held is not None and not held.keys
 
@@ -191,26 +191,26 @@ class Topic(StrEnum):
 
 
 ASKED_BY_PEOPLE = frozenset({Topic.KUBELETS, Topic.NODES})
-"""`kubectl gpusharing doctor` looks at these, `helm test` does not."""
+"""Topics that `kubectl gpusharing doctor` checks and `helm test` does not."""
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """How bad a symptom is."""
 
     ERROR = "ERROR"
     """Policies cannot be carried out, or only some of them."""
     WARNING = "WARNING"
-    """It works, or that is unknown; one day it may not."""
+    """The installation works today, or that is unknown, but it may fail later."""
 
 
 @value
 class Symptom:
-    """One fault."""
+    """One fault of an installation."""
 
     topic: Topic
     """What was checked."""
     severity: Severity
-    """How bad it is."""
+    """How bad the fault is."""
     reason: str
     """One CamelCase word, for tools; never changes its meaning."""
     message: str
@@ -223,17 +223,17 @@ Symptoms = Iterable[Symptom]
 
 
 def error(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """A symptom that keeps policies from being carried out."""
+    """Return a symptom that keeps policies from being carried out."""
     return Symptom(topic, Severity.ERROR, reason, message, command)
 
 
 def warning(topic: Topic, reason: str, message: str, command: str) -> Symptom:
-    """A symptom with which the installation works today, or whose effect is unknown."""
+    """Return a symptom with which the installation works today, or whose effect is unknown."""
     return Symptom(topic, Severity.WARNING, reason, message, command)
 
 
 def upgrade(view: InstallationView, values: str) -> str:
-    """The command that sets values of the release."""
+    """Return the command that sets values of the release. `values`: NAME=VALUE, with commas between."""
     place = view.place
     return f"helm upgrade {place.release} CHART -n {place.namespace} --reset-then-reuse-values --set {values}"
 
@@ -253,18 +253,18 @@ LOOKED_AT: Mapping[Topic, frozenset[str]] = {
     Topic.KUBELETS: frozenset({"nodes"}),
     Topic.NODES: _STACK | {"nodes", "configmaps", _POLICIES},
 }
-"""The kinds that decide a topic, as kubectl takes them. An unknown right is a symptom of its own."""
+"""The kinds that have to be read to check a topic, as kubectl takes them. An unknown right is a symptom of its own."""
 Unseen = Mapping[Topic, str]
-"""The parts of a topic that could not be read, as a clause."""
+"""What could not be read, as a clause, by topic."""
 
 
 def find_unread_topics(view: InstallationView) -> Unseen:
-    """By topic, in the order of the output."""
+    """Return a clause for each topic of which something could not be read, in the order of the topics."""
     found = {topic: sorted(LOOKED_AT.get(topic, frozenset()) & view.unread.keys()) for topic in Topic}
     return {topic: f"{', '.join(kinds)} cannot be read" for topic, kinds in found.items() if kinds}
 
 
 def joined(*parts: Unseen) -> Unseen:
-    """What several of these say about each topic."""
+    """Return the clauses of several such maps, joined by topic."""
     found = {topic: [part[topic] for part in parts if topic in part] for topic in Topic}
     return {topic: "; ".join(clauses) for topic, clauses in found.items() if clauses}

@@ -1,5 +1,5 @@
-"""What `doctor` finds beyond `helm test`: trouble in NVIDIA's Node labels that nobody noticed, unsupported kubelets,
-programs that serve GPUs beside the device plugin, and entries that the plugin refuses."""
+"""What `doctor` finds beyond `helm test`: wrong values of NVIDIA's Node labels, unsupported kubelets, programs that
+serve GPUs beside the device plugin, and entries that the plugin refuses."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ from gpusharing.planning.wanted.ownership import selects_node
 from gpusharing.planning.wanted.pluginconfig import find_flaws
 
 LABEL_DRIVER = "nvidia.com/cuda.driver-version.full"
-"""Of GPU Feature Discovery (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
+"""GPU Feature Discovery's label with the version of the driver (k8s-device-plugin v0.19.3, internal/lm/nvml.go)."""
 _AT_WORK = ("pending", "rebooting")
 
 
@@ -49,26 +49,27 @@ def has_gpu_label(node: NodeView) -> bool:
 
 
 def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntries]) -> tuple[Symptom, ...]:
-    """Report what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it. Nodes
-    that the operator is changing are left out: such values are part of the change there.
+    """Return what is wrong with the labels of Nodes: each fault once, with the names of all Nodes that have it. Nodes
+    that the operator is changing are left out, because such values are part of the change there.
 
-    `mig_entries`: by node, what mig-manager uses there. A node is missing if that is unknown, or if there is no
-    mig-manager.
+    `mig_entries`: the configurations that mig-manager has, by node. A node is missing from it if they are unknown, or
+    if there is no mig-manager.
     """
     nodes = sorted(
-        (one for one in view.nodes if one.fence is None and not one.fence_error), key=lambda one: one.name
+        (node for node in view.nodes if node.fence is None and not node.fence_error),
+        key=lambda node: node.name,
     )
     early = view.selectors is None
     selected = {
-        one.name for one in nodes if any(selects_node(row, one.labels) for row in view.selectors or ())
+        node.name for node in nodes if any(selects_node(row, node.labels) for row in view.selectors or ())
     }
     # Nodes that the operator would change if nothing were wrong with them.
-    concerned = [one for one in nodes if has_gpu_label(one) and (early or one.name in selected)]
+    concerned = [node for node in nodes if has_gpu_label(node) and (early or node.name in selected)]
     entryless = {
-        one.name: one
-        for one in nodes
-        if one.name in mig_entries.keys() - selected
-        and one.labels.get(names.LABEL_MIG_CONFIG, "") not in ("", *mig_entries[one.name].names)
+        node.name: node
+        for node in nodes
+        if node.name in mig_entries.keys() - selected
+        and node.labels.get(names.LABEL_MIG_CONFIG, "") not in ("", *mig_entries[node.name].names)
     }
     return (
         *_unknown_configs(nodes, view),
@@ -77,27 +78,28 @@ def find_node_symptoms(view: InstallationView, mig_entries: Mapping[str, MigEntr
         *_switched_off(concerned, view),
         *_owned_elsewhere(concerned),
         *_unknown_mig([*entryless.values()], mig_entries),
-        *_failed([one for one in nodes if one.name not in entryless], view),
+        *_failed([node for node in nodes if node.name not in entryless], view),
         *_paused(nodes, view),
         *_drivers(nodes, view.place),
     )
 
 
 def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Report nodes whose device-plugin label names no entry of the ConfigMap: config-manager silently keeps the former
-    configuration then (docs/design/nvidia.md#b4). Yields nothing if the entries are unknown."""
+    """Yield a symptom if nodes name an entry in their device-plugin label that the ConfigMap does not have:
+    config-manager silently keeps the former configuration then (docs/design/nvidia.md#b4). Yields nothing if the
+    entries are unknown."""
     label, plugin_map = names.LABEL_PLUGIN_CONFIG, view.followed.plugin_config_name if view.followed else ""
-    held = view.config_maps.get(plugin_map)
-    if held is None or not held.keys:
+    config_map = view.config_maps.get(plugin_map)
+    if config_map is None or not config_map.keys:
         return
-    odd = [one for one in nodes if one.labels.get(label) and one.labels[label] not in held.keys]
+    odd = [node for node in nodes if node.labels.get(label) and node.labels[label] not in config_map.keys]
     if odd:
         first = odd[0]
-        alike = [one for one in odd if one.labels[label] == first.labels[label]]
+        alike = [node for node in odd if node.labels[label] == first.labels[label]]
         yield error(
             Topic.NODES,
             "PluginConfigUnknown",
-            f"{label} of {some(sorted(one.name for one in odd))} names no key of ConfigMap {plugin_map}"
+            f"{label} of {some(sorted(node.name for node in odd))} names no key of ConfigMap {plugin_map}"
             f" ({first.name}: {first.labels[label]}), so the device plugin silently serves what it served before."
             " Name the entry that it serves now: without the label it serves the default, which may be fewer devices",
             _mend(view, label, f"kubectl label node {_all(alike)} --overwrite {label}=NAME"),
@@ -105,24 +107,24 @@ def _unknown_configs(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _other_plugins(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Report nodes that a device plugin of somebody else serves. GKE's is left out: it is reported with the agents, so
-    that `helm test` shows it too."""
-    for plugin in sorted({one.other_plugin for one in nodes} - {"", GKE}):
-        there = [one.name for one in nodes if one.other_plugin == plugin]
+    """Yield a symptom for each device plugin of somebody else that serves some of these nodes. GKE's is left out: it
+    is reported with the agents, so that `helm test` shows it too."""
+    for plugin in sorted({node.other_plugin for node in nodes} - {"", GKE}):
+        there = [node.name for node in nodes if node.other_plugin == plugin]
         show = f"kubectl describe node {there[0]}"
         yield _blocking(view)(Topic.NODES, "ForeignDevicePlugin", explain_plugin(plugin, there), show)
 
 
 def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Report nodes whose GPUs are for virtual machines: they have neither device plugin nor mig-manager
-    (docs/design/nvidia.md#d2)."""
+    """Yield a symptom if the GPUs of some nodes are for virtual machines: such nodes have neither device plugin nor
+    mig-manager (docs/design/nvidia.md#d2)."""
     label, policy = names.LABEL_WORKLOAD_CONFIG, view.followed
-    odd = [one for one in nodes if workload_of(one.labels, policy) != names.WORKLOAD_CONTAINER]
+    odd = [node for node in nodes if workload_of(node.labels, policy) != names.WORKLOAD_CONTAINER]
     if odd:
         yield _blocking(view)(
             Topic.NODES,
             "WorkloadConfig",
-            f"the GPUs of {some([one.name for one in odd])} are not for containers ({odd[0].name} has"
+            f"the GPUs of {some([node.name for node in odd])} are not for containers ({odd[0].name} has"
             f" {workload_of(odd[0].labels, policy)} by {label}, or by ClusterPolicy {SANDBOX_DEFAULT} where it has no"
             " such label), so no policy changes anything there. Stop virtual machines that have them and set the label"
             " to container, or keep the node out of the policy's nodeSelector",
@@ -134,34 +136,34 @@ def _other_workloads(nodes: list[NodeView], view: InstallationView) -> Symptoms:
 
 
 def _switched_off(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Report nodes with a label that keeps a needed program of NVIDIA's off them (docs/design/nvidia.md#d2, d.4).
+    """Yield a symptom for each label that keeps a needed program of NVIDIA's off some nodes (docs/design/nvidia.md#d2,
+    d.4).
 
     Pauses of mig-manager and of a driver upgrade are left out, because they end by themselves. So are nodes that
     another device plugin serves, because their admin may have switched NVIDIA's off on purpose.
     """
     for operand, label in DEPLOY_NEEDED.items():
         odd = [
-            one
-            for one in nodes
-            if not one.other_plugin and is_switched_off(operand, one.labels.get(label, ""))
+            node
+            for node in nodes
+            if not node.other_plugin and is_switched_off(operand, node.labels.get(label, ""))
         ]
         if odd:
             yield _blocking(view)(
                 Topic.NODES,
                 "OperandsDisabled",
-                f"{label} of {some([one.name for one in odd])} is {odd[0].labels[label]}, so the components of the GPU"
-                " Operator that would serve and report a change do not run there, and no policy changes anything"
+                f"{label} of {some([node.name for node in odd])} is {odd[0].labels[label]}, so the components of the"
+                " GPU Operator that would serve and report a change do not run there, and no policy changes anything"
                 " there. Remove the label, or keep the node out of the policy's nodeSelector",
                 _mend(view, label, f"kubectl label node {_all(odd)} {label}-"),
             )
 
 
 def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
-    """Report labels that the operator would write and that somebody else would set back: one warning for each label and
-    owner."""
-    owners = {one.name: find_owners(one) for one in nodes}
-    for label, owner in dict.fromkeys(pair for found in owners.values() for pair in found.items()):
-        alike = [name for name, found in owners.items() if found.get(label) == owner]
+    """Yield a warning for each label that the operator would write and each program that would set it back."""
+    owners = {node.name: find_owners(node) for node in nodes}
+    for label, owner in dict.fromkeys(pair for labels in owners.values() for pair in labels.items()):
+        alike = [name for name, labels in owners.items() if labels.get(label) == owner]
         yield warning(
             Topic.NODES,
             "LabelOwnedElsewhere",
@@ -171,32 +173,33 @@ def _owned_elsewhere(nodes: list[NodeView]) -> Symptoms:
 
 
 def _mend(view: InstallationView, label: str, command: str) -> str:
-    """Return `command`, or one that only shows the nodes if there is no policy: it is unknown then whether such nodes
-    will get one."""
+    """Return `command` if there is a policy, else a command that only shows the nodes: it is unknown then whether such
+    nodes will get a policy."""
     return f"kubectl get nodes -L {label}" if view.selectors is None else command
 
 
 def _blocking(view: InstallationView) -> Callable[[Topic, str, str, str], Symptom]:
+    """Return `error` if there is a policy, which is then not carried out on such nodes; else `warning`."""
     return warning if view.selectors is None else error
 
 
 def _all(nodes: list[NodeView]) -> str:
-    return " ".join(one.name for one in nodes)
+    return " ".join(node.name for node in nodes)
 
 
 def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -> Symptoms:
-    """Report these nodes, whose MIG label names no entry: mig-manager refuses the name and touches no GPU
-    (docs/design/nvidia.md#a3). Nodes that a policy selects are not among them: the operator writes their label, and
-    reports a wrong name in the policy itself."""
+    """Yield a warning if there are `nodes`, whose MIG label names no entry: mig-manager refuses the name and touches
+    no GPU (docs/design/nvidia.md#a3). Nodes that a policy selects must not be among them: the operator writes their
+    label, and reports a wrong name in the policy itself."""
     label = names.LABEL_MIG_CONFIG
     if nodes:
         first = nodes[0]
         entries, wrong = mig_entries[first.name], first.labels[label]
-        alike = [one for one in nodes if one.labels[label] == wrong]
+        alike = [node for node in nodes if node.labels[label] == wrong]
         yield warning(
             Topic.NODES,
             "MigConfigUnknown",
-            f"{label} of {some([one.name for one in nodes])} names no configuration that mig-manager has there"
+            f"{label} of {some([node.name for node in nodes])} names no configuration that mig-manager has there"
             f" ({first.name}: {wrong}; ConfigMap {entries.config_map} has {some(sorted(entries.names), 4)}), so after a"
             " reboot it does not create the MIG instances again. Name the configuration that the GPUs have now: for"
             " any other, mig-manager repartitions them, and without the label the GPU Operator may set all-disabled",
@@ -205,48 +208,51 @@ def _unknown_mig(nodes: list[NodeView], mig_entries: Mapping[str, MigEntries]) -
 
 
 def _failed(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Report nodes on which mig-manager has failed. Those that `_unknown_mig` has reported are not among `nodes`."""
-    failed = [one for one in nodes if one.labels.get(names.LABEL_MIG_STATE) == "failed"]
+    """Yield a warning if mig-manager has failed on some of these nodes. Those that `_unknown_mig` has reported must
+    not be among them."""
+    failed = [node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) == "failed"]
     if failed:
-        told = f"{failed[0].name}: {failed[0].labels.get(names.LABEL_MIG_CONFIG, 'none')}"
+        example = f"{failed[0].name}: {failed[0].labels.get(names.LABEL_MIG_CONFIG, 'none')}"
         yield warning(
             Topic.NODES,
             "MigConfigFailed",
-            f"mig-manager could not apply its configuration on {some(sorted(one.name for one in failed))} ({told})",
+            f"mig-manager could not apply its configuration on {some(sorted(node.name for node in failed))}"
+            f" ({example})",
             f"kubectl -n {view.place.gpu_operator_namespace} logs -l app=nvidia-mig-manager --prefix --tail 50",
         )
 
 
 def _paused(nodes: list[NodeView], view: InstallationView) -> Symptoms:
-    """Report nodes on which mig-manager has paused other programs and is not at work any more. If it died in between,
-    they stay off."""
+    """Yield an error if mig-manager has paused other programs on some nodes and is not at work there any more. If it
+    died in between, they stay off."""
     paused = [
-        one for one in nodes if one.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(one)
+        node for node in nodes if node.labels.get(names.LABEL_MIG_STATE) not in _AT_WORK and _is_paused(node)
     ]
     if paused:
         yield error(
             Topic.NODES,
             "OperandsPaused",
-            f"operands of {some(sorted(one.name for one in paused))} are still paused for a MIG change that is over",
+            f"operands of {some(sorted(node.name for node in paused))} are still paused for a MIG change that is over",
             f"kubectl -n {view.place.gpu_operator_namespace} delete pod -l app=nvidia-mig-manager"
             f" --field-selector spec.nodeName={paused[0].name}",
         )
 
 
 def _is_paused(node: NodeView) -> bool:
+    """Whether a deploy label of the node has the value with which mig-manager pauses a program."""
     switches = (names.LABEL_DEPLOY_PREFIX + operand for operand in names.DEPLOY_PAUSABLE)
     return any(node.labels.get(switch) == names.PAUSED_FOR_MIG for switch in switches)
 
 
 def _drivers(nodes: list[NodeView], settings: PlanSettings) -> Symptoms:
-    """Report nodes with a driver under which the operator repartitions no GPU."""
+    """Yield a warning if some nodes with MIG have a driver under which the operator repartitions no GPU."""
     flaws = {
-        one.name: flaw
-        for one in nodes
-        if one.labels.get(names.LABEL_MIG_CAPABLE) == "true"
+        node.name: flaw
+        for node in nodes
+        if node.labels.get(names.LABEL_MIG_CAPABLE) == "true"
         and (
             flaw := find_driver_flaw(
-                one.labels.get(LABEL_DRIVER, ""),
+                node.labels.get(LABEL_DRIVER, ""),
                 settings.unsafe_drivers,
                 refuse_affected=settings.refuse_unsafe_drivers,
             )
@@ -276,15 +282,15 @@ Minor = tuple[int, int]
 
 
 def find_minor(version: str) -> Minor | None:
-    """Major and minor of `v1.33.1-eks-1-33-5`; None if it is unknown, or that of a build without a version
-    (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
-    found = _VERSION.match(version)
-    return (int(found[1]), int(found[2])) if found and found[1] != "0" else None
+    """Return major and minor version of a text such as `v1.33.1-eks-1-33-5`. None if it is unknown, or that of a build
+    without a version (`v0.0.0-master+$Format:%H$`, component-base v0.36.3 version/base.go)."""
+    match = _VERSION.match(version)
+    return (int(match[1]), int(match[2])) if match and match[1] != "0" else None
 
 
 def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symptom, ...]:
-    """Report what is wrong with the versions of kubelets on nodes with GPUs, each kubelet once, for its worst fault.
-    `api_server`: its version, empty if unknown."""
+    """Return a warning for each fault in the versions of kubelets on nodes with GPUs. Each kubelet is named once, for
+    its worst fault. `api_server`: the version of the API server, empty if unknown."""
     server = find_minor(api_server)
     unsupported = f"the API server ({api_server}), which Kubernetes does not support"
     upgrade_it = "upgrade the kubelet, one node after the other"
@@ -293,17 +299,17 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
         "KubeletBehind": f"is more than {MOST_BEHIND} minor versions behind {unsupported}: {upgrade_it}",
         "KubeletOld": f"is older than {OLDEST[0]}.{OLDEST[1]}, the oldest that the operator is made for: {upgrade_it}",
     }
-    found: dict[str, list[str]] = {reason: [] for reason in faults}
-    for node in sorted((one for one in view.nodes if has_gpu_label(one)), key=lambda one: one.name):
+    faulty: dict[str, list[str]] = {reason: [] for reason in faults}
+    for node in sorted((node for node in view.nodes if has_gpu_label(node)), key=lambda node: node.name):
         minor = find_minor(view.kubelets.get(node.name, ""))
         if minor is None:
             continue
         if server is not None and minor > server:
-            found["KubeletNewer"].append(node.name)
+            faulty["KubeletNewer"].append(node.name)
         elif server is not None and minor[0] == server[0] and server[1] - minor[1] > MOST_BEHIND:
-            found["KubeletBehind"].append(node.name)
+            faulty["KubeletBehind"].append(node.name)
         elif minor < OLDEST:
-            found["KubeletOld"].append(node.name)
+            faulty["KubeletOld"].append(node.name)
     return tuple(
         warning(
             Topic.KUBELETS,
@@ -312,7 +318,7 @@ def find_kubelet_symptoms(view: InstallationView, api_server: str) -> tuple[Symp
             f"kubectl get node {' '.join(nodes)} -o"
             " custom-columns=NODE:.metadata.name,KUBELET:.status.nodeInfo.kubeletVersion",
         )
-        for reason, nodes in found.items()
+        for reason, nodes in faulty.items()
         if nodes
     )
 
@@ -329,29 +335,29 @@ class Server:
     name: str
     """Name of the DaemonSet."""
     dra: bool
-    """NVIDIA's DRA driver, with GPUs switched on; else a device plugin that serves nvidia.com/gpu."""
+    """Whether it is NVIDIA's DRA driver with GPUs enabled. If not, it is a device plugin that serves nvidia.com/gpu."""
     of_gpu_operator: bool
-    """ClusterPolicy owns it."""
+    """Whether ClusterPolicy owns it."""
     release: str
-    """Its Helm release; empty: it was not installed with Helm."""
+    """Name of its Helm release; empty if it was not installed with Helm."""
     release_namespace: str
     """The namespace of that release; empty without one."""
     owned: bool
-    """Something else made it, and would make it again."""
+    """Whether another object owns it, whose controller would create it again."""
     wanted: int
-    """The number of nodes that it should run on, as its controller counts them."""
+    """The number of nodes that it should run on, as its status says."""
     selector: Mapping[str, str]
-    """Labels that a node must have; affinity is not looked at."""
+    """Labels that a node must have (its node selector); its affinity is ignored."""
 
     @property
     def where(self) -> str:
-        """For people."""
+        """The DaemonSet with its namespace, for people."""
         return f"DaemonSet {self.namespace}/{self.name}"
 
     @property
     def removal(self) -> str:
-        """The command that removes it; or one that shows it, if it would come back or removing it would remove other
-        things too."""
+        """The command that removes it. If it would come back, or if removing it would remove other things too, a
+        command that only shows it."""
         if self.release:
             return f"helm uninstall {self.release} -n {self.release_namespace}"
         if self.dra or self.owned:
@@ -362,7 +368,8 @@ class Server:
 def find_rival_symptoms(
     servers: Iterable[Server], nodes: Sequence[NodeView], namespace: str
 ) -> tuple[Symptom, ...]:
-    """Report what else serves GPUs on nodes that the device plugin serves. `namespace`: where NVIDIA's components are.
+    """Return a warning for each program that serves GPUs on nodes that the device plugin also serves. `namespace`:
+    where NVIDIA's components are.
 
     A kubelet takes a resource from whichever plugin registered last (kubernetes v1.36.3
     pkg/kubelet/cm/devicemanager/manager.go, PluginConnected), so of two device plugins on a node one does not follow
@@ -370,30 +377,42 @@ def find_rival_symptoms(
     plugin gave them to.
     """
     running = sorted(
-        (one for one in servers if one.wanted),
+        (server for server in servers if server.wanted),
         # First the one whose configuration we choose: ClusterPolicy's, else that of the chart where we look for it.
-        key=lambda one: (not one.of_gpu_operator, one.namespace != namespace, not one.release, one.where),
+        key=lambda server: (
+            not server.of_gpu_operator,
+            server.namespace != namespace,
+            not server.release,
+            server.where,
+        ),
     )
-    plugins = [one for one in running if not one.dra]
+    plugins = [server for server in running if not server.dra]
     if not plugins:
         return ()
     main, *others = plugins
-    seconds = (_second(main, other, found) for other in others if (found := _shared(main, other, nodes)))
-    drivers = (one for one in running if one.dra)
-    return (*seconds, *(_driver(one, found) for one in drivers if (found := _shared(main, one, nodes))))
+    seconds = (_second(main, other, both) for other in others if (both := _shared(main, other, nodes)))
+    drivers = (server for server in running if server.dra)
+    return (
+        *seconds,
+        *(_driver(driver, both) for driver in drivers if (both := _shared(main, driver, nodes))),
+    )
 
 
 def _shared(main: Server, other: Server, nodes: Iterable[NodeView]) -> list[str]:
-    def takes(server: Server, node: NodeView) -> bool:
+    """Return the names of the nodes with GPUs that both select, sorted. Empty also if both together have no more pods
+    than nodes to run on, because taints or affinity may then keep them apart."""
+
+    def selects(server: Server, node: NodeView) -> bool:
         return all(node.labels.get(key) == value for key, value in server.selector.items())
 
-    either = [one for one in nodes if has_gpu_label(one) and (takes(main, one) or takes(other, one))]
+    either = [node for node in nodes if has_gpu_label(node) and (selects(main, node) or selects(other, node))]
     if main.wanted + other.wanted <= len(either):
         return []  # so few pods that taints or affinity may well keep them apart
-    return sorted(one.name for one in either if takes(main, one) and takes(other, one))
+    return sorted(node.name for node in either if selects(main, node) and selects(other, node))
 
 
 def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
+    """Return the warning that `other` runs a second device plugin on these nodes, with the command that removes it."""
     again = f"kubectl -n {main.namespace} rollout restart daemonset {main.name}"
     return warning(
         Topic.NODES,
@@ -406,6 +425,8 @@ def _second(main: Server, other: Server, nodes: list[str]) -> Symptom:
 
 
 def _driver(driver: Server, nodes: list[str]) -> Symptom:
+    """Return the warning that this DRA driver serves GPUs of these nodes, with the command that switches that off, or
+    shows the DaemonSet if it has no Helm release."""
     less = "--reset-then-reuse-values --set resources.gpus.enabled=false"
     release = f"{driver.release} CHART -n {driver.release_namespace}"
     return warning(
@@ -422,43 +443,43 @@ def _driver(driver: Server, nodes: list[str]) -> Symptom:
 
 
 MOST = 3
-"""Fields that a message names."""
+"""The most fields that a message names."""
 
 
 @value
 class PluginEntries:
-    """The ConfigMap of the device plugin's configurations."""
+    """The ConfigMap of the device plugin's configurations, as far as it exists."""
 
     config_map: str
-    """Its name."""
+    """Name of the ConfigMap."""
     namespace: str
     """The namespace of the device plugin, in which it has to be."""
     texts: Mapping[str, str] | None
-    """The configurations by key; None: there is no such ConfigMap there."""
+    """The configurations by key, or None if there is no such ConfigMap there."""
     elsewhere: Sequence[str] = ()
-    """Other namespaces with a ConfigMap of that name, if it is absent."""
+    """Other namespaces with a ConfigMap of that name; empty unless it is absent."""
 
     @property
     def absence(self) -> str:
         """The message that the ConfigMap is absent; empty if it exists."""
         if self.texts is not None:
             return ""
-        found = f"; one of that name is in {some(self.elsewhere)}" if self.elsewhere else ""
+        others = f"; one of that name is in {some(self.elsewhere)}" if self.elsewhere else ""
         return (
-            f"ConfigMap {self.config_map} does not exist in namespace {self.namespace}{found}; device plugins cannot"
+            f"ConfigMap {self.config_map} does not exist in namespace {self.namespace}{others}; device plugins cannot"
             " start"
         )
 
     def describe(self, key: str, *, refused: bool) -> str:
-        """Return what the device plugin refuses in an entry (`refused`), or what it ignores (not `refused`), by field;
-        empty if there is no such field. Only the first few fields are named."""
+        """Return which fields of an entry the device plugin refuses (`refused`) or ignores (not `refused`), and why.
+        Empty if there is no such field. At most MOST fields are named."""
         flaws = [one.text for one in find_flaws((self.texts or {})[key]) if one.refused == refused]
         return f"ConfigMap {self.config_map}, entry {key}, {'; '.join(flaws[:MOST])}" if flaws else ""
 
 
 def find_entry_symptoms(entries: PluginEntries, used: Collection[str], install: str) -> Symptoms:
-    """Report an absent ConfigMap and every entry that the device plugin refuses or reads only in part. An absent
-    ConfigMap and a refused entry in use are errors, all else are warnings.
+    """Yield a symptom for an absent ConfigMap and for every entry that the device plugin refuses or reads only in
+    part. An absent ConfigMap and a refused entry in use are errors, all else are warnings.
 
     `used`: the entries that Nodes or ClusterPolicy's default name. `install`: the command that installs the operator;
     empty once it is installed.

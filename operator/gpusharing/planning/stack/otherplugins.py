@@ -1,9 +1,9 @@
-"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and what shows on a Node that one of
-them serves it. No change begins there: it could be neither served nor proven.
+"""Device plugins that do not follow the label `nvidia.com/device-plugin.config`, and how a Node shows that one of them
+serves it. No change begins there: it could be neither served nor proven.
 
-A plugin counts where its own mark is on the Node: an annotation that it writes, a label by which it selects nodes, or
-one of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. What a host merely may run is
-no evidence: Bottlerocket's plugin can be switched off, and the API does not show that.
+A plugin counts if its own mark is on the Node: an annotation that it writes, a label by which it selects nodes, or one
+of its resources in allocatable, which the kubelet sets to 0 when the plugin is gone. What a host merely may run is no
+evidence: Bottlerocket's plugin can be switched off, and the API does not show that.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ AKS, AUTO_MODE = "kubernetes.azure.com/dcgm-exporter", "eks.amazonaws.com/comput
 def has_cloud_plugin(labels: Mapping[str, str]) -> bool:
     """Whether GKE runs its own device plugin on a Node with these labels.
 
-    Two plugins that offer nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
+    Two plugins that advertise nvidia.com/gpu replace each other's devices in the kubelet: "Exactly one nvidia.com/gpu
     advertiser per node is required" (NVIDIA, AI Cluster Runtime, GKE GPU Setup).
     """
     return GKE_GPU in labels and labels.get(GKE_WITHOUT_PLUGIN) != "true"
@@ -41,7 +41,7 @@ def has_system_plugin(os_image: str) -> bool:
 
 def _has_hami(labels: Mapping[str, str], annotations: Mapping[str, str]) -> bool:
     """Whether HAMi's plugin has listed devices in its annotation and is still alive: HAMi's scheduler writes `Deleted`
-    when it no longer hears of the plugin."""
+    once the plugin has stopped reporting."""
     listed = annotations.get(HAMI, "").strip() not in ("", "[]")
     return listed and not annotations.get(HAMI_STATE, "").startswith("Deleted")
 
@@ -51,13 +51,13 @@ class OtherPlugin:
     """A device plugin, and how it is recognized."""
 
     sign: str
-    """What shows on a Node that it serves the node, for people."""
+    """What on a Node shows that the plugin serves it, for people."""
     handover: str
     """How nodes get NVIDIA's plugin instead, as the end of a sentence; NODE stands for their names."""
     resources: tuple[str, ...] = ()
     """Prefixes of the resources that no other plugin serves."""
     marked: Callable[[Mapping[str, str], Mapping[str, str]], bool] = lambda labels, annotations: False
-    """Whether labels or annotations of a Node show it."""
+    """Whether labels and annotations of a Node show that the plugin serves it."""
 
 
 OTHERS: Mapping[str, OtherPlugin] = {
@@ -85,30 +85,32 @@ RESOURCES = tuple(prefix for one in OTHERS.values() for prefix in one.resources)
 
 
 def find_other_plugin(
-    labels: Mapping[str, str], annotations: Mapping[str, str], offered: Sequence[str]
+    labels: Mapping[str, str], annotations: Mapping[str, str], resources: Sequence[str]
 ) -> str:
-    """Return the name of the plugin of OTHERS that serves a Node; empty if none does. `offered`: the resource names of
-    which the Node has devices to allocate."""
-    for plugin, one in OTHERS.items():
-        if one.marked(labels, annotations) or any(name.startswith(one.resources) for name in offered):
+    """Return the name of the first plugin of OTHERS that serves a Node; empty if none does. `resources`: the resource
+    names of which the Node has devices to allocate."""
+    for plugin, known in OTHERS.items():
+        if known.marked(labels, annotations) or any(name.startswith(known.resources) for name in resources):
             return plugin
     return ""
 
 
 def explain_plugin(name: str, nodes: Sequence[str]) -> str:
-    """Say why no change begins on these nodes, which the plugin of this name serves, and how to hand them over."""
-    found = OTHERS[name]
-    where, handover = some(nodes), found.handover.replace("NODE", " ".join(nodes))
+    """Return why no change begins on these nodes, which the plugin of this name serves, and how to hand them over to
+    NVIDIA's."""
+    plugin = OTHERS[name]
+    where, handover = some(nodes), plugin.handover.replace("NODE", " ".join(nodes))
     return (
-        f"{name} serves the GPUs of {where} ({found.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change could"
-        f" be neither served nor proven. Keep {where} out of the policy, or {handover}"
+        f"{name} serves the GPUs of {where} ({plugin.sign}) and does not follow {LABEL_PLUGIN_CONFIG}, so a change"
+        f" could be neither served nor proven. Keep {where} out of the policy, or {handover}"
     )
 
 
-def name_resources(asked: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
-    """Yield a note for each plugin of OTHERS of which a pod requests resources, with the nodes that it serves.
-    `asked`: the resource names that the pod requests; `serving`: the name of the plugin by node."""
-    for plugin, one in OTHERS.items():
-        if names := sorted(name for name in asked if name.startswith(one.resources)):
-            nodes = sorted(node for node, its in serving.items() if its == plugin)
+def name_resources(requested: Collection[str], serving: Mapping[str, str]) -> Iterator[str]:
+    """Yield a note for each plugin of OTHERS that alone serves some of the requested resources, with the nodes that it
+    serves. `requested`: the resource names that a pod requests; `serving`: the name of the plugin by node, empty
+    for NVIDIA's."""
+    for plugin, known in OTHERS.items():
+        if names := sorted(name for name in requested if name.startswith(known.resources)):
+            nodes = sorted(node for node, server in serving.items() if server == plugin)
             yield f"{', '.join(names)}: only {plugin} serves this, and it serves {some(nodes) or 'no node'} here"

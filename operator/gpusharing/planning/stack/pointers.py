@@ -1,7 +1,9 @@
-"""ClusterPolicy's two pointers to our ConfigMaps: which of them the operator sets itself, and why not the others.
+"""ClusterPolicy's two pointers to our ConfigMaps: which of them the operator sets itself, and why it does not set the
+others.
 
-Chart value gpuOperator.configure. Each is set once per ClusterPolicy, and only if nobody has set anything else; an
-annotation in the same write remembers it. If somebody sets one back, the operator leaves it alone.
+Chart value gpuOperator.configure switches that on. Each pointer is set once per ClusterPolicy, and only if nobody has
+set anything else; an annotation in the same write remembers it. If somebody sets one back, the operator leaves it
+alone.
 """
 
 from collections.abc import Callable, Collection
@@ -24,25 +26,26 @@ VALUE = "chart value gpuOperator.configure"
 
 @value
 class Pointer:
-    """One of the two pointers."""
+    """One field of ClusterPolicy that names the ConfigMap of the device plugin or of mig-manager."""
 
     field: str
     """PLUGIN_POINTER or MIG_POINTER."""
     ours: str
     """The ConfigMap that it should name."""
     now: str
-    """What it names; empty: nothing."""
+    """The ConfigMap that it names; empty if it is not set."""
     setter: str = ""
     """The field manager that last wrote it; empty when unknown."""
     without_default: str = ""
-    """A default in the same block that our ConfigMap does not hold; with it, device plugins could not start."""
+    """The default entry, if the same block names one that our ConfigMap lacks: device plugins could not start with it.
+    Empty otherwise."""
     lacking: tuple[str, ...] = ()
     """Entries that Nodes name and our ConfigMap lacks: with the pointer there, their device plugins could not start."""
     nowhere: frozenset[str] = frozenset()
-    """Those of them that the ConfigMap which it names also lacks, as far as known."""
+    """The entries that neither our ConfigMap nor the one that it names now has, as far as known."""
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         """The ConfigMap that the pointer names and who set that, for people."""
         if not self.now:
             return "not set"
@@ -55,16 +58,16 @@ class Pointer:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Entries that device plugins use and our ConfigMap lacks: with the pointer there, they would not start.
-
-        A default without a ConfigMap does not count: nothing uses it, and the patch removes it.
-        """
+        """Entries that device plugins use and our ConfigMap lacks, sorted: with the pointer at ours, these plugins
+        could not start. A default without a ConfigMap does not count, because nothing uses it and the patch removes
+        it."""
         default = {self.without_default} if self.without_default and self.now else set()
         return tuple(sorted({*self.lacking, *default}))
 
     @property
     def merges(self) -> bool:
-        """Whether any of `stops` can come from the ConfigMap that it names."""
+        """Whether any of `stops` may be in the ConfigMap that the pointer names now, so that merging its entries
+        helps."""
         return bool(self.now) and not self.nowhere.issuperset(self.stops)
 
     @property
@@ -84,7 +87,8 @@ class Pointer:
 
     @property
     def patch(self) -> Fields:
-        """The patch of ClusterPolicy, below `spec`, that sets the pointer and removes a default that we lack."""
+        """The fields of ClusterPolicy, below `spec`, that set the pointer and remove a default that our ConfigMap
+        lacks."""
         block, _, _ = self.field.partition(".")
         config = {"name": self.ours} | ({"default": None} if self.without_default else {})
         return {block: {"config": config}}
@@ -93,32 +97,32 @@ class Pointer:
 def plugin_pointer(
     policy: ClusterPolicyView,
     ours: str,
-    held: Collection[str],
+    our_keys: Collection[str],
     missing: tuple[str, ...] = (),
-    theirs: Collection[str] | None = None,
+    named_keys: Collection[str] | None = None,
 ) -> Pointer:
-    """Return the device plugin's pointer. `held`: the keys of our ConfigMap; `missing`: further keys that Nodes name;
-    `theirs`: the keys of the ConfigMap that the pointer names, or None if they were not read."""
+    """Return the device plugin's pointer. `our_keys`: the keys of our ConfigMap; `missing`: further keys that Nodes
+    name; `named_keys`: the keys of the ConfigMap that the pointer names, or None if they were not read."""
     default = policy.plugin_default
     return Pointer(
         PLUGIN_POINTER,
         ours,
         policy.plugin_config_name,
         policy.plugin_config_setter,
-        default if default and default not in held else "",
+        default if default and default not in our_keys else "",
         missing,
-        frozenset() if theirs is None else frozenset({*missing, default}) - frozenset(theirs),
+        frozenset() if named_keys is None else frozenset({*missing, default}) - frozenset(named_keys),
     )
 
 
 def mig_pointer(policy: ClusterPolicyView, ours: str) -> Pointer:
-    """Return mig-manager's pointer."""
+    """Return mig-manager's pointer as ClusterPolicy has it. `ours`: the name of our ConfigMap."""
     return Pointer(MIG_POINTER, ours, policy.mig_config_name, policy.mig_config_setter)
 
 
 def elsewhere(policy: ClusterPolicyView, ours: str) -> str:
-    """Return why NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and which chart value to set; empty if they
-    can, or if their namespace is unknown."""
+    """Return that NVIDIA's pods cannot mount ConfigMaps in namespace `ours`, and which chart value to set. Empty if
+    they can, or if their namespace is unknown."""
     if policy.namespace in ("", ours):
         return ""
     return (
@@ -128,11 +132,12 @@ def elsewhere(policy: ClusterPolicyView, ours: str) -> str:
 
 
 def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> SetPointers | None:
-    """Return the pointers to write now; None if there are none. `quiet`: no node is in the middle of a change.
+    """Return the pointers to write now, or None if there are none. `quiet`: whether no node is in the middle of a
+    change.
 
-    Nothing is written before both ConfigMaps exist, because a pod that mounts a missing one cannot start. Nor during
-    our change of a node, because every operand restarts on every node when ClusterPolicy changes. A pointer that
-    somebody else has set, or that we have set once before, is left alone.
+    They are written only if both ConfigMaps exist, because a pod that mounts a missing one cannot start, and not while
+    a node is in the middle of a change, because every operand restarts on every node when ClusterPolicy changes. A
+    pointer that somebody else has set, or that we have set once before, is left alone.
     """
     policy = stack.cluster_policy
     if not settings.configure_gpu_operator or policy is None or policy.plain is not None:
@@ -141,24 +146,28 @@ def plan_pointers(stack: StackView, settings: PlanSettings, *, quiet: bool) -> S
     apart = stack.foreign_map or elsewhere(policy, settings.gpu_operator_namespace)
     if not quiet or not written or apart or stack.gpu_cluster or stack.rival_policies:
         return None
-    found = (
+    pointers = (
         plugin_pointer(policy, settings.plugin_config_map, stack.plugin_configs, stack.missing_entries),
         mig_pointer(policy, settings.mig_config_map),
     )
     wanted = {
-        one.field: one.ours
-        for one in found
-        if one.is_free and not one.without_default and not one.lacking and one.field not in policy.configured
+        pointer.field: pointer.ours
+        for pointer in pointers
+        if pointer.is_free
+        and not pointer.without_default
+        and not pointer.lacking
+        and pointer.field not in policy.configured
     }
     return SetPointers(policy, wanted) if wanted else None
 
 
-def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, error: str = "") -> str:
-    """Why the operator has not set a pointer that is not ours, the first of RESTRAINTS; empty if it was not `asked` to.
+def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, configure: bool, error: str = "") -> str:
+    """Return why the operator has not set a pointer that does not name our ConfigMap, as a clause after a semicolon:
+    the first of RESTRAINTS that applies, else that it will set it. Empty if not `configure`.
 
-    `error`: why it could not.
+    `error`: why the last write of a pointer failed, if it did.
     """
-    if not asked:
+    if not configure:
         return ""
     for restraint in RESTRAINTS:
         if why := restraint.find(pointer, policy, error):
@@ -171,26 +180,30 @@ def why_not_set(pointer: Pointer, policy: ClusterPolicyView, *, asked: bool, err
 
 @value
 class Restraint:
-    """What keeps the operator from setting a pointer although it was asked to."""
+    """A reason why the operator does not set a pointer although chart value gpuOperator.configure is on."""
 
     find: Callable[[Pointer, ClusterPolicyView, str], str]
-    """What is said of it; the last argument is why a write failed. Empty: it does not apply."""
+    """Returns the reason as a clause after a semicolon, or an empty text if it does not apply. The last argument is
+    why a write failed."""
 
 
 def _set_back(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """It is set once, whatever it names now."""
+    """Return that the operator has set this pointer once already, so that somebody has changed it since. Empty if it
+    has not."""
     if pointer.field not in policy.configured:
         return ""
     return f"; the operator set it once ({VALUE}); somebody has changed it since, and it stays as it is"
 
 
 def _taken(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """What our ConfigMap lacks is of no interest where somebody else's is named."""
+    """Return that somebody else has set this pointer; empty if nobody has. Checked before the entries that our
+    ConfigMap lacks, which do not matter then."""
     return "" if pointer.is_free else f"; the operator never overwrites what somebody else has set ({VALUE})"
 
 
 def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """It would stop the device plugins of all nodes that no label names an entry for."""
+    """Return that our ConfigMap lacks the default entry; empty if it does not. With the pointer at ours, the device
+    plugins of all nodes without a label would not start."""
     if not pointer.without_default:
         return ""
     return (
@@ -200,14 +213,16 @@ def _default_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> 
 
 
 def _entries_unheld(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """It would stop the device plugins of the nodes that name such an entry."""
+    """Return that our ConfigMap lacks entries that Nodes name; empty if it does not. With the pointer at ours, the
+    device plugins of these nodes would not start."""
     if not pointer.lacking:
         return ""
     return f"; the operator does not set it ({VALUE}) before {pointer.ours} holds what Nodes name"
 
 
 def _failed(pointer: Pointer, policy: ClusterPolicyView, error: str) -> str:
-    """An error counts only where the operator would write: it may be of an earlier try."""
+    """Return why the last write failed; empty if it did not. Checked last, because the error may be of a pointer that
+    is not to be set any more."""
     return f"; the operator could not set it ({VALUE}): {error}" if error else ""
 
 

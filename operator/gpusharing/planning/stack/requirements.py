@@ -1,6 +1,5 @@
 """What each mode needs of NVIDIA's installation: one table, which acceptance, gates, doctor, helm test, plan, import
-and advise read. tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy.
-"""
+and advise read. tests/planning/test_requirements.py compares it with every switch of NVIDIA's ClusterPolicy."""
 
 from collections.abc import Mapping
 
@@ -38,18 +37,19 @@ class NeededProgram:
     modes: frozenset[Mode] = EVERY_MODE
     """The modes that need the program."""
     missing: Reason | None = None
-    """Why a policy is refused where NVIDIA's device-plugin chart, without the GPU Operator, does not run the program;
-    None: the chart always has it, or the host brings it."""
+    """Why a policy is refused where NVIDIA's device-plugin chart, without the GPU Operator, does not run the program.
+    None if the chart always runs it, or if the host brings it."""
     helm_value: str = ""
-    """The value of that chart which adds the program; empty: none does."""
+    """The value of that chart which adds the program; empty if there is none."""
     signs: tuple[str, ...] = ()
     """Words of the agent or of Kubernetes which show that a node lacks the program. Not empty for what hosts may bring
     themselves: there the field alone says nothing."""
     elsewhere: str = ""
-    """A field of ClusterPolicy which, if true, has the program installed by other means; empty: there is none."""
+    """A field of ClusterPolicy which, if true, has the program installed by other means; empty if there is none."""
 
     def is_off(self, policy: ClusterPolicyView) -> bool:
-        """Whether ClusterPolicy keeps the installation from running the program, by its switch."""
+        """Whether ClusterPolicy keeps the GPU Operator from installing the program: by its switch, and not because
+        `elsewhere` has it installed by other means."""
         return policy.is_off(self.switch) and policy.switches.get(self.elsewhere) is not True
 
     @property
@@ -83,7 +83,7 @@ REQUIREMENTS = (
 containerd (internal/cri/server), CRI-O (internal/oci)."""
 
 OPERANDS = tuple(row for row in REQUIREMENTS if not row.signs)
-"""What only the GPU Operator or NVIDIA's chart brings."""
+"""The programs that only the GPU Operator or NVIDIA's chart brings, and never the host."""
 _NEEDED = ("operands", *(row.label for row in OPERANDS if row.modes == EVERY_MODE))
 DEPLOY_NEEDED = {operand: names.LABEL_DEPLOY_PREFIX + operand for operand in _NEEDED}
 """The deploy labels that must not be off on any node, by suffix; `operands` is for all (docs/design/nvidia.md#d2)."""
@@ -92,7 +92,8 @@ READ = (*(row.switch for row in REQUIREMENTS), "driver.useNvidiaDriverCRD", SAND
 
 
 def find_off(policy: ClusterPolicyView) -> list[NeededProgram]:
-    """Return the programs that ClusterPolicy turns off. Those that a host may bring itself are left out."""
+    """Return the programs that ClusterPolicy turns off, in the order of REQUIREMENTS. Those that a host may bring
+    itself are left out."""
     return [row for row in OPERANDS if row.is_off(policy)]
 
 
@@ -100,19 +101,21 @@ def find_absent(words: str, policy: ClusterPolicyView | None) -> NeededProgram |
     """Return the program that a host lacks according to `words`, if ClusterPolicy keeps the GPU Operator from
     installing it; None otherwise.
 
-    `words`: an error of the node's agent, or what Kubernetes says about the agent's pod.
+    `words`: an error of the node's agent, or what Kubernetes reports about the agent's pod.
     """
     off = (row for row in REQUIREMENTS if policy is not None and row.is_off(policy))
     return next((row for row in off if any(sign in words for sign in row.signs)), None)
 
 
 def has_driver(labels: Mapping[str, str], resources: Mapping[str, int]) -> bool:
-    """Whether a Node shows that its host has a driver: it offers GPUs, or NVIDIA's driver manager found the driver."""
+    """Whether a Node shows that its host has a driver: it advertises GPUs, or NVIDIA's driver manager found the
+    driver."""
     return bool(resources) or labels.get(f"{names.LABEL_DEPLOY_PREFIX}driver") == PRE_INSTALLED
 
 
 def tell_off(row: NeededProgram, policy: ClusterPolicyView) -> str:
-    """Say that the installation does not run the program of this row, and what follows from that."""
+    """Return that the installation does not run the program of this row, and what follows from that, as a sentence
+    without its full stop."""
     if policy.plain is None:
         return f"ClusterPolicy {row.switch} is false, so {row.lacking}"
     return f"{row.operand} does not run beside the device plugin of NVIDIA's chart, so {row.lacking}"
@@ -149,24 +152,24 @@ def is_switched_off(operand: str, value: str) -> bool:
 
 
 def find_other_workload(node: NodeView, policy: ClusterPolicyView | None) -> str:
-    """Say that the GPUs of a node are not for containers but for virtual machines, by its label or by ClusterPolicy's
-    default, and how to change that; empty if they are for containers."""
+    """Return that the GPUs of a node are for virtual machines and not for containers, by its label or by
+    ClusterPolicy's default, and how to change that. Empty if they are for containers."""
     workload = workload_of(node.labels, policy)
     if workload == names.WORKLOAD_CONTAINER:
         return ""
     label, end = names.LABEL_WORKLOAD_CONFIG, "-"
-    said = f"{label} is {workload}"
+    cause = f"{label} is {workload}"
     if not node.labels.get(label):
-        said, end = f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}", f"={names.WORKLOAD_CONTAINER}"
+        cause, end = f"ClusterPolicy {SANDBOX_DEFAULT} is {workload}", f"={names.WORKLOAD_CONTAINER}"
     return (
-        f"{said}: the GPUs of {node.name} are not for containers; to change that: kubectl label node {node.name}"
+        f"{cause}: the GPUs of {node.name} are not for containers; to change that: kubectl label node {node.name}"
         f" {label}{end}"
     )
 
 
 def find_disabled(node: NodeView) -> str:
-    """Say which label of a node keeps a program of NVIDIA's off it that every mode needs, and how to remove the label;
-    empty if none does."""
+    """Return which label of a node keeps a program of NVIDIA's off it that every mode needs, and how to remove the
+    label. Empty if none does."""
     if not node.held_off:
         return ""
     for operand, label in DEPLOY_NEEDED.items():
@@ -180,16 +183,18 @@ def find_disabled(node: NodeView) -> str:
 
 
 def find_bare_host(node: NodeView, words: str, policy: ClusterPolicyView | None) -> Finding | None:
-    """Say which program the host lacks that ClusterPolicy keeps the GPU Operator from installing. None if it lacks
-    none, if that is unknown, or if the node serves GPUs. `words`: an error of the node's agent, or what Kubernetes says
-    about the agent's pod."""
+    """Return which program the host lacks that ClusterPolicy keeps the GPU Operator from installing. None if it lacks
+    none, if that is unknown, or if the node serves GPUs.
+
+    `words`: an error of the node's agent, or what Kubernetes reports about the agent's pod.
+    """
     row = find_absent(words, policy)
     if row is None or policy is None or node.resources:
         return None
     if node.labels.get(names.LABEL_DEPLOY_PREFIX + row.label) == PRE_INSTALLED:
         return None
-    told = f"{node.name} serves no GPU ({cut(words, 200)}), and its host has to bring {row.operand}"
+    lack = f"{node.name} serves no GPU ({cut(words, 200)}), and its host has to bring {row.operand}"
     how = (
         f"install it there, or, if no host is to bring its own, run: {kubectl_patch(policy.name, row.patch)}"
     )
-    return Finding(row.disabled, f"{told}: {tell_off(row, policy)}; {how}")
+    return Finding(row.disabled, f"{lack}: {tell_off(row, policy)}; {how}")

@@ -1,4 +1,4 @@
-"""The rights that operator and agent need, one by one: the roles of the chart in terms of the API.
+"""The rights that operator and agent need, one by one: what the roles of the chart grant, in terms of the API.
 
 tests/chart/rbac.yaml lists them again with the reasons; a test compares both.
 """
@@ -8,34 +8,36 @@ from typing import Literal
 from gpusharing.planning.vocabulary.values import value
 
 Scope = Literal["cluster", "own", "agent", "gpu-operator", "default"]
-"""`cluster`, or whose namespace."""
+"""Where a right must hold: in the whole cluster, or in the namespace of the operator itself (`own`), of the agent or of
+the GPU Operator, or in `default`."""
 
 
 @value
 class Right:
-    """One verb on one kind."""
+    """One verb on one kind of object."""
 
     verb: str
-    """As RBAC names it, for example list."""
+    """The verb as RBAC names it, for example list."""
     group: str
-    """API group; empty for the core group."""
+    """API group of the kind; empty for the core group."""
     resource: str
     """Plural of the kind."""
     subresource: str = ""
-    """For example status or eviction; empty: the object itself."""
+    """The subresource, for example status or eviction; empty for the object itself."""
     scope: Scope = "cluster"
-    """Where it must hold."""
+    """Where the right must hold."""
     name: str = ""
-    """The only object that it must reach: a setting's value in braces; empty: all."""
+    """Name of the only object that it must reach, in braces the setting that holds the name; empty for all objects."""
 
     @property
     def text(self) -> str:
-        """As `kubectl auth can-i` takes it: `patch nodes`, `create pods/eviction`."""
+        """The right as `kubectl auth can-i` takes it, such as `patch nodes` or `create pods/eviction`."""
         kind = f"{self.resource}.{self.group}" if self.group else self.resource
         return f"{self.verb} {kind}{'/' + self.subresource if self.subresource else ''}"
 
 
 def _rights(verbs: str, group: str, resource: str, subresource: str = "", **more: str) -> tuple[Right, ...]:
+    """Return one Right for each verb. `verbs`: separated by spaces."""
     return tuple(Right(verb, group, resource, subresource, **more) for verb in verbs.split())  # type: ignore[arg-type]  # scope is one of the words above
 
 
@@ -69,16 +71,16 @@ OPERATOR: tuple[Right, ...] = (
     *_rights("get", "", "pods", "log", scope="gpu-operator"),
     *_rights("create", "events.k8s.io", "events", scope="default"),
 )
-"""Of the operator's service account."""
+"""The rights of the operator's service account."""
 
 CONFIGURE: tuple[Right, ...] = _rights("patch", _NVIDIA, "clusterpolicies")
-"""Of the operator's service account too, with chart value gpuOperator.configure."""
+"""Further rights of the operator's service account with chart value gpuOperator.configure."""
 
 FORCE_DELETE: tuple[Right, ...] = _rights("delete", "", "pods")
-"""Of the operator's service account too, with chart value forceDelete."""
+"""Further rights of the operator's service account with chart value forceDelete."""
 
 AGENT: tuple[Right, ...] = (
     *_rights("list watch", _OURS, "gpunodes"),
     *_rights("patch", _OURS, "gpunodes", "status"),
 )
-"""Of the agent's service account."""
+"""The rights of the agent's service account."""

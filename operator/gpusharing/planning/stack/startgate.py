@@ -1,5 +1,5 @@
-"""May the pods that prove a node run behind the start-up taint (docs/design/transition.md#gate)? If not, it never
-is."""
+"""May the pods that prove a node run behind the start-up taint (docs/design/transition.md#gate)? If not, a node that
+joins with the taint is never proven."""
 
 import json
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ OPERANDS = "NVIDIA's pods"
 
 @value
 class Untolerated:
-    """What must tolerate the taint and does not."""
+    """An object whose pods must tolerate the start-up taint and do not."""
 
-    said: str
-    """What does not tolerate it, for people."""
+    message: str
+    """Which object lacks the toleration, as a sentence for people without its full stop."""
     pods: str
     """The pods that therefore stay off the node."""
     command: str
@@ -28,7 +28,8 @@ class Untolerated:
 
 
 def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated | None:
-    """What keeps NVIDIA's operands off; None: nothing. `namespace`: theirs."""
+    """Return what keeps NVIDIA's operands off nodes with the taint, or None if they tolerate it. `namespace`: the
+    operands'."""
     if policy.tolerates_gate:
         return None
     tolerations = widened(policy.tolerations)
@@ -47,7 +48,8 @@ def find_untolerated(policy: ClusterPolicyView, namespace: str) -> Untolerated |
 
 
 def find_untolerated_agents(stack: StackView) -> Untolerated | None:
-    """What keeps our own agent off; None: nothing, or no pod of it was seen. The chart always sets the toleration."""
+    """Return that our own agent does not tolerate the taint. None if it does, as the chart always has it, or if no pod
+    of it was seen."""
     if not stack.intolerant_agents:
         return None
     added = _dump([{"op": "add", "path": "/spec/template/spec/tolerations/-", "value": TOLERATION}])
@@ -61,9 +63,9 @@ def find_untolerated_agents(stack: StackView) -> Untolerated | None:
 def find_untolerated_finder(
     finders: Iterable[FinderState], namespace: str, *, plain: bool
 ) -> Untolerated | None:
-    """The first worker of Node Feature Discovery that is kept off; None: none was seen. Without it the labels of GPU
-    Feature Discovery do not come either. `namespace`: theirs; `plain`: it was installed with NVIDIA's device-plugin
-    chart, and not with the GPU Operator's."""
+    """Return the first worker of Node Feature Discovery that does not tolerate the taint, or None if there is none.
+    Without the worker, GPU Feature Discovery does not run either. `namespace`: where the chart is installed;
+    `plain`: whether that is NVIDIA's device-plugin chart and not the GPU Operator's."""
     finder = next((one for one in finders if not one.tolerates_gate), None)
     if finder is None:
         return None
@@ -83,5 +85,5 @@ def _dump(value: object) -> str:
 
 
 def widened(tolerations: str) -> list[Any]:
-    """These tolerations, given as JSON, and ours."""
+    """Return these tolerations, given as JSON, with the one for the start-up taint at the end."""
     return [*json.loads(tolerations), TOLERATION]

@@ -43,7 +43,7 @@ def find_closed(case: NodeCase) -> Finding | None:
     missing = find_untolerated_agents(case.stack) or operands or _find_finder(case)
     if missing is None:
         return None
-    said = f"{missing.said}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
+    said = f"{missing.message}, so {missing.pods} stay off {case.node.name} and nothing can prove it"
     tail = f"; run (it restarts those pods on every node): {missing.command}"
     return Finding(Reason.TAINT_NOT_TOLERATED, cut(said, MAX_TEXT - len(tail)) + tail)
 
@@ -60,7 +60,7 @@ def find_unseen(case: NodeCase) -> str:
     if case.node.gate is None or has_gpu(case.node):
         return ""
     if (missing := _find_finder(case)) is not None:
-        return f"; if it has one: {missing.said}, which would find it; run: {missing.command}"
+        return f"; if it has one: {missing.message}, which would find it; run: {missing.command}"
     if case.stack.finders:
         return ""
     namespace = case.settings.gpu_operator_namespace
