@@ -1,19 +1,17 @@
-"""Policies in files, as `kubectl apply -f` takes them: read and written. No file causes a traceback."""
+"""Read policies from the files that `kubectl apply -f` would take. Whatever is in a file, the caller gets policies or a
+Trouble, and no traceback."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from gpusharing.api.names import API_VERSION
-from gpusharing.cli.shell.drawing import printable
+from gpusharing.cli.shell.manifests import KIND
 from gpusharing.cli.shell.troubles import Trouble, error_text
 from gpusharing.kube.client import JSON
 from gpusharing.kube.raw import entries, text
-
-KIND = "GPUSharingPolicy"
 
 
 def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ...]]:
@@ -34,22 +32,6 @@ def read_policies(names: Sequence[str]) -> tuple[tuple[JSON, ...], tuple[str, ..
     if names and not policies:
         raise Trouble(f"there is no {KIND} in {', '.join(names)}")
     return tuple(policies.values()), tuple(others)
-
-
-def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
-    """Return a policy as `kubectl apply` takes it."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {"name": name, **metadata},
-        "spec": dict(spec),
-    }
-
-
-def comment(text: str) -> str:
-    """A line of comment in a file of policies, with nothing in it that YAML or a terminal would stumble over: others
-    wrote parts of the text."""
-    return f"# {printable(' '.join(text.splitlines()))}\n"
 
 
 def _check(document: JSON, name: str) -> None:

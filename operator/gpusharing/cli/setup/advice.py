@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from gpusharing.api.names import RESOURCE_GPU, RESOURCE_GPU_SHARED, RESOURCE_MIG_PREFIX, Mode
-from gpusharing.cli.live.files import policy_manifest
+from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.kube.podrequests import container_requests, largest_requests, pod_requests
 from gpusharing.kube.raw import entries, section, text, whole

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpusharing.cli.live.cluster import gathered
-from gpusharing.cli.live.files import comment
 from gpusharing.cli.setup.adoption import AdminConfigMaps, Import, find_import, named_maps
 from gpusharing.cli.setup.likeness import Proposed
 from gpusharing.cli.shell.drawing import printable, simulated_sentence
+from gpusharing.cli.shell.manifests import comment
 from gpusharing.cli.shell.session import Session
 from gpusharing.cli.shell.terminal import Terminal
 from gpusharing.cli.shell.troubles import CHANGES, DONE, FAILED, Trouble, sentence

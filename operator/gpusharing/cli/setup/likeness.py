@@ -8,8 +8,8 @@ from typing import Any
 
 from gpusharing.api.names import LABEL_HOSTNAME, PREFIX
 from gpusharing.api.validation import is_rewritten
-from gpusharing.cli.live.files import policy_manifest
 from gpusharing.cli.setup.handmade import Handmade
+from gpusharing.cli.shell.manifests import policy_manifest
 from gpusharing.kube.client import JSON
 from gpusharing.planning.gpus.cards import find_card
 from gpusharing.planning.snapshot.views import NodeView

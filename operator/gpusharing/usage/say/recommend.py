@@ -9,7 +9,6 @@ from gpusharing.api.names import ANNOTATION_GPU_MEMORY, RESOURCE_MIG_PREFIX, Mod
 from gpusharing.cli.changing.plan import Planned
 from gpusharing.cli.changing.plan import as_data as as_plan_data
 from gpusharing.cli.changing.plan import describe as describe_plan
-from gpusharing.cli.live.files import comment, policy_manifest
 from gpusharing.cli.shell.drawing import (
     BLANK,
     Column,
@@ -25,6 +24,7 @@ from gpusharing.cli.shell.drawing import (
     simulated_sentence,
     table,
 )
+from gpusharing.cli.shell.manifests import comment, policy_manifest
 from gpusharing.planning.gpus.geometry import describe as layout_text
 from gpusharing.planning.vocabulary.lengths import counted, some
 from gpusharing.usage.prometheus.windows import duration, moment

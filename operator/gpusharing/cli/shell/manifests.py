@@ -1,0 +1,26 @@
+"""Policies written out as files that `kubectl apply -f` takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpusharing.api.names import API_VERSION
+from gpusharing.cli.shell.drawing import printable
+from gpusharing.kube.client import JSON
+
+KIND = "GPUSharingPolicy"
+
+
+def policy_manifest(name: str, spec: Mapping[str, Any], **metadata: object) -> JSON:
+    """Return a policy as `kubectl apply` takes it."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, **metadata},
+        "spec": dict(spec),
+    }
+
+
+def comment(text: str) -> str:
+    """A line of comment in a file of policies, with nothing in it that YAML or a terminal would stumble over: others
+    wrote parts of the text."""
+    return f"# {printable(' '.join(text.splitlines()))}\n"
