@@ -25,17 +25,17 @@ HINT = f"Let something go wrong: kubectl annotate node NAME sim.gpusharing.dev/i
 
 OPTIONS = {
     "time_factor": (float, "simulated seconds per second"),
-    "seed": (int, "of the jitter"),
+    "seed": (int, "seed of the random jitter"),
     "agent_interval": (float, "seconds between an agent's readings"),
     "agent_hung_after": (float, "seconds after which an agent reports that a reading hangs"),
-    "agent_port": (int, "serve the agents' metrics there, as /NODE/metrics; 0: a free port"),
+    "agent_port": (int, "serve the agents' metrics on this port, as /NODE/metrics; 0 takes a free port"),
     "meter_lag": (float, "seconds for which a new counter of a meter is 0"),
 }
 """Settings that the command line can change, by their names in SimSettings."""
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line. Exits with status 2 when it cannot be parsed, as argparse does."""
     parser = argparse.ArgumentParser(prog="python -m hack.sim", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG")
     parser.add_argument("--agents", action="store_true", help="run the shipped agent loop for every node too")
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> SimSettings:
-    """The command line as settings."""
+    """Return the settings that the command line asks for; the rest keep their defaults."""
     named = {name: getattr(options, name) for name in OPTIONS}
     return SimSettings(agents=options.agents, times=Times(apply=options.apply), **named)
 
@@ -63,7 +63,9 @@ def settings_of(options: argparse.Namespace) -> SimSettings:
 async def play(
     kubeconfig: Path | None, settings: SimSettings, account: str = "", *, with_parent: bool = False
 ) -> None:
-    """Until a signal, or the end of standard input. `account`: whose rights the agents have, as `namespace/name`."""
+    """Install the DaemonSets and simulate the node software until SIGTERM, SIGINT or, if `with_parent`, the end of
+    standard input; each of these raises CancelledError. With `account` (`namespace/name`) the agents call the API
+    with the rights of that service account, else with those of the kubeconfig."""
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None, "a coroutine runs in a task"
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -93,7 +95,8 @@ async def play(
 
 
 def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
-    """Cancel the task when standard input ends: who is killed cannot end its children, yet its pipes are closed."""
+    """Cancel `task` when standard input ends. A parent that is killed cannot stop its children, but the kernel closes
+    its pipes."""
 
     def ended() -> None:
         loop.remove_reader(sys.stdin.fileno())
@@ -103,12 +106,13 @@ def end_with_input(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) ->
 
 
 def say(line: str) -> None:
-    """One line per change, at once."""
+    """Print a line to standard output and flush it."""
     print(line, flush=True)
 
 
 def main() -> int:
-    """Exit status 0 after a signal, 1 when the API server refuses or is not named."""
+    """Run the simulator. Returns 0 after a signal, and 1 when no cluster is configured or the API server refuses a
+    call."""
     options = arguments()
     try:
         settings = settings_of(options)

@@ -1,13 +1,13 @@
 """The metrics of all agents of SIMULATED nodes on one port: /NODE/metrics, as long as the agent of that node runs.
 
-/lapse is the time of those that have the SIMULATED clock `Lapse`, in seconds since 1970; it goes on when /NODE/seen was
-asked for each of them. After /NODE/lost was asked, the page of a node is refused, and its scrapes are lost, until
-/NODE/found is.
+GET /lapse returns the time of the agents that run by the SIMULATED clock `Lapse`, in seconds since 1970. Whoever
+scrapes calls /NODE/seen after each scrape, because the clock waits for that. After a call of /NODE/lost the metrics of
+a node are refused with 503, so its scrapes are lost, until /NODE/found is called.
 
-That clock goes on in steps, however fast this machine is, for agents that are looked at for hours. A step comes when
-every agent that runs has made a turn since the last one, and whoever looks has said that its page was seen as it is
-now. So an hour has as many turns and scrapes as one has in life, in less time where the machine keeps up and in more
-where it does not, and nothing that is counted depends on which.
+The clock advances in steps, for agents that are watched for hours. A step comes when every running agent has made a
+turn since the last step and its page has been reported as seen. So a simulated hour has as many turns and scrapes as a
+real one: it takes less time where the machine keeps up and more where it does not, and no count depends on the speed
+of the machine.
 """
 
 import threading
@@ -27,35 +27,37 @@ from gpusharing.agent.metrics import AgentCollector
 from gpusharing.agent.usagemetrics import UsageCollector
 
 ANNOTATION_LAPSE = "sim.gpusharing.dev/lapse"
-"""On a Node: `"true"` gives its agent this clock, and the samples of its page the times of it."""
+"""On a Node: `"true"` lets its agent run by the clock `Lapse`, and gives the samples of its page the times of that
+clock."""
 STEP = 30.0
-"""Simulated seconds of a step: as often an agent reads, and Prometheus usually scrapes."""
+"""Simulated seconds of a step: the usual interval of an agent's readings and of Prometheus' scrapes."""
 BEFORE = 6 * 3600.0
-"""Real seconds before now at which the clock begins, so that it never tells a time to come."""
+"""Real seconds before now at which the clock begins, so that it never shows a time in the future."""
 LAPSING = LoopSettings(interval=0.1, hung_after=1e9)
-"""Of an agent with this clock: it turns as often as the clock can use, in real seconds, and no reading counts as hung,
-for while one lasts the clock may go on by any number of steps."""
+"""Settings of an agent that runs by the clock `Lapse`. It turns as often as the clock can advance, in real seconds. No
+reading counts as hung, because the clock may advance by any number of steps during one."""
 
 _ALL = frozenset({"turn", "seen"})
 
 
 class Lapse:
-    """The clock, and what it waits for. Threads may use it."""
+    """A clock that advances in steps, and the agents that each step waits for. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        """It stands until somebody joins."""
+        """Create a clock that stands still until the first agent joins."""
         self._lock = threading.Lock()
         self._at = float(int(datetime.now(UTC).timestamp() - BEFORE))
         self._missing: dict[str, frozenset[str]] = {}
-        """By node: what has not happened since the last step."""
+        """By node: what must still happen before the next step."""
 
     @property
     def at(self) -> float:
-        """Now, in seconds since 1970."""
+        """The simulated time, in seconds since 1970."""
         return self._at
 
     def join(self, node: str) -> Callable[[], float]:
-        """An agent begins on that node; its clock. It reads it in every turn."""
+        """Let the clock wait for the agent of this node, and return its clock function, which the agent must call in
+        each turn: the call counts as the turn."""
         with self._lock:
             self._missing[node] = _ALL
 
@@ -66,45 +68,48 @@ class Lapse:
         return clock
 
     def leave(self, node: str) -> None:
-        """The agent of that node has ended."""
+        """Stop waiting for the agent of this node, because it has ended. The clock may advance by that."""
         with self._lock:
             self._missing.pop(node, None)
             self._step()
 
-    def seen(self, node: str) -> None:
-        """Its page was read, and what it told of this moment has arrived."""
+    def record_scrape(self, node: str) -> None:
+        """Record that the page of this node was scraped and that its samples have been stored."""
         self._happened(node, "seen")
 
     def _happened(self, node: str, what: str) -> None:
+        """Record that the turn or the scrape of a node has happened, and advance the clock if it was the last one.
+        Ignored for a node whose agent has not joined."""
         with self._lock:
             if node in self._missing:
                 self._missing[node] -= {what}
                 self._step()
 
     def _step(self) -> None:
+        """Advance the clock by one step if nothing is missing any more. Does nothing while no agent has joined."""
         if self._missing and not any(self._missing.values()):
             self._at += STEP
             self._missing = dict.fromkeys(self._missing, _ALL)
 
 
 class Pages(Protocol):
-    """The readers that learn which agents run."""
+    """Something that is notified which agents run, such as a server of their metrics."""
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """The agent of that node runs from now on, with counters that begin at 0, by the clock `lapse` if given."""
+        """Add the agent of a node, whose counters begin at 0. With `lapse` it runs by that clock."""
 
     def hide(self, node: str) -> None:
-        """It has ended."""
+        """Remove the agent of a node, because it has ended."""
 
     def close(self) -> None:
-        """Nobody runs any more."""
+        """Remove all agents, because the simulation ends."""
 
 
 class AgentPages:
-    """What Prometheus scrapes where a thousand agents run in one process."""
+    """An HTTP server with a metrics page for each of a thousand agents that run in one process."""
 
     def __init__(self, port: int) -> None:
-        """Listens on loopback at once; port 0 takes a free one. Raises OSError when it is taken."""
+        """Start to listen on loopback. Port 0 takes a free one. Raises OSError when the port is taken."""
         self._registries: dict[str, CollectorRegistry] = {}
         self._lapses: dict[str, Lapse] = {}
         self._server = _Server(("127.0.0.1", port), _handler(self._registries, self._lapses, set()))
@@ -113,12 +118,12 @@ class AgentPages:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port that the server listens on."""
         port: int = self._server.server_address[1]
         return port
 
     def show(self, node: str, agent: AgentLoop, lapse: Lapse | None = None) -> None:
-        """See Pages. With `lapse` each sample has its time."""
+        """Serve the metrics of this agent. With `lapse` each sample has the time of that clock."""
         registry = CollectorRegistry()
         for collector in (AgentCollector(agent), UsageCollector(agent), MeterCollector(agent.meter)):
             registry.register(collector if lapse is None else _Timed(collector, lapse))
@@ -127,19 +132,19 @@ class AgentPages:
         self._registries[node] = registry
 
     def hide(self, node: str) -> None:
-        """It has ended: who asks is told 404, as Prometheus finds nobody at the address of a pod that is gone."""
+        """Answer 404 for this node from now on, as Prometheus finds no one at the address of a deleted pod."""
         self._registries.pop(node, None)
         self._lapses.pop(node, None)
 
     def close(self) -> None:
-        """Stop answering and free the port."""
+        """Stop the server and its thread, and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Timed(Collector):
-    """What a collector exports, as of a SIMULATED time."""
+    """A collector whose samples carry the time of a SIMULATED clock."""
 
     def __init__(self, collector: Collector, lapse: Lapse) -> None:
         self._collector, self._lapse = collector, lapse
@@ -152,7 +157,7 @@ class _Timed(Collector):
 
 
 class _Server(ThreadingTCPServer):
-    """Not ThreadingHTTPServer: that one asks the DNS for its own name before it listens."""
+    """A threaded server. Not ThreadingHTTPServer, which resolves its own host name by DNS before it listens."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -162,13 +167,17 @@ class _Server(ThreadingTCPServer):
 def _handler(
     registries: dict[str, CollectorRegistry], lapses: dict[str, Lapse], lost: set[str]
 ) -> type[BaseHTTPRequestHandler]:
+    """Return the request handler of an AgentPages. It reads `registries` and `lapses`, both by node, at each request,
+    and keeps in `lost` the nodes whose metrics are refused with 503."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            """The page of one node, or the time."""
+            """Answer for /lapse, /NODE/metrics, /NODE/seen, /NODE/lost or /NODE/found, and with 404 for any other
+            path."""
             node, _, rest = self.path.lstrip("/").partition("/")
             registry, lapse = registries.get(node), lapses.get(node)
             if node == "lapse":
-                self.answer("\n".join(str(one.at) for one in list(lapses.values())[:1]).encode())
+                self.answer("\n".join(str(lapse.at) for lapse in list(lapses.values())[:1]).encode())
             elif rest == "metrics" and node in lost:
                 self.send_error(503)
             elif rest == "metrics" and registry is not None:
@@ -177,13 +186,13 @@ def _handler(
                 (lost.add if rest == "lost" else lost.discard)(node)
                 self.answer(b"")
             elif rest == "seen" and lapse is not None:
-                lapse.seen(node)
+                lapse.record_scrape(node)
                 self.answer(b"")
             else:
                 self.send_error(404)
 
         def answer(self, body: bytes) -> None:
-            """A text."""
+            """Send a 200 response with this body as text."""
             self.send_response(200)
             self.send_header("Content-Type", CONTENT_TYPE_LATEST)
             self.send_header("Content-Length", str(len(body)))
@@ -191,6 +200,6 @@ def _handler(
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Say nothing: scrapes come every second."""
+            """Log nothing: there is a scrape every second."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""What the shipped agent loop needs when a thousand of them run in one process: one watch shared by all of them."""
+"""Clients for the shipped agent loop when a thousand of them run in one process: all share one watch of GPUNodes."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -10,14 +10,15 @@ from gpusharing.kube.passing import PassingClient
 
 
 class SharedGPUNodes:
-    """All GPUNodes as one watch tells of them, handed out to the agents by name. `feed.follow` calls `take`."""
+    """The GPUNodes that one watch delivers, shared by all agents. `feed.follow` calls `take`."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, JSON] = {}
         self._listeners: dict[str, list[asyncio.Queue[WatchEvent]]] = {}
 
     def take(self, node: JSON, gone: bool) -> None:
-        """A version of a GPUNode, or its end."""
+        """Store a version of a GPUNode, or forget it if it is `gone`, and pass the change on to the watches of that
+        name."""
         name = node["metadata"]["name"]
         if gone:
             self._nodes.pop(name, None)
@@ -27,11 +28,12 @@ class SharedGPUNodes:
             queue.put_nowait(WatchEvent("DELETED" if gone else "MODIFIED", node))
 
     def get(self, name: str) -> JSON | None:
-        """The newest version seen."""
+        """Return the newest version of a GPUNode, or None if there is none."""
         return self._nodes.get(name)
 
     async def changes(self, name: str, since: str) -> AsyncGenerator[WatchEvent, None]:
-        """Every version after the one with resourceVersion `since`; raises Expired when it ended unseen."""
+        """Yield every change of one GPUNode after the version `since`, without end. Raises Expired if the object was
+        deleted before the watch began, or when the store was restored from a backup."""
         queue: asyncio.Queue[WatchEvent] = asyncio.Queue()
         self._listeners.setdefault(name, []).append(queue)
         try:
@@ -62,7 +64,8 @@ class AgentAPI(PassingClient):
         self._name = name
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient. Every list is of the one GPUNode."""
+        """Make a call as KubeClient does. A list is answered from the shared watch and holds at most the agent's own
+        GPUNode."""
         if request.verb != "list":
             return await self.client.call(request)
         node = self._shared.get(self._name)
@@ -70,12 +73,13 @@ class AgentAPI(PassingClient):
         return {"metadata": {"resourceVersion": version}, "items": [node] if node else []}
 
     def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient. Every watch is of the one GPUNode."""
+        """Watch the agent's own GPUNode in the shared watch; the filters of the request are ignored."""
         return self._shared.changes(self._name, request.query["resourceVersion"])
 
 
 async def run_again(agent: Callable[[], AgentLoop], pause: Callable[[], Awaitable[object]]) -> None:
-    """The container of an agent, which the kubelet starts anew, after a pause, whenever it ends."""
+    """Run an agent for ever: when one asks for a restart, wait for `pause` and run a new one, as a kubelet restarts a
+    container. Other errors are raised."""
     while True:
         try:
             await agent().run()

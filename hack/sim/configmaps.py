@@ -1,4 +1,5 @@
-"""ConfigMaps as SIMULATED pods see them: a pod starts with the newest version, and later ones come with delay."""
+"""ConfigMaps as SIMULATED pods see them: a new pod sees the newest version, a running one sees changes
+after a delay."""
 
 import zlib
 from collections.abc import Mapping
@@ -6,11 +7,11 @@ from collections.abc import Mapping
 from gpusharing.kube.client import JSON
 
 _KEPT = 50
-"""Versions remembered; one that is older than the delay is never asked for."""
+"""Number of versions remembered. No pod sees a version that was replaced longer ago than the delay."""
 
 
 class MountedConfigMaps:
-    """Every ConfigMap of one namespace, with the moments at which its content changed."""
+    """The versions of every ConfigMap of one namespace, each with the moment from which it was the newest."""
 
     def __init__(self, delay: float) -> None:
         """`delay`: longest time, in simulated seconds, until a running pod sees a new version."""
@@ -18,7 +19,7 @@ class MountedConfigMaps:
         self._versions: dict[str, list[tuple[float, Mapping[str, str]]]] = {}
 
     def put(self, name: str, raw: JSON | None, now: float) -> bool:
-        """Take over a version, None for a deleted object; False when the content is the same."""
+        """Store a version of a ConfigMap; `raw` is None when it was deleted. Returns whether its data changed."""
         data: Mapping[str, str] = (raw or {}).get("data") or {}
         versions = self._versions.setdefault(name, [])
         if versions and versions[-1][1] == data:
@@ -27,11 +28,12 @@ class MountedConfigMaps:
         del versions[:-_KEPT]
         return True
 
-    def seen(self, name: str, *, node: str, pod_started: float, now: float) -> Mapping[str, str]:
-        """The content as a pod of that node sees it now; empty when there is none. Each node has its own delay."""
+    def content(self, name: str, *, node: str, pod_started: float, now: float) -> Mapping[str, str]:
+        """Return the data of a ConfigMap as a pod on this node sees it now; empty when there is none. The delay
+        differs by node, from 40 % to 100 % of the longest."""
         delay = self._delay * (0.4 + 0.6 * (zlib.crc32(node.encode()) % 1000) / 1000)
-        seen: Mapping[str, str] = {}
+        content: Mapping[str, str] = {}
         for since, data in self._versions.get(name, ()):
             if since <= pod_started or since + delay <= now:
-                seen = data
-        return seen
+                content = data
+        return content

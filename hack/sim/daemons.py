@@ -21,13 +21,13 @@ LABEL_MPS_DAEMON = "app"
 MPS_DAEMON = "nvidia-device-plugin-mps-control-daemon"
 PLAIN_PLUGIN = "nvidia-device-plugin"
 MPS_SELECTOR = {LABEL_MPS_CAPABLE: "true", f"{LABEL_DEPLOY_PREFIX}device-plugin": "true"}
-"""Its node selector (GO:assets/state-mps-control-daemon)."""
+"""The node selector of the MPS control daemon's DaemonSet (GO:assets/state-mps-control-daemon)."""
 
 
 GPU_TAINT: JSON = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
 START_UP_TAINT: JSON = {"key": TAINT_UNPROVEN, "operator": "Exists", "effect": "NoSchedule"}
 TOLERATED = (GPU_TAINT, START_UP_TAINT)
-"""What our chart lets the agent tolerate, and an admin lets NVIDIA's pods."""
+"""The taints that our chart lets the agent tolerate, and an admin lets NVIDIA's pods tolerate."""
 
 
 class DaemonSetPlayer:
@@ -42,7 +42,8 @@ class DaemonSetPlayer:
         spawn: Spawn,
         operand: str = "",
     ) -> None:
-        """`operand`: the name under which ClusterPolicy turns it off, if it can."""
+        """Prepare to keep the pods of the DaemonSet `name`. `operand` is the name by which a ClusterPolicy turns it
+        off; empty if it cannot."""
         self._cluster = cluster
         self._pods = pods
         self._name = name
@@ -53,7 +54,8 @@ class DaemonSetPlayer:
         self._busy: set[str] = set()
 
     def look(self, node: str, labels: Mapping[str, str]) -> None:
-        """Create the pod of that node, or delete it where the selector does not match any more."""
+        """Create the pod of this node if the selector matches and there is none; delete it if the selector does not
+        match or the operand is turned off. Does nothing while an earlier creation or deletion runs."""
         if node in self._busy:
             return
         wanted = self._operand not in self._cluster.policy.off and self._selector.items() <= labels.items()
@@ -66,6 +68,8 @@ class DaemonSetPlayer:
             self._spawn(self._delete(node, pod))
 
     async def _create(self, node: str) -> None:
+        """Create the pod and make it Running and Ready after a quarter of the pod's start time. Refusals of the API
+        server are logged and not raised."""
         client, namespace = self._cluster.client, self._pods.namespace
         suffix = "".join(self._random.choices("bcdfghjklmnpqrstvwxz2456789", k=5))
         try:
@@ -81,6 +85,7 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     async def _delete(self, node: str, pod: JSON) -> None:
+        """Delete this pod, unless it was replaced meanwhile. Refusals of the API server are logged and not raised."""
         metadata = pod["metadata"]
         try:
             await self._cluster.client.delete(
@@ -92,6 +97,7 @@ class DaemonSetPlayer:
             self._busy.discard(node)
 
     def _body(self, name: str, node: str) -> JSON:
+        """Return the manifest of a pod that is owned by the DaemonSet and already bound to the node."""
         owner = {
             "apiVersion": "apps/v1",
             "kind": "DaemonSet",
@@ -118,6 +124,7 @@ class DaemonSetPlayer:
         }
 
     def _running(self) -> JSON:
+        """Return the status of a pod that is Running and Ready since now."""
         moment = self._cluster.clock.rfc3339()
         conditions = [
             {"type": kind, "status": "True", "lastTransitionTime": moment}
@@ -127,41 +134,43 @@ class DaemonSetPlayer:
 
 
 def mig_manager_pods(cluster: SimCluster) -> DaemonPods:
-    """Pods of nvidia-mig-manager-daemonset."""
+    """Return a record, empty at first, of the pods of nvidia-mig-manager-daemonset."""
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MIG_MANAGER, MIG_MANAGER)
 
 
 def agent_pods(cluster: SimCluster) -> DaemonPods:
-    """Pods of our agent's DaemonSet."""
+    """Return a record, empty at first, of the pods of our agent's DaemonSet."""
     return DaemonPods(cluster.settings.agent_namespace, LABEL_AGENT, AGENT)
 
 
 def mps_pods(cluster: SimCluster) -> DaemonPods:
-    """Pods of nvidia-device-plugin-mps-control-daemon; those of the device-plugin chart have the plugin's labels."""
+    """Return a record, empty at first, of the pods of the MPS control daemon. In the device-plugin chart they have the
+    labels of the plugin."""
     if cluster.settings.plain_config:
         return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_AGENT, PLAIN_PLUGIN)
     return DaemonPods(cluster.settings.gpu_operator_namespace, LABEL_MPS_DAEMON, MPS_DAEMON)
 
 
 def played_daemon_sets(settings: SimSettings) -> tuple[tuple[str, str], ...]:
-    """(name, namespace) of the DaemonSets whose pods `players` keeps: without these their pods would be orphans."""
+    """Return name and namespace of each DaemonSet whose pods `players` keeps. The caller creates them, or their pods
+    would be orphans."""
     operator = settings.gpu_operator_namespace
-    found = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
-    return (*found, (AGENT, settings.agent_namespace)) if settings.agents else found
+    sets = ((MIG_MANAGER_SET, operator), (MPS_DAEMON, operator))
+    return (*sets, (AGENT, settings.agent_namespace)) if settings.agents else sets
 
 
 def players(
     cluster: SimCluster, mig: DaemonPods, mps: DaemonPods, agents: DaemonPods, spawn: Spawn
 ) -> tuple[DaemonSetPlayer, ...]:
-    """The DaemonSets that we play; none where a real controller does."""
+    """Return one player for each DaemonSet that is simulated; empty where a real controller runs."""
     if not cluster.settings.play_daemon_sets:
         return ()
     plain = bool(cluster.settings.plain_config)
     mps_selector = {LABEL_MPS_CAPABLE: "true"} if plain else MPS_SELECTOR
-    found = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn, "mps-control-daemon")]
+    played = [DaemonSetPlayer(cluster, mps, MPS_DAEMON, mps_selector, spawn, "mps-control-daemon")]
     if not plain:
         selector = {LABEL_DEPLOY_MIG_MANAGER: "true"}
-        found.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn, "mig-manager"))
+        played.insert(0, DaemonSetPlayer(cluster, mig, MIG_MANAGER_SET, selector, spawn, "mig-manager"))
     if cluster.settings.agents:
-        found.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))
-    return tuple(found)
+        played.append(DaemonSetPlayer(cluster, agents, AGENT, {"nvidia.com/gpu.present": "true"}, spawn))
+    return tuple(played)

@@ -1,4 +1,4 @@
-"""SIMULATED dcgm-exporter: its names and labels for what a few devices do, in every way that it is set up and scraped.
+"""SIMULATED dcgm-exporter: the metrics that it exports for a few devices, for each way to set it up and to scrape it.
 
 DCGM needs a driver and hardware, so it cannot run here. Names and labels are those of NVIDIA/dcgm-exporter 4.5.3-4.8.2
 and its main branch (internal/pkg/rendermetrics/render_metrics.go, internal/pkg/transformation/kubernetes.go and
@@ -13,23 +13,23 @@ from prometheus_client.registry import Collector
 
 ACTIVE, USED = "DCGM_FI_PROF_GR_ENGINE_ACTIVE", "DCGM_FI_DEV_FB_USED"
 HELP = {ACTIVE: "Ratio of time the graphics engine is active.", USED: "Framebuffer memory used (in MiB)."}
-"""As in its etc/default-counters.csv."""
+"""The help text of each metric, as in dcgm-exporter's etc/default-counters.csv."""
 
 
 @dataclass(frozen=True, slots=True)
 class DCGMValues:
-    """What DCGM measures of a whole GPU, or of a MIG device."""
+    """The values that DCGM measures for a whole GPU or a MIG device."""
 
     gpu: int
     gpu_uuid: str
     active: float
-    """DCGM_FI_PROF_GR_ENGINE_ACTIVE, of 1."""
+    """DCGM_FI_PROF_GR_ENGINE_ACTIVE, from 0 to 1."""
     memory_mib: int
-    """DCGM_FI_DEV_FB_USED."""
+    """DCGM_FI_DEV_FB_USED, in MiB."""
     profile: str = ""
     instance_id: str = ""
     pod: tuple[str, str] | None = None
-    """Namespace and name of who holds it, as the kubelet's podresources tell."""
+    """Namespace and name of the pod that holds the device, as the kubelet's podresources report it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +37,28 @@ class SetUp:
     """How one dcgm-exporter is set up, and how Prometheus scrapes it."""
 
     old_namespace: bool = False
-    """--use-old-namespace: uuid, pod_name and pod_namespace for UUID, pod and namespace."""
+    """Whether --use-old-namespace is set: the labels are uuid, pod_name and pod_namespace instead of UUID, pod and
+    namespace."""
     hostname: str = "Hostname"
-    """Since its change 655: hostname."""
+    """The name of the label with the host's name. Since dcgm-exporter's change 655 it is hostname."""
     honor_labels: bool = False
-    """Without, Prometheus puts the exporter's own pod first and calls the workload's exported_pod."""
+    """Whether Prometheus keeps exported labels that collide with the target's. If not, the labels namespace and pod
+    name the exporter's own pod, and the workload's become exported_namespace and exported_pod."""
 
 
 def samples(devices: Sequence[DCGMValues], setup: SetUp) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Name, labels as Prometheus stores them, and value. The model's name says SIMULATED."""
+    """Yield metric name, labels as Prometheus stores them, and value: two samples for each device. The label modelName
+    is SIMULATED."""
     for device in devices:
         target = {"namespace": "gpu-operator", "pod": "dcgm-exporter-x"}  # of the scrape
-        labels = scraped(_told(device, setup), target, honor=setup.honor_labels)
+        labels = stored_labels(_exported_labels(device, setup), target, honor=setup.honor_labels)
         yield ACTIVE, labels, device.active
         yield USED, labels, float(device.memory_mib)
 
 
-def _told(device: DCGMValues, setup: SetUp) -> dict[str, str]:
+def _exported_labels(device: DCGMValues, setup: SetUp) -> dict[str, str]:
+    """Return the labels of a device as dcgm-exporter serves them. Profile and instance are left out for a whole GPU,
+    and the pod's labels where no pod holds the device."""
     labels = {
         "gpu": str(device.gpu),
         "uuid" if setup.old_namespace else "UUID": device.gpu_uuid,
@@ -71,23 +76,26 @@ def _told(device: DCGMValues, setup: SetUp) -> dict[str, str]:
 
 
 class MetricsPage(Collector):
-    """What it serves at /metrics."""
+    """A collector of what a dcgm-exporter serves at /metrics."""
 
     def __init__(self, devices: Sequence[DCGMValues], setup: SetUp) -> None:
         self._devices, self._setup = devices, setup
 
     def collect(self) -> Iterable[Metric]:
-        """Both metrics."""
+        """Yield the family of each metric of HELP, with a sample for each device."""
         for name, text in HELP.items():
             family = Metric(name, f"{text} SIMULATED.", "gauge")
             for device in self._devices:
                 value = device.active if name == ACTIVE else float(device.memory_mib)
-                family.add_sample(name, _told(device, self._setup), value)
+                family.add_sample(name, _exported_labels(device, self._setup), value)
             yield family
 
 
-def scraped(told: Mapping[str, str], target: Mapping[str, str], *, honor: bool) -> dict[str, str]:
-    """Labels of a sample beside those of its target (Prometheus, scrape_config: honor_labels)."""
+def stored_labels(exported: Mapping[str, str], target: Mapping[str, str], *, honor: bool) -> dict[str, str]:
+    """Return the labels that Prometheus stores for a sample: the target's and the exported ones. Where both have a
+    label, the exported one wins if `honor`, else it is renamed to exported_* (Prometheus, scrape_config:
+    honor_labels)."""
     if honor:
-        return {**target, **told}
-    return {**{f"exported_{key}" if key in target else key: value for key, value in told.items()}, **target}
+        return {**target, **exported}
+    renamed = {f"exported_{key}" if key in target else key: value for key, value in exported.items()}
+    return {**renamed, **target}

@@ -1,13 +1,13 @@
 """FakeCluster: the part of a Kubernetes API server that our code talks to, in memory, for tests and the demo.
 
-SIMULATED. It keeps objects with resourceVersions, merge patches, status subresources, finalizers, uid
-preconditions, paged lists, watches with bookmarks and 410, label and field selectors, evictions with
-PodDisruptionBudgets and graceful deletion. `tests/kube/contract.py` holds it against a real API server.
+SIMULATED. It keeps objects with resourceVersions, merge patches, status subresources, finalizers, uid preconditions,
+paged lists, watches with bookmarks and 410, label and field selectors, evictions with PodDisruptionBudgets and
+graceful deletion. `tests/kube/contract.py` checks it and a real API server against the same contract.
 
-It has no schemas, no CEL, no defaulting, no admission, no RBAC, no other patch than the merge patch, no
-managedFields, no other subresource than status, eviction and log (text that a test gives): what depends on these is
-tested on a real one.
-Garbage collection of owned objects and the numbers of PodDisruptionBudgets are immediate, not eventual.
+It has no schemas, no CEL, no defaulting, no admission, no RBAC, no patch other than the merge patch, no managedFields,
+and no subresource other than status, eviction and log (whose text a test provides). Code that depends on these is
+tested on a real API server. Garbage collection of owned objects and the numbers of PodDisruptionBudgets are immediate,
+not eventual.
 
     cluster = FakeCluster()
     cluster.add(NODES, {"metadata": {"name": "gpu-07"}})
@@ -31,11 +31,12 @@ from hack.sim.fakestore import Backup, Key, Store, StoredChange, copied
 from hack.sim.selectors import Matcher, matcher
 
 RESOLUTION = 1e-6
-"""Seconds."""
+"""Seconds by which the loop's clock may be too early for a bookmark that is due."""
 
 
 class FakeCluster:
-    """The server side: what tests and simulators see and arrange. Nothing here is logged as a write."""
+    """The server side, through which tests and simulators arrange and inspect objects. Its own changes are not logged
+    as writes."""
 
     def __init__(
         self,
@@ -46,41 +47,43 @@ class FakeCluster:
         bookmark_every: float = 60.0,
         on_write: Hook | None = None,
     ) -> None:
-        """`grace` (s) ends by `later` (e.g. `loop.call_later`), else by `finish_terminations()`."""
+        """Create an empty cluster. A grace period lasts `grace` seconds and ends by `later` (such as
+        `loop.call_later`), or without it by `finish_terminations()`. `on_write` is called around each write of a
+        client."""
         self.store = Store(now)
         self.lists = Lists(loop_time)
         self.pods = Pods(self.store, grace, later)
         self.faults = Faults(on_write)
         self.terminating_namespaces: set[str] = set()
         self.uninstalled: set[Resource] = set()
-        """Kinds whose CRD is not there."""
+        """Kinds whose CRD is not installed: calls of them get 404."""
         self.version = "v1.36.3"
         self.logs: dict[tuple[str, str], str] = {}
-        """What a pod has written, by namespace and name; nothing for all others."""
+        """The log of each pod, by namespace and name; other pods have an empty log."""
         self.bookmark_every = bookmark_every
         self.bookmarks = 0
         self.closings = 0
 
     @property
     def writes(self) -> list[Write]:
-        """Every write that reached the server, refused ones included, in order."""
+        """All writes of clients that reached the server, including refused ones, in order."""
         return self.faults.writes
 
     @property
     def calls(self) -> Counter[tuple[str, str, str]]:
-        """How often (identity, verb, plural) was called."""
+        """Number of calls by identity, verb and plural."""
         return self.faults.calls
 
     def client(self, identity: str) -> "FakeClient":
-        """A KubeClient whose calls are counted and logged under `identity`."""
+        """Return a KubeClient whose calls are counted and logged under `identity`."""
         return FakeClient(self, identity)
 
     def add(self, resource: Resource, obj: JSON) -> JSON:
-        """Put an object with its status; returns it as stored."""
+        """Create an object together with its status, and return a copy as stored."""
         return copied(self.store.create(resource, obj, None, with_status=True))
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> JSON:
-        """A copy of an object. Raises NotFound."""
+        """Return a copy of an object. Raises NotFound."""
         return copied(self.store.get(resource, self._key(resource, namespace, name)))
 
     def objects(
@@ -91,23 +94,24 @@ class FakeCluster:
         label_selector: str = "",
         field_selector: str = "",
     ) -> list[JSON]:
-        """Copies of the matching objects in name order."""
+        """Return copies of all matching objects, in order of name."""
         match = matcher(label_selector, field_selector)
         return [copied(obj) for obj in self.store.all(resource, namespace) if match(obj)]
 
     def patch(
         self, resource: Resource, name: str, body: JSON, namespace: str = "", subresource: str | None = None
     ) -> JSON:
-        """Change an object, as a person or another controller would."""
+        """Merge a patch into an object, as a person or another controller would, and return a copy of the result."""
         key = self._key(resource, namespace, name)
         return copied(self.store.patch(resource, key, body, subresource))
 
     def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object the normal way: pods gracefully, what has finalizers when they are gone."""
+        """Delete an object as kubectl does: pods with a grace period, objects with finalizers once those are gone."""
         self.delete_key(resource, self._key(resource, namespace, name), None)
 
     def delete_key(self, resource: Resource, key: Key, uid: str | None, *, at_once: bool = False) -> None:
-        """Delete with an optional uid precondition. `at_once`: a pod vanishes without waiting for its kubelet."""
+        """Delete an object. Raises Conflict if `uid` is given and differs. With `at_once` a pod vanishes without
+        waiting for its kubelet."""
         if resource == kinds.PODS:
             pod = self.store.get(resource, key)
             self.store.check_uid(pod, uid)
@@ -116,27 +120,29 @@ class FakeCluster:
             self.store.delete(resource, key, uid)
 
     def finish_terminations(self, node: str | None = None) -> list[str]:
-        """End the grace period of terminating pods (of one node); returns those that are gone."""
+        """End the grace period of all terminating pods, or of those on one node. Returns the pods that are gone, as
+        namespace/name."""
         return self.pods.finish(node=node)
 
     def expire(self) -> None:
-        """Compact: every open watch gets 410, and so does one from an older resourceVersion, or the page of a list."""
+        """Compact the history. Every open watch gets 410, and so does a watch from an older resourceVersion and the
+        next page of a list that has begun."""
         self.store.compact()
         self.lists.compact()
 
     def backup(self) -> Backup:
-        """A backup of the store."""
+        """Return a backup of the store, for `restore`."""
         return self.store.backup()
 
     def restore(self, backup: Backup, *, bump: int = 0) -> None:
-        """Restore the store and start the API server again: what happened since the backup has never happened, and
-        resourceVersions go on from those of the backup, raised by `bump` (etcdutl --bump-revision)."""
+        """Restore the store from a backup and restart the API server. Changes since the backup are lost, and the
+        resourceVersions continue from the backup's, raised by `bump` (as etcdutl --bump-revision does)."""
         self.store.restore(backup, bump)
         self.lists.compact()
         self.close_watches()
 
     async def changed(self) -> None:
-        """Wait for the next write of anybody."""
+        """Wait for the next change of any object, by any client."""
         wake = asyncio.Event()
         self.store.waiting.add(wake)
         try:
@@ -150,7 +156,7 @@ class FakeCluster:
         self.store.wake()
 
     def uninstall(self, resource: Resource) -> None:
-        """The CRD of a kind goes, and with it its objects, in a moment in which no watch tells of it."""
+        """Remove the CRD of a kind and all its objects. No watch delivers these deletions."""
         for obj in self.objects(resource):
             self.store.swallow[resource] = self.store.swallow.get(resource, 0) + 1
             metadata = obj["metadata"]
@@ -159,12 +165,12 @@ class FakeCluster:
         self.close_watches()
 
     def send_bookmarks(self) -> None:
-        """Send a bookmark to every open watch now."""
+        """Send a bookmark to every open watch of a kind with bookmarks, now."""
         self.bookmarks += 1
         self.store.wake()
 
     def swallow(self, resource: Resource, events: int) -> None:
-        """Keep the next events of a kind from all watches: what a re-list must heal."""
+        """Withhold the next `events` changes of a kind from all watches, so that only a new list shows them."""
         self.store.swallow[resource] = events
 
     @staticmethod
@@ -173,16 +179,16 @@ class FakeCluster:
 
 
 class FakeClient(KubeClient):
-    """A KubeClient on a FakeCluster. Every call gives other tasks a turn first, as a real one does."""
+    """A KubeClient for a FakeCluster. Every call lets other tasks run first, as a real one does."""
 
     def __init__(self, cluster: FakeCluster, identity: str) -> None:
-        """See `FakeCluster.client`."""
+        """Create the client; use `FakeCluster.client`."""
         self.cluster = cluster
         self.identity = identity
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient. A pod that is deleted has the grace period of the cluster, whatever was asked for, but for 0,
-        with which it vanishes at once."""
+        """Make a call as KubeClient does. A deleted pod gets the grace period of the cluster and not the requested
+        one, except 0, with which it vanishes at once."""
         call = _call(self.identity, request)
         if request.verb in ("get", "list"):
             await self._enter(call)
@@ -193,14 +199,15 @@ class FakeClient(KubeClient):
         return copied(result) if result is not None else {}
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient."""
+        """Watch as KubeClient does, until the server closes the watches. A kind without bookmarks ends after
+        `bookmark_every` seconds instead of getting one. Raises Expired when the version is too old."""
         await self._enter(_call(self.identity, request))
         cluster, resource, wake = self.cluster, request.resource, asyncio.Event()
         match, version = _matcher(request), int(request.query.get("resourceVersion", "0"))
         closings, bookmarks = cluster.closings, cluster.bookmarks
         loop, watching = asyncio.get_running_loop(), cluster.store.watching[resource]
         bookmark_at = loop.time() + cluster.bookmark_every
-        alarm = loop.call_at(bookmark_at, wake.set)  # however much happens that this watch does not tell of
+        alarm = loop.call_at(bookmark_at, wake.set)  # comes on time even if only other objects change
         watching.add(wake)
         try:
             while cluster.closings == closings:
@@ -211,11 +218,11 @@ class FakeClient(KubeClient):
                     if event:
                         yield event
                 if wake.is_set():
-                    continue  # a bookmark must not pass over what came meanwhile
-                # asyncio ends a wait up to its clock's resolution early, and a day of floats is that inexact.
+                    continue  # a bookmark must not skip changes that arrived meanwhile
+                # asyncio may end a wait early by its clock's resolution; a float of a day's seconds is as inexact.
                 due = loop.time() + RESOLUTION >= bookmark_at
                 if not resource.bookmarks and due:
-                    return  # its time is up: nobody asks for more of a watch that would only be silent
+                    return  # the server ends a watch at its timeout; without bookmarks this one would only stay silent
                 if resource.bookmarks and (due or cluster.bookmarks != bookmarks):
                     bookmarks, version = cluster.bookmarks, cluster.store.version
                     alarm.cancel()
@@ -228,12 +235,14 @@ class FakeClient(KubeClient):
             watching.discard(wake)
 
     def _read(self, request: ApiRequest) -> JSON:
+        """Return the answer to a get or a list: a page of objects, the server's version, the discovery of a kind, a
+        pod's log (its last `tailLines` lines), or one object. Raises NotFound or Expired."""
         cluster, namespace, name = self.cluster, request.namespace, request.name
         if request.verb == "list":
             match, query = _matcher(request), request.query
-            found = (obj for obj in cluster.store.all(request.resource, namespace) if match(obj))
+            matching = (obj for obj in cluster.store.all(request.resource, namespace) if match(obj))
             limit = int(query.get("limit", 0))
-            return cluster.lists.page(found, cluster.store.version, limit, query.get("continue", ""))
+            return cluster.lists.page(matching, cluster.store.version, limit, query.get("continue", ""))
         if request.resource == kinds.VERSION:
             return {"gitVersion": cluster.version}
         if not request.resource.plural:
@@ -245,6 +254,8 @@ class FakeClient(KubeClient):
         return {kinds.LOG: "".join(lines[-int(request.query["tailLines"]) :])}
 
     def _apply(self, request: ApiRequest) -> JSON | None:
+        """Carry out a write and return the stored object, or None for a deletion or an eviction. Raises the error that
+        the server would answer with."""
         cluster, resource, namespace = self.cluster, request.resource, request.namespace
         body = request.body or {}
         if request.verb == "patch":
@@ -262,19 +273,23 @@ class FakeClient(KubeClient):
         return cluster.store.create(resource, body, namespace, with_status=False)
 
     async def _enter(self, call: Call) -> None:
+        """Let other tasks run, then refuse an uninstalled kind, and count the call or raise its scripted fault."""
         await asyncio.sleep(0)
         self._refuse_uninstalled(call.resource)
         await self.cluster.faults.read(call)
 
     def _is_uninstalled(self, group: Resource, plural: str) -> bool:
+        """Whether a kind of this group and version with this plural is uninstalled."""
         name = (group.group, group.version, plural)
         return any((kind.group, kind.version, kind.plural) == name for kind in self.cluster.uninstalled)
 
     def _refuse_uninstalled(self, resource: Resource) -> None:
+        """Raise NotFound, with the text of kube-apiserver, for a kind whose CRD is not installed."""
         if resource in self.cluster.uninstalled:
             raise NotFound("the server could not find the requested resource")
 
     def _refuse_terminating(self, resource: Resource, namespace: str | None) -> None:
+        """Raise Forbidden for a creation or an eviction in a namespace that is being deleted."""
         if resource.namespaced and namespace in self.cluster.terminating_namespaces:
             raise Forbidden(
                 f"unable to create new content in namespace {namespace} because it is being terminated",
@@ -283,7 +298,8 @@ class FakeClient(KubeClient):
 
 
 def _call(identity: str, request: ApiRequest) -> Call:
-    """How a request is logged, and which faults it meets."""
+    """Return the request as it is logged and as faults match it. Its verb is `evict` or `log` for these
+    subresources."""
     verb = {kinds.EVICTION: "evict", kinds.LOG: "log"}.get(request.subresource or "", request.verb)
     return Call(
         identity,
@@ -298,6 +314,7 @@ def _call(identity: str, request: ApiRequest) -> Call:
 
 
 def _matcher(request: ApiRequest) -> Matcher:
+    """Return a test for the request's label and field selectors. Raises Invalid for one that cannot be parsed."""
     try:
         return matcher(request.query.get("labelSelector", ""), request.query.get("fieldSelector", ""))
     except ValueError as error:
@@ -305,7 +322,8 @@ def _matcher(request: ApiRequest) -> Matcher:
 
 
 def _event(change: StoredChange, namespace: str | None, match: Matcher) -> WatchEvent | None:
-    """The change as a watch with a selector sees it: leaving the selection is a deletion, entering an addition."""
+    """Return the change as a watch with a selector sees it, or None if it does not: an object that leaves the
+    selection is DELETED, and one that enters it is ADDED."""
 
     def selected(obj: JSON | None) -> bool:
         if obj is None or namespace not in (None, obj["metadata"].get("namespace")):

@@ -1,6 +1,6 @@
-"""What can go wrong with a call to FakeCluster, and the log of the writes that reached it.
+"""Faults that hit calls to a FakeCluster, and the log of the writes that reached it.
 
-A fault may hit every call of a verb, a kind, or one single object, once or for ever:
+A fault may hit every call of a verb, of a kind, or of one single object, once or for ever:
 
     cluster.faults.fail("evict", PODS, Unavailable("502"), namespace="team", name="job-1", times=EVER)
     cluster.faults.fail("list", PODS, SILENCE, selector="spec.nodeName=gpu-1", times=EVER)
@@ -19,7 +19,7 @@ from gpusharing.kube.errors import KubeError, Unavailable
 from gpusharing.kube.http import Limits
 
 EVER: Final = math.inf
-"""For `times`: until the fault is lifted."""
+"""A value for `times`: the fault lasts until it is lifted."""
 
 
 class Silence(Enum):
@@ -29,16 +29,16 @@ class Silence(Enum):
 
 
 SILENCE: Final = Silence.SILENCE
-"""Instead of an error: no answer at all, until the deadline of the caller."""
+"""In place of an error: the server does not answer until the deadline of the caller."""
 
 
 class Crash(BaseException):
-    """The process dies here. No `except Exception` catches it, as nothing catches kill -9."""
+    """The process dies here. No `except Exception` catches it, as no program survives kill -9."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call as the server sees it. The verb of an eviction is `evict`."""
+    """One call as the server sees it. The verb of an eviction is `evict`, and of a pod's log `log`."""
 
     identity: str
     verb: str
@@ -48,11 +48,11 @@ class Call:
     subresource: str | None = None
     body: JSON | None = None
     selector: str = ""
-    """Label and field selector of a list or watch, as one text."""
+    """Label and field selector of a list or watch, as one text; empty for other calls."""
 
     @property
     def path(self) -> str:
-        """URL path of the object."""
+        """The URL path of the object, with its subresource."""
         return self.resource.path(self.namespace, self.name, self.subresource)
 
 
@@ -63,17 +63,17 @@ class Write:
     number: int
     call: Call
     resource_version: str = ""
-    """Version of the object afterwards, empty when it was refused or is gone."""
+    """The object's version after the write; empty when the write was refused, or was a deletion or an eviction."""
     error: KubeError | None = None
-    """Why the server refused it."""
+    """The error with which the server refused the write, or None."""
 
 
 Hook = Callable[[Write, Literal["before", "after"]], None]
-"""Told before a write is applied and after it was; may raise Crash."""
+"""Called before a write is applied and after it; may raise Crash."""
 
 
 class CallMatch(TypedDict, total=False):
-    """Which calls of a verb and a kind a fault hits; see CallFault."""
+    """Conditions beside verb and kind for the calls that a fault hits; see CallFault."""
 
     identity: str | None
     namespace: str | None
@@ -84,7 +84,7 @@ class CallMatch(TypedDict, total=False):
 
 @dataclass
 class CallFault:
-    """What the next `times` matching calls get instead of, or (`after`) on top of, being carried out."""
+    """An error that the next `times` matching calls get instead of being carried out, or afterwards with `after`."""
 
     verb: str
     resource: Resource | None
@@ -95,18 +95,18 @@ class CallFault:
     namespace: str | None = None
     name: str | None = None
     subresource: str | None = None
-    """None matches all; the empty text only the object itself."""
+    """The subresource, empty for the object itself. Here and in the other conditions None matches all."""
     selector: str | None = None
-    """Part of the selector of a list or watch."""
+    """A part of the selector of a list or watch."""
     hits: int = 0
-    """Calls that got it."""
+    """Number of calls that have got the error."""
 
     def lift(self) -> None:
-        """From now on no call gets it."""
+        """End the fault, so that no further call gets it."""
         self.times = 0
 
     def matches(self, call: Call) -> bool:
-        """Whether this call gets it."""
+        """Whether the fault hits this call. False when it has been used up or lifted."""
         return (
             self.times > 0
             and call.verb == self.verb
@@ -130,7 +130,7 @@ class Faults:
     _numbers: Counter[str] = field(default_factory=Counter)
 
     limits: Limits = field(default_factory=Limits)
-    """The deadlines of the callers."""
+    """The callers' deadlines, after which SILENCE ends."""
 
     def fail(
         self,
@@ -142,17 +142,19 @@ class Faults:
         after: bool = False,
         **match: Unpack[CallMatch],
     ) -> CallFault:
-        """Let the next matching calls raise `error`, or hear nothing; what is None or not given matches everything.
+        """Let the next `times` matching calls raise `error`, or get no answer. A condition that is None or not given
+        matches everything. Returns the fault, which can be lifted.
 
-        With `after` the write is applied and the answer lost. A list has no name: its `selector` tells the node; one
-        of all namespaces has the `namespace` "".
+        With `after` a write is applied and its answer is lost. A list has no name, so use `selector` for the lists of
+        one node. A list of all namespaces has the `namespace` "".
         """
         fault = CallFault(verb, resource, error, times, after, **match)
         self._faults.append(fault)
         return fault
 
     def crash(self, identity: str, *, before: int | None = None, after: int | None = None) -> None:
-        """Raise Crash before, or after, the k-th write of an identity (from 1, over the life of the cluster)."""
+        """Raise Crash before, or after, the k-th write of an identity, counted from 1 over the life of the cluster.
+        Replaces `on_write`."""
 
         def hook(write: Write, when: Literal["before", "after"]) -> None:
             if write.call.identity == identity and write.number == (before if when == "before" else after):
@@ -161,12 +163,13 @@ class Faults:
         self.on_write = hook
 
     async def read(self, call: Call) -> None:
-        """Count a read, or raise what was scripted for it."""
+        """Count a read, and raise the fault scripted for it, if any."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
 
     async def write(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
-        """Carry out a write between the hooks and faults, and log it when it reached the server."""
+        """Count a write, carry it out and return the result of `apply`. Faults before and after it, and the hook, may
+        raise. The write is logged if it reached the server."""
         self.calls[call.identity, call.verb, call.resource.plural] += 1
         await self._raise(call, after=False)
         result = self._carry_out(call, apply)
@@ -174,6 +177,8 @@ class Faults:
         return result
 
     def _carry_out(self, call: Call, apply: Callable[[], JSON | None]) -> JSON | None:
+        """Number and log the write, call the hook before and after it, and record the new version or the error. An
+        error is raised again."""
         self._numbers[call.identity] += 1
         write = Write(self._numbers[call.identity], call)
         if self.on_write:
@@ -191,6 +196,8 @@ class Faults:
         return result
 
     async def _raise(self, call: Call, *, after: bool) -> None:
+        """Raise the first fault that matches the call, and count the hit; a SILENCE raises Unavailable after the
+        deadline. Does nothing when none matches."""
         for fault in self._faults:
             if fault.after is after and fault.matches(call):
                 fault.times -= 1
@@ -198,10 +205,10 @@ class Faults:
                 if isinstance(fault.error, Silence):
                     await self._say_nothing(call)
                 else:
-                    raise fault.error.with_traceback(None)  # it would grow with every call
+                    raise fault.error.with_traceback(None)  # the traceback would grow with every call
 
     async def _say_nothing(self, call: Call) -> None:
-        """What HttpClient makes of a server that does not answer."""
+        """Wait for the caller's deadline and raise what HttpClient raises when a server does not answer."""
         seconds = self.limits.inactivity if call.verb == "watch" else self.limits.total
         await asyncio.sleep(seconds)
         raise Unavailable(f"cannot {call.verb} {call.path}: no answer within {seconds:.0f} s")

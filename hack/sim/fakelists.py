@@ -1,4 +1,4 @@
-"""Lists of FakeCluster in pages: all pages of a list show one moment, for as long as their tokens live."""
+"""Lists of FakeCluster in pages. All pages of a list show the moment of its first page, while their tokens live."""
 
 import json
 import sys
@@ -10,12 +10,12 @@ from gpusharing.kube.errors import Expired
 from hack.sim.fakestore import copied
 
 TOKEN_LIFE = 300.0
-"""Seconds; kube-apiserver lets etcd compact its history every 5 minutes."""
+"""Seconds for which a token is valid: kube-apiserver lets etcd compact its history every 5 minutes."""
 
 
 @dataclass(frozen=True)
 class _Moment:
-    """What a list held when it began, and when that was."""
+    """The objects of a list when its first page was read, and the time of that."""
 
     objects: Sequence[JSON]
     version: int
@@ -23,27 +23,30 @@ class _Moment:
 
 
 class Lists:
-    """The moments of lists that are being read."""
+    """The lists that are being read page by page."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` returns the present time in seconds; tokens expire by it."""
+        """Create an empty record. `clock` returns the present time in seconds, by which tokens expire."""
         self._clock = clock
         self._moments: dict[int, _Moment] = {}
         self._count = 0
         self.gives_rest = True
-        """A token that has expired comes with one for the rest of the list."""
+        """Whether the error of an expired token holds one for the rest of the list."""
 
     def compact(self) -> None:
-        """Let all tokens expire."""
+        """Let all tokens expire at once."""
         self._moments.clear()
 
-    def page(self, found: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
-        """The answer with a page of at most `limit` objects (0: all), and the token for the next one.
+    def page(self, objects: Iterable[JSON], version: int, limit: int, after: str) -> JSON:
+        """Return the answer with a page of at most `limit` objects (0 for all) and the token of the next page.
 
-        `found` and `version`: the list as it is now, for its first page. Raises Expired, with the token for the rest.
+        `objects` and `version` are the list as it is now, in order of name. They are used for a first page, and for
+        the rest of a list whose token has expired. Raises Expired for an expired token.
         """
         now = self._clock()
-        self._moments = {number: one for number, one in self._moments.items() if now - one.began < TOKEN_LIFE}
+        self._moments = {
+            number: moment for number, moment in self._moments.items() if now - moment.began < TOKEN_LIFE
+        }
         number, name, start = json.loads(after) if after else (0, ["", ""], 0)
         if number and number not in self._moments:
             rest = json.dumps([0, name, 0]) if self.gives_rest else ""
@@ -53,7 +56,7 @@ class Lists:
         if not number:
             self._count += 1
             number = self._count
-            left = [obj for obj in found if _key(obj) > name]
+            left = [obj for obj in objects if _key(obj) > name]
             self._moments[number] = _Moment(left, version, now)
         moment = self._moments[number]
         end = start + (limit or sys.maxsize)

@@ -1,4 +1,4 @@
-"""Pods of FakeCluster: graceful deletion, PodDisruptionBudget numbers, the Eviction subresource.
+"""Pods of FakeCluster: graceful deletion, the numbers of PodDisruptionBudgets, the Eviction subresource.
 
 Follows pkg/registry/core/pod/storage/eviction.go and the disruption controller of Kubernetes v1.36.3 as far as
 docs/design/drain.md needs it (E1-E6, E8, E9, E12, P12, P14). `expectedPods` is the number of matching pods, not the
@@ -16,21 +16,23 @@ from hack.sim.selectors import selects
 
 FINISHED = ("Succeeded", "Failed")
 Later = Callable[[float, Callable[[], object]], object]
-"""Runs a function after so many seconds, for example `loop.call_later`."""
+"""Runs a function after a number of seconds, for example `loop.call_later`."""
 
 
 class Pods:
-    """What the API server, the kubelets and the disruption controller do with pods."""
+    """The work of the API server, the kubelets and the disruption controller on pods."""
 
     def __init__(self, store: Store, grace: float, later: Later | None) -> None:
-        """With `later`, deleted pods vanish after `grace` seconds by themselves."""
+        """Keep the budgets of `store` up to date. With `later`, deleted pods vanish by themselves after `grace`
+        seconds."""
         self.store = store
         self.grace = grace
         self.later = later
         store.on_commit.append(self._follow)
 
     def evict(self, namespace: str, name: str, uid: str | None) -> None:
-        """The Eviction subresource. Raises what the server answers."""
+        """Evict a pod by the Eviction subresource. Raises NotFound, Conflict when `uid` differs, EvictionBlocked when
+        its budget allows no disruption, or EvictionFailed when several budgets match."""
         pod = self.store.get(kinds.PODS, (namespace, name))
         self.store.check_uid(pod, uid)
         if not _ignores_budgets(pod):
@@ -38,8 +40,8 @@ class Pods:
         self.delete(pod)
 
     def delete(self, pod: JSON, *, at_once: bool = False) -> None:
-        """Normal deletion: at once where no kubelet has to stop anything or is waited for, else after the grace
-        period."""
+        """Delete a pod. It vanishes at once if `at_once`, if it is not bound or has finished, and if no finalizer
+        holds it; otherwise after the grace period."""
         metadata = pod["metadata"]
         key = (metadata["namespace"], metadata["name"])
         nobody = at_once or not (pod.get("spec") or {}).get("nodeName") or _phase(pod) in FINISHED
@@ -51,7 +53,8 @@ class Pods:
             self.later(self.grace, lambda: self.finish(uid=metadata["uid"]))
 
     def finish(self, *, node: str | None = None, uid: str | None = None) -> list[str]:
-        """Let terminating pods vanish (those of one node, one uid, or all); one with finalizers stays."""
+        """Let terminating pods vanish: all, those on one node, or the one with this uid. Pods with finalizers stay.
+        Returns those that are gone, as namespace/name."""
         gone = []
         for pod in list(self.store.all(kinds.PODS)):
             metadata = pod["metadata"]
@@ -64,6 +67,9 @@ class Pods:
         return gone
 
     def _ask_budgets(self, pod: JSON) -> None:
+        """Raise EvictionBlocked or EvictionFailed as kube-apiserver does if the pod's budgets forbid the eviction
+        (docs/design/drain.md). A pod that is not Ready passes if the budget says AlwaysAllow or has enough healthy
+        pods."""
         budgets = [budget for budget in self._budgets(pod["metadata"]["namespace"]) if _covers(budget, pod)]
         if len(budgets) > 1:
             raise EvictionFailed(
@@ -89,7 +95,8 @@ class Pods:
         return self.store.all(kinds.PDBS, namespace)
 
     def _follow(self, resource: Resource, change: StoredChange) -> None:
-        """The disruption controller: budgets are recomputed as soon as a pod or a budget changes."""
+        """Recompute the budgets of a namespace when one of its pods or budgets changes, as the disruption controller
+        does."""
         if resource not in (kinds.PODS, kinds.PDBS):
             return
         namespace = change.last["metadata"]["namespace"]
@@ -100,6 +107,7 @@ class Pods:
                 self.store.patch(kinds.PDBS, key, {"status": status}, "status")
 
     def _numbers(self, budget: JSON) -> JSON:
+        """Return the status of a budget. Finished pods are not expected, and terminating ones not healthy."""
         pods = self.store.all(kinds.PODS, budget["metadata"]["namespace"])
         covered = [pod for pod in pods if _covers(budget, pod) and _phase(pod) not in FINISHED]
         healthy = sum(_is_ready(pod) and not pod["metadata"].get("deletionTimestamp") for pod in covered)
@@ -131,10 +139,11 @@ def _is_ready(pod: JSON) -> bool:
 
 
 def _ignores_budgets(pod: JSON) -> bool:
-    """Finished, pending and terminating pods are deleted without asking (KK canIgnorePDB)."""
+    """Whether a pod is evicted without asking its budget, because it is finished, pending or terminating (KK
+    canIgnorePDB)."""
     return _phase(pod) in (*FINISHED, "Pending") or bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _scaled(value: int | str, total: int) -> int:
-    """Both fields of a PodDisruptionBudget round percentages up."""
+    """Return an absolute number, or a percentage of `total`, rounded up as for both fields of a PodDisruptionBudget."""
     return math.ceil(total * int(value.removesuffix("%")) / 100) if isinstance(value, str) else value

@@ -18,7 +18,7 @@ from gpusharing.kube.client import JSON, Resource
 from gpusharing.kube.errors import AlreadyExists, Conflict, Expired, Invalid, NotFound
 
 Key = tuple[str, str]
-"""(namespace, name); the namespace is empty for cluster-scoped objects."""
+"""Namespace and name; the namespace is empty for cluster-scoped objects."""
 
 WITH_STATUS = frozenset(
     {kinds.NODES, kinds.PODS, kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS}
@@ -27,23 +27,23 @@ WITH_STATUS = frozenset(
 WITH_GENERATION = frozenset({kinds.PDBS, kinds.POLICIES, kinds.GPUNODES, kinds.DAEMON_SETS})
 SERVER_FIELDS = ("uid", "name", "namespace", "creationTimestamp", "deletionTimestamp", "generation")
 HISTORY = 10_000
-"""Events kept per kind; a watch from before them gets 410, like after etcd's compaction."""
+"""Number of events kept for each kind. A watch from an older version gets 410, as after etcd's compaction."""
 
 
 def received(obj: JSON) -> JSON:
-    """What arrives of an object that somebody sends: TypeError for what is no JSON, tuples become lists."""
+    """Return an object as it arrives over the wire: tuples become lists. Raises TypeError for what JSON cannot hold."""
     arrived: JSON = json.loads(json.dumps(obj))
     return arrived
 
 
 def copied(obj: JSON) -> JSON:
-    """A deep copy of what is stored; marshal takes a third of json's time, and is as deep for plain JSON."""
+    """Return a deep copy of a stored object. marshal takes a third of json's time, and its copies are as deep."""
     copy: JSON = marshal.loads(marshal.dumps(obj))
     return copy
 
 
 def merged(target: Any, patch: Any) -> Any:
-    """RFC 7386. Neither argument is changed."""
+    """Return `target` with the patch merged into it (RFC 7386). Neither argument is changed."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -56,20 +56,21 @@ def merged(target: Any, patch: Any) -> Any:
 
 
 class Waiters(dict[asyncio.Event, None]):
-    """A set that keeps its order: the one of a set hangs on addresses, and a run would not be the same twice."""
+    """A set of events in order of insertion. The order of a plain set depends on memory addresses, so runs would not
+    be repeatable."""
 
     def add(self, event: asyncio.Event) -> None:
-        """Also the one that is there keeps its place."""
+        """Add an event; one that is already there keeps its place."""
         self[event] = None
 
     def discard(self, event: asyncio.Event) -> None:
-        """Nothing when it is not there."""
+        """Remove an event, if it is there."""
         self.pop(event, None)
 
 
 @dataclass(frozen=True)
 class StoredChange:
-    """One committed change; `old` is None for a creation, `new` for a deletion (`last` is its final state)."""
+    """One committed change. `old` is None for a creation and `new` for a deletion, whose final state is `last`."""
 
     version: int
     old: JSON | None
@@ -79,14 +80,14 @@ class StoredChange:
 
 @dataclass(frozen=True)
 class Backup:
-    """What a Store held at one moment."""
+    """The objects and the version of a Store at one moment."""
 
     objects: dict[Resource, dict[Key, JSON]]
     version: int
 
 
 class Store:
-    """Objects by kind with one global resourceVersion."""
+    """The objects of all kinds, with one resourceVersion for the whole store."""
 
     def __init__(self, now: Callable[[], datetime]) -> None:
         self.now = now
@@ -94,9 +95,9 @@ class Store:
         self._oldest: dict[Resource, int] = {}
         self._oldest_of_all = 0
         self.waiting = Waiters()
-        """Set at every change."""
+        """Events that are set at every change."""
         self.watching: dict[Resource, Waiters] = defaultdict(Waiters)
-        """Set at every change of their kind."""
+        """By kind: events that are set at every change of that kind."""
         self.swallow: dict[Resource, int] = {}
         self.on_commit: list[Callable[[Resource, StoredChange], None]] = []
         self._objects: dict[Resource, dict[Key, JSON]] = {}
@@ -104,20 +105,21 @@ class Store:
         self._uids = 0
 
     def get(self, resource: Resource, key: Key) -> JSON:
-        """The stored object itself: read, never change it."""
-        found = self._objects.get(resource, {}).get(key)
-        if found is None:
+        """Return the stored object itself, which the caller must not change. Raises NotFound."""
+        obj = self._objects.get(resource, {}).get(key)
+        if obj is None:
             raise NotFound(f'{resource.plural} "{key[1]}" not found')
-        return found
+        return obj
 
     def all(self, resource: Resource, namespace: str | None = None) -> Iterator[JSON]:
-        """The stored objects in name order: read, never change them."""
+        """Yield the stored objects themselves, in order of namespace and name; the caller must not change them."""
         for key, obj in sorted(self._objects.get(resource, {}).items()):
             if namespace is None or key[0] == namespace:
                 yield obj
 
     def create(self, resource: Resource, body: JSON, namespace: str | None, *, with_status: bool) -> JSON:
-        """Add an object; the server sets uid, versions and creationTimestamp."""
+        """Store a new object with uid, version and creationTimestamp, and return it. Without `with_status` a status in
+        `body` is dropped, as the API server does. Raises Invalid without a name, and AlreadyExists."""
         metadata = body.get("metadata") or {}
         name = metadata.get("name")
         if not name:
@@ -142,7 +144,9 @@ class Store:
         return self.commit(resource, key, None, obj)
 
     def patch(self, resource: Resource, key: Key, body: JSON, subresource: str | None) -> JSON:
-        """Merge patch of the object or of its status; a patch that changes nothing makes no new version."""
+        """Merge a patch into an object, or into its status, and return the stored object. A patch that changes nothing
+        makes no new version. A patch that removes the last finalizer of a deleted object removes the object, unless
+        it is a pod. Raises NotFound, Conflict or Invalid."""
         old = self.get(resource, key)
         self._check_preconditions(resource, old, body.get("metadata") or {})
         if subresource == "status":
@@ -159,7 +163,8 @@ class Store:
         return self.commit(resource, key, old, new)
 
     def delete(self, resource: Resource, key: Key, uid: str | None) -> None:
-        """Delete at once, or mark for deletion while there are finalizers."""
+        """Delete an object at once, or mark it as deleted while it has finalizers. Raises NotFound, or Conflict when
+        `uid` differs."""
         old = self.get(resource, key)
         self.check_uid(old, uid)
         if not old["metadata"].get("finalizers"):
@@ -168,7 +173,7 @@ class Store:
             self.mark_deleted(resource, key, seconds=0)
 
     def mark_deleted(self, resource: Resource, key: Key, seconds: float) -> None:
-        """Set the deletionTimestamp to the end of the grace period; a second call changes nothing."""
+        """Set the deletionTimestamp to the end of the grace period. Does nothing if the object is already marked."""
         old = self.get(resource, key)
         if old["metadata"].get("deletionTimestamp"):
             return
@@ -183,7 +188,7 @@ class Store:
         self.commit(resource, key, old, {**old, "metadata": metadata})
 
     def remove(self, resource: Resource, key: Key) -> JSON:
-        """Take an object away, and what it owned."""
+        """Remove an object, then delete the objects that it owned. Returns its final state."""
         old = self.get(resource, key)
         gone = self.commit(resource, key, old, None)
         uid = old["metadata"]["uid"]
@@ -193,7 +198,8 @@ class Store:
         return gone
 
     def commit(self, resource: Resource, key: Key, old: JSON | None, new: JSON | None) -> JSON:
-        """Store `new` under the next version and tell the watches."""
+        """Store `new` under the next version, or remove the object if it is None, and notify watches and listeners.
+        Returns the stored object, or the final state of a removed one."""
         self.version += 1
         latest = new if new is not None else old
         if latest is None:
@@ -206,12 +212,12 @@ class Store:
             objects[key] = last
         change = StoredChange(self.version, old, None if new is None else last, last)
         self._remember(resource, change)
-        for told in self.on_commit:
-            told(resource, change)
+        for listener in self.on_commit:
+            listener(resource, change)
         return last
 
     def since(self, resource: Resource, version: int) -> list[StoredChange]:
-        """Changes after `version`. Raises Expired when they are no longer known."""
+        """Return the changes of a kind after `version`, oldest first. Raises Expired when they are no longer known."""
         oldest = max(self._oldest_of_all, self._oldest.get(resource, 0))
         if version < oldest:
             raise Expired(f"too old resource version: {version} ({oldest})")
@@ -219,26 +225,26 @@ class Store:
         return history[bisect_right(history, version, key=lambda change: change.version) :]
 
     def compact(self) -> None:
-        """Forget the history: every watch that is not restarted gets 410."""
+        """Forget the history, so that every watch from an earlier version gets 410."""
         self.version += 1
         self._oldest_of_all = self.version
         self._history.clear()
         self.wake()
 
     def backup(self) -> Backup:
-        """What is stored now."""
+        """Return the objects and the version as they are now."""
         return Backup({kind: dict(objects) for kind, objects in self._objects.items()}, self.version)
 
     def restore(self, backup: Backup, bump: int) -> None:
-        """Hold what was stored then, under its versions; the next ones are higher by `bump`. Who watches from a later
-        version hears nothing until that comes."""
+        """Replace everything stored by the backup. The next versions follow the backup's, raised by `bump`. A watch
+        from a later version gets no event until that version is reached."""
         self._objects = {kind: dict(objects) for kind, objects in backup.objects.items()}
         self.version = self._oldest_of_all = backup.version + bump
         self._oldest.clear()
         self._history.clear()
 
     def wake(self) -> None:
-        """Let everybody look again."""
+        """Set the events of all watches, so that each looks for changes."""
         for resource in self.watching:
             self._wake(resource)
 
@@ -247,7 +253,7 @@ class Store:
             event.set()
 
     def check_uid(self, obj: JSON, uid: str | None) -> None:
-        """Raises Conflict when the object is another one than the caller thinks."""
+        """Raise Conflict when the object's uid is not `uid`; None matches every object."""
         if uid is not None and obj["metadata"]["uid"] != uid:
             raise Conflict(
                 f"the UID in the precondition ({uid}) does not match the UID in record "
@@ -255,6 +261,8 @@ class Store:
             )
 
     def _remember(self, resource: Resource, change: StoredChange) -> None:
+        """Append a change to the history of its kind and wake the watches, unless the change is to be swallowed. The
+        older half of a history that is too long is dropped."""
         if self.swallow.get(resource, 0) > 0:
             self.swallow[resource] -= 1
             return
@@ -266,6 +274,8 @@ class Store:
         self._wake(resource)
 
     def _check_preconditions(self, resource: Resource, old: JSON, metadata: JSON) -> None:
+        """Raise Conflict when the patch names another resourceVersion than the object has, and Invalid when it would
+        change uid, name or namespace."""
         version = metadata.get("resourceVersion")
         if version and version != old["metadata"]["resourceVersion"]:
             raise Conflict(
@@ -277,6 +287,8 @@ class Store:
                 raise Invalid(f"metadata.{field}: Invalid value: {metadata[field]!r}: field is immutable")
 
     def _patched(self, resource: Resource, old: JSON, body: JSON) -> JSON:
+        """Return the object with the patch merged in, as the API server does it: its own metadata fields and the
+        status stay, empty maps vanish, and the generation rises if anything but metadata changed."""
         new: JSON = merged(old, body)
         for field in SERVER_FIELDS:
             if field in old["metadata"]:

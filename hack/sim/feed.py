@@ -1,4 +1,5 @@
-"""List and watch one kind for ever, as plain events. For simulators only: it keeps the raw objects."""
+"""List and watch one kind for ever, and deliver raw objects to a handler. Only for simulators, whose view must not
+depend on the Reflector that they test."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from gpusharing.kube.errors import Expired, KubeError, NotFound
 from gpusharing.kube.paging import pages_of
 
 Handler = Callable[[JSON, bool], None]
-"""Called with an object and whether it is gone, in order; must not block."""
+"""Called with an object and whether it is gone, in the order of the changes; must not block."""
 
 FIRST_RETRY, LAST_RETRY = 0.2, 5.0
 
@@ -22,16 +23,17 @@ async def follow(
     log: Callable[[str], None],
     synced: asyncio.Event | None = None,
 ) -> None:
-    """Tell the handler of every object there is, and of every change. Errors are reported once and retried;
-    a kind that the server does not serve counts as empty. `synced` is set after the first list."""
+    """Call the handler with every existing object, then with every change, until cancelled. Errors are retried with
+    back-off and logged once in a row; a kind that the server does not serve counts as empty. `synced` is set after
+    the first complete list, or when the kind is not served."""
     known: dict[tuple[str, str], JSON] = {}
     synced = synced or asyncio.Event()
-    wait, told = FIRST_RETRY, ""
+    wait, logged = FIRST_RETRY, ""
     while True:
         try:
             version = await _list(client, resource, namespace, handler, known)
             synced.set()
-            wait, told = FIRST_RETRY, ""
+            wait, logged = FIRST_RETRY, ""
             while True:
                 version = await _watch(client, resource, namespace, handler, known, version)
         except Expired:
@@ -39,9 +41,9 @@ async def follow(
         except KubeError as error:
             if isinstance(error, NotFound):
                 synced.set()
-            if str(error) != told:
+            if str(error) != logged:
                 log(f"cannot follow {resource.plural}: {error!r}")
-            told = str(error)
+            logged = str(error)
             await asyncio.sleep(wait)
             wait = min(wait * 2, LAST_RETRY)
 
@@ -53,13 +55,15 @@ async def _list(
     handler: Handler,
     known: dict[tuple[str, str], JSON],
 ) -> str:
+    """List the kind and deliver what changed since `known`, including the objects that are gone. Updates `known`.
+    Returns the version of the list."""
     present: set[tuple[str, str]] = set()
     version = ""
     async for page in pages_of(client, resource, namespace=namespace):
         version = page.resource_version
         for item in page.items:
             present.add(_key(item))
-            _tell(item, handler, known)
+            _deliver(item, handler, known)
     for key in known.keys() - present:
         handler(known.pop(key), True)
     return version
@@ -73,9 +77,11 @@ async def _watch(
     known: dict[tuple[str, str], JSON],
     version: str,
 ) -> str:
+    """Deliver the events of one watch from `version`, updating `known`, and return the version of the last event.
+    Raises Expired when the version goes back, after delivering all known objects as gone."""
     async for event in client.watch(resource, version, namespace=namespace):
         before, version = version, event.object["metadata"]["resourceVersion"]
-        if int(version) < int(before):  # the store was restored from a backup: what we know of it never was
+        if int(version) < int(before):  # the store was restored from a backup, so no known object is certain
             for key in list(known):
                 handler(known.pop(key), True)
             raise Expired("the store was restored from a backup")
@@ -83,11 +89,13 @@ async def _watch(
             known.pop(_key(event.object), None)
             handler(event.object, True)
         elif event.type != "BOOKMARK":
-            _tell(event.object, handler, known)
+            _deliver(event.object, handler, known)
     return version
 
 
-def _tell(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -> None:
+def _deliver(item: JSON, handler: Handler, known: dict[tuple[str, str], JSON]) -> None:
+    """Call the handler with a new version of an object, and before that with the old one as gone if another object had
+    the name. A version that is already known is ignored. Updates `known`."""
     before = known.get(_key(item))
     if before is not None and before["metadata"].get("uid") != item["metadata"].get("uid"):
         handler(before, True)

@@ -1,11 +1,11 @@
 """SIMULATED gpu-feature-discovery: the labels that it puts on a node, as a function (docs/design/nvidia.md#c).
 
-GFD counts per card model and writes the labels of one model over those of the other, in an order that Go leaves open
-and that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go, newGPULabelers); models with a
-whole GPU come last. Here they take turns.
+GFD counts per card model and writes the labels of one model over those of another, in an order that Go leaves open and
+that may change at each run (k8s-device-plugin v0.19.3, internal/lm/mig-strategy.go, newGPULabelers); models with a
+whole GPU come last. Here the models take turns.
 
-Not played: engine and multiprocessor counts, machine, clique and CUDA versions. The memory of a MIG instance is its
-share of the card without the few hundred MiB that the driver keeps.
+Not simulated: engine and multiprocessor counts, machine, clique and CUDA versions. The memory of a MIG instance is its
+share of the card without the few hundred MiB that the driver reserves.
 """
 
 import re
@@ -30,7 +30,7 @@ from hack.sim.plugin import PluginError, SimPluginConfig, single_profile
 
 LABEL_GPU_MEMORY = "nvidia.com/gpu.memory"
 
-# What GFD owns among the labels with NVIDIA's prefix; the others are the GPU operator's, mig-manager's or ours.
+# The labels with NVIDIA's prefix that GFD owns; the others belong to the GPU Operator, mig-manager or us.
 _OWNED = re.compile(
     r"nvidia\.com/(?:"
     r"gpu\.(?:product|count|replicas|memory|sharing-strategy|family|mode|machine|clique|compute\..+|slices\..+|"
@@ -38,18 +38,20 @@ _OWNED = re.compile(
 )
 _FAMILIES = {6: "pascal", 7: "volta", 8: "ampere", 9: "hopper", 10: "blackwell", 12: "blackwell"}
 _LATER_FAMILIES = {(7, 5): "turing", (8, 9): "ada-lovelace"}
-"""By compute capability, as gpu-feature-discovery 0.19.3 (internal/lm/resource.go); others are "undefined"."""
+"""The family of a card by compute capability, as in gpu-feature-discovery 0.19.3 (internal/lm/resource.go); others are
+"undefined"."""
 
 
 def owns(label: str) -> bool:
-    """Whether GFD writes this label, and takes it away when it does not run (b.4)."""
+    """Whether GFD writes this label, and removes it when it does not run (b.4)."""
     return _OWNED.fullmatch(label) is not None
 
 
 def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 0) -> dict[str, str]:
-    """All labels of a node. `started` is when this GFD process began, in seconds since 1970; `turn` counts its runs.
+    """Return all labels that GFD gives a node; empty without GPUs. `started` is when this GFD process began, in
+    seconds since 1970, and `turn` counts its runs.
 
-    Raises PluginError where it ends instead.
+    Raises PluginError where GFD would exit with an error.
     """
     gpus = reading.gpus
     if not gpus:
@@ -57,22 +59,22 @@ def labels(reading: Reading, config: SimPluginConfig, started: int, turn: int = 
     model = _shown(reading, turn)
     if config.sharing == "mps" and any(gpu.mig_mode == "Enabled" for gpu in gpus):
         raise PluginError("failed to check MPS-capable: MPS sharing is not supported for mig devices")
-    found = {
+    node_labels = {
         **_constant(model),
         LABEL_MIG_CAPABLE: str(any(known.mig_capable for known in reading.models)).lower(),
         LABEL_MPS_CAPABLE: str(config.sharing == "mps").lower(),
         LABEL_GFD_TIMESTAMP: str(started),
     }
     if config.mig_strategy == "none":
-        return {**found, **_whole(gpus, model, config)}
-    found[LABEL_MIG_STRATEGY] = config.mig_strategy
+        return {**node_labels, **_whole(gpus, model, config)}
+    node_labels[LABEL_MIG_STRATEGY] = config.mig_strategy
     if config.mig_strategy == "single":
-        return {**found, **_single(reading, model, config)}
-    return {**found, **_mixed(reading, model, config)}
+        return {**node_labels, **_single(reading, model, config)}
+    return {**node_labels, **_mixed(reading, model, config)}
 
 
 def _shown(reading: Reading, turn: int) -> Model:
-    """The model whose labels stay."""
+    """Return the model whose labels overwrite the others' in this turn. Raises PluginError if no GPU answers."""
     answering = [gpu for gpu in reading.gpus if gpu.access == "Ok"]
     if not answering:
         raise PluginError("no GPU answers")
@@ -82,17 +84,20 @@ def _shown(reading: Reading, turn: int) -> Model:
 
 
 def _model(reading: Reading, product: str) -> Model:
+    """Return the model of this product, which must be among those that were read."""
     return next(model for model in reading.models if model.product == product)
 
 
 def changes(present: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str | None]:
-    """The label patch from what a node has to what GFD wants; labels that it does not own are left alone."""
+    """Return the label patch from `present` to `wanted`; None removes a label. Labels that GFD does not own are left
+    alone."""
     gone: Iterable[str] = (key for key in present if owns(key) and key not in wanted)
     changed = {key: value for key, value in wanted.items() if present.get(key) != value}
     return {**dict.fromkeys(gone), **changed}
 
 
 def _constant(model: Model) -> dict[str, str]:
+    """Return the labels that do not depend on the configuration: family, compute capability and mode."""
     major, _, minor = model.compute_capability.partition(".")
     number = int(major or 0)
     family = _LATER_FAMILIES.get((number, int(minor or 0))) or _FAMILIES.get(number, "undefined")
@@ -105,7 +110,7 @@ def _constant(model: Model) -> dict[str, str]:
 
 
 def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
-    """Replicas, strategy and product suffix of a resource."""
+    """Return replicas, sharing strategy and product suffix of a resource: 1, none and empty if it is not shared."""
     replicas = (config.replicas or {}).get(resource)
     if replicas is None:
         return 1, "none", ""
@@ -113,6 +118,7 @@ def _sharing(config: SimPluginConfig, resource: str) -> tuple[int, str, str]:
 
 
 def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict[str, str]:
+    """Return the labels of the whole GPUs of this model. Replicas are 0 if all of them are in MIG mode."""
     replicas, strategy, suffix = _sharing(config, RESOURCE_GPU)
     same = [gpu for gpu in gpus if gpu.product == model.product]
     if all(gpu.mig_mode == "Enabled" for gpu in same):
@@ -127,10 +133,12 @@ def _whole(gpus: tuple[GPU, ...], model: Model, config: SimPluginConfig) -> dict
 
 
 def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
+    """Return the labels of MIG strategy single: those of the instances if all GPUs have the same profile, of whole
+    GPUs if MIG is off, else those of a MIG-INVALID product with 0 GPUs."""
     gpus = reading.gpus
     divided = next((gpu.product for gpu in gpus if gpu.mig_mode == "Enabled"), None)
     if divided is not None:
-        model = _model(reading, divided)  # the first one's, whatever the order of the models
+        model = _model(reading, divided)  # GFD shows the first divided GPU's model, in any order of models
     try:
         name = single_profile(gpus)
     except PluginError:
@@ -148,18 +156,21 @@ def _single(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str
 
 
 def _mixed(reading: Reading, model: Model, config: SimPluginConfig) -> dict[str, str]:
-    found = _whole(reading.gpus, model, config)
+    """Return the labels of MIG strategy mixed: those of the whole GPUs and of each profile that has instances."""
+    merged = _whole(reading.gpus, model, config)
     owners = [(instance.profile, gpu.product) for gpu in reading.gpus for instance in gpu.instances]
     names = [name for name, _ in owners]
     for name in sorted(set(names)):
         resource, first = resource_name(name), next(product for owned, product in owners if owned == name)
-        found |= _instances(resource, resource, name, names.count(name), _model(reading, first), config)
-    return found
+        merged |= _instances(resource, resource, name, names.count(name), _model(reading, first), config)
+    return merged
 
 
 def _instances(
     prefix: str, resource: str, name: str, count: int, model: Model, config: SimPluginConfig
 ) -> dict[str, str]:
+    """Return the labels of `count` MIG instances of one profile. `prefix` begins the labels' names, and `resource` is
+    looked up for replicas."""
     profile = next(known for known in model.profiles if known.name == name)
     replicas, strategy, suffix = _sharing(config, resource)
     return {
@@ -174,6 +185,6 @@ def _instances(
 
 
 def _memory(profile: DriverProfile, model: Model) -> int:
-    """MiB of one instance, about."""
+    """Return the approximate memory of one MIG instance in MiB, or 0 if the model has no profiles."""
     total = max((known.memory_gb for known in model.profiles), default=0)
     return (model.memory_mib or 0) * profile.memory_gb // total if total else 0

@@ -91,7 +91,7 @@ class _MigPort:
     def mig_file(self) -> str:
         """A ConfigMap that is not there yet counts as none: the generated file (really, the pod would not start)."""
         cluster = self._node.cluster
-        seen = cluster.config_maps.seen(
+        seen = cluster.config_maps.content(
             cluster.policy.mig_config,
             node=self._node.name,
             pod_started=self._started,

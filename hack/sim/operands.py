@@ -64,7 +64,7 @@ class Configured:
 
     def _files(self) -> dict[str, str]:
         policy, clock = self.cluster.policy, self.cluster.clock
-        seen = self.cluster.config_maps.seen(
+        seen = self.cluster.config_maps.content(
             policy.plugin_config, node=self.node.name, pod_started=self._pod_started, now=clock.now()
         )
         return dict(seen)

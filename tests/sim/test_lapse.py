@@ -8,12 +8,12 @@ def test_a_step_waits_for_every_agent_and_for_whoever_looks() -> None:
     begin = lapse.at
     one, other = lapse.join("one"), lapse.join("other")
     assert (one(), one()) == (begin, begin), "a turn alone is not enough, however often"
-    lapse.seen("one")
-    lapse.seen("other")
+    lapse.record_scrape("one")
+    lapse.record_scrape("other")
     assert lapse.at == begin, "one agent has not turned"
     assert other() == begin + STEP
-    lapse.seen("one")
-    lapse.seen("other")
+    lapse.record_scrape("one")
+    lapse.record_scrape("other")
     assert lapse.at == begin + STEP
 
 
@@ -22,11 +22,11 @@ def test_an_agent_that_has_ended_is_not_waited_for() -> None:
     begin = lapse.at
     one, _ = lapse.join("one"), lapse.join("other")
     one()
-    lapse.seen("one")
+    lapse.record_scrape("one")
     lapse.leave("other")
     assert lapse.at == begin + STEP
     lapse.leave("one")
-    lapse.seen("one")
+    lapse.record_scrape("one")
     assert lapse.at == begin + STEP, "with nobody there it stands"
 
 
@@ -36,6 +36,6 @@ def test_it_never_tells_a_time_to_come() -> None:
     begin = clock()
     for _ in range(120):
         clock()
-        lapse.seen("one")
+        lapse.record_scrape("one")
     assert lapse.at >= begin + 100 * STEP
     assert lapse.at < begin + 6 * 3600

@@ -31,12 +31,12 @@ def test_a_running_pod_sees_a_new_config_map_late_and_a_new_pod_at_once() -> Non
     assert maps.put("c", {"data": {"a": "1"}}, float("-inf"))
     assert not maps.put("c", {"data": {"a": "1"}}, 50)
     assert maps.put("c", {"data": {"a": "2"}}, 100)
-    assert maps.seen("c", node="n1", pod_started=0, now=101) == {"a": "1"}
-    assert maps.seen("c", node="n1", pod_started=0, now=160) == {"a": "2"}
-    assert maps.seen("c", node="n1", pod_started=100, now=101) == {"a": "2"}
-    assert maps.seen("other", node="n1", pod_started=0, now=101) == {}
+    assert maps.content("c", node="n1", pod_started=0, now=101) == {"a": "1"}
+    assert maps.content("c", node="n1", pod_started=0, now=160) == {"a": "2"}
+    assert maps.content("c", node="n1", pod_started=100, now=101) == {"a": "2"}
+    assert maps.content("other", node="n1", pod_started=0, now=101) == {}
     maps.put("c", None, 200)
-    assert maps.seen("c", node="n1", pod_started=200, now=201) == {}
+    assert maps.content("c", node="n1", pod_started=200, now=201) == {}
 
 
 def test_only_running_pods_hold_devices() -> None:
