@@ -1,6 +1,7 @@
 """YAML as NVIDIA's SIMULATED programs read it: sigs.k8s.io/yaml turns it into JSON with go-yaml v2.
 
-The real answers are in tests/foreign; the product has a reader of its own (planning/wanted/yamltext.py).
+tests/foreign holds the answers of the real programs. The product has a reader of its own
+(planning/wanted/yamltext.py).
 """
 
 import re
@@ -9,7 +10,7 @@ from typing import Any, TypeAlias
 import yaml
 
 JSONValue: TypeAlias = Any
-"""None, bool, int, float, str, list or dict, as encoding/json sees it."""
+"""None, bool, int, float, str, list or dict: the values that encoding/json knows."""
 _WORDS: dict[str, JSONValue] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **{word: True for base in ("y", "yes", "true", "on") for word in (base, base.title(), base.upper())},
@@ -17,29 +18,29 @@ _WORDS: dict[str, JSONValue] = {
 }
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WHOLE = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
-_NONE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_UNSUPPORTED = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _STRING, _MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 _RESOLVER = yaml.SafeLoader("")
 _MOST = 200_000
-"""Values of a document, each counted wherever an alias repeats it."""
+"""The most values a document may have. Those below an alias count again at each use."""
 
 
 class GoError(Exception):
-    """The program would refuse the text."""
+    """The program refuses the text; the message is close to Go's."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Takes tabs where libyaml does: inside brackets, and where no indentation is expected."""
+    """A loader that accepts tabs where libyaml does: inside brackets, and where no indentation is expected."""
 
     def scan_to_next_token(self) -> None:
-        """Skip what separates tokens as PyYAML does, and also tabs where libyaml allows them."""
+        """Skip white space and comments as PyYAML does, and also tabs where libyaml allows them."""
         super().scan_to_next_token()
         while self.peek() == "\t" and (self.flow_level or not self.allow_simple_key):
             self.forward()
             super().scan_to_next_token()
 
     def check_value(self) -> bool:
-        """Whether a value begins here, as PyYAML says. Raises GoError in `{key:[]}`: go-yaml takes that colon as a
+        """Whether a value begins here, as PyYAML says. Raises GoError for `{key:[]}`: go-yaml reads that colon as a
         part of the key, and then misses a comma."""
         if self.flow_level and self.peek(1) in ",[]{}" and self.buffer[self.pointer - 1] not in "\"'":
             raise GoError("did not find expected ',' or '}'")
@@ -47,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def to_json(text: str) -> JSONValue:
-    """The first document of a text as JSON; None for a text without one. Raises GoError."""
+    """Return the first document of a text as JSON, or None if the text has none. Raises GoError."""
     try:
         node = next(yaml.compose_all(text, _Loader), None)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -56,43 +57,47 @@ def to_json(text: str) -> JSONValue:
 
 
 class _Converter:
-    """Walks the nodes of one document."""
+    """Converts the nodes of one document, and counts them."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def value(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> JSONValue:
-        """The JSON of a node. `above`: the nodes that hold it, which an alias may not name."""
+        """Return the JSON of a node. `above` are the nodes around it: an alias to one of them raises GoError, as do
+        too many values."""
         self._count += 1
-        if any(node is one for one in above) or self._count > _MOST:
+        if any(node is parent for parent in above) or self._count > _MOST:
             raise GoError("an anchor contains itself, or the document contains excessive aliasing")
         if isinstance(node, yaml.ScalarNode):
             return _scalar(node)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*above, node)) for item in node.value]
-        found: dict[str, JSONValue] = {}
+        fields: dict[str, JSONValue] = {}
         for key, item in node.value:
-            if key.tag == _MERGE:  # go-yaml v2 merges where it stands: earlier keys lose, later ones win
-                found |= self._merged(item, (*above, node))
+            if (
+                key.tag == _MERGE
+            ):  # go-yaml v2 merges in order: it overwrites earlier keys, and later ones overwrite it
+                fields |= self._merged(item, (*above, node))
             else:
-                found[_key(self.value(key, (*above, node)))] = self.value(item, (*above, node))
-        return found
+                fields[_key(self.value(key, (*above, node)))] = self.value(item, (*above, node))
+        return fields
 
     def _merged(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> dict[str, JSONValue]:
-        """Return the fields that a merge key (`<<`) brings; of several maps the first wins. Raises GoError."""
-        found: dict[str, JSONValue] = {}
-        for one in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
-            if not isinstance(one, yaml.MappingNode):
+        """Return the fields that a merge key (`<<`) adds; of several maps the first wins. Raises GoError for anything
+        but maps."""
+        fields: dict[str, JSONValue] = {}
+        for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
+            if not isinstance(source, yaml.MappingNode):
                 raise GoError("map merge requires map or sequence of maps as the value")
-            found |= self.value(one, above)
-        return found
+            fields |= self.value(source, above)
+        return fields
 
 
-def _key(found: JSONValue) -> str:
+def _key(value: JSONValue) -> str:
     """Return the text of a map key. Raises GoError for null, a list or a map."""
-    if found is None or isinstance(found, dict | list):
-        raise GoError(f"unsupported map key: {found!r}")
-    return str(found).lower() if isinstance(found, bool) else str(found)
+    if value is None or isinstance(value, dict | list):
+        raise GoError(f"unsupported map key: {value!r}")
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _scalar(node: yaml.ScalarNode) -> JSONValue:
@@ -104,7 +109,7 @@ def _scalar(node: yaml.ScalarNode) -> JSONValue:
         return text  # quoted, or tagged as a string
     if text in _WORDS:
         return _WORDS[text]
-    if _NONE.fullmatch(text):
+    if _UNSUPPORTED.fullmatch(text):
         raise GoError(f"json: unsupported value: {text}")
     return _number(text)
 
@@ -115,7 +120,7 @@ def _number(text: str) -> JSONValue:
     plain = text.replace("_", "") if text[0] in "+-0123456789" else text
     if match := _WHOLE.fullmatch(plain):
         sign, *bases = match.groups()
-        base, digits = next((base, found) for base, found in zip((16, 2, 8, 10), bases, strict=True) if found)
+        base, digits = next((base, text) for base, text in zip((16, 2, 8, 10), bases, strict=True) if text)
         whole = int(sign + digits, base)
         if -(2**63) <= whole < 2**64:
             return whole

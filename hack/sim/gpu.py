@@ -1,14 +1,15 @@
 """SIMULATED GPUs behind the agent's Library Protocol, with the rules of MIG that a driver enforces.
 
-Models come from `planning/gpus/cards.py`. Rules from NVIDIA's MIG user guide (docs/design/hardware.md#mig): a mode
-change needs every client gone; Ampere keeps it pending until a reset succeeds; reset and reboot take the
-instances, a reboot also the mode itself from Hopper on. Where the driver puts an instance is a guess, the highest free
-start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g first. None of it is proven on silicon.
+Models come from `planning/gpus/cards.py`. The rules are those of NVIDIA's MIG user guide
+(docs/design/hardware.md#mig). A mode change needs every client gone. Ampere leaves it pending until a reset succeeds.
+Reset and reboot destroy the instances, and from Hopper on a reboot also switches MIG off. Where the driver puts an
+instance is a guess, the highest free start: it agrees with the guide's rule that 3g+2g+1g+1g fits only with the 3g
+first. None of it is proven on silicon.
 
-NVML tells less to a container without rights. The facts, after nvml.h and the trackers of NVIDIA's container toolkit
-and device plugin: on a GPU with MIG on, memory is refused to a container without rights; instances and placements take
-read access to mig/config; a MIG device is seen by who may open it, so not one that was created after the container;
-processes of other PID namespaces are not in the lists at all.
+NVML reports less to a container without rights. The facts, after nvml.h and the trackers of NVIDIA's container toolkit
+and device plugin: on a GPU with MIG on, such a container cannot read memory. Instances and placements need read access
+to mig/config. A MIG device is visible to a container that may open it, so not if it was created after the container.
+Processes of other PID namespaces are missing from the lists.
 """
 
 import threading
@@ -46,36 +47,38 @@ from hack.sim.readings import Hang
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """The rights of the container that reads."""
+    """The rights of the container that reads from NVML."""
 
     mig: bool = True
-    """Read access to mig/config, and CAP_SYS_ADMIN: what `privileged` gives."""
+    """Read access to mig/config, and CAP_SYS_ADMIN, as `privileged` grants them."""
     host_pid: bool = True
     devices: frozenset[str] = frozenset()
-    """UUIDs of the MIG devices that it may open without rights: those that were there when it started."""
+    """UUIDs of the MIG devices that it may open without these rights: those that existed when it started."""
 
 
 ALL_RIGHTS = Container()
 
 
 def gpu_as_seen(gpu: GPU, container: Container) -> GPU:
-    """What the agent makes of the answers to such a container."""
+    """Return the GPU as an agent in such a container reports it. What is withheld is left out, or stands as
+    unknown."""
     if gpu.access != "Ok":
         return gpu
     if not container.mig and gpu.mig_mode != "NotSupported":
         gpu = replace(gpu, instances_withheld=True)
     if not container.mig and gpu.mig_mode == "Enabled":
-        seen = container.devices
+        visible = container.devices
         gpu = replace(
             gpu,
-            instances=tuple(replace(i, start=-1, size=0) for i in gpu.instances if i.uuid in seen),
-            processes=(UNKNOWN_PROCESS, *(p for p in gpu.processes if p.device in seen)),
+            instances=tuple(replace(i, start=-1, size=0) for i in gpu.instances if i.uuid in visible),
+            processes=(UNKNOWN_PROCESS, *(p for p in gpu.processes if p.device in visible)),
         )
     return gpu if container.host_pid else replace(gpu, processes=(UNKNOWN_PROCESS,))
 
 
 def model_as_seen(model: Model, container: Container, *, mig: bool) -> Model:
-    """`mig`: MIG is on, on the GPU that stands for the model."""
+    """Return the model as an agent in such a container reports it: without the rights for MIG it lacks placements and,
+    with `mig`, the memory. `mig` is whether MIG is on at the GPU that stands for the model."""
     if container.mig or not model.mig_capable:
         return model
     profiles = tuple(replace(profile, starts=(), size=0) for profile in model.profiles)
@@ -91,15 +94,15 @@ class DriverRefusal(Exception):
 
 
 class InUse(DriverRefusal):
-    """A client, a process or an instance is in the way (NVML_ERROR_IN_USE)."""
+    """A client, a process or an instance blocks the change (NVML_ERROR_IN_USE)."""
 
 
 class NoFreePlace(DriverRefusal):
-    """No free place for the instance now (NVML_ERROR_INSUFFICIENT_RESOURCES)."""
+    """The GPU has no free place for the instance now (NVML_ERROR_INSUFFICIENT_RESOURCES)."""
 
 
 class NotSupported(DriverRefusal):
-    """The card has no MIG, or not this profile (NVML_ERROR_NOT_SUPPORTED)."""
+    """The card has no MIG, or lacks this profile (NVML_ERROR_NOT_SUPPORTED)."""
 
 
 @dataclass
@@ -127,25 +130,26 @@ class _GPU:
 
     @property
     def keeps_mode_over_reboot(self) -> bool:
-        """Ampere keeps the MIG mode bit in the InfoROM; newer cards do not (guide)."""
+        """Whether the MIG mode survives a reboot: Ampere stores it in the InfoROM, newer cards do not (guide)."""
         return mig_mode_needs_reset(self.card)
 
 
 class SimulatedGPUs:
-    """The GPUs of one SIMULATED node. Safe to read from a thread while another changes them."""
+    """The GPUs of one SIMULATED node. Safe to read from one thread while another changes them."""
 
     simulated = True
 
     def __init__(self, node: str, products: Sequence[str], *, driver_version: str = DRIVER_VERSION) -> None:
-        """`products` are NVML's names, one per GPU; an unknown one is a ValueError. UUIDs follow `node`."""
+        """Create GPUs in their default state, one for each of `products`, which are NVML's names. Raises ValueError
+        for an unknown one. UUIDs are derived from `node`."""
         self.open_sessions = 0
-        """Sessions of this library that are open now, and clients added with `client`."""
+        """Number of NVML clients that are open now: readings, and clients added with `client`."""
         self.readings = 0
-        """Readings begun so far."""
+        """Number of readings begun so far."""
         self.uses: dict[int, ProcessUse] = {}
-        """By pid, what a process takes where it is not nothing."""
+        """By pid: how much of a GPU a process uses. A process that is missing uses nothing."""
         self.is_guest = False
-        """Whether the node is a virtual machine, which can reset no GPU."""
+        """Whether the node is a virtual machine, which cannot reset a GPU."""
         self._node = node
         self._driver_version = driver_version
         self._lock = threading.RLock()
@@ -157,14 +161,18 @@ class SimulatedGPUs:
     # --- the agent's side -------------------------------------------------------------------------------
 
     def read(self) -> Reading:
-        """One reading, as `agent.library.Library` wants it."""
+        """Return a reading with the rights of the agent's container, as `agent.library.Library` does. Blocks while
+        NVML hangs, and raises the error set by `fail`."""
         return self._read(self._container)
 
     def read_as_operand(self) -> Reading:
-        """One reading by one of NVIDIA's operands, which have all rights."""
+        """Return a reading as one of NVIDIA's operands makes it, with all rights. Blocks and raises as
+        `read` does."""
         return self._read(ALL_RIGHTS)
 
     def _read(self, container: Container) -> Reading:
+        """Return a reading with these rights, as an NVML client that is open meanwhile. Blocks while NVML hangs, and
+        raises the error set by `fail`."""
         with self.client():
             self.readings += 1
             self._hang.wait()
@@ -176,13 +184,14 @@ class SimulatedGPUs:
                 return Reading(self._driver_version, self._models(container), gpus, use)
 
     def look(self) -> tuple[GPU, ...]:
-        """The actual state, without NVML: to compare the agent's report with. Never hangs and is no client."""
+        """Return the actual state without NVML, for a comparison with the agent's report. Never blocks, and does not
+        count as a client."""
         with self._lock:
             return tuple(map(_observed, self._gpus))
 
     @contextmanager
     def client(self) -> Iterator[None]:
-        """An NVML client of this node, open for the length of the block."""
+        """Keep an NVML client of this node open for the length of the block."""
         with self._lock:
             self.open_sessions += 1
         try:
@@ -193,43 +202,45 @@ class SimulatedGPUs:
 
     @property
     def hangs(self) -> bool:
-        """Whether a reading that begins now does not return."""
+        """Whether a reading that begins now would block."""
         return self._hang.begun
 
     def hang(self) -> None:
-        """From now on a reading does not return, as when a GPU hangs in the kernel."""
+        """Let every reading block from now on, as when a GPU hangs in the kernel."""
         self._hang.begin()
 
     def unhang(self) -> None:
-        """Let every hanging reading return."""
+        """Let every blocked reading return, and end the hang."""
         self._hang.end()
 
     def contain(self, *, mig: bool = True, host_pid: bool = True) -> None:
-        """The agent's container starts: privileged or not, in the host's PID namespace or in one of its own."""
+        """Restart the agent's container, privileged or not (`mig`) and in the host's PID namespace or its own. MIG
+        devices that exist now are those it may open."""
         with self._lock:
             devices = frozenset(instance.uuid for gpu in self._gpus for instance in gpu.instances)
             self._container = Container(mig, host_pid, devices)
 
     def fail(self, error: LibraryError | None) -> None:
-        """From now on readings raise this error; None heals."""
+        """Let every reading raise this error from now on; None ends that."""
         self._failure = error
 
     # --- the driver's side: what mig-manager, workloads and MPS do -------------------------------------
 
     @property
     def count(self) -> int:
-        """How many GPUs the node has."""
+        """The number of GPUs of the node, lost ones included."""
         return len(self._gpus)
 
     def card(self, index: int) -> Card:
-        """The model of a GPU."""
+        """Return the row of the card table for a GPU."""
         return self._gpus[index].card
 
     def set_mig_mode(self, index: int, on: bool) -> Literal["Applied", "Pending"]:
-        """Switch MIG mode (nvmlDeviceSetMigMode).
+        """Switch MIG mode (nvmlDeviceSetMigMode), and return whether it is applied or pending.
 
-        Hopper and newer raise InUse while any client or process is there. Ampere takes the mode as pending
-        and applies it with a reset of its own if it can. Off with instances present is InUse on both.
+        Hopper and newer raise InUse while any client or process exists. Ampere accepts the mode as pending and applies
+        it with a reset of its own if it can. Switching off while instances exist raises InUse on both. A card without
+        MIG raises NotSupported.
         """
         with self._lock:
             gpu = self._mig_gpu(index)
@@ -244,7 +255,8 @@ class SimulatedGPUs:
             return "Applied"
 
     def reset(self, *indexes: int) -> None:
-        """Reset GPUs (`nvidia-smi -r`; all without indexes): pending modes apply, instances are gone."""
+        """Reset these GPUs, or all without indexes (`nvidia-smi -r`): pending modes take effect, and instances are
+        gone. Raises InUse or, in a virtual machine, NotSupported; then no GPU is reset."""
         with self._lock:
             gpus = [self._gpus[index] for index in indexes] or self._gpus
             for gpu in gpus:
@@ -253,7 +265,8 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def reboot(self) -> None:
-        """Reboot the node: processes and instances go, the MIG mode too where the card does not keep it."""
+        """Reboot the node: processes and instances are gone, the MIG mode too where the card does not store it, and
+        lost GPUs answer again."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes.clear()
@@ -263,21 +276,22 @@ class SimulatedGPUs:
                 _reset(gpu)
 
     def create(self, index: int, profile: str, start: int | None = None) -> Instance:
-        """Create a GPU instance with a full compute instance; order matters, as for the driver."""
+        """Create a GPU instance with a full compute instance, at `start` or where the driver would put it, and return
+        it. Raises NotSupported or NoFreePlace. As for the driver, the order of creation matters."""
         with self._lock:
             gpu = self._mig_gpu(index)
             if not gpu.mig:
                 raise NotSupported(f"GPU {index}: MIG mode is off")
-            offered = next((p for p in gpu.card.profiles if p.name == profile), None)
-            if offered is None:
+            wanted = next((p for p in gpu.card.profiles if p.name == profile), None)
+            if wanted is None:
                 raise NotSupported(f"GPU {index}: {gpu.product} has no profile {profile}")
-            _refuse_too_many(gpu, offered)
-            place = _free_start(gpu, offered, start)
+            _refuse_too_many(gpu, wanted)
+            place = _free_start(gpu, wanted, start)
             number = next(i for i in range(1, 100) if all(i != known.id for known in gpu.instances))
             created = Instance(
                 profile=profile,
                 start=place,
-                size=offered.size,
+                size=wanted.size,
                 id=number,
                 uuid=self._uuid("MIG", index, number),
             )
@@ -285,7 +299,7 @@ class SimulatedGPUs:
             return created
 
     def destroy_all(self, index: int) -> None:
-        """Destroy every instance; the ones in use stay, and InUse is raised."""
+        """Destroy all instances of a GPU that are not in use. Raises InUse if any remain."""
         with self._lock:
             gpu = self._mig_gpu(index)
             used = {process.device for process in gpu.processes}
@@ -294,64 +308,73 @@ class SimulatedGPUs:
                 raise InUse(f"GPU {index}: {len(gpu.instances)} instances are in use")
 
     def set_compute_mode(self, index: int, mode: ComputeMode) -> None:
-        """Set the CUDA compute mode; MPS uses ExclusiveProcess."""
+        """Set the CUDA compute mode. MPS uses ExclusiveProcess."""
         self._gpus[index].compute_mode = mode
 
     def add_process(self, index: int, name: str, pid: int, device: str = "") -> None:
-        """A process begins to compute, on a whole GPU or on the MIG device with this UUID; see `uses`."""
+        """Start a process that computes on a whole GPU, or on the MIG device with the UUID `device`. How much it uses
+        is in `uses`."""
         with self._lock:
             self._gpus[index].processes.append(Process(pid=pid, name=name, device=device))
 
     def remove_process(self, pid: int) -> None:
-        """A process ends."""
+        """End the process with this pid, if there is one."""
         with self._lock:
             for gpu in self._gpus:
                 gpu.processes = [process for process in gpu.processes if process.pid != pid]
 
     def set_health(self, index: int, ecc_uncorrected: int | None, rows: RemappedRows | None) -> None:
-        """What the memory of a GPU reports."""
+        """Set what the memory of a GPU reports: uncorrected ECC errors and remapped rows, None where NVML does not
+        report it."""
         with self._lock:
             self._gpus[index] = replace(
                 self._gpus[index], ecc_uncorrected=ecc_uncorrected, remapped_rows=rows
             )
 
     def ask_recovery(self, index: int, action: RecoveryAction | None) -> None:
-        """What the driver asks for; a reset or a reboot of the GPU ends it."""
+        """Set the recovery action that the driver asks for. A reset or a reboot of the GPU clears it."""
         self._gpus[index].recovery_action = action
 
     def lose(self, index: int, access: Access = "Lost", error: str = "") -> None:
-        """NVML cannot talk to the GPU; `Ok` brings it back, as a reboot does. `error` is its answer when Failed."""
+        """Let NVML fail to reach a GPU from now on; `Ok` ends that, as a reboot does. `error` is NVML's answer when
+        `access` is Failed."""
         self._gpus[index].access, self._gpus[index].error = access, error
 
     # --- inside -----------------------------------------------------------------------------------------
 
     def _new_gpu(self, index: int, product: str) -> _GPU:
+        """Return a GPU in its default state. Raises ValueError for a product that the card table does not know."""
         card = find_card(product)
         if card is None:
             raise ValueError(f"{product!r} is not in planning/gpus/cards.py")
         return _GPU(index, self._uuid("GPU", index), product, card)
 
     def _uuid(self, kind: str, *numbers: int) -> str:
+        """Return a UUID that depends only on the node's name and the numbers, so that runs are repeatable."""
         return f"{kind}-{uuid.uuid5(uuid.NAMESPACE_DNS, '/'.join(map(str, (self._node, *numbers))))}"
 
     def _mig_gpu(self, index: int) -> _GPU:
+        """Return the GPU of this index. Raises NotSupported if it has no MIG."""
         gpu = self._gpus[index]
         if not gpu.mig_capable:
             raise NotSupported(f"GPU {index}: {gpu.product} has no MIG")
         return gpu
 
     def _refuse_clients(self, gpu: _GPU) -> None:
+        """Raise InUse if any NVML client of the node is open or any process computes on the GPU."""
         if self.open_sessions:
             raise InUse(f"GPU {gpu.index}: in use by another client ({self.open_sessions} NVML sessions)")
         if gpu.processes:
             raise InUse(f"GPU {gpu.index}: {len(gpu.processes)} processes compute on it")
 
     def _refuse_reset(self, gpu: _GPU) -> None:
+        """Raise NotSupported in a virtual machine, and InUse while a client or process exists."""
         if self.is_guest:
             raise NotSupported(f"GPU {gpu.index}: a virtual machine cannot reset it")
         self._refuse_clients(gpu)
 
     def _try_reset(self, gpu: _GPU) -> bool:
+        """Reset a GPU if the driver allows it, and return whether it did."""
         try:
             self._refuse_reset(gpu)
         except DriverRefusal:
@@ -360,23 +383,28 @@ class SimulatedGPUs:
         return True
 
     def _models(self, container: Container) -> tuple[Model, ...]:
-        found: dict[str, Model] = {}
+        """Return one model for each product, as the container sees it. The first GPU of a product stands for its
+        model."""
+        models: dict[str, Model] = {}
         for gpu in self._gpus:
-            if gpu.product not in found:
+            if gpu.product not in models:
                 model = replace(_model(gpu), virtualization="PassThrough" if self.is_guest else "None")
-                found[gpu.product] = model_as_seen(model, container, mig=gpu.mig)
-        return tuple(found.values())
+                models[gpu.product] = model_as_seen(model, container, mig=gpu.mig)
+        return tuple(models.values())
 
 
 def _reset(gpu: _GPU) -> None:
+    """Apply the pending MIG mode, and clear instances and the recovery action."""
     gpu.mig = gpu.mig_pending
     gpu.instances.clear()
     gpu.recovery_action = None if gpu.recovery_action is None else "None"
 
 
 def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
-    of = {profile.name: profile for profile in gpu.card.profiles}
-    present = [of[instance.profile] for instance in gpu.instances]
+    """Raise NoFreePlace if the GPU may not have one more instance of this profile: because of the profile's maximum,
+    its media engines or the compute slices. Free places are not checked."""
+    by_name = {profile.name: profile for profile in gpu.card.profiles}
+    present = [by_name[instance.profile] for instance in gpu.instances]
     if sum(profile.name == wanted.name for profile in present) >= wanted.max_count:
         raise NoFreePlace(f"GPU {gpu.index}: at most {wanted.max_count} instances of {wanted.name}")
     names = [profile.name for profile in (*present, wanted)]
@@ -387,13 +415,13 @@ def _refuse_too_many(gpu: _GPU, wanted: Profile) -> None:
         raise NoFreePlace(f"GPU {gpu.index}: next to all media engines there are only -me instances")
     if sum(name.endswith("+me.all") for name in names) > 1:
         raise NoFreePlace(f"GPU {gpu.index}: only one instance has all media engines")
-    slices = max(profile.slices for profile in of.values())
+    slices = max(profile.slices for profile in by_name.values())
     if sum(profile.slices for profile in present) + wanted.slices > slices:
         raise NoFreePlace(f"GPU {gpu.index}: only {slices} compute slices")
 
 
 def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
-    """Where the instance goes: the place asked for, else the highest free one."""
+    """Return where the instance goes: at `start`, or without it at the highest free place. Raises NoFreePlace."""
     taken = {unit for i in gpu.instances for unit in range(i.start, i.start + i.size)}
     for candidate in sorted(wanted.starts, reverse=True) if start is None else [start]:
         if candidate in wanted.starts and taken.isdisjoint(range(candidate, candidate + wanted.size)):
@@ -402,6 +430,8 @@ def _free_start(gpu: _GPU, wanted: Profile, start: int | None) -> int:
 
 
 def _observed(gpu: _GPU) -> GPU:
+    """Return the GPU as the agent reports it with all rights."""
+
     def mode(on: bool) -> MigMode:
         return ("Enabled" if on else "Disabled") if gpu.mig_capable else "NotSupported"
 
@@ -423,6 +453,7 @@ def _observed(gpu: _GPU) -> GPU:
 
 
 def _model(gpu: _GPU) -> Model:
+    """Return the model of a GPU as the agent reports it with all rights."""
     card = gpu.card
     needs_reset: Literal["Live", "Reset"] = "Reset" if mig_mode_needs_reset(card) else "Live"
     return Model(
@@ -436,6 +467,7 @@ def _model(gpu: _GPU) -> Model:
 
 
 def _profile(profile: Profile) -> DriverProfile:
+    """Return a profile of the card table as the driver reports it; its id is -1 if the table does not know it."""
     return DriverProfile(
         name=profile.name,
         id=-1 if profile.profile_id is None else profile.profile_id,
@@ -451,7 +483,8 @@ GIB = 1024**3
 
 
 def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, ProcessUse]) -> Use:
-    """The use of the GPUs as a container sees them. No shares of SM time: what is told here has no clock."""
+    """Return the use of the GPUs as a container sees them. Shares of SM time are left out, because a simulated process
+    has none."""
     processes = tuple(each for gpu in gpus for each in _processes(gpu, uses))
     devices = tuple(
         each for gpu, card in zip(gpus, cards, strict=True) for each in _devices(gpu, card, processes)
@@ -460,6 +493,7 @@ def use_of(gpus: Sequence[GPU], cards: Sequence[Card], uses: Mapping[int, Proces
 
 
 def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]:
+    """Yield the use of each visible process of a GPU; one that `uses` does not know uses nothing."""
     for process in gpu.processes:
         if process != UNKNOWN_PROCESS:
             use = uses.get(process.pid, ProcessUse(process.pid, "", 0))
@@ -467,20 +501,23 @@ def _processes(gpu: GPU, uses: Mapping[int, ProcessUse]) -> Iterator[ProcessUse]
 
 
 def _devices(gpu: GPU, card: Card, processes: Sequence[ProcessUse]) -> Iterator[DeviceUse]:
+    """Yield the use of a whole GPU or of each of its MIG instances, and whether all processes are visible. Empty if
+    NVML cannot reach the GPU."""
     if gpu.access != "Ok":
         return
-    seen = UNKNOWN_PROCESS not in gpu.processes
+    all_seen = UNKNOWN_PROCESS not in gpu.processes
     if gpu.mig_mode != "Enabled":
         yield DeviceUse(
-            gpu.index, gpu.uuid, gpu.uuid, _used(gpu.uuid, processes), card.memory_gb * GIB, all_seen=seen
+            gpu.index, gpu.uuid, gpu.uuid, _used(gpu.uuid, processes), card.memory_gb * GIB, all_seen=all_seen
         )
         return
     memory_gb = {profile.name: profile.memory_gb for profile in card.profiles}
     for instance in gpu.instances:
         memory = memory_gb[instance.profile] * GIB
         used = _used(instance.uuid, processes)
-        yield DeviceUse(gpu.index, gpu.uuid, instance.uuid, used, memory, instance, all_seen=seen)
+        yield DeviceUse(gpu.index, gpu.uuid, instance.uuid, used, memory, instance, all_seen=all_seen)
 
 
 def _used(uuid: str, processes: Sequence[ProcessUse]) -> int:
+    """Return the bytes that the processes of a device use; unknown memory counts as 0."""
     return sum(process.memory or 0 for process in processes if process.device == uuid)

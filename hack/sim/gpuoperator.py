@@ -1,4 +1,5 @@
-"""What the SIMULATED node software takes from ClusterPolicy, and the labels that the GPU Operator itself writes."""
+"""The fields of ClusterPolicy that the SIMULATED node software follows, and the labels that the GPU Operator itself
+writes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ isStateEnabled at v26.7.0)."""
 
 @dataclass(frozen=True, slots=True)
 class ClusterPolicy:
-    """The fields that reach a node (docs/design/nvidia.md#d1); the defaults are the Helm chart's, but no strategy."""
+    """The fields that affect a node (docs/design/nvidia.md#d1). The defaults are those of the Helm chart, except that
+    no strategy is set."""
 
     plugin_config: str = ""
     plugin_default: str = ""
@@ -35,28 +37,33 @@ class ClusterPolicy:
     mig_default: str = "all-disabled"
     with_reboot: bool = False
     off: frozenset[str] = frozenset()
-    """Operands that no DaemonSet runs, by the suffixes of their deploy labels."""
+    """Operands that are turned off, by the suffixes of their deploy labels."""
     workload: str = CONTAINER
-    """What the GPUs of nodes without LABEL_WORKLOAD_CONFIG are for."""
+    """The kind of workload for nodes without LABEL_WORKLOAD_CONFIG."""
     sandboxes: bool = False
-    """Whether that label counts at all (sandboxWorkloads.enabled)."""
+    """Whether LABEL_WORKLOAD_CONFIG has any effect (sandboxWorkloads.enabled)."""
     plain: bool = False
-    """No GPU Operator: NVIDIA's device-plugin chart alone, with its `config.name` set. Its DaemonSets ask no label."""
+    """Whether there is no GPU Operator but NVIDIA's device-plugin chart alone, with its `config.name` set. Its
+    DaemonSets have no deploy labels in their selectors."""
 
 
-def chosen(plain_config: str) -> ClusterPolicy:
-    """What holds before any ClusterPolicy is seen, and for ever on the plain stack."""
+def default_policy(plain_config: str) -> ClusterPolicy:
+    """Return the settings that hold before any ClusterPolicy is seen. On the plain stack, where `plain_config` names
+    the plugin's ConfigMap, they hold for ever."""
     if not plain_config:
         return ClusterPolicy()
     return ClusterPolicy(plugin_config=plain_config, mig_default="", plain=True)
 
 
 def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
-    """The oldest ClusterPolicy (the GPU Operator ignores others); the defaults when there is none."""
-    found = sorted(objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"]))
-    if not found:
+    """Return the settings of the oldest ClusterPolicy, because the GPU Operator ignores the others; the defaults if
+    there is none."""
+    policies = sorted(
+        objects, key=lambda o: (o["metadata"].get("creationTimestamp", ""), o["metadata"]["name"])
+    )
+    if not policies:
         return ClusterPolicy()
-    spec = found[0].get("spec") or {}
+    spec = policies[0].get("spec") or {}
     plugin, mig = _at(spec, "devicePlugin", "config"), _at(spec, "migManager")
     sandbox = _at(spec, "sandboxWorkloads")
     env = {entry.get("name"): entry.get("value") for entry in mig.get("env") or []}
@@ -81,9 +88,11 @@ def cluster_policy(objects: Iterable[JSON]) -> ClusterPolicy:
 def operator_labels(
     labels: Mapping[str, str], policy: ClusterPolicy, *, mig_capable: bool
 ) -> dict[str, str | None]:
-    """Labels that the GPU Operator adds when it looks at a GPU node: what is absent or empty, nothing else (d.2).
+    """Return the label changes that the GPU Operator makes when it reconciles a GPU node: it adds labels that are
+    absent or empty, and changes no others (d.2).
 
-    From a node whose GPUs are for virtual machines it takes those of its operands for containers.
+    From a node whose GPUs are for virtual machines it removes the labels of its operands for containers. Empty on the
+    plain stack.
     """
     if policy.plain:
         return {}
@@ -99,6 +108,7 @@ def operator_labels(
 
 
 def _at(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    """Return the block at this path of an object; empty if any part of the path is missing or null."""
     for key in path:
         tree = tree.get(key) or {}
     return tree

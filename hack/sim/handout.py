@@ -1,8 +1,8 @@
-"""Which SIMULATED device the kubelet gave to which pod, and what the pod takes of it.
+"""The SIMULATED devices that the kubelet assigned to each pod, and how much of them the pod uses.
 
-The kubelet gives a device once, when the pod is admitted, and takes it back when the pod ends. Of shared devices the
-replicas of different ones go first. What a pod takes of the memory is in the pod's own annotation; it is SIMULATED, and
-nothing runs.
+The kubelet assigns devices once, when it admits the pod, and frees them when the pod ends. Of shared devices it
+assigns replicas of different ones first. The memory that a pod uses is stated by its own annotation; it is SIMULATED,
+and nothing runs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,52 +23,56 @@ GIB = 1024**3
 SHARED = ".shared"
 FIRST_PID = 100_000
 Devices: TypeAlias = Mapping[str, Sequence[str]]
-"""Resource name to device ids, in the order in which they are given out."""
+"""Device ids by resource name, in the order in which they are assigned."""
 
 
 class Handout:
-    """`agent.podresources.PodResources` of one node, which tells devices and not only how many."""
+    """`agent.podresources.PodResources` of one node, which reports devices and not only numbers."""
 
     def __init__(self, book: PodBook, node: NodeObject, gpus: SimulatedGPUs) -> None:
         self._book, self._node, self._gpus = book, node, gpus
-        self._given: dict[str, dict[str, tuple[str, ...]]] = {}
-        """By uid of the pod and resource name."""
+        self._assigned: dict[str, dict[str, tuple[str, ...]]] = {}
+        """The assigned device ids, by uid of the pod and resource name."""
         self._pids: dict[str, int] = {}
-        """By uid of the pod, its process."""
+        """The pid of a pod's process, by uid of the pod."""
         self._next_pid = count(FIRST_PID)
 
     async def read(self) -> Holdings:
-        """Never unavailable."""
+        """Assign devices to new pods, free those of ended ones, and return all pods, their devices and the healthy
+        devices. Never raises."""
         pods = self._book.pods(self._node.name)
-        offered = offers(self._gpus.look(), _allocatable(self._node))
-        for uid in self._given.keys() - pods.keys():
+        advertised = advertised_ids(self._gpus.look(), _allocatable(self._node))
+        for uid in self._assigned.keys() - pods.keys():
             self._end(uid)
         for uid, pod in pods.items():
-            if uid not in self._given:
-                self._give(uid, pod, offered)
+            if uid not in self._assigned:
+                self._give(uid, pod, advertised)
         counted = self._book.holdings(self._node.name)
-        held = tuple(
+        assigned = tuple(
             Held(pod.namespace, pod.name, resource, devices)
             for uid, pod in pods.items()
-            for resource, devices in self._given.get(uid, dict.fromkeys(pod.resources, ())).items()
+            for resource, devices in self._assigned.get(uid, dict.fromkeys(pod.resources, ())).items()
         )
-        rows = tuple((resource, device) for resource, ids in offered.items() for device in ids)
-        return Holdings(counted.allocated, counted.pods, held, rows)
+        rows = tuple((resource, device) for resource, ids in advertised.items() for device in ids)
+        return Holdings(counted.allocated, counted.pods, assigned, rows)
 
-    def _give(self, uid: str, pod: DeviceHolder, offered: Devices) -> None:
-        taken = {device for given in self._given.values() for ids in given.values() for device in ids}
-        given = {}
+    def _give(self, uid: str, pod: DeviceHolder, advertised: Devices) -> None:
+        """Assign free devices to a pod and start its process if it uses memory. Does nothing if there are too few
+        devices; the next reading tries again."""
+        taken = {device for pod_ids in self._assigned.values() for ids in pod_ids.values() for device in ids}
+        assigned = {}
         for resource, wanted in pod.resources.items():
-            free = [device for device in offered.get(resource, ()) if device not in taken]
+            free = [device for device in advertised.get(resource, ()) if device not in taken]
             if len(free) < wanted:
-                return  # the plugin is being started anew: a kubelet would have admitted the pod before, or later
-            given[resource] = tuple(free[:wanted])
-        self._given[uid] = given
-        first = next((base(device) for ids in given.values() for device in ids), "")
+                return  # the plugin is restarting: a kubelet would have admitted the pod earlier, or admits it later
+            assigned[resource] = tuple(free[:wanted])
+        self._assigned[uid] = assigned
+        first = next((base(device) for ids in assigned.values() for device in ids), "")
         if pod.memory_gib and first:
             self._compute(uid, pod, first)
 
     def _compute(self, uid: str, pod: DeviceHolder, device: str) -> None:
+        """Start a process of the pod on the GPU or MIG device with this UUID."""
         gpus = self._gpus.look()
         index = next(
             gpu.index for gpu in gpus if device in (gpu.uuid, *(each.uuid for each in gpu.instances))
@@ -79,38 +83,42 @@ class Handout:
         self._gpus.add_process(index, "python3", pid, device)
 
     def _end(self, uid: str) -> None:
-        del self._given[uid]
+        """Free the devices of a pod and end its process."""
+        del self._assigned[uid]
         if (pid := self._pids.pop(uid, None)) is not None:
             self._gpus.remove_process(pid)
             self._gpus.uses.pop(pid, None)
 
 
-def offers(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
-    """What the device plugin offers: device ids by resource name, replicas of one device far apart.
+def advertised_ids(gpus: Sequence[GPU], allocatable: Mapping[str, int]) -> dict[str, list[str]]:
+    """Return the device ids that the plugin advertises, by resource name, with the replicas of one device as far apart
+    as possible.
 
-    A name whose count does not go with the devices that there are is one of a layout that is on its way; none of it is
-    told, as the kubelet tells of healthy devices only.
+    A resource whose number is not a multiple of the existing devices belongs to a layout that is being changed. It is
+    left out, because the kubelet reports healthy devices only.
     """
-    found: dict[str, list[str]] = {}
+    advertised: dict[str, list[str]] = {}
     for resource, wanted in allocatable.items():
         devices = _devices(gpus, resource.removesuffix(SHARED))
         replicas, rest = divmod(wanted, len(devices)) if devices else (0, 1)
         if rest or not replicas:
             continue
         shared = replicas > 1 or resource.endswith(SHARED)
-        found[resource] = [
+        advertised[resource] = [
             f"{device}::{replica}" if shared else device for replica in range(replicas) for device in devices
         ]
-    return found
+    return advertised
 
 
 def _allocatable(node: NodeObject) -> dict[str, int]:
-    found = (node.raw.get("status") or {}).get("allocatable") or {}
-    return {name: int(value) for name, value in found.items() if is_gpu_resource(name)}
+    """Return the allocatable GPU resources in the status of a Node."""
+    allocatable = (node.raw.get("status") or {}).get("allocatable") or {}
+    return {name: int(value) for name, value in allocatable.items() if is_gpu_resource(name)}
 
 
 def _devices(gpus: Iterable[GPU], resource: str) -> list[str]:
-    """Whole GPUs without MIG, or MIG devices; `nvidia.com/gpu` is either, as the strategy has it."""
+    """Return the UUIDs of the devices of a resource: whole GPUs without MIG, or MIG devices. `nvidia.com/gpu` stands
+    for whole GPUs if there are any, else for all MIG devices (strategy single)."""
     gpus = list(gpus)
     divided = [gpu for gpu in gpus if gpu.mig_mode == "Enabled"]
     if resource == RESOURCE_GPU and len(divided) < len(gpus):

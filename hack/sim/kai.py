@@ -1,7 +1,7 @@
-"""SIMULATED KAI-Scheduler, for pods that name it and ask for a fraction of a GPU (annotation `gpu-fraction`).
+"""SIMULATED KAI-Scheduler, for pods that name it and request a fraction of a GPU (annotation `gpu-fraction`).
 
-It grants what the real one does (kai-scheduler/KAI-Scheduler v0.17.0, pkg/binder/binding/resourcereservation): for the
-first pod of a GPU it creates a reservation pod on the node, gives both the label of their group, and binds the pod. It
+It acts as the real one does (kai-scheduler/KAI-Scheduler v0.17.0, pkg/binder/binding/resourcereservation). For the
+first pod of a GPU it creates a reservation pod on the node, labels both with their group, and binds the pod. It
 deletes the reservation pod without a grace period when no pod of the group is left, and the running pods of a group
 whose reservation pod is gone. No pod is bound to a cordoned node.
 
@@ -25,7 +25,7 @@ GPU = "nvidia.com/gpu"
 
 
 class Kai:
-    """Binds the pods that name it, and keeps the reservation pods of their groups."""
+    """A scheduler that binds the pods that name it, and maintains the reservation pods of their groups."""
 
     def __init__(
         self, client: KubeClient, settings: SimSettings, *, log: Callable[[str], None] = lambda line: None
@@ -54,9 +54,11 @@ class Kai:
                         tasks.create_task(start_pod(self._client, self._clock, bound))
 
     def _take(self, known: dict[str, JSON], key: str) -> Callable[[JSON, bool], None]:
-        """Return the listener that keeps `known` up to date, by this field of the metadata, and wakes the scheduler."""
+        """Return a handler for `follow` that keeps `known` up to date, by this field of the metadata, and wakes the
+        scheduler."""
 
         def take(raw: JSON, gone: bool) -> None:
+            """Store or remove an object, and wake the scheduler."""
             if gone:
                 known.pop(raw["metadata"][key], None)
             else:
@@ -66,23 +68,23 @@ class Kai:
         return take
 
     def _members(self, group: str) -> tuple[list[JSON], list[JSON]]:
-        """The reservation pods of a group, and the pods that share its GPU and have not finished."""
+        """Return the reservation pods of a group, and the pods that share its GPU and have not finished."""
         pods = [pod for pod in self._pods.values() if group_of(pod) == group]
-        kept = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
+        reserving = [pod for pod in pods if pod["metadata"]["namespace"] == NAMESPACE]
         sharing = [pod for pod in pods if pod["metadata"]["namespace"] != NAMESPACE]
-        return kept, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
+        return reserving, [pod for pod in sharing if phase_of(pod) in ("Pending", "Running")]
 
     async def _sync(self) -> None:
         """Delete reservation pods without a group, and running pods of a group without a reservation pod."""
         for group in sorted({group_of(pod) for pod in self._pods.values()} - {""}):
-            kept, sharing = self._members(group)
-            if kept and not sharing:
-                await self._delete(kept, grace=0)
-            elif sharing and not kept:
+            reserving, sharing = self._members(group)
+            if reserving and not sharing:
+                await self._delete(reserving, grace=0)
+            elif sharing and not reserving:
                 await self._delete([pod for pod in sharing if phase_of(pod) == "Running"])
 
     async def _delete(self, pods: list[JSON], grace: int | None = None) -> None:
-        """Delete the pods that are not being deleted yet. A pod that is gone or was replaced is passed over."""
+        """Delete the pods that are not being deleted yet. A pod that is gone or was replaced is skipped."""
         for pod in pods:
             metadata = pod["metadata"]
             if "deletionTimestamp" in metadata:
@@ -109,12 +111,12 @@ class Kai:
         return sorted(waiting, key=lambda pod: str(pod["metadata"]["name"]))
 
     async def _bind(self, pod: JSON) -> list[JSON]:
-        """Bind a pod where there is room: on a GPU that is shared already, or else on a free one. Returns the pods that
-        start to run, that of a new reservation first; none where there is no room."""
-        found = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
-        if found is None:
+        """Bind a pod where there is room: on a GPU that is shared already, or else on a free one. Returns the pods
+        that start to run, with a new reservation first; empty if there is no room."""
+        first = next((place for name in sorted(self._nodes) if (place := self._place(pod, name))), None)
+        if first is None:
             return []
-        node, group = found
+        node, group = first
         begun = []
         if not group:
             self._groups += 1
@@ -129,22 +131,22 @@ class Kai:
             )
         except (NotFound, Conflict):
             self._wake.set()
-        self._pods |= {one["metadata"]["uid"]: one for one in begun}
+        self._pods |= {started["metadata"]["uid"]: started for started in begun}
         return begun
 
     def _place(self, pod: JSON, name: str) -> tuple[str, str] | None:
-        """Return the node and the group of a shared GPU with room for the pod, or the node and an empty group if it has
-        a free GPU. None if it has neither or is cordoned."""
+        """Return the node and the group of a shared GPU with room for the pod, or the node and an empty group if it
+        has a free GPU, or None if it has neither or is cordoned."""
         node = self._nodes[name]
         if (node.get("spec") or {}).get("unschedulable"):
             return None
-        here = [one for one in self._pods.values() if one["spec"].get("nodeName") == name]
-        for group in sorted({group_of(one) for one in here} - {""}):
-            kept, sharing = self._members(group)
-            if kept and sum(map(fraction_of, sharing)) + fraction_of(pod) <= 1:
+        here = [other for other in self._pods.values() if other["spec"].get("nodeName") == name]
+        for group in sorted({group_of(other) for other in here} - {""}):
+            reserving, sharing = self._members(group)
+            if reserving and sum(map(fraction_of, sharing)) + fraction_of(pod) <= 1:
                 return name, group
-        offered = count(((node.get("status") or {}).get("allocatable") or {}).get(GPU, "0")) or 0
-        return (name, "") if offered > sum(map(gpus_of, here)) else None
+        allocatable = count(((node.get("status") or {}).get("allocatable") or {}).get(GPU, "0")) or 0
+        return (name, "") if allocatable > sum(map(gpus_of, here)) else None
 
 
 def group_of(pod: JSON) -> str:

@@ -1,11 +1,11 @@
 """SIMULATED: the podresources socket of a kubelet, `v1.PodResourcesLister` over gRPC on HTTP/2.
 
 It answers as a kubelet does (kubernetes v1.36.3 pkg/kubelet/apis/podresources/server_v1.go): all pods, also those
-without devices, and one ContainerDevices for each device, with the NUMA node that it is near
-(pkg/kubelet/cm/container_manager.go), each time in another order, for they come from maps of Go (podsMapToPods in
-pkg/kubelet/pod/pod_manager.go). It takes any number of calls on a connection and pings who sends data, as grpc-go
-v1.79.3 does (internal/transport/bdp_estimator.go).
-Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py` names them.
+without devices, and one ContainerDevices for each device, with its NUMA node (pkg/kubelet/cm/container_manager.go).
+The order differs each time, because they come from maps of Go (podsMapToPods in pkg/kubelet/pod/pod_manager.go). It
+accepts any number of calls on a connection and pings a client that sends data, as grpc-go v1.79.3 does
+(internal/transport/bdp_estimator.go). Numbers of fields are those of api.proto; `gpusharing/agent/podresources.py`
+names them.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from gpusharing.agent.kubelet import ALLOCATABLE, LIST
 from gpusharing.agent.podresources import Held
 
 Body: TypeAlias = bytes | Callable[[], bytes]
-"""What is answered, or what makes it at each call."""
+"""A response, or a function that makes it at each call."""
 Headers: TypeAlias = list[tuple[str, str]]
 OK: Headers = [("grpc-status", "0")]
 UNIMPLEMENTED: Headers = [
@@ -36,44 +36,46 @@ UNIMPLEMENTED: Headers = [
 
 
 def field(number: int, content: bytes | str) -> bytes:
-    """One length-delimited protobuf field."""
+    """Return one length-delimited protobuf field."""
     data = content.encode() if isinstance(content, str) else content
     return varint(number << 3 | 2) + varint(len(data)) + data
 
 
 def varint(value: int) -> bytes:
-    """A protobuf varint."""
+    """Return a number as a protobuf varint."""
     more, rest = value & 0x7F, value >> 7
     return bytes([more | 0x80]) + varint(rest) if rest else bytes([more])
 
 
 def framed(message: bytes) -> bytes:
-    """A gRPC message with its prefix."""
+    """Return a gRPC message with its length prefix."""
     return b"\x00" + len(message).to_bytes(4) + message
 
 
 def devices(number: int, rows: Iterable[tuple[str, str]]) -> bytes:
-    """Resource name and id of each device, as that field of a message; all of them near NUMA node 0."""
+    """Return this field of a message for each device, which is given by resource name and id; all devices are at NUMA
+    node 0."""
     near = field(3, field(1, varint(8) + varint(0)))
     return b"".join(field(number, field(1, resource) + field(2, device) + near) for resource, device in rows)
 
 
-def listed(held: Iterable[Held]) -> bytes:
-    """A ListPodResourcesResponse. Each row is a pod of one container; who holds no device is listed all the same."""
-    found = b""
-    for each in held:
+def listed(rows: Iterable[Held]) -> bytes:
+    """Return a ListPodResourcesResponse. Each row is a pod of one container; a pod without devices is listed too."""
+    response = b""
+    for each in rows:
         container = field(1, "main") + devices(2, ((each.resource, device) for device in each.devices))
-        found += field(1, field(1, each.pod) + field(2, each.namespace) + field(3, container))
-    return found
+        response += field(1, field(1, each.pod) + field(2, each.namespace) + field(3, container))
+    return response
 
 
-def allocatable(offered: Iterable[tuple[str, str]]) -> bytes:
-    """An AllocatableResourcesResponse."""
-    return devices(1, offered)
+def allocatable(rows: Iterable[tuple[str, str]]) -> bytes:
+    """Return an AllocatableResourcesResponse of these devices, which are given by resource name and id."""
+    return devices(1, rows)
 
 
 class Kubelet:
-    """A gRPC server with one answer per method; it honours flow control, so that large answers need window updates."""
+    """A gRPC server with one answer for each method. It obeys flow control, so that large answers need
+    window updates."""
 
     def __init__(
         self,
@@ -82,8 +84,9 @@ class Kubelet:
         allocatable: Body | None = None,
         instead: bytes | None = None,
     ) -> None:
-        """`allocatable`: what there is to hold; None: this kubelet does not implement it. `instead`: what it says for
-        HTTP/2 when it is asked for that, before it waits for the client to go."""
+        """Create a kubelet that answers List with `body` and `trailers`. `allocatable` is its answer to
+        GetAllocatableResources, which it does not implement if that is None. With `instead` it answers that call
+        with these bytes in place of HTTP/2 frames, and then waits for the client to hang up."""
         self._instead = instead
         self._open: set[asyncio.StreamWriter] = set()
         self._over = False
@@ -93,10 +96,10 @@ class Kubelet:
         }
 
     def heard(self, request: Mapping[str, str]) -> None:
-        """A request came, with these headers."""
+        """Called with the headers of each request; does nothing here."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, until who called hangs up."""
+        """Serve one connection until the client hangs up."""
         self._open.add(writer)
         try:
             with suppress(ConnectionError):
@@ -109,13 +112,13 @@ class Kubelet:
             writer.close()
 
     def hang_up(self) -> None:
-        """On everybody: who reads gets an end, and who comes now gets nothing else."""
+        """Close every connection, and any that is opened from now on as soon as it is."""
         self._over = True
         for writer in self._open:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One call after the other, until who calls hangs up or gets something `instead`."""
+        """Answer one call after the other, until the client hangs up or has got the bytes `instead`."""
         session = _Session(self._answers)
         while True:
             writer.write(session.http2.data_to_send())
@@ -131,24 +134,24 @@ class Kubelet:
 
 
 class _Session:
-    """The server's side of one connection."""
+    """The server's side of one HTTP/2 connection."""
 
     def __init__(self, answers: Mapping[str, tuple[Body, Headers]]) -> None:
         self.http2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.http2.initiate_connection()
         self.headers: dict[str, str] = {}
-        """Of the last request."""
+        """The headers of the last request."""
         self._answers = answers
-        self._asked: dict[int, str] = {}
+        self._paths: dict[int, str] = {}
         self._left: dict[int, tuple[bytes, Headers]] = {}
-        """By stream what is still to be sent."""
+        """By stream: what is still to be sent, and the trailers after it."""
         self._pinged = False
 
     def take(self, event: Event) -> str:
-        """Returns the path of a request that begins, else nothing."""
+        """Handle an event of the connection. Returns the path if a request begins with it, else the empty text."""
         if isinstance(event, RequestReceived):
             self.headers = {str(name): str(value) for name, value in event.headers}
-            self._asked[event.stream_id] = self.headers[":path"]
+            self._paths[event.stream_id] = self.headers[":path"]
             return self.headers[":path"]
         if isinstance(event, DataReceived):
             self.http2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -158,7 +161,7 @@ class _Session:
         if isinstance(event, PingAckReceived):
             self._pinged = False
         if isinstance(event, StreamEnded):
-            body, trailers = self._answers[self._asked.pop(event.stream_id)]
+            body, trailers = self._answers[self._paths.pop(event.stream_id)]
             self._left[event.stream_id] = (body if isinstance(body, bytes) else body(), trailers)
             self.http2.send_headers(
                 event.stream_id, [(":status", "200"), ("content-type", "application/grpc")]
@@ -166,7 +169,8 @@ class _Session:
         return ""
 
     def send(self) -> None:
-        """What the flow control windows allow, and the trailers after all of a body."""
+        """Queue as much of each answer as the flow control windows allow, and the trailers once its body is
+        complete."""
         for stream, (body, trailers) in list(self._left.items()):
             left = body
             while left and (window := self.http2.local_flow_control_window(stream)):
@@ -180,16 +184,17 @@ class _Session:
 
 
 def shuffled(parts: Sequence[bytes]) -> Callable[[], bytes]:
-    """A message of these parts, each time in another order."""
+    """Return a function that makes a message of these parts, each time in another order."""
     order = random.Random("SIMULATED kubelet")
     return lambda: framed(b"".join(order.sample(parts, len(parts))))
 
 
 @contextmanager
-def serving(socket: Path, held: Sequence[Held], offered: Sequence[tuple[str, str]]) -> Iterator[None]:
-    """A kubelet in a thread of this process, for programs beside it. Raises OSError where the socket cannot be made."""
-    pods, there = [listed([each]) for each in held], [allocatable([each]) for each in offered]
-    kubelet = Kubelet(shuffled(pods), allocatable=shuffled(there))
+def serving(socket: Path, holders: Sequence[Held], healthy: Sequence[tuple[str, str]]) -> Iterator[None]:
+    """Run a kubelet in a thread of this process for the length of the block. `holders` are its pods with their
+    devices, and `healthy` its devices by resource name and id. Raises OSError if the socket cannot be created."""
+    pods, devices = [listed([row]) for row in holders], [allocatable([row]) for row in healthy]
+    kubelet = Kubelet(shuffled(pods), allocatable=shuffled(devices))
     started: Future[Callable[[], object]] = Future()
     thread = Thread(target=asyncio.run, args=(_serve(kubelet, socket, started),), name="SIMULATED kubelet")
     thread.start()
@@ -204,7 +209,8 @@ def serving(socket: Path, held: Sequence[Held], offered: Sequence[tuple[str, str
 
 
 async def _serve(kubelet: Kubelet, socket: Path, started: "Future[Callable[[], object]]") -> None:
-    """Until what `started` gets is called."""
+    """Serve on the socket until the function that `started` receives is called. If the socket cannot be created,
+    `started` receives the OSError."""
     ended = asyncio.Event()
     try:
         server = await asyncio.start_unix_server(kubelet.serve, socket)
@@ -217,4 +223,4 @@ async def _serve(kubelet: Kubelet, socket: Path, started: "Future[Callable[[], o
     kubelet.hang_up()
     while calls := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.gather(*calls)
-    await asyncio.sleep(0)  # closing takes one more turn
+    await asyncio.sleep(0)  # closing takes one more turn of the loop

@@ -27,7 +27,7 @@ def daemon_set(
     node_selector: dict[str, str],
     tolerated: Sequence[JSON] = (GPU_TAINT,),
 ) -> JSON:
-    """A DaemonSet of pods that do nothing; kwok says that they run."""
+    """Return a DaemonSet of pods that do nothing; kwok reports them as running."""
     return {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
@@ -50,8 +50,8 @@ def daemon_set(
 async def install(
     client: KubeClient, gpu_operator_namespace: str, agent_namespace: str, *, agents: bool
 ) -> list[str]:
-    """Create what is missing and return the names of what was created. The agent's DaemonSet comes with our chart;
-    only where there is none and `agents` are wanted, one takes its place."""
+    """Create the DaemonSets that are missing, and return the created ones as namespace/name. The agent's DaemonSet is
+    usually created by our chart: a substitute is created only if `agents` is set and there is none."""
     wanted = [
         daemon_set(
             MIG_MANAGER_SET,
@@ -79,6 +79,7 @@ async def install(
 
 
 async def _has_agents(client: KubeClient, namespace: str) -> bool:
+    """Whether a DaemonSet of the namespace runs pods with our agent's label."""
     daemon_sets = await list_of(client, DAEMON_SETS, namespace=namespace)
     templates = [item["spec"]["template"]["metadata"] for item in daemon_sets]
     return any((template.get("labels") or {}).get(LABEL_AGENT) == AGENT for template in templates)

@@ -1,6 +1,7 @@
-"""SIMULATED nvidia-mig-manager: one run of its pod on one node, transition by transition (docs/design/nvidia.md#a3).
+"""SIMULATED nvidia-mig-manager: the process of its pod on one node, one run for each value of the label
+(docs/design/nvidia.md#a3).
 
-The numbers in the comments are the steps of a.3. Two bugs of the real one are kept (a.7): a time-out while waiting
+The numbers in the comments are the steps of a.3. Two bugs of the real one are kept (a.7): a time-out while it waits
 for the operands returns without a state, and after the first full run a failure leaves the operands paused.
 """
 
@@ -35,47 +36,48 @@ CLIENT_LABEL = f"{LABEL_DEPLOY_PREFIX}client"
 
 
 class NodePort(Protocol):
-    """What mig-manager sees and does outside of the GPUs."""
+    """The node as mig-manager sees and changes it, apart from the GPUs."""
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """Labels of its Node."""
+        """The labels of its Node, as they are now."""
 
     async def patch_labels(self, changes: Mapping[str, str | None]) -> None:
-        """Merge-patch labels of its Node; None removes one."""
+        """Change labels of its Node; None removes one."""
 
     async def operands_gone(self, seconds: float) -> bool:
-        """Wait until no operand pod is left on the node; False when they are still there after that time."""
+        """Wait until no operand pod is left on the node. Returns False if there still is one after this
+        many seconds."""
 
     def mig_file(self) -> str:
-        """The configuration file as the pod sees it now."""
+        """Return the text of the configuration file as the pod sees it now."""
 
     @property
     def with_reboot(self) -> bool:
-        """WITH_REBOOT of ClusterPolicy migManager.env."""
+        """Whether WITH_REBOOT is set in migManager.env of ClusterPolicy."""
 
     async def reboot(self) -> None:
-        """Reboot the node: this process is killed, so the call does not return."""
+        """Reboot the node. This kills the caller's process, so the call does not return."""
 
     def log(self, line: str) -> None:
-        """One line for people."""
+        """Print one line for people."""
 
 
 class Register:
-    """The label's value as mig-manager keeps it: one place, the latest wins, nothing is queued (a.2)."""
+    """The label's value as mig-manager stores it: one place for the latest value, without a queue (a.2)."""
 
     def __init__(self) -> None:
         self._current = self._last_read = ""
         self._signal = asyncio.Event()
 
     def set(self, value: str) -> None:
-        """The informer saw another value. An empty one is kept but wakes nobody."""
+        """Store a value that the informer saw, and wake the reader unless it is empty."""
         self._current = value
         if value:
             self._signal.set()
 
     async def get(self) -> str:
-        """Wait for a value other than the one read last, or for a signal, and read it."""
+        """Return the value, after waiting until it differs from the one returned last or was set again."""
         if self._last_read == self._current:
             self._signal.clear()
             await self._signal.wait()
@@ -86,29 +88,30 @@ class Register:
 
 @dataclass
 class MigManagerFaults:
-    """What is to go wrong at the next run that changes GPUs; each but `refused` is used up by one run."""
+    """Faults for the next run that changes GPUs. One run uses up each of them except `refused`."""
 
     wedge_pending: bool = False
-    """The operand pods never go: pending for ever (a.7, 1)."""
+    """The operand pods never terminate, so the state stays pending (a.7, 1)."""
     wedge_paused: bool = False
-    """The apply fails as in a process that has had its first full run: operands stay paused (a.7, 2)."""
+    """The apply fails as in a process that has had its first full run: the operands stay paused (a.7, 2)."""
     failed: bool = False
-    """The apply fails."""
+    """The apply fails, and the operands are restored unless an earlier run was complete."""
     refuse: bool = False
-    """The apply fails half way, and from now on every one of this configuration does: the card does not take it."""
+    """The apply fails half way, and from now on every apply of this configuration does, as if the card could not have
+    it."""
     refused: str = ""
-    """That configuration."""
+    """The name of the configuration that every apply fails with; empty if there is none."""
     reboot: bool = False
-    """The next mode change meets a foreign NVML client and fails, and WITH_REBOOT counts as on. After the reboot
-    an Ampere card has the new mode; a newer one has lost it, which ends in `failed` (step 5)."""
+    """The next mode change meets a foreign NVML client and fails, and WITH_REBOOT counts as set. After the reboot an
+    Ampere card has the new mode; a newer one has lost it, which ends in `failed` (step 5)."""
 
 
 class _NeedsReboot(ApplyError):
-    """The mode change failed as it was asked to; WITH_REBOOT counts as on."""
+    """The mode change failed because that was injected, so WITH_REBOOT counts as set."""
 
 
 class MigManager:
-    """The process of one mig-manager pod. A new pod is a new object; killing the pod cancels `run`."""
+    """The process of one mig-manager pod. A new pod needs a new object; to kill the pod, cancel `run`."""
 
     def __init__(
         self,
@@ -125,23 +128,26 @@ class MigManager:
         self._settings = settings
         self._times = settings.times
         self._register = Register()
-        self._seen = ""
+        self._last_value = ""
         self._no_restart_on_exit = False
 
     def note(self, value: str) -> None:
-        """The node's mig.config, seen at the start of the pod and on every change; the same value is nothing."""
-        if value != self._seen:
-            self._seen = value
+        """Pass on the node's mig.config, at the start of the pod and on every change. A value that equals the last one
+        is ignored."""
+        if value != self._last_value:
+            self._last_value = value
             self._register.set(value)
 
     async def run(self) -> None:
-        """Reconfigure for every value, for as long as the pod lives."""
+        """Reconfigure the GPUs for each new value of the label, until cancelled."""
         while True:
             name = await self._register.get()
             await self._clock.sleep(self._times.watch)
             await self._reconfigure(name)
 
     async def _reconfigure(self, name: str) -> None:
+        """Make one run for the configuration of this name, and write its state to the Node. Errors of the
+        configuration, the apply or NVML are logged and end in `failed`."""
         self._port.log(f"mig-manager: {name or '(empty)'}")
         deploy = {key: self._port.labels.get(key, "") for key in _pausable(self._port.labels)}  # 1
         before = self._port.labels.get(LABEL_MIG_STATE, "")
@@ -161,17 +167,19 @@ class MigManager:
     async def _change(
         self, name: str, items: tuple[Entry, ...], gpus: tuple[GPU, ...], deploy: Mapping[str, str]
     ) -> None:
+        """Pause the operands, change the GPUs, and restore the operands: steps 6 to 13. Returns early, with the
+        operands paused, after a time-out or a reboot. Raises ApplyError or LibraryError."""
         await self._state("pending")  # 6
         await self._port.patch_labels(
             {key: "false" if value == "false" else PAUSED_FOR_MIG for key, value in deploy.items()}
         )  # 7
         stuck, self._faults.wedge_pending = self._faults.wedge_pending, False
         if stuck or not await self._port.operands_gone(self._times.pod_wait):
-            # The bug: no state is written, the operands stay paused.
+            # The first bug: no state is written, and the operands stay paused.
             self._port.log("mig-manager: timed out waiting for operand pods")
             return
         await self._clock.sleep(self._times.finish / 2)  # 8, 9
-        self._fail_if_asked(name)
+        self._fail_if_injected(name)
         try:
             await self._apply_mode(items, gpus)  # 10
         except ApplyError as error:
@@ -180,7 +188,7 @@ class MigManager:
                 await self._state("rebooting")
                 await self._port.reboot()
                 return
-            self._port.log(f"mig-manager: {error}; going on")  # the error is dropped
+            self._port.log(f"mig-manager: {error}; continuing")  # mig-manager drops this error
         await self._apply_all(name, items)  # 11
         await self._clock.sleep(self._times.finish / 2)  # 12, 13
         await self._restore(deploy)
@@ -188,6 +196,8 @@ class MigManager:
         self._no_restart_on_exit = True
 
     async def _apply_mode(self, items: tuple[Entry, ...], gpus: tuple[GPU, ...]) -> None:
+        """Set the MIG modes if any is wrong. Raises ApplyError when something is in use or a mode stays pending, and
+        _NeedsReboot when that was injected."""
         if mode_applied(items, gpus):
             return
         await self._clock.sleep(self._times.apply / 2)
@@ -203,6 +213,7 @@ class MigManager:
             raise ApplyError("MIG mode is pending a reset")
 
     async def _apply_all(self, name: str, items: tuple[Entry, ...]) -> None:
+        """Set the modes if they are still wrong, and rebuild the instances. Raises ApplyError."""
         await self._clock.sleep(self._times.apply / 2)
         gpus = await self._read()
         if not mode_applied(items, gpus):
@@ -210,17 +221,17 @@ class MigManager:
             gpus = await self._read()
             if not mode_applied(items, gpus) and any(gpu.mig_mode != gpu.mig_mode_pending for gpu in gpus):
                 raise ApplyError("MIG mode is pending a reset")
-        if (
-            name == self._faults.refused
-        ):  # as a card does that cannot make an instance: what it had is gone (a.6)
+        if name == self._faults.refused:  # a card that cannot create an instance has lost its old ones (a.6)
             if gpus[0].mig_mode:
                 self._gpus.destroy_all(gpus[0].index)
             raise ApplyError(
-                f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, asked for by inject"
+                f"error creating MIG device on GPU {gpus[0].index}: SIMULATED, requested by inject"
             )
         apply_layout(items, gpus, self._gpus, empty_on_unknown=self._settings.empty_on_unknown_profile)
 
-    def _fail_if_asked(self, name: str) -> None:
+    def _fail_if_injected(self, name: str) -> None:
+        """Use up the faults for the apply: raise ApplyError for `failed` and `wedge_paused`, and record this
+        configuration as refused for `refuse`."""
         if self._faults.refuse:
             self._faults.refuse, self._faults.refused = False, name
         wedge, self._faults.wedge_paused = self._faults.wedge_paused, False
@@ -228,31 +239,35 @@ class MigManager:
         if wedge:
             self._no_restart_on_exit = True
         if wedge or failed:
-            raise ApplyError("SIMULATED failure, asked for by inject")
+            raise ApplyError("SIMULATED failure, requested by inject")
 
     async def _leave(self, deploy: Mapping[str, str], state: str) -> None:
-        """The deferred part of a run that ends early. The flags are never reset: that is the second bug."""
+        """End a run early: restore the operands, except after a complete run, and write the state. The flag is never
+        reset: that is the second bug."""
         if not self._no_restart_on_exit:
             await self._restore(deploy)
         await self._state(state)
 
     async def _restore(self, deploy: Mapping[str, str]) -> None:
+        """Set the deploy labels back to true, and to false those that were false before the run."""
         await self._port.patch_labels(
             {key: "false" if value == "false" else "true" for key, value in deploy.items()}
         )
 
     async def _state(self, state: str) -> None:
+        """Log the state and write it to the Node."""
         self._port.log(f"mig-manager: {state}")
         await self._port.patch_labels({LABEL_MIG_STATE: state})
 
     async def _read(self) -> tuple[GPU, ...]:
-        """One call of nvidia-mig-parted reads every GPU; it hangs when NVML hangs."""
+        """Read every GPU, as one call of nvidia-mig-parted does. Blocks while NVML hangs, and raises LibraryError."""
         await self._clock.sleep(self._times.parted)
         reading: Reading = await Readings(self._gpus)(self._gpus.read_as_operand, "mig-parted")
         return reading.gpus
 
 
 def _pausable(labels: Mapping[str, str]) -> list[str]:
-    """Deploy labels that a run pauses and restores; the client's only where it exists (a.1)."""
+    """Return the deploy labels that a run pauses and restores. The client's is among them only if the Node has it
+    (a.1)."""
     keys = [f"{LABEL_DEPLOY_PREFIX}{operand}" for operand in DEPLOY_PAUSABLE]
     return [*keys, CLIENT_LABEL] if labels.get(CLIENT_LABEL) else keys

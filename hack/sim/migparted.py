@@ -1,14 +1,14 @@
 """SIMULATED nvidia-mig-parted: its configuration file, and how it asserts and applies an entry on the GPUs of a node.
 
-What a name in the file means for one node is docs/design/nvidia.md#a10:
+docs/design/nvidia.md#a10 says what a name in the file means for one node:
 
 version: v1
 mig-configs:
   all-1g.10gb:
   - {devices: all, mig-enabled: true, mig-devices: {1g.10gb: 7}}
 
-What is not atomic there is not atomic here (docs/design/nvidia.md#a8): GPUs before a failure are new, the one that
-failed is MIG-on and empty, those after it are old.
+As in the real one, an apply is not atomic (docs/design/nvidia.md#a8): after a failure, earlier GPUs have the new
+layout, the one that failed has MIG on and no instances, and later ones have the old layout.
 """
 
 import re
@@ -30,7 +30,7 @@ from hack.sim.goyaml import GoError, to_json
 from hack.sim.gpu import DriverRefusal, NoFreePlace, NotSupported, SimulatedGPUs
 
 Target: TypeAlias = Layout | None
-"""What one GPU is to be: None MIG off, () MIG on and empty."""
+"""The layout that one GPU should have: None for MIG off, and empty for MIG on without instances."""
 
 _SLICES = re.compile(r"([0-9]{1,18}c\.)?[0-9]{1,18}g\.[0-9]{1,18}gb")
 _ATTRIBUTE = re.compile(r"[A-Za-z]([A-Za-z0-9.]*[A-Za-z0-9])?")
@@ -38,21 +38,21 @@ _FIELDS = {"device-filter", "devices", "mig-enabled", "mig-devices"}
 
 
 class ConfigError(Exception):
-    """The file or the name in it is not valid: `assert --valid-config` fails."""
+    """The file, or the configuration of this name, is not valid: `assert --valid-config` fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One item of a named configuration."""
+    """One item of a named configuration: the GPUs that it selects, and their target."""
 
     filters: tuple[str, ...]
-    """PCI device ids such as 0x233010DE; empty: every card."""
+    """PCI device ids such as 0x233010DE; empty if it selects every card."""
     devices: frozenset[int] | None
-    """GPU indexes; None: all."""
+    """Indexes of GPUs, or None if it selects all."""
     target: Target
 
     def matches(self, gpu: GPU) -> bool:
-        """Whether this item is about that GPU."""
+        """Whether this item selects the GPU."""
         if self.devices is not None and gpu.index not in self.devices:
             return False
         return not self.filters or pci_device_id(gpu.product) in self.filters
@@ -60,7 +60,8 @@ class Entry:
 
 @lru_cache(maxsize=64)
 def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
-    """All named configurations of the file. It is refused as a whole, as by mig-parted's api/spec/v1/spec.go."""
+    """Return all named configurations of the file, by name; empty for an empty file. Raises ConfigError: one mistake
+    makes the whole file invalid, as in mig-parted's api/spec/v1/spec.go."""
     try:
         document = to_json(text)
     except GoError as error:
@@ -80,16 +81,17 @@ def parse(text: str) -> Mapping[str, tuple[Entry, ...]]:
 
 
 def entries(text: str, name: str) -> tuple[Entry, ...]:
-    """The configuration of that name; ConfigError when the file does not hold it."""
-    found = parse(text).get(name)
-    if found is None:
+    """Return the items of the configuration of this name. Raises ConfigError if the file is invalid or lacks it."""
+    items = parse(text).get(name)
+    if items is None:
         raise ConfigError(f"no mig-config named {name!r}")
-    return found
+    return items
 
 
 def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Target]]:
-    """What each matching entry wants of each GPU, in the order of the file. A GPU without MIG is left out of
-    entries for all devices; one that is named there is an error."""
+    """Return a GPU and its target for each match of an item, in the order of the file; a GPU may occur several times
+    or not at all. A GPU without MIG is skipped by items for all devices, and raises ConfigError in an item that
+    names it."""
     wanted: list[tuple[GPU, Target]] = []
     for entry in items:
         for gpu in gpus:
@@ -104,25 +106,26 @@ def targets(items: Iterable[Entry], gpus: Sequence[GPU]) -> list[tuple[GPU, Targ
 
 
 def covers_all(items: Iterable[Entry], gpus: Sequence[GPU]) -> bool:
-    """Whether every GPU is matched by some entry; else the assert never succeeds (a.8)."""
+    """Whether every GPU is selected by some item. If not, the assert never succeeds (a.8)."""
     items = tuple(items)
     return all(any(entry.matches(gpu) for entry in items) for gpu in gpus)
 
 
 def present(gpu: GPU) -> Target:
-    """What the GPU is now, in the words of the file."""
+    """Return the layout that the GPU has now, or None if MIG is off."""
     if gpu.mig_mode != "Enabled":
         return None
     return normalise(Counter(instance.profile for instance in gpu.instances))
 
 
 def generated(reading: Reading) -> str:
-    """The file that mig-manager >= 0.14 generates from the hardware; empty without any profile (a.10)."""
+    """Return the file that mig-manager >= 0.14 generates from the hardware; empty if no card has a profile (a.10)."""
     return _generated(tuple(model.product for model in reading.models))
 
 
 @lru_cache(maxsize=64)
 def _generated(products: tuple[str, ...]) -> str:
+    """Return the generated file for these products; filters by card are written only if there are several."""
     configs: dict[str, list[dict[str, Any]]] = {}
     for product in products:
         card = find_card(product)
@@ -134,7 +137,8 @@ def _generated(products: tuple[str, ...]) -> str:
 
 
 def pci_device_id(product: str) -> str:
-    """The PCI device id of a product; the card's first one when the table does not tell them apart."""
+    """Return the PCI device id of a product: the card's first one if the table does not tell its products apart, and
+    empty if it has none."""
     card = find_card(product)
     if card is None or not card.pci_device_ids:
         return ""
@@ -143,18 +147,21 @@ def pci_device_id(product: str) -> str:
 
 
 def _render(layout: Target) -> dict[str, Any]:
+    """Return an item of the file that gives this layout to all devices."""
     if layout is None:
         return {"devices": "all", "mig-enabled": False}
     return {"devices": "all", "mig-enabled": True, "mig-devices": dict(layout)}
 
 
 def _items(name: object, entries: object) -> list[Any]:
+    """Return the items of a configuration. Raises ConfigError unless it is a list that is not empty."""
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"mig-config {name} is not a list with at least one entry")
     return entries
 
 
 def _entry(raw: Any) -> Entry:
+    """Return an item of the file as an Entry. Raises ConfigError for unknown or missing fields and bad values."""
     if not isinstance(raw, dict) or raw.keys() - _FIELDS or not {"devices", "mig-enabled"} <= raw.keys():
         raise ConfigError(f"a mig-config item has devices, mig-enabled and mig-devices: {raw!r}")
     filters = raw.get("device-filter")
@@ -167,6 +174,7 @@ def _entry(raw: Any) -> Entry:
 
 
 def _devices(raw: object) -> frozenset[int] | None:
+    """Return the indexes of a `devices` field, or None for `all`. Raises ConfigError for anything else."""
     if raw == "all":
         return None
     if not isinstance(raw, list):
@@ -175,8 +183,7 @@ def _devices(raw: object) -> frozenset[int] | None:
 
 
 def _int(raw: object) -> int:
-    """Return a whole number of 64 bits. Null gives 0, because encoding/json leaves a field alone that is null. Raises
-    ConfigError."""
+    """Return an integer of 64 bits. Null gives 0, because encoding/json ignores a null. Raises ConfigError."""
     if raw is None:
         return 0
     if type(raw) is not int or not -(2**63) <= raw < 2**63:
@@ -185,6 +192,8 @@ def _int(raw: object) -> int:
 
 
 def _target(raw: Mapping[str, Any]) -> Target:
+    """Return the layout that an item asks for. Raises ConfigError for a bad profile or count, for counts that are all
+    0, and if mig-devices is missing with MIG on or present with MIG off."""
     enabled, counts = raw["mig-enabled"], raw.get("mig-devices")
     if type(enabled) not in (bool, NoneType):
         raise ConfigError(f"mig-enabled is true or false: {enabled!r}")
@@ -206,7 +215,8 @@ def _target(raw: Mapping[str, Any]) -> Target:
 
 
 def _is_profile(text: str) -> bool:
-    """Whether go-nvlib's parseMigProfile takes the text: attributes follow one + or one -, and none occurs twice."""
+    """Whether go-nvlib's parseMigProfile accepts the text: attributes follow one + or one -, and none
+    occurs twice."""
     slices, *attributes = re.split(r"[+-]", text, maxsplit=1)
     if not _SLICES.fullmatch(slices):
         return False
@@ -215,34 +225,36 @@ def _is_profile(text: str) -> bool:
 
 
 def _normal_id(text: str) -> str:
-    """A PCI device id in our spelling; text that is none matches no GPU."""
+    """Return a PCI device id in our spelling. Text that is no such id becomes one that matches no GPU."""
     return "0x" + text.partition(":")[0][2:].upper()
 
 
 _MOST_ORDERINGS = 200
-"""Orderings of profiles tried on one GPU: the real one tries all, and no legal layout needs that many here."""
+"""Number of orderings of profiles that are tried on one GPU. The real one tries all; no legal layout needs more than
+these here."""
 
 
 class ApplyError(Exception):
-    """mig-parted ended with an error."""
+    """mig-parted failed to apply a configuration; the message says why."""
 
 
 def mode_applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """`assert --mode-only`: every GPU is covered and in the mode wanted."""
+    """Whether every GPU is selected and in its MIG mode (`assert --mode-only`)."""
     wanted = targets(items, gpus)
     return covers_all(items, gpus) and all((t is not None) == _mig(gpu) for gpu, t in wanted)
 
 
 def applied(items: Sequence[Entry], gpus: Sequence[GPU]) -> bool:
-    """`assert`: every GPU is covered and is exactly as wanted."""
+    """Whether every GPU is selected and has exactly its target (`assert`)."""
     return covers_all(items, gpus) and all(present(gpu) == target for gpu, target in targets(items, gpus))
 
 
 def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs) -> None:
-    """`apply --mode-only`: when one mode is wrong, clear every MIG GPU selected, set the modes, reset all if needed.
+    """Set the MIG modes (`apply --mode-only`). If any is wrong, destroy the instances of every selected GPU, set all
+    modes, and reset all GPUs if one is pending.
 
     Raises:
-        ApplyError: something is in use. Modes that are pending stay pending.
+        ApplyError: something is in use. Pending modes stay pending.
     """
     wanted = [(gpu, t) for gpu, t in targets(items, gpus) if gpu.mig_mode != "NotSupported"]
     if all(
@@ -263,9 +275,10 @@ def apply_mode(items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPU
 def apply_layout(
     items: Sequence[Entry], gpus: Sequence[GPU], driver: SimulatedGPUs, *, empty_on_unknown: bool
 ) -> None:
-    """`apply` once the modes are right: clear and rebuild each GPU that differs, GPU by GPU.
+    """Rebuild each GPU that differs from its target, one after the other (`apply` once the modes are right).
 
-    `empty_on_unknown`: mig-parted 0.13.1's trap, a profile that the card lacks leaves the GPU empty without an error.
+    With `empty_on_unknown` a profile that the card lacks leaves the GPU without instances and raises no error, as in
+    mig-parted 0.13.1.
 
     Raises:
         ApplyError: an instance is in use, or no ordering of the profiles fits.
@@ -276,6 +289,8 @@ def apply_layout(
 
 
 def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unknown: bool) -> None:
+    """Destroy the instances of a GPU and create those of the layout, in the first ordering that fits. Raises
+    ApplyError, which leaves the GPU without instances unless some are in use."""
     try:
         driver.destroy_all(index)
         for ordering in islice(_arrange(dict(layout)), _MOST_ORDERINGS):
@@ -297,7 +312,7 @@ def _rebuild(index: int, layout: Layout, driver: SimulatedGPUs, *, empty_on_unkn
 
 
 def _arrange(counts: dict[str, int]) -> Iterator[tuple[str, ...]]:
-    """Distinct orderings of the instances, large first at the start."""
+    """Yield the distinct orderings of the instances; the first follows the order of `counts`."""
     left = [name for name, count in counts.items() if count]
     if not left:
         yield ()

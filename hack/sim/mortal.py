@@ -1,7 +1,7 @@
-"""A KubeClient that dies with its process, and whose calls can be disturbed one by one.
+"""A KubeClient that dies with its process, and whose calls a test can disturb one by one.
 
-After its death, as by kill -9, nothing it sends reaches the server and nothing in the process is cleaned up: every
-call raises `Crash`, which no `except Exception` catches.
+Once dead, as after kill -9, it sends nothing to the server and cleans up nothing: every call raises `Crash`, which no
+`except Exception` catches.
 """
 
 import asyncio
@@ -16,33 +16,31 @@ from hack.sim.fakefaults import Crash
 
 When = Literal["before", "after"]
 Disturbance = Callable[[Resource, str], object]
-"""Told what is written and its name; may raise what the caller is to see."""
+"""Called with the kind and the name of the written object; may raise the error that the caller gets."""
 
 
 class MortalClient(PassingClient):
-    """Passes every call on to another client for as long as its process lives."""
+    """Passes every call on to another client while its process lives."""
 
     def __init__(self, client: KubeClient) -> None:
         super().__init__(client)
         self.dead = False
         self.died = asyncio.Event()
         self.writes = 0
-        """Writes so far, those of the Lease apart."""
+        """Number of writes so far, without those of the Lease."""
         self.lose_events = 0
-        """So many events of watches are still to be kept from the process."""
+        """Number of the next watch events that are withheld from the process."""
         self._disturbances: dict[tuple[int, When], Disturbance] = {}
         self._interference: tuple[Callable[[JSON], bool], Callable[[], object]] | None = None
         self._cut: tuple[Resource, KubeError] | None = None
 
     def disturb(self, write: int, when: When, disturbance: Disturbance) -> None:
-        """Do something before this write reaches the server, or after it did and before the answer arrives.
-
-        Writes are counted from 1, those of the Lease apart.
-        """
+        """Call `disturbance` before this write reaches the server, or after it did and before the answer arrives.
+        Writes are counted from 1, without those of the Lease."""
         self._disturbances[write, when] = disturbance
 
     def die_at(self, write: int, when: When) -> None:
-        """Die `before` (it is lost) or `after` (its answer is lost) this write."""
+        """Die `before` this write, which is then lost, or `after` it, so that its answer is lost."""
 
         def end(resource: Resource, name: str) -> None:
             self.die()
@@ -51,20 +49,22 @@ class MortalClient(PassingClient):
         self.disturb(write, when, end)
 
     def interfere(self, sent: Callable[[JSON], bool], act: Callable[[], object]) -> None:
-        """Somebody else acts once, after the first patch with such a body was sent and before it arrives."""
+        """Call `act` once, after the first patch whose body satisfies `sent` was sent and before it reaches the
+        server."""
         self._interference = sent, act
 
     def cut(self, resource: Resource, error: KubeError) -> None:
-        """From now on no write to this kind gets through."""
+        """Let every write to this kind raise `error` from now on."""
         self._cut = resource, error
 
     def die(self) -> None:
-        """Die now."""
+        """Kill the process: every further call raises Crash."""
         self.dead = True
         self.died.set()
 
     async def stream(self, request: ApiRequest) -> AsyncGenerator[WatchEvent, None]:
-        """See KubeClient."""
+        """Watch as KubeClient does. Withholds `lose_events` events, and raises Crash at the first event after the
+        death."""
         async with aclosing(self.client.stream(request)) as events:
             async for event in events:
                 self._live()
@@ -74,7 +74,8 @@ class MortalClient(PassingClient):
                     yield event
 
     async def call(self, request: ApiRequest) -> JSON:
-        """See KubeClient."""
+        """Make a call as KubeClient does, with the disturbances of its write before and after. Raises Crash once dead.
+        Writes of a Lease are neither counted nor disturbed, but can be cut."""
         if (
             request.verb == "patch"
             and self._interference is not None
@@ -99,9 +100,11 @@ class MortalClient(PassingClient):
             self._disturb(number, "after", resource, name)
 
     def _live(self) -> None:
+        """Raise Crash if the process is dead."""
         if self.dead:
             raise Crash("this process is dead")
 
     def _disturb(self, number: int, when: When, resource: Resource, name: str) -> None:
+        """Call the disturbance of this write, if there is one."""
         if disturbance := self._disturbances.get((number, when)):
             disturbance(resource, name)

@@ -21,7 +21,7 @@ from hack.sim.configmaps import MountedConfigMaps
 from hack.sim.daemons import DaemonSetPlayer, agent_pods, mig_manager_pods, mps_pods, players
 from hack.sim.feed import follow
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.gpuoperator import ClusterPolicy, chosen, cluster_policy
+from hack.sim.gpuoperator import ClusterPolicy, cluster_policy, default_policy
 from hack.sim.handout import Handout
 from hack.sim.node import SimNode, simulated_gpus
 from hack.sim.nodeobject import SimCluster
@@ -72,7 +72,7 @@ class NodeSoftware:
             clock=Clock(self.settings),
             log=log,
             config_maps=MountedConfigMaps(self.settings.times.config_map),
-            policy=chosen(self.settings.plain_config),
+            policy=default_policy(self.settings.plain_config),
         )
         self._hardware = dict(hardware or {})
         self._agent_client = agent_client or (lambda node: client)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hack.sim.agentpages import AgentPages
 from hack.sim.gpu import SimulatedGPUs
-from hack.sim.handout import Handout, offers
+from hack.sim.handout import Handout, advertised_ids
 from hack.sim.nodeobject import NodeObject
 from hack.sim.pods import ANNOTATION_MEMORY, PodBook
 from tests.fakes.gpus import FixedPods, OneNode
@@ -85,9 +85,9 @@ def test_what_is_offered_goes_by_the_names_of_the_plugin() -> None:
     seen = gpus.look()
     halves, whole = [instance.uuid for instance in seen[0].instances], seen[1].uuid
     mixed = {"nvidia.com/gpu": 1, "nvidia.com/mig-3g.40gb": 2, "nvidia.com/mig-1g.10gb": 0}
-    assert offers(seen, mixed) == {"nvidia.com/gpu": [whole], "nvidia.com/mig-3g.40gb": halves}
-    assert offers(seen[:1], {"nvidia.com/gpu": 2}) == {"nvidia.com/gpu": halves}, "strategy single"
-    assert offers(seen, {"nvidia.com/mig-1g.10gb": 7}) == {}, "of a layout that is gone"
+    assert advertised_ids(seen, mixed) == {"nvidia.com/gpu": [whole], "nvidia.com/mig-3g.40gb": halves}
+    assert advertised_ids(seen[:1], {"nvidia.com/gpu": 2}) == {"nvidia.com/gpu": halves}, "strategy single"
+    assert advertised_ids(seen, {"nvidia.com/mig-1g.10gb": 7}) == {}, "of a layout that is gone"
 
 
 def test_the_page_of_an_agent_is_there_as_long_as_it_runs() -> None:
