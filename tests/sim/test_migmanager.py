@@ -277,7 +277,7 @@ async def test_an_open_nvml_client_makes_a_mode_change_fail(product: str) -> Non
             played.note("all-balanced")
             await node.ended(2)
     assert node.states == ["pending", "failed"]
-    assert any("going on" in line for line in node.lines)
+    assert any("continuing" in line for line in node.lines)
 
 
 async def test_operands_that_do_not_go_leave_it_pending_for_ever_with_operands_paused() -> None:
