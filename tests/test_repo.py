@@ -354,8 +354,12 @@ def test_decisions_are_short_and_of_one_form() -> None:
     form = ["Context", "Decision", "Consequences"]
     live = [(name, text) for name, text in decisions() if "Replaced by [ADR" not in text]
     odd = [name for name, text in live if re.findall(r"^## (.+)", text, re.MULTILINE) != form]
-    odd += [name for name, text in live if len(text.splitlines()) > MAX_DECISION or len(text.split()) > MAX_WORDS]
-    odd += [name for name, text in decisions() if (name, text) not in live and len(text.split()) > MAX_POINTER]
+    odd += [
+        name for name, text in live if len(text.splitlines()) > MAX_DECISION or len(text.split()) > MAX_WORDS
+    ]
+    odd += [
+        name for name, text in decisions() if (name, text) not in live and len(text.split()) > MAX_POINTER
+    ]
     assert odd == []
 
 

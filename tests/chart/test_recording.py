@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hack.dashboards import TENANT, WASTE, Dashboard
 from hack.generate import ROOT
-from hack.sim.dcgmexporter import DCGMValues, SetUp, samples, scraped
+from hack.sim.dcgmexporter import DCGMValues, SetUp, samples, stored_labels
 from hack.sim.gpu import SimulatedGPUs
 from prometheus_client.registry import CollectorRegistry
 from tests.chart.charts import CHART
@@ -58,7 +58,7 @@ def agent(*, honor: bool) -> Series:
     registry.register(UsageCollector(loop))
     target = {"node": "gpu-01", "namespace": "gpusharing-agent", "pod": "gpusharing-agent-x"}
     return {
-        (sample.name, _frozen(scraped(sample.labels, target, honor=honor))): sample.value
+        (sample.name, _frozen(stored_labels(sample.labels, target, honor=honor))): sample.value
         for family in registry.collect()
         for sample in family.samples
     }
@@ -271,7 +271,7 @@ def test_panels_tell_tenants_and_their_pods_apart_however_the_agent_is_scraped(
             ("gpusharing_pod_processes", device, processes),
             ("gpusharing_slice_seconds_total", tenant, seconds),
         ):
-            stored[name, _frozen(scraped(labels, target, honor=honor))] = value
+            stored[name, _frozen(stored_labels(labels, target, honor=honor))] = value
     expected: dict[str, dict[str, float]] = {
         panel(TENANT, "Slices held by pods that do nothing"): {'namespace="team-b"': 1},
         panel(TENANT, "GPUs held"): {'namespace="team-a"': 0.5, 'namespace="team-b"': 0.5},

@@ -159,6 +159,7 @@ def make_member(node: NodeView, verdict: Verdict, case: NodeCase | None = None) 
         marked=is_marked(node),
         to_go=False,
         outside=False,
+        target=None,
     )
 
 

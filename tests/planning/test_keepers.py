@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.build import NOW, at, make_fence, make_node, make_policy, make_snapshot
-from tests.planning.test_pool import OFFERED, candidate, with_waits
+from tests.planning.test_pool import OFFERED, candidate, queue_of, with_waits
 
 from gpusharing.api.names import Phase
 from gpusharing.api.times import NEVER
@@ -45,7 +45,7 @@ def waiting(members: Sequence[Member]) -> Verdict:
         pool.count(member)
     pool.names.append("z")
     pool.candidates.append(candidate("z"))
-    return with_waits(select(pool.with_hours(NOW), 100, Ledger(OFFERED, NOW))).verdicts["z"]
+    return with_waits(select(pool.with_hours(NOW), queue_of(pool), 100, Ledger(OFFERED, NOW))).verdicts["z"]
 
 
 def test_the_order_of_the_keepers_is_part_of_the_product() -> None:
@@ -119,7 +119,7 @@ def test_a_node_that_waits_for_the_cap_names_who_keeps_a_slot_of_it_in_whatever_
     for name, phase in (("a", Phase.FAILED), ("b", Phase.DRAINING)):
         node = make_node(name, fence=make_fence(policy="another"))
         ledger.add_in_flight(make_snapshot([node]), away(name, phase, deadline=at(60)).verdict)
-    told = with_waits(select(pool.with_hours(NOW), 0, ledger)).verdicts["z"]
+    told = with_waits(select(pool.with_hours(NOW), queue_of(pool), 0, ledger)).verdicts["z"]
     assert told.message == (
         "the cap on nodes in flight (chart value operator.maxInFlight) is reached (a has failed); waiting for a slot"
     )

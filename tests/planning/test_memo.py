@@ -196,6 +196,32 @@ def test_an_error_about_one_leaves_the_others_answered_and_is_met_again() -> Non
     assert question.asked == ["one", "three", "three", "three"]
 
 
+def test_only_a_name_of_which_something_else_is_known_is_asked_about_again() -> None:
+    memo, asked = Memo(), list[str]()
+    sizes, marked = {"a": 1, "b": 2, "c": 3}, {"a"}
+
+    def size(name: str) -> int:
+        asked.append(name)
+        return -sizes[name] if name in marked else sizes[name]
+
+    def sized(*shared: object) -> dict[str, int]:
+        asked.clear()
+        return memo.table(size, sizes, columns=[sizes, marked], shared=shared, key="size")
+
+    assert (sized("m"), asked) == ({"a": -1, "b": 2, "c": 3}, ["a", "b", "c"])
+    assert (sized("m"), asked) == ({"a": -1, "b": 2, "c": 3}, [])
+    sizes["b"] = 20
+    marked ^= {"a", "c"}
+    assert (sized("m"), asked) == ({"a": 1, "b": 20, "c": -3}, ["a", "b", "c"]), (
+        "although the objects are the same"
+    )
+    del sizes["b"]
+    assert (sized("m"), asked) == ({"a": 1, "c": -3}, [])
+    sizes["b"] = 20
+    assert (sized("m"), asked) == ({"a": 1, "c": -3, "b": 20}, ["b"]), "who was gone is forgotten"
+    assert (sized("cm"), asked) == ({"a": 1, "c": -3, "b": 20}, ["a", "c", "b"])
+
+
 def test_an_answer_that_depends_on_the_time_stands_only_while_it_says_so() -> None:
     asked: list[datetime] = []
 

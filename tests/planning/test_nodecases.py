@@ -25,8 +25,8 @@ from gpusharing.planning.snapshot.podviews import NodeWork
 from gpusharing.planning.snapshot.views import NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.transition.cases import (
+    Cases,
     compare,
-    find_cases,
     find_models,
     judge_case,
     keeps_verdict,
@@ -52,8 +52,7 @@ def case_of(
     gpunodes = [make_gpunode(node.name)] if seen else []
     snapshot = make_snapshot([node], [PAUSED], stack=STACK, gpunodes=gpunodes, **given)
     owners = {node.name: owner.policy.name if owner is not None else ""}
-    ((_, arguments),) = find_cases(snapshot, owners, policies, {node.name: followed}, NOW)
-    return arguments
+    return Cases(snapshot, owners, policies, {node.name: followed}).find(node.name, NOW)
 
 
 def judged(given: tuple[NodeCase, Terms | None]) -> Member:

@@ -24,7 +24,7 @@ from tests.planning.drainpass import roomy
 from gpusharing.api import names
 from gpusharing.api.names import DisruptionClass, Phase
 from gpusharing.api.validation import is_rewritten
-from gpusharing.planning.pools.candidates import Selection
+from gpusharing.planning.pools.candidates import Queue, Selection
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import LOOKAHEAD, Pool, select
 from gpusharing.planning.snapshot.actions import FenceNode
@@ -64,7 +64,12 @@ def chosen(
     policy = replace(policy, spec=policy.spec.model_copy(update={"rollout": rollout}))
     names = [f"n{n}" for n in range(total)]
     pool = Pool(policy, names, used, list(cases), moving=moving, members=members or [])
-    return with_waits(select(pool.with_hours(NOW), cap, ledger or Ledger(OFFERED, NOW)))
+    return with_waits(select(pool.with_hours(NOW), queue_of(pool), cap, ledger or Ledger(OFFERED, NOW)))
+
+
+def queue_of(pool: Pool) -> Queue:
+    """The queue of the candidates of a pool."""
+    return Queue(pool.policy, tuple(pool.candidates))
 
 
 def with_waits(selection: Selection) -> Selection:
@@ -389,7 +394,7 @@ def halted(approval: str = "Automatic", *, failed: Any = went_back) -> Selection
     cases = [failed("n1"), candidate("n2")]
     members = [make_member(one.node, one.verdict(Phase.PENDING, Reason.PROGRESSING, "")) for one in cases]
     pool = Pool(policy, ["n1", "n2"], 0, cases, members=members).with_hours(NOW)
-    return with_waits(select(pool, 100, Ledger(OFFERED, NOW)))
+    return with_waits(select(pool, queue_of(pool), 100, Ledger(OFFERED, NOW)))
 
 
 @pytest.mark.parametrize("failed", [went_back, gave_up])

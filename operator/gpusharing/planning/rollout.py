@@ -54,7 +54,7 @@ from gpusharing.planning.snapshot.stackviews import StackView
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GpuView, NodeView, PolicyView
 from gpusharing.planning.stack.acceptance import Terms, find_terms, wish_of
 from gpusharing.planning.transition.callverdicts import Failing
-from gpusharing.planning.transition.cases import find_cases, find_models, judge_case, keeps_verdict
+from gpusharing.planning.transition.cases import Cases, find_models, judge_case, keeps_verdict
 from gpusharing.planning.transition.gangrules import with_rules
 from gpusharing.planning.transition.guard import UnjudgedPolicyError, not_judged
 from gpusharing.planning.transition.members import Member, find_member
@@ -62,7 +62,6 @@ from gpusharing.planning.transition.verdict import Verdict
 from gpusharing.planning.vocabulary.findings import Finding
 from gpusharing.planning.vocabulary.reasons import Reason
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.assess import Assessed
 from gpusharing.planning.wanted.configmaps import plan_config
 from gpusharing.planning.wanted.ownership import Owners, find_coming, find_contenders
 from gpusharing.planning.wanted.pluginconfig import PluginConfig
@@ -127,7 +126,7 @@ def plan_rollout(snapshot: ClusterSnapshot, now: datetime, memo: Memo | None = N
     failing = Failing.of(snapshot, found, now)
     members = _in_waves(snapshot, failing.find_late(found), now)
     verdicts = {name: member.verdict for name, member in members.items()}
-    counted = _pools(snapshot, members, failing)
+    counted = _pools(snapshot, members, failing, memo)
     pools = {name: judge_windows(pool, now) for name, pool in counted.items()}
     gone = find_gone(snapshot.claims, snapshot.nodes)
     failed_nodes = count_failures(pools.values(), snapshot.failed_nodes, gone)
@@ -202,8 +201,16 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
     terms = agree(snapshot, wishes, memo, unread)
     followed = follow(snapshot, owners, terms, failed=failed, unread=unread)
     snapshot = with_rules(snapshot, followed, owners, failed)
-    cases = find_cases(snapshot, owners, terms, followed, now)
-    members = memo.each(judge_case, cases, lasts=keeps_verdict, failed=failed)
+    cases = Cases(snapshot, owners, terms, followed)
+    members = memo.table(
+        lambda name: judge_case(*cases.find(name, now)),
+        followed,
+        columns=cases.columns,
+        shared=cases.shared,
+        key=judge_case,
+        lasts=keeps_verdict,
+        failed=failed,
+    )
     return Known(
         snapshot=snapshot,
         wishes=wishes,
@@ -211,7 +218,7 @@ def find_known(snapshot: ClusterSnapshot, now: datetime, memo: Memo) -> Known:
         unread=unread,
         owners=owners,
         members=_with_failed(members, snapshot, owners, failed),
-        models=find_models(snapshot.gpunodes.get(name) for name in followed),
+        models=memo.ask(find_models, tuple(map(snapshot.gpunodes.get, followed))),
     )
 
 
@@ -223,7 +230,14 @@ def own(snapshot: ClusterSnapshot, memo: Memo, failed: dict[str, Exception]) -> 
     policy owns the node. A node whose owner cannot be determined is left out, and its error is added to `failed`."""
     nodes = snapshot.nodes
     owners = memo.ask(Owners, memo.same("contenders", find_contenders(snapshot.policies)))
-    return memo.each(Owners.owner, ((name, (owners, nodes[name])) for name in sorted(nodes)), failed=failed)
+    return memo.table(
+        lambda name: owners.owner(nodes[name]),
+        sorted(nodes),
+        columns=[nodes],
+        shared=[owners],
+        key=Owners.owner,
+        failed=failed,
+    )
 
 
 def agree(
@@ -247,17 +261,17 @@ def follow(
     failed: dict[str, Exception],
     unread: Mapping[str, Exception],
 ) -> dict[str, Terms | None]:
-    """Return the terms that each node is compared with: those of the policy of its fence if that exists, else of its
-    owner; None: it has neither. `failed` gets the nodes of the policies that are `unread`, which are left out."""
-    found: dict[str, Terms | None] = {}
-    for name, owner in owners.items():
-        fence = snapshot.nodes[name].fence
-        policy = fence.policy if fence is not None else owner
-        if unread and (broken := unread.keys() & {owner, policy}):
+    """Return the terms that each node is compared with: those of the policy of its fence if that exists, else those of
+    its owner, or None if it has neither. Leave out the nodes whose owner, or the policy of whose fence, is
+    `unread`; they get an error in `failed`."""
+    fences = {name: fence for name, fence in fences_of(snapshot).items() if name in owners}
+    followed = {name: terms.get(owner) for name, owner in owners.items()}
+    followed |= {name: terms.get(fence.policy, followed[name]) for name, fence in fences.items()}
+    for name in followed.keys() if unread else ():
+        policies = {owners[name], fences[name].policy if name in fences else ""}
+        if broken := unread.keys() & policies:
             failed[name] = UnjudgedPolicyError(min(broken), unread[min(broken)])
-        else:
-            found[name] = terms.get(policy, terms.get(owner))
-    return found
+    return {name: one for name, one in followed.items() if name not in failed} if unread else followed
 
 
 def _with_failed(
@@ -287,17 +301,36 @@ def _in_waves(snapshot: ClusterSnapshot, members: dict[str, Member], now: dateti
     return members | {name: replace(members[name], verdict=verdict) for name, verdict in held.items()}
 
 
-def _pools(snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing) -> dict[str, Pool]:
+def _pools(
+    snapshot: ClusterSnapshot, members: Mapping[str, Member], failing: Failing, memo: Memo
+) -> dict[str, Pool]:
     """Return the pool of every policy, with its candidates and the number of its nodes that are unavailable."""
-    pools = {policy.name: Pool(policy) for policy in snapshot.policies}
-    claims = snapshot.claims
-    for name, member in members.items():
-        if (pool := pools.get(member.policy)) is None:
-            continue
-        if (case := member.candidate) is not None and not failing.holds(name):
-            pool.candidates.append(case)
-        pool.count(member, claimed=name in claims and _holds_slot(member.verdict, failing))
-    return pools
+    nodes: dict[str, list[Member]] = {policy.name: [] for policy in snapshot.policies}
+    for member in members.values():
+        if (pool := nodes.get(member.policy)) is not None:
+            pool.append(member)
+    claims = {
+        name
+        for name in snapshot.claims.keys() & members.keys()
+        if _holds_slot(members[name].verdict, failing)
+    }
+    claimed = _by_policy(claims, members)
+    failed = _by_policy(filter(failing.holds, failing.failures), members)
+    none = frozenset[str]()
+    rows = (
+        (one.name, (one, tuple(nodes[one.name]), claimed.get(one.name, none), failed.get(one.name, none)))
+        for one in snapshot.policies
+    )
+    return memo.each(Pool.of, rows)
+
+
+def _by_policy(names: Iterable[str], members: Mapping[str, Member]) -> dict[str, set[str]]:
+    """Return those of these nodes that are among `members`, by the policy whose budget counts them."""
+    found: dict[str, set[str]] = {}
+    for name in names:
+        if (member := members.get(name)) is not None:
+            found.setdefault(member.policy, set()).add(name)
+    return found
 
 
 def _holds_slot(verdict: Verdict, failing: Failing) -> bool:
@@ -345,5 +378,4 @@ def _is_settled(found: tuple[WriteConfig | None, bool]) -> bool:
 
 def _targets(members: Mapping[str, Member]) -> dict[str, Target]:
     """The targets of the nodes that have one."""
-    found = ((name, one.assessment) for name, one in members.items())
-    return {name: one.target for name, one in found if isinstance(one, Assessed)}
+    return {name: one.target for name, one in members.items() if one.target is not None}

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from typing import TypeAlias
 
@@ -92,13 +92,29 @@ def find_place(case: NodeCase, policy: PolicyView) -> tuple[bool, int, str]:
     return not case.claimed, cost, _shuffle(case.node.uid, policy.uid, policy.generation)
 
 
-def is_unknown(case: NodeCase, ledger: Ledger) -> bool:
-    """Whether the pods of the node must be known before it may start, and nothing is known of them yet. A newcomer is
-    left out: it takes no slot of its policy's budget."""
+@value(eq=False, slots=False)  # without slots, for what is worked out once
+class Queue:
+    """The candidates of a pool, and what follows from them alone. The memo keeps it while they are the same."""
+
+    policy: PolicyView
+    """The policy of the pool."""
+    cases: tuple[NodeCase, ...]
+    """The candidates."""
+
+    @cached_property
+    def unlisted(self) -> dict[str, NodeCase]:
+        """The candidates, by name and in the order of `find_place`, whose pods must be known before they may start and
+        were not listed in this pass. Newcomers are left out: they take no slot of the policy's budget."""
+        unlisted = [case for case in self.cases if case.work is None and _needs_pods(case)]
+        unlisted.sort(key=lambda case: find_place(case, self.policy))
+        return {case.node.name: case for case in unlisted}
+
+
+def _needs_pods(case: NodeCase) -> bool:
+    """Whether the change cordons the node, and the node takes a slot of its policy's budget."""
     assessed = case.assessment
     cordons = isinstance(assessed, Assessed) and assessed.disruption.cordons
-    listed = case.work is not None or case.node.name in ledger.looks
-    return cordons and not listed and not is_newcomer(case.node, case.gpunode)
+    return cordons and not is_newcomer(case.node, case.gpunode)
 
 
 @dataclass(slots=True)

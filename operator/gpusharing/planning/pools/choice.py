@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
 from gpusharing.planning.drain.stranded import Afterwards
-from gpusharing.planning.pools.candidates import Selection
+from gpusharing.planning.pools.candidates import Queue, Selection
 from gpusharing.planning.pools.holds import Wait
 from gpusharing.planning.pools.ledger import Ledger
 from gpusharing.planning.pools.pool import Pool, select
@@ -41,8 +41,10 @@ def choose(
     chosen = Selection()
     waiting = [pool for _, pool in sorted(pools.items()) if pool.candidates]
     if not waiting:
-        memo.each(Wait.verdict, ())  # so that nothing is kept of nodes that waited before
+        memo.each(Queue, ())  # so that nothing is kept of nodes that waited before
+        memo.each(Wait.verdict, ())
         return chosen, True
+    queues = memo.each(Queue, ((pool.policy.name, (pool.policy, tuple(pool.candidates))) for pool in waiting))
     in_flight = {name for name, fence in fences_of(snapshot).items() if fence.stage != "yielded"}
     ledger = Ledger.of(snapshot, now, afterwards, list(_able_to_begin(waiting, snapshot.memory.looks)))
     for name in sorted(in_flight):
@@ -50,34 +52,48 @@ def choose(
             chosen.looks[name] = look
     for pool in waiting:
         taken = len(in_flight) + held + len(chosen.claims)
-        chosen.add(_select(pool, snapshot.settings.max_in_flight - taken, ledger))
+        chosen.add(_select(pool, queues[pool.policy.name], snapshot.settings.max_in_flight - taken, ledger))
     chosen.verdicts |= _find_waits(chosen, memo)
-    for case in (case for pool in waiting for case in pool.candidates):
-        # For nearly every candidate there is nothing to ask the agent, and `judge` has found that out.
-        if verdicts[case.node.name].actions:
-            chosen.verdicts[case.node.name] = with_gpunode(chosen.verdicts[case.node.name], case)
+    for pool in waiting:
+        chosen.verdicts |= _with_gpunodes(pool, verdicts, chosen)
     return chosen, ledger.crowd_known
+
+
+def _with_gpunodes(pool: Pool, verdicts: Mapping[str, Verdict], chosen: Selection) -> dict[str, Verdict]:
+    """Return the chosen verdicts of the candidates of which the agent is asked something, with that request.
+
+    Their verdicts before the pools chose have actions; for nearly every candidate there is nothing to ask.
+    """
+    cases = [case for case in pool.candidates if verdicts[case.node.name].actions]
+    return {case.node.name: with_gpunode(chosen.verdicts[case.node.name], case) for case in cases}
 
 
 def _find_waits(chosen: Selection, memo: Memo) -> dict[str, Verdict]:
     """Return the verdicts of the candidates that wait without a look at them. A node whose verdict cannot be made gets
     one that says so, and the others are not stopped."""
-    waits = [
-        (memo.same(f"wait {number}", wait), cases) for number, (wait, cases) in enumerate(chosen.waiting)
-    ]
-    rows = ((case.node.name, (wait, case)) for wait, cases in waits for case in cases)
+    waits: dict[str, Wait] = {}
+    cases: dict[str, NodeCase] = {}
+    for number, (wait, waiting) in enumerate(chosen.waiting):
+        by_name = {case.node.name: case for case in waiting}
+        waits |= dict.fromkeys(by_name, memo.same(f"wait {number}", wait))
+        cases |= by_name
     failed: dict[str, Exception] = {}
-    found = memo.each(Wait.verdict, rows, failed=failed)
-    for case in (case for _, cases in waits for case in cases) if failed else ():
-        if (error := failed.get(case.node.name)) is not None:
-            found[case.node.name] = not_judged(case.node, case.owner_name, error)
-    return found
+    verdicts = memo.table(
+        lambda name: waits[name].verdict(cases[name]),
+        cases,
+        columns=[waits, cases],
+        key=Wait.verdict,
+        failed=failed,
+    )
+    return verdicts | {
+        name: not_judged(cases[name].node, cases[name].owner_name, error) for name, error in failed.items()
+    }
 
 
-def _select(pool: Pool, cap: int, ledger: Ledger) -> Selection:
+def _select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
     """Choose in one pool. If its candidates cannot be compared none starts; the fault may be on any of its nodes."""
     try:
-        return select(pool, cap, ledger)
+        return select(pool, queue, cap, ledger)
     except Exception as error:  # noqa: BLE001 - whatever one pool holds, the others choose (guard.py)
         stopped = Selection()
         for case in pool.candidates:

@@ -19,18 +19,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from heapq import nsmallest
-from itertools import chain
+from itertools import chain, islice
 
 from gpusharing.api.validation import allowance
 from gpusharing.planning.pools.canary import find_canary, is_proven, wait_for_canaries
 from gpusharing.planning.pools.candidates import (
     Candidate,
     Order,
+    Queue,
     Selection,
     find_candidate,
-    find_place,
-    is_unknown,
     try_start,
 )
 from gpusharing.planning.pools.holds import Wait, find_hold
@@ -90,6 +88,20 @@ class Pool:
     `count_failures`."""
     judged_hours: Hours | None = None
     """What the windows say, once they were asked; see `hours`."""
+
+    @staticmethod
+    def of(
+        policy: PolicyView, members: Iterable[Member], claimed: AbstractSet[str], failing: AbstractSet[str]
+    ) -> "Pool":
+        """Return the pool of these nodes. `claimed`: those that have a slot and are about to be away. `failing`: those
+        whose last call failed; they are no candidates, so that others go first."""
+        pool = Pool(policy)
+        for member in members:
+            name = member.verdict.node
+            if (case := member.candidate) is not None and name not in failing:
+                pool.candidates.append(case)
+            pool.count(member, claimed=name in claimed)
+        return pool
 
     @property
     def total(self) -> int:
@@ -152,18 +164,19 @@ class Pool:
         return spec is None or allowance(spec.rollout.max_unavailable, 1) == 0
 
 
-def select(pool: Pool, cap: int, ledger: Ledger) -> Selection:
-    """Choose among the candidates of a pool. `cap`: how many more nodes the whole operator may take."""
+def select(pool: Pool, queue: Queue, cap: int, ledger: Ledger) -> Selection:
+    """Choose among the candidates of a pool, which `queue` has too. `cap`: how many more nodes the whole operator may
+    take."""
     pooled = pool.pooled(ledger.now) if pool.candidates else None
     if pooled is None:
         return Selection()
-    return _select(pool, pooled, cap, ledger, frozenset())
+    return _select(pool, queue, pooled, cap, ledger, frozenset())
 
 
-def _choose(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
-    """Among the candidates of a pool that nothing holds."""
+def _choose(pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger) -> Selection:
+    """Choose among the candidates of a pool that nothing holds; `queue` may have more."""
     left, chosen = _find_room(pool, pooled, cap, ledger), Selection()
-    candidates = _in_order(pool, ledger, left, chosen)
+    candidates = _in_order(pool, queue, ledger, left, chosen)
     waves = group(candidates) if left.room > 0 else {}
     for candidate in candidates:
         case = candidate.case
@@ -251,18 +264,20 @@ def _find_room(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger) -> Room:
     return Room(room, most, cap, full, capped, None if ledger.recent >= FIRST_LOOKS else LOOKAHEAD)
 
 
-def _select(pool: Pool, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]) -> Selection:
+def _select(
+    pool: Pool, queue: Queue, pooled: Pooled, cap: int, ledger: Ledger, past: AbstractSet[Reason]
+) -> Selection:
     """Choose among the candidates which nodes start. Holds of the pool in `past` were checked already. A hold may let
     some candidates through: the others wait, and further holds are checked only for those that pass."""
     if (hold := find_hold(pooled, past)) is None:
-        return _choose(pool, pooled, cap, ledger)
+        return _choose(pool, queue, pooled, cap, ledger)
     passes = _PASSES.get(hold.reason)
     free = [] if passes is None else [case for case in pool.candidates if passes(case, pool.policy)]
     if not free:
         return Selection(waiting=[(Wait.for_hold(hold), pool.candidates)])
     names = {case.node.name for case in free}
     others = [case for case in pool.candidates if case.node.name not in names]
-    chosen = _select(replace(pool, candidates=free), pooled, cap, ledger, past | {hold.reason})
+    chosen = _select(replace(pool, candidates=free), queue, pooled, cap, ledger, past | {hold.reason})
     chosen.waiting.append((Wait.for_hold(hold), others))
     return chosen
 
@@ -293,15 +308,15 @@ def _find_full(pool: Pool, cap: int, ledger: Ledger) -> Finding:
     return Finding(Reason.BUDGET_FULL, message, keeper=first_keeper(pool.keepers), stands=stands)
 
 
-def _in_order(pool: Pool, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
+def _in_order(pool: Pool, queue: Queue, ledger: Ledger, left: Room, chosen: Selection) -> list[Candidate]:
     """Return the candidates that may start or be looked at, best first.
 
     Left out, with what becomes of them in `chosen`: candidates of which nothing is known and that would be looked at
     after all that may be; and those whose pods make the planner fail, which do not stop the others.
     """
     policy, cases = pool.policy, {case.node.name: case for case in pool.candidates}
-    following = find_following(policy, pool.members, [case.node for case in pool.candidates])
-    unknown = {name for name, case in cases.items() if is_unknown(case, ledger)} - following
+    following = find_following(policy, pool.members, (case.node for case in pool.candidates))
+    unknown = (cases.keys() & queue.unlisted.keys()) - ledger.looks.keys() - following
 
     def find(names: Iterable[str]) -> Iterator[tuple[Order, Candidate]]:
         for name in names:
@@ -314,7 +329,7 @@ def _in_order(pool: Pool, ledger: Ledger, left: Room, chosen: Selection) -> list
     found = list(find(name for name in cases if name not in unknown))
     listed = (one.case for _, one in found if one.pods is not None)
     looked_at = unknown.intersection(chain.from_iterable(map(find_mates, listed)))
-    looked_at.update(nsmallest(left.looks, unknown, key=lambda name: find_place(cases[name], policy)))
+    looked_at.update(islice(filter(unknown.__contains__, queue.unlisted), left.looks))
     found += find(sorted(looked_at))
     rest = [case for name, case in cases.items() if name in unknown and name not in looked_at]
     chosen.waiting.append((Wait(left.full), rest))

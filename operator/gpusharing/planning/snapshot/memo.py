@@ -1,22 +1,27 @@
 """Answers to questions that were asked before: the cost of a pass depends on what changed, not on what exists.
 
 A question is a pure function of its arguments. Its answer is valid while it is asked with the same objects, or with
-equal ones: they are values. So the list of arguments is the key, and adding an argument adds it to the key. Python
-compares an object with itself at once, and gatherers keep what did not change: a comparison costs next to nothing.
+equal ones: they are values. So the arguments are the key, and adding an argument adds it to the key. They come as rows,
+one for each name (`each`), or, where thousands of names have many arguments, as columns (`table`): comparing a column
+with that of the last pass takes one operation on dicts. Python compares an object with itself at once, and gatherers
+keep what did not change: a comparison costs next to nothing.
 
 Everything that is decided is remembered here: by `Memo` from pass to pass, by `AnswersByKind` for nodes of one kind.
 functools.lru_cache stands only before pure functions of a few values, such as a layout or a version, that hold no
 snapshot (tests/test_shape.py has the list).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, NamedTuple, TypeAlias, TypeVar, TypeVarTuple
 
 Inputs = TypeVarTuple("Inputs")
 Answer = TypeVar("Answer")
 Value = TypeVar("Value")
+Column: TypeAlias = Mapping[str, Any] | AbstractSet[str]
+"""One thing that is known of many: by name, or the names of which it is true."""
 
 
 class Memo:
@@ -26,8 +31,8 @@ class Memo:
     """
 
     def __init__(self) -> None:
-        self._answers: dict[object, tuple[dict[str, tuple[object, ...]], dict[str, Any]]] = {}
-        """By question: the arguments given with each name, for answers that are still valid; and all answers."""
+        self._known: dict[object, _Known] = {}
+        """By question: what the last pass answered."""
         self._values: dict[str, Any] = {}
         self._latest: datetime | None = None
 
@@ -35,11 +40,12 @@ class Memo:
         """Begin a pass. Answers stay valid while time goes forward; after a clock is set back everything is asked
         again."""
         if self._latest is not None and now < self._latest:
-            self._answers, self._values = {}, {}
+            self._known, self._values = {}, {}
         self._latest = now
 
     def same(self, name: str, value: Value) -> Value:
-        """The value of this name in the last pass if it equals this one, so that a question gets the same object."""
+        """Return the value of this name in the last pass if it equals this one, so that a question gets the same
+        object; else return `value`."""
         known: Value | None = self._values.get(name)
         if known is not None and known == value:
             return known
@@ -52,7 +58,7 @@ class Memo:
         *inputs: *Inputs,
         lasts: Callable[[Answer], bool] | None = None,
     ) -> Answer:
-        """The answer to a question that is asked once in a pass; see `each`."""
+        """Return the answer to a question that is asked once in a pass; see `each`."""
         return self.each(question, [("", inputs)], lasts=lasts)[""]
 
     def each(
@@ -63,32 +69,91 @@ class Memo:
         lasts: Callable[[Answer], bool] | None = None,
         failed: dict[str, Exception] | None = None,
     ) -> dict[str, Answer]:
-        """The answers to one question about many, by name. Asked once in a pass, about all.
-
-        Whatever else a question reads, above all the time, is bound to it with functools.partial; `lasts` says which
-        of its answers stay valid nevertheless. An error goes into `failed`, and its name has no answer; None: it is
-        raised.
-        """
+        """Return the answers to one question about many, by name, in the order of `rows`, which have the arguments.
+        Ask it once in a pass, about all. For what else the question reads, and for errors, see `table`."""
+        inputs = dict(rows)
         key = question.func if isinstance(question, partial) else question
-        asked, told = self._answers.get(key, _NOTHING)
-        given: dict[str, tuple[object, ...]] = {}
+        return self.table(
+            lambda name: question(*inputs[name]),
+            inputs,
+            columns=[inputs],
+            key=key,
+            lasts=lasts,
+            failed=failed,
+        )
+
+    def table(
+        self,
+        question: Callable[[str], Answer],
+        names: Iterable[str],
+        *,
+        columns: Sequence[Column],
+        shared: Sequence[object] = (),
+        key: object,
+        lasts: Callable[[Answer], bool] | None = None,
+        failed: dict[str, Exception] | None = None,
+    ) -> dict[str, Answer]:
+        """Return the answers to a question about these names, in their order. A name is asked about if the last pass
+        has no answer for it, if what one of `columns` has under it has changed since, or if one of `shared` has.
+
+        Whatever else the question reads, above all the time, is not part of that; `lasts` says which of its answers
+        stay valid nevertheless. An error goes into `failed`, and its name has no answer; if `failed` is None, the error
+        is raised. `key` stands for the question from pass to pass.
+        """
+        known = self._known.get(key)
+        if known is None or known.shared != tuple(shared):
+            old, stale = {}, frozenset[str]()
+        else:
+            old = known.answers
+            stale = known.passing.union(*map(_find_changed, known.columns, columns))
         answers: dict[str, Answer] = {}
-        for name, inputs in rows:
-            if asked.get(name) == inputs:
-                answers[name] = told[name]
-                given[name] = inputs
+        passing: set[str] = set()
+        for name in names:
+            if name in old and name not in stale:
+                answers[name] = old[name]
                 continue
             try:
-                answers[name] = answer = question(*inputs)
+                answers[name] = answer = question(name)
             except Exception as error:
                 if failed is None:
                     raise
                 failed[name] = error
                 continue
-            if lasts is None or lasts(answer):
-                given[name] = inputs
-        self._answers[key] = given, answers
+            if lasts is not None and not lasts(answer):
+                passing.add(name)
+        self._known[key] = _Known(answers, frozenset(passing), tuple(map(_copy, columns)), tuple(shared))
         return answers.copy()
+
+
+class _Known(NamedTuple):
+    """What a pass has answered about one question."""
+
+    answers: dict[str, Any]
+    """By name."""
+    passing: frozenset[str]
+    """The names whose answers are valid for that pass only."""
+    columns: tuple[Column, ...]
+    """What was known of each name."""
+    shared: tuple[object, ...]
+    """What was known besides, for all names."""
+
+
+def _find_changed(before: Column, now: Column) -> AbstractSet[str]:
+    """Return the names of which two passes know different things."""
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+        return set(before) ^ set(now)
+    if before == now:
+        return frozenset()
+    known = before.get
+    changed = {
+        name for name, value in now.items() if (old := known(name, before)) is not value and old != value
+    }
+    return changed | (before.keys() - now.keys())
+
+
+def _copy(column: Column) -> Column:
+    """Return a copy, so that a later change of the original is noticed."""
+    return dict(column) if isinstance(column, Mapping) else frozenset(column)
 
 
 class AnswersByKind:
@@ -120,6 +185,3 @@ class AnswersByKind:
                 self._known.clear()
             self._known[key] = answer
         return answer
-
-
-_NOTHING: tuple[dict[str, tuple[object, ...]], dict[str, Any]] = {}, {}

@@ -1,15 +1,18 @@
 """The case of each node in one pass, and what follows from it: the comparison with its policy, and its verdict.
 
-A pass makes every case, and the memo (memo.py) asks about those that differ from the case of the last pass.
+A pass makes the cases of the nodes of which something is known that was not in the last pass; the memo (memo.py) finds
+them and keeps the verdicts of the others.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
 from gpusharing.planning.gpus.cards import Profile
+from gpusharing.planning.snapshot.memo import Column
 from gpusharing.planning.snapshot.views import ClusterSnapshot, GPUNodeView, GpuView, Hardware
 from gpusharing.planning.stack.acceptance import Terms
 from gpusharing.planning.transition.judge import is_told_apart, judge
@@ -18,44 +21,61 @@ from gpusharing.planning.transition.verdict import NodeCase
 from gpusharing.planning.wanted.assess import assess
 
 
-def find_cases(
-    snapshot: ClusterSnapshot,
-    owners: Mapping[str, str],
-    terms: Mapping[str, Terms],
-    followed: Mapping[str, Terms | None],
-    now: datetime,
-) -> Iterator[tuple[str, tuple[NodeCase, Terms | None]]]:
-    """Yield each node in `followed` by name, with the arguments of `judge_case`: its case and its terms.
+class Cases:
+    """What the cases of all nodes are made of in one pass, and nothing else: each attribute is a mapping or a set of
+    nodes, or one value for all of them. The memo compares them with those of the last pass."""
 
-    `owners` has the policy that owns each node, `terms` those of each policy, and `followed` those that each node is
-    compared with.
-    """
-    nodes, gpunode, agents, claims = snapshot.nodes, snapshot.gpunodes.get, snapshot.agents, snapshot.claims
-    trouble, work, mig_manager = snapshot.agent_troubles.of, snapshot.work.get, snapshot.mig_managers.get
-    failure, mps_daemon = snapshot.mig_failures.get, snapshot.mps_daemons.get
-    drifting, at_work = snapshot.memory.drifting_since.get, snapshot.at_work_since.get
-    stack, settings, old_views = snapshot.stack, snapshot.settings, snapshot.old_views
-    for name, held in followed.items():
-        ready, owner = name in agents, terms.get(owners[name])
+    def __init__(
+        self,
+        snapshot: ClusterSnapshot,
+        owners: Mapping[str, str],
+        terms: Mapping[str, Terms],
+        followed: Mapping[str, Terms | None],
+    ) -> None:
+        """`owners` has the policy that owns each node, `terms` those of each policy, and `followed` those that each
+        node is compared with."""
+        self.nodes, self.gpunodes, self.work = snapshot.nodes, snapshot.gpunodes, snapshot.work
+        self.agents, troubles = snapshot.agents, snapshot.agent_troubles
+        self.troubles = {name: troubles.of(name) for name in followed.keys() - snapshot.agents}
+        self.mig_managers, self.mig_failures = snapshot.mig_managers, snapshot.mig_failures
+        self.mps_daemons, self.claimed = snapshot.mps_daemons, snapshot.claims.keys()
+        self.drifting, self.at_work = snapshot.memory.drifting_since, snapshot.at_work_since
+        self.stack, self.settings, self.old_views = snapshot.stack, snapshot.settings, snapshot.old_views
+        self.owned = {name: terms.get(owners[name]) for name in followed}
+        self.followed = followed
+
+    def find(self, name: str, now: datetime) -> tuple[NodeCase, Terms | None]:
+        """Return the arguments of `judge_case` for one node in `followed`: its case and its terms."""
+        owner = self.owned[name]
         case = NodeCase(
-            node=nodes[name],
-            gpunode=gpunode(name),
+            node=self.nodes[name],
+            gpunode=self.gpunodes.get(name),
             owner=owner.policy if owner is not None else None,
-            work=work(name),
-            agent_ready=ready,
-            agent_trouble=None if ready else trouble(name),
-            operand=mig_manager(name),
-            mig_failure=failure(name, ""),
-            mps_daemon=mps_daemon(name),
-            claimed=name in claims,
-            drifting_since=drifting(name),
-            at_work_since=at_work(name),
-            stack=stack,
-            settings=settings,
+            work=self.work.get(name),
+            agent_ready=name in self.agents,
+            agent_trouble=self.troubles.get(name),
+            operand=self.mig_managers.get(name),
+            mig_failure=self.mig_failures.get(name, ""),
+            mps_daemon=self.mps_daemons.get(name),
+            claimed=name in self.claimed,
+            drifting_since=self.drifting.get(name),
+            at_work_since=self.at_work.get(name),
+            stack=self.stack,
+            settings=self.settings,
             now=now,
-            old_views=old_views,
+            old_views=self.old_views,
         )
-        yield name, (case, held)
+        return case, self.followed[name]
+
+    @property
+    def columns(self) -> list[Column]:
+        """What is known of each node."""
+        return [one for one in vars(self).values() if isinstance(one, Mapping | AbstractSet)]
+
+    @property
+    def shared(self) -> list[object]:
+        """What is known besides, for all nodes."""
+        return [one for one in vars(self).values() if not isinstance(one, Mapping | AbstractSet)]
 
 
 def compare(case: NodeCase, terms: Terms | None) -> NodeCase:

@@ -9,7 +9,8 @@ from gpusharing.planning.transition.startgate import is_newcomer
 from gpusharing.planning.transition.verdict import NodeCase, Verdict
 from gpusharing.planning.vocabulary.reasonkinds import Mark
 from gpusharing.planning.vocabulary.values import value
-from gpusharing.planning.wanted.assess import Assessment
+from gpusharing.planning.wanted.assess import Assessed, Assessment
+from gpusharing.planning.wanted.target import Target
 
 
 @value
@@ -34,6 +35,8 @@ class Member:
     """It has yet to be drained."""
     outside: bool
     """See is_outside."""
+    target: Target | None
+    """What the node is to become; None: it has no target, or cannot be judged."""
     differs: bool = False
     """A Ready, unfenced node that somebody has seen to differ from its target."""
 
@@ -58,17 +61,18 @@ def find_member(
 ) -> Member:
     """The node as its pool counts it. `case`: the one that was judged; None: it cannot be judged."""
     waits = verdict.phase.part == "before" and verdict.phase is not Phase.SKIPPED
-    policy = case.policy if case is not None else None
+    assessment = case.assessment if case is not None else None
     return Member(
         node,
         verdict,
         case,
-        policy=policy.name if policy is not None else verdict.policy,
+        policy=assessment.policy.name if assessment is not None else verdict.policy,
         away=is_unavailable(node) or is_expected_away(node),
         newcomer=is_newcomer(node, gpunode),
         marked=is_marked(node),
         to_go=verdict.disruption.cordons and waits and node.fence is None,
         outside=is_outside(verdict, node),
+        target=assessment.target if isinstance(assessment, Assessed) else None,
         differs=differs,
     )
 
